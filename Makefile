@@ -1,0 +1,40 @@
+# Both commands build .venv from the lock when it is missing or stale.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+DATA ?=
+OUT ?= hhnet-demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit check lock clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(READY) ## Train, encode, index, search and evaluate on Fashion-MNIST, or on DATA=folder
+	@$(VENV)/bin/hhnet demo --out $(OUT) $(if $(DATA),--data $(DATA))
+
+test: $(READY) ## Run all tests
+	@$(VENV)/bin/pytest -q
+
+unit: $(READY) ## Run the unit tests only
+	@$(VENV)/bin/pytest -q tests/unit
+
+check: $(READY) ## Lint, formatting, types, import rules
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-logo
+
+lock: $(READY) ## Write what is installed now into the lock
+	@{ head -1 requirements.lock; $(VENV)/bin/pip freeze --exclude-editable; } > requirements.tmp && mv requirements.tmp requirements.lock
+
+clean: ## Remove the virtual environment and the demo's output
+	rm -rf $(VENV) $(OUT)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hhnet needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
+	@echo "Installing into $(VENV) (about 6 GB, a few minutes)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cpu,dev]'
+	@touch $@

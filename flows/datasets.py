@@ -1,0 +1,257 @@
+"""The demo's images, as one zip of class folders: `train/<class>/00000.png` and `test/<class>/00000.png`.
+
+Fashion-MNIST is looked for in this order, each source named aloud and given up after 20 s without a byte:
+our cache, a copy that the system has installed, torchvision's mirror, Debian's package. Every file is checked
+against a sha256 of its unpacked content, so it does not matter who compressed it. Where none can be reached,
+the photographs that scikit-image ships inside its package are cut into crops.
+"""
+
+import gzip
+import hashlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from flows.sources import download, unpack_debian
+from pipelines.cluster import stage
+from pipelines.errors import DamagedArtifact, HHNetError, InputError, Unavailable
+from pipelines.storage import Store, scratch_folder, sha256_of
+
+Say = Callable[[str], None]
+"""Receives one line for the user."""
+
+MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+PACKAGE = "dataset-fashion-mnist"
+PACKED = "usr/share/datasets/fashion-mnist"
+INSTALLED = Path("/") / PACKED
+CLASSES = (
+    *("t-shirt-top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle-boot"),
+)
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """A file of the original distribution: size and sha256 of its content, not of the .gz around it."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+TRAIN_IMAGES = IdxFile(
+    "train-images-idx3-ubyte", 47040016, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+)
+TRAIN_LABELS = IdxFile(
+    "train-labels-idx1-ubyte", 60008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+)
+TEST_IMAGES = IdxFile(
+    "t10k-images-idx3-ubyte", 7840016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+)
+TEST_LABELS = IdxFile(
+    "t10k-labels-idx1-ubyte", 10008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+)
+FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+
+# Photographs inside scikit-image's wheel; the others of `skimage.data` would be downloaded.
+PHOTOGRAPHS = (
+    *("camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png"),
+    *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg"),
+)
+CROP = 32
+CROP_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared set: the zip, what it is in words, its images in the `train` folder, and if it is a stand-in."""
+
+    archive: Path
+    title: str
+    train_images: int
+    fallback: bool = False
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `hhnet` below XDG_CACHE_HOME, else below ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hhnet"
+
+
+def prepare(say: Say, cache: Path | None = None) -> Dataset:
+    """Fashion-MNIST, or the photographs where it cannot be had, as a zip in the cache."""
+    store = Store(cache or cache_folder())
+    if (found := _fashion_mnist(store, say)) is not None:
+        return found
+    say("data: Fashion-MNIST is out of reach; FALLBACK: crops of the photographs shipped with scikit-image")
+    archive = _archive(store, "photographs", photographs())
+    return Dataset(archive, "crops of scikit-image's photographs (fallback)", _count(archive, "train/"), True)
+
+
+def _fashion_mnist(store: Store, say: Say) -> Dataset | None:
+    title = "Fashion-MNIST (60,000 training and 10,000 test images)"
+    if (ready := _ready(store, "fashion-mnist")) is not None:
+        say(f"data: Fashion-MNIST, from the cache ({ready})")
+        return Dataset(ready, title, 60_000)
+    sources: tuple[tuple[str, Callable[[Path], Path]], ...] = (
+        (f"the system's copy in {INSTALLED}", lambda _: _installed()),
+        (f"torchvision's mirror {MIRROR}", lambda folder: _from_mirror(MIRROR, folder)),
+        (f"Debian's package {PACKAGE}", lambda folder: unpack_debian(PACKAGE, folder) / PACKED),
+    )
+    for name, bring in sources:
+        with scratch_folder() as folder:
+            try:
+                files = read_idx_files(bring(folder))
+            except HHNetError as error:
+                say(f"data: {name}: {error}")
+                continue
+            say(f"data: Fashion-MNIST, from {name}")
+            return Dataset(_archive(store, "fashion-mnist", _fashion_images(files)), title, 60_000)
+    return None
+
+
+def _installed() -> Path:
+    if not INSTALLED.is_dir():
+        raise Unavailable("not installed")
+    return INSTALLED
+
+
+def _from_mirror(mirror: str, folder: Path) -> Path:
+    for file in FILES:
+        download(f"{mirror}{file.name}.gz", folder / f"{file.name}.gz", limit=file.size)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------- content
+
+
+def read_idx_files(folder: Path) -> dict[str, npt.NDArray[np.uint8]]:
+    """The four files of `folder`, by name, unpacked and without their header.
+
+    Unavailable where one is missing, DamagedArtifact where its content is not the published one.
+    """
+    return {file.name: _read_idx(folder / f"{file.name}.gz", file) for file in FILES}
+
+
+def _read_idx(path: Path, file: IdxFile) -> npt.NDArray[np.uint8]:
+    try:
+        with gzip.open(path) as stream:
+            data = stream.read(file.size + 1)  # never more than the known size, whatever the .gz unpacks to
+    except FileNotFoundError:
+        raise Unavailable(f"{path.name} is missing") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DamagedArtifact(f"{path.name} is damaged, refused ({error})") from None
+    if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+        raise DamagedArtifact(f"{path.name} does not match its sha256, refused")
+    header = 16 if "idx3" in file.name else 8
+    return np.frombuffer(data, np.uint8, offset=header)
+
+
+def _fashion_images(files: dict[str, npt.NDArray[np.uint8]]) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    for split, images, labels in (("train", TRAIN_IMAGES, TRAIN_LABELS), ("test", TEST_IMAGES, TEST_LABELS)):
+        pixels = files[images.name].reshape(-1, 28, 28)
+        seen = [0] * len(CLASSES)
+        for image, label in zip(pixels, files[labels.name], strict=True):
+            yield f"{split}/{CLASSES[label]}/{seen[label]:05d}.png", image
+            seen[label] += 1
+
+
+def photographs() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    """Crops of 32 x 32 pixels, one class per photograph; the last quarter of its columns is for the queries.
+
+    Train and test crops never overlap, and neither do two crops of one set.
+    """
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise InputError("scikit-image is not installed: name your own images with --data PATH")
+    for name in PHOTOGRAPHS:
+        with Image.open(Path(spec.origin).parent / "data" / name) as opened:
+            photograph = opened.convert("RGB")
+        height = CROP * CROP_ROWS
+        width = round(photograph.width * height / photograph.height)
+        pixels = np.asarray(photograph.resize((width, height), Image.Resampling.BOX))
+        columns = min(width // CROP, 2 * CROP_ROWS)
+        border = columns - max(1, columns // 4)
+        for split, first, last in (("train", 0, border), ("test", border, columns)):
+            places = ((row, column) for row in range(CROP_ROWS) for column in range(first, last))
+            for number, (row, column) in enumerate(places):
+                crop = pixels[row * CROP : (row + 1) * CROP, column * CROP : (column + 1) * CROP]
+                yield f"{split}/{Path(name).stem.replace('_', '-')}/{number:05d}.png", crop
+
+
+def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Grey (H, W) or RGB (H, W, 3) pixels as a PNG of stored blocks, whose bytes do not depend on a zlib."""
+    height, width = pixels.shape[:2]
+    rows = np.zeros((height, pixels[0].size + 1), np.uint8)  # the leading 0 of each row says `no filter`
+    rows[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", _stored(rows.tobytes())), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
+
+
+def _stored(data: bytes) -> bytes:
+    """A zlib stream of one uncompressed block per 65,535 bytes."""
+    blocks = [data[start : start + 65535] for start in range(0, len(data), 65535)]
+    body = b"".join(
+        struct.pack("<BHH", number == len(blocks) - 1, len(block), len(block) ^ 0xFFFF) + block
+        for number, block in enumerate(blocks)
+    )
+    return b"\x78\x01" + body + struct.pack(">I", zlib.adler32(data))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+# ---------------------------------------------------------------------------------------------------- archive
+
+
+def _ready(store: Store, name: str) -> Path | None:
+    """The zip in the cache, if its bytes are those that were recorded when it was made."""
+    archive = Path(store.path(f"{name}.zip"))
+    try:
+        recorded = store.read(f"{name}.zip.sha256").decode()
+        return archive if sha256_of(archive) == recorded.strip() else None
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+
+
+def _archive(store: Store, name: str, images: Iterable[tuple[str, npt.NDArray[np.uint8]]]) -> Path:
+    if (ready := _ready(store, name)) is not None:
+        return ready
+    with scratch_folder() as folder:
+        path = folder / f"{name}.zip"
+        content = list(images)
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+            stage("images", len(content)) as advance,
+        ):
+            for member, pixels in content:
+                archive.writestr(zipfile.ZipInfo(member, (1980, 1, 1, 0, 0, 0)), png_bytes(pixels))
+                advance(1)
+        for stale in (f"{name}.zip", f"{name}.zip.sha256"):  # whatever lies there failed its check
+            store.delete(stale)
+        store.put_same(f"{name}.zip", path)
+        store.put_same(f"{name}.zip.sha256", (sha256_of(path) + "\n").encode())
+    return Path(store.path(f"{name}.zip"))
+
+
+def _count(archive: Path, folder: str) -> int:
+    with zipfile.ZipFile(archive) as opened:
+        return sum(name.startswith(folder) for name in opened.namelist())
+
+
+def sample_query(archive: Path) -> str:
+    """Keep one image of the `test` folder as a file beside the archive, to search with; returns its path."""
+    with zipfile.ZipFile(archive) as opened:
+        first = next(name for name in opened.namelist() if name.startswith("test/"))
+        Store(archive.parent).put_same(f"{archive.stem}-query.png", opened.read(first))
+    return str(archive.parent / f"{archive.stem}-query.png")

@@ -1,0 +1,76 @@
+"""Serve the flow on a schedule: `python -m flows.deploy --config F --cron "0 2 * * *"`.
+
+It registers the deployment with the Prefect server that PREFECT_API_URL names (PREFECT_API_AUTH_STRING where that
+asks for a password), then waits and runs what the schedule, the page or the API of that server asks for.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.server import QUIET, environment
+from flows.verbs import ConfigFile, Sets
+from pipelines.config import load_config
+from pipelines.errors import ConfigError, HHNetError, Unavailable
+
+NAME = "hhnet"
+
+
+def serve(
+    config: ConfigFile,
+    cron: Annotated[
+        str | None, typer.Option(help="When to run, such as '0 2 * * *'; unset = only when triggered.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the deployment.")] = NAME,
+    limit: Annotated[int, typer.Option(help="Runs at one time.", min=1)] = 1,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Folder or s3://bucket/prefix; default run.out.", metavar="URI")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Serve the pipeline as a Prefect deployment until interrupted.
+
+    Example: PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.deploy --config nightly.toml --cron '0 2 * * *'
+    """
+    try:
+        _serve(config, cron, name, limit, out, sets)
+    except HHNetError as error:
+        sys.stderr.write(f"flows.deploy: {error}\n")
+        raise typer.Exit(error.exit_code) from None
+
+
+def _serve(config: Path, cron: str | None, name: str, limit: int, out: str | None, sets: list[str] | None) -> None:
+    settings = load_config(config, sets or (), {"run.out": out})
+    if settings.run.out is None:
+        raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError(
+            "PREFECT_API_URL is not set: start `prefect server start --host 127.0.0.1` and set it to "
+            "http://127.0.0.1:4200/api"
+        )
+    with environment({key: value for key, value in QUIET.items() if key not in os.environ}):
+        import httpx
+        from prefect.exceptions import PrefectException
+        from prefect.types.entrypoint import EntrypointType
+
+        from flows.pipeline import pipeline
+
+        try:
+            pipeline.serve(
+                name=name,
+                cron=cron,
+                limit=limit,
+                parameters={"config": settings.model_dump(mode="json"), "out": settings.run.out},
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+        except (httpx.HTTPError, PrefectException, RuntimeError) as error:
+            raise Unavailable(
+                f"cannot serve at {os.environ['PREFECT_API_URL']}: {str(error) or type(error).__name__}"
+            ) from error
+
+
+if __name__ == "__main__":
+    typer.run(serve)

@@ -1,0 +1,93 @@
+"""What `hhnet demo` trains with: the recipe in demo.toml, and how it is fitted to other images than its own."""
+
+import os
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.config import Config, load_config
+from pipelines.errors import InputError
+from pipelines.images import FORMATS, SUFFIXES
+
+RECIPE = Path(__file__).parent / "demo.toml"
+RECIPE_IMAGES = 60_000
+PROBED = 64
+SIZES = (128, 96, 64, 32)
+TRAIN_SHARE = 0.8
+FEWEST_EPOCHS, MOST_EPOCHS = 8, 40
+SMALL_SET, SMALL_BATCH = 4000, 32
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A look at a set of images: how many, the usual shorter side in pixels, and one of the files."""
+
+    images: int
+    side: int
+    example: Path | None = None
+
+
+def demo_recipe() -> Config:
+    """The settings of demo.toml."""
+    return load_config(RECIPE)
+
+
+def probe(folder: str) -> Probe:
+    """Count the images below `folder` and read the headers of some. InputError where there are none."""
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: --data wants a folder that holds one folder per class")
+    found = sorted(_images(root))
+    if not found:
+        raise InputError(f"{root} holds no images ({', '.join(SUFFIXES)}): --data wants one folder per class")
+    sides = [side for path in found[:: max(1, len(found) // PROBED)] if (side := _side(path))]
+    return Probe(len(found), round(statistics.median(sides)) if sides else SIZES[-1], found[0])
+
+
+def _images(root: Path) -> Iterator[Path]:
+    for place, _, names in os.walk(root):
+        yield from (Path(place, name) for name in names if name.lower().endswith(SUFFIXES))
+
+
+def _side(path: Path) -> int | None:
+    """Shorter side by the file's header, or None where that cannot be read; only encode judges an image."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return min(image.size)
+    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None
+
+
+def fitted(recipe: Config, images: int, side: int) -> dict[str, Any]:
+    """Settings for `images` training images of about `side` pixels that train about as long as the recipe.
+
+    The largest input that the images fill is taken, unless fewer than eight epochs of it fit into that time.
+    """
+    work = RECIPE_IMAGES * recipe.train.epochs * _cost(recipe.data.image_size, recipe.model.stem_stride)
+    for size in [size for size in SIZES if size <= max(side * 4 // 3, SIZES[-1])]:
+        stride = _stem_stride(recipe, size)
+        epochs = int(work / (max(images, 1) * _cost(size, stride)))
+        if epochs >= FEWEST_EPOCHS:
+            break
+    return {
+        "data.image_size": size,
+        "data.batch_size": SMALL_BATCH if images < SMALL_SET else recipe.data.batch_size,
+        "model.stem_stride": stride,
+        "train.epochs": min(max(epochs, 1), MOST_EPOCHS),
+    }
+
+
+def _stem_stride(recipe: Config, size: int) -> int:
+    """The recipe's stride at the recipe's size, the published one at three times that."""
+    if size <= recipe.data.image_size:
+        return recipe.model.stem_stride
+    return min(4, 2 * recipe.model.stem_stride) if size <= 2 * recipe.data.image_size else 4
+
+
+def _cost(size: int, stride: int) -> float:
+    """Work per image up to a constant: the pixels behind the stem."""
+    return (size / stride) ** 2

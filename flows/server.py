@@ -1,0 +1,135 @@
+"""The Prefect server that a run reports to: the one that PREFECT_API_URL names, else a temporary one.
+
+Prefect reads its settings when it is imported: this module imports none of it and sets the environment first.
+"""
+
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.errors import Unavailable
+from pipelines.storage import scratch_folder
+
+STARTUP_S = 180.0
+PR_SET_PDEATHSIG = 1
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    # The command line shows progress and one line per failure; the log itself goes to the server.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}
+"""No analytics, and nothing of Prefect's own on the terminal."""
+
+
+@contextmanager
+def prefect_server() -> Iterator[None]:
+    """Settings for the flows run inside: the user's server, else one on 127.0.0.1 that is gone at the end.
+
+    The temporary server has its own database and home in a scratch folder, and a password that only this
+    process knows. Raises Unavailable where it does not come up.
+    """
+    assert "prefect" not in sys.modules, "Prefect was imported before its settings were made"
+    quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
+    if os.environ.get("PREFECT_API_URL"):
+        with environment(quiet):
+            yield
+        return
+    with scratch_folder() as home, environment(quiet), _temporary_server(home) as settings, environment(settings):
+        yield
+
+
+@contextmanager
+def _temporary_server(home: Path) -> Iterator[dict[str, str]]:
+    """The settings that reach it."""
+    settings = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_AUTH_STRING": f"hhnet:{secrets.token_urlsafe(24)}",
+        "PREFECT_API_URL": f"http://127.0.0.1:{(port := _free_port())}/api",
+    }
+    process = _start(port, home, settings)
+    try:
+        _await(process, settings["PREFECT_API_URL"], home / "server.log")
+        yield settings
+    finally:
+        _stop(process)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the length of the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(port: int, home: Path, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    env = {
+        **os.environ,
+        **settings,
+        "PREFECT_SERVER_API_AUTH_STRING": settings["PREFECT_API_AUTH_STRING"],
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+    }
+    with (home / "server.log").open("wb") as log:
+        return subprocess.Popen(
+            [*command, "--no-ui"],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for the flow, which then reports to the server
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end the server if this process is killed without a chance to do so."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + STARTUP_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+    state = "did not answer in time" if process.poll() is None else f"ended with code {process.returncode}"
+    raise Unavailable(
+        f"the temporary Prefect server {state} ({lines[-1]}): try again, or name a server with PREFECT_API_URL"
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

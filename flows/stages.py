@@ -1,0 +1,184 @@
+"""The flow's tasks, one per stage: each calls its job, and passes URIs and digests as plain JSON.
+
+Where `ray.address` is an http(s) URL, what needs Ray is submitted there as a job; else it runs in this process.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
+from pydantic import ValidationError
+
+from pipelines.cluster import reporting
+from pipelines.config import Config
+from pipelines.errors import ConfigError, FingerprintMismatch, Unavailable
+from pipelines.storage import Store, open_artifact
+
+Ref = dict[str, str]
+"""Where an artifact lies and what it is: {"uri": ..., "digest": ...}."""
+
+Result = dict[str, Any]
+"""What a job returned: verb, status, uri, digest and its own figures."""
+
+UPDATE_EVERY_S = 2.0
+RETRIES = 2
+RETRY_AFTER_S = [5.0, 30.0]
+
+
+def out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Retry what a store or cluster out of reach made fail (exit code 3), and nothing else."""
+    if getattr(state.data, "exit_code", None) != Unavailable.exit_code:
+        return False
+    sys.stderr.write(f"hhnet: {state.data}; trying again\n")
+    return True
+
+
+act = partial(
+    task,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_AFTER_S,
+    retry_condition_fn=out_of_reach,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    result_serializer="json",
+)
+
+
+def parse(config: Mapping[str, Any]) -> Config:
+    """The typed tree; ConfigError for anything that is not one."""
+    try:
+        return Config.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def ref_of(result: Result) -> Ref:
+    """What the next stage needs to know of a result."""
+    return {"uri": str(result["uri"]), "digest": str(result["digest"])}
+
+
+@act(name="ingest")
+def ingest(source: str, out: str, split: str, config: dict[str, Any]) -> Result:
+    """Images to shards, one artifact per split."""
+    from pipelines.ingest import ingest as job
+
+    with progress("ingest"):
+        return job(source, out, parse(config), split=split)
+
+
+@act(name="verify")
+def verify(uri: str) -> Result:
+    """Prove an artifact from its stored bytes."""
+    from pipelines.verify import verify as job
+
+    with progress("verify"):
+        return job(uri)
+
+
+@act(name="train")
+def train(shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Result:
+    """Shards to a model."""
+    from pipelines.cli import submit
+    from pipelines.train import train as job
+
+    settings, source, held_out = parse(config), located(shards), located(val) if val else None
+    with progress("train"):
+        sent = submit(settings, ["train"], {"--shards": source, "--val": held_out, "--out": out})
+        return sent or job(source, out, settings, val=held_out)
+
+
+@act(name="encode", task_run_name="encode {name}")
+def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Result:
+    """Shards and a model to codes."""
+    from pipelines.cli import submit
+    from pipelines.encode import encode as job
+
+    settings, source, network = parse(config), located(shards), located(model)
+    with progress(f"encode-{name}"):
+        sent = submit(settings, ["encode"], {"--shards": source, "--model": network, "--out": out})
+        result = sent or job(source, network, out, settings)
+    return {"images_per_second": measured_rate(out), **result, "verb": f"encode {name}"}
+
+
+@act(name="index")
+def index(codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
+    """Codes to an index that is not published yet."""
+    with progress("index"):
+        return _build(codes, out, parse(config), publish=False)
+
+
+@act(name="evaluate")
+def evaluate(queries: Ref, database: list[Ref], out: str, config: dict[str, Any]) -> Result:
+    """Codes of queries and database to mAP and report."""
+    from pipelines.evaluate import evaluate as job
+
+    with progress("evaluate"):
+        return job(located(queries), [located(ref) for ref in database], out, parse(config))
+
+
+@act(name="publish")
+def publish(codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
+    """Let the index through the gate and publish it; the index itself is found unchanged."""
+    with progress("publish"):
+        return {**_build(codes, out, parse(config), publish=True), "verb": "publish"}
+
+
+def _build(codes: list[Ref], out: str, settings: Config, publish: bool) -> Result:
+    from pipelines.cli import submit
+    from pipelines.index import build_index as job
+
+    sources = [located(ref) for ref in codes]
+    words = ["index", "build", "--publish" if publish else "--no-publish"]
+    return submit(settings, words, {"--codes": sources, "--out": out}) or job(sources, out, settings, publish)
+
+
+def measured_rate(codes: str) -> float | None:
+    """Images per second of the run that encoded most of these codes, for a run that found them all done."""
+    store = Store(codes)
+    records: list[Result] = [json.loads(store.read(name)) for name in store.names("runs")]
+    longest = max(records, key=lambda record: int(record.get("images", 0)), default={})
+    return cast("float | None", longest.get("images_per_second"))
+
+
+def located(ref: Ref) -> str:
+    """The URI, after a look that the artifact there is still the one an earlier stage handed on."""
+    found = open_artifact(ref["uri"]).digest
+    if found != ref["digest"]:
+        raise FingerprintMismatch(f"{ref['uri']} changed during the run: {ref['digest'][:12]} became {found[:12]}")
+    return ref["uri"]
+
+
+@contextmanager
+def progress(name: str) -> Iterator[None]:
+    """A progress artifact `hhnet-<name>` that follows the job inside, at most every two seconds.
+
+    A server that cannot take an update costs the picture, never the work.
+    """
+    artifact = cast(UUID, create_progress_artifact(0.0, key=f"hhnet-{name}", description=name))
+    last = time.monotonic()
+
+    def show(stage: str, done: int, total: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last < UPDATE_EVERY_S:
+            return
+        last = time.monotonic()
+        with suppress(httpx.HTTPError, PrefectException):
+            share = 100.0 * min(done, total) / total if total else 0.0
+            update_progress_artifact(artifact, share, f"{stage}: {done} of {total} {note}".strip())
+
+    with reporting(show):
+        yield
+    with suppress(httpx.HTTPError, PrefectException):
+        update_progress_artifact(artifact, 100.0, f"{name}: done")

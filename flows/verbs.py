@@ -1,0 +1,139 @@
+"""The verbs that flows contribute to `hhnet`. Importing this module is cheap; a verb imports what it runs."""
+
+import logging
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.config import Config, load_config
+from pipelines.errors import ConfigError
+
+Result = dict[str, Any]
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
+]
+
+
+def run(
+    config: ConfigFile,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI"),
+    ] = None,
+    sets: Sets = None,
+) -> Result:
+    """Run the whole pipeline as a Prefect flow: shards, model, codes, index, report; rerun to resume.
+
+    It reports to the server that PREFECT_API_URL names, else to a temporary one that is gone at the end.
+
+    Example: hhnet run --config examples/fashion-mnist.toml --out out
+    """
+    settings = load_config(config, sets or (), {"run.out": out})
+    if settings.run.out is None:
+        raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
+    return run_pipeline(settings, settings.run.out)
+
+
+def demo(
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Your own folder of class folders; default Fashion-MNIST.", metavar="PATH"),
+    ] = None,
+    out: Annotated[
+        str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")
+    ] = "hhnet-demo",
+    sets: Sets = None,
+) -> Result:
+    """Run the whole pipeline on real images with no setup, in minutes; a second run finds everything done.
+
+    Example: hhnet demo --data photos/ --out my-demo
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    flags, query, title = _own_images(data, console.print) if data else _standard_images(console.print)
+    settings = _with_flags(flags, sets, out)
+    console.print(
+        f"recipe: {settings.model.backbone}, {settings.model.bits} bits, {settings.data.image_size} px, "
+        f"{settings.train.epochs} epochs of {settings.train.loss}; everything goes to {out}"
+    )
+    summary = run_pipeline(settings, out)
+    names = ("status", "uri", "digest", "map", "chance", "images_per_second", "store", "report")
+    result = {"verb": "demo", **{name: summary[name] for name in names}}
+    console.print("\n" + demo_summary(result, title, settings.model.bits, query))
+    return result
+
+
+def _standard_images(say: Any) -> tuple[Result, str, str]:
+    """Flags, a query image and a title for Fashion-MNIST, or for what stands in for it."""
+    from flows.datasets import CROP, prepare, sample_query
+    from flows.recipes import demo_recipe, fitted
+
+    found = prepare(say)
+    flags: Result = {"run.source": str(found.archive)}
+    if found.fallback:
+        flags |= fitted(demo_recipe(), found.train_images, CROP)
+    return flags, sample_query(found.archive), found.title
+
+
+def _own_images(data: str, say: Any) -> tuple[Result, str, str]:
+    """Flags, a query image and a title for the user's folder."""
+    from flows.recipes import TRAIN_SHARE, demo_recipe, fitted, probe
+
+    seen = probe(data)
+    say(f"data: {seen.images:,} images in {data}, usually {seen.side} px on the shorter side")
+    flags: Result = {
+        "run.source": data,
+        "run.split": f"train={TRAIN_SHARE:g},query={1 - TRAIN_SHARE:g}",
+        "run.query": "query",
+    }
+    flags |= fitted(demo_recipe(), round(seen.images * TRAIN_SHARE), seen.side)
+    return flags, str(seen.example), data
+
+
+def _with_flags(flags: Result, sets: list[str] | None, out: str) -> Config:
+    """The recipe, changed by what the images need, then by the user."""
+    from flows.recipes import RECIPE
+
+    fitted = [f"{name}={_toml(value)}" for name, value in flags.items()]
+    return load_config(RECIPE, [*fitted, *(sets or ())], {"run.out": out})
+
+
+def _toml(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's strings and numbers
+
+
+def demo_summary(result: Result, title: str, bits: int, query: str) -> str:
+    """What the demo says at the end: the figures, where the report lies, and what to try next."""
+    rate = result["images_per_second"]
+    search = ["hhnet", "search", "--index", f"{result['store']}/index", "--image", query]
+    facts = {
+        "images": title,
+        f"mAP, {bits} bits": f"{result['map']:.4f}   (chance {result['chance']:.4f})",
+        "encoded": f"{rate:,.0f} images/s" if rate else "-",
+        "report": result["report"],
+        "try": shlex.join([*search, "-k", "10", "--html", "neighbours.html"]),
+    }
+    width = max(len(name) for name in facts)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items())
+
+
+def run_pipeline(settings: Config, out: str) -> Result:
+    """Run the flow in this process, against the user's Prefect server or a temporary one."""
+    from flows.server import prefect_server
+
+    with prefect_server():
+        from flows.pipeline import pipeline
+
+        try:
+            return pipeline(settings.model_dump(mode="json"), out)
+        finally:
+            for handler in logging.getLogger("prefect.flow_runs").handlers:
+                handler.flush()  # Prefect sends its log from a thread, which a temporary server would not outlive

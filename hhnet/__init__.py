@@ -1,0 +1,75 @@
+"""HHNet: deep hashing with high-resolution networks.
+
+Names load on first use, so codes, search and metrics work without importing torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hhnet.centres import hash_centres
+    from hhnet.codes import pack_bits, unpack_bits
+    from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
+    from hhnet.losses import loss_names, make_loss
+    from hhnet.metrics import (
+        average_precisions,
+        chance_map,
+        mean_average_precision,
+        precision_at,
+        precision_recall_curve,
+        precision_within_radius,
+    )
+    from hhnet.model import HHNet, load_model
+    from hhnet.preprocess import Preprocess
+
+__all__ = [
+    "HHNet",
+    "Preprocess",
+    "average_precisions",
+    "chance_map",
+    "hamming_distances",
+    "hamming_knn",
+    "hamming_range",
+    "hash_centres",
+    "load_model",
+    "loss_names",
+    "make_loss",
+    "mean_average_precision",
+    "pack_bits",
+    "precision_at",
+    "precision_recall_curve",
+    "precision_within_radius",
+    "unpack_bits",
+]
+
+_MODULES = {
+    "HHNet": "model",
+    "Preprocess": "preprocess",
+    "average_precisions": "metrics",
+    "chance_map": "metrics",
+    "hamming_distances": "kernels",
+    "hamming_knn": "kernels",
+    "hamming_range": "kernels",
+    "hash_centres": "centres",
+    "load_model": "model",
+    "loss_names": "losses",
+    "make_loss": "losses",
+    "mean_average_precision": "metrics",
+    "pack_bits": "codes",
+    "precision_at": "metrics",
+    "precision_recall_curve": "metrics",
+    "precision_within_radius": "metrics",
+    "unpack_bits": "codes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'hhnet' has no attribute {name!r}")
+    value = getattr(import_module(f"hhnet.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,189 @@
+"""The compiled loops behind `hhnet.metrics`.
+
+A ranking by Hamming distance is a sequence of groups of equal distance. What is counted per query and
+distance, all samples and relevant ones, is enough for every metric that does not depend on the order inside a
+group.
+
+Shape suffixes: Q queries, N database samples, W 64-bit words per code, L words per label, D distance values.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from hhnet._compiled import CHUNK, chunk_distances, compiled
+
+RETRIEVED, MINIMUM, ALL = 0, 1, 2  # denominators
+
+
+@compiled
+def relevant(query_L: Any, labels_NL: Any, row: int, single: bool) -> bool:
+    """Whether a row shares a class with the query: equal ids if `single`, else a common bit."""
+    if single:
+        return bool(query_L[0] == labels_NL[row, 0])
+    for w in range(query_L.shape[0]):  # noqa: SIM110 (numba compiles no generators)
+        if (query_L[w] & labels_NL[row, w]) != 0:
+            return True
+    return False
+
+
+@compiled
+def histograms(
+    queries_QW: Any,
+    database_NW: Any,
+    labels_QL: Any,
+    labels_NL: Any,
+    single: bool,
+    total_QD: Any,
+    hits_QD: Any,
+) -> None:
+    buffer = np.empty(CHUNK, np.int32)
+    match = np.empty(CHUNK, np.uint64)
+    # One counter holds both counts (relevant in the high half), and four copies of it keep the increments of
+    # neighbouring equal distances from waiting for each other.
+    both = np.zeros((4, total_QD.shape[1]), np.uint64)
+    low = np.uint64((1 << 32) - 1)
+    for start in range(0, database_NW.shape[0], CHUNK):
+        stop = min(start + CHUNK, database_NW.shape[0])
+        for q in range(queries_QW.shape[0]):
+            chunk_distances(queries_QW[q], database_NW, start, stop, buffer)
+            for i in range(stop - start):
+                hit = relevant(labels_QL[q], labels_NL, start + i, single)
+                match[i] = (np.uint64(hit) << np.uint64(32)) | np.uint64(1)
+            both[:] = 0
+            for i in range(stop - start):
+                both[i & 3, buffer[i]] += match[i]
+            for d in range(both.shape[1]):
+                cell = both[0, d] + both[1, d] + both[2, d] + both[3, d]
+                total_QD[q, d] += np.int64(cell & low)
+                hits_QD[q, d] += np.int64(cell >> np.uint64(32))
+
+
+@compiled
+def _denominator(kind: int, retrieved: int, every: int, cut: int) -> int:
+    if kind == RETRIEVED:
+        return retrieved
+    return min(every, cut) if kind == MINIMUM else every
+
+
+@compiled
+def _group_sum(before: int, size: int, hits: int, hits_before: int, harmonic: Any, first: int) -> float:
+    """Expected sum of relevance x precision over the first `first` ranks of a group in random order.
+
+    `size` samples of which `hits` are relevant follow on `before` ranks with `hits_before` relevant ones. At
+    place j = 1, 2, ... the sample is relevant with probability hits / size, and then (j - 1)(hits - 1) /
+    (size - 1) of those before it in the group are expected to be. With A = sum of 1 / (before + j), the sum
+    over j of (j - 1) / (before + j) is first - (before + 1) A.
+    """
+    if hits == 0 or first == 0:
+        return 0.0
+    a = harmonic[before + first] - harmonic[before]
+    value = (hits_before + 1) * a
+    if hits > 1:
+        value += (hits - 1) / (size - 1) * (first - (before + 1) * a)
+    return float(value * hits / size)
+
+
+@compiled
+def _cut_group(before: int, size: int, hits: int, hits_before: int, first: int, summed: float, harmonic: Any) -> float:
+    """Expected AP when the cut falls inside a group and the denominator is the number of retrieved hits.
+
+    That number is hits_before + x with x hypergeometric. Given x, the first ranks of the group are themselves
+    a group of `first` samples, x of them relevant, in random order. Probabilities are built from their
+    ratios, from the mode outwards, and so stay exact where binomials would overflow.
+    """
+    low, high = max(0, first - (size - hits)), min(first, hits)
+    mode = min(max((first + 1) * (hits + 1) // (size + 2), low), high)
+    value, mass = 0.0, 0.0
+    for direction in (1, -1):
+        p, x = 1.0, mode
+        if direction == -1:
+            if mode == low:
+                break
+            p = mode * (size - hits - first + mode) / ((hits - mode + 1.0) * (first - mode + 1.0))
+            x = mode - 1
+        while low <= x <= high and p > 0.0:
+            mass += p
+            if hits_before + x > 0:
+                inside = _group_sum(before, first, x, hits_before, harmonic, first)
+                value += p * (summed + inside) / (hits_before + x)
+            if direction == 1:
+                p *= (hits - x) * (first - x) / ((x + 1.0) * (size - hits - first + x + 1.0))
+            else:
+                p *= x * (size - hits - first + x) / ((hits - x + 1.0) * (first - x + 1.0))
+            x += direction
+    return value / mass
+
+
+@compiled
+def expected_ap(total_QD: Any, hits_QD: Any, cut: int, kind: int, harmonic: Any, ap_Q: Any, hit_Q: Any) -> None:
+    """Expected AP at `cut` over random order inside groups; `hit_Q`: whether a hit within the cut is
+    possible."""
+    for q in range(total_QD.shape[0]):
+        every = 0
+        for d in range(total_QD.shape[1]):
+            every += hits_QD[q, d]
+        before, found, summed, value = 0, 0, 0.0, -1.0
+        for d in range(total_QD.shape[1]):
+            size, hits = total_QD[q, d], hits_QD[q, d]
+            first = min(size, cut - before)
+            if first < size and kind == RETRIEVED:
+                hit_Q[q] = found + hits > 0
+                value = _cut_group(before, size, hits, found, first, summed, harmonic)
+                break
+            summed += _group_sum(before, size, hits, found, harmonic, first)
+            before += first
+            found += hits
+            if before == cut:
+                break
+        if value < 0.0:
+            hit_Q[q] = found > 0
+            value = summed / max(_denominator(kind, found, every, cut), 1)
+        ap_Q[q] = value
+
+
+@compiled
+def ordered_ap(
+    queries_QW: Any,
+    database_NW: Any,
+    labels_QL: Any,
+    labels_NL: Any,
+    single: bool,
+    scores_QN: Any,
+    cut: int,
+    kind: int,
+    ap_Q: Any,
+    hit_Q: Any,
+) -> None:
+    """AP at `cut` in the order (distance, score, row), or (distance, row) if `scores_QN` has no columns."""
+    size = database_NW.shape[0]
+    distance = np.empty(size, np.int32)
+    order = np.empty(size, np.int64)
+    for q in range(queries_QW.shape[0]):
+        chunk_distances(queries_QW[q], database_NW, 0, size, distance)
+        place = np.zeros(64 * queries_QW.shape[1] + 2, np.int64)
+        for row in range(size):
+            place[distance[row] + 1] += 1
+        for d in range(1, place.shape[0]):
+            place[d] += place[d - 1]
+        starts = place.copy()
+        for row in range(size):
+            order[place[distance[row]]] = row
+            place[distance[row]] += 1
+        if scores_QN.shape[1] > 0:
+            for d in range(starts.shape[0] - 1):
+                if starts[d] >= cut:
+                    break
+                group = order[starts[d] : starts[d + 1]].copy()
+                order[starts[d] : starts[d + 1]] = group[np.argsort(scores_QN[q][group], kind="mergesort")]
+        every, found, summed = 0, 0, 0.0
+        for rank in range(size):
+            if rank >= cut and kind == RETRIEVED:
+                break
+            if relevant(labels_QL[q], labels_NL, order[rank], single):
+                every += 1
+                if rank < cut:
+                    found += 1
+                    summed += found / (rank + 1)
+        hit_Q[q] = found > 0
+        ap_Q[q] = summed / max(_denominator(kind, found, every, cut), 1)

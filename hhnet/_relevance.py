@@ -1,0 +1,118 @@
+"""Codes and labels in the form the ranking kernels read, and counts per Hamming distance.
+
+Shape suffixes: Q queries, N database samples, C classes, W and L 64-bit words per code and label, D
+    distances.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hhnet import _ranking
+from hhnet.kernels import code_pair, run_blocks
+
+_QUERY_BLOCK = 4096  # queries whose counts are held at once
+
+Codes = npt.NDArray[np.uint8]
+Labels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Checked input: codes and labels as 64-bit words."""
+
+    queries: npt.NDArray[np.uint64]
+    database: npt.NDArray[np.uint64]
+    query_labels: npt.NDArray[np.uint64]
+    labels: npt.NDArray[np.uint64]
+    single: bool  # one class id per sample, else packed multi-hot
+    bits: int
+
+    @property
+    def cost(self) -> int:
+        """Word comparisons of a full pass."""
+        return int(len(self.queries) * len(self.database) * (self.queries.shape[1] + self.query_labels.shape[1]))
+
+    def histograms(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Per block of queries, how many samples and how many relevant ones lie at each distance, int64 (q,
+        D)."""
+        shape_d = 64 * self.queries.shape[1] + 1
+        for start in range(0, len(self.queries), _QUERY_BLOCK):
+            block = slice(start, min(start + _QUERY_BLOCK, len(self.queries)))
+            queries_QW, labels_QL = self.queries[block], self.query_labels[block]
+            total_QD = np.zeros((len(queries_QW), shape_d), np.int64)
+            hits_QD = np.zeros_like(total_QD)
+
+            def count(
+                part: slice,
+                queries_QW: npt.NDArray[np.uint64] = queries_QW,
+                labels_QL: npt.NDArray[np.uint64] = labels_QL,
+                total_QD: npt.NDArray[np.int64] = total_QD,
+                hits_QD: npt.NDArray[np.int64] = hits_QD,
+            ) -> None:
+                _ranking.histograms(
+                    queries_QW[part],
+                    self.database,
+                    labels_QL[part],
+                    self.labels,
+                    self.single,
+                    total_QD[part],
+                    hits_QD[part],
+                )
+
+            run_blocks(count, len(queries_QW), self.cost)
+            yield total_QD[:, : self.bits + 1], hits_QD[:, : self.bits + 1]
+
+
+def _label_words(labels: Labels, num: int, name: str) -> npt.NDArray[np.uint64]:
+    labels = np.asarray(labels)
+    if labels.shape[:1] != (num,) or labels.ndim not in (1, 2):
+        raise ValueError(f"{name} must have shape ({num},) or ({num}, C): got {labels.shape}")
+    if labels.ndim == 1:
+        if labels.dtype == np.bool_ or not np.issubdtype(labels.dtype, np.integer):
+            raise TypeError(f"{name} of shape (N,) must be integer class ids: got {labels.dtype}")
+        if num and int(labels.min()) < 0:
+            raise ValueError(
+                f"{name} must be class ids from 0: got {labels.min()}; give unlabelled samples as zeros in "
+                "multi-hot labels"
+            )
+        words = labels.astype(np.uint64)[:, None]
+    else:
+        if labels.dtype != np.bool_ and not np.isin(labels, (0, 1)).all():
+            raise ValueError(f"{name} of shape (N, C) must be multi-hot, only 0 and 1: got {labels.dtype} values")
+        packed = np.packbits(labels.astype(np.bool_), axis=1, bitorder="little")
+        padded = np.zeros((num, max(8, (packed.shape[1] + 7) // 8 * 8)), np.uint8)
+        padded[:, : packed.shape[1]] = packed
+        words = padded.view(np.uint64)
+    words.flags.writeable = False
+    return words
+
+
+def label_pair(
+    query_labels: Labels, num_queries: int, database_labels: Labels, size: int
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], bool]:
+    """Labels as words, and whether they are single class ids.
+
+    Raises:
+        TypeError, ValueError: if they are no labels, not of one kind, or not as many as given.
+    """
+    labels_QL = _label_words(query_labels, num_queries, "query_labels")
+    labels_NL = _label_words(database_labels, size, "database_labels")
+    if np.shape(query_labels)[1:] != np.shape(database_labels)[1:]:
+        raise ValueError(
+            f"query and database labels must be of one kind and number of classes: got shapes "
+            f"{np.shape(query_labels)} and {np.shape(database_labels)}"
+        )
+    if num_queries == 0 or size == 0:
+        raise ValueError(f"metrics need queries and a database: got {num_queries} queries and {size} samples")
+    return labels_QL, labels_NL, np.ndim(query_labels) == 1
+
+
+def make_task(query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels) -> Task:
+    """Check and convert what every metric takes."""
+    queries_QW, database_NW = code_pair(query_codes, database_codes)
+    labels_QL, labels_NL, single = label_pair(query_labels, len(queries_QW), database_labels, len(database_NW))
+    return Task(queries_QW, database_NW, labels_QL, labels_NL, single, 8 * query_codes.shape[1])

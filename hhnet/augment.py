@@ -1,0 +1,136 @@
+"""Training augmentation on uint8 images, before `Preprocess.normalise`.
+
+The random numbers of a sample depend on (seed, epoch, key) alone, so the augmented image is the same
+whichever worker makes it and in whatever order.
+
+Shape suffixes: H height, W width, S side of the result.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hhnet.preprocess import check_image, resize_box
+
+KINDS = ("crop_flip", "resized_crop", "none")
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_TRIES = 10
+
+_Image = npt.NDArray[np.uint8]
+
+
+def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
+    """The generator of one sample in one epoch: Philox, whose key is a hash of the three."""
+    digest = hashlib.blake2b(f"{seed}\0{epoch}\0{key}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augment:
+    """Random crop, mirror image, colour and erasing.
+
+    Attributes:
+        size: side S of the result, in pixels.
+        kind: "crop_flip" = a random S x S window, after reflecting `padding` pixels on each side if the image
+            is no larger than S (He et al. 2015, section 4.2), and a mirror image every second time;
+            "resized_crop" = a random window of `area` of the image and of side ratio 3/4 to 4/3, resampled to
+            S x S (Szegedy et al. 2015), and the mirror image; "none" = the centre.
+        padding: pixels, for "crop_flip".
+        area: least and largest share of the image, for "resized_crop".
+        jitter: brightness, contrast and saturation are each scaled by a factor from 1 - jitter to 1 + jitter.
+        erase: probability of filling a random rectangle of 2 to 25 per cent of the area with the mean colour
+            (random erasing, Zhong et al. 2017).
+    """
+
+    size: int
+    kind: str = "crop_flip"
+    padding: int = 4
+    area: tuple[float, float] = (0.25, 1.0)
+    jitter: float = 0.0
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that cannot be meant."""
+        if self.size < 1 or self.padding < 0:
+            raise ValueError(f"size must be above 0, padding not below: got {self.size} and {self.padding}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}: got {self.kind!r}")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area must be two shares, 0 < least <= largest <= 1: got {self.area}")
+        if not (0 <= self.jitter < 1 and 0 <= self.erase <= 1):
+            raise ValueError(f"jitter must be in [0, 1), erase in [0, 1]: got {self.jitter}, {self.erase}")
+
+    def __call__(self, image: npt.NDArray[Any], rng: np.random.Generator) -> _Image:
+        """uint8 RGB (H, W, 3) -> uint8 (S, S, 3), contiguous; the input is left as it is.
+
+        Raises:
+            TypeError, ValueError: if `image` is not such an array, or too small to cut S x S from.
+        """
+        check_image(image)
+        if self.kind == "none":
+            return np.ascontiguousarray(_window(image, self.size, 0.5, 0.5))
+        result = self._resized_crop(image, rng) if self.kind == "resized_crop" else self._crop(image, rng)
+        if rng.random() < 0.5:
+            result = result[:, ::-1]
+        result = result.copy()
+        if self.jitter:
+            result = _jitter(result, rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
+        if self.erase and rng.random() < self.erase:
+            _erase(result, rng)
+        return result
+
+    def _crop(self, image: _Image, rng: np.random.Generator) -> _Image:
+        if self.padding and min(image.shape[:2]) <= self.size:
+            if self.padding >= min(image.shape[:2]):
+                raise ValueError(f"padding of {self.padding} pixels needs a larger image than {image.shape[:2]}")
+            pad = self.padding
+            image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+        return _window(image, self.size, *rng.random(2))
+
+    def _resized_crop(self, image: _Image, rng: np.random.Generator) -> _Image:
+        height, width = image.shape[:2]
+        for _ in range(_TRIES):
+            area = height * width * rng.uniform(*self.area)
+            ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+            if w <= width and h <= height:
+                break
+        else:  # a long image: its largest square
+            w = h = float(min(height, width))
+        left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+        box = (left, top, min(left + w, width), min(top + h, height))
+        return resize_box(image, (self.size, self.size), box, "bilinear")
+
+
+def _window(image: _Image, size: int, across: float, down: float) -> _Image:
+    """A size x size window whose place is given by two numbers from 0 to below 1."""
+    height, width = image.shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"cannot cut {size}x{size} pixels from {height}x{width}: resize the image first")
+    top, left = int(down * (height - size + 1)), int(across * (width - size + 1))
+    return image[top : top + size, left : left + size]
+
+
+def _jitter(image: _Image, factors: npt.NDArray[np.float64]) -> _Image:
+    """Scale brightness, then contrast about the mean grey, then saturation about each pixel's grey."""
+    brightness, contrast, saturation = factors.astype(np.float32)
+    x = image * brightness
+    grey = (x @ _LUMA)[..., None]
+    mean = grey.mean()
+    x = (grey + (x - grey) * saturation - mean) * contrast + mean
+    clipped: _Image = np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    return clipped
+
+
+def _erase(image: _Image, rng: np.random.Generator) -> None:
+    height, width = image.shape[:2]
+    side = math.sqrt(rng.uniform(0.02, 0.25))
+    ratio = math.exp(rng.uniform(math.log(1 / 2), math.log(2)))
+    h = min(height, max(1, round(height * side * math.sqrt(ratio))))
+    w = min(width, max(1, round(width * side / math.sqrt(ratio))))
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    image[top : top + h, left : left + w] = np.rint(image.reshape(-1, 3).mean(0)).astype(np.uint8)

@@ -1,0 +1,182 @@
+"""Feature extractors: any timm model, or torchvision's AlexNet, without its classifier.
+
+HRNet gives its classification-head features: the four resolutions are widened (`incre_modules`), added from
+fine to coarse (`downsamp_modules`), mapped to 2048 channels (`final_layer`) and averaged
+(HRNet-Image-Classification, `lib/models/cls_hrnet.py`; timm `timm/models/hrnet.py`).
+
+Shape suffixes: B images, C channels, H height, W width, D feature dimension.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from timm.models.hrnet import HighResolutionNet
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+from torchvision.models import alexnet
+
+STEM_STRIDES = (1, 2, 4)
+
+
+class Backbone(nn.Module):
+    """A network from images to pooled features.
+
+    Attributes:
+        name: the name it was made from, with its timm tag where one was given.
+        stem_stride: pixels per cell of the finest feature map.
+        feature_dim: D.
+    """
+
+    def __init__(self, name: str, stem_stride: int = 4, weights: str | Path | None = None) -> None:
+        """See `HHNet` for the meaning of the arguments and the errors."""
+        super().__init__()
+        self.name, self.stem_stride = name, stem_stride
+        net = _create(name, pretrained=weights == "timm")
+        _set_stem(net, name, stem_stride, pretrained=weights is not None)
+        if weights not in (None, "timm"):
+            _load(net, name, Path(cast(str, weights)))
+        self.net = net
+        self.feature_dim = 4096 if name == "alexnet" else int(cast(Any, net).head_hidden_size)
+        self._multiple, self._minimum = _size_rule(net, name, stem_stride)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map normalised images (B, 3, H, W) to features (B, D).
+
+        Raises:
+            ValueError: if H or W is too small or not a multiple of what the network needs.
+        """
+        height, width = x_BCHW.shape[-2:]
+        if height % self._multiple or width % self._multiple:
+            raise ValueError(
+                f"{self.name} with stem_stride={self.stem_stride} needs image sides that are multiples of "
+                f"{self._multiple} pixels: got {height}x{width}; change data.image_size"
+            )
+        if min(height, width) < self._minimum:
+            raise ValueError(
+                f"{self.name} needs images of at least {self._minimum} pixels: got {height}x{width}; "
+                "raise data.image_size"
+            )
+        if self.name == "alexnet":
+            return cast(Tensor, self.net(x_BCHW))
+        net = cast(Any, self.net)
+        return cast(Tensor, net.forward_head(net.forward_features(x_BCHW), pre_logits=True))
+
+
+def _size_rule(net: nn.Module, name: str, stem_stride: int) -> tuple[int, int]:
+    """Divisor and least value of the image side.
+
+    HRNet upsamples its coarsest branch by exactly 8 and adds it to the finest, so both must line up.
+    """
+    if isinstance(net, HighResolutionNet):
+        return 8 * stem_stride, 8 * stem_stride
+    return 1, {"alexnet": 63, "vgg": 32}.get(name.split(".")[0].rstrip("_bn0123456789"), 1)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, naming near matches, unless `name` is "alexnet" or a timm model, with or without
+    tag."""
+    if name == "alexnet":
+        return
+    plain, _, tag = name.partition(".")
+    known = timm.list_models(include_tags=False)
+    if plain not in known:
+        near = difflib.get_close_matches(plain, [*known, "alexnet"], n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+        raise ValueError(f"unknown backbone {name!r}: {hint}")
+    if tag and name not in _tags(plain):
+        raise ValueError(f"unknown weight tag {name!r}: known are {', '.join(_tags(plain)) or 'none'}")
+
+
+def _tags(plain: str) -> list[str]:
+    return [name for name in timm.list_pretrained(f"{plain}.*") if name.partition(".")[0] == plain]
+
+
+def _create(name: str, pretrained: bool) -> nn.Module:
+    check_name(name)
+    if pretrained and "." not in name:
+        tags = [] if name == "alexnet" else _tags(name)
+        hint = f"name one of {', '.join(tags)}" if tags else "give a safetensors file"
+        raise ValueError(f"weights='timm' needs a pinned tag, {name!r} may change its meaning: {hint}")
+    if name == "alexnet":
+        net: nn.Module = alexnet(weights=None)
+        cast(Any, net).classifier[6] = nn.Identity()
+        return net
+    try:
+        return cast(nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=0))
+    except OSError as error:
+        raise ValueError(
+            f"weights of {name} could not be fetched ({str(error).splitlines()[0][:200]}): "
+            "give a safetensors file instead"
+        ) from error
+
+
+def _set_stem(net: nn.Module, name: str, stride: int, pretrained: bool) -> None:
+    """Change the stride of the stem.
+
+    HRNet: 4 = both 3x3 convolutions stride 2 (the original), 2 = only the first, 1 = none.
+    ResNet: 4 = 7x7 stride 2 and max pooling (the original), 2 = without the pooling, 1 = one 3x3 convolution
+    stride 1 without pooling, as for CIFAR in He et al. 2015, section 4.2.
+    """
+    if stride not in STEM_STRIDES:
+        raise ValueError(f"stem_stride must be 1, 2 or 4: got {stride}")
+    if stride == 4:
+        return
+    if isinstance(net, HighResolutionNet):
+        net.conv2.stride = (1, 1)
+        net.conv1.stride = (stride, stride)
+    elif isinstance(net, ResNet) and isinstance(net.conv1, nn.Conv2d) and net.conv1.kernel_size == (7, 7):
+        net.maxpool = nn.Identity()
+        if stride == 1:
+            if pretrained:
+                raise ValueError(
+                    f"{name} with stem_stride=1 has a 3x3 stem that trained weights do not fit: use 2 or 4"
+                )
+            net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    else:
+        raise ValueError(f"{name} has no adjustable stem: stem_stride must be 4, got {stride}")
+
+
+def _classifier_prefix(net: nn.Module, name: str) -> str:
+    if name == "alexnet":
+        return "classifier.6."
+    config = cast(Mapping[str, Any], cast(Any, net).pretrained_cfg)
+    return f"{config.get('classifier') or 'classifier'}."
+
+
+def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
+    """Raise ValueError naming up to three keys that are missing, unknown or of another shape or dtype
+    kind."""
+    problems = [f"missing {key}" for key in expected if key not in found]
+    problems += [f"unknown {key}" for key in found if key not in expected]
+    for key in expected.keys() & found.keys():
+        want, got = expected[key], found[key]
+        if want.shape != got.shape or want.is_floating_point() != got.is_floating_point():
+            problems.append(f"{key} is {got.dtype}{list(got.shape)}, not {want.dtype}{list(want.shape)}")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{what} do not fit: {'; '.join(sorted(problems)[:3])}{more}")
+
+
+def _load(net: nn.Module, name: str, path: Path) -> None:
+    """Load every tensor but the classifier's from a safetensors file, strictly."""
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file {path} does not exist: give a .safetensors file or 'timm'")
+    try:
+        state: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    prefix = _classifier_prefix(net, name)
+    state = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    expected = net.state_dict()
+    for key, value in expected.items():  # older converters drop this counter, which inference never reads
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, torch.zeros_like(value))
+    check_state(expected, state, f"weights in {path} and backbone {name}")
+    net.load_state_dict(state)

@@ -1,0 +1,182 @@
+"""Exact Hamming search over packed codes.
+
+Codes are read as 64-bit words, zero-padded on the right, which leaves every distance unchanged. Work is
+spread over plain threads, since the compiled loops release the interpreter lock: numba's own thread pools are
+neither fork-safe nor (its "workqueue" layer) safe to enter from two threads at once, and a search service
+does both.
+
+Order everywhere is (distance, row), both ascending, so results do not depend on the number of threads.
+
+Shape suffixes: Q queries, N database codes, W 64-bit words per code, D distance values.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from hhnet import _compiled
+
+_T = TypeVar("_T")
+
+_QUERY_BLOCK = 64  # queries per unit of work of one thread
+_CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
+_SMALL = 1 << 18  # word comparisons below which starting threads costs more than it saves
+
+
+def as_words(codes: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint64]:
+    """View uint8 codes (N, bytes) as read-only uint64 (N, ceil(bytes / 8)); copies only to pad or align."""
+    codes = np.asarray(codes)
+    if codes.dtype != np.uint8:
+        raise TypeError(f"{name} must be packed codes of dtype uint8, see pack_bits: got {codes.dtype}")
+    if codes.ndim != 2 or codes.shape[1] == 0:
+        raise ValueError(f"{name} must have shape (N, bytes): got {codes.shape}")
+    num, width = codes.shape
+    if width % 8 or not codes.flags.c_contiguous or codes.ctypes.data % 8:
+        padded = np.zeros((num, (width + 7) // 8 * 8), np.uint8)
+        padded[:, :width] = codes
+        codes = padded
+    words = codes.view(np.uint64)
+    words.flags.writeable = False  # one array type, hence one compiled kernel, for writable and mapped codes
+    return words
+
+
+def code_pair(
+    queries: npt.NDArray[Any], database: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Both sets of codes as words, after checking that they have one width."""
+    queries_QW, database_NW = as_words(queries, "queries"), as_words(database, "database")
+    if np.shape(queries)[1] != np.shape(database)[1]:
+        raise ValueError(
+            f"queries and database must have codes of one length: "
+            f"got {np.shape(queries)[1]} and {np.shape(database)[1]} bytes"
+        )
+    return queries_QW, database_NW
+
+
+def _workers(threads: int | None) -> int:
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1: got {threads}")
+    return threads or int(numba.config.NUMBA_NUM_THREADS)  # the CPUs this process may use
+
+
+def run_blocks(
+    work: Callable[[slice], _T], num: int, cost: int, threads: int | None = None, block: int = _QUERY_BLOCK
+) -> list[_T]:
+    """Call `work` on slices of at most `block` that cover range(num); results in the order of the slices.
+
+    Threads are used unless `cost`, in word comparisons, is small.
+    """
+    workers = _workers(threads)
+    step = max(1, min(block, -(-num // workers)))
+    slices = [slice(start, min(start + step, num)) for start in range(0, num, step)]
+    if workers == 1 or len(slices) < 2 or cost < _SMALL:
+        return [work(part) for part in slices]
+    with ThreadPoolExecutor(min(workers, len(slices))) as pool:
+        return list(pool.map(work, slices))
+
+
+def hamming_distances(queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    """All distances, for small sets: uint8 (Q, bytes), (N, bytes) -> int32 (Q, N), in bits.
+
+    Raises:
+        TypeError: for codes that are not uint8. ValueError: for shapes that do not fit.
+    """
+    queries_QW, database_NW = code_pair(queries, database)
+    out = np.empty((len(queries_QW), len(database_NW)), np.int32)
+    _compiled.distances(queries_QW, database_NW, out)
+    return out
+
+
+def _nearest(
+    queries_QW: npt.NDArray[np.uint64], database_NW: npt.NDArray[np.uint64], k: int, first_row: int = 0
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    shape = len(queries_QW), min(k, len(database_NW))
+    out = np.empty(shape, np.int32), np.empty(shape, np.int64)
+    _compiled.knn(queries_QW, database_NW, first_row, *out)
+    return out
+
+
+def hamming_knn(
+    queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8], k: int, threads: int | None = None
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Find the k nearest database codes of each query, exactly.
+
+    Args:
+        queries: uint8 (Q, bytes).
+        database: uint8 (N, bytes).
+        k: how many neighbours, at least 1; cut to N.
+        threads: how many threads to use; by default the CPUs this process may use.
+
+    Returns:
+        Distances in bits, int32 (Q, min(k, N)), and database rows, int64 (Q, min(k, N)), each row of both
+        ordered by (distance, row).
+
+    Raises:
+        TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or k < 1.
+    """
+    queries_QW, database_NW = code_pair(queries, database)
+    if k < 1:
+        raise ValueError(f"k must be at least 1: got {k}")
+    num_queries, size = len(queries_QW), len(database_NW)
+    k, workers = min(k, size), _workers(threads)
+    if num_queries == 0 or size == 0:
+        return np.empty((num_queries, k), np.int32), np.empty((num_queries, k), np.int64)
+    cost = num_queries * database_NW.size
+    if num_queries >= workers or cost < _SMALL:
+        block = max(1, min(_QUERY_BLOCK, _CANDIDATES // (2 * k + 2 * _compiled.CHUNK)))
+        found = run_blocks(lambda part: _nearest(queries_QW[part], database_NW, k), num_queries, cost, workers, block)
+        return np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])
+    # Fewer queries than threads: share out the database instead. The parts lie in row order, so a stable sort
+    # by distance alone merges them.
+    found = run_blocks(lambda part: _nearest(queries_QW, database_NW[part], k, part.start), size, cost, workers, size)
+    distances, rows = np.hstack([d for d, _ in found]), np.hstack([r for _, r in found])
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def hamming_range(
+    queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8], radius: int, threads: int | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Find all database codes within a Hamming radius of each query.
+
+    Args:
+        queries: uint8 (Q, bytes).
+        database: uint8 (N, bytes).
+        radius: largest distance in bits, inclusive, at least 0.
+        threads: how many threads to use; by default the CPUs this process may use.
+
+    Returns:
+        `(offsets, rows, distances)`: int64 (Q + 1,), int64 (hits,), int32 (hits,). The hits of query q are
+        `rows[offsets[q]:offsets[q + 1]]`, ordered by (distance, row).
+
+    Raises:
+        TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or a negative radius.
+    """
+    queries_QW, database_NW = code_pair(queries, database)
+    if radius < 0:
+        raise ValueError(f"radius must be at least 0: got {radius}")
+    num_queries = len(queries_QW)
+    radius = min(radius, 64 * queries_QW.shape[1])
+    counts_QD = np.zeros((num_queries, radius + 1), np.int64)
+    cost = num_queries * database_NW.size
+    run_blocks(
+        lambda part: _compiled.range_counts(queries_QW[part], database_NW, radius, counts_QD[part]),
+        num_queries,
+        cost,
+        threads,
+    )
+    ends = np.cumsum(counts_QD.ravel())
+    offsets = np.concatenate([np.zeros(1, np.int64), ends[radius :: radius + 1]])
+    place_QD = (ends - counts_QD.ravel()).reshape(counts_QD.shape)
+    rows, distances = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.int32)
+    run_blocks(
+        lambda part: _compiled.range_fill(queries_QW[part], database_NW, radius, place_QD[part], rows, distances),
+        num_queries,
+        cost,
+        threads,
+    )
+    return offsets, rows, distances

@@ -1,0 +1,52 @@
+"""Training losses by name.
+
+To add one, write it in a file of its own and enter it in `_LOSSES`.
+"""
+
+import difflib
+import inspect
+from typing import Any
+
+from hhnet.losses.base import HashLoss
+from hhnet.losses.csq import CSQ
+from hhnet.losses.dpsh import DPSH
+from hhnet.losses.hashnet import HashNet
+from hhnet.losses.hyp2 import HyP2
+from hhnet.losses.orthohash import OrthoHash
+
+__all__ = ["HashLoss", "loss_names", "make_loss"]
+
+_LOSSES: dict[str, type[HashLoss]] = {
+    "csq": CSQ,
+    "dpsh": DPSH,
+    "hashnet": HashNet,
+    "hyp2": HyP2,
+    "orthohash": OrthoHash,
+}
+
+
+def loss_names() -> tuple[str, ...]:
+    """Names that `make_loss` knows, sorted."""
+    return tuple(sorted(_LOSSES))
+
+
+def make_loss(name: str, bits: int, classes: int, **options: Any) -> HashLoss:
+    """Build a loss.
+
+    Args:
+        name: one of `loss_names()`.
+        bits: K, the length of the codes.
+        classes: C, the width of the multi-hot labels.
+        options: settings of that loss, see its class; the defaults are its authors'.
+
+    Raises:
+        ValueError: for an unknown name or option, naming those that exist.
+    """
+    if name not in _LOSSES:
+        near = difflib.get_close_matches(name.lower(), _LOSSES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(loss_names())}"
+        raise ValueError(f"unknown loss {name!r}: {hint}")
+    known = [key for key in inspect.signature(_LOSSES[name]).parameters if key not in ("bits", "classes")]
+    if unknown := sorted(options.keys() - set(known)):
+        raise ValueError(f"loss {name} has no option {', '.join(unknown)}: known are {', '.join(known)}")
+    return _LOSSES[name](bits, classes, **options)

@@ -1,0 +1,239 @@
+"""Retrieval metrics over packed codes, with ties treated exactly.
+
+A sample is relevant to a query if they share a class. Samples at one Hamming distance are tied, and the order
+inside a tie changes AP: where nothing else is said, a metric is its expectation over all orders inside the
+ties, as in "Hashing as Tie-Aware Learning to Rank" (CVPR 2018), so it depends on no file order.
+
+Labels are int (N,), class ids from 0, or multi-hot (N, C); a row of zeros is an unlabelled sample, which is
+relevant to nothing.
+
+Shape suffixes: Q queries, N database samples, C classes, W and L 64-bit words per code and label, D
+    distances.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from hhnet import _ranking
+from hhnet._relevance import Codes, Labels, Task, label_pair, make_task
+from hhnet.kernels import run_blocks
+
+_DENOMINATORS = {"retrieved": _ranking.RETRIEVED, "min": _ranking.MINIMUM, "all": _ranking.ALL}
+_SCORE_BLOCK = 32  # queries whose real-valued scores against the whole database are held at once
+
+_Floats = npt.NDArray[np.float64]
+
+
+def _normalised(reals: npt.ArrayLike, num: int, name: str) -> _Floats:
+    array = np.asarray(reals, np.float64)
+    if array.ndim != 2 or len(array) != num:
+        raise ValueError(f"{name} reals of tie_scores must have shape ({num}, K): got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} reals of tie_scores must be finite")
+    norm = np.linalg.norm(array, axis=1, keepdims=True)
+    return array / np.where(norm > 0, norm, 1)
+
+
+def _expected(task: Task, cut: int, kind: int) -> tuple[_Floats, npt.NDArray[np.bool_]]:
+    ap_Q, hit_Q = np.empty(len(task.queries)), np.empty(len(task.queries), np.bool_)
+    # The differences of harmonic numbers taken from this table are exact to about 1e-16.
+    terms = 1 / np.arange(1, len(task.database) + 1, dtype=np.longdouble)
+    harmonic = np.concatenate([[0.0], np.cumsum(terms).astype(np.float64)])
+    start = 0
+    for total_QD, hits_QD in task.histograms():
+        part = slice(start, start + len(total_QD))
+        _ranking.expected_ap(total_QD, hits_QD, cut, kind, harmonic, ap_Q[part], hit_Q[part])
+        start = part.stop
+    return ap_Q, hit_Q
+
+
+def _ordered(
+    task: Task, cut: int, kind: int, reals: tuple[_Floats, _Floats] | None
+) -> tuple[_Floats, npt.NDArray[np.bool_]]:
+    ap_Q, hit_Q = np.empty(len(task.queries)), np.empty(len(task.queries), np.bool_)
+
+    def rank(part: slice) -> None:
+        scores_QN = np.empty((0, 0))
+        if reals is not None:  # the squared distance of unit vectors is 2 - 2 cos
+            scores_QN = -(reals[0][part] @ reals[1].T)
+        _ranking.ordered_ap(
+            task.queries[part],
+            task.database,
+            task.query_labels[part],
+            task.labels,
+            task.single,
+            scores_QN,
+            cut,
+            kind,
+            ap_Q[part],
+            hit_Q[part],
+        )
+
+    run_blocks(rank, len(task.queries), task.cost, block=_SCORE_BLOCK)
+    return ap_Q, hit_Q
+
+
+def _choice(value: str, known: tuple[str, ...], name: str) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}: got {value!r}")
+
+
+def average_precisions(
+    query_codes: Codes,
+    query_labels: Labels,
+    database_codes: Codes,
+    database_labels: Labels,
+    at: int | None = None,
+    ties: str = "expected",
+    denominator: str = "retrieved",
+    empty: str = "zero",
+    tie_scores: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+) -> _Floats:
+    """AP@K of each query: sum over ranks i <= K of rel_i x precision_i, divided by the denominator.
+
+    Args:
+        query_codes, database_codes: uint8 (Q, bytes) and (N, bytes).
+        query_labels, database_labels: int (Q,) and (N,), or multi-hot (Q, C) and (N, C).
+        at: K; None for the whole database; cut to N.
+        ties: "expected" = expectation over all orders inside ties of the whole quotient, whose denominator is
+            random too where K cuts a tie; "stable" = by database row; "scores" = by squared Euclidean
+            distance of the normalised reals in `tie_scores`, then by row.
+        denominator: "retrieved" = relevant samples within the first K, most papers' choice; "min" = the
+            smaller of K and all relevant samples; "all" = all relevant samples.
+        empty: what becomes of a query that has no relevant sample within the first K in any order: "zero"
+            counts it as 0, "skip" gives NaN.
+        tie_scores: real codes of queries and database, (Q, K) and (N, K), for ties="scores" only.
+
+    Returns:
+        float64 (Q,).
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, naming them.
+
+    Source: conventions as listed in thuml/HashNet `test.py` (skip) and swuxyj/DeepHash-pytorch (zero).
+    """
+    task = make_task(query_codes, query_labels, database_codes, database_labels)
+    _choice(ties, ("expected", "stable", "scores"), "ties")
+    _choice(denominator, tuple(_DENOMINATORS), "denominator")
+    _choice(empty, ("zero", "skip"), "empty")
+    if at is not None and at < 1:
+        raise ValueError(f"at must be at least 1, or None for the whole database: got {at}")
+    if (tie_scores is not None) != (ties == "scores"):
+        raise ValueError(f"ties='scores' and tie_scores go together: got ties={ties!r}")
+    cut = min(at or len(task.database), len(task.database))
+    kind = _DENOMINATORS[denominator]
+    if ties == "expected":
+        ap_Q, hit_Q = _expected(task, cut, kind)
+    else:
+        reals = None
+        if tie_scores is not None:
+            reals = (
+                _normalised(tie_scores[0], len(task.queries), "query"),
+                _normalised(tie_scores[1], len(task.database), "database"),
+            )
+            if reals[0].shape[1] != reals[1].shape[1]:
+                raise ValueError(f"tie_scores differ in width: got {reals[0].shape} and {reals[1].shape}")
+        ap_Q, hit_Q = _ordered(task, cut, kind, reals)
+    if empty == "skip":
+        ap_Q[~hit_Q] = np.nan
+    return ap_Q
+
+
+def mean_average_precision(
+    query_codes: Codes,
+    query_labels: Labels,
+    database_codes: Codes,
+    database_labels: Labels,
+    at: int | None = None,
+    ties: str = "expected",
+    denominator: str = "retrieved",
+    empty: str = "zero",
+    tie_scores: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+) -> float:
+    """Mean of `average_precisions`, which explains the arguments, over the queries that are not skipped.
+
+    Raises:
+        TypeError, ValueError: as there, and ValueError if every query is skipped.
+    """
+    ap_Q = average_precisions(
+        query_codes, query_labels, database_codes, database_labels, at, ties, denominator, empty, tie_scores
+    )
+    kept = ap_Q[~np.isnan(ap_Q)]
+    if len(kept) == 0:
+        raise ValueError("no query has a relevant sample in reach, so all are skipped: use empty='zero'")
+    return float(kept.mean())
+
+
+def precision_at(
+    query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels, k: int
+) -> float:
+    """Share of relevant samples among the first k, expected over the order inside ties, averaged over
+    queries.
+
+    k is cut to N. Arguments and errors otherwise as for `average_precisions`.
+    """
+    task = make_task(query_codes, query_labels, database_codes, database_labels)
+    if k < 1:
+        raise ValueError(f"k must be at least 1: got {k}")
+    k = min(k, len(task.database))
+    total = 0.0
+    for total_QD, hits_QD in task.histograms():
+        before_QD = np.cumsum(total_QD, axis=1) - total_QD
+        taken_QD = np.clip(k - before_QD, 0, total_QD)
+        total += float((hits_QD * (taken_QD / np.maximum(total_QD, 1))).sum())
+    return total / (k * len(task.queries))
+
+
+def precision_within_radius(
+    query_codes: Codes,
+    query_labels: Labels,
+    database_codes: Codes,
+    database_labels: Labels,
+    radius: int = 2,
+) -> float:
+    """P@H<=radius: share of relevant samples within the Hamming radius (inclusive), averaged over queries.
+
+    A query with nothing inside counts 0 (thulab/DeepHash `evaluation/__init__.py`).
+    """
+    task = make_task(query_codes, query_labels, database_codes, database_labels)
+    if radius < 0:
+        raise ValueError(f"radius must be at least 0: got {radius}")
+    total = 0.0
+    for total_QD, hits_QD in task.histograms():
+        inside_Q = total_QD[:, : radius + 1].sum(1)
+        total += float((hits_QD[:, : radius + 1].sum(1) / np.maximum(inside_Q, 1)).sum())
+    return total / len(task.queries)
+
+
+def precision_recall_curve(
+    query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels
+) -> tuple[_Floats, _Floats]:
+    """Precision and recall within every Hamming radius 0, 1, ..., K, averaged over queries.
+
+    The curve over radii, not over ranks: it needs no order inside ties. Queries without a relevant sample are
+    left out; a query with nothing within a radius counts precision 0 there (thulab/DeepHash
+    `evaluation/__init__.py`).
+
+    Returns:
+        `(precision, recall)`, float64 (K + 1,) each, K = 8 x bytes per code. All 0 if no query has a relevant
+        sample.
+    """
+    task = make_task(query_codes, query_labels, database_codes, database_labels)
+    precision, recall, kept = np.zeros(task.bits + 1), np.zeros(task.bits + 1), 0
+    for total_QD, hits_QD in task.histograms():
+        some_Q = hits_QD.sum(1) > 0
+        inside_QD, found_QD = np.cumsum(total_QD[some_Q], axis=1), np.cumsum(hits_QD[some_Q], axis=1)
+        precision += (found_QD / np.maximum(inside_QD, 1)).sum(0)
+        recall += (found_QD / found_QD[:, -1:]).sum(0)
+        kept += int(some_Q.sum())
+    return precision / max(kept, 1), recall / max(kept, 1)
+
+
+def chance_map(query_labels: Labels, database_labels: Labels) -> float:
+    """mAP of codes that say nothing: the mean over queries of the share of relevant samples.
+
+    This is the expectation of AP for a random order up to a term of order log(N) / N.
+    """
+    label_pair(query_labels, len(query_labels), database_labels, len(database_labels))
+    nothing = np.zeros((len(query_labels), 1), np.uint8), np.zeros((len(database_labels), 1), np.uint8)
+    return precision_within_radius(nothing[0], query_labels, nothing[1], database_labels, 0)

@@ -1,0 +1,120 @@
+"""From decoded pixels to network input: the one way in every verb.
+
+Shape suffixes: B images, C channels, H height, W width, S side of the network's input.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
+
+
+def check_image(image: npt.NDArray[Any]) -> None:
+    """Raise unless `image` is RGB: TypeError for a dtype other than uint8, ValueError for another shape."""
+    if image.dtype != np.uint8:
+        raise TypeError(f"an image must be uint8 RGB: got {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"an image must have shape (H, W, 3): got {image.shape}")
+
+
+def resize_box(
+    image: npt.NDArray[np.uint8],
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    interpolation: str,
+) -> npt.NDArray[np.uint8]:
+    """Resample the part (left, top, right, bottom) of an image, in pixels, to (width, height),
+    antialiased."""
+    resized = Image.fromarray(image).resize(size, _FILTERS[interpolation], box=box)
+    return np.array(resized)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """Resize the shorter side to `resize`, cut the centre square of `size`, scale to [0, 1], normalise.
+
+    Attributes:
+        size: side S of the result, in pixels.
+        resize: length of the shorter side before the cut, in pixels, at least `size`.
+        mean, std: per RGB channel, for values in [0, 1]; ImageNet's by default.
+        interpolation: "bilinear", "bicubic", "lanczos" or "box"; always antialiased when it shrinks.
+    """
+
+    size: int = 224
+    resize: int = 256
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that cannot be meant."""
+        if self.size < 1 or self.resize < self.size:
+            raise ValueError(f"size must be from 1 to resize: got size={self.size}, resize={self.resize}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std must have 3 values, std above 0: got {self.mean}, {self.std}")
+        if self.interpolation not in _FILTERS:
+            raise ValueError(f"interpolation must be one of {', '.join(_FILTERS)}: got {self.interpolation!r}")
+
+    def resize_crop(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """uint8 (H, W, 3) of any size -> uint8 (S, S, 3).
+
+        The cut is made while resampling, so a very long image never grows to its full resized length.
+        """
+        check_image(image)
+        height, width = image.shape[:2]
+        if height == width == self.size == self.resize:
+            return image
+        side = min(height, width) * self.size / self.resize
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, min(left + side, width), min(top + side, height))
+        return resize_box(image, (self.size, self.size), box, self.interpolation)
+
+    def normalise(self, images_BHWC: Tensor) -> Tensor:
+        """uint8 (B, S, S, 3) on any device -> float32 (B, 3, S, S) there, in channels-last memory order."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        scale, shift = (1 / (255 * std)).to(images_BHWC.device), (-mean / std).to(images_BHWC.device)
+        return (images_BHWC.to(torch.float32) * scale + shift).permute(0, 3, 1, 2)
+
+    def __call__(self, image: npt.NDArray[np.uint8]) -> Tensor:
+        """uint8 RGB (H, W, 3) -> float32 (3, S, S), contiguous."""
+        square = torch.from_numpy(np.ascontiguousarray(self.resize_crop(image)))
+        return self.normalise(square[None])[0].contiguous()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` is the inverse."""
+        return {
+            "size": self.size,
+            "resize": self.resize,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """Build from JSON values. Raises ValueError for missing, unknown or mistyped keys."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != names:
+            got = sorted(values) if isinstance(values, Mapping) else values
+            raise ValueError(f"preprocess must have just the keys {sorted(names)}: got {got}")
+        sizes, channels = (values["size"], values["resize"]), (values["mean"], values["std"])
+        if not all(type(size) is int for size in sizes):
+            raise ValueError(f"preprocess size and resize must be integers: got {sizes}")
+        if not all(
+            isinstance(triple, list | tuple) and all(type(value) in (int, float) for value in triple)
+            for triple in channels
+        ):
+            raise ValueError(f"preprocess mean and std must be lists of numbers: got {channels}")
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

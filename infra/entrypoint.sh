@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Start one role of the platform, or any other command. A role that others can reach refuses to start without its
+# secret: whoever reaches Ray's or Prefect's ports unauthenticated can run code.
+#
+#   entrypoint.sh prefect-server | ray-head | ray-worker | flow ARGS... | COMMAND ARGS...
+#
+# HHNET_BIND            address to listen on (default 127.0.0.1)
+# RAY_AUTH_TOKEN_PATH   file with Ray's token, the same on every node
+# PREFECT_AUTH_FILE     file with `user:password` of the Prefect server
+# RAY_HEAD              host:port that a worker joins
+set -euo pipefail
+
+readonly SHORTEST_SECRET=16
+
+refuse() {
+    echo "entrypoint: $1" >&2
+    exit 2
+}
+
+is_loopback() {
+    [[ "$1" == localhost || "$1" == ::1 || "$1" =~ ^127(\.[0-9]+){3}$ ]]
+}
+
+# The content of the secret file that variable $1 names; refuses one that is missing or too short to be a secret.
+secret() {
+    local path="${!1:-}"
+    [[ -n "$path" ]] || refuse "$1 is not set: name the file that holds $2"
+    [[ -r "$path" ]] || refuse "$1=$path cannot be read: it must hold $2"
+    local value
+    value="$(<"$path")"
+    ((${#value} >= SHORTEST_SECRET)) || refuse "$1=$path holds fewer than $SHORTEST_SECRET characters: it must hold $2"
+    printf '%s' "$value"
+}
+
+prefect_server() {
+    local bind="${HHNET_BIND:-127.0.0.1}"
+    if [[ -n "${PREFECT_AUTH_FILE:-}" ]] || ! is_loopback "$bind"; then
+        PREFECT_SERVER_API_AUTH_STRING="$(secret PREFECT_AUTH_FILE "user:password of the Prefect server")"
+        export PREFECT_SERVER_API_AUTH_STRING
+    fi
+    exec prefect server start --host "$bind" --port "${PREFECT_PORT:-4200}"
+}
+
+ray_token() {
+    secret RAY_AUTH_TOKEN_PATH "Ray's token" >/dev/null
+    export RAY_AUTH_MODE=token
+}
+
+ray_head() {
+    local bind="${HHNET_BIND:-127.0.0.1}" node
+    node="$bind"
+    if ! is_loopback "$bind"; then
+        ray_token
+        [[ "$bind" != 0.0.0.0 ]] || node="$(hostname -i | cut -d' ' -f1)"
+    fi
+    exec ray start --head --block --disable-usage-stats --port "${RAY_PORT:-6379}" \
+        --node-ip-address "$node" --dashboard-host "$bind" --dashboard-port "${RAY_DASHBOARD_PORT:-8265}"
+}
+
+ray_worker() {
+    [[ -n "${RAY_HEAD:-}" ]] || refuse "RAY_HEAD is not set: name the head as host:port"
+    is_loopback "${RAY_HEAD%:*}" || ray_token
+    exec ray start --block --disable-usage-stats --address "$RAY_HEAD"
+}
+
+# What talks to both servers as a client: the secrets become settings of this one process.
+flow() {
+    if [[ -n "${PREFECT_AUTH_FILE:-}" ]]; then
+        PREFECT_API_AUTH_STRING="$(secret PREFECT_AUTH_FILE "user:password of the Prefect server")"
+        export PREFECT_API_AUTH_STRING
+    fi
+    [[ -z "${RAY_AUTH_TOKEN_PATH:-}" ]] || ray_token
+    exec python -m flows.deploy "$@"
+}
+
+case "${1:-}" in
+    prefect-server) prefect_server ;;
+    ray-head) ray_head ;;
+    ray-worker) ray_worker ;;
+    flow) shift && flow "$@" ;;
+    "") refuse "name a role (prefect-server, ray-head, ray-worker, flow) or a command" ;;
+    *) exec "$@" ;;
+esac

@@ -1,0 +1,1 @@
+"""Ray jobs, the command line, and everything that touches bytes."""

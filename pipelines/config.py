@@ -1,0 +1,316 @@
+"""One typed configuration tree: defaults < `--config FILE.toml` < `--set section.key=value` < named flags.
+
+Every setting of every verb stands here, with its default, its bounds and one line of meaning. The list of those
+settings that change a result, and so belong to an artifact's fingerprint, stands here too (`RESULT_SETTINGS`).
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipelines.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class IngestSettings(Section):
+    """How shards are written."""
+
+    samples_per_shard: int = Field(1000, ge=1, le=1_000_000)
+    """Samples in one WebDataset tar."""
+    seed: int = Field(0, ge=0)
+    """Seed of the permutation that mixes the classes and of the split."""
+    name: str = Field("shard", pattern=r"^[A-Za-z0-9_]+$")
+    """First part of the tars' names; a split uses its own name instead."""
+
+
+class DataSettings(Section):
+    """How images reach the network."""
+
+    image_size: int = Field(224, ge=8, le=4096)
+    """Side of the square that the network sees, in pixels."""
+    resize: int | None = Field(None, ge=8, le=8192)
+    """Shorter side before the centre crop; unset = image_size up to 64 pixels, else image_size * 256 / 224."""
+    batch_size: int = Field(64, ge=2, le=65_536)
+    """Images in one optimiser step over all workers (the global batch)."""
+    workers: int = Field(2, ge=1, le=256)
+    """Threads that read and decode images beside one training or encoding process."""
+    augment: Literal["auto", "crop_flip", "resized_crop", "none"] = "auto"
+    """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop."""
+    shuffle_buffer: int = Field(1024, ge=1, le=1_000_000)
+    """Undecoded samples one worker holds to shuffle across shards."""
+    interleave: int = Field(4, ge=1, le=256)
+    """Shards one worker reads side by side."""
+
+
+class ModelSettings(Section):
+    """The hashing network."""
+
+    backbone: str = "hrnet_w18"
+    """A timm name, with its tag where weights are pinned (hrnet_w18.ms_in1k), or alexnet."""
+    weights: str | None = None
+    """Unset = from scratch; `timm` = the pinned tag in `backbone`; else a safetensors file."""
+    bits: int = 64
+    """Length of the code, a multiple of 8 from 8 to 4096."""
+    head: Literal["auto", "linear", "bn", "ln"] = "auto"
+    """Hash layer; auto = what the loss declares."""
+    stem_stride: Literal[1, 2, 4] = 4
+    """How far the stem reduces each side: 4 as published, 2 or 1 for small images."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass, in training and in encoding."""
+
+    @field_validator("bits")
+    @classmethod
+    def _bits(cls, bits: int) -> int:
+        if bits % 8 or not 8 <= bits <= 4096:
+            raise ValueError("must be a multiple of 8 from 8 to 4096")
+        return bits
+
+
+class TrainSettings(Section):
+    """How it learns."""
+
+    epochs: int = Field(20, ge=1, le=100_000)
+    """Passes over the training samples."""
+    loss: str = "orthohash"
+    """hyp2, csq, orthohash, dpsh or hashnet."""
+    loss_options: dict[str, float] = Field(default_factory=dict)
+    """Keyword arguments of the loss, such as margin = 0.3."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate of the hash layer."""
+    backbone_lr_scale: float = Field(1.0, gt=0)
+    """The backbone's learning rate as a share of `lr`; 0.1 suits pretrained weights."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW weight decay; biases and norms have none."""
+    warmup: float = Field(0.05, ge=0, le=0.1)
+    """Share of all steps over which the learning rate rises from 0."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Decay of the averaged weights, ramped as min(decay, (1+t)/(10+t)); 0 = off."""
+    grad_clip: float = Field(5.0, gt=0)
+    """Largest norm of the gradient."""
+    seed: int = Field(0, ge=0)
+    """Seed of the initial weights, the epoch plans and the augmentation."""
+    workers: int = Field(1, ge=1, le=4096)
+    """Training processes (one GPU each where there are GPUs)."""
+    val_share: float = Field(0.1, gt=0, lt=1)
+    """Share of the training samples held out for validation when no --val is given."""
+    val_limit: int = Field(5000, ge=2)
+    """Validation samples used for the mAP at most."""
+    val_every: int = Field(1, ge=1)
+    """Epochs between validations; the last epoch always validates."""
+    checkpoint_steps: int = Field(200, ge=1)
+    """Optimiser steps between checkpoints inside an epoch."""
+    max_failures: int = Field(3, ge=0)
+    """Worker failures survived before the verb gives up."""
+
+
+class EncodeSettings(Section):
+    """How a corpus is encoded."""
+
+    workers: int | None = Field(None, ge=1, le=4096)
+    """Encoding processes; unset = one per GPU, or one per CPU where there is none."""
+    batch_size: int = Field(64, ge=1, le=65_536)
+    """Images in one forward pass; batches never cross shards."""
+    reject_budget: float = Field(0.01, ge=0, le=1)
+    """Share of rejected samples above which the run ends degraded (exit 4)."""
+    max_attempts: int = Field(3, ge=1)
+    """Workers that may die on one shard before its samples become rejects."""
+    carry: tuple[str, ...] = ()
+    """Metadata columns of the samples' JSON to carry into the codes."""
+
+
+class IndexSettings(Section):
+    """How codes are indexed."""
+
+    kind: Literal["flat", "ivf"] = "flat"
+    """flat = exact scan; ivf = inverted lists under one shared quantizer."""
+    nlist: int | None = Field(None, ge=1, le=1_000_000)
+    """Inverted lists; unset = about the square root of the number of codes."""
+    nprobe: int = Field(16, ge=1)
+    """Inverted lists searched per query."""
+    workers: int | None = Field(None, ge=1)
+    """Parts built side by side; unset = one per CPU."""
+    seed: int = Field(0, ge=0)
+    """Seed of the sample that trains the quantizer."""
+
+
+class SearchSettings(Section):
+    """How an index is asked."""
+
+    k: int = Field(10, ge=1, le=100_000)
+    """Neighbours per query."""
+
+
+class EvaluateSettings(Section):
+    """The convention of the metrics."""
+
+    at: int | None = Field(None, ge=1)
+    """mAP@K; unset = over the whole ranking."""
+    ties: Literal["expected", "stable"] = "expected"
+    """Order inside equal distances: the exact expectation, or database order."""
+    denominator: Literal["retrieved", "min", "all"] = "retrieved"
+    """What AP is divided by: relevant items inside the top K, min(relevant, K), or all relevant."""
+    empty: Literal["zero", "skip"] = "zero"
+    """A query without a relevant item counts 0, or is left out."""
+    gallery: int = Field(12, ge=0, le=200)
+    """Queries shown with their neighbours in the report."""
+
+
+class RaySettings(Section):
+    """Where the work runs."""
+
+    address: str | None = None
+    """Unset = RAY_ADDRESS, else a local Ray; `auto` or host:port joins; http(s)://... submits a job."""
+    wait_s: float = Field(60.0, gt=0)
+    """Seconds to wait for resources that the cluster does not have yet."""
+
+
+class StoreSettings(Section):
+    """What is known of the stores."""
+
+    shared: bool = False
+    """A local --out is a network file system that every node sees."""
+
+
+class RunSettings(Section):
+    """What `hhnet run` works on."""
+
+    out: str | None = None
+    """Folder or s3:// prefix that receives shards, model, codes, index and report."""
+    source: str | None = None
+    """Images to ingest first; unset = the three shard artifacts below exist already."""
+    split: str | None = None
+    """How ingest splits the source: `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`."""
+    train: str | None = None
+    """Shards to train on."""
+    query: str | None = None
+    """Shards of the queries."""
+    database: tuple[str, ...] = ()
+    """Shards of the database; several are searched as one."""
+    val: str | None = None
+    """Shards to validate on; unset = a seeded share of the training samples."""
+
+
+class Config(Section):
+    """The whole tree."""
+
+    ingest: IngestSettings = IngestSettings()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    encode: EncodeSettings = EncodeSettings()
+    index: IndexSettings = IndexSettings()
+    search: SearchSettings = SearchSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    ray: RaySettings = RaySettings()
+    store: StoreSettings = StoreSettings()
+    run: RunSettings = RunSettings()
+
+
+# The settings that change the bytes of each kind of artifact. Never workers, threads, URIs: a result must not
+# depend on where or how wide it was computed.
+RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "shards": ("ingest.samples_per_shard", "ingest.seed", "ingest.name"),
+    "model": (
+        *("data.image_size", "data.resize", "data.batch_size", "data.augment"),
+        *("data.shuffle_buffer", "data.interleave"),
+        *(
+            "model.backbone",
+            "model.weights",
+            "model.bits",
+            "model.head",
+            "model.stem_stride",
+            "model.precision",
+        ),
+        *("train.epochs", "train.loss", "train.loss_options", "train.lr", "train.backbone_lr_scale"),
+        *("train.weight_decay", "train.warmup", "train.ema_decay", "train.grad_clip", "train.seed"),
+        *("train.val_share", "train.val_limit", "train.val_every"),
+    ),
+    "codes": ("encode.batch_size", "encode.carry"),
+    "index": ("index.kind", "index.nlist", "index.nprobe", "index.seed"),
+    "report": ("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),
+}
+
+
+def result_settings(config: Config, kind: str) -> dict[str, Any]:
+    """The settings of `config` that change an artifact of `kind`, by dotted name, as plain JSON values."""
+    tree = config.model_dump(mode="json")
+    return {name: tree[name.split(".")[0]][name.split(".")[1]] for name in RESULT_SETTINGS[kind]}
+
+
+def load_config(
+    file: str | Path | None = None,
+    sets: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Build the tree from a TOML file, `section.key=value` strings and named flags, later ones winning.
+
+    `flags` maps dotted names to values; None means that the flag was not given. Raises ConfigError.
+    """
+    tree: dict[str, Any] = _read_toml(Path(file)) if file is not None else {}
+    for text in sets:
+        name, separator, value = text.partition("=")
+        if not separator or not name.strip():
+            raise ConfigError(f"--set {text!r}: write section.key=value, as in --set train.epochs=5")
+        _assign(tree, name.strip(), _parse_value(value.strip()))
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _assign(tree, name, value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"configuration {path} cannot be read as TOML: {error}") from None
+
+
+def _parse_value(text: str) -> Any:
+    """Read `text` as a TOML value; what is not one is a plain string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        node = tree.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{name}: {parent} is a value, not a section")
+        tree = node
+    tree[leaf] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first problem, naming the nearest known key where a key is unknown."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_names()
+        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see `hhnet VERB --help`"
+        return f"unknown setting {where}: {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where} = {problem['input']!r}: {message}{more}"
+
+
+def _known_names() -> list[str]:
+    sections = {name: type(getattr(Config(), name)).model_fields for name in Config.model_fields}
+    return [*sections, *(f"{section}.{key}" for section, keys in sections.items() for key in keys)]

@@ -1,0 +1,154 @@
+"""Model and images to packed codes: the forward pass of every verb, with decoding beside it.
+
+Shape suffixes: B images, S side of the network's input, K bits.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hhnet.codes import pack_bits, sign_bits
+from hhnet.model import HHNet, Preprocess, model_from_bytes
+from pipelines.errors import DamagedArtifact
+from pipelines.images import ImageReject, decode_ahead, decode_image
+from pipelines.schema import Reason
+from pipelines.shards import Record, Sample
+from pipelines.storage import Artifact, open_artifact
+
+ENCODER_VERSION = 1
+"""Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
+
+
+@dataclass
+class Encoded:
+    """What one shard became: codes (N, ceil(K/8)) of the kept samples in row order, and the rejects."""
+
+    codes: npt.NDArray[np.uint8]
+    kept: list[Sample] = field(default_factory=list)
+    rejects: list[tuple[Record, ImageReject]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Encoder:
+    """A model ready to encode, on the GPU if there is one.
+
+    On a CPU it uses one thread: workers are the way to use more cores, and codes do not depend on their number.
+    """
+
+    def __init__(self, model: HHNet, preprocess: Preprocess, precision: str, digest: str) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.preprocess, self.precision, self.digest = preprocess, precision, digest
+
+    @classmethod
+    def open(cls, source: str | Artifact) -> "Encoder":
+        """Load a model artifact; every byte is checked against its digest before it is parsed."""
+        artifact = open_artifact(source, "model") if isinstance(source, str) else source
+        card = read_model_card(artifact)
+        weights = artifact.read(artifact.manifest.part("model.safetensors"))
+        try:
+            model, preprocess = model_from_bytes(weights, card)
+        except ValueError as error:
+            raise DamagedArtifact(f"{artifact.uri} is not a usable model: {error}") from error
+        return cls(model, preprocess, str(card.get("precision", "fp32")), artifact.digest)
+
+    @property
+    def bits(self) -> int:
+        """K."""
+        return self.model.bits
+
+    def encode_images(self, images: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+        """Image bytes to packed codes, uint8 (N, ceil(K/8)). Raises ImageReject for the first that is none."""
+        squares = [self.preprocess.resize_crop(decode_image(data)) for data in images]
+        return self._forward(squares)
+
+    def encode_samples(self, samples: Iterable[Sample], batch_size: int, threads: int) -> Encoded:
+        """Encode one shard's samples in batches, decoding in `threads` threads beside the forward pass.
+
+        Samples that are damaged or do not decode become rejects; batches close ranks over them, so the codes are
+        a function of the shard alone.
+        """
+        clock = dict.fromkeys(("read", "decode", "forward"), 0.0)
+        result = Encoded(np.zeros((0, (self.bits + 7) // 8), np.uint8), seconds=clock)
+        codes: list[npt.NDArray[np.uint8]] = []
+        squares: list[npt.NDArray[np.uint8]] = []
+
+        def flush() -> None:
+            begun = time.perf_counter()
+            codes.append(self._forward(squares))
+            squares.clear()
+            clock["forward"] += time.perf_counter() - begun
+
+        timed = _timed(samples, clock)
+        for sample, square, seconds in decode_ahead(timed, partial(_decode, self.preprocess), threads, 2 * batch_size):
+            clock["decode"] += seconds
+            if isinstance(square, ImageReject):
+                result.rejects.append((sample.record, square))
+                continue
+            result.kept.append(sample)
+            squares.append(square)
+            if len(squares) == batch_size:
+                flush()
+        if squares:
+            flush()
+        if codes:
+            result.codes = np.concatenate(codes)
+        return result
+
+    def _forward(self, squares: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+        batch = torch.from_numpy(np.stack(squares)).to(self.device)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            z_BK = self.model(self.preprocess.normalise(batch))
+        return pack_bits(sign_bits(z_BK.float().cpu().numpy()))
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context in which a network runs at `precision` (`fp32` or `bf16`)."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def read_model_card(artifact: Artifact) -> dict[str, Any]:
+    """The model's card (model.json), digest-checked."""
+    data = artifact.read(artifact.manifest.part("model.json"))
+    try:
+        card = json.loads(data)
+    except ValueError:
+        card = None
+    if not isinstance(card, dict):
+        raise DamagedArtifact(f"{artifact.uri}: model.json is not a JSON object")
+    return card
+
+
+def _timed(samples: Iterable[Sample], clock: dict[str, float]) -> Iterator[Sample]:
+    iterator = iter(samples)
+    while True:
+        begun = time.perf_counter()
+        sample = next(iterator, None)
+        clock["read"] += time.perf_counter() - begun
+        if sample is None:
+            return
+        yield sample
+
+
+def _decode(preprocess: Preprocess, sample: Sample) -> tuple[Sample, npt.NDArray[np.uint8] | ImageReject, float]:
+    begun = time.perf_counter()
+    square: npt.NDArray[np.uint8] | ImageReject
+    if sample.damage is not None:
+        square = ImageReject(Reason.DAMAGED, sample.damage)
+    else:
+        try:
+            square = preprocess.resize_crop(decode_image(sample.image))
+        except ImageReject as reject:
+            square = reject
+    # The image's bytes are done with; holding them for a whole shard would keep the shard in memory.
+    return Sample(sample.record, b"", sample.metadata), square, time.perf_counter() - begun

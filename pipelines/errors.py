@@ -1,0 +1,81 @@
+"""Every failure a user can meet, and the exit code it ends a verb with.
+
+HHNetError                    1  the work itself failed
+├── WorkFailed                1  a stage could not finish
+├── DamagedArtifact           1  stored bytes are not what their manifest says
+├── CommitConflict            1  another run published different bytes under the same name
+├── UsageError                2  bad usage, configuration or input
+│   ├── ConfigError           2  an unknown key or a bad value
+│   ├── InputError            2  the data given cannot be used
+│   └── FingerprintMismatch   2  the artifacts do not belong together
+├── Unavailable               3  something outside is out of reach
+│   ├── StoreUnavailable      3  the store does not answer or refuses to write
+│   │   └── CommitUnknown     3  a write may or may not have landed
+│   └── ClusterUnavailable    3  Ray cannot be reached or cannot place the work
+└── Degraded                  4  completed, but above the reject budget
+
+Interrupts end with 130 (SIGINT) and 143 (SIGTERM).
+"""
+
+
+class HHNetError(Exception):
+    """Base of all expected failures; the message is one line: what, where, what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+class WorkFailed(HHNetError):
+    """A stage could not finish its own work."""
+
+
+class DamagedArtifact(HHNetError):
+    """Stored bytes do not match the digest, size or count that was published for them."""
+
+
+class CommitConflict(HHNetError):
+    """Put-if-absent found other bytes under the same name."""
+
+
+class UsageError(HHNetError):
+    """The user asked for something that cannot be done."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key is unknown or its value is out of range."""
+
+
+class InputError(UsageError):
+    """The data that was named cannot be used."""
+
+
+class FingerprintMismatch(UsageError):
+    """An artifact was made from other inputs or settings than the ones at hand."""
+
+
+class Unavailable(HHNetError):
+    """Something outside the process is out of reach."""
+
+    exit_code = 3
+
+
+class StoreUnavailable(Unavailable):
+    """The store does not answer, or refuses the operation."""
+
+
+class CommitUnknown(StoreUnavailable):
+    """A write may or may not have landed; nothing may be deleted after it."""
+
+
+class ClusterUnavailable(Unavailable):
+    """Ray cannot be reached, or the resources asked for can never be placed."""
+
+
+class Degraded(HHNetError):
+    """The run completed, but more was rejected than the budget allows."""
+
+    exit_code = 4

@@ -1,0 +1,183 @@
+"""`hhnet evaluate`: how well the codes of the queries find their own classes in the database, as figures and a page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import hhnet
+from pipelines.cluster import stage
+from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
+from pipelines.config import Config, EvaluateSettings, result_settings
+from pipelines.errors import InputError
+from pipelines.gallery import plots
+from pipelines.gallery.figures import Figures, Pair, Side, load_pair, measure
+from pipelines.gallery.page import Row, Tile
+from pipelines.gallery.pictures import Pictures, find_pictures
+from pipelines.gallery.report import convention_name, report_page
+from pipelines.storage import Artifact, ArtifactInput, ArtifactWriter, Part, Store, canonical_json, fingerprint
+
+STEPS = 4
+NEIGHBOURS = 10
+
+
+def evaluate(queries: str, database: Sequence[str], out: str, config: Config) -> dict[str, Any]:
+    """Evaluate the codes `queries` against the codes `database` (several count as one) into a report at `out`.
+
+    Raises FingerprintMismatch where the codes differ in bits or model, InputError where the queries have classes that
+    the database does not know, a tar comes twice, or either side is empty.
+    """
+    query_set, sets = _open_all(queries, database)
+    writer = _writer(query_set, sets, out, config)
+    artifact = writer.committed()
+    status = "unchanged" if artifact else "done"
+    if artifact is None:
+        artifact = _report(writer, query_set, sets, config)
+    return _answer(artifact, status)
+
+
+def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[CodesSet]]:
+    if not database:
+        raise InputError("nothing to search in: name at least one codes artifact with --database")
+    query_set, sets = open_codes(queries), [open_codes(uri) for uri in database]
+    for other in sets:
+        require_pair(query_set, other)
+    require_distinct(sets)
+    for name, rows in ((queries, query_set.rows), (", ".join(database), sum(entry.rows for entry in sets))):
+        if not rows:
+            raise InputError(f"{name} holds no codes to evaluate")
+    known = {name for entry in sets for name in entry.classes}
+    unknown = [name for name in query_set.classes if name not in known]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise InputError(
+            f"{query_set.artifact.uri} has class {unknown[0]!r}{more}, which {', '.join(database)} does not know"
+        )
+    return query_set, sets
+
+
+def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, config: Config) -> ArtifactWriter:
+    named = [("queries", query_set), *((f"database-{n}", entry) for n, entry in enumerate(sets))]
+    inputs = tuple(ArtifactInput(role=role, kind="codes", digest=entry.artifact.digest) for role, entry in named)
+    digests = {"queries": query_set.artifact.digest, "database": [entry.artifact.digest for entry in sets]}
+    name = fingerprint("report", digests, result_settings(config, "report"))
+    return ArtifactWriter(Store(out), "report", name, inputs, {role: entry.artifact.uri for role, entry in named})
+
+
+# -------------------------------------------------------------------------------------------------------- gallery
+
+
+def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, bool]]:
+    """Seeded queries spread over the classes, as (query, hard): every third is the worst of its class by AP."""
+    random = np.random.Generator(np.random.Philox(1))
+    order = random.permutation(len(ap_Q))
+    used = [number for number in range(len(pair.classes)) if pair.queries.labels[:, number].any()]
+    groups = [order[pair.queries.labels[order, number]] for number in used] or [order]
+    worst = [group[np.argsort(np.nan_to_num(ap_Q[group]), kind="stable")] for group in groups]
+    chosen: dict[int, bool] = {}
+    turn = 0
+    while len(chosen) < min(count, sum(len(group) for group in groups)) and turn < 4 * count + len(groups):
+        hard = turn % 3 == 2
+        pool = (worst if hard else groups)[turn % len(groups)]
+        pick = next((int(query) for query in pool if int(query) not in chosen), None)
+        if pick is not None:
+            chosen[pick] = hard
+        turn += 1
+    return sorted(chosen.items(), key=lambda entry: (int(pair.queries.labels[entry[0]].argmax()), entry[1]))
+
+
+def gallery_rows(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int, pictures: Pictures) -> list[Row]:
+    """The chosen queries with their nearest neighbours and pictures."""
+    chosen = choose_queries(pair, ap_Q, count)
+    if not chosen:
+        return []
+    queries = np.array([query for query, _ in chosen])
+    distances, near = hhnet.hamming_knn(pair.queries.codes[queries], pair.database.codes, NEIGHBOURS)
+    wanted = {pair.queries.place(query) for query, _ in chosen}
+    found = pictures.get(wanted | {pair.database.place(number) for number in near.ravel().tolist()})
+
+    def labels(side: Side, number: int) -> list[str]:
+        return [pair.classes[place] for place in np.flatnonzero(side.labels[number])]
+
+    rows = []
+    for (query, hard), ds, numbers in zip(chosen, distances.tolist(), near.tolist(), strict=True):
+        remark = ("hard query, " if hard else "query, ") + f"AP {np.nan_to_num(ap_Q[query]):.3f}"
+        head = Tile("query", labels(pair.queries, query), found.get(pair.queries.place(query)), remark=remark)
+        tiles = [
+            Tile(
+                "neighbour",
+                labels(pair.database, number),
+                found.get(pair.database.place(number)),
+                distance,
+                bool((pair.queries.labels[query] & pair.database.labels[number]).any()),
+            )
+            for distance, number in zip(ds, numbers, strict=True)
+        ]
+        rows.append(Row(head, tiles))
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------- report
+
+
+def _report(writer: ArtifactWriter, query_set: CodesSet, sets: Sequence[CodesSet], config: Config) -> Artifact:
+    with stage("evaluate", STEPS, unit="steps") as advance:
+        pair = load_pair(query_set, sets)
+        advance(1, note="codes read")
+        figures, ap_Q = measure(pair, config.evaluate)
+        advance(1, note=f"mAP {figures.map:.4f}")
+        pictures = find_pictures([entry.artifact for entry in (query_set, *sets)], ())
+        rows = gallery_rows(pair, ap_Q, config.evaluate.gallery, pictures)
+        drawn = _plots(figures)
+        advance(1, note="plots and gallery")
+        page = report_page(figures, drawn, rows, pictures.problems, _sources(query_set, sets))
+        files = {
+            "metrics.json": canonical_json(figures.as_json()),
+            "report.html": page.encode(),
+            **{f"{name}.png": data for name, data in drawn.items()},
+        }
+        parts = [writer.put_part(name, data, figures.queries) for name, data in sorted(files.items())]
+        artifact = _commit(writer, parts, figures, config.evaluate)
+        advance(1)
+    return artifact
+
+
+def _plots(figures: Figures) -> dict[str, bytes]:
+    curve, at_n = figures.pr_curve, figures.precision_at_n
+    return {
+        "pr_curve": plots.pr_curve(curve.y, curve.x, figures.chance),
+        "precision_at_n": plots.precision_at_n(at_n.x, at_n.y, figures.chance),
+        "distances": plots.distance_histogram(figures.distances_relevant.y, figures.distances_other.y),
+    }
+
+
+def _sources(query_set: CodesSet, sets: Sequence[CodesSet]) -> Mapping[str, str]:
+    """Digests only: a report must not depend on where its inputs lay."""
+    databases = {f"database {number}": entry.artifact.digest for number, entry in enumerate(sets, 1)}
+    return {"model": query_set.model, "queries": query_set.artifact.digest, **databases}
+
+
+def _commit(writer: ArtifactWriter, parts: list[Part], figures: Figures, settings: EvaluateSettings) -> Artifact:
+    meta = {
+        "map": figures.map,
+        "chance": figures.chance,
+        "convention": convention_name(settings),
+        "precision_at": figures.precision_at,
+        "bits": figures.bits,
+    }
+    return writer.commit(parts, {"queries": figures.queries, "database": figures.database}, meta)
+
+
+def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "verb": "evaluate",
+        "status": status,
+        "uri": artifact.uri,
+        "digest": artifact.digest,
+        **{name: manifest.meta[name] for name in ("map", "convention", "chance", "precision_at", "bits")},
+        **manifest.totals,
+        "report": f"{artifact.uri}/{manifest.part('report.html').path}",
+        "metrics": f"{artifact.uri}/{manifest.part('metrics.json').path}",
+    }

@@ -1,0 +1,104 @@
+"""Thumbnails of indexed samples, read from the shards they came from, digest-checked and re-encoded."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipelines.errors import HHNetError
+from pipelines.images import ImageReject, decode_image
+from pipelines.shards import Shard, ShardSet, open_shards
+from pipelines.storage import Artifact, open_input
+
+SIDE = 128
+LOSSLESS_SIDE = 64
+
+
+class Place(NamedTuple):
+    """Where a sample's image lies: the sha256 of its tar, and its row there."""
+
+    shard_sha256: str
+    row: int
+
+
+class Pictures:
+    """Thumbnails by place, as data URIs. `problems` says in plain words why some cannot be had."""
+
+    def __init__(self, sets: Iterable[ShardSet] = (), problems: Sequence[str] = ()) -> None:
+        self.problems = list(problems)
+        self._shards: dict[str, tuple[ShardSet, Shard]] = {}
+        for entry in sets:
+            for shard in entry.shards:
+                self._shards.setdefault(shard.part.sha256, (entry, shard))
+
+    def __contains__(self, shard_sha256: str) -> bool:
+        return shard_sha256 in self._shards
+
+    def get(self, places: Iterable[Place]) -> dict[Place, str]:
+        """Data URIs of those places whose image can be read; each tar is opened once."""
+        groups: dict[str, set[int]] = {}
+        for place in places:
+            groups.setdefault(place.shard_sha256, set()).add(place.row)
+        found: dict[Place, str] = {}
+        for sha256, rows in sorted(groups.items()):
+            if sha256 in self._shards:
+                found |= self._read(sha256, sorted(rows))
+        return found
+
+    def _read(self, sha256: str, rows: list[int]) -> dict[Place, str]:
+        entry, shard = self._shards[sha256]
+        found = {}
+        try:
+            for sample in entry.read(shard, [row for row in rows if row < shard.rows]):
+                uri = None if sample.damage else thumbnail(sample.image)
+                if uri is not None:
+                    found[Place(sha256, sample.record.row)] = uri
+        except HHNetError as error:
+            self.problems.append(str(error))
+        return found
+
+
+def find_pictures(codes: Sequence[Artifact], shards: Sequence[str]) -> Pictures:
+    """Pictures of the samples of `codes`: from `shards` where named, else from where the codes remember them.
+
+    Named shards must open (their errors are raised); shards that are only remembered may be out of reach.
+    """
+    if shards:
+        return Pictures([open_shards(uri) for uri in shards])
+    sets, problems = [], []
+    for artifact in codes:
+        try:
+            sets.append(open_shards(open_input(artifact, "shards")))
+        except HHNetError as error:
+            problems.append(str(error))
+    return Pictures(sets, problems)
+
+
+def thumbnail(data: bytes) -> str | None:
+    """A picture of at most SIDE pixels a side as a data URI, or None where the bytes are no image."""
+    try:
+        return encode_thumbnail(decode_image(data))
+    except ImageReject:
+        return None
+
+
+def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
+    """uint8 RGB (H, W, 3) -> data URI; small images stay lossless, since they are shown enlarged."""
+    image = Image.fromarray(pixels)
+    small = max(image.size) <= LOSSLESS_SIDE
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    sink = io.BytesIO()
+    if small:
+        image.save(sink, "PNG", optimize=True)
+    else:
+        image.save(sink, "JPEG", quality=85)
+    return data_uri(sink.getvalue(), "png" if small else "jpeg")
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """An image's bytes as a URI that a page carries inside itself."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,0 +1,147 @@
+"""The evaluation report as one self-contained HTML page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.config import EvaluateSettings
+from pipelines.gallery.figures import Figures
+from pipelines.gallery.page import Row, cards, document, facts, folded, gallery, note, plots, section, table
+
+_TIES = {
+    "expected": "ties at equal distance count by their expectation over every order",
+    "stable": "ties at equal distance stand in database order",
+}
+_DENOMINATORS = {
+    "retrieved": "AP is divided by the relevant items among those ranked",
+    "min": "AP is divided by the smaller of K and the number of relevant items",
+    "all": "AP is divided by the number of all relevant items",
+}
+_EMPTY = {
+    "zero": "a query that finds nothing relevant counts 0",
+    "skip": "a query that finds nothing relevant is left out",
+}
+
+
+def convention_name(settings: EvaluateSettings) -> str:
+    """The convention in short: `mAP@all, ties=expected, denominator=retrieved, empty=zero`."""
+    at = "all" if settings.at is None else settings.at
+    return f"mAP@{at}, ties={settings.ties}, denominator={settings.denominator}, empty={settings.empty}"
+
+
+def convention_text(convention: Mapping[str, Any]) -> str:
+    """The convention in words."""
+    at = convention["at"]
+    scope = "the whole ranking" if at is None else f"the first {at:,} of the ranking"
+    return (
+        f"mAP over {scope}; {_TIES[convention['ties']]}; {_DENOMINATORS[convention['denominator']]}; "
+        f"{_EMPTY[convention['empty']]}. An item is relevant if it shares a class with the query."
+    )
+
+
+def report_page(
+    figures: Figures,
+    drawn: Mapping[str, bytes],
+    rows: Sequence[Row],
+    problems: Sequence[str],
+    sources: Mapping[str, str],
+) -> str:
+    """The page: headline, curves, classes, gallery. `drawn` holds the PNGs pr_curve, precision_at_n, distances."""
+    lead = (
+        f"{figures.queries:,} queries searched in {figures.database:,} database items by the Hamming distance of "
+        f"{figures.bits}-bit codes."
+    )
+    body = [
+        cards(_headline(figures)),
+        f"<p><strong>How it is measured.</strong> {convention_text(figures.convention)}</p>",
+        *(note(text) for text in figures.notes),
+        _curves(figures, drawn),
+        _classes(figures),
+        _gallery(rows, problems),
+        section("Made from", facts(sources), lead="The digests of the artifacts that were compared."),
+        "<footer>Made by hhnet. The same figures, unrounded, are in metrics.json beside this page.</footer>",
+    ]
+    at = "" if figures.convention["at"] is None else f"@{figures.convention['at']}"
+    return document(f"mAP{at} {figures.map:.3f} with {figures.bits} bits", "HHNet · retrieval report", body, lead)
+
+
+def _headline(figures: Figures) -> list[tuple[str, str, str]]:
+    at = figures.convention["at"]
+    entries = [
+        (f"mAP@{'all' if at is None else at}", f"{figures.map:.4f}", _lift(figures)),
+        ("Chance", f"{figures.chance:.4f}", "codes that say nothing"),
+        *((f"Precision@{k}", f"{value:.4f}", "") for k, value in figures.precision_at.items()),
+        ("Precision, H ≤ 2", f"{figures.within_radius_2:.4f}", "within Hamming radius 2"),
+        ("Bits", f"{figures.bits:,}", f"{(figures.bits + 7) // 8} bytes a code"),
+        ("Queries", f"{figures.queries:,}", f"{figures.skipped:,} left out" if figures.skipped else ""),
+        ("Database", f"{figures.database:,}", ""),
+        ("Distinct codes", f"{figures.distinct:,}", f"{figures.distinct / figures.database:.1%} of the database"),
+    ]
+    if at is not None:
+        entries.insert(1, (f"mAP@{at}, min(m, K)", f"{figures.map_min:.4f}", "AP divided by min(relevant, K)"))
+    return entries
+
+
+def _lift(figures: Figures) -> str:
+    return f"{figures.map / figures.chance:.1f} × chance" if figures.chance > 0 else ""
+
+
+def _curves(figures: Figures, drawn: Mapping[str, bytes]) -> str:
+    at_n, spread = figures.precision_at_n, figures.distances_relevant
+    entries = [
+        (
+            drawn["pr_curve"],
+            "Precision over recall, one point per Hamming radius; the points are in the table below",
+            f"Precision and recall within every Hamming radius from 0 to {figures.bits}, averaged over the queries. "
+            "A query with nothing inside a radius counts precision 0 there.",
+        ),
+        (
+            drawn["precision_at_n"],
+            "Precision among the first N neighbours; the points are in the table below",
+            f"Share of relevant items among the N nearest, over {at_n.queries:,} queries.",
+        ),
+        (
+            drawn["distances"],
+            "Histogram of Hamming distances of pairs that share a class and of pairs that do not",
+            f"Distances of query and database items, over {spread.queries:,} queries: the less the two hills overlap, "
+            "the better the codes.",
+        ),
+    ]
+    radii = [
+        (str(radius), f"{recall:.4f}", f"{precision:.4f}")
+        for radius, (recall, precision) in enumerate(zip(figures.pr_curve.x, figures.pr_curve.y, strict=True))
+    ]
+    ranks = [(f"{n:,.0f}", f"{value:.4f}") for n, value in zip(at_n.x, at_n.y, strict=True)]
+    return section(
+        "Curves",
+        plots(entries),
+        folded(
+            "The curves as tables", table(("N", "precision@N"), ranks), table(("radius", "recall", "precision"), radii)
+        ),
+    )
+
+
+def _classes(figures: Figures) -> str:
+    """Best first: where the codes fail is what a reader looks for at the end."""
+    ordered = sorted(figures.classes, key=lambda entry: (-(entry.map if entry.map is not None else -1.0), entry.name))
+    rows = [
+        (entry.name, "–" if entry.map is None else f"{entry.map:.4f}", f"{entry.queries:,}", f"{entry.database:,}")
+        for entry in ordered
+    ]
+    return section(
+        "Classes",
+        table(("class", "mAP", "queries", "database"), rows, bar=1),
+        lead="Mean AP of the queries of each class, best first.",
+    )
+
+
+def _gallery(rows: Sequence[Row], problems: Sequence[str]) -> str:
+    if not rows:
+        return ""
+    remarks = [note(f"Some pictures are missing: {problem}") for problem in problems]
+    return section(
+        "Queries and their nearest neighbours",
+        *remarks,
+        gallery(rows),
+        lead="Queries spread over the classes; those marked hard are the worst of their class. ✓ and a solid green "
+        "frame: shares a class with the query. ✗ and a dashed red frame: does not.",
+    )

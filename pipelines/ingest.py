@@ -1,0 +1,300 @@
+"""Images -> WebDataset shards with an index, reproducible to the byte.
+
+    source -> listing -> keys, class ids, sha256 -> split -> seeded permutation -> tars -> shard index -> manifest
+
+The source is read twice: once to know its digest, which names the result and finds a rerun that has nothing to do,
+and once to write it. Bytes that changed in between end the run. What is held in memory is names and digests.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.cluster import stage
+from pipelines.config import Config, result_settings
+from pipelines.errors import InputError, WorkFailed
+from pipelines.schema import parquet_bytes
+from pipelines.shards import INDEX_NAME, scan_tar, write_tar
+from pipelines.sources import Listing, Source, open_source, printable
+from pipelines.split import SplitPlan, parse_split
+from pipelines.storage import (
+    Artifact,
+    ArtifactWriter,
+    Part,
+    Store,
+    canonical_json,
+    fingerprint,
+    scratch_folder,
+    sha256_of,
+    write_run_record,
+)
+from pipelines.tables import TABLE_SUFFIXES, open_table
+
+MAX_SHARDS = 1_000_000
+THREADS = 2
+
+# Beyond `.` and `%`: what a tar, a Parquet string or the stock webdataset reader cannot hold.
+_ENCODED = re.compile(r"[.%\x00-\x1f\x7f\ud800-\udfff]")
+_HIDDEN = re.compile(r"__[^/]*__(/|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sample to be written: its key, where its image lies in the source, label ids, metadata, image digest."""
+
+    key: str
+    path: str
+    labels: tuple[int, ...]
+    metadata: Mapping[str, Any] | None
+    sha256: bytes
+
+    @property
+    def suffix(self) -> str:
+        """The image's own suffix, without the dot."""
+        return self.path.rpartition(".")[2]
+
+
+def ingest(
+    source: str,
+    out: str,
+    config: Config,
+    split: str | None = None,
+    path_column: str = "path",
+    label_columns: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
+
+    `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`; the columns are for tables, where unset
+    `label_columns` means those called label, label2, ... Raises InputError for a source that cannot be used.
+    """
+    began = time.time()
+    plan = parse_split(split)
+    root = Store(out)
+    with _opened(source, plan, path_column, label_columns) as opened:
+        listing = opened.listing
+        keys = _unique_keys(listing)
+        groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
+        classes = sorted({label for entry in listing.entries for label in entry.labels})
+        samples = _digested(opened, keys, classes)
+        digest = _source_digest(samples, classes, groups)
+        names = plan.names(groups)
+        stores = {name: root.child(name) if plan.by else root for name in names}
+        writers = {name: _writer(stores[name], config, digest, plan, name) for name in names}
+        parts: dict[str, tuple[Artifact, bool]] = {}
+        for name, writer in writers.items():
+            chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
+            meta = {"classes": classes, "source": digest, "split": plan.card(name)}
+            parts[name] = _publish(writer, chosen, opened, config, name, meta)
+            if parts[name][1]:
+                _record(writer.store, source, listing, len(chosen), began)
+    return _result(root, plan, parts, listing, classes)
+
+
+@contextmanager
+def _opened(source: str, plan: SplitPlan, path_column: str, label_columns: Sequence[str] | None) -> Iterator[Source]:
+    if "://" in source:
+        raise InputError(f"{source}: SOURCE is read from a local path: copy it here, or mount it")
+    path = Path(source).expanduser()
+    if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
+        yield open_table(path, path_column, label_columns, plan.column)
+        return
+    if plan.column is not None or label_columns is not None:
+        raise InputError(f"{path} is not a CSV or Parquet table: it has no columns to label or to split by")
+    with open_source(path) as opened:
+        yield opened
+
+
+# --------------------------------------------------------------------------------------------------------- planning
+
+
+def sample_key(path: str) -> str:
+    """The key of a file: its path without suffix, percent-encoded where a key cannot hold a character."""
+    key = _ENCODED.sub(_percent, os.path.splitext(path)[0])  # noqa: PTH122 - a Path per file is slow
+    # The stock webdataset reader passes over names that begin with such a folder.
+    return "%5F" + key[1:] if _HIDDEN.match(key) else key
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogateescape"))
+
+
+def _unique_keys(listing: Listing) -> list[str]:
+    """Sort the listing by key and return the keys; two samples with one key are an InputError."""
+    if not listing.entries:
+        raise InputError(f"{listing.where} holds no images{_first_skipped(listing)}")
+    listing.entries.sort(key=lambda entry: (sample_key(entry.path), entry.path))
+    keys = [sample_key(entry.path) for entry in listing.entries]
+    for place in range(1, len(keys)):
+        if keys[place] == keys[place - 1]:
+            first, second = (printable(listing.entries[place - step].path) for step in (1, 0))
+            raise InputError(
+                f"{listing.where}: {first} and {second} would both have the key {keys[place]!r}: rename one"
+            )
+    return keys
+
+
+def _first_skipped(listing: Listing) -> str:
+    if not listing.named:
+        return ""
+    path, reason = listing.named[0]
+    return f" ({listing.skipped} file{'s' * (listing.skipped > 1)} skipped, the first: {path}, {reason})"
+
+
+def _digested(source: Source, keys: Sequence[str], classes: Sequence[str]) -> list[Sample]:
+    """Read every image once for its sha256."""
+    ids = {name: number for number, name in enumerate(classes)}
+    tuples: dict[tuple[str, ...], tuple[int, ...]] = {}
+    samples = []
+    with stage("digest", len(keys), unit="images") as advance:
+        for place, (key, entry) in enumerate(zip(keys, source.listing.entries, strict=True), 1):
+            labels = tuples.setdefault(entry.labels, tuple(ids[name] for name in entry.labels))
+            digest = hashlib.sha256(source.read(entry.path)).digest()
+            samples.append(Sample(key, entry.path, labels, entry.metadata, digest))
+            if place % 256 == 0 or place == len(keys):
+                advance((place - 1) % 256 + 1)
+    return samples
+
+
+def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Sequence[str]) -> str:
+    """What was ingested, whatever held it: a folder and a zip of it have one digest."""
+    digest = hashlib.sha256(canonical_json(list(classes)))
+    for sample, group in zip(samples, groups, strict=True):
+        facts = [sample.key, sample.suffix, sample.sha256.hex(), sample.labels, sample.metadata, group]
+        digest.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _writer(store: Store, config: Config, digest: str, plan: SplitPlan, name: str) -> ArtifactWriter:
+    settings = {**result_settings(config, "shards"), "split": plan.card(name)}
+    return ArtifactWriter(store, "shards", fingerprint("shards", {"source": digest}, settings), (), {})
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def build_shard(path: Path, name: str, samples: Sequence[Sample], read: Callable[[str], bytes]) -> pa.Table:
+    """Write one tar of `samples` at `path`, read it back, and return its rows of the shard index.
+
+    The tar's bytes depend on the samples alone. WorkFailed where the source changed since it was digested.
+    """
+    write_tar(path, (_members(sample, read(sample.path)) for sample in samples))
+    labels = {sample.key: sample.labels for sample in samples}
+    table = scan_tar(path, name, labels, {sample.key: f"{sample.key}.{sample.suffix}" for sample in samples})
+    written = [members[0]["sha256"] for members in table["members"].to_pylist()]
+    for sample, digest in zip(samples, written, strict=True):
+        if digest != sample.sha256:
+            raise WorkFailed(f"{printable(sample.path)} changed while it was ingested: run again")
+    return table
+
+
+def _members(sample: Sample, image: bytes) -> dict[str, Any]:
+    members: dict[str, Any] = {"__key__": sample.key, sample.suffix: image}
+    if len(sample.labels) == 1 and sample.metadata is None:
+        members["cls"] = b"%d" % sample.labels[0]
+    else:
+        facts = {**(sample.metadata or {}), "labels": sample.labels}
+        members["json"] = json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+    return members
+
+
+def _publish(
+    writer: ArtifactWriter, samples: list[Sample], source: Source, config: Config, part: str, meta: Mapping[str, Any]
+) -> tuple[Artifact, bool]:
+    """Write and commit one artifact. The flag is False where it was committed before."""
+    committed = writer.committed()
+    if committed is not None:
+        return committed, False
+    size, name = config.ingest.samples_per_shard, part or config.ingest.name
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.ingest.seed, 0])))
+    order = random.permutation(len(samples))
+    chunks = [[samples[place] for place in order[start : start + size]] for start in range(0, len(samples), size)]
+    if len(chunks) > MAX_SHARDS:
+        raise InputError(f"{len(chunks)} shards are too many: raise ingest.samples_per_shard")
+    tables, parts = [], []
+    with (
+        scratch_folder() as scratch,
+        ThreadPoolExecutor(THREADS, "ingest") as pool,
+        stage("ingest", len(samples), unit="images") as advance,
+    ):
+
+        def make(number: int) -> tuple[pa.Table, Part]:
+            tar = f"{name}-{number:06d}.tar"
+            table = build_shard(scratch / tar, tar, chunks[number], source.read)
+            put = writer.put_part(tar, scratch / tar, table.num_rows)
+            (scratch / tar).unlink()
+            return table, put
+
+        try:
+            for table, put in pool.map(make, range(len(chunks))):
+                tables.append(table)
+                parts.append(put)
+                advance(table.num_rows)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)  # do not write the shards that wait
+            raise
+    index = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    parts.append(writer.put_part(INDEX_NAME, parquet_bytes(index), index.num_rows))
+    listing = source.listing
+    found = len(listing.entries) + listing.skipped
+    totals = {"samples": len(samples), "skipped": listing.skipped, "found": found}
+    return writer.commit(parts, totals, meta), True
+
+
+# ----------------------------------------------------------------------------------------------------------- reporting
+
+
+def _record(store: Store, source: str, listing: Listing, samples: int, began: float) -> None:
+    seconds = time.time() - began
+    record = {
+        "verb": "ingest",
+        "source": source,
+        "began": began,
+        "seconds": round(seconds, 3),
+        "samples": samples,
+        "skipped": listing.skipped,
+        "skipped_files": _named(listing),
+    }
+    write_run_record(store, record)
+
+
+def _named(listing: Listing) -> list[dict[str, str]]:
+    return [{"path": path, "reason": reason} for path, reason in listing.named]
+
+
+def _result(
+    root: Store,
+    plan: SplitPlan,
+    parts: Mapping[str, tuple[Artifact, bool]],
+    listing: Listing,
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    artifacts = {name: artifact for name, (artifact, _) in parts.items()}
+    result: dict[str, Any] = {
+        "verb": "ingest",
+        "status": "done" if any(written for _, written in parts.values()) else "unchanged",
+        "uri": root.uri,
+        "samples": len(listing.entries),
+        "skipped": listing.skipped,
+        "found": len(listing.entries) + listing.skipped,
+        "skipped_files": _named(listing),
+        "classes": list(classes),
+    }
+    if not plan.by:
+        return {**result, "digest": artifacts[""].digest}
+    digests = {name: artifact.digest for name, artifact in artifacts.items()}
+    splits = {
+        name: {"uri": artifact.uri, "digest": artifact.digest, "samples": artifact.manifest.totals["samples"]}
+        for name, artifact in artifacts.items()
+    }
+    return {**result, "digest": sha256_of(canonical_json(digests)), "splits": splits}

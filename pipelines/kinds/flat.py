@@ -1,0 +1,79 @@
+"""Exact scan of a memory-mapped part: a safetensors file with `codes`, uint8 (N, bytes), and `ids`, int64 (N,)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from hhnet import hamming_knn
+from pipelines.config import IndexSettings
+from pipelines.errors import DamagedArtifact
+from pipelines.kinds import Codes, Ids, Neighbours
+
+MAX_HEADER_BYTES = 1 << 16
+
+
+class FlatKind:
+    """The exact kind: nothing to learn, nothing to set."""
+
+    suffix = ".safetensors"
+    exact = True
+
+    def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
+        """None."""
+        return {}
+
+    def sample_size(self, parameters: Mapping[str, int]) -> int:
+        """Nothing is learnt."""
+        return 0
+
+    def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
+        """Never called."""
+        raise NotImplementedError
+
+    def build(self, codes: Codes, ids: Ids, shared: bytes | None) -> bytes:
+        """Codes and ids as they are."""
+        assert len(codes) == len(ids) > 0
+        assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
+        return bytes(save({"codes": np.ascontiguousarray(codes), "ids": np.ascontiguousarray(ids)}))
+
+    def open(
+        self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int]
+    ) -> "FlatSearcher":
+        """Map the file; pages are read as the scan passes over them."""
+        return FlatSearcher(
+            codes=_mapped(path, "codes", np.dtype("<u1"), "U8", (rows, width)),
+            ids=_mapped(path, "ids", np.dtype("<i8"), "I64", (rows,)),
+        )
+
+
+class FlatSearcher:
+    """A mapped part and the compiled scan over it."""
+
+    def __init__(self, codes: Codes, ids: Ids) -> None:
+        self.codes, self.ids, self.count = codes, ids, len(codes)
+
+    def search(self, queries: Codes, k: int) -> Neighbours:
+        """Exactly the k nearest."""
+        distances, rows = hamming_knn(queries, self.codes, k)
+        return distances, self.ids[rows]
+
+
+def _mapped(path: Path, name: str, dtype: np.dtype[Any], code: str, shape: tuple[int, ...]) -> Any:
+    """One tensor of a safetensors file, mapped; the library's own numpy reader would copy it."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if length <= MAX_HEADER_BYTES else b""
+    try:
+        entry = json.loads(header)[name]
+        start, stop = (int(offset) for offset in entry["data_offsets"])
+        found = str(entry["dtype"]), tuple(entry["shape"])
+    except (ValueError, KeyError, TypeError):
+        raise DamagedArtifact(f"{path} is not a safetensors file with a tensor {name}") from None
+    size = int(np.prod(shape)) * dtype.itemsize
+    if found != (code, shape) or stop - start != size or 8 + length + stop > path.stat().st_size:
+        raise DamagedArtifact(f"{path}: {name} is {found[0]} {found[1]}, expected {code} {shape}")
+    return np.memmap(path, dtype, "r", 8 + length + start, shape)

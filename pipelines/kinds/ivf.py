@@ -1,0 +1,118 @@
+"""Inverted lists (Faiss `IndexBinaryIVF`) under one quantizer that all parts share.
+
+Parts trained apart would merge and search without any error and find almost nothing, so the quantizer is trained
+once, every part is built from it, and every part is compared with it when it is opened.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from pipelines.config import IndexSettings
+from pipelines.errors import ConfigError, DamagedArtifact
+from pipelines.kinds import NO_DISTANCE, NO_ID, Codes, Ids, Neighbours
+
+SAMPLES_PER_LIST = 64
+TRAIN_ROUNDS = 10
+
+
+class IvfKind:
+    """Searches the `nprobe` lists whose centres are nearest to the query."""
+
+    suffix = ".faiss"
+    exact = False
+
+    def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
+        """`nlist` defaults to the square root of the number of codes; `nprobe` is cut to it."""
+        nlist = settings.nlist or max(1, isqrt(count))
+        if nlist > count:
+            raise ConfigError(f"index.nlist = {nlist} is more than the {count} codes: choose a smaller one")
+        return {"nlist": nlist, "nprobe": min(settings.nprobe, nlist)}
+
+    def sample_size(self, parameters: Mapping[str, int]) -> int:
+        """Enough codes for a stable centre in each list."""
+        return SAMPLES_PER_LIST * parameters["nlist"]
+
+    def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
+        """The empty trained index. One thread, since sums of floats in another order give other centres."""
+        bits = 8 * sample.shape[1]
+        index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, parameters["nlist"])
+        index.cp.seed = seed % (1 << 31)
+        index.cp.niter = TRAIN_ROUNDS
+        index.cp.min_points_per_centroid = 1
+        index.cp.max_points_per_centroid = SAMPLES_PER_LIST
+        with _one_thread():
+            index.train(np.ascontiguousarray(sample))
+        return _bytes_of(index)
+
+    def build(self, codes: Codes, ids: Ids, shared: bytes | None) -> bytes:
+        """A copy of the empty trained index with the codes added in their order."""
+        index = _parse(shared)
+        with _one_thread():
+            index.add_with_ids(np.ascontiguousarray(codes), np.ascontiguousarray(ids))
+        return _bytes_of(index)
+
+    def open(
+        self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int]
+    ) -> "IvfSearcher":
+        """Parse the part and compare it with what was published, quantizer included."""
+        try:
+            index: Any = faiss.read_index_binary(str(path))
+        except (RuntimeError, MemoryError) as error:
+            raise DamagedArtifact(f"{path} is not readable by Faiss: {str(error).splitlines()[0]}") from None
+        found = type(index), index.d, index.ntotal
+        if found != (faiss.IndexBinaryIVF, 8 * width, rows):
+            raise DamagedArtifact(
+                f"{path} holds {found[0].__name__} of {found[2]} codes of {found[1]} bits, expected IndexBinaryIVF "
+                f"of {rows} codes of {8 * width} bits"
+            )
+        trained = _parse(shared)  # owns its quantizer, so it has to outlive the comparison
+        if _bytes_of(index.quantizer) != _bytes_of(trained.quantizer):
+            raise DamagedArtifact(f"{path} was built with another quantizer than the index's own")
+        return IvfSearcher(index, parameters["nprobe"])
+
+
+class IvfSearcher:
+    """A part in memory."""
+
+    def __init__(self, index: Any, nprobe: int) -> None:
+        self._index, self.count = index, int(index.ntotal)
+        self._parameters = faiss.IVFSearchParameters()
+        self._parameters.nprobe = nprobe
+
+    def search(self, queries: Codes, k: int) -> Neighbours:
+        """The k nearest in the probed lists.
+
+        Faiss keeps whichever of several equal distances it met first, so the last distance may be represented by
+        other ids than an exact scan would return; the order of those returned is (distance, id).
+        """
+        k = min(k, self.count)
+        distances, ids = self._index.search(np.ascontiguousarray(queries), k, params=self._parameters)
+        distances[ids < 0] = NO_DISTANCE
+        ids[ids < 0] = NO_ID
+        order = np.lexsort((ids, distances), axis=1)
+        return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def _parse(shared: bytes | None) -> Any:
+    assert shared is not None, "an ivf part needs the shared quantizer"
+    return faiss.deserialize_index_binary(np.frombuffer(shared, np.uint8))
+
+
+def _bytes_of(index: Any) -> bytes:
+    return bytes(faiss.serialize_index_binary(index).tobytes())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)

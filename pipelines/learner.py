@@ -1,0 +1,220 @@
+"""The optimiser step of HHNet and everything a checkpoint must hold to repeat it bit for bit.
+
+The loss sees the gathered batch of all workers. Each worker back-propagates the part that went through its own
+images; the gradients are averaged by DistributedDataParallel, so they are scaled by the number of workers first.
+The loss's own parameters get their whole gradient on every worker.
+
+Shape suffixes: B images of the global batch, b images of this worker, S side, K bits, C classes.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hhnet.losses import make_loss
+from hhnet.model import HHNet, Preprocess
+from pipelines.config import Config
+from pipelines.encoder import autocast
+from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
+
+KEY_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a step: uint8 squares (b, S, S, 3), multi-hot labels (b, C), keys."""
+
+    squares: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.bool_]
+    keys: Sequence[str]
+
+
+class Learner:
+    """Network, loss, optimiser and averaged weights of one training worker."""
+
+    def __init__(self, config: Config, classes: int, total_steps: int, preprocess: Preprocess) -> None:
+        self.config, self.total_steps, self.preprocess = config, total_steps, preprocess
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        )
+        torch.manual_seed(config.train.seed)
+        self.loss = make_training_loss(config, classes).to(self.device)
+        self.model = make_network(config, self.loss.default_head).to(self.device).to(memory_format=torch.channels_last)
+        self.average = make_network(config, self.loss.default_head).to(self.device).eval().requires_grad_(False)
+        self.average.load_state_dict(self.model.state_dict())
+        self.optimizer = self._make_optimizer()
+        self.step_count = 0
+        self._network = self._distribute()
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        train = self.config.train
+        groups = self.model.param_groups(train.lr, train.weight_decay, train.backbone_lr_scale)
+        own = list(self.loss.parameters())
+        if own:
+            groups.append({"name": "loss", "params": own, "lr": train.lr * self.loss.lr_scale, "weight_decay": 0.0})
+        for group in groups:
+            group["peak"] = group["lr"]
+        return torch.optim.AdamW(groups)
+
+    def _distribute(self) -> nn.Module:
+        if self.world == 1:
+            return self.model
+        network = DistributedDataParallel(self.model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        # DDP sorts its buckets anew after the first backward pass, which changes the order of its sums. Doing that
+        # pass before any real step makes a resumed run add in the same order as an unbroken one.
+        state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        side = self.config.data.image_size
+        for _ in range(2):
+            network(torch.zeros(2, 3, side, side, device=self.device)).sum().backward()
+        self.model.load_state_dict(state)
+        self.model.zero_grad(set_to_none=True)
+        return network
+
+    def step(self, batch: Batch) -> float:
+        """One optimiser step; returns the loss of the global batch. WorkFailed when that is not finite."""
+        # Dropout is the only user of this generator: seeding it by step makes the state of the RNG a function
+        # of the position, with nothing to save.
+        torch.manual_seed(hash((self.config.train.seed, self.step_count, self.rank)) & 0x7FFFFFFF)
+        self._set_rates()
+        self._network.train()
+        self.loss.train()
+        pixels = torch.from_numpy(batch.squares).to(self.device, non_blocking=True)
+        with autocast(self.device, self.config.model.precision):
+            z_bK = self._network(self.preprocess.normalise(pixels))
+        z_BK, labels_BC, keys = self._gather(z_bK.float(), batch)
+        loss = self.loss(z_BK, labels_BC, keys)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise WorkFailed(f"the loss became {value} at step {self.step_count}: lower train.lr")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.world > 1:
+            for parameter in self.loss.parameters():
+                dist.broadcast(parameter.grad, 0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
+        self.optimizer.step()
+        self.step_count += 1
+        self._update_average()
+        return value
+
+    def _set_rates(self) -> None:
+        factor = schedule(self.step_count, self.total_steps, self.config.train.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+    def _gather(self, z_bK: Tensor, batch: Batch) -> tuple[Tensor, Tensor, list[str]]:
+        """The batch of all workers, in rank order; only this worker's rows carry gradient."""
+        labels_bC = torch.from_numpy(batch.labels).to(self.device, torch.float32)
+        digests = [hashlib.blake2b(key.encode(), digest_size=KEY_BYTES).digest() for key in batch.keys]
+        if self.world == 1:
+            return z_bK, labels_bC, [digest.hex() for digest in digests]
+        if z_bK.requires_grad:
+            z_bK.register_hook(lambda gradient: gradient * self.world)  # type: ignore[no-untyped-call]
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(z_bK)], device=self.device))
+        counts = [int(size) for size in sizes]
+        key_b = torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, KEY_BYTES).copy())
+        z_parts = gather_rows(z_bK.detach(), counts)
+        z_parts[self.rank] = z_bK
+        labels = torch.cat(gather_rows(labels_bC, counts))
+        keys = torch.cat(gather_rows(key_b.to(self.device), counts)).cpu().numpy()
+        return torch.cat(z_parts), labels, [row.tobytes().hex() for row in keys]
+
+    def _update_average(self) -> None:
+        """EMA with decay min(d, (1+t)/(10+t)), buffers included. Worker 0's is the one that counts."""
+        if self.rank != 0:
+            return
+        ramp = (1 + self.step_count) / (10 + self.step_count)
+        decay = min(self.config.train.ema_decay, ramp)
+        with torch.no_grad():
+            for mine, theirs in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+                if mine.is_floating_point():
+                    mine.lerp_(theirs, 1 - decay)
+                else:
+                    mine.copy_(theirs)
+
+    def share_average(self) -> None:
+        """Give every worker the averaged weights of worker 0."""
+        if self.world > 1:
+            for tensor in self.average.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of this moment, by name, on the CPU."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        tensors |= {f"loss.{name}": tensor for name, tensor in self.loss.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+
+    def load_state(self, tensors: dict[str, Tensor], step_count: int) -> None:
+        """Go back to the moment at which `state` was taken. DamagedArtifact where it does not fit."""
+        try:
+            self.model.load_state_dict(_below("model.", tensors))
+            self.average.load_state_dict(_below("average.", tensors))
+            self.loss.load_state_dict(_below("loss.", tensors))
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _below("optimizer.", tensors).items():
+                index, key = name.split(".", 1)
+                moments.setdefault(int(index), {})[key] = tensor
+            state = self.optimizer.state_dict()
+            self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise DamagedArtifact(f"the checkpoint does not fit this network: {error}") from error
+        self.step_count = step_count
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def make_training_loss(config: Config, classes: int) -> Any:
+    """The configured loss; ConfigError for an unknown name or option."""
+    try:
+        return make_loss(config.train.loss, config.model.bits, classes, **config.train.loss_options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"train.loss: {error}") from None
+
+
+def make_network(config: Config, default_head: str) -> HHNet:
+    """The configured network; ConfigError for a name, head or weights that do not exist."""
+    model = config.model
+    try:
+        return HHNet(
+            model.backbone,
+            model.bits,
+            head=default_head if model.head == "auto" else model.head,
+            stem_stride=model.stem_stride,
+            weights=model.weights,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"model: {error}") from None
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Factor of the peak learning rate: linear from 0 over the `warmup` share of the steps, then half a cosine."""
+    rise = max(1, math.floor(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Each worker's rows (counts[r], ...) on every worker, in rank order."""
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return [part[:count] for part, count in zip(gathered, counts, strict=True)]

@@ -1,0 +1,154 @@
+"""Proofs of a codes artifact: schema, order, labels, conservation, and the samples of the shards it was made from."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ValidationError
+
+from pipelines.errors import DamagedArtifact
+from pipelines.proofs.findings import Findings, require_distinct
+from pipelines.schema import REJECTS, Reason, codes_schema, read_parquet, require_schema
+from pipelines.shards import Shard, open_shards
+from pipelines.storage import Artifact, Part
+
+_PLACES = pa.schema([("key", pa.string()), ("row", pa.int32()), ("labels", pa.list_(pa.int32()))])
+
+
+@dataclass(frozen=True)
+class _Receipt:
+    shard: str
+    shard_sha256: str
+    samples: int
+    part: Part
+    rejects: Part | None
+
+
+def prove_codes(findings: Findings) -> None:
+    """Schema, order, labels and conservation: each sample of each shard is a code or a reject, once."""
+    artifact = findings.artifact
+    manifest = artifact.manifest
+    meta = manifest.meta
+    source = findings.input("shards")
+    findings.input("model")
+    shards: dict[str, Shard] = {}
+    if source is not None:
+        with findings.guard():
+            shards = {shard.name: shard for shard in open_shards(source).shards}
+    carried = {name: pa.type_for_alias(kind) for name, kind in meta["carried"].items()}
+    schema = codes_schema(int(meta["bits"]), manifest.fingerprint, meta["classes"], carried)
+    receipts = list(_receipts(findings))
+    keys: list[pa.Array] = []
+    for receipt in receipts:
+        with findings.guard():
+            places = _prove_codes_part(artifact, receipt, schema, len(meta["classes"]))
+            keys += places["key"].chunks
+            if receipt.shard in shards:
+                _require_same_samples(artifact, receipt, shards[receipt.shard], places)
+    require_distinct(findings, pa.chunked_array(keys, pa.string()))
+    claimed = {part.path for receipt in receipts for part in (receipt.part, receipt.rejects) if part}
+    for part in manifest.parts:
+        findings.require(part.path in claimed, f"{artifact.uri}/{part.path} belongs to no receipt")
+    if shards and set(shards) != {receipt.shard for receipt in receipts}:
+        findings.problem(f"{artifact.uri}: the receipts are not of the {len(shards)} shards of its input")
+    rejected = sum(receipt.rejects.rows for receipt in receipts if receipt.rejects)
+    counts = {
+        "samples": sum(receipt.samples for receipt in receipts),
+        "codes": sum(receipt.part.rows for receipt in receipts),
+        "rejects": rejected,
+    }
+    findings.require(
+        counts == manifest.totals, f"{artifact.uri}: the totals are {manifest.totals}, the receipts add up to {counts}"
+    )
+    findings.checks.append(
+        f"conservation: {counts['samples']} samples = {counts['codes']} codes + {rejected} rejects, shard by shard"
+        + (", with the keys and labels of the shard index" if shards else "")
+    )
+
+
+def _receipts(findings: Findings) -> Iterator[_Receipt]:
+    artifact = findings.artifact
+    for ref in artifact.manifest.receipts:
+        where = f"{artifact.uri}/{ref.path}"
+        with findings.guard():
+            try:
+                fields = json.loads(artifact.read(ref))
+                receipt = _Receipt(
+                    str(fields["shard"]),
+                    str(fields["shard_sha256"]),
+                    int(fields["samples"]),
+                    Part.model_validate(fields["part"]),
+                    Part.model_validate(fields["rejects"]) if fields["rejects"] else None,
+                )
+            except (ValueError, KeyError, TypeError, ValidationError):
+                raise DamagedArtifact(f"{where} is not a receipt of codes") from None
+            if receipt.shard.removesuffix(".tar") != ref.shard:
+                raise DamagedArtifact(f"{where} is the receipt of {receipt.shard}")
+            for part in (receipt.part, receipt.rejects):
+                if part is not None and part not in artifact.manifest.parts:
+                    raise DamagedArtifact(f"{where} names {part.path}, which the manifest does not list")
+            yield receipt
+
+
+def _prove_codes_part(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, classes: int) -> pa.Table:
+    """Check one shard's codes and rejects. Returns key, row and labels (null for a reject) of all its samples."""
+    where = f"{artifact.uri}/{receipt.part.path}"
+    codes = read_parquet(artifact.read(receipt.part), where)
+    require_schema(codes, schema, where)
+    facts = {name: value for name, value in (codes.schema.metadata or {}).items() if name.startswith(b"hhnet.")}
+    if codes.schema.names != schema.names or facts != schema.metadata:
+        raise DamagedArtifact(f"{where}: columns or schema metadata are not those of the manifest")
+    _require_rows(codes, receipt, receipt.part, where)
+    labels = codes["labels"].combine_chunks().flatten() if codes.num_rows else pa.array([], pa.int32())
+    if len(labels) and not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < classes:
+        raise DamagedArtifact(f"{where} has labels outside the {classes} classes of the manifest")
+    _require_padding(codes, int(schema.metadata[b"hhnet.bits"]), where)
+    columns = [codes.select(["key", "row", "labels"])]
+    if receipt.rejects is not None:
+        where = f"{artifact.uri}/{receipt.rejects.path}"
+        rejects = read_parquet(artifact.read(receipt.rejects), where)
+        require_schema(rejects, REJECTS, where)
+        _require_rows(rejects, receipt, receipt.rejects, where)
+        unknown = set(rejects["reason"].to_pylist()) - {str(reason) for reason in Reason}
+        if unknown:
+            raise DamagedArtifact(f"{where} has the reason {min(unknown)!r}, which is not one of the list")
+        nothing = pa.nulls(rejects.num_rows, pa.list_(pa.int32()))
+        columns.append(rejects.select(["key", "row"]).append_column("labels", nothing))
+    places = pa.concat_tables([table.cast(_PLACES) for table in columns]).sort_by("row")
+    if places["row"].to_pylist() != list(range(receipt.samples)):
+        raise DamagedArtifact(
+            f"{artifact.uri}: {receipt.shard} has {receipt.samples} samples, but its codes and rejects together "
+            f"have {places.num_rows} rows that are not 0 to {receipt.samples - 1} once each"
+        )
+    return places
+
+
+def _require_rows(table: pa.Table, receipt: _Receipt, part: Part, where: str) -> None:
+    rows = table["row"].to_numpy()
+    if table.num_rows != part.rows:
+        raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
+    if (np.diff(rows) <= 0).any():
+        raise DamagedArtifact(f"{where} is not sorted by row")
+    if any(table[name].null_count for name in table.schema.names if not table.schema.field(name).nullable):
+        raise DamagedArtifact(f"{where} has empty cells in a column that has none")
+    if set(table["shard"].unique().to_pylist()) - {receipt.shard}:
+        raise DamagedArtifact(f"{where} has rows of another shard than {receipt.shard}")
+
+
+def _require_padding(codes: pa.Table, bits: int, where: str) -> None:
+    if bits % 8 and any(code[-1] >> (bits % 8) for code in codes["code"].to_pylist()):
+        raise DamagedArtifact(f"{where} has bits set beyond the {bits} that count")
+
+
+def _require_same_samples(artifact: Artifact, receipt: _Receipt, shard: Shard, places: pa.Table) -> None:
+    where = f"{artifact.uri}: the codes of {receipt.shard}"
+    if receipt.shard_sha256 != shard.part.sha256 or receipt.samples != shard.rows:
+        raise DamagedArtifact(f"{where} are of another tar than the one in its input")
+    if places["key"].to_pylist() != shard.table["key"].to_pylist():
+        raise DamagedArtifact(f"{where} have other keys than the shard index")
+    pairs = zip(places["labels"].to_pylist(), shard.table["labels"].to_pylist(), strict=True)
+    if any(labels is not None and labels != expected for labels, expected in pairs):
+        raise DamagedArtifact(f"{where} have other labels than the shard index")

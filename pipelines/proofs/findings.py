@@ -1,0 +1,76 @@
+"""What one verification has proven and found wrong so far."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
+from pipelines.storage import Artifact, open_input
+
+MAX_PROBLEMS = 20
+
+
+@dataclass
+class Findings:
+    """What was proven, and what was found wrong: counted in full, the first `MAX_PROBLEMS` kept."""
+
+    artifact: Artifact
+    given: Mapping[str, str]
+    checks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    found: int = 0
+
+    def problem(self, text: str) -> None:
+        """Note something wrong; the same text twice is one problem."""
+        if text not in self.problems:
+            self.found += 1
+            if len(self.problems) < MAX_PROBLEMS:
+                self.problems.append(text)
+
+    def require(self, holds: bool, text: str) -> None:
+        """Note a problem unless it holds."""
+        if not holds:
+            self.problem(text)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turn the first damage inside into a problem, and go on after it."""
+        try:
+            yield
+        except (DamagedArtifact, FingerprintMismatch) as error:
+            self.problem(str(error))
+
+    def input(self, role: str) -> Artifact | None:
+        """The input of this role with the right digest; None, and a note, where it is out of reach."""
+        try:
+            found = open_input(self.artifact, role, self.given.get(role))
+        except (DamagedArtifact, FingerprintMismatch) as error:
+            self.problem(str(error))
+        except (InputError, StoreUnavailable) as error:
+            if role in self.given:
+                raise
+            self.checks.append(f"input {role}: not checked ({error})")
+        else:
+            self.checks.append(f"input {role}: {found.uri} has the digest that was used")
+            return found
+        return None
+
+
+def count(number: int, unit: str) -> str:
+    """`1 tar`, `2 tars`."""
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
+def require_distinct(findings: Findings, keys: pa.ChunkedArray) -> None:
+    """A key names one sample of an artifact; a problem otherwise."""
+    if len(keys) == pc.count_distinct(keys).as_py():
+        return
+    counts = pc.value_counts(keys)
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    findings.problem(
+        f"{findings.artifact.uri}: {count(len(twice), 'key')} stand for several samples, such as "
+        f"{twice[0]['values'].as_py()!r}"
+    )

@@ -1,0 +1,106 @@
+"""Proofs of a shards artifact: the index as a whole, and each tar in one pass against its digest and its rows."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+import pyarrow as pa
+
+from pipelines.proofs.findings import Findings, count, require_distinct
+from pipelines.shards import MAX_MEMBER_BYTES, Member, Record, Shard, open_shards
+from pipelines.storage import Artifact, ObjectStream
+from pipelines.tars import TarDamaged, read_tar
+
+
+def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
+    """Stream one tar against its digest and its index rows: members, their order and bytes, and the labels inside."""
+    where = f"{artifact.uri}/{shard.part.path}"
+    pairs = [(member, record) for record in shard.records() for member in record.members]
+    pairs.sort(key=lambda pair: pair[0].offset)
+    try:
+        with artifact.store.open(shard.part.path) as stream:
+            source = _Hashed(stream)
+            problems = [f"{where}{problem}" for problem in _compare(source, pairs)]
+            source.drain()
+    except FileNotFoundError:
+        return [f"{where} is missing"]
+    except TarDamaged as error:
+        return [f"{where}: {error}"]
+    if (source.size, source.digest.hexdigest()) != (shard.part.bytes, shard.part.sha256):
+        problems.append(f"{where} does not match the digest in its manifest")
+    highest = max((label for _, record in pairs for label in record.labels), default=-1)
+    if highest >= classes:
+        problems.append(f"{where}: the index has class id {highest}, outside the {classes} classes of the manifest")
+    return problems
+
+
+def _compare(source: "_Hashed", pairs: list[tuple[Member, Record]]) -> Iterator[str]:
+    """What differs between a tar and its index; where members differ, the first of them ends the comparison."""
+    place = -1
+    for place, (entry, content) in enumerate(read_tar(source, lambda entry: entry.size <= MAX_MEMBER_BYTES)):
+        if place >= len(pairs):
+            yield f" holds {entry.name}, which the index does not list"
+            return
+        member, record = pairs[place]
+        digest = hashlib.sha256(content or b"").digest()
+        if content is None or Member(entry.name, entry.offset, entry.size, digest) != member:
+            yield f": {entry.name} at byte {entry.offset} is not the {member.name} of the index"
+            return
+        labels = _labels_in(member.name, content)
+        if labels is not None and labels != list(record.labels):
+            yield f": {member.name} says labels {labels}, the index {list(record.labels)}"
+    if place + 1 < len(pairs):
+        yield f" ends before {pairs[place + 1][0].name}, which the index lists"
+
+
+class _Hashed:
+    """A stream whose bytes are hashed as they are read."""
+
+    def __init__(self, stream: ObjectStream) -> None:
+        self.stream, self.digest, self.size = stream, hashlib.sha256(), 0
+
+    def read(self, size: int, /) -> bytes:
+        data = self.stream.read(size)
+        self.digest.update(data)
+        self.size += len(data)
+        return data
+
+    def drain(self) -> None:
+        while self.read(1 << 20):
+            pass
+
+
+def _labels_in(name: str, content: bytes) -> list[int] | None:
+    """The labels that a member states; None for an image."""
+    try:
+        if name.endswith(".cls"):
+            return [int(content)]
+        if name.endswith(".json"):
+            return [int(label) for label in json.loads(content)["labels"]]
+    except (ValueError, KeyError, TypeError):
+        return [-1]
+    return None
+
+
+def prove_shards(findings: Findings) -> list[Shard]:
+    """Check the index and the totals; returns the shards, whose tars `prove_tar` has yet to stream."""
+    artifact = findings.artifact
+    with findings.guard():
+        opened = open_shards(artifact)
+        totals = artifact.manifest.totals
+        keys = pa.chunked_array([chunk for shard in opened.shards for chunk in shard.table["key"].chunks], pa.string())
+        require_distinct(findings, keys)
+        findings.require(
+            totals.get("samples") == opened.samples,
+            f"{artifact.uri}: the totals say {totals.get('samples')} samples, the index has {opened.samples}",
+        )
+        if artifact.manifest.meta.get("split") is None and "found" in totals:
+            findings.require(
+                totals["found"] == totals["samples"] + totals["skipped"],
+                f"{artifact.uri}: {totals['found']} files found are not samples plus skipped",
+            )
+        findings.checks.append(
+            f"{count(opened.samples, 'sample')} in {count(len(opened.shards), 'tar')}, keys distinct, each member "
+            "where the index says, with its sha256 and labels"
+        )
+        return list(opened.shards)
+    return []

@@ -1,0 +1,109 @@
+"""The Parquet tables of the contract: shard index, codes and rejects, in plain Arrow types that any reader knows."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import DamagedArtifact
+
+BIT_ORDER = "little"
+
+
+class Reason(StrEnum):
+    """Why a sample became a reject. A closed list: readers may switch on it."""
+
+    DAMAGED = "damaged"
+    """The tar is short, or the sample's bytes do not match the shard index."""
+    NOT_AN_IMAGE = "not_an_image"
+    """The bytes are in none of the formats that are decoded."""
+    TRUNCATED = "truncated"
+    """The image ends before its last row."""
+    TOO_LARGE = "too_large"
+    """More bytes, pixels or frames, or a longer side ratio, than the decoder accepts."""
+    UNDECODABLE = "undecodable"
+    """The decoder refused the bytes for another reason."""
+    WORKER_DIED = "worker_died"
+    """Every worker that held the sample's shard died."""
+
+
+MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.binary(32))])
+
+SHARD_INDEX = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),
+        pa.field("members", pa.list_(MEMBER), nullable=False),
+    ]
+)
+"""One row per sample, in tar order. `members[0]` is the image; offsets count bytes from the start of the tar."""
+
+REJECTS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+
+def codes_schema(
+    bits: int, fingerprint: str, classes: Sequence[str], carried: Mapping[str, pa.DataType] | None = None
+) -> pa.Schema:
+    """Schema of a codes part for `bits` bits, with the facts a lone file needs in its metadata."""
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+            pa.field("row", pa.int32(), nullable=False),
+            pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
+            pa.field("labels", pa.list_(pa.int32()), nullable=False),
+            *(pa.field(name, kind) for name, kind in (carried or {}).items()),
+        ],
+        metadata={
+            "hhnet.fingerprint": fingerprint,
+            "hhnet.bits": str(bits),
+            "hhnet.bit_order": BIT_ORDER,
+            "hhnet.classes": json.dumps(list(classes), ensure_ascii=False),
+        },
+    )
+
+
+def table_of(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
+    """A table of exactly `schema` from plain columns; a mismatch is a programmer's error."""
+    arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The table as Parquet: one fixed set of options, so equal tables give equal bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", version="2.6", data_page_version="1.0", row_group_size=1 << 17)
+    return sink.getvalue()
+
+
+def read_parquet(data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Parse Parquet bytes whose digest was checked; DamagedArtifact where they are not a valid table."""
+    try:
+        table = pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedArtifact(f"{where} is not readable as Parquet: {error}") from None
+    return table
+
+
+def require_schema(table: pa.Table, schema: pa.Schema, where: str) -> None:
+    """DamagedArtifact unless `table` has the fields of `schema` first, in order and type."""
+    for position, field in enumerate(schema):
+        found = table.schema.field(position) if position < len(table.schema) else None
+        if found is None or found.name != field.name or found.type != field.type:
+            raise DamagedArtifact(f"{where}: column {position} is {found}, expected {field.name}: {field.type}")

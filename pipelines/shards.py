@@ -1,0 +1,326 @@
+"""WebDataset shards: written reproducibly, read against their index, dealt to workers by an epoch plan.
+
+A shards artifact holds tars and one Parquet, the shard index, that knows where each sample's members lie and what
+their sha256 is. Reading goes by that index: a short, cut or altered tar shows up sample by sample as `damaged`
+instead of ending the stream early.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.errors import DamagedArtifact, InputError
+from pipelines.schema import SHARD_INDEX, read_parquet, require_schema, table_of
+from pipelines.storage import Artifact, ObjectStream, Part, Store, open_artifact
+from pipelines.tars import TarDamaged, read_tar
+
+INDEX_NAME = "index.parquet"
+MAX_MEMBER_BYTES = 256 << 20
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample inside its tar: name, byte offset of its content, size and sha256."""
+
+    name: str
+    offset: int
+    size: int
+    sha256: bytes
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the shard index knows of a sample; `members[0]` is the image."""
+
+    key: str
+    shard: str
+    row: int
+    labels: tuple[int, ...]
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample read from its tar: image bytes, and the JSON member's bytes where asked for.
+
+    `damage` says why the bytes are not what the index promises; `image` is empty then.
+    """
+
+    record: Record
+    image: bytes
+    metadata: bytes | None = None
+    damage: str | None = None
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def write_tar(path: Path, samples: Iterable[Mapping[str, Any]]) -> None:
+    """Write samples (`__key__` and suffix -> bytes) as a WebDataset tar whose bytes depend on them alone."""
+    import webdataset  # imports torch, which readers of shards can do without
+
+    with path.open("wb") as stream:
+        writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="hhnet", group="hhnet", mode=0o644)
+        try:
+            for sample in samples:
+                writer.write(dict(sample))
+        finally:
+            writer.close()
+
+
+def scan_tar(path: Path, shard: str, labels: Mapping[str, Sequence[int]], image_of: Mapping[str, str]) -> pa.Table:
+    """Re-read a tar that was just written and make its rows of the shard index.
+
+    `labels` and `image_of` (the image's member name) are by key. Members of a sample stand together.
+    """
+    groups: dict[str, list[Member]] = {}
+    last = None
+    try:
+        with path.open("rb") as stream:
+            for entry, content in read_tar(stream):
+                if content is None:
+                    raise DamagedArtifact(f"{path.name} holds {entry.name}, which is not a plain file")
+                key = entry.name[: _key_end(entry.name)]
+                if key != last and key in groups:
+                    raise DamagedArtifact(f"{path.name} holds the members of {key} apart from each other")
+                digest = hashlib.sha256(content).digest()
+                groups.setdefault(key, []).append(Member(entry.name, entry.offset, entry.size, digest))
+                last = key
+    except TarDamaged as error:
+        raise DamagedArtifact(f"{path.name}: {error}") from None
+    records = [
+        Record(key, shard, row, tuple(labels[key]), _image_first(members, image_of[key]))
+        for row, (key, members) in enumerate(groups.items())
+    ]
+    return index_table(records)
+
+
+def _key_end(name: str) -> int:
+    return name.index(".", name.rfind("/") + 1)
+
+
+def _image_first(members: list[Member], image: str) -> tuple[Member, ...]:
+    return tuple(sorted(members, key=lambda member: (member.name != image, member.name)))
+
+
+def index_table(records: Sequence[Record]) -> pa.Table:
+    """Records as rows of the shard index."""
+    return table_of(
+        SHARD_INDEX,
+        {
+            "key": [record.key for record in records],
+            "shard": [record.shard for record in records],
+            "row": [record.row for record in records],
+            "labels": [list(record.labels) for record in records],
+            "members": [[vars(member) for member in record.members] for record in records],
+        },
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a shards artifact and its rows of the index, in tar order."""
+
+    name: str
+    part: Part
+    table: pa.Table
+
+    @property
+    def stem(self) -> str:
+        """The name without `.tar`, which names the shard's codes, rejects and receipt."""
+        return self.name.removesuffix(".tar")
+
+    @property
+    def rows(self) -> int:
+        """Samples in the tar."""
+        return int(self.table.num_rows)
+
+    def records(self) -> list[Record]:
+        """The index rows as records."""
+        return [
+            Record(
+                row["key"],
+                row["shard"],
+                row["row"],
+                tuple(row["labels"]),
+                tuple(Member(**m) for m in row["members"]),
+            )
+            for row in self.table.to_pylist()
+        ]
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened shards artifact, its index checked and parsed."""
+
+    artifact: Artifact
+    classes: tuple[str, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def samples(self) -> int:
+        """Samples in all tars."""
+        return sum(shard.rows for shard in self.shards)
+
+    def shard(self, name: str) -> Shard:
+        """The shard of this name."""
+        for shard in self.shards:
+            if shard.name == name:
+                return shard
+        raise InputError(f"{self.artifact.uri} has no shard {name}")
+
+    def read(self, shard: Shard, rows: Sequence[int] | None = None, metadata: bool = False) -> Iterator[Sample]:
+        """Stream a tar's samples in order, each checked against its digest; `rows` picks some of them."""
+        records = shard.records()
+        if rows is not None:
+            records = [records[row] for row in rows]
+        return read_samples(self.artifact.store, shard.part, records, metadata)
+
+    def label_lists(self) -> list[list[int]]:
+        """Labels of all samples, shard by shard."""
+        return [labels for shard in self.shards for labels in shard.table["labels"].to_pylist()]
+
+
+def open_shards(source: str | Artifact) -> ShardSet:
+    """Open a shards artifact by URI, or take one that is open. The index's digest is checked before it is parsed."""
+    artifact = open_artifact(source, "shards") if isinstance(source, str) else source
+    where = f"{artifact.uri}/{INDEX_NAME}"
+    table = read_parquet(artifact.read(artifact.manifest.part(INDEX_NAME)), where)
+    require_schema(table, SHARD_INDEX, where)
+    names = table["shard"].combine_chunks()
+    names = (names.dictionary_decode() if isinstance(names, pa.DictionaryArray) else names).to_numpy(False)
+    shards = []
+    start = 0
+    for part in sorted((p for p in artifact.manifest.parts if p.name != INDEX_NAME), key=lambda p: p.name):
+        stop = start + part.rows
+        rows = table.slice(start, part.rows)
+        if stop > len(names) or not (names[start:stop] == part.name).all():
+            raise DamagedArtifact(f"{where} does not hold the {part.rows} rows of {part.name} in order")
+        if rows["row"].to_pylist() != list(range(part.rows)):
+            raise DamagedArtifact(f"{where} does not number the rows of {part.name} from 0")
+        shards.append(Shard(part.name, part, rows))
+        start = stop
+    if start != table.num_rows:
+        raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest {start}")
+    return ShardSet(artifact, tuple(artifact.manifest.meta["classes"]), tuple(shards))
+
+
+def read_samples(store: Store, part: Part, records: Sequence[Record], metadata: bool = False) -> Iterator[Sample]:
+    """Stream `records` of one tar in the order given; what is missing or altered comes as damaged samples."""
+    try:
+        stream = store.open(part.path)
+    except FileNotFoundError:
+        yield from (Sample(record, b"", damage=f"{part.path} is missing") for record in records)
+        return
+    with stream:
+        for record in records:
+            image, damage = _read_member(stream, record.members[0])
+            extra = None
+            json_member = next((m for m in record.members if m.name.endswith(".json")), None) if metadata else None
+            if json_member is not None and damage is None:
+                extra, damage = _read_member(stream, json_member)
+            yield Sample(record, b"" if damage else image, extra, damage)
+
+
+def _read_member(stream: ObjectStream, member: Member) -> tuple[bytes, str | None]:
+    if member.size > MAX_MEMBER_BYTES:
+        return b"", f"{member.name} has {member.size} bytes, the limit is {MAX_MEMBER_BYTES}"
+    stream.seek(member.offset)
+    data = stream.read(member.size)
+    if len(data) != member.size:
+        return b"", f"the tar ends inside {member.name}"
+    if hashlib.sha256(data).digest() != member.sha256:
+        return b"", f"{member.name} does not match its sha256"
+    return data, None
+
+
+# ---------------------------------------------------------------------------------------------------- epoch plan
+
+
+def epoch_spans(
+    rows: Sequence[npt.NDArray[np.int64]], seed: int, epoch: int, world: int, rank: int
+) -> list[tuple[int, npt.NDArray[np.int64]]]:
+    """The (shard, rows) pairs that `rank` of `world` reads in `epoch`; a pure function of its arguments.
+
+    `rows[s]` lists the rows of shard s that take part. Shards are permuted and laid end to end, and each rank takes
+    an equal stretch of that line (to within one sample), so that two ranks share a shard only at a border and
+    every sample belongs to exactly one rank.
+    """
+    order = _generator(seed, epoch).permutation(len(rows))
+    total = sum(len(part) for part in rows)
+    first, last = rank * total // world, (rank + 1) * total // world
+    spans = []
+    start = 0
+    for shard in order:
+        stop = start + len(rows[shard])
+        taken = rows[shard][max(first - start, 0) : max(last - start, 0)]
+        if len(taken):
+            spans.append((int(shard), taken))
+        start = stop
+    return spans
+
+
+def batch_sizes(total: int, batch_size: int, world: int, rank: int) -> list[int]:
+    """How many samples `rank` puts into each step of an epoch of `total` samples.
+
+    All ranks take ceil(total / batch_size) steps; a rank's samples are spread over them as evenly as can be, so
+    the ragged end is a fraction of a sample per step instead of one small last batch.
+    """
+    steps = -(-total // batch_size)
+    mine = (rank + 1) * total // world - rank * total // world
+    return [(step + 1) * mine // steps - step * mine // steps for step in range(steps)]
+
+
+def mixed(
+    sources: Iterable[Callable[[], Iterator[_T]]], interleave: int, buffer: int, key: tuple[int, ...]
+) -> Iterator[_T]:
+    """Draw from up to `interleave` sources at once through a shuffle buffer; the order depends on `key` alone."""
+    random = _generator(*key)
+    held: list[_T] = []
+    for item in _interleaved(iter(sources), interleave, random):
+        held.append(item)
+        if len(held) >= buffer:
+            yield _pop(held, random)
+    while held:
+        yield _pop(held, random)
+
+
+def _interleaved(
+    sources: Iterator[Callable[[], Iterator[_T]]], width: int, random: np.random.Generator
+) -> Iterator[_T]:
+    active: list[Iterator[_T]] = []
+    exhausted = False
+    while True:
+        while len(active) < width and not exhausted:
+            source = next(sources, None)
+            exhausted = source is None
+            if source is not None:
+                active.append(source())
+        if not active:
+            return
+        chosen = int(random.integers(len(active)))
+        try:
+            yield next(active[chosen])
+        except StopIteration:
+            active.pop(chosen)
+
+
+def _pop(held: list[_T], random: np.random.Generator) -> _T:
+    place = int(random.integers(len(held)))
+    held[place], held[-1] = held[-1], held[place]
+    return held.pop()
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -1,0 +1,127 @@
+"""Which sample goes to which part of a split: by seeded shares inside each class, by top folder, or by a column."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from pipelines.errors import InputError
+from pipelines.sources import Entry
+
+USAGE = "write train=.8,query=.1,database=.1, or folder, or column:NAME"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How a source is split. `by` is empty (one artifact), `shares`, `folder` or `column`."""
+
+    by: str = ""
+    shares: tuple[tuple[str, Fraction], ...] = ()
+    column: str | None = None
+
+    def assign(self, entries: Sequence[Entry], keys: Sequence[str], seed: int, where: str) -> list[str]:
+        """The part of each entry; "" where nothing is split. `entries` are in order of their keys."""
+        if self.by == "shares":
+            return split_by_shares([entry.labels for entry in entries], self.shares, seed)
+        if self.by == "folder":
+            groups = [_top_folder(entry.path, where) for entry in entries]
+        elif self.by == "column":
+            groups = [entry.group or "" for entry in entries]
+        else:
+            return [""] * len(entries)
+        for name in set(groups):
+            if not _NAME.fullmatch(name):
+                raise InputError(f"{where}: {name!r} cannot name a part of a split: use letters, digits, _ and -")
+        return groups
+
+    def names(self, groups: Sequence[str]) -> list[str]:
+        """The parts, in the order they are written."""
+        return [name for name, _ in self.shares] if self.by == "shares" else sorted(set(groups))
+
+    def card(self, name: str) -> dict[str, str] | None:
+        """What a part's manifest says about the split it comes from."""
+        if not self.by:
+            return None
+        spec = ",".join(f"{part}={share}" for part, share in self.shares) or self.column or ""
+        return {"by": self.by, "spec": spec, "part": name}
+
+
+def parse_split(text: str | None) -> SplitPlan:
+    """Read the value of --split."""
+    if text is None:
+        return SplitPlan()
+    if text == "folder":
+        return SplitPlan("folder")
+    if text.startswith("column:") and text != "column:":
+        return SplitPlan("column", column=text.removeprefix("column:"))
+    return SplitPlan("shares", _parse_shares(text))
+
+
+def _parse_shares(text: str) -> tuple[tuple[str, Fraction], ...]:
+    shares: dict[str, Fraction] = {}
+    for item in text.split(","):
+        name, equals, number = (piece.strip() for piece in item.partition("="))
+        if not equals or not _NAME.fullmatch(name) or not re.fullmatch(r"\d*\.?\d+", number):
+            raise InputError(f"--split {text!r}: {USAGE}")
+        if name in shares or not Fraction(number):
+            raise InputError(f"--split {text!r}: {name} is named twice or has no share")
+        shares[name] = Fraction(number)
+    total = sum(shares.values(), Fraction(0))
+    if abs(total - 1) > Fraction(1, 1_000_000):
+        raise InputError(f"--split {text!r}: the shares sum to {float(total):g}, not 1")
+    return tuple((name, share / total) for name, share in shares.items())
+
+
+def _top_folder(path: str, where: str) -> str:
+    folders = path.split("/")
+    if len(folders) < 3:
+        raise InputError(f"{where}/{path} is not in SPLIT/CLASS/FILE, as --split folder needs")
+    return folders[0]
+
+
+def split_by_shares(labels: Sequence[tuple[str, ...]], shares: Sequence[tuple[str, Fraction]], seed: int) -> list[str]:
+    """Deal samples to parts so that each class is divided by the shares, to within one sample.
+
+    A sample with several labels counts for its rarest one. What rounding leaves over goes to the largest
+    remainders, and what a part went short of in one class it gets in a later one.
+    """
+    sizes = Counter(label for own in labels for label in own)
+    strata: dict[str | None, list[int]] = {}
+    for place, own in enumerate(labels):
+        rarest = min(own, key=lambda label: (sizes[label], label)) if own else None
+        strata.setdefault(rarest, []).append(place)
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1])))
+    parts = [""] * len(labels)
+    owed = [Fraction(0)] * len(shares)
+    for stratum in sorted(strata, key=lambda label: (label is None, label or "")):
+        places = random.permutation(strata[stratum])
+        counts = _round_counts(len(places), [share for _, share in shares], owed)
+        ends = np.cumsum(counts)
+        for (name, _), stop, count in zip(shares, ends, counts, strict=True):
+            for place in places[stop - count : stop]:
+                parts[place] = name
+    for name, _ in shares:
+        if name not in parts:
+            raise InputError(f"--split: {name} would get none of the {len(labels)} samples")
+    return parts
+
+
+def _round_counts(size: int, shares: Sequence[Fraction], owed: list[Fraction]) -> list[int]:
+    """`size` divided by the shares, each count rounded down or up; `owed` carries the error on."""
+    exact = [size * share for share in shares]
+    counts = [int(count) for count in exact]
+    fractions = [count - int(count) for count in exact]
+    candidates = sorted(
+        (place for place, fraction in enumerate(fractions) if fraction),
+        key=lambda place: (-(fractions[place] + owed[place]), place),
+    )
+    for place in candidates[: size - sum(counts)]:
+        counts[place] += 1
+    for place, count in enumerate(counts):
+        owed[place] += exact[place] - count
+    return counts

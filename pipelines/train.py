@@ -1,0 +1,505 @@
+"""Train: shards to an HHNet model, by Ray Train on one to many workers, resumed by itself after any kill.
+
+`train` names the result, finds what exists and publishes; `train_worker` is the loop that each worker runs. An
+epoch is a pure function of (seed, epoch, shard index), so a checkpoint only has to hold the position in it.
+"""
+
+import hashlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from hhnet import mean_average_precision
+from hhnet.augment import Augment, sample_rng
+from hhnet.model import Preprocess, card, model_to_bytes
+from pipelines.checkpoints import Checkpoint, Checkpoints
+from pipelines.cluster import ray_session, require_shared_store, stage, wait_for
+from pipelines.config import Config, result_settings
+from pipelines.encoder import Encoder
+from pipelines.errors import HHNetError, InputError, WorkFailed
+from pipelines.images import ImageReject, decode_ahead, decode_image
+from pipelines.learner import Batch, Learner, gather_rows, make_network, make_training_loss
+from pipelines.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed, open_shards
+from pipelines.storage import (
+    Artifact,
+    ArtifactInput,
+    ArtifactWriter,
+    Store,
+    canonical_json,
+    fingerprint,
+    write_run_record,
+)
+
+QUERY_SHARE = 0.2
+"""Share of the validation samples that are queries; the others are what they are searched in."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every worker needs to know; plain values that travel to other processes."""
+
+    shards: str
+    val: str | None
+    out: str
+    fingerprint: str
+    inputs: tuple[ArtifactInput, ...]
+    config: Config
+
+    def writer(self) -> ArtifactWriter:
+        """The writer at the model's root."""
+        origin = {"shards": self.shards, **({"val": self.val} if self.val else {})}
+        return ArtifactWriter(Store(self.out), "model", self.fingerprint, self.inputs, origin)
+
+
+# ---------------------------------------------------------------------------------------------------------- verb
+
+
+def train(shards: str, out: str, config: Config, val: str | None = None) -> dict[str, Any]:
+    """Train on a shards artifact and publish the weights of the best validation epoch.
+
+    Returns verb, status (`done` or `unchanged`), uri, digest, map (validation), epoch, steps and, unless nothing
+    was done, images_per_second. A rerun of the same command goes on from the last good checkpoint.
+    """
+    begun = time.monotonic()
+    train_set = open_shards(shards)
+    val_set = open_shards(val) if val else None
+    job = plan_job(train_set, val_set, out, config)
+    data = TrainData.make(train_set, val_set, config)
+    make_network(config, make_training_loss(config, len(train_set.classes)).default_head)
+    writer = job.writer()
+    artifact = writer.committed()
+    status = "unchanged" if artifact else "done"
+    if artifact is None:
+        checkpoints = Checkpoints(writer.store, job.fingerprint)
+        last = checkpoints.latest()
+        if last is None or last.step < data.total_steps(config):
+            _run_workers(job, data, last.step if last else 0)
+            last = checkpoints.latest()
+        if last is None or last.step < data.total_steps(config):
+            raise WorkFailed(f"{out}: training ended without its last checkpoint; run the same command again")
+        artifact = _publish(writer, checkpoints, last, train_set, config)
+    metrics = artifact.manifest.meta["metrics"]
+    result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **metrics}
+    if status == "done":
+        seconds = time.monotonic() - begun
+        record = {"verb": "train", "fingerprint": job.fingerprint, "seconds": round(seconds, 3), **metrics}
+        write_run_record(artifact.store, {**record, "workers": config.train.workers})
+        result["seconds"] = round(seconds, 1)
+    return result
+
+
+def plan_job(train_set: ShardSet, val_set: ShardSet | None, out: str, config: Config) -> TrainJob:
+    """Name the result: its fingerprint and inputs."""
+    opened = {"shards": train_set, **({"val": val_set} if val_set else {})}
+    inputs = tuple(ArtifactInput(role=role, kind="shards", digest=s.artifact.digest) for role, s in opened.items())
+    settings = result_settings(config, "model")
+    if config.model.weights not in (None, "timm"):
+        settings["model.weights"] = _file_digest(str(config.model.weights))
+    mark = fingerprint("model", {entry.role: entry.digest for entry in inputs}, settings)
+    val = val_set.artifact.uri if val_set else None
+    return TrainJob(train_set.artifact.uri, val, Store(out).uri, mark, inputs, config)
+
+
+def _file_digest(path: str) -> str:
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"model.weights={path} cannot be read: {error.strerror}") from None
+
+
+def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
+    """Run the loop on Ray Train until its last step, restarting workers that die."""
+    with ray_session(job.config):
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+        from ray.train.torch import TorchTrainer
+
+        train_config = job.config.train
+        require_shared_store(Store(job.out), job.config)
+        total = ray.cluster_resources()
+        gpus = total.get("GPU", 0) >= 1
+        cpus = max(1, int(total.get("CPU", 1)) // train_config.workers)
+        wait_for({"CPU": train_config.workers, **({"GPU": train_config.workers} if gpus else {})}, job.config)
+        board = ray.remote(num_cpus=0)(Board).remote()
+        with tempfile.TemporaryDirectory(prefix="hhnet-ray-") as scratch:
+            trainer = TorchTrainer(
+                _ray_loop,
+                train_loop_config={"job": job, "board": board, "cpus": cpus},
+                scaling_config=ScalingConfig(
+                    num_workers=train_config.workers,
+                    use_gpu=gpus,
+                    resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})},
+                ),
+                run_config=RunConfig(
+                    storage_path=scratch, failure_config=FailureConfig(max_failures=train_config.max_failures)
+                ),
+            )
+            with _shown(board, done, data.total_steps(job.config)):
+                try:
+                    trainer.fit()
+                except TrainingFailedError as error:
+                    failure = ray.get(board.failure.remote()) or WorkFailed(f"training failed: {error}")
+                    raise failure from error
+        failure = ray.get(board.failure.remote())
+        if failure is not None:
+            raise failure
+
+
+class Board:
+    """Where the workers post progress and the error that ends a run; lives in a Ray actor."""
+
+    def __init__(self) -> None:
+        self._step, self._note = 0, ""
+        self._failure: HHNetError | None = None
+
+    def post(self, step: int, note: str) -> None:
+        """Steps done, and what to show beside them."""
+        self._step, self._note = step, note
+
+    def fail(self, error: HHNetError) -> None:
+        """An error that a restart would only repeat."""
+        self._failure = self._failure or error
+
+    def read(self) -> tuple[int, str]:
+        """What was posted last."""
+        return self._step, self._note
+
+    def failure(self) -> HHNetError | None:
+        """The error that ended the run, if one did."""
+        return self._failure
+
+
+class _shown:  # noqa: N801 - used as a function: `with _shown(...)`
+    """Draw the board's progress until the block ends."""
+
+    def __init__(self, board: Any, done: int, total: int) -> None:
+        self._board, self._done, self._total = board, done, total
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        import ray
+
+        with stage("train", self._total, unit="steps") as advance:
+            advance(self._done)
+            shown = self._done
+            ended = False
+            while not ended:
+                ended = self._ended.wait(1.0)
+                step, note = ray.get(self._board.read.remote())
+                if step > shown:
+                    advance(step - shown, note)
+                    shown = step
+
+
+def _ray_loop(settings: dict[str, Any]) -> None:
+    """The function that Ray Train runs in each worker."""
+    import ray
+
+    board = settings["board"]
+    if ray.get(board.failure.remote()) is not None:
+        return
+    torch.set_num_threads(settings["cpus"])
+    try:
+        train_worker(settings["job"], lambda step, note: board.post.remote(step, note))
+    except HHNetError as error:
+        ray.get(board.fail.remote(error))
+        raise
+
+
+def _publish(
+    writer: ArtifactWriter, checkpoints: "Checkpoints", last: Checkpoint, train_set: ShardSet, config: Config
+) -> Artifact:
+    """The averaged weights of the best validation epoch become the model."""
+    best = checkpoints.named(last.progress["best"]["checkpoint"])
+    loss = make_training_loss(config, len(train_set.classes))
+    network = make_network(config, loss.default_head)
+    network.load_state_dict(best.tensors("average."))
+    metrics = {
+        "map": last.progress["best"]["map"],
+        "epoch": last.progress["best"]["epoch"],
+        "steps": last.step,
+        "skipped": last.progress["skipped"],
+    }
+    description = card(
+        network,
+        preprocess_of(config),
+        classes=list(train_set.classes),
+        precision=config.model.precision,
+        loss=config.train.loss,
+        metrics=metrics,
+        history=last.progress["history"],
+        settings=result_settings(config, "model"),
+    )
+    parts = [
+        writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
+        writer.put_part("model.json", canonical_json(description), rows=1),
+    ]
+    meta = {"bits": config.model.bits, "classes": list(train_set.classes), "metrics": metrics}
+    return writer.commit(parts, {"parameters": sum(p.numel() for p in network.parameters())}, meta)
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+def preprocess_of(config: Config) -> Preprocess:
+    """The configured way from pixels to tensors."""
+    size = config.data.image_size
+    return Preprocess(size=size, resize=config.data.resize or (size if size <= 64 else round(size * 256 / 224)))
+
+
+def augment_of(config: Config) -> Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]:
+    """The configured training augmentation, from decoded pixels (H, W, 3) to a square (S, S, 3)."""
+    size, kind = config.data.image_size, config.data.augment
+    if kind == "auto":
+        kind = "crop_flip" if size <= 64 else "resized_crop"
+    augment = Augment(size=size, kind=kind)
+    if kind == "resized_crop":
+        return augment
+    preprocess = preprocess_of(config)
+    return lambda pixels, rng: augment(preprocess.resize_crop(pixels), rng)
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """Which rows train and which validate. `rows[s]` are the training rows of shard s."""
+
+    train: ShardSet
+    rows: tuple[npt.NDArray[np.int64], ...]
+    val: ShardSet
+    val_rows: tuple[tuple[int, int], ...]
+    """(shard, row) of the validation samples, queries first."""
+    queries: int
+
+    @classmethod
+    def make(cls, train_set: ShardSet, val_set: ShardSet | None, config: Config) -> "TrainData":
+        """Split off the validation samples; InputError where there is too little to train or to validate on."""
+        places = [(s, row) for s, shard in enumerate((val_set or train_set).shards) for row in range(shard.rows)]
+        keys = [key for shard in (val_set or train_set).shards for key in shard.table["key"].to_pylist()]
+        order = sorted(range(len(keys)), key=lambda i: _draw(config.train.seed, keys[i]))
+        share = len(keys) if val_set else round(config.train.val_share * len(keys))
+        chosen = [places[i] for i in order[: min(share, config.train.val_limit)]]
+        if len(chosen) < 2:
+            raise InputError(f"{len(chosen)} validation samples are too few: give --val, or raise train.val_share")
+        if val_set and not set(val_set.classes) <= set(train_set.classes):
+            unknown = sorted(set(val_set.classes) - set(train_set.classes))
+            raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {', '.join(unknown[:5])}")
+        held = set() if val_set else set(chosen)
+        rows = tuple(
+            np.array([row for row in range(shard.rows) if (s, row) not in held], dtype=np.int64)
+            for s, shard in enumerate(train_set.shards)
+        )
+        queries = max(1, round(QUERY_SHARE * len(chosen)))
+        data = cls(train_set, rows, val_set or train_set, tuple(chosen), queries)
+        world = config.train.workers
+        sizes = [size for rank in range(world) for size in data.batch_sizes(config, world, rank)]
+        if min(sizes, default=0) < 2:
+            raise InputError(
+                f"{data.samples} training samples are too few for {world} workers and data.batch_size = "
+                f"{config.data.batch_size}: each worker needs 2 samples a step"
+            )
+        return data
+
+    @property
+    def samples(self) -> int:
+        """Training samples in an epoch."""
+        return sum(len(rows) for rows in self.rows)
+
+    def batch_sizes(self, config: Config, world: int, rank: int) -> list[int]:
+        """Samples of `rank` in each step of an epoch."""
+        return batch_sizes(self.samples, config.data.batch_size, world, rank)
+
+    def total_steps(self, config: Config) -> int:
+        """Optimiser steps of the whole training."""
+        return config.train.epochs * -(-self.samples // config.data.batch_size)
+
+
+def _draw(seed: int, key: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
+
+
+def epoch_samples(data: TrainData, config: Config, epoch: int, world: int, rank: int) -> Iterator[Sample]:
+    """The samples of `rank` in `epoch`, undecoded, in training order."""
+    seed = config.train.seed
+    spans = epoch_spans(data.rows, seed, epoch, world, rank)
+    sources = (
+        lambda shard=shard, rows=rows: data.train.read(data.train.shards[shard], rows.tolist()) for shard, rows in spans
+    )
+    return mixed(sources, config.data.interleave, config.data.shuffle_buffer, (seed, epoch, world, rank))
+
+
+def epoch_batches(
+    data: TrainData, config: Config, epoch: int, first: int, world: int, rank: int
+) -> Iterator[tuple[Batch, int]]:
+    """(batch, samples that did not decode) for each step of `epoch` from step `first` on."""
+    sizes = data.batch_sizes(config, world, rank)
+    samples = islice(epoch_samples(data, config, epoch, world, rank), sum(sizes[:first]), None)
+    augment = augment_of(config)
+    classes = len(data.train.classes)
+
+    def prepare(sample: Sample) -> tuple[Sample, npt.NDArray[np.uint8] | None]:
+        if sample.damage is not None:
+            return sample, None
+        try:
+            pixels = decode_image(sample.image)
+        except ImageReject:
+            return sample, None
+        return sample, augment(pixels, sample_rng(config.train.seed, epoch, sample.record.key))
+
+    ready = decode_ahead(samples, prepare, config.data.workers, 2 * max(sizes))
+    for size in sizes[first:]:
+        taken = list(islice(ready, size))
+        good = [(sample, square) for sample, square in taken if square is not None]
+        if len(good) < 2:
+            bad = next(sample.record for sample, square in taken if square is None)
+            raise InputError(f"{bad.shard}: too few images of a batch decode (first bad one: {bad.key})")
+        labels = np.zeros((len(good), classes), dtype=np.bool_)
+        for place, (sample, _) in enumerate(good):
+            labels[place, list(sample.record.labels)] = True
+        squares = np.stack([square for _, square in good])
+        yield Batch(squares, labels, [sample.record.key for sample, _ in good]), len(taken) - len(good)
+
+
+# ---------------------------------------------------------------------------------------------------------- loop
+
+
+def train_worker(job: TrainJob, post: Any) -> None:
+    """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
+    config = job.config
+    train_set = open_shards(job.shards)
+    data = TrainData.make(train_set, open_shards(job.val) if job.val else None, config)
+    learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
+    checkpoints = Checkpoints(Store(job.out), job.fingerprint)
+    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0}
+    last = checkpoints.latest()
+    if last is not None:
+        learner.load_state(last.tensors(""), last.step)
+        progress = last.progress
+    steps = len(data.batch_sizes(config, learner.world, learner.rank))
+    begun = time.monotonic()
+    seen = 0
+    while learner.step_count < learner.total_steps:
+        epoch, first = divmod(learner.step_count, steps)
+        for batch, bad in epoch_batches(data, config, epoch, first, learner.world, learner.rank):
+            loss = learner.step(batch)
+            progress["skipped"] += bad
+            seen += len(batch.keys) * learner.world
+            if learner.rank == 0:
+                rate = seen / (time.monotonic() - begun)
+                post(
+                    learner.step_count,
+                    f"epoch {epoch + 1}/{config.train.epochs}  loss {loss:.4f}  {rate:.0f} images/s",
+                )
+            at_end = learner.step_count % steps == 0
+            if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
+                _save(checkpoints, learner, progress)
+        _end_epoch(checkpoints, learner, data, progress, epoch, loss)
+
+
+def _end_epoch(
+    checkpoints: "Checkpoints",
+    learner: Learner,
+    data: TrainData,
+    progress: dict[str, Any],
+    epoch: int,
+    loss: float,
+) -> None:
+    """Validate when it is time, remember the best, and save."""
+    train_config = learner.config.train
+    entry: dict[str, Any] = {"epoch": epoch + 1, "step": learner.step_count, "loss": loss}
+    last = epoch + 1 == train_config.epochs
+    name = checkpoints.new_name(learner.step_count)
+    if last or (epoch + 1) % train_config.val_every == 0:
+        entry["map"] = validate(learner, data)
+        if progress["best"] is None or entry["map"] > progress["best"]["map"]:
+            progress["best"] = {"map": entry["map"], "epoch": epoch + 1, "checkpoint": name}
+    progress["history"].append(entry)
+    _save(checkpoints, learner, progress, name)
+
+
+def _save(checkpoints: "Checkpoints", learner: Learner, progress: dict[str, Any], name: str | None = None) -> None:
+    if learner.rank == 0:
+        checkpoints.save(
+            name or checkpoints.new_name(learner.step_count), learner.step_count, learner.state(), progress
+        )
+    if learner.world > 1:
+        dist.barrier()
+
+
+def validate(learner: Learner, data: TrainData) -> float:
+    """mAP over the whole ranking (ties by expectation) of the averaged weights on the validation samples.
+
+    The queries are a fixed part of them and are searched in the others, never in themselves.
+    """
+    learner.share_average()
+    config = learner.config
+    threads = torch.get_num_threads()
+    encoder = Encoder(learner.average, learner.preprocess, config.model.precision, "")
+    torch.set_num_threads(threads)
+    mine = range(learner.rank, len(data.val_rows), learner.world)
+    places = sorted(mine, key=lambda i: data.val_rows[i])
+    encoded = encoder.encode_samples(_val_samples(data, places), config.encode.batch_size, config.data.workers)
+    where = {
+        (sample.record.shard, sample.record.row): code for sample, code in zip(encoded.kept, encoded.codes, strict=True)
+    }
+    rows = torch.full((len(mine), 1 + config.model.bits // 8), 0, dtype=torch.uint8)
+    for slot, i in enumerate(mine):
+        shard, row = data.val_rows[i]
+        code = where.get((data.val.shards[shard].name, row))
+        if code is not None:
+            rows[slot, 0] = 1
+            rows[slot, 1:] = torch.from_numpy(code.copy())
+    counts = [len(range(rank, len(data.val_rows), learner.world)) for rank in range(learner.world)]
+    parts = [rows] if learner.world == 1 else [p.cpu() for p in gather_rows(rows.to(learner.device), counts)]
+    codes = np.zeros((len(data.val_rows), rows.shape[1]), np.uint8)
+    for rank, part in enumerate(parts):
+        codes[rank :: learner.world] = part.numpy()
+    return _val_map(codes, _val_labels(data), data.queries)
+
+
+def _val_samples(data: TrainData, places: Sequence[int]) -> Iterator[Sample]:
+    by_shard: dict[int, list[int]] = {}
+    for i in places:
+        shard, row = data.val_rows[i]
+        by_shard.setdefault(shard, []).append(row)
+    for shard, rows in by_shard.items():
+        yield from data.val.read(data.val.shards[shard], rows)
+
+
+def _val_labels(data: TrainData) -> npt.NDArray[np.bool_]:
+    """Multi-hot labels (V, C) of the validation samples, by the training set's class ids."""
+    ids = [data.train.classes.index(name) for name in data.val.classes]
+    labels = np.zeros((len(data.val_rows), len(data.train.classes)), np.bool_)
+    lists = [shard.table["labels"].to_pylist() for shard in data.val.shards]
+    for i, (shard, row) in enumerate(data.val_rows):
+        labels[i, [ids[label] for label in lists[shard][row]]] = True
+    return labels
+
+
+def _val_map(codes: npt.NDArray[np.uint8], labels: npt.NDArray[np.bool_], queries: int) -> float:
+    kept = codes[:, 0] == 1
+    query, database = kept.copy(), kept.copy()
+    query[queries:], database[:queries] = False, False
+    if not query.any() or not database.any():
+        return 0.0
+    return float(
+        mean_average_precision(codes[query, 1:], labels[query], codes[database, 1:], labels[database], ties="expected")
+    )

@@ -1,0 +1,169 @@
+"""The store, and ingest and verify on it, against a real S3 server."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import load_config
+from pipelines.errors import (
+    CommitConflict,
+    DamagedArtifact,
+    FingerprintMismatch,
+    InputError,
+    StoreUnavailable,
+)
+from pipelines.ingest import ingest
+from pipelines.shards import INDEX_NAME, open_shards
+from pipelines.storage import ArtifactWriter, Store, open_artifact, publish_version, sha256_of, versions
+from pipelines.verify import verify
+from tests.support import pictures
+from tests.support.seaweed import Seaweed, seaweed
+
+MARK = "f" * 64
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    with seaweed(tmp_path_factory.mktemp("weed")) as running, running.environment():
+        yield running
+
+
+def test_put_is_absent_or_nothing(server: Seaweed) -> None:
+    store = Store(server.uri("put"))
+    assert store.size("a/b.bin") is None
+    assert store.names("a") == []
+    assert store.put("a/b.bin", b"first")
+    assert not store.put("a/b.bin", b"second")
+    assert store.read("a/b.bin") == b"first"
+    assert store.size("a/b.bin") == 5
+    assert store.names("a") == ["a/b.bin"]
+    store.put_same("a/b.bin", b"first")
+    with pytest.raises(CommitConflict):
+        store.put_same("a/b.bin", b"second")
+    store.delete("a/b.bin")
+    store.delete("a/b.bin")
+    assert store.size("a/b.bin") is None
+    with pytest.raises(FileNotFoundError):
+        store.read("a/b.bin")
+    with pytest.raises(FileNotFoundError):
+        store.open("a/b.bin")
+
+
+def test_files_are_put_and_streamed(server: Seaweed, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 40_000  # 10 MB
+    (tmp_path / "x").write_bytes(data)
+    store = Store(server.uri("files"))
+    assert store.put("x.bin", tmp_path / "x")
+    (tmp_path / "x").write_bytes(b"other")
+    assert not store.put("x.bin", tmp_path / "x")
+    with store.open("x.bin") as stream:
+        assert stream.read(10) == data[:10]
+        stream.seek(5_000_000)
+        assert stream.read(1000) == data[5_000_000:5_001_000]
+    assert sha256_of(store.read("x.bin")) == sha256_of(data)
+
+
+def test_an_object_of_several_uploads_is_put_once(server: Seaweed, tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as stream:
+        stream.truncate(110 << 20)  # above the size from which a multipart upload is used
+    store = Store(server.uri("large"))
+    assert store.put("x.bin", tmp_path / "x")
+    assert not store.put("x.bin", tmp_path / "x")
+    assert store.size("x.bin") == 110 << 20
+
+
+def test_of_racing_writers_one_wins(server: Seaweed) -> None:
+    store = Store(server.uri("race"))
+    for round_ in range(5):
+        barrier = threading.Barrier(4)
+        won: list[int] = []
+
+        def write(number: int, name: str, barrier: threading.Barrier, won: list[int]) -> None:
+            barrier.wait()
+            if store.put(name, bytes([number]) * 1000):
+                won.append(number)
+
+        threads = [threading.Thread(target=write, args=(n, f"r{round_}", barrier, won)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert store.read(f"r{round_}") == bytes(won) * 1000
+
+
+def test_an_artifact_is_committed_opened_and_checked(server: Seaweed, tmp_path: Path) -> None:
+    store = Store(server.uri("artifact"))
+
+    def commit(data: bytes = b"data", mark: str = MARK) -> str:
+        writer = ArtifactWriter(store, "shards", mark, (), {"source": "here"})
+        part = writer.put_part("part.bin", data, 1)
+        receipt = writer.put_receipt("part", {"rows": 1})
+        return writer.commit([part], {"samples": 1}, {}, {"part": receipt}).digest
+
+    digest = commit()
+    assert commit() == digest
+    with pytest.raises(CommitConflict):
+        commit(b"other")
+    with pytest.raises(FingerprintMismatch):
+        commit(mark="e" * 64)
+    artifact = open_artifact(store.uri, "shards")
+    assert artifact.digest == digest
+    assert artifact.origin("source") == "here"
+    part = artifact.manifest.part("part.bin")
+    assert artifact.read(part) == b"data"
+    assert artifact.fetch(part, tmp_path).read_bytes() == b"data"
+    assert publish_version(store, 1, "manifest.json", digest)
+    assert not publish_version(store, 1, "manifest.json", "0" * 64)
+    assert versions(store) == [1]
+    store.delete(part.path)
+    with pytest.raises(DamagedArtifact, match="is missing"):
+        artifact.read(part)
+
+
+def test_ingest_writes_the_same_bytes_as_on_a_disk(server: Seaweed, tmp_path: Path) -> None:
+    pictures.write_folder(tmp_path / "images")
+    config = load_config(sets=["ingest.samples_per_shard=10"])
+    local = ingest(str(tmp_path / "images"), str(tmp_path / "out"), config)
+    remote = ingest(str(tmp_path / "images"), server.uri("shards"), config)
+    assert remote["status"] == "done"
+    assert remote["digest"] == local["digest"]
+    assert ingest(str(tmp_path / "images"), server.uri("shards"), config)["status"] == "unchanged"
+    here, there = open_shards(local["uri"]), open_shards(remote["uri"])
+    for mine, theirs in zip(here.shards, there.shards, strict=True):
+        assert list(here.read(mine)) == list(there.read(theirs))
+    assert verify(remote["uri"])["orphans"] == []
+    victim = there.shards[1].part
+    there.artifact.store.delete(victim.path)
+    assert there.artifact.store.put(victim.path, b"\0" * 5000)
+    damaged = [sample.damage for sample in there.read(there.shards[1])]
+    assert len(damaged) == 10
+    assert all(damaged)
+    with pytest.raises(DamagedArtifact, match="shard-000001"):
+        verify(remote["uri"])
+    assert there.artifact.read(there.artifact.manifest.part(INDEX_NAME))
+
+
+def test_nothing_there_and_no_such_bucket(server: Seaweed) -> None:
+    for uri in (server.uri("nowhere"), "s3://no-such-bucket/x"):
+        with pytest.raises(InputError, match=r"no manifest\.json"):
+            open_artifact(uri)
+        assert Store(uri).names("parts") == []
+
+
+def test_wrong_keys_are_store_unavailable_and_not_shown(server: Seaweed) -> None:
+    with server.environment(AWS_SECRET_ACCESS_KEY="notthesecret"):
+        for call in (lambda s: s.put("a", b"x"), lambda s: s.read("a"), lambda s: s.size("a"), lambda s: s.names("")):
+            with pytest.raises(StoreUnavailable) as caught:
+                call(Store(server.uri("denied")))
+            assert "notthesecret" not in str(caught.value)
+
+
+def test_a_server_that_is_gone_is_store_unavailable(server: Seaweed) -> None:
+    with server.environment(AWS_ENDPOINT_URL_S3="http://127.0.0.1:9", AWS_MAX_ATTEMPTS="1"):
+        store = Store(server.uri("gone"))
+        for call in (lambda: store.read("a"), lambda: store.put("a", b"x"), lambda: store.size("a")):
+            with pytest.raises(StoreUnavailable):
+                call()

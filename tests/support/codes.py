@@ -1,0 +1,120 @@
+"""Codes artifacts with known codes, and real shards of small pictures to go with them.
+
+random_codes(count, bits, seed)       packed codes, uint8 (N, bytes)
+class_codes(labels, bits, flip, seed)  codes near a centre per class, as a trained network would give
+write_codes(out, shards, ...)         commits an artifact from {tar name: Rows}
+write_shards(root, ...)               shards of drawn pictures, made by ingest
+codes_of_shards(out, shards_uri, ...)  codes for every sample of such shards
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hhnet import pack_bits, unpack_bits
+from pipelines.config import Config, IngestSettings
+from pipelines.schema import codes_schema, parquet_bytes, table_of
+from pipelines.shards import open_shards
+from pipelines.storage import Artifact, ArtifactInput, ArtifactWriter, Store, fingerprint, sha256_of
+
+from .pictures import write_folder
+
+MODEL = "a" * 64
+
+
+@dataclass
+class Rows:
+    """The codes of one tar. `sha256` and `row` default to what a name and a count give."""
+
+    keys: Sequence[str]
+    codes: npt.NDArray[np.uint8]
+    labels: Sequence[Sequence[int]]
+    sha256: str = ""
+    row: Sequence[int] = field(default_factory=list)
+
+
+def random_codes(count: int, bits: int = 64, seed: int = 0) -> npt.NDArray[np.uint8]:
+    return pack_bits(np.random.default_rng(seed).random((count, bits)) < 0.5)
+
+
+def class_codes(labels: Sequence[int], bits: int = 64, flip: float = 0.15, seed: int = 0) -> npt.NDArray[np.uint8]:
+    centres = unpack_bits(random_codes(max(labels) + 1, bits, seed=1234), bits)
+    noise = np.random.default_rng(seed).random((len(labels), bits)) < flip
+    return pack_bits(centres[np.asarray(labels)] ^ noise)
+
+
+def simple_rows(name: str, count: int, bits: int = 64, classes: int = 3, seed: int = 0, flip: float = 0.15) -> Rows:
+    labels = [number % classes for number in range(count)]
+    keys = [f"{name}/{number:05d}" for number in range(count)]
+    return Rows(keys, class_codes(labels, bits, flip, seed), [[label] for label in labels])
+
+
+def write_codes(
+    out: str | Path,
+    shards: Mapping[str, Rows],
+    bits: int = 64,
+    classes: Sequence[str] = ("cat", "dog", "owl"),
+    model: str = MODEL,
+    shards_digest: str = "b" * 64,
+    origin: Mapping[str, str] | None = None,
+) -> Artifact:
+    """Commit a codes artifact in the form that `encode` gives it."""
+    inputs = (
+        ArtifactInput(role="shards", kind="shards", digest=shards_digest),
+        ArtifactInput(role="model", kind="model", digest=model),
+    )
+    contents = {name: hashlib.sha256(rows.codes.tobytes()).hexdigest() for name, rows in shards.items()}
+    mark = fingerprint("codes", {"model": model, "shards": shards_digest}, {"bits": bits, "contents": contents})
+    writer = ArtifactWriter(Store(out), "codes", mark, inputs, origin or {})
+    parts, receipts = [], {}
+    for name, rows in shards.items():
+        stem = name.removesuffix(".tar")
+        count = len(rows.keys)
+        columns: dict[str, Any] = {
+            "key": rows.keys,
+            "shard": [name] * count,
+            "row": list(rows.row) or list(range(count)),
+            "code": [code.tobytes() for code in rows.codes],
+            "labels": [list(labels) for labels in rows.labels],
+        }
+        data = parquet_bytes(table_of(codes_schema(bits, mark, classes), columns))
+        part = writer.put_part(f"{stem}.parquet", data, count)
+        parts.append(part)
+        receipt = {
+            "shard": name,
+            "shard_sha256": rows.sha256 or sha256_of(f"{out} {name}".encode()),
+            "samples": count,
+            "part": part.model_dump(),
+            "rejects": None,
+        }
+        receipts[stem] = writer.put_receipt(stem, receipt)
+    meta = {"bits": bits, "classes": list(classes), "carried": {}, "settings": {}}
+    return writer.commit(parts, {"samples": sum(part.rows for part in parts)}, meta, receipts)
+
+
+def write_shards(root: Path, name: str, classes: int = 3, per_class: int = 8, seed: int = 0, size: int = 32) -> str:
+    """Shards of drawn pictures, ten to a tar; returns their URI."""
+    from pipelines.ingest import ingest
+
+    write_folder(root / f"{name}-images", classes, per_class, size, seed, first=1000 * seed)
+    config = Config(ingest=IngestSettings(samples_per_shard=10, name=name))
+    return str(ingest(str(root / f"{name}-images"), str(root / name), config)["uri"])
+
+
+def codes_of_shards(out: str | Path, shards_uri: str, bits: int = 64, flip: float = 0.15, seed: int = 0) -> Artifact:
+    """Codes near their class's centre for every sample of real shards."""
+    opened = open_shards(shards_uri)
+    contents = {}
+    for number, shard in enumerate(opened.shards):
+        records = shard.records()
+        codes = class_codes([record.labels[0] for record in records], bits, flip, seed + number)
+        keys = [record.key for record in records]
+        contents[shard.name] = Rows(keys, codes, [record.labels for record in records], shard.part.sha256)
+    return write_codes(
+        out, contents, bits, opened.classes, shards_digest=opened.artifact.digest, origin={"shards": shards_uri}
+    )

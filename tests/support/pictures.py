@@ -1,0 +1,196 @@
+"""Small real pictures in class folders, and specimens of what goes wrong with pictures.
+
+write_folder(root)            folder of class folders; a class is a colour, a stripe angle and noise
+picture(klass, number)        one such picture as uint8 RGB (size, size, 3)
+jpeg(pixels), png(pixels)     encoded bytes
+READABLE, UNREADABLE          file name -> function that makes the bytes of a specimen
+write_specimens(folder)       all of them, into one class folder
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def class_names(classes: int) -> list[str]:
+    """The sorted names of the classes that `write_folder` makes."""
+    return [f"class_{number:02d}" for number in range(classes)]
+
+
+def picture(klass: int, number: int, size: int = 32, seed: int = 0) -> Pixels:
+    """Picture `number` of class `klass`: stripes of the class's colour and angle, shifted, under noise."""
+    random = np.random.default_rng([seed, klass, number])
+    angle = np.pi * klass * 0.618
+    y, x = np.mgrid[0:size, 0:size] / size
+    phase = random.uniform(0, 2 * np.pi)
+    stripes = np.sin(2 * np.pi * 3 * (x * np.cos(angle) + y * np.sin(angle)) + phase)
+    hue = 2 * np.pi * (klass * 0.618 + random.normal(0, 0.02))
+    colour = 0.5 + 0.4 * np.cos(hue + np.array([0.0, 2.1, 4.2]))
+    values = colour * (0.65 + 0.35 * stripes[..., None]) + random.normal(0, 0.06, (size, size, 3))
+    pixels: Pixels = (values.clip(0, 1) * 255).astype(np.uint8)
+    return pixels
+
+
+def jpeg(pixels: Pixels, quality: int = 90) -> bytes:
+    """RGB or grey pixels as JPEG bytes."""
+    return _encode(Image.fromarray(pixels), "JPEG", quality=quality)
+
+
+def png(pixels: Pixels) -> bytes:
+    """RGB, grey or 16-bit grey pixels as PNG bytes."""
+    return _encode(Image.fromarray(pixels), "PNG")
+
+
+def write_folder(
+    root: Path, classes: int = 3, per_class: int = 8, size: int = 32, seed: int = 0, first: int = 0
+) -> list[str]:
+    """Write ROOT/class_00/0000.jpg ...: JPEG, every fourth a PNG. Returns the class names.
+
+    `first` is the number of the first picture, so that two folders can share classes but no
+    picture.
+    """
+    names = class_names(classes)
+    for klass, name in enumerate(names):
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(first, first + per_class):
+            pixels = picture(klass, number, size, seed)
+            suffix, data = (".png", png(pixels)) if number % 4 == 3 else (".jpg", jpeg(pixels))
+            (folder / f"{number:04d}{suffix}").write_bytes(data)
+    return names
+
+
+# ----------------------------------------------------------------------------------------------- specimens
+
+
+def text_as_jpeg() -> bytes:
+    """Text, to be named .jpg."""
+    return b"this is a text file, whatever its name says\n"
+
+
+def truncated_jpeg(size: int = 64) -> bytes:
+    """The first half of a JPEG: the header is whole, the last rows are missing."""
+    whole = jpeg(picture(0, 0, size))
+    return whole[: len(whole) // 2]
+
+
+def cmyk_jpeg(size: int = 32) -> bytes:
+    """A JPEG in CMYK, as print shops make them."""
+    return _encode(Image.fromarray(picture(1, 0, size)).convert("CMYK"), "JPEG", quality=95)
+
+
+def deep_png(size: int = 32) -> bytes:
+    """A 16-bit grey PNG: a ramp from 0 at the left to 65535 at the right."""
+    return png(np.tile(np.linspace(0, 65535, size).astype(np.uint16), (size, 1)))
+
+
+def palette_png(size: int = 32) -> bytes:
+    """A palette PNG."""
+    return _encode(Image.fromarray(picture(2, 0, size)).quantize(16), "PNG")
+
+
+def palette_alpha_png(size: int = 32) -> bytes:
+    """A palette PNG of black pixels whose one palette entry is fully transparent."""
+    image = Image.new("P", (size, size), 0)
+    image.putpalette([0, 0, 0])
+    return _encode(image, "PNG", transparency=0)
+
+
+def alpha_png(size: int = 32) -> bytes:
+    """An RGBA PNG of red whose left half is fully transparent."""
+    pixels = np.zeros((size, size, 4), dtype=np.uint8)
+    pixels[..., 0] = 255
+    pixels[:, size // 2 :, 3] = 255
+    return _encode(Image.fromarray(pixels), "PNG")
+
+
+def grey_jpeg(size: int = 32) -> bytes:
+    """A JPEG with one channel."""
+    return jpeg(picture(0, 1, size)[..., 0].copy())
+
+
+def rotated_jpeg(size: int = 32) -> bytes:
+    """A JPEG stored on its side (EXIF orientation 6); upright, its top half is white, its bottom black."""
+    upright = np.zeros((size, size, 3), dtype=np.uint8)
+    upright[: size // 2] = 255
+    image = Image.fromarray(np.rot90(upright, 1).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return _encode(image, "JPEG", quality=95, exif=exif)
+
+
+def bomb_png(width: int = 30_000, height: int = 30_000) -> bytes:
+    """A few hundred bytes that declare 900 million pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def animated_png(size: int = 32, frames: int = 3) -> bytes:
+    """An animated PNG of several frames."""
+    images = [Image.fromarray(picture(0, number, size)) for number in range(frames)]
+    return _encode(images[0], "PNG", save_all=True, append_images=images[1:])
+
+
+def webp(size: int = 32) -> bytes:
+    """A lossless WebP."""
+    return _encode(Image.fromarray(picture(0, 0, size)), "WEBP", lossless=True)
+
+
+def bmp(size: int = 32) -> bytes:
+    """A BMP."""
+    return _encode(Image.fromarray(picture(0, 0, size)), "BMP")
+
+
+def gif(size: int = 32) -> bytes:
+    """A GIF: a picture, but in a format that is not decoded."""
+    return _encode(Image.fromarray(picture(0, 0, size)).quantize(16), "GIF")
+
+
+READABLE: dict[str, Callable[[], bytes]] = {
+    "cmyk.jpg": cmyk_jpeg,
+    "deep.png": deep_png,
+    "palette.png": palette_png,
+    "palette_alpha.png": palette_alpha_png,
+    "alpha.png": alpha_png,
+    "grey.jpg": grey_jpeg,
+    "rotated.jpg": rotated_jpeg,
+    "lossless.webp": webp,
+    "windows.bmp": bmp,
+}
+"""File name -> bytes of pictures that are unusual but fine."""
+
+UNREADABLE: dict[str, Callable[[], bytes]] = {
+    "text.jpg": text_as_jpeg,
+    "truncated.jpg": truncated_jpeg,
+    "bomb.png": bomb_png,
+    "animated.png": animated_png,
+    "gif.jpg": gif,
+    "empty.jpg": bytes,
+}
+"""File name -> bytes of files that must become rejects."""
+
+
+def write_specimens(folder: Path, readable: bool = True, unreadable: bool = True) -> list[str]:
+    """Write the specimens into one (class) folder; returns their file names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = (READABLE if readable else {}) | (UNREADABLE if unreadable else {})
+    for name, make in chosen.items():
+        (folder / name).write_bytes(make())
+    return sorted(chosen)
+
+
+def _encode(image: Image.Image, form: str, **options: object) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, form, **options)
+    return sink.getvalue()

@@ -1,0 +1,118 @@
+"""The flow's own decisions: who plays which part, what is retried, what is reported. No server, no job."""
+
+import subprocess
+import sys
+
+import pytest
+
+from flows.pipeline import assign
+from flows.stages import out_of_reach, parse
+from flows.summary import StageLog, encode_rate, run_report
+from pipelines.config import Config, RunSettings
+from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, StoreUnavailable
+
+SPLITS = {name: {"uri": f"/out/shards/{name}", "digest": name} for name in ("train", "query", "database")}
+
+
+def roles(splits: dict[str, dict[str, str]] = SPLITS, **run: object) -> object:
+    return assign(Config(run=RunSettings(**run)), splits)  # type: ignore[arg-type]
+
+
+def test_after_an_ingest_each_part_is_played_by_the_split_of_its_name() -> None:
+    found = assign(Config(), SPLITS)
+    assert (found.train, found.query, found.val) == ("/out/shards/train", "/out/shards/query", None)
+    assert found.database == {"database": "/out/shards/database"}
+    assert found.all() == ["/out/shards/train", "/out/shards/query", "/out/shards/database"]
+
+
+def test_a_split_can_play_two_parts_and_be_proved_once() -> None:
+    run = RunSettings(query="database", database=("train", "s3://bucket/more"))
+    found = assign(Config(run=run), SPLITS)
+    assert found.query == "/out/shards/database"
+    assert found.database == {"database": "/out/shards/train", "database-2": "s3://bucket/more"}
+    assert found.all() == ["/out/shards/train", "/out/shards/database", "s3://bucket/more"]
+
+
+def test_a_part_that_nothing_plays_is_bad_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"run\.query is not set.*splits are database, train"):
+        roles({name: SPLITS[name] for name in ("train", "database")})
+    with pytest.raises(ConfigError, match=r"run\.train is not set"):
+        roles({}, query="q", database=("d",))
+
+
+@pytest.mark.parametrize(
+    ("error", "retried"),
+    [(StoreUnavailable("x"), True), (ClusterUnavailable("x"), True), (InputError("x"), False), (OSError("x"), False)],
+)
+def test_only_what_is_out_of_reach_is_tried_again(
+    error: Exception, retried: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class State:
+        data = error
+
+    assert out_of_reach(None, None, State()) is retried  # type: ignore[arg-type]
+    assert ("trying again" in capsys.readouterr().err) is retried
+
+
+def test_the_failure_of_a_submitted_job_is_retried_by_its_exit_code() -> None:
+    class State:
+        data = HHNetError("job: the store does not answer")
+
+    State.data.exit_code = 3
+    assert out_of_reach(None, None, State())  # type: ignore[arg-type]
+
+
+def test_parameters_are_validated_like_any_configuration() -> None:
+    config = Config(run=RunSettings(database=("a", "b")))
+    assert parse(config.model_dump(mode="json")) == config
+    with pytest.raises(ConfigError, match=r"train\.epochs"):
+        parse({"train": {"epochs": 0}})
+
+
+def result(verb: str, status: str = "done", **more: object) -> dict[str, object]:
+    return {"verb": verb, "status": status, "uri": f"/out/{verb}", "digest": "d" * 64, **more}
+
+
+REPORT = result("evaluate", map=0.8125, chance=0.1, convention="all", report="/out/report/report.html")
+
+
+def test_a_run_is_unchanged_when_all_stages_but_the_proofs_are() -> None:
+    def status(*stages: dict[str, object]) -> str:
+        log = StageLog()
+        for stage in stages:
+            log.add(lambda stage=stage: stage)
+        return str(log.summary(REPORT, "/out")["status"])
+
+    assert status(result("verify"), result("train", "unchanged"), result("encode query", "unchanged")) == "unchanged"
+    assert status(result("verify"), result("train", "unchanged"), result("encode query")) == "done"
+
+
+def test_the_rate_counts_images_and_not_stages() -> None:
+    fast = result("encode query", samples=100, images_per_second=100.0)
+    slow = result("encode database", samples=900, images_per_second=300.0)
+    assert encode_rate([fast, slow, result("index")]) == 250.0
+    assert encode_rate([result("index")]) is None
+
+
+def test_the_report_names_every_stage_and_the_figures() -> None:
+    log = StageLog()
+    for name in ("ingest", "train", "encode query"):
+        log.add(lambda name=name: result(name))
+    page = run_report(log.summary(REPORT, "/out"))
+    for expected in (
+        "| ingest | done | `/out/ingest` | `dddddddddddd` |",
+        "| train |",
+        "0.8125",
+        "0.1000",
+        "report.html",
+    ):
+        assert expected in page
+
+
+def test_the_verbs_are_imported_without_prefect_torch_or_ray() -> None:
+    code = (
+        "import sys, flows.verbs, flows.server; "
+        "print([m for m in ('prefect', 'torch', 'ray', 'faiss', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,93 @@
+"""The demo's recipe, and how it is fitted to the user's own images."""
+
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+
+from flows.recipes import RECIPE, demo_recipe, fitted, probe
+from flows.verbs import _own_images, _with_flags, demo_summary, run
+from pipelines.config import load_config
+from pipelines.errors import ConfigError, InputError
+from tests.support.pictures import write_folder
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
+def test_every_example_is_a_valid_configuration_that_says_where_its_results_go(path: Path) -> None:
+    assert load_config(path).run.out
+
+
+def test_the_example_is_the_recipe_of_the_demo() -> None:
+    assert load_config(EXAMPLES / "fashion-mnist.toml") == demo_recipe()
+
+
+def test_a_probe_counts_the_images_and_measures_their_shorter_side(tmp_path: Path) -> None:
+    write_folder(tmp_path, classes=3, per_class=5, size=48)
+    (tmp_path / "class_00" / "notes.txt").write_text("no image")
+    (tmp_path / "class_00" / "broken.jpg").write_bytes(b"no image either")
+    Image.new("RGB", (48, 100)).save(tmp_path / "class_00" / "tall.JPG")
+    seen = probe(str(tmp_path))
+    assert (seen.images, seen.side) == (17, 48)
+    assert seen.example is not None and seen.example.is_file()
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
+def test_data_that_is_no_folder_of_images_is_bad_input(tmp_path: Path, make: object) -> None:
+    make(tmp_path / "photos")  # type: ignore[operator]
+    with pytest.raises(InputError, match="one folder per class"):
+        probe(str(tmp_path / "photos"))
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "size"), [(800, 28, 32), (800, 64, 64), (800, 500, 96), (1500, 500, 64), (10**6, 500, 32)]
+)
+def test_own_images_train_about_as_long_as_the_recipe(images: int, side: int, size: int) -> None:
+    recipe = demo_recipe()
+    settings = fitted(recipe, images, side)
+    assert settings["data.image_size"] == size
+
+    def work(count: int, epochs: int, pixels: int, stride: int) -> float:
+        return count * epochs * (pixels / stride) ** 2
+
+    budget = work(60_000, recipe.train.epochs, recipe.data.image_size, recipe.model.stem_stride)
+    used = work(images, settings["train.epochs"], size, settings["model.stem_stride"])
+    assert settings["train.epochs"] == 1 or used <= budget
+    assert settings["train.epochs"] <= 40
+
+
+def test_flags_of_the_images_beat_the_recipe_and_the_user_beats_both(tmp_path: Path) -> None:
+    write_folder(tmp_path / 'my "photos"', classes=2, per_class=4)
+    said: list[str] = []
+    flags, query, title = _own_images(str(tmp_path / 'my "photos"'), said.append)
+    settings = _with_flags(flags, ["train.epochs=2", "data.batch_size=8"], "out")
+    assert settings.run.source == str(tmp_path / 'my "photos"')
+    assert settings.run.split == "train=0.8,query=0.2"
+    assert (settings.run.query, settings.run.database, settings.run.out) == ("query", ("train",), "out")
+    assert (settings.train.epochs, settings.data.batch_size) == (2, 8)
+    assert Path(query).is_file() and "8 images" in said[0] and "photos" in title
+
+
+def test_the_summary_ends_with_a_command_that_can_be_pasted() -> None:
+    result = {"map": 0.81234, "chance": 0.1, "images_per_second": 1234.5, "store": "my out", "report": "r.html"}
+    text = demo_summary(result, "Fashion-MNIST", 64, "it's.png")
+    assert "0.8123" in text and "0.1000" in text and "1,234 images/s" in text and "r.html" in text
+    import shlex
+
+    words = shlex.split(text.splitlines()[-1].removeprefix("  try"))
+    assert words[:2] == ["hhnet", "search"]
+    assert words[words.index("--index") + 1] == "my out/index"
+    assert words[words.index("--image") + 1] == "it's.png"
+
+
+def test_a_run_without_a_place_for_its_results_is_bad_usage(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[run]\ntrain = 'x'\n")
+    with pytest.raises(ConfigError, match=r"run\.out"):
+        run(tmp_path / "c.toml")
+
+
+def test_the_recipe_is_packaged_with_the_code() -> None:
+    assert RECIPE.parent.name == "flows" and RECIPE.is_file()
+    assert typer  # the verbs are plain functions with typer's annotations

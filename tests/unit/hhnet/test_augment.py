@@ -1,0 +1,121 @@
+"""Augmentation: determinism, shapes, and what each part does."""
+
+import numpy as np
+import pytest
+
+from hhnet.augment import KINDS, Augment, sample_rng
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+WIDE = np.random.default_rng(1).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+
+
+def test_generator_depends_on_each_of_the_three() -> None:
+    first = sample_rng(1, 2, "a").random()
+    assert sample_rng(1, 2, "a").random() == first
+    others = [sample_rng(2, 2, "a"), sample_rng(1, 3, "a"), sample_rng(1, 2, "b"), sample_rng(12, 0, "a")]
+    assert first not in [rng.random() for rng in others]
+    assert sample_rng(1, 23, "a").random() != sample_rng(12, 3, "a").random()
+
+
+def test_generator_is_stable_across_versions() -> None:
+    """A changed stream would make runs that were begun earlier unrepeatable."""
+    assert sample_rng(0, 0, "cat/1").integers(0, 2**32, 2).tolist() == [4200802158, 3990093496]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("image", [IMAGE, WIDE], ids=["square", "wide"])
+def test_shape_determinism_and_untouched_input(kind: str, image: np.ndarray) -> None:
+    augment = Augment(size=32, kind=kind, jitter=0.4, erase=0.5)
+    before = image.copy()
+    results = [augment(image, sample_rng(0, epoch, "k")) for epoch in range(8)]
+    for epoch, result in enumerate(results):
+        assert result.shape == (32, 32, 3) and result.dtype == np.uint8 and result.flags.c_contiguous
+        assert not np.shares_memory(result, image) or kind == "none"
+        np.testing.assert_array_equal(result, augment(image, sample_rng(0, epoch, "k")))
+    np.testing.assert_array_equal(image, before)
+    assert (len({result.tobytes() for result in results}) == 1) == (kind == "none")
+
+
+def test_crop_flip_gives_shifted_and_mirrored_windows() -> None:
+    padded = np.pad(IMAGE, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    windows = {
+        padded[t : t + 32, s : s + 32][:, ::step].tobytes(): (t, s, step)
+        for t in range(9)
+        for s in range(9)
+        for step in (1, -1)
+    }
+    augment = Augment(size=32)
+    seen = [windows[augment(IMAGE, sample_rng(0, 0, str(i))).tobytes()] for i in range(1000)]
+    assert {t for t, _, _ in seen} == {s for _, s, _ in seen} == set(range(9))
+    assert 400 < sum(step == 1 for _, _, step in seen) < 600
+
+
+def test_large_images_are_cropped_without_padding() -> None:
+    flat = np.full((64, 64, 3), 7, np.uint8)
+    flat[16:48, 16:48] = 9
+    inside = Augment(size=32, padding=0)(flat, sample_rng(0, 0, "a"))
+    assert (inside == Augment(size=32, padding=8)(flat, sample_rng(0, 0, "a"))).all()
+
+
+def test_none_is_the_centre() -> None:
+    np.testing.assert_array_equal(Augment(size=20, kind="none")(WIDE, sample_rng(0, 0, "a")), WIDE[10:30, 35:55])
+
+
+def test_resized_crop_takes_parts_of_the_wanted_size() -> None:
+    """In a horizontal ramp the range of values tells the width of the window."""
+    ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 100, axis=0).repeat(3, axis=2)
+    augment = Augment(size=32, kind="resized_crop", area=(0.2, 0.4))
+    widths = [np.ptp(augment(ramp, sample_rng(0, 0, str(i))).astype(int)) for i in range(200)]
+    # widths are sqrt(area * ratio): from sqrt(20000 * .2 * 3/4) = 55 to sqrt(20000 * .4 * 4/3) = 103
+    assert 45 < min(widths) < 65 and 90 < max(widths) < 105
+
+
+def test_a_strip_is_cut_to_its_largest_square() -> None:
+    strip = np.zeros((4, 4000, 3), np.uint8)
+    assert Augment(size=8, kind="resized_crop", area=(0.9, 1.0))(strip, sample_rng(0, 0, "a")).shape == (8, 8, 3)
+
+
+def test_jitter_changes_colour_only() -> None:
+    plain = Augment(size=32)(IMAGE, sample_rng(0, 0, "a")).astype(int)
+    jittered = Augment(size=32, jitter=0.3)(IMAGE, sample_rng(0, 0, "a")).astype(int)
+    correlation = np.corrcoef(plain.ravel(), jittered.ravel())[0, 1]
+    assert (plain != jittered).any() and correlation > 0.9
+    grey = np.full((32, 32, 3), 100, np.uint8)
+    result = Augment(size=32, jitter=0.3)(grey, sample_rng(0, 0, "a"))
+    assert np.ptp(result) == 0 and 70 <= result[0, 0, 0] <= 130  # only brightness acts on a grey image
+
+
+def test_erase_fills_one_rectangle_with_the_mean() -> None:
+    kept = Augment(size=32, padding=0)
+    erased = Augment(size=32, padding=0, erase=1.0)
+    for i in range(20):
+        plain, result = kept(IMAGE, sample_rng(0, 0, str(i))), erased(IMAGE, sample_rng(0, 0, str(i)))
+        rows, columns = np.nonzero((plain != result).any(2))
+        box = result[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert (box == np.rint(plain.reshape(-1, 3).mean(0))).all()
+        assert 0.01 < box.shape[0] * box.shape[1] / 1024 < 0.3
+    never = Augment(size=32, padding=0, erase=1e-9)
+    np.testing.assert_array_equal(never(IMAGE, sample_rng(0, 0, "a")), kept(IMAGE, sample_rng(0, 0, "a")))
+
+
+def test_refusals() -> None:
+    for kwargs, message in (
+        ({"size": 0}, "size must be above 0"),
+        ({"padding": -1}, "padding not below"),
+        ({"kind": "flip"}, "kind must be one of crop_flip, resized_crop, none: got 'flip'"),
+        ({"area": (0.5, 0.2)}, "area must be"),
+        ({"area": (0.0, 0.2)}, "area must be"),
+        ({"jitter": 1.0}, "jitter must be"),
+        ({"erase": 2.0}, "erase in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Augment(**{"size": 32, **kwargs})  # type: ignore[arg-type]
+    rng = sample_rng(0, 0, "a")
+    with pytest.raises(ValueError, match="cannot cut 33x33 pixels from 32x32"):
+        Augment(size=33, kind="none")(IMAGE, rng)
+    with pytest.raises(ValueError, match="cannot cut 48x48 pixels from 40x40"):
+        Augment(size=48)(IMAGE, rng)
+    with pytest.raises(ValueError, match="padding of 40 pixels needs a larger image"):
+        Augment(size=32, padding=40)(IMAGE, rng)
+    with pytest.raises(TypeError, match="uint8"):
+        Augment(size=32)(IMAGE.astype(float), rng)

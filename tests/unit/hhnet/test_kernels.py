@@ -1,0 +1,152 @@
+"""Exact search against NumPy on the whole distance matrix."""
+
+import threading
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hhnet import kernels
+from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
+
+WIDTHS = [1, 3, 8, 9, 16, 32]
+THREADS = [1, 2, 9]  # 9 is more than the queries, which shares out the database instead
+
+Codes = npt.NDArray[np.uint8]
+
+
+def codes(num: int, width: int, seed: int = 0) -> Codes:
+    return np.random.default_rng([seed, width]).integers(0, 256, (num, width), dtype=np.uint8)
+
+
+def matrix(queries: Codes, database: Codes) -> npt.NDArray[np.int32]:
+    different = np.unpackbits(queries[:, None] ^ database[None], axis=2)
+    return different.sum(axis=2, dtype=np.int32)
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["shared", "alone"])
+def work_is_shared_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small cases would not start threads: run each with and without that shortcut."""
+    if request.param:
+        monkeypatch.setattr(kernels, "_SMALL", 0)
+
+
+@pytest.fixture(scope="module", params=WIDTHS)
+def case(request: pytest.FixtureRequest) -> tuple[Codes, Codes, npt.NDArray[np.int32]]:
+    queries, database = codes(7, request.param, 1), codes(9001, request.param, 2)
+    database[5000:5050] = queries[0]  # exact hits, tied, across chunks
+    return queries, database, matrix(queries, database)
+
+
+def test_distances(case: tuple[Codes, Codes, npt.NDArray[np.int32]]) -> None:
+    queries, database, expected = case
+    found = hamming_distances(queries, database)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("k", [1, 10, 4097, 9001, 20000])
+def test_knn(case: tuple[Codes, Codes, npt.NDArray[np.int32]], k: int, threads: int) -> None:
+    queries, database, all_distances = case
+    distances, rows = hamming_knn(queries, database, k, threads=threads)
+    order = np.argsort(all_distances, axis=1, kind="stable")[:, :k]
+    assert distances.dtype == np.int32 and rows.dtype == np.int64
+    np.testing.assert_array_equal(rows, order)
+    np.testing.assert_array_equal(distances, np.take_along_axis(all_distances, order, 1))
+
+
+@pytest.mark.parametrize("order", ["falling", "rising"])
+def test_knn_in_sorted_databases(order: str) -> None:
+    """Falling distances admit every row as a candidate, which is the most the buffers must hold."""
+    database = codes(30000, 8)
+    query = codes(1, 8, 5)
+    distances = matrix(query, database)[0]
+    database = database[np.argsort(-distances if order == "falling" else distances, kind="stable")]
+    expected = matrix(query, database)
+    for k in (1, 100, 5000):
+        found, rows = hamming_knn(query, database, k, threads=1)
+        np.testing.assert_array_equal(rows, np.argsort(expected, axis=1, kind="stable")[:, :k])
+        np.testing.assert_array_equal(found[0], np.sort(expected[0])[:k])
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("radius", [0, 2, 4, 30, 9999])
+def test_range(case: tuple[Codes, Codes, npt.NDArray[np.int32]], radius: int, threads: int) -> None:
+    queries, database, all_distances = case
+    offsets, rows, distances = hamming_range(queries, database, radius, threads=threads)
+    assert (offsets.dtype, rows.dtype, distances.dtype) == (np.int64, np.int64, np.int32)
+    assert offsets[0] == 0 and offsets[-1] == len(rows) == len(distances)
+    for q in range(len(queries)):
+        order = np.argsort(all_distances[q], kind="stable")
+        order = order[all_distances[q][order] <= radius]
+        np.testing.assert_array_equal(rows[offsets[q] : offsets[q + 1]], order)
+        np.testing.assert_array_equal(distances[offsets[q] : offsets[q + 1]], all_distances[q][order])
+
+
+def test_many_queries_on_threads() -> None:
+    """Enough work for the pool: several blocks of queries."""
+    queries, database = codes(300, 8, 1), codes(5000, 8, 2)
+    expected = np.argsort(matrix(queries, database), axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(hamming_knn(queries, database, 5, threads=3)[1], expected)
+
+
+def test_two_callers_at_once() -> None:
+    queries, database = codes(200, 8, 1), codes(5000, 8, 2)
+    expected = hamming_knn(queries, database, 5, threads=1)[1]
+    found: list[npt.NDArray[np.int64]] = []
+    callers = [
+        threading.Thread(target=lambda: found.append(hamming_knn(queries, database, 5, threads=2)[1])) for _ in range(4)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == 4
+    for rows in found:
+        np.testing.assert_array_equal(rows, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_empty(threads: int) -> None:
+    some, none = codes(3, 8), np.zeros((0, 8), np.uint8)
+    for queries, database, shape in ((some, none, (3, 0)), (none, some, (0, 2)), (none, none, (0, 0))):
+        distances, rows = hamming_knn(queries, database, 2, threads=threads)
+        assert distances.shape == rows.shape == shape
+        offsets, rows, distances = hamming_range(queries, database, 3, threads=threads)
+        assert offsets.tolist() == [0] * (len(queries) + 1) and rows.size == distances.size == 0
+        assert hamming_distances(queries, database).shape == (len(queries), len(database))
+
+
+def test_any_memory_layout() -> None:
+    """Read-only, strided and misaligned codes give what a plain array gives."""
+    plain = codes(100, 8)
+    readonly = plain.copy()
+    readonly.flags.writeable = False
+    strided = np.repeat(plain, 2, axis=0)[::2]
+    shifted = np.frombuffer(b"x" + plain.tobytes(), np.uint8)[1:].reshape(100, 8)
+    expected = hamming_knn(plain[:5], plain, 9)
+    for other in (readonly, strided, shifted, np.asfortranarray(plain)):
+        for found, wanted in zip(hamming_knn(other[:5], other, 9), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    assert plain.flags.writeable
+
+
+def test_refusals() -> None:
+    a, b = codes(2, 8), codes(2, 16)
+    with pytest.raises(ValueError, match="got 8 and 16 bytes"):
+        hamming_knn(a, b, 1)
+    # 7 and 8 bytes fill the same 64-bit word, and still are not comparable
+    with pytest.raises(ValueError, match="got 7 and 8 bytes"):
+        hamming_distances(codes(2, 7), a)
+    with pytest.raises(TypeError, match=r"queries must be packed codes of dtype uint8.*float64"):
+        hamming_knn(a.astype(np.float64), a, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"database must have shape \(N, bytes\)"):
+        hamming_knn(a, a[0], 1)
+    with pytest.raises(ValueError, match="k must be at least 1: got 0"):
+        hamming_knn(a, a, 0)
+    with pytest.raises(ValueError, match="radius must be at least 0: got -1"):
+        hamming_range(a, a, -1)
+    for search in (hamming_knn, hamming_range):
+        with pytest.raises(ValueError, match="threads must be at least 1: got 0"):
+            search(a, a, 1, threads=0)

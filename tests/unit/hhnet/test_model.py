@@ -1,0 +1,328 @@
+"""The network, its two files, and loading an artifact."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from hhnet.backbones import check_name
+from hhnet.model import HEADS, HHNet, Preprocess, card, load_model, model_from_bytes, model_to_bytes
+
+SMALL = "hrnet_w18_small"
+PREPROCESS = Preprocess(size=32, resize=36)
+HRNETS = [
+    "hrnet_w18_small",
+    "hrnet_w18_small_v2",
+    *(f"hrnet_w{width}" for width in (18, 30, 32, 40, 44, 48, 64)),
+]
+
+
+def meta(name: str, bits: int = 16, **kwargs: Any) -> HHNet:
+    with torch.device("meta"):
+        return HHNet(name, bits, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def model() -> HHNet:
+    torch.manual_seed(0)
+    return HHNet(SMALL, 16).eval()
+
+
+@pytest.mark.parametrize("name", HRNETS)
+def test_every_hrnet_gives_2048_features(name: str) -> None:
+    with torch.device("meta"):
+        net = HHNet(name, 64)
+        assert net.feature_dim == 2048
+        if name.startswith(SMALL):  # the others only differ in depth and width
+            assert net.backbone(torch.empty(1, 3, 64, 64)).shape == (1, 2048)
+        assert net.backbone.net.final_layer[0].out_channels == 2048
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "size"), [("alexnet", 4096, 64), ("vgg16", 4096, 32), ("resnet18", 512, 32), ("resnet50", 2048, 32)]
+)
+def test_other_backbones(name: str, dim: int, size: int) -> None:
+    with torch.device("meta"):
+        net = HHNet(name, 24)
+        assert net.feature_dim == dim
+        assert net(torch.empty(2, 3, size, size)).shape == (2, 24)
+
+
+def test_features_are_the_classification_head_of_timm(model: HHNet) -> None:
+    """The pooled input of timm's own classifier, from the same weights."""
+    full = timm.create_model(SMALL, num_classes=7).eval()
+    state = {key: value for key, value in full.state_dict().items() if not key.startswith("classifier.")}
+    net = HHNet(SMALL, 16).eval()
+    net.backbone.net.load_state_dict(state)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(full.classifier(net.backbone(x)), full(x))
+
+
+def test_hash_layer_starts_as_published(model: HHNet) -> None:
+    assert isinstance(model.head, nn.Linear)
+    assert model.head.weight.shape == (16, 2048)
+    assert model.head.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert abs(model.head.weight.mean().item()) < 3e-4
+    assert not model.head.bias.any()
+
+
+def test_heads() -> None:
+    x = torch.randn(4, 3, 32, 32)
+    kinds = {"linear": None, "bn": nn.BatchNorm1d, "ln": nn.LayerNorm}
+    assert set(HEADS) == set(kinds)
+    for head, kind in kinds.items():
+        net = HHNet("resnet18", 16, head=head)
+        assert net(x).shape == (4, 16)
+        if kind is not None:
+            assert isinstance(net.head, nn.Sequential) and isinstance(net.head[1], kind)
+            assert (net.head[0].bias is None) == (head == "bn")
+            assert net.head[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize("name", [SMALL, "resnet18", "resnet50"])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_stem_stride(name: str, stride: int) -> None:
+    net = meta(name, stem_stride=stride)
+    maps: dict[str, Any] = {}
+    layer = net.backbone.net.layer1
+    layer.register_forward_hook(lambda module, inputs, output: maps.setdefault("out", output))  # type: ignore[union-attr, operator]
+    net(torch.empty(2, 3, 64, 64, device="meta"))
+    assert maps["out"].shape[-2:] == (64 // stride, 64 // stride)
+
+
+def test_a_stem_without_a_choice_is_refused() -> None:
+    for name in ("vgg16", "alexnet", "resnet50d"):
+        with pytest.raises(ValueError, match=f"{name} has no adjustable stem: stem_stride must be 4, got 2"):
+            meta(name, stem_stride=2)
+    with pytest.raises(ValueError, match="stem_stride must be 1, 2 or 4: got 3"):
+        meta(SMALL, stem_stride=3)
+
+
+def test_image_size(model: HHNet) -> None:
+    with pytest.raises(ValueError, match=r"multiples of 32 pixels: got 40x32; change data.image_size"):
+        model(torch.zeros(1, 3, 40, 32))
+    assert meta(SMALL, stem_stride=1)(torch.empty(2, 3, 40, 32, device="meta")).shape == (2, 16)
+    with pytest.raises(ValueError, match="at least 63 pixels: got 62x62"):
+        meta("alexnet")(torch.empty(1, 3, 62, 62, device="meta"))
+    assert meta("alexnet")(torch.empty(1, 3, 63, 63, device="meta")).shape == (1, 16)
+    with pytest.raises(ValueError, match="at least 32 pixels"):
+        meta("vgg16_bn")(torch.empty(1, 3, 31, 40, device="meta"))
+
+
+@pytest.mark.parametrize("bits", [0, -8, 4, 12, 4104, 16.0, True])
+def test_bits(bits: Any) -> None:
+    with pytest.raises(ValueError, match=rf"bits must be a multiple of 8 from 8 to 4096: got {bits}$"):
+        HHNet("resnet18", bits)
+
+
+def test_names() -> None:
+    with pytest.raises(ValueError, match=r"unknown backbone 'hrnet_w19': did you mean .*hrnet_w18"):
+        HHNet("hrnet_w19", 16)
+    with pytest.raises(ValueError, match="unknown backbone 'qqq': see timm"):
+        HHNet("qqq", 16)
+    with pytest.raises(ValueError, match=r"unknown weight tag 'hrnet_w18.foo': known are .*hrnet_w18.ms_in1k"):
+        HHNet("hrnet_w18.foo", 16)
+    with pytest.raises(ValueError, match="head must be one of linear, bn, ln: got 'mlp'"):
+        HHNet("resnet18", 16, head="mlp")
+    for name in ("alexnet", "hrnet_w18.ms_in1k", "hrnet_w48", "vgg16.tv_in1k"):
+        check_name(name)
+
+
+def test_timm_weights_need_a_pinned_tag() -> None:
+    with pytest.raises(ValueError, match=r"pinned tag.*name one of hrnet_w18.ms_aug_in1k, hrnet_w18.ms_in1k"):
+        HHNet("hrnet_w18", 16, weights="timm")
+    with pytest.raises(ValueError, match="give a safetensors file"):
+        HHNet("alexnet", 16, weights="timm")
+
+
+def test_timm_weights_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_model(name: str, pretrained: bool, num_classes: int) -> nn.Module:
+        assert (name, pretrained, num_classes) == ("resnet18.tv_in1k", True, 0)
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(ValueError, match=r"could not be fetched \(no route\): give a safetensors file instead$"):
+        HHNet("resnet18.tv_in1k", 16, weights="timm")
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    full = timm.create_model("resnet18", num_classes=10)
+    state = full.state_dict()
+    path = tmp_path / "resnet.safetensors"
+    safetensors.torch.save_file(state, path)
+    net = HHNet("resnet18", 16, weights=path)
+    for key, value in net.backbone.net.state_dict().items():
+        assert torch.equal(value, state[key])
+    bare = {key: value for key, value in state.items() if not key.startswith("fc.") and "num_batches" not in key}
+    safetensors.torch.save_file(bare, path)
+    HHNet("resnet18", 16, weights=str(path), stem_stride=2)
+    with pytest.raises(ValueError, match="3x3 stem that trained weights do not fit: use 2 or 4"):
+        HHNet("resnet18", 16, weights=path, stem_stride=1)
+    with pytest.raises(ValueError, match=r"and backbone resnet34 do not fit: missing layer1.2.* and \d+ more"):
+        HHNet("resnet34", 16, weights=path)
+    safetensors.torch.save_file({**bare, "extra": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"do not fit: unknown extra$"):
+        HHNet("resnet18", 16, weights=path)
+    safetensors.torch.save_file({**bare, "conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
+    with pytest.raises(ValueError, match=r"conv1.weight is torch.float32\[64, 3, 3, 3\], not .*\[64, 3, 7, 7\]$"):
+        HHNet("resnet18", 16, weights=path)
+    path.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        HHNet("resnet18", 16, weights=path)
+    with pytest.raises(FileNotFoundError, match=r"none.safetensors does not exist"):
+        HHNet("resnet18", 16, weights=tmp_path / "none.safetensors")
+
+
+def test_alexnet_weights_leave_out_the_classifier(tmp_path: Path) -> None:
+    state = {k: torch.full(v.shape, 0.5) for k, v in meta("alexnet").backbone.net.state_dict().items()}
+    path = tmp_path / "alexnet.safetensors"
+    safetensors.torch.save_file({**state, "classifier.6.weight": torch.zeros(10, 4096)}, path)
+    loaded = HHNet("alexnet", 16, weights=path)
+    assert not any(key.startswith("backbone.net.classifier.6") for key in loaded.state_dict())
+    assert torch.equal(loaded.backbone.net.state_dict()["features.0.weight"], state["features.0.weight"])
+
+
+def test_param_groups(model: HHNet) -> None:
+    groups = {g["name"]: g for g in model.param_groups(1e-3, weight_decay=5e-4, backbone_scale=0.1)}
+    assert set(groups) == {"backbone", "backbone.no_decay", "head", "head.no_decay"}
+    assert {g["lr"] for n, g in groups.items() if n.startswith("head")} == {1e-3}
+    assert {g["lr"] for n, g in groups.items() if n.startswith("backbone")} == {1e-3 * 0.1}
+    for name, group in groups.items():
+        decayed = not name.endswith("no_decay")
+        assert group["weight_decay"] == (5e-4 if decayed else 0)
+        assert all((param.ndim > 1) == decayed for param in group["params"])
+    params = [id(param) for group in groups.values() for param in group["params"]]
+    assert sorted(params) == sorted(id(param) for param in model.parameters())
+    torch.optim.SGD(list(groups.values()))
+
+
+def test_round_trip_is_bit_equal(model: HHNet) -> None:
+    weights = model_to_bytes(model)
+    assert weights == model_to_bytes(model)
+    description = json.loads(json.dumps(card(model, PREPROCESS, classes=["a"], precision="fp32")))
+    state = torch.get_rng_state()
+    loaded, preprocess = model_from_bytes(weights, description)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert preprocess == PREPROCESS and not loaded.training
+    assert (loaded.backbone_name, loaded.bits, loaded.head_name, loaded.stem_stride) == (SMALL, 16, "linear", 4)
+    assert model_to_bytes(loaded) == weights
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), loaded(x))
+
+
+def test_round_trip_of_other_heads_and_stems() -> None:
+    net = HHNet("resnet18", 8, head="bn", stem_stride=1)
+    loaded, _ = model_from_bytes(model_to_bytes(net), card(net, PREPROCESS))
+    assert model_to_bytes(loaded) == model_to_bytes(net)
+
+
+def test_card_keeps_its_own_keys(model: HHNet) -> None:
+    with pytest.raises(ValueError, match="the card has its own bits"):
+        card(model, PREPROCESS, bits=8)
+
+
+def test_bad_cards_and_weights() -> None:
+    net = HHNet("resnet18", 8)
+    weights, good = model_to_bytes(net), card(net, PREPROCESS)
+    for change, message in (
+        ({"format": 2}, "format 2, this version reads 1"),
+        ({"format": None}, "format None"),
+        ({"bits": "8"}, "needs bits as int: got '8'"),
+        ({"bits": True}, "needs bits as int: got True"),
+        ({"head": None}, "needs head as str"),
+        ({"preprocess": {}}, "preprocess must have just the keys"),
+        ({"bits": 16}, r"model weights and card do not fit: .*head"),
+        ({"backbone": "resnet19"}, "unknown backbone"),
+        ({"head": "ln"}, "do not fit: missing head.0.bias"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model_from_bytes(weights, {**good, **change})
+    with pytest.raises(ValueError, match="not safetensors"):
+        model_from_bytes(weights[:-1], good)
+    with pytest.raises(ValueError, match="not safetensors"):
+        model_from_bytes(b"", good)
+
+
+def write_artifact(root: Path, weights: bytes, description: bytes) -> dict[str, Any]:
+    (root / "parts").mkdir(parents=True)
+    parts = []
+    for suffix, data in ((".safetensors", weights), (".json", description)):
+        sha256 = hashlib.sha256(data).hexdigest()
+        name = f"parts/model-{sha256[:16]}{suffix}"
+        (root / name).write_bytes(data)
+        parts.append({"path": name, "bytes": len(data), "sha256": sha256, "rows": 0})
+    manifest = {"format": 1, "kind": "model", "parts": parts}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> tuple[Path, dict[str, Any], HHNet]:
+    net = HHNet("resnet18", 8)
+    root = tmp_path / "model"
+    return root, write_artifact(root, model_to_bytes(net), json.dumps(card(net, PREPROCESS)).encode()), net
+
+
+def test_load_model(artifact: tuple[Path, dict[str, Any], HHNet]) -> None:
+    root, _, net = artifact
+    for path in (root, str(root)):
+        loaded, preprocess = load_model(path)
+        assert preprocess == PREPROCESS and not loaded.training
+        assert model_to_bytes(loaded) == model_to_bytes(net)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_tampered_parts_are_refused(artifact: tuple[Path, dict[str, Any], HHNet], which: int) -> None:
+    root, manifest, _ = artifact
+    path = root / manifest["parts"][which]["path"]
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="does not match its sha256"):
+        load_model(root)
+    path.write_bytes(data[:-1])
+    with pytest.raises(ValueError, match=f"has {len(data) - 1} bytes, not {len(data)}"):
+        load_model(root)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        load_model(root)
+
+
+def test_folders_that_are_no_model(artifact: tuple[Path, dict[str, Any], HHNet]) -> None:
+    root, manifest, _ = artifact
+    with pytest.raises(FileNotFoundError, match="give the root of a finished model artifact"):
+        load_model(root / "parts")
+    outside = [{**part, "path": f"../model/{part['path']}"} for part in manifest["parts"]]
+    absolute = [{**part, "path": str(root / part["path"])} for part in manifest["parts"]]
+    for text, message in (
+        ("{", "is not JSON"),
+        ("[]", "must hold a JSON object: got list"),
+        (json.dumps({**manifest, "kind": "codes"}), "kind 'codes', not a model"),
+        (json.dumps({**manifest, "parts": 3}), "no list of parts"),
+        (json.dumps({**manifest, "parts": manifest["parts"][:1]}), "does not name"),
+        (json.dumps({**manifest, "parts": outside}), "names a part outside"),
+        (json.dumps({**manifest, "parts": absolute}), "names a part outside"),
+    ):
+        (root / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_model(root)
+
+
+def test_training_moves_every_weight() -> None:
+    torch.manual_seed(0)
+    net = HHNet(SMALL, 8, stem_stride=1)
+    before = {name: param.detach().clone() for name, param in net.named_parameters()}
+    optimiser = torch.optim.SGD(net.param_groups(0.1))
+    x = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
+    net(x).square().sum().backward()
+    optimiser.step()
+    still = [name for name, param in net.named_parameters() if torch.equal(param, before[name])]
+    assert not still

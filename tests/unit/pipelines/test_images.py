@@ -1,0 +1,123 @@
+"""The guarded decoder on unusual and on broken pictures."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import images
+from pipelines.images import ImageReject, decode_image
+from pipelines.schema import Reason
+from tests.support import pictures
+
+
+def test_lossless_pictures_decode_to_their_pixels() -> None:
+    pixels = pictures.picture(0, 0)
+    for data in (pictures.png(pixels), pictures.webp(), pictures.bmp()):
+        decoded = decode_image(data)
+        assert decoded.dtype == np.uint8
+        assert (decoded == pixels).all()
+
+
+def test_a_jpeg_decodes_to_about_its_pixels() -> None:
+    pixels = pictures.picture(0, 0)
+    assert np.abs(decode_image(pictures.jpeg(pixels, quality=95)).astype(int) - pixels).mean() < 12
+
+
+@pytest.mark.parametrize("name", pictures.READABLE)
+def test_unusual_pictures_become_rgb(name: str) -> None:
+    decoded = decode_image(pictures.READABLE[name]())
+    assert decoded.shape == (32, 32, 3)
+    assert decoded.dtype == np.uint8
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    decoded = decode_image(pictures.deep_png())
+    assert decoded[0, 0].tolist() == [0, 0, 0]
+    assert decoded[0, -1].tolist() == [255, 255, 255]
+    assert abs(int(decoded[0, 16, 0]) - 131) <= 2
+
+
+def test_transparency_lies_on_white() -> None:
+    assert (decode_image(pictures.palette_alpha_png()) == 255).all()
+    decoded = decode_image(pictures.alpha_png())
+    assert decoded[0, 0].tolist() == [255, 255, 255]
+    assert decoded[0, -1].tolist() == [255, 0, 0]
+
+
+def test_exif_turns_the_picture_upright() -> None:
+    decoded = decode_image(pictures.rotated_jpeg())
+    assert decoded[:12].min() > 200
+    assert decoded[-12:].max() < 50
+
+
+def test_cmyk_keeps_its_colours() -> None:
+    pixels = pictures.picture(1, 0)
+    assert np.abs(decode_image(pictures.cmyk_jpeg()).astype(int) - pixels).mean() < 12
+
+
+def test_a_phone_photograph_with_an_embedded_preview_decodes_to_its_first_picture() -> None:
+    sink = io.BytesIO()
+    first, second = (Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in (200, 20))
+    first.save(sink, "MPO", save_all=True, append_images=[second])
+    assert abs(int(decode_image(sink.getvalue()).mean()) - 200) < 3
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("text.jpg", Reason.NOT_AN_IMAGE),
+        ("gif.jpg", Reason.NOT_AN_IMAGE),
+        ("empty.jpg", Reason.NOT_AN_IMAGE),
+        ("truncated.jpg", Reason.TRUNCATED),
+        ("bomb.png", Reason.TOO_LARGE),
+        ("animated.png", Reason.TOO_LARGE),
+    ],
+)
+def test_broken_pictures_are_rejected_with_their_reason(name: str, reason: Reason) -> None:
+    with pytest.raises(ImageReject) as caught:
+        decode_image(pictures.UNREADABLE[name]())
+    assert caught.value.reason is reason
+    assert "\n" not in caught.value.detail
+
+
+def test_a_bomb_between_one_and_two_ceilings_is_refused_even_where_warnings_are_off() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ImageReject) as caught:
+            decode_image(pictures.bomb_png(8001, 8001))
+    assert caught.value.reason is Reason.TOO_LARGE
+
+
+def test_a_ribbon_is_refused() -> None:
+    with pytest.raises(ImageReject, match="too_large"):
+        decode_image(pictures.png(np.zeros((1, 201, 3), np.uint8)))
+
+
+def test_too_many_bytes_are_refused_before_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    with pytest.raises(ImageReject, match="too_large"):
+        decode_image(pictures.webp())
+
+
+def test_mutated_bytes_never_raise_anything_else() -> None:
+    random = np.random.default_rng(0)
+    sources = [
+        pictures.jpeg(pictures.picture(0, 0)),
+        pictures.png(pictures.picture(0, 0)),
+        pictures.webp(),
+        pictures.bmp(),
+    ]
+    outcomes = set()
+    for _ in range(100):
+        for source in sources:
+            data = bytearray(source)
+            for _ in range(random.integers(1, 8)):
+                data[random.integers(len(data))] = random.integers(256)
+            try:
+                assert decode_image(bytes(data)).ndim == 3
+            except ImageReject as reject:
+                outcomes.add(reject.reason)
+    assert len(outcomes) >= 2

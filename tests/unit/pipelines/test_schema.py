@@ -1,0 +1,116 @@
+"""The Parquet tables of the contract."""
+
+import io
+import json
+from pathlib import Path
+
+import duckdb
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import DamagedArtifact
+from pipelines.schema import (
+    REJECTS,
+    SHARD_INDEX,
+    Reason,
+    codes_schema,
+    parquet_bytes,
+    read_parquet,
+    require_schema,
+    table_of,
+)
+
+
+def codes_table(bits: int = 16) -> pa.Table:
+    schema = codes_schema(bits, "f" * 64, ["cat", "dög"], {"caption": pa.string()})
+    width = (bits + 7) // 8
+    return table_of(
+        schema,
+        {
+            "key": ["a", "b"],
+            "shard": ["shard-000000.tar"] * 2,
+            "row": [0, 1],
+            "code": [bytes([1] * width), bytes([2] * width)],
+            "labels": [[0, 1], []],
+            "caption": ["x", None],
+        },
+    )
+
+
+@pytest.mark.parametrize(("bits", "width"), [(8, 1), (12, 2), (16, 2), (64, 8)])
+def test_codes_are_plain_fixed_size_binary(bits: int, width: int) -> None:
+    field = codes_schema(bits, "", []).field("code")
+    assert str(field.type) == f"fixed_size_binary[{width}]"
+
+
+def test_a_lone_codes_file_says_what_it_holds() -> None:
+    found = pq.read_schema(io.BytesIO(parquet_bytes(codes_table()))).metadata
+    assert found[b"hhnet.bits"] == b"16"
+    assert found[b"hhnet.bit_order"] == b"little"
+    assert found[b"hhnet.fingerprint"] == b"f" * 64
+    assert json.loads(found[b"hhnet.classes"]) == ["cat", "dög"]
+
+
+def test_equal_tables_give_equal_bytes() -> None:
+    assert parquet_bytes(codes_table()) == parquet_bytes(codes_table())
+
+
+def test_duckdb_and_pandas_read_codes(tmp_path: Path) -> None:
+    path = tmp_path / "codes.parquet"
+    path.write_bytes(parquet_bytes(codes_table()))
+    rows = duckdb.sql(f"select key, shard, code, labels from '{path}' order by key").fetchall()
+    assert rows[0] == ("a", "shard-000000.tar", b"\x01\x01", [0, 1])
+    frame = pandas.read_parquet(path)
+    assert frame["code"].tolist() == [b"\x01\x01", b"\x02\x02"]
+    assert frame["labels"][1].tolist() == []
+
+
+def test_tables_survive_parquet() -> None:
+    member = {"name": "a.jpg", "offset": 512, "size": 3, "sha256": bytes(32)}
+    index = {"key": ["a"], "shard": ["s.tar"], "row": [0], "labels": [[1]], "members": [[member]]}
+    rejects = {
+        "key": ["a"],
+        "shard": ["s.tar"],
+        "row": [0],
+        "stage": ["decode"],
+        "reason": ["truncated"],
+        "detail": [""],
+    }
+    for schema, columns in ((SHARD_INDEX, index), (REJECTS, rejects)):
+        table = read_parquet(parquet_bytes(table_of(schema, columns)), "here")
+        require_schema(table, schema, "here")
+        assert table.to_pydict() == columns
+
+
+def test_bytes_that_are_no_parquet_are_damage() -> None:
+    data = parquet_bytes(codes_table())
+    for broken in (b"", b"PAR1", data[: len(data) // 2], data[4:]):
+        with pytest.raises(DamagedArtifact, match="here is not readable as Parquet"):
+            read_parquet(broken, "here")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.drop(["labels"]),
+        lambda table: table.select(["shard", "key", "row", "code", "labels"]),
+        lambda table: table.set_column(2, "row", table["row"].cast(pa.int64())),
+        lambda table: table.set_column(3, "code", table["code"].cast(pa.binary())),
+    ],
+)
+def test_another_schema_is_damage(change) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(DamagedArtifact, match="expected"):
+        require_schema(change(codes_table()), codes_schema(16, "", []), "here")
+
+
+def test_another_code_length_is_damage() -> None:
+    with pytest.raises(DamagedArtifact, match="code"):
+        require_schema(codes_table(16), codes_schema(64, "", []), "here")
+
+
+def test_the_reasons_are_closed() -> None:
+    assert [str(reason) for reason in Reason] == [
+        *("damaged", "not_an_image", "truncated", "too_large", "undecodable", "worker_died")
+    ]

@@ -1,0 +1,226 @@
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import pipelines.index
+from pipelines.config import Config, IndexSettings, SearchSettings
+from pipelines.errors import FingerprintMismatch, InputError
+from pipelines.index import build_index
+from pipelines.search import search
+from pipelines.storage import ArtifactWriter, Store
+from tests.support.codes import Rows, class_codes, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
+from tests.support.inline import use_inline_pool
+from tests.support.pictures import jpeg, picture
+
+CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    use_inline_pool(monkeypatch, pipelines.index)
+
+    def build(*codes, name="index", config=CONFIG):
+        return build_index(list(codes), str(tmp_path / name), config)["uri"]
+
+    return build
+
+
+def two_artifacts(root, bits=64):
+    """Short codes make many ties; rows leave gaps."""
+    first, second = simple_rows("one", 30, bits, flip=0.3), simple_rows("two", 25, bits, seed=7, flip=0.3)
+    second.row = list(range(0, 50, 2))
+    rows = {"one-000000.tar": first, "two-000000.tar": second}
+    uris = [write_codes(root / name[:3], {name: r}, bits).uri for name, r in rows.items()]
+    ids = np.concatenate([np.arange(30), (1 << 32) + np.arange(0, 50, 2)])
+    return uris, np.concatenate([first.codes, second.codes]), ids, [*first.keys, *second.keys]
+
+
+@pytest.mark.parametrize("bits", [8, 64])
+@pytest.mark.parametrize("k", [1, 6, 100])
+def test_results_are_exactly_a_stable_brute_force(tmp_path, build, bits, k):
+    uris, codes, ids, keys = two_artifacts(tmp_path, bits)
+    queries = random_codes(5, bits, seed=3)
+    answer = search(build(*uris), CONFIG, hex_codes=[query.tobytes().hex() for query in queries], k=k)
+
+    distances = np.unpackbits(queries[:, None] ^ codes[None], axis=2).sum(2)
+    for result, row in zip(answer["results"], distances, strict=True):
+        order = np.lexsort((ids, row))[:k]
+        assert [entry["id"] for entry in result["neighbours"]] == ids[order].tolist()
+        assert [entry["distance"] for entry in result["neighbours"]] == row[order].tolist()
+        assert [entry["key"] for entry in result["neighbours"]] == [keys[place] for place in order]
+        assert [entry["row"] for entry in result["neighbours"]] == (ids[order] & 0xFFFFFFFF).tolist()
+
+
+def test_a_key_finds_itself_first_and_the_answer_is_plain_json(tmp_path, build):
+    uris, *_ = two_artifacts(tmp_path)
+    index = build(*uris)
+    answer = search(index, CONFIG, keys=["two/00004"])
+    assert json.loads(json.dumps(answer)) == answer
+    assert {"verb", "status", "uri", "digest"} <= set(answer) and answer["uri"] == index
+    (result,) = answer["results"]
+    assert (result["query"], result["by"], len(result["neighbours"])) == ("two/00004", "key", 4)
+    assert result["neighbours"][0] == {
+        "id": 1 << 32 | 8,
+        "key": "two/00004",
+        "shard": "two-000000.tar",
+        "row": 8,
+        "distance": 0,
+        "labels": ["dog"],
+    }
+
+
+def test_a_key_of_two_shards_is_searched_once_for_each(tmp_path, build):
+    uris = [
+        write_codes(tmp_path / name, {f"{name}-000000.tar": Rows(["same"], random_codes(1, seed=seed), [[0]])}).uri
+        for seed, name in enumerate(("one", "two"))
+    ]
+    answer = search(build(*uris), CONFIG, keys=["same"], k=1)
+    assert [result["neighbours"][0]["shard"] for result in answer["results"]] == ["one-000000.tar", "two-000000.tar"]
+
+
+def test_an_unknown_key_is_refused_with_keys_near_it(tmp_path, build):
+    uris, *_ = two_artifacts(tmp_path)
+    index = build(*uris)
+    with pytest.raises(InputError, match=r"'two/00O04' is not in .*; near it are .*two/00004"):
+        search(index, CONFIG, keys=["one/00001", "two/00O04"])
+    with pytest.raises(InputError, match="near it are one/00003, two/00003"):
+        search(index, CONFIG, keys=["elsewhere/00003"])
+
+
+@pytest.mark.parametrize("batch", [7, 4096])
+def test_all_rows_of_a_codes_artifact_are_queries(tmp_path, build, monkeypatch, batch):
+    monkeypatch.setattr("pipelines.search.BATCH", batch)
+    uris, _, ids, keys = two_artifacts(tmp_path)
+    answer = search(build(*uris), CONFIG, codes=uris, k=1)
+    assert [result["query"] for result in answer["results"]] == keys
+    assert [result["neighbours"][0]["id"] for result in answer["results"]] == ids.tolist()
+
+
+def test_codes_of_other_bits_or_of_another_model_are_refused_naming_both(tmp_path, build):
+    index = build(write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", 9)}).uri)
+    short = write_codes(tmp_path / "short", {"x-000000.tar": simple_rows("x", 9, 32)}, 32).uri
+    alien = write_codes(tmp_path / "alien", {"x-000000.tar": simple_rows("x", 9)}, model="d" * 64).uri
+    with pytest.raises(FingerprintMismatch, match=r"short holds codes of 32 bits, .*index of 64 bits"):
+        search(index, CONFIG, codes=[short])
+    with pytest.raises(FingerprintMismatch, match=r"alien was made by model dddddddddddd, .*index by aaaaaaaaaaaa"):
+        search(index, CONFIG, codes=[alien])
+    with pytest.raises(FingerprintMismatch, match="--code ff00 has 16 bits"):
+        search(index, CONFIG, hex_codes=["ff00"])
+    with pytest.raises(InputError, match="not hexadecimal"):
+        search(index, CONFIG, hex_codes=["xyz"])
+    with pytest.raises(InputError, match="nothing to search for"):
+        search(index, CONFIG)
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+
+
+class MeanColourEncoder:
+    """Stands in for a network: the code is the class whose colour the picture has."""
+
+    @classmethod
+    def open(cls, source):
+        return cls()
+
+    def encode_images(self, images):
+        from pipelines.images import decode_image
+
+        colours = np.stack([decode_image(image).mean((0, 1)) for image in images])
+        known = np.stack([picture(klass, 0).mean((0, 1)) for klass in range(3)])
+        labels = ((colours[:, None] - known[None]) ** 2).sum(2).argmin(1)
+        return class_codes(labels.tolist(), flip=0.0)
+
+
+def commit_model(root):
+    writer = ArtifactWriter(Store(root), "model", "e" * 64, (), {})
+    return writer.commit([], {}, {})
+
+
+@pytest.fixture
+def with_model(tmp_path, monkeypatch, build):
+    monkeypatch.setitem(sys.modules, "pipelines.encoder", SimpleNamespace(Encoder=MeanColourEncoder))
+    model = commit_model(tmp_path / "model")
+    rows = {"x-000000.tar": simple_rows("x", 30, flip=0.1)}
+    codes = write_codes(tmp_path / "codes", rows, model=model.digest, origin={"model": model.uri}).uri
+    return build(codes), model
+
+
+def test_an_image_is_encoded_by_the_model_that_made_the_codes(tmp_path, with_model):
+    index, _ = with_model
+    (tmp_path / "query.jpg").write_bytes(jpeg(picture(1, 77)))
+    (result,) = search(index, CONFIG, images=[str(tmp_path / "query.jpg")])["results"]
+    assert (result["query"], result["by"]) == (str(tmp_path / "query.jpg"), "image")
+    assert [entry["labels"] for entry in result["neighbours"]] == [["dog"]] * 4
+
+
+def test_another_model_is_refused_naming_both(tmp_path, with_model):
+    index, model = with_model
+    (tmp_path / "query.jpg").write_bytes(jpeg(picture(1, 77)))
+    other = ArtifactWriter(Store(tmp_path / "other"), "model", "f" * 64, (), {}).commit([], {}, {})
+    with pytest.raises(
+        FingerprintMismatch, match=f"from model {model.digest[:12]}, but .*other is {other.digest[:12]}"
+    ):
+        search(index, CONFIG, images=[str(tmp_path / "query.jpg")], model=other.uri)
+
+
+def test_an_image_that_cannot_be_used_is_named_with_the_reason(tmp_path, with_model):
+    index, _ = with_model
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "cut.jpg").write_bytes(jpeg(picture(1, 77, size=128))[:900])
+    for name, reason in (("text.jpg", "not_an_image"), ("cut.jpg", "truncated"), ("absent.jpg", "does not exist")):
+        with pytest.raises(InputError, match=f"{name} .*{reason}"):
+            search(index, CONFIG, images=[str(tmp_path / name)])
+    with pytest.raises(InputError, match="cannot be read"):
+        search(index, CONFIG, images=[str(tmp_path)])
+
+
+# ------------------------------------------------------------------------------------------------------------ page
+
+
+def pictures_in(page):
+    return re.findall(r'<img[^>]* src="(data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+)"', page)
+
+
+def test_the_page_shows_the_query_and_its_neighbours(tmp_path, build):
+    shards = write_shards(tmp_path, "shard")
+    index = build(codes_of_shards(tmp_path / "codes", shards).uri)
+    page_file = tmp_path / "found.html"
+    page_file.write_text("an older page")
+    answer = search(index, CONFIG, keys=["class_01/0001"], html=str(page_file))
+    page = page_file.read_text()
+    assert answer["html"] == str(page_file)
+    assert len(pictures_in(page)) == 5 and "no picture" not in page
+    assert "class_01/0001" in page and "distance 0" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_without_shards_the_page_says_so(tmp_path, build):
+    shards = write_shards(tmp_path, "shard")
+    index = build(codes_of_shards(tmp_path / "codes", shards).uri)
+    (tmp_path / "shard").rename(tmp_path / "moved")
+    search(index, CONFIG, keys=["class_01/0001"], html=str(tmp_path / "found.html"))
+    page = (tmp_path / "found.html").read_text()
+    assert not pictures_in(page) and "holds no committed shards" in page and page.count("no picture<") == 5
+
+    moved = str(tmp_path / "moved")
+    search(index, CONFIG, keys=["class_01/0001"], shards=[moved], html=str(tmp_path / "found.html"))
+    assert len(pictures_in((tmp_path / "found.html").read_text())) == 5
+
+
+def test_shards_of_other_images_are_refused(tmp_path, build):
+    index = build(codes_of_shards(tmp_path / "codes", write_shards(tmp_path, "shard")).uri)
+    other = write_shards(tmp_path, "other", seed=3)
+    with pytest.raises(FingerprintMismatch, match="none of these shards is in"):
+        search(index, CONFIG, keys=["class_01/0001"], shards=[other], html=str(tmp_path / "found.html"))
+
+
+def test_names_from_data_are_escaped_in_the_page(tmp_path, build):
+    evil = '<script>alert("x")</script>'
+    rows = Rows([evil, "b"], random_codes(2), [[0], [0]])
+    index = build(write_codes(tmp_path / "codes", {"x-000000.tar": rows}, classes=("<img src=x onerror=y>",)).uri)
+    search(index, CONFIG, keys=[evil], html=str(tmp_path / "found.html"))
+    page = (tmp_path / "found.html").read_text()
+    assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page

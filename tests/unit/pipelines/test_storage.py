@@ -1,0 +1,367 @@
+"""The commit protocol on a local store: put-if-absent, artifacts, tampering, versions."""
+
+import io
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import (
+    CommitConflict,
+    ConfigError,
+    DamagedArtifact,
+    FingerprintMismatch,
+    InputError,
+    StoreUnavailable,
+)
+from pipelines.storage import (
+    FORMAT,
+    Artifact,
+    ArtifactInput,
+    ArtifactWriter,
+    ObjectStream,
+    Store,
+    canonical_json,
+    fingerprint,
+    manifest_digest,
+    open_artifact,
+    open_input,
+    parse_manifest,
+    publish_version,
+    sha256_of,
+    versions,
+    write_run_record,
+)
+
+MARK = "f" * 64
+
+
+def commit(
+    root: Path, data: bytes = b"data", kind: str = "shards", mark: str = MARK, inputs: tuple[ArtifactInput, ...] = ()
+) -> Artifact:
+    writer = ArtifactWriter(Store(root), kind, mark, inputs, {})
+    part = writer.put_part("part.bin", data, rows=1)
+    receipt = writer.put_receipt("part", {"part": part.model_dump()})
+    return writer.commit([part], {"samples": 1}, {"classes": ["a"]}, {"part": receipt})
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------------- store
+
+
+def test_put_is_absent_or_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.put("a/b/c.bin", b"first")
+    assert not store.put("a/b/c.bin", b"second")
+    assert store.read("a/b/c.bin") == b"first"
+    assert store.size("a/b/c.bin") == 5
+    assert store.names("a") == ["a/b/c.bin"]
+
+
+def test_put_takes_a_file(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(3_000_000))
+    assert Store(tmp_path / "store").put("x", source)
+    assert Store(tmp_path / "store").read("x") == bytes(3_000_000)
+
+
+def test_put_same_accepts_equal_bytes_only(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put_same("x", b"one")
+    store.put_same("x", b"one")
+    with pytest.raises(CommitConflict, match="nothing was overwritten"):
+        store.put_same("x", b"two")
+    assert store.read("x") == b"one"
+
+
+def test_of_many_racing_writers_one_wins_and_no_bytes_mix(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for round_ in range(20):
+        barrier = threading.Barrier(4)
+        won: list[int] = []
+
+        def write(number: int, name: str, barrier: threading.Barrier, won: list[int]) -> None:
+            barrier.wait()
+            if store.put(name, bytes([number]) * 100_000):
+                won.append(number)
+
+        threads = [threading.Thread(target=write, args=(n, f"r/{round_}", barrier, won)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert store.read(f"r/{round_}") == bytes(won) * 100_000
+    assert all(not Path(name).name.startswith(".") for name in store.names("r"))
+
+
+def test_a_write_that_fails_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", full)
+        with pytest.raises(StoreUnavailable, match=r"cannot write .*/x: No space left on device"):
+            store.put("x", b"data")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreUnavailable):
+            store.put("x", b"data")
+    assert list(tmp_path.iterdir()) == []
+    assert store.put("x", b"data")
+
+
+def test_a_store_that_fails_while_a_stream_is_read(tmp_path: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise TimeoutError("connection lost")
+
+    with (
+        pytest.raises(StoreUnavailable, match="cannot read here: connection lost"),
+        ObjectStream(Broken(), "here") as s,
+    ):
+        s.read(10)
+
+
+def test_a_folder_that_cannot_be_made_is_store_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreUnavailable) as caught:
+        commit(tmp_path / "file" / "out")
+    assert caught.value.exit_code == 3
+    assert str(tmp_path / "file" / "out") in str(caught.value)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert store.size("x") is None
+    assert store.names("x") == []
+    for name in ("x", "folder"):
+        with pytest.raises(FileNotFoundError):
+            store.read(name)
+    with pytest.raises(FileNotFoundError):
+        store.open("x")
+    store.delete("x")
+
+
+@pytest.mark.parametrize("uri", ["http://host/x", "gs://bucket/x", "s3://user:secret@bucket/x"])
+def test_other_uris_and_credentials_are_refused(uri: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Store(uri)
+    assert "secret" not in str(caught.value)
+
+
+def test_file_uris_and_relative_paths_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store(f"file://{tmp_path}/a").uri == Store("a").uri == str(tmp_path / "a")
+
+
+# ------------------------------------------------------------------------------------------------------- artifact
+
+
+def test_a_committed_artifact_opens_and_reads(tmp_path: Path) -> None:
+    made = commit(tmp_path)
+    opened = open_artifact(str(tmp_path), "shards")
+    assert opened.digest == made.digest
+    part = opened.manifest.part("part.bin")
+    assert part.path == f"parts/part-{sha256_of(b'data')[:16]}.bin"
+    assert opened.read(part) == b"data"
+    assert opened.fetch(part, tmp_path / "scratch").read_bytes() == b"data"
+    assert json.loads(opened.read(opened.manifest.receipts[0]))["part"]["rows"] == 1
+
+
+def test_committing_again_changes_nothing(tmp_path: Path) -> None:
+    commit(tmp_path)
+    before = tree(tmp_path)
+    commit(tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_a_manifest_is_canonical_and_holds_no_place(tmp_path: Path) -> None:
+    first, second = commit(tmp_path / "a"), commit(tmp_path / "b")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    data = (tmp_path / "a/manifest.json").read_bytes()
+    fields = json.loads(data)
+    assert data == canonical_json(fields)
+    assert fields["digest"] == manifest_digest(fields) == first.digest == second.digest
+    assert str(tmp_path).encode() not in data
+
+
+def test_another_manifest_is_a_conflict(tmp_path: Path) -> None:
+    commit(tmp_path, b"one")
+    before = tree(tmp_path)["manifest.json"]
+    with pytest.raises(CommitConflict):
+        commit(tmp_path, b"two")
+    assert tree(tmp_path)["manifest.json"] == before
+
+
+def test_a_root_of_another_fingerprint_is_refused_naming_both(tmp_path: Path) -> None:
+    commit(tmp_path)
+    with pytest.raises(FingerprintMismatch) as caught:
+        commit(tmp_path, mark="e" * 64)
+    assert "f" * 12 in str(caught.value)
+    assert "e" * 12 in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_the_first_receipt_wins(tmp_path: Path) -> None:
+    writer = ArtifactWriter(Store(tmp_path), "codes", MARK, (), {})
+    assert writer.put_receipt("s", {"attempt": 1}) == {"attempt": 1}
+    assert writer.put_receipt("s", {"attempt": 2}) == {"attempt": 1}
+    assert writer.receipts() == {"s": {"attempt": 1}}
+
+
+@pytest.mark.parametrize("name", ["../x.bin", "a/b.bin", "", "x y"])
+def test_a_part_name_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError):
+        ArtifactWriter(Store(tmp_path), "codes", MARK, (), {}).put_part(name, b"", 0)
+
+
+def test_nothing_committed_is_an_input_error(tmp_path: Path) -> None:
+    ArtifactWriter(Store(tmp_path), "codes", MARK, (), {}).put_part("x.bin", b"data", 1)
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        open_artifact(str(tmp_path))
+
+
+def test_another_kind_is_an_input_error(tmp_path: Path) -> None:
+    commit(tmp_path)
+    with pytest.raises(InputError, match="is a shards artifact, not codes"):
+        open_artifact(str(tmp_path), "codes")
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: b"DATA", lambda data: data + b"x", None])
+def test_a_tampered_part_is_never_returned(tmp_path: Path, change: Callable[[bytes], bytes] | None) -> None:
+    artifact = commit(tmp_path)
+    part = artifact.manifest.part("part.bin")
+    path = tmp_path / part.path
+    path.write_bytes(change(b"data")) if change else path.unlink()
+    for read in (artifact.read, lambda part: artifact.fetch(part, tmp_path)):
+        with pytest.raises(DamagedArtifact, match=part.path):
+            read(part)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: fields["totals"].update(samples=2),
+        lambda fields: fields.update(kind="codes"),
+        lambda fields: fields["parts"].clear(),
+        lambda fields: fields.update(digest="0" * 64),
+        lambda fields: fields.pop("totals"),
+        lambda fields: fields.update(extra=1),
+    ],
+)
+def test_a_tampered_manifest_is_damage(tmp_path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    commit(tmp_path)
+    path = tmp_path / "manifest.json"
+    fields = json.loads(path.read_bytes())
+    change(fields)
+    path.write_bytes(canonical_json(fields))
+    with pytest.raises(DamagedArtifact, match=r"manifest\.json"):
+        open_artifact(str(tmp_path))
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000])
+def test_bytes_that_are_no_manifest_are_damage(data: bytes) -> None:
+    with pytest.raises(DamagedArtifact, match="here is not a manifest"):
+        parse_manifest(data, "here")
+
+
+def signed(fields: dict[str, object]) -> bytes:
+    return canonical_json({**fields, "digest": manifest_digest(fields)})
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    fields = json.loads(commit(tmp_path).manifest.to_bytes())
+    with pytest.raises(ConfigError, match="upgrade hhnet"):
+        parse_manifest(signed({**fields, "format": FORMAT + 1, "unheard_of": {}}), "here")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../other/part.bin", "parts/../../x"])
+def test_a_manifest_cannot_name_files_outside(tmp_path: Path, path: str) -> None:
+    fields = json.loads(commit(tmp_path).manifest.to_bytes())
+    fields["parts"][0]["path"] = path
+    with pytest.raises(DamagedArtifact, match="outside its artifact"):
+        parse_manifest(signed(fields), "here")
+
+
+def test_an_unreadable_identity_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_text("{")
+    with pytest.raises(DamagedArtifact, match=r"identity\.json"):
+        commit(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- inputs and versions
+
+
+def derived(tmp_path: Path, upstream: Artifact, origin: dict[str, str]) -> Artifact:
+    inputs = (ArtifactInput(role="shards", kind="shards", digest=upstream.digest),)
+    writer = ArtifactWriter(Store(tmp_path / "codes"), "codes", MARK, inputs, origin)
+    return writer.commit([], {}, {})
+
+
+def test_inputs_are_followed_and_their_digest_checked(tmp_path: Path) -> None:
+    upstream = commit(tmp_path / "shards")
+    artifact = derived(tmp_path, upstream, {"shards": upstream.uri})
+    assert open_input(artifact, "shards").digest == upstream.digest
+    other = commit(tmp_path / "other", b"other")
+    with pytest.raises(FingerprintMismatch) as caught:
+        open_input(artifact, "shards", other.uri)
+    assert upstream.digest[:12] in str(caught.value)
+    assert other.digest[:12] in str(caught.value)
+    moved = tmp_path / "moved"
+    (tmp_path / "shards").rename(moved)
+    with pytest.raises(InputError):
+        open_input(artifact, "shards")
+    assert open_input(artifact, "shards", str(moved)).digest == upstream.digest
+
+
+def test_an_unknown_origin_asks_for_the_flag(tmp_path: Path) -> None:
+    artifact = derived(tmp_path, commit(tmp_path / "shards"), {})
+    with pytest.raises(InputError, match="--shards"):
+        open_input(artifact, "shards")
+
+
+def test_the_origin_is_outside_the_digest(tmp_path: Path) -> None:
+    upstream = commit(tmp_path / "shards")
+    first = derived(tmp_path / "a", upstream, {"shards": "/here"})
+    second = derived(tmp_path / "b", upstream, {"shards": "/there"})
+    assert first.digest == second.digest
+
+
+def test_versions_are_taken_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert versions(store) == []
+    assert publish_version(store, 1, "manifest.json", "a" * 64)
+    assert publish_version(store, 1, "manifest.json", "a" * 64)
+    assert not publish_version(store, 1, "manifest.json", "b" * 64)
+    assert publish_version(store, 10, "manifest.json", "b" * 64)
+    assert publish_version(store, 2, "manifest.json", "b" * 64)
+    assert versions(store) == [1, 2, 10]
+
+
+def test_run_records_are_outside_the_artifact(tmp_path: Path) -> None:
+    artifact = commit(tmp_path)
+    name = write_run_record(artifact.store, {"seconds": 1.5})
+    assert name.startswith("runs/")
+    assert json.loads(artifact.store.read(name)) == {"seconds": 1.5}
+    assert open_artifact(str(tmp_path)).digest == artifact.digest
+
+
+def test_fingerprints_cover_kind_inputs_and_settings() -> None:
+    marks = {
+        fingerprint("codes", {"model": "a"}, {"x": 1}),
+        fingerprint("index", {"model": "a"}, {"x": 1}),
+        fingerprint("codes", {"model": "b"}, {"x": 1}),
+        fingerprint("codes", {"model": "a"}, {"x": 2}),
+    }
+    assert len(marks) == 4
+    assert fingerprint("codes", {"a": 1, "b": 2}, {}) == fingerprint("codes", {"b": 2, "a": 1}, {})

@@ -1,0 +1,149 @@
+"""The strict tar reader: what it accepts is read whole, what is cut or altered is an error."""
+
+import io
+import tarfile
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pipelines.tars import MAX_HEADER_BYTES, TarDamaged, read_tar
+
+
+def make_tar(form: int = tarfile.PAX_FORMAT, names: tuple[str, ...] = ("a/1.jpg", "a/2.jpg")) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=form) as archive:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = 700 * (number + 1)
+            archive.addfile(info, io.BytesIO(bytes([number + 1]) * info.size))
+    return sink.getvalue()
+
+
+def names_of(data: bytes) -> list[str]:
+    return [entry.name for entry, _ in read_tar(io.BytesIO(data))]
+
+
+LONG = ("d/" + "x" * 90 + "/" + "y" * 120 + ".jpg", "z" * 300 + ".jpg", "ünï/çødé.jpg")
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_and_foreign_names_are_read_as_tarfile_reads_them(form: int) -> None:
+    data = make_tar(form, LONG)
+    assert names_of(data) == list(LONG)
+    for entry, content in read_tar(io.BytesIO(data)):
+        assert content == data[entry.offset : entry.offset + entry.size]
+
+
+def test_links_folders_and_devices_have_no_content() -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for name, kind in [
+            ("d", tarfile.DIRTYPE),
+            ("s", tarfile.SYMTYPE),
+            ("h", tarfile.LNKTYPE),
+            ("f", tarfile.FIFOTYPE),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    found = list(read_tar(io.BytesIO(sink.getvalue())))
+    assert [(entry.name, entry.kind) for entry, _ in found] == [
+        *[("d", "folder"), ("s", "link"), ("h", "link"), ("f", "special")]
+    ]
+    assert all(content is None for _, content in found)
+
+
+def test_unwanted_files_are_passed_over() -> None:
+    found = list(read_tar(io.BytesIO(make_tar()), lambda entry: entry.name == "a/2.jpg"))
+    assert [content is not None for _, content in found] == [False, True]
+
+
+def test_every_cut_is_noticed() -> None:
+    data = make_tar()
+    end = 512 + 1024 + 512 + 1536 + 1024  # both members and the end-of-archive marker
+    for length in [*range(0, end, 97), 512, 1536, 3584, 4096, end - 1]:
+        with pytest.raises(TarDamaged):
+            names_of(data[:length])
+    assert names_of(data[:end]) == ["a/1.jpg", "a/2.jpg"]
+
+
+def test_a_cut_at_a_member_border_is_noticed_where_tarfile_sees_a_normal_end() -> None:
+    cut = make_tar()[:1536]
+    with tarfile.open(fileobj=io.BytesIO(cut), mode="r|") as archive:
+        assert len(list(archive)) == 1
+    with pytest.raises(TarDamaged, match="ends inside a header"):
+        names_of(cut)
+
+
+def set_size(text: bytes) -> Callable[[bytearray], None]:
+    def change(data: bytearray) -> None:
+        data[124:136] = text.ljust(12, b"\0")
+        data[148:156] = b" " * 8
+        data[148:156] = b"%06o\0 " % sum(data[:512])
+
+    return change
+
+
+def flip_header(data: bytearray) -> None:
+    data[1540] ^= 1
+
+
+def append_archive(data: bytearray) -> None:
+    data += make_tar(names=("b/3.jpg",))
+
+
+def half_marker(data: bytearray) -> None:
+    data[4200] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (flip_header, "no valid tar header at byte 1536"),
+        (append_archive, "goes on after its end-of-archive marker"),
+        (half_marker, "half an end-of-archive marker"),
+        (set_size(b"\xff" * 12), "negative size"),
+        (set_size(b"77777777777"), "ends inside a/1.jpg"),
+        (set_size(b"xyz"), "no valid tar header"),
+    ],
+)
+def test_altered_tars_are_refused(change: Callable[[bytearray], None], message: str) -> None:
+    data = bytearray(make_tar())
+    change(data)
+    with pytest.raises(TarDamaged, match=message):
+        list(read_tar(io.BytesIO(bytes(data)), lambda entry: entry.size < 1 << 20))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
+def test_a_header_of_any_length_is_not_read_into_memory(kind: bytes) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, MAX_HEADER_BYTES + 1
+    with pytest.raises(TarDamaged, match="the limit is"):
+        names_of(info.tobuf() + bytes(4096))
+
+
+@pytest.mark.parametrize(
+    "record", [b"9999 path=x\n", b"0 path=x\n", b"path=x\n", b"11 pathxxx\n", b"12 path=abc", b"8 size=-1\n"]
+)
+def test_damaged_extended_headers_are_refused(record: bytes) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(record)
+    data = header.tobuf() + record.ljust(512, b"\0") + tarfile.TarInfo("y").tobuf() + bytes(1024)
+    with pytest.raises(TarDamaged):
+        names_of(data)
+
+
+def test_mutated_tars_end_or_raise_but_never_hang() -> None:
+    random = np.random.default_rng(0)
+    source = make_tar(names=LONG)
+    refused = 0
+    for _ in range(500):
+        data = bytearray(source[: random.integers(1, len(source) + 1)] if random.random() < 0.3 else source)
+        for _ in range(random.integers(1, 6)):
+            data[random.integers(len(data))] = random.integers(256)
+        try:
+            assert len(names_of(bytes(data))) <= 50
+        except TarDamaged:
+            refused += 1
+    assert refused > 100
