@@ -4,10 +4,13 @@ It registers the deployment with the Prefect server that PREFECT_API_URL names (
 asks for a password), then waits and runs what the schedule, the page or the API of that server asks for.
 """
 
+import asyncio
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,25 +54,37 @@ def _serve(config: Path, cron: str | None, name: str, limit: int, out: str | Non
             "PREFECT_API_URL is not set: start `prefect server start --host 127.0.0.1` and set it to "
             "http://127.0.0.1:4200/api"
         )
+    parameters = {"config": settings.model_dump(mode="json"), "out": settings.run.out}
     with environment({key: value for key, value in QUIET.items() if key not in os.environ}):
         import httpx
         from prefect.exceptions import PrefectException
-        from prefect.types.entrypoint import EntrypointType
-
-        from flows.pipeline import pipeline
 
         try:
-            pipeline.serve(
-                name=name,
-                cron=cron,
-                limit=limit,
-                parameters={"config": settings.model_dump(mode="json"), "out": settings.run.out},
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
+            _poll(name, cron, limit, parameters)
         except (httpx.HTTPError, PrefectException, RuntimeError) as error:
-            raise Unavailable(
-                f"cannot serve at {os.environ['PREFECT_API_URL']}: {str(error) or type(error).__name__}"
-            ) from error
+            reason = str(error) or type(error).__name__
+            raise Unavailable(f"cannot serve at {os.environ['PREFECT_API_URL']}: {reason}") from error
+
+
+def _poll(name: str, cron: str | None, limit: int, parameters: dict[str, Any]) -> None:
+    """Register the deployment and run what is due until SIGINT or SIGTERM; schedules pause meanwhile."""
+    from prefect.runner import Runner
+    from prefect.types.entrypoint import EntrypointType
+
+    from flows.pipeline import pipeline
+
+    class Server(Runner):
+        def handle_sigterm(self, *_: Any, **__: Any) -> None:
+            signal.raise_signal(signal.SIGINT)  # Runner's own handler leaves the loop and its runs alive
+
+    runner = Server(name=name, limit=limit)
+    runner.add_flow(pipeline, name=name, cron=cron, parameters=parameters, entrypoint_type=EntrypointType.MODULE_PATH)
+    sys.stderr.write(
+        f"serving {pipeline.name}/{name}: {cron or 'no schedule'}; run it now with "
+        f"`prefect deployment run {pipeline.name}/{name}`\n"
+    )
+    with suppress(KeyboardInterrupt):
+        asyncio.run(runner.start())
 
 
 if __name__ == "__main__":

@@ -37,8 +37,7 @@ class Task:
         return int(len(self.queries) * len(self.database) * (self.queries.shape[1] + self.query_labels.shape[1]))
 
     def histograms(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Per block of queries, how many samples and how many relevant ones lie at each distance, int64 (q,
-        D)."""
+        """Samples and relevant samples at each distance, two int64 (q, D), block of queries by block."""
         shape_d = 64 * self.queries.shape[1] + 1
         for start in range(0, len(self.queries), _QUERY_BLOCK):
             block = slice(start, min(start + _QUERY_BLOCK, len(self.queries)))

@@ -17,7 +17,7 @@ import safetensors.torch
 import timm
 import torch
 from timm.models.hrnet import HighResolutionNet
-from timm.models.resnet import ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
@@ -39,7 +39,9 @@ class Backbone(nn.Module):
         self.name, self.stem_stride = name, stem_stride
         net = _create(name, pretrained=weights == "timm")
         _set_stem(net, name, stem_stride, pretrained=weights is not None)
-        if weights not in (None, "timm"):
+        if weights is None:
+            _start_residuals_at_identity(net)
+        elif weights != "timm":
             _load(net, name, Path(cast(str, weights)))
         self.net = net
         self.feature_dim = 4096 if name == "alexnet" else int(cast(Any, net).head_hidden_size)
@@ -114,6 +116,17 @@ def _create(name: str, pretrained: bool) -> nn.Module:
             f"weights of {name} could not be fetched ({str(error).splitlines()[0][:200]}): "
             "give a safetensors file instead"
         ) from error
+
+
+def _start_residuals_at_identity(net: nn.Module) -> None:
+    """Zero the scale of the last norm of every residual block (Goyal et al., arXiv 1706.02677, section 5.1).
+
+    timm does this for ResNet but not for HRNet, whose many summed branches need it more: without it, training
+    from random weights is far slower and the two families could not be compared.
+    """
+    for module in net.modules():
+        if isinstance(module, BasicBlock | Bottleneck):
+            module.zero_init_last()
 
 
 def _set_stem(net: nn.Module, name: str, stride: int, pretrained: bool) -> None:

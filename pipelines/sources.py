@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from pipelines.errors import InputError
 from pipelines.images import SUFFIXES
@@ -32,7 +32,7 @@ MAX_NAME_BYTES = 1024
 SKIPPED_NAMED = 1000
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-_OPENERS: dict[bytes, Callable[..., IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}
+_MAGIC = {b"\x1f\x8b": gzip.GzipFile, b"\xfd7zXZ\0": lzma.LZMAFile, b"BZh": bz2.BZ2File}
 _BROKEN = (TarDamaged, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
@@ -253,8 +253,10 @@ def _spool_tar(path: Path, spool: IO[bytes], listing: Listing) -> dict[str, tupl
 def _open_tar(path: Path) -> IO[bytes]:
     with path.open("rb") as stream:
         magic = stream.read(6)
-    openers = (opener for start, opener in _OPENERS.items() if magic.startswith(start))
-    return next(openers, Path.open)(path, "rb")
+    for start, opened in _MAGIC.items():
+        if magic.startswith(start):
+            return cast(IO[bytes], opened(path))
+    return path.open("rb")
 
 
 def _spool_reader(spool: IO[bytes], places: Mapping[str, tuple[int, int]]) -> Callable[[str], bytes]:

@@ -8,28 +8,22 @@ import hashlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from hhnet import mean_average_precision
-from hhnet.augment import Augment, sample_rng
-from hhnet.model import Preprocess, card, model_to_bytes
-from pipelines.checkpoints import Checkpoint, Checkpoints
+from hhnet.model import card, model_to_bytes
 from pipelines.cluster import ray_session, require_shared_store, stage, wait_for
 from pipelines.config import Config, result_settings
-from pipelines.encoder import Encoder
 from pipelines.errors import HHNetError, InputError, WorkFailed
-from pipelines.images import ImageReject, decode_ahead, decode_image
-from pipelines.learner import Batch, Learner, gather_rows, make_network, make_training_loss
-from pipelines.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed, open_shards
+from pipelines.learning.checkpoints import Checkpoint, Checkpoints
+from pipelines.learning.learner import Learner, make_network, make_training_loss
+from pipelines.learning.trainset import TrainData, epoch_batches, preprocess_of
+from pipelines.learning.validation import validate
+from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import (
     Artifact,
     ArtifactInput,
@@ -39,9 +33,6 @@ from pipelines.storage import (
     fingerprint,
     write_run_record,
 )
-
-QUERY_SHARE = 0.2
-"""Share of the validation samples that are queries; the others are what they are searched in."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +109,7 @@ def _file_digest(path: str) -> str:
         raise InputError(f"model.weights={path} cannot be read: {error.strerror}") from None
 
 
-def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
+def _run_workers(job: TrainJob, data: TrainData, done: int) -> None:
     """Run the loop on Ray Train until its last step, restarting workers that die."""
     with ray_session(job.config):
         import ray
@@ -226,7 +217,7 @@ def _ray_loop(settings: dict[str, Any]) -> None:
 
 
 def _publish(
-    writer: ArtifactWriter, checkpoints: "Checkpoints", last: Checkpoint, train_set: ShardSet, config: Config
+    writer: ArtifactWriter, checkpoints: Checkpoints, last: Checkpoint, train_set: ShardSet, config: Config
 ) -> Artifact:
     """The averaged weights of the best validation epoch become the model."""
     best = checkpoints.named(last.progress["best"]["checkpoint"])
@@ -255,127 +246,6 @@ def _publish(
     ]
     meta = {"bits": config.model.bits, "classes": list(train_set.classes), "metrics": metrics}
     return writer.commit(parts, {"parameters": sum(p.numel() for p in network.parameters())}, meta)
-
-
-# ---------------------------------------------------------------------------------------------------------- data
-
-
-def preprocess_of(config: Config) -> Preprocess:
-    """The configured way from pixels to tensors."""
-    size = config.data.image_size
-    return Preprocess(size=size, resize=config.data.resize or (size if size <= 64 else round(size * 256 / 224)))
-
-
-def augment_of(config: Config) -> Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]:
-    """The configured training augmentation, from decoded pixels (H, W, 3) to a square (S, S, 3)."""
-    size, kind = config.data.image_size, config.data.augment
-    if kind == "auto":
-        kind = "crop_flip" if size <= 64 else "resized_crop"
-    augment = Augment(size=size, kind=kind)
-    if kind == "resized_crop":
-        return augment
-    preprocess = preprocess_of(config)
-    return lambda pixels, rng: augment(preprocess.resize_crop(pixels), rng)
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """Which rows train and which validate. `rows[s]` are the training rows of shard s."""
-
-    train: ShardSet
-    rows: tuple[npt.NDArray[np.int64], ...]
-    val: ShardSet
-    val_rows: tuple[tuple[int, int], ...]
-    """(shard, row) of the validation samples, queries first."""
-    queries: int
-
-    @classmethod
-    def make(cls, train_set: ShardSet, val_set: ShardSet | None, config: Config) -> "TrainData":
-        """Split off the validation samples; InputError where there is too little to train or to validate on."""
-        places = [(s, row) for s, shard in enumerate((val_set or train_set).shards) for row in range(shard.rows)]
-        keys = [key for shard in (val_set or train_set).shards for key in shard.table["key"].to_pylist()]
-        order = sorted(range(len(keys)), key=lambda i: _draw(config.train.seed, keys[i]))
-        share = len(keys) if val_set else round(config.train.val_share * len(keys))
-        chosen = [places[i] for i in order[: min(share, config.train.val_limit)]]
-        if len(chosen) < 2:
-            raise InputError(f"{len(chosen)} validation samples are too few: give --val, or raise train.val_share")
-        if val_set and not set(val_set.classes) <= set(train_set.classes):
-            unknown = sorted(set(val_set.classes) - set(train_set.classes))
-            raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {', '.join(unknown[:5])}")
-        held = set() if val_set else set(chosen)
-        rows = tuple(
-            np.array([row for row in range(shard.rows) if (s, row) not in held], dtype=np.int64)
-            for s, shard in enumerate(train_set.shards)
-        )
-        queries = max(1, round(QUERY_SHARE * len(chosen)))
-        data = cls(train_set, rows, val_set or train_set, tuple(chosen), queries)
-        world = config.train.workers
-        sizes = [size for rank in range(world) for size in data.batch_sizes(config, world, rank)]
-        if min(sizes, default=0) < 2:
-            raise InputError(
-                f"{data.samples} training samples are too few for {world} workers and data.batch_size = "
-                f"{config.data.batch_size}: each worker needs 2 samples a step"
-            )
-        return data
-
-    @property
-    def samples(self) -> int:
-        """Training samples in an epoch."""
-        return sum(len(rows) for rows in self.rows)
-
-    def batch_sizes(self, config: Config, world: int, rank: int) -> list[int]:
-        """Samples of `rank` in each step of an epoch."""
-        return batch_sizes(self.samples, config.data.batch_size, world, rank)
-
-    def total_steps(self, config: Config) -> int:
-        """Optimiser steps of the whole training."""
-        return config.train.epochs * -(-self.samples // config.data.batch_size)
-
-
-def _draw(seed: int, key: str) -> bytes:
-    return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
-
-
-def epoch_samples(data: TrainData, config: Config, epoch: int, world: int, rank: int) -> Iterator[Sample]:
-    """The samples of `rank` in `epoch`, undecoded, in training order."""
-    seed = config.train.seed
-    spans = epoch_spans(data.rows, seed, epoch, world, rank)
-    sources = (
-        lambda shard=shard, rows=rows: data.train.read(data.train.shards[shard], rows.tolist()) for shard, rows in spans
-    )
-    return mixed(sources, config.data.interleave, config.data.shuffle_buffer, (seed, epoch, world, rank))
-
-
-def epoch_batches(
-    data: TrainData, config: Config, epoch: int, first: int, world: int, rank: int
-) -> Iterator[tuple[Batch, int]]:
-    """(batch, samples that did not decode) for each step of `epoch` from step `first` on."""
-    sizes = data.batch_sizes(config, world, rank)
-    samples = islice(epoch_samples(data, config, epoch, world, rank), sum(sizes[:first]), None)
-    augment = augment_of(config)
-    classes = len(data.train.classes)
-
-    def prepare(sample: Sample) -> tuple[Sample, npt.NDArray[np.uint8] | None]:
-        if sample.damage is not None:
-            return sample, None
-        try:
-            pixels = decode_image(sample.image)
-        except ImageReject:
-            return sample, None
-        return sample, augment(pixels, sample_rng(config.train.seed, epoch, sample.record.key))
-
-    ready = decode_ahead(samples, prepare, config.data.workers, 2 * max(sizes))
-    for size in sizes[first:]:
-        taken = list(islice(ready, size))
-        good = [(sample, square) for sample, square in taken if square is not None]
-        if len(good) < 2:
-            bad = next(sample.record for sample, square in taken if square is None)
-            raise InputError(f"{bad.shard}: too few images of a batch decode (first bad one: {bad.key})")
-        labels = np.zeros((len(good), classes), dtype=np.bool_)
-        for place, (sample, _) in enumerate(good):
-            labels[place, list(sample.record.labels)] = True
-        squares = np.stack([square for _, square in good])
-        yield Batch(squares, labels, [sample.record.key for sample, _ in good]), len(taken) - len(good)
 
 
 # ---------------------------------------------------------------------------------------------------------- loop
@@ -415,7 +285,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
 
 
 def _end_epoch(
-    checkpoints: "Checkpoints",
+    checkpoints: Checkpoints,
     learner: Learner,
     data: TrainData,
     progress: dict[str, Any],
@@ -435,71 +305,10 @@ def _end_epoch(
     _save(checkpoints, learner, progress, name)
 
 
-def _save(checkpoints: "Checkpoints", learner: Learner, progress: dict[str, Any], name: str | None = None) -> None:
+def _save(checkpoints: Checkpoints, learner: Learner, progress: dict[str, Any], name: str | None = None) -> None:
     if learner.rank == 0:
         checkpoints.save(
             name or checkpoints.new_name(learner.step_count), learner.step_count, learner.state(), progress
         )
     if learner.world > 1:
         dist.barrier()
-
-
-def validate(learner: Learner, data: TrainData) -> float:
-    """mAP over the whole ranking (ties by expectation) of the averaged weights on the validation samples.
-
-    The queries are a fixed part of them and are searched in the others, never in themselves.
-    """
-    learner.share_average()
-    config = learner.config
-    threads = torch.get_num_threads()
-    encoder = Encoder(learner.average, learner.preprocess, config.model.precision, "")
-    torch.set_num_threads(threads)
-    mine = range(learner.rank, len(data.val_rows), learner.world)
-    places = sorted(mine, key=lambda i: data.val_rows[i])
-    encoded = encoder.encode_samples(_val_samples(data, places), config.encode.batch_size, config.data.workers)
-    where = {
-        (sample.record.shard, sample.record.row): code for sample, code in zip(encoded.kept, encoded.codes, strict=True)
-    }
-    rows = torch.full((len(mine), 1 + config.model.bits // 8), 0, dtype=torch.uint8)
-    for slot, i in enumerate(mine):
-        shard, row = data.val_rows[i]
-        code = where.get((data.val.shards[shard].name, row))
-        if code is not None:
-            rows[slot, 0] = 1
-            rows[slot, 1:] = torch.from_numpy(code.copy())
-    counts = [len(range(rank, len(data.val_rows), learner.world)) for rank in range(learner.world)]
-    parts = [rows] if learner.world == 1 else [p.cpu() for p in gather_rows(rows.to(learner.device), counts)]
-    codes = np.zeros((len(data.val_rows), rows.shape[1]), np.uint8)
-    for rank, part in enumerate(parts):
-        codes[rank :: learner.world] = part.numpy()
-    return _val_map(codes, _val_labels(data), data.queries)
-
-
-def _val_samples(data: TrainData, places: Sequence[int]) -> Iterator[Sample]:
-    by_shard: dict[int, list[int]] = {}
-    for i in places:
-        shard, row = data.val_rows[i]
-        by_shard.setdefault(shard, []).append(row)
-    for shard, rows in by_shard.items():
-        yield from data.val.read(data.val.shards[shard], rows)
-
-
-def _val_labels(data: TrainData) -> npt.NDArray[np.bool_]:
-    """Multi-hot labels (V, C) of the validation samples, by the training set's class ids."""
-    ids = [data.train.classes.index(name) for name in data.val.classes]
-    labels = np.zeros((len(data.val_rows), len(data.train.classes)), np.bool_)
-    lists = [shard.table["labels"].to_pylist() for shard in data.val.shards]
-    for i, (shard, row) in enumerate(data.val_rows):
-        labels[i, [ids[label] for label in lists[shard][row]]] = True
-    return labels
-
-
-def _val_map(codes: npt.NDArray[np.uint8], labels: npt.NDArray[np.bool_], queries: int) -> float:
-    kept = codes[:, 0] == 1
-    query, database = kept.copy(), kept.copy()
-    query[queries:], database[:queries] = False, False
-    if not query.any() or not database.any():
-        return 0.0
-    return float(
-        mean_average_precision(codes[query, 1:], labels[query], codes[database, 1:], labels[database], ties="expected")
-    )

@@ -54,7 +54,7 @@ class Pictures:
         found = {}
         try:
             for sample in entry.read(shard, [row for row in rows if row < shard.rows]):
-                uri = None if sample.damage else thumbnail(sample.image)
+                uri = thumbnail(sample.image)  # a damaged sample comes without bytes
                 if uri is not None:
                     found[Place(sha256, sample.record.row)] = uri
         except HHNetError as error:

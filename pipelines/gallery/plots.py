@@ -5,11 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 INK = "#7d8794"  # reads on a white and on a dark page; the plots' ground is transparent
 ACCENT = "#3f7ff0"
@@ -46,17 +43,15 @@ class Plot:
 @contextmanager
 def _plot(xlabel: str, ylabel: str) -> Iterator[tuple[Any, Plot]]:
     result = Plot()
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(4.2, 3.1), layout="constrained")
-        try:
-            axes.set_xlabel(xlabel)
-            axes.set_ylabel(ylabel)
-            yield axes, result
-            sink = io.BytesIO()
-            figure.savefig(sink, dpi=200, transparent=True, format="png", metadata={"Software": None})
-            result.png = sink.getvalue()
-        finally:
-            plt.close(figure)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.2, 3.1), layout="constrained")
+        axes = figure.subplots()
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        yield axes, result
+        sink = io.BytesIO()
+        figure.savefig(sink, dpi=200, transparent=True, format="png", metadata={"Software": None})
+        result.png = sink.getvalue()
 
 
 def pr_curve(precision: Sequence[float], recall: Sequence[float], chance: float) -> bytes:

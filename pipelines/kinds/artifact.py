@@ -218,7 +218,7 @@ def open_index(uri: str, version: int | None = None) -> Iterator[IndexReader]:
     if not known:
         open_artifact(store, "index")  # says so if there is no index at all
         raise InputError(f"{store.uri} holds an index that was never published: build it without --no-publish")
-    number = known[0] if version is None else version
+    number = known[-1] if version is None else version
     if number not in known:
         raise InputError(f"{store.uri} has no version {number}: its versions are {', '.join(map(str, known))}")
     with scratch_folder() as folder:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.config import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.kinds import NO_DISTANCE, NO_ID, Codes, Ids, Neighbours
+from pipelines.kinds import Codes, Ids, Neighbours
 
 SAMPLES_PER_LIST = 64
 TRAIN_ROUNDS = 10
@@ -89,12 +89,11 @@ class IvfSearcher:
         """The k nearest in the probed lists.
 
         Faiss keeps whichever of several equal distances it met first, so the last distance may be represented by
-        other ids than an exact scan would return; the order of those returned is (distance, id).
+        other ids than an exact scan would return; the order of those returned is (distance, id). Its marks for a place
+        that stays empty are NO_ID and NO_DISTANCE.
         """
         k = min(k, self.count)
         distances, ids = self._index.search(np.ascontiguousarray(queries), k, params=self._parameters)
-        distances[ids < 0] = NO_DISTANCE
-        ids[ids < 0] = NO_ID
         order = np.lexsort((ids, distances), axis=1)
         return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+
 import pyarrow as pa
 
 from pipelines.proofs.findings import Findings, count, require_distinct

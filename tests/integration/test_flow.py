@@ -21,7 +21,9 @@ from .conftest import SETTINGS
 
 HHNET = [sys.executable, "-m", "pipelines"]
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 240.0
+DEADLINE_S = 600.0
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass(frozen=True)

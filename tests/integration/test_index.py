@@ -1,16 +1,24 @@
-"""The index built on a real Ray: the same bytes for any number of workers, and a search that is exact."""
+"""The index built on a real Ray and read from a real S3 server."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.config import Config, IndexSettings
+import pipelines.index
+from pipelines.config import Config, EvaluateSettings, IndexSettings
+from pipelines.evaluate import evaluate
 from pipelines.index import build_index
 from pipelines.search import search
-from tests.support.codes import random_codes, simple_rows, write_codes
+from pipelines.storage import Store
+from tests.support.codes import codes_of_shards, random_codes, simple_rows, write_codes, write_shards
+from tests.support.inline import use_inline_pool
+from tests.support.seaweed import seaweed
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
-def test_one_and_two_workers_build_the_same_bytes(tmp_path, kind, local_ray):
+def test_one_and_two_workers_build_the_same_bytes(tmp_path: Path, kind: str, local_ray: None) -> None:
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 50, seed=n, flip=0.3) for n in range(6)}
     uri = write_codes(tmp_path / "codes", contents).uri
     results = [
@@ -26,3 +34,21 @@ def test_one_and_two_workers_build_the_same_bytes(tmp_path, kind, local_ray):
     assert len(answer["neighbours"]) == 9
     if kind == "flat":
         assert [entry["distance"] for entry in answer["neighbours"]] == nearest.tolist()
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    use_inline_pool(monkeypatch, pipelines.index)
+    shards = write_shards(tmp_path, "shard")
+    config = Config(index=IndexSettings(kind=kind, workers=1), evaluate=EvaluateSettings(gallery=2))
+    with seaweed(tmp_path / "weed") as server, server.environment():
+        answers = []
+        for root in (str(tmp_path), server.uri("run")):
+            codes = codes_of_shards(f"{root}/codes", shards).uri
+            index = build_index([codes], f"{root}/index", config)
+            found = search(index["uri"], config, keys=["class_01/0001"])
+            report = evaluate(codes, [codes], f"{root}/report", config)
+            name = report["metrics"].removeprefix(f"{report['uri']}/")
+            metrics = json.loads(Store(report["uri"]).read(name))
+            answers.append((index["card"], found["results"], metrics))
+    assert answers[0] == answers[1]

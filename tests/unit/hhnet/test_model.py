@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from hhnet.backbones import check_name
@@ -322,7 +323,16 @@ def test_training_moves_every_weight() -> None:
     before = {name: param.detach().clone() for name, param in net.named_parameters()}
     optimiser = torch.optim.SGD(net.param_groups(0.1))
     x = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
-    net(x).square().sum().backward()
-    optimiser.step()
+    for _ in range(2):  # residual branches start at zero: what lies inside them moves from the second step on
+        optimiser.zero_grad()
+        net(x).square().mean().backward()
+        optimiser.step()
     still = [name for name, param in net.named_parameters() if torch.equal(param, before[name])]
     assert not still
+
+
+def test_residual_blocks_of_hrnet_start_as_the_identity() -> None:
+    blocks = [m for m in HHNet("hrnet_w18_small", 16).backbone.modules() if isinstance(m, BasicBlock | Bottleneck)]
+    last = [block.bn3 if isinstance(block, Bottleneck) else block.bn2 for block in blocks]
+    assert len(last) == 23
+    assert not any(norm.weight.any() for norm in last)

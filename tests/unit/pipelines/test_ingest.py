@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -343,8 +344,13 @@ def test_a_member_that_unfolds_to_more_than_it_declares_is_not_unfolded(tmp_path
         archive.writestr("cat/bomb.jpg", bytes(50_000_000))
     data = sink.getvalue().replace((50_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     (tmp_path / "x.zip").write_bytes(data)
-    with pytest.raises(InputError, match="bomb"):
-        ingest(str(tmp_path / "x.zip"), str(tmp_path / "out"), Config())
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="bomb"):
+            ingest(str(tmp_path / "x.zip"), str(tmp_path / "out"), Config())
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_count_has_a_limit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,6 +334,15 @@ def test_a_tar_without_its_end_is_noticed_though_its_digest_fits(shards: Artifac
         verify(shards.uri)
 
 
+def test_a_tar_without_its_last_sample_is_noticed_though_its_digest_fits(shards: Artifact) -> None:
+    shard = open_shards(shards).shards[2]
+    data = Path(shards.uri, shard.part.path).read_bytes()
+    first = min(member.offset for member in shard.records()[-1].members) - 512
+    replace_part(Path(shards.uri), "shard-000002", data[:first] + bytes(1024))
+    with pytest.raises(DamagedArtifact, match=r"ends before .*, which the index lists"):
+        verify(shards.uri)
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("samples", "totals say 25"), ("skipped", "are not samples plus skipped")]
 )
@@ -464,6 +473,14 @@ def test_an_index_whose_totals_lie(tmp_path: Path, shards: Artifact, model: Arti
     index = make_index(tmp_path / "index", make_codes(tmp_path / "codes", shards, model))
     resign(Path(index.uri), lambda fields: fields["totals"].update(codes=20))
     with pytest.raises(DamagedArtifact, match="the totals say 20 codes, not 21"):
+        verify(index.uri)
+
+
+def test_an_index_part_with_fewer_codes(tmp_path: Path, shards: Artifact, model: Artifact) -> None:
+    index = make_index(tmp_path / "index", make_codes(tmp_path / "codes", shards, model))
+    data = index_kind("flat").build(np.zeros((2, 2), np.uint8), np.arange(2), None)
+    replace_part(Path(index.uri), "part-000001", data)
+    with pytest.raises(DamagedArtifact, match="part"):
         verify(index.uri)
 
 

@@ -65,7 +65,7 @@ class Learner:
             groups.append({"name": "loss", "params": own, "lr": train.lr * self.loss.lr_scale, "weight_decay": 0.0})
         for group in groups:
             group["peak"] = group["lr"]
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, fused=True)
 
     def _distribute(self) -> nn.Module:
         if self.world == 1:
@@ -137,12 +137,12 @@ class Learner:
             return
         ramp = (1 + self.step_count) / (10 + self.step_count)
         decay = min(self.config.train.ema_decay, ramp)
-        with torch.no_grad():
-            for mine, theirs in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
-                if mine.is_floating_point():
-                    mine.lerp_(theirs, 1 - decay)
-                else:
-                    mine.copy_(theirs)
+        pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
+        real = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mine for mine, _ in real], [theirs for _, theirs in real], 1 - decay)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
 
     def share_average(self) -> None:
         """Give every worker the averaged weights of worker 0."""

@@ -1,0 +1,74 @@
+"""Validation inside training: mAP of the averaged weights on samples that are neither trained on nor queries."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hhnet import mean_average_precision
+from pipelines.encoder import Encoder
+from pipelines.learning.learner import Learner, gather_rows
+from pipelines.learning.trainset import TrainData
+from pipelines.shards import Sample
+
+
+def validate(learner: Learner, data: TrainData) -> float:
+    """mAP over the whole ranking (ties by expectation) of the averaged weights on the validation samples.
+
+    The queries are a fixed part of them and are searched in the others, never in themselves.
+    """
+    learner.share_average()
+    config = learner.config
+    threads = torch.get_num_threads()
+    encoder = Encoder(learner.average, learner.preprocess, config.model.precision, "")
+    torch.set_num_threads(threads)
+    mine = range(learner.rank, len(data.val_rows), learner.world)
+    places = sorted(mine, key=lambda i: data.val_rows[i])
+    encoded = encoder.encode_samples(_val_samples(data, places), config.encode.batch_size, config.data.workers)
+    where = {
+        (sample.record.shard, sample.record.row): code for sample, code in zip(encoded.kept, encoded.codes, strict=True)
+    }
+    rows = torch.full((len(mine), 1 + config.model.bits // 8), 0, dtype=torch.uint8)
+    for slot, i in enumerate(mine):
+        shard, row = data.val_rows[i]
+        code = where.get((data.val.shards[shard].name, row))
+        if code is not None:
+            rows[slot, 0] = 1
+            rows[slot, 1:] = torch.from_numpy(code.copy())
+    counts = [len(range(rank, len(data.val_rows), learner.world)) for rank in range(learner.world)]
+    parts = [rows] if learner.world == 1 else [p.cpu() for p in gather_rows(rows.to(learner.device), counts)]
+    codes = np.zeros((len(data.val_rows), rows.shape[1]), np.uint8)
+    for rank, part in enumerate(parts):
+        codes[rank :: learner.world] = part.numpy()
+    return _val_map(codes, _val_labels(data), data.queries)
+
+
+def _val_samples(data: TrainData, places: Sequence[int]) -> Iterator[Sample]:
+    by_shard: dict[int, list[int]] = {}
+    for i in places:
+        shard, row = data.val_rows[i]
+        by_shard.setdefault(shard, []).append(row)
+    for shard, rows in by_shard.items():
+        yield from data.val.read(data.val.shards[shard], rows)
+
+
+def _val_labels(data: TrainData) -> npt.NDArray[np.bool_]:
+    """Multi-hot labels (V, C) of the validation samples, by the training set's class ids."""
+    ids = [data.train.classes.index(name) for name in data.val.classes]
+    labels = np.zeros((len(data.val_rows), len(data.train.classes)), np.bool_)
+    lists = [shard.table["labels"].to_pylist() for shard in data.val.shards]
+    for i, (shard, row) in enumerate(data.val_rows):
+        labels[i, [ids[label] for label in lists[shard][row]]] = True
+    return labels
+
+
+def _val_map(codes: npt.NDArray[np.uint8], labels: npt.NDArray[np.bool_], queries: int) -> float:
+    kept = codes[:, 0] == 1
+    query, database = kept.copy(), kept.copy()
+    query[queries:], database[:queries] = False, False
+    if not query.any() or not database.any():
+        return 0.0
+    return float(
+        mean_average_precision(codes[query, 1:], labels[query], codes[database, 1:], labels[database], ties="expected")
+    )
