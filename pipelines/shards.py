@@ -213,7 +213,10 @@ def open_shards(source: str | Artifact) -> ShardSet:
         start = stop
     if start != table.num_rows:
         raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest {start}")
-    return ShardSet(artifact, tuple(artifact.manifest.meta["classes"]), tuple(shards))
+    classes = artifact.manifest.meta.get("classes")
+    if not isinstance(classes, list):
+        raise DamagedArtifact(f"{artifact.uri}: the shards manifest does not say its classes")
+    return ShardSet(artifact, tuple(str(name) for name in classes), tuple(shards))
 
 
 def read_samples(store: Store, part: Part, records: Sequence[Record], metadata: bool = False) -> Iterator[Sample]:

@@ -81,7 +81,7 @@ def _check_bytes(findings: Findings, tars: list[Shard]) -> None:
     """Size and sha256 of all parts and receipts; a tar's members in the same pass."""
     artifact = findings.artifact
     manifest = artifact.manifest
-    classes = len(manifest.meta.get("classes", ()))
+    classes = len(manifest.meta["classes"]) if tars else 0
     streamed = {shard.part.path for shard in tars}
     rest = [entry for entry in _referenced(artifact) if entry.path not in streamed]
     tasks: list[Callable[[], Iterable[str]]] = [

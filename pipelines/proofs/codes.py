@@ -38,8 +38,12 @@ def prove_codes(findings: Findings) -> None:
     if source is not None:
         with findings.guard():
             shards = {shard.name: shard for shard in open_shards(source).shards}
-    carried = {name: pa.type_for_alias(kind) for name, kind in meta["carried"].items()}
-    schema = codes_schema(int(meta["bits"]), manifest.fingerprint, meta["classes"], carried)
+    try:
+        carried = {str(name): pa.type_for_alias(kind) for name, kind in meta["carried"].items()}
+        schema = codes_schema(int(meta["bits"]), manifest.fingerprint, [str(name) for name in meta["classes"]], carried)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        findings.problem(f"{artifact.uri}: the codes manifest does not say its bits, classes and carried columns")
+        return
     receipts = list(_receipts(findings))
     keys: list[pa.Array] = []
     for receipt in receipts:

@@ -323,7 +323,7 @@ def test_training_moves_every_weight() -> None:
     before = {name: param.detach().clone() for name, param in net.named_parameters()}
     optimiser = torch.optim.SGD(net.param_groups(0.1))
     x = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
-    for _ in range(2):  # residual branches start at zero: what lies inside them moves from the second step on
+    for _ in range(3):  # residual branches start at zero: what lies inside them moves from the second step on
         optimiser.zero_grad()
         net(x).square().mean().backward()
         optimiser.step()

@@ -437,6 +437,15 @@ def test_totals_schema_metadata_and_missing_shards(tmp_path: Path, shards: Artif
         verify(wrong.uri)
 
 
+def test_a_manifest_that_lacks_the_facts_of_its_kind(tmp_path: Path, shards: Artifact, model: Artifact) -> None:
+    codes = make_codes(tmp_path / "codes", shards, model)
+    index = make_index(tmp_path / "index", codes)
+    for artifact in (codes, index, model, shards):
+        resign(Path(artifact.uri), lambda fields: fields["meta"].clear())
+        with pytest.raises(DamagedArtifact):
+            verify(artifact.uri)
+
+
 def test_a_part_without_a_receipt(tmp_path: Path, shards: Artifact, model: Artifact) -> None:
     codes = make_codes(tmp_path / "codes", shards, model)
     resign(Path(codes.uri), lambda fields: fields["receipts"].pop())
