@@ -6,7 +6,6 @@ asks for a password), then waits and runs what the schedule, the page or the API
 
 import asyncio
 import os
-import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -75,7 +74,7 @@ def _poll(name: str, cron: str | None, limit: int, parameters: dict[str, Any]) -
 
     class Server(Runner):
         def handle_sigterm(self, *_: Any, **__: Any) -> None:
-            signal.raise_signal(signal.SIGINT)  # Runner's own handler leaves the loop and its runs alive
+            self.execute_in_background(self.astop)  # Runner's own handler never awaits this and hangs
 
     runner = Server(name=name, limit=limit)
     runner.add_flow(pipeline, name=name, cron=cron, parameters=parameters, entrypoint_type=EntrypointType.MODULE_PATH)

@@ -20,10 +20,11 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from pydantic import ValidationError
 
+from pipelines.artifacts import open_artifact
 from pipelines.cluster import reporting
 from pipelines.config import Config
 from pipelines.errors import ConfigError, FingerprintMismatch, Unavailable
-from pipelines.storage import Store, open_artifact
+from pipelines.storage import Store
 
 Ref = dict[str, str]
 """Where an artifact lies and what it is: {"uri": ..., "digest": ...}."""

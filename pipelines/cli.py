@@ -180,6 +180,11 @@ def ingest(
             metavar="SPLIT",
         ),
     ] = None,
+    path_column: Annotated[str, typer.Option(help="Column of a table that holds the paths.")] = "path",
+    label: Annotated[
+        list[str] | None, typer.Option(help="Column of a table that holds a label; repeatable; default label*.")
+    ] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Take no label from a table.")] = False,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
@@ -189,7 +194,9 @@ def ingest(
     """
     from pipelines.ingest import ingest as work
 
-    return work(source, out, _configure(config, sets), split=split)
+    settings = _configure(config, sets)
+    columns = [] if unlabelled else label
+    return work(source, out, settings, split=split, path_column=path_column, label_columns=columns)
 
 
 @verb(app, "train")
@@ -256,6 +263,8 @@ def encode(
 @verb(app, "verify")
 def verify(
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")],
+    shards: Annotated[str | None, typer.Option("--shards", help="Where its shards lie now.", metavar="URI")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Where its model lies now.", metavar="URI")] = None,
 ) -> Result:
     """Prove an artifact from its bytes alone: digests, counts, schema, conservation.
 
@@ -263,7 +272,7 @@ def verify(
     """
     from pipelines.verify import verify as work
 
-    return work(uri)
+    return work(uri, shards=shards, model=model)
 
 
 @verb(index_app, "build")

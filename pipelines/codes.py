@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
+from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.schema import codes_schema, read_parquet, require_schema
-from pipelines.storage import Artifact, Part, ReceiptRef, open_artifact
 
 COLUMNS = ("key", "shard", "row", "code", "labels")
 

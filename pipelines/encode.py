@@ -11,6 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.artifacts import (
+    Artifact,
+    ArtifactInput,
+    ArtifactWriter,
+    Part,
+    fingerprint,
+    open_artifact,
+    write_run_record,
+)
 from pipelines.cluster import map_items, pool_size, ray_session, require_shared_store, stage, wait_for
 from pipelines.config import Config, result_settings
 from pipelines.encoder import ENCODER_VERSION, Encoded, Encoder, read_model_card
@@ -18,16 +27,7 @@ from pipelines.errors import Degraded
 from pipelines.images import ImageReject
 from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
-from pipelines.storage import (
-    Artifact,
-    ArtifactInput,
-    ArtifactWriter,
-    Part,
-    Store,
-    fingerprint,
-    open_artifact,
-    write_run_record,
-)
+from pipelines.storage import Store
 
 
 @dataclass(frozen=True)

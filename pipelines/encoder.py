@@ -17,11 +17,11 @@ import torch
 
 from hhnet.codes import pack_bits, sign_bits
 from hhnet.model import HHNet, Preprocess, model_from_bytes
+from pipelines.artifacts import Artifact, open_artifact
 from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.schema import Reason
 from pipelines.shards import Record, Sample
-from pipelines.storage import Artifact, open_artifact
 
 ENCODER_VERSION = 1
 """Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""

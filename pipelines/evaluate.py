@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 import hhnet
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.cluster import stage
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.config import Config, EvaluateSettings, result_settings
@@ -16,7 +17,7 @@ from pipelines.gallery.figures import Figures, Pair, Side, load_pair, measure
 from pipelines.gallery.page import Row, Tile
 from pipelines.gallery.pictures import Pictures, find_pictures
 from pipelines.gallery.report import convention_name, report_page
-from pipelines.storage import Artifact, ArtifactInput, ArtifactWriter, Part, Store, canonical_json, fingerprint
+from pipelines.storage import Store, canonical_json
 
 STEPS = 4
 NEIGHBOURS = 10

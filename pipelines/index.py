@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, publish_version, versions
 from pipelines.cluster import map_items, ray_session, require_shared_store, stage
 from pipelines.codes import CodesSet, CodesShard, open_codes, require_distinct, require_pair
 from pipelines.config import Config, result_settings
@@ -20,17 +21,7 @@ from pipelines.kinds.artifact import (
 from pipelines.kinds.gate import check_gate, measured_recall
 from pipelines.kinds.parts import PartBuilder, PartTask, codes_of, sample_rows
 from pipelines.schema import parquet_bytes, table_of
-from pipelines.storage import (
-    Artifact,
-    ArtifactInput,
-    ArtifactWriter,
-    Part,
-    Store,
-    fingerprint,
-    publish_version,
-    sha256_of,
-    versions,
-)
+from pipelines.storage import Store, sha256_of
 
 QUANTIZER = "quantizer"
 PROBES = 100

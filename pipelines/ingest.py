@@ -21,25 +21,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint, write_run_record
 from pipelines.cluster import stage
 from pipelines.config import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
+from pipelines.intake.sources import Listing, Source, open_source, printable
+from pipelines.intake.split import SplitPlan, parse_split
+from pipelines.intake.tables import TABLE_SUFFIXES, open_table
 from pipelines.schema import parquet_bytes
 from pipelines.shards import INDEX_NAME, scan_tar, write_tar
-from pipelines.sources import Listing, Source, open_source, printable
-from pipelines.split import SplitPlan, parse_split
-from pipelines.storage import (
-    Artifact,
-    ArtifactWriter,
-    Part,
-    Store,
-    canonical_json,
-    fingerprint,
-    scratch_folder,
-    sha256_of,
-    write_run_record,
-)
-from pipelines.tables import TABLE_SUFFIXES, open_table
+from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 
 MAX_SHARDS = 1_000_000
 THREADS = 2

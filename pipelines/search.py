@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.artifacts import Artifact, open_input
 from pipelines.codes import code_array, open_codes
 from pipelines.config import Config
 from pipelines.errors import FingerprintMismatch, HHNetError, InputError
@@ -14,7 +15,7 @@ from pipelines.gallery.pictures import Pictures, Place, find_pictures, thumbnail
 from pipelines.images import MAX_BYTES, ImageReject, decode_image
 from pipelines.kinds import NO_ID
 from pipelines.kinds.artifact import IndexReader, Item, code_bytes, open_index
-from pipelines.storage import Artifact, open_input, write_output
+from pipelines.storage import write_output
 
 BATCH = 4096
 NEAR_KEYS = 3

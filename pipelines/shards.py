@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.artifacts import Artifact, Part, open_artifact
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.schema import SHARD_INDEX, read_parquet, require_schema, table_of
-from pipelines.storage import Artifact, ObjectStream, Part, Store, open_artifact
+from pipelines.storage import ObjectStream, Store
 from pipelines.tars import TarDamaged, read_tar
 
 INDEX_NAME = "index.parquet"

@@ -16,23 +16,16 @@ import torch
 import torch.distributed as dist
 
 from hhnet.model import card, model_to_bytes
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, write_run_record
 from pipelines.cluster import ray_session, require_shared_store, stage, wait_for
 from pipelines.config import Config, result_settings
-from pipelines.errors import HHNetError, InputError, WorkFailed
+from pipelines.errors import ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.learning.checkpoints import Checkpoint, Checkpoints
 from pipelines.learning.learner import Learner, make_network, make_training_loss
 from pipelines.learning.trainset import TrainData, epoch_batches, preprocess_of
 from pipelines.learning.validation import validate
 from pipelines.shards import ShardSet, open_shards
-from pipelines.storage import (
-    Artifact,
-    ArtifactInput,
-    ArtifactWriter,
-    Store,
-    canonical_json,
-    fingerprint,
-    write_run_record,
-)
+from pipelines.storage import Store, canonical_json
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     val_set = open_shards(val) if val else None
     job = plan_job(train_set, val_set, out, config)
     data = TrainData.make(train_set, val_set, config)
-    make_network(config, make_training_loss(config, len(train_set.classes)).default_head)
+    check_network(config, len(train_set.classes))
     writer = job.writer()
     artifact = writer.committed()
     status = "unchanged" if artifact else "done"
@@ -87,6 +80,17 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
         write_run_record(artifact.store, {**record, "workers": config.train.workers})
         result["seconds"] = round(seconds, 1)
     return result
+
+
+def check_network(config: Config, classes: int) -> None:
+    """Build the network and the loss once and show them an image, so that a bad setting is found before any work."""
+    network = make_network(config, make_training_loss(config, classes).default_head).eval()
+    side = config.data.image_size
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, side, side))
+    except ValueError as error:
+        raise ConfigError(f"data.image_size: {error}") from None
 
 
 def plan_job(train_set: ShardSet, val_set: ShardSet | None, out: str, config: Config) -> TrainJob:

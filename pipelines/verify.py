@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact, parse_manifest, versions
 from pipelines.cluster import stage
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs import PROOFS
 from pipelines.proofs.findings import MAX_PROBLEMS, Findings
 from pipelines.proofs.shards import prove_shards, prove_tar
 from pipelines.shards import Shard
-from pipelines.storage import Artifact, Part, ReceiptRef, Store, canonical_json, open_artifact, parse_manifest, versions
+from pipelines.storage import Store, canonical_json
 
 THREADS = 4
 

@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.artifacts import Artifact, Part, open_artifact, parse_manifest, versions
 from pipelines.codes import class_names
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.kinds import NO_ID, Codes, IndexKind, Neighbours, Searcher, index_kind
 from pipelines.schema import read_parquet, require_schema
-from pipelines.storage import Artifact, Part, Store, open_artifact, parse_manifest, scratch_folder, versions
+from pipelines.storage import Store, scratch_folder
 
 ORDINALS_NAME = "ordinals.parquet"
 QUANTIZER_NAME = "quantizer.faiss"

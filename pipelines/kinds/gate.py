@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from hhnet import hamming_knn
+from pipelines.artifacts import FORMAT, Artifact, ArtifactWriter, Manifest, Part, open_artifact
 from pipelines.codes import code_array, read_codes
 from pipelines.errors import WorkFailed
 from pipelines.kinds import Codes, Ids, Neighbours
 from pipelines.kinds.artifact import IndexReader, index_id, merge
 from pipelines.kinds.parts import PartTask, codes_of, sample_rows
-from pipelines.storage import FORMAT, Artifact, ArtifactWriter, Manifest, Part, open_artifact, scratch_folder
+from pipelines.storage import scratch_folder
 
 PROBES = 100
 RECALL_AT = 10

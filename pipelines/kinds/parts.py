@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.artifacts import ArtifactInput, ArtifactWriter, Part, open_artifact
 from pipelines.codes import code_array, read_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import Codes, IndexKind, index_kind
 from pipelines.kinds.artifact import index_id, keys_name, keys_schema, part_stem
 from pipelines.schema import parquet_bytes
-from pipelines.storage import ArtifactInput, ArtifactWriter, Part, Store, open_artifact, sha256_of
+from pipelines.storage import Store, sha256_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.storage import Artifact, ArtifactWriter, Store, canonical_json, open_artifact
+from pipelines.storage import Store, canonical_json
 
 KEEP_LAST = 2
 

@@ -165,15 +165,22 @@ class Learner:
             self.model.load_state_dict(_below("model.", tensors))
             self.average.load_state_dict(_below("average.", tensors))
             self.loss.load_state_dict(_below("loss.", tensors))
-            moments: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in _below("optimizer.", tensors).items():
-                index, key = name.split(".", 1)
-                moments.setdefault(int(index), {})[key] = tensor
-            state = self.optimizer.state_dict()
-            self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
-        except (RuntimeError, KeyError, ValueError) as error:
+            self._load_moments(_below("optimizer.", tensors))
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
             raise DamagedArtifact(f"the checkpoint does not fit this network: {error}") from error
         self.step_count = step_count
+
+    def _load_moments(self, tensors: dict[str, Tensor]) -> None:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, key = name.split(".", 1)
+            if tensor.ndim:
+                # The fused kernel walks parameter and moments in memory order: both must be laid out alike.
+                tensor = torch.empty_like(parameters[int(index)]).copy_(tensor)
+            moments.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

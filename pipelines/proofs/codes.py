@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
+from pipelines.artifacts import Artifact, Part
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs.findings import Findings, require_distinct
 from pipelines.schema import REJECTS, Reason, codes_schema, read_parquet, require_schema
 from pipelines.shards import Shard, open_shards
-from pipelines.storage import Artifact, Part
 
 _PLACES = pa.schema([("key", pa.string()), ("row", pa.int32()), ("labels", pa.list_(pa.int32()))])
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.artifacts import Artifact, open_input
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
-from pipelines.storage import Artifact, open_input
 
 MAX_PROBLEMS = 20
 

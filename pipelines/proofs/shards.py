@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from pipelines.artifacts import Artifact
 from pipelines.proofs.findings import Findings, count, require_distinct
 from pipelines.shards import MAX_MEMBER_BYTES, Member, Record, Shard, open_shards
-from pipelines.storage import Artifact, ObjectStream
+from pipelines.storage import ObjectStream
 from pipelines.tars import TarDamaged, read_tar
 
 

@@ -58,9 +58,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory, config: Config
 
 
 @pytest.fixture(scope="session")
-def codes(
-    shards: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None
-) -> Path:
+def codes(shards: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> Path:
     out = tmp_path_factory.mktemp("codes")
     for split in ("train", "query", "database"):
         encode(str(shards / split), str(model), str(out / split), config)

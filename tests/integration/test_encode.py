@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from pipelines import encode as encode_module
+from pipelines.artifacts import open_artifact
 from pipelines.cluster import map_items
 from pipelines.config import Config, load_config
 from pipelines.encode import encode
 from pipelines.errors import Degraded, FingerprintMismatch
 from pipelines.ingest import ingest
-from pipelines.storage import open_artifact
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.pictures import truncated_jpeg

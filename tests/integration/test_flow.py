@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipelines.storage import open_artifact
+from pipelines.artifacts import open_artifact
 
 from .conftest import SETTINGS
 

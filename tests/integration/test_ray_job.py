@@ -84,9 +84,7 @@ def test_an_http_address_submits_the_verb_itself(
     assert tree(out) == tree(codes / "train")
 
 
-def test_a_job_that_fails_fails_here_with_its_own_code(
-    cluster: dict[str, str], shards: Path, tmp_path: Path
-) -> None:
+def test_a_job_that_fails_fails_here_with_its_own_code(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
     words = [*encode_words(shards, tmp_path / "nowhere", tmp_path / "codes")]
     words += ["--set", f"ray.address={cluster['TEST_ADDRESS']}"]
     done = subprocess.run(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.artifacts import ArtifactWriter, open_artifact, publish_version, versions
 from pipelines.config import load_config
 from pipelines.errors import (
     CommitConflict,
@@ -16,7 +17,7 @@ from pipelines.errors import (
 )
 from pipelines.ingest import ingest
 from pipelines.shards import INDEX_NAME, open_shards
-from pipelines.storage import ArtifactWriter, Store, open_artifact, publish_version, sha256_of, versions
+from pipelines.storage import Store, sha256_of
 from pipelines.verify import verify
 from tests.support import pictures
 from tests.support.seaweed import Seaweed, seaweed

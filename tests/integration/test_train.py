@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.artifacts import open_artifact
 from pipelines.config import load_config
 from pipelines.errors import InputError
-from pipelines.storage import open_artifact
 from pipelines.train import train
 from tests.integration.conftest import SETTINGS
 

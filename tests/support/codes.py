@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import pack_bits, unpack_bits
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.config import Config, IngestSettings
 from pipelines.schema import codes_schema, parquet_bytes, table_of
 from pipelines.shards import open_shards
-from pipelines.storage import Artifact, ArtifactInput, ArtifactWriter, Store, fingerprint, sha256_of
+from pipelines.storage import Store, sha256_of
 
 from .pictures import write_folder
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import pipelines.index
+from pipelines.artifacts import open_artifact, publish_version, versions
 from pipelines.config import Config, IndexSettings
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.index import build_index
@@ -11,7 +12,7 @@ from pipelines.kinds import parts
 from pipelines.kinds.artifact import open_index
 from pipelines.kinds.flat import FlatKind
 from pipelines.kinds.gate import tie_aware_recall
-from pipelines.storage import Store, open_artifact, publish_version, versions
+from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 

@@ -22,11 +22,11 @@ import webdataset
 
 from pipelines import ingest as ingest_module
 from pipelines import sources
+from pipelines.artifacts import open_artifact
 from pipelines.config import Config, load_config
 from pipelines.errors import FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
 from pipelines.ingest import ingest, sample_key
 from pipelines.shards import ShardSet, open_shards
-from pipelines.storage import open_artifact
 from pipelines.verify import verify
 from tests.support import pictures
 
@@ -655,7 +655,7 @@ def test_a_store_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_share_is_exact_where_floats_are_not() -> None:
-    from pipelines.split import parse_split, split_by_shares
+    from pipelines.intake.split import parse_split, split_by_shares
 
     plan = parse_split("a=.29,b=.71")
     parts = split_by_shares([("x",)] * 100, plan.shares, 0)

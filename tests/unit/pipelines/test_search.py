@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import pipelines.index
+from pipelines.artifacts import ArtifactWriter
 from pipelines.config import Config, IndexSettings, SearchSettings
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.index import build_index
 from pipelines.search import search
-from pipelines.storage import ArtifactWriter, Store
+from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
 from tests.support.inline import use_inline_pool
 from tests.support.pictures import jpeg, picture

@@ -9,6 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.artifacts import (
+    FORMAT,
+    Artifact,
+    ArtifactInput,
+    ArtifactWriter,
+    fingerprint,
+    manifest_digest,
+    open_artifact,
+    open_input,
+    parse_manifest,
+    publish_version,
+    versions,
+    write_run_record,
+)
 from pipelines.errors import (
     CommitConflict,
     ConfigError,
@@ -17,24 +31,7 @@ from pipelines.errors import (
     InputError,
     StoreUnavailable,
 )
-from pipelines.storage import (
-    FORMAT,
-    Artifact,
-    ArtifactInput,
-    ArtifactWriter,
-    ObjectStream,
-    Store,
-    canonical_json,
-    fingerprint,
-    manifest_digest,
-    open_artifact,
-    open_input,
-    parse_manifest,
-    publish_version,
-    sha256_of,
-    versions,
-    write_run_record,
-)
+from pipelines.storage import ObjectStream, Store, canonical_json, sha256_of
 
 MARK = "f" * 64
 

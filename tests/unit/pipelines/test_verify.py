@@ -11,6 +11,15 @@ import pyarrow as pa
 import pytest
 import safetensors.numpy
 
+from pipelines.artifacts import (
+    Artifact,
+    ArtifactInput,
+    ArtifactWriter,
+    Part,
+    manifest_digest,
+    open_artifact,
+    publish_version,
+)
 from pipelines.codes import code_array, open_codes
 from pipelines.config import load_config
 from pipelines.errors import DamagedArtifact, InputError
@@ -19,18 +28,7 @@ from pipelines.kinds import index_kind
 from pipelines.kinds.artifact import ORDINALS, ORDINALS_NAME, index_id, keys_name, keys_schema, part_stem
 from pipelines.schema import REJECTS, SHARD_INDEX, codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.shards import INDEX_NAME, open_shards
-from pipelines.storage import (
-    Artifact,
-    ArtifactInput,
-    ArtifactWriter,
-    Part,
-    Store,
-    canonical_json,
-    manifest_digest,
-    open_artifact,
-    publish_version,
-    sha256_of,
-)
+from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.verify import verify
 from tests.support import pictures
 

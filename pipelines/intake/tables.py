@@ -13,7 +13,7 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.sources import Entry, Listing, Source, folder_reader, inside, unfit
+from pipelines.intake.sources import Entry, Listing, Source, folder_reader, inside, unfit
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 LABEL_COLUMN = re.compile(r"labels?\d*")

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from pipelines.errors import InputError
-from pipelines.sources import Entry
+from pipelines.intake.sources import Entry
 
 USAGE = "write train=.8,query=.1,database=.1, or folder, or column:NAME"
 

@@ -1,0 +1,314 @@
+"""Artifacts: what a verb publishes at a root, by one commit protocol, and how it is opened again.
+
+An artifact is a root that was committed in this order, so that a kill at any byte leaves nothing half-published:
+
+    identity.json -> parts/<name>-<sha256[:16]><suffix> -> receipts/<shard>.json -> manifest.json
+
+The existence of the manifest is success. Readers start there, never list, and check size and digest of a part
+before anything parses it.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.errors import CommitConflict, ConfigError, DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.storage import Store, canonical_json, sha256_of
+
+FORMAT = 1
+DIGEST_CHARS = 16
+
+
+def fingerprint(kind: str, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Hex sha256 that names the result of `kind` made from `inputs` (digests) under `settings`."""
+    return sha256_of(canonical_json({"format": FORMAT, "kind": kind, "inputs": inputs, "settings": settings}))
+
+
+# ------------------------------------------------------------------------------------------------------ manifest
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Record):
+    """One immutable object of an artifact: its path below the root, size, digest and number of rows."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """The logical name, without digest: `shard-000000.tar`."""
+        path = PurePosixPath(self.path)
+        return path.stem[: -DIGEST_CHARS - 1] + path.suffix
+
+
+class ArtifactInput(_Record):
+    """An upstream artifact: its role here, its kind and its digest. Never where it lay."""
+
+    role: str
+    kind: str
+    digest: str
+
+
+class ReceiptRef(_Record):
+    """A shard's receipt, as the manifest lists it."""
+
+    shard: str
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Record):
+    """What was published. `meta` holds the kind's own facts (classes, bits, card, settings)."""
+
+    format: int
+    kind: str
+    fingerprint: str
+    inputs: tuple[ArtifactInput, ...]
+    parts: tuple[Part, ...]
+    receipts: tuple[ReceiptRef, ...]
+    totals: dict[str, int]
+    meta: dict[str, Any]
+    digest: str
+
+    def part(self, name: str) -> Part:
+        """The part of this logical name; DamagedArtifact where there is none."""
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise DamagedArtifact(f"the {self.kind} manifest lists no part {name}")
+
+    def input(self, role: str) -> ArtifactInput:
+        """The input of this role; DamagedArtifact where there is none."""
+        for entry in self.inputs:
+            if entry.role == role:
+                return entry
+        raise DamagedArtifact(f"the {self.kind} manifest names no input {role}")
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON, digest included."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+def manifest_digest(fields: Mapping[str, Any]) -> str:
+    """sha256 of the canonical manifest without its own digest."""
+    return sha256_of(canonical_json({key: value for key, value in fields.items() if key != "digest"}))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Check and parse a manifest's bytes; DamagedArtifact or ConfigError (newer format) otherwise."""
+    try:
+        fields = json.loads(data)
+        if isinstance(fields, dict) and isinstance(fields.get("format"), int) and fields["format"] > FORMAT:
+            raise ConfigError(f"{where} has format {fields['format']}, newer than {FORMAT}: upgrade hhnet")
+        manifest = Manifest.model_validate(fields)
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise DamagedArtifact(f"{where} is not a manifest: {str(error).splitlines()[0]}") from None
+    if manifest.digest != manifest_digest(manifest.model_dump(mode="json")):
+        raise DamagedArtifact(f"{where} does not match its own digest")
+    for path in [*(part.path for part in manifest.parts), *(ref.path for ref in manifest.receipts)]:
+        if path.startswith("/") or ".." in PurePosixPath(path).parts:
+            raise DamagedArtifact(f"{where} names a path outside its artifact: {path!r}")
+    return manifest
+
+
+# ------------------------------------------------------------------------------------------------------ artifact
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact, opened at its manifest."""
+
+    store: Store
+    manifest: Manifest
+
+    @property
+    def uri(self) -> str:
+        """Where it lies."""
+        return self.store.uri
+
+    @property
+    def digest(self) -> str:
+        """The manifest's digest, which names the artifact wherever it lies."""
+        return self.manifest.digest
+
+    def read(self, part: Part | ReceiptRef) -> bytes:
+        """All bytes of a part, checked against size and sha256 before they are returned."""
+        try:
+            size = self.store.size(part.path)
+            data = self.store.read(part.path) if size == part.bytes else b""
+        except FileNotFoundError:
+            size, data = None, b""
+        if size is None:
+            raise DamagedArtifact(f"{self.uri}/{part.path} is missing")
+        if size != part.bytes or sha256_of(data) != part.sha256:
+            raise DamagedArtifact(f"{self.uri}/{part.path} does not match the digest in its manifest")
+        return data
+
+    def fetch(self, part: Part, folder: Path) -> Path:
+        """A local file with the part's checked bytes: the stored file itself on a local store, else a copy."""
+        if self.store.is_local:
+            path = Path(self.store.path(part.path))
+            if not path.is_file() or path.stat().st_size != part.bytes or sha256_of(path) != part.sha256:
+                raise DamagedArtifact(f"{path} is missing or does not match the digest in its manifest")
+            return path
+        copy = folder / PurePosixPath(part.path).name
+        copy.write_bytes(self.read(part))
+        return copy
+
+    def origin(self, role: str) -> str | None:
+        """Where the input of `role` lay when this artifact was made, if that was remembered."""
+        try:
+            return cast("str | None", json.loads(self.store.read("origin.json")).get(role))
+        except (FileNotFoundError, ValueError, AttributeError):
+            return None
+
+
+def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
+    """Open what was committed at `uri`. InputError where nothing was, or where it is of another kind."""
+    store = uri if isinstance(uri, Store) else Store(uri)
+    try:
+        data = store.read("manifest.json")
+    except FileNotFoundError:
+        raise InputError(f"{store.uri} holds no committed {kind or 'artifact'} (no manifest.json)") from None
+    manifest = parse_manifest(data, f"{store.uri}/manifest.json")
+    if kind is not None and manifest.kind != kind:
+        raise InputError(f"{store.uri} is a {manifest.kind} artifact, not {kind}")
+    return Artifact(store, manifest)
+
+
+def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
+    """The input of `role` from `uri`, else from where it lay; its digest is checked either way."""
+    expected = artifact.manifest.input(role)
+    where = uri or artifact.origin(role)
+    if where is None:
+        raise InputError(f"{artifact.uri} does not remember where its {role} lies: name it with --{expected.kind}")
+    found = open_artifact(where, expected.kind)
+    if found.digest != expected.digest:
+        raise FingerprintMismatch(
+            f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is "
+            f"{found.digest[:12]}"
+        )
+    return found
+
+
+class ArtifactWriter:
+    """Publishes one artifact at a root by the commit protocol; safe to kill and to run again at any point."""
+
+    def __init__(
+        self,
+        store: Store,
+        kind: str,
+        fingerprint: str,
+        inputs: tuple[ArtifactInput, ...],
+        origin: Mapping[str, str],
+    ) -> None:
+        self.store, self.kind, self.fingerprint, self.inputs = store, kind, fingerprint, inputs
+        identity = {"format": FORMAT, "kind": kind, "fingerprint": fingerprint}
+        if not store.put("identity.json", canonical_json(identity)):
+            self._check_identity()
+        if origin:
+            store.put("origin.json", canonical_json(dict(origin)))
+
+    def _check_identity(self) -> None:
+        try:
+            found = json.loads(self.store.read("identity.json"))
+            kind, other = str(found["kind"]), str(found["fingerprint"])
+        except (ValueError, KeyError, TypeError):
+            raise DamagedArtifact(f"{self.store.uri}/identity.json is not readable") from None
+        if (kind, other) != (self.kind, self.fingerprint):
+            raise FingerprintMismatch(
+                f"{self.store.uri} holds {kind} {other[:12]}, this run would make {self.kind} "
+                f"{self.fingerprint[:12]}: choose another --out, or the inputs and settings it was begun with"
+            )
+
+    def committed(self) -> Artifact | None:
+        """The artifact, if it was committed before."""
+        return open_artifact(self.store, self.kind) if self.store.size("manifest.json") is not None else None
+
+    def put_part(self, name: str, data: bytes | Path, rows: int, folder: str = "parts") -> Part:
+        """Put one part under its content-addressed path. `name` is logical, such as `shard-000000.tar`."""
+        digest = sha256_of(data)
+        path = PurePosixPath(name)
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+            raise InputError(f"{name!r} cannot name a part: use letters, digits, dot, dash and underscore")
+        target = f"{folder}/{path.stem}-{digest[:DIGEST_CHARS]}{path.suffix}"
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        if not self.store.put(target, data) and self.store.size(target) != size:
+            raise CommitConflict(f"{self.store.uri}/{target} exists with another size; nothing was overwritten")
+        return Part(path=target, bytes=size, sha256=digest, rows=rows)
+
+    def put_receipt(self, shard: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
+        """Claim a shard's result. The first receipt wins; the winner's is returned, whoever wrote it."""
+        data = canonical_json(receipt)
+        if self.store.put(f"receipts/{shard}.json", data):
+            return dict(receipt)
+        return cast("dict[str, Any]", json.loads(self.store.read(f"receipts/{shard}.json")))
+
+    def receipts(self) -> dict[str, dict[str, Any]]:
+        """The receipts put so far, by shard; what a resumed run need not do again."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in self.store.names("receipts"):
+            if name.endswith(".json") and not PurePosixPath(name).name.startswith("."):
+                shard = PurePosixPath(name).name.removesuffix(".json")
+                found[shard] = json.loads(self.store.read(name))
+        return found
+
+    def commit(
+        self,
+        parts: list[Part],
+        totals: Mapping[str, int],
+        meta: Mapping[str, Any],
+        receipts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Artifact:
+        """Publish the manifest. If one is there already its digest must be the same (CommitConflict)."""
+        refs = [
+            ReceiptRef(shard=shard, path=f"receipts/{shard}.json", bytes=len(data), sha256=sha256_of(data))
+            for shard, data in sorted((s, canonical_json(r)) for s, r in (receipts or {}).items())
+        ]
+        fields: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "inputs": [entry.model_dump() for entry in self.inputs],
+            "parts": [part.model_dump() for part in sorted(parts, key=lambda part: part.path)],
+            "receipts": [ref.model_dump() for ref in refs],
+            "totals": dict(totals),
+            "meta": json.loads(canonical_json(meta)),
+        }
+        manifest = Manifest.model_validate({**fields, "digest": manifest_digest(fields)})
+        self.store.put_same("manifest.json", manifest.to_bytes())
+        return Artifact(self.store, manifest)
+
+
+# ---------------------------------------------------------------------------------------- versions and run records
+
+
+def versions(store: Store) -> list[int]:
+    """The published version numbers, ascending."""
+    numbers = (re.fullmatch(r"versions/(\d+)\.json", name) for name in store.names("versions"))
+    return sorted(int(match.group(1)) for match in numbers if match)
+
+
+def publish_version(store: Store, number: int, manifest_path: str, digest: str) -> bool:
+    """Put `versions/<number>.json`; False if another run took that number. Publishing the same again is fine."""
+    record = canonical_json({"version": number, "manifest": manifest_path, "digest": digest})
+    return store.put(f"versions/{number}.json", record) or store.read(f"versions/{number}.json") == record
+
+
+def write_run_record(store: Store, record: Mapping[str, Any]) -> str:
+    """Keep clocks, hosts, timings and attempts of a run outside every digest; returns the record's name."""
+    name = f"runs/{uuid.uuid4().hex}.json"
+    store.put(name, canonical_json(record))
+    return name

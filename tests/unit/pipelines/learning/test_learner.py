@@ -1,0 +1,144 @@
+"""The optimiser step: several workers do what one does, and a restored state goes on as if nothing had happened."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pipelines.config import Config, load_config
+from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
+from pipelines.learning.learner import Batch, Learner, schedule
+from pipelines.learning.trainset import preprocess_of
+
+CLASSES = 3
+STEPS = 4
+
+
+def configure(*sets: str) -> Config:
+    """A network without batch statistics, so that splitting a batch over workers must not change the step."""
+    base = ("model.backbone=test_convnext", "model.bits=16", "model.head=ln", "data.image_size=32", "train.lr=0.01")
+    return load_config(sets=[*base, *sets])
+
+
+def global_batch(step: int, size: int = 7, side: int = 32) -> Batch:
+    random = np.random.default_rng(step)
+    squares = random.integers(0, 256, (size, side, side, 3), dtype=np.uint8)
+    labels = np.eye(CLASSES, dtype=np.bool_)[random.integers(0, CLASSES, size)]
+    return Batch(squares, labels, [f"{step}/{place}" for place in range(size)])
+
+
+def part(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.squares[rows], batch.labels[rows], batch.keys[rows])
+
+
+def make(config: Config) -> Learner:
+    return Learner(config, CLASSES, STEPS, preprocess_of(config))
+
+
+LOSSES = ("hyp2", "dpsh")
+"""HyP2 learns proxies of its own; DPSH compares pairs across the two workers."""
+
+
+def run_worker(rank: int, port: int, out: str) -> None:
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    rows = slice(0, 3) if rank == 0 else slice(3, None)
+    for loss in LOSSES:
+        learner = make(configure(f"train.loss={loss}"))
+        losses = [learner.step(part(global_batch(step), rows)) for step in range(STEPS)]
+        state = {**learner.state(), "losses": torch.tensor(losses)}
+        safetensors.torch.save_file(state, f"{out}/{loss}-{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("workers")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    mp.spawn(run_worker, (port, str(out)), nprocs=2)
+    return out
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_workers_take_the_steps_of_one(loss: str, two_workers: Path) -> None:
+    alone = make(configure(f"train.loss={loss}"))
+    losses = [alone.step(global_batch(step)) for step in range(STEPS)]
+    states = [safetensors.torch.load_file(two_workers / f"{loss}-{rank}") for rank in range(2)]
+    for state in states:
+        assert state["losses"].tolist() == pytest.approx(losses, rel=1e-4)
+    for name, expected in alone.state().items():
+        if name.startswith(("model.", "loss.")):
+            for state in states:
+                torch.testing.assert_close(
+                    state[name], expected, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+                )
+    for name, tensor in states[0].items():
+        if name.startswith(("model.", "loss.", "optimizer.")):
+            assert torch.equal(tensor, states[1][name]), name
+
+
+def test_a_restored_state_goes_on_bit_for_bit() -> None:
+    config = configure("train.loss=hashnet", "train.ema_decay=0.9")
+    unbroken = make(config)
+    for step in range(STEPS):
+        if step == 2:
+            saved = {name: tensor.clone() for name, tensor in unbroken.state().items()}
+        unbroken.step(global_batch(step))
+    resumed = make(config)
+    resumed.step(global_batch(99))
+    resumed.load_state(safetensors.torch.load(safetensors.torch.save(saved)), 2)
+    for step in (2, 3):
+        resumed.step(global_batch(step))
+    expected = unbroken.state()
+    assert resumed.state().keys() == expected.keys()
+    for name, tensor in resumed.state().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_dropout_depends_on_the_step_alone() -> None:
+    config = load_config(sets=["model.backbone=alexnet", "model.bits=16", "data.image_size=64"])
+    first, second = make(config), make(config)
+    torch.rand(5)
+    assert first.step(global_batch(0, side=64)) == second.step(global_batch(0, side=64))
+
+
+def test_state_of_another_network_is_refused() -> None:
+    state = make(configure()).state()
+    with pytest.raises(DamagedArtifact, match="does not fit"):
+        make(configure("model.bits=32")).load_state(state, 1)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+    learner = make(configure("train.lr=1e30"))
+    with pytest.raises(WorkFailed, match=r"lower train\.lr"):
+        for step in range(STEPS):
+            learner.step(global_batch(step))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.backbone=hrnet_w81", "unknown backbone 'hrnet_w81': did you mean hrnet_w"),
+        ("train.loss=hyp3", "unknown loss 'hyp3': did you mean hyp2"),
+        ("train.loss_options.warp=1", "no option warp"),
+        ("model.weights=nowhere.safetensors", "does not exist"),
+    ],
+)
+def test_names_that_do_not_exist_are_said(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(configure(setting))
+
+
+def test_the_schedule_rises_then_falls_to_nothing() -> None:
+    factors = [schedule(step, 100, 0.1) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1.0
+    assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.001

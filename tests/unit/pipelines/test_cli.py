@@ -1,0 +1,129 @@
+"""The command line as a user meets it: exit codes, one-line errors, JSON on stdout."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from pipelines.cli import present, verb
+from pipelines.errors import Degraded, HHNetError, StoreUnavailable, UsageError, WorkFailed
+from tests.support.pictures import write_folder
+
+
+def hhnet(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pipelines", *map(str, words)], capture_output=True, text=True)
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """The one line of an error; only progress may stand above it."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    *progress, line = done.stderr.splitlines()
+    assert line.startswith("hhnet: ")
+    assert all(re.match(r"\w+: \d+/\d+ ", entry) for entry in progress), done.stderr
+    return line
+
+
+def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", classes=2, per_class=3)
+    done = hhnet("ingest", tmp_path / "photos", "--out", tmp_path / "shards", "--json")
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert {"verb": "ingest", "status": "done", "uri": str(tmp_path / "shards")}.items() <= result.items()
+    assert len(result["digest"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ingest", "{tmp}/nowhere", "--out", "{tmp}/out"], "nowhere"),
+        (["ingest", "{tmp}", "--out", "{tmp}/out", "--set", "ingest.sed=1"], "did you mean ingest.seed?"),
+        (["ingest", "{tmp}", "--out", "{tmp}/out", "--set", "ingest.seed"], "write section.key=value"),
+        (["ingest", "{tmp}", "--out", "{tmp}/out", "--config", "{tmp}/no.toml"], "no.toml does not exist"),
+        (["ingest", "{tmp}", "--out", "ftp://host/x"], "only local paths and s3://"),
+        (["train", "--shards", "{tmp}", "--out", "{tmp}/out"], "holds no committed shards"),
+        (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--bits", "0"], "multiple of 8"),
+        (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--bits", "12"], "multiple of 8"),
+        (["verify", "{tmp}"], "holds no committed artifact"),
+        (["search", "--index", "{tmp}"], "nothing to search for"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(words: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refused(hhnet(*(word.format(tmp=tmp_path) for word in words)))
+
+
+def test_usage_errors_of_the_parser_exit_2_too() -> None:
+    done = hhnet("train", "--out", "x")
+    assert done.returncode == 2
+    assert "--shards" in done.stderr
+
+
+def test_a_store_that_cannot_be_written_exits_3(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", classes=2, per_class=3)
+    (tmp_path / "file").write_text("in the way")
+    line = refused(hhnet("ingest", tmp_path / "photos", "--out", tmp_path / "file" / "out"), code=3)
+    assert str(tmp_path / "file") in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (WorkFailed("no"), 1),
+        (UsageError("no"), 2),
+        (StoreUnavailable("no"), 3),
+        (Degraded("no"), 4),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_error_has_its_exit_code(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @verb(app, "work")
+    def work() -> dict[str, object]:
+        """Fail."""
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        app([])
+    assert end.value.code == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback() -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @verb(app, "work")
+    def work() -> dict[str, object]:
+        """Fail."""
+        raise WorkFailed("no")
+
+    with pytest.raises(HHNetError):
+        app(["--debug"])
+
+
+def test_a_degraded_result_is_printed_and_exits_4(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @verb(app, "work")
+    def work() -> dict[str, object]:
+        """Half."""
+        return {"verb": "work", "status": "degraded", "uri": "u", "digest": "d"}
+
+    with pytest.raises(SystemExit) as end:
+        app(["--json"])
+    assert end.value.code == 4
+    assert json.loads(capsys.readouterr().out)["status"] == "degraded"
+
+
+def test_neighbours_are_shown_as_a_table() -> None:
+    neighbour = {"id": 7, "key": "cat/1", "shard": "s", "row": 7, "distance": 3, "labels": ["cat"]}
+    text = present({"verb": "search", "status": "done", "results": [{"query": "q.jpg", "neighbours": [neighbour]}]})
+    assert [line.split() for line in text.splitlines()] == [
+        ["query", "q.jpg"],
+        ["rank", "distance", "labels", "key"],
+        ["1", "3", "cat", "cat/1"],
+    ]

@@ -1,0 +1,67 @@
+"""The walls of the tree: who may import whom, which versions are the floor, and what help must not cost."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLOORS = {
+    "ray": (2, 56),
+    "torch": (2, 10),
+    "pillow": (13, 0),
+    "prefect": (3, 6, 14),
+    "faiss-cpu": (1, 15),
+    "fastapi": (0, 150),
+}
+HEAVY = ("torch", "ray", "faiss", "prefect", "numba", "pyarrow", "webdataset")
+
+
+def locked() -> dict[str, tuple[int, ...]]:
+    lines = re.findall(r"^([A-Za-z0-9_.-]+)==(\d[\d.]*)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    return {name.lower(): tuple(map(int, version.strip(".").split("."))) for name, version in lines}
+
+
+def test_import_rules_hold() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_lock_is_above_the_floors_of_known_vulnerabilities() -> None:
+    versions = locked()
+    assert {name: versions[name] for name in FLOORS if versions[name] < FLOORS[name]} == {}
+
+
+def test_the_lock_has_every_dependency_and_no_second_faiss() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(o for e in ("cpu", "dev") for o in project["optional-dependencies"][e])]
+    names = {re.match(r"[A-Za-z0-9_.-]+", entry).group().lower() for entry in wanted}  # type: ignore[union-attr]
+    assert names - locked().keys() == set()
+    assert not any(name.startswith("faiss-gpu") for name in locked())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        *([verb] for verb in ("ingest", "train", "encode", "verify", "index", "search", "evaluate", "run", "demo")),
+        ["index", "build"],
+    ],
+    ids=" ".join,
+)
+def test_help_has_an_example_and_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom pipelines.cli import build_app\n"
+        f"try: build_app()({[*words, '--help']!r})\n"
+        "except SystemExit as end: status = end.code\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert words in ([], ["index"]) or "Example: hhnet" in " ".join(done.stdout.split())
