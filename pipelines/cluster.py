@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -261,6 +262,60 @@ def map_items(
     finally:
         for actor in [*idle, *(entry[0] for entry in running.values())]:
             ray.kill(actor)
+
+
+class Board:
+    """Where the workers post progress and the error that ends a run; lives in a Ray actor."""
+
+    def __init__(self) -> None:
+        self._step, self._note = 0, ""
+        self._failure: HHNetError | None = None
+
+    def post(self, step: int, note: str) -> None:
+        """Steps done, and what to show beside them."""
+        self._step, self._note = step, note
+
+    def fail(self, error: HHNetError) -> None:
+        """An error that a restart would only repeat."""
+        self._failure = self._failure or error
+
+    def read(self) -> tuple[int, str]:
+        """What was posted last."""
+        return self._step, self._note
+
+    def failure(self) -> HHNetError | None:
+        """The error that ended the run, if one did."""
+        return self._failure
+
+
+class BoardView:
+    """Draws a stage from what a board in an actor says, as long as the block lasts."""
+
+    def __init__(self, board: Any, name: str, done: int, total: int, unit: str) -> None:
+        self._board, self._name, self._done, self._total, self._unit = board, name, done, total, unit
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        import ray
+
+        with stage(self._name, self._total, self._unit) as advance:
+            advance(self._done)
+            shown = self._done
+            ended = False
+            while not ended:
+                ended = self._ended.wait(1.0)
+                step, note = ray.get(self._board.read.remote())
+                if step > shown:
+                    advance(step - shown, note)
+                    shown = step
 
 
 # ---------------------------------------------------------------------------------------------------------- jobs

@@ -43,7 +43,7 @@ class DataSettings(Section):
     """Images in one optimiser step over all workers (the global batch)."""
     workers: int = Field(2, ge=1, le=256)
     """Threads that read and decode images beside one training or encoding process."""
-    augment: Literal["auto", "crop_flip", "resized_crop", "none"] = "auto"
+    augment: Literal["auto", "flip", "crop_flip", "resized_crop", "none"] = "auto"
     """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop."""
     shuffle_buffer: int = Field(1024, ge=1, le=1_000_000)
     """Undecoded samples one worker holds to shuffle across shards."""

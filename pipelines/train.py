@@ -6,7 +6,6 @@ epoch is a pure function of (seed, epoch, shard index), so a checkpoint only has
 
 import hashlib
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch.distributed as dist
 
 from hhnet.model import card, model_to_bytes
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, write_run_record
-from pipelines.cluster import ray_session, require_shared_store, stage, wait_for
+from pipelines.cluster import Board, BoardView, ray_session, require_shared_store, wait_for
 from pipelines.config import Config, result_settings
 from pipelines.errors import ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.learning.checkpoints import Checkpoint, Checkpoints
@@ -140,7 +139,7 @@ def _run_workers(job: TrainJob, data: TrainData, done: int) -> None:
                     storage_path=scratch, failure_config=FailureConfig(max_failures=train_config.max_failures)
                 ),
             )
-            with _shown(board, done, data.total_steps(job.config)):
+            with BoardView(board, "train", done, data.total_steps(job.config), "steps"):
                 try:
                     trainer.fit()
                 except TrainingFailedError as error:
@@ -149,60 +148,6 @@ def _run_workers(job: TrainJob, data: TrainData, done: int) -> None:
         failure = ray.get(board.failure.remote())
         if failure is not None:
             raise failure
-
-
-class Board:
-    """Where the workers post progress and the error that ends a run; lives in a Ray actor."""
-
-    def __init__(self) -> None:
-        self._step, self._note = 0, ""
-        self._failure: HHNetError | None = None
-
-    def post(self, step: int, note: str) -> None:
-        """Steps done, and what to show beside them."""
-        self._step, self._note = step, note
-
-    def fail(self, error: HHNetError) -> None:
-        """An error that a restart would only repeat."""
-        self._failure = self._failure or error
-
-    def read(self) -> tuple[int, str]:
-        """What was posted last."""
-        return self._step, self._note
-
-    def failure(self) -> HHNetError | None:
-        """The error that ended the run, if one did."""
-        return self._failure
-
-
-class _shown:  # noqa: N801 - used as a function: `with _shown(...)`
-    """Draw the board's progress until the block ends."""
-
-    def __init__(self, board: Any, done: int, total: int) -> None:
-        self._board, self._done, self._total = board, done, total
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _poll(self) -> None:
-        import ray
-
-        with stage("train", self._total, unit="steps") as advance:
-            advance(self._done)
-            shown = self._done
-            ended = False
-            while not ended:
-                ended = self._ended.wait(1.0)
-                step, note = ray.get(self._board.read.remote())
-                if step > shown:
-                    advance(step - shown, note)
-                    shown = step
 
 
 def _ray_loop(settings: dict[str, Any]) -> None:

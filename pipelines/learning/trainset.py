@@ -34,7 +34,8 @@ def augment_of(config: Config) -> Callable[[npt.NDArray[np.uint8], np.random.Gen
     size, kind = config.data.image_size, config.data.augment
     if kind == "auto":
         kind = "crop_flip" if size <= 64 else "resized_crop"
-    augment = Augment(size=size, kind=kind)
+    # A flip is a crop that has no room to move.
+    augment = Augment(size=size, kind="crop_flip", padding=0) if kind == "flip" else Augment(size=size, kind=kind)
     if kind == "resized_crop":
         return augment
     preprocess = preprocess_of(config)

@@ -47,12 +47,19 @@ class Prefect:
 def environment(home: Path, **more: str) -> dict[str, str]:
     """A clean environment with a home of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_"))}
-    return {**kept, "HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "OMP_NUM_THREADS": "1", **more}
+    (home / "tmp").mkdir(exist_ok=True)
+    ours = {
+        "HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "TMPDIR": str(home / "tmp"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return {**kept, **ours, **more}
 
 
-def until(what: str, check: Any) -> Any:
+def until(what: str, check: Any, seconds: float = DEADLINE_S) -> Any:
     """Poll until `check` returns something; a deadline, not a measurement."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             if found := check():
@@ -60,7 +67,7 @@ def until(what: str, check: Any) -> Any:
         except httpx.HTTPError:
             pass
         time.sleep(0.3)
-    raise AssertionError(f"{what} did not happen in {DEADLINE_S:g} s")
+    raise AssertionError(f"{what} did not happen in {seconds:g} s")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +127,9 @@ def triggered(prefect: Prefect, recipe: Path, home: Path) -> Iterator[dict[str, 
         )
     try:
         deployment = until("the deployment", lambda: prefect.call("GET", "/deployments/name/hhnet/test"))
-        run = prefect.call("POST", f"/deployments/{deployment['id']}/create_flow_run", state={"type": "SCHEDULED"})
+        start = {"state": {"type": "SCHEDULED"}, "idempotency_key": "once"}
+        path = f"/deployments/{deployment['id']}/create_flow_run"
+        run = until("the trigger", lambda: prefect.call("POST", path, **start))  # a busy SQLite answers 503
         ended = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
         def end() -> dict[str, Any] | None:
@@ -131,6 +140,20 @@ def triggered(prefect: Prefect, recipe: Path, home: Path) -> Iterator[dict[str, 
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def test_the_schedule_puts_runs_on_the_calendar(prefect: Prefect, triggered: dict[str, Any]) -> None:
+    """What a broken scheduler service in the server would not do, although the deployment shows its schedule."""
+    deployment = {"id": {"any_": [triggered["deployment"]["id"]]}}
+    until(
+        "a scheduled run",
+        lambda: [
+            found
+            for found in prefect.call("POST", "/flow_runs/filter", deployments=deployment)
+            if found["auto_scheduled"] and found["state_type"] == "SCHEDULED"
+        ],
+        60,
+    )
 
 
 def run(recipe: Path, home: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -184,11 +207,11 @@ def test_a_second_run_does_nothing_and_says_so(local: dict[str, Any], recipe: Pa
 def test_bad_settings_end_the_run_with_their_own_exit_code_and_nothing_stays_behind(
     local: dict[str, Any], recipe: Path, home: Path
 ) -> None:
-    before = set(home.iterdir())
+    before = set(home.rglob("hhnet-*"))
     done = run(recipe, home, home / "local", "--set", "model.bits=24")
     assert done.returncode == 2
     assert done.stdout == ""
     complaints = [line for line in done.stderr.splitlines() if line.startswith("hhnet: ")]
     assert len(complaints) == 1 and "choose another --out" in complaints[0]
     assert "Traceback" not in done.stderr
-    assert set(home.iterdir()) == before
+    assert set(home.rglob("hhnet-*")) == before == set()

@@ -1,0 +1,119 @@
+"""What an epoch reads: every training sample once over all workers, and nothing that is held out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.config import Config, load_config
+from pipelines.errors import InputError
+from pipelines.ingest import ingest
+from pipelines.learning.trainset import TrainData, augment_of, epoch_batches
+from pipelines.shards import ShardSet, open_shards
+from tests.support.pictures import write_folder, write_specimens
+
+SETS = ("ingest.samples_per_shard=7", "data.image_size=32", "data.batch_size=8", "train.val_share=0.2")
+
+
+def configure(*sets: str) -> Config:
+    return load_config(sets=[*SETS, *sets])
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    folder = tmp_path_factory.mktemp("trainset")
+    write_folder(folder / "photos", classes=3, per_class=15)
+    ingest(str(folder / "photos"), str(folder / "shards"), configure())
+    return open_shards(str(folder / "shards"))
+
+
+def epoch_keys(data: TrainData, config: Config, epoch: int, world: int, first: int = 0) -> list[list[list[str]]]:
+    """keys[rank][step]."""
+    return [
+        [list(batch.keys) for batch, _ in epoch_batches(data, config, epoch, first, world, rank)]
+        for rank in range(world)
+    ]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_an_epoch_has_each_training_sample_once_over_all_workers(world: int, shards: ShardSet) -> None:
+    config = configure()
+    data = TrainData.make(shards, None, config)
+    held = {shards.shards[s].table["key"][row].as_py() for s, row in data.val_rows}
+    everything = {key for shard in shards.shards for key in shard.table["key"].to_pylist()}
+    for epoch in range(2):
+        ranks = epoch_keys(data, config, epoch, world)
+        seen = [key for rank in ranks for step in rank for key in step]
+        assert sorted(seen) == sorted(everything - held)
+        assert {len(rank) for rank in ranks} == {-(-36 // 8)}
+    assert len(held) == 9
+
+
+def test_epochs_differ_and_a_position_resumes_exactly(shards: ShardSet) -> None:
+    config = configure()
+    data = TrainData.make(shards, None, config)
+    first, second = epoch_keys(data, config, 0, 2), epoch_keys(data, config, 1, 2)
+    assert first != second
+    assert epoch_keys(data, config, 0, 2) == first
+    assert epoch_keys(data, config, 0, 2, first=3) == [rank[3:] for rank in first]
+
+
+def test_a_resumed_epoch_augments_alike(shards: ShardSet) -> None:
+    config = configure()
+    data = TrainData.make(shards, None, config)
+    whole = [batch.squares for batch, _ in epoch_batches(data, config, 5, 0, 1, 0)]
+    rest = [batch.squares for batch, _ in epoch_batches(data, config, 5, 2, 1, 0)]
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(rest, whole[2:], strict=True))
+
+
+def test_labels_are_those_of_the_keys(shards: ShardSet) -> None:
+    config = configure()
+    for batch, bad in epoch_batches(TrainData.make(shards, None, config), config, 0, 0, 1, 0):
+        assert [shards.classes[row.argmax()] for row in batch.labels] == [key.split("/")[0] for key in batch.keys]
+        assert bad == 0 and batch.labels.sum() == len(batch.keys)
+
+
+def test_a_validation_set_of_its_own_holds_nothing_back(shards: ShardSet) -> None:
+    config = configure("train.val_limit=10")
+    data = TrainData.make(shards, shards, config)
+    assert (data.samples, len(data.val_rows), data.queries) == (45, 10, 2)
+
+
+def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", classes=2, per_class=15)
+    write_specimens(tmp_path / "photos" / "class_00", readable=False)
+    config = configure("ingest.samples_per_shard=1000")
+    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
+    bad_names = open_shards(str(tmp_path / "shards")).samples - 30
+    data = TrainData.make(open_shards(str(tmp_path / "shards")), None, config)
+    batches = list(epoch_batches(data, config, 0, 0, 1, 0))
+    assert bad_names > 0
+    assert sum(len(batch.keys) + bad for batch, bad in batches) == data.samples
+    assert 0 < sum(bad for _, bad in batches) <= bad_names
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["train.workers=20"], "too few for 20 workers"),
+        (["train.val_share=0.01"], "validation samples are too few"),
+    ],
+)
+def test_too_little_data_is_said(sets: list[str], message: str, shards: ShardSet) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainData.make(shards, None, configure(*sets))
+
+
+@pytest.mark.parametrize("kind", ["flip", "crop_flip", "resized_crop", "none"])
+def test_every_augmentation_gives_the_configured_square(kind: str) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    augment = augment_of(configure(f"data.augment={kind}"))
+    assert augment(pixels, random).shape == (32, 32, 3)
+
+
+def test_a_flip_is_the_picture_or_its_mirror_image() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    augment = augment_of(configure("data.augment=flip"))
+    found = {augment(pixels, np.random.default_rng(seed)).tobytes() for seed in range(20)}
+    assert found == {pixels.tobytes(), pixels[:, ::-1].tobytes()}
