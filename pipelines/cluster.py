@@ -30,6 +30,7 @@ LOCAL_OBJECT_STORE_BYTES = 256 << 20
 Reporter = Callable[[str, int, int, str], None]
 """Receives (stage, done, total, note)."""
 
+_kept: ContextVar[bool] = ContextVar("kept", default=False)
 _reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
 
@@ -143,7 +144,22 @@ def ray_session(config: Config) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        if not _kept.get():
+            ray.shutdown()
+
+
+@contextmanager
+def kept_ray() -> Iterator[None]:
+    """Let the sessions begun inside share one Ray, started by the first that needs it and ended with the block."""
+    token = _kept.set(True)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        if "ray" in sys.modules:
+            import ray
+
+            ray.shutdown()
 
 
 def require_shared_store(store: Store, config: Config) -> None:

@@ -21,11 +21,11 @@ import pytest
 import webdataset
 
 from pipelines import ingest as ingest_module
-from pipelines import sources
 from pipelines.artifacts import open_artifact
 from pipelines.config import Config, load_config
 from pipelines.errors import FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
 from pipelines.ingest import ingest, sample_key
+from pipelines.intake import sources
 from pipelines.shards import ShardSet, open_shards
 from pipelines.verify import verify
 from tests.support import pictures
