@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from pipelines.storage import Store, sha256_of
 T = TypeVar("T")
 LINE_EVERY_S = 10.0
 LOCAL_OBJECT_STORE_BYTES = 256 << 20
+START_WAIT_S = 60.0
 
 # ------------------------------------------------------------------------------------------------------ progress
 
@@ -131,6 +133,7 @@ def ray_session(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_term = signal.getsignal(signal.SIGTERM)
     local = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
     try:
         ray.init(
@@ -141,6 +144,8 @@ def ray_session(config: Config) -> Iterator[None]:
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ClusterUnavailable(f"cannot reach Ray at {address}: {str(error).splitlines()[0]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own there, which exits with another code
     try:
         yield
     finally:
@@ -372,8 +377,16 @@ def _start_or_attach(client: Any, command: str) -> str:
     while f"{prefix}-{attempt}" in known and known[f"{prefix}-{attempt}"].is_terminal():
         attempt += 1
     submission = f"{prefix}-{attempt}"
-    if submission not in known:
-        client.submit_job(entrypoint=command, submission_id=submission)
+    deadline = time.monotonic() + START_WAIT_S
+    while submission not in known:
+        try:
+            client.submit_job(entrypoint=command, submission_id=submission)
+        except RuntimeError as error:  # a head that has just begun has no agent for its jobs yet, and says so
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+        else:
+            break
     return submission
 
 

@@ -49,7 +49,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 
 def wait_until_up(address: str, env: dict[str, str]) -> bool:
-    probe = [BIN / "ray", "job", "list", "--address", address]
+    """A cluster is up when it has run a job: the agent that runs them comes last."""
+    probe = [BIN / "ray", "job", "submit", "--address", address, "--", "python", "-V"]
     return any(subprocess.run(probe, env=env, capture_output=True).returncode == 0 for _ in range(30))
 
 

@@ -41,9 +41,13 @@ def test_an_indexed_image_finds_itself_first(index: Path, pictures: Path, shards
 
 def test_faiss_over_the_parquet_bytes_finds_the_same_distances(index: Path, codes: Path, config: Config) -> None:
     database = np.concatenate(
-        [code_array(table) for split in ("train", "database") for table in open_codes(str(codes / split)).tables()]
+        [
+            code_array(table["code"])
+            for split in ("train", "database")
+            for table in open_codes(str(codes / split)).tables()
+        ]
     )
-    queries = np.concatenate([code_array(table) for table in open_codes(str(codes / "query")).tables()])
+    queries = np.concatenate([code_array(table["code"]) for table in open_codes(str(codes / "query")).tables()])
     flat = faiss.IndexBinaryFlat(16)
     flat.add(database)
     expected, _ = flat.search(queries, 10)
@@ -77,9 +81,10 @@ def test_a_model_of_other_bits_is_refused(
     train(str(shards / "train"), str(tmp_path / "model"), wide)
     encode(str(shards / "query"), str(tmp_path / "model"), str(tmp_path / "codes"), wide)
     image = str(next(pictures.rglob("*.png")))
-    for arguments in ({"codes": [str(tmp_path / "codes")]}, {"images": [image], "model": str(tmp_path / "model")}):
-        with pytest.raises(FingerprintMismatch, match="32"):
-            search(str(index), wide, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(FingerprintMismatch, match="32"):
+        search(str(index), wide, codes=[str(tmp_path / "codes")])
+    with pytest.raises(FingerprintMismatch, match="was made from model"):
+        search(str(index), wide, images=[image], model=str(tmp_path / "model"))
 
 
 def test_what_is_no_image_is_named(index: Path, config: Config, tmp_path: Path) -> None:
