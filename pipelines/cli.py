@@ -87,7 +87,7 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; what was committed stays, the same command goes on from there")
         return 130
-    except Terminated:
+    except (Terminated, SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting
         _complain("terminated; what was committed stays, the same command goes on from there")
         return 143
     finally:

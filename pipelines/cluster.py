@@ -145,7 +145,7 @@ def ray_session(config: Config) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ClusterUnavailable(f"cannot reach Ray at {address}: {str(error).splitlines()[0]}") from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own there, which exits with another code
+        signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
     try:
         yield
     finally:

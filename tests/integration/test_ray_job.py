@@ -37,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
     words = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
-    words += ["--object-store-memory=200000000"]
+    words += ["--object-store-memory=200000000", f"--dashboard-agent-listen-port={free_port()}"]
     head = subprocess.Popen([BIN / "ray", *words], env=env, start_new_session=True, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{dashboard}"
     try:
