@@ -190,13 +190,13 @@ class RunSettings(Section):
     split: str | None = None
     """How ingest splits the source: `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`."""
     train: str | None = None
-    """Shards to train on."""
+    """Shards to train on: a URI, or the name of a split that the run ingests."""
     query: str | None = None
-    """Shards of the queries."""
+    """Shards of the queries, likewise."""
     database: tuple[str, ...] = ()
-    """Shards of the database; several are searched as one."""
+    """Shards of the database, likewise; several are searched as one."""
     val: str | None = None
-    """Shards to validate on; unset = a seeded share of the training samples."""
+    """Shards to validate on, likewise; unset = a seeded share of the training samples."""
 
 
 class Config(Section):
