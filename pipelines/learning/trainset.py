@@ -60,13 +60,14 @@ class TrainData:
         keys = [key for shard in (val_set or train_set).shards for key in shard.table["key"].to_pylist()]
         order = sorted(range(len(keys)), key=lambda i: _draw(config.train.seed, keys[i]))
         share = len(keys) if val_set else round(config.train.val_share * len(keys))
-        chosen = [places[i] for i in order[: min(share, config.train.val_limit)]]
+        held_out = [places[i] for i in order[:share]]
+        chosen = held_out[: config.train.val_limit]
         if len(chosen) < 2:
             raise InputError(f"{len(chosen)} validation samples are too few: give --val, or raise train.val_share")
         if val_set and not set(val_set.classes) <= set(train_set.classes):
             unknown = sorted(set(val_set.classes) - set(train_set.classes))
             raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {', '.join(unknown[:5])}")
-        held = set() if val_set else set(chosen)
+        held = set() if val_set else set(held_out)
         rows = tuple(
             np.array([row for row in range(shard.rows) if (s, row) not in held], dtype=np.int64)
             for s, shard in enumerate(train_set.shards)

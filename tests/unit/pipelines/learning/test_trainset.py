@@ -73,6 +73,11 @@ def test_labels_are_those_of_the_keys(shards: ShardSet) -> None:
         assert bad == 0 and batch.labels.sum() == len(batch.keys)
 
 
+def test_what_is_held_out_beyond_the_limit_is_not_trained_on_either(shards: ShardSet) -> None:
+    data = TrainData.make(shards, None, configure("train.val_limit=4"))
+    assert (data.samples, len(data.val_rows)) == (36, 4)
+
+
 def test_a_validation_set_of_its_own_holds_nothing_back(shards: ShardSet) -> None:
     config = configure("train.val_limit=10")
     data = TrainData.make(shards, shards, config)
