@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from flows.sources import download, unpack_debian
-from pipelines.cluster import stage
+from pipelines.cluster.progress import stage
 from pipelines.errors import DamagedArtifact, HHNetError, InputError, Unavailable
 from pipelines.storage import Store, scratch_folder, sha256_of
 

@@ -21,7 +21,7 @@ from prefect.exceptions import PrefectException
 from pydantic import ValidationError
 
 from pipelines.artifacts import open_artifact
-from pipelines.cluster import reporting
+from pipelines.cluster.progress import reporting
 from pipelines.config import Config
 from pipelines.errors import ConfigError, FingerprintMismatch, Unavailable
 from pipelines.storage import Store

@@ -128,7 +128,7 @@ def demo_summary(result: Result, title: str, bits: int, query: str) -> str:
 def run_pipeline(settings: Config, out: str) -> Result:
     """Run the flow in this process, against the user's Prefect server or a temporary one."""
     from flows.server import prefect_server
-    from pipelines.cluster import kept_ray
+    from pipelines.cluster.session import kept_ray
 
     with prefect_server(), kept_ray():
         from flows.pipeline import pipeline

@@ -142,7 +142,7 @@ def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str]
     address = config.ray.address or os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         return None
-    from pipelines.cluster import submit_verb
+    from pipelines.cluster.jobs import submit_verb
 
     arguments = list(words)
     for name, value in flags.items():

@@ -20,7 +20,9 @@ from pipelines.artifacts import (
     open_artifact,
     write_run_record,
 )
-from pipelines.cluster import map_items, pool_size, ray_session, require_shared_store, stage, wait_for
+from pipelines.cluster.pool import map_items
+from pipelines.cluster.progress import stage
+from pipelines.cluster.session import pool_size, ray_session, require_shared_store, wait_for
 from pipelines.config import Config, result_settings
 from pipelines.encoder import ENCODER_VERSION, Encoded, Encoder, read_model_card
 from pipelines.errors import Degraded

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 import hhnet
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
-from pipelines.cluster import stage
+from pipelines.cluster.progress import stage
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.config import Config, EvaluateSettings, result_settings
 from pipelines.errors import InputError

@@ -7,7 +7,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, publish_version, versions
-from pipelines.cluster import map_items, ray_session, require_shared_store, stage
+from pipelines.cluster.pool import map_items
+from pipelines.cluster.progress import stage
+from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.codes import CodesSet, CodesShard, open_codes, require_distinct, require_pair
 from pipelines.config import Config, result_settings
 from pipelines.errors import DamagedArtifact, InputError, WorkFailed

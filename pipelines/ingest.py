@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint, write_run_record
-from pipelines.cluster import stage
+from pipelines.cluster.progress import stage
 from pipelines.config import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
 from pipelines.intake.sources import Listing, Source, open_source, printable

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from hhnet.model import card, model_to_bytes
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, write_run_record
-from pipelines.cluster import Board, BoardView, ray_session, require_shared_store, wait_for
+from pipelines.cluster.progress import Board, BoardView
+from pipelines.cluster.session import ray_session, require_shared_store, wait_for
 from pipelines.config import Config, result_settings
 from pipelines.errors import ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.learning.checkpoints import Checkpoint, Checkpoints

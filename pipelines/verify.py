@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact, parse_manifest, versions
-from pipelines.cluster import stage
+from pipelines.cluster.progress import stage
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs import PROOFS
 from pipelines.proofs.findings import MAX_PROBLEMS, Findings

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import ray_session
+from pipelines.cluster.session import ray_session
 from pipelines.config import Config, load_config
 from pipelines.encode import encode
 from pipelines.ingest import ingest

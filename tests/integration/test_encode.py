@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import encode as encode_module
 from pipelines.artifacts import open_artifact
-from pipelines.cluster import map_items
+from pipelines.cluster.pool import map_items
 from pipelines.config import Config, load_config
 from pipelines.encode import encode
 from pipelines.errors import Degraded, FingerprintMismatch

@@ -83,5 +83,5 @@ def test_a_signal_while_ray_or_prefect_runs(
     assert (process.returncode, printed) == (code, ""), err
     assert "Traceback" not in err, err
     assert not (out / "manifest.json").exists()
-    _, alive = psutil.wait_procs(helpers, timeout=120)  # agents look for their dead raylet now and then
+    _, alive = psutil.wait_procs(helpers, timeout=10)
     assert [p.name() for p in alive] == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cluster import Outcome
+from pipelines.cluster.pool import Outcome
 
 
 class InlinePool:

@@ -1,0 +1,147 @@
+"""Progress: what a stage shows on stderr and tells a reporter, drawn here or posted from workers in other processes.
+
+Ray is imported only where a board is read, so that a verb without Ray can report progress without paying for it.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from pipelines.errors import HHNetError
+
+LINE_EVERY_S = 10.0
+
+Reporter = Callable[[str, int, int, str], None]
+"""Receives (stage, done, total, note)."""
+
+_reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
+
+
+class Advance(Protocol):
+    """Moves a stage on by `steps`; `note` is shown beside the count."""
+
+    def __call__(self, steps: int = 1, note: str = "") -> None:
+        """Move on."""
+
+
+@contextmanager
+def reporting(reporter: Reporter) -> Iterator[None]:
+    """Send the progress of all stages begun inside to `reporter` as well."""
+    token = _reporter.set(reporter)
+    try:
+        yield
+    finally:
+        _reporter.reset(token)
+
+
+@contextmanager
+def stage(name: str, total: int, unit: str = "items") -> Iterator[Advance]:
+    """Show a stage's progress on stderr: a bar on a terminal, a line every few seconds elsewhere."""
+    show = _bar(name, total, unit) if sys.stderr.isatty() else _lines(name, total, unit)
+    reporter = _reporter.get()
+    done = 0
+    with show as draw:
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal done
+            done += steps
+            draw(done, note)
+            if reporter is not None:
+                reporter(name, done, total, note)
+
+        advance(0)
+        yield advance
+
+
+@contextmanager
+def _bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(f"{name:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit} {{task.fields[note]}}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(name, total=total, note="")
+        yield lambda done, note: bars.update(task, completed=done, note=note)
+
+
+@contextmanager
+def _lines(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    begun = time.monotonic()
+    last = begun
+
+    def draw(done: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < LINE_EVERY_S and done < total:
+            return
+        last = now
+        seconds = now - begun
+        rest = f", about {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""
+        sys.stderr.write(f"{name}: {done}/{total} {unit} in {seconds:.0f} s{rest}{'  ' + note if note else ''}\n")
+        sys.stderr.flush()
+
+    yield draw
+
+
+class Board:
+    """Where the workers post progress and the error that ends a run; lives in a Ray actor."""
+
+    def __init__(self) -> None:
+        self._step, self._note = 0, ""
+        self._failure: HHNetError | None = None
+
+    def post(self, step: int, note: str) -> None:
+        """Steps done, and what to show beside them."""
+        self._step, self._note = step, note
+
+    def fail(self, error: HHNetError) -> None:
+        """An error that a restart would only repeat."""
+        self._failure = self._failure or error
+
+    def read(self) -> tuple[int, str]:
+        """What was posted last."""
+        return self._step, self._note
+
+    def failure(self) -> HHNetError | None:
+        """The error that ended the run, if one did."""
+        return self._failure
+
+
+class BoardView:
+    """Draws a stage from what a board in an actor says, as long as the block lasts."""
+
+    def __init__(self, board: Any, name: str, done: int, total: int, unit: str) -> None:
+        self._board, self._name, self._done, self._total, self._unit = board, name, done, total, unit
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        import ray
+
+        with stage(self._name, self._total, self._unit) as advance:
+            advance(self._done)
+            shown = self._done
+            ended = False
+            while not ended:
+                ended = self._ended.wait(1.0)
+                step, note = ray.get(self._board.read.remote())
+                if step > shown:
+                    advance(step - shown, note)
+                    shown = step

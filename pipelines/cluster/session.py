@@ -1,0 +1,160 @@
+"""Where Ray runs: started for a verb on the loopback address, or joined, and what the cluster has to offer."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any
+
+import psutil
+
+from pipelines.config import Config
+from pipelines.errors import ClusterUnavailable, UsageError
+from pipelines.storage import Store
+
+LOCAL_OBJECT_STORE_BYTES = 256 << 20
+STOP_WAIT_S = 10.0
+PR_SET_CHILD_SUBREAPER = 36
+
+_kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)
+
+
+def ray_address(config: Config) -> str:
+    """Where Ray runs: the setting, else RAY_ADDRESS, else `local`; never whatever cluster happens to be about."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Ray for the length of the block: the one that is connected already, else started or joined by address."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # OpenMP threads that spin while they wait take the cores away from whatever else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    address = ray_address(config)
+    if address == "local":
+        # Ray's switch for platforms without clusters: its ports are then bound to the loopback address.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    kept = _kept.get()
+    try:
+        _start(address)
+        yield
+    finally:
+        if kept is None:
+            _stop(address)
+        else:
+            kept.append(address)
+
+
+@contextmanager
+def kept_ray() -> Iterator[None]:
+    """Let the sessions begun inside share one Ray, started by the first that needs it and ended with the block."""
+    begun: list[str] = []
+    token = _kept.set(begun)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        if begun:
+            _stop(begun[0])
+
+
+def _start(address: str) -> None:
+    import ray
+
+    on_term = signal.getsignal(signal.SIGTERM)
+    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
+    _adopt_orphans()
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(local if address == "local" else {}),
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise ClusterUnavailable(f"cannot reach Ray at {address}: {str(error).splitlines()[0]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
+
+
+def _adopt_orphans() -> None:
+    """Have the kernel make this process the parent of helpers whose own parent dies, so that `_stop` finds them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _stop(address: str) -> None:
+    """Leave Ray. A local one leaves agents behind that notice only after a minute that their raylet is gone."""
+    import ray
+
+    me = psutil.Process()
+    helpers = me.children(recursive=True)
+    ray.shutdown()
+    if address != "local":
+        return
+    left = [process for process in {*helpers, *me.children(recursive=True)} if _is_rays(process)]
+    for process in left:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=STOP_WAIT_S)
+
+
+def _is_rays(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()[:3]
+    except psutil.Error:
+        return False
+    return any(word.startswith("ray::") or "/ray/" in word for word in words)
+
+
+def require_shared_store(store: Store, config: Config) -> None:
+    """UsageError for a local --out on a cluster of several nodes that was not declared to be shared."""
+    import ray
+
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    if store.is_local and nodes > 1 and not config.store.shared:
+        raise UsageError(
+            f"{store.uri} is a local path and the Ray cluster has {nodes} nodes: write to s3://, or set "
+            "store.shared=true if it is a network file system"
+        )
+
+
+def pool_size(wanted: int | None) -> tuple[int, int]:
+    """(workers, GPUs of each): what was asked for, else one per GPU, else one per CPU of the cluster."""
+    import ray
+
+    total = ray.cluster_resources()
+    gpus = int(total.get("GPU", 0))
+    return wanted or gpus or max(1, int(total.get("CPU", 1))), 1 if gpus else 0
+
+
+def wait_for(resources: dict[str, float], config: Config) -> None:
+    """Wait up to `ray.wait_s` until the cluster has `resources` in all; ClusterUnavailable after that."""
+    import ray
+
+    deadline = time.monotonic() + config.ray.wait_s
+    while True:
+        total = ray.cluster_resources()
+        lacking = {name: need for name, need in resources.items() if total.get(name, 0) < need}
+        if not lacking:
+            return
+        if time.monotonic() >= deadline:
+            have = ", ".join(f"{name} {total.get(name, 0):g} of {need:g}" for name, need in lacking.items())
+            raise ClusterUnavailable(
+                f"the Ray cluster has too little ({have}) after {config.ray.wait_s:g} s: ask for fewer workers "
+                "or add nodes"
+            )
+        time.sleep(min(1.0, config.ray.wait_s))
