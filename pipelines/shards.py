@@ -275,13 +275,12 @@ def epoch_spans(
     return spans
 
 
-def batch_sizes(total: int, batch_size: int, world: int, rank: int) -> list[int]:
-    """How many samples `rank` puts into each step of an epoch of `total` samples.
+def batch_sizes(total: int, steps: int, world: int, rank: int) -> list[int]:
+    """How many of `total` samples `rank` puts into each of `steps` steps, which all ranks take together.
 
-    All ranks take ceil(total / batch_size) steps; a rank's samples are spread over them as evenly as can be, so
-    the ragged end is a fraction of a sample per step instead of one small last batch.
+    A rank's samples are spread over the steps as evenly as can be, so the ragged end is a fraction of a sample per
+    step instead of one small last batch.
     """
-    steps = -(-total // batch_size)
     mine = (rank + 1) * total // world - rank * total // world
     return [(step + 1) * mine // steps - step * mine // steps for step in range(steps)]
 

@@ -22,7 +22,7 @@ from pipelines.config import Config, result_settings
 from pipelines.errors import ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.learning.checkpoints import Checkpoint, Checkpoints
 from pipelines.learning.learner import Learner, make_network, make_training_loss
-from pipelines.learning.trainset import TrainData, epoch_batches, preprocess_of
+from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of
 from pipelines.learning.validation import validate
 from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json
@@ -208,18 +208,23 @@ def train_worker(job: TrainJob, post: Any) -> None:
     data = TrainData.make(train_set, open_shards(job.val) if job.val else None, config)
     learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
     checkpoints = Checkpoints(Store(job.out), job.fingerprint)
-    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0}
+    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0, "legs": []}
     last = checkpoints.latest()
     if last is not None:
         learner.load_state(last.tensors(""), last.step)
         progress = last.progress
-    steps = len(data.batch_sizes(config, learner.world, learner.rank))
+    steps = data.epoch_steps(config)
     begun = time.monotonic()
     seen = 0
     while learner.step_count < learner.total_steps:
-        epoch, first = divmod(learner.step_count, steps)
-        for batch, bad in epoch_batches(data, config, epoch, first, learner.world, learner.rank):
+        epoch = learner.step_count // steps
+        legs = progress["legs"]
+        if not legs or legs[-1][0] != learner.world:
+            legs.append([learner.world, 0])
+        leg = epoch_leg(data, config, epoch, legs[:-1], learner.world)
+        for batch, bad in epoch_batches(leg, legs[-1][1], learner.rank):
             loss = learner.step(batch)
+            legs[-1][1] += 1
             progress["skipped"] += bad
             seen += len(batch.keys) * learner.world
             if learner.rank == 0:
@@ -231,6 +236,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
             at_end = learner.step_count % steps == 0
             if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
                 _save(checkpoints, learner, progress)
+        progress["legs"] = []
         _end_epoch(checkpoints, learner, data, progress, epoch, loss)
 
 

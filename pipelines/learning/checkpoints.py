@@ -46,13 +46,14 @@ class Checkpoints:
         return f"{step:09d}-{uuid.uuid4().hex[:8]}"
 
     def save(self, name: str, step: int, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Commit a checkpoint, then drop those that are neither among the last ones nor the best."""
+        """Commit a checkpoint and read it back, then drop those that are neither among the last ones nor the best."""
         writer = ArtifactWriter(self.store.child(f"checkpoints/{name}"), "checkpoint", self.fingerprint, (), {})
         parts = [
             writer.put_part("state.safetensors", safetensors.torch.save(tensors), rows=len(tensors)),
             writer.put_part("progress.json", canonical_json(progress), rows=1),
         ]
         writer.commit(parts, {"tensors": len(tensors)}, {"step": step})
+        self.named(name)
         best = progress["best"]["checkpoint"] if progress["best"] else None
         for old in self._names()[:-KEEP_LAST]:
             if old != best:

@@ -1,12 +1,14 @@
 """What training reads: which samples train and which validate, and the batches of an epoch.
 
-An epoch is a pure function of (seed, epoch, shard index, number of workers): a position in it is one integer.
+An epoch is a pure function of (seed, epoch, shard index, number of workers): a position in it is one integer. Where a
+training goes on with another number of workers, a new leg of the epoch deals out what the legs before it left.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,8 @@ from pipelines.errors import InputError
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.learning.learner import Batch
 from pipelines.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed
+
+T = TypeVar("T")
 
 QUERY_SHARE = 0.2
 """Share of the validation samples that are queries; the others are what they are searched in."""
@@ -74,13 +78,7 @@ class TrainData:
         )
         queries = max(1, round(QUERY_SHARE * len(chosen)))
         data = cls(train_set, rows, val_set or train_set, tuple(chosen), queries)
-        world = config.train.workers
-        sizes = [size for rank in range(world) for size in data.batch_sizes(config, world, rank)]
-        if min(sizes, default=0) < 2:
-            raise InputError(
-                f"{data.samples} training samples are too few for {world} workers and data.batch_size = "
-                f"{config.data.batch_size}: each worker needs 2 samples a step"
-            )
+        epoch_leg(data, config, 0, (), config.train.workers)
         return data
 
     @property
@@ -88,35 +86,83 @@ class TrainData:
         """Training samples in an epoch."""
         return sum(len(rows) for rows in self.rows)
 
-    def batch_sizes(self, config: Config, world: int, rank: int) -> list[int]:
-        """Samples of `rank` in each step of an epoch."""
-        return batch_sizes(self.samples, config.data.batch_size, world, rank)
+    def epoch_steps(self, config: Config) -> int:
+        """Optimiser steps of an epoch."""
+        return -(-self.samples // config.data.batch_size)
 
     def total_steps(self, config: Config) -> int:
         """Optimiser steps of the whole training."""
-        return config.train.epochs * -(-self.samples // config.data.batch_size)
+        return config.train.epochs * self.epoch_steps(config)
 
 
 def _draw(seed: int, key: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
 
 
-def epoch_samples(data: TrainData, config: Config, epoch: int, world: int, rank: int) -> Iterator[Sample]:
-    """The samples of `rank` in `epoch`, undecoded, in training order."""
-    seed = config.train.seed
-    spans = epoch_spans(data.rows, seed, epoch, world, rank)
-    sources = (
-        lambda shard=shard, rows=rows: data.train.read(data.train.shards[shard], rows.tolist()) for shard, rows in spans
-    )
-    return mixed(sources, config.data.interleave, config.data.shuffle_buffer, (seed, epoch, world, rank))
+@dataclass(frozen=True)
+class Leg:
+    """The part of an epoch that one number of workers takes: which rows of each shard, in how many steps.
+
+    An epoch that no change of the number of workers interrupts is one leg.
+    """
+
+    data: TrainData
+    config: Config
+    epoch: int
+    number: int
+    rows: tuple[npt.NDArray[np.int64], ...]
+    steps: int
+    world: int
+
+    def batch_sizes(self, rank: int) -> list[int]:
+        """Samples of `rank` in each step."""
+        return batch_sizes(sum(map(len, self.rows)), self.steps, self.world, rank)
+
+    def samples(self, rank: int) -> Iterator[Sample]:
+        """The samples of `rank`, undecoded, in training order."""
+        train = self.data.train
+        return self._ordered(rank, lambda shard, rows: train.read(train.shards[shard], rows.tolist()))
+
+    def rows_after(self, steps: int) -> tuple[npt.NDArray[np.int64], ...]:
+        """The rows that no worker has been given after `steps` steps."""
+        given: list[set[int]] = [set() for _ in self.rows]
+        for rank in range(self.world):
+            places = self._ordered(rank, lambda shard, rows: ((shard, int(row)) for row in rows))
+            for shard, row in islice(places, sum(self.batch_sizes(rank)[:steps])):
+                given[shard].add(row)
+        return tuple(rows[~np.isin(rows, list(taken))] for rows, taken in zip(self.rows, given, strict=True))
+
+    def _ordered(self, rank: int, read: Callable[[int, npt.NDArray[np.int64]], Iterable[T]]) -> Iterator[T]:
+        """What `read` makes of the spans of `rank`, in training order, which does not depend on `read`."""
+        seed, data = self.config.train.seed, self.config.data
+        spans = epoch_spans(self.rows, seed, self.epoch, self.world, rank)
+        sources = (lambda shard=shard, rows=rows: iter(read(shard, rows)) for shard, rows in spans)
+        key = (seed, self.epoch, self.world, rank, *([self.number] if self.number else []))
+        return mixed(sources, data.interleave, data.shuffle_buffer, key)
 
 
-def epoch_batches(
-    data: TrainData, config: Config, epoch: int, first: int, world: int, rank: int
-) -> Iterator[tuple[Batch, int]]:
-    """(batch, samples that did not decode) for each step of `epoch` from step `first` on."""
-    sizes = data.batch_sizes(config, world, rank)
-    samples = islice(epoch_samples(data, config, epoch, world, rank), sum(sizes[:first]), None)
+def epoch_leg(data: TrainData, config: Config, epoch: int, before: Iterable[Sequence[int]], world: int) -> Leg:
+    """The leg of `world` workers in `epoch` after the legs `before`, each the number of its workers and its steps.
+
+    InputError where the samples that are left are too few for so many workers.
+    """
+    leg = Leg(data, config, epoch, 0, data.rows, data.epoch_steps(config), world)
+    for workers, steps in before:
+        earlier = replace(leg, world=workers)
+        leg = replace(leg, number=leg.number + 1, rows=earlier.rows_after(steps), steps=leg.steps - steps)
+    if min((size for rank in range(world) for size in leg.batch_sizes(rank)), default=0) < 2:
+        raise InputError(
+            f"{sum(map(len, leg.rows))} training samples are too few for {world} workers and data.batch_size = "
+            f"{config.data.batch_size}: each worker needs 2 samples a step"
+        )
+    return leg
+
+
+def epoch_batches(leg: Leg, first: int, rank: int) -> Iterator[tuple[Batch, int]]:
+    """(batch, samples that did not decode) for each step that `rank` takes in `leg`, from step `first` of it on."""
+    data, config, epoch = leg.data, leg.config, leg.epoch
+    sizes = leg.batch_sizes(rank)
+    samples = islice(leg.samples(rank), sum(sizes[:first]), None)
     augment = augment_of(config)
     classes = len(data.train.classes)
 

@@ -256,7 +256,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 @pytest.mark.parametrize("batch", [2, 8, 64])
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_batches_add_up_over_steps_and_ranks(total: int, batch: int, world: int) -> None:
-    sizes = [batch_sizes(total, batch, world, rank) for rank in range(world)]
+    sizes = [batch_sizes(total, -(-total // batch), world, rank) for rank in range(world)]
     assert {len(own) for own in sizes} == {-(-total // batch)}
     assert sum(map(sum, sizes)) == total
     for own in sizes:

@@ -1,5 +1,6 @@
 """What an epoch reads: every training sample once over all workers, and nothing that is held out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from pipelines.config import Config, load_config
 from pipelines.errors import InputError
 from pipelines.ingest import ingest
-from pipelines.learning.trainset import TrainData, augment_of, epoch_batches
+from pipelines.learning.trainset import TrainData, augment_of, epoch_batches, epoch_leg
 from pipelines.shards import ShardSet, open_shards
 from tests.support.pictures import write_folder, write_specimens
 
@@ -27,10 +28,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return open_shards(str(folder / "shards"))
 
 
-def epoch_keys(data: TrainData, config: Config, epoch: int, world: int, first: int = 0) -> list[list[list[str]]]:
+def epoch_keys(
+    data: TrainData, config: Config, epoch: int, world: int, first: int = 0, before: Sequence[Sequence[int]] = ()
+) -> list[list[list[str]]]:
     """keys[rank][step]."""
     return [
-        [list(batch.keys) for batch, _ in epoch_batches(data, config, epoch, first, world, rank)]
+        [list(batch.keys) for batch, _ in epoch_batches(epoch_leg(data, config, epoch, before, world), first, rank)]
         for rank in range(world)
     ]
 
@@ -58,17 +61,33 @@ def test_epochs_differ_and_a_position_resumes_exactly(shards: ShardSet) -> None:
     assert epoch_keys(data, config, 0, 2, first=3) == [rank[3:] for rank in first]
 
 
+def test_another_number_of_workers_takes_what_the_others_left(shards: ShardSet) -> None:
+    config = configure()
+    data = TrainData.make(shards, None, config)
+    expected = sorted(key for rank in epoch_keys(data, config, 3, 2) for step in rank for key in step)
+    for worlds in [(2, 1, 2), (1, 3, 1), (3, 2, 1)]:
+        seen: list[str] = []
+        before: list[tuple[int, int]] = []
+        for world, steps in zip(worlds, (1, 2, 2), strict=True):
+            ranks = epoch_keys(data, config, 3, world, before=before)
+            assert {len(rank) for rank in ranks} == {5 - sum(taken for _, taken in before)}
+            seen += [key for rank in ranks for step in rank[:steps] for key in step]
+            before.append((world, steps))
+        assert sorted(seen) == expected
+
+
 def test_a_resumed_epoch_augments_alike(shards: ShardSet) -> None:
     config = configure()
     data = TrainData.make(shards, None, config)
-    whole = [batch.squares for batch, _ in epoch_batches(data, config, 5, 0, 1, 0)]
-    rest = [batch.squares for batch, _ in epoch_batches(data, config, 5, 2, 1, 0)]
+    whole = [batch.squares for batch, _ in epoch_batches(epoch_leg(data, config, 5, (), 1), 0, 0)]
+    rest = [batch.squares for batch, _ in epoch_batches(epoch_leg(data, config, 5, (), 1), 2, 0)]
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(rest, whole[2:], strict=True))
 
 
 def test_labels_are_those_of_the_keys(shards: ShardSet) -> None:
     config = configure()
-    for batch, bad in epoch_batches(TrainData.make(shards, None, config), config, 0, 0, 1, 0):
+    data = TrainData.make(shards, None, config)
+    for batch, bad in epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0):
         assert [shards.classes[row.argmax()] for row in batch.labels] == [key.split("/")[0] for key in batch.keys]
         assert bad == 0 and batch.labels.sum() == len(batch.keys)
 
@@ -91,7 +110,7 @@ def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
     ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
     bad_names = open_shards(str(tmp_path / "shards")).samples - 30
     data = TrainData.make(open_shards(str(tmp_path / "shards")), None, config)
-    batches = list(epoch_batches(data, config, 0, 0, 1, 0))
+    batches = list(epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0))
     assert bad_names > 0
     assert sum(len(batch.keys) + bad for batch, bad in batches) == data.samples
     assert 0 < sum(bad for _, bad in batches) <= bad_names

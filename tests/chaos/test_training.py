@@ -1,0 +1,263 @@
+"""Training under kills and damage: it goes on from a checkpoint that verifies, to the weights of an unbroken run.
+
+R8 and R9 of docs/reliability: checkpoints torn while they are saved, flipped and cut; kills and another number of
+workers in the middle of an epoch.
+"""
+
+import json
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.config import load_config
+from pipelines.ingest import ingest
+from pipelines.learning.checkpoints import Checkpoints
+from pipelines.learning.trainset import TrainData
+from pipelines.shards import open_shards
+from pipelines.storage import Store
+from tests.support.pictures import write_folder
+from tests.support.report import SEED, report, scaled
+
+ROOT = Path(__file__).parents[2]
+MARK = "c" * 64
+EPOCH_STEPS = 10
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+# ------------------------------------------------------------------------------------------------- R8: checkpoints
+
+SAVER = """
+import sys, torch
+from pipelines.learning.checkpoints import Checkpoints
+from pipelines.storage import Store
+store = Checkpoints(Store(sys.argv[1]), "c" * 64)
+last = store.latest()
+step = last.step if last else 0
+assert last is None or last.tensors("")["weight"][0].item() == step
+while True:
+    step += 1
+    tensors = {"weight": torch.full((200_000,), float(step))}
+    store.save(store.new_name(step), step, tensors, {"best": None, "step": step})
+    print(step, flush=True)
+"""
+
+
+def test_a_checkpoint_torn_while_it_is_saved_is_never_resumed_from(tmp_path: Path) -> None:
+    choose = random.Random(SEED)
+    kills = scaled(20, 200)
+    acknowledged = lost = 0
+    for _ in range(kills):
+        words = [sys.executable, "-c", SAVER, str(tmp_path / "model")]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as saver:
+            assert saver.stdout is not None
+            saver.stdout.readline()
+            time.sleep(choose.uniform(0, 0.2))
+            saver.kill()
+            said = [int(line) for line in saver.stdout.read().split()]
+        acknowledged = max([acknowledged, *said])
+        found = Checkpoints(Store(tmp_path / "model"), MARK).latest()
+        assert found is not None, f"seed {SEED}"
+        assert found.tensors("")["weight"].eq(found.step).all(), f"seed {SEED}"
+        lost += found.step < acknowledged
+    report("R8 torn", kills=kills, saves=acknowledged, acknowledged_but_lost=lost)
+    assert lost == 0, f"seed {SEED}"
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
+    choose = random.Random(SEED)
+    store = Checkpoints(Store(tmp_path / "model"), MARK)
+    for step in (1, 2):
+        store.save(store.new_name(step), step, {"weight": torch.randn(300)}, {"best": None, "step": step})
+    older, newer = sorted((tmp_path / "model" / "checkpoints").iterdir())
+    tries = scaled(64, 1000)
+    detected = 0
+    for number in range(tries):
+        broken = tmp_path / "broken"
+        shutil.copytree(tmp_path / "model", broken)
+        files = [path for path in (broken / "checkpoints" / newer.name).rglob("*") if path.is_file()]
+        victim = choose.choice([path for path in files if path.name != "identity.json"])
+        data = bytearray(victim.read_bytes())
+        place = choose.randrange(len(data))
+        if damage == "flip":
+            data[place] ^= 1 << choose.randrange(8)
+            victim.write_bytes(data)
+        else:
+            victim.write_bytes(data[:place])
+        found = Checkpoints(Store(broken), MARK).latest()
+        assert found is not None, f"seed {SEED}, try {number}: {victim.name} at {place}"
+        detected += found.name == older.name
+        shutil.rmtree(broken)
+    report(f"R8 {damage}", tries=tries, detected=detected)
+    assert detected == tries, f"seed {SEED}"
+
+
+def test_the_last_checkpoint_that_verifies_outlives_a_store_that_spoils_new_ones(tmp_path: Path) -> None:
+    """Old checkpoints go only once the new one was read back."""
+    store = Checkpoints(Store(tmp_path / "model"), MARK)
+    store.save(store.new_name(1), 1, {"weight": torch.ones(10)}, {"best": None})
+
+    class Spoiling(Store):
+        def put(self, name: str, data: bytes | Path) -> bool:
+            return super().put(name, data[:-1] + b"?" if name.endswith(".safetensors") else data)  # type: ignore[index,operator]
+
+        def child(self, name: str) -> "Store":
+            return Spoiling(f"{self.uri}/{name}")
+
+    spoiling = Checkpoints(Spoiling(tmp_path / "model"), MARK)
+    for step in (2, 3, 4, 5):
+        with pytest.raises(Exception, match="does not match the digest"):
+            spoiling.save(spoiling.new_name(step), step, {"weight": torch.ones(10)}, {"best": None})
+    found = store.latest()
+    assert found is not None and found.step == 1
+
+
+# ------------------------------------------------------------------------------------- R9: kills and elastic restarts
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training without Ray whose workers are processes of this test."""
+
+    folder: Path
+    shards: Path
+    sets: tuple[str, ...]
+
+    def start(self, out: Path, run: Path, world: int) -> list[subprocess.Popen[bytes]]:
+        job = self.folder / f"{run.name}.json"
+        job.write_text(json.dumps({"shards": str(self.shards), "out": str(out), "sets": self.sets}))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        words = [sys.executable, "-m", "tests.support.training", str(job)]
+        return [
+            subprocess.Popen([*words, str(rank), str(world), str(port), str(run)], cwd=ROOT) for rank in range(world)
+        ]
+
+    def finish(self, out: Path, run: Path, world: int) -> None:
+        for worker in self.start(out, run, world):
+            assert worker.wait(timeout=600) == 0
+
+    def kill_at(self, out: Path, run: Path, world: int, step: int) -> None:
+        """Start, wait until a worker begins `step`, and kill all of them at once."""
+        workers = self.start(out, run, world)
+        while not any(entry["step"] >= step for entry in steps_of(run, world)):
+            assert all(worker.poll() is None for worker in workers), "the training ended before it was killed"
+            time.sleep(0.002)
+        for worker in workers:
+            worker.send_signal(signal.SIGKILL)
+        for worker in workers:
+            worker.wait()
+
+    def state(self, out: Path) -> dict[str, torch.Tensor]:
+        facts = pipelines_job(self, out)
+        last = Checkpoints(Store(out), facts).latest()
+        assert last is not None
+        return last.tensors("")
+
+
+def pipelines_job(training: Training, out: Path) -> str:
+    from pipelines.train import plan_job
+
+    return plan_job(open_shards(str(training.shards)), None, str(out), load_config(sets=training.sets)).fingerprint
+
+
+def steps_of(run: Path, world: int) -> list[dict[str, Any]]:
+    """What the workers of a run wrote down, whole lines only."""
+    entries = []
+    for rank in range(world):
+        path = Path(f"{run}.{rank}.jsonl")
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        entries += [json.loads(line) for line in lines if line.endswith("\n")]
+    return entries
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    folder = tmp_path_factory.mktemp("training")
+    epochs = scaled(4, 40)
+    sets = (
+        *("ingest.samples_per_shard=9", "data.image_size=32", "data.batch_size=8", "data.shuffle_buffer=16"),
+        *("model.backbone=test_convnext", "model.bits=16", "model.head=ln", "train.val_share=0.1"),
+        *(f"train.epochs={epochs}", "train.val_every=1000", "train.checkpoint_steps=3"),
+    )
+    write_folder(folder / "photos", classes=3, per_class=29)
+    ingest(str(folder / "photos"), str(folder / "shards"), load_config(sets=sets))
+    return Training(folder, folder / "shards", sets)
+
+
+def killed_run(training: Training, name: str, worlds: Sequence[int]) -> tuple[Path, list[tuple[Path, int]]]:
+    """Train with a kill at a random step in each part of the way, each part with its number of workers."""
+    choose = random.Random(f"{SEED}-{name}")
+    total = TrainData.make(open_shards(str(training.shards)), None, load_config(sets=training.sets)).total_steps(
+        load_config(sets=training.sets)
+    )
+    out = training.folder / name
+    runs = []
+    for number, world in enumerate(worlds):
+        run = training.folder / f"{name}-{number}"
+        runs.append((run, world))
+        if number == len(worlds) - 1:
+            training.finish(out, run, world)
+        else:
+            share = total // len(worlds)
+            training.kill_at(out, run, world, number * share + choose.randrange(4, share))
+    return out, runs
+
+
+def learnt(runs: Sequence[tuple[Path, int]]) -> Counter[tuple[int, str]]:
+    """How often each (epoch, key) went into the weights: what a run redid after a kill counts once."""
+    entries = [steps_of(run, world) for run, world in runs]
+    begins = [min(entry["step"] for entry in run) for run in entries]
+    counts: Counter[tuple[int, str]] = Counter()
+    for number, run in enumerate(entries):
+        end = begins[number + 1] if number + 1 < len(runs) else sys.maxsize
+        for entry in run:
+            if entry["step"] < end:
+                counts.update((entry["step"] // EPOCH_STEPS, key) for key in entry["keys"])
+    return counts
+
+
+def every_sample_once_an_epoch(training: Training, runs: Sequence[tuple[Path, int]]) -> int:
+    config = load_config(sets=training.sets)
+    data = TrainData.make(open_shards(str(training.shards)), None, config)
+    assert data.epoch_steps(config) == EPOCH_STEPS
+    keys = [
+        shard.table["key"][int(row)].as_py()
+        for shard, rows in zip(data.train.shards, data.rows, strict=True)
+        for row in rows
+    ]
+    expected = Counter({(epoch, key): 1 for epoch in range(config.train.epochs) for key in keys})
+    found = learnt(runs)
+    assert found == expected, f"seed {SEED}: {(found - expected) + (expected - found)}"
+    return len(keys)
+
+
+def test_kills_do_not_change_a_weight(training: Training) -> None:
+    training.finish(training.folder / "unbroken", training.folder / "unbroken-0", 1)
+    out, runs = killed_run(training, "killed", [1, 1, 1, 1])
+    expected, found = training.state(training.folder / "unbroken"), training.state(out)
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(found[name], expected[name])]
+    samples = every_sample_once_an_epoch(training, runs)
+    report("R9 kills", kills=3, steps=scaled(4, 40) * EPOCH_STEPS, samples=samples, tensors_that_differ=len(different))
+    assert different == [], f"seed {SEED}"
+
+
+def test_another_number_of_workers_keeps_every_epoch_whole(training: Training) -> None:
+    _, runs = killed_run(training, "elastic", [2, 1, 2])
+    samples = every_sample_once_an_epoch(training, runs)
+    report("R9 elastic", worlds=[2, 1, 2], steps=scaled(4, 40) * EPOCH_STEPS, samples=samples, lost=0, duplicated=0)

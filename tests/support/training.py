@@ -1,0 +1,54 @@
+"""One training worker in a process of its own, without Ray, which writes down every sample that it learns from.
+
+python -m tests.support.training JOB.json RANK WORLD PORT RUN
+
+Each step appends one line of JSON to RUN.<rank>.jsonl: the step, and the keys of this worker's part of the batch.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import pipelines.train
+from pipelines.config import load_config
+from pipelines.learning.learner import Batch, Learner
+from pipelines.shards import open_shards
+
+
+def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
+    """Train until the last step."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    with Path(f"{run}.{rank}.jsonl").open("w") as log:
+
+        class Recorded(Learner):
+            """A learner that says what it learns from, before it does."""
+
+            def step(self, batch: Batch) -> float:
+                log.write(json.dumps({"step": self.step_count, "keys": list(batch.keys)}) + "\n")
+                log.flush()
+                return super().step(batch)
+
+        pipelines.train.Learner = Recorded  # type: ignore[misc]
+        facts = json.loads(Path(job_file).read_text())
+        config = load_config(sets=[*facts["sets"], f"train.workers={world}"])
+        job = pipelines.train.plan_job(open_shards(facts["shards"]), None, facts["out"], config)
+        job.writer()
+        pipelines.train.train_worker(job, lambda step, note: None)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def main(words: Sequence[str]) -> None:
+    """Read the command line."""
+    job_file, rank, world, port, run = words
+    work(job_file, int(rank), int(world), int(port), run)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
