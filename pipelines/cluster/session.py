@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -107,19 +108,26 @@ def _stop(address: str) -> None:
     ray.shutdown()
     if address != "local":
         return
-    left = [process for process in {*helpers, *me.children(recursive=True)} if _is_rays(process)]
+    left = [process for process in {*helpers, *me.children(recursive=True)} if is_rays(_words(process))]
     for process in left:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=STOP_WAIT_S)
 
 
-def _is_rays(process: psutil.Process) -> bool:
+def _words(process: psutil.Process) -> list[str]:
     try:
-        words = process.cmdline()[:3]
+        return process.cmdline()
     except psutil.Error:
-        return False
-    return any(word.startswith("ray::") or "/ray/" in word for word in words)
+        return []
+
+
+def is_rays(words: list[str]) -> bool:
+    """Whether a command line is that of a process which Ray itself starts."""
+    import ray
+
+    package = f"{Path(ray.__file__).parent}/"
+    return any(word.startswith(("ray::", package)) for word in words[:3])
 
 
 def require_shared_store(store: Store, config: Config) -> None:
