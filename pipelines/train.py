@@ -208,12 +208,14 @@ def train_worker(job: TrainJob, post: Any) -> None:
     data = TrainData.make(train_set, open_shards(job.val) if job.val else None, config)
     learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
     checkpoints = Checkpoints(Store(job.out), job.fingerprint)
-    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0, "legs": []}
+    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0}
     last = checkpoints.latest()
     if last is not None:
         learner.load_state(last.tensors(""), last.step)
         progress = last.progress
     steps = data.epoch_steps(config)
+    # A new run has no legs yet; nor has a checkpoint of 0.1.0, which could only go on with as many workers.
+    progress.setdefault("legs", [[learner.world, learner.step_count % steps]])
     begun = time.monotonic()
     seen = 0
     while learner.step_count < learner.total_steps:

@@ -27,6 +27,7 @@ from pipelines.learning.checkpoints import Checkpoints
 from pipelines.learning.trainset import TrainData
 from pipelines.shards import open_shards
 from pipelines.storage import Store
+from pipelines.train import plan_job
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
 
@@ -78,6 +79,7 @@ def test_a_checkpoint_torn_while_it_is_saved_is_never_resumed_from(tmp_path: Pat
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
+    """In its manifest or parts. Its identity.json only keeps writers apart and is not read on the way back."""
     choose = random.Random(SEED)
     store = Checkpoints(Store(tmp_path / "model"), MARK)
     for step in (1, 2):
@@ -112,7 +114,9 @@ def test_the_last_checkpoint_that_verifies_outlives_a_store_that_spoils_new_ones
 
     class Spoiling(Store):
         def put(self, name: str, data: bytes | Path) -> bool:
-            return super().put(name, data[:-1] + b"\0" if name.endswith(".safetensors") else data)  # type: ignore[index,operator]
+            if name.endswith(".safetensors") and isinstance(data, bytes):
+                data = data[:-1] + b"\0"
+            return super().put(name, data)
 
         def child(self, name: str) -> "Store":
             return Spoiling(f"{self.uri}/{name}")
@@ -162,17 +166,14 @@ class Training:
         for worker in workers:
             worker.wait()
 
+    def checkpoints(self, out: Path) -> Checkpoints:
+        job = plan_job(open_shards(str(self.shards)), None, str(out), load_config(sets=self.sets))
+        return Checkpoints(Store(out), job.fingerprint)
+
     def state(self, out: Path) -> dict[str, torch.Tensor]:
-        facts = pipelines_job(self, out)
-        last = Checkpoints(Store(out), facts).latest()
+        last = self.checkpoints(out).latest()
         assert last is not None
         return last.tensors("")
-
-
-def pipelines_job(training: Training, out: Path) -> str:
-    from pipelines.train import plan_job
-
-    return plan_job(open_shards(str(training.shards)), None, str(out), load_config(sets=training.sets)).fingerprint
 
 
 def steps_of(run: Path, world: int) -> list[dict[str, Any]]:
@@ -231,7 +232,8 @@ def learnt(runs: Sequence[tuple[Path, int]]) -> Counter[tuple[int, str]]:
     return counts
 
 
-def every_sample_once_an_epoch(training: Training, runs: Sequence[tuple[Path, int]]) -> int:
+def lost_and_doubled(training: Training, runs: Sequence[tuple[Path, int]]) -> tuple[int, int]:
+    """Samples of an epoch that no step learnt from, and those that more than one did, over all epochs."""
     config = load_config(sets=training.sets)
     data = TrainData.make(open_shards(str(training.shards)), None, config)
     assert data.epoch_steps(config) == EPOCH_STEPS
@@ -242,8 +244,7 @@ def every_sample_once_an_epoch(training: Training, runs: Sequence[tuple[Path, in
     ]
     expected = Counter({(epoch, key): 1 for epoch in range(config.train.epochs) for key in keys})
     found = learnt(runs)
-    assert found == expected, f"seed {SEED}: {(found - expected) + (expected - found)}"
-    return len(keys)
+    return (expected - found).total(), (found - expected).total()
 
 
 def test_kills_do_not_change_a_weight(training: Training) -> None:
@@ -252,12 +253,31 @@ def test_kills_do_not_change_a_weight(training: Training) -> None:
     expected, found = training.state(training.folder / "unbroken"), training.state(out)
     assert found.keys() == expected.keys()
     different = [name for name in expected if not torch.equal(found[name], expected[name])]
-    samples = every_sample_once_an_epoch(training, runs)
-    report("R9 kills", kills=3, steps=scaled(4, 40) * EPOCH_STEPS, samples=samples, tensors_that_differ=len(different))
-    assert different == [], f"seed {SEED}"
+    lost, doubled = lost_and_doubled(training, runs)
+    steps = scaled(4, 40) * EPOCH_STEPS
+    report("R9 kills", kills=3, steps=steps, tensors_that_differ=len(different), lost=lost, duplicated=doubled)
+    assert (different, lost, doubled) == ([], 0, 0), f"seed {SEED}"
 
 
 def test_another_number_of_workers_keeps_every_epoch_whole(training: Training) -> None:
     _, runs = killed_run(training, "elastic", [2, 1, 2])
-    samples = every_sample_once_an_epoch(training, runs)
-    report("R9 elastic", worlds=[2, 1, 2], steps=scaled(4, 40) * EPOCH_STEPS, samples=samples, lost=0, duplicated=0)
+    lost, doubled = lost_and_doubled(training, runs)
+    steps = scaled(4, 40) * EPOCH_STEPS
+    report("R9 elastic", worlds=[2, 1, 2], steps=steps, lost=lost, duplicated=doubled)
+    assert (lost, doubled) == (0, 0), f"seed {SEED}"
+
+
+def test_a_checkpoint_from_before_there_were_legs_is_gone_on_from(training: Training) -> None:
+    """Version 0.1.0 wrote none: its position is that of the same number of workers."""
+    out = training.folder / "older"
+    training.kill_at(out, training.folder / "older-0", 1, 5)
+    store = training.checkpoints(out)
+    last = store.latest()
+    assert last is not None and last.step % EPOCH_STEPS > 0
+    tensors, without = last.tensors(""), {name: value for name, value in last.progress.items() if name != "legs"}
+    for path in (out / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    store.save(store.new_name(last.step), last.step, tensors, without)
+    training.finish(out, training.folder / "older-1", 1)
+    runs = [(training.folder / "older-0", 1), (training.folder / "older-1", 1)]
+    assert lost_and_doubled(training, runs) == (0, 0), f"seed {SEED}"
