@@ -14,13 +14,13 @@ help: ## Show the targets
 demo: $(READY) ## Train, encode, index, search and evaluate on Fashion-MNIST, or on DATA=folder
 	@$(VENV)/bin/hhnet demo --out $(OUT) $(if $(DATA),--data $(DATA))
 
-test: $(READY) ## Run all tests
+test: $(READY) ## Run the unit and integration tests
 	@$(VENV)/bin/pytest -q
 
 unit: $(READY) ## Run the unit tests only
 	@$(VENV)/bin/pytest -q tests/unit
 
-chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the counts of a release
+chaos: $(READY) ## Kills and damage, minutes long; HHNET_SCALE=full for the counts of a release
 	@$(VENV)/bin/pytest -q tests/chaos
 
 check: $(READY) ## Lint, formatting, types, import rules

@@ -145,7 +145,7 @@ def triggered(prefect: Prefect, recipe: Path, home: Path) -> Iterator[dict[str, 
 def test_the_schedule_puts_runs_on_the_calendar(prefect: Prefect, triggered: dict[str, Any]) -> None:
     """What a broken scheduler service in the server would not do, although the deployment shows its schedule."""
     deployment = {"id": {"any_": [triggered["deployment"]["id"]]}}
-    until(
+    planned = until(
         "a scheduled run",
         lambda: [
             found
@@ -154,6 +154,7 @@ def test_the_schedule_puts_runs_on_the_calendar(prefect: Prefect, triggered: dic
         ],
         60,
     )
+    assert {found["deployment_id"] for found in planned} == {triggered["deployment"]["id"]}
 
 
 def run(recipe: Path, home: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
