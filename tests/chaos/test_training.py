@@ -112,7 +112,7 @@ def test_the_last_checkpoint_that_verifies_outlives_a_store_that_spoils_new_ones
 
     class Spoiling(Store):
         def put(self, name: str, data: bytes | Path) -> bool:
-            return super().put(name, data[:-1] + b"?" if name.endswith(".safetensors") else data)  # type: ignore[index,operator]
+            return super().put(name, data[:-1] + b"\0" if name.endswith(".safetensors") else data)  # type: ignore[index,operator]
 
         def child(self, name: str) -> "Store":
             return Spoiling(f"{self.uri}/{name}")

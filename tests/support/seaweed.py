@@ -3,6 +3,8 @@
 with seaweed(folder) as server:      # started, answering, with one bucket
     with server.environment():       # AWS_* variables of this process point at it
         Store(server.uri("prefix"))
+        server.kill()                # as a power cut would
+        server.start()               # the same data at the same address
 """
 
 import os
@@ -29,12 +31,54 @@ STOP_S = 30
 PORTS = ("s3", "master", "volume", "filer", "admin")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seaweed:
-    """A running server."""
+    """A server whose data lies in `folder`, at one address as often as it is started."""
 
-    endpoint: str
-    process: subprocess.Popen[bytes]
+    folder: Path
+    ports: dict[str, int]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """URL of its S3 API."""
+        return f"http://127.0.0.1:{self.ports['s3']}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers and its bucket is there."""
+        command = [
+            *(str(Path(sys.executable).with_name("weed")), "mini", f"-dir={self.folder}", f"-bucket={BUCKET}"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}.port={port}" for name, port in self.ports.items())),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"),
+            *("-master.electionTimeout=1s", "-master.heartbeatInterval=100ms"),
+            f"-filer.localSocket={self.folder}/f.sock",
+        ]
+        keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+        with (self.folder / "weed.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                env=os.environ | keys,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        _wait_until_ready(self, self.folder / "weed.log")
+
+    def kill(self) -> None:
+        """End it without a chance to flush anything."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End it by its own process id."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def uri(self, prefix: str) -> str:
         """An s3:// URI in the server's bucket."""
@@ -70,31 +114,14 @@ class Seaweed:
 
 @contextmanager
 def seaweed(folder: Path) -> Iterator[Seaweed]:
-    """Start a server whose data lies in `folder`, and stop it by its own process id."""
-    ports = _free_ports()
+    """Start a server whose data lies in `folder`, and stop it."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(str(Path(sys.executable).with_name("weed")), "mini", f"-dir={folder}", f"-bucket={BUCKET}"),
-        *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}.port={port}" for name, port in ports.items())),
-        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"),
-        *("-master.electionTimeout=1s", "-master.heartbeatInterval=100ms", f"-filer.localSocket={folder}/f.sock"),
-    ]
-    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-    with (folder / "weed.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | keys, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True
-        )
-    server = Seaweed(f"http://127.0.0.1:{ports['s3']}", process)
+    server = Seaweed(folder, _free_ports())
     try:
-        _wait_until_ready(server, folder / "weed.log")
+        server.start()
         yield server
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server.stop()
 
 
 def _wait_until_ready(server: Seaweed, log: Path) -> None:
@@ -104,7 +131,7 @@ def _wait_until_ready(server: Seaweed, log: Path) -> None:
     )
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        if server.process.poll() is not None:
+        if server.process is None or server.process.poll() is not None:
             break
         with suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             urllib.request.urlopen(f"{server.endpoint}/healthz", timeout=2).close()

@@ -1,0 +1,142 @@
+"""Encode on S3 with two workers while a worker, the driver, the S3 server and a Ray node are killed, in any order.
+
+The same command is run again until it ends with 0; its manifest must be the one of an undisturbed run.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from pipelines.artifacts import open_artifact
+from pipelines.cluster.session import ray_session
+from pipelines.config import load_config
+from pipelines.encode import encode
+from pipelines.ingest import ingest
+from pipelines.storage import Store
+from pipelines.train import train
+from pipelines.verify import verify
+from tests.support.pictures import write_folder
+from tests.support.report import SEED, report, scaled
+from tests.support.seaweed import Seaweed, seaweed
+
+SETS = (
+    *("ingest.samples_per_shard=32", "data.image_size=32", "data.batch_size=16", "encode.batch_size=16"),
+    *("model.backbone=resnet18", "model.bits=16", "train.epochs=1", "encode.workers=2", "encode.max_attempts=10"),
+)
+VICTIMS = ("worker", "driver", "server", "node")
+SERVER_DOWN_S = 5
+ROUNDS_AT_MOST = 12
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    with seaweed(tmp_path_factory.mktemp("weed")) as running, running.environment():
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Seaweed, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Shards and a model on the server; returns the digest of codes that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("pictures")
+    config = load_config(sets=SETS)
+    write_folder(folder, classes=4, per_class=scaled(120, 1200))
+    ingest(str(folder), server.uri("shards"), config)
+    with ray_session(config):
+        train(server.uri("shards"), server.uri("model"), config)
+        encode(server.uri("shards"), server.uri("model"), server.uri("codes"), config)
+    return open_artifact(server.uri("codes")).digest
+
+
+def start(server: Seaweed, out: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "pipelines", "encode", "--shards", server.uri("shards"), "--json"]
+    words += ["--model", server.uri("model"), "--out", server.uri(out)]
+    for setting in SETS:
+        words += ["--set", setting]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | server.variables
+    )
+
+
+def receipts(server: Seaweed, out: str) -> int:
+    return len(Store(server.uri(out)).names("receipts"))
+
+
+def named(process: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
+    """Descendants of the driver that bear one of these names."""
+    try:
+        return [p for p in psutil.Process(process.pid).children(recursive=True) if any(n in p.name() for n in names)]
+    except psutil.Error:
+        return []
+
+
+def kill_worker(process: subprocess.Popen[str], server: Seaweed) -> None:
+    named(process, "ray::_Worker")[0].kill()
+
+
+def kill_driver(process: subprocess.Popen[str], server: Seaweed) -> None:
+    process.kill()
+
+
+def kill_server(process: subprocess.Popen[str], server: Seaweed) -> None:
+    server.kill()
+    time.sleep(SERVER_DOWN_S)
+    server.start()
+
+
+def kill_node(process: subprocess.Popen[str], server: Seaweed) -> None:
+    """The raylet is the node: its workers and agents die with it."""
+    named(process, "raylet")[0].kill()
+
+
+KILLS: dict[str, Callable[[subprocess.Popen[str], Seaweed], None]] = {
+    "worker": kill_worker,
+    "driver": kill_driver,
+    "server": kill_server,
+    "node": kill_node,
+}
+
+
+def wait_for_work(process: subprocess.Popen[str], server: Seaweed, out: str, done: int) -> bool:
+    """Until two workers run and `done` shards are finished; False where the run ended before."""
+    while process.poll() is None:
+        if len(named(process, "ray::_Worker")) == 2 and receipts(server, out) >= done:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("trial", range(scaled(1, 6)))
+def test_whatever_is_killed_the_same_command_ends_with_the_same_manifest(
+    trial: int, server: Seaweed, undisturbed: str
+) -> None:
+    choose = random.Random(f"{SEED}-{trial}")
+    order = list(VICTIMS)
+    choose.shuffle(order)
+    out, left, codes, killed = f"trial-{trial}", list(order), [], []
+    for _ in range(ROUNDS_AT_MOST):
+        process = start(server, out)
+        while left and wait_for_work(process, server, out, receipts(server, out) + choose.randrange(1, 3)):
+            killed.append(left.pop(0))
+            KILLS[killed[-1]](process, server)
+        printed, err = process.communicate(timeout=600)
+        codes.append(process.returncode)
+        if process.returncode == 0:
+            break
+        assert process.returncode in (-9, 1, 3), err
+        assert "Traceback" not in err, err
+    result = json.loads(printed.splitlines()[-1])
+    found = open_artifact(server.uri(out)).digest
+    totals = {name: result[name] for name in ("samples", "codes", "rejects")}
+    report("encode on S3", order=order, killed=killed, exit_codes=codes, same_digest=found == undisturbed, **totals)
+    assert killed == order, f"seed {SEED}: the run ended before {left} could be killed"
+    assert found == undisturbed, f"seed {SEED}, order {order}"
+    assert verify(server.uri(out))["status"] == "done"
