@@ -101,7 +101,7 @@ def test_of_many_racing_writers_one_wins_and_no_bytes_mix(tmp_path: Path) -> Non
 def test_a_write_that_fails_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
