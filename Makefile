@@ -6,7 +6,7 @@ DATA ?=
 OUT ?= hhnet-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check lock clean
+.PHONY: help demo test unit chaos check lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,6 +19,9 @@ test: $(READY) ## Run all tests
 
 unit: $(READY) ## Run the unit tests only
 	@$(VENV)/bin/pytest -q tests/unit
+
+chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the counts of a release
+	@$(VENV)/bin/pytest -q tests/chaos
 
 check: $(READY) ## Lint, formatting, types, import rules
 	@$(VENV)/bin/ruff check .
