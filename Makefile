@@ -20,7 +20,7 @@ test: $(READY) ## Run the unit and integration tests
 unit: $(READY) ## Run the unit tests only
 	@$(VENV)/bin/pytest -q tests/unit
 
-chaos: $(READY) ## Kills and damage, minutes long; HHNET_SCALE=full for the counts of a release
+chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the counts of a release
 	@$(VENV)/bin/pytest -q tests/chaos
 
 check: $(READY) ## Lint, formatting, types, import rules

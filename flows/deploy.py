@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.server import QUIET, environment
-from flows.verbs import ConfigFile, Sets
+from flows.server import QUIET, environment, reach_prefect
+from flows.verbs import ConfigFile, Sets, check_access
 from pipelines.config import load_config
 from pipelines.errors import ConfigError, HHNetError, Unavailable
 
@@ -48,11 +48,14 @@ def _serve(config: Path, cron: str | None, name: str, limit: int, out: str | Non
     settings = load_config(config, sets or (), {"run.out": out})
     if settings.run.out is None:
         raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
-    if not os.environ.get("PREFECT_API_URL"):
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
         raise ConfigError(
             "PREFECT_API_URL is not set: start `prefect server start --host 127.0.0.1` and set it to "
             "http://127.0.0.1:4200/api"
         )
+    check_access(settings)
+    reach_prefect(url)
     parameters = {"config": settings.model_dump(mode="json"), "out": settings.run.out}
     with environment({key: value for key, value in QUIET.items() if key not in os.environ}):
         import httpx
@@ -62,7 +65,7 @@ def _serve(config: Path, cron: str | None, name: str, limit: int, out: str | Non
             _poll(name, cron, limit, parameters)
         except (httpx.HTTPError, PrefectException, RuntimeError) as error:
             reason = str(error) or type(error).__name__
-            raise Unavailable(f"cannot serve at {os.environ['PREFECT_API_URL']}: {reason}") from error
+            raise Unavailable(f"cannot serve at {url}: {reason}") from error
 
 
 def _poll(name: str, cron: str | None, limit: int, parameters: dict[str, Any]) -> None:

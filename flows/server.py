@@ -3,6 +3,7 @@
 Prefect reads its settings when it is imported: this module imports none of it and sets the environment first.
 """
 
+import base64
 import ctypes
 import os
 import secrets
@@ -15,12 +16,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
-from pipelines.errors import Unavailable
+from pipelines.cluster.access import is_loopback, refuse_credentials
+from pipelines.errors import ConfigError, Unavailable, UsageError
 from pipelines.storage import scratch_folder
 
 STARTUP_S = 180.0
+REACH_S = 30.0
 PR_SET_PDEATHSIG = 1
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -28,8 +32,9 @@ QUIET = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     # The command line shows progress and one line per failure; the log itself goes to the server.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
 }
-"""No analytics, and nothing of Prefect's own on the terminal."""
+"""No analytics, nothing of Prefect's own on the terminal, no pickle."""
 
 
 @contextmanager
@@ -37,16 +42,47 @@ def prefect_server() -> Iterator[None]:
     """Settings for the flows run inside: the user's server, else one on 127.0.0.1 that is gone at the end.
 
     The temporary server has its own database and home in a scratch folder, and a password that only this
-    process knows. Raises Unavailable where it does not come up.
+    process knows. Raises Unavailable where it does not come up, UsageError where the user's may not be spoken to.
     """
     assert "prefect" not in sys.modules, "Prefect was imported before its settings were made"
     quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
-    if os.environ.get("PREFECT_API_URL"):
+    if url := os.environ.get("PREFECT_API_URL"):
+        reach_prefect(url)
         with environment(quiet):
             yield
         return
     with scratch_folder() as home, environment(quiet), _temporary_server(home) as settings, environment(settings):
         yield
+
+
+def reach_prefect(url: str) -> None:
+    """See that the Prefect API at `url` may be spoken to and answers, before anything is sent to it.
+
+    UsageError where it is beyond this machine and no password or key is set, or where it refuses the one that is;
+    Unavailable where it does not answer.
+    """
+    refuse_credentials("PREFECT_API_URL", url)
+    password, key = (os.environ.get(f"PREFECT_API_{name}") for name in ("AUTH_STRING", "KEY"))
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"PREFECT_API_URL={url} is not the address of an API, such as http://127.0.0.1:4200/api")
+    if not (is_loopback(url) or password or key):
+        raise UsageError(
+            f"Prefect at {url} is not on the loopback address and would be reported to without a password: set "
+            "PREFECT_API_AUTH_STRING=user:password, or PREFECT_API_KEY"
+        )
+    question = urllib.request.Request(f"{url.rstrip('/')}/admin/version")  # noqa: S310 (http and https alone come here)
+    if password or key:
+        basic = base64.b64encode((password or "").encode()).decode()
+        # A redirect must not carry the password to somebody else.
+        question.add_unredirected_header("Authorization", f"Basic {basic}" if password else f"Bearer {key}")
+    try:
+        urllib.request.urlopen(question, timeout=REACH_S).close()  # noqa: S310
+    except urllib.error.HTTPError as answer:
+        if answer.code in (401, 403):
+            wanted = "PREFECT_API_AUTH_STRING=user:password, or PREFECT_API_KEY"
+            raise UsageError(f"Prefect at {url} refuses this environment: set {wanted}") from None
+    except (OSError, ValueError, HTTPException) as error:
+        raise Unavailable(f"cannot reach Prefect at {url}: {getattr(error, 'reason', error)}") from None
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pipelines.errors import ConfigError
 
 Result = dict[str, Any]
 
+REPORT_S = 10.0
+
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 Sets = Annotated[
     list[str] | None,
@@ -36,6 +38,7 @@ def run(
     settings = load_config(config, sets or (), {"run.out": out})
     if settings.run.out is None:
         raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
+    check_access(settings)
     return run_pipeline(settings, settings.run.out)
 
 
@@ -58,6 +61,7 @@ def demo(
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     flags, query, title = _own_images(data, console.print) if data else _standard_images(console.print)
     settings = _with_flags(flags, sets, out)
+    check_access(settings)
     console.print(
         f"recipe: {settings.model.backbone}, {settings.model.bits} bits, {settings.data.image_size} px, "
         f"{settings.train.epochs} epochs of {settings.train.loss}; everything goes to {out}"
@@ -136,5 +140,22 @@ def run_pipeline(settings: Config, out: str) -> Result:
         try:
             return pipeline(settings.model_dump(mode="json"), out)
         finally:
-            for handler in logging.getLogger("prefect.flow_runs").handlers:
-                handler.flush()  # Prefect sends its log from a thread, which a temporary server would not outlive
+            _report_all()
+
+
+def check_access(settings: Config) -> None:
+    """UsageError for what must not be sent to a server, or spoken to: settings become parameters that Prefect keeps."""
+    from pipelines.cluster.access import refuse_credentials, require_ray_token
+    from pipelines.cluster.session import ray_address
+
+    refuse_credentials("the configuration (or --out)", settings.model_dump_json())
+    require_ray_token(ray_address(settings))
+
+
+def _report_all() -> None:
+    """Send what Prefect's threads still hold: a temporary server is gone before they would do so by themselves."""
+    from prefect.events.worker import EventsWorker
+
+    for handler in logging.getLogger("prefect.flow_runs").handlers:
+        handler.flush()
+    EventsWorker.drain_all(timeout=REPORT_S)

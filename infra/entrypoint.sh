@@ -2,7 +2,9 @@
 # Start one role of the platform, or any other command. A role that others can reach refuses to start without its
 # secret: whoever reaches Ray's or Prefect's ports unauthenticated can run code.
 #
-#   entrypoint.sh prefect-server | ray-head | ray-worker | flow ARGS... | COMMAND ARGS...
+#   entrypoint.sh prefect-server | ray-head ARGS... | ray-worker ARGS... | flow ARGS... | COMMAND ARGS...
+#
+# ARGS are handed on to `ray start` and to `python -m flows.deploy`.
 #
 # HHNET_BIND            address to listen on (default 127.0.0.1)
 # RAY_AUTH_TOKEN_PATH   file with Ray's token, the same on every node
@@ -49,18 +51,24 @@ ray_token() {
 ray_head() {
     local bind="${HHNET_BIND:-127.0.0.1}" node
     node="$bind"
-    if ! is_loopback "$bind"; then
+    if [[ -n "${RAY_AUTH_TOKEN_PATH:-}" ]] || ! is_loopback "$bind"; then
         ray_token
-        [[ "$bind" != 0.0.0.0 ]] || node="$(hostname -i | cut -d' ' -f1)"
     fi
-    exec ray start --head --block --disable-usage-stats --port "${RAY_PORT:-6379}" \
+    if is_loopback "$bind"; then
+        # Ray takes a loopback --node-ip-address for the machine's other address and listens on all, but for this switch.
+        export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
+    elif [[ "$bind" == 0.0.0.0 ]]; then
+        node="$(hostname -i | cut -d' ' -f1)"
+    fi
+    # Of an option that is given twice the last counts: ours, so that no argument listens where none may.
+    exec ray start "$@" --head --block --disable-usage-stats --port "${RAY_PORT:-6379}" \
         --node-ip-address "$node" --dashboard-host "$bind" --dashboard-port "${RAY_DASHBOARD_PORT:-8265}"
 }
 
-ray_worker() {
+ray_worker() { # listens on every address, wherever the head is
     [[ -n "${RAY_HEAD:-}" ]] || refuse "RAY_HEAD is not set: name the head as host:port"
-    is_loopback "${RAY_HEAD%:*}" || ray_token
-    exec ray start --block --disable-usage-stats --address "$RAY_HEAD"
+    ray_token
+    exec ray start "$@" --block --disable-usage-stats --address "$RAY_HEAD"
 }
 
 # What talks to both servers as a client: the secrets become settings of this one process.
@@ -75,8 +83,8 @@ flow() {
 
 case "${1:-}" in
     prefect-server) prefect_server ;;
-    ray-head) ray_head ;;
-    ray-worker) ray_worker ;;
+    ray-head) shift && ray_head "$@" ;;
+    ray-worker) shift && ray_worker "$@" ;;
     flow) shift && flow "$@" ;;
     "") refuse "name a role (prefect-server, ray-head, ray-worker, flow) or a command" ;;
     *) exec "$@" ;;

@@ -111,6 +111,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     try:
         fields = json.loads(data)
         if isinstance(fields, dict) and isinstance(fields.get("format"), int) and fields["format"] > FORMAT:
+            if fields.get("digest") != manifest_digest(fields):  # which every format has: a flipped bit is no upgrade
+                raise DamagedArtifact(f"{where} does not match its own digest")
             raise ConfigError(f"{where} has format {fields['format']}, newer than {FORMAT}: upgrade hhnet")
         manifest = Manifest.model_validate(fields)
     except (ValueError, ValidationError, RecursionError) as error:
@@ -216,7 +218,7 @@ class ArtifactWriter:
     ) -> None:
         self.store, self.kind, self.fingerprint, self.inputs = store, kind, fingerprint, inputs
         identity = {"format": FORMAT, "kind": kind, "fingerprint": fingerprint}
-        if not store.put("identity.json", canonical_json(identity)):
+        if not store.put("identity.json", canonical_json(identity), "identity.put"):
             self._check_identity()
         if origin:
             store.put("origin.json", canonical_json(dict(origin)))
@@ -245,16 +247,16 @@ class ArtifactWriter:
             raise InputError(f"{name!r} cannot name a part: use letters, digits, dot, dash and underscore")
         target = f"{folder}/{path.stem}-{digest[:DIGEST_CHARS]}{path.suffix}"
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        if not self.store.put(target, data) and self.store.size(target) != size:
+        if not self.store.put(target, data, "part.put") and self.store.size(target) != size:
             raise CommitConflict(f"{self.store.uri}/{target} exists with another size; nothing was overwritten")
         return Part(path=target, bytes=size, sha256=digest, rows=rows)
 
     def put_receipt(self, shard: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
         """Claim a shard's result. The first receipt wins; the winner's is returned, whoever wrote it."""
         data = canonical_json(receipt)
-        if self.store.put(f"receipts/{shard}.json", data):
+        if self.store.put(f"receipts/{shard}.json", data, "receipt.put"):
             return dict(receipt)
-        return cast("dict[str, Any]", json.loads(self.store.read(f"receipts/{shard}.json")))
+        return self._receipt(f"receipts/{shard}.json")
 
     def receipts(self) -> dict[str, dict[str, Any]]:
         """The receipts put so far, by shard; what a resumed run need not do again."""
@@ -262,8 +264,16 @@ class ArtifactWriter:
         for name in self.store.names("receipts"):
             if name.endswith(".json") and not PurePosixPath(name).name.startswith("."):
                 shard = PurePosixPath(name).name.removesuffix(".json")
-                found[shard] = json.loads(self.store.read(name))
+                found[shard] = self._receipt(name)
         return found
+
+    def _receipt(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.store.read(name)))
+        except (ValueError, TypeError):
+            raise DamagedArtifact(
+                f"{self.store.uri}/{name} is not readable: delete it to have its shard done again"
+            ) from None
 
     def commit(
         self,
@@ -271,8 +281,12 @@ class ArtifactWriter:
         totals: Mapping[str, int],
         meta: Mapping[str, Any],
         receipts: Mapping[str, Mapping[str, Any]] | None = None,
+        point: str = "manifest.put",
     ) -> Artifact:
-        """Publish the manifest. If one is there already its digest must be the same (CommitConflict)."""
+        """Publish the manifest. If one is there already its digest must be the same (CommitConflict).
+
+        `point` names the failpoints of that last step.
+        """
         refs = [
             ReceiptRef(shard=shard, path=f"receipts/{shard}.json", bytes=len(data), sha256=sha256_of(data))
             for shard, data in sorted((s, canonical_json(r)) for s, r in (receipts or {}).items())
@@ -288,7 +302,7 @@ class ArtifactWriter:
             "meta": json.loads(canonical_json(meta)),
         }
         manifest = Manifest.model_validate({**fields, "digest": manifest_digest(fields)})
-        self.store.put_same("manifest.json", manifest.to_bytes())
+        self.store.put_same("manifest.json", manifest.to_bytes(), point)
         return Artifact(self.store, manifest)
 
 

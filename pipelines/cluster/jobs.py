@@ -5,8 +5,10 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
+from pipelines.cluster.access import refuse_credentials, require_ray_token, token_refused
 from pipelines.errors import ClusterUnavailable, HHNetError
 from pipelines.storage import sha256_of
 
@@ -19,19 +21,20 @@ def submit_verb(address: str, arguments: Sequence[str]) -> dict[str, Any]:
     The job's id is made of its arguments and the attempt: one that runs already is attached to instead of being
     started twice. An interrupt stops the job. The error of a failed job is raised here with its own exit code.
     """
+    require_ray_token(address)
+    command = shlex.join(["python", "-m", "pipelines", *arguments, "--json"])
+    refuse_credentials("what is sent as a job", command)
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    command = shlex.join(["python", "-m", "pipelines", *arguments, "--json"])
     try:
         client = JobSubmissionClient(address)
         submission = _start_or_attach(client, command)
-    except (ConnectionError, RuntimeError) as error:
-        raise ClusterUnavailable(f"cannot submit to Ray at {address}: {str(error).splitlines()[0]}") from error
-    try:
         code, lines = _follow(client, submission)
-    except BaseException:
-        client.stop_job(submission)
-        raise
+    except AuthenticationError as error:
+        raise token_refused(address) from error
+    except (OSError, RuntimeError) as error:
+        raise ClusterUnavailable(f"cannot submit to Ray at {address}: {str(error).splitlines()[0]}") from error
     result = next((line for line in reversed(lines) if line.startswith("{")), None)
     if result is not None:
         return cast("dict[str, Any]", json.loads(result))
@@ -62,14 +65,21 @@ def _start_or_attach(client: Any, command: str) -> str:
 
 
 def _follow(client: Any, submission: str) -> tuple[int, list[str]]:
-    """Copy the job's log to stderr until it ends; its exit code and the log's lines."""
+    """Copy the job's log to stderr until it ends; its exit code and the log's lines. An interrupt stops the job."""
     shown = 0
-    while True:
-        ended = client.get_job_status(submission).is_terminal()
-        log = client.get_job_logs(submission)
-        sys.stderr.write(log[shown:])
-        shown = len(log)
-        if ended:
-            break
-        time.sleep(1)
+    try:
+        while True:
+            ended = client.get_job_status(submission).is_terminal()
+            log = client.get_job_logs(submission)
+            sys.stderr.write(log[shown:])
+            shown = len(log)
+            if ended:
+                break
+            time.sleep(1)
+    except (OSError, RuntimeError):  # out of reach: the job goes on, and the same command attaches to it again
+        raise
+    except BaseException:
+        with suppress(OSError, RuntimeError):
+            client.stop_job(submission)
+        raise
     return client.get_job_info(submission).driver_exit_code or 0, log.splitlines()

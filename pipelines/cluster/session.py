@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from pipelines.cluster.access import require_ray_token, token_refused
 from pipelines.config import Config
 from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
@@ -76,21 +77,32 @@ def kept_ray() -> Iterator[None]:
 
 def _start(address: str) -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
     on_term = signal.getsignal(signal.SIGTERM)
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
     _adopt_orphans()
     try:
+        require_ray_token(_found() if address == "auto" else address)
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
             **(local if address == "local" else {}),
         )
+    except AuthenticationError as error:
+        raise token_refused(address) from error
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ClusterUnavailable(f"cannot reach Ray at {address}: {str(error).splitlines()[0]}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
+
+
+def _found() -> str:
+    """The address of the cluster that `auto` would join; ConnectionError where there is none."""
+    from ray._private.services import get_ray_address_from_environment
+
+    return str(get_ray_address_from_environment("auto", None))
 
 
 def _adopt_orphans() -> None:

@@ -52,7 +52,7 @@ class Checkpoints:
             writer.put_part("state.safetensors", safetensors.torch.save(tensors), rows=len(tensors)),
             writer.put_part("progress.json", canonical_json(progress), rows=1),
         ]
-        writer.commit(parts, {"tensors": len(tensors)}, {"step": step})
+        writer.commit(parts, {"tensors": len(tensors)}, {"step": step}, point="checkpoint.put")
         self.named(name)
         best = progress["best"]["checkpoint"] if progress["best"] else None
         for old in self._names()[:-KEEP_LAST]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -145,16 +146,14 @@ def triggered(prefect: Prefect, recipe: Path, home: Path) -> Iterator[dict[str, 
 def test_the_schedule_puts_runs_on_the_calendar(prefect: Prefect, triggered: dict[str, Any]) -> None:
     """What a broken scheduler service in the server would not do, although the deployment shows its schedule."""
     deployment = {"id": {"any_": [triggered["deployment"]["id"]]}}
-    planned = until(
-        "a scheduled run",
-        lambda: [
-            found
-            for found in prefect.call("POST", "/flow_runs/filter", deployments=deployment)
-            if found["auto_scheduled"] and found["state_type"] == "SCHEDULED"
-        ],
-        60,
-    )
-    assert {found["deployment_id"] for found in planned} == {triggered["deployment"]["id"]}
+
+    def planned() -> list[dict[str, Any]]:
+        runs = prefect.call("POST", "/flow_runs/filter", deployments=deployment)
+        return [run for run in runs if run["auto_scheduled"] and run["state_type"] == "SCHEDULED"]
+
+    runs = until("a scheduled run", planned, 60)
+    starts = [datetime.fromisoformat(run["next_scheduled_start_time"]) for run in runs]
+    assert {(start.month, start.day, start.hour, start.minute) for start in starts} == {(1, 1, 2, 0)}
 
 
 def run(recipe: Path, home: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,15 +1,19 @@
 """The store, and ingest and verify on it, against a real S3 server."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from pipelines.artifacts import ArtifactWriter, open_artifact, publish_version, versions
 from pipelines.config import load_config
 from pipelines.errors import (
     CommitConflict,
+    CommitUnknown,
+    ConfigError,
     DamagedArtifact,
     FingerprintMismatch,
     InputError,
@@ -18,6 +22,7 @@ from pipelines.errors import (
 from pipelines.ingest import ingest
 from pipelines.shards import INDEX_NAME, open_shards
 from pipelines.storage import Store, sha256_of
+from pipelines.storage.bucket import Answer, Bucket
 from pipelines.verify import verify
 from tests.support import pictures
 from tests.support.seaweed import Seaweed, seaweed
@@ -163,8 +168,59 @@ def test_wrong_keys_are_store_unavailable_and_not_shown(server: Seaweed) -> None
 
 
 def test_a_server_that_is_gone_is_store_unavailable(server: Seaweed) -> None:
-    with server.environment(AWS_ENDPOINT_URL_S3="http://127.0.0.1:9", AWS_MAX_ATTEMPTS="1"):
+    with server.environment(AWS_ENDPOINT_URL_S3="http://127.0.0.1:9", HHNET_STORE_DEADLINE_S="1"):
         store = Store(server.uri("gone"))
         for call in (lambda: store.read("a"), lambda: store.put("a", b"x"), lambda: store.size("a")):
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(StoreUnavailable, match=r"within 1 s .*: Could not connect") as caught:
                 call()
+            assert not isinstance(caught.value, CommitUnknown)
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_the_endpoint_is_taken_from_either_variable(
+    server: Seaweed, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    monkeypatch.setenv(name, server.endpoint)
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert Store(server.uri(f"endpoint-{name}")).put("a", b"x")
+
+
+def test_an_endpoint_that_is_none(server: Seaweed) -> None:
+    with server.environment(AWS_ENDPOINT_URL_S3="nowhere"), pytest.raises(ConfigError, match="nowhere"):
+        Store(server.uri("x")).read("a")
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "0", "inf", "nan"])
+def test_a_deadline_that_is_no_time(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("HHNET_STORE_DEADLINE_S", text)
+    with pytest.raises(ConfigError, match="HHNET_STORE_DEADLINE_S"):
+        Store("s3://bucket/x")
+
+
+def test_listing_says_sizes_and_times(server: Seaweed) -> None:
+    before = time.time() - 2
+    store = Store(server.uri("entries"))
+    store.put("a/b", b"12345")
+    store.put("c", b"1")
+    entries = store.entries()
+    assert {name: entry.size for name, entry in entries.items()} == {"a/b": 5, "c": 1}
+    assert all(before < entry.modified < time.time() + 2 for entry in entries.values())
+    store.discard("a")
+    assert store.names("") == ["c"]
+
+
+def test_a_long_listing_has_all_its_pages(server: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(server.uri("pages"))
+    names = [f"{number:02d}" for number in range(11)]
+    for name in names:
+        store.put(name, b"")
+    request, pages = Bucket.request, []
+
+    async def three_at_a_time(self: Bucket, method: str, **fields: object) -> Answer:
+        pages.append(method)
+        return await request(self, method, **fields, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
+
+    monkeypatch.setattr(Bucket, "request", three_at_a_time)
+    assert store.names("") == names
+    assert pages == ["list_objects_v2"] * 4

@@ -151,7 +151,17 @@ def test_apt_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         unpack_debian("dataset-fashion-mnist", tmp_path)
 
 
-@pytest.mark.skipif(not datasets.INSTALLED.is_dir(), reason="Debian's package is not installed here")
+def test_the_sizes_are_those_of_the_published_counts() -> None:
+    for file, count in zip(FILES, (60_000, 60_000, 10_000, 10_000), strict=True):
+        assert file.size == (16 + count * 28 * 28 if "images" in file.name else 8 + count)
+        assert len(bytes.fromhex(file.sha256)) == 32
+    assert len({file.sha256 for file in FILES}) == 4
+
+
+@pytest.mark.skipif(
+    not datasets.INSTALLED.is_dir(),
+    reason="digests can be held against nothing but the 55 MB that they are of: Debian's package is not installed",
+)
 def test_the_real_files_have_the_digests_in_the_code() -> None:
     files = read_idx_files(datasets.INSTALLED)
     labels = files["train-labels-idx1-ubyte"]

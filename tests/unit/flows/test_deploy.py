@@ -9,7 +9,7 @@ import pytest
 
 
 def deploy(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_"))}
     command = [sys.executable, "-m", "flows.deploy", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=clean | env, timeout=120)
 
@@ -35,4 +35,37 @@ def test_a_configuration_that_does_not_exist_is_bad_usage(tmp_path: Path) -> Non
 def test_a_server_that_nobody_runs_is_out_of_reach(config: str, tmp_path: Path) -> None:
     done = deploy("--config", config, PREFECT_API_URL="http://127.0.0.1:9/api", PREFECT_HOME=str(tmp_path / "home"))
     assert done.returncode == 3, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("flows.deploy: cannot serve at http://127.0.0.1:9/api")
+    assert (
+        done.stderr.startswith("flows.deploy: cannot reach Prefect at http://127.0.0.1:9/api")
+        and done.stderr.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({"PREFECT_API_URL": "http://prefect:4200/api"}, "without a password: set PREFECT_API_AUTH_STRING"),
+        (
+            {"PREFECT_API_URL": "http://127.0.0.1:9/api", "RAY_ADDRESS": "http://ray-head:8265"},
+            "without a token: set RAY_AUTH_MODE=token",
+        ),
+        ({"PREFECT_API_URL": "http://user:secret@127.0.0.1:9/api"}, "must not carry credentials"),
+        (
+            {"PREFECT_API_URL": "http://127.0.0.1:9/api", "RAY_ADDRESS": "http://user:secret@ray-head:8265"},
+            "must not carry credentials",
+        ),
+    ],
+)
+def test_servers_elsewhere_are_not_spoken_to_without_authentication(
+    config: str, env: dict[str, str], reason: str
+) -> None:
+    done = deploy("--config", config, **env)
+    assert done.returncode == 2
+    assert done.stderr.startswith("flows.deploy: ") and done.stderr.count("\n") == 1
+    assert reason in done.stderr and "secret" not in done.stderr
+
+
+def test_parameters_that_the_server_keeps_hold_no_secret(config: str) -> None:
+    done = deploy("--config", config, "--out", "s3://key:secret@bucket/x", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert (done.returncode, "secret" in done.stderr) == (2, False)
+    assert "must not carry credentials" in done.stderr

@@ -1,16 +1,22 @@
-"""The settings around the temporary server; that it really runs a flow is an integration test."""
+"""The settings around the server, and whom it may be; that it really runs a flow is an integration test."""
 
+import base64
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from flows import server
-from flows.server import _await, environment
-from pipelines.errors import Unavailable
+from flows.server import _await, environment, reach_prefect
+from pipelines.errors import ConfigError, Unavailable, UsageError
+
+PASSWORD = "hhnet:0123456789abcdef"
 
 
 def test_the_environment_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +27,78 @@ def test_the_environment_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch
         raise KeyError
     assert os.environ["HHNET_A"] == "1"
     assert "HHNET_B" not in os.environ
+
+
+class Asking(BaseHTTPRequestHandler):
+    """Asks for the password; below /away it sends the client on to the server that is named there."""
+
+    def do_GET(self) -> None:
+        self.server.received.append((self.path, self.headers.get("Authorization")))  # type: ignore[attr-defined]
+        if self.path.startswith("/away/"):
+            self.send_response(302)
+            self.send_header("Location", f"http://{self.path.split('/')[2]}/api/admin/version")
+        else:
+            right = f"Basic {base64.b64encode(PASSWORD.encode()).decode()}"
+            self.send_response(200 if self.headers.get("Authorization") == right else 401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    site = ThreadingHTTPServer(("127.0.0.1", 0), Asking)
+    site.received = []  # type: ignore[attr-defined]
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    yield site
+    site.shutdown()
+    site.server_close()
+
+
+def test_a_server_elsewhere_is_not_spoken_to_without_a_password(
+    asking: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://127.1:{asking.server_port}/api"  # leads here, but is no name of this machine's that is known
+    with pytest.raises(UsageError, match=r"without a password: set PREFECT_API_AUTH_STRING=.*PREFECT_API_KEY"):
+        reach_prefect(url)
+    assert asking.received == []  # type: ignore[attr-defined]
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", PASSWORD)
+    reach_prefect(url)
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+    monkeypatch.setenv("PREFECT_API_KEY", "key")
+    with pytest.raises(UsageError, match="refuses this environment"):
+        reach_prefect(url)
+    assert [sent for _, sent in asking.received][-1] == "Bearer key"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("password", [None, "hhnet:wrong"])
+def test_a_password_that_is_refused_is_bad_usage(
+    password: str | None, asking: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if password:
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", password)
+    with pytest.raises(UsageError, match="refuses this environment: set PREFECT_API_AUTH_STRING"):
+        reach_prefect(f"http://127.0.0.1:{asking.server_port}/api")
+
+
+def test_a_redirect_does_not_carry_the_password(asking: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", PASSWORD)
+    here = f"127.0.0.1:{asking.server_port}"
+    with pytest.raises(UsageError, match="refuses this environment"):
+        reach_prefect(f"http://{here}/away/{here}")
+    (_, first), (_, second) = asking.received  # type: ignore[attr-defined]
+    assert first is not None and second is None
+
+
+def test_what_does_not_answer_is_out_of_reach_and_what_is_no_address_is_bad_configuration() -> None:
+    with pytest.raises(Unavailable, match=r"cannot reach Prefect at http://127\.0\.0\.1:9/api: "):
+        reach_prefect("http://127.0.0.1:9/api")
+    for url in ("file:///etc/passwd", "127.0.0.1:4200/api"):
+        with pytest.raises(ConfigError, match="is not the address of an API"):
+            reach_prefect(url)
 
 
 def test_a_server_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> None:

@@ -53,21 +53,19 @@ def strings(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 # -------------------------------------------------------------------------------------------------- commands
 
 
-def check_command(words: list[str]) -> None:
-    """The verb exists, and so does each of its flags; the settings are known."""
+def missing(words: list[str]) -> set[str]:
+    """What is wrong with a call of `hhnet`: flags and settings that do not exist, flags that it needs and lacks."""
     command: Any = typer.main.get_command(build_app())
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     options = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
-    given = [word for word in words if word.startswith("-")]
-    assert set(given) <= options
+    given = {word for word in words if word.startswith("-")}
     required = {parameter.opts[0] for parameter in command.params if parameter.required}
-    required = {name for name in required if name.startswith("-")}
-    assert required <= set(given)
-    for flag, value in itertools.pairwise(words):
-        if flag == "--set":
-            section, _, key = value.partition("=")[0].partition(".")
-            assert key in type(getattr(Config(), section)).model_fields
+    settings = {value.partition("=")[0] for flag, value in itertools.pairwise(words) if flag == "--set"}
+    known = {
+        f"{section}.{key}" for section in Config.model_fields for key in type(getattr(Config(), section)).model_fields
+    }
+    return (given - options) | ({name for name in required if name.startswith("-")} - given) | (settings - known)
 
 
 def documented_commands() -> Iterator[str]:
@@ -81,14 +79,14 @@ def documented_commands() -> Iterator[str]:
 def test_the_job_of_kuberay_is_a_verb_with_its_flags() -> None:
     words = shlex.split(RAYJOB["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "pipelines"]
-    check_command(words[3:])
+    assert missing(words[3:]) == set()
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in documented_commands()])
 def test_documented_commands_exist(line: str) -> None:
     words = shlex.split(line)
     start = words.index("hhnet") + 1 if "hhnet" in words else words.index("pipelines") + 1
-    check_command(words[start:])
+    assert missing(words[start:]) == set()
 
 
 def test_the_flow_service_passes_flags_that_deploy_has() -> None:
@@ -232,10 +230,18 @@ def fake_bin(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("ray", "prefect", "python"):
         secrets = "mode=$RAY_AUTH_MODE server=$PREFECT_SERVER_API_AUTH_STRING client=$PREFECT_API_AUTH_STRING"
+        secrets += " cluster=$RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
         script = f'#!/bin/sh\necho "{name} $*"\necho "{secrets}"\n'
         (folder / name).write_text(script)
         (folder / name).chmod(0o755)
     return folder
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> str:
+    """A file that holds a secret which every role takes."""
+    (tmp_path / "secret").write_text("hhnet:0123456789abcdef\n")
+    return str(tmp_path / "secret")
 
 
 def enter(fake_bin: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -258,6 +264,7 @@ def enter(fake_bin: Path, *arguments: str, **env: str) -> subprocess.CompletedPr
         ("ray-head", {"HHNET_BIND": "0.0.0.0", "RAY_AUTH_TOKEN_PATH": "/dev/null"}, "fewer than 16 characters"),
         ("ray-worker", {}, "RAY_HEAD is not set"),
         ("ray-worker", {"RAY_HEAD": "ray-head:6379"}, "RAY_AUTH_TOKEN_PATH is not set"),
+        ("ray-worker", {"RAY_HEAD": "127.0.0.1:6379"}, "RAY_AUTH_TOKEN_PATH is not set"),
         ("flow", {"PREFECT_AUTH_FILE": "/nonexistent"}, "cannot be read"),
     ],
 )
@@ -269,23 +276,35 @@ def test_a_role_that_others_can_reach_refuses_to_start_without_its_secret(
     assert done.stdout == "" and reason in done.stderr
 
 
-def test_roles_start_with_their_secret(fake_bin: Path, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("hhnet:0123456789abcdef\n")
-    head = enter(fake_bin, "ray-head", HHNET_BIND="10.0.0.5", RAY_AUTH_TOKEN_PATH=str(secret))
+def test_roles_start_with_their_secret(fake_bin: Path, secret: str) -> None:
+    head = enter(fake_bin, "ray-head", HHNET_BIND="10.0.0.5", RAY_AUTH_TOKEN_PATH=secret)
     assert "--node-ip-address 10.0.0.5 --dashboard-host 10.0.0.5" in head.stdout and "mode=token" in head.stdout
-    server = enter(fake_bin, "prefect-server", HHNET_BIND="0.0.0.0", PREFECT_AUTH_FILE=str(secret))
+    server = enter(fake_bin, "prefect-server", HHNET_BIND="0.0.0.0", PREFECT_AUTH_FILE=secret)
     assert "--host 0.0.0.0" in server.stdout and "server=hhnet:0123456789abcdef" in server.stdout
-    flow = enter(
-        fake_bin, "flow", "--config", "a b.toml", PREFECT_AUTH_FILE=str(secret), RAY_AUTH_TOKEN_PATH=str(secret)
-    )
+    flow = enter(fake_bin, "flow", "--config", "a b.toml", PREFECT_AUTH_FILE=secret, RAY_AUTH_TOKEN_PATH=secret)
     assert "python -m flows.deploy --config a b.toml" in flow.stdout
     assert "mode=token" in flow.stdout and "client=hhnet:0123456789abcdef" in flow.stdout
 
 
+def test_arguments_reach_ray_but_cannot_make_it_listen_elsewhere(fake_bin: Path, secret: str) -> None:
+    words = enter(fake_bin, "ray-head", "--num-cpus=0", "--dashboard-host=0.0.0.0").stdout.splitlines()[0].split()
+    assert words[:3] == ["ray", "start", "--num-cpus=0"]
+    assert words.index("--dashboard-host") > words.index("--dashboard-host=0.0.0.0")  # the last one counts
+    assert words[words.index("--dashboard-host") + 1] == "127.0.0.1"
+    joining = {"RAY_HEAD": "10.0.0.5:6379", "RAY_AUTH_TOKEN_PATH": secret}
+    worker = enter(fake_bin, "ray-worker", "--num-gpus=1", "--address=10.6.6.6:6379", **joining)
+    assert worker.stdout.splitlines()[0].endswith("--address 10.0.0.5:6379") and "--num-gpus=1" in worker.stdout
+
+
+def test_a_secret_that_is_there_is_used_on_loopback_too(fake_bin: Path, secret: str) -> None:
+    assert "mode=token" in enter(fake_bin, "ray-head", RAY_AUTH_TOKEN_PATH=secret).stdout
+    assert "server=hhnet:0123456789abcdef" in enter(fake_bin, "prefect-server", PREFECT_AUTH_FILE=secret).stdout
+
+
 def test_on_loopback_no_secret_is_needed_and_loopback_is_the_default(fake_bin: Path) -> None:
     assert "--host 127.0.0.1" in enter(fake_bin, "prefect-server").stdout
-    assert "--dashboard-host 127.0.0.1" in enter(fake_bin, "ray-head").stdout
+    head = enter(fake_bin, "ray-head").stdout
+    assert "--dashboard-host 127.0.0.1" in head and "cluster=0" in head
     assert enter(fake_bin, "ray", "status").stdout.startswith("ray status")
     assert enter(fake_bin).returncode == 2
 

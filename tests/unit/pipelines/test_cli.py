@@ -44,7 +44,7 @@ def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
         (["ingest", "{tmp}", "--out", "{tmp}/out", "--set", "ingest.sed=1"], "did you mean ingest.seed?"),
         (["ingest", "{tmp}", "--out", "{tmp}/out", "--set", "ingest.seed"], "write section.key=value"),
         (["ingest", "{tmp}", "--out", "{tmp}/out", "--config", "{tmp}/no.toml"], "no.toml does not exist"),
-        (["ingest", "{tmp}", "--out", "ftp://host/x"], "only local paths and s3://"),
+        (["ingest", "{tmp}", "--out", "ftp://user:secret@host/x"], "ftp://...: only local paths and s3://"),
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out"], "holds no committed shards"),
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--bits", "0"], "multiple of 8"),
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--bits", "12"], "multiple of 8"),

@@ -101,7 +101,7 @@ def test_of_many_racing_writers_one_wins_and_no_bytes_mix(tmp_path: Path) -> Non
 def test_a_write_that_fails_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -149,7 +149,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     store.delete("x")
 
 
-@pytest.mark.parametrize("uri", ["http://host/x", "gs://bucket/x", "s3://user:secret@bucket/x"])
+@pytest.mark.parametrize("uri", ["https://u:secret@host/x", "gs://bucket/x", "s3://user:secret@bucket/x", "s3://key:sec/secret@b"])
 def test_other_uris_and_credentials_are_refused(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Store(uri)

@@ -1,0 +1,70 @@
+"""Whom a verb may talk to: whoever reaches Ray's or Prefect's ports can run code, so beyond this machine only with a
+secret. Checked before anything is sent.
+
+What is loopback is told from the address alone: any name but `localhost` is resolved by others and may lead anywhere.
+"""
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipelines.errors import UsageError
+
+# A secret key may itself hold a slash, which ends the authority; but no bucket has a colon in its name.
+_CREDENTIALS = re.compile(r"""://[^/\s"]*@|\bs3://[^/\s"]*:""")
+
+
+def is_loopback(address: str) -> bool:
+    """If `host:port`, or a URL, names this machine by its loopback address."""
+    try:
+        host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_credentials(what: str, text: str) -> None:
+    """UsageError if `text` holds a URL with a user or a password; it names `what`, and never shows the text."""
+    if _CREDENTIALS.search(text):
+        raise UsageError(
+            f"{what} must not carry credentials in a URL: give them by files or variables "
+            "(AWS_SHARED_CREDENTIALS_FILE, RAY_AUTH_TOKEN_PATH, PREFECT_API_AUTH_STRING)"
+        )
+
+
+def require_ray_token(address: str) -> None:
+    """UsageError unless Ray at `address` (host:port or a URL) is on this machine or is spoken to with a token.
+
+    `local` and `auto` pass: the first is started here, the second has no address before it is looked for.
+    """
+    refuse_credentials("ray.address", address)
+    if address in ("local", "auto") or is_loopback(address):
+        return
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        lacking = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
+    elif not has_ray_token():
+        lacking = "set RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
+    else:
+        return
+    raise UsageError(f"Ray at {address} is not on the loopback address and would be joined without a token: {lacking}")
+
+
+def token_refused(address: str) -> UsageError:
+    """What to raise where Ray itself asks for a token, or for another one."""
+    return UsageError(
+        f"Ray at {address} refuses this environment: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with "
+        "the cluster's token"
+    )
+
+
+def has_ray_token() -> bool:
+    """If there is a token where Ray looks: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return bool(path.read_text().strip())
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,16 @@
+"""The only package that writes bytes which outlive a process, and the only way to read them back.
+
+store     what a store is: objects below one root, put once and never changed
+local     a folder as a store, and the local files that verbs write beside it
+s3        a prefix of a bucket as a store
+bucket    the requests that it makes, each until it is answered
+writes    put-if-absent among them, whole or in parts
+clock     how long an operation is tried again, and what is worth trying
+"""
+
+from pipelines.storage.digests import canonical_json, sha256_of
+from pipelines.storage.local import scratch_folder, write_output
+from pipelines.storage.objects import Entry
+from pipelines.storage.store import ObjectStream, Store
+
+__all__ = ["Entry", "ObjectStream", "Store", "canonical_json", "scratch_folder", "sha256_of", "write_output"]

@@ -1,0 +1,143 @@
+"""Requests to a bucket: each is tried again until it is answered or its clock has run out."""
+
+import io
+from contextlib import suppress
+from typing import Any, cast
+
+from botocore.exceptions import BotoCoreError
+from s3fs import S3FileSystem
+
+from pipelines.errors import ConfigError
+from pipelines.storage.clock import Clock, Transient
+from pipelines.storage.digests import sha256_of
+
+CONNECT_S = 5.0
+SILENCE_S = 20.0
+CHUNK_BYTES = 1 << 20
+DIGEST_KEY = "sha256"
+"""Metadata of every object that is put: the sha256 of its bytes."""
+
+Answer = dict[str, Any]
+
+
+class Bucket:
+    """One bucket, reached through s3fs's session. FileNotFoundError for an object, or a bucket, that is not there."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name, self.seconds = name, seconds
+        self.fs = S3FileSystem(
+            config_kwargs={
+                "connect_timeout": min(CONNECT_S, seconds / 3),
+                "read_timeout": min(SILENCE_S, seconds / 3),
+                "retries": {"total_max_attempts": 1},
+            }
+        )
+
+    async def connect(self) -> None:
+        """Have a client; making one takes a second, which no operation is charged for."""
+        try:
+            await self.fs.set_session()
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError(f"s3://{self.name}: the S3 client cannot be set up: {error}") from error
+
+    def clock(self, operation: str, key: str) -> Clock:
+        """The time of one operation on one object."""
+        return Clock(f"{operation} s3://{self.name}/{key}", self.seconds)
+
+    async def request(self, method: str, **fields: Any) -> Answer:
+        """One request, tried once."""
+        client = await self.fs.set_session()
+        return cast(Answer, await getattr(client, method)(Bucket=self.name, **fields))
+
+    async def persist(self, operation: str, key: str, method: str, **fields: Any) -> Answer:
+        """A request that may be repeated at will, tried until it is answered."""
+        return await self.clock(operation, key).persist(lambda: self.request(method, **fields))
+
+    async def size(self, key: str) -> int:
+        """Bytes of an object."""
+        return int((await self.persist("stat", key, "head_object", Key=key))["ContentLength"])
+
+    async def sha256(self, key: str, clock: Clock) -> str | None:
+        """The digest of an object's bytes, as it was put or else by reading them; None where there is none."""
+        try:
+            answer = await clock.persist(lambda: self.request("head_object", Key=key))
+            stated = answer.get("Metadata", {}).get(DIGEST_KEY)
+            return str(stated) if stated else sha256_of((await self.fetch(key))[0])
+        except FileNotFoundError:
+            return None
+
+    async def fetch(self, key: str, start: int = 0, stop: int | None = None) -> tuple[bytes, str | None]:
+        """Bytes [start, stop) of an object, or all, and the digest that all of them were put with.
+
+        A connection that breaks is taken up where it broke; the clock runs from the last bytes that arrived.
+        """
+        clock = self.clock("read", key)
+        download = _Download(start, stop)
+        while not download.done:
+            try:
+                await clock.attempt(lambda: self._receive(key, download, clock))
+            except Transient as problem:
+                await clock.pause(problem)
+        return download.buffer.getvalue(), download.stated
+
+    async def _receive(self, key: str, download: "_Download", clock: Clock) -> None:
+        answer = await self.request("get_object", Key=key, **download.range)
+        async with answer["Body"] as body:
+            if download.range and not str(answer.get("ContentRange", "")).startswith(f"bytes {download.offset}-"):
+                raise Transient("the store did not keep to the range it was asked for")
+            if download.stop is None:
+                download.stop = int(answer["ContentLength"])
+            download.stated = answer.get("Metadata", {}).get(DIGEST_KEY)
+            async for chunk in body.iter_chunks(CHUNK_BYTES):
+                download.buffer.write(chunk)
+                clock.renew()
+        if not download.done:
+            raise Transient(f"the answer ended at byte {download.offset} of {download.stop}")
+
+    async def entries(self, prefix: str) -> list[Answer]:
+        """Key, Size and LastModified of the objects whose keys begin with `prefix`."""
+        return await self._list("list_objects_v2", "Contents", prefix, ContinuationToken="NextContinuationToken")
+
+    async def uploads(self, prefix: str) -> list[Answer]:
+        """Key, UploadId and Initiated of the multipart uploads that were begun and not ended."""
+        markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        return await self._list("list_multipart_uploads", "Uploads", prefix, **markers)
+
+    async def _list(self, method: str, held: str, prefix: str, **markers: str) -> list[Answer]:
+        """All pages of a listing, each tried until it is answered."""
+        found: list[Answer] = []
+        more: Answer = {}
+        while True:
+            page = await self.persist("list", prefix, method, Prefix=prefix, **more)
+            found += page.get(held, [])
+            if not page.get("IsTruncated"):
+                return found
+            more = {asked: page[given] for asked, given in markers.items()}
+
+    async def abort(self, key: str, upload: str) -> None:
+        """End a multipart upload and free its parts; one that has ended is fine."""
+        with suppress(FileNotFoundError):
+            await self.persist("abort the upload of", key, "abort_multipart_upload", Key=key, UploadId=upload)
+
+
+class _Download:
+    """A range of an object, as far as it has arrived; `stop` is known with the first answer."""
+
+    def __init__(self, start: int, stop: int | None) -> None:
+        self.start, self.stop = start, stop
+        self.buffer = io.BytesIO()
+        self.stated: str | None = None
+
+    @property
+    def offset(self) -> int:
+        return self.start + self.buffer.tell()
+
+    @property
+    def done(self) -> bool:
+        return self.stop is not None and self.offset >= self.stop
+
+    @property
+    def range(self) -> dict[str, str]:
+        if self.stop is None:
+            return {}
+        return {"Range": f"bytes={self.offset}-{self.stop - 1}"}

@@ -1,0 +1,162 @@
+"""How long an operation on a remote store is tried again, and which failures are worth another try.
+
+One clock runs for an operation, whatever fails in it: exponential backoff with full jitter inside one deadline.
+The libraries below are told not to retry, so that their patience does not multiply with this one.
+"""
+
+import asyncio
+import os
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import aiohttp
+from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
+
+from pipelines.errors import ConfigError, HHNetError, StoreUnavailable
+
+VARIABLE = "HHNET_STORE_DEADLINE_S"
+DEADLINE_S = 60.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+
+_BUSY = {408, 429}
+# Client errors by status, but of the way there and not of the request.
+_ON_THE_WAY = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"}
+_CUT = (
+    boto.HTTPClientError,
+    boto.ConnectionError,
+    boto.IncompleteReadError,
+    boto.FlexibleChecksumError,
+    ResponseParserError,
+    aiohttp.ClientError,
+    ConnectionError,
+    TimeoutError,
+)
+
+_T = TypeVar("_T")
+_jitter = random.SystemRandom()  # not the seeded generators, whose draws are results
+
+
+def deadline_s() -> float:
+    """Seconds that an operation may take without progress, from the environment."""
+    text = os.environ.get(VARIABLE, "")
+    try:
+        seconds = float(text or DEADLINE_S)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"{VARIABLE}={text!r} is not a number of seconds above 0")
+    return seconds
+
+
+class Exists(Exception):
+    """Put-if-absent found an object of that name."""
+
+
+class Transient(Exception):
+    """A request failed in a way that may pass. `landed`: it may have been carried out all the same."""
+
+    def __init__(self, problem: object, landed: bool = True) -> None:
+        super().__init__(_one_line(problem))
+        self.landed = landed
+
+
+class Conflict(Transient):
+    """Another request for the same object is under way (409); what was asked for was not done."""
+
+    def __init__(self, problem: object) -> None:
+        super().__init__(problem, landed=False)
+
+
+class Clock:
+    """The time that one operation has, however often it is tried. `what` names operation and object in errors."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self.what, self.seconds, self.tries = what, seconds, 0
+        self._running: asyncio.Timeout | None = None
+        self.renew()
+
+    def renew(self) -> None:
+        """Something arrived: the deadline and the pauses begin again."""
+        self._end = time.monotonic() + self.seconds
+        self._pauses = 0
+        if self._running is not None:
+            self._running.reschedule(asyncio.get_running_loop().time() + self.seconds)
+
+    async def attempt(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Make one request. Transient, Exists or FileNotFoundError as it turns out; StoreUnavailable for good."""
+        self.tries += 1
+        try:
+            async with asyncio.timeout(max(0.0, self._end - time.monotonic())) as self._running:
+                return await call()
+        except (Transient, Exists, FileNotFoundError, HHNetError):
+            raise
+        except Exception as error:
+            raise self._judged(error) from error
+        finally:
+            self._running = None
+
+    async def pause(self, problem: Transient) -> None:
+        """Wait before the next try; StoreUnavailable when the time is up."""
+        pause = _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._pauses))
+        self._pauses += 1
+        left = self._end - time.monotonic()
+        if left > 0:
+            await asyncio.sleep(min(pause, left))
+        if time.monotonic() >= self._end:
+            raise StoreUnavailable(
+                f"cannot {self.what} within {self.seconds:g} s ({self.tries} tries): {problem}: check the endpoint and "
+                "the network, then run the same command again"
+            ) from problem
+
+    async def persist(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Make a request that may be repeated at will until it is answered."""
+        while True:
+            try:
+                return await self.attempt(call)
+            except Transient as problem:
+                await self.pause(problem)
+
+    def _judged(self, error: Exception) -> Exception:
+        if isinstance(error, boto.ClientError):
+            return self._answered(error)
+        if isinstance(error, boto.SSLError) and "certificate" in str(error).lower():
+            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}")
+        if isinstance(error, TimeoutError) and not str(error):
+            return Transient("no answer in time")
+        if isinstance(error, _CUT):
+            return Transient(error, landed=not _never_sent(error))
+        if isinstance(error, boto.BotoCoreError):
+            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}")
+        return error
+
+    def _answered(self, error: boto.ClientError) -> Exception:
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
+        facts = error.response.get("Error", {})
+        code = str(facts.get("Code", status))
+        problem = f"{status} {code}: {facts.get('Message', '')}" if code != str(status) else f"{status}"
+        if status == 404:
+            return FileNotFoundError(f"{self.what}: {code}")
+        if status == 412:
+            return Exists(self.what)
+        if status == 409:
+            return Conflict(problem)
+        if status >= 500 or status in _BUSY or code in _ON_THE_WAY:
+            return Transient(problem, landed=status not in _BUSY)
+        hint = ": check the keys and what they may do" if status in (401, 403) else ""
+        return StoreUnavailable(f"cannot {self.what}: {_one_line(problem)}{hint}")
+
+
+def _never_sent(error: Exception) -> bool:
+    """Whether there was not even a connection; an EndpointConnectionError alone does not say so."""
+    cause = getattr(error, "kwargs", {}).get("error")
+    return isinstance(error, boto.ConnectTimeoutError) or isinstance(cause, aiohttp.ClientConnectorError)
+
+
+def _one_line(problem: object) -> str:
+    """What went wrong in at most 300 characters, without the keys that a URL may carry."""
+    return re.sub(r"//[^/@\s]*@", "//", " ".join(str(problem).split()))[:300]

@@ -1,0 +1,148 @@
+"""A folder as a store, and the local files that verbs write beside it."""
+
+import errno
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from pipelines.errors import StoreUnavailable
+from pipelines.failpoints import failpoint
+from pipelines.storage.objects import Entry
+
+COPY_BYTES = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class LocalObjects:
+    """Files below one folder. Fails with OSError as it comes, FileNotFoundError for an object that is not there."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file."""
+        return self._file(name).read_bytes()
+
+    def open(self, name: str) -> IO[bytes]:
+        """The file, open for reading."""
+        return self._file(name).open("rb")
+
+    def size(self, name: str) -> int:
+        """Bytes of the file."""
+        return self._file(name).stat().st_size
+
+    def entries(self, prefix: str) -> dict[str, Entry]:
+        """Files below `prefix`, by their names relative to the root."""
+        cut = len(str(self._root)) + 1
+        found = {}
+        for folder, _, names in os.walk(self._root / prefix):
+            for name in names:
+                with suppress(FileNotFoundError):  # gone since the folder was read
+                    facts = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path per file is slow
+                    found[f"{folder}/{name}"[cut:]] = Entry(facts.st_size, facts.st_mtime)
+        return found
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        (self._root / name).unlink()
+
+    def delete_all(self, prefix: str) -> None:
+        """Remove all below `prefix`, with its folders."""
+        shutil.rmtree(self._root / prefix)
+
+    def put(self, name: str, data: bytes | Path, point: str) -> bool:
+        """Write durably under no name, then link the name, which fails where it is taken."""
+        target = self._root / name
+        _make_folder(target.parent)
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with _temporary(target.parent) as (stream, path):
+                _write_durably(stream, data)
+                failpoint(point)
+                os.link(path, target, src_dir_fd=folder, follow_symlinks=True)
+            os.fsync(folder)
+        except FileExistsError:
+            return False
+        finally:
+            os.close(folder)
+        return True
+
+    def _file(self, name: str) -> Path:
+        path = self._root / name
+        if path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return path
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """A file to write, and a path to link it from; where the system can, it has no name that a kill would leave."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except (AttributeError, OSError):  # not this system, or not this file system
+        path = folder / f".tmp-{uuid.uuid4().hex}"
+        try:
+            with path.open("xb") as stream:
+                yield stream, str(path)
+        finally:
+            path.unlink(missing_ok=True)
+    else:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream, f"/proc/self/fd/{descriptor}"
+
+
+def _write_durably(stream: IO[bytes], data: bytes | Path) -> None:
+    if isinstance(data, bytes):
+        stream.write(data)
+    else:
+        with data.open("rb") as source:
+            shutil.copyfileobj(source, stream, COPY_BYTES)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it, each durable in the one that holds it."""
+    if path.is_dir():
+        return
+    _make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A local folder for bytes under construction, gone at the end. StoreUnavailable where its disk is full."""
+    with tempfile.TemporaryDirectory(prefix="hhnet-") as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise StoreUnavailable(
+                f"{folder}: {error.strerror}: free some space, or set TMPDIR to a larger disk"
+            ) from error
+
+
+def write_output(path: str | Path, data: bytes) -> None:
+    """Write a local file that a user named, whole or not at all, replacing what was there."""
+    target = Path(path).expanduser()
+    temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as stream:
+            _write_durably(stream, data)
+        temporary.replace(target)
+    except OSError as error:
+        raise StoreUnavailable(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

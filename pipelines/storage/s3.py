@@ -1,0 +1,125 @@
+"""A prefix of a bucket as a store: what `Store` asks for, waited for."""
+
+import io
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+from fsspec.asyn import sync
+
+from pipelines.errors import DamagedArtifact
+from pipelines.failpoints import failpoint
+from pipelines.storage import writes
+from pipelines.storage.bucket import Bucket
+from pipelines.storage.clock import Transient, deadline_s
+from pipelines.storage.digests import sha256_of
+from pipelines.storage.objects import Entry
+
+BLOCK_BYTES = 8 << 20
+
+_T = TypeVar("_T")
+
+
+class S3Objects:
+    """Objects below `bucket/prefix`. FileNotFoundError for one that is not there, StoreUnavailable for what fails."""
+
+    def __init__(self, root: str) -> None:
+        name, _, prefix = root.partition("/")
+        self._bucket = Bucket(name, deadline_s())
+        self._prefix = f"{prefix}/" if prefix else ""
+
+    def read(self, name: str) -> bytes:
+        """All bytes of an object, checked against the sha256 it was put with.
+
+        Bytes that differ are read again, for they may have changed on the way; if they come the same twice they lie
+        so in the store, which is DamagedArtifact.
+        """
+        key = self._prefix + name
+        clock = self._bucket.clock("read", key)
+        wrong = None
+        while True:
+            data, stated = self._wait(lambda: self._bucket.fetch(key))
+            found = sha256_of(data)
+            if stated in (None, found):
+                return data
+            if found == wrong and self.size(name) == len(data):
+                raise DamagedArtifact(f"s3://{self._bucket.name}/{key} is not what was put: its sha256 differs")
+            wrong = found
+            self._wait(lambda: clock.pause(Transient("what arrives does not match its sha256")))
+
+    def open(self, name: str) -> io.BufferedReader:
+        """A stream that holds one block of 8 MiB at a time and outlives connections that break."""
+        return io.BufferedReader(_Blocks(self, name, self.size(name)), BLOCK_BYTES)
+
+    def size(self, name: str) -> int:
+        """Bytes of an object."""
+        return self._wait(lambda: self._bucket.size(self._prefix + name))
+
+    def block(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of an object that is at least that long."""
+        return self._wait(lambda: self._bucket.fetch(self._prefix + name, start, stop))[0]
+
+    def entries(self, prefix: str) -> dict[str, Entry]:
+        """Objects below a prefix, by name; none where not even the bucket is there."""
+        below = self._prefix + (f"{prefix}/" if prefix else "")
+        try:
+            found = self._wait(lambda: self._bucket.entries(below))
+        except FileNotFoundError:
+            return {}
+        cut = len(self._prefix)
+        return {
+            entry["Key"][cut:]: Entry(int(entry["Size"]), entry["LastModified"].timestamp())
+            for entry in found
+            if not entry["Key"].endswith("/")
+        }
+
+    def delete(self, name: str) -> None:
+        """Delete an object."""
+        key = self._prefix + name
+        self._wait(lambda: self._bucket.persist("delete", key, "delete_object", Key=key))
+
+    def delete_all(self, prefix: str) -> None:
+        """Delete all objects below a prefix."""
+        for name in self.entries(prefix):
+            self.delete(name)
+
+    def put(self, name: str, data: bytes | Path, point: str) -> bool:
+        """Put an object if absent."""
+        body = writes.Body(data)
+        return self._wait(lambda: writes.put(self._bucket, self._prefix + name, body, lambda: failpoint(point)))
+
+    def _wait(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        async def connected() -> _T:
+            await self._bucket.connect()
+            return await work()
+
+        return cast(_T, sync(self._bucket.fs.loop, connected))
+
+
+class _Blocks(io.RawIOBase):
+    """An object as a raw stream, for a BufferedReader to ask for block after block."""
+
+    def __init__(self, objects: S3Objects, name: str, size: int) -> None:
+        self._objects, self._name, self._size, self._place = objects, name, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + (0, self._place, self._size)[whence]
+        return self._place
+
+    def readinto(self, target: memoryview) -> int:  # type: ignore[override]
+        stop = min(self._place + len(target), self._size)
+        if stop <= self._place:
+            return 0
+        data = self._objects.block(self._name, self._place, stop)
+        target[: len(data)] = data
+        self._place = stop
+        return len(data)

@@ -1,0 +1,146 @@
+"""What a store is: objects below one root, on a local path or under `s3://bucket/prefix`, put once, never changed.
+
+How an S3 store is reached comes from the environment of each process, as is the custom there: the endpoint from
+AWS_ENDPOINT_URL, keys from the standard credential chain, and from HHNET_STORE_DEADLINE_S for how many seconds an
+operation is tried again before it fails (60 unless set).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TypeVar
+
+from pipelines.errors import CommitConflict, ConfigError, HHNetError, StoreUnavailable
+from pipelines.failpoints import failpoint
+from pipelines.storage.digests import sha256_of
+from pipelines.storage.local import LocalObjects
+from pipelines.storage.objects import Entry, Objects
+
+_T = TypeVar("_T")
+
+
+class Store:
+    """Objects under one root, put if absent.
+
+    Errors: ConfigError for a URI that is neither a path nor s3://; StoreUnavailable, naming the operation and the
+    object, when the store does not answer or refuses; FileNotFoundError for an object that is not there.
+    """
+
+    def __init__(self, uri: str | Path) -> None:
+        text = str(uri)
+        scheme, separator, rest = text.partition("://")
+        if separator and scheme not in ("s3", "file"):  # what follows may hold a secret
+            raise ConfigError(f"{scheme}://...: only local paths and s3:// URIs are stores")
+        authority = rest.split("/")[0]
+        if separator and ("@" in authority or ":" in authority):  # a secret key may hold the slash, a bucket no colon
+            raise ConfigError("a store URI must not carry credentials: use the standard credential chain")
+        self.is_local = scheme != "s3" or not separator
+        self._objects: Objects
+        if self.is_local:
+            self.root = self.uri = str(Path(rest if separator else text).expanduser().resolve())
+            self._objects = LocalObjects(Path(self.root))
+        else:
+            from pipelines.storage.s3 import S3Objects  # local stores do without its libraries
+
+            self.root = rest.rstrip("/")
+            self.uri = f"s3://{self.root}"
+            self._objects = S3Objects(self.root)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def child(self, name: str) -> "Store":
+        """The store below `name`."""
+        return Store(f"{self.uri}/{name}")
+
+    def path(self, name: str) -> str:
+        """Full path of an object: of its file, or bucket and key."""
+        return f"{self.root}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The whole object."""
+        return self._ask("read", name, lambda: self._objects.read(name))
+
+    def open(self, name: str) -> "ObjectStream":
+        """A stream over the object, from its start."""
+        return ObjectStream(self._ask("open", name, lambda: self._objects.open(name)), f"{self.uri}/{name}")
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the object, or None where there is none."""
+        try:
+            return self._ask("stat", name, lambda: self._objects.size(name))
+        except FileNotFoundError:
+            return None
+
+    def names(self, prefix: str) -> list[str]:
+        """Sorted names of the objects below `prefix`, relative to the root. Only writers and gc list."""
+        return list(self.entries(prefix))
+
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """The objects below `prefix` with size and time, by name in order. Only writers and gc list."""
+        return dict(sorted(self._ask("list", prefix, lambda: self._objects.entries(prefix)).items()))
+
+    def delete(self, name: str) -> None:
+        """Delete an object that nothing refers to any more; one that is gone already is fine."""
+        with suppress(FileNotFoundError):
+            self._ask("delete", name, lambda: self._objects.delete(name))
+
+    def discard(self, prefix: str) -> None:
+        """Delete an artifact below `prefix` that nothing refers to, its manifest first so that no half of it counts."""
+        self.delete(f"{prefix}/manifest.json")
+        with suppress(FileNotFoundError):
+            self._ask("delete", prefix, lambda: self._objects.delete_all(prefix))
+
+    def put(self, name: str, data: bytes | Path, point: str = "put") -> bool:
+        """Put an object if there is none of that name. True if this call made it, False if one was there.
+
+        Passes the failpoints `point`.before, .during (the bytes are stored, the name is not) and .after.
+        """
+        try:
+            failpoint(f"{point}.before")
+            made = self._objects.put(name, data, f"{point}.during")
+            failpoint(f"{point}.after")
+        except OSError as error:
+            raise StoreUnavailable(f"cannot write {self.uri}/{name}: {error.strerror or error}") from error
+        return made
+
+    def put_same(self, name: str, data: bytes | Path, point: str = "put") -> None:
+        """Put an object, or find the same bytes there already; other bytes raise CommitConflict."""
+        if not self.put(name, data, point) and sha256_of(self.read(name)) != sha256_of(data):
+            raise CommitConflict(f"{self.uri}/{name} exists with other bytes; nothing was overwritten")
+
+    def _ask(self, verb: str, name: str, call: Callable[[], _T]) -> _T:
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except NotADirectoryError:
+            raise FileNotFoundError(f"{self.uri}/{name}") from None
+        except OSError as error:
+            raise StoreUnavailable(f"cannot {verb} {self.uri}/{name}: {error.strerror or error}") from error
+
+
+class ObjectStream:
+    """An object that is being read. A store that fails on the way is StoreUnavailable, as it is at the start."""
+
+    def __init__(self, raw: IO[bytes], where: str) -> None:
+        self._raw, self._where = raw, where
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes, none at the end."""
+        try:
+            return self._raw.read(size)
+        except HHNetError:
+            raise
+        except OSError as error:
+            raise StoreUnavailable(f"cannot read {self._where}: {error.strerror or error}") from error
+
+    def seek(self, offset: int) -> None:
+        """Go to a byte, counted from the start."""
+        self._raw.seek(offset)
+
+    def __enter__(self) -> "ObjectStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raw.close()

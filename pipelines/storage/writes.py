@@ -1,0 +1,157 @@
+"""Put-if-absent on S3, in one request or as a multipart upload.
+
+Either way a single request with `If-None-Match: *` makes the object appear whole. When its answer is lost, the store
+is asked what lies there: our bytes, and it landed; others, and another was first; none, and it is made again.
+
+A multipart upload that was cut off keeps its parts in the store, unseen. One that fails is aborted; one that was
+killed is cleared when the same object is put again, for once an object is there no upload of it can complete.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import CommitUnknown, StoreUnavailable
+from pipelines.storage.bucket import DIGEST_KEY, Answer, Bucket
+from pipelines.storage.clock import Clock, Conflict, Exists, Transient
+from pipelines.storage.digests import sha256_of
+
+SINGLE_BYTES = 32 << 20
+PART_BYTES = 16 << 20
+MOST_PARTS = 10_000
+SENDERS = 4
+
+
+class Body:
+    """What is put: size, digest, and any stretch of its bytes."""
+
+    def __init__(self, data: bytes | Path) -> None:
+        self._data = data
+        self.size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        self.sha256 = sha256_of(data)
+
+    def stretch(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), cut at the end."""
+        if isinstance(self._data, bytes):
+            return self._data[start:stop]
+        with self._data.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
+
+
+async def put(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) -> bool:
+    """Put an object if there is none; True if this call made it. `during` is called before it appears.
+
+    StoreUnavailable when it could not be put, CommitUnknown when that could not be found out.
+    """
+    try:
+        if body.size > SINGLE_BYTES:
+            return await _put_parts(bucket, key, body, during)
+        during()
+        data = body.stretch(0, body.size)
+        fields: dict[str, Any] = {"Body": data, "Metadata": {DIGEST_KEY: body.sha256}}
+        return await _commit(bucket, "put_object", key, body.sha256, **fields)
+    except FileNotFoundError:
+        raise StoreUnavailable(f"cannot write s3://{bucket.name}/{key}: there is no such bucket") from None
+
+
+async def _commit(bucket: Bucket, method: str, key: str, sha256: str, again: bool = True, **fields: Any) -> bool:
+    """The request that makes an object appear. A Conflict is raised unless the request may be made `again`."""
+    clock = bucket.clock("write", key)
+    lost = False
+    while True:
+        try:
+            await clock.attempt(lambda: bucket.request(method, Key=key, IfNoneMatch="*", **fields))
+            return True
+        except Exists:
+            problem = Transient("an object was there, and is gone", landed=False)
+        except Transient as cut:
+            problem = cut
+            lost = lost or cut.landed
+        with _unknown(lost):
+            found = await bucket.sha256(key, clock)
+            if found is not None:
+                return lost and found == sha256
+            if isinstance(problem, Conflict) and not again:
+                raise problem
+            await clock.pause(problem)
+
+
+@contextmanager
+def _unknown(lost: bool) -> Iterator[None]:
+    try:
+        yield
+    except StoreUnavailable as error:
+        if not lost:
+            raise
+        raise CommitUnknown(f"{error}; it may have been written all the same, and nothing was deleted") from error
+
+
+# -------------------------------------------------------------------------------------------------------- multipart
+
+
+async def _put_parts(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) -> bool:
+    restarts: Clock | None = None
+    while True:
+        try:
+            made = await _upload(bucket, key, body, during)
+        except Conflict as problem:
+            restarts = restarts or bucket.clock("write", key)
+            await restarts.pause(problem)
+            continue
+        with suppress(StoreUnavailable):  # the object is there; what remains of uploads costs space, no more
+            for upload in await bucket.uploads(key):
+                if upload["Key"] == key:
+                    await bucket.abort(key, upload["UploadId"])
+        return made
+
+
+async def _upload(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) -> bool:
+    """One multipart upload from beginning to end; Conflict when it has to begin anew."""
+    metadata = {DIGEST_KEY: body.sha256}
+    begun = await bucket.persist("write", key, "create_multipart_upload", Key=key, Metadata=metadata)
+    upload = str(begun["UploadId"])
+    try:
+        parts = await _send(bucket, key, upload, body)
+        during()
+        fields = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
+        return await _commit(bucket, "complete_multipart_upload", key, body.sha256, again=False, **fields)
+    except FileNotFoundError:  # cleared by another, who has put the object
+        if await bucket.sha256(key, bucket.clock("stat", key)) is None:
+            raise Conflict("the upload is gone, and there is no object") from None
+        return False
+    except CommitUnknown:
+        raise
+    except BaseException:
+        await _abort_once(bucket, key, upload)
+        raise
+
+
+async def _send(bucket: Bucket, key: str, upload: str, body: Body) -> list[Answer]:
+    """Send all parts, a few at a time; what the store answered for each, as it wants to hear it again."""
+    step = max(PART_BYTES, -(-body.size // MOST_PARTS))
+    turns = asyncio.Semaphore(SENDERS)
+
+    async def send(number: int) -> Answer:
+        async with turns:
+            data = body.stretch(number * step, (number + 1) * step)
+            fields: dict[str, Any] = {"UploadId": upload, "PartNumber": number + 1, "Body": data}
+            answer = await bucket.persist("write", key, "upload_part", Key=key, **fields)
+        checks = {name: value for name, value in answer.items() if name == "ETag" or name.startswith("Checksum")}
+        return {"PartNumber": number + 1, **checks}
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(send(number)) for number in range(-(-body.size // step))]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _abort_once(bucket: Bucket, key: str, upload: str) -> None:
+    """Free what was sent, if the store answers at once; the failure that led here is what the caller hears of."""
+    with suppress(Exception):
+        async with asyncio.timeout(bucket.seconds / 20):
+            await bucket.request("abort_multipart_upload", Key=key, UploadId=upload)

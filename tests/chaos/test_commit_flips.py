@@ -1,0 +1,95 @@
+"""`verify` finds a single flipped bit in any part, receipt or manifest of any artifact, and names the file."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact
+from pipelines.errors import HHNetError
+from pipelines.storage import Store, canonical_json
+from pipelines.verify import verify
+from tests.support.codes import write_shards
+from tests.support.report import SEED, report, scaled
+from tests.unit.pipelines.test_verify import BITS, CLASSES, MARK, make_codes, make_index, make_model
+
+
+def make_all(folder: Path) -> dict[str, Artifact]:
+    """One artifact of each kind, as the verbs write them."""
+    shards = open_artifact(write_shards(folder, "shards"))
+    model = make_model(folder / "model", shards, {"bits": BITS, "classes": CLASSES})
+    codes = make_codes(folder / "codes", shards, model)
+    return {
+        "shards": shards,
+        "model": model,
+        "codes": codes,
+        "index": make_index(folder / "index", codes),
+        "checkpoint": make_checkpoint(folder / "checkpoint"),
+        "report": make_report(folder / "report"),
+    }
+
+
+def make_checkpoint(root: Path) -> Artifact:
+    writer = ArtifactWriter(Store(root), "checkpoint", MARK, (), {})
+    state = safetensors.numpy.save({"a": np.arange(2.0), "b": np.ones(300)})
+    parts = [
+        writer.put_part("state.safetensors", state, 2),
+        writer.put_part("progress.json", canonical_json({"best": None}), 1),
+    ]
+    return writer.commit(parts, {"tensors": 2}, {"step": 1})
+
+
+def make_report(root: Path) -> Artifact:
+    writer = ArtifactWriter(Store(root), "report", MARK, (), {})
+    facts = {"map": 0.5, "chance": 0.1}
+    parts = [
+        writer.put_part("metrics.json", canonical_json(facts), 1),
+        writer.put_part("report.html", b"<!doctype html><p>" + bytes(range(256)), 1),
+    ]
+    return writer.commit(parts, {}, facts)
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    return make_all(tmp_path_factory.mktemp("artifacts"))
+
+
+@pytest.mark.parametrize("kind", ["shards", "model", "codes", "index", "checkpoint", "report"])
+def test_every_flipped_bit_is_found_and_named(artifacts: dict[str, Artifact], kind: str) -> None:
+    artifact, draw = artifacts[kind], random.Random(f"{SEED} {kind}")
+    root, flips = Path(artifact.uri), scaled(50, 1000)
+    verify(artifact.uri)
+    entries = [*artifact.manifest.parts, *artifact.manifest.receipts]
+    names = [*(entry.path for entry in entries), "manifest.json", "identity.json"]
+    missed, unnamed, tried = (
+        [],
+        [],
+        dict.fromkeys(("parts", "rejects", "receipts", "manifest.json", "identity.json"), 0),
+    )
+    for _ in range(flips):
+        name = draw.choice(names)
+        path = root / name
+        before = path.read_bytes()
+        bit = draw.randrange(len(before) * 8)
+        path.write_bytes(flipped(before, bit))
+        tried[name.split("/")[0]] += 1
+        try:
+            verify(artifact.uri)
+            missed.append((name, bit))
+        except HHNetError as error:
+            if name not in str(error):
+                unnamed.append((name, bit, str(error)))
+        finally:
+            path.write_bytes(before)
+    verify(artifact.uri)
+    report("flipped bits", kind=kind, flips=flips, where=tried, missed=len(missed), unnamed=len(unnamed))
+    assert missed == []
+    assert unnamed == []
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)

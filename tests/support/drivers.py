@@ -1,0 +1,108 @@
+"""Verbs in processes of their own, which can be killed, and start at once: forked from one that imported everything.
+
+done = run(verb, "ingest", str(source), "--out", str(out), failpoints="part.put.before=kill")
+done.code     exit code, -9 after SIGKILL
+done.result   what `--json` printed, or None
+done.errors   the lines on stderr that are errors, without those of progress
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pipelines.index
+import pipelines.ingest
+from pipelines.cli import main
+from pipelines.errors import HHNetError
+from pipelines.failpoints import VARIABLE
+from pipelines.learning.checkpoints import Checkpoints
+from pipelines.storage import Store
+from tests.support.inline import use_inline_pool
+
+LIMIT_S = 120
+MARK = "c" * 64
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.support.drivers"])
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a process ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the verb printed with --json."""
+        return json.loads(self.out) if self.out.strip() else None
+
+    @property
+    def errors(self) -> list[str]:
+        """Lines of stderr that say what went wrong."""
+        return [line for line in self.err.splitlines() if line.startswith(("hhnet:", "Traceback"))]
+
+
+def run(
+    work: Callable[..., None],
+    *args: Any,
+    failpoints: str = "",
+    kill_after: float | None = None,
+    variables: dict[str, str] | None = None,
+) -> Done:
+    """Run `work(*args)` in a process of its own, killed after `kill_after` seconds if it still runs then."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = {VARIABLE: failpoints, **(variables or {})}
+        process = _context.Process(target=_child, args=(work, args, changes, folder))
+        begun = time.monotonic()
+        process.start()
+        process.join(LIMIT_S if kill_after is None else kill_after)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            assert kill_after is not None, f"{args} still ran after {LIMIT_S} s"
+        seconds = time.monotonic() - begun
+        out, err = (Path(folder, name).read_text() if Path(folder, name).exists() else "" for name in ("out", "err"))
+        return Done(int(process.exitcode or 0), out, err, seconds)
+
+
+def _child(work: Callable[..., None], args: tuple[Any, ...], variables: dict[str, str], folder: str) -> None:
+    os.environ.update(variables)
+    for number, name in ((1, "out"), (2, "err")):
+        descriptor = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    work(*args)
+
+
+def verb(*words: str) -> None:
+    """The command line; an index is built in this process instead of on Ray."""
+    use_inline_pool(pytest.MonkeyPatch(), pipelines.index)
+    sys.argv = ["hhnet", *words, "--json"]
+    main()
+
+
+def save_checkpoints(root: str, steps: int) -> None:
+    """What a training does with its checkpoints: go on from the newest that verifies, save each step."""
+    try:
+        checkpoints = Checkpoints(Store(root), MARK)
+        last = checkpoints.latest()
+        for step in range(last.step + 1 if last else 1, steps + 1):
+            progress = {"best": None, "step": step}
+            checkpoints.save(checkpoints.new_name(step), step, {"w": torch.full((100,), float(step))}, progress)
+    except HHNetError as error:
+        sys.stderr.write(f"hhnet: {error}\n")
+        sys.exit(error.exit_code)
