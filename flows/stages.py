@@ -20,11 +20,11 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from pydantic import ValidationError
 
-from pipelines.artifacts import open_artifact
 from pipelines.cluster.progress import reporting
 from pipelines.config import Config
 from pipelines.errors import ConfigError, FingerprintMismatch, Unavailable
 from pipelines.storage import Store
+from pipelines.versions import open_current
 
 Ref = dict[str, str]
 """Where an artifact lies and what it is: {"uri": ..., "digest": ...}."""
@@ -155,7 +155,7 @@ def measured_rate(codes: str) -> float | None:
 
 def located(ref: Ref) -> str:
     """The URI, after a look that the artifact there is still the one an earlier stage handed on."""
-    found = open_artifact(ref["uri"]).digest
+    found = open_current(ref["uri"]).digest
     if found != ref["digest"]:
         raise FingerprintMismatch(f"{ref['uri']} changed during the run: {ref['digest'][:12]} became {found[:12]}")
     return ref["uri"]

@@ -260,6 +260,46 @@ def encode(
     return work(shards, model, out, settings, allow_degraded=allow_degraded)
 
 
+@verb(app, "retry-rejects")
+def retry_rejects(
+    codes: Annotated[str, typer.Option("--codes", help="The codes artifact.", metavar="URI")],
+    shards: Annotated[str | None, typer.Option("--shards", help="Where its shards lie now.", metavar="URI")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Where its model lies now.", metavar="URI")] = None,
+    workers: Annotated[int | None, typer.Option(help="Encoding processes.", min=1)] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Encode shards with rejects again after the cause is gone, and publish the next version of the codes.
+
+    Example: hhnet retry-rejects --codes codes/database
+    """
+    settings = _configure(config, sets, encode__workers=workers)
+    flags = {"--codes": codes, "--shards": shards, "--model": model}
+    submitted = submit(settings, ["retry-rejects"], flags)
+    if submitted is not None:
+        return submitted
+    from pipelines.retry import retry_rejects as work
+
+    return work(codes, settings, shards=shards, model=model)
+
+
+@verb(app, "gc")
+def gc(
+    uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")],
+    older_than: Annotated[
+        str, typer.Option(help="Grace period; longer than any run that may be writing there.", metavar="24h")
+    ] = "24h",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, say what would be.")] = False,
+) -> Result:
+    """Delete what no version of an artifact refers to: parts of lost attempts, old checkpoints, temporary files.
+
+    Example: hhnet gc codes/database --dry-run
+    """
+    from pipelines.gc import gc as work
+
+    return work(uri, older_than=older_than, dry_run=dry_run)
+
+
 @verb(app, "verify")
 def verify(
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")],

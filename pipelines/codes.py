@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact
+from pipelines.artifacts import Artifact, Part, ReceiptRef
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.schema import codes_schema, read_parquet, require_schema
+from pipelines.versions import open_current
+
+ENCODER_VERSION = 1
+"""Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
 
 COLUMNS = ("key", "shard", "row", "code", "labels")
 
@@ -33,17 +38,22 @@ class CodesShard:
 
 @dataclass(frozen=True)
 class CodesSet:
-    """An opened codes artifact; shards are in the order of their names."""
+    """An opened codes artifact."""
 
     artifact: Artifact
     bits: int
     classes: tuple[str, ...]
-    shards: tuple[CodesShard, ...]
+
+    @cached_property
+    def shards(self) -> tuple[CodesShard, ...]:
+        """The shards in the order of their names; their receipts are read when this is first asked for."""
+        shards = [_shard_of(self.artifact, receipt) for receipt in self.artifact.manifest.receipts]
+        return tuple(sorted(shards, key=lambda shard: shard.name))
 
     @property
     def rows(self) -> int:
         """Codes in all shards."""
-        return sum(shard.rows for shard in self.shards)
+        return sum(part.rows for part in self.artifact.manifest.parts if part.path.startswith("parts/"))
 
     @property
     def model(self) -> str:
@@ -60,15 +70,14 @@ class CodesSet:
 
 
 def open_codes(source: str | Artifact) -> CodesSet:
-    """Open a codes artifact by URI, or take one that is open."""
-    artifact = open_artifact(source, "codes") if isinstance(source, str) else source
+    """Open the current version of a codes artifact by URI, or take one that is open."""
+    artifact = open_current(source, "codes") if isinstance(source, str) else source
     meta = artifact.manifest.meta
     try:
         bits, classes = int(meta["bits"]), tuple(str(name) for name in meta["classes"])
     except (KeyError, TypeError, ValueError):
         raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its bits and classes") from None
-    shards = [_shard_of(artifact, receipt) for receipt in artifact.manifest.receipts]
-    return CodesSet(artifact, bits, classes, tuple(sorted(shards, key=lambda shard: shard.name)))
+    return CodesSet(artifact, bits, classes)
 
 
 def _shard_of(artifact: Artifact, reference: ReceiptRef) -> CodesShard:

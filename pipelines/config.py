@@ -122,7 +122,9 @@ class EncodeSettings(Section):
     reject_budget: float = Field(0.01, ge=0, le=1)
     """Share of rejected samples above which the run ends degraded (exit 4)."""
     max_attempts: int = Field(3, ge=1)
-    """Workers that may die on one shard before its samples become rejects."""
+    """Workers that may die or get stuck on one shard before its samples become rejects."""
+    stuck_s: float = Field(600.0, gt=0)
+    """Seconds without a decoded image or a finished batch after which a shard is taken from its worker."""
     carry: tuple[str, ...] = ()
     """Metadata columns of the samples' JSON to carry into the codes."""
 

@@ -5,7 +5,7 @@ Shape suffixes: B images, S side of the network's input, K bits.
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +22,6 @@ from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.schema import Reason
 from pipelines.shards import Record, Sample
-
-ENCODER_VERSION = 1
-"""Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
 
 
 @dataclass
@@ -72,11 +69,13 @@ class Encoder:
         squares = [self.preprocess.resize_crop(decode_image(data)) for data in images]
         return self._forward(squares)
 
-    def encode_samples(self, samples: Iterable[Sample], batch_size: int, threads: int) -> Encoded:
+    def encode_samples(
+        self, samples: Iterable[Sample], batch_size: int, threads: int, advance: Callable[[], None] = lambda: None
+    ) -> Encoded:
         """Encode one shard's samples in batches, decoding in `threads` threads beside the forward pass.
 
         Samples that are damaged or do not decode become rejects; batches close ranks over them, so the codes are
-        a function of the shard alone.
+        a function of the shard alone. `advance` is called after each sample and each batch.
         """
         clock = dict.fromkeys(("read", "decode", "forward"), 0.0)
         result = Encoded(np.zeros((0, (self.bits + 7) // 8), np.uint8), seconds=clock)
@@ -87,11 +86,13 @@ class Encoder:
             begun = time.perf_counter()
             codes.append(self._forward(squares))
             squares.clear()
+            advance()
             clock["forward"] += time.perf_counter() - begun
 
         timed = _timed(samples, clock)
         for sample, square, seconds in decode_ahead(timed, partial(_decode, self.preprocess), threads, 2 * batch_size):
             clock["decode"] += seconds
+            advance()
             if isinstance(square, ImageReject):
                 result.rejects.append((sample.record, square))
                 continue

@@ -18,6 +18,7 @@ from pipelines.gallery.page import Row, Tile
 from pipelines.gallery.pictures import Pictures, find_pictures
 from pipelines.gallery.report import convention_name, report_page
 from pipelines.storage import Store, canonical_json
+from pipelines.versions import finished
 
 STEPS = 4
 NEIGHBOURS = 10
@@ -30,12 +31,13 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     the database does not know, a tar comes twice, or either side is empty.
     """
     query_set, sets = _open_all(queries, database)
-    writer = _writer(query_set, sets, out, config)
-    artifact = writer.committed()
-    status = "unchanged" if artifact else "done"
-    if artifact is None:
-        artifact = _report(writer, query_set, sets, config)
-    return _answer(artifact, status)
+    digests = {"queries": query_set.artifact.digest, "database": [entry.artifact.digest for entry in sets]}
+    name = fingerprint("report", digests, result_settings(config, "report"))
+    artifact = finished(Store(out), "report", name)
+    if artifact is not None:
+        return _answer(artifact, "unchanged")
+    require_distinct(sets)
+    return _answer(_report(_writer(query_set, sets, out, name), query_set, sets, config), "done")
 
 
 def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[CodesSet]]:
@@ -44,7 +46,6 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     query_set, sets = open_codes(queries), [open_codes(uri) for uri in database]
     for other in sets:
         require_pair(query_set, other)
-    require_distinct(sets)
     for name, rows in ((queries, query_set.rows), (", ".join(database), sum(entry.rows for entry in sets))):
         if not rows:
             raise InputError(f"{name} holds no codes to evaluate")
@@ -58,11 +59,9 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     return query_set, sets
 
 
-def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, config: Config) -> ArtifactWriter:
+def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) -> ArtifactWriter:
     named = [("queries", query_set), *((f"database-{n}", entry) for n, entry in enumerate(sets))]
     inputs = tuple(ArtifactInput(role=role, kind="codes", digest=entry.artifact.digest) for role, entry in named)
-    digests = {"queries": query_set.artifact.digest, "database": [entry.artifact.digest for entry in sets]}
-    name = fingerprint("report", digests, result_settings(config, "report"))
     return ArtifactWriter(Store(out), "report", name, inputs, {role: entry.artifact.uri for role, entry in named})
 
 

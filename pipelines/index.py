@@ -24,6 +24,7 @@ from pipelines.kinds.gate import check_gate, measured_recall
 from pipelines.kinds.parts import PartBuilder, PartTask, codes_of, sample_rows
 from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import Store, sha256_of
+from pipelines.versions import finished
 
 QUANTIZER = "quantizer"
 PROBES = 100
@@ -37,21 +38,21 @@ def build_index(codes: Sequence[str], out: str, config: Config, publish: bool = 
     nothing to index, WorkFailed where the gate finds that the index does not return its own codes.
     """
     sets = _open_all(codes)
-    tasks = plan_parts(sets)
-    count = sum(task.part.rows for task in tasks)
-    if not count:
-        raise InputError(f"{', '.join(entry.artifact.uri for entry in sets)}: there are no codes to index")
-    writer = _writer(sets, out, config)
-    artifact = writer.committed()
+    store = Store(out)
+    name = fingerprint("index", {"codes": [entry.artifact.digest for entry in sets]}, result_settings(config, "index"))
+    artifact = finished(store, "index", name)
     status = "unchanged" if artifact else "done"
-    if artifact is None:
-        artifact = _build(writer, tasks, count, sets[0], config)
-    if publish and not versions(artifact.store):
-        check_gate(artifact, tasks, config.index.seed)
-        if not publish_version(artifact.store, 1, "manifest.json", artifact.digest):
-            raise WorkFailed(f"{artifact.uri}: another run published version 1 with another manifest")
-        status = "done"
-    known = versions(artifact.store)
+    if artifact is None or (publish and not versions(store)):
+        require_distinct(sets)
+        tasks = plan_parts(sets)
+        if artifact is None:
+            artifact = _build(_writer(sets, store, name), tasks, sets[0], config)
+        if publish and not versions(store):
+            check_gate(artifact, tasks, config.index.seed)
+            if not publish_version(store, 1, "manifest.json", artifact.digest):
+                raise WorkFailed(f"{artifact.uri}: another run published version 1 with another manifest")
+            status = "done"
+    known = versions(store)
     return {
         "verb": "index build",
         "status": status,
@@ -69,7 +70,8 @@ def _open_all(codes: Sequence[str]) -> list[CodesSet]:
     sets = [open_codes(uri) for uri in codes]
     for other in sets[1:]:
         require_pair(sets[0], other, classes=True)
-    require_distinct(sets)
+    if not any(entry.rows for entry in sets):
+        raise InputError(f"{', '.join(entry.artifact.uri for entry in sets)}: there are no codes to index")
     return sets
 
 
@@ -85,22 +87,22 @@ def _task(ordinal: int, entry: CodesSet, shard: CodesShard) -> PartTask:
     )
 
 
-def _writer(sets: Sequence[CodesSet], out: str, config: Config) -> ArtifactWriter:
+def _writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter:
     """The model is named as an input too, so that a search by image finds it without the codes."""
     digests = [entry.artifact.digest for entry in sets]
-    name = fingerprint("index", {"codes": digests}, result_settings(config, "index"))
     inputs = [ArtifactInput(role=f"codes-{n}", kind="codes", digest=digest) for n, digest in enumerate(digests)]
     inputs.append(ArtifactInput(role="model", kind="model", digest=sets[0].model))
     origin = {f"codes-{n}": entry.artifact.uri for n, entry in enumerate(sets)}
     model = next((uri for entry in sets if (uri := entry.artifact.origin("model"))), None)
-    return ArtifactWriter(Store(out), "index", name, tuple(inputs), origin | ({"model": model} if model else {}))
+    return ArtifactWriter(store, "index", name, tuple(inputs), origin | ({"model": model} if model else {}))
 
 
-def _build(writer: ArtifactWriter, tasks: Sequence[PartTask], count: int, first: CodesSet, config: Config) -> Artifact:
+def _build(writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config) -> Artifact:
     kind = index_kind(config.index.kind)
+    count = sum(task.part.rows for task in tasks)
     parameters = kind.parameters(config.index, count)
-    receipts = writer.receipts()
-    if QUANTIZER not in receipts and kind.sample_size(parameters):
+    receipts = _own_receipts(writer, tasks)
+    if kind.sample_size(parameters) and not _built(writer, receipts.get(QUANTIZER)):
         receipts[QUANTIZER] = _train(writer, kind, tasks, parameters, config)
     shared, shared_parts = _shared(writer, receipts.get(QUANTIZER))
     receipts |= _build_parts(writer, tasks, receipts, shared, config)
@@ -151,10 +153,18 @@ def _build_parts(
     return done
 
 
+def _own_receipts(writer: ArtifactWriter, tasks: Sequence[PartTask]) -> dict[str, Any]:
+    """The receipts that were put for the quantizer and for these parts."""
+    names = {QUANTIZER, *(part_stem(task.ordinal) for task in tasks)}
+    return {name: receipt for name, receipt in writer.receipts().items() if name in names}
+
+
 def _built(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> bool:
     """A receipt exists, and so does what it claims."""
     return receipt is not None and all(
-        writer.store.size(receipt[name]["path"]) == receipt[name]["bytes"] for name in ("part", "keys")
+        writer.store.size(receipt[name]["path"]) == receipt[name]["bytes"]
+        for name in ("part", "keys")
+        if name in receipt
     )
 
 

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     """The decoder refused the bytes for another reason."""
     WORKER_DIED = "worker_died"
     """Every worker that held the sample's shard died."""
+    STUCK = "stuck"
+    """Every worker that held the sample's shard made no progress for `encode.stuck_s`, or died."""
 
 
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.binary(32))])

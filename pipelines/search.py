@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import Artifact, open_input
+from pipelines.artifacts import Artifact
 from pipelines.codes import code_array, open_codes
 from pipelines.config import Config
 from pipelines.errors import FingerprintMismatch, HHNetError, InputError
@@ -16,6 +16,7 @@ from pipelines.images import MAX_BYTES, ImageReject, decode_image
 from pipelines.kinds import NO_ID
 from pipelines.kinds.artifact import IndexReader, Item, code_bytes, open_index
 from pipelines.storage import write_output
+from pipelines.versions import open_input
 
 BATCH = 4096
 NEAR_KEYS = 3

@@ -9,23 +9,21 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-
-from hhnet.model import card, model_to_bytes
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, write_run_record
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
 from pipelines.cluster.progress import Board, BoardView
 from pipelines.cluster.session import ray_session, require_shared_store, wait_for
 from pipelines.config import Config, result_settings
 from pipelines.errors import ConfigError, HHNetError, InputError, WorkFailed
-from pipelines.learning.checkpoints import Checkpoint, Checkpoints
-from pipelines.learning.learner import Learner, make_network, make_training_loss
-from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of
-from pipelines.learning.validation import validate
 from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json
+from pipelines.versions import finished
+
+if TYPE_CHECKING:  # they import torch, which a run that finds everything done can do without
+    from pipelines.learning.checkpoints import Checkpoint, Checkpoints
+    from pipelines.learning.learner import Learner
+    from pipelines.learning.trainset import TrainData
 
 
 @dataclass(frozen=True)
@@ -55,23 +53,11 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     was done, images_per_second. A rerun of the same command goes on from the last good checkpoint.
     """
     begun = time.monotonic()
-    train_set = open_shards(shards)
-    val_set = open_shards(val) if val else None
-    job = plan_job(train_set, val_set, out, config)
-    data = TrainData.make(train_set, val_set, config)
-    check_network(config, len(train_set.classes))
-    writer = job.writer()
-    artifact = writer.committed()
+    job = plan_job(open_artifact(shards, "shards"), open_artifact(val, "shards") if val else None, out, config)
+    artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
-        checkpoints = Checkpoints(writer.store, job.fingerprint)
-        last = checkpoints.latest()
-        if last is None or last.step < data.total_steps(config):
-            _run_workers(job, data, last.step if last else 0)
-            last = checkpoints.latest()
-        if last is None or last.step < data.total_steps(config):
-            raise WorkFailed(f"{out}: training ended without its last checkpoint; run the same command again")
-        artifact = _publish(writer, checkpoints, last, train_set, config)
+        artifact = _work(job)
     metrics = artifact.manifest.meta["metrics"]
     result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **metrics}
     if status == "done":
@@ -82,8 +68,31 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     return result
 
 
+def _work(job: TrainJob) -> Artifact:
+    """Train from the last good checkpoint to the end, and publish."""
+    from pipelines.learning.checkpoints import Checkpoints
+    from pipelines.learning.trainset import TrainData
+
+    train_set, config = open_shards(job.shards), job.config
+    data = TrainData.make(train_set, open_shards(job.val) if job.val else None, config)
+    check_network(config, len(train_set.classes))
+    writer = job.writer()
+    checkpoints = Checkpoints(writer.store, job.fingerprint)
+    last = checkpoints.latest()
+    if last is None or last.step < data.total_steps(config):
+        _run_workers(job, data, last.step if last else 0)
+        last = checkpoints.latest()
+    if last is None or last.step < data.total_steps(config):
+        raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
+    return _publish(writer, checkpoints, last, train_set, config)
+
+
 def check_network(config: Config, classes: int) -> None:
     """Build the network and the loss once and show them an image, so that a bad setting is found before any work."""
+    import torch
+
+    from pipelines.learning.learner import make_network, make_training_loss
+
     network = make_network(config, make_training_loss(config, classes).default_head).eval()
     side = config.data.image_size
     try:
@@ -93,16 +102,15 @@ def check_network(config: Config, classes: int) -> None:
         raise ConfigError(f"data.image_size: {error}") from None
 
 
-def plan_job(train_set: ShardSet, val_set: ShardSet | None, out: str, config: Config) -> TrainJob:
+def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
     """Name the result: its fingerprint and inputs."""
-    opened = {"shards": train_set, **({"val": val_set} if val_set else {})}
-    inputs = tuple(ArtifactInput(role=role, kind="shards", digest=s.artifact.digest) for role, s in opened.items())
+    opened = {"shards": shards, **({"val": val} if val else {})}
+    inputs = tuple(ArtifactInput(role=role, kind="shards", digest=found.digest) for role, found in opened.items())
     settings = result_settings(config, "model")
     if config.model.weights not in (None, "timm"):
         settings["model.weights"] = _file_digest(str(config.model.weights))
     mark = fingerprint("model", {entry.role: entry.digest for entry in inputs}, settings)
-    val = val_set.artifact.uri if val_set else None
-    return TrainJob(train_set.artifact.uri, val, Store(out).uri, mark, inputs, config)
+    return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
 
 
 def _file_digest(path: str) -> str:
@@ -113,7 +121,7 @@ def _file_digest(path: str) -> str:
         raise InputError(f"model.weights={path} cannot be read: {error.strerror}") from None
 
 
-def _run_workers(job: TrainJob, data: TrainData, done: int) -> None:
+def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
     """Run the loop on Ray Train until its last step, restarting workers that die."""
     with ray_session(job.config):
         import ray
@@ -154,6 +162,7 @@ def _run_workers(job: TrainJob, data: TrainData, done: int) -> None:
 def _ray_loop(settings: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker."""
     import ray
+    import torch
 
     board = settings["board"]
     if ray.get(board.failure.remote()) is not None:
@@ -167,9 +176,13 @@ def _ray_loop(settings: dict[str, Any]) -> None:
 
 
 def _publish(
-    writer: ArtifactWriter, checkpoints: Checkpoints, last: Checkpoint, train_set: ShardSet, config: Config
+    writer: ArtifactWriter, checkpoints: "Checkpoints", last: "Checkpoint", train_set: ShardSet, config: Config
 ) -> Artifact:
     """The averaged weights of the best validation epoch become the model."""
+    from hhnet.model import card, model_to_bytes
+    from pipelines.learning.learner import make_network, make_training_loss
+    from pipelines.learning.trainset import preprocess_of
+
     best = checkpoints.named(last.progress["best"]["checkpoint"])
     loss = make_training_loss(config, len(train_set.classes))
     network = make_network(config, loss.default_head)
@@ -203,6 +216,10 @@ def _publish(
 
 def train_worker(job: TrainJob, post: Any) -> None:
     """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
+    from pipelines.learning.checkpoints import Checkpoints
+    from pipelines.learning.learner import Learner
+    from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of
+
     config = job.config
     train_set = open_shards(job.shards)
     data = TrainData.make(train_set, open_shards(job.val) if job.val else None, config)
@@ -243,14 +260,16 @@ def train_worker(job: TrainJob, post: Any) -> None:
 
 
 def _end_epoch(
-    checkpoints: Checkpoints,
-    learner: Learner,
-    data: TrainData,
+    checkpoints: "Checkpoints",
+    learner: "Learner",
+    data: "TrainData",
     progress: dict[str, Any],
     epoch: int,
     loss: float,
 ) -> None:
     """Validate when it is time, remember the best, and save."""
+    from pipelines.learning.validation import validate
+
     train_config = learner.config.train
     entry: dict[str, Any] = {"epoch": epoch + 1, "step": learner.step_count, "loss": loss}
     last = epoch + 1 == train_config.epochs
@@ -263,7 +282,9 @@ def _end_epoch(
     _save(checkpoints, learner, progress, name)
 
 
-def _save(checkpoints: Checkpoints, learner: Learner, progress: dict[str, Any], name: str | None = None) -> None:
+def _save(checkpoints: "Checkpoints", learner: "Learner", progress: dict[str, Any], name: str | None = None) -> None:
+    import torch.distributed as dist
+
     if learner.rank == 0:
         checkpoints.save(
             name or checkpoints.new_name(learner.step_count), learner.step_count, learner.state(), progress

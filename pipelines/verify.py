@@ -1,20 +1,19 @@
 """Prove an artifact from its stored bytes alone: digests, counts, schemas, conservation, and its chain of inputs."""
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact, parse_manifest, versions
+from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact, versions
 from pipelines.cluster.progress import stage
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs import PROOFS
 from pipelines.proofs.findings import MAX_PROBLEMS, Findings
 from pipelines.proofs.shards import prove_shards, prove_tar
 from pipelines.shards import Shard
-from pipelines.storage import Store, canonical_json
+from pipelines.storage import canonical_json
+from pipelines.versions import FOLDERS, named_version, referenced
 
 THREADS = 4
 
@@ -26,29 +25,50 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> dic
     noted, not a failure. So are orphans, files that nothing refers to. Raises DamagedArtifact naming the first
     problem and the number of others; InputError where nothing was committed.
     """
-    artifact = open_artifact(uri)
+    first = open_artifact(uri)
     given = {role: where for role, where in (("shards", shards), ("model", model)) if where is not None}
-    findings = Findings(artifact, given)
-    _check_envelope(findings)
-    kind = artifact.manifest.kind
+    findings = Findings(first, given)
+    published = _published(findings)
+    kind = first.manifest.kind
     tars = prove_shards(findings) if kind == "shards" else []
-    _check_bytes(findings, tars)
-    if kind in PROOFS:
-        PROOFS[kind](findings)
-    elif kind != "shards":
+    _check_bytes(findings, list(published.values()), tars)
+    for path, artifact in published.items():
+        found = findings if artifact is first else Findings(artifact, given)
+        _check_envelope(found, path)
+        if kind in PROOFS:
+            PROOFS[kind](found)
+        if found is not findings:
+            findings.checks += [f"{path}: {check}" for check in found.checks]
+            for problem in found.problems:
+                findings.problem(problem)
+    if kind not in PROOFS and kind != "shards":
         findings.checks.append(f"kind {kind!r} is not known here: digests only")
-    _check_versions(findings)
     if findings.problems:
         raise DamagedArtifact(_summary(findings))
+    current = list(published.values())[-1]
     return {
         "verb": "verify",
         "status": "done",
-        "uri": artifact.uri,
-        "digest": artifact.digest,
+        "uri": current.uri,
+        "digest": current.digest,
         "kind": kind,
         "checks": findings.checks,
-        "orphans": _orphans(artifact),
+        "orphans": _orphans(published),
     }
+
+
+def _published(findings: Findings) -> dict[str, Artifact]:
+    """Every manifest that the root has published, by its path, oldest first; a version that names none is a problem."""
+    store = findings.artifact.store
+    found = {"manifest.json": findings.artifact}
+    numbers = versions(store)
+    for number in numbers:
+        with findings.guard():
+            found |= {path: artifact for path, artifact in [named_version(store, number)] if path not in found}
+    if numbers:
+        findings.checks.append(f"versions 1 to {numbers[-1]} name manifests that are there")
+        findings.require(numbers == list(range(1, len(numbers) + 1)), f"{store.uri}: version numbers leave a gap")
+    return found
 
 
 def _summary(findings: Findings) -> str:
@@ -61,12 +81,12 @@ def _summary(findings: Findings) -> str:
     return f"{first}{more}{cut}: {listed}"
 
 
-def _check_envelope(findings: Findings) -> None:
+def _check_envelope(findings: Findings, path: str) -> None:
     """The manifest and the identity are the canonical bytes, and agree. (Opening checked the manifest's digest.)"""
     artifact = findings.artifact
     manifest = artifact.manifest
     identity = {"format": manifest.format, "kind": manifest.kind, "fingerprint": manifest.fingerprint}
-    expected = {"manifest.json": manifest.to_bytes(), "identity.json": canonical_json(identity)}
+    expected = {path: manifest.to_bytes(), "identity.json": canonical_json(identity)}
     for name, data in expected.items():
         where = f"{artifact.uri}/{name}"
         try:
@@ -78,13 +98,13 @@ def _check_envelope(findings: Findings) -> None:
     findings.checks.append("the manifest matches its own digest, and identity.json agrees with it")
 
 
-def _check_bytes(findings: Findings, tars: list[Shard]) -> None:
-    """Size and sha256 of all parts and receipts; a tar's members in the same pass."""
+def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard]) -> None:
+    """Size and sha256 of all parts and receipts of all versions; a tar's members in the same pass."""
     artifact = findings.artifact
-    manifest = artifact.manifest
-    classes = len(manifest.meta["classes"]) if tars else 0
+    classes = len(artifact.manifest.meta["classes"]) if tars else 0
     streamed = {shard.part.path for shard in tars}
-    rest = [entry for entry in _referenced(artifact) if entry.path not in streamed]
+    named = {entry.model_dump_json(): entry for one in published for entry in referenced(one)}
+    rest = [entry for entry in named.values() if entry.path not in streamed]
     tasks: list[Callable[[], Iterable[str]]] = [
         *(lambda shard=shard: prove_tar(artifact, shard, classes) for shard in tars),
         *(lambda entry=entry: _damage(artifact, entry) for entry in rest),
@@ -97,14 +117,12 @@ def _check_bytes(findings: Findings, tars: list[Shard]) -> None:
             for problem in problems:
                 findings.problem(problem)
             advance(1)
-    size = sum(part.bytes for part in manifest.parts)
+    parts = [entry for entry in named.values() if isinstance(entry, Part)]
+    size, rejects = sum(part.bytes for part in parts), sum(part.path.startswith("rejects/") for part in parts)
     findings.checks.append(
-        f"{len(manifest.parts)} parts ({size} bytes) and {len(manifest.receipts)} receipts match their sha256"
+        f"{len(parts)} parts ({size} bytes{f', {rejects} of them rejects' if rejects else ''}) and"
+        f" {len(named) - len(parts)} receipts match their sha256"
     )
-
-
-def _referenced(artifact: Artifact) -> list[Part | ReceiptRef]:
-    return [*artifact.manifest.parts, *artifact.manifest.receipts]
 
 
 def _damage(artifact: Artifact, entry: Part | ReceiptRef) -> list[str]:
@@ -122,37 +140,8 @@ def _damage(artifact: Artifact, entry: Part | ReceiptRef) -> list[str]:
     return []
 
 
-def _check_versions(findings: Findings) -> None:
-    store = findings.artifact.store
-    numbers = versions(store)
-    for number in numbers:
-        with findings.guard():
-            _check_version(store, number)
-    if numbers:
-        findings.checks.append(f"versions 1 to {numbers[-1]} name manifests that are there")
-        findings.require(numbers == list(range(1, len(numbers) + 1)), f"{store.uri}: version numbers leave a gap")
-
-
-def _check_version(store: Store, number: int) -> None:
-    where = f"{store.uri}/versions/{number}.json"
-    try:
-        record = json.loads(store.read(f"versions/{number}.json"))
-        path, digest = str(record["manifest"]), str(record["digest"])
-        if path.startswith("/") or ".." in PurePosixPath(path).parts:
-            raise ValueError(path)
-        manifest = parse_manifest(store.read(path), f"{store.uri}/{path}")
-    except (ValueError, KeyError, TypeError, FileNotFoundError):
-        raise DamagedArtifact(f"{where} does not name a manifest that is there") from None
-    if manifest.digest != digest:
-        raise DamagedArtifact(f"{where} names manifest {digest[:12]}, but {path} is {manifest.digest[:12]}")
-
-
-def _orphans(artifact: Artifact) -> list[str]:
-    """Files that the manifest does not refer to: what a lost race or a killed run leaves behind."""
-    referenced = {entry.path for entry in _referenced(artifact)}
-    return [
-        name
-        for folder in ("parts", "rejects", "receipts")
-        for name in artifact.store.names(folder)
-        if name not in referenced
-    ]
+def _orphans(published: Mapping[str, Artifact]) -> list[str]:
+    """Files that no version refers to: what a lost race or a killed run leaves behind, and `hhnet gc` deletes."""
+    named = {*published, *(entry.path for artifact in published.values() for entry in referenced(artifact))}
+    store = published["manifest.json"].store
+    return [name for folder in FOLDERS for name in store.names(folder) if name not in named]

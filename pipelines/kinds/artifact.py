@@ -5,24 +5,23 @@ the index self-contained: rows, keys, codes and labels. `ordinals.parquet` says 
 the kind's parts share is `quantizer.faiss`.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts import Artifact, Part, open_artifact, parse_manifest, versions
+from pipelines.artifacts import Artifact, Part, open_artifact, versions
 from pipelines.codes import class_names
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.kinds import NO_ID, Codes, IndexKind, Neighbours, Searcher, index_kind
 from pipelines.schema import read_parquet, require_schema
 from pipelines.storage import Store, scratch_folder
+from pipelines.versions import open_version
 
 ORDINALS_NAME = "ordinals.parquet"
 QUANTIZER_NAME = "quantizer.faiss"
@@ -223,21 +222,4 @@ def open_index(uri: str, version: int | None = None) -> Iterator[IndexReader]:
     if number not in known:
         raise InputError(f"{store.uri} has no version {number}: its versions are {', '.join(map(str, known))}")
     with scratch_folder() as folder:
-        yield IndexReader(Artifact(store, _manifest_of(store, number)), folder, number)
-
-
-def _manifest_of(store: Store, number: int) -> Any:
-    where = f"{store.uri}/versions/{number}.json"
-    try:
-        record = json.loads(store.read(f"versions/{number}.json"))
-        path, digest = str(record["manifest"]), str(record["digest"])
-        if path.startswith("/") or ".." in PurePosixPath(path).parts:
-            raise ValueError(path)
-        manifest = parse_manifest(store.read(path), f"{store.uri}/{path}")
-    except (ValueError, KeyError, TypeError, FileNotFoundError):
-        raise DamagedArtifact(f"{where} is not a record of a published version") from None
-    if manifest.kind != "index":
-        raise InputError(f"{store.uri} is a {manifest.kind} artifact, not index")
-    if manifest.digest != digest:
-        raise DamagedArtifact(f"{where} names manifest {digest[:12]}, but {path} is {manifest.digest[:12]}")
-    return manifest
+        yield IndexReader(open_version(store, number, "index"), folder, number)

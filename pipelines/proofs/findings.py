@@ -1,14 +1,15 @@
 """What one verification has proven and found wrong so far."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts import Artifact, open_input
+from pipelines.artifacts import Artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
+from pipelines.versions import open_input
 
 MAX_PROBLEMS = 20
 
@@ -22,6 +23,8 @@ class Findings:
     checks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     found: int = 0
+    followed: set[str] = field(default_factory=set)
+    """Digests of the inputs' inputs that were looked for."""
 
     def problem(self, text: str) -> None:
         """Note something wrong; the same text twice is one problem."""
@@ -55,8 +58,37 @@ class Findings:
             self.checks.append(f"input {role}: not checked ({error})")
         else:
             self.checks.append(f"input {role}: {found.uri} has the digest that was used")
+            self._follow(found, role)
             return found
         return None
+
+    def _follow(self, artifact: Artifact, path: str) -> None:
+        """Open the inputs of an input where they lay, and theirs, each by the digest that its manifest names."""
+        for entry in artifact.manifest.inputs:
+            name = f"{path} > {entry.role}"
+            if entry.digest in self.followed:
+                continue
+            self.followed.add(entry.digest)
+            try:
+                found = open_input(artifact, entry.role)
+            except (DamagedArtifact, FingerprintMismatch) as error:
+                self.problem(str(error))
+            except (InputError, StoreUnavailable) as error:
+                self.checks.append(f"input {name}: not checked ({error})")
+            else:
+                self.checks.append(f"input {name}: {found.uri} has the digest that was used")
+                self._follow(found, name)
+
+    def one_model(self, inputs: Iterable[Artifact]) -> None:
+        """All codes among the inputs were made by one model, the one that the artifact itself names if it does."""
+        own = [entry.digest for entry in self.artifact.manifest.inputs if entry.kind == "model"]
+        named = {entry.uri: entry.manifest.input("model").digest for entry in inputs if entry.manifest.kind == "codes"}
+        for uri, digest in named.items():
+            first = own[0] if own else next(iter(named.values()))
+            self.require(
+                digest == first,
+                f"{self.artifact.uri} is of model {first[:12]}, but its input {uri} was made by {digest[:12]}",
+            )
 
 
 def count(number: int, unit: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from pipelines.codes import CodesSet, open_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds.artifact import IndexReader
 from pipelines.proofs.findings import Findings, count
@@ -31,8 +32,27 @@ def prove_index(findings: Findings) -> None:
         total = artifact.manifest.totals.get("codes")
         findings.require(total == reader.count, f"{artifact.uri}: the totals say {total} codes, not {reader.count}")
         findings.checks.append(f"{count(reader.count, 'code')} in {count(len(reader.filled()), 'part')} that open")
-    for entry in artifact.manifest.inputs:
-        findings.input(entry.role)
+        found = [findings.input(entry.role) for entry in artifact.manifest.inputs]
+        inputs = [entry for entry in found if entry is not None]
+        findings.one_model(inputs)
+        for codes in inputs:
+            if codes.manifest.kind == "codes":
+                with findings.guard():
+                    _prove_ordinals(findings, reader, open_codes(codes))
+
+
+def _prove_ordinals(findings: Findings, reader: IndexReader, codes: CodesSet) -> None:
+    """The index holds the tars of its codes, each with as many codes."""
+    indexed = {
+        shard.shard_sha256: shard.rows
+        for shard in reader.shards.values()
+        if shard.codes_digest == codes.artifact.digest
+    }
+    encoded = {shard.sha256: shard.rows for shard in codes.shards}
+    findings.require(
+        indexed == encoded,
+        f"{findings.artifact.uri}: the ordinal table does not list the tars of {codes.artifact.uri} with their codes",
+    )
 
 
 def prove_model(findings: Findings) -> None:
@@ -67,8 +87,8 @@ def prove_report(findings: Findings) -> None:
             metrics.get(name) == artifact.manifest.meta.get(name),
             f"{artifact.uri}: metrics.json and the manifest differ in {name}",
         )
-    for entry in artifact.manifest.inputs:
-        findings.input(entry.role)
+    inputs = [findings.input(entry.role) for entry in artifact.manifest.inputs]
+    findings.one_model(entry for entry in inputs if entry is not None)
 
 
 def _json_object(findings: Findings, name: str) -> dict[str, Any]:

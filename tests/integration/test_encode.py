@@ -1,7 +1,9 @@
 """Encoding on a real Ray: the same bytes however it is run, and nothing lost when a worker dies."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import duckdb
 import numpy as np
@@ -9,9 +11,9 @@ import pytest
 
 from pipelines import encode as encode_module
 from pipelines.artifacts import open_artifact
-from pipelines.cluster.pool import map_items
 from pipelines.config import Config, load_config
 from pipelines.encode import encode
+from pipelines.encoding import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import Degraded, FingerprintMismatch
 from pipelines.ingest import ingest
 from pipelines.verify import verify
@@ -92,37 +94,14 @@ def test_rejects_are_rows_with_reasons_and_the_budget_holds(
     assert verify(str(tmp_path / "codes"))["status"] == "done"
 
 
-class DiesOnce:
-    """A worker that dies on an item the first time it sees it."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def run(self, item: int) -> int:
-        mark = self.folder / str(item)
-        if item == 2 and not mark.exists():
-            mark.touch()
-            os._exit(1)
-        if item == 3:
-            os._exit(1)
-        return item * item
-
-
-def test_a_worker_that_dies_costs_an_attempt_and_no_item(tmp_path: Path, local_ray: None) -> None:
-    found = {o.item: o for o in map_items(DiesOnce, (str(tmp_path),), [1, 2, 3, 4], workers=2, max_attempts=2)}
-    assert {item: outcome.result for item, outcome in found.items()} == {1: 1, 2: 4, 3: None, 4: 16}
-    assert (found[2].attempts, found[3].attempts) == (2, 2)
-    assert found[3].error is not None
-
-
 def test_a_shard_that_kills_its_workers_becomes_rejects(
     shards: Path, model: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Poisoned(encode_module.ShardEncoder):
-        def run(self, name: str) -> dict[str, object]:
-            if name == "train-000001.tar":
+    class Poisoned(ShardEncoder):
+        def run(self, task: ShardTask) -> object:  # type: ignore[override]
+            if task.shard == "train-000001.tar":
                 os._exit(1)
-            return super().run(name)
+            return super().run(task)
 
     monkeypatch.setattr(encode_module, "ShardEncoder", Poisoned)
     config = load_config(sets=[*SETTINGS, "encode.max_attempts=2"])
@@ -131,12 +110,34 @@ def test_a_shard_that_kills_its_workers_becomes_rejects(
     assert verify(str(tmp_path / "codes"))["status"] == "done"
     reasons = duckdb.sql(f"select distinct reason from '{tmp_path}/codes/rejects/*.parquet'").fetchall()
     assert reasons == [("worker_died",)]
+    record = run_record_of(tmp_path / "codes")
+    attempts = {shard["shard"]: shard["attempts"] for shard in record["shards"]}
+    assert attempts.pop("train-000001.tar") == 2
+    assert set(attempts.values()) == {1}, "a death is charged to the shard of the worker that died, and to no other"
+
+
+def test_a_shard_that_was_claimed_meanwhile_is_not_encoded_again(
+    shards: Path, model: Path, tmp_path: Path, config: Config
+) -> None:
+    job = plan_job(open_artifact(shards / "train"), open_artifact(model), str(tmp_path / "codes"), config)
+    worker = ShardEncoder(job)
+    task = ShardTask("train-000000.tar", "train-000000")
+    receipt, figures = worker.run(task)
+    assert figures["forward"] > 0
+    again, saved = worker.run(task)
+    assert again == receipt
+    assert saved == {"samples": 10, "rejects": 0}
+    next((tmp_path / "codes" / "parts").iterdir()).unlink()
+    assert worker.run(task)[1]["forward"] > 0
+
+
+def run_record_of(codes: Path) -> dict[str, Any]:
+    (record,) = [json.loads(path.read_bytes()) for path in (codes / "runs").iterdir()]
+    return cast("dict[str, Any]", record)
 
 
 def test_the_run_record_has_rate_and_shares(codes: Path) -> None:
-    import json
-
-    (record,) = [json.loads(path.read_bytes()) for path in (codes / "train" / "runs").iterdir()]
+    record = run_record_of(codes / "train")
     assert record["images"] == open_artifact(str(codes / "train")).manifest.totals["samples"] == 36
     assert record["images_per_second"] > 0
     assert set(record["shares"]) == {"read", "decode", "forward", "write"}

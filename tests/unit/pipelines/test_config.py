@@ -91,7 +91,14 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
     }
     neutral = {
         *("data.workers", "train.workers", "train.checkpoint_steps", "train.max_failures"),
-        *("encode.workers", "encode.reject_budget", "encode.max_attempts", "index.workers", "search.k"),
+        *(
+            "encode.workers",
+            "encode.reject_budget",
+            "encode.max_attempts",
+            "encode.stuck_s",
+            "index.workers",
+            "search.k",
+        ),
         *("ray.address", "ray.wait_s", "store.shared"),
     }
     assert {name for name in every - covered if not name.startswith("run.")} == neutral

@@ -149,7 +149,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     store.delete("x")
 
 
-@pytest.mark.parametrize("uri", ["https://u:secret@host/x", "gs://bucket/x", "s3://user:secret@bucket/x", "s3://key:sec/secret@b"])
+@pytest.mark.parametrize(
+    "uri", ["https://u:secret@host/x", "gs://bucket/x", "s3://user:secret@bucket/x", "s3://key:sec/secret@b"]
+)
 def test_other_uris_and_credentials_are_refused(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Store(uri)

@@ -1,0 +1,319 @@
+"""Shards to codes parts and receipts: one shard in a worker, and many on a pool that counts attempts.
+
+`encode_shard` does one shard without Ray. `encode_shards` hands shards out and gives back what became of each; which
+shards, and what their receipts add up to, is the business of the verb.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.cluster.pool import Outcome, map_items
+from pipelines.cluster.progress import stage
+from pipelines.cluster.session import pool_size, ray_session, require_shared_store, wait_for
+from pipelines.codes import ENCODER_VERSION
+from pipelines.config import Config, result_settings
+from pipelines.errors import DamagedArtifact
+from pipelines.images import ImageReject
+from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
+from pipelines.shards import Record, Shard, ShardSet, open_shards
+from pipelines.storage import Entry, Store
+
+if TYPE_CHECKING:
+    from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs
+
+CONTRACT_COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to encode: its tar, the name its receipt gets, and in another go its rejects so far, row -> reason."""
+
+    shard: str
+    receipt: str
+    rejected: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardCodes:
+    """One encoded shard as bytes: its codes part and, where there are rejects, their table."""
+
+    codes: bytes
+    rows: int
+    rejects: bytes | None
+    rejected: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ShardRun:
+    """What became of a shard: the receipt that stands for it, None where nothing was put, and what it took."""
+
+    task: ShardTask
+    receipt: dict[str, Any] | None
+    attempts: int
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What every worker of one encoding needs to know; plain values that travel to other processes."""
+
+    shards: str
+    model: str
+    out: str
+    fingerprint: str
+    inputs: tuple[ArtifactInput, ...]
+    schema: pa.Schema
+    config: Config
+
+    def writer(self) -> ArtifactWriter:
+        """The writer at the job's root."""
+        origin = {"shards": self.shards, "model": self.model}
+        return ArtifactWriter(Store(self.out), "codes", self.fingerprint, self.inputs, origin)
+
+
+def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> EncodeJob:
+    """Name the result: its fingerprint, inputs and schema."""
+    settings = {**result_settings(config, "codes"), "encoder": ENCODER_VERSION}
+    mark = fingerprint("codes", {"shards": shards.digest, "model": model.digest}, settings)
+    inputs = (
+        ArtifactInput(role="shards", kind="shards", digest=shards.digest),
+        ArtifactInput(role="model", kind="model", digest=model.digest),
+    )
+    carried = dict.fromkeys(config.encode.carry, pa.string())
+    try:
+        bits, classes = int(model.manifest.meta["bits"]), [str(name) for name in shards.manifest.meta["classes"]]
+    except (KeyError, TypeError, ValueError):
+        raise DamagedArtifact(
+            f"{model.uri} does not say its bits, or {shards.uri} its classes, in the manifest"
+        ) from None
+    schema = codes_schema(bits, mark, classes, carried)
+    return EncodeJob(shards.uri, model.uri, Store(out).uri, mark, inputs, schema, config)
+
+
+def over_budget(totals: Mapping[str, int], config: Config) -> bool:
+    """More was rejected than `encode.reject_budget` allows."""
+    return totals["rejects"] > config.encode.reject_budget * totals["samples"]
+
+
+# ------------------------------------------------------------------------------------------------------ one shard
+
+
+def encode_shard(
+    encoder: "Encoder",
+    shards: ShardSet,
+    shard: Shard,
+    schema: pa.Schema,
+    config: Config,
+    advance: Callable[[], None] = lambda: None,
+) -> ShardCodes:
+    """Encode one shard; samples = rows + rejected, always. `advance` is called as images and batches are done."""
+    carried = schema.names[CONTRACT_COLUMNS:]
+    samples = shards.read(shard, metadata=bool(carried))
+    encoded = encoder.encode_samples(samples, config.encode.batch_size, config.data.workers, advance)
+    return ShardCodes(
+        parquet_bytes(table_of(schema, _columns(encoded, carried))),
+        len(encoded.kept),
+        rejects_bytes(encoded.rejects) if encoded.rejects else None,
+        len(encoded.rejects),
+        encoded.seconds,
+    )
+
+
+def _columns(encoded: "Encoded", carried: list[str]) -> dict[str, Any]:
+    records = [sample.record for sample in encoded.kept]
+    metadata = [json.loads(sample.metadata) if sample.metadata else {} for sample in encoded.kept]
+    return {
+        "key": [record.key for record in records],
+        "shard": [record.shard for record in records],
+        "row": [record.row for record in records],
+        "code": [row.tobytes() for row in np.ascontiguousarray(encoded.codes)],
+        "labels": [list(record.labels) for record in records],
+        **{name: [_text(fields.get(name)) for fields in metadata] for name in carried},
+    }
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def rejects_bytes(rejects: Sequence[tuple[Record, ImageReject]]) -> bytes:
+    """The rejects table of one shard as Parquet."""
+    columns = {
+        "key": [record.key for record, _ in rejects],
+        "shard": [record.shard for record, _ in rejects],
+        "row": [record.row for record, _ in rejects],
+        "stage": ["encode"] * len(rejects),
+        "reason": [str(reject.reason) for _, reject in rejects],
+        "detail": [reject.detail for _, reject in rejects],
+    }
+    return parquet_bytes(table_of(REJECTS, columns))
+
+
+def given_up(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> ShardCodes:
+    """A shard that every worker died of or got stuck on: nothing is lost, each sample is named."""
+    reject = ImageReject(Reason.STUCK if outcome.stuck else Reason.WORKER_DIED, str(outcome.error))
+    empty = parquet_bytes(schema.empty_table())
+    return ShardCodes(empty, 0, rejects_bytes([(record, reject) for record in shard.records()]), shard.rows, {})
+
+
+def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes) -> dict[str, Any]:
+    """Put a shard's part and rejects, then claim it with the receipt of that name; the first receipt wins.
+
+    Returns the winner. DamagedArtifact where another attempt won and what its receipt promises is gone.
+    """
+    part = writer.put_part(f"{shard.stem}.parquet", done.codes, done.rows)
+    rejects = (
+        writer.put_part(f"{shard.stem}.parquet", done.rejects, done.rejected, folder="rejects")
+        if done.rejects
+        else None
+    )
+    claim = {
+        "shard": shard.name,
+        "shard_sha256": shard.part.sha256,
+        "samples": shard.rows,
+        "part": part.model_dump(),
+        "rejects": rejects.model_dump() if rejects else None,
+    }
+    winner = writer.put_receipt(receipt, claim)
+    if winner != claim:
+        for lost in receipt_parts(winner):
+            if writer.store.size(lost.path) != lost.bytes:
+                raise DamagedArtifact(
+                    f"{writer.store.uri}/{lost.path} is gone and encoding {shard.name} again gave other bytes: "
+                    f"delete receipts/{receipt}.json, or encode to another --out"
+                )
+    return winner
+
+
+def receipt_parts(receipt: Mapping[str, Any]) -> list[Part]:
+    """The parts a receipt claims: the codes and, where there are any, the rejects."""
+    return [Part.model_validate(receipt[name]) for name in ("part", "rejects") if receipt[name]]
+
+
+def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> dict[str, Any] | None:
+    """The receipt of this name, if it was put and the bytes it promises are there: by `there`, a listing, if given."""
+
+    def size(path: str) -> int | None:
+        return store.size(path) if there is None else there[path].size if path in there else None
+
+    path = f"receipts/{name}.json"
+    if size(path) is None:
+        return None
+    try:
+        receipt = json.loads(store.read(path))
+        parts = receipt_parts(receipt)
+    except (ValueError, KeyError, TypeError, ValidationError):
+        raise DamagedArtifact(f"{store.uri}/{path} is not a receipt of codes: delete it and run again") from None
+    return receipt if all(size(part.path) == part.bytes for part in parts) else None
+
+
+def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of these receipts, those whose shards need not be encoded again."""
+    there = store.entries()
+    found = {name: claimed_receipt(store, name, there) for name in names}
+    return {name: receipt for name, receipt in found.items() if receipt is not None}
+
+
+class ShardEncoder:
+    """One Ray worker: a model in memory, shards in, receipts out. `progress` counts images and batches."""
+
+    def __init__(self, job: EncodeJob) -> None:
+        from pipelines.encoder import Encoder
+
+        self.job, self.progress = job, 0
+        self.shards = open_shards(job.shards)
+        self.encoder = Encoder.open(job.model)
+        self.writer = job.writer()
+
+    def run(self, task: ShardTask) -> tuple[dict[str, Any] | None, dict[str, float]]:
+        """Encode a shard and put its part and receipt; returns the receipt that won, and what it took.
+
+        A shard that was claimed since it was handed out, by a worker that died right after or by another run, is
+        not encoded again.
+        """
+        shard = self.shards.shard(task.shard)
+        claimed = claimed_receipt(self.writer.store, task.receipt)
+        if claimed is not None:
+            return claimed, {"samples": shard.rows, "rejects": shard.rows - receipt_parts(claimed)[0].rows}
+        done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
+        begun = time.perf_counter()
+        receipt = self.publish(task, shard, done)
+        figures = {**done.seconds, "write": time.perf_counter() - begun}
+        return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected}
+
+    def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
+        """Put what was encoded; None where it is not worth it."""
+        return publish_shard(self.writer, shard, task.receipt, done)
+
+    def _advance(self) -> None:
+        self.progress += 1
+
+
+# ------------------------------------------------------------------------------------------------------ many shards
+
+
+def encode_shards(
+    job: EncodeJob,
+    shards: ShardSet,
+    tasks: Sequence[ShardTask],
+    worker: type[ShardEncoder],
+    give_up: Callable[[Outcome[ShardTask]], dict[str, Any] | None],
+) -> list[ShardRun]:
+    """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived."""
+    if not tasks:
+        return []
+    rows = {shard.name: shard.rows for shard in shards.shards}
+    runs: list[ShardRun] = []
+    with ray_session(job.config):
+        settings = job.config.encode
+        require_shared_store(Store(job.out), job.config)
+        workers, gpus = pool_size(settings.workers)
+        wait_for({"GPU": 1, "CPU": 1} if gpus else {"CPU": 1}, job.config)
+        with stage("encode", sum(rows[task.shard] for task in tasks), "images") as advance:
+            begun = time.monotonic()
+            done = 0
+            for outcome in map_items(
+                worker,
+                (job,),
+                tasks,
+                workers=min(workers, len(tasks)),
+                num_gpus=gpus,
+                max_attempts=settings.max_attempts,
+                stuck_s=settings.stuck_s,
+                label=lambda task: task.shard,
+            ):
+                task = outcome.item
+                if outcome.error is None:
+                    receipt, figures = outcome.result
+                else:
+                    receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
+                runs.append(ShardRun(task, receipt, outcome.attempts, figures))
+                done += rows[task.shard]
+                advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")
+    return runs
+
+
+def run_record(job: EncodeJob, verb: str, runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
+    """Images per second, and how the workers' time was shared out; decode and read run beside forward."""
+    spent = {name: sum(run.figures.get(name, 0.0) for run in runs) for name in ("read", "decode", "forward", "write")}
+    total = sum(spent.values()) or 1.0
+    samples = sum(int(run.figures["samples"]) for run in runs)
+    shards = [{**run.figures, "shard": run.task.shard, "attempts": run.attempts} for run in runs]
+    return {
+        "verb": verb,
+        "fingerprint": job.fingerprint,
+        "seconds": round(wall, 3),
+        "images": samples,
+        "images_per_second": round(samples / wall, 1),
+        "shares": {name: round(value / total, 4) for name, value in spent.items()},
+        "shards": sorted(shards, key=lambda run: str(run["shard"])),
+    }

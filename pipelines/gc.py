@@ -1,0 +1,99 @@
+"""`hhnet gc`: delete what nothing refers to below an artifact's root, once it is older than a grace period.
+
+Attempts that lost a race or were killed leave parts, rejects, receipts and manifests that no version names, names of
+files under construction, and a finished training its checkpoints. What any version refers to is never touched, nor
+is anything whose name is none of this project's. On a root without a manifest only files under construction go:
+its parts and receipts are what the run will be resumed from.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipelines.artifacts import Artifact, versions
+from pipelines.errors import ConfigError, InputError, StoreUnavailable
+from pipelines.failpoints import failpoint
+from pipelines.storage import Entry, Store
+from pipelines.versions import FOLDERS, all_versions, referenced
+
+TEMPORARY = ".tmp-"
+CHECKPOINTS = "checkpoints/"
+NAMED = 1000
+"""Names that a result lists at most."""
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def gc(uri: str, older_than: str = "24h", dry_run: bool = False) -> dict[str, Any]:
+    """Delete the garbage below the root `uri` that was put more than `older_than` (such as 90m, 24h, 7d) ago.
+
+    The grace period has to be longer than any run that may still be writing there: what a run has put and not yet
+    published looks like garbage. Returns verb, status (`done`, `unchanged`), uri, digest (None for a root without
+    manifest), deleted, bytes, young (garbage left because of its age), dry_run, names and note. With `dry_run`
+    nothing is deleted, and the figures say what would be. Raises InputError where the root holds nothing.
+    """
+    before = time.time() - _seconds(older_than)
+    store = Store(uri)
+    # Listed before the manifests are read: what is published in between is then known to be in use.
+    there = store.entries()
+    if not there:
+        raise InputError(f"{store.uri} holds nothing")
+    published = all_versions(store) if "manifest.json" in there or versions(store) else {}
+    garbage = {name: there[name] for name in _garbage(there, published)}
+    old = {name: entry for name, entry in garbage.items() if _put_at(name, garbage) < before}
+    if not dry_run:
+        for name in old:
+            _delete(store, name)
+    return {
+        "verb": "gc",
+        "status": "done" if old else "unchanged",
+        "uri": store.uri,
+        "digest": list(published.values())[-1].digest if published else None,
+        "deleted": len(old),
+        "bytes": sum(entry.size for entry in old.values()),
+        "young": len(garbage) - len(old),
+        "dry_run": dry_run,
+        "names": list(old)[:NAMED],
+        "note": "" if published else "no manifest: a run can go on from the parts and receipts here, so they stay",
+    }
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    if match is None:
+        raise ConfigError(f"--older-than {text!r}: write a number and s, m, h or d, as in 24h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> list[str]:
+    """Names that nothing refers to; a checkpoint's manifest comes first, so that no half of it counts."""
+    temporary = [name for name in there if PurePosixPath(name).name.startswith(TEMPORARY)]
+    if not published:
+        return temporary
+    used = set(published)
+    for artifact in published.values():
+        used |= {entry.path for entry in referenced(artifact)}
+    unused = [name for name in there if name.partition("/")[0] in FOLDERS and "/" in name and name not in used]
+    is_model = published["manifest.json"].manifest.kind == "model"
+    checkpoints = [name for name in there if is_model and name.startswith(CHECKPOINTS)]
+    checkpoints.sort(key=lambda name: (not name.endswith("/manifest.json"), name))
+    return list(dict.fromkeys([*temporary, *unused, *checkpoints]))
+
+
+def _put_at(name: str, garbage: Mapping[str, Entry]) -> float:
+    """When an object was put; a checkpoint is as young as the youngest of its objects, since it goes as a whole."""
+    if not name.startswith(CHECKPOINTS):
+        return garbage[name].modified
+    folder = "/".join(name.split("/")[:2]) + "/"
+    return max(entry.modified for other, entry in garbage.items() if other.startswith(folder))
+
+
+def _delete(store: Store, name: str) -> None:
+    try:
+        failpoint("gc.delete.before")
+        store.delete(name)
+        failpoint("gc.delete.after")
+    except OSError as error:
+        raise StoreUnavailable(f"cannot delete {store.uri}/{name}: {error}") from error

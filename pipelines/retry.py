@@ -1,0 +1,143 @@
+"""`hhnet retry-rejects`: another go at the rejects of published codes, after their cause is gone.
+
+A shard that has rejects is encoded again as a whole, because its batches close ranks over them: what comes out is
+what an undisturbed run would have made. It counts only if no code is lost by it. The next version then names a new
+manifest, with new parts and receipts for those shards and the old ones for all others.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipelines.artifacts import Artifact, ReceiptRef, open_artifact, versions, write_run_record
+from pipelines.config import Config, EncodeSettings
+from pipelines.encoding import (
+    EncodeJob,
+    ShardCodes,
+    ShardEncoder,
+    ShardRun,
+    ShardTask,
+    claimed_receipts,
+    encode_shards,
+    over_budget,
+    plan_job,
+    receipt_parts,
+    run_record,
+)
+from pipelines.errors import DamagedArtifact, FingerprintMismatch
+from pipelines.schema import REJECTS, read_parquet, require_schema
+from pipelines.shards import Shard, open_shards
+from pipelines.storage import Store, canonical_json, sha256_of
+from pipelines.versions import open_input, open_version, publish_next
+
+
+class ShardRetrier(ShardEncoder):
+    """Puts a shard's new codes only where they are better than the ones it has."""
+
+    def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
+        """Claim the shard for the next version if its rejects became fewer, or others among the same rows."""
+        now = _reasons(done.rejects, shard.name) if done.rejects else {}
+        if now == task.rejected or not now.keys() <= task.rejected.keys():
+            return None
+        return super().publish(task, shard, done)
+
+
+def retry_rejects(codes: str, config: Config, shards: str | None = None, model: str | None = None) -> dict[str, Any]:
+    """Work through the rejects of the current version of `codes` again, and publish what became of them.
+
+    Returns verb, status (`done`, `degraded` while more than `encode.reject_budget` is still rejected, `unchanged`
+    where nothing became better), uri, digest, version, samples, codes, rejects and recovered. Shards and model are
+    found where they lay unless named. Raises FingerprintMismatch where this encoder would give other codes.
+    """
+    begun = time.monotonic()
+    store = Store(codes)
+    known = versions(store)
+    number = known[-1] if known else 1
+    base = open_version(store, number, "codes") if known else open_artifact(store, "codes")
+    tasks = _tasks(base, number + 1)
+    artifact = base
+    runs: list[ShardRun] = []
+    if tasks:
+        job = _plan(base, config, shards, model)
+        artifact, runs = _work(job, base, number + 1, tasks)
+    changed = artifact.digest != base.digest
+    totals = artifact.manifest.totals
+    if runs:
+        write_run_record(store, run_record(job, "retry-rejects", runs, time.monotonic() - begun))
+    return {
+        "verb": "retry-rejects",
+        "status": "unchanged" if not changed else "degraded" if over_budget(totals, config) else "done",
+        "uri": artifact.uri,
+        "digest": artifact.digest,
+        "version": number + changed,
+        **totals,
+        "recovered": base.manifest.totals["rejects"] - totals["rejects"],
+    }
+
+
+def _tasks(base: Artifact, number: int) -> list[ShardTask]:
+    """The shards that have rejects. Their receipts lie apart from those of other versions."""
+    found = []
+    for part in base.manifest.parts:
+        if part.path.startswith("rejects/"):
+            stem = PurePosixPath(part.name).stem
+            reasons = _reasons(base.read(part), f"{base.uri}/{part.path}")
+            found.append(ShardTask(f"{stem}.tar", f"v{number}/{stem}", reasons))
+    return found
+
+
+def _reasons(rejects: bytes, where: str) -> dict[int, str]:
+    """Row -> reason of a rejects table."""
+    table = read_parquet(rejects, where)
+    require_schema(table, REJECTS, where)
+    return dict(zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True))
+
+
+def _plan(base: Artifact, config: Config, shards: str | None, model: str | None) -> EncodeJob:
+    """The job that made the codes, with the settings that they were made with."""
+    made = {
+        name.removeprefix("encode."): value
+        for name, value in base.manifest.meta.get("settings", {}).items()
+        if name.startswith("encode.")
+    }
+    encode = EncodeSettings.model_validate({**config.encode.model_dump(), **made})
+    source, network = open_input(base, "shards", shards), open_input(base, "model", model)
+    job = plan_job(source, network, base.uri, config.model_copy(update={"encode": encode}))
+    if job.fingerprint != base.manifest.fingerprint:
+        raise FingerprintMismatch(
+            f"{base.uri} is codes {base.manifest.fingerprint[:12]}, this hhnet would make {job.fingerprint[:12]} of "
+            "the same inputs: retry with the version that encoded them, or encode anew to another --out"
+        )
+    return job
+
+
+def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -> tuple[Artifact, list[ShardRun]]:
+    put = claimed_receipts(base.store, [task.receipt for task in tasks])
+    missing = [task for task in tasks if task.receipt not in put]
+    runs = encode_shards(job, open_shards(job.shards), missing, ShardRetrier, lambda outcome: None)
+    put |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
+    return (_publish(base, number, put) if put else base), runs
+
+
+def _publish(base: Artifact, number: int, put: Mapping[str, dict[str, Any]]) -> Artifact:
+    """The next version: the shards of `put` by their new receipts, all others as they were."""
+    replaced = {PurePosixPath(name).name for name in put}
+    manifest = base.manifest
+    refs = [ref for ref in manifest.receipts if ref.shard not in replaced]
+    parts = [part for part in manifest.parts if PurePosixPath(part.name).stem not in replaced]
+    for name, receipt in put.items():
+        data = canonical_json(receipt)
+        stem, path = PurePosixPath(name).name, f"receipts/{name}.json"
+        refs.append(ReceiptRef(shard=stem, path=path, bytes=len(data), sha256=sha256_of(data)))
+        parts += receipt_parts(receipt)
+    there = base.store.entries()
+    for part in parts:
+        if part.path not in there or there[part.path].size != part.bytes:
+            raise DamagedArtifact(
+                f"{base.uri}/{part.path} is gone, so version {number} cannot name it: encode again to restore it"
+            )
+    rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
+    samples = manifest.totals["samples"]
+    totals = {"samples": samples, "codes": samples - rejected, "rejects": rejected}
+    return publish_next(base, number, parts, refs, totals)

@@ -1,0 +1,269 @@
+"""R1, R3 and R10: encode while its workers are killed or stopped, its nodes lost and its shards damaged.
+
+The verb runs as a process of its own on a real Ray. What it publishes must be what an undisturbed run publishes.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.codes import open_codes
+from pipelines.config import load_config
+from pipelines.gc import gc
+from pipelines.ingest import ingest
+from pipelines.shards import open_shards
+from pipelines.verify import verify
+from tests.support.models import write_model
+from tests.support.pictures import write_folder
+from tests.support.report import SEED, report, scaled
+
+SHARDS, IMAGES = 24, 64
+SETTINGS = (
+    "ingest.samples_per_shard=64",
+    "data.image_size=32",
+    "encode.batch_size=16",
+    "encode.workers=2",
+    # The killer strikes at random and is no poison: no number of deaths makes these shards suspects.
+    "encode.max_attempts=1000",
+)
+RUN_LIMIT_S = 900
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Shards, a model, and the manifest of an undisturbed encode."""
+
+    shards: str
+    model: str
+    manifest: bytes
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_folder(folder / "images", classes=8, per_class=SHARDS * IMAGES // 8, size=16)
+    shards = str(ingest(str(folder / "images"), str(folder / "shards"), load_config(sets=SETTINGS))["uri"])
+    model = write_model(folder / "model", shards).uri
+    done = subprocess.run(
+        encode_words(shards, model, folder / "codes"), capture_output=True, text=True, timeout=RUN_LIMIT_S
+    )
+    assert done.returncode == 0, done.stderr
+    return Corpus(shards, model, (folder / "codes" / "manifest.json").read_bytes())
+
+
+def hhnet(*words: str) -> list[str]:
+    """A command line with the settings of these tests."""
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    return [sys.executable, "-m", "pipelines", *words, *settings, "--json"]
+
+
+def encode_words(shards: str, model: str, out: Path, *more: str) -> list[str]:
+    """The command line of an encode."""
+    return hhnet("encode", "--shards", shards, "--model", model, "--out", str(out), *more)
+
+
+@contextmanager
+def started(command: list[str], env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A verb that runs; whatever happens, it and its Ray are gone at the end."""
+    verb = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env
+    )
+    try:
+        yield verb
+    finally:
+        if verb.poll() is None:
+            helpers = psutil.Process(verb.pid).children(recursive=True)
+            for process in [psutil.Process(verb.pid), *helpers]:
+                with suppress(psutil.Error):
+                    process.kill()
+            verb.wait()
+
+
+def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The worker processes below a verb; while any shard waits, each of them holds one."""
+    found = []
+    with suppress(psutil.Error):
+        for process in psutil.Process(verb.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                title = " ".join(process.cmdline()[:1])
+                if title.startswith("ray::_Worker") and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+    return found
+
+
+def result_of(verb: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
+    out, err = verb.communicate(timeout=RUN_LIMIT_S)
+    assert verb.returncode == code, f"seed {SEED}: {err}"
+    return cast("dict[str, Any]", json.loads(out.splitlines()[-1]))
+
+
+def run_record(out: Path) -> dict[str, Any]:
+    (record,) = [json.loads(path.read_bytes()) for path in (out / "runs").iterdir()]
+    return cast("dict[str, Any]", record)
+
+
+def lost_and_doubled(corpus: Corpus, out: Path) -> tuple[int, int]:
+    """Samples of the shard index that are neither code nor reject, and those that are more than once."""
+    expected = [key for shard in open_shards(corpus.shards).shards for key in shard.table["key"].to_pylist()]
+    found = [key for table in open_codes(str(out)).tables() for key in table["key"].to_pylist()]
+    parts = open_codes(str(out)).artifact.manifest.parts
+    for part in parts:
+        if part.path.startswith("rejects/"):
+            found += pq.read_table(out / part.path)["key"].to_pylist()
+    return len(set(expected) - set(found)), len(found) - len(set(found))
+
+
+def require_clean(out: Path) -> None:
+    """The store proves itself, and once gc has run nothing is left that nobody names."""
+    verify(str(out))
+    gc(str(out), older_than="0s")
+    assert verify(str(out))["orphans"] == []
+    assert list(out.rglob(".tmp-*")) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- kills
+
+
+def test_killed_workers_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
+    rng = random.Random(SEED)
+    runs, kills = scaled(3, 20), scaled(5, 10)
+    killed = again = 0
+    for number in range(runs):
+        out = tmp_path / str(number)
+        with started(encode_words(corpus.shards, corpus.model, out)) as verb:
+            hit = kill_encoders(verb, kills, rng)
+            result_of(verb)
+        assert hit == kills, f"seed {SEED}: the run ended after {hit} kills"
+        assert (out / "manifest.json").read_bytes() == corpus.manifest, f"seed {SEED}, run {number}"
+        assert lost_and_doubled(corpus, out) == (0, 0)
+        shards = run_record(out)["shards"]
+        assert len({shard["shard"] for shard in shards}) == len(shards) == SHARDS
+        repeated = sum(shard["attempts"] - 1 for shard in shards)
+        assert repeated <= hit, "only a shard whose worker was killed may be begun again"
+        require_clean(out)
+        killed, again = killed + hit, again + repeated
+    report("R1 killed workers", runs=runs, kills=killed, begun_again=again, lost=0, doubled=0, other_manifests=0)
+
+
+def kill_encoders(verb: subprocess.Popen[str], kills: int, rng: random.Random) -> int:
+    """SIGKILL a random worker that holds a shard, `kills` times, as long as the verb runs."""
+    hit = 0
+    while hit < kills and verb.poll() is None:
+        time.sleep(rng.uniform(0.05, 1.5))
+        workers = encoders(verb)
+        if workers:
+            with suppress(psutil.Error):
+                rng.choice(workers).kill()
+                hit += 1
+    return hit
+
+
+def test_a_stopped_worker_loses_its_shard_to_another(corpus: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "codes"
+    with started(encode_words(corpus.shards, corpus.model, out, "--set", "encode.stuck_s=15")) as verb:
+        while len(list(out.glob("receipts/*.json"))) < 4:
+            assert verb.poll() is None
+            time.sleep(0.02)
+        while not (workers := encoders(verb)):
+            assert verb.poll() is None
+            time.sleep(0.01)
+        workers[0].send_signal(signal.SIGSTOP)
+        result_of(verb)
+        assert not workers[0].is_running() or workers[0].status() == psutil.STATUS_ZOMBIE
+    assert (out / "manifest.json").read_bytes() == corpus.manifest
+    assert max(shard["attempts"] for shard in run_record(out)["shards"]) == 2
+    require_clean(out)
+    report("stopped worker", stopped=1, lost=0, other_manifests=0)
+
+
+def test_a_killed_driver_is_resumed_without_encoding_a_finished_shard_again(corpus: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "codes"
+    with started(encode_words(corpus.shards, corpus.model, out)) as verb:
+        while len(list(out.glob("receipts/*.json"))) < 6:
+            assert verb.poll() is None
+            time.sleep(0.02)
+    done = {path.stem for path in out.glob("receipts/*.json")}
+    with started(encode_words(corpus.shards, corpus.model, out)) as verb:
+        result_of(verb)
+    assert (out / "manifest.json").read_bytes() == corpus.manifest
+    encoded = {shard["shard"].removesuffix(".tar") for shard in run_record(out)["shards"]}
+    assert not encoded & done
+    require_clean(out)
+    report("killed driver", finished_before=len(done), encoded_again=len(encoded & done))
+
+
+# ------------------------------------------------------------------------------------------------------------ damage
+
+
+def test_a_storm_of_bad_shards_is_accounted_for(corpus: Corpus, tmp_path: Path) -> None:
+    rng = random.Random(SEED)
+    source = Path(shutil.copytree(corpus.shards, tmp_path / "shards"))
+    opened = open_shards(str(source))
+    bad = rng.sample(range(SHARDS), round(SHARDS * scaled(0.1, 0.5)) or 1)
+    kinds = [flip, cut, empty, remove]
+    for number, shard in enumerate(bad):
+        kinds[number % len(kinds)](source / opened.shards[shard].part.path, rng)
+    out = tmp_path / "codes"
+    with started(encode_words(str(source), corpus.model, out)) as verb:
+        verb.communicate(timeout=RUN_LIMIT_S)
+    assert verb.returncode == 4
+    assert not (out / "manifest.json").exists()
+    with started(encode_words(str(source), corpus.model, out, "--allow-degraded")) as verb:
+        result = result_of(verb, code=4)
+    assert (result["status"], result["codes"] + result["rejects"]) == ("degraded", SHARDS * IMAGES)
+    assert lost_and_doubled(corpus, out) == (0, 0)
+    receipts = {path.stem: json.loads(path.read_bytes()) for path in out.glob("receipts/*.json")}
+    for number, shard in enumerate(opened.shards):
+        receipt = receipts[shard.stem]
+        rejected = receipt["rejects"]["rows"] if receipt["rejects"] else 0
+        assert receipt["part"]["rows"] + rejected == shard.rows
+        assert (rejected > 0) == (number in bad), f"seed {SEED}: {shard.name}"
+    require_clean(out)
+
+    shutil.copytree(corpus.shards, source, dirs_exist_ok=True)
+    with started(hhnet("retry-rejects", "--codes", str(out))) as verb:
+        mended = result_of(verb)
+    assert (mended["status"], mended["version"], mended["rejects"]) == ("done", 2, 0)
+    undisturbed = {part["path"] for part in json.loads(corpus.manifest)["parts"]}
+    assert {part.path for part in open_codes(str(out)).artifact.manifest.parts} == undisturbed
+    report(
+        "R10 bad shards", damaged=len(bad), of=SHARDS, rejects=result["rejects"], lost=0, recovered=mended["recovered"]
+    )
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    """Bits all over the tar, one of them in the first image."""
+    data = bytearray(path.read_bytes())
+    for place in [600, *(rng.randrange(len(data)) for _ in range(20))]:
+        data[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def cut(path: Path, rng: random.Random) -> None:
+    """The tar ends somewhere inside its second half's images."""
+    size = path.stat().st_size
+    os.truncate(path, rng.randrange(size // 4, size // 2))
+
+
+def empty(path: Path, rng: random.Random) -> None:
+    """Nothing is left of it."""
+    os.truncate(path, 0)
+
+
+def remove(path: Path, rng: random.Random) -> None:
+    """It is gone."""
+    path.unlink()

@@ -1,0 +1,29 @@
+"""A small untrained model as an artifact, for tests that are about encoding and not about learning."""
+
+from pathlib import Path
+
+import torch
+
+from hhnet.model import HHNet, card, model_to_bytes
+from hhnet.preprocess import Preprocess
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, open_artifact
+from pipelines.storage import Store, canonical_json
+
+SIDE = 32
+
+
+def write_model(out: str | Path, shards_uri: str, bits: int = 16, seed: int = 0) -> Artifact:
+    """A ResNet-18 of seeded weights for 32-pixel images, committed as if it had learnt from these shards."""
+    shards = open_artifact(shards_uri, "shards")
+    torch.manual_seed(seed)
+    network = HHNet("resnet18", bits, stem_stride=4).eval()
+    classes = shards.manifest.meta["classes"]
+    described = card(network, Preprocess(size=SIDE, resize=SIDE), classes=classes, precision="fp32")
+    inputs = (ArtifactInput(role="shards", kind="shards", digest=shards.digest),)
+    writer = ArtifactWriter(Store(out), "model", f"{seed:064x}", inputs, {"shards": shards.uri})
+    parts = [
+        writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
+        writer.put_part("model.json", canonical_json(described), rows=1),
+    ]
+    totals = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+    return writer.commit(parts, totals, {"bits": bits, "classes": classes})

@@ -1,0 +1,173 @@
+"""gc deletes what no version refers to and is old enough, and nothing else."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.artifacts import Artifact, ArtifactWriter
+from pipelines.errors import ConfigError, DamagedArtifact, InputError
+from pipelines.gc import gc
+from pipelines.storage import Store, canonical_json
+from pipelines.verify import _orphans as orphans_of  # the codes here have no shards to verify against
+from pipelines.versions import all_versions, open_current, publish_next
+from tests.support.codes import simple_rows, write_codes
+
+DAY = 86_400
+
+
+@pytest.fixture
+def codes(tmp_path: Path) -> Artifact:
+    return write_codes(tmp_path / "codes", {"a-000000.tar": simple_rows("a", 5), "a-000001.tar": simple_rows("b", 5)})
+
+
+def litter(root: Path, *names: str, age: float = 2 * DAY) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"litter")
+        os.utime(path, (time.time() - age, time.time() - age))
+
+
+def age_all(root: Path) -> None:
+    for path in root.rglob("*"):
+        os.utime(path, (time.time() - 2 * DAY, time.time() - 2 * DAY))
+
+
+def files(root: str | Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in Path(root).rglob("*") if path.is_file()}
+
+
+ORPHANS = (
+    "parts/a-000000-0123456789abcdef.parquet",
+    "rejects/a-000001-0123456789abcdef.parquet",
+    "receipts/v2/a-000001.json",
+    "manifests/0123456789abcdef.json",
+    "parts/.tmp-1",
+    ".tmp-2",
+)
+
+
+def test_what_nothing_refers_to_goes_and_all_else_stays(codes: Artifact) -> None:
+    before = files(codes.uri)
+    age_all(Path(codes.uri))
+    litter(Path(codes.uri), *ORPHANS, "runs/1.json", "notes.txt", "mine/parts/x.bin")
+    planned = gc(codes.uri, dry_run=True)
+    assert (planned["status"], planned["deleted"], planned["bytes"]) == ("done", 6, 36)
+    assert set(planned["names"]) == set(ORPHANS)
+    assert files(codes.uri) > before | set(ORPHANS)
+    done = gc(codes.uri)
+    assert {**planned, "dry_run": False} == done
+    assert done["digest"] == codes.digest
+    assert files(codes.uri) == before | {"runs/1.json", "notes.txt", "mine/parts/x.bin"}
+    again = gc(codes.uri)
+    assert (again["status"], again["deleted"], again["note"]) == ("unchanged", 0, "")
+
+
+def test_the_grace_period_protects_what_a_run_may_still_publish(codes: Artifact) -> None:
+    litter(Path(codes.uri), "parts/old-0123456789abcdef.bin", age=3 * 3600)
+    litter(Path(codes.uri), "parts/new-0123456789abcdef.bin", age=3600)
+    assert gc(codes.uri)["deleted"] == 0
+    result = gc(codes.uri, older_than="2h")
+    assert (result["names"], result["young"]) == (["parts/old-0123456789abcdef.bin"], 1)
+    assert gc(codes.uri, older_than="30m")["names"] == ["parts/new-0123456789abcdef.bin"]
+
+
+def test_what_any_version_refers_to_stays(codes: Artifact) -> None:
+    receipt = codes.manifest.receipts[1]
+    codes.store.put("receipts/v2/a-000001.json", codes.store.read(receipt.path))
+    moved = receipt.model_copy(update={"path": "receipts/v2/a-000001.json"})
+    part = codes.manifest.parts[1]
+    refs = [codes.manifest.receipts[0], moved]
+    codes.store.put("parts/b-0123456789abcdef.parquet", codes.store.read(part.path))
+    parts = [codes.manifest.parts[0], part.model_copy(update={"path": "parts/b-0123456789abcdef.parquet"})]
+    second = publish_next(codes, 2, parts, refs, {"samples": 10})
+    before = files(codes.uri)
+    age_all(Path(codes.uri))
+    result = gc(codes.uri)
+    assert (result["deleted"], result["digest"]) == (0, second.digest)
+    assert files(codes.uri) == before
+    assert open_current(codes.uri).digest == second.digest
+
+
+def test_an_unfinished_run_keeps_what_it_will_resume_from(tmp_path: Path) -> None:
+    writer = ArtifactWriter(Store(tmp_path), "codes", "f" * 64, (), {})
+    part = writer.put_part("a.parquet", b"rows", 1)
+    writer.put_receipt("a", {"part": part.model_dump()})
+    age_all(tmp_path)
+    before = files(tmp_path)
+    litter(tmp_path, "parts/.tmp-1")
+    result = gc(str(tmp_path))
+    assert (result["names"], result["digest"]) == (["parts/.tmp-1"], None)
+    assert "no manifest" in result["note"]
+    assert files(tmp_path) == before
+
+
+def model_with_checkpoints(root: Path, finished: bool) -> Artifact | None:
+    for step in (1, 2):
+        below = ArtifactWriter(Store(root / f"checkpoints/{step:09d}-x"), "checkpoint", "f" * 64, (), {})
+        below.commit([below.put_part("state.safetensors", b"state", 1)], {"tensors": 1}, {"step": step})
+    writer = ArtifactWriter(Store(root), "model", "f" * 64, (), {})
+    part = writer.put_part("model.json", canonical_json({}), 1)
+    return writer.commit([part], {}, {}) if finished else None
+
+
+def test_a_finished_training_gives_up_its_checkpoints_whole(tmp_path: Path) -> None:
+    model_with_checkpoints(tmp_path, finished=True)
+    age_all(tmp_path)
+    young = tmp_path / "checkpoints/000000002-x/manifest.json"
+    os.utime(young)
+    result = gc(str(tmp_path))
+    assert result["deleted"] == 3
+    assert result["names"][0] == "checkpoints/000000001-x/manifest.json"
+    assert {name.split("/")[1] for name in files(tmp_path) if name.startswith("checkpoints/")} == {"000000002-x"}
+    assert len(files(tmp_path / "checkpoints")) == 3
+
+
+def test_an_unfinished_training_keeps_its_checkpoints(tmp_path: Path) -> None:
+    model_with_checkpoints(tmp_path, finished=False)
+    age_all(tmp_path)
+    before = files(tmp_path)
+    assert gc(str(tmp_path))["deleted"] == 0
+    assert files(tmp_path) == before
+
+
+def test_a_damaged_version_stops_it_before_anything_is_deleted(codes: Artifact) -> None:
+    litter(Path(codes.uri), *ORPHANS, "versions/1.json")
+    before = files(codes.uri)
+    with pytest.raises(DamagedArtifact, match=r"versions/1\.json"):
+        gc(codes.uri)
+    Path(codes.uri, "versions/1.json").unlink()
+    Path(codes.uri, "manifest.json").write_bytes(b"{}")
+    with pytest.raises(DamagedArtifact, match=r"manifest\.json"):
+        gc(codes.uri)
+    assert files(codes.uri) == before - {"versions/1.json"}
+
+
+def test_a_lost_first_manifest_beside_versions_stops_it(codes: Artifact) -> None:
+    publish_next(codes, 2, codes.manifest.parts, codes.manifest.receipts, {"samples": 11})
+    litter(Path(codes.uri), *ORPHANS)
+    Path(codes.uri, "manifest.json").unlink()
+    before = files(codes.uri)
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        gc(codes.uri)
+    assert files(codes.uri) == before
+
+
+def test_the_figures_agree_with_what_verify_calls_orphans(codes: Artifact) -> None:
+    litter(Path(codes.uri), *ORPHANS[:4])
+    orphans = gc(codes.uri, dry_run=True)["names"]
+    assert sorted(orphans_of(all_versions(codes.store))) == sorted(orphans)
+
+
+@pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1w", "24 hours"])
+def test_a_grace_period_that_is_none(codes: Artifact, text: str) -> None:
+    with pytest.raises(ConfigError, match="write a number and s, m, h or d"):
+        gc(codes.uri, older_than=text)
+
+
+def test_an_empty_root(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds nothing"):
+        gc(str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
