@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -49,17 +50,47 @@ def ray_session(config: Config) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        with _termination_interrupts():
+            yield
         return
     kept = _kept.get()
     try:
-        _start(address)
-        yield
+        with _termination_interrupts():
+            _start(address)
+            yield
     finally:
         if kept is None:
             _stop(address)
         else:
             kept.append(address)
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM is a KeyboardInterrupt; the block then ends with what the handler from outside makes of it.
+
+    KeyboardInterrupt is the one exception of a signal handler that gets through Ray's compiled code.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal arrived
+        arrived = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, before)
+        if arrived:
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -92,7 +123,7 @@ def _start(address: str) -> None:
         )
     except AuthenticationError as error:
         raise token_refused(address) from error
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ClusterUnavailable(f"cannot reach Ray at {address}: {str(error).splitlines()[0]}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there

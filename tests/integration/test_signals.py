@@ -1,16 +1,21 @@
 """Ctrl-C and termination of verbs with processes of their own: exit code, one line, nothing left, nothing published."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.integration.conftest import SETTINGS
+
+PROGRESS = re.compile(r"[\w ]+: \d+/\d+ \w+ in \d+ s.*")
 
 
 def words_of(verb: str, shards: Path, model: Path, codes: Path, pictures: Path, out: Path) -> list[str]:
@@ -24,15 +29,23 @@ def words_of(verb: str, shards: Path, model: Path, codes: Path, pictures: Path, 
     }[verb]
 
 
-def started(words: list[str]) -> subprocess.Popen[str]:
+def write_run(path: Path, shards: Path) -> None:
+    """The configuration of a run on these shards."""
+    roles = f'train = "{shards}/train"\nquery = "{shards}/query"\ndatabase = ["{shards}/database"]\n'
+    path.write_text(f"[run]\n{roles}[data]\nimage_size = 32\n[model]\nbackbone = 'resnet18'\n")
+
+
+def started(words: list[str], **variables: str) -> subprocess.Popen[str]:
     """A verb in a session of its own."""
     if words[0] not in ("run", "demo"):
-        words = [*words, *(word for setting in SETTINGS for word in ("--set", setting))]
+        settings = [word for setting in SETTINGS for word in ("--set", setting)]
+        words = [*words[:2], *settings, *words[2:]] if words[0] == "index" else [*words[:1], *settings, *words[1:]]
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **variables},
         start_new_session=True,
         # A shell that runs this suite in the background has it ignore SIGINT, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -49,6 +62,32 @@ def wait_until(condition: object, process: subprocess.Popen[str], seconds: float
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files; its path is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("verb", ["train", "run"])
+def test_termination_while_the_training_runs(verb: str, shards: Path, scratch: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_run(tmp_path / "run.toml", shards)
+    words = words_of(verb, shards, out, out, out, out)
+    long = ["--set", "train.epochs=500", "--set", "train.checkpoint_steps=1"]
+    process = started([*words, *long], TMPDIR=str(scratch))
+    wait_until(lambda: any(out.rglob("checkpoints/*/manifest.json")), process, 240)
+    helpers = descendants(process)
+    process.terminate()
+    printed, err = process.communicate(timeout=90)
+    assert (process.returncode, printed) == (143, ""), err
+    complaints = [line for line in err.splitlines() if not PROGRESS.fullmatch(line)]
+    assert complaints == ["hhnet: terminated; what was committed stays, the same command goes on from there"]
+    _, alive = psutil.wait_procs(helpers, timeout=10)
+    assert [p.name() for p in alive] == []
+    assert list(scratch.glob("hhnet-*")) == []
 
 
 @pytest.mark.parametrize(
@@ -72,8 +111,7 @@ def test_a_signal_while_ray_or_prefect_runs(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    roles = f'train = "{shards}/train"\nquery = "{shards}/query"\ndatabase = ["{shards}/database"]\n'
-    (tmp_path / "run.toml").write_text(f"[run]\n{roles}[data]\nimage_size = 32\n[model]\nbackbone = 'resnet18'\n")
+    write_run(tmp_path / "run.toml", shards)
     process = started(words_of(verb, shards, model, codes, pictures, out))
     wait_until(lambda: descendants(process), process)
     time.sleep(2)
