@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -81,7 +82,13 @@ def test_termination_while_the_training_runs(verb: str, shards: Path, scratch: P
     wait_until(lambda: any(out.rglob("checkpoints/*/manifest.json")), process, 240)
     helpers = descendants(process)
     process.terminate()
-    printed, err = process.communicate(timeout=90)
+    try:
+        printed, err = process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:  # it is not left to the tests that follow
+        for left in (process, *helpers):
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+        raise
     assert (process.returncode, printed) == (143, ""), err
     complaints = [line for line in err.splitlines() if not PROGRESS.fullmatch(line)]
     assert complaints == ["hhnet: terminated; what was committed stays, the same command goes on from there"]

@@ -31,7 +31,7 @@ STOP_S = 30
 PORTS = ("s3", "master", "volume", "filer", "admin")
 
 
-@dataclass
+@dataclass(eq=False)
 class Seaweed:
     """A server whose data lies in `folder`, at one address as often as it is started."""
 
