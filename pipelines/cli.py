@@ -419,8 +419,3 @@ def build_app() -> typer.Typer:
 
 
 app.add_typer(index_app, name="index")
-
-
-def main() -> None:
-    """Console script `hhnet`."""
-    build_app()()

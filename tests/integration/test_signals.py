@@ -65,6 +65,16 @@ def wait_until(condition: object, process: subprocess.Popen[str], seconds: float
         time.sleep(0.05)
 
 
+def test_an_interrupt_before_the_work_begins_needs_no_traceback(tmp_path: Path) -> None:
+    process = started(["ingest", str(tmp_path), "--out", str(tmp_path / "out")])
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_until(lambda: "pydantic_core" in maps.read_text(), process)  # its imports are under way
+    process.send_signal(signal.SIGINT)
+    printed, err = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (130, ""), err
+    assert err.startswith("hhnet: interrupted") and err.count("\n") == 1
+
+
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A folder for temporary files; its path is short enough for Ray's sockets."""

@@ -22,7 +22,7 @@ import torch
 
 import pipelines.index
 import pipelines.ingest
-from pipelines.cli import main
+from pipelines.__main__ import main
 from pipelines.errors import HHNetError
 from pipelines.failpoints import VARIABLE
 from pipelines.learning.checkpoints import Checkpoints
