@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from pipelines.ingest import ingest
 from pipelines.shards import open_shards
 from pipelines.verify import verify
 from tests.support.models import write_model
+from tests.support.nodes import LOOPBACK, Nodes, cluster_of
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
 
@@ -204,6 +205,59 @@ def test_a_killed_driver_is_resumed_without_encoding_a_finished_shard_again(corp
     assert not encoded & done
     require_clean(out)
     report("killed driver", finished_before=len(done), encoded_again=len(encoded & done))
+
+
+# ------------------------------------------------------------------------------------------------------------- nodes
+
+
+def test_lost_nodes_and_a_lost_head_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
+    rng = random.Random(SEED)
+    nodes, heads = scaled(2, 30), scaled(1, 10)
+    out, lost_nodes, lost_heads = tmp_path / "nodes", 0, 0
+    while lost_nodes < nodes:
+        with cluster_of(2) as cluster, joined(corpus, cluster, out) as verb:
+            while lost_nodes < nodes and more_receipts(verb, out, rng.randrange(2, 5)):
+                cluster.tell(f"lose {rng.randrange(2)}")
+                lost_nodes += 1
+                cluster.tell("add")
+            result_of(verb)
+        assert (out / "manifest.json").read_bytes() == corpus.manifest
+        assert lost_and_doubled(corpus, out) == (0, 0)
+        require_clean(out)
+        out = tmp_path / f"nodes-{lost_nodes}"
+
+    for number in range(heads):
+        out = tmp_path / f"head-{number}"
+        with cluster_of(2) as cluster, joined(corpus, cluster, out) as verb:
+            assert more_receipts(verb, out, rng.randrange(2, 8))
+            cluster.tell("behead")
+            lost_heads += 1
+            verb.communicate(timeout=RUN_LIMIT_S)
+        assert verb.returncode != 0
+        assert not (out / "manifest.json").exists()
+        with cluster_of(2) as cluster, joined(corpus, cluster, out) as verb:
+            result_of(verb)
+        assert (out / "manifest.json").read_bytes() == corpus.manifest
+        assert lost_and_doubled(corpus, out) == (0, 0)
+        require_clean(out)
+    report("R3 nodes", nodes_lost=lost_nodes, heads_lost=lost_heads, lost=0, doubled=0, other_manifests=0)
+
+
+def joined(corpus: Corpus, cluster: Nodes, out: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    """An encode on the nodes of a cluster, which share this machine's disk; it gives a lost head up after seconds."""
+    where = ("--set", f"ray.address={cluster.address}", "--set", "store.shared=true")
+    command = encode_words(corpus.shards, corpus.model, out, *where)
+    return started(command, {**os.environ, **LOOPBACK, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"})
+
+
+def more_receipts(verb: subprocess.Popen[str], out: Path, more: int) -> bool:
+    """Wait until so many further shards are finished; False where the run ended before."""
+    wanted = len(list(out.glob("receipts/*.json"))) + more
+    while verb.poll() is None:
+        if len(list(out.glob("receipts/*.json"))) >= wanted:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 # ------------------------------------------------------------------------------------------------------------ damage
