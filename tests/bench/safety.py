@@ -40,10 +40,7 @@ SETTINGS = ("ingest.samples_per_shard=1024", "encode.batch_size=64", "data.worke
 
 def safe(shards: str, model: str, out: str) -> None:
     """The verb, its pool in this process."""
-    patch = pytest.MonkeyPatch()
-    use_inline_pool(patch, pipelines.encoding)
-    patch.setattr(pipelines.encoding, "pool_size", lambda wanted: (1, 0))
-    patch.setattr(pipelines.encoding, "wait_for", lambda resources, config: None)
+    use_inline_pool(pytest.MonkeyPatch(), pipelines.encoding)
     encode(shards, model, out, load_config(sets=SETTINGS))
 
 

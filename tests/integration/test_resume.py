@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import pytest
 
+import pipelines.encoding
+import pipelines.index
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, open_artifact
 from pipelines.config import Config, load_config
 from pipelines.encode import encode
@@ -23,6 +25,7 @@ from pipelines.train import train
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.integration.test_encode import tree
+from tests.support.inline import use_inline_pool
 from tests.support.pictures import jpeg, picture
 from tests.support.report import report
 
@@ -153,8 +156,10 @@ Again = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture
-def verbs(shards: Path, model: Path, codes: Path, config: Config) -> dict[str, Again]:
-    """By kind, the run that makes it at a root."""
+def verbs(shards: Path, model: Path, codes: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> dict[str, Again]:
+    """By kind, the run that makes it at a root; what makes it again is not about Ray."""
+    for module in (pipelines.encoding, pipelines.index):
+        use_inline_pool(monkeypatch, module)
     ivf = load_config(sets=[*SETTINGS, "index.kind=ivf", "index.nlist=2"])
     query, database = str(codes / "query"), str(codes / "database")
     return {

@@ -32,7 +32,7 @@ class InlinePool:
 
 
 def use_inline_pool(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> InlinePool:
-    """Replace the pool, the session and the check of the cluster's nodes in a job's module."""
+    """Replace the pool, the session and the questions about the cluster in a job's module."""
 
     @contextmanager
     def no_session(config: Any) -> Iterator[None]:
@@ -42,4 +42,6 @@ def use_inline_pool(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> Inli
     monkeypatch.setattr(module, "map_items", pool.map_items)
     monkeypatch.setattr(module, "ray_session", no_session)
     monkeypatch.setattr(module, "require_shared_store", lambda store, config: None)
+    monkeypatch.setattr(module, "pool_size", lambda wanted: (1, 0), raising=False)  # not every job asks
+    monkeypatch.setattr(module, "wait_for", lambda resources, config: None, raising=False)
     return pool

@@ -1,0 +1,146 @@
+"""`retry-rejects` without Ray: what makes a version, and what is never lost. The integration test goes all the way."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import pipelines.encoding
+from pipelines import retry as retry_module
+from pipelines.artifacts import Artifact, versions
+from pipelines.config import Config, load_config
+from pipelines.encode import encode
+from pipelines.errors import CommitConflict, FingerprintMismatch, InputError
+from pipelines.ingest import ingest
+from pipelines.retry import retry_rejects
+from pipelines.storage import Store
+from pipelines.verify import verify
+from pipelines.versions import open_current
+from tests.support.corpus import Corpus
+from tests.support.inline import use_inline_pool
+from tests.support.models import write_model
+from tests.support.pictures import write_folder
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config(sets=["ingest.samples_per_shard=10", "data.image_size=32", "encode.batch_size=8"])
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_folder(folder / "photos", classes=3, per_class=12)
+    ingest(str(folder / "photos"), str(folder / "train"), config)
+    return folder / "train"
+
+
+@pytest.fixture(scope="module")
+def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "model"
+    write_model(out, str(shards))
+    return out
+
+
+@pytest.fixture
+def corpus(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    use_inline_pool(monkeypatch, pipelines.encoding)
+    return Corpus(shards, tmp_path)
+
+
+def test_a_partly_mended_corpus_makes_a_version_and_stays_degraded(corpus: Corpus, model: Path, config: Config) -> None:
+    corpus.damage(0, [1, 4])
+    corpus.damage(2, [0, 1])
+    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
+    corpus.mend()
+    corpus.damage(2, [0, 1])
+    corpus.damage(0, [4])
+    result = retry_rejects(corpus.out, config)
+    assert (result["status"], result["version"], result["rejects"]) == ("degraded", 2, 3)
+    corpus.mend()
+    last = retry_rejects(corpus.out, config)
+    assert (last["status"], last["version"], last["rejects"]) == ("done", 3, 0)
+    assert verify(corpus.out)["digest"] == last["digest"]
+
+
+def test_a_code_is_never_lost_to_a_retry(corpus: Corpus, model: Path, config: Config) -> None:
+    corpus.damage(0, [1])
+    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
+    corpus.mend()
+    corpus.remove(0)
+    result = retry_rejects(corpus.out, config)
+    assert (result["status"], result["codes"], result["rejects"]) == ("unchanged", 35, 1)
+    corpus.mend()
+    corpus.damage(0, [2])  # another row than before
+    assert retry_rejects(corpus.out, config)["status"] == "unchanged"
+
+
+def test_a_retry_that_was_cut_off_goes_on_from_its_receipts(
+    corpus: Corpus, model: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus.damage(0, [1, 4])
+    corpus.damage(2, [0])
+    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
+    corpus.mend()
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retry_module, "publish_next", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            retry_rejects(corpus.out, config)
+    before = set(Path(corpus.out, "runs").iterdir())
+    assert versions(Store(corpus.out)) == []
+    result = retry_rejects(corpus.out, config)
+    assert (result["status"], result["rejects"]) == ("done", 0)
+    assert set(Path(corpus.out, "runs").iterdir()) == before  # nothing was encoded
+    assert verify(corpus.out)["orphans"] == []
+
+
+def test_of_two_retries_with_other_results_one_publishes(
+    corpus: Corpus, model: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus.damage(0, [1, 4])
+    corpus.damage(2, [0])
+    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
+    corpus.mend()
+    publish = retry_module.publish_next
+
+    def overtaken(*arguments: object) -> Artifact:
+        base, number, parts, refs, totals = arguments
+        publish(base, number, parts, refs, {**totals, "codes": 0})  # type: ignore[arg-type,dict-item]
+        return publish(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retry_module, "publish_next", overtaken)
+        with pytest.raises(CommitConflict, match="another run published version 2 meanwhile"):
+            retry_rejects(corpus.out, config)
+    assert versions(Store(corpus.out)) == [1, 2]
+
+
+def test_moved_inputs_are_named_and_others_refused(corpus: Corpus, model: Path, config: Config, tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", classes=3, per_class=1)
+    other = str(ingest(str(tmp_path / "photos"), str(tmp_path / "other"), config)["uri"])
+    corpus.damage(0, [1])
+    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
+    corpus.mend()
+    moved = str(shutil.move(corpus.uri, tmp_path / "moved"))
+    with pytest.raises(InputError, match="holds no committed shards"):
+        retry_rejects(corpus.out, config)
+    with pytest.raises(FingerprintMismatch, match="was made from shards"):
+        retry_rejects(corpus.out, config, shards=other)
+    assert retry_rejects(corpus.out, config, shards=moved, model=str(model))["status"] == "done"
+
+
+def test_the_settings_are_those_that_made_the_codes(corpus: Corpus, model: Path, config: Config) -> None:
+    corpus.damage(0, [1])
+    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
+    corpus.mend()
+    other = load_config(sets=["encode.batch_size=5", "encode.carry=['author']", "encode.workers=1"])
+    result = retry_rejects(corpus.out, other)
+    assert (result["status"], result["rejects"]) == ("done", 0)
+    assert verify(corpus.out)["digest"] == result["digest"]
+    identity = json.loads(Path(corpus.out, "identity.json").read_bytes())
+    assert open_current(corpus.out).manifest.fingerprint == identity["fingerprint"]
