@@ -171,7 +171,13 @@ def _changed_settings(config: Config) -> list[str]:
 
 @verb(app, "ingest")
 def ingest(
-    source: Annotated[str, typer.Argument(help="Folder, zip or tar of class folders, or a CSV or Parquet table.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder, zip or tar of class folders; a CSV or Parquet table; with --adopt a folder or s3:// prefix "
+            "of WebDataset tars."
+        ),
+    ],
     out: Out,
     split: Annotated[
         str | None,
@@ -182,21 +188,57 @@ def ingest(
     ] = None,
     path_column: Annotated[str, typer.Option(help="Column of a table that holds the paths.")] = "path",
     label: Annotated[
-        list[str] | None, typer.Option(help="Column of a table that holds a label; repeatable; default label*.")
+        list[str] | None,
+        typer.Option(
+            help="Column of a table that holds a label; repeatable; default label*. With --adopt a field of the JSON "
+            "members; default the cls member, else labels or label of the JSON."
+        ),
     ] = None,
-    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Take no label from a table.")] = False,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Take no label from a table or a tar.")] = False,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="Index the .tar files directly in SOURCE as they are: where they lie if --out is SOURCE, else as "
+            "unchanged copies. Samples that cannot be taken are named with a reason.",
+        ),
+    ] = False,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --adopt: a file that names the classes, line n the class n from 0; default their numbers.",
+            metavar="FILE",
+        ),
+    ] = None,
+    keys_by_tar: Annotated[
+        bool,
+        typer.Option("--keys-by-tar", help="With --adopt: put a tar's name before its keys, if tars share keys."),
+    ] = False,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
-    """Turn images into WebDataset shards, byte for byte, with their index.
+    """Turn images into WebDataset shards, byte for byte, with their index; or index shards that others wrote.
 
     Example: hhnet ingest photos/ --out shards --split train=.8,query=.1,database=.1
+
+    Example: hhnet ingest --adopt s3://bucket/wds --out s3://bucket/wds --classes names.txt
     """
+    labels = [] if unlabelled else label
+    settings = _configure(config, sets)
+    if adopt:
+        from pipelines.intake.adopt import Adoption, read_class_names
+        from pipelines.intake.adopt import adopt as index_foreign
+
+        if split is not None or path_column != "path":
+            raise UsageError("--adopt takes tars as they are: it cannot be given with --split or --path-column")
+        fields = None if labels is None else tuple(labels)
+        how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar)
+        return index_foreign(source, out, how)
+    if classes is not None or keys_by_tar:
+        raise UsageError("--classes and --keys-by-tar belong to --adopt")
     from pipelines.ingest import ingest as work
 
-    settings = _configure(config, sets)
-    columns = [] if unlabelled else label
-    return work(source, out, settings, split=split, path_column=path_column, label_columns=columns)
+    return work(source, out, settings, split=split, path_column=path_column, label_columns=labels)
 
 
 @verb(app, "train")

@@ -16,7 +16,7 @@ from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.schema import codes_schema, read_parquet, require_schema
 from pipelines.versions import open_current
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 """Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
 
 COLUMNS = ("key", "shard", "row", "code", "labels")

@@ -254,13 +254,9 @@ def _record(store: Store, source: str, listing: Listing, samples: int, began: fl
         "seconds": round(seconds, 3),
         "samples": samples,
         "skipped": listing.skipped,
-        "skipped_files": _named(listing),
+        "skipped_files": listing.skipped_files,
     }
     write_run_record(store, record)
-
-
-def _named(listing: Listing) -> list[dict[str, str]]:
-    return [{"path": path, "reason": reason} for path, reason in listing.named]
 
 
 def _result(
@@ -278,7 +274,7 @@ def _result(
         "samples": len(listing.entries),
         "skipped": listing.skipped,
         "found": len(listing.entries) + listing.skipped,
-        "skipped_files": _named(listing),
+        "skipped_files": listing.skipped_files,
         "classes": list(classes),
     }
     if not plan.by:

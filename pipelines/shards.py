@@ -1,28 +1,29 @@
 """WebDataset shards: written reproducibly, read against their index, dealt to workers by an epoch plan.
 
 A shards artifact holds tars and one Parquet, the shard index, that knows where each sample's members lie and what
-their sha256 is. Reading goes by that index: a short, cut or altered tar shows up sample by sample as `damaged`
+their sha256 is. Tars that were written here are parts like any other; adopted ones may lie beside the manifest under
+the names they came with. Reading goes by that index: a short, cut or altered tar shows up sample by sample as `damaged`
 instead of ending the stream early.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.artifacts import Artifact, Part, open_artifact
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.schema import SHARD_INDEX, read_parquet, require_schema, table_of
 from pipelines.storage import ObjectStream, Store
-from pipelines.tars import TarDamaged, read_tar
+from pipelines.tars import MAX_MEMBER_BYTES, TarDamaged, read_tar
 
 INDEX_NAME = "index.parquet"
-MAX_MEMBER_BYTES = 256 << 20
 
 _T = TypeVar("_T")
 
@@ -89,7 +90,7 @@ def scan_tar(path: Path, shard: str, labels: Mapping[str, Sequence[int]], image_
             for entry, content in read_tar(stream):
                 if content is None:
                     raise DamagedArtifact(f"{path.name} holds {entry.name}, which is not a plain file")
-                key = entry.name[: _key_end(entry.name)]
+                key = entry.name[: key_end(entry.name)]
                 if key != last and key in groups:
                     raise DamagedArtifact(f"{path.name} holds the members of {key} apart from each other")
                 digest = hashlib.sha256(content).digest()
@@ -104,7 +105,8 @@ def scan_tar(path: Path, shard: str, labels: Mapping[str, Sequence[int]], image_
     return index_table(records)
 
 
-def _key_end(name: str) -> int:
+def key_end(name: str) -> int:
+    """Where a member's name goes over from key to suffix: its first dot after the last slash. ValueError without."""
     return name.index(".", name.rfind("/") + 1)
 
 
@@ -199,18 +201,20 @@ def open_shards(source: str | Artifact) -> ShardSet:
     where = f"{artifact.uri}/{INDEX_NAME}"
     table = read_parquet(artifact.read(artifact.manifest.part(INDEX_NAME)), where)
     require_schema(table, SHARD_INDEX, where)
+    _require_places(table, where)
     names = table["shard"].combine_chunks()
     names = (names.dictionary_decode() if isinstance(names, pa.DictionaryArray) else names).to_numpy(False)
     shards = []
     start = 0
-    for part in sorted((p for p in artifact.manifest.parts if p.name != INDEX_NAME), key=lambda p: p.name):
+    for part in sorted((p for p in artifact.manifest.parts if p.name != INDEX_NAME), key=tar_name):
+        name = tar_name(part)
         stop = start + part.rows
+        if not start <= stop <= len(names) or not (names[start:stop] == name).all():
+            raise DamagedArtifact(f"{where} does not hold the {part.rows} rows of {name} in order")
         rows = table.slice(start, part.rows)
-        if stop > len(names) or not (names[start:stop] == part.name).all():
-            raise DamagedArtifact(f"{where} does not hold the {part.rows} rows of {part.name} in order")
         if rows["row"].to_pylist() != list(range(part.rows)):
-            raise DamagedArtifact(f"{where} does not number the rows of {part.name} from 0")
-        shards.append(Shard(part.name, part, rows))
+            raise DamagedArtifact(f"{where} does not number the rows of {name} from 0")
+        shards.append(Shard(name, part, rows))
         start = stop
     if start != table.num_rows:
         raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest {start}")
@@ -218,6 +222,27 @@ def open_shards(source: str | Artifact) -> ShardSet:
     if not isinstance(classes, list):
         raise DamagedArtifact(f"{artifact.uri}: the shards manifest does not say its classes")
     return ShardSet(artifact, tuple(str(name) for name in classes), tuple(shards))
+
+
+def tar_name(part: Part) -> str:
+    """The name of a tar: a part's own, or that of a file which was adopted where it lies."""
+    path = PurePosixPath(part.path)
+    return part.name if path.parent.name == "parts" else path.name
+
+
+def _require_places(table: pa.Table, where: str) -> None:
+    """No cell is empty, each sample has a member, and each member a place that a reader can go to."""
+    if not table.num_rows:
+        return
+    members = table["members"].combine_chunks()
+    fields = members.flatten()
+    lengths = pc.list_value_length(members)
+    whole = not any(column.null_count for column in (*table.columns, fields, *fields.flatten()))
+    if not whole or pc.min(lengths).as_py() < 1:
+        raise DamagedArtifact(f"{where} has samples without a member, or empty cells")
+    for name in ("offset", "size"):
+        if pc.min(fields.field(name)).as_py() < 0:
+            raise DamagedArtifact(f"{where} has a member with a negative {name}")
 
 
 def read_samples(store: Store, part: Part, records: Sequence[Record], metadata: bool = False) -> Iterator[Sample]:

@@ -1,24 +1,71 @@
 """A strict, bounded reader of tar streams; it never touches the file system.
 
 `tarfile` ends a stream quietly at a damaged or missing header, and reads headers of any length into memory. Here a
-stream that does not end in its end-of-archive marker is an error, as is a header that is not one.
+stream that does not end in its end-of-archive marker is an error, as is a header that is not one, and what a hostile
+archive can cost is bounded by `TarLimits`.
 """
 
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 BLOCK = 512
 MAX_HEADER_BYTES = 1 << 20
+"""Of all the extended headers in front of one entry together."""
+MAX_MEMBER_BYTES = 256 << 20
+MAX_NAME_BYTES = 1024
 SKIP_BYTES = 1 << 20
 
 _LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _EXTENDED = {tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}
 
 
+class TarReason(StrEnum):
+    """Why a tar, or something in it, is not taken. A closed list: readers may switch on it."""
+
+    TRUNCATED = "truncated"
+    """The archive ends before its end-of-archive marker."""
+    BAD_HEADER = "bad_header"
+    """A header is not one, or contradicts itself; what follows it cannot be found."""
+    TRAILING_DATA = "trailing_data"
+    """Something follows the end-of-archive marker."""
+    TOO_LARGE = "too_large"
+    """A member, a header or the archive is larger than its limit."""
+    TOO_MANY = "too_many"
+    """The archive has more entries than its limit."""
+    TOO_SLOW = "too_slow"
+    """Reading took longer than its limit."""
+    LINK = "link"
+    """A symbolic or hard link; nothing is followed."""
+    SPECIAL = "special"
+    """A device, a FIFO or a sparse file."""
+    UNSAFE_NAME = "unsafe_name"
+    """The name is absolute or leads out of the archive."""
+    BAD_NAME = "bad_name"
+    """The name is too long, is not UTF-8, or has control characters."""
+    NO_KEY = "no_key"
+    """The name has no suffix, so it belongs to no sample."""
+    NO_IMAGE = "no_image"
+    """No member of the sample is an image."""
+    SEVERAL_IMAGES = "several_images"
+    """More than one member of the sample is an image."""
+    DUPLICATE_KEY = "duplicate_key"
+    """An earlier sample has this key."""
+    INTERLEAVED = "interleaved"
+    """Members of other samples stand between those of this one."""
+    BAD_METADATA = "bad_metadata"
+    """The `cls` or `json` member cannot be read, or its label cannot be one."""
+
+
 class TarDamaged(Exception):
-    """The stream is not a whole tar archive; the message says where it breaks."""
+    """The stream is not a whole tar archive within the limits; the message says where it breaks."""
+
+    def __init__(self, reason: TarReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Readable(Protocol):
@@ -27,6 +74,18 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes, none at the end."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TarLimits:
+    """What an archive may cost its reader."""
+
+    member_bytes: int = MAX_MEMBER_BYTES
+    """Content that is held at once; a larger member is passed over."""
+    entries: int = 4_000_000
+    """Headers of any type."""
+    total_bytes: int = 1 << 40
+    seconds: float = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +98,51 @@ class TarEntry:
     kind: str
     """`file`, `folder`, `link`, or `special` (devices, FIFOs, sparse files)."""
 
+    @property
+    def refusal(self) -> TarReason | None:
+        """Why the entry cannot be a member of a sample by its type, name and size, or None."""
+        if self.kind in ("link", "special"):
+            return TarReason.LINK if self.kind == "link" else TarReason.SPECIAL
+        if self.name.startswith("/") or ".." in self.name.split("/"):
+            return TarReason.UNSAFE_NAME
+        if len(self.name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES or not _is_text(self.name):
+            return TarReason.BAD_NAME
+        return TarReason.TOO_LARGE if self.size > MAX_MEMBER_BYTES else None
+
+
+def _is_text(name: str) -> bool:
+    return not any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in name)
+
 
 def read_tar(
-    stream: Readable, wanted: Callable[[TarEntry], bool] | None = None
+    stream: Readable, wanted: Callable[[TarEntry], bool] | None = None, limits: TarLimits | None = None
 ) -> Iterator[tuple[TarEntry, bytes | None]]:
     """Every entry of a tar in order, with the content of those files that are `wanted` (default: all of them).
 
-    Bounds are the caller's: `wanted` sees name and size before any content is held. Raises TarDamaged where the
-    stream is cut, altered, or goes on after its end-of-archive marker.
+    A file above `limits.member_bytes` comes without content. Raises TarDamaged where the stream is cut, altered, goes
+    on after its end-of-archive marker, or exceeds another limit.
     """
-    source = _Counted(stream)
+    limits = limits or TarLimits()
+    source = _Bounded(stream, limits)
     extended: dict[str, str] = {}
+    entries = header_bytes = 0
     while True:
         header = source.exactly(BLOCK, "a header")
         if not any(header):
             _check_end(source)
             return
+        entries += 1
+        if entries > limits.entries:
+            raise TarDamaged(TarReason.TOO_MANY, f"the tar has more than {limits.entries} entries")
         info = _parse_header(header, source.offset - BLOCK)
         if info.type in _LONG_NAMES or info.type in _EXTENDED or info.type == tarfile.XGLTYPE:
-            content = _header_content(source, info)
-            if info.type in _LONG_NAMES:
-                extended[_LONG_NAMES[info.type]] = _text(content.rstrip(b"\0"))
-            elif info.type in _EXTENDED:
-                extended |= _pax_fields(content)
+            header_bytes += info.size
+            extended |= _header_fields(info.type, _header_content(source, info.size, header_bytes))
             continue
         entry = _entry(info, extended, source.offset)
-        extended = {}
+        extended, header_bytes = {}, 0
         content_size = entry.size if entry.kind in ("file", "special") else 0
-        if entry.kind == "file" and (wanted is None or wanted(entry)):
+        if entry.kind == "file" and entry.size <= limits.member_bytes and (wanted is None or wanted(entry)):
             yield entry, source.exactly(entry.size, entry.name)
         else:
             source.skip(content_size, entry.name)
@@ -74,72 +150,94 @@ def read_tar(
         source.skip(-content_size % BLOCK, entry.name)
 
 
-class _Counted:
-    """The stream with its offset, on which a short read is an error."""
+class _Bounded:
+    """The stream with its offset, on which a short read is an error, as is one read too many."""
 
-    def __init__(self, stream: Readable) -> None:
-        self.stream, self.offset = stream, 0
+    def __init__(self, stream: Readable, limits: TarLimits) -> None:
+        self.stream, self.limits, self.offset = stream, limits, 0
+        self.deadline = time.monotonic() + limits.seconds
 
     def exactly(self, size: int, what: str) -> bytes:
-        data = self.stream.read(size)
+        if self.offset + size > self.limits.total_bytes:
+            raise TarDamaged(TarReason.TOO_LARGE, f"the tar has more than {self.limits.total_bytes} bytes")
+        data = self.read(size)
         while len(data) < size:
-            more = self.stream.read(size - len(data))
+            more = self.read(size - len(data))
             if not more:
-                raise TarDamaged(f"the tar ends inside {what}, at byte {self.offset + len(data)}")
+                where = f"{what[:200]}, at byte {self.offset + len(data)}"
+                raise TarDamaged(TarReason.TRUNCATED, f"the tar ends inside {where}")
             data += more
         self.offset += size
         return data
+
+    def read(self, size: int) -> bytes:
+        if time.monotonic() > self.deadline:
+            raise TarDamaged(TarReason.TOO_SLOW, f"the tar took more than {self.limits.seconds:g} s to read")
+        return self.stream.read(size)
 
     def skip(self, size: int, what: str) -> None:
         while size > 0:
             size -= len(self.exactly(min(size, SKIP_BYTES), what))
 
 
-def _check_end(source: _Counted) -> None:
+def _check_end(source: _Bounded) -> None:
     if any(source.exactly(BLOCK, "the end-of-archive marker")):
-        raise TarDamaged(f"the tar has half an end-of-archive marker at byte {source.offset - 2 * BLOCK}")
-    while tail := source.stream.read(SKIP_BYTES):
-        if any(tail):
-            raise TarDamaged("the tar goes on after its end-of-archive marker")
+        where = f"at byte {source.offset - 2 * BLOCK}"
+        raise TarDamaged(TarReason.BAD_HEADER, f"the tar has half an end-of-archive marker {where}")
+    while tail := source.read(SKIP_BYTES):
+        if tail.count(0) != len(tail):
+            raise TarDamaged(TarReason.TRAILING_DATA, "the tar goes on after its end-of-archive marker")
 
 
 def _parse_header(header: bytes, offset: int) -> tarfile.TarInfo:
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
-        raise TarDamaged(f"no valid tar header at byte {offset}: {error}") from None
+        raise TarDamaged(TarReason.BAD_HEADER, f"no valid tar header at byte {offset}: {error}") from None
     if info.size < 0:
-        raise TarDamaged(f"the tar header at byte {offset} declares a negative size")
+        raise TarDamaged(TarReason.BAD_HEADER, f"the tar header at byte {offset} declares a negative size")
     return info
 
 
-def _header_content(source: _Counted, info: tarfile.TarInfo) -> bytes:
-    if info.size > MAX_HEADER_BYTES:
-        raise TarDamaged(f"the tar holds a header of {info.size} bytes, the limit is {MAX_HEADER_BYTES}")
-    content = source.exactly(info.size, "a header")
-    source.skip(-info.size % BLOCK, "a header")
+def _header_content(source: _Bounded, size: int, pending: int) -> bytes:
+    """An extended header's content; `pending` bytes of them stand in front of the next entry, this one included."""
+    if pending > MAX_HEADER_BYTES:
+        message = f"the tar holds a header of {pending} bytes, the limit is {MAX_HEADER_BYTES}"
+        raise TarDamaged(TarReason.TOO_LARGE, message)
+    content = source.exactly(size, "a header")
+    source.skip(-size % BLOCK, "a header")
     return content
+
+
+def _header_fields(kind: bytes, content: bytes) -> dict[str, str]:
+    """What an extended header says of the next entry; global headers say nothing that is used here."""
+    if kind in _LONG_NAMES:
+        return {_LONG_NAMES[kind]: _text(content.rstrip(b"\0"))}
+    return _pax_fields(content) if kind in _EXTENDED else {}
 
 
 def _pax_fields(content: bytes) -> dict[str, str]:
     """The records `<length> <key>=<value>\\n` of an extended header."""
     fields: dict[str, str] = {}
-    while content.rstrip(b"\0"):
-        digits, space, _ = content[:20].partition(b" ")
+    content = content.rstrip(b"\0")
+    start = 0
+    while start < len(content):
+        digits, space, _ = content[start : start + 20].partition(b" ")
         length = int(digits) if space and digits.isdigit() else 0
-        record = content[len(digits) + 1 : length]
+        record = content[start + len(digits) + 1 : start + length]
         key, equals, value = record[:-1].partition(b"=")
-        if not len(digits) + 3 <= length <= len(content) or not equals or not record.endswith(b"\n"):
-            raise TarDamaged("the tar holds a damaged extended header")
+        if not len(digits) + 3 <= length <= len(content) - start or not equals or not record.endswith(b"\n"):
+            raise TarDamaged(TarReason.BAD_HEADER, "the tar holds a damaged extended header")
         fields[_text(key)] = _text(value)
-        content = content[length:]
+        start += length
     return fields
 
 
 def _entry(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> TarEntry:
     name, size = extended.get("path", info.name), extended.get("size", str(info.size))
     if not size.isascii() or not size.isdigit() or len(size) > 19:
-        raise TarDamaged(f"the tar declares the size {size[:40]!r} for {name[:200]!r}")
+        message = f"the tar declares the size {size[:40]!r} for {name[:200]!r}"
+        raise TarDamaged(TarReason.BAD_HEADER, message)
     if info.issym() or info.islnk():
         kind = "link"
     elif info.isdir():
@@ -149,7 +247,8 @@ def _entry(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> TarE
     else:
         kind = "special"
     if info.type == tarfile.GNUTYPE_SPARSE:
-        raise TarDamaged(f"the tar holds a sparse file, {name[:200]!r}: write it without --sparse")
+        message = f"the tar holds a sparse file, {name[:200]!r}: write it without --sparse"
+        raise TarDamaged(TarReason.BAD_HEADER, message)
     return TarEntry(name, offset, int(size), kind)
 
 

@@ -23,13 +23,13 @@ from typing import IO, Any, cast
 
 from pipelines.errors import InputError
 from pipelines.images import SUFFIXES
-from pipelines.shards import MAX_MEMBER_BYTES
 from pipelines.storage import scratch_folder
-from pipelines.tars import TarDamaged, TarEntry, read_tar
+from pipelines.tars import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 
 MAX_FILES = 20_000_000
-MAX_NAME_BYTES = 1024
 SKIPPED_NAMED = 1000
+MAX_EXPANSION = 200
+"""How many times its own size a compressed tar may unfold to; images barely shrink, tar headers do."""
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _MAGIC = {b"\x1f\x8b": gzip.GzipFile, b"\xfd7zXZ\0": lzma.LZMAFile, b"BZh": bz2.BZ2File}
@@ -61,6 +61,11 @@ class Listing:
         if len(self.named) < SKIPPED_NAMED:
             self.named.append((printable(path)[:MAX_NAME_BYTES], reason))
         self._bound()
+
+    @property
+    def skipped_files(self) -> list[dict[str, str]]:
+        """The first that were passed over, each with its reason."""
+        return [{"path": path, "reason": reason} for path, reason in self.named]
 
     def add(self, entry: Entry) -> None:
         """Take a sample."""
@@ -234,7 +239,7 @@ def _spool_tar(path: Path, spool: IO[bytes], listing: Listing) -> dict[str, tupl
 
     try:
         with _open_tar(path) as stream:
-            for entry, content in read_tar(stream, wanted):
+            for entry, content in read_tar(stream, wanted, _limits(path, stream)):
                 if entry.kind in ("link", "special"):
                     listing.skip(entry.name, "link or special file")
                 elif content is not None:
@@ -248,6 +253,12 @@ def _spool_tar(path: Path, spool: IO[bytes], listing: Listing) -> dict[str, tupl
     except _BROKEN as error:
         raise InputError(f"cannot read {path} as a tar: {error}") from None
     return places
+
+
+def _limits(path: Path, stream: IO[bytes]) -> TarLimits:
+    if isinstance(stream, tuple(_MAGIC.values())):
+        return TarLimits(total_bytes=max(64 << 20, MAX_EXPANSION * path.stat().st_size))
+    return TarLimits()
 
 
 def _open_tar(path: Path) -> IO[bytes]:

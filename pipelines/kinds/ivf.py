@@ -20,6 +20,10 @@ from pipelines.kinds import Codes, Ids, Neighbours
 SAMPLES_PER_LIST = 64
 TRAIN_ROUNDS = 10
 
+# A part is one shard's codes: what claims more lists or longer vectors than any could have is refused unread.
+faiss.set_deserialization_loop_limit(1 << 24)
+faiss.set_deserialization_vector_byte_limit(4 << 30)
+
 
 class IvfKind:
     """Searches the `nprobe` lists whose centres are nearest to the query."""
@@ -61,10 +65,8 @@ class IvfKind:
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int]
     ) -> "IvfSearcher":
         """Parse the part and compare it with what was published, quantizer included."""
-        try:
+        with _readable(str(path)):
             index: Any = faiss.read_index_binary(str(path))
-        except (RuntimeError, MemoryError) as error:
-            raise DamagedArtifact(f"{path} is not readable by Faiss: {str(error).splitlines()[0]}") from None
         found = type(index), index.d, index.ntotal
         if found != (faiss.IndexBinaryIVF, 8 * width, rows):
             raise DamagedArtifact(
@@ -99,8 +101,22 @@ class IvfSearcher:
 
 
 def _parse(shared: bytes | None) -> Any:
+    """The empty trained index that the parts share."""
     assert shared is not None, "an ivf part needs the shared quantizer"
-    return faiss.deserialize_index_binary(np.frombuffer(shared, np.uint8))
+    with _readable("the index's quantizer"):
+        index = faiss.deserialize_index_binary(np.frombuffer(shared, np.uint8))
+    if type(index) is not faiss.IndexBinaryIVF:
+        raise DamagedArtifact(f"the index's quantizer is {type(index).__name__}, expected IndexBinaryIVF")
+    return index
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Faiss says with RuntimeError what it refuses, and with MemoryError what would be too large."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise DamagedArtifact(f"{what} is not readable by Faiss: {str(error).splitlines()[0]}") from None
 
 
 def _bytes_of(index: Any) -> bytes:

@@ -3,25 +3,32 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pyarrow as pa
 
 from pipelines.artifacts import Artifact
 from pipelines.proofs.findings import Findings, count, require_distinct
-from pipelines.shards import MAX_MEMBER_BYTES, Member, Record, Shard, open_shards
+from pipelines.shards import Member, Record, Shard, open_shards
 from pipelines.storage import ObjectStream
-from pipelines.tars import TarDamaged, read_tar
+from pipelines.tars import TarDamaged, TarEntry, read_tar
 
 
 def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
-    """Stream one tar against its digest and its index rows: members, their order and bytes, and the labels inside."""
+    """Stream one tar against its digest and its index rows: members, their order and bytes, and the labels inside.
+
+    An adopted tar may hold what the index does not list, and may break off after what it lists; what its labels are
+    called is a matter of how it was adopted.
+    """
     where = f"{artifact.uri}/{shard.part.path}"
     pairs = [(member, record) for record in shard.records() for member in record.members]
     pairs.sort(key=lambda pair: pair[0].offset)
     try:
         with artifact.store.open(shard.part.path) as stream:
             source = _Hashed(stream)
-            problems = [f"{where}{problem}" for problem in _compare(source, pairs)]
+            adopted = bool(artifact.manifest.meta.get("adopted"))
+            compare = _compare_adopted if adopted else _compare
+            problems = [f"{where}{problem}" for problem in compare(source, pairs)]
             source.drain()
     except FileNotFoundError:
         return [f"{where} is missing"]
@@ -38,13 +45,12 @@ def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
 def _compare(source: "_Hashed", pairs: list[tuple[Member, Record]]) -> Iterator[str]:
     """What differs between a tar and its index; where members differ, the first of them ends the comparison."""
     place = -1
-    for place, (entry, content) in enumerate(read_tar(source, lambda entry: entry.size <= MAX_MEMBER_BYTES)):
+    for place, (entry, content) in enumerate(read_tar(source)):
         if place >= len(pairs):
             yield f" holds {entry.name}, which the index does not list"
             return
         member, record = pairs[place]
-        digest = hashlib.sha256(content or b"").digest()
-        if content is None or Member(entry.name, entry.offset, entry.size, digest) != member:
+        if content is None or not _is_member(member, entry, content):
             yield f": {entry.name} at byte {entry.offset} is not the {member.name} of the index"
             return
         labels = _labels_in(member.name, content)
@@ -52,6 +58,23 @@ def _compare(source: "_Hashed", pairs: list[tuple[Member, Record]]) -> Iterator[
             yield f": {member.name} says labels {labels}, the index {list(record.labels)}"
     if place + 1 < len(pairs):
         yield f" ends before {pairs[place + 1][0].name}, which the index lists"
+
+
+def _compare_adopted(source: "_Hashed", pairs: list[tuple[Member, Record]]) -> Iterator[str]:
+    """Which listed members an adopted tar does not hold; what else it holds does not matter."""
+    listed = {member.offset: member for member, _ in pairs}
+    with suppress(TarDamaged):
+        for entry, content in read_tar(source, lambda entry: entry.offset in listed):
+            member = listed.get(entry.offset)
+            if member is not None and content is not None and _is_member(member, entry, content):
+                del listed[entry.offset]
+    if listed:
+        first = listed[min(listed)]
+        yield f" does not hold {first.name} at byte {first.offset} as the index has it, nor {len(listed) - 1} others"
+
+
+def _is_member(member: Member, entry: TarEntry, content: bytes) -> bool:
+    return Member(entry.name, entry.offset, entry.size, hashlib.sha256(content).digest()) == member
 
 
 class _Hashed:

@@ -121,3 +121,42 @@ def test_mutated_bytes_never_raise_anything_else() -> None:
             except ImageReject as reject:
                 outcomes.add(reject.reason)
     assert len(outcomes) >= 2
+
+
+def on_its_side(form: str, exif: bytes) -> bytes:
+    """A picture whose upper half is white once it is turned by orientation 6."""
+    upright = np.zeros((32, 32, 3), np.uint8)
+    upright[:16] = 255
+    sink = io.BytesIO()
+    Image.fromarray(np.rot90(upright, 1).copy()).save(
+        sink, form, exif=exif, **({"lossless": True} if form == "WEBP" else {})
+    )
+    return sink.getvalue()
+
+
+def exif_of(order: str, kind: int, value: int) -> bytes:
+    size = 4 if kind == 4 else 2
+    entry = (0x0112).to_bytes(2, order) + kind.to_bytes(2, order) + (1).to_bytes(4, order)  # type: ignore[arg-type]
+    entry += value.to_bytes(size, order).ljust(4, b"\0")  # type: ignore[arg-type]
+    head = {"little": b"II*\0", "big": b"MM\0*"}[order] + (8).to_bytes(4, order)  # type: ignore[arg-type]
+    return b"Exif\0\0" + head + (1).to_bytes(2, order) + entry + bytes(4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("kind", [3, 4])
+def test_the_orientation_is_found_in_every_container_and_byte_order(form: str, order: str, kind: int) -> None:
+    decoded = decode_image(on_its_side(form, exif_of(order, kind, 6)))
+    assert decoded[:12].min() > 200 and decoded[-12:].max() < 50
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", exif_of("little", 3, 99)])
+def test_an_orientation_that_is_none_leaves_the_picture_as_it_lies(exif: bytes) -> None:
+    assert decode_image(on_its_side("JPEG", exif))[:, :12].min() > 200
+
+
+@pytest.mark.parametrize("data", [pictures.png(pictures.picture(0, 0))[:-12], pictures.webp()[:-4]])
+def test_a_file_that_lacks_its_end_is_truncated(data: bytes) -> None:
+    with pytest.raises(ImageReject) as caught:
+        decode_image(data)
+    assert caught.value.reason is Reason.TRUNCATED

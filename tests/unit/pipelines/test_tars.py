@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipelines.tars import MAX_HEADER_BYTES, TarDamaged, read_tar
+from pipelines.tars import MAX_HEADER_BYTES, TarDamaged, TarLimits, TarReason, read_tar
 
 
 def make_tar(form: int = tarfile.PAX_FORMAT, names: tuple[str, ...] = ("a/1.jpg", "a/2.jpg")) -> bytes:
@@ -147,3 +147,31 @@ def test_mutated_tars_end_or_raise_but_never_hang() -> None:
         except TarDamaged:
             refused += 1
     assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (TarLimits(entries=1), TarReason.TOO_MANY),
+        (TarLimits(total_bytes=2000), TarReason.TOO_LARGE),
+        (TarLimits(seconds=0), TarReason.TOO_SLOW),
+    ],
+)
+def test_an_archive_beyond_a_limit_is_refused(limits: TarLimits, reason: TarReason) -> None:
+    with pytest.raises(TarDamaged) as caught:
+        list(read_tar(io.BytesIO(make_tar()), limits=limits))
+    assert caught.value.reason is reason
+
+
+def test_a_member_beyond_its_limit_comes_without_content() -> None:
+    found = list(read_tar(io.BytesIO(make_tar()), limits=TarLimits(member_bytes=1000)))
+    assert [content is None for _, content in found] == [False, True]
+
+
+def test_extended_headers_in_a_row_share_one_limit() -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, MAX_HEADER_BYTES // 2
+    one = header.tobuf() + bytes(MAX_HEADER_BYTES // 2)
+    assert names_of(one * 2 + make_tar())[1:] == ["a/2.jpg"]
+    with pytest.raises(TarDamaged, match="the limit is"):
+        names_of(one * 3 + make_tar())

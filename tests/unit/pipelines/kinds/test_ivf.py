@@ -92,3 +92,13 @@ def test_unset_parameters_follow_the_number_of_codes():
     assert KIND.parameters(IndexSettings(), 9) == {"nlist": 3, "nprobe": 3}
     with pytest.raises(ConfigError, match="nlist = 50 is more than the 9 codes"):
         KIND.parameters(IndexSettings(nlist=50), 9)
+
+
+@pytest.mark.parametrize("other", ["noise", "cut", "flat"])
+def test_a_quantizer_that_faiss_refuses_is_damage(tmp_path, shared, other):
+    flat = faiss.serialize_index_binary(faiss.IndexBinaryFlat(64)).tobytes()
+    data = {"noise": b"cos\nsystem\n(S'true'\ntR.", "cut": shared[: len(shared) // 2], "flat": flat}[other]
+    with pytest.raises(DamagedArtifact, match="quantizer is"):
+        KIND.open(part(tmp_path, shared), 8, 2000, data, PARAMETERS)
+    with pytest.raises(DamagedArtifact, match="quantizer is"):
+        KIND.build(CODES, IDS, data)

@@ -1,0 +1,249 @@
+"""Foreign WebDataset tars -> a shards artifact, without writing their samples anew.
+
+    tars of a folder or prefix -> scan each once -> keys made unique -> class ids -> shard index -> manifest
+
+Where --out is the place that holds the tars, they stay untouched and become parts under their own names; anywhere else
+they are put as parts, byte for byte. Either way the shard index says where each sample's members lie, and every other
+verb works on the result as on shards that were written here.
+"""
+
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint, write_run_record
+from pipelines.cluster.progress import stage
+from pipelines.errors import InputError, WorkFailed
+from pipelines.images import SUFFIXES
+from pipelines.intake.foreign import ForeignTar, scan_foreign_tar
+from pipelines.intake.sources import Listing
+from pipelines.schema import SHARD_INDEX, parquet_bytes
+from pipelines.shards import INDEX_NAME, Record, index_table
+from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
+from pipelines.tars import TarReason
+
+ADOPT_VERSION = 1
+"""Raised by hand when the same tars would give another index; part of the fingerprint."""
+MAX_CLASSES = 100_000
+THREADS = 2
+
+_TAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
+_COMPRESSED = re.compile(r"[^/.][^/]*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2|txz)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """How foreign samples are read.
+
+    `fields` are the JSON fields that hold labels (unset: `cls`, else `labels` or `label`; none: no labels), `classes`
+    the names of the class numbers, and `keys_by_tar` puts the tar's name before each key.
+    """
+
+    fields: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    keys_by_tar: bool = False
+
+
+@dataclass
+class _Indexed:
+    """One tar's part of the result: its digest, its rows with no class ids yet, and their labels by name."""
+
+    name: str
+    bytes: int
+    sha256: str
+    table: pa.Table
+    labels: list[tuple[str, ...]]
+
+
+def adopt(source: str, out: str, how: Adoption | None = None) -> dict[str, Any]:
+    """Index the .tar files directly below `source`, a folder or s3:// prefix, as a shards artifact at `out`.
+
+    Found = samples + skipped; what is skipped is counted by reason, the first by name. Raises InputError where there
+    is no tar or no sample, or where a label is not among the classes given.
+    """
+    began = time.time()
+    how = how or Adoption()
+    origin, root = Store(source), Store(out)
+    names = _tar_names(origin)
+    listing, losses = Listing(origin.uri), Counter[str]()
+    tars = [tar for tar in _index(origin, names, how, listing, losses) if tar.table.num_rows]
+    if not tars:
+        raise InputError(_nothing_found(listing))
+    classes, ids = _class_ids((name for tar in tars for own in set(tar.labels) for name in own), how, origin.uri)
+    index = pa.concat_tables([_numbered(tar, ids) for tar in tars]).unify_dictionaries().combine_chunks()
+    samples = index.num_rows
+    totals = {"samples": samples, "skipped": listing.skipped, "found": samples + listing.skipped}
+    result, written = _publish(origin, root, tars, parquet_bytes(index), classes, how, totals)
+    facts = {
+        "skipped_reasons": dict(sorted(losses.items())),
+        "skipped_files": listing.skipped_files,
+    }
+    if written:
+        seconds = round(time.time() - began, 3)
+        write_run_record(
+            root, {"verb": "ingest", "source": origin.uri, "began": began, "seconds": seconds, **totals, **facts}
+        )
+    return {
+        "verb": "ingest",
+        "status": "done" if written else "unchanged",
+        "uri": root.uri,
+        "digest": result.digest,
+        **totals,
+        **facts,
+        "tars": len(tars),
+        "classes": list(classes),
+    }
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The lines of a file: line n names class n, counted from 0. InputError where a name is missing or there twice."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the class names in {path}: {error}") from None
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(names):
+        raise InputError(f"{path}: give one class name per line, in the order of the class numbers")
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise InputError(f"{path} names the class {name!r} {times} times")
+    return tuple(names)
+
+
+def _tar_names(origin: Store) -> list[str]:
+    beside = [name for name in origin.names("") if "/" not in name]
+    for name in beside:
+        if _COMPRESSED.fullmatch(name):
+            raise InputError(f"{origin.uri}/{name} is compressed, so no sample can be read by its place: unpack it")
+    tars = [name for name in beside if name.endswith(".tar") and not name.startswith(".")]
+    for name in tars:
+        if not _TAR_NAME.fullmatch(name):
+            raise InputError(f"{origin.uri}/{name} cannot name a shard: use letters, digits, dot, dash and underscore")
+    if not tars:
+        raise InputError(f"{origin.uri} holds no .tar file: --adopt takes a folder or s3:// prefix of WebDataset tars")
+    return tars
+
+
+def _nothing_found(listing: Listing) -> str:
+    path, reason = listing.named[0] if listing.named else ("its tars", "empty")
+    return f"{listing.where} holds no sample that can be taken ({listing.skipped} skipped, the first: {path}, {reason})"
+
+
+# --------------------------------------------------------------------------------------------------------- indexing
+
+
+def _index(
+    origin: Store, names: Sequence[str], how: Adoption, listing: Listing, losses: Counter[str]
+) -> Iterator[_Indexed]:
+    """Scan the tars, several side by side, and index them in order; the first of several equal keys is taken."""
+
+    def scan(name: str) -> ForeignTar:
+        try:
+            with origin.open(name) as stream:
+                return scan_foreign_tar(stream, SUFFIXES, how.fields)
+        except FileNotFoundError:
+            raise WorkFailed(f"{origin.uri}/{name} went away while it was adopted: run again") from None
+
+    seen: set[str] = set()
+    with ThreadPoolExecutor(THREADS, "adopt") as pool, stage("adopt", len(names), unit="tars") as advance:
+        for name, tar in zip(names, pool.map(scan, names), strict=True):
+            yield _index_tar(name, tar, how, seen, listing, losses)
+            advance(1)
+
+
+def _index_tar(
+    name: str, tar: ForeignTar, how: Adoption, seen: set[str], listing: Listing, losses: Counter[str]
+) -> _Indexed:
+    prefix = f"{name.removesuffix('.tar')}/" if how.keys_by_tar else ""
+    records: list[Record] = []
+    labels = []
+    lost = [(loss.name, loss.reason) for loss in tar.losses]
+    for sample in tar.samples:
+        key = prefix + sample.key
+        if key in seen:
+            lost.append((sample.key, TarReason.DUPLICATE_KEY))
+            continue
+        seen.add(key)
+        records.append(Record(key, name, len(records), (), sample.members))
+        labels.append(sample.labels)
+    for member, reason in lost:
+        listing.skip(f"{name}: {member}" if member else name, str(reason))
+        losses[str(reason)] += 1
+    return _Indexed(name, tar.bytes, tar.sha256, index_table(records), labels)
+
+
+def _class_ids(labels: Iterable[str], how: Adoption, where: str) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The classes, and the id of each label. A number is its own id, unless there are names beside the numbers."""
+    found = set(labels)
+    numbers = {name: int(name) for name in found if name.isdecimal() and int(name) < MAX_CLASSES}
+    if how.classes is not None:
+        ids = {name: number for number, name in enumerate(how.classes)}
+        ids |= {name: number for name, number in numbers.items() if number < len(how.classes)}
+        for name in sorted(found - ids.keys()):
+            raise InputError(f"{where}: the label {name!r} is not among the {len(how.classes)} classes given")
+        return how.classes, ids
+    if len(numbers) == len(found):
+        return tuple(str(number) for number in range(1 + max(numbers.values(), default=-1))), numbers
+    names = tuple(sorted(found))
+    return names, {name: number for number, name in enumerate(names)}
+
+
+def _numbered(tar: _Indexed, ids: Mapping[str, int]) -> pa.Table:
+    """The rows of a tar with class ids."""
+    place = SHARD_INDEX.get_field_index("labels")
+    field = SHARD_INDEX.field(place)
+    return tar.table.set_column(place, field, pa.array([[ids[name] for name in own] for own in tar.labels], field.type))
+
+
+# -------------------------------------------------------------------------------------------------------- publishing
+
+
+def _publish(
+    origin: Store,
+    root: Store,
+    tars: Sequence[_Indexed],
+    index: bytes,
+    classes: tuple[str, ...],
+    how: Adoption,
+    totals: Mapping[str, int],
+) -> tuple[Artifact, bool]:
+    """Commit the artifact. The flag is False where it was committed before."""
+    digest = sha256_of(canonical_json([[[tar.name, tar.sha256] for tar in tars], classes, sha256_of(index), totals]))
+    settings = {"adopt": ADOPT_VERSION, "fields": how.fields, "keys_by_tar": how.keys_by_tar}
+    writer = ArtifactWriter(root, "shards", fingerprint("shards", {"source": digest}, settings), (), {})
+    committed = writer.committed()
+    if committed is not None:
+        return committed, False
+    if origin.uri == root.uri:
+        parts = [Part(path=tar.name, bytes=tar.bytes, sha256=tar.sha256, rows=tar.table.num_rows) for tar in tars]
+    else:
+        parts = list(_copied(origin, writer, tars))
+    parts.append(writer.put_part(INDEX_NAME, index, totals["samples"]))
+    meta = {"classes": classes, "source": digest, "split": None, "adopted": True}
+    return writer.commit(parts, totals, meta), True
+
+
+def _copied(origin: Store, writer: ArtifactWriter, tars: Sequence[_Indexed]) -> Iterator[Part]:
+    """Put each tar as a part, its bytes as they are."""
+    with scratch_folder() as scratch, stage("copy", len(tars), unit="tars") as advance:
+        for tar in tars:
+            path = Path(origin.path(tar.name)) if origin.is_local else scratch / tar.name
+            if not origin.is_local:
+                with origin.open(tar.name) as stream, path.open("wb") as sink:
+                    shutil.copyfileobj(stream, sink, 1 << 20)
+            part = writer.put_part(tar.name, path, tar.table.num_rows)
+            if part.sha256 != tar.sha256:
+                raise WorkFailed(f"{origin.uri}/{tar.name} changed while it was adopted: run again")
+            if not origin.is_local:
+                path.unlink()
+            yield part
+            advance(1)

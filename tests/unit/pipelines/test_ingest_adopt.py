@@ -1,0 +1,353 @@
+"""`ingest --adopt`: shards that others wrote become an artifact as they are, and what cannot be taken is named."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.artifacts import manifest_digest, open_artifact
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.intake import adopt as adopting
+from pipelines.intake.adopt import Adoption, adopt, read_class_names
+from pipelines.schema import SHARD_INDEX, parquet_bytes, read_parquet, table_of
+from pipelines.shards import INDEX_NAME, Sample, open_shards, write_tar
+from pipelines.storage import canonical_json, sha256_of
+from pipelines.verify import verify
+from tests.support import pictures
+
+IMAGES = [pictures.jpeg(pictures.picture(number % 3, number)) for number in range(12)]
+
+
+def write_foreign(path: Path, members: Mapping[str, bytes], end: bool = True) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        size = archive.offset
+    path.write_bytes(sink.getvalue() if end else sink.getvalue()[:size])
+    return path
+
+
+def numbered(first: int, count: int) -> dict[str, bytes]:
+    """Samples with an image and a class number."""
+    members: dict[str, bytes] = {}
+    for number in range(first, first + count):
+        members |= {f"{number:05d}.jpg": IMAGES[number % 12], f"{number:05d}.cls": b"%d\n" % (number % 3)}
+    return members
+
+
+@pytest.fixture
+def wds(tmp_path: Path) -> Path:
+    """Two tars of six samples with class numbers 0 to 2."""
+    write_foreign(tmp_path / "wds" / "train-0000.tar", numbered(0, 6))
+    write_foreign(tmp_path / "wds" / "train-0001.tar", numbered(6, 6))
+    return tmp_path / "wds"
+
+
+def read_all(uri: str | Path) -> list[Sample]:
+    opened = open_shards(str(uri))
+    return [sample for shard in opened.shards for sample in opened.read(shard, metadata=True)]
+
+
+def skipped(result: Mapping[str, Any]) -> dict[str, str]:
+    return {entry["path"]: entry["reason"] for entry in result["skipped_files"]}
+
+
+# ---------------------------------------------------------------------------------------------------------- in place
+
+
+def test_tars_are_indexed_where_they_lie(wds: Path) -> None:
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in wds.iterdir()}
+    result = adopt(str(wds), str(wds))
+    assert (result["status"], result["samples"], result["skipped"], result["found"]) == ("done", 12, 0, 12)
+    assert result["classes"] == ["0", "1", "2"]
+    for name, (data, time) in before.items():
+        assert ((wds / name).read_bytes(), (wds / name).stat().st_mtime_ns) == (data, time)
+    assert sorted(path.name for path in (wds / "parts").iterdir()) == [
+        part.path.removeprefix("parts/") for part in open_artifact(str(wds)).manifest.parts if "index" in part.path
+    ]
+    samples = read_all(wds)
+    assert [sample.record.key for sample in samples] == [f"{number:05d}" for number in range(12)]
+    assert [sample.image for sample in samples] == IMAGES
+    assert [sample.record.labels for sample in samples] == [(number % 3,) for number in range(12)]
+    assert [shard.name for shard in open_shards(str(wds)).shards] == ["train-0000.tar", "train-0001.tar"]
+    verify(str(wds))
+
+
+def test_a_copy_elsewhere_holds_the_same_bytes(wds: Path, tmp_path: Path) -> None:
+    adopt(str(wds), str(tmp_path / "out"))
+    assert not (wds / "manifest.json").exists()
+    opened = open_shards(str(tmp_path / "out"))
+    for shard in opened.shards:
+        assert Path(opened.artifact.uri, shard.part.path).read_bytes() == (wds / shard.name).read_bytes()
+    assert [sample.image for sample in read_all(tmp_path / "out")] == IMAGES
+    verify(str(tmp_path / "out"))
+
+
+def test_an_adopted_folder_can_be_moved(wds: Path, tmp_path: Path) -> None:
+    adopt(str(wds), str(wds))
+    shutil.move(wds, tmp_path / "moved")
+    assert [sample.damage for sample in read_all(tmp_path / "moved")] == [None] * 12
+    verify(str(tmp_path / "moved"))
+
+
+def test_a_rerun_finds_everything_done_and_a_changed_tar_is_refused(wds: Path) -> None:
+    first = adopt(str(wds), str(wds))
+    again = adopt(str(wds), str(wds))
+    assert (again["status"], again["digest"]) == ("unchanged", first["digest"])
+    write_foreign(wds / "train-0002.tar", numbered(12, 2))
+    with pytest.raises(FingerprintMismatch):
+        adopt(str(wds), str(wds))
+
+
+def test_two_adoptions_are_equal_to_the_byte(wds: Path, tmp_path: Path) -> None:
+    shutil.copytree(wds, tmp_path / "other")
+    assert adopt(str(wds), str(wds))["digest"] == adopt(str(tmp_path / "other"), str(tmp_path / "other"))["digest"]
+
+
+def test_shards_that_were_written_here_can_be_adopted_too(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "x.tar", [{"__key__": "a/1", "jpg": IMAGES[0], "json": b'{"labels": [2, 0], "place": "Bonn"}'}]
+    )
+    adopt(str(tmp_path), str(tmp_path))
+    (sample,) = read_all(tmp_path)
+    assert sample.record.key == "a/1" and sample.record.labels == (2, 0)
+    assert json.loads(sample.metadata or b"")["place"] == "Bonn"
+
+
+def test_a_tar_that_is_changed_later_is_noticed_sample_by_sample(wds: Path) -> None:
+    adopt(str(wds), str(wds))
+    data = (wds / "train-0001.tar").read_bytes()
+    (wds / "train-0001.tar").write_bytes(data[: len(data) // 2])
+    damage = [sample.damage for sample in read_all(wds)]
+    assert len(damage) == 12 and damage[:6] == [None] * 6 and damage[-1] is not None
+    with pytest.raises(DamagedArtifact, match=r"train-0001\.tar"):
+        verify(str(wds))
+
+
+def test_an_index_that_lists_what_the_tar_does_not_hold_is_noticed(wds: Path) -> None:
+    """Every digest fits, but a member is not where the index says."""
+    adopt(str(wds), str(wds))
+    artifact = open_artifact(str(wds))
+    part = artifact.manifest.part(INDEX_NAME)
+    rows = read_parquet(artifact.read(part), "index").to_pylist()
+    rows[3]["members"][0]["offset"] += 512
+    data = parquet_bytes(table_of(SHARD_INDEX, {name: [row[name] for row in rows] for name in SHARD_INDEX.names}))
+    (wds / part.path).write_bytes(data)
+    fields = json.loads((wds / "manifest.json").read_bytes())
+    for entry in fields["parts"]:
+        if entry["path"] == part.path:
+            entry.update(bytes=len(data), sha256=sha256_of(data))
+    fields["digest"] = manifest_digest(fields)
+    (wds / "manifest.json").write_bytes(canonical_json(fields))
+    with pytest.raises(DamagedArtifact, match=r"train-0000\.tar does not hold 00003\.jpg"):
+        verify(str(wds))
+
+
+# ---------------------------------------------------------------------------------------------------- what is skipped
+
+
+def test_what_cannot_be_taken_is_named_with_its_reason_and_counted(tmp_path: Path) -> None:
+    good = numbered(0, 2)
+    write_foreign(
+        tmp_path / "a.tar",
+        {
+            **good,
+            "apart.jpg": IMAGES[0],
+            "between.jpg": IMAGES[1],
+            "apart.cls": b"0",
+            "only.cls": b"1",
+            "two.jpg": IMAGES[0],
+            "two.png": IMAGES[0],
+            "../up.jpg": IMAGES[0],
+            "/abs.jpg": IMAGES[0],
+            "README": b"x",
+            "odd.jpg": IMAGES[0],
+            "odd.json": b"[",
+            "new\nline.jpg": IMAGES[0],
+        },
+    )
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        for name, kind in (
+            ("soft.jpg", tarfile.SYMTYPE),
+            ("hard.jpg", tarfile.LNKTYPE),
+            ("pipe.jpg", tarfile.FIFOTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    write_foreign(tmp_path / "b.tar", {**numbered(1, 2), "last.jpg": IMAGES[0]}, end=False)
+    result = adopt(str(tmp_path), str(tmp_path))
+    assert [sample.record.key for sample in read_all(tmp_path)] == ["00000", "00001", "between", "00002"]
+    assert skipped(result) == {
+        "a.tar: apart": "interleaved",
+        "a.tar: only": "no_image",
+        "a.tar: two": "several_images",
+        "a.tar: ../up": "unsafe_name",
+        "a.tar: /abs": "unsafe_name",
+        "a.tar: README": "no_key",
+        "a.tar: odd": "bad_metadata",
+        "a.tar: new\nline": "bad_name",
+        "a.tar: soft": "link",
+        "a.tar: hard": "link",
+        "a.tar: pipe": "special",
+        "b.tar: 00001": "duplicate_key",
+        "b.tar: last": "truncated",
+        "b.tar": "truncated",
+    }
+    assert result["found"] == 18 and result["skipped"] == 14
+    assert result["skipped_reasons"]["link"] == 2 and sum(result["skipped_reasons"].values()) == 14
+    (record,) = (json.loads(path.read_bytes()) for path in (tmp_path / "runs").iterdir())
+    assert record["skipped_files"] == result["skipped_files"] and record["skipped_reasons"] == result["skipped_reasons"]
+    verify(str(tmp_path))
+
+
+def test_names_are_cut_to_a_thousand_but_counts_are_not(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "a.tar", {**numbered(0, 1), **{f"x{number}.txt": b"" for number in range(1500)}})
+    result = adopt(str(tmp_path), str(tmp_path))
+    assert (result["skipped"], len(result["skipped_files"])) == (1500, 1000)
+    assert result["skipped_reasons"] == {"no_image": 1500}
+
+
+def test_keys_that_begin_anew_in_each_tar_can_be_told_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_foreign(tmp_path / "in" / f"{name}.tar", numbered(0, 3))
+    assert adopt(str(tmp_path / "in"), str(tmp_path / "plain"))["skipped_reasons"] == {"duplicate_key": 3}
+    result = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(keys_by_tar=True))
+    assert result["samples"] == 6
+    assert [sample.record.key for sample in read_all(tmp_path / "out")][2:4] == ["a/00002", "b/00000"]
+
+
+def test_a_tar_without_a_sample_is_named_and_is_no_part(wds: Path) -> None:
+    (wds / "empty.tar").write_bytes(bytes(10240))
+    (wds / "noise.tar").write_bytes(b"x" * 2000)
+    result = adopt(str(wds), str(wds))
+    assert skipped(result) == {"noise.tar": "bad_header"}
+    assert result["tars"] == 2 and len(open_shards(str(wds)).shards) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ classes
+
+
+@pytest.mark.parametrize(
+    ("members", "classes", "labels"),
+    [
+        ({"a.cls": b"2", "b.cls": b" 0\n"}, ["0", "1", "2"], [(2,), (0,)]),
+        ({"a.cls": b"007", "b.cls": b"dog"}, ["7", "dog"], [(0,), (1,)]),
+        ({"a.json": b'{"label": "owl"}', "b.json": b'{"labels": ["cat", "owl"]}'}, ["cat", "owl"], [(1,), (0, 1)]),
+        ({"a.json": b'{"labels": [1, 1, 0]}', "b.json": b"{}"}, ["0", "1"], [(1, 0), ()]),
+        ({"a.cls": b"1", "a.json": b'{"label": 0}', "b.cls": b"0"}, ["0", "1"], [(1,), (0,)]),
+        ({"a.cls": b"100000", "b.cls": b"5"}, ["100000", "5"], [(0,), (1,)]),
+        ({}, [], [(), ()]),
+    ],
+)
+def test_labels_come_from_cls_or_json(
+    members: dict[str, bytes], classes: list[str], labels: list[tuple[int, ...]], tmp_path: Path
+) -> None:
+    both = {"a.jpg": IMAGES[0], "b.jpg": IMAGES[1], **members}
+    write_foreign(tmp_path / "x.tar", dict(sorted(both.items())))
+    result = adopt(str(tmp_path), str(tmp_path))
+    assert result["classes"] == classes
+    assert [sample.record.labels for sample in read_all(tmp_path)] == labels
+    verify(str(tmp_path))
+
+
+def test_a_field_of_the_json_can_be_named_and_labels_can_be_left_out(tmp_path: Path) -> None:
+    facts = b'{"species": "lynx", "age": 3, "labels": [9]}'
+    write_foreign(tmp_path / "in" / "x.tar", {"a.jpg": IMAGES[0], "a.json": facts, "a.cls": b"5"})
+    named = adopt(str(tmp_path / "in"), str(tmp_path / "named"), Adoption(fields=("species", "age")))
+    assert named["classes"] == ["3", "lynx"]
+    left_out = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(fields=()))
+    assert left_out["classes"] == [] and read_all(tmp_path / "out")[0].record.labels == ()
+
+
+def test_a_file_names_the_classes_by_number(wds: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\nyak\n\n")
+    names = read_class_names(tmp_path / "names.txt")
+    result = adopt(str(wds), str(tmp_path / "out"), Adoption(classes=names))
+    assert result["classes"] == ["cat", "dog", "owl", "yak"]
+    assert [sample.record.labels for sample in read_all(tmp_path / "out")][:3] == [(0,), (1,), (2,)]
+    with pytest.raises(InputError, match="'2' is not among the 2 classes given"):
+        adopt(str(wds), str(tmp_path / "short"), Adoption(classes=("cat", "dog")))
+
+
+@pytest.mark.parametrize("text", ["", "a\n\nb\n", "a\na\n", "\xff"])
+def test_class_files_that_cannot_be_used(text: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"names\.txt"):
+        read_class_names(tmp_path / "names.txt")
+    with pytest.raises(InputError, match=r"nowhere"):
+        read_class_names(tmp_path / "nowhere")
+
+
+# ---------------------------------------------------------------------------------------------- what cannot be adopted
+
+
+@pytest.mark.parametrize("name", ["shard.tar.gz", "shard.tgz", "a b.tar", "ü.tar", "-x.tar"])
+def test_tars_that_cannot_be_read_by_place_or_named(name: str, wds: Path) -> None:
+    shutil.copy(wds / "train-0000.tar", wds / name)
+    with pytest.raises(InputError, match=r"is compressed|cannot name a shard"):
+        adopt(str(wds), str(wds))
+    assert not (wds / "identity.json").exists()
+
+
+def test_places_without_anything_to_adopt(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no \.tar file"):
+        adopt(str(tmp_path / "nowhere"), str(tmp_path / "out"))
+    write_foreign(tmp_path / "in" / "x.tar", {"a.txt": b"x"})
+    with pytest.raises(InputError, match=r"no sample that can be taken \(1 skipped, the first: x\.tar: a, no_image\)"):
+        adopt(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_changes_while_it_is_copied_ends_the_run(
+    wds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = adopting._copied
+
+    def changing(*args: Any) -> Any:
+        write_foreign(wds / "train-0001.tar", numbered(50, 6))
+        return copied(*args)
+
+    monkeypatch.setattr(adopting, "_copied", changing)
+    with pytest.raises(adopting.WorkFailed, match=r"train-0001\.tar changed while it was adopted"):
+        adopt(str(wds), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+# --------------------------------------------------------------------------------------------------- the command line
+
+
+def hhnet(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pipelines", *map(str, words)], capture_output=True, text=True)
+
+
+def test_the_command_line_adopts(wds: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
+    done = hhnet("ingest", "--adopt", wds, "--out", wds, "--classes", tmp_path / "names.txt", "--json")
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["verb"], result["status"], result["uri"]) == (0, "ingest", "done", str(wds))
+    assert (result["samples"], result["classes"]) == (12, ["cat", "dog", "owl"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--adopt", "--split", "folder"], "cannot be given with --split"),
+        (["--classes", "names.txt"], "belong to --adopt"),
+        (["--keys-by-tar"], "belong to --adopt"),
+    ],
+)
+def test_options_that_do_not_go_together(words: list[str], message: str, wds: Path) -> None:
+    done = hhnet("ingest", wds, "--out", wds, *words)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
