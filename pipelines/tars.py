@@ -5,6 +5,7 @@ stream that does not end in its end-of-archive marker is an error, as is a heade
 archive can cost is bounded by `TarLimits`.
 """
 
+import hashlib
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -76,6 +77,26 @@ class Readable(Protocol):
         ...
 
 
+class Hashed:
+    """A stream whose bytes are counted and hashed as they are read."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream, self._digest, self._size = stream, hashlib.sha256(), 0
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes, none at the end."""
+        data = self._stream.read(size)
+        self._digest.update(data)
+        self._size += len(data)
+        return data
+
+    def finish(self) -> tuple[int, str]:
+        """Read on to the end; size and hex sha256 of everything."""
+        while self.read(SKIP_BYTES):
+            pass
+        return self._size, self._digest.hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class TarLimits:
     """What an archive may cost its reader."""
@@ -137,11 +158,16 @@ def read_tar(
         info = _parse_header(header, source.offset - BLOCK)
         if info.type in _LONG_NAMES or info.type in _EXTENDED or info.type == tarfile.XGLTYPE:
             header_bytes += info.size
-            extended |= _header_fields(info.type, _header_content(source, info.size, header_bytes))
+            fields = _header_fields(info.type, _header_content(source, info.size, header_bytes))
+            if fields.keys() & extended.keys():
+                where = f"in front of byte {source.offset}"
+                raise TarDamaged(TarReason.BAD_HEADER, f"two extended headers {where} contradict each other")
+            extended |= fields
             continue
         entry = _entry(info, extended, source.offset)
         extended, header_bytes = {}, 0
-        content_size = entry.size if entry.kind in ("file", "special") else 0
+        # Links, folders, devices and FIFOs have no content, whatever size they declare.
+        content_size = entry.size if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES else 0
         if entry.kind == "file" and entry.size <= limits.member_bytes and (wanted is None or wanted(entry)):
             yield entry, source.exactly(entry.size, entry.name)
         else:
@@ -210,10 +236,15 @@ def _header_content(source: _Bounded, size: int, pending: int) -> bytes:
 
 
 def _header_fields(kind: bytes, content: bytes) -> dict[str, str]:
-    """What an extended header says of the next entry; global headers say nothing that is used here."""
+    """What an extended header says of the next entry. A global one may say nothing of where entries lie."""
     if kind in _LONG_NAMES:
         return {_LONG_NAMES[kind]: _text(content.rstrip(b"\0"))}
-    return _pax_fields(content) if kind in _EXTENDED else {}
+    fields = _pax_fields(content)
+    if kind in _EXTENDED:
+        return fields
+    if any(key in ("path", "linkpath", "size") or key.startswith("GNU.sparse") for key in fields):
+        raise TarDamaged(TarReason.BAD_HEADER, "the tar holds a global header that names or sizes every entry")
+    return {}
 
 
 def _pax_fields(content: bytes) -> dict[str, str]:

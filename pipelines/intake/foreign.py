@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.shards import Member, key_end
-from pipelines.tars import Readable, TarDamaged, TarEntry, TarLimits, TarReason, read_tar
+from pipelines.tars import Hashed, Readable, TarDamaged, TarEntry, TarLimits, TarReason, read_tar
 
 MAX_LABEL_BYTES = 1 << 20
 MAX_LABEL_CHARS = 200
@@ -53,7 +53,7 @@ def scan_foreign_tar(
     Unset `fields` = the `cls` member, else `labels` or `label` of the JSON; none = no labels. Where the tar breaks,
     its last sample is given up with it, since members of it may be missing.
     """
-    source = _Hashed(stream)
+    source = Hashed(stream)
     runs = _Runs(images, fields)
     losses = []
     try:
@@ -66,25 +66,6 @@ def scan_foreign_tar(
     runs.close()
     size, digest = source.finish()
     return ForeignTar(runs.samples(), [*runs.losses(), *losses], size, digest)
-
-
-class _Hashed:
-    """A stream whose bytes are hashed as they are read."""
-
-    def __init__(self, stream: Readable) -> None:
-        self._stream, self._digest, self._size = stream, hashlib.sha256(), 0
-
-    def read(self, size: int, /) -> bytes:
-        data = self._stream.read(size)
-        self._digest.update(data)
-        self._size += len(data)
-        return data
-
-    def finish(self) -> tuple[int, str]:
-        """Read on to the end; size and hex sha256 of everything."""
-        while self.read(1 << 20):
-            pass
-        return self._size, self._digest.hexdigest()
 
 
 @dataclass

@@ -10,8 +10,12 @@ import pyarrow as pa
 from pipelines.artifacts import Artifact
 from pipelines.proofs.findings import Findings, count, require_distinct
 from pipelines.shards import Member, Record, Shard, open_shards
-from pipelines.storage import ObjectStream
-from pipelines.tars import TarDamaged, TarEntry, read_tar
+from pipelines.tars import Hashed, TarDamaged, TarEntry, read_tar
+
+
+def _is_adopted(artifact: Artifact) -> bool:
+    """Whether the tars of a shards artifact were written by others."""
+    return bool(artifact.manifest.meta.get("adopted"))
 
 
 def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
@@ -25,16 +29,15 @@ def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
     pairs.sort(key=lambda pair: pair[0].offset)
     try:
         with artifact.store.open(shard.part.path) as stream:
-            source = _Hashed(stream)
-            adopted = bool(artifact.manifest.meta.get("adopted"))
-            compare = _compare_adopted if adopted else _compare
+            source = Hashed(stream)
+            compare = _compare_adopted if _is_adopted(artifact) else _compare
             problems = [f"{where}{problem}" for problem in compare(source, pairs)]
-            source.drain()
+            found = source.finish()
     except FileNotFoundError:
         return [f"{where} is missing"]
     except TarDamaged as error:
         return [f"{where}: {error}"]
-    if (source.size, source.digest.hexdigest()) != (shard.part.bytes, shard.part.sha256):
+    if found != (shard.part.bytes, shard.part.sha256):
         problems.append(f"{where} does not match the digest in its manifest")
     highest = max((label for _, record in pairs for label in record.labels), default=-1)
     if highest >= classes:
@@ -42,7 +45,7 @@ def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
     return problems
 
 
-def _compare(source: "_Hashed", pairs: list[tuple[Member, Record]]) -> Iterator[str]:
+def _compare(source: Hashed, pairs: list[tuple[Member, Record]]) -> Iterator[str]:
     """What differs between a tar and its index; where members differ, the first of them ends the comparison."""
     place = -1
     for place, (entry, content) in enumerate(read_tar(source)):
@@ -60,7 +63,7 @@ def _compare(source: "_Hashed", pairs: list[tuple[Member, Record]]) -> Iterator[
         yield f" ends before {pairs[place + 1][0].name}, which the index lists"
 
 
-def _compare_adopted(source: "_Hashed", pairs: list[tuple[Member, Record]]) -> Iterator[str]:
+def _compare_adopted(source: Hashed, pairs: list[tuple[Member, Record]]) -> Iterator[str]:
     """Which listed members an adopted tar does not hold; what else it holds does not matter."""
     listed = {member.offset: member for member, _ in pairs}
     with suppress(TarDamaged):
@@ -70,28 +73,12 @@ def _compare_adopted(source: "_Hashed", pairs: list[tuple[Member, Record]]) -> I
                 del listed[entry.offset]
     if listed:
         first = listed[min(listed)]
-        yield f" does not hold {first.name} at byte {first.offset} as the index has it, nor {len(listed) - 1} others"
+        more = f", nor {len(listed) - 1} more that it lists" if len(listed) > 1 else ""
+        yield f" does not hold {first.name} at byte {first.offset} as the index has it{more}"
 
 
 def _is_member(member: Member, entry: TarEntry, content: bytes) -> bool:
     return Member(entry.name, entry.offset, entry.size, hashlib.sha256(content).digest()) == member
-
-
-class _Hashed:
-    """A stream whose bytes are hashed as they are read."""
-
-    def __init__(self, stream: ObjectStream) -> None:
-        self.stream, self.digest, self.size = stream, hashlib.sha256(), 0
-
-    def read(self, size: int, /) -> bytes:
-        data = self.stream.read(size)
-        self.digest.update(data)
-        self.size += len(data)
-        return data
-
-    def drain(self) -> None:
-        while self.read(1 << 20):
-            pass
 
 
 def _labels_in(name: str, content: bytes) -> list[int] | None:
@@ -125,7 +112,7 @@ def prove_shards(findings: Findings) -> list[Shard]:
             )
         findings.checks.append(
             f"{count(opened.samples, 'sample')} in {count(len(opened.shards), 'tar')}, keys distinct, each member "
-            "where the index says, with its sha256 and labels"
+            f"where the index says, with its sha256{'' if _is_adopted(artifact) else ' and labels'}"
         )
         return list(opened.shards)
     return []

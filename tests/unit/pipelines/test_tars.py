@@ -170,8 +170,41 @@ def test_a_member_beyond_its_limit_comes_without_content() -> None:
 
 def test_extended_headers_in_a_row_share_one_limit() -> None:
     header = tarfile.TarInfo("x")
-    header.type, header.size = tarfile.GNUTYPE_LONGNAME, MAX_HEADER_BYTES // 2
-    one = header.tobuf() + bytes(MAX_HEADER_BYTES // 2)
-    assert names_of(one * 2 + make_tar())[1:] == ["a/2.jpg"]
+    header.size = MAX_HEADER_BYTES // 2
+    several = b""
+    for header.type in (tarfile.XGLTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+        several += header.tobuf() + bytes(MAX_HEADER_BYTES // 2)
+        if header.type == tarfile.XHDTYPE:
+            assert names_of(several + make_tar()) == ["a/1.jpg", "a/2.jpg"]
     with pytest.raises(TarDamaged, match="the limit is"):
-        names_of(one * 3 + make_tar())
+        names_of(several + make_tar())
+
+
+def pax(kind: bytes, **fields: str) -> bytes:
+    """One extended header with these fields."""
+    info = tarfile.TarInfo("pax")
+    content = b"".join(b"%d %s\n" % (len(text) + 4, text) for text in (f"{k}={v}".encode() for k, v in fields.items()))
+    info.type, info.size = kind, len(content)
+    return info.tobuf() + content + bytes(-len(content) % 512)
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        (pax(tarfile.XHDTYPE, path="x.jpg") + pax(tarfile.XHDTYPE, path="y.jpg"), "contradict each other"),
+        (pax(tarfile.XGLTYPE, path="x.jpg"), "global header"),
+        (pax(tarfile.XGLTYPE, size="100000"), "global header"),
+    ],
+)
+def test_headers_that_readers_understand_differently_are_refused(headers: bytes, message: str) -> None:
+    with pytest.raises(TarDamaged, match=message) as caught:
+        names_of(headers + make_tar())
+    assert caught.value.reason is TarReason.BAD_HEADER
+    assert names_of(pax(tarfile.XGLTYPE, comment="a commit") + make_tar()) == ["a/1.jpg", "a/2.jpg"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE])
+def test_what_has_no_content_hides_nothing_behind_its_size(kind: bytes) -> None:
+    info = tarfile.TarInfo("x.jpg")
+    info.type, info.size = kind, 1024
+    assert names_of(info.tobuf() + make_tar())[1:] == ["a/1.jpg", "a/2.jpg"]
