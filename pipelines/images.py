@@ -35,6 +35,8 @@ MAX_CHUNKS = 65_536
 """Segments of a JPEG, chunks of a PNG or WebP."""
 MAX_SCANS = 100
 """Of a JPEG; each costs a pass over all pixels, however few bytes it has. Encoders write about ten."""
+MAX_SCANNED_PIXELS = 1 << 30
+"""Scans times pixels of a JPEG: about sixteen scans of the largest picture."""
 MAX_RUN_LENGTH = 4 << 20
 """Bytes, and pixels, of a run-length coded BMP, which Pillow decodes pixel by pixel in Python."""
 
@@ -174,7 +176,7 @@ _APPLICATION = {*range(0xE1, 0xEE), 0xEF, 0xFE}
 
 def _walk_jpeg(data: bytes) -> _Picture:
     metadata, kept = _Metadata(), [data[:2]]
-    components, one_scan = 0, False
+    components, one_scan, pixels = 0, False, 0
     place, scans, first_scan = 2, 0, 0
     while (found := _MARKER.search(data, place)) is not None:
         start, place = found.start(), found.end()
@@ -193,10 +195,12 @@ def _walk_jpeg(data: bytes) -> _Picture:
             scans, first_scan = scans + 1, first_scan or start
             if one_scan and data[place + 2] == components:
                 break
-            if scans > MAX_SCANS:
-                raise ImageReject(Reason.TOO_LARGE, f"more than {MAX_SCANS} scans")
+            if scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
+                raise ImageReject(Reason.TOO_LARGE, f"{scans} or more scans of {pixels} pixels")
         elif marker in _FRAMES:
             components, one_scan = data[place + 7] if length > 7 else 0, marker in _SEQUENTIAL
+            height, width = (int.from_bytes(data[at : at + 2], "big") for at in (place + 3, place + 5))
+            pixels = max(pixels, width * height)
         if marker in _APPLICATION:
             content = data[place + 2 : place + length]
             is_exif = marker == 0xE1 and content.startswith(_EXIF)

@@ -12,7 +12,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ import pyarrow as pa
 from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint, write_run_record
 from pipelines.cluster.progress import stage
 from pipelines.errors import InputError, WorkFailed
-from pipelines.images import SUFFIXES
+from pipelines.images import SUFFIXES, decode_ahead
 from pipelines.intake.foreign import ForeignTar, scan_foreign_tar
-from pipelines.intake.sources import Listing
+from pipelines.intake.sources import MAX_FILES, Listing
 from pipelines.schema import SHARD_INDEX, parquet_bytes
 from pipelines.shards import INDEX_NAME, Record, index_table
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
@@ -82,10 +81,7 @@ def adopt(source: str, out: str, how: Adoption | None = None) -> dict[str, Any]:
     samples = index.num_rows
     totals = {"samples": samples, "skipped": listing.skipped, "found": samples + listing.skipped}
     result, written = _publish(origin, root, tars, parquet_bytes(index), classes, how, totals)
-    facts = {
-        "skipped_reasons": dict(sorted(losses.items())),
-        "skipped_files": listing.skipped_files,
-    }
+    facts = {"skipped_reasons": dict(sorted(losses.items())), "skipped_files": listing.skipped_files}
     if written:
         seconds = round(time.time() - began, 3)
         write_run_record(
@@ -154,8 +150,8 @@ def _index(
             raise WorkFailed(f"{origin.uri}/{name} went away while it was adopted: run again") from None
 
     seen: set[str] = set()
-    with ThreadPoolExecutor(THREADS, "adopt") as pool, stage("adopt", len(names), unit="tars") as advance:
-        for name, tar in zip(names, pool.map(scan, names), strict=True):
+    with stage("adopt", len(names), unit="tars") as advance:
+        for name, tar in zip(names, decode_ahead(names, scan, THREADS, THREADS), strict=True):
             yield _index_tar(name, tar, how, seen, listing, losses)
             advance(1)
 
@@ -173,6 +169,8 @@ def _index_tar(
             lost.append((sample.key, TarReason.DUPLICATE_KEY))
             continue
         seen.add(key)
+        if len(seen) > MAX_FILES:
+            raise InputError(f"{listing.where} holds more than {MAX_FILES} samples: adopt it in pieces")
         records.append(Record(key, name, len(records), (), sample.members))
         labels.append(sample.labels)
     for member, reason in lost:

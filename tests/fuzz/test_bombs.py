@@ -57,11 +57,11 @@ def exif_of_many_values(values: int, size: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", values) + entries + bytes(4) + bytes(size)
 
 
-def scans() -> bytes:
-    """A progressive JPEG of 16 million pixels whose last scan is there 20,000 times."""
-    whole = saved(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
+def scans(side: int, times: int) -> bytes:
+    """A progressive JPEG whose last scan is there so many times."""
+    whole = saved(Image.new("L", (side, side)), "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
-    return whole[:last] + whole[last:-2] * 20_000 + b"\xff\xd9"
+    return whole[:last] + whole[last:-2] * times + b"\xff\xd9"
 
 
 def repeated_scans_of_one_component() -> bytes:
@@ -98,7 +98,8 @@ REJECTED: dict[str, Callable[[], bytes]] = {
     "jpeg with 17 MiB of ICC profile": lambda: jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(65_000)) * 275),
     "jpeg with 30 MiB of comments": lambda: jpeg_with(segment(0xFE, bytes(65_000)) * 480),
     "jpeg of 200,000 segments": lambda: jpeg_with(segment(0xE5, b"") * 200_000),
-    "progressive jpeg of 20,000 scans": scans,
+    "progressive jpeg of 20,000 scans": lambda: scans(4000, 20_000),
+    "progressive jpeg of 64 million pixels in 90 scans": lambda: scans(8000, 85),
     "jpeg of 100,000 scans of one component": repeated_scans_of_one_component,
     "png with 20 MiB of text": lambda: png(*[(b"tEXt", b"k\0" + bytes(1 << 20))] * 20),
     "png with 20 MiB of profile": lambda: png((b"iCCP", b"p\0\0" + bytes(20 << 20))),
