@@ -2,10 +2,11 @@
 
 with peak_growth() as memory:   memory.mib afterwards: how far resident memory rose above where it stood
 with watched() as events:       events lists every file opened for writing, every program started, every class unpickled
-with within(seconds):           a hang guard in CPU seconds, whatever else the machine does; not a measure of speed
+with within(seconds):           ends what takes more CPU seconds, whatever else the machine does; no measure of speed
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -46,11 +47,23 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
+class Hung(BaseException):
+    """Nothing that is tested catches it."""
+
+
 @contextmanager
 def within(seconds: float = HANG_S, what: str = "") -> Iterator[None]:
-    begun = time.process_time()
-    yield
-    took = time.process_time() - begun
+    def give_up(*_: object) -> None:
+        raise Hung(f"{what} took more than {seconds:g} s")
+
+    before, begun = signal.signal(signal.SIGPROF, give_up), time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    took = time.process_time() - begun  # more than allowed where one call into C never came back to Python
     assert took < seconds, f"{what} took {took:.1f} s"
 
 

@@ -31,6 +31,8 @@ from tests.support.codes import random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 from tests.support.report import SEED, report, scaled
 
+pytestmark = pytest.mark.timeout(scaled(300, 3600))
+
 PARTS = scaled(500, 10_000)
 ROWS, LISTS = 120, 6
 CHILD_MEMORY = 6 << 30

@@ -15,6 +15,8 @@ from tests.fuzz.apart import do_apart
 from tests.fuzz.hostile_images import foreign_images, outcome_of
 from tests.support.report import SEED, report, scaled
 
+pytestmark = pytest.mark.timeout(scaled(300, 3600))
+
 IMAGES = scaled(3_000, 100_000)
 MEMORY_MIB = 512
 POSSIBLE = {"decoded", *(reason.value for reason in Reason)} - {Reason.DAMAGED.value, Reason.WORKER_DIED.value}
