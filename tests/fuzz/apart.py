@@ -8,8 +8,10 @@ from pathlib import Path
 
 from tests.fuzz.guards import peak_growth
 
-STUCK_S = 60.0
+STUCK_S = 30.0
 """No outcome for this long, and the child is killed; its item counts as hung."""
+MAX_HUNG = 3
+"""As many, and there is no need to wait for more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def do_apart(work: Callable[[int], str], items: Sequence[int], folder: Path) -> 
         if len(outcomes) < len(items):
             assert hung or child.exitcode, "the child ended early without having died"
             outcomes.append("hung" if hung else "died")
+            stuck = [items[place] for place, outcome in enumerate(outcomes) if outcome == "hung"]
+            assert len(stuck) < MAX_HUNG, f"items {stuck} hung"
     return Apart(outcomes, growth)
 
 
