@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import pytest
 
 from pipelines.artifacts import manifest_digest, open_artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.gc import gc
 from pipelines.intake import adopt as adopting
 from pipelines.intake.adopt import Adoption, adopt, read_class_names
 from pipelines.schema import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.shards import INDEX_NAME, Sample, open_shards, write_tar
 from pipelines.storage import canonical_json, sha256_of
+from pipelines.tars import TarReason
 from pipelines.verify import verify
 from tests.support import pictures
 
@@ -99,6 +102,20 @@ def test_an_adopted_folder_can_be_moved(wds: Path, tmp_path: Path) -> None:
     shutil.move(wds, tmp_path / "moved")
     assert [sample.damage for sample in read_all(tmp_path / "moved")] == [None] * 12
     verify(str(tmp_path / "moved"))
+
+
+def test_gc_leaves_the_tars_alone(wds: Path) -> None:
+    (wds / "empty.tar").write_bytes(bytes(10240))
+    adopt(str(wds), str(wds))
+    before = {path.name for path in wds.iterdir()}
+    assert gc(str(wds), older_than="0s")["deleted"] == 0
+    assert {path.name for path in wds.iterdir()} == before
+    verify(str(wds))
+
+
+def test_the_document_names_every_reason() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "adopt.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == {reason.value for reason in TarReason}
 
 
 def test_a_rerun_finds_everything_done_and_a_changed_tar_is_refused(wds: Path) -> None:
