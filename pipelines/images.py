@@ -39,21 +39,23 @@ MAX_SCANNED_PIXELS = 1 << 30
 """Scans times pixels of a JPEG: about sixteen scans of the largest picture."""
 MAX_RUN_LENGTH = 4 << 20
 """Bytes, and pixels, of a run-length coded BMP, which Pillow decodes pixel by pixel in Python."""
+STRIP_PIXELS = 4 << 20
+"""What is converted to RGB at a time."""
 
 # Pillow only warns between one and two times its own ceiling; here the first is already an error.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
-_TRANSPOSED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_TURNS = {
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
 }
-"""How to turn a picture of each EXIF orientation upright."""
+"""How a picture of each EXIF orientation comes upright: whether its axes swap, then the step along rows and columns."""
 
 
 class ImageReject(Exception):
@@ -77,10 +79,8 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(picture.data), formats=(picture.format,)) as image:
             _check_size(*image.size)
             image.load()
-            pixels = _to_rgb(image)
-        if picture.orientation in _TRANSPOSED:
-            pixels = pixels.transpose(_TRANSPOSED[picture.orientation])
-        return np.asarray(pixels, dtype=np.uint8)
+            pixels = _to_pixels(image)
+        return _upright(pixels, picture.orientation)
     except ImageReject:
         raise
     except UnidentifiedImageError:
@@ -92,6 +92,27 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
         raise ImageReject(Reason.TRUNCATED if truncated else Reason.UNDECODABLE, str(error)) from None
     except Exception as error:  # Pillow's plugins let many types through on bad bytes; none may end a run
         raise ImageReject(Reason.UNDECODABLE, f"{type(error).__name__}: {error}") from None
+
+
+def _to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """RGB of a loaded picture, converted strip by strip: all at once, a large one would be held four times over."""
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if rows >= height:
+        return np.asarray(_to_rgb(image), dtype=np.uint8)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(_to_rgb(strip), dtype=np.uint8)
+    return pixels
+
+
+def _upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    if orientation not in _TURNS:
+        return pixels
+    swapped, row_step, column_step = _TURNS[orientation]
+    turned = pixels.swapaxes(0, 1) if swapped else pixels
+    return np.ascontiguousarray(turned[::row_step, ::column_step])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -144,6 +144,15 @@ def test_the_measure_of_memory_notices_a_large_picture() -> None:
     assert memory.mib > 60
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_the_largest_picture_that_is_taken_is_held_little_more_than_twice(mode: str) -> None:
+    data = saved(Image.new(mode, (8000, 8000)), "PNG", compress_level=1)
+    with peak_growth() as memory:
+        assert decode_image(data).shape == (8000, 8000, 3)
+    report("S3", bomb=f"largest {mode}", bytes=len(data), reason="decoded", growth_mib=round(memory.mib))
+    assert memory.mib < 640  # 244 MiB in Pillow, 183 MiB as an array, and strips in between
+
+
 def test_ordinary_progressive_pictures_are_far_from_the_limits() -> None:
     image = Image.fromarray(pictures.picture(0, 0, 64))
     data = saved(image, "JPEG", progressive=True, icc_profile=bytes(3 << 20))

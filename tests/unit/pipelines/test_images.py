@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipelines import images
 from pipelines.images import ImageReject, decode_image
@@ -148,6 +148,29 @@ def exif_of(order: str, kind: int, value: int) -> bytes:
 def test_the_orientation_is_found_in_every_container_and_byte_order(form: str, order: str, kind: int) -> None:
     decoded = decode_image(on_its_side(form, exif_of(order, kind, 6)))
     assert decoded[:12].min() > 200 and decoded[-12:].max() < 50
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_comes_upright_as_pillow_has_it(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    sink = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)).save(sink, "PNG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(sink)))
+    assert np.array_equal(decode_image(sink.getvalue()), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "1", "P", "CMYK", "I;16"])
+def test_a_picture_converted_in_strips_is_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
+    deep = Image.fromarray(drawn[..., 0].astype(np.uint16) * 257)
+    image = deep if mode == "I;16" else Image.fromarray(drawn)
+    image = image.convert("RGB").quantize(16) if mode == "P" else image if mode == "I;16" else image.convert(mode)
+    sink = io.BytesIO()
+    image.save(sink, "JPEG" if mode == "CMYK" else "PNG", **({"transparency": 3} if mode == "P" else {}))
+    whole = decode_image(sink.getvalue())
+    monkeypatch.setattr(images, "STRIP_PIXELS", 5 * 53)
+    assert np.array_equal(decode_image(sink.getvalue()), whole)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", exif_of("little", 3, 99)])
