@@ -35,10 +35,11 @@ def member(
 
 
 def samples(random: random.Random, first: int = 0, count: int | None = None) -> Members:
-    """A few ordinary samples: an image and a `cls` or `json` each."""
+    """A few ordinary samples: an image and a `cls` or `json` each; in half of all tars each lies in some folder."""
     members: Members = []
+    folders = random.choice([["", "d/", "./d/e/"], ["d/", "./d/e/"]])
     for number in range(first, first + (count or random.randint(2, 8))):
-        key = random.choice(["", "d/", "./d/e/"]) + f"{number:04d}"
+        key = random.choice(folders) + f"{number:04d}"
         members.append(
             member(f"{key}.{random.choice(['jpg', 'png', 'JPEG'])}", random.randbytes(random.randint(0, 1500)))
         )

@@ -160,6 +160,7 @@ def test_a_hostile_tar_as_a_source_of_ingest_is_taken_or_refused_with_one_line(t
         assert {name.split("/")[0] for name in files_below(folder)} <= {"x.tar", "out"}
     assert not (tmp_path / "escaped.jpg").exists() and not Path("/tmp/escaped.jpg").exists()
     report("S1 ingest", outcomes=outcomes)
+    assert outcomes["taken"] > TARS / 200
 
 
 @pytest.mark.parametrize("cut", [False, True])
