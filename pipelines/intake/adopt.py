@@ -182,7 +182,7 @@ def _index_tar(
 def _class_ids(labels: Iterable[str], how: Adoption, where: str) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes, and the id of each label. A number is its own id, unless there are names beside the numbers."""
     found = set(labels)
-    numbers = {name: int(name) for name in found if name.isdecimal() and int(name) < MAX_CLASSES}
+    numbers = {name: int(name) for name in found if name.isascii() and name.isdecimal() and int(name) < MAX_CLASSES}
     if how.classes is not None:
         ids = {name: number for number, name in enumerate(how.classes)}
         ids |= {name: number for name, number in numbers.items() if number < len(how.classes)}

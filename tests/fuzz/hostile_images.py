@@ -89,6 +89,8 @@ def mutated_image(seed: int, number: int) -> bytes:
             data[place : place + 100] = other[place : place + 100]
         else:
             del data[max(place, 16) :]
+        if not data:
+            break
     if draw.random() < 0.7:
         mend_checksums(data)
     return bytes(data)

@@ -265,6 +265,7 @@ def test_a_tar_without_a_sample_is_named_and_is_no_part(wds: Path) -> None:
         ({"a.json": b'{"labels": [1, 1, 0]}', "b.json": b"{}"}, ["0", "1"], [(1, 0), ()]),
         ({"a.cls": b"1", "a.json": b'{"label": 0}', "b.cls": b"0"}, ["0", "1"], [(1,), (0,)]),
         ({"a.cls": b"100000", "b.cls": b"5"}, ["100000", "5"], [(0,), (1,)]),
+        ({"a.cls": b"3", "b.cls": "\u0663".encode()}, ["3", "\u0663"], [(0,), (1,)]),
         ({}, [], [(), ()]),
     ],
 )
