@@ -184,22 +184,22 @@ class _Bounded:
         self.deadline = time.monotonic() + limits.seconds
 
     def exactly(self, size: int, what: str) -> bytes:
-        if self.offset + size > self.limits.total_bytes:
-            raise TarDamaged(TarReason.TOO_LARGE, f"the tar has more than {self.limits.total_bytes} bytes")
         data = self.read(size)
         while len(data) < size:
             more = self.read(size - len(data))
             if not more:
-                where = f"{what[:200]}, at byte {self.offset + len(data)}"
-                raise TarDamaged(TarReason.TRUNCATED, f"the tar ends inside {where}")
+                raise TarDamaged(TarReason.TRUNCATED, f"the tar ends inside {what[:200]}, at byte {self.offset}")
             data += more
-        self.offset += size
         return data
 
     def read(self, size: int) -> bytes:
         if time.monotonic() > self.deadline:
             raise TarDamaged(TarReason.TOO_SLOW, f"the tar took more than {self.limits.seconds:g} s to read")
-        return self.stream.read(size)
+        data = self.stream.read(size)
+        self.offset += len(data)
+        if self.offset > self.limits.total_bytes:
+            raise TarDamaged(TarReason.TOO_LARGE, f"the tar has more than {self.limits.total_bytes} bytes")
+        return data
 
     def skip(self, size: int, what: str) -> None:
         while size > 0:

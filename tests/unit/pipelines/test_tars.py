@@ -163,6 +163,13 @@ def test_an_archive_beyond_a_limit_is_refused(limits: TarLimits, reason: TarReas
     assert caught.value.reason is reason
 
 
+def test_zeros_after_the_end_count_too() -> None:
+    data = make_tar()
+    assert len(list(read_tar(io.BytesIO(data + bytes(1000)), limits=TarLimits(total_bytes=len(data) + 1000)))) == 2
+    with pytest.raises(TarDamaged, match="more than"):
+        list(read_tar(io.BytesIO(data + bytes(1001)), limits=TarLimits(total_bytes=len(data) + 1000)))
+
+
 def test_a_member_beyond_its_limit_comes_without_content() -> None:
     found = list(read_tar(io.BytesIO(make_tar()), limits=TarLimits(member_bytes=1000)))
     assert [content is None for _, content in found] == [False, True]
