@@ -6,7 +6,7 @@ DATA ?=
 OUT ?= hhnet-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit chaos bench check lock clean
+.PHONY: help demo test unit chaos fuzz bench check lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,6 +22,9 @@ unit: $(READY) ## Run the unit tests only
 
 chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the counts of a release
 	@$(VENV)/bin/pytest -q tests/chaos
+
+fuzz: $(READY) ## Hostile tars, images, bombs and artifacts; HHNET_SCALE=full for the counts of a release
+	@$(VENV)/bin/pytest -q tests/fuzz
 
 bench: $(READY) ## What safety costs an encode, beside one without it
 	@$(VENV)/bin/python -m tests.bench.safety
