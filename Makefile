@@ -15,10 +15,11 @@ demo: $(READY) ## Train, encode, index, search and evaluate on Fashion-MNIST, or
 	@$(VENV)/bin/hhnet demo --out $(OUT) $(if $(DATA),--data $(DATA))
 
 test: $(READY) ## Run the unit and integration tests
-	@$(VENV)/bin/pytest -q
+	@$(VENV)/bin/pytest -q -n 2 tests/unit
+	@$(VENV)/bin/pytest -q tests/integration
 
 unit: $(READY) ## Run the unit tests only
-	@$(VENV)/bin/pytest -q tests/unit
+	@$(VENV)/bin/pytest -q -n 2 tests/unit
 
 chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the counts of a release
 	@$(VENV)/bin/pytest -q tests/chaos

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.artifacts import open_artifact
 from pipelines.config import load_config
 from pipelines.ingest import ingest
 from pipelines.learning.checkpoints import Checkpoints
@@ -113,10 +114,10 @@ def test_the_last_checkpoint_that_verifies_outlives_a_store_that_spoils_new_ones
     store.save(store.new_name(1), 1, {"weight": torch.ones(10)}, {"best": None})
 
     class Spoiling(Store):
-        def put(self, name: str, data: bytes | Path) -> bool:
+        def put(self, name: str, data: bytes | Path, point: str = "put") -> bool:
             if name.endswith(".safetensors") and isinstance(data, bytes):
                 data = data[:-1] + b"\0"
-            return super().put(name, data)
+            return super().put(name, data, point)
 
         def child(self, name: str) -> "Store":
             return Spoiling(f"{self.uri}/{name}")
@@ -167,7 +168,7 @@ class Training:
             worker.wait()
 
     def checkpoints(self, out: Path) -> Checkpoints:
-        job = plan_job(open_shards(str(self.shards)), None, str(out), load_config(sets=self.sets))
+        job = plan_job(open_artifact(str(self.shards), "shards"), None, str(out), load_config(sets=self.sets))
         return Checkpoints(Store(out), job.fingerprint)
 
     def state(self, out: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Rejects whose cause is gone become codes in the next version; nothing that had a code ever loses it."""
 
-import os
 import time
 from pathlib import Path
 
@@ -70,40 +69,24 @@ def test_from_degraded_to_mended(corpus: Corpus, model: Path, codes: Path, confi
     assert verify(corpus.out)["digest"] == mended["digest"]
 
 
-@pytest.mark.parametrize(("cause", "reason"), [("dies", "worker_died"), ("hangs", "stuck")])
-def test_shards_given_up_are_tried_again(
-    cause: str, reason: str, corpus: Corpus, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(sets=[*SETTINGS, "encode.max_attempts=1", "encode.stuck_s=10"])
 
-    class Poisoned(ShardEncoder):
+    class Hanging(ShardEncoder):
         def run(self, task: ShardTask) -> object:  # type: ignore[override]
             if task.shard == "train-000001.tar":
-                if cause == "dies":
-                    os._exit(1)
                 time.sleep(600)
             return super().run(task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode_module, "ShardEncoder", Poisoned)
+        patch.setattr(encode_module, "ShardEncoder", Hanging)
         first = encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
     assert first["rejects"] == 10
     import duckdb
 
     found = duckdb.sql(f"select distinct reason, detail from '{corpus.out}/rejects/*.parquet'").fetchall()
-    assert [row[0] for row in found] == [reason]
+    assert [row[0] for row in found] == ["stuck"]
     assert verify(corpus.out)["status"] == "done"
     mended = retry_rejects(corpus.out, config)
     assert (mended["status"], mended["rejects"], mended["recovered"]) == ("done", 0, 10)
     assert verify(corpus.out)["digest"] == mended["digest"]
-
-
-def test_an_index_of_the_first_version_is_still_proven_after_a_retry(
-    corpus: Corpus, model: Path, config: Config, tmp_path: Path
-) -> None:
-    corpus.damage(0, [1, 4])
-    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
-    build_index([corpus.out], str(tmp_path / "index"), config)
-    corpus.mend()
-    retry_rejects(corpus.out, config)
-    assert f"input codes-0: {corpus.out} has the digest" in "\n".join(verify(str(tmp_path / "index"))["checks"])

@@ -15,9 +15,9 @@ from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.evaluate import evaluate
 from pipelines.index import build_index
 from pipelines.search import search
-from pipelines.train import train
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
+from tests.support.models import write_model
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_evaluation_of_a_learned_set_beats_chance_and_verifies(codes: Path, tmp_
 def test_a_model_of_other_bits_is_refused(
     index: Path, shards: Path, pictures: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    wide = load_config(sets=[*SETTINGS, "model.bits=32", "train.epochs=1"])
-    train(str(shards / "train"), str(tmp_path / "model"), wide)
+    wide = load_config(sets=[*SETTINGS, "model.bits=32"])
+    write_model(tmp_path / "model", str(shards / "train"), bits=32)
     encode(str(shards / "query"), str(tmp_path / "model"), str(tmp_path / "codes"), wide)
     image = str(next(pictures.rglob("*.png")))
     with pytest.raises(FingerprintMismatch, match="32"):

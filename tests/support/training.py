@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import pipelines.train
+import pipelines.learning.learner
+from pipelines.artifacts import open_artifact
 from pipelines.config import load_config
 from pipelines.learning.learner import Batch, Learner
-from pipelines.shards import open_shards
+from pipelines.train import plan_job, train_worker
 
 
 def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
@@ -34,12 +35,12 @@ def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
                 log.flush()
                 return super().step(batch)
 
-        pipelines.train.Learner = Recorded  # type: ignore[misc]
+        pipelines.learning.learner.Learner = Recorded  # type: ignore[misc]
         facts = json.loads(Path(job_file).read_text())
         config = load_config(sets=[*facts["sets"], f"train.workers={world}"])
-        job = pipelines.train.plan_job(open_shards(facts["shards"]), None, facts["out"], config)
+        job = plan_job(open_artifact(facts["shards"], "shards"), None, facts["out"], config)
         job.writer()
-        pipelines.train.train_worker(job, lambda step, note: None)
+        train_worker(job, lambda step, note: None)
     if world > 1:
         dist.destroy_process_group()
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 import pipelines.encoding
+import pipelines.index
 from pipelines import retry as retry_module
 from pipelines.artifacts import Artifact, versions
 from pipelines.config import Config, load_config
 from pipelines.encode import encode
 from pipelines.errors import CommitConflict, FingerprintMismatch, InputError
+from pipelines.index import build_index
 from pipelines.ingest import ingest
 from pipelines.retry import retry_rejects
 from pipelines.storage import Store
@@ -45,7 +47,8 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    use_inline_pool(monkeypatch, pipelines.encoding)
+    for module in (pipelines.encoding, pipelines.index):
+        use_inline_pool(monkeypatch, module)
     return Corpus(shards, tmp_path)
 
 
@@ -144,3 +147,14 @@ def test_the_settings_are_those_that_made_the_codes(corpus: Corpus, model: Path,
     assert verify(corpus.out)["digest"] == result["digest"]
     identity = json.loads(Path(corpus.out, "identity.json").read_bytes())
     assert open_current(corpus.out).manifest.fingerprint == identity["fingerprint"]
+
+
+def test_an_index_of_the_first_version_is_still_proven_after_a_retry(
+    corpus: Corpus, model: Path, config: Config, tmp_path: Path
+) -> None:
+    corpus.damage(0, [1, 4])
+    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
+    build_index([corpus.out], str(tmp_path / "index"), config)
+    corpus.mend()
+    retry_rejects(corpus.out, config)
+    assert f"input codes-0: {corpus.out} has the digest" in "\n".join(verify(str(tmp_path / "index"))["checks"])
