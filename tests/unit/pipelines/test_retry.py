@@ -154,7 +154,7 @@ def test_an_index_of_the_first_version_is_still_proven_after_a_retry(
 ) -> None:
     corpus.damage(0, [1, 4])
     encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
-    build_index([corpus.out], str(tmp_path / "index"), config)
+    build_index([corpus.out], str(tmp_path / "index"), load_config(sets=["index.workers=1"]))
     corpus.mend()
     retry_rejects(corpus.out, config)
     assert f"input codes-0: {corpus.out} has the digest" in "\n".join(verify(str(tmp_path / "index"))["checks"])
