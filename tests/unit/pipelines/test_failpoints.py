@@ -13,9 +13,9 @@ from pipelines.failpoints import VARIABLE, failpoint
 
 def test_unset_a_failpoint_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    failpoint("part.put.before")
+    assert failpoint("part.put.before") is None
     monkeypatch.setenv(VARIABLE, "receipt.put.before=enospc")
-    failpoint("part.put.before")
+    assert failpoint("part.put.before") is None
 
 
 def test_a_full_disk_at_the_hit_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:

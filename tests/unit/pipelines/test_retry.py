@@ -52,11 +52,16 @@ def corpus(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cor
     return Corpus(shards, tmp_path)
 
 
-def test_a_partly_mended_corpus_makes_a_version_and_stays_degraded(corpus: Corpus, model: Path, config: Config) -> None:
-    corpus.damage(0, [1, 4])
-    corpus.damage(2, [0, 1])
+def encode_damaged(corpus: Corpus, model: Path, config: Config, rows: dict[int, list[int]]) -> None:
+    """Encode while these rows of the tars are damaged, and bring their bytes back."""
+    for number, damaged in rows.items():
+        corpus.damage(number, damaged)
     encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
     corpus.mend()
+
+
+def test_a_partly_mended_corpus_makes_a_version_and_stays_degraded(corpus: Corpus, model: Path, config: Config) -> None:
+    encode_damaged(corpus, model, config, {0: [1, 4], 2: [0, 1]})
     corpus.damage(2, [0, 1])
     corpus.damage(0, [4])
     result = retry_rejects(corpus.out, config)
@@ -68,9 +73,7 @@ def test_a_partly_mended_corpus_makes_a_version_and_stays_degraded(corpus: Corpu
 
 
 def test_a_code_is_never_lost_to_a_retry(corpus: Corpus, model: Path, config: Config) -> None:
-    corpus.damage(0, [1])
-    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
-    corpus.mend()
+    encode_damaged(corpus, model, config, {0: [1]})
     corpus.remove(0)
     result = retry_rejects(corpus.out, config)
     assert (result["status"], result["codes"], result["rejects"]) == ("unchanged", 35, 1)
@@ -82,10 +85,7 @@ def test_a_code_is_never_lost_to_a_retry(corpus: Corpus, model: Path, config: Co
 def test_a_retry_that_was_cut_off_goes_on_from_its_receipts(
     corpus: Corpus, model: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus.damage(0, [1, 4])
-    corpus.damage(2, [0])
-    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
-    corpus.mend()
+    encode_damaged(corpus, model, config, {0: [1, 4], 2: [0]})
 
     def cut_off(*_: object) -> None:
         raise KeyboardInterrupt
@@ -105,10 +105,7 @@ def test_a_retry_that_was_cut_off_goes_on_from_its_receipts(
 def test_of_two_retries_with_other_results_one_publishes(
     corpus: Corpus, model: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus.damage(0, [1, 4])
-    corpus.damage(2, [0])
-    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
-    corpus.mend()
+    encode_damaged(corpus, model, config, {0: [1, 4], 2: [0]})
     publish = retry_module.publish_next
 
     def overtaken(*arguments: object) -> Artifact:
@@ -126,9 +123,7 @@ def test_of_two_retries_with_other_results_one_publishes(
 def test_moved_inputs_are_named_and_others_refused(corpus: Corpus, model: Path, config: Config, tmp_path: Path) -> None:
     write_folder(tmp_path / "photos", classes=3, per_class=1)
     other = str(ingest(str(tmp_path / "photos"), str(tmp_path / "other"), config)["uri"])
-    corpus.damage(0, [1])
-    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
-    corpus.mend()
+    encode_damaged(corpus, model, config, {0: [1]})
     moved = str(shutil.move(corpus.uri, tmp_path / "moved"))
     with pytest.raises(InputError, match="holds no committed shards"):
         retry_rejects(corpus.out, config)
@@ -138,9 +133,7 @@ def test_moved_inputs_are_named_and_others_refused(corpus: Corpus, model: Path, 
 
 
 def test_the_settings_are_those_that_made_the_codes(corpus: Corpus, model: Path, config: Config) -> None:
-    corpus.damage(0, [1])
-    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
-    corpus.mend()
+    encode_damaged(corpus, model, config, {0: [1]})
     other = load_config(sets=["encode.batch_size=5", "encode.carry=['author']", "encode.workers=1"])
     result = retry_rejects(corpus.out, other)
     assert (result["status"], result["rejects"]) == ("done", 0)

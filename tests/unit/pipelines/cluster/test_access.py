@@ -154,7 +154,7 @@ def test_a_url_with_a_secret_is_refused_and_not_shown(text: str) -> None:
     ],
 )
 def test_an_address_without_a_secret_is_fine(text: str) -> None:
-    refuse_credentials("the thing", text)
+    assert refuse_credentials("the thing", text) is None
 
 
 @pytest.fixture
