@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
 from pipelines.cluster.progress import Board, BoardView
-from pipelines.cluster.session import ray_session, require_shared_store, wait_for
+from pipelines.cluster.session import ray_address, ray_session, require_shared_store, wait_for
 from pipelines.config import Config, result_settings
 from pipelines.errors import ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.shards import ShardSet, open_shards
@@ -126,7 +126,6 @@ def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
     with ray_session(job.config):
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-        from ray.train.torch import TorchTrainer
 
         train_config = job.config.train
         require_shared_store(Store(job.out), job.config)
@@ -136,7 +135,7 @@ def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
         wait_for({"CPU": train_config.workers, **({"GPU": train_config.workers} if gpus else {})}, job.config)
         board = ray.remote(num_cpus=0)(Board).remote()
         with tempfile.TemporaryDirectory(prefix="hhnet-ray-") as scratch:
-            trainer = TorchTrainer(
+            trainer = _trainer_class(job.config)(
                 _ray_loop,
                 train_loop_config={"job": job, "board": board, "cpus": cpus},
                 scaling_config=ScalingConfig(
@@ -157,6 +156,26 @@ def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
         failure = ray.get(board.failure.remote())
         if failure is not None:
             raise failure
+
+
+def _trainer_class(config: Config) -> Any:
+    """Ray's TorchTrainer, on a Ray of our own without the actor that outlives a controller to free what it reserved.
+
+    That actor asks a dashboard, and where there is none every training waits at its end until it gives up (12 s). All
+    of such a Ray ends with this process, reservations included.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    if ray_address(config) != "local":
+        return TorchTrainer
+
+    class LocalTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [entry for entry in callbacks if not isinstance(entry, PlacementGroupCleanerCallback)]
+
+    return LocalTrainer
 
 
 def _ray_loop(settings: dict[str, Any]) -> None:
