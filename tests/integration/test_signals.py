@@ -33,7 +33,7 @@ def words_of(verb: str, shards: Path, model: Path, codes: Path, pictures: Path, 
 def write_run(path: Path, shards: Path) -> None:
     """The configuration of a run on these shards."""
     roles = f'train = "{shards}/train"\nquery = "{shards}/query"\ndatabase = ["{shards}/database"]\n'
-    path.write_text(f"[run]\n{roles}[data]\nimage_size = 32\n[model]\nbackbone = 'resnet18'\n")
+    path.write_text(f"[run]\n{roles}[data]\nimage_size = 32\n[model]\nbackbone = 'test_resnet'\n")
 
 
 def started(words: list[str], **variables: str) -> subprocess.Popen[str]:
