@@ -1,6 +1,8 @@
 """Encode on S3 with two workers while a worker, the driver, the S3 server and a Ray node are killed, in any order.
 
 The same command is run again until it ends with 0; its manifest must be the one of an undisturbed run.
+
+HHNET_IMAGES=DIR takes the images from a folder of class folders, of 32 pixels or more, instead of drawing them.
 """
 
 import json
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -26,8 +29,9 @@ from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
 from tests.support.seaweed import Seaweed, seaweed
 
+IMAGES = os.environ.get("HHNET_IMAGES")
 SETS = (
-    *("ingest.samples_per_shard=32", "data.image_size=32", "encode.batch_size=16"),
+    *(f"ingest.samples_per_shard={500 if IMAGES else 32}", "data.image_size=32", "encode.batch_size=16"),
     *("encode.workers=2", "encode.max_attempts=10"),
 )
 VICTIMS = ("worker", "driver", "server", "node")
@@ -46,10 +50,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 @pytest.fixture(scope="module")
 def undisturbed(server: Seaweed, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Shards and a model on the server; returns the digest of codes that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("pictures")
     config = load_config(sets=SETS)
-    write_folder(folder, classes=4, per_class=scaled(120, 1200))
-    ingest(str(folder), server.uri("shards"), config)
+    source = IMAGES
+    if source is None:
+        source = str(tmp_path_factory.mktemp("pictures"))
+        write_folder(Path(source), classes=4, per_class=scaled(120, 1200))
+    ingest(source, server.uri("shards"), config)
     write_model(server.uri("model"), server.uri("shards"))
     with ray_session(config):
         encode(server.uri("shards"), server.uri("model"), server.uri("codes"), config)
