@@ -28,9 +28,9 @@ from pipelines.errors import InputError, WorkFailed
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
 from pipelines.intake.tables import TABLE_SUFFIXES, open_table
-from pipelines.schema import parquet_bytes
-from pipelines.shards import INDEX_NAME, scan_tar, write_tar
+from pipelines.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
+from pipelines.versions import finished
 
 MAX_SHARDS = 1_000_000
 THREADS = 2
@@ -81,15 +81,19 @@ def ingest(
         digest = _source_digest(samples, classes, groups)
         names = plan.names(groups)
         stores = {name: root.child(name) if plan.by else root for name in names}
-        writers = {name: _writer(stores[name], config, digest, plan, name) for name in names}
-        parts: dict[str, tuple[Artifact, bool]] = {}
+        marks = {name: _fingerprint(config, digest, plan, name) for name in names}
+        there = {name: finished(stores[name], "shards", marks[name]) for name in names}
+        # All of them before any work, for a root may hold something else.
+        writers = {
+            name: ArtifactWriter(stores[name], "shards", marks[name], (), {}) for name in names if not there[name]
+        }
+        parts = {name: artifact for name, artifact in there.items() if artifact}
         for name, writer in writers.items():
             chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
             meta = {"classes": classes, "source": digest, "split": plan.card(name)}
             parts[name] = _publish(writer, chosen, opened, config, name, meta)
-            if parts[name][1]:
-                _record(writer.store, source, listing, len(chosen), began)
-    return _result(root, plan, parts, listing, classes)
+            _record(writer.store, source, listing, len(chosen), began)
+    return _result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes)
 
 
 @contextmanager
@@ -166,9 +170,9 @@ def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Se
     return digest.hexdigest()
 
 
-def _writer(store: Store, config: Config, digest: str, plan: SplitPlan, name: str) -> ArtifactWriter:
+def _fingerprint(config: Config, digest: str, plan: SplitPlan, name: str) -> str:
     settings = {**result_settings(config, "shards"), "split": plan.card(name)}
-    return ArtifactWriter(store, "shards", fingerprint("shards", {"source": digest}, settings), (), {})
+    return fingerprint("shards", {"source": digest}, settings)
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
@@ -201,18 +205,15 @@ def _members(sample: Sample, image: bytes) -> dict[str, Any]:
 
 def _publish(
     writer: ArtifactWriter, samples: list[Sample], source: Source, config: Config, part: str, meta: Mapping[str, Any]
-) -> tuple[Artifact, bool]:
-    """Write and commit one artifact. The flag is False where it was committed before."""
-    committed = writer.committed()
-    if committed is not None:
-        return committed, False
+) -> Artifact:
+    """Write and commit one artifact, or what is gone of it."""
     size, name = config.ingest.samples_per_shard, part or config.ingest.name
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.ingest.seed, 0])))
     order = random.permutation(len(samples))
     chunks = [[samples[place] for place in order[start : start + size]] for start in range(0, len(samples), size)]
     if len(chunks) > MAX_SHARDS:
         raise InputError(f"{len(chunks)} shards are too many: raise ingest.samples_per_shard")
-    tables, parts = [], []
+    parts: list[Part] = []
     with (
         scratch_folder() as scratch,
         ThreadPoolExecutor(THREADS, "ingest") as pool,
@@ -226,20 +227,22 @@ def _publish(
             (scratch / tar).unlink()
             return table, put
 
-        try:
+        def tables() -> Iterator[pa.Table]:
             for table, put in pool.map(make, range(len(chunks))):
-                tables.append(table)
                 parts.append(put)
                 advance(table.num_rows)
+                yield table
+
+        try:
+            index = index_bytes(tables())
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)  # do not write the shards that wait
             raise
-    index = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    parts.append(writer.put_part(INDEX_NAME, parquet_bytes(index), index.num_rows))
+    parts.append(writer.put_part(INDEX_NAME, index, len(samples)))
     listing = source.listing
     found = len(listing.entries) + listing.skipped
     totals = {"samples": len(samples), "skipped": listing.skipped, "found": found}
-    return writer.commit(parts, totals, meta), True
+    return writer.commit(parts, totals, meta)
 
 
 # ----------------------------------------------------------------------------------------------------------- reporting
@@ -262,14 +265,14 @@ def _record(store: Store, source: str, listing: Listing, samples: int, began: fl
 def _result(
     root: Store,
     plan: SplitPlan,
-    parts: Mapping[str, tuple[Artifact, bool]],
+    artifacts: Mapping[str, Artifact],
+    written: bool,
     listing: Listing,
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    artifacts = {name: artifact for name, (artifact, _) in parts.items()}
     result: dict[str, Any] = {
         "verb": "ingest",
-        "status": "done" if any(written for _, written in parts.values()) else "unchanged",
+        "status": "done" if written else "unchanged",
         "uri": root.uri,
         "samples": len(listing.entries),
         "skipped": listing.skipped,

@@ -2,8 +2,11 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -88,8 +91,15 @@ def table_of(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """The table as Parquet: one fixed set of options, so equal tables give equal bytes."""
+    return parquet_groups(table.schema, [table], 1 << 17)
+
+
+def parquet_groups(schema: pa.Schema, tables: Iterable[pa.Table], rows: int) -> bytes:
+    """Tables, taken one by one, as one Parquet in row groups of at most `rows` rows, each of one table."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", version="2.6", data_page_version="1.0", row_group_size=1 << 17)
+    with pq.ParquetWriter(sink, schema, compression="zstd", version="2.6", data_page_version="1.0") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=rows)
     return sink.getvalue()
 
 
@@ -99,11 +109,58 @@ def read_parquet(data: bytes, where: str, columns: Sequence[str] | None = None) 
         table = pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DamagedArtifact(f"{where} is not readable as Parquet: {error}") from None
+        raise _unreadable(where, error) from None
     return table
 
 
-def require_schema(table: pa.Table, schema: pa.Schema, where: str) -> None:
+class ParquetRows:
+    """A Parquet file of which ranges of rows are read, by the row groups that hold them and never as a whole.
+
+    The file stays open, so its name may go; several threads may read. Its digest was checked before. DamagedArtifact,
+    at once or when rows are read, where it is not a valid table that begins with the fields of `schema`.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, where: str) -> None:
+        self.where = where
+        try:
+            self._source = pa.OSFile(str(path))
+            opened = pq.ParquetFile(self._source)
+            self.schema = opened.schema_arrow
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _unreadable(where, error) from None
+        require_schema(self, schema, where)
+        self._metadata = opened.metadata
+        sizes = [self._metadata.row_group(number).num_rows for number in range(self._metadata.num_row_groups)]
+        self._ends = list(accumulate(sizes))
+        if min(sizes, default=0) < 0 or sum(sizes) != self.rows:
+            raise DamagedArtifact(f"{where} has {self.rows} rows, its row groups {sizes}")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return int(self._metadata.num_rows)
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """The rows [start, stop), which the file has."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._ends, stop)
+        groups = list(range(first, last + 1)) if start < stop else []
+        before = self._ends[first - 1] if first else 0
+        try:
+            table = pq.ParquetFile(self._source, metadata=self._metadata).read_row_groups(groups, use_threads=False)
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _unreadable(self.where, error) from None
+        rows = table.slice(start - before, stop - start)
+        if len(rows) != stop - start:
+            raise DamagedArtifact(f"{self.where} holds fewer rows than it says")
+        return rows
+
+
+def _unreadable(where: str, error: Exception) -> DamagedArtifact:
+    return DamagedArtifact(f"{where} is not readable as Parquet: {error}")
+
+
+def require_schema(table: pa.Table | ParquetRows, schema: pa.Schema, where: str) -> None:
     """DamagedArtifact unless `table` has the fields of `schema` first, in order and type."""
     for position, field in enumerate(schema):
         found = table.schema.field(position) if position < len(table.schema) else None

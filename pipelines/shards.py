@@ -19,11 +19,13 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts import Artifact, Part, open_artifact
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.schema import SHARD_INDEX, read_parquet, require_schema, table_of
-from pipelines.storage import ObjectStream, Store
+from pipelines.schema import SHARD_INDEX, ParquetRows, parquet_groups, table_of
+from pipelines.storage import ObjectStream, Store, scratch_folder
 from pipelines.tars import MAX_MEMBER_BYTES, TarDamaged, read_tar
 
 INDEX_NAME = "index.parquet"
+GROUP_ROWS = 1024
+"""Rows of the shard index that are read at once, at most, to know the samples of one tar."""
 
 _T = TypeVar("_T")
 
@@ -128,16 +130,22 @@ def index_table(records: Sequence[Record]) -> pa.Table:
     )
 
 
+def index_bytes(tables: Iterable[pa.Table]) -> bytes:
+    """The shard index as Parquet, from the rows of each tar, which share no row group with those of another."""
+    return parquet_groups(SHARD_INDEX, tables, GROUP_ROWS)
+
+
 # ------------------------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a shards artifact and its rows of the index, in tar order."""
+    """One tar of a shards artifact. Its rows of the index, which lie there from `start` on, are read when asked for."""
 
     name: str
     part: Part
-    table: pa.Table
+    index: ParquetRows
+    start: int
 
     @property
     def stem(self) -> str:
@@ -147,7 +155,17 @@ class Shard:
     @property
     def rows(self) -> int:
         """Samples in the tar."""
-        return int(self.table.num_rows)
+        return self.part.rows
+
+    def table(self) -> pa.Table:
+        """The tar's rows of the index, in tar order. DamagedArtifact where they are not what a reader can go by."""
+        table, where = self.index.read(self.start, self.start + self.rows), self.index.where
+        if not pc.all(pc.equal(table["shard"].cast(pa.string()), self.name), min_count=0).as_py():
+            raise DamagedArtifact(f"{where} does not hold the {self.rows} rows of {self.name} in order")
+        if table["row"].to_pylist() != list(range(self.rows)):
+            raise DamagedArtifact(f"{where} does not number the rows of {self.name} from 0")
+        _require_places(table, where)
+        return table
 
     def records(self) -> list[Record]:
         """The index rows as records."""
@@ -159,13 +177,13 @@ class Shard:
                 tuple(row["labels"]),
                 tuple(Member(**m) for m in row["members"]),
             )
-            for row in self.table.to_pylist()
+            for row in self.table().to_pylist()
         ]
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """An opened shards artifact, its index checked and parsed."""
+    """An opened shards artifact. Its index stays on disk, whole as its digest says, and is checked tar by tar."""
 
     artifact: Artifact
     classes: tuple[str, ...]
@@ -192,32 +210,23 @@ class ShardSet:
 
     def label_lists(self) -> list[list[int]]:
         """Labels of all samples, shard by shard."""
-        return [labels for shard in self.shards for labels in shard.table["labels"].to_pylist()]
+        return [labels for shard in self.shards for labels in shard.table()["labels"].to_pylist()]
 
 
 def open_shards(source: str | Artifact) -> ShardSet:
     """Open a shards artifact by URI, or take one that is open. The index's digest is checked before it is parsed."""
     artifact = open_artifact(source, "shards") if isinstance(source, str) else source
     where = f"{artifact.uri}/{INDEX_NAME}"
-    table = read_parquet(artifact.read(artifact.manifest.part(INDEX_NAME)), where)
-    require_schema(table, SHARD_INDEX, where)
-    _require_places(table, where)
-    names = table["shard"].combine_chunks()
-    names = (names.dictionary_decode() if isinstance(names, pa.DictionaryArray) else names).to_numpy(False)
+    with scratch_folder() as folder:
+        index = ParquetRows(artifact.fetch(artifact.manifest.part(INDEX_NAME), folder), SHARD_INDEX, where)
+    # The copy of a remote index has no name any more: its bytes go with this process, however that ends.
     shards = []
     start = 0
     for part in sorted((p for p in artifact.manifest.parts if p.name != INDEX_NAME), key=tar_name):
-        name = tar_name(part)
-        stop = start + part.rows
-        if not start <= stop <= len(names) or not (names[start:stop] == name).all():
-            raise DamagedArtifact(f"{where} does not hold the {part.rows} rows of {name} in order")
-        rows = table.slice(start, part.rows)
-        if rows["row"].to_pylist() != list(range(part.rows)):
-            raise DamagedArtifact(f"{where} does not number the rows of {name} from 0")
-        shards.append(Shard(name, part, rows))
-        start = stop
-    if start != table.num_rows:
-        raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest {start}")
+        shards.append(Shard(tar_name(part), part, index, start))
+        start += part.rows
+    if start != index.rows:
+        raise DamagedArtifact(f"{where} has {index.rows} rows, the manifest {start}")
     classes = artifact.manifest.meta.get("classes")
     if not isinstance(classes, list):
         raise DamagedArtifact(f"{artifact.uri}: the shards manifest does not say its classes")

@@ -24,10 +24,11 @@ from pipelines.errors import InputError, WorkFailed
 from pipelines.images import SUFFIXES, decode_ahead
 from pipelines.intake.foreign import ForeignTar, scan_foreign_tar
 from pipelines.intake.sources import MAX_FILES, Listing
-from pipelines.schema import SHARD_INDEX, parquet_bytes
-from pipelines.shards import INDEX_NAME, Record, index_table
+from pipelines.schema import SHARD_INDEX
+from pipelines.shards import INDEX_NAME, Record, index_bytes, index_table
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.tars import TarReason
+from pipelines.versions import finished
 
 ADOPT_VERSION = 1
 """Raised by hand when the same tars would give another index; part of the fingerprint."""
@@ -77,10 +78,10 @@ def adopt(source: str, out: str, how: Adoption | None = None) -> dict[str, Any]:
     if not tars:
         raise InputError(_nothing_found(listing))
     classes, ids = _class_ids((name for tar in tars for own in set(tar.labels) for name in own), how, origin.uri)
-    index = pa.concat_tables([_numbered(tar, ids) for tar in tars]).unify_dictionaries().combine_chunks()
-    samples = index.num_rows
+    index = index_bytes(_numbered(tar, ids) for tar in tars)
+    samples = sum(tar.table.num_rows for tar in tars)
     totals = {"samples": samples, "skipped": listing.skipped, "found": samples + listing.skipped}
-    result, written = _publish(origin, root, tars, parquet_bytes(index), classes, how, totals)
+    result, written = _publish(origin, root, tars, index, classes, how, totals)
     facts = {"skipped_reasons": dict(sorted(losses.items())), "skipped_files": listing.skipped_files}
     if written:
         seconds = round(time.time() - began, 3)
@@ -214,13 +215,14 @@ def _publish(
     how: Adoption,
     totals: Mapping[str, int],
 ) -> tuple[Artifact, bool]:
-    """Commit the artifact. The flag is False where it was committed before."""
+    """Commit the artifact, or what is gone of it. The flag is False where it was committed before and is all there."""
     digest = sha256_of(canonical_json([[[tar.name, tar.sha256] for tar in tars], classes, sha256_of(index), totals]))
     settings = {"adopt": ADOPT_VERSION, "fields": how.fields, "keys_by_tar": how.keys_by_tar}
-    writer = ArtifactWriter(root, "shards", fingerprint("shards", {"source": digest}, settings), (), {})
-    committed = writer.committed()
-    if committed is not None:
-        return committed, False
+    mark = fingerprint("shards", {"source": digest}, settings)
+    published = finished(root, "shards", mark)
+    if published is not None:
+        return published, False
+    writer = ArtifactWriter(root, "shards", mark, (), {})
     if origin.uri == root.uri:
         parts = [Part(path=tar.name, bytes=tar.bytes, sha256=tar.sha256, rows=tar.table.num_rows) for tar in tars]
     else:

@@ -61,7 +61,7 @@ class TrainData:
     def make(cls, train_set: ShardSet, val_set: ShardSet | None, config: Config) -> "TrainData":
         """Split off the validation samples; InputError where there is too little to train or to validate on."""
         places = [(s, row) for s, shard in enumerate((val_set or train_set).shards) for row in range(shard.rows)]
-        keys = [key for shard in (val_set or train_set).shards for key in shard.table["key"].to_pylist()]
+        keys = [key for shard in (val_set or train_set).shards for key in shard.table()["key"].to_pylist()]
         order = sorted(range(len(keys)), key=lambda i: _draw(config.train.seed, keys[i]))
         share = len(keys) if val_set else round(config.train.val_share * len(keys))
         held_out = [places[i] for i in order[:share]]

@@ -57,7 +57,7 @@ def _val_labels(data: TrainData) -> npt.NDArray[np.bool_]:
     """Multi-hot labels (V, C) of the validation samples, by the training set's class ids."""
     ids = [data.train.classes.index(name) for name in data.val.classes]
     labels = np.zeros((len(data.val_rows), len(data.train.classes)), np.bool_)
-    lists = [shard.table["labels"].to_pylist() for shard in data.val.shards]
+    lists = [shard.table()["labels"].to_pylist() for shard in data.val.shards]
     for i, (shard, row) in enumerate(data.val_rows):
         labels[i, [ids[label] for label in lists[shard][row]]] = True
     return labels

@@ -151,8 +151,9 @@ def _require_same_samples(artifact: Artifact, receipt: _Receipt, shard: Shard, p
     where = f"{artifact.uri}: the codes of {receipt.shard}"
     if receipt.shard_sha256 != shard.part.sha256 or receipt.samples != shard.rows:
         raise DamagedArtifact(f"{where} are of another tar than the one in its input")
-    if places["key"].to_pylist() != shard.table["key"].to_pylist():
+    index = shard.table()
+    if places["key"].to_pylist() != index["key"].to_pylist():
         raise DamagedArtifact(f"{where} have other keys than the shard index")
-    pairs = zip(places["labels"].to_pylist(), shard.table["labels"].to_pylist(), strict=True)
+    pairs = zip(places["labels"].to_pylist(), index["labels"].to_pylist(), strict=True)
     if any(labels is not None and labels != expected for labels, expected in pairs):
         raise DamagedArtifact(f"{where} have other labels than the shard index")

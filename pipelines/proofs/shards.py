@@ -99,7 +99,9 @@ def prove_shards(findings: Findings) -> list[Shard]:
     with findings.guard():
         opened = open_shards(artifact)
         totals = artifact.manifest.totals
-        keys = pa.chunked_array([chunk for shard in opened.shards for chunk in shard.table["key"].chunks], pa.string())
+        keys = pa.chunked_array(
+            [chunk for shard in opened.shards for chunk in shard.table()["key"].chunks], pa.string()
+        )
         require_distinct(findings, keys)
         findings.require(
             totals.get("samples") == opened.samples,

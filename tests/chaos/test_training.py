@@ -239,7 +239,7 @@ def lost_and_doubled(training: Training, runs: Sequence[tuple[Path, int]]) -> tu
     data = TrainData.make(open_shards(str(training.shards)), None, config)
     assert data.epoch_steps(config) == EPOCH_STEPS
     keys = [
-        shard.table["key"][int(row)].as_py()
+        shard.table()["key"][int(row)].as_py()
         for shard, rows in zip(data.train.shards, data.rows, strict=True)
         for row in rows
     ]

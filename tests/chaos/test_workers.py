@@ -119,7 +119,7 @@ def run_record(out: Path) -> dict[str, Any]:
 
 def lost_and_doubled(corpus: Corpus, out: Path) -> tuple[int, int]:
     """Samples of the shard index that are neither code nor reject, and those that are more than once."""
-    expected = [key for shard in open_shards(corpus.shards).shards for key in shard.table["key"].to_pylist()]
+    expected = [key for shard in open_shards(corpus.shards).shards for key in shard.table()["key"].to_pylist()]
     found = [key for table in open_codes(str(out)).tables() for key in table["key"].to_pylist()]
     parts = open_codes(str(out)).artifact.manifest.parts
     for part in parts:

@@ -9,15 +9,19 @@ import duckdb
 import numpy as np
 import pytest
 
+import pipelines.encoding
 from pipelines import encode as encode_module
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts import ArtifactWriter, open_artifact
 from pipelines.config import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask, plan_job
-from pipelines.errors import Degraded, FingerprintMismatch
+from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch
 from pipelines.ingest import ingest
+from pipelines.shards import INDEX_NAME, index_bytes, open_shards
+from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
+from tests.support.inline import use_inline_pool
 from tests.support.pictures import truncated_jpeg
 
 
@@ -92,6 +96,24 @@ def test_rejects_are_rows_with_reasons_and_the_budget_holds(
     rows = duckdb.sql(f"select key, reason from '{tmp_path}/codes/rejects/*.parquet' order by key").fetchall()
     assert rows == [("mixed/short", "truncated"), ("mixed/text", "not_an_image")]
     assert verify(str(tmp_path / "codes"))["status"] == "done"
+
+
+def test_nothing_is_published_of_a_tar_that_the_index_lies_about(
+    shards: Path, model: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every digest fits, but the second of three tars has its rows in another order."""
+    use_inline_pool(monkeypatch, pipelines.encoding)
+    true = open_shards(str(shards / "train"))
+    tables = [shard.table() for shard in true.shards]
+    tables[1] = tables[1].take(list(reversed(range(10))))
+    writer = ArtifactWriter(Store(tmp_path / "shards"), "shards", "1" * 64, (), {})
+    parts = [writer.put_part(shard.name, Path(true.artifact.uri, shard.part.path), shard.rows) for shard in true.shards]
+    parts.append(writer.put_part(INDEX_NAME, index_bytes(tables), true.samples))
+    writer.commit(parts, true.artifact.manifest.totals, true.artifact.manifest.meta)
+    with pytest.raises(DamagedArtifact, match=r"does not number the rows of train-000001\.tar"):
+        encode(str(tmp_path / "shards"), str(model), str(tmp_path / "codes"), config)
+    assert not (tmp_path / "codes" / "manifest.json").exists()
+    assert sorted(path.name[:12] for path in (tmp_path / "codes" / "parts").iterdir()) == ["train-000000"]
 
 
 def test_a_shard_that_kills_its_workers_becomes_rejects(

@@ -20,6 +20,7 @@ from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatc
 from pipelines.evaluate import evaluate
 from pipelines.index import build_index
 from pipelines.ingest import ingest
+from pipelines.intake.adopt import adopt
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.train import train
 from pipelines.verify import verify
@@ -156,13 +157,17 @@ Again = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture
-def verbs(shards: Path, model: Path, codes: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> dict[str, Again]:
+def verbs(
+    pictures: Path, shards: Path, model: Path, codes: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Again]:
     """By kind, the run that makes it at a root; what makes it again is not about Ray."""
     for module in (pipelines.encoding, pipelines.index):
         use_inline_pool(monkeypatch, module)
     ivf = load_config(sets=[*SETTINGS, "index.kind=ivf", "index.nlist=2"])
     query, database = str(codes / "query"), str(codes / "database")
     return {
+        "shards": lambda out: ingest(str(pictures), str(out), config),
+        "adopted": lambda out: adopt(str(shards / "train" / "parts"), str(out)),
         "model": lambda out: train(str(shards / "train"), str(out), config),
         "codes": lambda out: encode(str(shards / "query"), str(model), str(out), config),
         "index": lambda out: build_index([query, database], str(out), ivf),
@@ -170,7 +175,7 @@ def verbs(shards: Path, model: Path, codes: Path, config: Config, monkeypatch: p
     }
 
 
-@pytest.mark.parametrize("kind", ["model", "codes", "index", "report"])
+@pytest.mark.parametrize("kind", ["shards", "adopted", "model", "codes", "index", "report"])
 def test_whatever_is_deleted_by_hand_comes_back(
     kind: str, verbs: dict[str, Again], model: Path, tmp_path: Path
 ) -> None:

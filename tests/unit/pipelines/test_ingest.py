@@ -179,13 +179,13 @@ def test_an_ingest_that_was_cut_off_is_completed(folder: Path, tmp_path: Path) -
 def test_a_source_that_changes_while_it_is_read_ends_the_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ingest_module._writer
+    real = ingest_module._fingerprint
 
     def meddle(*arguments: Any) -> Any:
         (folder / "class_01/0001.jpg").write_bytes(b"other")
         return real(*arguments)
 
-    monkeypatch.setattr(ingest_module, "_writer", meddle)
+    monkeypatch.setattr(ingest_module, "_fingerprint", meddle)
     with pytest.raises(WorkFailed, match=r"class_01/0001\.jpg changed"):
         ingest(str(folder), str(tmp_path / "out"), SMALL)
     assert not (tmp_path / "out/manifest.json").exists()

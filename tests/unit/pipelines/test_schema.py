@@ -14,9 +14,11 @@ from pipelines.errors import DamagedArtifact
 from pipelines.schema import (
     REJECTS,
     SHARD_INDEX,
+    ParquetRows,
     Reason,
     codes_schema,
     parquet_bytes,
+    parquet_groups,
     read_parquet,
     require_schema,
     table_of,
@@ -89,6 +91,58 @@ def test_bytes_that_are_no_parquet_are_damage() -> None:
     for broken in (b"", b"PAR1", data[: len(data) // 2], data[4:]):
         with pytest.raises(DamagedArtifact, match="here is not readable as Parquet"):
             read_parquet(broken, "here")
+
+
+# ---------------------------------------------------------------------------------------------------- ranges of rows
+
+
+def numbered(name: str, count: int) -> pa.Table:
+    columns = {"key": [f"{name}/{n}" for n in range(count)], "shard": [name] * count, "row": list(range(count))}
+    members = [[{"name": "a.jpg", "offset": n, "size": 3, "sha256": bytes(32)}] for n in range(count)]
+    return table_of(SHARD_INDEX, {**columns, "labels": [[n] for n in range(count)], "members": members})
+
+
+def rows_of(path: Path, data: bytes) -> ParquetRows:
+    path.write_bytes(data)
+    return ParquetRows(path, SHARD_INDEX, "here")
+
+
+@pytest.mark.parametrize("group", [1, 3, 4, 100])
+def test_any_range_of_rows_is_that_slice_of_the_table(tmp_path: Path, group: int) -> None:
+    tables = [numbered("a.tar", 7), numbered("b.tar", 1), numbered("c.tar", 4)]
+    whole = pa.concat_tables(tables).to_pylist()
+    for data in (parquet_groups(SHARD_INDEX, tables, group), parquet_bytes(pa.concat_tables(tables))):
+        rows = rows_of(tmp_path / "rows", data)
+        assert rows.rows == 12
+        for start in range(13):
+            for stop in range(start, 13):
+                assert rows.read(start, stop).to_pylist() == whole[start:stop]
+
+
+def test_rows_are_read_after_the_file_lost_its_name(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "rows", parquet_groups(SHARD_INDEX, [numbered("a.tar", 5)], 2))
+    (tmp_path / "rows").unlink()
+    assert rows.read(3, 5).to_pylist() == numbered("a.tar", 5).to_pylist()[3:]
+
+
+def test_tables_share_no_row_group() -> None:
+    data = parquet_groups(SHARD_INDEX, (numbered(name, 5) for name in ("a.tar", "b.tar")), 3)
+    metadata = pq.read_metadata(io.BytesIO(data))
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [3, 2, 3, 2]
+
+
+def test_rows_that_are_no_parquet_are_damage(tmp_path: Path) -> None:
+    data = parquet_groups(SHARD_INDEX, [numbered("a.tar", 50)], 10)
+    for broken in (b"", b"PAR1", data[: len(data) // 2], data[4:]):
+        with pytest.raises(DamagedArtifact, match="here is not readable as Parquet"):
+            rows_of(tmp_path / "rows", broken).read(0, 50)
+    with pytest.raises(DamagedArtifact, match="here is not readable as Parquet"):
+        rows_of(tmp_path / "rows", data[:4] + bytes(len(data) // 3) + data[4 + len(data) // 3 :]).read(0, 50)
+    with pytest.raises(DamagedArtifact, match="expected key: string"):
+        rows_of(tmp_path / "rows", parquet_bytes(codes_table().drop(["key"])))
+
+
+# -------------------------------------------------------------------------------------------------------------- schemas
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,24 +12,31 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts import Artifact
 from pipelines.config import Config, load_config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest import ingest
+from pipelines.schema import parquet_bytes
 from pipelines.shards import (
+    GROUP_ROWS,
     INDEX_NAME,
     Sample,
     Shard,
     ShardSet,
     batch_sizes,
     epoch_spans,
+    index_bytes,
     mixed,
     open_shards,
     scan_tar,
     write_tar,
 )
+from pipelines.storage import sha256_of
 from tests.support import pictures
+from tests.support.memory import MemoryStore
 
 LONG_KEY = "ünïçødé/" + "d" * 150 + "/" + "k" * 180
 
@@ -204,6 +212,57 @@ def test_a_tampered_index_is_refused_before_it_is_parsed(opened: ShardSet) -> No
     path.write_bytes(data)
     with pytest.raises(DamagedArtifact, match="does not match the digest"):
         open_shards(opened.artifact.uri)
+
+
+def elsewhere(opened: ShardSet, index: bytes | None = None) -> Artifact:
+    """The artifact as it would lie on a store that is not local, with another shard index if one is given."""
+    manifest, store = opened.artifact.manifest, MemoryStore()
+    store.memory.held = {part.path: Path(opened.artifact.uri, part.path).read_bytes() for part in manifest.parts}
+    if index is not None:
+        part = manifest.part(INDEX_NAME)
+        store.memory.held[part.path] = index
+        put = part.model_copy(update={"bytes": len(index), "sha256": sha256_of(index)})
+        manifest = manifest.model_copy(update={"parts": (put, *(other for other in manifest.parts if other != part))})
+    return Artifact(store, manifest)
+
+
+def test_a_remote_index_is_read_from_a_copy_that_leaves_no_file(
+    opened: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    there = open_shards(elsewhere(opened))
+    assert list((tmp_path / "scratch").iterdir()) == []
+    for mine, theirs in zip(opened.shards, there.shards, strict=True):
+        assert list(opened.read(mine)) == list(there.read(theirs))
+
+
+def test_an_index_that_is_one_row_group_is_read_as_well(opened: ShardSet) -> None:
+    """As shards have it that were written before its row groups were small."""
+    index = parquet_bytes(pa.concat_tables([shard.table() for shard in opened.shards]).unify_dictionaries())
+    there = open_shards(elsewhere(opened, index))
+    assert [shard.records() for shard in there.shards] == [shard.records() for shard in opened.shards]
+
+
+def test_the_rows_of_a_tar_lie_apart_in_the_index_in_small_groups(opened: ShardSet) -> None:
+    metadata = pq.read_metadata(Path(opened.artifact.uri, opened.artifact.manifest.part(INDEX_NAME).path))
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [10, 10, 4]
+    assert GROUP_ROWS <= 4096
+
+
+def test_an_index_that_lies_about_one_tar_can_be_read_for_the_others(opened: ShardSet) -> None:
+    tables = [shard.table() for shard in opened.shards]
+    there = open_shards(
+        elsewhere(opened, index_bytes([tables[0], tables[1].slice(1), tables[2], tables[2].slice(0, 1)]))
+    )
+    assert there.shards[0].records() == opened.shards[0].records()
+    for shard in there.shards[1:]:
+        with pytest.raises(DamagedArtifact, match=f"rows of {shard.name}"):
+            shard.records()
+        with pytest.raises(DamagedArtifact, match=f"rows of {shard.name}"):
+            there.read(shard)
+    with pytest.raises(DamagedArtifact, match="has 20 rows, the manifest 24"):
+        open_shards(elsewhere(opened, index_bytes(tables[:2])))
 
 
 def test_an_unknown_shard_is_named(opened: ShardSet) -> None:

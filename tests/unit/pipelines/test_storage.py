@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -32,6 +33,7 @@ from pipelines.errors import (
     StoreUnavailable,
 )
 from pipelines.storage import ObjectStream, Store, canonical_json, sha256_of
+from tests.support.memory import MemoryObjects, MemoryStore
 
 MARK = "f" * 64
 
@@ -247,9 +249,52 @@ def test_a_tampered_part_is_never_returned(tmp_path: Path, change: Callable[[byt
             read(part)
 
 
+class Line(MemoryObjects):
+    """Objects that come over a line; `arrive` says what becomes of them on the way, by the number of the read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+        self.arrive: Callable[[bytes, int], bytes] = lambda data, number: data
+
+    def open(self, name: str) -> io.BytesIO:
+        self.reads += 1
+        return io.BytesIO(self.arrive(self.read(name), self.reads))
+
+
+@pytest.mark.parametrize(
+    ("arrive", "reads"),
+    [
+        (lambda data, number: b"DATA" if number == 1 else data, 2),
+        (lambda data, number: data[:number] if number < 4 else data, 4),
+        (lambda data, number: b"DATA", None),
+        (lambda data, number: b"%04d" % number, None),
+        (lambda data, number: data + b"x", None),
+    ],
+)
+def test_a_copy_has_the_bytes_of_the_part_or_there_is_none(
+    tmp_path: Path, arrive: Callable[[bytes, int], bytes], reads: int | None
+) -> None:
+    """Bytes that changed on the way are asked for again; what comes wrong again and again is damage."""
+    store = MemoryStore(Line)
+    writer = ArtifactWriter(store, "shards", MARK, (), {})
+    part = writer.put_part("part.bin", b"data", 1)
+    artifact = writer.commit([part], {}, {})
+    line = cast(Line, store.memory)
+    line.arrive = arrive
+    if reads is None:
+        with pytest.raises(DamagedArtifact, match=part.path):
+            artifact.fetch(part, tmp_path)
+    else:
+        assert artifact.fetch(part, tmp_path).read_bytes() == b"data"
+        assert line.reads == reads
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        lambda fields: fields["parts"][0].update(rows=-1),
+        lambda fields: fields["parts"][0].update(bytes=-1),
         lambda fields: fields["totals"].update(samples=2),
         lambda fields: fields.update(kind="codes"),
         lambda fields: fields["parts"].clear(),

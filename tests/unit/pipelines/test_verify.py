@@ -314,8 +314,13 @@ def edit_index(shards: Artifact, change: Callable[[list[dict[str, Any]]], None])
         (lambda rows: rows[4]["members"][0].update(sha256=bytes(32)), "is not the"),
         (lambda rows: rows[4]["members"][0].update(offset=512 * 3 + 1), "is not the"),
         (lambda rows: rows[4].update(row=5), "does not number the rows"),
+        (lambda rows: rows[23].update(row=9), "does not number the rows of shard-000002.tar"),
+        (lambda rows: rows[4].update(members=[]), "samples without a member"),
+        (lambda rows: rows[4]["members"][1].update(sha256=None), "or empty cells"),
+        (lambda rows: rows[4]["members"][0].update(offset=-1), "negative offset"),
+        (lambda rows: rows[23]["members"][1].update(size=-1), "negative size"),
         (lambda rows: rows[4].update(shard="shard-000001.tar"), "does not hold the 10 rows"),
-        (lambda rows: rows.pop(), "does not hold the 4 rows"),
+        (lambda rows: rows.pop(), "has 23 rows, the manifest 24"),
     ],
 )
 def test_an_index_that_lies(shards: Artifact, change: Callable[[list[dict[str, Any]]], None], message: str) -> None:

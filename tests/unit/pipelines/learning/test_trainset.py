@@ -42,8 +42,8 @@ def epoch_keys(
 def test_an_epoch_has_each_training_sample_once_over_all_workers(world: int, shards: ShardSet) -> None:
     config = configure()
     data = TrainData.make(shards, None, config)
-    held = {shards.shards[s].table["key"][row].as_py() for s, row in data.val_rows}
-    everything = {key for shard in shards.shards for key in shard.table["key"].to_pylist()}
+    held = {shards.shards[s].table()["key"][row].as_py() for s, row in data.val_rows}
+    everything = {key for shard in shards.shards for key in shard.table()["key"].to_pylist()}
     for epoch in range(2):
         ranks = epoch_keys(data, config, epoch, world)
         seen = [key for rank in ranks for step in rank for key in step]

@@ -1,0 +1,182 @@
+"""How the memory of an encode grows with the number of images.
+
+    python -m tests.bench.memory [--images 10000 100000] [--plot FILE.png]
+
+Each size is a generated corpus of tiny images, 1,000 to a shard, encoded by `hhnet encode` in a process of its own on
+two Ray workers. Memory is RssAnon + RssShmem summed over the tree of that process, Ray's own processes included, looked
+at several times a second. The last line is JSON: the peak of each size, and how many times the first peak the last is.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+from matplotlib.figure import Figure
+
+from pipelines.artifacts import ArtifactWriter
+from pipelines.ingest import Sample, build_shard
+from pipelines.shards import INDEX_NAME, index_bytes
+from pipelines.storage import Store, sha256_of
+from tests.support.models import write_model
+from tests.support.pictures import class_names, picture, png
+from tests.support.report import SEED
+
+CLASSES = 8
+SIDE = 16
+PER_SHARD = 1000
+WORKERS = 2
+EVERY_S = 0.25
+ALLOWED = 1.05
+
+
+# ------------------------------------------------------------------------------------------------------------- corpus
+
+
+def write_corpus(root: Path, images: int) -> str:
+    """A shards artifact of so many samples, each with a key of its own, that share one tiny picture per class."""
+    names = class_names(CLASSES)
+    pictures = {name: png(picture(klass, 0, SIDE, SEED)) for klass, name in enumerate(names)}
+    digests = {name: bytes.fromhex(sha256_of(data)) for name, data in pictures.items()}
+    writer = ArtifactWriter(Store(root), "shards", sha256_of(f"{SEED} {images}".encode()), (), {})
+    parts, tables = [], []
+    for number, first in enumerate(range(0, images, PER_SHARD)):
+        tar = f"tiny-{number:06d}.tar"
+        samples = [
+            Sample(f"{name}/{place:08d}", f"{name}.png", (klass,), None, digests[name])
+            for place in range(first, min(first + PER_SHARD, images))
+            for klass, name in [(place % CLASSES, names[place % CLASSES])]
+        ]
+        with tempfile.TemporaryDirectory(dir=root) as scratch:
+            path = Path(scratch, tar)
+            tables.append(build_shard(path, tar, samples, lambda path: pictures[path.removesuffix(".png")]))
+            parts.append(writer.put_part(tar, path, len(samples)))
+    parts.append(writer.put_part(INDEX_NAME, index_bytes(tables), images))
+    return writer.commit(parts, {"samples": images}, {"classes": names}).uri
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def resident(process: psutil.Process) -> int:
+    """Bytes of RssAnon + RssShmem."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+    return sum(int(fields[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem") if name in fields)
+
+
+@dataclass
+class Memory:
+    """Memory of a tree of processes over time: seconds, MiB of all, and at the peak the MiB by name of process."""
+
+    seconds: list[float] = field(default_factory=list)
+    mib: list[float] = field(default_factory=list)
+    at_peak: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> float:
+        return max(self.mib)
+
+    def look(self, root: psutil.Process, begun: float) -> None:
+        """Add what the tree holds now."""
+        found: Counter[str] = Counter()
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess, OSError):  # it ended meanwhile
+                found[process.name()] += resident(process)
+        if not self.mib or found.total() > self.peak * (1 << 20):
+            self.at_peak = {name: size >> 20 for name, size in found.most_common()}
+        self.seconds.append(time.monotonic() - begun)
+        self.mib.append(found.total() / (1 << 20))
+
+
+def watched(command: list[str]) -> Memory:
+    """Run a command to its end; the memory of its tree."""
+    memory, begun, ended = Memory(), time.monotonic(), threading.Event()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+
+        def watch() -> None:
+            root = psutil.Process(run.pid)
+            while not ended.wait(EVERY_S):
+                with suppress(psutil.NoSuchProcess):
+                    memory.look(root, begun)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        output, _ = run.communicate()
+        ended.set()
+        thread.join()
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {run.returncode}")
+    sys.stderr.write(output)
+    return memory
+
+
+def measure(images: int, folder: Path) -> Memory:
+    """Encode a corpus of so many images."""
+    shards = write_corpus(folder / "shards", images)
+    model = write_model(folder / "model", shards, seed=SEED, backbone="test_resnet", side=SIDE).uri
+    words = ["encode", "--shards", shards, "--model", model, "--out", str(folder / "codes"), "--workers", str(WORKERS)]
+    settings = ["--set", "encode.batch_size=250", "--set", "data.workers=1", "--json"]
+    return watched([sys.executable, "-m", "pipelines", *words, *settings])
+
+
+# ---------------------------------------------------------------------------------------------------------------- plot
+
+
+def plot(runs: dict[int, Memory], path: Path) -> None:
+    """Memory over each run, and its peak by the number of images beside what is allowed."""
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    over_time, by_size = figure.subplots(1, 2)
+    for images, memory in runs.items():
+        share = [100 * second / memory.seconds[-1] for second in memory.seconds]
+        over_time.plot(share, memory.mib, label=f"{images:,} images, {memory.seconds[-1]:.0f} s", linewidth=1.2)
+    over_time.set_xlabel("share of the run, %")
+    over_time.legend(frameon=False, loc="lower center")
+    sizes, peaks = list(runs), [memory.peak for memory in runs.values()]
+    by_size.plot(sizes, peaks, marker="o", label="peak")
+    by_size.axhline(peaks[0] * ALLOWED, linestyle="--", color="grey", label=f"{ALLOWED:g} x the first")
+    by_size.set_xscale("log")
+    by_size.set_xlabel("images")
+    by_size.legend(frameon=False, loc="lower center")
+    for axes in (over_time, by_size):
+        axes.set_ylim(0, max(peaks) * 1.15)
+        axes.set_ylabel("RssAnon + RssShmem, MiB")
+        axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    runs: dict[int, Memory] = {}
+    for size in options.images:
+        with tempfile.TemporaryDirectory(prefix="bench-") as name:
+            runs[size] = measure(size, Path(name))
+        sys.stderr.write(f"{size} images: peak {runs[size].peak:.0f} MiB, {runs[size].at_peak}\n")
+    if options.plot:
+        plot(runs, options.plot)
+    peaks = [round(memory.peak, 1) for memory in runs.values()]
+    facts = {
+        "bench": "memory",
+        "seed": SEED,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("ray", "torch", "pyarrow")},
+        },
+        "seconds": {size: round(memory.seconds[-1], 1) for size, memory in runs.items()},
+        "peak_mib": dict(zip(runs, peaks, strict=True)),
+        "at_peak_mib": {size: memory.at_peak for size, memory in runs.items()},
+        "ratio": round(peaks[-1] / peaks[0], 4),
+    }
+    sys.stdout.write(json.dumps(facts) + "\n")
