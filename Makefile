@@ -27,8 +27,9 @@ chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the coun
 fuzz: $(READY) ## Hostile tars, images, bombs and artifacts; HHNET_SCALE=full for the counts of a release
 	@$(VENV)/bin/pytest -q tests/fuzz
 
-bench: $(READY) ## What safety costs an encode, beside one without it
+bench: $(READY) ## What safety costs an encode, beside one without it, and how its memory grows
 	@$(VENV)/bin/python -m tests.bench.safety
+	@$(VENV)/bin/python -m tests.bench.memory
 
 check: $(READY) ## Lint, formatting, types, import rules
 	@$(VENV)/bin/ruff check .

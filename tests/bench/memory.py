@@ -22,10 +22,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from pipelines.artifacts import ArtifactWriter
 from pipelines.ingest import Sample, build_shard
+from pipelines.schema import SHARD_INDEX
 from pipelines.shards import INDEX_NAME, index_bytes
 from pipelines.storage import Store, sha256_of
 from tests.support.models import write_model
@@ -44,25 +47,28 @@ ALLOWED = 1.05
 
 
 def write_corpus(root: Path, images: int) -> str:
-    """A shards artifact of so many samples, each with a key of its own, that share one tiny picture per class."""
+    """Shards of so many samples. All tars have the same bytes; keys differ, as with `--adopt --keys-by-tar`."""
     names = class_names(CLASSES)
-    pictures = {name: png(picture(klass, 0, SIDE, SEED)) for klass, name in enumerate(names)}
-    digests = {name: bytes.fromhex(sha256_of(data)) for name, data in pictures.items()}
+    pictures = [png(picture(klass, 0, SIDE, SEED)) for klass in range(CLASSES)]
+    samples = [
+        Sample(f"{place:04d}", f"{place % CLASSES}.png", (klass,), None, bytes.fromhex(sha256_of(pictures[klass])))
+        for place in range(PER_SHARD)
+        for klass in [place % CLASSES]
+    ]
     writer = ArtifactWriter(Store(root), "shards", sha256_of(f"{SEED} {images}".encode()), (), {})
     parts, tables = [], []
-    for number, first in enumerate(range(0, images, PER_SHARD)):
-        tar = f"tiny-{number:06d}.tar"
-        samples = [
-            Sample(f"{name}/{place:08d}", f"{name}.png", (klass,), None, digests[name])
-            for place in range(first, min(first + PER_SHARD, images))
-            for klass, name in [(place % CLASSES, names[place % CLASSES])]
-        ]
-        with tempfile.TemporaryDirectory(dir=root) as scratch:
-            path = Path(scratch, tar)
-            tables.append(build_shard(path, tar, samples, lambda path: pictures[path.removesuffix(".png")]))
-            parts.append(writer.put_part(tar, path, len(samples)))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "tiny.tar")
+        table = build_shard(path, path.name, samples, lambda name: pictures[int(name.removesuffix(".png"))])
+        for number in range(images // PER_SHARD):
+            stem = f"tiny-{number:06d}"
+            keys = pc.binary_join_element_wise(stem, table["key"], "/")
+            columns = {name: table[name] for name in SHARD_INDEX.names}
+            columns |= {"key": keys, "shard": pa.array([f"{stem}.tar"] * PER_SHARD, SHARD_INDEX.field("shard").type)}
+            tables.append(pa.table(columns, SHARD_INDEX))
+            parts.append(writer.put_part(f"{stem}.tar", path, PER_SHARD))
     parts.append(writer.put_part(INDEX_NAME, index_bytes(tables), images))
-    return writer.commit(parts, {"samples": images}, {"classes": names}).uri
+    return writer.commit(parts, {"samples": images}, {"classes": names, "adopted": True}).uri
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
@@ -137,18 +143,18 @@ def plot(runs: dict[int, Memory], path: Path) -> None:
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     over_time, by_size = figure.subplots(1, 2)
     for images, memory in runs.items():
-        share = [100 * second / memory.seconds[-1] for second in memory.seconds]
-        over_time.plot(share, memory.mib, label=f"{images:,} images, {memory.seconds[-1]:.0f} s", linewidth=1.2)
-    over_time.set_xlabel("share of the run, %")
-    over_time.legend(frameon=False, loc="lower center")
+        over_time.plot(memory.seconds, memory.mib, label=f"{images:,} images", linewidth=1.2)
+    over_time.set_xscale("log")
+    over_time.set_xlim(left=1)
+    over_time.set_xlabel("seconds")
     sizes, peaks = list(runs), [memory.peak for memory in runs.values()]
     by_size.plot(sizes, peaks, marker="o", label="peak")
     by_size.axhline(peaks[0] * ALLOWED, linestyle="--", color="grey", label=f"{ALLOWED:g} x the first")
     by_size.set_xscale("log")
     by_size.set_xlabel("images")
-    by_size.legend(frameon=False, loc="lower center")
     for axes in (over_time, by_size):
-        axes.set_ylim(0, max(peaks) * 1.15)
+        axes.set_ylim(0, max(peaks) * 1.4)  # room for the legend above the lines
+        axes.legend(frameon=False, loc="upper left")
         axes.set_ylabel("RssAnon + RssShmem, MiB")
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=110, metadata={"Software": None})
@@ -156,7 +162,7 @@ def plot(runs: dict[int, Memory], path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000], help="multiples of 1,000")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     runs: dict[int, Memory] = {}
