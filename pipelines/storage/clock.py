@@ -96,7 +96,10 @@ class Clock:
         except (Transient, Exists, FileNotFoundError, HHNetError):
             raise
         except Exception as error:
-            raise self._judged(error) from error
+            judged = self._judged(error)
+            if judged is error:
+                raise
+            raise judged from error
         finally:
             self._running = None
 
