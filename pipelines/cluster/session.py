@@ -39,8 +39,6 @@ def ray_session(config: Config) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # OpenMP threads that spin while they wait take the cores away from whatever else runs on the machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = ray_address(config)
     if address == "local":
         # Ray's switch for platforms without clusters: its ports are then bound to the loopback address.
