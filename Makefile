@@ -16,7 +16,7 @@ demo: $(READY) ## Train, encode, index, search and evaluate on Fashion-MNIST, or
 
 test: $(READY) ## Run the unit and integration tests
 	@$(VENV)/bin/pytest -q -n 2 tests/unit
-	@$(VENV)/bin/pytest -q -n 2 --dist loadfile tests/integration
+	@$(VENV)/bin/pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/integration
 
 unit: $(READY) ## Run the unit tests only
 	@$(VENV)/bin/pytest -q -n 2 tests/unit

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pipelines.cluster.session import ray_session
 from pipelines.config import Config, load_config
@@ -37,29 +38,41 @@ def local_ray(config: Config) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures") / "photos"
-    write_folder(folder, classes=3, per_class=20)
+def common(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that the processes of one test run share: what a verb made there once is unchanged for the others."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def pictures(common: Path) -> Path:
+    folder = common / "photos"
+    with FileLock(common / "photos.lock"):
+        if not folder.exists():
+            write_folder(folder, classes=3, per_class=20)
     return folder
 
 
 @pytest.fixture(scope="session")
-def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
-    out = tmp_path_factory.mktemp("shards") / "shards"
-    ingest(str(pictures), str(out), config, split="train=.6,query=.2,database=.2")
+def shards(pictures: Path, common: Path, config: Config) -> Path:
+    out = common / "shards"
+    with FileLock(common / "shards.lock"):
+        ingest(str(pictures), str(out), config, split="train=.6,query=.2,database=.2")
     return out
 
 
 @pytest.fixture(scope="session")
-def model(shards: Path, tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> Path:
-    out = tmp_path_factory.mktemp("model") / "model"
-    train(str(shards / "train"), str(out), config)
+def model(shards: Path, common: Path, config: Config, local_ray: None) -> Path:
+    out = common / "model"
+    with FileLock(common / "model.lock"):
+        train(str(shards / "train"), str(out), config)
     return out
 
 
 @pytest.fixture(scope="session")
-def codes(shards: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> Path:
-    out = tmp_path_factory.mktemp("codes")
-    for split in ("train", "query", "database"):
-        encode(str(shards / split), str(model), str(out / split), config)
+def codes(shards: Path, model: Path, common: Path, config: Config, local_ray: None) -> Path:
+    out = common / "codes"
+    with FileLock(common / "codes.lock"):
+        for split in ("train", "query", "database"):
+            encode(str(shards / split), str(model), str(out / split), config)
     return out
