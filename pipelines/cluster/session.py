@@ -18,7 +18,7 @@ import psutil
 
 from pipelines.cluster.access import require_ray_token, token_refused
 from pipelines.config import Config
-from pipelines.errors import ClusterUnavailable, HHNetError, UsageError
+from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20
@@ -121,10 +121,12 @@ def _start(address: str) -> None:
         )
     except AuthenticationError as error:
         raise token_refused(address) from error
-    except HHNetError:
-        raise
-    except Exception as error:  # a node that is slow to start is a bare Exception
-        raise ClusterUnavailable(f"cannot reach Ray at {address}: {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        bare = type(error) is Exception  # what Ray raises when a node is slow to start
+        if not (bare or isinstance(error, OSError | RuntimeError | ValueError)):
+            raise
+        said = str(error).splitlines() or [type(error).__name__]
+        raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
 

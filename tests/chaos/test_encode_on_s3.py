@@ -2,7 +2,7 @@
 
 The same command is run again until it ends with 0; its manifest must be the one of an undisturbed run.
 
-HHNET_IMAGES=DIR takes the images from a folder of class folders, of 32 pixels or more, instead of drawing them.
+HHNET_IMAGES=DIR takes the images from a folder of class folders instead of drawing them.
 """
 
 import json
