@@ -27,9 +27,10 @@ chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the coun
 fuzz: $(READY) ## Hostile tars, images, bombs and artifacts; HHNET_SCALE=full for the counts of a release
 	@$(VENV)/bin/pytest -q tests/fuzz
 
-bench: $(READY) ## What safety costs an encode, beside one without it, and how its memory grows
+bench: $(READY) ## What safety costs an encode, beside one without it, how its memory grows, small images against timm
 	@$(VENV)/bin/python -m tests.bench.safety
 	@$(VENV)/bin/python -m tests.bench.memory
+	@$(VENV)/bin/python -m tests.bench.small_maps
 
 check: $(READY) ## Lint, formatting, types, import rules
 	@$(VENV)/bin/ruff check .

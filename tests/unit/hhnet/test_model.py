@@ -12,7 +12,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from hhnet.backbones import check_name
+from hhnet.backbones import SmallMapConv2d, check_name
 from hhnet.model import HEADS, HHNet, Preprocess, card, load_model, model_from_bytes, model_to_bytes
 
 SMALL = "hrnet_w18_small"
@@ -61,9 +61,46 @@ def test_features_are_the_classification_head_of_timm(model: HHNet) -> None:
     state = {key: value for key, value in full.state_dict().items() if not key.startswith("classifier.")}
     net = HHNet(SMALL, 16).eval()
     net.backbone.net.load_state_dict(state)
-    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(full.classifier(net.backbone(x)), full(x))
+
+
+@pytest.mark.parametrize("name", [SMALL, "resnet18"])
+def test_small_images_give_the_features_and_gradients_of_timm(name: str) -> None:
+    """At 32 pixels the coarsest maps are one cell, which the backbone computes in its own way."""
+    torch.manual_seed(1)
+    mine = HHNet(name, 16).double().eval().backbone
+    theirs = timm.create_model(name, num_classes=0).double().eval()
+    theirs.load_state_dict(mine.net.state_dict())
+    x_BCHW = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    mine(x_BCHW).square().sum().backward()
+    theirs(x_BCHW).square().sum().backward()
+    torch.testing.assert_close(mine(x_BCHW), theirs(x_BCHW), rtol=1e-9, atol=1e-12)
+    expected = dict(theirs.named_parameters())
+    for key, parameter in mine.net.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=1e-7, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "side"),
+    [
+        (size, stride, padding, side)
+        for size, stride, padding in [(1, 1, 0), (3, 1, 1), (3, 2, 1), (3, 2, 0), (4, 4, 0), (7, 2, 3), (5, 8, 2)]
+        for side in [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (3, 3), (4, 4), (5, 5)]
+        if min(side) + 2 * padding >= size
+    ],
+)
+def test_a_convolution_of_a_small_map_is_the_convolution(
+    size: int, stride: int, padding: int, side: tuple[int, int], bias: bool
+) -> None:
+    plain = nn.Conv2d(5, 7, size, stride, padding, bias=bias, dtype=torch.float64)
+    quick = SmallMapConv2d(5, 7, size, stride, padding, bias=bias, dtype=torch.float64)
+    quick.load_state_dict(plain.state_dict())
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x_BCHW = torch.rand(2, 5, *side, dtype=torch.float64).contiguous(memory_format=layout)
+        torch.testing.assert_close(quick(x_BCHW), plain(x_BCHW), rtol=1e-10, atol=1e-12)
 
 
 def test_hash_layer_starts_as_published(model: HHNet) -> None:
