@@ -93,11 +93,14 @@ class SmallMapConv2d(nn.Conv2d):
 def _speed_up_small_maps(net: nn.Module) -> None:
     """Make a SmallMapConv2d of every convolution that can be one; weights and their names stay."""
     for module in net.modules():
-        plain = type(module) is nn.Conv2d and module.groups == 1 and module.dilation == (1, 1)
-        if not plain or module.padding_mode != "zeros" or isinstance(module.padding, str):
-            continue
-        if all(padding < size for padding, size in zip(module.padding, module.kernel_size, strict=True)):
+        if type(module) is nn.Conv2d and _is_plain(module):
             module.__class__ = SmallMapConv2d
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    if conv.groups != 1 or conv.dilation != (1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return False
+    return all(padding < size for padding, size in zip(conv.padding, conv.kernel_size, strict=True))
 
 
 def _size_rule(net: nn.Module, name: str, stem_stride: int) -> tuple[int, int]:
