@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+# Two test processes at a time: threads of their own would only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q
 DATA ?=
 OUT ?= hhnet-demo
 
@@ -15,17 +17,17 @@ demo: $(READY) ## Train, encode, index, search and evaluate on Fashion-MNIST, or
 	@$(VENV)/bin/hhnet demo --out $(OUT) $(if $(DATA),--data $(DATA))
 
 test: $(READY) ## Run the unit and integration tests
-	@$(VENV)/bin/pytest -q -n 2 tests/unit
-	@$(VENV)/bin/pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/integration
+	@$(PYTEST) -n 2 tests/unit
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/integration
 
 unit: $(READY) ## Run the unit tests only
-	@$(VENV)/bin/pytest -q -n 2 tests/unit
+	@$(PYTEST) -n 2 tests/unit
 
 chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the counts of a release
-	@$(VENV)/bin/pytest -q tests/chaos
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/chaos
 
 fuzz: $(READY) ## Hostile tars, images, bombs and artifacts; HHNET_SCALE=full for the counts of a release
-	@$(VENV)/bin/pytest -q tests/fuzz
+	@$(PYTEST) tests/fuzz
 
 bench: $(READY) ## What safety costs an encode, beside one without it, how its memory grows, small images against timm
 	@$(VENV)/bin/python -m tests.bench.safety

@@ -29,6 +29,8 @@ from tests.support.drivers import MARK, Done, run, save_checkpoints, verb
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
 
+pytestmark = pytest.mark.timeout(scaled(300, 3600))
+
 SHARD = "ingest.samples_per_shard=10"
 MOMENTS = ("before", "during", "after")
 CHECKPOINT_STEPS = 4

@@ -23,6 +23,8 @@ from tests.support.faults import Fault, FaultProxy, Request
 from tests.support.report import SEED, report, scaled
 from tests.support.seaweed import BUCKET, Seaweed, seaweed
 
+pytestmark = pytest.mark.timeout(scaled(300, 3600))
+
 MARK = "f" * 64
 SMALL = 5_000
 PART = 5 << 20  # the smallest that S3 takes; the store itself sends parts of 16 MiB

@@ -32,6 +32,8 @@ from tests.support.nodes import LOOPBACK, Nodes, cluster_of
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
 
+pytestmark = pytest.mark.timeout(scaled(300, 3600))
+
 SHARDS, IMAGES = 24, 64
 SETTINGS = (
     "ingest.samples_per_shard=64",

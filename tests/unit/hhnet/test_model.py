@@ -66,7 +66,7 @@ def test_features_are_the_classification_head_of_timm(model: HHNet) -> None:
         assert torch.equal(full.classifier(net.backbone(x)), full(x))
 
 
-@pytest.mark.parametrize("name", [SMALL, "resnet18"])
+@pytest.mark.parametrize("name", [SMALL, "test_resnet"])
 def test_small_images_give_the_features_and_gradients_of_timm(name: str) -> None:
     """At 32 pixels the coarsest maps are one cell, which the backbone computes in its own way."""
     torch.manual_seed(1)
