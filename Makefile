@@ -6,9 +6,10 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q
 DATA ?=
 OUT ?= hhnet-demo
+GUIDED_S ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit chaos fuzz bench check lock clean
+.PHONY: help demo test unit chaos fuzz guided bench check lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +29,10 @@ chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the coun
 
 fuzz: $(READY) ## Hostile tars, images, bombs and artifacts; HHNET_SCALE=full for the counts of a release
 	@$(PYTEST) tests/fuzz
+
+guided: $(READY) ## An hour of tars changed by atheris wherever that reaches new code (Linux, x86-64)
+	@$(VENV)/bin/pip install -q --no-deps --upgrade --target $(VENV)/guided atheris==3.0.0
+	@PYTHONPATH=$(VENV)/guided $(VENV)/bin/python -m tests.fuzz.guided --seconds $(GUIDED_S)
 
 bench: $(READY) ## What safety costs an encode, beside one without it, how its memory grows, small images against timm
 	@$(VENV)/bin/python -m tests.bench.safety

@@ -67,6 +67,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
         assert done.code == 0, done.err
         objects = stored(folder / name)
         assert violations(objects) == []
+        # Of a second run, since the first one waits for the disk: a kill at a random time is to hit a run.
+        done = run(verb, *words, "--out", str(folder / f"{name}-again"))
+        assert violations(stored(folder / f"{name}-again"), objects["manifest.json"]) == []
         made[name] = Job(
             words, objects["manifest.json"], done.seconds, {f"{point}.put": n for point, n in hits.items()}
         )
