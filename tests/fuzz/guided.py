@@ -20,9 +20,9 @@ with atheris.instrument_imports(include=["pipelines.tars", "pipelines.intake.for
     from pipelines.intake.foreign import scan_foreign_tar
     from pipelines.tars import TarDamaged, read_tar
 
-from tests.fuzz.guards import watched
+from tests.fuzz.guards import HANG_S, watched
 from tests.fuzz.hostile_tars import Hostile, hostile_tar
-from tests.fuzz.test_hostile_tars import BREAKS, HANG_S, MEMORY_MIB, check_scan
+from tests.fuzz.test_hostile_tars import BREAKS, MEMORY_MIB, check_scan
 from tests.support.report import SEED
 
 SEEDS = 300

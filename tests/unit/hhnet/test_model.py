@@ -82,6 +82,21 @@ def test_small_images_give_the_features_and_gradients_of_timm(name: str) -> None
         torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=1e-7, atol=1e-12, msg=key)
 
 
+def test_no_convolution_is_left_for_a_map_of_one_cell(model: HHNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = []
+    convolve = nn.Conv2d.forward
+
+    def noted(self: nn.Conv2d, x_BCHW: torch.Tensor) -> torch.Tensor:
+        made = convolve(self, x_BCHW)
+        sides.append(max(made.shape[-2:]))
+        return made
+
+    monkeypatch.setattr(nn.Conv2d, "forward", noted)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32))
+    assert min(sides) > 1
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     ("size", "stride", "padding", "side"),
