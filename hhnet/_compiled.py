@@ -103,8 +103,12 @@ def _threshold(hist_D: Any, k: int) -> int:
 
 
 @compiled
-def knn(queries_QW: Any, database_NW: Any, first_row: int, out_d: Any, out_r: Any) -> None:
-    """The k nearest of `database_NW`, whose first row has number `first_row`; k is the width of `out_d`."""
+def knn(queries_QW: Any, database_NW: Any, allowed_N: Any, first_row: int, out_d: Any, out_r: Any) -> None:
+    """The k nearest of `database_NW`, whose first row has number `first_row`; k is the width of `out_d`.
+
+    `allowed_N` says which rows count; empty, all do.
+    """
+    every = allowed_N.shape[0] == 0
     num_queries, size, k = queries_QW.shape[0], database_NW.shape[0], out_d.shape[1]
     bound = max(2 * k, k + CHUNK)  # compact when above; one more chunk always fits
     cand_d = np.empty((num_queries, bound + CHUNK), np.int32)
@@ -121,7 +125,7 @@ def knn(queries_QW: Any, database_NW: Any, first_row: int, out_d: Any, out_r: An
             count = counts[q]
             for i in range(stop - start):
                 d = buffer[i]
-                if d < limit:
+                if d < limit and (every or allowed_N[start + i]):
                     cand_d[q, count] = d
                     cand_r[q, count] = first_row + start + i
                     hist[q, d] += 1
@@ -134,20 +138,24 @@ def knn(queries_QW: Any, database_NW: Any, first_row: int, out_d: Any, out_r: An
 
 
 @compiled
-def range_counts(queries_QW: Any, database_NW: Any, radius: int, counts_QD: Any) -> None:
+def range_counts(queries_QW: Any, database_NW: Any, allowed_N: Any, radius: int, counts_QD: Any) -> None:
+    every = allowed_N.shape[0] == 0
     buffer = np.empty(CHUNK, np.int32)
     for start in range(0, database_NW.shape[0], CHUNK):
         stop = min(start + CHUNK, database_NW.shape[0])
         for q in range(queries_QW.shape[0]):
             chunk_distances(queries_QW[q], database_NW, start, stop, buffer)
             for i in range(stop - start):
-                if buffer[i] <= radius:
+                if buffer[i] <= radius and (every or allowed_N[start + i]):
                     counts_QD[q, buffer[i]] += 1
 
 
 @compiled
-def range_fill(queries_QW: Any, database_NW: Any, radius: int, place_QD: Any, rows: Any, distances: Any) -> None:
+def range_fill(
+    queries_QW: Any, database_NW: Any, allowed_N: Any, radius: int, place_QD: Any, rows: Any, distances: Any
+) -> None:
     """Second pass: `place_QD` says where the next hit of each distance goes and is used up."""
+    every = allowed_N.shape[0] == 0
     buffer = np.empty(CHUNK, np.int32)
     for start in range(0, database_NW.shape[0], CHUNK):
         stop = min(start + CHUNK, database_NW.shape[0])
@@ -155,7 +163,7 @@ def range_fill(queries_QW: Any, database_NW: Any, radius: int, place_QD: Any, ro
             chunk_distances(queries_QW[q], database_NW, start, stop, buffer)
             for i in range(stop - start):
                 d = buffer[i]
-                if d <= radius:
+                if d <= radius and (every or allowed_N[start + i]):
                     to = place_QD[q, d]
                     place_QD[q, d] = to + 1
                     rows[to] = start + i

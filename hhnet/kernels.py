@@ -91,25 +91,44 @@ def hamming_distances(queries: npt.NDArray[np.uint8], database: npt.NDArray[np.u
     return out
 
 
+def _allowed_rows(allowed: npt.NDArray[np.bool_] | None, num: int) -> npt.NDArray[np.bool_]:
+    """The mask for the compiled loops, where an empty one allows all."""
+    if allowed is None:
+        return np.empty(0, np.bool_)
+    mask = np.ascontiguousarray(allowed)
+    if mask.dtype != np.bool_ or mask.shape != (num,):
+        raise ValueError(f"allowed must be bool of shape ({num},): got {mask.dtype} {mask.shape}")
+    return mask
+
+
 def _nearest(
-    queries_QW: npt.NDArray[np.uint64], database_NW: npt.NDArray[np.uint64], k: int, first_row: int = 0
+    queries_QW: npt.NDArray[np.uint64],
+    database_NW: npt.NDArray[np.uint64],
+    allowed_N: npt.NDArray[np.bool_],
+    k: int,
+    first_row: int = 0,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    shape = len(queries_QW), min(k, len(database_NW))
+    shape = len(queries_QW), min(k, int(allowed_N.sum()) if len(allowed_N) else len(database_NW))
     out = np.empty(shape, np.int32), np.empty(shape, np.int64)
-    _compiled.knn(queries_QW, database_NW, first_row, *out)
+    _compiled.knn(queries_QW, database_NW, allowed_N, first_row, *out)
     return out
 
 
 def hamming_knn(
-    queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8], k: int, threads: int | None = None
+    queries: npt.NDArray[np.uint8],
+    database: npt.NDArray[np.uint8],
+    k: int,
+    threads: int | None = None,
+    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Find the k nearest database codes of each query, exactly.
 
     Args:
         queries: uint8 (Q, bytes).
         database: uint8 (N, bytes).
-        k: how many neighbours, at least 1; cut to N.
+        k: how many neighbours, at least 1; cut to N, or to the rows that are allowed.
         threads: how many threads to use; by default the CPUs this process may use.
+        allowed: bool (N,), which rows may be found; by default all.
 
     Returns:
         Distances in bits, int32 (Q, min(k, N)), and database rows, int64 (Q, min(k, N)), each row of both
@@ -122,24 +141,33 @@ def hamming_knn(
     if k < 1:
         raise ValueError(f"k must be at least 1: got {k}")
     num_queries, size = len(queries_QW), len(database_NW)
-    k, workers = min(k, size), _workers(threads)
-    if num_queries == 0 or size == 0:
+    allowed_N = _allowed_rows(allowed, size)
+    k, workers = min(k, size if allowed is None else int(allowed_N.sum())), _workers(threads)
+    if num_queries == 0 or k == 0:
         return np.empty((num_queries, k), np.int32), np.empty((num_queries, k), np.int64)
     cost = num_queries * database_NW.size
     if num_queries >= workers or cost < _SMALL:
         block = max(1, min(_QUERY_BLOCK, _CANDIDATES // (2 * k + 2 * _compiled.CHUNK)))
-        found = run_blocks(lambda part: _nearest(queries_QW[part], database_NW, k), num_queries, cost, workers, block)
+        found = run_blocks(
+            lambda part: _nearest(queries_QW[part], database_NW, allowed_N, k), num_queries, cost, workers, block
+        )
         return np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])
     # Fewer queries than threads: share out the database instead. The parts lie in row order, so a stable sort
     # by distance alone merges them.
-    found = run_blocks(lambda part: _nearest(queries_QW, database_NW[part], k, part.start), size, cost, workers, size)
+    found = run_blocks(
+        lambda part: _nearest(queries_QW, database_NW[part], allowed_N[part], k, part.start), size, cost, workers, size
+    )
     distances, rows = np.hstack([d for d, _ in found]), np.hstack([r for _, r in found])
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(distances, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def hamming_range(
-    queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8], radius: int, threads: int | None = None
+    queries: npt.NDArray[np.uint8],
+    database: npt.NDArray[np.uint8],
+    radius: int,
+    threads: int | None = None,
+    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Find all database codes within a Hamming radius of each query.
 
@@ -148,6 +176,7 @@ def hamming_range(
         database: uint8 (N, bytes).
         radius: largest distance in bits, inclusive, at least 0.
         threads: how many threads to use; by default the CPUs this process may use.
+        allowed: bool (N,), which rows may be found; by default all.
 
     Returns:
         `(offsets, rows, distances)`: int64 (Q + 1,), int64 (hits,), int32 (hits,). The hits of query q are
@@ -160,11 +189,12 @@ def hamming_range(
     if radius < 0:
         raise ValueError(f"radius must be at least 0: got {radius}")
     num_queries = len(queries_QW)
+    allowed_N = _allowed_rows(allowed, len(database_NW))
     radius = min(radius, 64 * queries_QW.shape[1])
     counts_QD = np.zeros((num_queries, radius + 1), np.int64)
     cost = num_queries * database_NW.size
     run_blocks(
-        lambda part: _compiled.range_counts(queries_QW[part], database_NW, radius, counts_QD[part]),
+        lambda part: _compiled.range_counts(queries_QW[part], database_NW, allowed_N, radius, counts_QD[part]),
         num_queries,
         cost,
         threads,
@@ -174,7 +204,9 @@ def hamming_range(
     place_QD = (ends - counts_QD.ravel()).reshape(counts_QD.shape)
     rows, distances = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.int32)
     run_blocks(
-        lambda part: _compiled.range_fill(queries_QW[part], database_NW, radius, place_QD[part], rows, distances),
+        lambda part: _compiled.range_fill(
+            queries_QW[part], database_NW, allowed_N, radius, place_QD[part], rows, distances
+        ),
         num_queries,
         cost,
         threads,

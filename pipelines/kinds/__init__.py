@@ -20,7 +20,11 @@ Ids = npt.NDArray[np.int64]
 """Index ids, int64: shard ordinal << 32 | row."""
 Neighbours = tuple[npt.NDArray[np.int32], Ids]
 """Distances in bits (Q, k) and ids (Q, k), each row ordered by (distance, id)."""
+Hits = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Ids]
+"""Offsets (Q + 1,), and distances and ids of all hits: those of query q lie at offsets[q]:offsets[q + 1], by (distance,
+id)."""
 
+NOTHING_REMOVED: Ids = np.empty(0, np.int64)
 NO_ID = -1
 NO_DISTANCE = np.iinfo(np.int32).max
 """What fills a row that has fewer than k neighbours."""
@@ -32,9 +36,13 @@ class Searcher(Protocol):
     """One part, opened."""
 
     count: int
+    """Codes that can be found: those of the part less the removed."""
 
     def search(self, queries: Codes, k: int) -> Neighbours:
         """The k nearest codes of the part; k is cut to `count`, and what was not found is NO_ID, NO_DISTANCE."""
+
+    def range_search(self, queries: Codes, radius: int) -> Hits:
+        """The codes of the part within `radius` bits, inclusive."""
 
 
 class IndexKind(Protocol):
@@ -57,8 +65,13 @@ class IndexKind(Protocol):
     def build(self, codes: Codes, ids: Ids, shared: bytes | None) -> bytes:
         """One part from at least one code; `ids` ascend."""
 
-    def open(self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int]) -> Searcher:
-        """Open a part whose digest was checked; DamagedArtifact unless it holds `rows` codes of `width` bytes."""
+    def open(
+        self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
+    ) -> Searcher:
+        """Open a part whose digest was checked; DamagedArtifact unless it holds `rows` codes of `width` bytes.
+
+        The ids in `removed`, which ascend, are never found.
+        """
 
 
 def index_kind(name: str) -> IndexKind:

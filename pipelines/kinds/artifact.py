@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipelines.artifacts import Artifact, Part, open_artifact, versions
 from pipelines.codes import class_names
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.kinds import NO_ID, Codes, IndexKind, Neighbours, Searcher, index_kind
+from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, IndexKind, Neighbours, Searcher, index_kind
 from pipelines.schema import read_parquet, require_schema
 from pipelines.storage import Store, scratch_folder
 from pipelines.versions import open_version
@@ -137,7 +137,7 @@ class IndexReader:
             part = self._part(part_stem(shard.ordinal) + self.kind.suffix)
             self._files[shard.ordinal] = self.artifact.fetch(part, self._folder)
         path = self._files[shard.ordinal]
-        return self.kind.open(path, self.width, shard.rows, self._shared, self.parameters)
+        return self.kind.open(path, self.width, shard.rows, self._shared, self.parameters, NOTHING_REMOVED)
 
     def read_keys(self, ordinal: int) -> pa.Table:
         """A shard's key table, checked."""

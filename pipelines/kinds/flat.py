@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from hhnet import hamming_knn
+from hhnet import hamming_knn, hamming_range
 from pipelines.config import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import Codes, Ids, Neighbours
+from pipelines.kinds import Codes, Hits, Ids, Neighbours
 
 MAX_HEADER_BYTES = 1 << 16
 
@@ -41,25 +41,33 @@ class FlatKind:
         return bytes(save({"codes": np.ascontiguousarray(codes), "ids": np.ascontiguousarray(ids)}))
 
     def open(
-        self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int]
+        self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> "FlatSearcher":
         """Map the file; pages are read as the scan passes over them."""
         return FlatSearcher(
             codes=_mapped(path, "codes", np.dtype("<u1"), "U8", (rows, width)),
             ids=_mapped(path, "ids", np.dtype("<i8"), "I64", (rows,)),
+            removed=removed,
         )
 
 
 class FlatSearcher:
     """A mapped part and the compiled scan over it."""
 
-    def __init__(self, codes: Codes, ids: Ids) -> None:
-        self.codes, self.ids, self.count = codes, ids, len(codes)
+    def __init__(self, codes: Codes, ids: Ids, removed: Ids) -> None:
+        self.codes, self.ids = codes, ids
+        self._allowed = ~np.isin(ids, removed) if len(removed) else None
+        self.count = len(codes) if self._allowed is None else int(self._allowed.sum())
 
     def search(self, queries: Codes, k: int) -> Neighbours:
         """Exactly the k nearest."""
-        distances, rows = hamming_knn(queries, self.codes, k)
+        distances, rows = hamming_knn(queries, self.codes, k, allowed=self._allowed)
         return distances, self.ids[rows]
+
+    def range_search(self, queries: Codes, radius: int) -> Hits:
+        """Exactly those within `radius`."""
+        offsets, rows, distances = hamming_range(queries, self.codes, radius, allowed=self._allowed)
+        return offsets, distances, self.ids[rows]
 
 
 def _mapped(path: Path, name: str, dtype: np.dtype[Any], code: str, shape: tuple[int, ...]) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import faiss
@@ -15,14 +16,12 @@ import numpy as np
 
 from pipelines.config import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.kinds import Codes, Ids, Neighbours
+from pipelines.kinds import Codes, Hits, Ids, Neighbours
 
 SAMPLES_PER_LIST = 64
 TRAIN_ROUNDS = 10
 
-# A part is one shard's codes: what claims more lists or longer vectors than any could have is refused unread.
-faiss.set_deserialization_loop_limit(1 << 24)
-faiss.set_deserialization_vector_byte_limit(4 << 30)
+_limits = Lock()
 
 
 class IvfKind:
@@ -62,10 +61,10 @@ class IvfKind:
         return _bytes_of(index)
 
     def open(
-        self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int]
+        self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> "IvfSearcher":
         """Parse the part and compare it with what was published, quantizer included."""
-        with _readable(str(path)):
+        with _readable(str(path), path.stat().st_size):
             index: Any = faiss.read_index_binary(str(path))
         found = type(index), index.d, index.ntotal
         if found != (faiss.IndexBinaryIVF, 8 * width, rows):
@@ -76,6 +75,8 @@ class IvfKind:
         trained = _parse(shared)  # owns its quantizer, so it has to outlive the comparison
         if _bytes_of(index.quantizer) != _bytes_of(trained.quantizer):
             raise DamagedArtifact(f"{path} was built with another quantizer than the index's own")
+        if len(removed):  # from the copy in memory: Faiss takes no selector when it searches binary lists
+            index.remove_ids(np.ascontiguousarray(removed))
         return IvfSearcher(index, parameters["nprobe"])
 
 
@@ -84,8 +85,7 @@ class IvfSearcher:
 
     def __init__(self, index: Any, nprobe: int) -> None:
         self._index, self.count = index, int(index.ntotal)
-        self._parameters = faiss.IVFSearchParameters()
-        self._parameters.nprobe = nprobe
+        self._index.nprobe = nprobe
 
     def search(self, queries: Codes, k: int) -> Neighbours:
         """The k nearest in the probed lists.
@@ -95,15 +95,24 @@ class IvfSearcher:
         that stays empty are NO_ID and NO_DISTANCE.
         """
         k = min(k, self.count)
-        distances, ids = self._index.search(np.ascontiguousarray(queries), k, params=self._parameters)
+        distances, ids = self._index.search(np.ascontiguousarray(queries), k)
         order = np.lexsort((ids, distances), axis=1)
         return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+
+    def range_search(self, queries: Codes, radius: int) -> Hits:
+        """Those within `radius` in the probed lists."""
+        # Faiss leaves out what lies at its radius itself.
+        limits, distances, ids = self._index.range_search(np.ascontiguousarray(queries), radius + 1)
+        offsets = limits.astype(np.int64)
+        query = np.repeat(np.arange(len(queries)), np.diff(offsets))
+        order = np.lexsort((ids, distances, query))
+        return offsets, distances[order].astype(np.int32), ids[order]
 
 
 def _parse(shared: bytes | None) -> Any:
     """The empty trained index that the parts share."""
     assert shared is not None, "an ivf part needs the shared quantizer"
-    with _readable("the index's quantizer"):
+    with _readable("the index's quantizer", len(shared)):
         index = faiss.deserialize_index_binary(np.frombuffer(shared, np.uint8))
     if type(index) is not faiss.IndexBinaryIVF:
         raise DamagedArtifact(f"the index's quantizer is {type(index).__name__}, expected IndexBinaryIVF")
@@ -111,12 +120,19 @@ def _parse(shared: bytes | None) -> Any:
 
 
 @contextmanager
-def _readable(what: str) -> Iterator[None]:
-    """Faiss says with RuntimeError what it refuses, and with MemoryError what would be too large."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        raise DamagedArtifact(f"{what} is not readable by Faiss: {str(error).splitlines()[0]}") from None
+def _readable(what: str, size: int) -> Iterator[None]:
+    """Let Faiss parse `size` bytes, in which no more elements can lie; what claims more is refused unread.
+
+    Faiss says with RuntimeError what it refuses, and with MemoryError what would be too large. Its limits are those of
+    the process.
+    """
+    with _limits:
+        faiss.set_deserialization_loop_limit(size)
+        faiss.set_deserialization_vector_byte_limit(size)
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            raise DamagedArtifact(f"{what} is not readable by Faiss: {str(error).splitlines()[0]}") from None
 
 
 def _bytes_of(index: Any) -> bytes:

@@ -21,7 +21,7 @@ from pipelines.codes import code_array, open_codes
 from pipelines.config import Config, IndexSettings
 from pipelines.errors import DamagedArtifact, HHNetError
 from pipelines.index import build_index
-from pipelines.kinds import index_kind
+from pipelines.kinds import NOTHING_REMOVED, index_kind
 from pipelines.kinds.artifact import QUANTIZER_NAME, open_index
 from pipelines.kinds.ivf import IvfKind
 from pipelines.schema import codes_schema, read_parquet, require_schema
@@ -163,7 +163,7 @@ def _parse(name: str, data: bytes, shared: bytes, folder: Path) -> None:
         IvfKind().build(random_codes(20), np.arange(20, dtype=np.int64), data)
     elif name in ("flat", "ivf"):
         parameters = {"nlist": LISTS, "nprobe": LISTS} if name == "ivf" else {}
-        searcher = index_kind(name).open(path, 8, ROWS, shared, parameters)
+        searcher = index_kind(name).open(path, 8, ROWS, shared, parameters, NOTHING_REMOVED)
         searcher.search(queries, 5)
     else:
         table = read_parquet(data, name)

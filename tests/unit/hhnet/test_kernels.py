@@ -84,6 +84,26 @@ def test_range(case: tuple[Codes, Codes, npt.NDArray[np.int32]], radius: int, th
         np.testing.assert_array_equal(distances[offsets[q] : offsets[q + 1]], all_distances[q][order])
 
 
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
+def test_only_allowed_rows_are_found(
+    case: tuple[Codes, Codes, npt.NDArray[np.int32]], share: float, threads: int
+) -> None:
+    queries, database, all_distances = case
+    allowed = np.random.default_rng(3).random(len(database)) < share
+    order = np.argsort(all_distances, axis=1, kind="stable")
+    order = order[allowed[order]].reshape(len(queries), -1)
+    for k in (1, 100, 20000):
+        distances, rows = hamming_knn(queries, database, k, threads=threads, allowed=allowed)
+        np.testing.assert_array_equal(rows, order[:, :k])
+        np.testing.assert_array_equal(distances, np.take_along_axis(all_distances, order[:, :k], 1))
+    offsets, rows, distances = hamming_range(queries, database, 4, threads=threads, allowed=allowed)
+    for q in range(len(queries)):
+        near = order[q][all_distances[q][order[q]] <= 4]
+        np.testing.assert_array_equal(rows[offsets[q] : offsets[q + 1]], near)
+        np.testing.assert_array_equal(distances[offsets[q] : offsets[q + 1]], all_distances[q][near])
+
+
 def test_many_queries_on_threads() -> None:
     """Enough work for the pool: several blocks of queries."""
     queries, database = codes(300, 8, 1), codes(5000, 8, 2)
@@ -145,6 +165,9 @@ def test_refusals() -> None:
         hamming_knn(a, a[0], 1)
     with pytest.raises(ValueError, match="k must be at least 1: got 0"):
         hamming_knn(a, a, 0)
+    for mask in (np.ones(3, np.bool_), np.ones(2, np.int64)):
+        with pytest.raises(ValueError, match=r"allowed must be bool of shape \(2,\)"):
+            hamming_knn(a, a, 1, allowed=mask)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="radius must be at least 0: got -1"):
         hamming_range(a, a, -1)
     for search in (hamming_knn, hamming_range):

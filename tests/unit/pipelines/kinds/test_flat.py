@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.kinds import index_kind
+from pipelines.kinds import NOTHING_REMOVED, index_kind
 from pipelines.kinds.flat import FlatKind
 from tests.support.codes import random_codes
 
@@ -23,7 +23,7 @@ def test_search_is_a_stable_brute_force(tmp_path, bits, k):
     path = tmp_path / "part.safetensors"
     path.write_bytes(KIND.build(codes, ids, None))
 
-    searcher = KIND.open(path, codes.shape[1], 300, None, {})
+    searcher = KIND.open(path, codes.shape[1], 300, None, {}, NOTHING_REMOVED)
     distances, found = searcher.search(queries, k)
 
     expected = brute_force(queries, codes, ids, k)
@@ -32,10 +32,36 @@ def test_search_is_a_stable_brute_force(tmp_path, bits, k):
     np.testing.assert_array_equal(found, expected[1])
 
 
+def test_range_search_is_all_within_the_radius(tmp_path):
+    codes, queries = random_codes(300, 16), random_codes(9, 16, seed=1)
+    ids = (5 << 32) + np.arange(300, dtype=np.int64) * 3
+    path = tmp_path / "part.safetensors"
+    path.write_bytes(KIND.build(codes, ids, None))
+    offsets, distances, found = KIND.open(path, 2, 300, None, {}, NOTHING_REMOVED).range_search(queries, 4)
+    every = brute_force(queries, codes, ids, 300)
+    for q in range(9):
+        near = every[0][q] <= 4
+        np.testing.assert_array_equal(distances[offsets[q] : offsets[q + 1]], every[0][q][near])
+        np.testing.assert_array_equal(found[offsets[q] : offsets[q + 1]], every[1][q][near])
+
+
+def test_what_was_removed_is_not_found(tmp_path):
+    codes, ids = random_codes(300), (5 << 32) + np.arange(300, dtype=np.int64)
+    path = tmp_path / "part.safetensors"
+    path.write_bytes(KIND.build(codes, ids, None))
+    searcher = KIND.open(path, 8, 300, None, {}, ids[::3])
+    assert searcher.count == 200
+    kept = np.delete(np.arange(300), np.s_[::3])
+    expected = brute_force(codes[:9], codes[kept], ids[kept], 300)
+    np.testing.assert_array_equal(searcher.search(codes[:9], 300), expected)
+    offsets, _, found = searcher.range_search(codes[:9], 64)
+    assert offsets[1] == 200 and not set(found.tolist()) & set(ids[::3].tolist())
+
+
 def test_a_part_is_mapped_and_not_read(tmp_path):
     path = tmp_path / "part.safetensors"
     path.write_bytes(KIND.build(random_codes(10), np.arange(10), None))
-    searcher = KIND.open(path, 8, 10, None, {})
+    searcher = KIND.open(path, 8, 10, None, {}, NOTHING_REMOVED)
     assert isinstance(searcher.codes, np.memmap) and searcher.codes.ctypes.data % 8 == 0
     assert isinstance(searcher.ids, np.memmap)
 
@@ -54,7 +80,7 @@ def test_a_part_of_another_shape_is_refused(tmp_path, rows, width):
     path = tmp_path / "part.safetensors"
     path.write_bytes(KIND.build(random_codes(10), np.arange(10), None))
     with pytest.raises(DamagedArtifact, match="expected"):
-        KIND.open(path, width, rows, None, {})
+        KIND.open(path, width, rows, None, {}, NOTHING_REMOVED)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 8, 40, -1])
@@ -62,7 +88,7 @@ def test_a_cut_part_is_refused(tmp_path, cut):
     path = tmp_path / "part.safetensors"
     path.write_bytes(KIND.build(random_codes(10), np.arange(10), None)[:cut])
     with pytest.raises(DamagedArtifact):
-        KIND.open(path, 8, 10, None, {})
+        KIND.open(path, 8, 10, None, {}, NOTHING_REMOVED)
 
 
 def test_an_unknown_kind_names_the_known_ones():
