@@ -34,10 +34,11 @@ guided: $(READY) ## An hour of tars changed by atheris wherever that reaches new
 	@$(VENV)/bin/pip install -q --no-deps --upgrade --target $(VENV)/guided atheris==3.0.0
 	@PYTHONPATH=$(VENV)/guided $(VENV)/bin/python -m tests.fuzz.guided --seconds $(GUIDED_S)
 
-bench: $(READY) ## What safety costs an encode, beside one without it, how its memory grows, small images against timm
+bench: $(READY) ## Cost of safety, memory of an encode, small images beside timm, exact search beside Faiss
 	@$(VENV)/bin/python -m tests.bench.safety
 	@$(VENV)/bin/python -m tests.bench.memory
 	@$(VENV)/bin/python -m tests.bench.small_maps
+	@$(VENV)/bin/python -m tests.bench.search
 
 check: $(READY) ## Lint, formatting, types, import rules
 	@$(VENV)/bin/ruff check .

@@ -1,10 +1,15 @@
 """The compiled loops behind `hhnet.kernels` and `hhnet.metrics`.
 
-The database is scanned in chunks that stay in the first-level cache while a few queries pass over them, so no
-array of the size queries x database is ever made. The loops are serial and release the interpreter lock; the
-callers spread blocks over threads. Arguments are not checked here.
+A scan looks for codes nearer than a limit. It tests a group of codes at once, and only in a group that holds one does
+it look at each: nearly all groups of a large database hold none, so what counts is how few instructions the test takes
+and that the next lines of the database are on their way from memory. The database is scanned in chunks that stay in
+the first-level cache while a few queries pass over them, so no array of the size queries x database is ever made.
 
-Shape suffixes: Q queries, N database codes, W 64-bit words per code, L words per label, D distance values.
+The loops are serial and release the interpreter lock; the callers spread blocks over threads. Arguments are not checked
+here. A code is W words of one unsigned type; a loop is compiled for each W, which it takes from the length of the tuple
+`zeros` of W such words.
+
+Shape suffixes: Q queries, N database codes, W words per code, L words per label, D distance values, H hits.
 """
 
 from collections.abc import Callable
@@ -12,12 +17,18 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
-from numba.core import types
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-CHUNK = 4096  # codes per chunk: 32 KiB at 64 bits
+CHUNK = 4096  # codes per chunk of one word: 32 KiB at 64 bits
+AHEAD = 512  # words from the group that is tested to the one that is fetched: beyond the page, where the CPU stops
+# With an instruction that counts the bits of a whole vector, LLVM makes it of a large group; it takes several where
+# there is none, and then a few codes with the scalar instruction are faster.
+GROUP = 128 if binding.get_host_cpu_features().get("avx512vpopcntdq") else 8
 
 
 def compiled(function: _F) -> _F:
@@ -37,6 +48,79 @@ def _ctpop(typingctx: Any, word: Any) -> Any:
 _popcount: Any = intrinsic(_ctpop)
 
 
+def _fetch(typingctx: Any, words: Any, place: Any) -> Any:
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        bytes_, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [bytes_, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        address = builder.bitcast(builder.gep(array.data, [args[1]]), bytes_)
+        builder.call(function, [address, flag(0), flag(3), flag(1)])  # to read, into every cache, data
+        return context.get_dummy_value()
+
+    return types.void(words, place), codegen
+
+
+# Ask for the line that holds words[place]; a place beyond the array does no harm.
+_prefetch: Any = intrinsic(_fetch)
+
+
+@compiled
+def _query_words(zeros: Any, queries_QW: Any, q: int) -> Any:
+    query = zeros
+    for w in range(len(zeros)):
+        query = tuple_setitem(query, w, queries_QW[q, w])
+    return query
+
+
+@compiled
+def _distance(query: Any, words: Any, code: int) -> Any:
+    """Between a query and the code at place `code` of a flat array."""
+    distance = np.uint64(0)
+    for w in range(len(query)):
+        distance += _popcount(np.uint64(query[w] ^ words[code * len(query) + w]))
+    return distance
+
+
+@compiled
+def _append(
+    query: Any, words: Any, start: int, stop: int, limit: Any, allowed_N: Any, first_row: int, hits: Any, count: int
+) -> int:
+    """Append which of the codes [start, stop) are allowed and nearer than `limit`; returns the new count."""
+    rows, distances = hits
+    for code in range(start, stop):
+        distance = _distance(query, words, code)
+        if distance < limit and (allowed_N.shape[0] == 0 or allowed_N[code]):
+            rows[count] = first_row + code
+            distances[count] = distance
+            count += 1
+    return count
+
+
+@compiled
+def _scan(
+    query: Any, words: Any, limit: Any, allowed_N: Any, first_row: int, fetch: bool, hits: Any, count: int
+) -> int:
+    """The same for all codes in `words`; `fetch` asks for the lines ahead, which pays in a first pass over a chunk."""
+    width = len(query)
+    num = words.shape[0] // width
+    whole = num // GROUP * GROUP
+    for first in range(0, whole, GROUP):
+        # A slice and a loop from 0 let LLVM drop the checks for negative subscripts; a function of its own would count
+        # references to the slice.
+        group = words[first * width : (first + GROUP) * width]
+        if fetch:
+            for word in range(0, GROUP * width, 8):
+                _prefetch(group, word + AHEAD)
+        near = False
+        for code in range(GROUP):
+            near |= _distance(query, group, code) < limit
+        if near:
+            count = _append(query, words, first, first + GROUP, limit, allowed_N, first_row, hits, count)
+    return _append(query, words, whole, num, limit, allowed_N, first_row, hits, count)
+
+
 @compiled
 def chunk_distances(query_W: Any, database_NW: Any, start: int, stop: int, out: Any) -> None:
     """Write the distances of `query_W` to rows start..stop of the database to `out[: stop - start]`."""
@@ -46,18 +130,18 @@ def chunk_distances(query_W: Any, database_NW: Any, start: int, stop: int, out: 
         # Slices and a loop from 0 let LLVM drop the checks for negative subscripts and use vector registers.
         word, codes_N, out_N = query_W[0], database_NW[start:stop].reshape(num), out[:num]
         for i in range(num):
-            out_N[i] = _popcount(word ^ codes_N[i])
+            out_N[i] = _popcount(np.uint64(word ^ codes_N[i]))
     elif words == 2:
         low, high = query_W[0], query_W[1]
         codes_N, out_N = database_NW[start:stop].reshape(2 * num), out[:num]
         for i in range(num):
-            out_N[i] = _popcount(low ^ codes_N[2 * i]) + _popcount(high ^ codes_N[2 * i + 1])
+            out_N[i] = _popcount(np.uint64(low ^ codes_N[2 * i])) + _popcount(np.uint64(high ^ codes_N[2 * i + 1]))
     else:
         codes_NW, out_N = database_NW[start:stop], out[:num]
         for i in range(num):
             distance = np.uint64(0)
             for w in range(words):
-                distance += _popcount(query_W[w] ^ codes_NW[i, w])
+                distance += _popcount(np.uint64(query_W[w] ^ codes_NW[i, w]))
             out_N[i] = distance
 
 
@@ -103,33 +187,29 @@ def _threshold(hist_D: Any, k: int) -> int:
 
 
 @compiled
-def knn(queries_QW: Any, database_NW: Any, allowed_N: Any, first_row: int, out_d: Any, out_r: Any) -> None:
-    """The k nearest of `database_NW`, whose first row has number `first_row`; k is the width of `out_d`.
+def knn(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, first_row: int, out_d: Any, out_r: Any) -> None:
+    """The k nearest of the codes in the flat `words`, the first of which is row `first_row`; k is the width of `out_d`.
 
-    `allowed_N` says which rows count; empty, all do.
+    `allowed_N` says which of them may be found; empty, all may.
     """
-    every = allowed_N.shape[0] == 0
-    num_queries, size, k = queries_QW.shape[0], database_NW.shape[0], out_d.shape[1]
-    bound = max(2 * k, k + CHUNK)  # compact when above; one more chunk always fits
-    cand_d = np.empty((num_queries, bound + CHUNK), np.int32)
-    cand_r = np.empty((num_queries, bound + CHUNK), np.int64)
+    num_queries, size, k = queries_QW.shape[0], words.shape[0] // len(zeros), out_d.shape[1]
+    chunk = max(GROUP, CHUNK // len(zeros))
+    bound = max(2 * k, k + chunk)  # compact when above; one more chunk always fits
+    cand_d = np.empty((num_queries, bound + chunk), np.int32)
+    cand_r = np.empty((num_queries, bound + chunk), np.int64)
     spare_d, spare_r = np.empty(k, np.int32), np.empty(k, np.int64)
-    hist = np.zeros((num_queries, 64 * queries_QW.shape[1] + 1), np.int64)
+    hist = np.zeros((num_queries, 8 * words.itemsize * len(zeros) + 1), np.int64)
     counts = np.zeros(num_queries, np.int64)
-    buffer = np.empty(CHUNK, np.int32)
-    for start in range(0, size, CHUNK):
-        stop = min(start + CHUNK, size)
+    for start in range(0, size, chunk):
+        chunk_W = words[start * len(zeros) : (start + chunk) * len(zeros)]
+        mask = allowed_N[start : start + chunk]
         for q in range(num_queries):
-            limit = _threshold(hist[q], k)
-            chunk_distances(queries_QW[q], database_NW, start, stop, buffer)
-            count = counts[q]
-            for i in range(stop - start):
-                d = buffer[i]
-                if d < limit and (every or allowed_N[start + i]):
-                    cand_d[q, count] = d
-                    cand_r[q, count] = first_row + start + i
-                    hist[q, d] += 1
-                    count += 1
+            limit = np.uint64(_threshold(hist[q], k))
+            before = counts[q]
+            query = _query_words(zeros, queries_QW, q)
+            count = _scan(query, chunk_W, limit, mask, first_row + start, q == 0, (cand_r[q], cand_d[q]), before)
+            for i in range(before, count):
+                hist[q, cand_d[q, i]] += 1
             if count > bound:
                 count = _compact(cand_d[q], cand_r[q], count, k, hist[q], spare_d, spare_r)
             counts[q] = count
@@ -138,33 +218,39 @@ def knn(queries_QW: Any, database_NW: Any, allowed_N: Any, first_row: int, out_d
 
 
 @compiled
-def range_counts(queries_QW: Any, database_NW: Any, allowed_N: Any, radius: int, counts_QD: Any) -> None:
-    every = allowed_N.shape[0] == 0
-    buffer = np.empty(CHUNK, np.int32)
-    for start in range(0, database_NW.shape[0], CHUNK):
-        stop = min(start + CHUNK, database_NW.shape[0])
-        for q in range(queries_QW.shape[0]):
-            chunk_distances(queries_QW[q], database_NW, start, stop, buffer)
-            for i in range(stop - start):
-                if buffer[i] <= radius and (every or allowed_N[start + i]):
-                    counts_QD[q, buffer[i]] += 1
+def within(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int, first_row: int, counts_QD: Any) -> Any:
+    """All codes within `radius` as (query, distance, row) of each hit, and `counts_QD` of them.
+
+    Hits of one query and distance come in the order of their rows.
+    """
+    num_queries, size = queries_QW.shape[0], words.shape[0] // len(zeros)
+    chunk = max(GROUP, CHUNK // len(zeros))
+    room, count, limit = 2 * chunk, 0, np.uint64(radius + 1)
+    hit_q, hit_d, hit_r = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64)
+    for start in range(0, size, chunk):
+        chunk_W = words[start * len(zeros) : (start + chunk) * len(zeros)]
+        mask = allowed_N[start : start + chunk]
+        for q in range(num_queries):
+            if count + chunk > room:
+                room *= 2
+                old_q, old_d, old_r = hit_q, hit_d, hit_r
+                hit_q, hit_d, hit_r = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64)
+                hit_q[:count], hit_d[:count], hit_r[:count] = old_q[:count], old_d[:count], old_r[:count]
+            query = _query_words(zeros, queries_QW, q)
+            before = count
+            count = _scan(query, chunk_W, limit, mask, first_row + start, q == 0, (hit_r, hit_d), before)
+            for i in range(before, count):
+                hit_q[i] = q
+                counts_QD[q, hit_d[i]] += 1
+    return hit_q[:count], hit_d[:count], hit_r[:count]
 
 
 @compiled
-def range_fill(
-    queries_QW: Any, database_NW: Any, allowed_N: Any, radius: int, place_QD: Any, rows: Any, distances: Any
-) -> None:
-    """Second pass: `place_QD` says where the next hit of each distance goes and is used up."""
-    every = allowed_N.shape[0] == 0
-    buffer = np.empty(CHUNK, np.int32)
-    for start in range(0, database_NW.shape[0], CHUNK):
-        stop = min(start + CHUNK, database_NW.shape[0])
-        for q in range(queries_QW.shape[0]):
-            chunk_distances(queries_QW[q], database_NW, start, stop, buffer)
-            for i in range(stop - start):
-                d = buffer[i]
-                if d <= radius and (every or allowed_N[start + i]):
-                    to = place_QD[q, d]
-                    place_QD[q, d] = to + 1
-                    rows[to] = start + i
-                    distances[to] = d
+def place_hits(hits: Any, place_QD: Any, rows: Any, distances: Any) -> None:
+    """Move hits to where they belong: `place_QD` says where the next of each distance goes and is used up."""
+    hit_q, hit_d, hit_r = hits
+    for i in range(hit_q.shape[0]):
+        to = place_QD[hit_q[i], hit_d[i]]
+        place_QD[hit_q[i], hit_d[i]] = to + 1
+        rows[to] = hit_r[i]
+        distances[to] = hit_d[i]

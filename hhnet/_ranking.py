@@ -161,7 +161,7 @@ def ordered_ap(
     order = np.empty(size, np.int64)
     for q in range(queries_QW.shape[0]):
         chunk_distances(queries_QW[q], database_NW, 0, size, distance)
-        place = np.zeros(64 * queries_QW.shape[1] + 2, np.int64)
+        place = np.zeros(8 * queries_QW.itemsize * queries_QW.shape[1] + 2, np.int64)
         for row in range(size):
             place[distance[row] + 1] += 1
         for d in range(1, place.shape[0]):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import _ranking
-from hhnet.kernels import code_pair, run_blocks
+from hhnet.kernels import Words, code_pair, run_blocks
 
 _QUERY_BLOCK = 4096  # queries whose counts are held at once
 
@@ -22,10 +22,10 @@ Labels = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Checked input: codes and labels as 64-bit words."""
+    """Checked input: codes as words, labels as 64-bit words."""
 
-    queries: npt.NDArray[np.uint64]
-    database: npt.NDArray[np.uint64]
+    queries: Words
+    database: Words
     query_labels: npt.NDArray[np.uint64]
     labels: npt.NDArray[np.uint64]
     single: bool  # one class id per sample, else packed multi-hot
@@ -38,16 +38,15 @@ class Task:
 
     def histograms(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Samples and relevant samples at each distance, two int64 (q, D), block of queries by block."""
-        shape_d = 64 * self.queries.shape[1] + 1
         for start in range(0, len(self.queries), _QUERY_BLOCK):
             block = slice(start, min(start + _QUERY_BLOCK, len(self.queries)))
             queries_QW, labels_QL = self.queries[block], self.query_labels[block]
-            total_QD = np.zeros((len(queries_QW), shape_d), np.int64)
+            total_QD = np.zeros((len(queries_QW), self.bits + 1), np.int64)
             hits_QD = np.zeros_like(total_QD)
 
             def count(
                 part: slice,
-                queries_QW: npt.NDArray[np.uint64] = queries_QW,
+                queries_QW: Words = queries_QW,
                 labels_QL: npt.NDArray[np.uint64] = labels_QL,
                 total_QD: npt.NDArray[np.int64] = total_QD,
                 hits_QD: npt.NDArray[np.int64] = hits_QD,
@@ -63,7 +62,7 @@ class Task:
                 )
 
             run_blocks(count, len(queries_QW), self.cost)
-            yield total_QD[:, : self.bits + 1], hits_QD[:, : self.bits + 1]
+            yield total_QD, hits_QD
 
 
 def _label_words(labels: Labels, num: int, name: str) -> npt.NDArray[np.uint64]:

@@ -1,15 +1,16 @@
 """Exact Hamming search over packed codes.
 
-Codes are read as 64-bit words, zero-padded on the right, which leaves every distance unchanged. Work is
-spread over plain threads, since the compiled loops release the interpreter lock: numba's own thread pools are
-neither fork-safe nor (its "workqueue" layer) safe to enter from two threads at once, and a search service
+Codes are read as words of the widest unsigned type that divides them, in place: a database may be a memory map larger
+than RAM. Work is spread over plain threads, since the compiled loops release the interpreter lock: numba's own thread
+pools are neither fork-safe nor (its "workqueue" layer) safe to enter from two threads at once, and a search service
 does both.
 
 Order everywhere is (distance, row), both ascending, so results do not depend on the number of threads.
 
-Shape suffixes: Q queries, N database codes, W 64-bit words per code, D distance values.
+Shape suffixes: Q queries, N database codes, W words per code, D distance values, U units of work.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -21,32 +22,33 @@ import numpy.typing as npt
 from hhnet import _compiled
 
 _T = TypeVar("_T")
+Words = npt.NDArray[Any]
+"""Codes as unsigned words (N, W)."""
 
 _QUERY_BLOCK = 64  # queries per unit of work of one thread
 _CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
 _SMALL = 1 << 18  # word comparisons below which starting threads costs more than it saves
 
 
-def as_words(codes: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint64]:
-    """View uint8 codes (N, bytes) as read-only uint64 (N, ceil(bytes / 8)); copies only to pad or align."""
+def as_words(codes: npt.NDArray[Any], name: str) -> Words:
+    """View uint8 codes (N, bytes) as read-only words (N, W) of the widest type that divides them.
+
+    Copies only what does not lie in one piece, or not where such words may.
+    """
     codes = np.asarray(codes)
     if codes.dtype != np.uint8:
         raise TypeError(f"{name} must be packed codes of dtype uint8, see pack_bits: got {codes.dtype}")
     if codes.ndim != 2 or codes.shape[1] == 0:
         raise ValueError(f"{name} must have shape (N, bytes): got {codes.shape}")
-    num, width = codes.shape
-    if width % 8 or not codes.flags.c_contiguous or codes.ctypes.data % 8:
-        padded = np.zeros((num, (width + 7) // 8 * 8), np.uint8)
-        padded[:, :width] = codes
-        codes = padded
-    words = codes.view(np.uint64)
+    size = math.gcd(codes.shape[1], 8)
+    if not codes.flags.c_contiguous or codes.ctypes.data % size:
+        codes = codes.copy()
+    words: Words = np.asarray(codes).view(f"u{size}")
     words.flags.writeable = False  # one array type, hence one compiled kernel, for writable and mapped codes
     return words
 
 
-def code_pair(
-    queries: npt.NDArray[Any], database: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+def code_pair(queries: npt.NDArray[Any], database: npt.NDArray[Any]) -> tuple[Words, Words]:
     """Both sets of codes as words, after checking that they have one width."""
     queries_QW, database_NW = as_words(queries, "queries"), as_words(database, "database")
     if np.shape(queries)[1] != np.shape(database)[1]:
@@ -55,6 +57,12 @@ def code_pair(
             f"got {np.shape(queries)[1]} and {np.shape(database)[1]} bytes"
         )
     return queries_QW, database_NW
+
+
+def _zeros(words: Words) -> tuple[Any, ...]:
+    """What tells the compiled loops how many words a code has."""
+    zero: Any = words.dtype.type(0)
+    return tuple([zero] * words.shape[1])
 
 
 def _workers(threads: int | None) -> int:
@@ -102,15 +110,11 @@ def _allowed_rows(allowed: npt.NDArray[np.bool_] | None, num: int) -> npt.NDArra
 
 
 def _nearest(
-    queries_QW: npt.NDArray[np.uint64],
-    database_NW: npt.NDArray[np.uint64],
-    allowed_N: npt.NDArray[np.bool_],
-    k: int,
-    first_row: int = 0,
+    queries_QW: Words, database_NW: Words, allowed_N: npt.NDArray[np.bool_], k: int, first_row: int = 0
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     shape = len(queries_QW), min(k, int(allowed_N.sum()) if len(allowed_N) else len(database_NW))
     out = np.empty(shape, np.int32), np.empty(shape, np.int64)
-    _compiled.knn(queries_QW, database_NW, allowed_N, first_row, *out)
+    _compiled.knn(_zeros(queries_QW), queries_QW, database_NW.reshape(-1), allowed_N, first_row, *out)
     return out
 
 
@@ -188,27 +192,28 @@ def hamming_range(
     queries_QW, database_NW = code_pair(queries, database)
     if radius < 0:
         raise ValueError(f"radius must be at least 0: got {radius}")
-    num_queries = len(queries_QW)
-    allowed_N = _allowed_rows(allowed, len(database_NW))
-    radius = min(radius, 64 * queries_QW.shape[1])
-    counts_QD = np.zeros((num_queries, radius + 1), np.int64)
+    num_queries, size = len(queries_QW), len(database_NW)
+    allowed_N = _allowed_rows(allowed, size)
+    radius = min(radius, 8 * np.shape(queries)[1])
+
+    def scan(part: slice, among: slice) -> tuple[slice, npt.NDArray[np.int64], Any]:
+        counts_QD = np.zeros((part.stop - part.start, radius + 1), np.int64)
+        part_QW, flat = queries_QW[part], database_NW[among].reshape(-1)
+        hits = _compiled.within(_zeros(part_QW), part_QW, flat, allowed_N[among], radius, among.start, counts_QD)
+        return part, counts_QD, hits
+
     cost = num_queries * database_NW.size
-    run_blocks(
-        lambda part: _compiled.range_counts(queries_QW[part], database_NW, allowed_N, radius, counts_QD[part]),
-        num_queries,
-        cost,
-        threads,
-    )
+    if num_queries >= _workers(threads) or cost < _SMALL:
+        units = run_blocks(lambda part: scan(part, slice(0, size)), num_queries, cost, threads)
+    else:
+        units = run_blocks(lambda part: scan(slice(0, num_queries), part), size, cost, threads, size)
+    counts_QD = np.zeros((num_queries, radius + 1), np.int64)
+    for part, counts, _ in units:
+        counts_QD[part] += counts
     ends = np.cumsum(counts_QD.ravel())
     offsets = np.concatenate([np.zeros(1, np.int64), ends[radius :: radius + 1]])
     place_QD = (ends - counts_QD.ravel()).reshape(counts_QD.shape)
     rows, distances = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.int32)
-    run_blocks(
-        lambda part: _compiled.range_fill(
-            queries_QW[part], database_NW, allowed_N, radius, place_QD[part], rows, distances
-        ),
-        num_queries,
-        cost,
-        threads,
-    )
+    for part, _, hits in units:  # in the order of their queries or of their rows, so places are used up in order
+        _compiled.place_hits(hits, place_QD[part], rows, distances)
     return offsets, rows, distances

@@ -9,7 +9,7 @@ import pytest
 from hhnet import kernels
 from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
 
-WIDTHS = [1, 3, 8, 9, 16, 32]
+WIDTHS = [1, 2, 3, 6, 8, 12, 16, 32]
 THREADS = [1, 2, 9]  # 9 is more than the queries, which shares out the database instead
 
 Codes = npt.NDArray[np.uint8]
@@ -150,6 +150,13 @@ def test_any_memory_layout() -> None:
         for found, wanted in zip(hamming_knn(other[:5], other, 9), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
     assert plain.flags.writeable
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 6, 8, 12, 16, 20, 32])
+def test_codes_of_any_width_are_read_where_they_lie(width: int) -> None:
+    """A database may be a memory map larger than RAM, so nothing may copy it."""
+    database = codes(50, width)
+    assert np.shares_memory(kernels.as_words(database, "database"), database)
 
 
 def test_refusals() -> None:
