@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from pipelines.cluster.session import require_node
+
 T = TypeVar("T")
 
 BUILD_S = 600.0
@@ -94,7 +96,7 @@ def map_items(
 
     An actor holds one item at a time. When it dies, or makes no progress for `stuck_s` and is killed for that, this
     item counts one attempt and goes to a fresh actor, up to `max_attempts`; then its outcome carries the error.
-    Exceptions of the worker itself are raised here.
+    Exceptions of the worker itself are raised here, and ClusterUnavailable where this process's own node is lost.
     """
     import ray
     from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
@@ -141,6 +143,8 @@ def map_items(
         start()
         while running:
             ready, _ = ray.wait(list(running), num_returns=1, timeout=_watch(running, stuck_s))
+            if not ready:
+                require_node()
             outcomes = [outcome for ref in ready for outcome in landed(ref)]
             if stuck_s is not None:
                 for ref in [ref for ref, flight in running.items() if flight.stands_still(stuck_s)]:
@@ -152,13 +156,13 @@ def map_items(
             ray.kill(actor)
 
 
-def _watch(running: dict[Any, _Flight[T]], stuck_s: float | None) -> float | None:
+def _watch(running: dict[Any, _Flight[T]], stuck_s: float | None) -> float:
     """Hear what actors have answered, ask them again, and say how long to wait until the next time."""
     import ray
     from ray.exceptions import RayError
 
     if stuck_s is None:
-        return None
+        return ASK_EVERY_S
     asked = {ref: flight for flight in running.values() for ref in flight.pending}
     answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], None)
     for ref in answers:

@@ -187,6 +187,17 @@ def require_shared_store(store: Store, config: Config) -> None:
         )
 
 
+def require_node() -> None:
+    """ClusterUnavailable once Ray knows that the node this process is on is lost: it would place nothing any more."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    if any(node["NodeID"] == here and not node["Alive"] for node in ray.nodes()):
+        raise ClusterUnavailable(
+            "the Ray node that this command runs on is lost (its raylet ended): what was finished is kept, run it again"
+        )
+
+
 def pool_size(wanted: int | None) -> tuple[int, int]:
     """(workers, GPUs of each): what was asked for, else one per GPU, else one per CPU of the cluster."""
     import ray

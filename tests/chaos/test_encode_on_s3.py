@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -62,14 +63,21 @@ def undisturbed(server: Seaweed, tmp_path_factory: pytest.TempPathFactory) -> st
     return open_artifact(server.uri("codes")).digest
 
 
-def start(server: Seaweed, out: str) -> subprocess.Popen[str]:
+@contextmanager
+def started(server: Seaweed, out: str) -> Iterator[subprocess.Popen[str]]:
+    """The command; it is ended with whatever it started if it does not end by itself."""
     words = [sys.executable, "-m", "pipelines", "encode", "--shards", server.uri("shards"), "--json"]
     words += ["--model", server.uri("model"), "--out", server.uri(out)]
     for setting in SETS:
         words += ["--set", setting]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | server.variables
     )
+    try:
+        yield process
+    finally:
+        for left in [process, *named(process, "")] if process.poll() is None else []:
+            left.kill()
 
 
 def receipts(server: Seaweed, out: str) -> int:
@@ -129,11 +137,11 @@ def test_whatever_is_killed_the_same_command_ends_with_the_same_manifest(
     choose.shuffle(order)
     out, left, codes, killed = f"trial-{trial}", list(order), [], []
     for _ in range(ROUNDS_AT_MOST):
-        process = start(server, out)
-        while left and wait_for_work(process, server, out, receipts(server, out) + choose.randrange(1, 3)):
-            killed.append(left.pop(0))
-            KILLS[killed[-1]](process, server)
-        printed, err = process.communicate(timeout=600)
+        with started(server, out) as process:
+            while left and wait_for_work(process, server, out, receipts(server, out) + choose.randrange(1, 3)):
+                killed.append(left.pop(0))
+                KILLS[killed[-1]](process, server)
+            printed, err = process.communicate(timeout=600)
         codes.append(process.returncode)
         if process.returncode == 0:
             break

@@ -245,6 +245,24 @@ def test_lost_nodes_and_a_lost_head_change_no_byte(corpus: Corpus, tmp_path: Pat
     report("R3 nodes", nodes_lost=lost_nodes, heads_lost=lost_heads, lost=0, doubled=0, other_manifests=0)
 
 
+def test_without_its_own_node_a_run_ends_and_is_resumed(corpus: Corpus, tmp_path: Path) -> None:
+    """Ray goes on to accept work that it would never place."""
+    out = tmp_path / "node"
+    with started(encode_words(corpus.shards, corpus.model, out)) as verb:
+        assert more_receipts(verb, out, 2)
+        node = [p for p in psutil.Process(verb.pid).children(recursive=True) if p.name() == "raylet"]
+        for process in [*node, *encoders(verb)]:
+            process.kill()
+        _, err = verb.communicate(timeout=120)
+    assert verb.returncode == 3 and "node that this command runs on is lost" in err and "Traceback" not in err
+    assert not (out / "manifest.json").exists()
+    with started(encode_words(corpus.shards, corpus.model, out)) as verb:
+        result_of(verb)
+    assert (out / "manifest.json").read_bytes() == corpus.manifest
+    assert lost_and_doubled(corpus, out) == (0, 0)
+    require_clean(out)
+
+
 def joined(corpus: Corpus, cluster: Nodes, out: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     """An encode on the nodes of a cluster, which share this machine's disk; it gives a lost head up after seconds."""
     where = ("--set", f"ray.address={cluster.address}", "--set", "store.shared=true")
