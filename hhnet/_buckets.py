@@ -22,11 +22,10 @@ ROW_BITS = 48  # a found code is one integer: its distance above its row
 
 # What a step costs, in word comparisons of the exact scan: a bucket is a miss of the cache and of the TLB in `starts`
 # (the second pass over it finds it in the cache), a candidate is one in `rows` and one in `codes`, which overlap with
-# their neighbours'. At 10 million codes on two cores of an EPYC, a bucket took 100 to 230 ns, a candidate 35 to 50 ns
-# and a compared word 1.5 to 2 ns, where other work took half the cores. Scans get faster sooner than memory does, so
-# these are meant for one three times as fast: too high a figure only scans too soon.
-LOOKUP = 150
-CANDIDATE = 60
+# their neighbours'. At 10 million codes on two busy cores of an EPYC, a bucket took 170 to 230 ns, a candidate 35 to
+# 50 ns, and a word of a scan of many queries at once 0.55 ns. Too high a figure only scans too soon.
+LOOKUP = 400
+CANDIDATE = 80
 INSERT = 4  # per level of the heap of the k best
 
 # Shares of the cost of a scan. What is spent before it is certain that the buckets are the cheaper way is lost if a

@@ -32,7 +32,7 @@ Codes = npt.NDArray[np.uint8]
 MIN_SUBSTRING, MAX_SUBSTRING = 8, 22
 """Bits of a substring: fewer have too many rows in a bucket, and more need tables that outgrow the cache."""
 
-_SMALL = 1 << 20  # word comparisons below which a scan is done before the tables are even looked at
+CLEARLY_A_SCAN = 1 << 20  # word comparisons below which a scan is done before the tables are even looked at
 _TYPICAL = 32  # how many times less than a scan a search costs; only to decide whether threads pay
 
 
@@ -59,7 +59,16 @@ def table_length(bits: int, substrings: int) -> int:
 
 def padded(codes: npt.NDArray[Any], name: str = "codes") -> Codes:
     """Codes of any width as uint8 (N, 8 * W), zero-padded; a view where the width is a multiple of 8 already."""
-    return as_words(codes, name).view(np.uint8)
+    words = as_words(codes, name)
+    if words.dtype == np.uint64:
+        return words.view(np.uint8)
+    out = np.zeros((len(codes), (codes.shape[1] + 7) // 8 * 8), np.uint8)
+    out[:, : codes.shape[1]] = codes
+    return out
+
+
+class TablesDamagedError(ValueError):
+    """A table points outside its codes."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class MultiHash:
             `rows[j, starts_j[p]:starts_j[p + 1]]`.
         rows: uint32 (M, N), ascending in each bucket.
 
-    The tables need not be trusted: one that points outside the codes is a ValueError when it is met.
+    The tables need not be trusted: one that points outside the codes is a TablesDamagedError when it is met.
     """
 
     codes: Codes
@@ -93,7 +102,7 @@ class MultiHash:
         Raises:
             TypeError: for codes that are not uint8. ValueError: for shapes or numbers that do not fit.
         """
-        words_NW = as_words(codes, "codes")
+        words_NW = as_words(padded(codes), "codes")
         num, bits = len(words_NW), 8 * codes.shape[1] if bits is None else bits
         if num >= 1 << 32:
             raise ValueError(f"rows are numbered in 32 bits: {num} codes are too many for one table")
@@ -136,8 +145,8 @@ class MultiHash:
             allowed: bool (N,), the rows that may be returned; by default all.
 
         Raises:
-            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit, k < 1, or tables that
-                point outside the codes.
+            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or k < 1.
+                TablesDamagedError: for tables that point outside the codes.
         """
         return self._knn(queries, k, threads, allowed)[:2]
 
@@ -151,8 +160,8 @@ class MultiHash:
         """What `hamming_range(queries, codes, radius, threads, allowed)` returns: offsets, rows, distances.
 
         Raises:
-            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit, a negative radius, or
-                tables that point outside the codes.
+            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or a negative radius.
+                TablesDamagedError: for tables that point outside the codes.
         """
         return self._range(queries, radius, threads, allowed)[:3]
 
@@ -214,11 +223,12 @@ class MultiHash:
             raise ValueError(f"threads must be at least 1: got {threads}")
         scan = self._scan_cost(num, threads)
         state = np.full(num, _buckets.SCAN, np.uint8)
-        if num * scan < _SMALL or _buckets.PROBE * scan < _buckets.LOOKUP:  # not even one bucket is worth a look
+        one_bucket = _buckets.PROBE * scan >= _buckets.LOOKUP
+        if num * scan < CLEARLY_A_SCAN or not one_bucket:
             return state == _buckets.SCAN, []
         found = run_blocks(lambda part: search(part, state, scan), num, int(num * scan) // _TYPICAL, threads)
         if (state == _buckets.DAMAGED).any():
-            raise ValueError("the tables point outside the codes")
+            raise TablesDamagedError("the tables point outside the codes")
         return state == _buckets.SCAN, found
 
     def _scan_cost(self, num: int, threads: int | None) -> float:
@@ -231,7 +241,7 @@ class MultiHash:
         return *_layout(self.bits, len(self.rows)), _readonly(self.starts), _readonly(self.rows)
 
     def _checked(self, queries: Codes, allowed: Any) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
-        queries_QW, codes_NW = as_words(queries, "queries"), as_words(self.codes, "codes")
+        queries_QW, codes_NW = as_words(padded(queries, "queries"), "queries"), as_words(self.codes, "codes")
         width = np.shape(queries)[1]
         if queries_QW.shape[1] != codes_NW.shape[1] or 8 * width < self.bits:
             raise ValueError(f"queries must have codes of {self.bits} bits: got {width} bytes")

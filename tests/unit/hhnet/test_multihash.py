@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from hhnet import _buckets, hamming_knn, hamming_range, multihash, pack_bits
-from hhnet.multihash import MultiHash, default_substrings, substring_widths
+from hhnet.multihash import MultiHash, TablesDamagedError, default_substrings, substring_widths
 
 Codes = npt.NDArray[np.uint8]
 
@@ -33,7 +33,7 @@ def all_by_distance(queries: Codes, codes: Codes, allowed: npt.NDArray[np.bool_]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Small cases would all be scanned: make everything but the scan free, leave the choice, or make it dear."""
     if request.param != "scan":
-        monkeypatch.setattr(multihash, "_SMALL", 0)
+        monkeypatch.setattr(multihash, "CLEARLY_A_SCAN", 0)
     if request.param == "buckets":
         monkeypatch.setattr(MultiHash, "_scan_cost", lambda self, num, threads: 1e18)
     return str(request.param)
@@ -134,7 +134,7 @@ def test_no_codes_and_no_queries(way: str) -> None:
 
 def test_each_query_chooses_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries near their neighbours are answered from the buckets, others by a scan, in one call."""
-    monkeypatch.setattr(multihash, "_SMALL", 0)
+    monkeypatch.setattr(multihash, "CLEARLY_A_SCAN", 0)
     codes = clustered(30_000, 64, centres=3000, flip=0.03)
     near, far = codes[:20] ^ np.uint8(0), clustered(20, 64, seed=9, flip=0.5)
     queries = np.stack([near, far], axis=1).reshape(40, 8)
@@ -182,7 +182,7 @@ def test_other_layouts_of_memory_and_padded_queries(way: str) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_damaged_tables_never_read_outside(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any bytes as tables: an answer that may be wrong, or one clear error; never a crash or an endless loop."""
-    monkeypatch.setattr(multihash, "_SMALL", 0)
+    monkeypatch.setattr(multihash, "CLEARLY_A_SCAN", 0)
     monkeypatch.setattr(MultiHash, "_scan_cost", lambda self, num, threads: 1e18)
     draw = np.random.default_rng(seed)
     codes = clustered(500, 32)
@@ -195,7 +195,7 @@ def test_damaged_tables_never_read_outside(seed: int, monkeypatch: pytest.Monkey
     for search in (lambda: broken.knn(codes[:40], 9), lambda: broken.range_search(codes[:40], 4)):
         try:
             found = search()
-        except ValueError as error:
+        except TablesDamagedError as error:
             assert "outside the codes" in str(error)
         else:
             assert found[1].min() >= 0 and found[1].max() < 500
@@ -205,7 +205,7 @@ def test_a_table_that_points_outside_is_said() -> None:
     codes = clustered(500, 32)
     table = MultiHash.build(codes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multihash, "_SMALL", 0)
+        patch.setattr(multihash, "CLEARLY_A_SCAN", 0)
         patch.setattr(MultiHash, "_scan_cost", lambda self, num, threads: 1e18)
         for starts, rows in (
             (table.starts, np.full_like(table.rows, 500)),
@@ -217,7 +217,7 @@ def test_a_table_that_points_outside_is_said() -> None:
                 lambda table=broken: table.knn(codes[:4], 9),
                 lambda table=broken: table.range_search(codes, 2),
             ):
-                with pytest.raises(ValueError, match="point outside the codes"):
+                with pytest.raises(TablesDamagedError, match="point outside the codes"):
                     search()
 
 
