@@ -32,7 +32,7 @@ Codes = npt.NDArray[np.uint8]
 MIN_SUBSTRING, MAX_SUBSTRING = 8, 22
 """Bits of a substring: fewer have too many rows in a bucket, and more need tables that outgrow the cache."""
 
-CLEARLY_A_SCAN = 1 << 20  # word comparisons below which a scan is done before the tables are even looked at
+CLEARLY_A_SCAN = 1 << 18  # word comparisons that take no longer than the way to the tables
 _TYPICAL = 32  # how many times less than a scan a search costs; only to decide whether threads pay
 
 
@@ -170,21 +170,23 @@ class MultiHash:
         queries_QW, codes_NW, allowed_N = self._checked(queries, allowed)
         if k < 1:
             raise ValueError(f"k must be at least 1: got {k}")
+        scan = self._scan_cost(len(queries_QW), threads)
         k = min(k, len(codes_NW) if allowed is None else int(np.count_nonzero(allowed_N)))
+        if k == 0 or self._clearly_a_scan(len(queries_QW), scan):
+            found = hamming_knn(_bytes(queries_QW), self.codes, max(k, 1), threads, allowed)
+            return *found, np.ones(len(queries_QW), np.bool_)
         distances, rows = np.empty((len(queries_QW), k), np.int32), np.empty((len(queries_QW), k), np.int64)
-        if not distances.size:
-            return distances, rows, np.zeros(len(queries_QW), np.bool_)
 
-        def search(part: slice, state_Q: Any, scan: float) -> None:
+        def search(part: slice, state_Q: Any) -> None:
             _buckets.knn(
                 *(queries_QW[part], codes_NW, *self._tables(), allowed_N, scan),
-                *(distances[part], rows[part], state_Q[part]),
+                *(distances[part], rows[part], state_Q),
             )
 
-        scanned, _ = self._in_blocks(search, len(queries_QW), threads)
+        scanned, _ = _in_blocks(search, len(queries_QW), scan, threads)
         if scanned.any():
-            left = queries_QW[scanned].view(np.uint8)
-            distances[scanned], rows[scanned] = hamming_knn(left, self.codes, k, threads, allowed)
+            left = hamming_knn(_bytes(queries_QW[scanned]), self.codes, k, threads, allowed)
+            distances[scanned], rows[scanned] = left
         return distances, rows, scanned
 
     def _range(
@@ -195,46 +197,38 @@ class MultiHash:
         if radius < 0:
             raise ValueError(f"radius must be at least 0: got {radius}")
         radius = min(radius, 64 * codes_NW.shape[1])
+        scan = self._scan_cost(len(queries_QW), threads)
+        if self._clearly_a_scan(len(queries_QW), scan):
+            found = hamming_range(_bytes(queries_QW), self.codes, radius, threads, allowed)
+            return *found, np.ones(len(queries_QW), np.bool_)
         counts = np.zeros(len(queries_QW), np.int64)
 
-        def search(part: slice, state_Q: Any, scan: float) -> npt.NDArray[np.int64]:
-            found: npt.NDArray[np.int64] = _buckets.within(
+        def search(part: slice, state_Q: Any) -> npt.NDArray[np.int64]:
+            found_keys: npt.NDArray[np.int64] = _buckets.within(
                 *(queries_QW[part], codes_NW, *self._tables(), allowed_N),
-                *(radius, scan, counts[part], state_Q[part]),
+                *(radius, scan, counts[part], state_Q),
             )
-            return found
+            return found_keys
 
-        scanned, found = self._in_blocks(search, len(queries_QW), threads)
-        keys = np.concatenate([np.empty(0, np.int64), *found])
+        scanned, keys_of_blocks = _in_blocks(search, len(queries_QW), scan, threads)
+        keys = np.concatenate(keys_of_blocks)
         rows, distances = keys & ((1 << _buckets.ROW_BITS) - 1), (keys >> _buckets.ROW_BITS).astype(np.int32)
         if scanned.any():
-            left = queries_QW[scanned].view(np.uint8)
+            left = _bytes(queries_QW[scanned])
             ends, more_rows, more_distances = hamming_range(left, self.codes, radius, threads, allowed)
             counts[scanned] = np.diff(ends)
             by_scan = np.repeat(scanned, counts)
             rows, distances = _woven(by_scan, more_rows, rows), _woven(by_scan, more_distances, distances)
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), rows, distances, scanned
 
-    def _in_blocks(
-        self, search: Callable[[slice, Any, float], _T], num: int, threads: int | None
-    ) -> tuple[npt.NDArray[np.bool_], list[_T]]:
-        """Run `search` on blocks of queries; for which of them a scan is the cheaper way, and what was returned."""
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1: got {threads}")
-        scan = self._scan_cost(num, threads)
-        state = np.full(num, _buckets.SCAN, np.uint8)
-        one_bucket = _buckets.PROBE * scan >= _buckets.LOOKUP
-        if num * scan < CLEARLY_A_SCAN or not one_bucket:
-            return state == _buckets.SCAN, []
-        found = run_blocks(lambda part: search(part, state, scan), num, int(num * scan) // _TYPICAL, threads)
-        if (state == _buckets.DAMAGED).any():
-            raise TablesDamagedError("the tables point outside the codes")
-        return state == _buckets.SCAN, found
-
     def _scan_cost(self, num: int, threads: int | None) -> float:
         """Word comparisons of a scan, as one query feels it: fewer than the threads are scanned by all of them."""
         workers = threads or int(numba.config.NUMBA_NUM_THREADS)
         return self.codes.size / 8 * min(1.0, num / workers)
+
+    def _clearly_a_scan(self, num: int, scan: float) -> bool:
+        """Without asking the tables: there is nothing to find, or not even one bucket is worth a look."""
+        return num == 0 or num * (self.codes.size // 8) < CLEARLY_A_SCAN or _buckets.PROBE * scan < _buckets.LOOKUP
 
     def _tables(self) -> tuple[Any, Any, Any, Any]:
         """What the compiled loops take; read-only, so that they are compiled once for mapped and for new tables."""
@@ -251,6 +245,21 @@ class MultiHash:
         if mask.dtype != np.bool_ or mask.shape != (len(codes_NW),):
             raise ValueError(f"allowed must be bool of shape ({len(codes_NW)},): got {mask.dtype} {mask.shape}")
         return queries_QW, codes_NW, _readonly(mask)
+
+
+def _in_blocks(
+    search: Callable[[slice, Any], _T], num: int, scan: float, threads: int | None
+) -> tuple[npt.NDArray[np.bool_], list[_T]]:
+    """Run `search` on blocks of queries; for which of them a scan is the cheaper way, and what was returned."""
+    state = np.empty(num, np.uint8)
+    found = run_blocks(lambda part: search(part, state[part]), num, int(num * scan) // _TYPICAL, threads)
+    if (state == _buckets.DAMAGED).any():
+        raise TablesDamagedError("the tables point outside the codes")
+    return state == _buckets.SCAN, found
+
+
+def _bytes(words: npt.NDArray[np.uint64]) -> Codes:
+    return words.view(np.uint8)
 
 
 @lru_cache(maxsize=64)
