@@ -361,7 +361,7 @@ def verify(
 def index_build(
     codes: Codes,
     out: Out,
-    kind: Annotated[str | None, typer.Option(help="flat (exact) or ivf.")] = None,
+    kind: Annotated[str | None, typer.Option(help="flat or multihash (both exact), or ivf.")] = None,
     workers: Annotated[int | None, typer.Option(help="Parts built side by side.", min=1)] = None,
     publish: Annotated[
         bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")

@@ -132,8 +132,8 @@ class EncodeSettings(Section):
 class IndexSettings(Section):
     """How codes are indexed."""
 
-    kind: Literal["flat", "ivf"] = "flat"
-    """flat = exact scan; ivf = inverted lists under one shared quantizer."""
+    kind: Literal["flat", "ivf", "multihash"] = "flat"
+    """flat = exact scan; multihash = exact, by tables of substrings; ivf = inverted lists under one quantizer."""
     nlist: int | None = Field(None, ge=1, le=1_000_000)
     """Inverted lists; unset = about the square root of the number of codes."""
     nprobe: int = Field(16, ge=1)

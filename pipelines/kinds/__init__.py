@@ -29,7 +29,11 @@ NO_ID = -1
 NO_DISTANCE = np.iinfo(np.int32).max
 """What fills a row that has fewer than k neighbours."""
 
-KINDS: Mapping[str, str] = {"flat": "pipelines.kinds.flat:FlatKind", "ivf": "pipelines.kinds.ivf:IvfKind"}
+KINDS: Mapping[str, str] = {
+    "flat": "pipelines.kinds.flat:FlatKind",
+    "ivf": "pipelines.kinds.ivf:IvfKind",
+    "multihash": "pipelines.kinds.multihash:MultiHashKind",
+}
 
 
 class Searcher(Protocol):

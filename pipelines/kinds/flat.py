@@ -1,19 +1,15 @@
 """Exact scan of a memory-mapped part: a safetensors file with `codes`, uint8 (N, bytes), and `ids`, int64 (N,)."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
 from hhnet import hamming_knn, hamming_range
 from pipelines.config import IndexSettings
-from pipelines.errors import DamagedArtifact
 from pipelines.kinds import Codes, Hits, Ids, Neighbours
-
-MAX_HEADER_BYTES = 1 << 16
+from pipelines.kinds.mapped import mapped
 
 
 class FlatKind:
@@ -45,8 +41,8 @@ class FlatKind:
     ) -> "FlatSearcher":
         """Map the file; pages are read as the scan passes over them."""
         return FlatSearcher(
-            codes=_mapped(path, "codes", np.dtype("<u1"), "U8", (rows, width)),
-            ids=_mapped(path, "ids", np.dtype("<i8"), "I64", (rows,)),
+            codes=mapped(path, "codes", np.dtype("<u1"), "U8", (rows, width)),
+            ids=mapped(path, "ids", np.dtype("<i8"), "I64", (rows,)),
             removed=removed,
         )
 
@@ -68,20 +64,3 @@ class FlatSearcher:
         """Exactly those within `radius`."""
         offsets, rows, distances = hamming_range(queries, self.codes, radius, allowed=self._allowed)
         return offsets, distances, self.ids[rows]
-
-
-def _mapped(path: Path, name: str, dtype: np.dtype[Any], code: str, shape: tuple[int, ...]) -> Any:
-    """One tensor of a safetensors file, mapped; the library's own numpy reader would copy it."""
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(length) if length <= MAX_HEADER_BYTES else b""
-    try:
-        entry = json.loads(header)[name]
-        start, stop = (int(offset) for offset in entry["data_offsets"])
-        found = str(entry["dtype"]), tuple(entry["shape"])
-    except (ValueError, KeyError, TypeError):
-        raise DamagedArtifact(f"{path} is not a safetensors file with a tensor {name}") from None
-    size = int(np.prod(shape)) * dtype.itemsize
-    if found != (code, shape) or stop - start != size or 8 + length + stop > path.stat().st_size:
-        raise DamagedArtifact(f"{path}: {name} is {found[0]} {found[1]}, expected {code} {shape}")
-    return np.memmap(path, dtype, "r", 8 + length + start, shape)

@@ -92,5 +92,5 @@ def test_a_cut_part_is_refused(tmp_path, cut):
 
 
 def test_an_unknown_kind_names_the_known_ones():
-    with pytest.raises(ConfigError, match="'tree' is unknown: choose one of flat, ivf"):
+    with pytest.raises(ConfigError, match="'tree' is unknown: choose one of flat, ivf, multihash"):
         index_kind("tree")

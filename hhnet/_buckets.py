@@ -1,0 +1,404 @@
+"""The compiled loops behind `hhnet.multihash`: counting sorts, and searches through the buckets of substrings.
+
+The tables may be bytes that nobody checked, so every subscript that comes from one is compared with the number of
+codes before it is used. That costs a predicted branch per candidate, which a cache miss hides; a check of all the
+tables when they are opened would cost as much as the scan that they are there to avoid.
+
+Shape suffixes: Q queries, N database codes, W 64-bit words per code, M substrings, K neighbours.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
+
+from hhnet._compiled import compiled
+
+ANSWERED, SCAN, DAMAGED = 0, 1, 2
+"""What became of a query: answered from the buckets, cheaper by a scan, or met a subscript outside the codes."""
+
+ROW_BITS = 48  # a found code is one integer: its distance above its row
+
+# What a step costs, in word comparisons of the exact scan: a bucket is a miss of the cache and of the TLB in `starts`
+# (the second pass over it finds it in the cache), a candidate is one in `rows` and one in `codes`, which overlap with
+# their neighbours'. At 10 million codes on two busy cores of an EPYC, a bucket took 170 to 230 ns, a candidate 35 to
+# 50 ns, and a word of a scan of many queries at once 0.55 ns. Too high a figure only scans too soon.
+LOOKUP = 400
+CANDIDATE = 80
+INSERT = 4  # per level of the heap of the k best
+
+DIGIT, DIGIT_SORT = 11, 512  # bits sorted by at once, and keys from which that is faster than comparing them
+
+# Shares of the cost of a scan. What is spent before it is certain that the buckets are the cheaper way is lost if a
+# scan is needed after all; both together keep that below a tenth.
+PROBE = 0.05
+SIZING = 0.03
+
+
+def _ctpop(typingctx: Any, word: Any) -> Any:
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.uint64(types.uint64), codegen
+
+
+_popcount: Any = intrinsic(_ctpop)
+
+
+# -------------------------------------------------------------------------------------------------------- substrings
+
+
+@compiled
+def _cut(low: Any, high: Any, shift: int, width: int) -> Any:
+    """`width` bits from place `shift` of the word `low`, which may go on in the word `high`."""
+    bits = low >> np.uint64(shift)
+    if shift + width > 64:
+        bits |= high << np.uint64(64 - shift)
+    return np.int64(bits & np.uint64((1 << width) - 1))
+
+
+@compiled
+def _substring(codes_NW: Any, row: Any, layout_M3: Any, j: int) -> Any:
+    word, shift, width = layout_M3[j, 0], layout_M3[j, 1], layout_M3[j, 2]
+    high = codes_NW[row, word + 1] if shift + width > 64 else np.uint64(0)
+    return _cut(codes_NW[row, word], high, shift, width)
+
+
+@compiled
+def _found_before(query_W: Any, codes_NW: Any, row: Any, layout_M3: Any, step: int) -> bool:
+    """Whether an earlier step than `step` produced the code, by the flips in each of its substrings.
+
+    Step s looks where substring s % M differs in s // M bits, so a code is first met at the least
+    flips * M + substring; counting it only there needs no memory of the codes that were met.
+    """
+    num = layout_M3.shape[0]
+    for j in range(num):
+        word, shift, width = layout_M3[j, 0], layout_M3[j, 1], layout_M3[j, 2]
+        high = np.uint64(0)
+        if shift + width > 64:
+            high = query_W[word + 1] ^ codes_NW[row, word + 1]
+        flips = np.int64(_popcount(np.uint64(_cut(query_W[word] ^ codes_NW[row, word], high, shift, width))))
+        if flips * num + j < step:
+            return True
+    return False
+
+
+@compiled
+def _distance(query_W: Any, codes_NW: Any, row: Any) -> Any:
+    distance = np.uint64(0)
+    for w in range(query_W.shape[0]):
+        distance += _popcount(query_W[w] ^ codes_NW[row, w])
+    return np.int64(distance)
+
+
+@compiled
+def _next(mask: int) -> Any:
+    """The next larger integer with as many bits set (Gosper)."""
+    low = mask & -mask
+    ripple = mask + low
+    return ripple | ((mask ^ ripple) >> (np.int64(_popcount(np.uint64(low - 1))) + 2))
+
+
+@compiled
+def choose(width: int, flips: int) -> Any:
+    """Ways to flip `flips` of `width` bits; a width of a table is small enough for this to fit."""
+    ways = 1
+    for i in range(flips):
+        ways = ways * (width - i) // (i + 1)
+    return ways
+
+
+# ------------------------------------------------------------------------------------------------------------- build
+
+
+@compiled
+def fill_table(codes_NW: Any, layout_M3: Any, j: int, starts: Any, rows_N: Any) -> None:
+    """Counting sort of the rows by substring `j`: bucket p is rows_N[starts[p]:starts[p + 1]], ascending."""
+    num = codes_NW.shape[0]
+    starts[:] = 0
+    for row in range(num):
+        starts[_substring(codes_NW, row, layout_M3, j) + 1] += 1
+    for p in range(1, starts.shape[0]):
+        starts[p] += starts[p - 1]
+    place = starts[:-1].copy()
+    for row in range(num):
+        p = _substring(codes_NW, row, layout_M3, j)
+        rows_N[place[p]] = row
+        place[p] += 1
+
+
+# ------------------------------------------------------------------------------------------------------------ search
+
+
+@compiled
+def _candidates(pattern: int, width: int, flips: int, starts: Any, num: int) -> Any:
+    """How many rows lie in the buckets `flips` bits from `pattern`; -1 where `starts` is damaged."""
+    mask: Any = (1 << flips) - 1
+    total: Any = 0
+    while mask < 1 << width:
+        first, last = np.int64(starts[pattern ^ mask]), np.int64(starts[(pattern ^ mask) + 1])
+        if first > last or last > num:
+            return -1
+        total += last - first
+        if mask == 0:
+            break
+        mask = _next(mask)
+    return total
+
+
+@compiled
+def _sift_down(heap_K: Any, size: int, key: Any) -> None:
+    """Put `key` in the place of the largest, and restore the heap."""
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and heap_K[child + 1] > heap_K[child]:
+            child += 1
+        if heap_K[child] <= key:
+            break
+        heap_K[at] = heap_K[child]
+        at = child
+    heap_K[at] = key
+
+
+@compiled
+def _sift_up(heap_K: Any, size: int, key: Any) -> None:
+    """Append `key` to a heap of `size`."""
+    at = size
+    while at and heap_K[(at - 1) // 2] < key:
+        heap_K[at] = heap_K[(at - 1) // 2]
+        at = (at - 1) // 2
+    heap_K[at] = key
+
+
+@compiled
+def _nearest_of_step(
+    query_W: Any,
+    codes_NW: Any,
+    layout_M3: Any,
+    starts: Any,
+    rows_N: Any,
+    allowed_N: Any,
+    step: int,
+    pattern: int,
+    heap_K: Any,
+    filled: int,
+) -> Any:
+    """Take the new codes of one step into the heap; how full it is then, or -1 where a table is damaged."""
+    num = codes_NW.shape[0]
+    width, flips = layout_M3[step % layout_M3.shape[0], 2], step // layout_M3.shape[0]
+    mask = (1 << flips) - 1
+    while mask < 1 << width:
+        first, last = np.int64(starts[pattern ^ mask]), np.int64(starts[(pattern ^ mask) + 1])
+        if first > last or last > num:
+            return -1
+        for i in range(first, last):
+            row = rows_N[i]
+            if row >= num:
+                return -1
+            key = _distance(query_W, codes_NW, row) << ROW_BITS | np.int64(row)
+            full = filled == heap_K.shape[0]
+            if full and key >= heap_K[0]:
+                continue
+            if allowed_N.shape[0] and not allowed_N[row]:
+                continue
+            if _found_before(query_W, codes_NW, row, layout_M3, step):
+                continue
+            if full:
+                _sift_down(heap_K, filled, key)
+            else:
+                _sift_up(heap_K, filled, key)
+                filled += 1
+        if mask == 0:
+            break
+        mask = _next(mask)
+    return filled
+
+
+@compiled
+def _cost(
+    queries_QW: Any,
+    q: int,
+    layout_M3: Any,
+    offsets_M: Any,
+    starts: Any,
+    num: int,
+    first: int,
+    last: int,
+    most_lookups: float,
+    most: float,
+) -> float:
+    """What the steps first..last cost by the sizes of their buckets; infinite above `most`, or where looking the
+    sizes up costs more than `most_lookups`; -1 where a table is damaged."""
+    substrings = layout_M3.shape[0]
+    lookups, total = 0.0, 0.0
+    for step in range(first, last + 1):
+        j, flips = step % substrings, step // substrings
+        width = layout_M3[j, 2]
+        if flips > width:
+            continue
+        ways = choose(width, flips)
+        lookups += LOOKUP * ways
+        if lookups > most_lookups:
+            return np.inf
+        pattern = _substring(queries_QW, q, layout_M3, j)
+        size = _candidates(pattern, width, flips, starts[offsets_M[j] : offsets_M[j + 1]], num)
+        if size < 0:
+            return -1.0
+        total += LOOKUP * ways + CANDIDATE * size
+        if total > most:
+            return np.inf
+    return total
+
+
+@compiled
+def knn(
+    queries_QW: Any,
+    codes_NW: Any,
+    layout_M3: Any,
+    offsets_M: Any,
+    starts: Any,
+    rows_MN: Any,
+    allowed_N: Any,
+    scan: float,
+    out_d_QK: Any,
+    out_r_QK: Any,
+    state_Q: Any,
+) -> None:
+    """The k nearest of each query for which that is certain to cost less than `scan`; `state_Q` says of which.
+
+    After step r all codes within distance r were met, so the search ends once the k-th best is no farther than that.
+    """
+    num, substrings, k = codes_NW.shape[0], layout_M3.shape[0], out_d_QK.shape[1]
+    bits = layout_M3[:, 2].sum()
+    heap_K = np.empty(k, np.int64)
+    for q in range(queries_QW.shape[0]):
+        state_Q[q] = SCAN
+        query_W = queries_QW[q]
+        filled, certain, spent = 0, False, float(INSERT * k * np.log2(k + 1.0))
+        for step in range(bits + 1):
+            j, flips = step % substrings, step // substrings
+            if flips <= layout_M3[j, 2]:
+                if not certain:
+                    left = PROBE * scan - spent
+                    cost = _cost(queries_QW, q, layout_M3, offsets_M, starts, num, step, step, left, left)
+                    if cost == np.inf and filled == k:
+                        # The k-th best can only come nearer: no step after this bound is needed.
+                        bound = min(heap_K[0] >> ROW_BITS, bits)
+                        sizing, left = (PROBE + SIZING) * scan - spent, scan - spent
+                        cost = _cost(queries_QW, q, layout_M3, offsets_M, starts, num, step, bound, sizing, left)
+                        certain = cost >= 0 and cost != np.inf
+                    if cost < 0:
+                        state_Q[q] = DAMAGED
+                        break
+                    if cost == np.inf:
+                        break
+                    spent += cost
+                pattern = _substring(queries_QW, q, layout_M3, j)
+                table = starts[offsets_M[j] : offsets_M[j + 1]]
+                filled = _nearest_of_step(
+                    query_W, codes_NW, layout_M3, table, rows_MN[j], allowed_N, step, pattern, heap_K, filled
+                )
+                if filled < 0:
+                    state_Q[q] = DAMAGED
+                    break
+            if filled == k and heap_K[0] >> ROW_BITS <= step:
+                state_Q[q] = ANSWERED
+                break
+        if state_Q[q] == ANSWERED:
+            best = np.sort(heap_K)
+            for i in range(k):
+                out_d_QK[q, i] = best[i] >> ROW_BITS
+                out_r_QK[q, i] = best[i] & ((1 << ROW_BITS) - 1)
+
+
+@compiled
+def _sort(keys: Any, num: int, radius: int) -> None:
+    """Sort keys of rows below `num` and distances up to `radius` in place: by digits, if there are many of them."""
+    if keys.shape[0] < DIGIT_SORT:
+        keys.sort()
+        return
+    counts, spare = np.empty(max(1 << DIGIT, radius + 1), np.int64), np.empty_like(keys)
+    for shift in (0, DIGIT, 2 * DIGIT, ROW_BITS):  # a row has 32 bits at most
+        if 0 < shift < ROW_BITS and num >> shift == 0:
+            continue
+        mask = (1 << DIGIT) - 1 if shift < ROW_BITS else (1 << (63 - ROW_BITS)) - 1
+        counts[:] = 0
+        for i in range(keys.shape[0]):
+            counts[(keys[i] >> shift) & mask] += 1
+        total: Any = 0
+        for digit in range(counts.shape[0]):
+            begin = total
+            total += counts[digit]
+            counts[digit] = begin
+        for i in range(keys.shape[0]):
+            digit = (keys[i] >> shift) & mask
+            spare[counts[digit]] = keys[i]
+            counts[digit] += 1
+        keys[:] = spare
+
+
+@compiled
+def within(
+    queries_QW: Any,
+    codes_NW: Any,
+    layout_M3: Any,
+    offsets_M: Any,
+    starts: Any,
+    rows_MN: Any,
+    allowed_N: Any,
+    radius: int,
+    scan: float,
+    counts_Q: Any,
+    state_Q: Any,
+) -> Any:
+    """All codes within `radius` of each query for which that costs less than `scan`, as keys one query after another.
+
+    A key is distance << ROW_BITS | row, and each query's ascend; `counts_Q` says how many it has.
+    """
+    num, substrings = codes_NW.shape[0], layout_M3.shape[0]
+    keys = np.empty(1024, np.int64)
+    total = 0
+    for q in range(queries_QW.shape[0]):
+        query_W, begun = queries_QW[q], total
+        sizing = (PROBE + SIZING) * scan
+        cost = _cost(queries_QW, q, layout_M3, offsets_M, starts, num, 0, radius, sizing, scan)
+        state_Q[q] = DAMAGED if cost < 0 else SCAN if cost == np.inf else ANSWERED
+        for step in range(radius + 1):
+            j, flips = step % substrings, step // substrings
+            width = layout_M3[j, 2]
+            if flips > width or state_Q[q] != ANSWERED:
+                continue
+            pattern = _substring(queries_QW, q, layout_M3, j)
+            table, rows_N = starts[offsets_M[j] : offsets_M[j + 1]], rows_MN[j]
+            mask = (1 << flips) - 1
+            while mask < 1 << width and state_Q[q] == ANSWERED:
+                first, last = np.int64(table[pattern ^ mask]), np.int64(table[(pattern ^ mask) + 1])
+                for i in range(first, last):  # inside `rows_N`: the sizes were looked up above
+                    row = rows_N[i]
+                    if row >= num:
+                        state_Q[q] = DAMAGED
+                        break
+                    distance = _distance(query_W, codes_NW, row)
+                    if distance > radius or (allowed_N.shape[0] and not allowed_N[row]):
+                        continue
+                    if _found_before(query_W, codes_NW, row, layout_M3, step):
+                        continue
+                    if total == keys.shape[0]:
+                        grown = np.empty(2 * total, np.int64)
+                        grown[:total] = keys
+                        keys = grown
+                    keys[total] = distance << ROW_BITS | np.int64(row)
+                    total += 1
+                if mask == 0:
+                    break
+                mask = _next(mask)
+        if state_Q[q] != ANSWERED:
+            total = begun
+        _sort(keys[begun:total], num, radius)
+        counts_Q[q] = total - begun
+    return keys[:total].copy()

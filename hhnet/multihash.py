@@ -1,0 +1,284 @@
+"""Exact search through multi-index hashing: sublinear for near neighbours of short codes.
+
+Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space with Multi-Index Hashing", PAMI 2014, arXiv 1307.2982.
+A code is cut into M disjoint substrings, and a table per substring says which rows have which pattern there. A code
+within distance r of the query has a substring with few flips, so it lies in one of the buckets that the steps 0 to r
+visit, where step s looks at substring s % M with exactly s // M bits flipped: if every substring differed in more bits
+than those steps allow it, the distance would be at least r + 1.
+
+Real codes lie in clusters and have large buckets. Each search therefore adds up the sizes of the buckets before it
+goes through them, and what a scan would answer sooner is answered by a scan (`hhnet.kernels`). Either way the answers
+are those of the scan, in its order.
+
+Shape suffixes: Q queries, N database codes, W 64-bit words per code, M substrings, K neighbours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from hhnet import _buckets
+from hhnet.kernels import as_words, hamming_knn, hamming_range, run_blocks
+
+_T = TypeVar("_T")
+
+Codes = npt.NDArray[np.uint8]
+
+MIN_SUBSTRING, MAX_SUBSTRING = 8, 22
+"""Bits of a substring: fewer have too many rows in a bucket, and more need tables that outgrow the cache."""
+
+CLEARLY_A_SCAN = 1 << 18  # word comparisons that take no longer than the way to the tables
+_TYPICAL = 32  # how many times less than a scan a search costs; only to decide whether threads pay
+
+
+def default_substrings(count: int, bits: int) -> int:
+    """How many substrings suit `count` codes: such that each has about log2(count) bits, and no more than that."""
+    width = min(max(count, 1).bit_length() - 1, MAX_SUBSTRING)
+    return -(-bits // max(width, MIN_SUBSTRING))
+
+
+def substring_widths(bits: int, substrings: int) -> list[int]:
+    """Bits of each substring, in the order of the bits of the code. ValueError for a number that cannot be."""
+    if not -(-bits // MAX_SUBSTRING) <= substrings <= bits:
+        raise ValueError(
+            f"{bits} bits can be cut into {-(-bits // MAX_SUBSTRING)} to {bits} substrings of at most "
+            f"{MAX_SUBSTRING} bits: got {substrings}"
+        )
+    return [bits // substrings + (j < bits % substrings) for j in range(substrings)]
+
+
+def table_length(bits: int, substrings: int) -> int:
+    """Entries of `starts`: one more than patterns, for each substring."""
+    return sum((1 << width) + 1 for width in substring_widths(bits, substrings))
+
+
+def padded(codes: npt.NDArray[Any], name: str = "codes") -> Codes:
+    """Codes of any width as uint8 (N, 8 * W), zero-padded; a view where the width is a multiple of 8 already."""
+    words = as_words(codes, name)
+    if words.dtype == np.uint64:
+        return words.view(np.uint8)
+    out = np.zeros((len(codes), (codes.shape[1] + 7) // 8 * 8), np.uint8)
+    out[:, : codes.shape[1]] = codes
+    return out
+
+
+class TablesDamagedError(ValueError):
+    """A table points outside its codes."""
+
+
+@dataclass(frozen=True)
+class MultiHash:
+    """Codes and the tables of their substrings; plain arrays, so that they can be mapped from a file.
+
+    Attributes:
+        codes: uint8 (N, 8 * W), zero-padded to whole words.
+        bits: how many bits of a code, from the first on, the substrings cover; all bits count for distances.
+        starts: uint32 (sum of 2^b + 1,), the tables one after another: the rows with pattern p in substring j are
+            `rows[j, starts_j[p]:starts_j[p + 1]]`.
+        rows: uint32 (M, N), ascending in each bucket.
+
+    The tables need not be trusted: one that points outside the codes is a TablesDamagedError when it is met.
+    """
+
+    codes: Codes
+    bits: int
+    starts: npt.NDArray[np.uint32]
+    rows: npt.NDArray[np.uint32]
+
+    @classmethod
+    def build(cls, codes: Codes, bits: int | None = None, substrings: int | None = None) -> "MultiHash":
+        """Sort the rows by each substring of `codes`, uint8 (N, bytes).
+
+        Args:
+            codes: packed codes, fewer than 2^32.
+            bits: how many bits the substrings cover, where the rest is padding. By default all.
+            substrings: how many; by default what suits N.
+
+        Raises:
+            TypeError: for codes that are not uint8. ValueError: for shapes or numbers that do not fit.
+        """
+        words_NW = as_words(padded(codes), "codes")
+        num, bits = len(words_NW), 8 * codes.shape[1] if bits is None else bits
+        if num >= 1 << 32:
+            raise ValueError(f"rows are numbered in 32 bits: {num} codes are too many for one table")
+        if not 0 < bits <= 8 * codes.shape[1]:
+            raise ValueError(f"bits must be from 1 to {8 * codes.shape[1]}: got {bits}")
+        substrings = default_substrings(num, bits) if substrings is None else substrings
+        layout_M3, offsets_M = _layout(bits, substrings)
+        starts, rows_MN = np.empty(offsets_M[-1], np.uint32), np.empty((substrings, num), np.uint32)
+
+        def sort(part: slice) -> None:
+            for j in range(part.start, part.stop):
+                _buckets.fill_table(words_NW, layout_M3, j, starts[offsets_M[j] : offsets_M[j + 1]], rows_MN[j])
+
+        run_blocks(sort, substrings, 10 * num * substrings, block=1)
+        return cls(words_NW.view(np.uint8), bits, starts, rows_MN)
+
+    def __post_init__(self) -> None:
+        substrings = len(self.rows) if self.rows.ndim == 2 else 0
+        if self.rows.dtype != np.uint32 or self.starts.dtype != np.uint32:
+            raise TypeError(f"tables must be uint32: got {self.starts.dtype} and {self.rows.dtype}")
+        if self.codes.ndim != 2 or self.codes.shape[1] % 8 or not 0 < self.bits <= 8 * self.codes.shape[1]:
+            raise ValueError(f"codes must have whole words that hold {self.bits} bits: got {self.codes.shape}")
+        shapes = (table_length(self.bits, substrings),), (substrings, len(self.codes))
+        if (self.starts.shape, self.rows.shape) != shapes:
+            raise ValueError(f"tables must have shapes {shapes}: got {self.starts.shape} and {self.rows.shape}")
+
+    def knn(
+        self,
+        queries: Codes,
+        k: int,
+        threads: int | None = None,
+        allowed: npt.NDArray[np.bool_] | None = None,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """What `hamming_knn(queries, codes, k, threads, allowed)` returns.
+
+        Args:
+            queries: uint8 (Q, bytes), as wide as the codes before or after padding.
+            k: how many neighbours, at least 1; cut to the number of allowed rows.
+            threads: how many threads to use; by default the CPUs this process may use.
+            allowed: bool (N,), the rows that may be returned; by default all.
+
+        Raises:
+            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or k < 1.
+                TablesDamagedError: for tables that point outside the codes.
+        """
+        return self._knn(queries, k, threads, allowed)[:2]
+
+    def range_search(
+        self,
+        queries: Codes,
+        radius: int,
+        threads: int | None = None,
+        allowed: npt.NDArray[np.bool_] | None = None,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """What `hamming_range(queries, codes, radius, threads, allowed)` returns: offsets, rows, distances.
+
+        Raises:
+            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or a negative radius.
+                TablesDamagedError: for tables that point outside the codes.
+        """
+        return self._range(queries, radius, threads, allowed)[:3]
+
+    def _knn(self, queries: Codes, k: int, threads: int | None, allowed: Any) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
+        """Distances and rows, and which queries were answered by a scan."""
+        queries_QW, codes_NW, allowed_N = self._checked(queries, allowed)
+        if k < 1:
+            raise ValueError(f"k must be at least 1: got {k}")
+        scan = self._scan_cost(len(queries_QW), threads)
+        k = min(k, len(codes_NW) if allowed is None else int(np.count_nonzero(allowed_N)))
+        if k == 0 or self._clearly_a_scan(len(queries_QW), scan):
+            found = hamming_knn(_bytes(queries_QW), self.codes, max(k, 1), threads, allowed)
+            return *found, np.ones(len(queries_QW), np.bool_)
+        distances, rows = np.empty((len(queries_QW), k), np.int32), np.empty((len(queries_QW), k), np.int64)
+
+        def search(part: slice, state_Q: Any) -> None:
+            _buckets.knn(
+                *(queries_QW[part], codes_NW, *self._tables(), allowed_N, scan),
+                *(distances[part], rows[part], state_Q),
+            )
+
+        scanned, _ = _in_blocks(search, len(queries_QW), scan, threads)
+        if scanned.any():
+            left = hamming_knn(_bytes(queries_QW[scanned]), self.codes, k, threads, allowed)
+            distances[scanned], rows[scanned] = left
+        return distances, rows, scanned
+
+    def _range(
+        self, queries: Codes, radius: int, threads: int | None, allowed: Any
+    ) -> tuple[Any, Any, Any, npt.NDArray[np.bool_]]:
+        """Offsets, rows and distances, and which queries were answered by a scan."""
+        queries_QW, codes_NW, allowed_N = self._checked(queries, allowed)
+        if radius < 0:
+            raise ValueError(f"radius must be at least 0: got {radius}")
+        radius = min(radius, 64 * codes_NW.shape[1])
+        scan = self._scan_cost(len(queries_QW), threads)
+        if self._clearly_a_scan(len(queries_QW), scan):
+            found = hamming_range(_bytes(queries_QW), self.codes, radius, threads, allowed)
+            return *found, np.ones(len(queries_QW), np.bool_)
+        counts = np.zeros(len(queries_QW), np.int64)
+
+        def search(part: slice, state_Q: Any) -> npt.NDArray[np.int64]:
+            found_keys: npt.NDArray[np.int64] = _buckets.within(
+                *(queries_QW[part], codes_NW, *self._tables(), allowed_N),
+                *(radius, scan, counts[part], state_Q),
+            )
+            return found_keys
+
+        scanned, keys_of_blocks = _in_blocks(search, len(queries_QW), scan, threads)
+        keys = np.concatenate(keys_of_blocks)
+        rows, distances = keys & ((1 << _buckets.ROW_BITS) - 1), (keys >> _buckets.ROW_BITS).astype(np.int32)
+        if scanned.any():
+            left = _bytes(queries_QW[scanned])
+            ends, more_rows, more_distances = hamming_range(left, self.codes, radius, threads, allowed)
+            counts[scanned] = np.diff(ends)
+            by_scan = np.repeat(scanned, counts)
+            rows, distances = _woven(by_scan, more_rows, rows), _woven(by_scan, more_distances, distances)
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), rows, distances, scanned
+
+    def _scan_cost(self, num: int, threads: int | None) -> float:
+        """Word comparisons of a scan, as one query feels it: fewer than the threads are scanned by all of them."""
+        workers = threads or int(numba.config.NUMBA_NUM_THREADS)
+        return self.codes.size / 8 * min(1.0, num / workers)
+
+    def _clearly_a_scan(self, num: int, scan: float) -> bool:
+        """Without asking the tables: there is nothing to find, or not even one bucket is worth a look."""
+        return num == 0 or num * (self.codes.size // 8) < CLEARLY_A_SCAN or _buckets.PROBE * scan < _buckets.LOOKUP
+
+    def _tables(self) -> tuple[Any, Any, Any, Any]:
+        """What the compiled loops take; read-only, so that they are compiled once for mapped and for new tables."""
+        return *_layout(self.bits, len(self.rows)), _readonly(self.starts), _readonly(self.rows)
+
+    def _checked(self, queries: Codes, allowed: Any) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
+        queries_QW, codes_NW = as_words(padded(queries, "queries"), "queries"), as_words(self.codes, "codes")
+        width = np.shape(queries)[1]
+        if queries_QW.shape[1] != codes_NW.shape[1] or 8 * width < self.bits:
+            raise ValueError(f"queries must have codes of {self.bits} bits: got {width} bytes")
+        if allowed is None:
+            return queries_QW, codes_NW, _readonly(np.zeros(0, np.bool_))
+        mask = np.ascontiguousarray(allowed)
+        if mask.dtype != np.bool_ or mask.shape != (len(codes_NW),):
+            raise ValueError(f"allowed must be bool of shape ({len(codes_NW)},): got {mask.dtype} {mask.shape}")
+        return queries_QW, codes_NW, _readonly(mask)
+
+
+def _in_blocks(
+    search: Callable[[slice, Any], _T], num: int, scan: float, threads: int | None
+) -> tuple[npt.NDArray[np.bool_], list[_T]]:
+    """Run `search` on blocks of queries; for which of them a scan is the cheaper way, and what was returned."""
+    state = np.empty(num, np.uint8)
+    found = run_blocks(lambda part: search(part, state[part]), num, int(num * scan) // _TYPICAL, threads)
+    if (state == _buckets.DAMAGED).any():
+        raise TablesDamagedError("the tables point outside the codes")
+    return state == _buckets.SCAN, found
+
+
+def _bytes(words: npt.NDArray[np.uint64]) -> Codes:
+    return words.view(np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _layout(bits: int, substrings: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Word, shift and width of each substring, (M, 3), and where its table lies in `starts`, (M + 1,)."""
+    widths = substring_widths(bits, substrings)
+    begins = np.cumsum([0, *widths[:-1]])
+    offsets = np.cumsum([0, *((1 << width) + 1 for width in widths)])
+    return _readonly(np.stack([begins // 64, begins % 64, widths], axis=1).astype(np.int64)), _readonly(offsets)
+
+
+def _readonly(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    view = np.ascontiguousarray(array).view(np.ndarray)[:]
+    view.flags.writeable = False
+    return view
+
+
+def _woven(by_scan: npt.NDArray[np.bool_], scanned: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The hits of all queries in their order, from those of either way."""
+    out = np.empty(len(by_scan), scanned.dtype)
+    out[by_scan], out[~by_scan] = scanned, others
+    return out

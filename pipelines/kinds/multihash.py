@@ -1,0 +1,95 @@
+"""Multi-index hashing of a memory-mapped part: exact, and sublinear for near neighbours of short codes.
+
+A part is a safetensors file with `codes`, uint64 (N, W), the packed codes as little-endian words; `ids`, int64 (N,);
+and the tables of `hhnet.multihash`, `starts` and `rows`, uint32. How many substrings a part has follows from its number
+of codes. A part of less than some ten thousand codes is scanned sooner than its tables are asked.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from hhnet.multihash import MultiHash, TablesDamagedError
+from pipelines.config import IndexSettings
+from pipelines.errors import DamagedArtifact
+from pipelines.kinds import Codes, Hits, Ids, Neighbours
+from pipelines.kinds.mapped import mapped
+
+_T = TypeVar("_T")
+
+
+class MultiHashKind:
+    """The exact kind with tables: nothing to learn, nothing to set."""
+
+    suffix = ".safetensors"
+    exact = True
+
+    def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
+        """None: each part's tables follow its own number of codes."""
+        return {}
+
+    def sample_size(self, parameters: Mapping[str, int]) -> int:
+        """Nothing is learnt."""
+        return 0
+
+    def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
+        """Never called."""
+        raise NotImplementedError
+
+    def build(self, codes: Codes, ids: Ids, shared: bytes | None) -> bytes:
+        """Codes and ids as they are, and the rows sorted by each substring."""
+        assert len(codes) == len(ids) > 0
+        assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
+        table = MultiHash.build(codes)
+        tensors: dict[str, npt.NDArray[Any]] = {
+            "codes": np.ascontiguousarray(table.codes).view(np.uint64),
+            "ids": np.ascontiguousarray(ids),
+            "starts": table.starts,
+            "rows": table.rows,
+        }
+        return bytes(save(tensors))
+
+    def open(
+        self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
+    ) -> "MultiHashSearcher":
+        """Map the file; pages are read as a search touches them.
+
+        The shapes are checked here, what the tables say when it is used: to look at all of it would cost a scan.
+        """
+        codes = mapped(path, "codes", np.dtype("<u8"), "U64", (rows, (width + 7) // 8))
+        starts = mapped(path, "starts", np.dtype("<u4"), "U32", (None,))
+        by_pattern = mapped(path, "rows", np.dtype("<u4"), "U32", (None, rows))
+        try:
+            table = MultiHash(codes.view(np.uint8), 8 * width, starts, by_pattern)
+        except ValueError as error:
+            raise DamagedArtifact(f"{path}: {error}") from None
+        return MultiHashSearcher(path, table, mapped(path, "ids", np.dtype("<i8"), "I64", (rows,)), removed)
+
+
+class MultiHashSearcher:
+    """A mapped part and its tables."""
+
+    def __init__(self, path: Path, table: MultiHash, ids: Ids, removed: Ids) -> None:
+        self.table, self.ids, self._path = table, ids, path
+        self._allowed = ~np.isin(ids, removed) if len(removed) else None
+        self.count = len(ids) if self._allowed is None else int(self._allowed.sum())
+
+    def search(self, queries: Codes, k: int) -> Neighbours:
+        """Exactly the k nearest."""
+        distances, rows = self._sound(lambda: self.table.knn(queries, k, allowed=self._allowed))
+        return distances, self.ids[rows]
+
+    def range_search(self, queries: Codes, radius: int) -> Hits:
+        """Exactly those within `radius`."""
+        offsets, rows, distances = self._sound(lambda: self.table.range_search(queries, radius, allowed=self._allowed))
+        return offsets, distances, self.ids[rows]
+
+    def _sound(self, search: Callable[[], _T]) -> _T:
+        try:
+            return search()
+        except TablesDamagedError as error:
+            raise DamagedArtifact(f"{self._path}: {error}") from None
