@@ -16,7 +16,7 @@ from pipelines.artifacts import Artifact, versions
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
 from pipelines.failpoints import failpoint
 from pipelines.storage import Entry, Store
-from pipelines.versions import FOLDERS, all_versions, referenced
+from pipelines.versions import FOLDERS, all_versions, open_current, referenced
 
 TEMPORARY = ".tmp-"
 CHECKPOINTS = "checkpoints/"
@@ -50,7 +50,7 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False) -> dict[str, An
         "verb": "gc",
         "status": "done" if old else "unchanged",
         "uri": store.uri,
-        "digest": list(published.values())[-1].digest if published else None,
+        "digest": open_current(store).digest if published else None,
         "deleted": len(old),
         "bytes": sum(entry.size for entry in old.values()),
         "young": len(garbage) - len(old),
@@ -76,7 +76,7 @@ def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> l
     for artifact in published.values():
         used |= {entry.path for entry in referenced(artifact)}
     unused = [name for name in there if name.partition("/")[0] in FOLDERS and "/" in name and name not in used]
-    is_model = published["manifest.json"].manifest.kind == "model"
+    is_model = any(artifact.manifest.kind == "model" for artifact in published.values())
     checkpoints = [name for name in there if is_model and name.startswith(CHECKPOINTS)]
     checkpoints.sort(key=lambda name: (not name.endswith("/manifest.json"), name))
     return list(dict.fromkeys([*temporary, *unused, *checkpoints]))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import pipelines.index
+import pipelines.indexing
 from pipelines.artifacts import ArtifactWriter
 from pipelines.config import Config, IndexSettings, SearchSettings
 from pipelines.errors import FingerprintMismatch, InputError
@@ -22,7 +22,7 @@ CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    use_inline_pool(monkeypatch, pipelines.index)
+    use_inline_pool(monkeypatch, pipelines.indexing)
 
     def build(*codes, name="index", config=CONFIG):
         return build_index(list(codes), str(tmp_path / name), config)["uri"]
