@@ -6,7 +6,7 @@ others still count on from them.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -100,7 +100,8 @@ def publish_next(
     base: Artifact, number: int, parts: Sequence[Part], receipts: Sequence[ReceiptRef], totals: dict[str, int]
 ) -> Artifact:
     """Publish version `number`, made from `base`, the version before it. CommitConflict if another run was first."""
-    artifact = next_artifact(base, number, parts, receipts, totals)
+    require_parts(base, parts, number)
+    artifact = next_artifact(base, parts, receipts, totals)
     path = put_manifest(artifact)
     if number == 2 and not publish_version(base.store, 1, "manifest.json", base.digest):
         raise _overtaken(base.store, number)
@@ -108,24 +109,24 @@ def publish_next(
     return artifact
 
 
-def next_artifact(
-    base: Artifact,
-    number: int,
-    parts: Sequence[Part],
-    receipts: Sequence[ReceiptRef],
-    totals: Mapping[str, int],
-    **changed: Any,
-) -> Artifact:
-    """The next version as it will be, with the fields of `base` (`inputs`, `meta`) that are not in `changed`.
-
-    Nothing is put. DamagedArtifact where a part that it names is gone, so that version `number` could not be read.
-    """
+def require_parts(base: Artifact, parts: Iterable[Part], number: int) -> None:
+    """DamagedArtifact where a part that version `number` is to name is gone or cut."""
     there = base.store.entries()
     for part in parts:
         if part.path not in there or there[part.path].size != part.bytes:
             raise DamagedArtifact(
                 f"{base.uri}/{part.path} is gone, so version {number} cannot name it: the verb that made it restores it"
             )
+
+
+def next_artifact(
+    base: Artifact,
+    parts: Sequence[Part],
+    receipts: Sequence[ReceiptRef],
+    totals: Mapping[str, int],
+    **changed: Any,
+) -> Artifact:
+    """The next version as it will be, with the fields of `base` (`inputs`, `meta`) not in `changed`; nothing is put."""
     fields = {
         **base.manifest.model_dump(mode="json"),
         "parts": [part.model_dump() for part in sorted(parts, key=lambda part: part.path)],

@@ -9,6 +9,7 @@ as a whole has no parts, and keeps its ordinal with 0 rows: an ordinal is given 
 """
 
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,6 +168,13 @@ class IndexReader:
             raise DamagedArtifact(f"{where} has {table.num_rows} rows, expected {self.shards[ordinal].rows}")
         return table
 
+    def receipt(self, ordinal: int) -> dict[str, Any]:
+        """The receipt of a shard's part, checked."""
+        for reference in self.artifact.manifest.receipts:
+            if reference.shard == part_stem(ordinal):
+                return dict(json.loads(self.artifact.read(reference)))
+        raise DamagedArtifact(f"{self.artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
+
     def live_keys(self, ordinal: int) -> pa.Table:
         """A shard's key table without the removed rows."""
         table, removed = self.read_keys(ordinal), self.removed.get(ordinal)
@@ -288,6 +296,23 @@ def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:
     if len(shards) != len(table) or len({shard.shard_sha256 for shard in shards.values()}) != len(table):
         raise DamagedArtifact(f"{where} gives an ordinal twice, or a tar two of them")
     return shards
+
+
+def made_as(artifact: Artifact) -> int:
+    """The number of the version that this manifest was made for; a rollback gives it another one as well."""
+    number = artifact.manifest.meta.get("version", 1)
+    if not isinstance(number, int):
+        raise DamagedArtifact(f"{artifact.uri}: a manifest says that it is version {number!r}")
+    return number
+
+
+def newest_made(store: Store) -> Artifact:
+    """The newest version that is no rollback. Its ordinal table has all that were ever given, for each is made so."""
+    for number in reversed(versions(store)):
+        artifact = open_version(store, number, "index")
+        if made_as(artifact) == number:
+            return artifact
+    raise DamagedArtifact(f"{store.uri}: no version was made as the number that it has")
 
 
 def merge(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
