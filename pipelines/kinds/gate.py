@@ -21,6 +21,9 @@ from pipelines.kinds import NO_ID, Codes, Ids, Neighbours, Searcher
 from pipelines.kinds.artifact import IndexReader, index_id, merge
 from pipelines.kinds.parts import sample_places
 
+HITS = 1 << 22
+"""Hits within the radius that are looked at together."""
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -79,12 +82,12 @@ def measure(reader: IndexReader, settings: GateSettings, seed: int) -> Figures:
         codes_NB, rows_N = code_array(table["code"]), table["row"].to_numpy().astype(np.int64)
         answers = _Answers(codes_NB, index_id(shard.ordinal, rows_N))
         found = merge(found, answers.nearest(part, probes_PB, settings.k, seconds_P), settings.k)
-        hits += answers.within(part, probes_PB, settings.radius)
+        right, expected = answers.within(part, probes_PB, settings.radius)
+        hits, within = hits + right, within + expected
         if reader.kind.exact:
             answers.everything(part, probes_PB[:1])
         distances, rows = hamming_knn(probes_PB, codes_NB, settings.k)
         truth = merge(truth, (distances, index_id(shard.ordinal, rows_N[rows])), settings.k)
-        within += sum(int(hamming_range(probe_B[None], codes_NB, settings.radius)[0][-1]) for probe_B in probes_PB)
         opened, duplicates, wrong = opened + part.count, duplicates + answers.duplicates, wrong + answers.wrong
     # A code that more than K samples share may be represented by others of them.
     itself_P = (found[1] == ids_P[:, None]).any(1) | (found[0] == 0).all(1)
@@ -159,32 +162,40 @@ class _Answers:
         answers = []
         for place in range(len(probes_PB)):
             begun = time.perf_counter()
-            distances, ids = part.search(probes_PB[place : place + 1], k)
+            answers.append(part.search(probes_PB[place : place + 1], k))
             seconds_P[place] += time.perf_counter() - begun
-            there = ids[0] != NO_ID
-            self._judge(probes_PB[place], distances[0][there], ids[0][there])
-            answers.append((distances, ids))
-        return np.concatenate([d for d, _ in answers]), np.concatenate([i for _, i in answers])
+        distances_PK, ids_PK = (np.concatenate(column) for column in zip(*answers, strict=True))
+        there = ids_PK != NO_ID
+        self._judge(probes_PB, there.sum(1), distances_PK[there], ids_PK[there])
+        return distances_PK, ids_PK
 
-    def within(self, part: Searcher, probes_PB: Codes, radius: int) -> int:
-        """How many right hits the probes have, asked one by one since each may have as many as there are codes."""
-        hits = 0
-        for place in range(len(probes_PB)):
-            _, distances, ids = part.range_search(probes_PB[place : place + 1], radius)
-            hits += self._judge(probes_PB[place], distances, ids)
-        return hits
+    def within(self, part: Searcher, probes_PB: Codes, radius: int) -> tuple[int, int]:
+        """How many right hits the probes have, and how many they should have."""
+        found = expected = 0
+        step = max(1, HITS // len(self._ids_N))  # each probe may have as many hits as there are codes
+        for start in range(0, len(probes_PB), step):
+            chunk_PB = probes_PB[start : start + step]
+            offsets, distances, ids = part.range_search(chunk_PB, radius)
+            found += self._judge(chunk_PB, np.diff(offsets), distances, ids)
+            expected += int(hamming_range(chunk_PB, self._codes_NB, radius)[0][-1])
+        return found, expected
 
     def everything(self, part: Searcher, probe_PB: Codes) -> None:
         """Have an exact part give all that it holds."""
-        _, distances, ids = part.range_search(probe_PB, 8 * probe_PB.shape[1])
-        self.wrong += len(self._ids_N) - self._judge(probe_PB[0], distances, ids)
+        offsets, distances, ids = part.range_search(probe_PB, 8 * probe_PB.shape[1])
+        self.wrong += len(self._ids_N) - self._judge(probe_PB, np.diff(offsets), distances, ids)
 
-    def _judge(self, probe_B: npt.NDArray[np.uint8], distances_H: npt.NDArray[np.int32], ids_H: Ids) -> int:
-        """The number of different ids that are the shard's and at the distance of their codes."""
-        ids, first = np.unique(ids_H, return_index=True)
-        places = np.searchsorted(self._ids_N, ids).clip(max=len(self._ids_N) - 1)
-        true = np.bitwise_count(self._codes_NB[places] ^ probe_B).sum(1)
-        right = (self._ids_N[places] == ids) & (true == distances_H[first])
-        self.duplicates += len(ids_H) - len(ids)
-        self.wrong += int((~right).sum())
-        return int(right.sum())
+    def _judge(
+        self, probes_PB: Codes, counts_P: npt.NDArray[np.int64], distances_H: npt.NDArray[np.int32], ids_H: Ids
+    ) -> int:
+        """Of the answers, probe after probe, how many are different ids of the shard at the distance of their codes."""
+        probe_H = np.repeat(np.arange(len(probes_PB)), counts_P)
+        places_H = np.searchsorted(self._ids_N, ids_H).clip(max=len(self._ids_N) - 1)
+        true_H = np.bitwise_count(self._codes_NB[places_H] ^ probes_PB[probe_H]).sum(1)
+        right_H = (self._ids_N[places_H] == ids_H) & (true_H == distances_H)
+        order = np.lexsort((ids_H, probe_H))
+        again_H = np.zeros(len(ids_H), np.bool_)
+        again_H[order[1:]] = (np.diff(ids_H[order]) == 0) & (np.diff(probe_H[order]) == 0)
+        self.duplicates += int(again_H.sum())
+        self.wrong += int((~right_H).sum())
+        return int((right_H & ~again_H).sum())
