@@ -33,7 +33,7 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> dic
     tars = prove_shards(findings) if kind == "shards" else []
     _check_bytes(findings, list(published.values()), tars)
     for path, artifact in published.items():
-        found = findings if artifact is first else Findings(artifact, given)
+        found = findings if artifact is first else Findings(artifact, given, proven=findings.proven)
         _check_envelope(found, path)
         if kind in PROOFS:
             PROOFS[kind](found)

@@ -25,9 +25,10 @@ from pipelines.kinds.artifact import QUANTIZER_NAME, REMOVED, REMOVED_NAME, open
 from pipelines.kinds.flat import FlatKind
 from pipelines.reindex import add_codes, compact_index, remove_rows
 from pipelines.releases import index_info, publish_index, rollback_index
-from pipelines.schema import parquet_bytes, table_of
+from pipelines.schema import parquet_bytes, read_parquet, table_of
 from pipelines.search import search
 from pipelines.storage import Store, canonical_json, sha256_of
+from pipelines.verify import verify
 from pipelines.versions import open_current
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool
@@ -314,16 +315,16 @@ def test_ten_nights_end_with_the_answers_of_a_fresh_build(tmp_path: Path, pool: 
     gate = GateSettings(probes=20)
     config = config.model_copy(update={"index": config.index.model_copy(update={"gate": gate})})
     random = np.random.default_rng(5)
-    nights: dict[str, dict[str, Rows]] = {"base": tars("base", shards=10, count=100)}
+    nights: dict[str, dict[str, Rows]] = {"base": tars("base", shards=5, count=100)}
     index = str(
         build_index([write_codes(tmp_path / "base", nights["base"]).uri], str(tmp_path / "index"), config)["uri"]
     )
     gone: set[str] = set()
     for night in range(10):
         name = f"night{night}"
-        nights[name] = tars(name, shards=1, count=10)
+        nights[name] = tars(name, shards=1, count=5)
         added = write_codes(tmp_path / name, nights[name]).uri
-        keys = random.choice(keys_of(index), 10, replace=False).tolist()
+        keys = random.choice(keys_of(index), 5, replace=False).tolist()
         if night == 6:
             add_codes(index, [added], config)
             remove_rows(index, config, keys)
@@ -610,3 +611,67 @@ def test_a_part_that_is_gone_is_not_named_again(index: str) -> None:
     with pytest.raises(DamagedArtifact, match=r"part-000001-.* is gone, so version 2 cannot name it"):
         remove_rows(index, FLAT, ["base/0/00000"])
     assert versions(Store(index)) == [1]
+
+
+# ---------------------------------------------------------------------------------------------------------- verify
+
+
+@KINDS
+def test_verify_proves_every_version(tmp_path: Path, pool: InlinePool, config: Config) -> None:
+    index = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config)["uri"])
+    remove_rows(index, config, ["base/0/00003", "base/1/00004"])
+    add_codes(index, [codes_at(tmp_path, "more")], config)
+    compact_index(index, config)
+    remove_rows(index, config, ["more/0/00000"], ["base-000002.tar"])
+    rollback_index(index, 2)
+    last = rollback_index(index, 5)
+    result = verify(index)
+    assert result["digest"] == last["digest"]
+    assert result["orphans"] == []
+    for check in (
+        "versions 1 to 7 name",
+        "77 codes in 4 parts that open, 1 of their rows removed",
+        "98 codes in 5 parts",
+    ):
+        assert any(check in line for line in result["checks"]), check
+
+
+def test_verify_finds_rows_that_are_not_those_of_the_codes(tmp_path: Path, index: str) -> None:
+    store, artifact = Store(index), open_current(index)
+    part = artifact.manifest.part("keys-000001.parquet")
+    table = read_parquet(store.read(part.path), "keys")
+    data = parquet_bytes(table.set_column(1, table.schema.field(1), [[f"x{n}" for n in range(20)]]))
+    changed = {"path": "parts/keys-000001-0123456789abcdef.parquet", "bytes": len(data), "sha256": sha256_of(data)}
+    store.put(str(changed["path"]), data)
+
+    def swap(fields: dict[str, Any]) -> None:
+        fields["parts"] = [entry | changed if entry["path"] == part.path else entry for entry in fields["parts"]]
+
+    forge(index, 2, swap)
+    with pytest.raises(
+        DamagedArtifact, match=r"keys-000001-0123456789abcdef.parquet has other rows than .*/base/parts"
+    ):
+        verify(index)
+
+
+def test_verify_finds_rows_that_went_without_being_compacted(tmp_path: Path, index: str) -> None:
+    """A version that leaves a shard's rows out and tells nobody."""
+    remove_rows(index, FLAT, ["base/0/00003"])
+    compact_index(index, FLAT)
+    old = open_artifact(index).manifest.receipts
+
+    def hide(fields: dict[str, Any]) -> None:
+        fields["receipts"] = [ref.model_dump() for ref in old]
+        fields["meta"]["version"] = 4
+
+    forge(index, 4, hide)
+    with pytest.raises(DamagedArtifact, match=r"does not list the tars of .*/base with their codes"):
+        verify(index)
+
+
+def test_verify_finds_a_part_that_belongs_to_no_shard(index: str) -> None:
+    remove_rows(index, FLAT, shards=["base-000001.tar"])
+    dropped = open_artifact(index).manifest.part("part-000001.safetensors")
+    forge(index, 3, lambda fields: (fields["parts"].append(dropped.model_dump()), fields["meta"].update(version=3)))
+    with pytest.raises(DamagedArtifact, match="the ordinal table gives it no rows"):
+        verify(index)
