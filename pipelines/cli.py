@@ -188,15 +188,20 @@ def gc(
     older_than: Annotated[
         str, typer.Option(help="Grace period; longer than any run that may be writing there.", metavar="24h")
     ] = "24h",
+    keep: Annotated[
+        int | None, typer.Option(help="Keep only the last N versions; default all of them.", min=1, metavar="N")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, say what would be.")] = False,
 ) -> Result:
     """Delete what no version of an artifact refers to: parts of lost attempts, old checkpoints, temporary files.
 
     Example: hhnet gc codes/database --dry-run
+
+    Example: hhnet gc index --keep 7
     """
     from pipelines.gc import gc as work
 
-    return work(uri, older_than=older_than, dry_run=dry_run)
+    return work(uri, older_than=older_than, dry_run=dry_run, keep=keep)
 
 
 @verb(app, "verify")

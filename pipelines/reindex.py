@@ -157,7 +157,8 @@ def compact_index(index: str, config: Config, publish: bool = True) -> dict[str,
 def _base(index: str) -> Iterator[Base]:
     with open_index(index) as reader:
         assert reader.version is not None, "a published index has a version"
-        given = read_ordinals(newest_made(reader.artifact.store))
+        _, newest = newest_made(reader.artifact.store)
+        given = read_ordinals(newest)
         for ordinal, shard in reader.shards.items():
             if given.get(ordinal, shard).shard_sha256 != shard.shard_sha256:
                 raise DamagedArtifact(f"{reader.artifact.uri}: two versions give ordinal {ordinal} to different tars")

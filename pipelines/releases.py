@@ -67,6 +67,11 @@ def rollback_index(index: str, to: int | None = None) -> dict[str, Any]:
         return {**summary("index rollback", "unchanged", current, known[-1]), "to": target}
     if not publish_version(store, known[-1] + 1, path, artifact.digest):
         raise CommitConflict(f"{store.uri}: another run published version {known[-1] + 1} meanwhile: look at it first")
+    if store.size(f"versions/{target}.json") is None:
+        raise CommitConflict(
+            f"{store.uri}: gc collected version {target} while version {known[-1] + 1} named it again: roll back to "
+            "another one"
+        )
     return {**summary("index rollback", "done", artifact, known[-1] + 1), "to": target}
 
 

@@ -6,7 +6,7 @@ others still count on from them.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,12 +73,14 @@ def require_version(store: Store, number: int, known: Sequence[int]) -> None:
         )
 
 
-def all_versions(store: Store) -> dict[str, Artifact]:
+def all_versions(store: Store, but: Container[int] = ()) -> dict[str, Artifact]:
     """Every manifest that the root has published, by its path, in the order of the versions that first name it.
+
+    Versions in `but` are left out.
 
     InputError where nothing was published, or where the first manifest is gone.
     """
-    first, known = open_artifact(store), versions(store)
+    first, known = open_artifact(store), [number for number in versions(store) if number not in but]
     named = dict(named_version(store, number) for number in known)
     return named if known and known[0] > 1 else {"manifest.json": first, **named}
 

@@ -306,12 +306,12 @@ def made_as(artifact: Artifact) -> int:
     return number
 
 
-def newest_made(store: Store) -> Artifact:
+def newest_made(store: Store) -> tuple[int, Artifact]:
     """The newest version that is no rollback. Its ordinal table has all that were ever given, for each is made so."""
     for number in reversed(versions(store)):
         artifact = open_version(store, number, "index")
         if made_as(artifact) == number:
-            return artifact
+            return number, artifact
     raise DamagedArtifact(f"{store.uri}: no version was made as the number that it has")
 
 
