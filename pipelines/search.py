@@ -54,12 +54,15 @@ def search(
     """
     if not (images or keys or codes or hex_codes):
         raise InputError("nothing to search for: name a query with --image, --key, --codes or --code")
+    k = config.search.k if k is None else k
+    if k < 1:
+        raise InputError(f"k = {k}: ask for at least one neighbour")
     with open_index(index, version) as reader:
         results: list[dict[str, Any]] = []
         shown: list[tuple[Query, list[tuple[int, Item]]]] = []
         queries = _queries(reader, images, keys, codes, hex_codes, model)
         for batch in _batches(queries):
-            for query, neighbours in _answer(reader, batch, k or config.search.k):
+            for query, neighbours in _answer(reader, batch, k):
                 results.append(_result(query, neighbours))
                 if html is not None and len(shown) < PAGE_QUERIES:
                     shown.append((query, neighbours))

@@ -115,6 +115,9 @@ def test_codes_of_other_bits_or_of_another_model_are_refused_naming_both(tmp_pat
         search(index, CONFIG, hex_codes=["xyz"])
     with pytest.raises(InputError, match="nothing to search for"):
         search(index, CONFIG)
+    for k in (0, -3):
+        with pytest.raises(InputError, match=f"k = {k}: ask for at least one neighbour"):
+            search(index, CONFIG, hex_codes=["00" * 8], k=k)
 
 
 # ---------------------------------------------------------------------------------------------------------- images
