@@ -91,7 +91,7 @@ def verify(uri: str) -> Result:
 @act(name="train")
 def train(shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Result:
     """Shards to a model."""
-    from pipelines.cli import submit
+    from pipelines.console import submit
     from pipelines.train import train as job
 
     settings, source, held_out = parse(config), located(shards), located(val) if val else None
@@ -103,7 +103,7 @@ def train(shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Res
 @act(name="encode", task_run_name="encode {name}")
 def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Result:
     """Shards and a model to codes."""
-    from pipelines.cli import submit
+    from pipelines.console import submit
     from pipelines.encode import encode as job
 
     settings, source, network = parse(config), located(shards), located(model)
@@ -137,7 +137,7 @@ def publish(codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
 
 
 def _build(codes: list[Ref], out: str, settings: Config, publish: bool) -> Result:
-    from pipelines.cli import submit
+    from pipelines.console import submit
     from pipelines.index import build_index as job
 
     sources = [located(ref) for ref in codes]

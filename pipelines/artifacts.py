@@ -12,10 +12,10 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -192,11 +192,27 @@ class Artifact:
         return digest.hexdigest()
 
     def origin(self, role: str) -> str | None:
-        """Where the input of `role` lay when this artifact was made, if that was remembered."""
-        try:
-            return cast("str | None", json.loads(self.store.read("origin.json")).get(role))
-        except (FileNotFoundError, ValueError, AttributeError):
-            return None
+        """Where the input of `role` lay when this artifact was made, if that was remembered.
+
+        Inputs that a later version brought in are remembered by their digest, since origin.json is put only once.
+        """
+        added = [_origin_name(entry.digest) for entry in self.manifest.inputs if entry.role == role]
+        for name, field in [*((name, "uri") for name in added), ("origin.json", role)]:
+            try:
+                if (where := json.loads(self.store.read(name)).get(field)) is not None:
+                    return str(where)
+            except (FileNotFoundError, ValueError, AttributeError):
+                continue
+        return None
+
+
+def _origin_name(digest: str) -> str:
+    return f"origins/{digest[:DIGEST_CHARS]}.json"
+
+
+def remember_origin(store: Store, digest: str, uri: str) -> None:
+    """Keep where an input lies that a version of the artifact at `store` brings in; the first place is kept."""
+    store.put(_origin_name(digest), canonical_json({"uri": uri}))
 
 
 def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
@@ -280,12 +296,12 @@ class ArtifactWriter:
             return dict(receipt)
         return self._receipt(f"receipts/{shard}.json")
 
-    def receipts(self) -> dict[str, dict[str, Any]]:
-        """The receipts put so far, by shard; what a resumed run need not do again."""
+    def receipts(self, among: Container[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The receipts put so far, by shard, or those of them that are `among`; what need not be done again."""
         found: dict[str, dict[str, Any]] = {}
         for name in self.store.names("receipts"):
-            if name.endswith(".json") and not PurePosixPath(name).name.startswith("."):
-                shard = PurePosixPath(name).name.removesuffix(".json")
+            shard = PurePosixPath(name).name.removesuffix(".json")
+            if name.endswith(".json") and not shard.startswith(".") and (among is None or shard in among):
                 found[shard] = self._receipt(name)
         return found
 
@@ -309,6 +325,18 @@ class ArtifactWriter:
 
         `point` names the failpoints of that last step.
         """
+        artifact = self.draft(parts, totals, meta, receipts)
+        self.store.put_same("manifest.json", artifact.manifest.to_bytes(), point)
+        return artifact
+
+    def draft(
+        self,
+        parts: Sequence[Part],
+        totals: Mapping[str, int],
+        meta: Mapping[str, Any],
+        receipts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Artifact:
+        """The artifact as `commit` would publish it; its parts can be read already."""
         refs = [
             ReceiptRef(shard=shard, path=f"receipts/{shard}.json", bytes=len(data), sha256=sha256_of(data))
             for shard, data in sorted((s, canonical_json(r)) for s, r in (receipts or {}).items())
@@ -323,9 +351,7 @@ class ArtifactWriter:
             "totals": dict(totals),
             "meta": json.loads(canonical_json(meta)),
         }
-        manifest = Manifest.model_validate({**fields, "digest": manifest_digest(fields)})
-        self.store.put_same("manifest.json", manifest.to_bytes(), point)
-        return Artifact(self.store, manifest)
+        return Artifact(self.store, Manifest.model_validate({**fields, "digest": manifest_digest(fields)}))
 
 
 # ---------------------------------------------------------------------------------------- versions and run records
@@ -340,7 +366,8 @@ def versions(store: Store) -> list[int]:
 def publish_version(store: Store, number: int, manifest_path: str, digest: str) -> bool:
     """Put `versions/<number>.json`; False if another run took that number. Publishing the same again is fine."""
     record = canonical_json({"version": number, "manifest": manifest_path, "digest": digest})
-    return store.put(f"versions/{number}.json", record) or store.read(f"versions/{number}.json") == record
+    name = f"versions/{number}.json"
+    return store.put(name, record, "version.put") or store.read(name) == record
 
 
 def write_run_record(store: Store, record: Mapping[str, Any]) -> str:

@@ -1,27 +1,19 @@
-"""The command line: one function per verb, one place for errors, exit codes and output.
+"""The command line: one function per verb.
 
 Nothing here imports torch, ray, faiss or prefect before a verb's own work begins, so help and usage errors answer
 at once. Verbs of other packages come through the entry-point group `hhnet.verbs`.
 """
 
-import functools
-import inspect
-import json
-import os
-import signal
 import sys
-from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pipelines.config import Config, load_config
-from pipelines.errors import HHNetError, UsageError
-
-Result = dict[str, Any]
+from pipelines.console import ConfigFile, Out, Result, Sets, configure, submit, verb
+from pipelines.errors import UsageError
+from pipelines.index_cli import index_app
 
 app = typer.Typer(
     name="hhnet",
@@ -32,141 +24,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-index_app = typer.Typer(help="Build Hamming indexes.", no_args_is_help=True)
-
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
-]
-Out = Annotated[str, typer.Option("--out", help="Root of the artifact: a folder or s3://bucket/prefix.", metavar="URI")]
-Codes = Annotated[list[str], typer.Option("--codes", help="A codes artifact; repeatable.", metavar="URI")]
-JSON_OPTION = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
-DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; raised so that what must be closed is closed."""
-
-
-def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Register a function as a verb: adds --json and --debug, turns errors into exit codes, prints the result."""
-
-    def register(function: Callable[..., Result]) -> Callable[..., Result]:
-        @functools.wraps(function)
-        def command(*args: Any, json_output: bool, debug: bool, **kwargs: Any) -> None:
-            code = _run(lambda: function(*args, **kwargs), json_output, debug)
-            if code:
-                raise typer.Exit(code)
-
-        common = [("json_output", JSON_OPTION), ("debug", DEBUG_OPTION)]
-        signature = inspect.signature(function, eval_str=True)
-        extra = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-            for key, kind in common
-        ]
-        command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *extra])  # type: ignore[attr-defined]
-        command.__annotations__ = {key: parameter.annotation for key, parameter in signature.parameters.items()}
-        command.__annotations__ |= dict(common)
-        group.command(name)(command)
-        return function
-
-    return register
-
-
-def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
-    """Do a verb's work and report it; the exit code of the contract."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        result = work()
-    except HHNetError as error:
-        if debug:
-            raise
-        _complain(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        _complain("interrupted; what was committed stays, the same command goes on from there")
-        return 130
-    except (Terminated, SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting
-        _complain("terminated; what was committed stays, the same command goes on from there")
-        return 143
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    sys.stdout.write((json.dumps(result, ensure_ascii=False) if json_output else present(result)) + "\n")
-    return 4 if result.get("status") == "degraded" else 0
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
-
-
-def _complain(message: str) -> None:
-    sys.stderr.write(f"hhnet: {message}\n")
-
-
-def present(result: Mapping[str, Any]) -> str:
-    """A result for people: what happened, then its facts, one per line."""
-    if "results" in result:
-        return "\n\n".join(_present_query(entry) for entry in result["results"])
-    lines = [f"{result['verb']}: {result['status']}"]
-    facts = {key: value for key, value in result.items() if key not in ("verb", "status")}
-    width = max((len(key) for key in facts), default=0)
-    for key, value in facts.items():
-        if isinstance(value, float):
-            text = f"{value:.4g}"
-        elif isinstance(value, int):
-            text = f"{value:,}"
-        elif isinstance(value, list | dict):
-            text = json.dumps(value, ensure_ascii=False)
-        else:
-            text = str(value)
-        lines.append(f"  {key:<{width}}  {text if len(text) <= 300 else text[:297] + '...'}")
-    return "\n".join(lines)
-
-
-def _present_query(entry: Mapping[str, Any]) -> str:
-    lines = [f"query {entry['query']}", f"  {'rank':>4}  {'distance':>8}  {'labels':<24}  key"]
-    for rank, found in enumerate(entry["neighbours"], start=1):
-        labels = ", ".join(str(label) for label in found["labels"]) or "-"
-        lines.append(f"  {rank:>4}  {found['distance']:>8}  {labels:<24}  {found['key']}")
-    return "\n".join(lines)
-
-
-def _configure(config: Path | None, sets: list[str] | None, **flags: Any) -> Config:
-    named = {name.replace("__", "."): value for name, value in flags.items()}
-    return load_config(config, sets or (), named)
-
-
-def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str] | None]) -> Result | None:
-    """Run the verb as a Ray job when `ray.address` is an http(s) URL; None when it runs here."""
-    address = config.ray.address or os.environ.get("RAY_ADDRESS", "")
-    if not address.startswith(("http://", "https://")):
-        return None
-    from pipelines.cluster.jobs import submit_verb
-
-    arguments = list(words)
-    for name, value in flags.items():
-        for one in value if isinstance(value, list) else [value]:
-            arguments += [name, one] if one is not None else []
-    for setting in _changed_settings(config):
-        arguments += ["--set", setting]
-    return submit_verb(address, arguments)
-
-
-def _changed_settings(config: Config) -> list[str]:
-    """Every setting that is not a default, as section.key=value; `ray.address` points at the job's own cluster."""
-    changed = []
-    defaults = Config().model_dump(mode="json")
-    for section, settings in config.model_dump(mode="json").items():
-        for key, value in settings.items():
-            if value == defaults[section][key] or (section, key) == ("ray", "address"):
-                continue
-            nested = value.items() if isinstance(value, dict) else [(None, value)]
-            changed += [f"{section}.{key}{'.' + name if name else ''}={json.dumps(one)}" for name, one in nested]
-    return [*changed, "ray.address=auto"]
-
-
-# --------------------------------------------------------------------------------------------------------- verbs
 
 
 @verb(app, "ingest")
@@ -224,7 +81,7 @@ def ingest(
     Example: hhnet ingest --adopt s3://bucket/wds --out s3://bucket/wds --classes names.txt
     """
     labels = [] if unlabelled else label
-    settings = _configure(config, sets)
+    settings = configure(config, sets)
     if adopt:
         from pipelines.intake.adopt import Adoption, read_class_names
         from pipelines.intake.adopt import adopt as index_foreign
@@ -258,7 +115,7 @@ def train(
 
     Example: hhnet train --shards shards/train --out model --workers 2 --epochs 20 --set data.image_size=32
     """
-    settings = _configure(
+    settings = configure(
         config,
         sets,
         train__workers=workers,
@@ -292,7 +149,7 @@ def encode(
 
     Example: hhnet encode --shards shards/database --model model --out codes/database
     """
-    settings = _configure(config, sets, encode__workers=workers)
+    settings = configure(config, sets, encode__workers=workers)
     words = ["encode", *(["--allow-degraded"] if allow_degraded else [])]
     submitted = submit(settings, words, {"--shards": shards, "--model": model, "--out": out})
     if submitted is not None:
@@ -315,7 +172,7 @@ def retry_rejects(
 
     Example: hhnet retry-rejects --codes codes/database
     """
-    settings = _configure(config, sets, encode__workers=workers)
+    settings = configure(config, sets, encode__workers=workers)
     flags = {"--codes": codes, "--shards": shards, "--model": model}
     submitted = submit(settings, ["retry-rejects"], flags)
     if submitted is not None:
@@ -331,15 +188,20 @@ def gc(
     older_than: Annotated[
         str, typer.Option(help="Grace period; longer than any run that may be writing there.", metavar="24h")
     ] = "24h",
+    keep: Annotated[
+        int | None, typer.Option(help="Keep only the last N versions; default all of them.", min=1, metavar="N")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, say what would be.")] = False,
 ) -> Result:
     """Delete what no version of an artifact refers to: parts of lost attempts, old checkpoints, temporary files.
 
     Example: hhnet gc codes/database --dry-run
+
+    Example: hhnet gc index --keep 7
     """
     from pipelines.gc import gc as work
 
-    return work(uri, older_than=older_than, dry_run=dry_run)
+    return work(uri, older_than=older_than, dry_run=dry_run, keep=keep)
 
 
 @verb(app, "verify")
@@ -355,32 +217,6 @@ def verify(
     from pipelines.verify import verify as work
 
     return work(uri, shards=shards, model=model)
-
-
-@verb(index_app, "build")
-def index_build(
-    codes: Codes,
-    out: Out,
-    kind: Annotated[str | None, typer.Option(help="flat or multihash (both exact), or ivf.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Parts built side by side.", min=1)] = None,
-    publish: Annotated[
-        bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")
-    ] = True,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
-    """Build a sharded index over codes and publish it as version 1.
-
-    Example: hhnet index build --codes codes/train --codes codes/database --out index
-    """
-    settings = _configure(config, sets, index__kind=kind, index__workers=workers)
-    words = ["index", "build", *([] if publish else ["--no-publish"])]
-    submitted = submit(settings, words, {"--codes": list(codes), "--out": out})
-    if submitted is not None:
-        return submitted
-    from pipelines.index import build_index as work
-
-    return work(codes, out, settings, publish=publish)
 
 
 @verb(app, "search")
@@ -412,7 +248,7 @@ def search(
 
     return work(
         index,
-        _configure(config, sets, search__k=k),
+        configure(config, sets, search__k=k),
         images=image or (),
         keys=key or (),
         codes=codes or (),
@@ -439,7 +275,7 @@ def evaluate(
     """
     from pipelines.evaluate import evaluate as work
 
-    return work(queries, database, out, _configure(config, sets, evaluate__at=at))
+    return work(queries, database, out, configure(config, sets, evaluate__at=at))
 
 
 @app.callback(invoke_without_command=True)

@@ -6,7 +6,8 @@ settings that change a result, and so belong to an artifact's fingerprint, stand
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,6 +130,27 @@ class EncodeSettings(Section):
     """Metadata columns of the samples' JSON to carry into the codes."""
 
 
+class GateSettings(Section):
+    """What a version of an index must show before it is published."""
+
+    probes: int = Field(100, ge=1, le=100_000)
+    """Indexed codes that are searched for, a seeded sample."""
+    k: int = Field(10, ge=1, le=10_000)
+    """Neighbours of the recall@k."""
+    radius: int = Field(2, ge=0, le=4096)
+    """Bits of the recall within a radius."""
+    min_self_recall: float = Field(1.0, ge=0, le=1)
+    """Least share of the probes that find themselves at distance 0."""
+    min_recall: float = Field(0.5, ge=0, le=1)
+    """Least recall@k of an approximate kind, equal distances counted as equal; an exact kind must reach 1."""
+    min_recall_within: float = Field(0.5, ge=0, le=1)
+    """Least recall within the radius of an approximate kind; an exact kind must reach 1."""
+    max_p50_ms: float | None = Field(None, gt=0)
+    """Longest median of a query's time in opened parts, in milliseconds; unset = any."""
+    max_p99_ms: float | None = Field(None, gt=0)
+    """Longest 99th percentile of it; unset = any."""
+
+
 class IndexSettings(Section):
     """How codes are indexed."""
 
@@ -141,7 +163,9 @@ class IndexSettings(Section):
     workers: int | None = Field(None, ge=1)
     """Parts built side by side; unset = one per CPU."""
     seed: int = Field(0, ge=0)
-    """Seed of the sample that trains the quantizer."""
+    """Seed of the samples that train the quantizer and probe the gate."""
+    gate: GateSettings = GateSettings()
+    """What is measured and asked for before a version is published."""
 
 
 class SearchSettings(Section):
@@ -237,7 +261,10 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("train.val_share", "train.val_limit", "train.val_every"),
     ),
     "codes": ("encode.batch_size", "encode.carry"),
-    "index": ("index.kind", "index.nlist", "index.nprobe", "index.seed"),
+    "index": (
+        *("index.kind", "index.nlist", "index.nprobe", "index.seed"),
+        *("index.gate.probes", "index.gate.k", "index.gate.radius"),
+    ),
     "report": ("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),
 }
 
@@ -245,7 +272,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
 def result_settings(config: Config, kind: str) -> dict[str, Any]:
     """The settings of `config` that change an artifact of `kind`, by dotted name, as plain JSON values."""
     tree = config.model_dump(mode="json")
-    return {name: tree[name.split(".")[0]][name.split(".")[1]] for name in RESULT_SETTINGS[kind]}
+    return {name: reduce(lambda node, key: node[key], name.split("."), tree) for name in RESULT_SETTINGS[kind]}
 
 
 def load_config(
@@ -304,7 +331,7 @@ def _explain(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = _known_names()
+        known = known_names()
         near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see `hhnet VERB --help`"
         return f"unknown setting {where}: {hint}"
@@ -313,6 +340,13 @@ def _explain(error: ValidationError) -> str:
     return f"{where} = {problem['input']!r}: {message}{more}"
 
 
-def _known_names() -> list[str]:
-    sections = {name: type(getattr(Config(), name)).model_fields for name in Config.model_fields}
-    return [*sections, *(f"{section}.{key}" for section, keys in sections.items() for key in keys)]
+def known_names() -> list[str]:
+    """Every section and setting, by dotted name."""
+    return list(_names_below("", Config()))
+
+
+def _names_below(prefix: str, section: Section) -> Iterator[str]:
+    for name in type(section).model_fields:
+        yield f"{prefix}{name}"
+        if isinstance(below := getattr(section, name), Section):
+            yield from _names_below(f"{prefix}{name}.", below)

@@ -2,21 +2,23 @@
 
 Attempts that lost a race or were killed leave parts, rejects, receipts and manifests that no version names, names of
 files under construction, and a finished training its checkpoints. What any version refers to is never touched, nor
-is anything whose name is none of this project's. On a root without a manifest only files under construction go:
-its parts and receipts are what the run will be resumed from.
+is anything whose name is none of this project's; old versions go only where that is asked for. On a root without a
+manifest only files under construction go: its parts and receipts are what the run will be resumed from.
 """
 
 import re
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts import Artifact, versions
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
 from pipelines.failpoints import failpoint
+from pipelines.kinds.artifact import newest_made
 from pipelines.storage import Entry, Store
-from pipelines.versions import FOLDERS, all_versions, referenced
+from pipelines.versions import FOLDERS, all_versions, open_current, open_version, referenced
 
 TEMPORARY = ".tmp-"
 CHECKPOINTS = "checkpoints/"
@@ -26,14 +28,19 @@ NAMED = 1000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def gc(uri: str, older_than: str = "24h", dry_run: bool = False) -> dict[str, Any]:
+def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | None = None) -> dict[str, Any]:
     """Delete the garbage below the root `uri` that was put more than `older_than` (such as 90m, 24h, 7d) ago.
 
     The grace period has to be longer than any run that may still be writing there: what a run has put and not yet
-    published looks like garbage. Returns verb, status (`done`, `unchanged`), uri, digest (None for a root without
-    manifest), deleted, bytes, young (garbage left because of its age), dry_run, names and note. With `dry_run`
+    published looks like garbage. With `keep` only the last so many versions stay, and those that were current within
+    the grace period; the newest ordinal table of an index stays too, so that no ordinal is given twice.
+
+    Returns verb, status (`done`, `unchanged`), uri, digest (None for a root without manifest), collected (versions
+    that went), deleted, bytes, young (garbage left because of its age), dry_run, names and note. With `dry_run`
     nothing is deleted, and the figures say what would be. Raises InputError where the root holds nothing.
     """
+    if keep is not None and keep < 1:
+        raise ConfigError(f"--keep {keep}: at least the current version stays")
     before = time.time() - _seconds(older_than)
     store = Store(uri)
     # Listed before the manifests are read: what is published in between is then known to be in use.
@@ -41,7 +48,14 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False) -> dict[str, An
     if not there:
         raise InputError(f"{store.uri} holds nothing")
     published = all_versions(store) if "manifest.json" in there or versions(store) else {}
-    garbage = {name: there[name] for name in _garbage(there, published)}
+    collected = _superseded(store, there, keep, before) if keep is not None else []
+    records = [f"versions/{number}.json" for number in collected]
+    if not dry_run:
+        # Ascending, and before what they name: a version that can still be opened is whole.
+        for name in records:
+            _delete(store, name)
+    left = all_versions(store, but=collected) if collected else published  # a rollback may have named one of them again
+    garbage = {name: there[name] for name in [*records, *_garbage(there, left)]}
     old = {name: entry for name, entry in garbage.items() if _put_at(name, garbage) < before}
     if not dry_run:
         for name in old:
@@ -50,7 +64,8 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False) -> dict[str, An
         "verb": "gc",
         "status": "done" if old else "unchanged",
         "uri": store.uri,
-        "digest": list(published.values())[-1].digest if published else None,
+        "digest": open_current(store).digest if published else None,
+        "collected": collected,
         "deleted": len(old),
         "bytes": sum(entry.size for entry in old.values()),
         "young": len(garbage) - len(old),
@@ -67,6 +82,24 @@ def _seconds(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def _superseded(store: Store, there: Mapping[str, Entry], keep: int, before: float) -> list[int]:
+    """The oldest versions that may go: not of the last `keep`, and each followed by another before the grace period.
+
+    They go from the oldest on, so that the numbers of those that stay leave no gap.
+    """
+    known = versions(store)
+    stays = known[-keep:]
+    if stays and open_version(store, stays[-1]).manifest.kind == "index":
+        stays = [newest_made(store)[0], *stays]
+    found = []
+    for number, following in pairwise(known):
+        entry = there.get(f"versions/{following}.json")
+        if number >= min(stays) or entry is None or entry.modified >= before:
+            break
+        found.append(number)
+    return found
+
+
 def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> list[str]:
     """Names that nothing refers to; a checkpoint's manifest comes first, so that no half of it counts."""
     temporary = [name for name in there if PurePosixPath(name).name.startswith(TEMPORARY)]
@@ -76,7 +109,7 @@ def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> l
     for artifact in published.values():
         used |= {entry.path for entry in referenced(artifact)}
     unused = [name for name in there if name.partition("/")[0] in FOLDERS and "/" in name and name not in used]
-    is_model = published["manifest.json"].manifest.kind == "model"
+    is_model = any(artifact.manifest.kind == "model" for artifact in published.values())
     checkpoints = [name for name in there if is_model and name.startswith(CHECKPOINTS)]
     checkpoints.sort(key=lambda name: (not name.endswith("/manifest.json"), name))
     return list(dict.fromkeys([*temporary, *unused, *checkpoints]))

@@ -25,7 +25,7 @@ from pipelines.encoding import (
     receipt_parts,
     run_record,
 )
-from pipelines.errors import DamagedArtifact, FingerprintMismatch
+from pipelines.errors import FingerprintMismatch
 from pipelines.schema import REJECTS, read_parquet, require_schema
 from pipelines.shards import Shard, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
@@ -131,12 +131,6 @@ def _publish(base: Artifact, number: int, put: Mapping[str, dict[str, Any]]) -> 
         stem, path = PurePosixPath(name).name, f"receipts/{name}.json"
         refs.append(ReceiptRef(shard=stem, path=path, bytes=len(data), sha256=sha256_of(data)))
         parts += receipt_parts(receipt)
-    there = base.store.entries()
-    for part in parts:
-        if part.path not in there or there[part.path].size != part.bytes:
-            raise DamagedArtifact(
-                f"{base.uri}/{part.path} is gone, so version {number} cannot name it: encode again to restore it"
-            )
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     samples = manifest.totals["samples"]
     totals = {"samples": samples, "codes": samples - rejected, "rejects": rejected}

@@ -1,6 +1,5 @@
 """`hhnet search`: nearest neighbours of images, keys or codes in a published index, as JSON and as a page."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from pipelines.storage import write_output
 from pipelines.versions import open_input
 
 BATCH = 4096
-NEAR_KEYS = 3
-NEAR_KEYS_AMONG = 20_000
 PAGE_QUERIES = 200
 
 
@@ -57,12 +54,15 @@ def search(
     """
     if not (images or keys or codes or hex_codes):
         raise InputError("nothing to search for: name a query with --image, --key, --codes or --code")
+    k = config.search.k if k is None else k
+    if k < 1:
+        raise InputError(f"k = {k}: ask for at least one neighbour")
     with open_index(index, version) as reader:
         results: list[dict[str, Any]] = []
         shown: list[tuple[Query, list[tuple[int, Item]]]] = []
         queries = _queries(reader, images, keys, codes, hex_codes, model)
         for batch in _batches(queries):
-            for query, neighbours in _answer(reader, batch, k or config.search.k):
+            for query, neighbours in _answer(reader, batch, k):
                 results.append(_result(query, neighbours))
                 if html is not None and len(shown) < PAGE_QUERIES:
                     shown.append((query, neighbours))
@@ -163,27 +163,14 @@ def _read_image(name: str) -> bytes:
 def _by_key(reader: IndexReader, keys: Sequence[str]) -> Iterator[Query]:
     """A key that several of the index's shards hold is searched once for each."""
     found, lacking = reader.find(keys)
+    if gone := sorted(reader.removed_keys(lacking)):
+        raise InputError(f"key {gone[0]!r} was removed from {reader.artifact.uri}")
     if lacking:
-        near = _near_keys(lacking[0], reader)
+        near = reader.near_keys(lacking[0])
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise InputError(f"key {lacking[0]!r} is not in {reader.artifact.uri}{hint}")
     for item, code in found:
         yield Query(item.key, "key", code, place=Place(item.shard_sha256, item.row), labels=item.labels)
-
-
-def _near_keys(key: str, reader: IndexReader) -> list[str]:
-    """Keys that look like `key`: those that contain its last component or lie in it first, then similar spellings."""
-    tail = key.rsplit("/", 1)[-1]
-    near: list[str] = []
-    pool: list[str] = []
-    for known in reader.all_keys():
-        if known.startswith(key) or known.endswith(f"/{tail}") or known in key:
-            near.append(known)
-        elif len(pool) < NEAR_KEYS_AMONG:
-            pool.append(known)
-        if len(near) == NEAR_KEYS:
-            return near
-    return near + difflib.get_close_matches(key, pool, NEAR_KEYS - len(near))
 
 
 def _parse_hex(text: str, reader: IndexReader) -> bytes:

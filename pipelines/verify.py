@@ -13,7 +13,7 @@ from pipelines.proofs.findings import MAX_PROBLEMS, Findings
 from pipelines.proofs.shards import prove_shards, prove_tar
 from pipelines.shards import Shard
 from pipelines.storage import canonical_json
-from pipelines.versions import FOLDERS, named_version, referenced
+from pipelines.versions import FOLDERS, named_version, open_current, referenced
 
 THREADS = 4
 
@@ -33,7 +33,7 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> dic
     tars = prove_shards(findings) if kind == "shards" else []
     _check_bytes(findings, list(published.values()), tars)
     for path, artifact in published.items():
-        found = findings if artifact is first else Findings(artifact, given)
+        found = findings if artifact is first else Findings(artifact, given, proven=findings.proven)
         _check_envelope(found, path)
         if kind in PROOFS:
             PROOFS[kind](found)
@@ -45,7 +45,7 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> dic
         findings.checks.append(f"kind {kind!r} is not known here: digests only")
     if findings.problems:
         raise DamagedArtifact(_summary(findings))
-    current = list(published.values())[-1]
+    current = open_current(first.store)
     return {
         "verb": "verify",
         "status": "done",
@@ -60,14 +60,16 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> dic
 def _published(findings: Findings) -> dict[str, Artifact]:
     """Every manifest that the root has published, by its path, oldest first; a version that names none is a problem."""
     store = findings.artifact.store
-    found = {"manifest.json": findings.artifact}
     numbers = versions(store)
+    collected = bool(numbers) and numbers[0] > 1
+    found = {} if collected else {"manifest.json": findings.artifact}
     for number in numbers:
         with findings.guard():
             found |= {path: artifact for path, artifact in [named_version(store, number)] if path not in found}
     if numbers:
-        findings.checks.append(f"versions 1 to {numbers[-1]} name manifests that are there")
-        findings.require(numbers == list(range(1, len(numbers) + 1)), f"{store.uri}: version numbers leave a gap")
+        findings.checks.append(f"versions {numbers[0]} to {numbers[-1]} name manifests that are there")
+        whole = numbers == list(range(numbers[0], numbers[-1] + 1))
+        findings.require(whole, f"{store.uri}: version numbers leave a gap")
     return found
 
 
@@ -143,5 +145,5 @@ def _damage(artifact: Artifact, entry: Part | ReceiptRef) -> list[str]:
 def _orphans(published: Mapping[str, Artifact]) -> list[str]:
     """Files that no version refers to: what a lost race or a killed run leaves behind, and `hhnet gc` deletes."""
     named = {*published, *(entry.path for artifact in published.values() for entry in referenced(artifact))}
-    store = published["manifest.json"].store
+    store = next(iter(published.values())).store
     return [name for folder in FOLDERS for name in store.names(folder) if name not in named]

@@ -1,12 +1,14 @@
 """Versions of an artifact: which manifest of a root is current, how the next is published, and what is finished.
 
 `versions/<n>.json` names a manifest below the root; the highest n is current. A root without versions has one
-manifest, `manifest.json`, which counts as version 1.
+manifest, `manifest.json`, which counts as version 1. The oldest versions may have been collected by `hhnet gc`; the
+others still count on from them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pipelines import artifacts
 from pipelines.artifacts import (
@@ -62,9 +64,25 @@ def open_current(uri: str | Path | Store, kind: str | None = None) -> Artifact:
     return open_version(store, known[-1], kind) if known else open_artifact(store, kind)
 
 
-def all_versions(store: Store) -> dict[str, Artifact]:
-    """Every manifest that the root has published, by its path, oldest first. InputError where nothing was."""
-    return {"manifest.json": open_artifact(store), **dict(named_version(store, number) for number in versions(store))}
+def require_version(store: Store, number: int, known: Sequence[int]) -> None:
+    """InputError where the version is not among the `known`, with whether it was collected."""
+    if number not in known:
+        gone = "was collected by gc" if 0 < number < known[0] else "is not there"
+        raise InputError(
+            f"{store.uri} has no version {number}: its versions are {', '.join(map(str, known))}, and that one {gone}"
+        )
+
+
+def all_versions(store: Store, but: Container[int] = ()) -> dict[str, Artifact]:
+    """Every manifest that the root has published, by its path, in the order of the versions that first name it.
+
+    Versions in `but` are left out.
+
+    InputError where nothing was published, or where the first manifest is gone.
+    """
+    first, known = open_artifact(store), [number for number in versions(store) if number not in but]
+    named = dict(named_version(store, number) for number in known)
+    return named if known and known[0] > 1 else {"manifest.json": first, **named}
 
 
 def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
@@ -84,20 +102,58 @@ def publish_next(
     base: Artifact, number: int, parts: Sequence[Part], receipts: Sequence[ReceiptRef], totals: dict[str, int]
 ) -> Artifact:
     """Publish version `number`, made from `base`, the version before it. CommitConflict if another run was first."""
-    store = base.store
+    require_parts(base, parts, number)
+    artifact = next_artifact(base, parts, receipts, totals)
+    path = put_manifest(artifact)
+    if number == 2 and not publish_version(base.store, 1, "manifest.json", base.digest):
+        raise _overtaken(base.store, number)
+    publish_number(artifact, path, number)
+    return artifact
+
+
+def require_parts(base: Artifact, parts: Iterable[Part], number: int) -> None:
+    """DamagedArtifact where a part that version `number` is to name is gone or cut."""
+    there = base.store.entries()
+    for part in parts:
+        if part.path not in there or there[part.path].size != part.bytes:
+            raise DamagedArtifact(
+                f"{base.uri}/{part.path} is gone, so version {number} cannot name it: the verb that made it restores it"
+            )
+
+
+def next_artifact(
+    base: Artifact,
+    parts: Sequence[Part],
+    receipts: Sequence[ReceiptRef],
+    totals: Mapping[str, int],
+    **changed: Any,
+) -> Artifact:
+    """The next version as it will be, with the fields of `base` (`inputs`, `meta`) not in `changed`; nothing is put."""
     fields = {
         **base.manifest.model_dump(mode="json"),
         "parts": [part.model_dump() for part in sorted(parts, key=lambda part: part.path)],
         "receipts": [ref.model_dump() for ref in sorted(receipts, key=lambda ref: ref.shard)],
-        "totals": totals,
+        "totals": dict(totals),
+        **json.loads(canonical_json(changed)),
     }
-    manifest = Manifest.model_validate({**fields, "digest": manifest_digest(fields)})
-    path = f"manifests/{manifest.digest[:DIGEST_CHARS]}.json"
-    store.put_same(path, manifest.to_bytes())
-    first = number > 2 or publish_version(store, 1, "manifest.json", base.digest)
-    if not first or not publish_version(store, number, path, manifest.digest):
-        raise CommitConflict(f"{store.uri}: another run published version {number} meanwhile: run again from there")
-    return Artifact(store, manifest)
+    return Artifact(base.store, Manifest.model_validate({**fields, "digest": manifest_digest(fields)}))
+
+
+def put_manifest(artifact: Artifact) -> str:
+    """Put the manifest of a version that is not published yet; its path."""
+    path = f"manifests/{artifact.digest[:DIGEST_CHARS]}.json"
+    artifact.store.put_same(path, artifact.manifest.to_bytes(), "manifest.put")
+    return path
+
+
+def publish_number(artifact: Artifact, path: str, number: int) -> None:
+    """Make what the manifest at `path` names version `number`. CommitConflict if another run took that number."""
+    if not publish_version(artifact.store, number, path, artifact.digest):
+        raise _overtaken(artifact.store, number)
+
+
+def _overtaken(store: Store, number: int) -> CommitConflict:
+    return CommitConflict(f"{store.uri}: another run published version {number} meanwhile: run again from there")
 
 
 def referenced(artifact: Artifact) -> list[Part | ReceiptRef]:

@@ -3,15 +3,22 @@
 For the shard of ordinal n there are `part-<n>.<suffix>` (the kind's own format) and `keys-<n>.parquet`, which makes
 the index self-contained: rows, keys, codes and labels. `ordinals.parquet` says which tar an ordinal belongs to; what
 the kind's parts share is `quantizer.faiss`.
+
+In a later version `removed.parquet` names the rows of parts that are no longer to be found. A shard that was removed
+as a whole has no parts, and keeps its ordinal with 0 rows: an ordinal is given once, to one tar.
 """
 
+import difflib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,11 +28,14 @@ from pipelines.errors import DamagedArtifact, InputError
 from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, IndexKind, Neighbours, Searcher, index_kind
 from pipelines.schema import read_parquet, require_schema
 from pipelines.storage import Store, scratch_folder
-from pipelines.versions import open_version
+from pipelines.versions import open_version, require_version
 
 ORDINALS_NAME = "ordinals.parquet"
 QUANTIZER_NAME = "quantizer.faiss"
+REMOVED_NAME = "removed.parquet"
 KEY_TABLES_KEPT = 64
+NEAR_KEYS = 3
+NEAR_KEYS_AMONG = 20_000
 
 ORDINALS = pa.schema(
     [
@@ -36,6 +46,9 @@ ORDINALS = pa.schema(
         pa.field("rows", pa.int32(), nullable=False),
     ]
 )
+
+REMOVED = pa.schema([pa.field("ordinal", pa.int32(), nullable=False), pa.field("row", pa.int32(), nullable=False)])
+"""Rows of parts that are not to be found, by (ordinal, row)."""
 
 
 def keys_schema(width: int) -> pa.Schema:
@@ -60,14 +73,14 @@ def keys_name(ordinal: int) -> str:
     return f"keys-{ordinal:06d}.parquet"
 
 
-def index_id(ordinal: int, row: int) -> int:
-    """The 64-bit id of a sample."""
+def index_id(ordinal: Any, row: Any) -> Any:
+    """The 64-bit id of a sample, or int64 ids of several."""
     return ordinal << 32 | row
 
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """A row of the ordinal table."""
+    """A row of the ordinal table; `rows` of its part, removed ones included."""
 
     ordinal: int
     shard: str
@@ -103,11 +116,11 @@ class IndexReader:
                 f"{artifact.uri}: the index manifest lacks bits, classes, kind or parameters"
             ) from None
         self._parts = {part.name: part for part in artifact.manifest.parts}
-        self.shards = self._read_ordinals()
-        shared = self._parts.get(QUANTIZER_NAME)
-        self._shared = artifact.read(shared) if shared else None
+        self.shards = read_ordinals(artifact)
+        self.removed = self._read_removed()
+        self.shared = self._read_shared()
         self._files: dict[int, Path] = {}
-        self._keys = lru_cache(KEY_TABLES_KEPT)(self.read_keys)
+        self._keys = lru_cache(KEY_TABLES_KEPT)(self.live_keys)
 
     @property
     def width(self) -> int:
@@ -116,11 +129,15 @@ class IndexReader:
 
     @property
     def count(self) -> int:
-        """Codes in the index."""
-        return sum(shard.rows for shard in self.shards.values())
+        """Codes that can be found."""
+        return sum(self.live(shard) for shard in self.shards.values())
+
+    def live(self, shard: IndexedShard) -> int:
+        """Codes of a shard that can be found."""
+        return shard.rows - len(self.removed.get(shard.ordinal, ()))
 
     def filled(self) -> list[IndexedShard]:
-        """The shards that hold any code, by ordinal."""
+        """The shards that have a part, by ordinal."""
         return [shard for _, shard in sorted(self.shards.items()) if shard.rows]
 
     def search(self, queries: Codes, k: int) -> Neighbours:
@@ -136,17 +153,37 @@ class IndexReader:
         if shard.ordinal not in self._files:
             part = self._part(part_stem(shard.ordinal) + self.kind.suffix)
             self._files[shard.ordinal] = self.artifact.fetch(part, self._folder)
-        path = self._files[shard.ordinal]
-        return self.kind.open(path, self.width, shard.rows, self._shared, self.parameters, NOTHING_REMOVED)
+        path, rows = self._files[shard.ordinal], self.removed.get(shard.ordinal)
+        removed = NOTHING_REMOVED if rows is None else index_id(shard.ordinal, rows)
+        searcher = self.kind.open(path, self.width, shard.rows, self.shared, self.parameters, removed)
+        if searcher.count != self.live(shard):
+            raise DamagedArtifact(f"{self.artifact.uri}: {REMOVED_NAME} names rows that are not in {path.name}")
+        return searcher
 
     def read_keys(self, ordinal: int) -> pa.Table:
-        """A shard's key table, checked."""
-        part, where = self._part(keys_name(ordinal)), f"{self.artifact.uri}/{keys_name(ordinal)}"
-        table = read_parquet(self.artifact.read(part), where)
-        require_schema(table, keys_schema(self.width), where)
+        """A shard's key table as it is stored, checked; it holds the removed rows too."""
+        table = read_key_table(self.artifact, self._part(keys_name(ordinal)), self.width)
         if table.num_rows != self.shards[ordinal].rows:
+            where = f"{self.artifact.uri}/{keys_name(ordinal)}"
             raise DamagedArtifact(f"{where} has {table.num_rows} rows, expected {self.shards[ordinal].rows}")
         return table
+
+    def receipt(self, ordinal: int) -> dict[str, Any]:
+        """The receipt of a shard's part, checked."""
+        for reference in self.artifact.manifest.receipts:
+            if reference.shard == part_stem(ordinal):
+                return dict(json.loads(self.artifact.read(reference)))
+        raise DamagedArtifact(f"{self.artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
+
+    def live_keys(self, ordinal: int) -> pa.Table:
+        """A shard's key table without the removed rows."""
+        table, removed = self.read_keys(ordinal), self.removed.get(ordinal)
+        if removed is None:
+            return table
+        kept = table.filter(pa.array(~np.isin(table["row"].to_numpy(), removed)))
+        if len(kept) != self.live(self.shards[ordinal]):
+            raise DamagedArtifact(f"{self.artifact.uri}: {REMOVED_NAME} names rows that {keys_name(ordinal)} lacks")
+        return kept
 
     def items(self, ids: Sequence[int]) -> dict[int, Item]:
         """Key, place and labels of ids; NO_ID is left out."""
@@ -172,6 +209,29 @@ class IndexReader:
         for shard in self.filled():
             yield from self._keys(shard.ordinal)["key"].to_pylist()
 
+    def removed_keys(self, keys: Sequence[str]) -> set[str]:
+        """Which of these keys, none of which is found, were removed since the parts were built."""
+        wanted, gone = pa.array(keys, pa.string()), set()
+        for ordinal, rows in self.removed.items() if keys else ():
+            table = self.read_keys(ordinal)
+            table = table.filter(pa.array(np.isin(table["row"].to_numpy(), rows)))
+            gone |= set(table.filter(pc.is_in(table["key"], value_set=wanted))["key"].to_pylist())
+        return gone
+
+    def near_keys(self, key: str) -> list[str]:
+        """Keys that look like `key`: those that contain its last component or lie in it, then similar spellings."""
+        tail = key.rsplit("/", 1)[-1]
+        near: list[str] = []
+        pool: list[str] = []
+        for known in self.all_keys():
+            if known.startswith(key) or known.endswith(f"/{tail}") or known in key:
+                near.append(known)
+            elif len(pool) < NEAR_KEYS_AMONG:
+                pool.append(known)
+            if len(near) == NEAR_KEYS:
+                return near
+        return near + difflib.get_close_matches(key, pool, NEAR_KEYS - len(near))
+
     def _items_of(self, ordinal: int, rows: Sequence[int]) -> Iterator[Item]:
         shard = self.shards.get(ordinal)
         if shard is None:
@@ -190,11 +250,69 @@ class IndexReader:
             raise DamagedArtifact(f"{self.artifact.uri}: the manifest lists no part {name}")
         return self._parts[name]
 
-    def _read_ordinals(self) -> dict[int, IndexedShard]:
-        where = f"{self.artifact.uri}/{ORDINALS_NAME}"
-        table = read_parquet(self.artifact.read(self._part(ORDINALS_NAME)), where)
-        require_schema(table, ORDINALS, where)
-        return {row["ordinal"]: IndexedShard(**row) for row in table.to_pylist()}
+    def _read_shared(self) -> bytes | None:
+        part, named = self._parts.get(QUANTIZER_NAME), self.artifact.manifest.meta.get("quantizer_sha256")
+        if named != (part.sha256 if part else None):
+            raise DamagedArtifact(
+                f"{self.artifact.uri} was built with quantizer {str(named)[:12]}, but the manifest lists "
+                f"{part.sha256[:12] if part else 'none'}"
+            )
+        return self.artifact.read(part) if part else None
+
+    def _read_removed(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Ordinal -> rows that are not to be found, ascending."""
+        part, where = self._parts.get(REMOVED_NAME), f"{self.artifact.uri}/{REMOVED_NAME}"
+        if part is None:
+            return {}
+        table = read_parquet(self.artifact.read(part), where)
+        require_schema(table, REMOVED, where)
+        ordinals, rows = (table[name].to_numpy().astype(np.int64) for name in ("ordinal", "row"))
+        if (np.diff(index_id(ordinals, rows)) <= 0).any() or (rows < 0).any() or len(table) != part.rows:
+            raise DamagedArtifact(f"{where} is not sorted, or has not as many rows as the manifest says")
+        starts = np.flatnonzero(np.diff(ordinals, prepend=-1))
+        found = {int(ordinals[start]): chunk for start, chunk in zip(starts, np.split(rows, starts[1:]), strict=True)}
+        for ordinal, chunk in found.items():
+            if ordinal not in self.shards or len(chunk) > self.shards[ordinal].rows:
+                raise DamagedArtifact(f"{where} names more rows of shard ordinal {ordinal} than the index holds")
+        return found
+
+
+def read_key_table(artifact: Artifact, part: Part, width: int) -> pa.Table:
+    """A key table, digest, schema and number of rows checked."""
+    where = f"{artifact.uri}/{part.path}"
+    table = read_parquet(artifact.read(part), where)
+    require_schema(table, keys_schema(width), where)
+    if table.num_rows != part.rows:
+        raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
+    return table
+
+
+def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:
+    """The ordinal table of an index; DamagedArtifact where an ordinal or a tar comes twice."""
+    where = f"{artifact.uri}/{ORDINALS_NAME}"
+    table = read_parquet(artifact.read(artifact.manifest.part(ORDINALS_NAME)), where)
+    require_schema(table, ORDINALS, where)
+    shards = {row["ordinal"]: IndexedShard(**row) for row in table.to_pylist()}
+    if len(shards) != len(table) or len({shard.shard_sha256 for shard in shards.values()}) != len(table):
+        raise DamagedArtifact(f"{where} gives an ordinal twice, or a tar two of them")
+    return shards
+
+
+def made_as(artifact: Artifact) -> int:
+    """The number of the version that this manifest was made for; a rollback gives it another one as well."""
+    number = artifact.manifest.meta.get("version", 1)
+    if not isinstance(number, int):
+        raise DamagedArtifact(f"{artifact.uri}: a manifest says that it is version {number!r}")
+    return number
+
+
+def newest_made(store: Store) -> tuple[int, Artifact]:
+    """The newest version that is no rollback. Its ordinal table has all that were ever given, for each is made so."""
+    for number in reversed(versions(store)):
+        artifact = open_version(store, number, "index")
+        if made_as(artifact) == number:
+            return number, artifact
+    raise DamagedArtifact(f"{store.uri}: no version was made as the number that it has")
 
 
 def merge(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
@@ -219,7 +337,6 @@ def open_index(uri: str, version: int | None = None) -> Iterator[IndexReader]:
         open_artifact(store, "index")  # says so if there is no index at all
         raise InputError(f"{store.uri} holds an index that was never published: build it without --no-publish")
     number = known[-1] if version is None else version
-    if number not in known:
-        raise InputError(f"{store.uri} has no version {number}: its versions are {', '.join(map(str, known))}")
+    require_version(store, number, known)
     with scratch_folder() as folder:
         yield IndexReader(open_version(store, number, "index"), folder, number)

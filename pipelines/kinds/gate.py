@@ -1,72 +1,134 @@
-"""What an index must show before it is published, and the recall that its card reports."""
+"""What an index must show before a version of it is published.
 
-from collections.abc import Mapping, Sequence
+A sample of its codes is searched for, part by part, and each answer is compared with an exact scan of the key tables,
+which were written beside the parts. Nothing else is read, so a version with removed rows is measured like the first.
+
+Shape suffixes: P probes, K neighbours, H hits, N codes of a shard, B bytes of a code.
+"""
+
+import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from hhnet import hamming_knn
-from pipelines.artifacts import FORMAT, Artifact, ArtifactWriter, Manifest, Part, open_artifact
-from pipelines.codes import code_array, read_codes
+from hhnet import hamming_knn, hamming_range
+from pipelines.codes import code_array
+from pipelines.config import GateSettings
 from pipelines.errors import WorkFailed
-from pipelines.kinds import Codes, Ids, Neighbours
+from pipelines.kinds import NO_ID, Codes, Ids, Neighbours, Searcher
 from pipelines.kinds.artifact import IndexReader, index_id, merge
-from pipelines.kinds.parts import PartTask, codes_of, sample_rows
-from pipelines.storage import scratch_folder
+from pipelines.kinds.parts import sample_places
 
-PROBES = 100
-RECALL_AT = 10
-
-
-def _probes(tasks: Sequence[PartTask], seed: int) -> tuple[Codes, Ids]:
-    """Seeded codes, read from the codes artifacts, and the ids that the index must give them."""
-    codes, ids = [], []
-    for task, places in sample_rows(tasks, PROBES, seed):
-        table = read_codes(open_artifact(task.codes_uri, "codes"), task.part, task.bits)
-        codes.append(code_array(table["code"])[places])
-        ids.append(index_id(task.ordinal, 0) + table["row"].to_numpy().astype(np.int64)[places])
-    return np.concatenate(codes), np.concatenate(ids)
+HITS = 1 << 22
+"""Hits within the radius that are looked at together."""
 
 
-def measured_recall(
-    writer: ArtifactWriter,
-    parts: list[Part],
-    totals: Mapping[str, int],
-    meta: Mapping[str, Any],
-    tasks: Sequence[PartTask],
-    seed: int,
-) -> dict[str, float]:
-    """Recall of the parts against an exact scan of the codes, over a seeded sample of them."""
-    probes, _ = _probes(tasks, seed)
-    exact: Neighbours = np.empty((len(probes), 0), np.int32), np.empty((len(probes), 0), np.int64)
-    for task in tasks:
-        if task.part.rows:
-            distances, rows = hamming_knn(probes, codes_of(task), RECALL_AT)
-            exact = merge(exact, (distances, index_id(task.ordinal, 0) + rows), RECALL_AT)
-    with scratch_folder() as folder:
-        found, _ = IndexReader(_draft(writer, parts, totals, meta), folder).search(probes, RECALL_AT)
-    return {
-        "recall": round(tie_aware_recall(found, exact[0]), 4),
-        "self_recall": round(float((found[:, 0] == 0).mean()), 4),
-    }
+@dataclass(frozen=True)
+class Figures:
+    """What was measured: recalls and counts are those of the index, times those of the machine."""
+
+    exact: bool
+    k: int
+    radius: int
+    codes: int
+    opened: int
+    """Codes in the parts, of the `codes` that the totals promise."""
+    self_recall: float
+    recall: float
+    recall_within: float
+    duplicates: int
+    """Ids that came twice in an answer; where the kind is exact, ids that a part holds twice."""
+    wrong: int
+    """Ids that are none of their shard's, or came with another distance than that of their code."""
+    p50_ms: float
+    p99_ms: float
+
+    def card(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        return {
+            "recall": round(self.recall, 4),
+            "recall_at": self.k,
+            "self_recall": round(self.self_recall, 4),
+            "recall_within": round(self.recall_within, 4),
+            "radius": self.radius,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What the run record keeps."""
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        return (
+            f"self-recall {self.self_recall:.4g}, recall@{self.k} {self.recall:.4g}, recall within {self.radius} bits "
+            f"{self.recall_within:.4g}, {self.duplicates} ids twice, {self.wrong} wrong, {self.opened} of {self.codes} "
+            f"codes opened, p50 {self.p50_ms:.3g} ms, p99 {self.p99_ms:.3g} ms"
+        )
 
 
-def _draft(
-    writer: ArtifactWriter, parts: Sequence[Part], totals: Mapping[str, int], meta: Mapping[str, Any]
-) -> Artifact:
-    """The artifact as it will be, without the card: its recall is measured before it can be committed."""
-    manifest = Manifest(
-        format=FORMAT,
-        kind="index",
-        fingerprint=writer.fingerprint,
-        inputs=writer.inputs,
-        parts=tuple(parts),
-        receipts=(),
-        totals=dict(totals),
-        meta=dict(meta),
-        digest="",
+def measure(reader: IndexReader, settings: GateSettings, seed: int) -> Figures:
+    """Search a seeded sample of the codes in one part after another, and in their key tables.
+
+    The times are those of one query after another in opened parts.
+    """
+    probes_PB, ids_P = _probes(reader, settings.probes, seed)
+    found: Neighbours = np.empty((len(probes_PB), 0), np.int32), np.empty((len(probes_PB), 0), np.int64)
+    truth = found
+    seconds_P = np.zeros(len(probes_PB))
+    opened = duplicates = wrong = hits = within = 0
+    for shard in [shard for shard in reader.filled() if reader.live(shard)]:
+        part, table = reader.open_part(shard), reader.live_keys(shard.ordinal)
+        codes_NB, rows_N = code_array(table["code"]), table["row"].to_numpy().astype(np.int64)
+        answers = _Answers(codes_NB, index_id(shard.ordinal, rows_N))
+        found = merge(found, answers.nearest(part, probes_PB, settings.k, seconds_P), settings.k)
+        right, expected = answers.within(part, probes_PB, settings.radius)
+        hits, within = hits + right, within + expected
+        if reader.kind.exact:
+            answers.everything(part, probes_PB[:1])
+        distances, rows = hamming_knn(probes_PB, codes_NB, settings.k)
+        truth = merge(truth, (distances, index_id(shard.ordinal, rows_N[rows])), settings.k)
+        opened, duplicates, wrong = opened + part.count, duplicates + answers.duplicates, wrong + answers.wrong
+    # A code that more than K samples share may be represented by others of them.
+    itself_P = (found[1] == ids_P[:, None]).any(1) | (found[0] == 0).all(1)
+    p50, p99 = np.percentile(1e3 * seconds_P, [50, 99])
+    return Figures(
+        exact=reader.kind.exact,
+        k=settings.k,
+        radius=settings.radius,
+        codes=reader.artifact.manifest.totals["codes"],
+        opened=opened,
+        self_recall=float((itself_P & (found[0][:, 0] == 0)).mean()),
+        recall=tie_aware_recall(found[0], truth[0]),
+        recall_within=hits / within,
+        duplicates=duplicates,
+        wrong=wrong,
+        p50_ms=float(p50),
+        p99_ms=float(p99),
     )
-    return Artifact(writer.store, manifest)
+
+
+def require(figures: Figures, settings: GateSettings, where: str) -> None:
+    """WorkFailed, with all figures, unless they reach what `settings` ask for."""
+    least = {"self_recall": settings.min_self_recall, "recall": settings.min_recall}
+    least["recall_within"] = settings.min_recall_within
+    if figures.exact:
+        least |= {"recall": 1.0, "recall_within": 1.0}
+    problems = [
+        f"{name} {getattr(figures, name):.4g} is below {limit:g}"
+        for name, limit in least.items()
+        if getattr(figures, name) < limit
+    ]
+    problems += [
+        f"{name} {getattr(figures, name):.3g} is above {limit:g}"
+        for name, limit in (("p50_ms", settings.max_p50_ms), ("p99_ms", settings.max_p99_ms))
+        if limit is not None and getattr(figures, name) > limit
+    ]
+    problems += [f"{figures.duplicates} ids come twice"] if figures.duplicates else []
+    problems += [f"{figures.wrong} answers are not what their codes say"] if figures.wrong else []
+    problems += [f"{figures.opened} codes of {figures.codes} opened"] if figures.opened != figures.codes else []
+    if problems:
+        raise WorkFailed(f"{where}: not published: {'; '.join(problems)} (measured: {figures}; see index.gate)")
 
 
 def tie_aware_recall(found: Any, exact: Any) -> float:
@@ -74,18 +136,66 @@ def tie_aware_recall(found: Any, exact: Any) -> float:
     return float((found <= exact[:, -1:]).mean())
 
 
-def check_gate(artifact: Artifact, tasks: Sequence[PartTask], seed: int) -> None:
-    """WorkFailed unless every part opens with all its codes and a seeded sample of codes finds itself at distance 0."""
-    probes, ids = _probes(tasks, seed)
-    with scratch_folder() as folder:
-        reader = IndexReader(artifact, folder)
-        opened = sum(reader.open_part(shard).count for shard in reader.filled())
-        expected = sum(task.part.rows for task in tasks)
-        if opened != expected:
-            raise WorkFailed(f"{artifact.uri}: the parts hold {opened} codes of {expected}; not published")
-        distances, found = reader.search(probes, RECALL_AT)
-    # A code that more than RECALL_AT samples share may be represented by others of them.
-    itself = (found == ids[:, None]).any(1) | (distances == 0).all(1)
-    lost = int((~itself | (distances[:, 0] != 0)).sum())
-    if lost:
-        raise WorkFailed(f"{artifact.uri}: {lost} of {len(ids)} sampled codes do not find themselves; not published")
+def _probes(reader: IndexReader, size: int, seed: int) -> tuple[Codes, Ids]:
+    """Seeded codes uint8 (P, B) of the key tables, and the ids int64 (P,) that the parts must give them."""
+    shards = reader.filled()
+    codes, ids = [], []
+    drawn = sample_places([(shard.ordinal, reader.live(shard)) for shard in shards], size, seed)
+    for shard, places in zip(shards, drawn, strict=True):
+        if len(places):
+            table = reader.live_keys(shard.ordinal)
+            codes.append(code_array(table["code"])[places])
+            ids.append(index_id(shard.ordinal, table["row"].to_numpy().astype(np.int64)[places]))
+    return np.concatenate(codes), np.concatenate(ids)
+
+
+class _Answers:
+    """What one part answers, held against its key table; what is wrong in it is counted."""
+
+    def __init__(self, codes_NB: Codes, ids_N: Ids) -> None:
+        self._codes_NB, self._ids_N = codes_NB, ids_N
+        self.duplicates = self.wrong = 0
+
+    def nearest(self, part: Searcher, probes_PB: Codes, k: int, seconds_P: npt.NDArray[np.float64]) -> Neighbours:
+        """The nearest of each probe, asked one by one; their times are added to `seconds_P`."""
+        part.search(probes_PB[:1], k)  # so that no probe pays for compiling or for the first touch
+        answers = []
+        for place in range(len(probes_PB)):
+            begun = time.perf_counter()
+            answers.append(part.search(probes_PB[place : place + 1], k))
+            seconds_P[place] += time.perf_counter() - begun
+        distances_PK, ids_PK = (np.concatenate(column) for column in zip(*answers, strict=True))
+        there = ids_PK != NO_ID
+        self._judge(probes_PB, there.sum(1), distances_PK[there], ids_PK[there])
+        return distances_PK, ids_PK
+
+    def within(self, part: Searcher, probes_PB: Codes, radius: int) -> tuple[int, int]:
+        """How many right hits the probes have, and how many they should have."""
+        found = expected = 0
+        step = max(1, HITS // len(self._ids_N))  # each probe may have as many hits as there are codes
+        for start in range(0, len(probes_PB), step):
+            chunk_PB = probes_PB[start : start + step]
+            offsets, distances, ids = part.range_search(chunk_PB, radius)
+            found += self._judge(chunk_PB, np.diff(offsets), distances, ids)
+            expected += int(hamming_range(chunk_PB, self._codes_NB, radius)[0][-1])
+        return found, expected
+
+    def everything(self, part: Searcher, probe_PB: Codes) -> None:
+        """Have an exact part give all that it holds."""
+        offsets, distances, ids = part.range_search(probe_PB, 8 * probe_PB.shape[1])
+        self.wrong += len(self._ids_N) - self._judge(probe_PB, np.diff(offsets), distances, ids)
+
+    def _judge(
+        self, probes_PB: Codes, counts_P: npt.NDArray[np.int64], distances_H: npt.NDArray[np.int32], ids_H: Ids
+    ) -> int:
+        """Of the answers, probe after probe, how many are different ids of the shard at the distance of their codes."""
+        probe_H = np.repeat(np.arange(len(probes_PB)), counts_P)
+        places_H = np.searchsorted(self._ids_N, ids_H).clip(max=len(self._ids_N) - 1)
+        true_H = np.bitwise_count(self._codes_NB[places_H] ^ probes_PB[probe_H]).sum(1)
+        right_H = (self._ids_N[places_H] == ids_H) & (true_H == distances_H)
+        order = np.lexsort((ids_H, probe_H))
+        again_H = np.zeros(len(ids_H), np.bool_)
+        again_H[order[1:]] = (np.diff(ids_H[order]) == 0) & (np.diff(probe_H[order]) == 0)
+        self.duplicates += int(again_H.sum())
+        self.wrong += int((~right_H).sum())
+        return int((right_H & ~again_H).sum())

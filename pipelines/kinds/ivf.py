@@ -17,6 +17,7 @@ import numpy as np
 from pipelines.config import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
 from pipelines.kinds import Codes, Hits, Ids, Neighbours
+from pipelines.storage import sha256_of
 
 SAMPLES_PER_LIST = 64
 TRAIN_ROUNDS = 10
@@ -73,8 +74,12 @@ class IvfKind:
                 f"of {rows} codes of {8 * width} bits"
             )
         trained = _parse(shared)  # owns its quantizer, so it has to outlive the comparison
-        if _bytes_of(index.quantizer) != _bytes_of(trained.quantizer):
-            raise DamagedArtifact(f"{path} was built with another quantizer than the index's own")
+        centres, own = sha256_of(_bytes_of(index.quantizer)), sha256_of(_bytes_of(trained.quantizer))
+        if centres != own:
+            raise DamagedArtifact(
+                f"{path} was built with another quantizer than the index's own: its centres are {centres[:12]}, not "
+                f"{own[:12]}"
+            )
         if len(removed):  # from the copy in memory: Faiss takes no selector when it searches binary lists
             index.remove_ids(np.ascontiguousarray(removed))
         return IvfSearcher(index, parameters["nprobe"])

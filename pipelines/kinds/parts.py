@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from pipelines.artifacts import ArtifactInput, ArtifactWriter, Part, open_artifact
+from pipelines.artifacts import DIGEST_CHARS, ArtifactInput, ArtifactWriter, Part, open_artifact
 from pipelines.codes import code_array, read_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import Codes, IndexKind, index_kind
-from pipelines.kinds.artifact import index_id, keys_name, keys_schema, part_stem
+from pipelines.kinds.artifact import index_id, keys_name, keys_schema, part_stem, read_key_table
 from pipelines.schema import parquet_bytes
-from pipelines.storage import Store, sha256_of
+from pipelines.storage import Store, canonical_json, sha256_of
 
 
 @dataclass(frozen=True)
 class PartTask:
-    """One shard to index: its ordinal, and where its codes lie."""
+    """One shard to index: its ordinal, and where its codes lie. `later`: an index exists already, which it changes."""
 
     ordinal: int
     shard: str
@@ -27,6 +28,60 @@ class PartTask:
     codes_digest: str
     part: Part
     bits: int
+    later: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Codes that the part will hold."""
+        return self.part.rows
+
+    def receipt(self, quantizer: str | None) -> str:
+        """Name of the shard's receipt. After the first version it tells what was built, since other runs may try else.
+
+        `quantizer` is the sha256 of what the parts share.
+        """
+        if not self.later:
+            return part_stem(self.ordinal)
+        mark = canonical_json([self.shard_sha256, self.part.sha256, quantizer, self.facts()])
+        return f"{part_stem(self.ordinal)}-{sha256_of(mark)[:DIGEST_CHARS]}"
+
+    def table(self) -> pa.Table:
+        """The rows to index, with the columns of a key table among others; digest-checked."""
+        return read_codes(open_artifact(self.codes_uri, "codes"), self.part, self.bits)
+
+    def facts(self) -> dict[str, Any]:
+        """What the receipt tells beside the shard and its parts."""
+        return {}
+
+
+@dataclass(frozen=True)
+class CompactTask(PartTask):
+    """A shard of an index whose part is built anew without the rows `left_out`, ascending.
+
+    Codes come from its own key table, `part` of the index at `codes_uri`. `compacted` counts the rows that earlier
+    compactions left out.
+    """
+
+    left_out: tuple[int, ...] = ()
+    compacted: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Codes that the part will hold."""
+        return self.part.rows - len(self.left_out)
+
+    def table(self) -> pa.Table:
+        """The rows that stay; DamagedArtifact where the key table lacks one of the others."""
+        table = read_key_table(open_artifact(self.codes_uri, "index"), self.part, (self.bits + 7) // 8)
+        kept = table.filter(pa.array(~np.isin(table["row"].to_numpy(), self.left_out)))
+        if len(kept) != self.rows:
+            raise DamagedArtifact(f"{self.codes_uri}/{self.part.path} lacks rows that were removed from it")
+        return kept
+
+    def facts(self) -> dict[str, Any]:
+        """How many rows of the codes are gone for good, which says when codes that hold them are the same."""
+        rows = sha256_of(canonical_json(list(self.left_out)))
+        return {"compacted": self.compacted + len(self.left_out), "left_out": rows}
 
 
 class PartBuilder:
@@ -43,43 +98,49 @@ class PartBuilder:
 
 def build_part(task: PartTask, writer: ArtifactWriter, kind: IndexKind, shared: bytes | None) -> dict[str, Any]:
     """Read a shard's codes, build and put its part and its key table, then its receipt."""
-    table = read_codes(open_artifact(task.codes_uri, "codes"), task.part, task.bits)
+    table = task.table()
     rows = table["row"].to_numpy().astype(np.int64)
     if (np.diff(rows) <= 0).any() or rows[0] < 0:
         raise DamagedArtifact(f"{task.codes_uri}/{task.part.path}: rows do not ascend")
-    data = kind.build(code_array(table["code"]), index_id(task.ordinal, 0) + rows, shared)
+    data = kind.build(code_array(table["code"]), index_id(task.ordinal, rows), shared)
     width = (task.bits + 7) // 8
     keys = table.select(keys_schema(width).names).cast(keys_schema(width))
     part = writer.put_part(part_stem(task.ordinal) + kind.suffix, data, len(rows))
     keys_part = writer.put_part(keys_name(task.ordinal), parquet_bytes(keys), len(rows))
+    quantizer = sha256_of(shared) if shared else None
     receipt = {
         "ordinal": task.ordinal,
         "shard": task.shard,
         "shard_sha256": task.shard_sha256,
         "rows": len(rows),
-        "quantizer_sha256": sha256_of(shared) if shared else None,
+        "quantizer_sha256": quantizer,
         "part": part.model_dump(),
         "keys": keys_part.model_dump(),
+        **task.facts(),
     }
-    return writer.put_receipt(part_stem(task.ordinal), receipt)
+    return writer.put_receipt(task.receipt(quantizer), receipt)
 
 
 def sample_rows(tasks: Sequence[PartTask], size: int, seed: int) -> list[tuple[PartTask, npt.NDArray[np.int64]]]:
     """Seeded rows of about `size` codes, from each shard its proportional share; shards that give none are left out."""
-    total = sum(task.part.rows for task in tasks)
+    drawn = sample_places([(task.ordinal, task.rows) for task in tasks], size, seed)
+    return [(task, places) for task, places in zip(tasks, drawn, strict=True) if len(places)]
+
+
+def sample_places(shards: Sequence[tuple[int, int]], size: int, seed: int) -> list[npt.NDArray[np.int64]]:
+    """For each (ordinal, rows) its proportional share of `size` seeded places, ascending."""
+    total = sum(rows for _, rows in shards)
     size, start = min(size, total), 0
     drawn = []
-    for task in tasks:
-        stop = start + task.part.rows
-        share = stop * size // total - start * size // total
-        if share:
-            random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, task.ordinal))))
-            drawn.append((task, np.sort(random.choice(task.part.rows, share, replace=False))))
+    for ordinal, rows in shards:
+        stop = start + rows
+        share = (stop * size // total - start * size // total) if rows else 0
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, ordinal))))
+        drawn.append(np.sort(random.choice(rows, share, replace=False)) if share else np.empty(0, np.int64))
         start = stop
     return drawn
 
 
 def codes_of(task: PartTask) -> Codes:
     """The codes of a shard, digest-checked."""
-    artifact = open_artifact(task.codes_uri, "codes")
-    return code_array(read_codes(artifact, task.part, task.bits)["code"])
+    return code_array(task.table()["code"])

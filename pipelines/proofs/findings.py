@@ -1,6 +1,6 @@
 """What one verification has proven and found wrong so far."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,6 +25,8 @@ class Findings:
     found: int = 0
     followed: set[str] = field(default_factory=set)
     """Digests of the inputs' inputs that were looked for."""
+    proven: set[Hashable] = field(default_factory=set)
+    """What was found right in one version and need not be looked at in another."""
 
     def problem(self, text: str) -> None:
         """Note something wrong; the same text twice is one problem."""

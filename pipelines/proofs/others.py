@@ -1,58 +1,104 @@
 """Proofs of index, model, checkpoint and report artifacts."""
 
 import json
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import safetensors
 
-from pipelines.codes import CodesSet, open_codes
+from pipelines.codes import CodesSet, CodesShard, open_codes
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds.artifact import IndexReader
+from pipelines.kinds import NOTHING_REMOVED
+from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, made_as
 from pipelines.proofs.findings import Findings, count
 from pipelines.storage import scratch_folder
 
 
 def prove_index(findings: Findings) -> None:
-    """Ordinals, key tables and parts agree on the rows, and each part opens with as many codes."""
+    """Ordinals, key tables, parts and codes agree on the rows, and each part opens with those that are not removed."""
     artifact = findings.artifact
     with findings.guard(), scratch_folder() as folder:
         reader = IndexReader(artifact, folder)
         digests = {entry.digest for entry in artifact.manifest.inputs}
-        for shard in reader.shards.values():
+        filled = reader.filled()
+        for shard in filled if made_as(artifact) > 1 else reader.shards.values():
             findings.require(
                 shard.codes_digest in digests, f"{artifact.uri}: {shard.shard} comes from codes that are not its input"
             )
-        for shard in reader.filled():
+        for shard in filled:
             with findings.guard():
-                rows = reader.read_keys(shard.ordinal)["row"].to_numpy()
-                if (np.diff(rows) <= 0).any() or rows[0] < 0:
-                    raise DamagedArtifact(f"{artifact.uri}: the key table of {shard.shard} is not sorted by row")
-                reader.open_part(shard)  # refuses a part that does not hold as many codes
+                _prove_part(findings, reader, shard)
+        stems = {f"{name}-{shard.ordinal:06d}" for shard in filled for name in ("part", "keys")}
+        for part in artifact.manifest.parts:
+            stem = PurePosixPath(part.name).stem
+            owned = stem in stems or not stem.startswith(("part-", "keys-"))
+            findings.require(owned, f"{artifact.uri} lists {part.path}, but the ordinal table gives it no rows")
         total = artifact.manifest.totals.get("codes")
         findings.require(total == reader.count, f"{artifact.uri}: the totals say {total} codes, not {reader.count}")
-        findings.checks.append(f"{count(reader.count, 'code')} in {count(len(reader.filled()), 'part')} that open")
+        gone = sum(len(rows) for rows in reader.removed.values())
+        findings.checks.append(
+            f"{count(reader.count, 'code')} in {count(len(filled), 'part')} that open"
+            + (f", {gone} of their rows removed" if gone else "")
+        )
         found = [findings.input(entry.role) for entry in artifact.manifest.inputs]
         inputs = [entry for entry in found if entry is not None]
         findings.one_model(inputs)
         for codes in inputs:
             if codes.manifest.kind == "codes":
                 with findings.guard():
-                    _prove_ordinals(findings, reader, open_codes(codes))
+                    _prove_shards(findings, reader, open_codes(codes))
 
 
-def _prove_ordinals(findings: Findings, reader: IndexReader, codes: CodesSet) -> None:
-    """The index holds the tars of its codes, each with as many codes."""
-    indexed = {
-        shard.shard_sha256: shard.rows
-        for shard in reader.shards.values()
-        if shard.codes_digest == codes.artifact.digest
-    }
-    encoded = {shard.sha256: shard.rows for shard in codes.shards}
+def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard) -> None:
+    """The rows ascend, the removed ones are among them, and the part opens with the others."""
+    parts = [part.path for part in reader.artifact.manifest.parts if f"-{shard.ordinal:06d}-" in part.path]
+    mark = (*parts, shard.rows, reader.removed.get(shard.ordinal, NOTHING_REMOVED).tobytes())
+    if mark in findings.proven:  # as a part of another version
+        return
+    rows = reader.read_keys(shard.ordinal)["row"].to_numpy()
+    if (np.diff(rows) <= 0).any() or rows[0] < 0:
+        raise DamagedArtifact(f"{reader.artifact.uri}: the key table of {shard.shard} is not sorted by row")
+    reader.live_keys(shard.ordinal)
+    reader.open_part(shard)  # refuses a part that does not hold as many codes
+    findings.proven.add(mark)
+
+
+def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> None:
+    """The index holds the tars of its codes with their keys and codes, less the rows that were compacted away."""
+    uri, later = findings.artifact.uri, made_as(findings.artifact) > 1
+    encoded = {shard.sha256: shard for shard in codes.shards}
+    indexed = [shard for shard in reader.shards.values() if shard.codes_digest == codes.artifact.digest]
+    if later:  # which may have removed whole tars
+        indexed = [shard for shard in indexed if shard.rows]
+    found = {shard.shard_sha256 for shard in indexed}
+    same = found <= encoded.keys() if later else found == encoded.keys()
+    for shard in indexed if same else ():
+        source = encoded[shard.shard_sha256]
+        gone = source.rows - shard.rows
+        same = same and gone == (reader.receipt(shard.ordinal).get("compacted", 0) if gone and later else 0)
+        if same and shard.rows:
+            _prove_rows(findings, reader, shard, codes, source)
+    findings.require(same, f"{uri}: the ordinal table does not list the tars of {codes.artifact.uri} with their codes")
+
+
+def _prove_rows(
+    findings: Findings, reader: IndexReader, shard: IndexedShard, codes: CodesSet, source: CodesShard
+) -> None:
+    """Key, code and labels of every row are those of the codes."""
+    part = reader.artifact.manifest.part(keys_name(shard.ordinal))
+    mark = (part.path, source.part.sha256)
+    if mark in findings.proven:
+        return
+    keys = reader.read_keys(shard.ordinal)
+    table = codes.read(source).select(keys.column_names)
+    table = table.filter(pa.array(np.isin(table["row"].to_numpy(), keys["row"].to_numpy())))
     findings.require(
-        indexed == encoded,
-        f"{findings.artifact.uri}: the ordinal table does not list the tars of {codes.artifact.uri} with their codes",
+        len(table) == len(keys) and table.cast(keys.schema).equals(keys),
+        f"{reader.artifact.uri}/{part.path} has other rows than {codes.artifact.uri}/{source.part.path}",
     )
+    findings.proven.add(mark)
 
 
 def prove_model(findings: Findings) -> None:

@@ -177,7 +177,7 @@ def make_parts(root: Path) -> dict[str, Path]:
     import numpy as np
     import safetensors.numpy
 
-    import pipelines.index
+    import pipelines.indexing
     from pipelines.artifacts import ArtifactWriter
     from pipelines.config import IndexSettings
     from pipelines.index import build_index
@@ -187,7 +187,7 @@ def make_parts(root: Path) -> dict[str, Path]:
     shards = write_shards(root, "shards")
     codes = codes_of_shards(root / "codes", shards)
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index)
+        use_inline_pool(patch, pipelines.indexing)
         for kind in ("flat", "ivf"):
             settings = Config(index=IndexSettings(kind=kind, nlist=2, nprobe=2, workers=1))
             build_index([codes.uri], str(root / kind), settings)

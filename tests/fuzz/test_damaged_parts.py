@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.index
+import pipelines.indexing
 from hhnet import multihash
 from hhnet.multihash import MultiHash
 from pipelines.artifacts import Artifact, open_artifact
@@ -47,7 +47,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     names = {f"x-{number:06d}.tar": simple_rows(f"x/{number}", ROWS, seed=number) for number in range(3)}
     found = {"codes": write_codes(root / "codes", names)}
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index)
+        use_inline_pool(patch, pipelines.indexing)
         for kind in KINDS:
             settings = Config(index=IndexSettings(kind=kind, nlist=LISTS, nprobe=LISTS, workers=1))
             found[kind] = open_artifact(build_index([found["codes"].uri], str(root / kind), settings)["uri"])

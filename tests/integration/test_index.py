@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipelines.index
+import pipelines.indexing
 from pipelines.config import Config, EvaluateSettings, IndexSettings
 from pipelines.evaluate import evaluate
 from pipelines.index import build_index
@@ -38,7 +38,7 @@ def test_one_and_two_workers_build_the_same_bytes(tmp_path: Path, kind: str, loc
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "multihash"])
 def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    use_inline_pool(monkeypatch, pipelines.index)
+    use_inline_pool(monkeypatch, pipelines.indexing)
     shards = write_shards(tmp_path, "shard")
     config = Config(index=IndexSettings(kind=kind, workers=1), evaluate=EvaluateSettings(gallery=2))
     with seaweed(tmp_path / "weed") as server, server.environment():

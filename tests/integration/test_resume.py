@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 import pipelines.encoding
-import pipelines.index
+import pipelines.indexing
 from pipelines.artifacts import ArtifactInput, ArtifactWriter, Part, open_artifact
 from pipelines.config import Config, load_config
 from pipelines.encode import encode
@@ -161,7 +161,7 @@ def verbs(
     pictures: Path, shards: Path, model: Path, codes: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Again]:
     """By kind, the run that makes it at a root; what makes it again is not about Ray."""
-    for module in (pipelines.encoding, pipelines.index):
+    for module in (pipelines.encoding, pipelines.indexing):
         use_inline_pool(monkeypatch, module)
     ivf = load_config(sets=[*SETTINGS, "index.kind=ivf", "index.nlist=2"])
     query, database = str(codes / "query"), str(codes / "database")

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-import pipelines.index
+import pipelines.indexing
 import pipelines.ingest
 from pipelines.__main__ import main
 from pipelines.errors import HHNetError
@@ -90,7 +90,7 @@ def _child(work: Callable[..., None], args: tuple[Any, ...], variables: dict[str
 
 def verb(*words: str) -> None:
     """The command line; an index is built in this process instead of on Ray."""
-    use_inline_pool(pytest.MonkeyPatch(), pipelines.index)
+    use_inline_pool(pytest.MonkeyPatch(), pipelines.indexing)
     sys.argv = ["hhnet", *words, "--json"]
     main()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipelines.cli import present, verb
+from pipelines.console import present, verb
 from pipelines.errors import Degraded, HHNetError, StoreUnavailable, UsageError, WorkFailed
 from tests.support.pictures import write_folder
 

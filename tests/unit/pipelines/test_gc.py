@@ -4,15 +4,26 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from pipelines.artifacts import Artifact, ArtifactWriter
+import pipelines.indexing
+from pipelines import gc as gc_module
+from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact, versions
+from pipelines.config import Config, IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
 from pipelines.gc import gc
+from pipelines.index import build_index
+from pipelines.kinds.artifact import open_index
+from pipelines.reindex import add_codes, remove_rows
+from pipelines.releases import index_info, rollback_index
 from pipelines.storage import Store, canonical_json
 from pipelines.verify import _orphans as orphans_of  # the codes here have no shards to verify against
+from pipelines.verify import verify
 from pipelines.versions import all_versions, open_current, publish_next
 from tests.support.codes import simple_rows, write_codes
+from tests.support.inline import use_inline_pool
 
 DAY = 86_400
 
@@ -171,3 +182,120 @@ def test_an_empty_root(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds nothing"):
         gc(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
+
+
+# --------------------------------------------------------------------------------------------------------- versions
+
+CONFIG = Config(index=IndexSettings(workers=1))
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Versions 1 to 4: 30 codes, two keys removed, 5 codes added, a tar removed; all of them two days old."""
+    use_inline_pool(monkeypatch, pipelines.indexing)
+    base = {f"b-{n:06d}.tar": simple_rows(f"b{n}", 10, seed=n) for n in range(3)}
+    uri = str(build_index([write_codes(tmp_path / "b", base).uri], str(tmp_path / "index"), CONFIG)["uri"])
+    remove_rows(uri, CONFIG, ["b0/00000", "b1/00000"])
+    add_codes(uri, [write_codes(tmp_path / "c", {"c-000000.tar": simple_rows("c", 5, seed=9)}).uri], CONFIG)
+    remove_rows(uri, CONFIG, shards=["b-000002.tar"])
+    age_all(Path(uri))
+    return uri
+
+
+def test_all_versions_stay_unless_asked(index: str) -> None:
+    before = files(index)
+    result = gc(index)
+    assert (result["status"], result["collected"]) == ("unchanged", [])
+    assert gc(index, keep=4)["collected"] == gc(index, keep=9)["collected"] == []
+    assert files(index) == before
+    with pytest.raises(ConfigError, match="at least the current version stays"):
+        gc(index, keep=0)
+
+
+def test_the_last_versions_stay_whole_and_the_others_fail_clearly(index: str) -> None:
+    planned = gc(index, keep=2, dry_run=True)
+    assert (planned["collected"], len(versions(Store(index)))) == ([1, 2], 4)
+    done = gc(index, keep=2)
+    assert {**planned, "dry_run": False} == done
+    assert done["names"][:2] == ["versions/1.json", "versions/2.json"]
+    assert versions(Store(index)) == [3, 4]
+    for number in (3, 4):
+        with open_index(index, number) as reader:
+            assert reader.search(bytes_of(), 40)[1].shape == (1, {3: 33, 4: 23}[number])
+    with pytest.raises(InputError, match="no version 2: its versions are 3, 4, and that one was collected by gc"):
+        rollback_index(index, 2)
+    with pytest.raises(InputError, match="was collected by gc"), open_index(index, 1):
+        pass
+    checks = verify(index)
+    assert checks["orphans"] == []
+    assert any("versions 3 to 4 name" in check for check in checks["checks"])
+    assert [entry["version"] for entry in index_info(index)["versions"]] == [4, 3]
+    assert gc(index, keep=2)["status"] == "unchanged"
+    base = open_artifact(index).origin("codes-0")
+    assert build_index([str(base)], index, CONFIG)["version"] == 4
+    assert remove_rows(index, CONFIG, ["c/00000"])["version"] == 5
+    assert gc(index, keep=1, older_than="0s")["collected"] == [3, 4]
+    assert verify(index)["orphans"] == []
+    with pytest.raises(InputError, match="version 5 is current, and none is older"):
+        rollback_index(index)
+
+
+def bytes_of() -> npt.NDArray[np.uint8]:
+    return simple_rows("q", 1).codes
+
+
+def test_a_version_that_was_current_within_the_grace_period_stays(index: str) -> None:
+    os.utime(Path(index, "versions/3.json"))
+    assert gc(index, keep=1)["collected"] == [1]
+    assert versions(Store(index)) == [2, 3, 4]
+
+
+def test_the_version_that_knows_all_ordinals_stays(index: str, tmp_path: Path) -> None:
+    rollback_index(index, 1)
+    age_all(Path(index))
+    assert gc(index, keep=1)["collected"] == [1, 2, 3]
+    with open_index(index) as reader:
+        assert (reader.version, reader.count) == (5, 30)
+    add_codes(index, [write_codes(tmp_path / "d", {"d-000000.tar": simple_rows("d", 4, seed=5)}).uri], CONFIG)
+    with open_index(index) as reader:
+        assert [shard.ordinal for shard in reader.shards.values() if shard.shard == "d-000000.tar"] == [4]
+    assert verify(index)["orphans"] == []
+
+
+def test_a_collection_that_was_cut_off_leaves_whole_versions(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete = gc_module._delete
+    for hit in range(1, 9):
+        left = [hit]
+
+        def cut_off(store: Store, name: str, left: list[int] = left) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            delete(store, name)
+
+        monkeypatch.setattr(gc_module, "_delete", cut_off)
+        try:
+            gc(index, keep=1)
+        except KeyboardInterrupt:
+            assert verify(index)["status"] == "done"
+    monkeypatch.setattr(gc_module, "_delete", delete)
+    gc(index, keep=1)
+    assert versions(Store(index)) == [4]
+    assert verify(index)["orphans"] == []
+
+
+def test_a_rollback_while_versions_are_collected_keeps_what_it_names(
+    index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = gc_module._delete
+
+    def overtaken(store: Store, name: str) -> None:
+        monkeypatch.setattr(gc_module, "_delete", delete)
+        rollback_index(index, 2)
+        delete(store, name)
+
+    monkeypatch.setattr(gc_module, "_delete", overtaken)
+    gc(index, keep=1)
+    with open_index(index) as reader:
+        assert (reader.version, reader.count) == (5, 28)
+    assert verify(index)["status"] == "done"

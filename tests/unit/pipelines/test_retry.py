@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import pipelines.encoding
-import pipelines.index
+import pipelines.indexing
 from pipelines import retry as retry_module
 from pipelines.artifacts import Artifact, versions
 from pipelines.config import Config, load_config
@@ -47,7 +47,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    for module in (pipelines.encoding, pipelines.index):
+    for module in (pipelines.encoding, pipelines.indexing):
         use_inline_pool(monkeypatch, module)
     return Corpus(shards, tmp_path)
 

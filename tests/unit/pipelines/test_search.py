@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import pipelines.index
+import pipelines.indexing
 from pipelines.artifacts import ArtifactWriter
 from pipelines.config import Config, IndexSettings, SearchSettings
 from pipelines.errors import FingerprintMismatch, InputError
@@ -22,7 +22,7 @@ CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    use_inline_pool(monkeypatch, pipelines.index)
+    use_inline_pool(monkeypatch, pipelines.indexing)
 
     def build(*codes, name="index", config=CONFIG):
         return build_index(list(codes), str(tmp_path / name), config)["uri"]
@@ -115,6 +115,9 @@ def test_codes_of_other_bits_or_of_another_model_are_refused_naming_both(tmp_pat
         search(index, CONFIG, hex_codes=["xyz"])
     with pytest.raises(InputError, match="nothing to search for"):
         search(index, CONFIG)
+    for k in (0, -3):
+        with pytest.raises(InputError, match=f"k = {k}: ask for at least one neighbour"):
+            search(index, CONFIG, hex_codes=["00" * 8], k=k)
 
 
 # ---------------------------------------------------------------------------------------------------------- images

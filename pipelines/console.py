@@ -1,0 +1,172 @@
+"""What every verb of the command line shares: its options, errors, exit codes, output, and the way to a Ray job.
+
+Nothing here imports torch, ray, faiss or prefect before a verb's own work begins, so help and usage errors answer
+at once.
+"""
+
+import functools
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.config import Config, load_config
+from pipelines.errors import HHNetError
+
+Result = dict[str, Any]
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
+]
+Out = Annotated[str, typer.Option("--out", help="Root of the artifact: a folder or s3://bucket/prefix.", metavar="URI")]
+Codes = Annotated[list[str], typer.Option("--codes", help="A codes artifact; repeatable.", metavar="URI")]
+JSON_OPTION = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
+DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; raised so that what must be closed is closed."""
+
+
+def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Register a function as a verb: adds --json and --debug, turns errors into exit codes, prints the result."""
+
+    def register(function: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(function)
+        def command(*args: Any, json_output: bool, debug: bool, **kwargs: Any) -> None:
+            code = _run(lambda: function(*args, **kwargs), json_output, debug)
+            if code:
+                raise typer.Exit(code)
+
+        common = [("json_output", JSON_OPTION), ("debug", DEBUG_OPTION)]
+        signature = inspect.signature(function, eval_str=True)
+        extra = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+            for key, kind in common
+        ]
+        command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *extra])  # type: ignore[attr-defined]
+        command.__annotations__ = {key: parameter.annotation for key, parameter in signature.parameters.items()}
+        command.__annotations__ |= dict(common)
+        group.command(name)(command)
+        return function
+
+    return register
+
+
+def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
+    """Do a verb's work and report it; the exit code of the contract."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = work()
+    except HHNetError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; what was committed stays, the same command goes on from there")
+        return 130
+    except (Terminated, SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting
+        _complain("terminated; what was committed stays, the same command goes on from there")
+        return 143
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    sys.stdout.write((json.dumps(result, ensure_ascii=False) if json_output else present(result)) + "\n")
+    return 4 if result.get("status") == "degraded" else 0
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"hhnet: {message}\n")
+
+
+def present(result: Mapping[str, Any]) -> str:
+    """A result for people: what happened, then its facts, one per line, and what there are several of as a table."""
+    if "results" in result:
+        return "\n\n".join(_present_query(entry) for entry in result["results"])
+    lines = [f"{result['verb']}: {result['status']}"]
+    facts = {key: value for key, value in result.items() if key not in ("verb", "status", "versions")}
+    width = max((len(key) for key in facts), default=0)
+    for key, value in facts.items():
+        if isinstance(value, float):
+            text = f"{value:.4g}"
+        elif isinstance(value, int):
+            text = f"{value:,}"
+        elif isinstance(value, list | dict):
+            text = json.dumps(value, ensure_ascii=False)
+        else:
+            text = str(value)
+        lines.append(f"  {key:<{width}}  {text if len(text) <= 300 else text[:297] + '...'}")
+    return "\n".join([*lines, *_table(result.get("versions", []))])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of equal keys under a heading; a digest by its first digits."""
+    if not rows:
+        return []
+    cells = [
+        list(rows[0]),
+        *([str(value)[:12] if value is not None else "-" for value in row.values()] for row in rows),
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["", *("  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in cells)]
+
+
+def _present_query(entry: Mapping[str, Any]) -> str:
+    lines = [f"query {entry['query']}", f"  {'rank':>4}  {'distance':>8}  {'labels':<24}  key"]
+    for rank, found in enumerate(entry["neighbours"], start=1):
+        labels = ", ".join(str(label) for label in found["labels"]) or "-"
+        lines.append(f"  {rank:>4}  {found['distance']:>8}  {labels:<24}  {found['key']}")
+    return "\n".join(lines)
+
+
+def configure(config: Path | None, sets: list[str] | None, **flags: Any) -> Config:
+    """The settings of a verb; `flags` are named by setting, with __ for the dot, and None where not given."""
+    named = {name.replace("__", "."): value for name, value in flags.items()}
+    return load_config(config, sets or (), named)
+
+
+def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str] | None]) -> Result | None:
+    """Run the verb as a Ray job when `ray.address` is an http(s) URL; None when it runs here."""
+    address = config.ray.address or os.environ.get("RAY_ADDRESS", "")
+    if not address.startswith(("http://", "https://")):
+        return None
+    from pipelines.cluster.jobs import submit_verb
+
+    arguments = list(words)
+    for name, value in flags.items():
+        for one in value if isinstance(value, list) else [value]:
+            arguments += [name, one] if one is not None else []
+    for setting in _changed_settings(config):
+        arguments += ["--set", setting]
+    return submit_verb(address, arguments)
+
+
+def _changed_settings(config: Config) -> list[str]:
+    """Every setting that is not a default, as section.key=value; `ray.address` points at the job's own cluster."""
+    changed = []
+    defaults = Config().model_dump(mode="json")
+    for section, settings in config.model_dump(mode="json").items():
+        for key, value in settings.items():
+            if value == defaults[section][key] or (section, key) == ("ray", "address"):
+                continue
+            usual = defaults[section][key]
+            nested = value.items() if isinstance(value, dict) else [(None, value)]
+            changed += [
+                f"{section}.{key}{'.' + name if name else ''}={json.dumps(one)}"
+                for name, one in nested
+                if not name or name not in usual or one != usual[name]
+            ]
+    return [*changed, "ray.address=auto"]

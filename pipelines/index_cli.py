@@ -1,0 +1,164 @@
+"""The verbs `hhnet index ...`; like the other verbs they import nothing heavy before their own work begins."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.console import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
+from pipelines.errors import InputError, UsageError
+
+index_app = typer.Typer(help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True)
+
+Index = Annotated[str, typer.Option("--index", help="The index artifact.", metavar="URI")]
+Publish = Annotated[bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")]
+Workers = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1)]
+
+
+@verb(index_app, "build")
+def index_build(
+    codes: Codes,
+    out: Out,
+    kind: Annotated[str | None, typer.Option(help="flat or multihash (both exact), or ivf.")] = None,
+    workers: Workers = None,
+    publish: Annotated[
+        bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")
+    ] = True,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Build a sharded index over codes and publish it as version 1.
+
+    Example: hhnet index build --codes codes/train --codes codes/database --out index
+    """
+    settings = configure(config, sets, index__kind=kind, index__workers=workers)
+    words = ["index", "build", *([] if publish else ["--no-publish"])]
+    submitted = submit(settings, words, {"--codes": list(codes), "--out": out})
+    if submitted is not None:
+        return submitted
+    from pipelines.index import build_index as work
+
+    return work(codes, out, settings, publish=publish)
+
+
+@verb(index_app, "add")
+def index_add(
+    index: Index,
+    codes: Codes,
+    workers: Workers = None,
+    publish: Publish = True,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Add the tars of codes that the index does not hold yet, and publish the next version.
+
+    Example: hhnet index add --index index --codes codes/tonight
+    """
+    settings = configure(config, sets, index__workers=workers)
+    words = ["index", "add", *([] if publish else ["--no-publish"])]
+    submitted = submit(settings, words, {"--index": index, "--codes": list(codes)})
+    if submitted is not None:
+        return submitted
+    from pipelines.reindex import add_codes as work
+
+    return work(index, codes, settings, publish=publish)
+
+
+@verb(index_app, "remove")
+def index_remove(
+    index: Index,
+    key: Annotated[list[str] | None, typer.Option("--key", help="The key of a sample.", metavar="K")] = None,
+    keys: Annotated[Path | None, typer.Option("--keys", help="A file with a key on each line.", metavar="FILE")] = None,
+    shard: Annotated[
+        list[str] | None, typer.Option("--shard", help="A whole tar, by name or sha256.", metavar="NAME")
+    ] = None,
+    ignore_missing: Annotated[
+        bool, typer.Option("--ignore-missing", help="Pass over keys and shards that are not there.")
+    ] = False,
+    publish: Publish = True,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Have samples no longer found: the next version names them as removed, and keeps all other ids.
+
+    Example: hhnet index remove --index index --key cat/0001 --keys gone.txt --shard photos-000007.tar
+    """
+    wanted = [*(key or ()), *(_read_keys(keys) if keys else ())]
+    if not (wanted or shard or keys):
+        raise UsageError("nothing to remove: give --key, --keys or --shard")
+    from pipelines.reindex import remove_rows as work
+
+    settings = configure(config, sets)
+    return work(index, settings, wanted, shard or (), ignore_missing=ignore_missing, publish=publish)
+
+
+def _read_keys(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--keys {file} cannot be read: {error}") from None
+
+
+@verb(index_app, "compact")
+def index_compact(
+    index: Index,
+    workers: Workers = None,
+    publish: Publish = True,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Build the parts that hold removed samples anew without them; ids and answers stay.
+
+    Example: hhnet index compact --index index
+    """
+    settings = configure(config, sets, index__workers=workers)
+    words = ["index", "compact", *([] if publish else ["--no-publish"])]
+    submitted = submit(settings, words, {"--index": index})
+    if submitted is not None:
+        return submitted
+    from pipelines.reindex import compact_index as work
+
+    return work(index, settings, publish=publish)
+
+
+@verb(index_app, "publish")
+def index_publish(
+    index: Index,
+    digest: Annotated[
+        str | None, typer.Option(help="Which, if several were made as the next version.", metavar="HEX")
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Let what was made with --no-publish through the gate and make it current.
+
+    Example: hhnet index publish --index index
+    """
+    from pipelines.releases import publish_index as work
+
+    return work(index, configure(config, sets), digest=digest)
+
+
+@verb(index_app, "rollback")
+def index_rollback(
+    index: Index,
+    to: Annotated[int | None, typer.Option(help="A version; default the one before.", min=1, metavar="N")] = None,
+) -> Result:
+    """Make an older version current again, as a new version; nothing is deleted.
+
+    Example: hhnet index rollback --index index --to 3
+    """
+    from pipelines.releases import rollback_index as work
+
+    return work(index, to=to)
+
+
+@verb(index_app, "info")
+def index_info(index: Index) -> Result:
+    """Show the versions of an index, newest first, and the card of the current one.
+
+    Example: hhnet index info --index index
+    """
+    from pipelines.releases import index_info as work
+
+    return work(index)

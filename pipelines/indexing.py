@@ -1,0 +1,154 @@
+"""What builds and changes of an index share: parts made side by side on Ray, their tables, the way through the gate."""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines.artifacts import Artifact, ArtifactWriter, Part, write_run_record
+from pipelines.cluster.pool import map_items
+from pipelines.cluster.progress import stage
+from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.codes import CodesSet, CodesShard
+from pipelines.config import Config
+from pipelines.errors import DamagedArtifact, WorkFailed
+from pipelines.kinds import gate
+from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader
+from pipelines.kinds.gate import Figures
+from pipelines.kinds.parts import PartBuilder, PartTask
+from pipelines.schema import parquet_bytes, table_of
+from pipelines.storage import scratch_folder, sha256_of
+
+PartReceipt = dict[str, Any]
+
+# ---------------------------------------------------------------------------------------------------------- parts
+
+
+def task_of(ordinal: int, entry: CodesSet, shard: CodesShard, later: bool = False) -> PartTask:
+    """The work of one shard of a codes artifact."""
+    return PartTask(
+        ordinal, shard.name, shard.sha256, entry.artifact.uri, entry.artifact.digest, shard.part, entry.bits, later
+    )
+
+
+def build_parts(
+    writer: ArtifactWriter, kind: str, tasks: Sequence[PartTask], shared: bytes | None, config: Config
+) -> dict[str, PartReceipt]:
+    """Receipts of the parts of these tasks, by name; those that were missing are built side by side."""
+    quantizer = sha256_of(shared) if shared else None
+    filled = {task.receipt(quantizer): task for task in tasks if task.rows}
+    receipts = {name: receipt for name, receipt in writer.receipts(filled).items() if built(writer, receipt)}
+    missing = [task for name, task in filled.items() if name not in receipts]
+    if missing:
+        arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared)
+        with ray_session(config), stage("index", len(missing), unit="parts") as advance:
+            require_shared_store(writer.store, config)
+            pool = map_items(
+                PartBuilder, arguments, missing, workers=config.index.workers or _cpus(), label=lambda task: task.shard
+            )
+            for outcome in pool:
+                if outcome.error is not None:
+                    raise WorkFailed(
+                        f"{writer.store.uri}: {outcome.error}; what was built is kept, run again to resume"
+                    )
+                receipts[outcome.item.receipt(quantizer)] = outcome.result
+                advance(1)
+    return receipts
+
+
+def built(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> bool:
+    """A receipt exists, and so does what it claims."""
+    return receipt is not None and all(
+        writer.store.size(receipt[name]["path"]) == receipt[name]["bytes"]
+        for name in ("part", "keys")
+        if name in receipt
+    )
+
+
+def _cpus() -> int:
+    import ray  # the session is open by now
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def parts_of(writer: ArtifactWriter, receipt: Mapping[str, Any], shared: bytes | None) -> list[Part]:
+    """The parts a receipt claims; they must be there, and built from the quantizer at hand."""
+    try:
+        parts = [Part.model_validate(receipt[name]) for name in ("part", "keys") if name in receipt]
+    except ValidationError:
+        raise DamagedArtifact(f"{writer.store.uri}: a receipt does not describe its parts") from None
+    for part in parts:
+        if writer.store.size(part.path) != part.bytes:
+            raise DamagedArtifact(
+                f"{writer.store.uri}/{part.path} is missing or cut, but its receipt says it was built"
+            )
+    own = sha256_of(shared) if shared else None
+    if "keys" in receipt and receipt.get("quantizer_sha256") != own:
+        raise DamagedArtifact(
+            f"{writer.store.uri}/{parts[0].path} was built with quantizer {str(receipt.get('quantizer_sha256'))[:12]}, "
+            f"the index's own is {str(own)[:12]}"
+        )
+    return parts
+
+
+# --------------------------------------------------------------------------------------------------------- tables
+
+
+def ordinal_table(shards: Iterable[IndexedShard]) -> bytes:
+    """The ordinal table of these shards, by ordinal."""
+    rows = sorted(shards, key=lambda shard: shard.ordinal)
+    columns = {field.name: [getattr(shard, field.name) for shard in rows] for field in ORDINALS}
+    return parquet_bytes(table_of(ORDINALS, columns))
+
+
+def shard_of(task: PartTask) -> IndexedShard:
+    """The row of the ordinal table for the part that a task makes."""
+    return IndexedShard(task.ordinal, task.shard, task.shard_sha256, task.codes_digest, task.rows)
+
+
+def card_of(parts: Iterable[Part], count: int) -> dict[str, Any]:
+    """Codes that can be found, and bytes of the kind's parts for each; what the gate measures is added to it."""
+    size = sum(part.bytes for part in parts if part.path.startswith("parts/part-"))
+    return {"count": count, "bytes_per_code": round(size / count, 3)}
+
+
+# ----------------------------------------------------------------------------------------------------------- gate
+
+
+def measure(artifact: Artifact, config: Config) -> Figures:
+    """What the gate asks of an index, measured on it as it lies there."""
+    with scratch_folder() as folder:
+        return gate.measure(IndexReader(artifact, folder), config.index.gate, config.index.seed)
+
+
+def pass_gate(artifact: Artifact, figures: Figures, config: Config, verb: str) -> None:
+    """Keep the figures in a run record; WorkFailed, with them, where they are below `index.gate`."""
+    record = {
+        "verb": verb,
+        "digest": artifact.digest,
+        "gate": figures.record(),
+        "asked": config.index.gate.model_dump(mode="json"),
+        "machine": {"cpus": len(os.sched_getaffinity(0)), "architecture": platform.machine()},
+    }
+    write_run_record(artifact.store, record)
+    gate.require(figures, config.index.gate, artifact.uri)
+
+
+def gated_meta(meta: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
+    """`meta` with the measured recalls in its card."""
+    return {**meta, "card": {**meta["card"], **figures.card()}}
+
+
+def summary(verb: str, status: str, artifact: Artifact, version: int | None) -> dict[str, Any]:
+    """What every verb that makes or publishes an index returns."""
+    return {
+        "verb": verb,
+        "status": status,
+        "uri": artifact.uri,
+        "digest": artifact.digest,
+        "version": version,
+        "kind": artifact.manifest.meta["kind"],
+        "card": artifact.manifest.meta["card"],
+    }

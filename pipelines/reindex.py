@@ -1,0 +1,387 @@
+"""`hhnet index add | remove | compact`: change an index by publishing its next version.
+
+What is published is never edited. The next version names the parts of unchanged shards again, new parts for new
+shards, and a table of the rows that were removed from old ones; compacting builds those parts anew without the rows.
+It is measured like a first version and becomes current in one step. Readers stay on the version they opened.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.artifacts import (
+    Artifact,
+    ArtifactInput,
+    ArtifactWriter,
+    Part,
+    ReceiptRef,
+    remember_origin,
+)
+from pipelines.codes import CodesSet, CodesShard, open_codes, require_distinct
+from pipelines.config import Config
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.indexing import (
+    build_parts,
+    card_of,
+    gated_meta,
+    measure,
+    ordinal_table,
+    parts_of,
+    pass_gate,
+    shard_of,
+    summary,
+    task_of,
+)
+from pipelines.kinds.artifact import (
+    ORDINALS_NAME,
+    QUANTIZER_NAME,
+    REMOVED,
+    REMOVED_NAME,
+    IndexedShard,
+    IndexReader,
+    keys_name,
+    keys_schema,
+    newest_made,
+    open_index,
+    part_stem,
+    read_ordinals,
+)
+from pipelines.kinds.parts import CompactTask, PartTask
+from pipelines.schema import parquet_bytes, table_of
+from pipelines.storage import canonical_json, sha256_of
+from pipelines.versions import next_artifact, publish_number, put_manifest, require_parts
+
+GROWN = 4
+"""Times the codes that a quantizer was trained on, above which the card says that it has grown out of it."""
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The current version, from which the next one is made."""
+
+    number: int
+    reader: IndexReader
+    shards: Mapping[int, IndexedShard]
+    """Every shard that was ever given an ordinal; those that the version does not hold have 0 rows."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """The version's artifact."""
+        return self.reader.artifact
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the next version has instead: parts to build, and the shards and removed rows as they will be."""
+
+    shards: Mapping[int, IndexedShard]
+    removed: Mapping[int, Rows]
+    tasks: Sequence[PartTask] = ()
+    codes: Sequence[CodesSet] = ()
+    """Codes artifacts that new parts come from."""
+    facts: dict[str, int] = field(default_factory=dict)
+    """What the result tells of it."""
+
+
+# ----------------------------------------------------------------------------------------------------------- verbs
+
+
+def add_codes(index: str, codes: Sequence[str], config: Config, publish: bool = True) -> dict[str, Any]:
+    """Add the tars of `codes` that the index does not hold, and publish the next version.
+
+    A tar that it held before has its old ordinal again; `unchanged` where there is no new tar. Raises
+    FingerprintMismatch where the codes are of another model, length or class list, or where a tar that is held has
+    other codes there; InputError where there are no codes at all.
+    """
+    if not codes:
+        raise InputError("no codes to add: name at least one codes artifact with --codes")
+    with _base(index) as base:
+        sets = [open_codes(uri) for uri in codes]
+        for entry in sets:
+            _require_same(base, entry)
+        if not any(entry.rows for entry in sets):
+            raise InputError(f"{', '.join(entry.artifact.uri for entry in sets)}: there are no codes to add")
+        require_distinct(sets)
+        change = _adding(base, sets)
+        if not change.tasks:
+            return _unchanged("index add", base, change.facts)
+        return _apply("index add", base, change, config, publish)
+
+
+def remove_rows(
+    index: str,
+    config: Config,
+    keys: Sequence[str] | None = None,
+    shards: Sequence[str] = (),
+    ignore_missing: bool = False,
+    publish: bool = True,
+) -> dict[str, Any]:
+    """Have the samples of these keys, and the shards of these names or sha256, no longer found in the next version.
+
+    A key of several shards is removed from all of them; `unchanged` where all of it was removed already. Raises
+    InputError for a key or a shard that the index does not hold, unless `ignore_missing`, and where nothing would be
+    left.
+    """
+    if keys is None and not shards:
+        raise InputError("nothing to remove: name keys with --key or --keys, shards with --shard")
+    with _base(index) as base:
+        whole = _named_shards(base, shards, ignore_missing)
+        rows = _rows_of(base, keys or (), ignore_missing)
+        change = _removing(base, whole, rows)
+        if not change.facts["removed"]:
+            return _unchanged("index remove", base, change.facts)
+        return _apply("index remove", base, change, config, publish)
+
+
+def compact_index(index: str, config: Config, publish: bool = True) -> dict[str, Any]:
+    """Build the parts that hold removed rows anew without them; ids, ordinals and answers stay as they are.
+
+    The rows come from the index's own key tables. A quantizer that was learnt stays. `unchanged` where nothing was
+    removed.
+    """
+    with _base(index) as base:
+        if not base.reader.removed:
+            return _unchanged("index compact", base, {"compacted": 0, "dropped": 0})
+        return _apply("index compact", base, _compacting(base), config, publish)
+
+
+@contextmanager
+def _base(index: str) -> Iterator[Base]:
+    with open_index(index) as reader:
+        assert reader.version is not None, "a published index has a version"
+        _, newest = newest_made(reader.artifact.store)
+        given = read_ordinals(newest)
+        for ordinal, shard in reader.shards.items():
+            if given.get(ordinal, shard).shard_sha256 != shard.shard_sha256:
+                raise DamagedArtifact(f"{reader.artifact.uri}: two versions give ordinal {ordinal} to different tars")
+        shards = {ordinal: replace(shard, rows=0) for ordinal, shard in given.items()} | reader.shards
+        yield Base(reader.version, reader, shards)
+
+
+# ------------------------------------------------------------------------------------------------------------- add
+
+
+def _require_same(base: Base, entry: CodesSet) -> None:
+    """FingerprintMismatch, naming both, unless the codes are of the index's bits, model and classes."""
+    reader, uri = base.reader, entry.artifact.uri
+    model = base.artifact.manifest.input("model").digest
+    for name, mine, theirs, same in (
+        ("bits", reader.bits, entry.bits, reader.bits == entry.bits),
+        ("model", model[:12], entry.model[:12], model == entry.model),
+        ("classes", len(reader.classes), len(entry.classes), reader.classes == entry.classes),
+    ):
+        if not same:
+            raise FingerprintMismatch(
+                f"{base.artifact.uri} has {name} {mine}, {uri} has {name} {theirs}"
+                f"{' with other names' if mine == theirs else ''}: add codes that the index's model made of its classes"
+            )
+
+
+def _adding(base: Base, sets: Sequence[CodesSet]) -> Change:
+    known = {shard.shard_sha256: shard for shard in base.shards.values()}
+    tasks, given, used = [], dict(base.shards), []
+    for entry in sets:
+        new = []
+        for shard in entry.shards:
+            held = known.get(shard.sha256)
+            if held is not None and held.rows:
+                _require_same_rows(base, held, entry, shard)
+            elif held is None or shard.rows:
+                new.append(task_of(held.ordinal if held else max(given) + 1, entry, shard, later=True))
+                given[new[-1].ordinal] = shard_of(new[-1])
+        tasks += new
+        used += [entry] if new else []
+    added = sum(task.rows for task in tasks)
+    facts = {"added": added, "shards_added": sum(task.rows > 0 for task in tasks)}
+    # Tars without codes get an ordinal when others are added; they alone are no reason for a version.
+    return Change(given, base.reader.removed, tasks if added else (), used, facts)
+
+
+def _require_same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> None:
+    """FingerprintMismatch, naming both, where a tar that the index holds has other codes in this artifact."""
+    if held.codes_digest == entry.artifact.digest:
+        return
+    names = keys_schema(base.reader.width).names
+    theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
+    compacted = int(base.reader.receipt(held.ordinal).get("compacted", 0))
+    kept = theirs.filter(pa.array(np.isin(theirs["row"].to_numpy(), mine["row"].to_numpy())))
+    if len(theirs) != len(mine) + compacted or not kept.cast(mine.schema).equals(mine):
+        raise FingerprintMismatch(
+            f"{base.artifact.uri} holds {held.shard} with {len(mine)} codes of {held.codes_digest[:12]}, "
+            f"{entry.artifact.uri} is {entry.artifact.digest[:12]} and has others: remove the shard first to replace it"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- remove
+
+
+def _named_shards(base: Base, names: Sequence[str], ignore_missing: bool) -> set[int]:
+    """Ordinals of shards by name, or by sha256 or its first digits where several tars have one name."""
+    found = set()
+    for name in names:
+        alike = [
+            shard
+            for shard in base.shards.values()
+            if shard.shard == name or (len(name) >= 8 and shard.shard_sha256.startswith(name))
+        ]
+        if len(alike) > 1:
+            listed = ", ".join(f"{shard.shard_sha256[:12]} (ordinal {shard.ordinal})" for shard in alike)
+            raise InputError(f"--shard {name} names {len(alike)} tars: name one by its sha256, {listed}")
+        if alike:
+            found.add(alike[0].ordinal)
+        elif not ignore_missing:
+            near = difflib.get_close_matches(name, [shard.shard for shard in base.shards.values()], 3)
+            hint = f"; near it are {', '.join(near)}" if near else ""
+            raise InputError(f"shard {name!r} is not in {base.artifact.uri}{hint}: --ignore-missing passes over it")
+    return found
+
+
+def _rows_of(base: Base, keys: Sequence[str], ignore_missing: bool) -> dict[int, Rows]:
+    """Ordinal -> rows of these keys, ascending."""
+    found, lacking = base.reader.find(keys)
+    if not ignore_missing:
+        gone = base.reader.removed_keys(lacking)
+        for key in lacking:
+            if key not in gone:
+                near = base.reader.near_keys(key)
+                hint = f"; near it are {', '.join(near)}" if near else ""
+                raise InputError(f"key {key!r} is not in {base.artifact.uri}{hint}: --ignore-missing passes over it")
+    ids = np.unique(np.array([item.id for item, _ in found], np.int64))
+    return {int(ordinal): ids[ids >> 32 == ordinal] & 0xFFFFFFFF for ordinal in np.unique(ids >> 32)}
+
+
+def _removing(base: Base, whole: set[int], rows: Mapping[int, Rows]) -> Change:
+    shards, removed = dict(base.shards), dict(base.reader.removed)
+    for ordinal, gone in rows.items():
+        removed[ordinal] = np.union1d(removed.get(ordinal, np.empty(0, np.int64)), gone)
+        whole = whole | ({ordinal} if len(removed[ordinal]) == shards[ordinal].rows else set())
+    for ordinal in whole:
+        shards[ordinal] = replace(shards[ordinal], rows=0)
+        removed.pop(ordinal, None)
+    left = _count(shards, removed)
+    if not left:
+        raise InputError(f"{base.artifact.uri}: no code would be left, and an index holds at least one")
+    dropped = sum(base.shards[ordinal].rows > 0 for ordinal in whole)
+    return Change(shards, removed, facts={"removed": base.reader.count - left, "shards_removed": dropped})
+
+
+def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> int:
+    return sum(shard.rows for shard in shards.values()) - sum(len(rows) for rows in removed.values())
+
+
+# --------------------------------------------------------------------------------------------------------- compact
+
+
+def _compacting(base: Base) -> Change:
+    reader, manifest = base.reader, base.artifact.manifest
+    tasks = [
+        CompactTask(
+            ordinal,
+            reader.shards[ordinal].shard,
+            reader.shards[ordinal].shard_sha256,
+            base.artifact.uri,
+            reader.shards[ordinal].codes_digest,
+            manifest.part(keys_name(ordinal)),
+            reader.bits,
+            later=True,
+            left_out=tuple(rows.tolist()),
+            compacted=int(reader.receipt(ordinal).get("compacted", 0)),
+        )
+        for ordinal, rows in reader.removed.items()
+    ]
+    shards = {**base.shards, **{task.ordinal: shard_of(task) for task in tasks}}
+    return Change(shards, {}, tasks, facts={"compacted": len(tasks), "dropped": sum(len(t.left_out) for t in tasks)})
+
+
+# ----------------------------------------------------------------------------------------------------- next version
+
+
+def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool) -> dict[str, Any]:
+    """Build what is missing, measure the next version, and publish it."""
+    number, count = base.number + 1, _count(change.shards, change.removed)
+    inputs = _inputs(base, change)
+    for entry in change.codes:
+        remember_origin(base.artifact.store, entry.artifact.digest, entry.artifact.uri)
+    parts, receipts = _parts(base, change, inputs, config)
+    meta = {**base.artifact.manifest.meta, "version": number, "card": _card(base, parts, count)}
+    totals = {"codes": count, "shards": len(change.shards)}
+    changed = {"inputs": [entry.model_dump() for entry in inputs], "meta": meta}
+    require_parts(base.artifact, parts, number)
+    figures = measure(next_artifact(base.artifact, parts, receipts, totals, **changed), config)
+    changed["meta"] = gated_meta(meta, figures)
+    artifact = next_artifact(base.artifact, parts, receipts, totals, **changed)
+    if publish:
+        pass_gate(artifact, figures, config, verb)
+    path = put_manifest(artifact)
+    if publish:
+        publish_number(artifact, path, number)
+    return {**summary(verb, "done", artifact, number if publish else None), **change.facts}
+
+
+def _unchanged(verb: str, base: Base, facts: Mapping[str, int]) -> dict[str, Any]:
+    return {**summary(verb, "unchanged", base.artifact, base.number), **facts}
+
+
+def _inputs(base: Base, change: Change) -> list[ArtifactInput]:
+    """The codes that parts of the next version come from, each under the role that it has already, and the model."""
+    held = {shard.codes_digest for shard in change.shards.values() if shard.rows}
+    inputs = [entry for entry in base.artifact.manifest.inputs if entry.kind != "codes" or entry.digest in held]
+    named = {entry.digest for entry in inputs}
+    numbers = [int(entry.role.removeprefix("codes-")) for entry in inputs if entry.kind == "codes"]
+    new = [entry.artifact.digest for entry in change.codes if entry.artifact.digest in held - named]
+    first = max(numbers, default=-1) + 1
+    return [
+        *(entry for entry in inputs if entry.kind == "codes"),
+        *(ArtifactInput(role=f"codes-{n}", kind="codes", digest=digest) for n, digest in enumerate(new, first)),
+        *(entry for entry in inputs if entry.kind != "codes"),
+    ]
+
+
+def _parts(
+    base: Base, change: Change, inputs: Sequence[ArtifactInput], config: Config
+) -> tuple[list[Part], list[ReceiptRef]]:
+    """The parts and receipts of the next version: new ones of its tasks, those of unchanged shards, its tables."""
+    manifest, reader = base.artifact.manifest, base.reader
+    writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
+    made = build_parts(writer, str(manifest.meta["kind"]), change.tasks, reader.shared, config)
+    receipts = []
+    parts = []
+    for name, receipt in made.items():
+        parts += parts_of(writer, receipt, reader.shared)
+        data = canonical_json(receipt)
+        stem = part_stem(int(receipt["ordinal"]))
+        receipts.append(ReceiptRef(shard=stem, path=f"receipts/{name}.json", bytes=len(data), sha256=sha256_of(data)))
+    rebuilt = {task.ordinal for task in change.tasks}
+    kept = [n for n, shard in change.shards.items() if shard.rows and n not in rebuilt]
+    names = {QUANTIZER_NAME, *(keys_name(n) for n in kept), *(part_stem(n) + reader.kind.suffix for n in kept)}
+    parts += [part for part in manifest.parts if part.name in names]
+    stems = {"quantizer", *map(part_stem, kept)}
+    receipts += [reference for reference in manifest.receipts if reference.shard in stems]
+    parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(change.shards.values()), len(change.shards)))
+    if change.removed:
+        columns = {
+            "ordinal": [n for n, rows in sorted(change.removed.items()) for _ in rows],
+            "row": [row for _, rows in sorted(change.removed.items()) for row in rows.tolist()],
+        }
+        parts.append(writer.put_part(REMOVED_NAME, parquet_bytes(table_of(REMOVED, columns)), len(columns["row"])))
+    return parts, receipts
+
+
+def _card(base: Base, parts: Sequence[Part], count: int) -> dict[str, Any]:
+    """The card before the gate; it says where the corpus has outgrown what its quantizer was trained on."""
+    card, before = card_of(parts, count), base.artifact.manifest.meta["card"]
+    if base.reader.shared is not None:
+        trained = card["trained_on"] = int(before.get("trained_on", before["count"]))
+        if count > GROWN * trained:
+            card["note"] = (
+                f"{count / trained:.1f} times the codes that the quantizer was trained on: build anew for more lists"
+            )
+    return card

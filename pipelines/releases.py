@@ -1,0 +1,113 @@
+"""`hhnet index publish | rollback | info`: which version of an index is current, and what the versions hold."""
+
+from typing import Any
+
+from pipelines.artifacts import Artifact, open_artifact, parse_manifest, publish_version, versions
+from pipelines.config import Config
+from pipelines.errors import CommitConflict, InputError
+from pipelines.indexing import measure, pass_gate, summary
+from pipelines.kinds.artifact import ORDINALS_NAME, REMOVED_NAME, made_as
+from pipelines.storage import Store
+from pipelines.versions import named_version, publish_number, require_version
+
+
+def publish_index(index: str, config: Config, digest: str | None = None) -> dict[str, Any]:
+    """Let through the gate and publish what was made without being published: the index, or its next version.
+
+    `digest`, or its first digits, says which where several were made; `unchanged` where there is none. Raises
+    WorkFailed where it is below `index.gate`, CommitConflict where another run publishes meanwhile.
+    """
+    store = Store(index)
+    first = open_artifact(store, "index")
+    known = versions(store)
+    number = known[-1] + 1 if known else 1
+    path, artifact = _waiting(store, number, digest) if known else ("manifest.json", first)
+    if artifact is None:
+        _, current = named_version(store, known[-1])
+        return summary("index publish", "unchanged", current, known[-1])
+    pass_gate(artifact, measure(artifact, config), config, "index publish")
+    publish_number(artifact, path, number)
+    return summary("index publish", "done", artifact, number)
+
+
+def _waiting(store: Store, number: int, digest: str | None) -> tuple[str, Artifact | None]:
+    """What was made as the next version, of the manifests that no version names."""
+    named = {named_version(store, version)[0] for version in versions(store)}
+    found = {
+        path: Artifact(store, parse_manifest(store.read(path), f"{store.uri}/{path}"))
+        for path in store.names("manifests")
+        if path not in named
+    }
+    waiting = {path: a for path, a in found.items() if a.digest.startswith(digest or "") and made_as(a) == number}
+    if len(waiting) > 1:
+        listed = ", ".join(sorted(artifact.digest[:12] for artifact in waiting.values()))
+        raise InputError(f"{store.uri}: {len(waiting)} were made as version {number}: name one with --digest, {listed}")
+    if not waiting and digest is not None:
+        made = sorted({made_as(a) for a in found.values() if a.digest.startswith(digest)})
+        why = f"was made as version {made[0]}, not as {number}: make it again" if made else "is not there"
+        raise InputError(f"{store.uri}: {digest} {why}")
+    return next(iter(waiting.items()), ("", None))
+
+
+def rollback_index(index: str, to: int | None = None) -> dict[str, Any]:
+    """Make an older version current again, by default the one before, as a new version; nothing is deleted.
+
+    Its answers are those that it gave; the gate is not asked again. Raises InputError where there is no such version.
+    """
+    store = Store(index)
+    known = versions(store)
+    if not known:
+        open_artifact(store, "index")
+        raise InputError(f"{store.uri} was never published: there is nothing to roll back to")
+    _, current = named_version(store, known[-1])
+    target = _before(store, known, current) if to is None else to
+    require_version(store, target, known)
+    path, artifact = named_version(store, target)
+    if artifact.digest == current.digest:
+        return {**summary("index rollback", "unchanged", current, known[-1]), "to": target}
+    if not publish_version(store, known[-1] + 1, path, artifact.digest):
+        raise CommitConflict(f"{store.uri}: another run published version {known[-1] + 1} meanwhile: look at it first")
+    if store.size(f"versions/{target}.json") is None:
+        raise CommitConflict(
+            f"{store.uri}: gc collected version {target} while version {known[-1] + 1} named it again: roll back to "
+            "another one"
+        )
+    return {**summary("index rollback", "done", artifact, known[-1] + 1), "to": target}
+
+
+def _before(store: Store, known: list[int], current: Artifact) -> int:
+    """The version before the one that is current, wherever a rollback has taken it from."""
+    older = [number for number in known if number < made_as(current)]
+    if not older:
+        raise InputError(f"{store.uri}: version {made_as(current)} is current, and none is older")
+    return older[-1]
+
+
+def index_info(index: str) -> dict[str, Any]:
+    """What the versions of an index hold, newest first; nothing but manifests is read."""
+    store = Store(index)
+    first = open_artifact(store, "index")
+    known = versions(store)
+    published = {number: named_version(store, number)[1] for number in known}
+    current = published[known[-1]] if known else first
+    listed = [_facts(number, artifact) for number, artifact in sorted(published.items(), reverse=True)]
+    return {
+        **summary("index info", "done", current, known[-1] if known else None),
+        "versions": listed or [_facts(None, first)],
+    }
+
+
+def _facts(number: int | None, artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    rows = {part.name: part.rows for part in manifest.parts}
+    return {
+        "version": number,
+        "made_as": made_as(artifact) if number is not None else None,
+        "digest": artifact.digest,
+        "codes": manifest.totals["codes"],
+        "removed": rows.get(REMOVED_NAME, 0),
+        "shards": sum(name.startswith("part-") for name in rows),
+        "ordinals": rows.get(ORDINALS_NAME, 0),
+        "bytes": sum(part.bytes for part in manifest.parts),
+        "recall": manifest.meta["card"]["recall"],
+    }
