@@ -149,12 +149,12 @@ def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str]
     for name, value in flags.items():
         for one in value if isinstance(value, list) else [value]:
             arguments += [name, one] if one is not None else []
-    for setting in _changed_settings(config):
+    for setting in changed_settings(config):
         arguments += ["--set", setting]
     return submit_verb(address, arguments)
 
 
-def _changed_settings(config: Config) -> list[str]:
+def changed_settings(config: Config) -> list[str]:
     """Every setting that is not a default, as section.key=value; `ray.address` points at the job's own cluster."""
     changed = []
     defaults = Config().model_dump(mode="json")

@@ -9,11 +9,16 @@ import pytest
 import pipelines.indexing
 from pipelines.config import Config, EvaluateSettings, IndexSettings
 from pipelines.evaluate import evaluate
+from pipelines.gc import gc
 from pipelines.index import build_index
+from pipelines.reindex import add_codes, compact_index, remove_rows
+from pipelines.releases import rollback_index
 from pipelines.search import search
 from pipelines.storage import Store
+from pipelines.verify import verify
 from tests.support.codes import codes_of_shards, random_codes, simple_rows, write_codes, write_shards
 from tests.support.inline import use_inline_pool
+from tests.support.pictures import class_names
 from tests.support.seaweed import seaweed
 
 
@@ -36,6 +41,28 @@ def test_one_and_two_workers_build_the_same_bytes(tmp_path: Path, kind: str, loc
         assert [entry["distance"] for entry in answer["neighbours"]] == nearest.tolist()
 
 
+def more(out: str) -> str:
+    rows = simple_rows("more", 12, seed=4)
+    rows.sha256 = "5" * 64  # wherever the tar lies
+    return write_codes(out, {"more-000000.tar": rows}, classes=class_names(3)).uri
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_one_and_two_workers_change_an_index_to_the_same_bytes(tmp_path: Path, kind: str, local_ray: None) -> None:
+    contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 50, seed=n, flip=0.3) for n in range(4)}
+    uri = write_codes(tmp_path / "codes", contents).uri
+    later = write_codes(tmp_path / "later", {f"y-{n:06d}.tar": simple_rows(f"y/{n}", 20, seed=n + 9) for n in range(3)})
+    digests = []
+    for workers in (1, 2):
+        config = Config(index=IndexSettings(kind=kind, workers=workers))
+        index = build_index([uri], str(tmp_path / f"index-{workers}"), config)["uri"]
+        add_codes(index, [later.uri], config)
+        remove_rows(index, config, ["x/0/00003", "x/2/00004", "y/1/00000"])
+        digests.append(compact_index(index, config)["digest"])
+        assert verify(index)["digest"] == digests[-1]
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivf", "multihash"])
 def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     use_inline_pool(monkeypatch, pipelines.indexing)
@@ -47,8 +74,18 @@ def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.M
             codes = codes_of_shards(f"{root}/codes", shards).uri
             index = build_index([codes], f"{root}/index", config)
             found = search(index["uri"], config, keys=["class_01/0001"])
+            changed = [
+                remove_rows(index["uri"], config, ["class_00/0000", "class_02/0003"]),
+                add_codes(index["uri"], [more(f"{root}/more")], config),
+                compact_index(index["uri"], config),
+                rollback_index(index["uri"], 2),
+                remove_rows(index["uri"], config, shards=["shard-000001.tar"]),
+            ]
+            assert [result["version"] for result in changed] == [2, 3, 4, 5, 6]
+            assert gc(index["uri"], "0s", keep=2)["collected"] == [1, 2, 3, 4]
+            assert verify(index["uri"])["orphans"] == []
             report = evaluate(codes, [codes], f"{root}/report", config)
             name = report["metrics"].removeprefix(f"{report['uri']}/")
             metrics = json.loads(Store(report["uri"]).read(name))
-            answers.append((index["card"], found["results"], metrics))
+            answers.append((index["card"], found["results"], metrics, [result["digest"] for result in changed]))
     assert answers[0] == answers[1]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipelines.console import present, verb
+from pipelines.config import load_config
+from pipelines.console import changed_settings, present, verb
 from pipelines.errors import Degraded, HHNetError, StoreUnavailable, UsageError, WorkFailed
 from tests.support.pictures import write_folder
 
@@ -50,6 +51,10 @@ def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--bits", "12"], "multiple of 8"),
         (["verify", "{tmp}"], "holds no committed artifact"),
         (["search", "--index", "{tmp}"], "nothing to search for"),
+        (["index", "add", "--index", "{tmp}", "--codes", "{tmp}"], "holds no committed index"),
+        (["index", "remove", "--index", "{tmp}"], "nothing to remove"),
+        (["index", "remove", "--index", "{tmp}", "--keys", "{tmp}/no.txt"], "no.txt cannot be read"),
+        (["index", "rollback", "--index", "{tmp}"], "holds no committed index"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(words: list[str], message: str, tmp_path: Path) -> None:
@@ -127,3 +132,28 @@ def test_neighbours_are_shown_as_a_table() -> None:
         ["rank", "distance", "labels", "key"],
         ["1", "3", "cat", "cat/1"],
     ]
+
+
+def test_versions_are_shown_as_a_table() -> None:
+    rows = [{"version": 12, "digest": "0123456789abcdef", "removed": 3}, {"version": None, "digest": "f", "removed": 0}]
+    text = present({"verb": "index info", "status": "done", "version": 12, "versions": rows})
+    assert [line.split() for line in text.splitlines()] == [
+        ["index", "info:", "done"],
+        ["version", "12"],
+        [],
+        ["version", "digest", "removed"],
+        ["12", "0123456789ab", "3"],
+        ["-", "f", "0"],
+    ]
+
+
+def test_what_is_submitted_are_the_settings_that_are_no_defaults() -> None:
+    sets = ["index.gate.min_recall=0.7", "index.nprobe=3", "train.loss_options.margin=0.3", "run.database=['a']"]
+    changed = changed_settings(load_config(sets=[*sets, "ray.address=http://x"]))
+    assert sorted(changed) == sorted(
+        [
+            *("index.gate.min_recall=0.7", "index.nprobe=3", "train.loss_options.margin=0.3"),
+            *('run.database=["a"]', "ray.address=auto"),
+        ]
+    )
+    assert load_config(sets=changed).index == load_config(sets=sets).index

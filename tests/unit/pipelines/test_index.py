@@ -13,6 +13,7 @@ from pipelines.kinds import parts
 from pipelines.kinds.artifact import open_index
 from pipelines.kinds.flat import FlatKind
 from pipelines.kinds.gate import tie_aware_recall
+from pipelines.reindex import add_codes
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
@@ -227,6 +228,29 @@ def test_an_altered_part_is_found_before_it_is_parsed(tmp_path, pool, config, na
     with open_index(result["uri"]) as reader, pytest.raises(DamagedArtifact, match="does not match the digest"):
         _, ids = reader.search(class_codes([0, 1, 2]), 120)
         reader.items(ids.ravel().tolist())
+
+
+@pytest.mark.parametrize("config", [FLAT, IVF])
+@pytest.mark.parametrize("name", ["part-000001", "keys-000001"])
+def test_a_part_that_is_missing_is_named(tmp_path, pool, config, name):
+    result = build_index([some_codes(tmp_path)], str(tmp_path / "index"), config)
+    (path,) = (tmp_path / "index" / "parts").glob(f"{name}-*")
+    path.unlink()
+    with open_index(result["uri"]) as reader, pytest.raises(DamagedArtifact, match=f"{name}-.* is missing"):
+        _, ids = reader.search(class_codes([0, 1, 2]), 120)
+        reader.items(ids.ravel().tolist())
+
+
+def test_a_version_that_lacks_parts_of_other_codes_is_not_rebuilt_from_these(tmp_path, pool):
+    uri = some_codes(tmp_path)
+    index = build_index([uri], str(tmp_path / "index"), FLAT)["uri"]
+    add_codes(index, [some_codes(tmp_path, "more", shards=1)], FLAT)
+    (tmp_path / "index/parts" / next((tmp_path / "index/parts").glob("part-000000-*")).name).unlink()
+    restored = build_index([uri], index, FLAT)
+    assert (restored["status"], restored["version"], restored["card"]["count"]) == ("done", 2, 160)
+    next((tmp_path / "index/parts").glob("part-000003-*")).unlink()
+    with pytest.raises(DamagedArtifact, match=r"version 2 lacks parts .*: roll back to a whole version"):
+        build_index([uri], index, FLAT)
 
 
 def test_rows_out_of_order_are_refused(tmp_path, pool):
