@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hhnet.centres import hash_centres
     from hhnet.codes import pack_bits, unpack_bits
+    from hhnet.health import code_drift, code_health
     from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
     from hhnet.losses import loss_names, make_loss
     from hhnet.metrics import (
@@ -27,6 +28,8 @@ __all__ = [
     "Preprocess",
     "average_precisions",
     "chance_map",
+    "code_drift",
+    "code_health",
     "hamming_distances",
     "hamming_knn",
     "hamming_range",
@@ -47,6 +50,8 @@ _MODULES = {
     "Preprocess": "preprocess",
     "average_precisions": "metrics",
     "chance_map": "metrics",
+    "code_drift": "health",
+    "code_health": "health",
     "hamming_distances": "kernels",
     "hamming_knn": "kernels",
     "hamming_range": "kernels",

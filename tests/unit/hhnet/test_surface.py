@@ -14,6 +14,8 @@ def test_all_is_frozen() -> None:
         "Preprocess",
         "average_precisions",
         "chance_map",
+        "code_drift",
+        "code_health",
         "hamming_distances",
         "hamming_knn",
         "hamming_range",
@@ -42,7 +44,7 @@ def test_unknown_name() -> None:
 
 def test_metrics_do_not_import_torch() -> None:
     code = (
-        "import sys, hhnet; hhnet.mean_average_precision, hhnet.hash_centres, hhnet.pack_bits;"
+        "import sys, hhnet; hhnet.mean_average_precision, hhnet.hash_centres, hhnet.pack_bits, hhnet.code_health;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
