@@ -14,13 +14,14 @@ from pipelines.config import Config, EvaluateSettings, result_settings
 from pipelines.errors import InputError
 from pipelines.gallery import plots
 from pipelines.gallery.figures import Figures, Pair, Side, load_pair, measure
+from pipelines.gallery.health import Examined, examine
 from pipelines.gallery.page import Row, Tile
 from pipelines.gallery.pictures import Pictures, find_pictures
 from pipelines.gallery.report import convention_name, report_page
 from pipelines.storage import Store, canonical_json
 from pipelines.versions import finished
 
-STEPS = 4
+STEPS = 5
 NEIGHBOURS = 10
 
 
@@ -125,11 +126,13 @@ def _report(writer: ArtifactWriter, query_set: CodesSet, sets: Sequence[CodesSet
     with stage("evaluate", STEPS, unit="steps") as advance:
         pair = load_pair(query_set, sets)
         advance(1, note="codes read")
-        figures, ap_Q = measure(pair, config.evaluate)
+        examined = examine(pair.queries.codes, pair.database.codes, pair.bits)
+        advance(1, note="codes examined")
+        figures, ap_Q = measure(pair, examined, config.evaluate)
         advance(1, note=f"mAP {figures.map:.4f}")
         pictures = find_pictures([entry.artifact for entry in (query_set, *sets)], ())
         rows = gallery_rows(pair, ap_Q, config.evaluate.gallery, pictures)
-        drawn = _plots(figures)
+        drawn = _plots(figures, examined)
         advance(1, note="plots and gallery")
         page = report_page(figures, drawn, rows, pictures.problems, _sources(query_set, sets))
         files = {
@@ -143,12 +146,19 @@ def _report(writer: ArtifactWriter, query_set: CodesSet, sets: Sequence[CodesSet
     return artifact
 
 
-def _plots(figures: Figures) -> dict[str, bytes]:
-    curve, at_n = figures.pr_curve, figures.precision_at_n
+def _plots(figures: Figures, examined: Examined) -> dict[str, bytes]:
+    curve, at_n, health = figures.pr_curve, figures.precision_at_n, figures.health
     return {
         "pr_curve": plots.pr_curve(curve.y, curve.x, figures.chance),
         "precision_at_n": plots.precision_at_n(at_n.x, at_n.y, figures.chance),
         "distances": plots.distance_histogram(figures.distances_relevant.y, figures.distances_other.y),
+        "bit_balance": plots.bit_balance(health.database.balance, health.database.entropy),
+        "bit_correlation": plots.bit_correlation(examined.database.correlation),
+        "bucket_sizes": plots.bucket_sizes(
+            [(entry.smallest, entry.largest, entry.items / figures.database) for entry in health.database.bucket_sizes]
+        ),
+        "code_distances": plots.code_distances(health.database.distances, health.queries.distances, figures.bits),
+        "bit_drift": plots.bit_drift(health.drift.balance_change, health.drift.chance),
     }
 
 

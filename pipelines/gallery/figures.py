@@ -13,14 +13,15 @@ import hhnet
 from pipelines.codes import CodesSet, class_names, code_array
 from pipelines.config import EvaluateSettings
 from pipelines.errors import InputError
+from pipelines.gallery.health import Examined, HealthFigures, health_figures
 from pipelines.gallery.pictures import Place
+from pipelines.gallery.rounding import all_rounded, rounded
 
 RANKS = (10, 100, 1000)
 CURVE_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 CURVE_QUERIES = 1000
 PAIRS = 30_000_000
 BLOCK_PAIRS = 1 << 22
-DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Figures:
     """x = distance, y = share of the pairs that share a class."""
     distances_other: Curve
     classes: Sequence[ClassFigures]
+    health: HealthFigures
     notes: Sequence[str] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:
@@ -155,8 +157,11 @@ def _multi_hot(
 # ------------------------------------------------------------------------------------------------------ measuring
 
 
-def measure(pair: Pair, settings: EvaluateSettings) -> tuple[Figures, npt.NDArray[np.float64]]:
-    """All figures of the report, and the AP of every query (NaN where the convention leaves it out)."""
+def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple[Figures, npt.NDArray[np.float64]]:
+    """All figures of the report, and the AP of every query (NaN where the convention leaves it out).
+
+    `examined` is what was found in the codes of the same pair.
+    """
     arguments = pair.arguments()
     convention = settings.model_dump(include={"at", "ties", "denominator", "empty"})
     ap_Q = hhnet.average_precisions(*arguments, **convention)
@@ -168,34 +173,28 @@ def measure(pair: Pair, settings: EvaluateSettings) -> tuple[Figures, npt.NDArra
         map_min = hhnet.mean_average_precision(*arguments, **{**convention, "denominator": "min"})
     precision, recall = hhnet.precision_recall_curve(*arguments)
     relevant, other = _distances(pair)
+    health = health_figures(examined)
     figures = Figures(
         convention=convention,
-        map=_round(kept.mean()),
-        map_min=_round(map_min),
-        chance=_round(hhnet.chance_map(arguments[1], arguments[3])),
+        map=rounded(kept.mean()),
+        map_min=rounded(map_min),
+        chance=rounded(hhnet.chance_map(arguments[1], arguments[3])),
         bits=pair.bits,
         queries=len(pair.queries),
         database=len(pair.database),
         skipped=len(ap_Q) - len(kept),
-        distinct=len(np.unique(pair.database.codes, axis=0)),
-        precision_at={str(k): _round(hhnet.precision_at(*arguments, k)) for k in _ranks(RANKS, pair)},
-        within_radius_2=_round(hhnet.precision_within_radius(*arguments, 2)),
-        pr_curve=Curve(_rounded(recall[: pair.bits + 1]), _rounded(precision[: pair.bits + 1]), len(ap_Q)),
+        distinct=health.database.distinct,
+        precision_at={str(k): rounded(hhnet.precision_at(*arguments, k)) for k in _ranks(RANKS, pair)},
+        within_radius_2=rounded(hhnet.precision_within_radius(*arguments, 2)),
+        pr_curve=Curve(all_rounded(recall[: pair.bits + 1]), all_rounded(precision[: pair.bits + 1]), len(ap_Q)),
         precision_at_n=_precision_at_n(pair),
         distances_relevant=relevant,
         distances_other=other,
         classes=_per_class(pair, ap_Q),
+        health=health,
         notes=_notes(pair),
     )
     return figures, ap_Q
-
-
-def _round(value: Any) -> float:
-    return round(float(value), DIGITS)
-
-
-def _rounded(values: Any) -> list[float]:
-    return [_round(value) for value in values]
 
 
 def _ranks(wanted: Sequence[int], pair: Pair) -> list[int]:
@@ -214,7 +213,7 @@ def _precision_at_n(pair: Pair) -> Curve:
     rows = _some_queries(pair, CURVE_QUERIES)
     ranks = _ranks(CURVE_RANKS, pair)
     arguments = pair.arguments(rows)
-    return Curve(ranks, [_round(hhnet.precision_at(*arguments, k)) for k in ranks], len(rows))
+    return Curve(ranks, [rounded(hhnet.precision_at(*arguments, k)) for k in ranks], len(rows))
 
 
 def _distances(pair: Pair) -> tuple[Curve, Curve]:
@@ -231,7 +230,7 @@ def _distances(pair: Pair) -> tuple[Curve, Curve]:
             counts[place] += np.bincount(distances[chosen], minlength=pair.bits + 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     places = list(range(pair.bits + 1))
-    return Curve(places, _rounded(shares[0]), len(rows)), Curve(places, _rounded(shares[1]), len(rows))
+    return Curve(places, all_rounded(shares[0]), len(rows)), Curve(places, all_rounded(shares[1]), len(rows))
 
 
 def _per_class(pair: Pair, ap_Q: npt.NDArray[np.float64]) -> list[ClassFigures]:
@@ -242,7 +241,7 @@ def _per_class(pair: Pair, ap_Q: npt.NDArray[np.float64]) -> list[ClassFigures]:
         mine = ap_Q[pair.queries.labels[:, number]]
         mine = mine[~np.isnan(mine)]
         if queries[number] or database[number]:
-            mean = _round(mine.mean()) if len(mine) else None
+            mean = rounded(mine.mean()) if len(mine) else None
             figures.append(ClassFigures(name, int(queries[number]), int(database[number]), mean))
     return figures
 

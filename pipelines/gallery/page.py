@@ -57,6 +57,11 @@ def note(text: str) -> str:
     return f'<p class="note" role="note">{escape(text)}</p>'
 
 
+def points(entries: Sequence[str]) -> str:
+    """Sentences as a list."""
+    return f"<ul>{''.join(f'<li>{escape(entry)}</li>' for entry in entries)}</ul>"
+
+
 def cards(entries: Sequence[tuple[str, str, str]]) -> str:
     """Headline figures as (name, value, remark); the first is the main one."""
     items = [

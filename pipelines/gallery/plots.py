@@ -3,15 +3,21 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import comb
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 INK = "#7d8794"  # reads on a white and on a dark page; the plots' ground is transparent
 ACCENT = "#3f7ff0"
 RIGHT = "#2ba564"
 WRONG = "#e05252"
+ORANGE = "#e08a2e"
+DASHED = (0, (4, 3))
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -89,12 +95,108 @@ def distance_histogram(relevant: Sequence[float], other: Sequence[float]) -> byt
             axes.step(places, shares, where="mid", color=colour, linewidth=1.6, label=name)
         axes.set_ylim(bottom=0)
         axes.set_xlim(0, max(1, len(relevant) - 1))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2, handlelength=1.4)
+        _legend(axes)
     return result.png
 
 
+def bit_balance(balance: Sequence[float], entropy: Sequence[float]) -> bytes:
+    """Share of ones of each bit as bars, its entropy as dots; half, which is balanced, is dashed."""
+    with _plot("bit", "share, or bits") as (axes, result):
+        _bars(axes, balance, ACCENT, "share of ones")
+        size = 4.0 if len(entropy) <= 64 else 2.0
+        style = {"color": RIGHT, "markersize": size, "clip_on": False, "label": "entropy in bits"}
+        axes.plot(range(len(entropy)), entropy, "o", **style)
+        axes.axhline(0.5, color=INK, linewidth=1, linestyle=DASHED)
+        axes.set_ylim(0, 1.04)
+        _legend(axes)
+    return result.png
+
+
+def bit_correlation(phi_KK: npt.NDArray[np.float64]) -> bytes:
+    """Phi coefficients of all pairs of bits as a map; what is not correlated is clear."""
+    with _plot("bit", "bit") as (axes, result):
+        ends = [(0.0, WRONG), (0.5, f"{WRONG}00"), (0.5, f"{ACCENT}00"), (1.0, ACCENT)]
+        shades = LinearSegmentedColormap.from_list("phi", ends)
+        image = axes.imshow(phi_KK, cmap=shades, vmin=-1, vmax=1, interpolation="nearest")
+        axes.grid(visible=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        bar = axes.figure.colorbar(image, ax=axes, label="correlation φ", ticks=[-1, -0.5, 0, 0.5, 1])
+        bar.outline.set_edgecolor(INK)
+    return result.png
+
+
+def bucket_sizes(classes: Sequence[tuple[int, int, float]]) -> bytes:
+    """Share of the items in buckets of each class of sizes, given as (smallest, largest, share)."""
+    with _plot("items that have the same code", "share of items") as (axes, result):
+        _bars(axes, [share for *_, share in classes])
+        names = [f"{low:,}" if low == high else f"{_short(low)}–{_short(high)}" for low, high, _ in classes]
+        axes.set_xticks(range(len(names)), names)
+        if len(names) > 4:
+            axes.tick_params("x", labelrotation=40)
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor", fontsize=9)
+        axes.set_ylim(0, 1.04)
+    return result.png
+
+
+def code_distances(database: Sequence[float], queries: Sequence[float], bits: int) -> bytes:
+    """Shares of the pairs within the database and within the queries at each distance; what independent balanced bits
+    would give is dashed."""
+    with _plot("Hamming distance", "share of pairs") as (axes, result):
+        places = range(bits + 1)
+        if database:
+            axes.fill_between(places, database, step="mid", color=ACCENT, alpha=0.28, linewidth=0)
+            axes.step(places, database, where="mid", color=ACCENT, linewidth=1.6, label="database")
+        if queries:
+            axes.step(places, queries, where="mid", color=ORANGE, linewidth=1.3, label="queries")
+        binomial = [comb(bits, place) / 2**bits for place in places]
+        axes.plot(places, binomial, color=INK, linewidth=1, linestyle=DASHED, label="ideal bits")
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, bits)
+        _legend(axes)
+    return result.png
+
+
+def bit_drift(change: Sequence[float], chance: Sequence[float]) -> bytes:
+    """Change of each bit's share of ones as bars, over the band that chance explains."""
+    with _plot("bit", "queries − database") as (axes, result):
+        beyond = [abs(value) > limit for value, limit in zip(change, chance, strict=True)]
+        for chosen, colour, name in ((False, ACCENT, "within chance"), (True, WRONG, "beyond chance")):
+            _bars(
+                axes, [value if mark == chosen else 0 for value, mark in zip(change, beyond, strict=True)], colour, name
+            )
+        edges = [place - 0.5 for place in range(len(change) + 1)]
+        band = [*chance, chance[-1]]
+        axes.fill_between(edges, band, [-limit for limit in band], step="post", color=INK, alpha=0.18, linewidth=0)
+        most = max(0.02, *(1.1 * abs(value) for value in (*change, *chance)))
+        axes.set_ylim(-min(most, 1.04), min(most, 1.04))  # with few queries chance explains any change
+        _legend(axes)
+    return result.png
+
+
+def _bars(axes: Any, heights: Sequence[float], colour: str = ACCENT, name: str | None = None) -> None:
+    """One bar a place, without gaps where there are many."""
+    axes.bar(range(len(heights)), heights, width=0.8 if len(heights) <= 64 else 1, color=colour, alpha=0.7, label=name)
+    axes.set_xlim(-0.6, len(heights) - 0.4)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(visible=False, axis="x")
+
+
+def _short(number: int) -> str:
+    """`950`, `2k`, `1M`."""
+    for size, letter in ((1 << 20, "M"), (1 << 10, "k")):
+        if number >= size:
+            return f"{number / size:.0f}{letter}"
+    return str(number)
+
+
+def _legend(axes: Any) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, handlelength=1.4, columnspacing=1.2)
+
+
 def _chance(axes: Any, chance: float) -> None:
-    axes.axhline(chance, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axhline(chance, color=INK, linewidth=1, linestyle=DASHED)
     below = chance > 0.1  # the label stands where there is room: curves end at the right
     axes.annotate(
         f"chance {chance:.3f}",

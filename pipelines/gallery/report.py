@@ -5,7 +5,8 @@ from typing import Any
 
 from pipelines.config import EvaluateSettings
 from pipelines.gallery.figures import Figures
-from pipelines.gallery.page import Row, cards, document, facts, folded, gallery, note, plots, section, table
+from pipelines.gallery.health import HealthFigures
+from pipelines.gallery.page import Row, cards, document, facts, folded, gallery, note, plots, points, section, table
 
 _TIES = {
     "expected": "ties at equal distance count by their expectation over every order",
@@ -45,7 +46,7 @@ def report_page(
     problems: Sequence[str],
     sources: Mapping[str, str],
 ) -> str:
-    """The page: headline, curves, classes, gallery. `drawn` holds the PNGs pr_curve, precision_at_n, distances."""
+    """The page: headline, curves, code health, classes, gallery. `drawn` holds the PNGs of all plots by name."""
     lead = (
         f"{figures.queries:,} queries searched in {figures.database:,} database items by the Hamming distance of "
         f"{figures.bits}-bit codes."
@@ -55,6 +56,7 @@ def report_page(
         f"<p><strong>How it is measured.</strong> {convention_text(figures.convention)}</p>",
         *(note(text) for text in figures.notes),
         _curves(figures, drawn),
+        _health(figures.health, drawn),
         _classes(figures),
         _gallery(rows, problems),
         section("Made from", facts(sources), lead="The digests of the artifacts that were compared."),
@@ -117,6 +119,67 @@ def _curves(figures: Figures, drawn: Mapping[str, bytes]) -> str:
         folded(
             "The curves as tables", table(("N", "precision@N"), ranks), table(("radius", "recall", "precision"), radii)
         ),
+    )
+
+
+def _health(health: HealthFigures, drawn: Mapping[str, bytes]) -> str:
+    database, queries, drift = health.database, health.queries, health.drift
+    sample = "" if database.sampled == database.items else f", over {database.sampled:,} items of it"
+    variation = "" if drift.distance_variation is None else f" Total variation: {drift.distance_variation:.3f}."
+    entries = [
+        (
+            drawn["bit_balance"],
+            "Share of ones and entropy of every bit; the values are in the table below",
+            "How often each bit of the database is 1, and what it tells by itself: most, where it is 1 in half of the "
+            "items.",
+        ),
+        (
+            drawn["bit_correlation"],
+            "Map of the correlations between all pairs of bits; the strongest are in the table below",
+            "Correlation between the bits of the database: blue pairs agree, red ones oppose each other, pale ones are "
+            f"independent. Mean |φ| {database.correlation_mean:.3f}.",
+        ),
+        (
+            drawn["bucket_sizes"],
+            "Shares of the items by how many have the same code; the largest buckets are in the table below",
+            "How many items of the database share their code with how many: those of one code are at one distance from "
+            "every query.",
+        ),
+        (
+            drawn["code_distances"],
+            "Histogram of the Hamming distances of pairs within the database and within the queries",
+            f"Distances of pairs within the database{sample}, and within the queries. Balanced bits that are "
+            f"independent would give the dashed line.{variation}",
+        ),
+        (
+            drawn["bit_drift"],
+            "Change of every bit's share of ones from the database to the queries; the values are in the table below",
+            "By how much each bit is 1 more often among the queries than in the database. Chance explains what stays "
+            f"in the grey band (99% for all bits together). Jensen-Shannon divergence: {drift.divergence_total:.4f} "
+            "bits over all bits.",
+        ),
+    ]
+    by_bit = [
+        (str(bit), f"{ones:.4f}", f"{entropy:.4f}", f"{other:.4f}")
+        for bit, (ones, entropy, other) in enumerate(
+            zip(database.balance, database.entropy, queries.balance, strict=True)
+        )
+    ]
+    pairs = [(f"{pair.bits[0]} and {pair.bits[1]}", f"{pair.phi:.4f}") for pair in database.most_correlated]
+    buckets = [
+        (entry.code, f"{entry.items:,}", f"{entry.items / database.items:.2%}") for entry in database.largest_buckets
+    ]
+    return section(
+        "Code health",
+        points(health.conclusions),
+        plots(entries),
+        folded(
+            "Bits, correlations and buckets as tables",
+            table(("largest buckets: code", "items", "share"), buckets),
+            table(("most correlated bits", "φ"), pairs),
+            table(("bit", "share of ones", "entropy", "share of ones, queries"), by_bit),
+        ),
+        lead="The codes by themselves, whatever their labels. Bits count from 0.",
     )
 
 

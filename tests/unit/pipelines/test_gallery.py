@@ -73,6 +73,16 @@ CURVES = {
     "at n": lambda: plots.precision_at_n([1, 10, 100], [0.9, 0.8, 0.4], 0.1),
     "at n of one": lambda: plots.precision_at_n([1], [0.9], 0.1),
     "distances": lambda: plots.distance_histogram([0.5, 0.5, 0.0], [0.0, 0.2, 0.8]),
+    "balance": lambda: plots.bit_balance([0.0, 0.5, 0.9], [0.0, 1.0, 0.47]),
+    "balance of many": lambda: plots.bit_balance([0.5] * 256, [1.0] * 256),
+    "correlation": lambda: plots.bit_correlation(np.array([[1.0, -0.5], [-0.5, 1.0]])),
+    "correlation of one": lambda: plots.bit_correlation(np.array([[1.0]])),
+    "buckets": lambda: plots.bucket_sizes([(1, 1, 0.5), (2, 3, 0.5)]),
+    "buckets of many": lambda: plots.bucket_sizes([(1 << n, (2 << n) - 1, 0.05) for n in range(20)]),
+    "within": lambda: plots.code_distances([0.2, 0.8], [0.1, 0.9], 1),
+    "within of one": lambda: plots.code_distances([], [], 1),
+    "drift": lambda: plots.bit_drift([0.3, -0.1], [0.1, 0.2]),
+    "drift of nothing": lambda: plots.bit_drift([0.0], [0.0]),
 }
 
 
@@ -88,6 +98,11 @@ def test_plots_are_equal_to_the_byte(name):
 def test_plots_show_the_figures():
     assert CURVES["pr"]() != plots.pr_curve([0.0, 0.9, 0.6], [0.0, 0.4, 1.0], 0.1)
     assert CURVES["at n"]() != plots.precision_at_n([1, 10, 100], [0.9, 0.8, 0.4], 0.2)
+    assert CURVES["balance"]() != plots.bit_balance([0.0, 0.5, 0.9], [0.0, 1.0, 0.6])
+    assert CURVES["correlation"]() != plots.bit_correlation(np.array([[1.0, 0.5], [0.5, 1.0]]))
+    assert CURVES["buckets"]() != plots.bucket_sizes([(1, 1, 0.4), (2, 3, 0.6)])
+    assert CURVES["within"]() != plots.code_distances([0.2, 0.8], [0.2, 0.8], 1)
+    assert CURVES["drift"]() != plots.bit_drift([0.3, -0.1], [0.4, 0.2])
 
 
 def test_everything_on_a_page_is_escaped():
@@ -99,6 +114,7 @@ def test_everything_on_a_page_is_escaped():
         [
             page.section(evil, page.note(evil), lead=evil),
             page.cards([(evil, evil, evil)]),
+            page.points([evil]),
             page.table((evil,), [(evil,)]),
             page.facts({evil: evil}),
             page.folded(evil),
