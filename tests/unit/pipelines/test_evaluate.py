@@ -225,6 +225,8 @@ def test_the_health_of_the_codes_is_in_the_metrics(ill):
         assert (first["code"], first["items"]) == names.most_common(1)[0] and len(side["largest_buckets"]) == 10
         assert sum(entry["items"] for entry in side["bucket_sizes"]) == len(bits)
         assert sum(entry["buckets"] for entry in side["bucket_sizes"]) == len(names)
+        bounds = [(entry["smallest"], entry["largest"]) for entry in side["bucket_sizes"]]
+        assert bounds == [(1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, 127), (128, 255)][: len(bounds)]
         for entry in side["bucket_sizes"]:
             inside = [size for size in names.values() if entry["smallest"] <= size <= entry["largest"]]
             assert (entry["buckets"], entry["items"]) == (len(inside), sum(inside))

@@ -102,7 +102,8 @@ def test_plots_show_the_figures():
     assert CURVES["correlation"]() != plots.bit_correlation(np.array([[1.0, 0.5], [0.5, 1.0]]))
     assert CURVES["buckets"]() != plots.bucket_sizes([(1, 1, 0.4), (2, 3, 0.6)])
     assert CURVES["within"]() != plots.code_distances([0.2, 0.8], [0.2, 0.8], 1)
-    assert CURVES["drift"]() != plots.bit_drift([0.3, -0.1], [0.4, 0.2])
+    assert CURVES["drift"]() != plots.bit_drift([0.3, -0.2], [0.1, 0.2])
+    assert CURVES["drift"]() != plots.bit_drift([0.3, -0.1], [0.1, 0.15])
 
 
 def test_everything_on_a_page_is_escaped():
