@@ -5,17 +5,16 @@ A bit that is constant, or a copy of another, costs room and tells no two items 
 seldom ideal, since items of one class are meant to share a code: compare these figures between models, or between two
 sets of codes of one model.
 
-Shape suffixes: N codes, K bits, W words per code, B buckets, D distance values.
+Shape suffixes: N codes, K bits, W 64-bit words per code, B buckets, D distance values.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hhnet.codes import unpack_bits
-from hhnet.kernels import as_words, hamming_distances
+from hhnet.kernels import hamming_distances
 
 _Codes = npt.NDArray[np.uint8]
 _Counts = npt.NDArray[np.int64]
@@ -164,8 +163,9 @@ def _phi(ones_K: _Counts, differing_KK: _Counts, num: int) -> _Floats:
 
 def _buckets(codes: _Codes) -> tuple[_Codes, _Counts]:
     """Distinct codes and how often each occurs, by falling size, then by bytes."""
-    native_NW = as_words(codes, "codes")
-    words_NW: npt.NDArray[Any] = native_NW.view(f">u{native_NW.itemsize}").astype(np.uint64)  # ordered as the bytes are
+    padded = np.zeros((len(codes), (codes.shape[1] + 7) // 8 * 8), np.uint8)
+    padded[:, : codes.shape[1]] = codes
+    words_NW = padded.view(">u8").astype(np.uint64)  # big endian: ordered as the bytes are
     order = np.lexsort(words_NW.T[::-1])
     words_NW = words_NW[order]
     first_N = np.concatenate([[True], (words_NW[1:] != words_NW[:-1]).any(1)])
