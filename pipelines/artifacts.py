@@ -358,8 +358,8 @@ class ArtifactWriter:
 
 
 def versions(store: Store) -> list[int]:
-    """The published version numbers, ascending."""
-    numbers = (re.fullmatch(r"versions/(\d+)\.json", name) for name in store.names("versions"))
+    """The published version numbers, ascending; another file there, `01.json` for example, is no version."""
+    numbers = (re.fullmatch(r"versions/([1-9]\d{0,8})\.json", name) for name in store.names("versions"))
     return sorted(int(match.group(1)) for match in numbers if match)
 
 

@@ -143,7 +143,11 @@ def _damage(artifact: Artifact, entry: Part | ReceiptRef) -> list[str]:
 
 
 def _orphans(published: Mapping[str, Artifact]) -> list[str]:
-    """Files that no version refers to: what a lost race or a killed run leaves behind, and `hhnet gc` deletes."""
+    """Files that no version refers to: what a lost race or a killed run leaves behind, and `hhnet gc` deletes.
+
+    What lies among the versions and is none is named as well, and left to its owner.
+    """
     named = {*published, *(entry.path for artifact in published.values() for entry in referenced(artifact))}
     store = next(iter(published.values())).store
-    return [name for folder in FOLDERS for name in store.names(folder) if name not in named]
+    named |= {f"versions/{number}.json" for number in versions(store)}
+    return [name for folder in (*FOLDERS, "versions") for name in store.names(folder) if name not in named]

@@ -67,6 +67,8 @@ class LocalObjects:
                 os.link(path, target, src_dir_fd=folder, follow_symlinks=True)
             os.fsync(folder)
         except FileExistsError:
+            if target.is_dir():  # no reader would take it for the object
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target)) from None
             return False
         finally:
             os.close(folder)

@@ -28,6 +28,8 @@ class Store:
 
     def __init__(self, uri: str | Path) -> None:
         text = str(uri)
+        if not text:
+            raise ConfigError("a store URI is empty: name a folder or s3://bucket/prefix")
         scheme, separator, rest = text.partition("://")
         if separator and scheme not in ("s3", "file"):  # what follows may hold a secret
             raise ConfigError(f"{scheme}://...: only local paths and s3:// URIs are stores")

@@ -70,6 +70,12 @@ def test_put_takes_a_file(tmp_path: Path) -> None:
     assert Store(tmp_path / "store").read("x") == bytes(3_000_000)
 
 
+def test_a_folder_in_the_place_of_an_object_is_no_object(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").mkdir()
+    with pytest.raises(StoreUnavailable, match=r"cannot write .*identity\.json: Is a directory"):
+        ArtifactWriter(Store(tmp_path), "shards", MARK, (), {})
+
+
 def test_put_same_accepts_equal_bytes_only(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put_same("x", b"one")
@@ -152,7 +158,8 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["https://u:secret@host/x", "gs://bucket/x", "s3://user:secret@bucket/x", "s3://key:sec/secret@b"]
+    "uri",
+    ["", "https://u:secret@host/x", "gs://bucket/x", "s3://user:secret@bucket/x", "s3://key:sec/secret@b"],
 )
 def test_other_uris_and_credentials_are_refused(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -390,6 +397,14 @@ def test_versions_are_taken_once(tmp_path: Path) -> None:
     assert publish_version(store, 10, "manifest.json", "b" * 64)
     assert publish_version(store, 2, "manifest.json", "b" * 64)
     assert versions(store) == [1, 2, 10]
+
+
+def test_a_number_that_no_version_is_written_with_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert publish_version(store, 1, "manifest.json", "a" * 64)
+    for name in ("0", "01", "-1", "abc", "9" * 30):
+        store.put(f"versions/{name}.json", b"{}")
+    assert versions(store) == [1]
 
 
 def test_run_records_are_outside_the_artifact(tmp_path: Path) -> None:

@@ -212,8 +212,12 @@ def test_orphans_are_reported_not_failures(tmp_path: Path, shards: Artifact) -> 
     (tmp_path / "shards/parts/shard-000000-0123456789abcdef.tar").write_bytes(b"lost race")
     (tmp_path / "shards/receipts").mkdir()
     (tmp_path / "shards/receipts/.tmp-1").write_bytes(b"killed")
+    (tmp_path / "shards/versions").mkdir()
+    (tmp_path / f"shards/versions/{'9' * 30}.json").write_bytes(b"no version")
     result = verify(shards.uri)
-    assert result["orphans"] == ["parts/shard-000000-0123456789abcdef.tar", "receipts/.tmp-1"]
+    assert result["orphans"] == [
+        *("parts/shard-000000-0123456789abcdef.tar", "receipts/.tmp-1", f"versions/{'9' * 30}.json")
+    ]
 
 
 def test_an_unknown_kind_is_proven_by_digest(tmp_path: Path) -> None:
