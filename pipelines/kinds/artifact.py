@@ -11,6 +11,7 @@ as a whole has no parts, and keeps its ordinal with 0 rows: an ordinal is given 
 import difflib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +35,9 @@ ORDINALS_NAME = "ordinals.parquet"
 QUANTIZER_NAME = "quantizer.faiss"
 REMOVED_NAME = "removed.parquet"
 KEY_TABLES_KEPT = 64
+DIGESTS_AT_ONCE = 8
+PARTS_KEPT = 128
+"""Mapped parts that stay open between searches: each holds some file descriptors, and a mask where rows are removed."""
 NEAR_KEYS = 3
 NEAR_KEYS_AMONG = 20_000
 
@@ -102,7 +106,8 @@ class Item:
 
 
 class IndexReader:
-    """A committed index, opened for search. Parts are opened one at a time, so memory is bounded by the largest."""
+    """A committed index, opened for search. Parts that are not mapped are opened one at a time, for each search anew,
+    so memory is bounded by the largest."""
 
     def __init__(self, artifact: Artifact, folder: Path, version: int | None = None) -> None:
         self.artifact, self.version, self._folder = artifact, version, folder
@@ -120,6 +125,7 @@ class IndexReader:
         self.removed = self._read_removed()
         self.shared = self._read_shared()
         self._files: dict[int, Path] = {}
+        self._opened: dict[int, Searcher] = {}
         self._keys = lru_cache(KEY_TABLES_KEPT)(self.live_keys)
 
     @property
@@ -140,19 +146,36 @@ class IndexReader:
         """The shards that have a part, by ordinal."""
         return [shard for _, shard in sorted(self.shards.items()) if shard.rows]
 
-    def search(self, queries: Codes, k: int) -> Neighbours:
-        """The k nearest over all parts: distances int32 and ids int64, (Q, min(k, count)), by (distance, id)."""
-        shape = len(queries), 0
-        best: Neighbours = np.empty(shape, np.int32), np.empty(shape, np.int64)
-        for shard in self.filled():
-            best = merge(best, self.open_part(shard).search(queries, k), k)
+    def search(self, queries: Codes, k: int, among: Sequence[IndexedShard] | None = None) -> Neighbours:
+        """The k nearest over all parts, or those `among`: int32 and int64 (Q, min(k, count)), by (distance, id)."""
+        shards = self.filled() if among is None else among
+        self._fetch(shards)
+        best: Neighbours = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
+        for shard in shards:
+            best = merge(best, self._kept_part(shard).search(queries, k), k)
         return best
+
+    def _fetch(self, shards: Sequence[IndexedShard]) -> None:
+        """Check the digests of parts that were never opened, side by side: a digest costs more than a search."""
+        missing = [shard.ordinal for shard in shards if shard.ordinal not in self._files]
+        parts = [self._part(part_stem(ordinal) + self.kind.suffix) for ordinal in missing]
+        if parts:
+            with ThreadPoolExecutor(min(len(parts), DIGESTS_AT_ONCE)) as pool:
+                paths = pool.map(lambda part: self.artifact.fetch(part, self._folder), parts)
+                self._files.update(zip(missing, paths, strict=True))
+
+    def _kept_part(self, shard: IndexedShard) -> Searcher:
+        """The shard's part, which stays open where that costs no memory; not the last used but the first stay, since
+        every search passes over all parts."""
+        if (searcher := self._opened.get(shard.ordinal)) is None:
+            searcher = self.open_part(shard)
+            if self.kind.mapped and len(self._opened) < PARTS_KEPT:
+                self._opened[shard.ordinal] = searcher
+        return searcher
 
     def open_part(self, shard: IndexedShard) -> Searcher:
         """The shard's part; its digest is checked when it is first opened."""
-        if shard.ordinal not in self._files:
-            part = self._part(part_stem(shard.ordinal) + self.kind.suffix)
-            self._files[shard.ordinal] = self.artifact.fetch(part, self._folder)
+        self._fetch([shard])
         path, rows = self._files[shard.ordinal], self.removed.get(shard.ordinal)
         removed = NOTHING_REMOVED if rows is None else index_id(shard.ordinal, rows)
         searcher = self.kind.open(path, self.width, shard.rows, self.shared, self.parameters, removed)
