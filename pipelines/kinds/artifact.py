@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from pipelines.artifacts import Artifact, Part, open_artifact, versions
 from pipelines.codes import class_names
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, IndexKind, Neighbours, Searcher, index_kind
+from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
 from pipelines.schema import read_parquet, require_schema
 from pipelines.storage import Store, scratch_folder
 from pipelines.versions import open_version, require_version
@@ -34,7 +34,8 @@ from pipelines.versions import open_version, require_version
 ORDINALS_NAME = "ordinals.parquet"
 QUANTIZER_NAME = "quantizer.faiss"
 REMOVED_NAME = "removed.parquet"
-KEY_TABLES_KEPT = 64
+KEY_ROWS_KEPT = 1 << 22
+"""Rows of key tables that stay in memory between questions; at least one table does."""
 DIGESTS_AT_ONCE = 8
 PARTS_KEPT = 128
 """Mapped parts that stay open between searches: each holds some file descriptors, and a mask where rows are removed."""
@@ -126,7 +127,8 @@ class IndexReader:
         self.shared = self._read_shared()
         self._files: dict[int, Path] = {}
         self._opened: dict[int, Searcher] = {}
-        self._keys = lru_cache(KEY_TABLES_KEPT)(self.live_keys)
+        largest = max((shard.rows for shard in self.shards.values()), default=0)
+        self._keys = lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))(self.live_keys)
 
     @property
     def width(self) -> int:
@@ -226,6 +228,18 @@ class IndexReader:
             for row, code in zip(hits["row"].to_pylist(), hits["code"].to_pylist(), strict=True):
                 found[items[row].key].append((items[row], code))
         return [entry for key in keys for entry in found[key]], [key for key in found if not found[key]]
+
+    def find_ids(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
+        """The ids of the samples of these keys, ascending, and the keys that are nowhere; fit for millions of keys."""
+        wanted = pa.array(dict.fromkeys(keys), pa.string())
+        known, ids = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
+        for shard in self.filled() if len(wanted) else ():
+            table = self.live_keys(shard.ordinal)
+            places = pc.index_in(table["key"], value_set=wanted)
+            hit = places.is_valid()
+            known[places.drop_null().to_numpy()] = True
+            ids.append(index_id(shard.ordinal, table["row"].filter(hit).to_numpy().astype(np.int64)))
+        return np.sort(np.concatenate(ids)), wanted.filter(pa.array(~known)).to_pylist()
 
     def all_keys(self) -> Iterator[str]:
         """Every key, shard by shard."""
