@@ -235,6 +235,7 @@ def search(
     ] = None,
     html: Annotated[str | None, typer.Option("--html", help="Write a page with the pictures.", metavar="FILE")] = None,
     version_: Annotated[int | None, typer.Option("--version", help="A published version; default the newest.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Spread the parts over Ray actors.", min=1)] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
@@ -248,7 +249,7 @@ def search(
 
     return work(
         index,
-        configure(config, sets, search__k=k),
+        configure(config, sets, search__k=k, search__workers=workers),
         images=image or (),
         keys=key or (),
         codes=codes or (),

@@ -173,6 +173,8 @@ class SearchSettings(Section):
 
     k: int = Field(10, ge=1, le=100_000)
     """Neighbours per query."""
+    workers: int | None = Field(None, ge=1)
+    """Ray actors that the parts are dealt to; unset = the parts are searched in this process."""
 
 
 class EvaluateSettings(Section):

@@ -246,7 +246,7 @@ def _named_shards(base: Base, names: Sequence[str], ignore_missing: bool) -> set
 
 def _rows_of(base: Base, keys: Sequence[str], ignore_missing: bool) -> dict[int, Rows]:
     """Ordinal -> rows of these keys, ascending."""
-    found, lacking = base.reader.find(keys)
+    ids, lacking = base.reader.find_ids(keys)
     if not ignore_missing:
         gone = base.reader.removed_keys(lacking)
         for key in lacking:
@@ -254,7 +254,6 @@ def _rows_of(base: Base, keys: Sequence[str], ignore_missing: bool) -> dict[int,
                 near = base.reader.near_keys(key)
                 hint = f"; near it are {', '.join(near)}" if near else ""
                 raise InputError(f"key {key!r} is not in {base.artifact.uri}{hint}: --ignore-missing passes over it")
-    ids = np.unique(np.array([item.id for item, _ in found], np.int64))
     return {int(ordinal): ids[ids >> 32 == ordinal] & 0xFFFFFFFF for ordinal in np.unique(ids >> 32)}
 
 
@@ -367,9 +366,10 @@ def _parts(
     receipts += [reference for reference in manifest.receipts if reference.shard in stems]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(change.shards.values()), len(change.shards)))
     if change.removed:
+        gone = sorted(change.removed.items())
         columns = {
-            "ordinal": [n for n, rows in sorted(change.removed.items()) for _ in rows],
-            "row": [row for _, rows in sorted(change.removed.items()) for row in rows.tolist()],
+            "ordinal": np.repeat([ordinal for ordinal, _ in gone], [len(rows) for _, rows in gone]),
+            "row": np.concatenate([rows for _, rows in gone]),
         }
         parts.append(writer.put_part(REMOVED_NAME, parquet_bytes(table_of(REMOVED, columns)), len(columns["row"])))
     return parts, receipts

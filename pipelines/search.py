@@ -1,9 +1,13 @@
 """`hhnet search`: nearest neighbours of images, keys or codes in a published index, as JSON and as a page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pipelines.artifacts import Artifact
 from pipelines.codes import code_array, open_codes
@@ -12,13 +16,15 @@ from pipelines.errors import FingerprintMismatch, HHNetError, InputError
 from pipelines.gallery.page import Row, Tile, document, gallery, note
 from pipelines.gallery.pictures import Pictures, Place, find_pictures, thumbnail
 from pipelines.images import MAX_BYTES, ImageReject, decode_image
-from pipelines.kinds import NO_ID
+from pipelines.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.kinds.artifact import IndexReader, Item, code_bytes, open_index
 from pipelines.storage import write_output
 from pipelines.versions import open_input
 
 BATCH = 4096
 PAGE_QUERIES = 200
+
+Nearest = Callable[[Codes, int], Neighbours]
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,13 @@ def search(
     k = config.search.k if k is None else k
     if k < 1:
         raise InputError(f"k = {k}: ask for at least one neighbour")
-    with open_index(index, version) as reader:
+    with open_index(index, version) as reader, _nearest(reader, config) as nearest:
         results: list[dict[str, Any]] = []
         shown: list[tuple[Query, list[tuple[int, Item]]]] = []
         queries = _queries(reader, images, keys, codes, hex_codes, model)
         for batch in _batches(queries):
-            for query, neighbours in _answer(reader, batch, k):
+            distances, ids = nearest(code_bytes([query.code for query in batch], reader.width), k)
+            for query, neighbours in _named(reader, batch, distances, ids):
                 results.append(_result(query, neighbours))
                 if html is not None and len(shown) < PAGE_QUERIES:
                     shown.append((query, neighbours))
@@ -81,8 +88,22 @@ def search(
     return answer
 
 
-def _answer(reader: IndexReader, batch: Sequence[Query], k: int) -> list[tuple[Query, list[tuple[int, Item]]]]:
-    distances, ids = reader.search(code_bytes([query.code for query in batch], reader.width), k)
+@contextmanager
+def _nearest(reader: IndexReader, config: Config) -> Iterator[Nearest]:
+    """What searches the parts: this process, or `search.workers` Ray actors."""
+    if config.search.workers is None:
+        yield reader.search
+        return
+    from pipelines.fanout import spread  # a search in this process needs no Ray
+
+    with spread(reader, config.search.workers, config) as nearest:
+        yield nearest
+
+
+def _named(
+    reader: IndexReader, batch: Sequence[Query], distances: npt.NDArray[np.int32], ids: Ids
+) -> list[tuple[Query, list[tuple[int, Item]]]]:
+    """The neighbours of each query with what the index knows of them."""
     items = reader.items(ids.ravel().tolist())
     pairs = zip(batch, distances.tolist(), ids.tolist(), strict=True)
     return [

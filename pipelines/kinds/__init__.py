@@ -56,6 +56,8 @@ class IndexKind(Protocol):
     """Of the parts' file names."""
     exact: bool
     """Whether a search returns just what a brute-force scan does."""
+    mapped: bool
+    """Whether an opened part leaves its bytes in the file, so that it may stay open."""
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """The settings this kind uses, with the unset ones resolved for `count` codes."""

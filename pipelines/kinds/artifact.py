@@ -11,6 +11,7 @@ as a whole has no parts, and keeps its ordinal with 0 rows: an ordinal is given 
 import difflib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 from pipelines.artifacts import Artifact, Part, open_artifact, versions
 from pipelines.codes import class_names
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, IndexKind, Neighbours, Searcher, index_kind
+from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
 from pipelines.schema import read_parquet, require_schema
 from pipelines.storage import Store, scratch_folder
 from pipelines.versions import open_version, require_version
@@ -33,7 +34,11 @@ from pipelines.versions import open_version, require_version
 ORDINALS_NAME = "ordinals.parquet"
 QUANTIZER_NAME = "quantizer.faiss"
 REMOVED_NAME = "removed.parquet"
-KEY_TABLES_KEPT = 64
+KEY_ROWS_KEPT = 1 << 22
+"""Rows of key tables that stay in memory between questions; at least one table does."""
+DIGESTS_AT_ONCE = 8
+PARTS_KEPT = 128
+"""Mapped parts that stay open between searches: each holds some file descriptors, and a mask where rows are removed."""
 NEAR_KEYS = 3
 NEAR_KEYS_AMONG = 20_000
 
@@ -102,7 +107,8 @@ class Item:
 
 
 class IndexReader:
-    """A committed index, opened for search. Parts are opened one at a time, so memory is bounded by the largest."""
+    """A committed index, opened for search. Parts that are not mapped are opened one at a time, for each search anew,
+    so memory is bounded by the largest."""
 
     def __init__(self, artifact: Artifact, folder: Path, version: int | None = None) -> None:
         self.artifact, self.version, self._folder = artifact, version, folder
@@ -120,7 +126,9 @@ class IndexReader:
         self.removed = self._read_removed()
         self.shared = self._read_shared()
         self._files: dict[int, Path] = {}
-        self._keys = lru_cache(KEY_TABLES_KEPT)(self.live_keys)
+        self._opened: dict[int, Searcher] = {}
+        largest = max((shard.rows for shard in self.shards.values()), default=0)
+        self._keys = lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))(self.live_keys)
 
     @property
     def width(self) -> int:
@@ -140,19 +148,36 @@ class IndexReader:
         """The shards that have a part, by ordinal."""
         return [shard for _, shard in sorted(self.shards.items()) if shard.rows]
 
-    def search(self, queries: Codes, k: int) -> Neighbours:
-        """The k nearest over all parts: distances int32 and ids int64, (Q, min(k, count)), by (distance, id)."""
-        shape = len(queries), 0
-        best: Neighbours = np.empty(shape, np.int32), np.empty(shape, np.int64)
-        for shard in self.filled():
-            best = merge(best, self.open_part(shard).search(queries, k), k)
+    def search(self, queries: Codes, k: int, among: Sequence[IndexedShard] | None = None) -> Neighbours:
+        """The k nearest over all parts, or those `among`: int32 and int64 (Q, min(k, count)), by (distance, id)."""
+        shards = self.filled() if among is None else among
+        self._fetch(shards)
+        best: Neighbours = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
+        for shard in shards:
+            best = merge(best, self._kept_part(shard).search(queries, k), k)
         return best
+
+    def _fetch(self, shards: Sequence[IndexedShard]) -> None:
+        """Check the digests of parts that were never opened, side by side: a digest costs more than a search."""
+        missing = [shard.ordinal for shard in shards if shard.ordinal not in self._files]
+        parts = [self._part(part_stem(ordinal) + self.kind.suffix) for ordinal in missing]
+        if parts:
+            with ThreadPoolExecutor(min(len(parts), DIGESTS_AT_ONCE)) as pool:
+                paths = pool.map(lambda part: self.artifact.fetch(part, self._folder), parts)
+                self._files.update(zip(missing, paths, strict=True))
+
+    def _kept_part(self, shard: IndexedShard) -> Searcher:
+        """The shard's part, which stays open where that costs no memory; not the last used but the first stay, since
+        every search passes over all parts."""
+        if (searcher := self._opened.get(shard.ordinal)) is None:
+            searcher = self.open_part(shard)
+            if self.kind.mapped and len(self._opened) < PARTS_KEPT:
+                self._opened[shard.ordinal] = searcher
+        return searcher
 
     def open_part(self, shard: IndexedShard) -> Searcher:
         """The shard's part; its digest is checked when it is first opened."""
-        if shard.ordinal not in self._files:
-            part = self._part(part_stem(shard.ordinal) + self.kind.suffix)
-            self._files[shard.ordinal] = self.artifact.fetch(part, self._folder)
+        self._fetch([shard])
         path, rows = self._files[shard.ordinal], self.removed.get(shard.ordinal)
         removed = NOTHING_REMOVED if rows is None else index_id(shard.ordinal, rows)
         searcher = self.kind.open(path, self.width, shard.rows, self.shared, self.parameters, removed)
@@ -203,6 +228,18 @@ class IndexReader:
             for row, code in zip(hits["row"].to_pylist(), hits["code"].to_pylist(), strict=True):
                 found[items[row].key].append((items[row], code))
         return [entry for key in keys for entry in found[key]], [key for key in found if not found[key]]
+
+    def find_ids(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
+        """The ids of the samples of these keys, ascending, and the keys that are nowhere; fit for millions of keys."""
+        wanted = pa.array(dict.fromkeys(keys), pa.string())
+        known, ids = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
+        for shard in self.filled() if len(wanted) else ():
+            table = self.live_keys(shard.ordinal)
+            places = pc.index_in(table["key"], value_set=wanted)
+            hit = places.is_valid()
+            known[places.drop_null().to_numpy()] = True
+            ids.append(index_id(shard.ordinal, table["row"].filter(hit).to_numpy().astype(np.int64)))
+        return np.sort(np.concatenate(ids)), wanted.filter(pa.array(~known)).to_pylist()
 
     def all_keys(self) -> Iterator[str]:
         """Every key, shard by shard."""

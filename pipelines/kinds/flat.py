@@ -17,6 +17,7 @@ class FlatKind:
 
     suffix = ".safetensors"
     exact = True
+    mapped = True
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """None."""

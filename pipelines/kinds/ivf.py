@@ -30,6 +30,7 @@ class IvfKind:
 
     suffix = ".faiss"
     exact = False
+    mapped = False
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """`nlist` defaults to the square root of the number of codes; `nprobe` is cut to it."""

@@ -27,6 +27,7 @@ class MultiHashKind:
 
     suffix = ".safetensors"
     exact = True
+    mapped = True
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """None: each part's tables follow its own number of codes."""

@@ -96,6 +96,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
             "encode.stuck_s",
             "index.workers",
             "search.k",
+            "search.workers",
         ),
         *(f"index.gate.min_{name}" for name in ("self_recall", "recall", "recall_within")),
         *("index.gate.max_p50_ms", "index.gate.max_p99_ms"),

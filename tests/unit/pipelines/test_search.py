@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipelines.artifacts import ArtifactWriter
 from pipelines.config import Config, IndexSettings, SearchSettings
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.index import build_index
+from pipelines.kinds.artifact import open_index
 from pipelines.search import search
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
@@ -81,6 +83,20 @@ def test_a_key_of_two_shards_is_searched_once_for_each(tmp_path, build):
     ]
     answer = search(build(*uris), CONFIG, keys=["same"], k=1)
     assert [result["neighbours"][0]["shard"] for result in answer["results"]] == ["one-000000.tar", "two-000000.tar"]
+
+
+@pytest.mark.parametrize("kept", [0, 2, 128])
+def test_answers_do_not_depend_on_how_many_parts_stay_open(tmp_path, build, monkeypatch, kept):
+    monkeypatch.setattr("pipelines.kinds.artifact.PARTS_KEPT", kept)
+    contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 20, seed=n) for n in range(4)}
+    index = build(write_codes(tmp_path / "codes", contents).uri)
+    queries = random_codes(3, seed=8)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with open_index(index) as reader:
+        answers = [reader.search(queries, 9) for _ in range(3)]
+        held = len(list(Path("/proc/self/fd").iterdir())) - before
+    assert all((mine == one).all() for answer in answers[1:] for mine, one in zip(answer, answers[0], strict=True))
+    assert held == 2 * min(kept, 4)
 
 
 def test_an_unknown_key_is_refused_with_keys_near_it(tmp_path, build):
