@@ -53,7 +53,7 @@ from pipelines.cli import build_app
 try:
     build_app()(sys.argv[1:], standalone_mode=False)
 finally:
-    heavy = [name for name in ("torch", "ray", "webdataset", "prefect", "faiss", "numba") if name in sys.modules]
+    heavy = [name for name in ("torch", "ray", "webdataset", "prefect", "faiss") if name in sys.modules]
     print(json.dumps({"heavy": heavy, "calls": calls, "seconds": time.perf_counter() - begun}))
 """
 
