@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hhnet._buckets import _cost, _distance, _found_before, _next, _substring
+from hhnet._buckets import LOOKUP, _cost, _distance, _found_before, _next, _substring, choose
 from hhnet._compiled import compiled
 
 ANSWERED, SCAN = 1, 2
@@ -15,7 +15,7 @@ ANSWERED, SCAN = 1, 2
 
 EMPTY = -1
 SIZING = 0.25
-"""Share of the cost of a scan that the sizes of the buckets may cost: lost where a scan is needed after all."""
+"""Share of the cost of a scan that looking the buckets up may cost: lost where they hold too much after all."""
 
 
 # ------------------------------------------------------------------------------------------------------- equal codes
@@ -98,6 +98,7 @@ def join(
     starts: Any,
     rows_MN: Any,
     radius: int,
+    word: float,
     begin: int,
     state_Q: Any,
     found: Any,
@@ -105,18 +106,26 @@ def join(
     """Append (query, row, distance) of the rows from `first_Q` on that are within `radius`, query by query.
 
     Goes from query `begin` on until `found` is full; returns the query to go on with, whose pairs are not in it, and
-    how many are. A query that alone does not fit is left to a scan, and so is one that a scan answers sooner.
+    how many are. A query that alone does not fit is left to a scan, and so is one that a scan answers sooner, where it
+    pays `word` for each, in the unit of the costs in `hhnet._buckets`.
     """
     num, substrings = codes_NW.shape[0], layout_M3.shape[0]
     out_q, out_r, out_d = found
     count: Any = 0
+    lookups = 0.0
+    for step in range(radius + 1):
+        if step // substrings <= layout_M3[step % substrings, 2]:
+            lookups += LOOKUP * choose(layout_M3[step % substrings, 2], step // substrings)
     for q in range(begin, queries_QW.shape[0]):
         query_W, begun, first = queries_QW[q], count, first_Q[q]
-        scan = float((num - first) * codes_NW.shape[1])
+        scan = word * (num - first) * codes_NW.shape[1]
         state_Q[q] = ANSWERED
         if first >= num:
             continue
-        if _cost(queries_QW, q, layout_M3, offsets_M, starts, num, 0, radius, SIZING * scan, scan) == np.inf:
+        if (
+            lookups > SIZING * scan
+            or _cost(queries_QW, q, layout_M3, offsets_M, starts, num, 0, radius, np.inf, scan) == np.inf
+        ):
             state_Q[q] = SCAN
             continue
         for step in range(radius + 1):

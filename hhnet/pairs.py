@@ -22,8 +22,9 @@ LEAST_TABLE = 1 << 16
 
 _QUERIES = 1024  # of one unit of work of one thread
 _PAIRS = 1 << 17  # that one thread holds, 14 bytes each
+_WORD = 1.0  # what a scan pays for a word; more makes the tables answer more of the queries
 _SCANNED = 64  # queries of one scan, over so many rows that all of them may be found
-_SCANNED_ROWS = 1 << 14
+_SCANNED_ROWS = 1 << 15
 
 Emit = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]], None]
 """Takes queries, rows and distances of some pairs; several threads may call it at once."""
@@ -87,7 +88,7 @@ def near_pairs(
         while begin < num:
             begin, count = _pairs.join(
                 *(queries_QW[part], first[part], codes_NW, *table.tables()),
-                *(radius, begin, state_Q, found),
+                *(radius, _WORD, begin, state_Q, found),
             )
             if count:
                 emit(found[0][:count] + np.int64(part.start), found[1][:count], found[2][:count])

@@ -42,9 +42,15 @@ def all_pairs(queries: Codes, first: npt.NDArray[np.int64], codes: Codes, radius
 # ------------------------------------------------------------------------------------------------------- near pairs
 
 
+@pytest.fixture(params=["tables", "scan"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer all queries from the tables, or none."""
+    monkeypatch.setattr(pairs, "_WORD", {"tables": 1e12, "scan": 0.0}[request.param])
+
+
 @pytest.mark.parametrize("bits", [16, 64, 128, 200])
 @pytest.mark.parametrize("radius", [0, 1, 2, 5, 8])
-def test_each_near_pair_is_found_once(bits: int, radius: int) -> None:
+def test_each_near_pair_is_found_once(way: None, bits: int, radius: int) -> None:
     codes = clustered(1200, bits, flip=2 / bits)
     after = np.arange(1, len(codes) + 1)
     expected = all_pairs(codes, after, codes, radius)
@@ -62,10 +68,11 @@ def test_what_the_tables_find_and_what_is_scanned_are_the_same(count: int) -> No
 
 
 def test_no_query_is_without_an_answer_when_there_is_no_room_for_its_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes = clustered(3000, 64, centres=3, flip=0.01)
+    monkeypatch.setattr(pairs, "_WORD", 1e12)
+    codes = clustered(2000, 64, centres=3, flip=0.01)
     after = np.arange(1, len(codes) + 1)
     expected = all_pairs(codes, after, codes, 2)
-    for room in (7, 100, 5000):
+    for room in (7, 100, 700):
         monkeypatch.setattr(pairs, "_PAIRS", room)
         assert found_pairs(codes, after, MultiHash.build(codes), 2) == expected
 

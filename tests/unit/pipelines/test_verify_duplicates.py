@@ -120,7 +120,7 @@ def change_to_another_code(forged: Forged) -> None:
 
 
 def swap(forged: Forged) -> None:
-    pair = near(forged)
+    pair = forged.tables["pairs"][-1]
     for name in ("id", "key", "shard", "row"):
         pair[f"{name}_a"], pair[f"{name}_b"] = pair[f"{name}_b"], pair[f"{name}_a"]
 
