@@ -59,7 +59,7 @@ def require_memory(count: int, settings: DedupeSettings) -> None:
 def find_leaders(corpus: Corpus, memory: int, folder: Path) -> Leaders:
     """Find equal codes; the arrays are moved to files, so that the search has the memory."""
     leaders, count, groups = equal_groups(corpus.codes, corpus.known, memory - 4 * corpus.count)
-    (folder / "leaders").write_bytes(leaders.tobytes())
+    leaders.tofile(folder / "leaders")
     with (folder / "leading").open("wb") as stream:
         for start in range(0, len(leaders), artifact.UNIT):
             part = leaders[start : start + artifact.UNIT]

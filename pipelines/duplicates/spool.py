@@ -22,7 +22,7 @@ class Spool:
     def add(self, keys: Keys) -> None:
         """Append some."""
         with self._lock, self._path.open("ab") as stream:
-            stream.write(keys.tobytes())
+            keys.tofile(stream)
 
     def in_order(self) -> Iterator[Keys]:
         """All of them, `at_once` at most at a time; the file is gone afterwards."""
