@@ -14,7 +14,7 @@ ANSWERED, SCAN = 1, 2
 """What became of a query: all its pairs were found, or a scan is the cheaper way."""
 
 EMPTY = -1
-SIZING = 0.25
+SIZING = 0.1
 """Share of the cost of a scan that looking the buckets up may cost: lost where they hold too much after all."""
 
 
