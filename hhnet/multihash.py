@@ -179,7 +179,7 @@ class MultiHash:
 
         def search(part: slice, state_Q: Any) -> None:
             _buckets.knn(
-                *(queries_QW[part], codes_NW, *self._tables(), allowed_N, scan),
+                *(queries_QW[part], codes_NW, *self.tables(), allowed_N, scan),
                 *(distances[part], rows[part], state_Q),
             )
 
@@ -205,7 +205,7 @@ class MultiHash:
 
         def search(part: slice, state_Q: Any) -> npt.NDArray[np.int64]:
             found_keys: npt.NDArray[np.int64] = _buckets.within(
-                *(queries_QW[part], codes_NW, *self._tables(), allowed_N),
+                *(queries_QW[part], codes_NW, *self.tables(), allowed_N),
                 *(radius, scan, counts[part], state_Q),
             )
             return found_keys
@@ -230,8 +230,11 @@ class MultiHash:
         """Without asking the tables: there is nothing to find, or not even one bucket is worth a look."""
         return num == 0 or num * (self.codes.size // 8) < CLEARLY_A_SCAN or _buckets.PROBE * scan < _buckets.LOOKUP
 
-    def _tables(self) -> tuple[Any, Any, Any, Any]:
-        """What the compiled loops take; read-only, so that they are compiled once for mapped and for new tables."""
+    def tables(self) -> tuple[Any, Any, Any, Any]:
+        """Layout, offsets, `starts` and `rows` for the compiled loops.
+
+        Read-only, so that those are compiled once for mapped and for new tables.
+        """
         return *_layout(self.bits, len(self.rows)), _readonly(self.starts), _readonly(self.rows)
 
     def _checked(self, queries: Codes, allowed: Any) -> tuple[Any, Any, npt.NDArray[np.bool_]]:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.console import ConfigFile, Out, Result, Sets, configure, submit, verb
+from pipelines.console import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
 from pipelines.errors import UsageError
 from pipelines.index_cli import index_app
 
@@ -277,6 +277,31 @@ def evaluate(
     from pipelines.evaluate import evaluate as work
 
     return work(queries, database, out, configure(config, sets, evaluate__at=at))
+
+
+@verb(app, "dedupe")
+def dedupe(
+    codes: Codes,
+    out: Out,
+    radius: Annotated[
+        int | None, typer.Option(help="Bits in which the codes of a pair may differ; default 0.", min=0)
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="An index: find also what is near its samples.", metavar="URI")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Most memory of the search; default 1GiB.", metavar="4GiB")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Find near-duplicates: all pairs within a radius, and the components that they join, of which one can be kept.
+
+    Example: hhnet dedupe --codes codes/train --codes codes/database --radius 3 --out duplicates
+
+    Example: hhnet dedupe --codes codes/tonight --against index --radius 3 --out duplicates
+    """
+    from pipelines.dedupe import dedupe as work
+
+    return work(codes, out, configure(config, sets, dedupe__radius=radius, dedupe__memory=memory), against=against)
 
 
 @app.callback(invoke_without_command=True)

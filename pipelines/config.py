@@ -11,7 +11,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from pipelines.errors import ConfigError
 
@@ -177,6 +177,19 @@ class SearchSettings(Section):
     """Ray actors that the parts are dealt to; unset = the parts are searched in this process."""
 
 
+class DedupeSettings(Section):
+    """How near-duplicates are found."""
+
+    radius: int = Field(0, ge=0, le=4096)
+    """Bits in which the codes of a pair may differ; 0 = equal codes only."""
+    memory: ByteSize = Field(ByteSize(1 << 30), ge=1 << 25)
+    """What the arrays of the search may take together, such as 4GiB."""
+    max_pairs: int = Field(100_000_000, ge=1)
+    """Pairs above which the search gives up."""
+    threads: int | None = Field(None, ge=1)
+    """Threads that search side by side; unset = one per CPU."""
+
+
 class EvaluateSettings(Section):
     """The convention of the metrics."""
 
@@ -237,6 +250,7 @@ class Config(Section):
     encode: EncodeSettings = EncodeSettings()
     index: IndexSettings = IndexSettings()
     search: SearchSettings = SearchSettings()
+    dedupe: DedupeSettings = DedupeSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     ray: RaySettings = RaySettings()
     store: StoreSettings = StoreSettings()
@@ -267,6 +281,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("index.kind", "index.nlist", "index.nprobe", "index.seed"),
         *("index.gate.probes", "index.gate.k", "index.gate.radius"),
     ),
+    "duplicates": ("dedupe.radius",),
     "report": ("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),
 }
 

@@ -7,6 +7,7 @@ A proof adds problems to `Findings` instead of raising, so that one run names al
 from collections.abc import Callable, Mapping
 
 from pipelines.proofs.codes import prove_codes
+from pipelines.proofs.duplicates import prove_duplicates
 from pipelines.proofs.findings import Findings
 from pipelines.proofs.others import prove_checkpoint, prove_index, prove_model, prove_report
 
@@ -16,5 +17,6 @@ PROOFS: Mapping[str, Callable[[Findings], None]] = {
     "model": prove_model,
     "checkpoint": prove_checkpoint,
     "report": prove_report,
+    "duplicates": prove_duplicates,
 }
 """By kind; `shards` has its own way, since its tars are digested and read in one pass."""

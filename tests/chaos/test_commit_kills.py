@@ -62,6 +62,11 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
             ("index", "build", "--codes", codes.uri, "--workers", "1"),
             {"identity": 1, "part": 7, "receipt": 3, "manifest": 1},
         ),
+        (
+            "dedupe",
+            ("dedupe", "--codes", codes.uri, "--radius", "12"),
+            {"identity": 1, "part": 3, "receipt": 1, "manifest": 1},
+        ),
     ):
         done = run(verb, *words, "--out", str(folder / name))
         assert done.code == 0, done.err
@@ -80,7 +85,12 @@ def cases() -> list[tuple[str, str]]:
     """Every named step, by the verb that passes it."""
     return [
         *(("ingest", f"{point}.put.{moment}") for point in ("identity", "part", "manifest") for moment in MOMENTS),
-        *(("index", f"{point}.put.{moment}") for point in ("part", "receipt", "manifest") for moment in MOMENTS),
+        *(
+            (name, f"{point}.put.{moment}")
+            for name in ("index", "dedupe")
+            for point in ("part", "receipt", "manifest")
+            for moment in MOMENTS
+        ),
     ]
 
 
@@ -122,7 +132,7 @@ def test_a_driver_killed_at_a_step_converges(jobs: dict[str, Job], tmp_path: Pat
     report("R2 failpoints", verb=name, point=point, kills=rounds, lost=0)
 
 
-@pytest.mark.parametrize("name", ["ingest", "index"])
+@pytest.mark.parametrize("name", ["ingest", "index", "dedupe"])
 def test_a_driver_killed_at_any_time_converges(jobs: dict[str, Job], tmp_path: Path, name: str) -> None:
     job, draw = jobs[name], random.Random(f"{SEED} {name}")
     rounds, killed = scaled(3, 50), 0

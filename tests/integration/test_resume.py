@@ -14,6 +14,7 @@ import pipelines.encoding
 import pipelines.indexing
 from pipelines.artifacts import ArtifactInput, ArtifactWriter, Part, open_artifact
 from pipelines.config import Config, load_config
+from pipelines.dedupe import dedupe
 from pipelines.encode import encode
 from pipelines.encoding import plan_job
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch
@@ -77,13 +78,15 @@ def made(
     folder = tmp_path_factory.mktemp("made")
     build_index([str(codes / "train"), str(codes / "database")], str(folder / "index"), config)
     evaluate(str(codes / "query"), [str(codes / "database")], str(folder / "report"), config)
+    near = load_config(sets=["dedupe.radius=2"])
+    dedupe([str(codes / "train")], str(folder / "duplicates"), near, against=str(folder / "index"))
     return folder
 
 
 # ------------------------------------------------------------------------------------------------- what is finished
 
 
-@pytest.mark.parametrize("verb", ["ingest", "train", "encode", "retry-rejects", "index", "evaluate"])
+@pytest.mark.parametrize("verb", ["ingest", "train", "encode", "retry-rejects", "index", "evaluate", "dedupe"])
 def test_a_finished_run_is_recognised_before_anything_heavy_is_imported(
     verb: str, pictures: Path, shards: Path, model: Path, codes: Path, made: Path
 ) -> None:
@@ -99,6 +102,10 @@ def test_a_finished_run_is_recognised_before_anything_heavy_is_imported(
         "evaluate": [
             *("evaluate", "--queries", str(codes / "query"), "--database", str(codes / "database")),
             *("--out", str(made / "report")),
+        ],
+        "dedupe": [
+            *("dedupe", "--codes", str(codes / "train"), "--against", str(made / "index"), "--radius", "2"),
+            *("--out", str(made / "duplicates")),
         ],
     }[verb]
     before = {path: tree(path) for path in (shards, model, codes, made)}

@@ -1,0 +1,194 @@
+"""The compiled loops behind `hhnet.pairs`: equal codes, near pairs through the tables of substrings, and a forest.
+
+Shape suffixes: Q queries, N codes, W 64-bit words per code, M substrings, S slots of a hash table, P pairs.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from hhnet._buckets import LOOKUP, _cost, _distance, _found_before, _next, _substring, choose
+from hhnet._compiled import compiled
+
+ANSWERED, SCAN = 1, 2
+"""What became of a query: all its pairs were found, or a scan is the cheaper way."""
+
+EMPTY = -1
+SIZING = 0.1
+"""Share of the cost of a scan that looking the buckets up may cost: lost where they hold too much after all."""
+
+
+# ------------------------------------------------------------------------------------------------------- equal codes
+
+
+@compiled
+def _hash(codes_NW: Any, row: int, seed: Any) -> Any:
+    """Of one code, by the finaliser of splitmix64 for each word."""
+    mixed = seed
+    for w in range(codes_NW.shape[1]):
+        mixed ^= codes_NW[row, w]
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = mixed ^ (mixed >> np.uint64(31))
+    return mixed
+
+
+@compiled
+def _equal(codes_NW: Any, row: int, other: int) -> bool:
+    same = True
+    for w in range(codes_NW.shape[1]):
+        same &= codes_NW[row, w] == codes_NW[other, w]
+    return same
+
+
+@compiled
+def group(
+    codes_NW: Any, known: int, share: int, shares: int, seed: Any, table_S: Any, leaders_N: Any, counts_2: Any
+) -> bool:
+    """Write the leaders of the codes whose hash falls into `share` of `shares`; False where the table is too small.
+
+    A slot holds the leader of its code: n, or -2 - n once another code has joined it. `counts_2` is raised by the
+    codes that lead and by those of them that another has joined.
+    """
+    mask, room = np.uint64(table_S.shape[0] - 1), table_S.shape[0] * 7 // 10
+    table_S[:] = EMPTY
+    for n in range(codes_NW.shape[0]):
+        mixed = _hash(codes_NW, n, seed)
+        if np.int64(mixed >> np.uint64(40)) % shares != share:
+            continue
+        slot = np.int64(mixed & mask)
+        leader: Any = -1
+        while table_S[slot] != EMPTY:
+            leader = np.int64(table_S[slot])
+            leader = leader if leader >= 0 else -2 - leader
+            if _equal(codes_NW, n, leader):
+                break
+            leader = -1
+            slot = np.int64(np.uint64(slot + 1) & mask)
+        if leader < 0:
+            if room == 0:
+                return False
+            room -= 1
+            table_S[slot] = n
+            leaders_N[n] = n
+            counts_2[0] += 1
+        elif n < known:
+            leaders_N[n] = -1
+        else:
+            joined = table_S[slot] < 0
+            if leader < known:  # the first new code leads, and the known one follows it
+                leaders_N[leader] = n
+                leader = n
+            leaders_N[n] = leader
+            table_S[slot] = -2 - leader
+            counts_2[1] += not joined
+    return True
+
+
+# --------------------------------------------------------------------------------------------------------- near pairs
+
+
+@compiled
+def join(
+    queries_QW: Any,
+    first_Q: Any,
+    codes_NW: Any,
+    layout_M3: Any,
+    offsets_M: Any,
+    starts: Any,
+    rows_MN: Any,
+    radius: int,
+    word: float,
+    begin: int,
+    state_Q: Any,
+    found: Any,
+) -> Any:
+    """Append (query, row, distance) of the rows from `first_Q` on that are within `radius`, query by query.
+
+    Goes from query `begin` on until `found` is full; returns the query to go on with, whose pairs are not in it, and
+    how many are. A query that alone does not fit is left to a scan, and so is one that a scan answers sooner, where it
+    pays `word` for each, in the unit of the costs in `hhnet._buckets`.
+    """
+    num, substrings = codes_NW.shape[0], layout_M3.shape[0]
+    out_q, out_r, out_d = found
+    count: Any = 0
+    lookups = 0.0
+    for step in range(radius + 1):
+        if step // substrings <= layout_M3[step % substrings, 2]:
+            lookups += LOOKUP * choose(layout_M3[step % substrings, 2], step // substrings)
+    for q in range(begin, queries_QW.shape[0]):
+        query_W, begun, first = queries_QW[q], count, first_Q[q]
+        scan = word * (num - first) * codes_NW.shape[1]
+        state_Q[q] = ANSWERED
+        if first >= num:
+            continue
+        if (
+            lookups > SIZING * scan
+            or _cost(queries_QW, q, layout_M3, offsets_M, starts, num, 0, radius, np.inf, scan) == np.inf
+        ):
+            state_Q[q] = SCAN
+            continue
+        for step in range(radius + 1):
+            j, flips = step % substrings, step // substrings
+            width = layout_M3[j, 2]
+            if flips > width:
+                continue
+            pattern = _substring(queries_QW, q, layout_M3, j)
+            table, rows_N = starts[offsets_M[j] : offsets_M[j + 1]], rows_MN[j]
+            mask: Any = (1 << flips) - 1
+            while mask < 1 << width:
+                for i in range(np.int64(table[pattern ^ mask]), np.int64(table[(pattern ^ mask) + 1])):
+                    row = np.int64(rows_N[i])
+                    if row < first:
+                        continue
+                    distance = _distance(query_W, codes_NW, row)
+                    if distance > radius or _found_before(query_W, codes_NW, row, layout_M3, step):
+                        continue
+                    if count == out_q.shape[0]:
+                        if begun:
+                            return q, begun
+                        state_Q[q] = SCAN
+                        break
+                    out_q[count], out_r[count], out_d[count] = q, row, distance
+                    count += 1
+                if mask == 0 or state_Q[q] == SCAN:
+                    break
+                mask = _next(mask)
+            if state_Q[q] == SCAN:
+                count = begun
+                break
+    return queries_QW.shape[0], count
+
+
+# ------------------------------------------------------------------------------------------------------------- forest
+
+
+@compiled
+def _root(parents_N: Any, n: int) -> Any:
+    """The root of a node, with every other node on the way brought nearer to it."""
+    while parents_N[n] >= 0:
+        parent = parents_N[n]
+        if parents_N[parent] >= 0:
+            parents_N[n] = parents_N[parent]
+        n = parent
+    return n
+
+
+@compiled
+def unite(parents_N: Any, a_P: Any, b_P: Any) -> None:
+    """Join the trees of each pair under the smaller root; a root holds minus the size of its tree."""
+    for i in range(a_P.shape[0]):
+        low, high = _root(parents_N, a_P[i]), _root(parents_N, b_P[i])
+        if low == high:
+            continue
+        if high < low:
+            low, high = high, low
+        parents_N[low] += parents_N[high]
+        parents_N[high] = low
+
+
+@compiled
+def roots(parents_N: Any, start: int, out: Any) -> None:
+    """The roots of the nodes from `start` on."""
+    for i in range(out.shape[0]):
+        out[i] = _root(parents_N, start + i)

@@ -1,0 +1,138 @@
+"""All near pairs among codes: equal codes by hashing, near ones by multi-index hashing or a scan, and what they join.
+
+Made for sets that are near the size of the memory: what a call holds besides its arguments is bounded, and results
+are handed on as they come. Numbers of codes are int32, so there may be 2^31 - 1 of them.
+
+Shape suffixes: Q queries, N codes, P pairs.
+"""
+
+import secrets
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from hhnet import _pairs
+from hhnet.kernels import as_words, hamming_range, run_blocks
+from hhnet.multihash import Codes, MultiHash, padded
+
+MOST_CODES = (1 << 31) - 1
+LEAST_TABLE = 1 << 16
+"""Slots of the smallest hash table."""
+
+_QUERIES = 1024  # of one unit of work of one thread
+_PAIRS = 1 << 17  # that one thread holds, 14 bytes each
+_WORD = 1.0  # what a scan pays for a word; more makes the tables answer more of the queries
+_SCANNED = 64  # queries of one scan, over so many rows that all of them may be found
+_SCANNED_ROWS = 1 << 15
+
+Emit = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]], None]
+"""Takes queries, rows and distances of some pairs; several threads may call it at once."""
+
+
+def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArray[np.int32], int, int]:
+    """Who leads the codes that are equal: the first of them, except that the first `known` codes do not lead others.
+
+    Args:
+        codes: uint8 (N, 8 * W), whole words; may be mapped.
+        known: how many codes at the beginning are not to be compared with each other.
+        table_bytes: about how much a hash table may take; with less than 8 bytes per code the codes are passed over
+            several times.
+
+    Returns:
+        Leaders int32 (N,), the number of codes that lead, and how many of them lead another. A code that leads has
+        its own number. Of known codes that are equal the first leads, or follows the first equal code that is not
+        known; the others have -1.
+    """
+    words_NW = as_words(codes, "codes")
+    leaders_N = np.empty(len(codes), np.int32)
+    wanted = max(2 * len(codes), LEAST_TABLE)
+    slots = 1 << (wanted - 1).bit_length()
+    while slots > LEAST_TABLE and 4 * slots > table_bytes:
+        slots //= 2
+    table_S, shares = np.empty(slots, np.int32), -(-wanted // slots)
+    seed = np.uint64(secrets.randbits(64))  # so that nobody can make codes that meet in one slot; no result shows it
+    while True:
+        counts_2 = np.zeros(2, np.int64)
+        if all(
+            _pairs.group(words_NW, known, share, shares, seed, table_S, leaders_N, counts_2) for share in range(shares)
+        ):
+            return leaders_N, int(counts_2[0]), int(counts_2[1])
+        shares *= 2
+
+
+def near_pairs(
+    queries: Codes,
+    first: npt.NDArray[np.int64],
+    table: MultiHash,
+    radius: int,
+    emit: Emit,
+    threads: int | None = None,
+) -> None:
+    """Find all codes of `table` within a radius of each query, from a row of its own on, and hand them to `emit`.
+
+    Args:
+        queries: uint8 (Q, bytes), as wide as the table's codes before or after padding.
+        first: int64 (Q,), the first row that each may find: its own plus one where the queries are the codes.
+        table: the codes with their tables, as `MultiHash.build` makes them.
+        radius: largest distance in bits, inclusive.
+        emit: is called with up to some hundred thousand pairs at a time, in no order, each pair once.
+        threads: how many threads to use; by default the CPUs this process may use.
+    """
+    queries_QW, codes_NW = as_words(padded(queries, "queries"), "queries"), as_words(table.codes, "codes")
+    radius = min(radius, 64 * codes_NW.shape[1])
+
+    def search(part: slice) -> None:
+        state_Q, begin, num = np.zeros(part.stop - part.start, np.uint8), 0, part.stop - part.start
+        found = np.empty(_PAIRS, np.int16), np.empty(_PAIRS, np.int64), np.empty(_PAIRS, np.int32)
+        while begin < num:
+            begin, count = _pairs.join(
+                *(queries_QW[part], first[part], codes_NW, *table.tables()),
+                *(radius, _WORD, begin, state_Q, found),
+            )
+            if count:
+                emit(found[0][:count] + np.int64(part.start), found[1][:count], found[2][:count])
+        scanned = np.flatnonzero(state_Q == _pairs.SCAN) + part.start
+        for start in range(0, len(scanned), _SCANNED):
+            _scan(queries_QW, scanned[start : start + _SCANNED], first, table.codes, radius, emit)
+
+    run_blocks(search, len(queries_QW), len(queries_QW) * codes_NW.size, threads, _QUERIES)
+
+
+def _scan(
+    queries_QW: npt.NDArray[np.uint64],
+    some: npt.NDArray[np.int64],
+    first: npt.NDArray[np.int64],
+    codes: Codes,
+    radius: int,
+    emit: Emit,
+) -> None:
+    """The same for `some` of the queries, by comparing them with every code."""
+    chosen, from_row = queries_QW[some].view(np.uint8), first[some]
+    for start in range(int(from_row.min()), len(codes), _SCANNED_ROWS):
+        offsets, rows, distances = hamming_range(chosen, codes[start : start + _SCANNED_ROWS], radius, threads=1)
+        queries, rows = np.repeat(np.arange(len(some)), np.diff(offsets)), rows + start
+        new = rows >= from_row[queries]
+        if new.any():
+            emit(some[queries[new]], rows[new], distances[new])
+
+
+class Forest:
+    """Which of N things are joined, directly or through others; 4 bytes for each of them."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = np.full(count, -1, np.int32)
+
+    def unite(self, a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> None:
+        """Join each of `a` (P,) with its partner in `b` (P,)."""
+        _pairs.unite(self._parents, a, b)
+
+    def roots(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """The smallest that each of the things [start, stop) is joined with, itself included."""
+        out = np.empty(stop - start, np.int64)
+        _pairs.roots(self._parents, start, out)
+        return out
+
+    def sizes(self, roots: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """How many things are joined at each of these roots."""
+        return -self._parents[roots]

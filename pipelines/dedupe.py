@@ -1,0 +1,99 @@
+"""`hhnet dedupe`: near-duplicates among codes, as pairs within a radius and as the components that these join."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.codes import CodesSet, open_codes, require_distinct
+from pipelines.config import Config, DedupeSettings, result_settings
+from pipelines.duplicates.artifact import SHARDS, SHARDS_NAME
+from pipelines.duplicates.sources import Source, sources_of
+from pipelines.errors import InputError
+from pipelines.kinds.artifact import IndexReader
+from pipelines.schema import parquet_bytes, table_of
+from pipelines.storage import Store, scratch_folder
+from pipelines.versions import finished, open_current
+
+AGAINST = "against"
+
+
+def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None = None) -> dict[str, Any]:
+    """Find the near-duplicates among the codes artifacts `codes`, or also between them and the index `against`.
+
+    Tars that the index holds are passed over. Raises FingerprintMismatch where the codes, or the index, are of other
+    models or lengths; InputError where a tar comes twice; ConfigError where the samples do not fit `dedupe.memory`;
+    WorkFailed above `dedupe.max_pairs`.
+    """
+    if not codes:
+        raise InputError("no codes to compare: name at least one codes artifact with --codes")
+    sets = [open_codes(uri) for uri in codes]
+    index = open_current(against, "index") if against is not None else None
+    digests: dict[str, Any] = {"codes": [entry.artifact.digest for entry in sets]}
+    digests |= {AGAINST: index.digest} if index else {}
+    name = fingerprint("duplicates", digests, result_settings(config, "duplicates"))
+    artifact = finished(Store(out), "duplicates", name)
+    if artifact is not None:
+        return _answer(artifact, "unchanged")
+    require_distinct(sets)
+    with _reader(index) as reader:
+        sources = sources_of(sets, reader)
+        writer = _writer(sets, index, out, name)
+        return _answer(_find(writer, sets, sources, config.dedupe), "done")
+
+
+@contextmanager
+def _reader(index: Artifact | None) -> Iterator[IndexReader | None]:
+    with scratch_folder() as folder:
+        yield IndexReader(index, folder) if index is not None else None
+
+
+def _writer(sets: Sequence[CodesSet], index: Artifact | None, out: str, name: str) -> ArtifactWriter:
+    named = [(f"codes-{number}", entry.artifact) for number, entry in enumerate(sets)]
+    named += [(AGAINST, index)] if index is not None else []
+    inputs = tuple(ArtifactInput(role=role, kind=one.manifest.kind, digest=one.digest) for role, one in named)
+    return ArtifactWriter(Store(out), "duplicates", name, inputs, {role: one.uri for role, one in named})
+
+
+def _find(
+    writer: ArtifactWriter, sets: Sequence[CodesSet], sources: Sequence[Source], settings: DedupeSettings
+) -> Artifact:
+    # numba, which an unchanged result has no need of
+    from pipelines.duplicates.corpus import read_corpus
+    from pipelines.duplicates.groups import write_components
+    from pipelines.duplicates.search import PairSearch, find_leaders, require_memory
+
+    bits = sets[0].bits
+    require_memory(sum(source.place.rows for source in sources), settings)
+    with scratch_folder() as folder:
+        corpus = read_corpus(sources, (bits + 7) // 8, folder)
+        leaders = find_leaders(corpus, settings.memory, folder)
+        receipts = PairSearch(writer, corpus, leaders, settings, folder).run()
+        pairs = [Part.model_validate(part) for name in sorted(receipts) for part in receipts[name]["parts"]]
+        draft = writer.draft(pairs, {}, {})
+        found = write_components(writer, draft, pairs, corpus, settings.memory, folder)
+    totals = {
+        "samples": corpus.count - corpus.known,
+        "indexed": corpus.known,
+        "pairs": sum(part.rows for part in pairs),
+        "groups": leaders.groups,
+        "components": found.components,
+        "droppable": found.droppable,
+    }
+    places = [source.place for source in sources]
+    columns = {field.name: [getattr(place, field.name) for place in places] for field in SHARDS}
+    shards = writer.put_part(SHARDS_NAME, parquet_bytes(table_of(SHARDS, columns)), len(places))
+    meta = {"radius": settings.radius, "bits": bits}
+    return writer.commit([*pairs, *found.parts, shards], totals, meta, receipts)
+
+
+def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "verb": "dedupe",
+        "status": status,
+        "uri": artifact.uri,
+        "digest": artifact.digest,
+        "radius": manifest.meta["radius"],
+        **manifest.totals,
+    }

@@ -1,0 +1,115 @@
+"""The duplicates artifact: its tables and names.
+
+A sample's id is ordinal << 32 | row, where `shards.parquet` says which tar has the ordinal. `pairs-<unit>-<n>.parquet`
+are, one after another, the pairs in the order of (id_a, id_b), with id_a < id_b; `components-<n>.parquet` the samples
+that are in a pair, in the order of (component, id). Where a part ends depends on the samples and the pairs alone: a
+unit is `UNIT` samples, those of id_a, and a part `PART_ROWS` rows.
+
+Of samples with one code the first that is not of the index leads. Each of the others has one pair, with that one, at
+distance 0; pairs at other distances are those of leading samples, all of them. Two samples of the index are no pair,
+and of those with one code only the first takes part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipelines.artifacts import Artifact, Part
+from pipelines.errors import DamagedArtifact
+from pipelines.schema import read_parquet, require_schema
+
+SHARDS_NAME = "shards.parquet"
+PAIRS, COMPONENTS = "pairs-", "components-"
+UNIT = 1 << 20
+"""Samples of one unit of work."""
+PART_ROWS = 1 << 18
+
+SHARDS = pa.schema(
+    [
+        pa.field("ordinal", pa.int32(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("shard_sha256", pa.string(), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+        pa.field("indexed", pa.bool_(), nullable=False),
+        pa.field("rows", pa.int32(), nullable=False),
+    ]
+)
+"""The tars that take part, by ordinal; `digest` of the codes artifact or the index that their rows come from."""
+
+_PLACE = [
+    pa.field("id", pa.int64(), nullable=False),
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+    pa.field("row", pa.int32(), nullable=False),
+]
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        *(field.with_name(f"{field.name}_a") for field in _PLACE),
+        *(field.with_name(f"{field.name}_b") for field in _PLACE),
+        pa.field("distance", pa.int32(), nullable=False),
+    ]
+)
+
+COMPONENTS_SCHEMA = pa.schema(
+    [
+        pa.field("component", pa.int64(), nullable=False),
+        *_PLACE,
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("keep", pa.bool_(), nullable=False),
+    ]
+)
+"""`component` is the smallest id of it, `size` its samples. `keep`: that sample, or any of the index."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row of `shards.parquet`."""
+
+    ordinal: int
+    shard: str
+    shard_sha256: str
+    digest: str
+    indexed: bool
+    rows: int
+
+
+def unit_name(unit: int) -> str:
+    """Name of a unit's receipt."""
+    return f"{PAIRS}{unit:06d}"
+
+
+def pairs_name(unit: int, number: int) -> str:
+    """Name of one of a unit's parts."""
+    return f"{unit_name(unit)}-{number:06d}.parquet"
+
+
+def components_name(number: int) -> str:
+    """Name of a part of the components."""
+    return f"{COMPONENTS}{number:06d}.parquet"
+
+
+def parts_of(artifact: Artifact, prefix: str) -> list[Part]:
+    """The parts whose names begin so, in the order of their rows."""
+    return sorted((part for part in artifact.manifest.parts if part.name.startswith(prefix)), key=lambda p: p.name)
+
+
+def read_table(artifact: Artifact, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part, digest, schema and number of rows checked; all columns of `schema`, or some."""
+    where = f"{artifact.uri}/{part.path}"
+    table = read_parquet(artifact.read(part), where, columns)
+    require_schema(table, pa.schema([schema.field(name) for name in columns]) if columns else schema, where)
+    if table.num_rows != part.rows:
+        raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
+    return table
+
+
+def read_places(artifact: Artifact) -> list[Place]:
+    """The tars that took part; DamagedArtifact where their ordinals do not ascend."""
+    table = read_table(artifact, artifact.manifest.part(SHARDS_NAME), SHARDS)
+    places = [Place(**row) for row in table.to_pylist()]
+    ordinals = [place.ordinal for place in places]
+    if ordinals != sorted(set(ordinals)) or min(ordinals, default=0) < 0:
+        raise DamagedArtifact(f"{artifact.uri}/{SHARDS_NAME} is not sorted by ordinal")
+    return places

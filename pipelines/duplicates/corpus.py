@@ -1,0 +1,107 @@
+"""The samples that take part, numbered from 0: their codes, ids and keys in files of a scratch folder, mapped."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hhnet.multihash import Codes, padded
+from pipelines.cluster.progress import stage
+from pipelines.codes import code_array
+from pipelines.duplicates.sources import Source
+from pipelines.kinds.artifact import index_id
+
+ROW_MASK = (1 << 32) - 1
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All samples, in the order of their ids; those of an index come first."""
+
+    codes: Codes
+    """uint8 (N, 8 * W), zero-padded."""
+    ids: npt.NDArray[np.int64]
+    keys: pa.LargeStringArray
+    known: int
+    """How many of them are of the index."""
+    shards: dict[int, str]
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return len(self.ids)
+
+    def numbers(self, ids: npt.NDArray[np.int64]) -> Numbers:
+        """The numbers of samples by their ids."""
+        return np.searchsorted(self.ids, ids)
+
+    def columns(self, numbers: Numbers, suffix: str = "") -> dict[str, pa.Array]:
+        """Id, key, shard and row of some samples, as the tables of the artifact have them."""
+        ids = self.ids[numbers]
+        ordinals, places = np.unique(ids >> 32, return_inverse=True)
+        names, back = np.unique([self.shards[int(ordinal)] for ordinal in ordinals], return_inverse=True)
+        indices = back[places] if len(ids) else places
+        columns = {
+            "id": pa.array(ids),
+            "key": pc.take(self.keys, pa.array(numbers)).cast(pa.string()),
+            "shard": pa.DictionaryArray.from_arrays(
+                pa.array(indices.astype(np.int32)), pa.array(names.tolist(), pa.string())
+            ),
+            "row": pa.array((ids & ROW_MASK).astype(np.int32)),
+        }
+        return {f"{name}{suffix}": column for name, column in columns.items()}
+
+
+def read_corpus(sources: Sequence[Source], width: int, folder: Path) -> Corpus:
+    """Read every source once, its codes of `width` bytes, and keep what is needed of it in `folder`."""
+    words, known = (width + 7) // 8, 0
+    ends = np.zeros(1, np.int64)
+    names = ("codes", "ids", "ends", "keys")
+    with ExitStack() as stack, stage("read", len(sources), unit="tars") as advance:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in names}
+        files["ends"].write(ends.tobytes())
+        for source in sources:
+            table = source.read()
+            known += len(table) if source.place.indexed else 0
+            files["codes"].write(padded(code_array(table["code"])).tobytes())
+            rows = table["row"].to_numpy().astype(np.int64)
+            files["ids"].write(index_id(source.place.ordinal, rows).tobytes())
+            lengths, data = _strings(table["key"])
+            ends = ends[-1:] + np.cumsum(lengths) if len(lengths) else ends
+            files["ends"].write(ends.tobytes() if len(lengths) else b"")
+            files["keys"].write(data)
+            advance(1)
+    mapped = {name: _mapped(folder / name) for name in names}
+    ids = np.frombuffer(mapped["ids"], np.int64)
+    keys = pa.LargeStringArray.from_buffers(len(ids), mapped["ends"], mapped["keys"])
+    codes = np.frombuffer(mapped["codes"], np.uint8).reshape(-1, 8 * words)
+    shards = {source.place.ordinal: source.place.shard for source in sources}
+    return Corpus(codes, ids, keys, known, shards)
+
+
+def _strings(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], Any]:
+    """Bytes of each string of a column, and those bytes one after another."""
+    lengths = pc.binary_length(column).to_numpy().astype(np.int64)
+    chunks = [chunk.cast(pa.large_string()) for chunk in column.chunks]
+    pieces = []
+    for chunk in chunks:
+        _, offsets, data = chunk.buffers()
+        inside = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        pieces.append(memoryview(data)[int(inside[0]) : int(inside[-1])] if data is not None else b"")
+    return lengths, b"".join(pieces)
+
+
+def _mapped(path: Path) -> pa.Buffer:
+    """A file's bytes, which the system may drop from memory."""
+    if not path.stat().st_size:
+        return pa.py_buffer(b"")
+    with pa.memory_map(str(path)) as source:
+        return source.read_buffer()

@@ -1,0 +1,62 @@
+"""The connected components of the pairs, read back from the parts that were written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hhnet.pairs import Forest
+from pipelines.artifacts import Artifact, ArtifactWriter, Part
+from pipelines.cluster.progress import stage
+from pipelines.duplicates import artifact
+from pipelines.duplicates.artifact import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name, read_table
+from pipelines.duplicates.corpus import Corpus
+from pipelines.duplicates.spool import Spool, cut
+from pipelines.schema import parquet_bytes, table_of
+
+NUMBER_BITS = 31
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parts that were written, and what they count up to."""
+
+    parts: Sequence[Part]
+    components: int
+    droppable: int
+
+
+def write_components(
+    writer: ArtifactWriter, draft: Artifact, pairs: Sequence[Part], corpus: Corpus, memory: int, folder: Path
+) -> Components:
+    """Join the samples of all pairs, and write those that are in one by (component, id)."""
+    forest = Forest(corpus.count)
+    with stage("join", len(pairs), unit="parts") as advance:
+        for part in pairs:
+            table = read_table(draft, part, PAIRS_SCHEMA, ("id_a", "id_b"))
+            forest.unite(*(corpus.numbers(table[name].to_numpy()) for name in ("id_a", "id_b")))
+            advance(1)
+    spool = Spool(folder / "components", memory // 4 // 8)
+    for start in range(0, corpus.count, artifact.UNIT):
+        numbers = np.arange(start, min(start + artifact.UNIT, corpus.count))
+        roots = forest.roots(start, start + len(numbers))
+        joined = forest.sizes(roots) > 1
+        spool.add((roots[joined] << NUMBER_BITS | numbers[joined]).astype(np.uint64))
+    parts, components, droppable = [], 0, 0
+    for number, keys in enumerate(cut(spool.in_order(), artifact.PART_ROWS)):
+        members = (keys & np.uint64((1 << NUMBER_BITS) - 1)).astype(np.int64)
+        roots = (keys >> np.uint64(NUMBER_BITS)).astype(np.int64)
+        keep = (members == roots) | (members < corpus.known)
+        columns = {
+            "component": corpus.ids[roots],
+            **corpus.columns(members),
+            "size": forest.sizes(roots),
+            "keep": keep,
+        }
+        parts.append(
+            writer.put_part(components_name(number), parquet_bytes(table_of(COMPONENTS_SCHEMA, columns)), len(keys))
+        )
+        components += int((members == roots).sum())
+        droppable += int((~keep).sum())
+    return Components(parts, components, droppable)

@@ -1,0 +1,61 @@
+"""The tars whose codes take part in a search for duplicates: those of codes artifacts, and those of an index."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.codes import CodesSet, CodesShard, require_pair
+from pipelines.duplicates.artifact import Place
+from pipelines.errors import DamagedArtifact
+from pipelines.kinds.artifact import IndexedShard, IndexReader
+
+COLUMNS = ("row", "key", "code")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tar that takes part: its place, and how its rows are read."""
+
+    place: Place
+    uri: str
+    _read: Callable[[], pa.Table]
+
+    def read(self) -> pa.Table:
+        """The columns `COLUMNS` of its samples, digest-checked; DamagedArtifact unless their rows ascend."""
+        table = self._read().select(COLUMNS)
+        rows = table["row"].to_numpy()
+        if len(table) != self.place.rows or (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
+            raise DamagedArtifact(f"{self.uri}: the rows of {self.place.shard} are not ascending, or not all there")
+        return table
+
+
+def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> list[Source]:
+    """The tars of an index, under its ordinals, then those of the codes that it does not hold, in their order.
+
+    Raises FingerprintMismatch, naming both, where their models or bits differ.
+    """
+    known = []
+    if index is not None:
+        as_codes = CodesSet(index.artifact, index.bits, index.classes)  # which names its model in the same way
+        for entry in sets:
+            require_pair(as_codes, entry)
+        known = [_indexed(index, shard) for shard in index.filled()]
+    for entry in sets[1:]:
+        require_pair(sets[0], entry)
+    held = {source.place.shard_sha256 for source in known}
+    new = [(entry, shard) for entry in sets for shard in entry.shards if shard.sha256 not in held]
+    begin = 1 + max(index.shards, default=-1) if index is not None else 0
+    return [*known, *(_encoded(begin + n, entry, shard) for n, (entry, shard) in enumerate(new))]
+
+
+def _indexed(index: IndexReader, shard: IndexedShard) -> Source:
+    uri, digest = index.artifact.uri, index.artifact.digest
+    place = Place(shard.ordinal, shard.shard, shard.shard_sha256, digest, True, index.live(shard))
+    return Source(place, uri, lambda: index.live_keys(shard.ordinal))
+
+
+def _encoded(ordinal: int, entry: CodesSet, shard: CodesShard) -> Source:
+    place = Place(ordinal, shard.name, shard.sha256, entry.artifact.digest, False, shard.rows)
+    return Source(place, entry.artifact.uri, lambda: entry.read(shard))

@@ -1,0 +1,76 @@
+"""Integers in a file of a scratch folder, had back in order however many there are."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Keys = npt.NDArray[np.uint64]
+
+_WAYS = 16
+
+
+class Spool:
+    """Distinct integers of 64 bits: added in any order, by several threads, and read once in ascending order."""
+
+    def __init__(self, path: Path, at_once: int) -> None:
+        self._path, self._at_once = path, at_once
+        self._lock = threading.Lock()
+
+    def add(self, keys: Keys) -> None:
+        """Append some."""
+        with self._lock, self._path.open("ab") as stream:
+            keys.tofile(stream)
+
+    def in_order(self) -> Iterator[Keys]:
+        """All of them, `at_once` at most at a time; the file is gone afterwards."""
+        if self._path.exists():
+            yield from _in_order(self._path, self._at_once)
+
+
+def _in_order(path: Path, at_once: int) -> Iterator[Keys]:
+    """Sort what fits, else deal it to files by ranges of the values and sort those one after another."""
+    count = path.stat().st_size // 8
+    if count <= at_once:
+        keys = np.fromfile(path, np.uint64)
+        path.unlink()
+        keys.sort()
+        yield keys
+        return
+    ends = [(int(keys.min()), int(keys.max())) for keys in _blocks(path, at_once)]
+    low, high = min(first for first, _ in ends), max(last for _, last in ends)
+    width = np.uint64((high - low) // _WAYS + 1)
+    paths = [path.with_name(f"{path.name}.{way}") for way in range(_WAYS)]
+    for keys in _blocks(path, at_once // 4 or 1):  # the ways take copies
+        way_of = (keys - np.uint64(low)) // width
+        for way in np.unique(way_of):
+            Spool(paths[int(way)], at_once).add(keys[way_of == way])
+    path.unlink()
+    for part in paths:
+        if part.exists():
+            yield from _in_order(part, at_once)
+
+
+def _blocks(path: Path, count: int) -> Iterator[Keys]:
+    with path.open("rb") as stream:
+        while data := stream.read(8 * count):
+            yield np.frombuffer(data, np.uint64)
+
+
+def cut(arrays: Iterable[Keys], rows: int) -> Iterator[Keys]:
+    """The same integers in arrays of exactly `rows`, and one of what is left."""
+    rest = np.empty(0, np.uint64)
+    for array in arrays:
+        taken = rows - len(rest) if len(rest) else 0
+        rest, array = np.concatenate([rest, array[:taken]]), array[taken:]
+        if len(rest) == rows:
+            yield rest
+            rest = rest[:0]
+        if not len(rest):
+            whole = len(array) // rows * rows
+            yield from (array[start : start + rows] for start in range(0, whole, rows))
+            rest = array[whole:]
+    if len(rest):
+        yield rest

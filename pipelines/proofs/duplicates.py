@@ -1,0 +1,283 @@
+"""Proofs of a duplicates artifact: pairs, components and totals agree, and the codes have those pairs.
+
+All pairs of equal codes are proven from the codes, and the distance of every pair. That no near pair is missing is
+proven for a seeded sample, which is compared with all codes.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import hhnet
+from pipelines.codes import open_codes
+from pipelines.duplicates import artifact as tables
+from pipelines.duplicates.artifact import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Place, read_places, read_table
+from pipelines.duplicates.sources import Source, sources_of
+from pipelines.errors import DamagedArtifact
+from pipelines.kinds import Codes
+from pipelines.kinds.artifact import IndexReader
+from pipelines.proofs.findings import Findings, count
+from pipelines.storage import scratch_folder
+
+PROBES = 64
+SLICE = 1 << 18
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The samples that the components list, by id."""
+
+    ids: Ids
+    keys: pa.Array
+    indexed: npt.NDArray[np.bool_]
+
+    def find(self, ids: Ids, where: str) -> Ids:
+        """Places of ids among them; DamagedArtifact where one is not."""
+        places = np.searchsorted(self.ids, ids)
+        if (np.append(self.ids, -1)[places] != ids).any():
+            raise DamagedArtifact(f"{where} has samples that are in no component")
+        return places
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """All pairs, by places among the joined samples, in their order."""
+
+    a: Ids
+    b: Ids
+    distances: npt.NDArray[np.int32]
+    joined: _Joined
+
+    @cached_property
+    def marks(self) -> Ids:
+        """One ascending number for each pair."""
+        return self.mark(self.a, self.b)
+
+    def mark(self, a: Ids, b: Ids) -> Ids:
+        """The number of pairs of places."""
+        return a * len(self.joined.ids) + b
+
+
+def prove_duplicates(findings: Findings) -> None:
+    """Order, places and totals; each component is what its pairs join; with the codes at hand, that these have them."""
+    artifact = findings.artifact
+    with findings.guard():
+        places = read_places(artifact)
+        listed = _read_components(findings, places)
+        joined = _joined(findings, listed, places)
+        pairs = _read_pairs(findings, joined, places)
+        _prove_receipts(findings)
+        groups = _prove_groups(findings, pairs)
+        components, droppable = _prove_components(findings, pairs, listed)
+        counts = {
+            "samples": sum(place.rows for place in places if not place.indexed),
+            "indexed": sum(place.rows for place in places if place.indexed),
+            "pairs": len(pairs.a),
+            "groups": groups,
+            "components": components,
+            "droppable": droppable,
+        }
+        findings.require(
+            counts == artifact.manifest.totals,
+            f"{artifact.uri}: the totals are {artifact.manifest.totals}, the parts add up to {counts}",
+        )
+        findings.checks.append(
+            f"{count(counts['pairs'], 'pair')} in order, once each, and the {count(components, 'component')} that "
+            "they join"
+        )
+        _prove_codes(findings, places, pairs)
+
+
+# ------------------------------------------------------------------------------------------------------------ parts
+
+
+def _read_components(findings: Findings, places: list[Place]) -> pa.Table:
+    parts = tables.parts_of(findings.artifact, tables.COMPONENTS)
+    found = [read_table(findings.artifact, part, COMPONENTS_SCHEMA) for part in parts]
+    whole = pa.concat_tables([COMPONENTS_SCHEMA.empty_table(), *found]).unify_dictionaries()
+    _require_places(whole, "", places, f"{findings.artifact.uri}: a part of the components")
+    return whole
+
+
+def _require_places(table: pa.Table, suffix: str, places: list[Place], where: str) -> None:
+    """Shard and row are those of the id."""
+    ids = table[f"id{suffix}"].to_numpy()
+    ordinals = np.array([place.ordinal for place in places], np.int64)
+    found = np.searchsorted(ordinals, ids >> 32)
+    if len(ids) and (found.max() >= len(places) or (ordinals[found] != ids >> 32).any()):
+        raise DamagedArtifact(f"{where} has ids of tars that did not take part")
+    names = pc.take(pa.array([place.shard for place in places], pa.string()), pa.array(found))
+    same = pc.equal(table[f"shard{suffix}"].cast(pa.string()), names)
+    if (not pc.all(same).as_py() and len(ids)) or (table[f"row{suffix}"].to_numpy() != ids & 0xFFFFFFFF).any():
+        raise DamagedArtifact(f"{where} has another shard or row than its id")
+
+
+def _joined(findings: Findings, listed: pa.Table, places: list[Place]) -> _Joined:
+    ids = listed["id"].to_numpy()
+    order = np.argsort(ids, kind="stable")
+    ids = ids[order]
+    if (np.diff(ids) <= 0).any():
+        raise DamagedArtifact(f"{findings.artifact.uri}: a sample is in two components")
+    indexed = np.array([place.ordinal for place in places if place.indexed], np.int64)
+    return _Joined(ids, pc.take(listed["key"], pa.array(order)).combine_chunks(), np.isin(ids >> 32, indexed))
+
+
+def _read_pairs(findings: Findings, joined: _Joined, places: list[Place]) -> _Pairs:
+    """The pairs, part by part: places and keys of both sides, distances within the radius, order."""
+    artifact, radius = findings.artifact, int(findings.artifact.manifest.meta["radius"])
+    sides: dict[str, list[Ids]] = {"_a": [], "_b": []}
+    distances = [np.empty(0, np.int32)]
+    for part in tables.parts_of(artifact, tables.PAIRS):
+        where = f"{artifact.uri}/{part.path}"
+        table = read_table(artifact, part, PAIRS_SCHEMA)
+        for suffix, found in sides.items():
+            _require_places(table, suffix, places, where)
+            found.append(joined.find(table[f"id{suffix}"].to_numpy(), where))
+            keys = pc.take(joined.keys, pa.array(found[-1]))
+            if not keys.equals(table[f"key{suffix}"].combine_chunks()):
+                raise DamagedArtifact(f"{where} has other keys than the components")
+        distances.append(table["distance"].to_numpy())
+        if (distances[-1] < 0).any() or (distances[-1] > radius).any():
+            raise DamagedArtifact(f"{where} has distances outside the radius of {radius}")
+    a, b = (np.concatenate([np.empty(0, np.int64), *found]) for found in sides.values())
+    pairs = _Pairs(a, b, np.concatenate(distances), joined)
+    if (a >= b).any() or (np.diff(pairs.marks) <= 0).any():
+        raise DamagedArtifact(f"{artifact.uri}: the pairs are not in order, or one comes twice")
+    if (joined.indexed[a] & joined.indexed[b]).any():
+        raise DamagedArtifact(f"{artifact.uri}: two samples of the index are a pair")
+    return pairs
+
+
+def _prove_receipts(findings: Findings) -> None:
+    """Each part of the pairs belongs to the receipt of its unit, and there is one for every unit."""
+    artifact = findings.artifact
+    claimed = []
+    for number, reference in enumerate(artifact.manifest.receipts):
+        try:
+            receipt = json.loads(artifact.read(reference))
+            claimed += [part["path"] for part in receipt["parts"]]
+            same = (reference.shard, receipt["unit"]) == (tables.unit_name(number), number)
+        except (ValueError, KeyError, TypeError):
+            same = False
+        findings.require(same, f"{artifact.uri}/{reference.path} is not the receipt of unit {number}")
+    listed = [part.path for part in tables.parts_of(artifact, tables.PAIRS)]
+    findings.require(sorted(claimed) == sorted(listed), f"{artifact.uri}: the receipts do not name the parts of pairs")
+
+
+# ----------------------------------------------------------------------------------------------------------- groups
+
+
+def _prove_groups(findings: Findings, pairs: _Pairs) -> int:
+    """Of equal codes each is a pair with the one that leads and has no other; how many lead."""
+    equal = pairs.distances == 0
+    a, b = pairs.a[equal], pairs.b[equal]
+    follows = np.where(pairs.joined.indexed[a], a, b)
+    times = np.bincount(np.concatenate([pairs.a, pairs.b]), minlength=len(pairs.joined.ids))
+    findings.require(
+        bool((times[follows] == 1).all()),
+        f"{findings.artifact.uri}: a sample with the code of another has more pairs than that one",
+    )
+    return len(np.unique(np.where(pairs.joined.indexed[a], b, a)))
+
+
+def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> tuple[int, int]:
+    """The components are those of the pairs; how many there are, and how many samples of them can go."""
+    from hhnet.pairs import Forest  # numba, which other kinds are proven without
+
+    joined = pairs.joined
+    forest = Forest(len(joined.ids))
+    forest.unite(pairs.a, pairs.b)
+    roots = forest.roots(0, len(joined.ids))
+    order = np.argsort(roots, kind="stable")
+    keep = (roots == np.arange(len(roots))) | joined.indexed
+    expected = {
+        "component": joined.ids[roots[order]],
+        "id": joined.ids[order],
+        "size": forest.sizes(roots[order]),
+        "keep": keep[order],
+    }
+    for name, values in expected.items():
+        if not np.array_equal(listed[name].to_numpy(), values):
+            raise DamagedArtifact(f"{findings.artifact.uri}: the components are not those of the pairs, see {name}")
+    if (expected["size"] < 2).any():
+        raise DamagedArtifact(f"{findings.artifact.uri}: a component has a single sample")
+    return int((roots == np.arange(len(roots))).sum()), int((~keep).sum())
+
+
+# ------------------------------------------------------------------------------------------------------------ codes
+
+
+def _prove_codes(findings: Findings, places: list[Place], pairs: _Pairs) -> None:
+    """The samples are those of the codes and the index, and have these pairs; noted where one is out of reach."""
+    found = [findings.input(entry.role) for entry in findings.artifact.manifest.inputs]
+    inputs = [entry for entry in found if entry is not None]
+    if len(inputs) < len(found):
+        findings.checks.append("distances: not checked, since not all codes are within reach")
+        return
+    with scratch_folder() as folder:
+        sets = [open_codes(entry) for entry in inputs if entry.manifest.kind == "codes"]
+        index = next((IndexReader(entry, folder) for entry in inputs if entry.manifest.kind == "index"), None)
+        sources = sources_of(sets, index)
+        if [source.place for source in sources] != places:
+            raise DamagedArtifact(f"{findings.artifact.uri}: {tables.SHARDS_NAME} does not list the tars of its inputs")
+        _prove_pairs(findings, sources, pairs, (sets[0].bits + 7) // 8)
+
+
+def _prove_pairs(findings: Findings, sources: list[Source], pairs: _Pairs, width: int) -> None:
+    from hhnet.pairs import equal_groups
+    from pipelines.duplicates.corpus import read_corpus
+
+    uri, joined = findings.artifact.uri, pairs.joined
+    with scratch_folder() as folder:
+        corpus = read_corpus(sources, width, folder)
+        numbers = corpus.numbers(joined.ids)
+        if not np.array_equal(np.append(corpus.ids, -1)[numbers], joined.ids):
+            raise DamagedArtifact(f"{uri} has samples that are not among the codes")
+        if not pc.take(corpus.keys, pa.array(numbers)).cast(pa.string()).equals(joined.keys):
+            raise DamagedArtifact(f"{uri} has other keys than the codes")
+        for start in range(0, len(pairs.a), SLICE):
+            part = slice(start, start + SLICE)
+            differ = corpus.codes[numbers[pairs.a[part]]] ^ corpus.codes[numbers[pairs.b[part]]]
+            if not np.array_equal(np.bitwise_count(differ).sum(1, dtype=np.int32), pairs.distances[part]):
+                raise DamagedArtifact(f"{uri} has pairs whose codes differ in another number of bits")
+        leaders, _, _ = equal_groups(corpus.codes, corpus.known, 8 * corpus.count)
+        follow = np.flatnonzero((leaders >= 0) & (leaders != np.arange(corpus.count)))
+        _require_pairs(pairs, corpus.ids[follow], corpus.ids[leaders[follow]], uri)
+        leading = np.flatnonzero(leaders == np.arange(corpus.count))
+        new = leading[leading >= corpus.known]
+        probes = np.random.Generator(np.random.Philox(0)).choice(new, min(PROBES, len(new)), replace=False)
+        for start in range(0, len(leading), SLICE):
+            among = leading[start : start + SLICE]
+            a, b = _near(corpus.codes, probes, among, int(findings.artifact.manifest.meta["radius"]))
+            _require_pairs(pairs, corpus.ids[a], corpus.ids[b], uri)
+    findings.checks.append(
+        f"the codes have these distances, and no other pairs of equal codes, or of {count(len(probes), 'sample')} "
+        "compared with all"
+    )
+
+
+def _near(codes: Codes, probes: Ids, among: Ids, radius: int) -> tuple[Ids, Ids]:
+    """Each probe with each other sample within the radius, by their numbers."""
+    offsets, rows, _ = hhnet.hamming_range(codes[probes], codes[among], radius)
+    a, b = np.repeat(probes, np.diff(offsets)), among[rows]
+    return a[a != b], b[a != b]
+
+
+def _require_pairs(pairs: _Pairs, a: Ids, b: Ids, uri: str) -> None:
+    """These ids are pairs."""
+    ids = pairs.joined.ids
+    low, high = (np.searchsorted(ids, side) for side in (np.minimum(a, b), np.maximum(a, b)))
+    marks = pairs.mark(low, high)
+    ends = np.append(ids, -1), np.append(pairs.marks, -1)
+    lacking = (ends[0][low] != np.minimum(a, b)) | (ends[0][high] != np.maximum(a, b))
+    lacking |= ends[1][np.searchsorted(pairs.marks, marks)] != marks
+    if lacking.any():
+        first = int(np.flatnonzero(lacking)[0])
+        raise DamagedArtifact(f"{uri} lacks the pair of the ids {a[first]} and {b[first]}")
