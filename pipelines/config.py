@@ -154,12 +154,17 @@ class GateSettings(Section):
 class IndexSettings(Section):
     """How codes are indexed."""
 
-    kind: Literal["flat", "ivf", "multihash"] = "flat"
-    """flat = exact scan; multihash = exact, by tables of substrings; ivf = inverted lists under one quantizer."""
+    kind: Literal["flat", "multihash", "ivf", "hnsw"] = "flat"
+    """flat = exact scan; multihash = exact, by tables of substrings; ivf = inverted lists under one quantizer; hnsw = a
+    graph in memory, 288 bytes for a code of 64 bits."""
     nlist: int | None = Field(None, ge=1, le=1_000_000)
     """Inverted lists; unset = about the square root of the number of codes."""
     nprobe: int = Field(16, ge=1)
     """Inverted lists searched per query."""
+    m: int = Field(32, ge=4, le=256)
+    """Links of a code in the graph of hnsw: 8 bytes for each."""
+    ef_search: int = Field(64, ge=1, le=100_000)
+    """Candidates that a search in the graph of hnsw keeps."""
     workers: int | None = Field(None, ge=1)
     """Parts built side by side; unset = one per CPU."""
     seed: int = Field(0, ge=0)
@@ -262,7 +267,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "codes": ("encode.batch_size", "encode.carry"),
     "index": (
-        *("index.kind", "index.nlist", "index.nprobe", "index.seed"),
+        *("index.kind", "index.nlist", "index.nprobe", "index.m", "index.ef_search", "index.seed"),
         *("index.gate.probes", "index.gate.k", "index.gate.radius"),
     ),
     "report": ("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),

@@ -98,7 +98,7 @@ def _build(
     if kind.sample_size(parameters) and not built(writer, receipts.get(QUANTIZER)):
         receipts[QUANTIZER] = _train(writer, kind, tasks, parameters, config)
     shared, shared_parts = _shared(writer, receipts.get(QUANTIZER))
-    receipts |= build_parts(writer, config.index.kind, tasks, shared, config)
+    receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config)
     parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared)]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))
     meta: dict[str, Any] = {

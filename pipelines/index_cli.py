@@ -19,7 +19,7 @@ Workers = Annotated[int | None, typer.Option(help="Parts built side by side.", m
 def index_build(
     codes: Codes,
     out: Out,
-    kind: Annotated[str | None, typer.Option(help="flat or multihash (both exact), or ivf.")] = None,
+    kind: Annotated[str | None, typer.Option(help="flat or multihash (both exact), ivf or hnsw.")] = None,
     workers: Workers = None,
     publish: Annotated[
         bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")
