@@ -135,10 +135,15 @@ def pass_gate(artifact: Artifact, figures: Figures, config: Config, verb: str) -
         "digest": artifact.digest,
         "gate": figures.record(),
         "asked": config.index.gate.model_dump(mode="json"),
-        "machine": {"cpus": len(os.sched_getaffinity(0)), "architecture": platform.machine()},
+        "machine": machine(),
     }
     write_run_record(artifact.store, record)
     gate.require(figures, config.index.gate, artifact.uri)
+
+
+def machine() -> dict[str, Any]:
+    """What a run record says of where its times were measured."""
+    return {"cpus": len(os.sched_getaffinity(0)), "architecture": platform.machine()}
 
 
 def gated_meta(meta: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
