@@ -243,6 +243,15 @@ def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifac
     return found
 
 
+def read_identity(store: Store) -> tuple[str, str]:
+    """Kind and fingerprint of what the root was begun with; FileNotFoundError where it was not."""
+    try:
+        found = json.loads(store.read("identity.json"))
+        return str(found["kind"]), str(found["fingerprint"])
+    except (ValueError, KeyError, TypeError):
+        raise DamagedArtifact(f"{store.uri}/identity.json is not readable") from None
+
+
 class ArtifactWriter:
     """Publishes one artifact at a root by the commit protocol; safe to kill and to run again at any point."""
 
@@ -262,11 +271,7 @@ class ArtifactWriter:
             store.put("origin.json", canonical_json(dict(origin)))
 
     def _check_identity(self) -> None:
-        try:
-            found = json.loads(self.store.read("identity.json"))
-            kind, other = str(found["kind"]), str(found["fingerprint"])
-        except (ValueError, KeyError, TypeError):
-            raise DamagedArtifact(f"{self.store.uri}/identity.json is not readable") from None
+        kind, other = read_identity(self.store)
         if (kind, other) != (self.kind, self.fingerprint):
             raise FingerprintMismatch(
                 f"{self.store.uri} holds {kind} {other[:12]}, this run would make {self.kind} "

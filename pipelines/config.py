@@ -5,15 +5,32 @@ settings that change a result, and so belong to an artifact's fingerprint, stand
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from pipelines.errors import ConfigError
+
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: Any) -> Any:
+    """Seconds in a text such as 5ms or 24h; ValueError for another text. What is no text is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
+    if match is None:
+        raise ValueError("write a number and ms, s, m, h or d, as in 24h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+"""A duration: a number of seconds, or a text such as 5ms."""
 
 
 class Section(BaseModel):
@@ -154,12 +171,23 @@ class GateSettings(Section):
 class IndexSettings(Section):
     """How codes are indexed."""
 
-    kind: Literal["flat", "ivf", "multihash"] = "flat"
-    """flat = exact scan; multihash = exact, by tables of substrings; ivf = inverted lists under one quantizer."""
+    kind: Literal["auto", "flat", "multihash", "ivf", "hnsw"] = "flat"
+    """flat = exact scan; multihash = exact, by tables of substrings; ivf = inverted lists under one quantizer; hnsw = a
+    graph in memory, 288 bytes for a code of 64 bits; auto = what the planner chooses within the next three."""
+    memory: ByteSize | None = Field(None, gt=0)
+    """Most bytes that `auto` lets the parts have, such as 4GiB; unset = any, and no hnsw."""
+    latency: Seconds | None = Field(None, gt=0)
+    """Longest time that `auto` lets a query take, in seconds or such as 5ms; unset = any, so it takes an exact kind."""
+    recall: float = Field(0.95, ge=0, le=1)
+    """Least recall at `search.k` of an approximate kind that `auto` may choose."""
     nlist: int | None = Field(None, ge=1, le=1_000_000)
     """Inverted lists; unset = about the square root of the number of codes."""
     nprobe: int = Field(16, ge=1)
     """Inverted lists searched per query."""
+    m: int = Field(32, ge=4, le=256)
+    """Links of a code in the graph of hnsw: 8 bytes for each."""
+    ef_search: int = Field(64, ge=1, le=100_000)
+    """Candidates that a search in the graph of hnsw keeps."""
     workers: int | None = Field(None, ge=1)
     """Parts built side by side; unset = one per CPU."""
     seed: int = Field(0, ge=0)
@@ -278,7 +306,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "codes": ("encode.batch_size", "encode.carry"),
     "index": (
-        *("index.kind", "index.nlist", "index.nprobe", "index.seed"),
+        *("index.kind", "index.nlist", "index.nprobe", "index.m", "index.ef_search", "index.seed"),
         *("index.gate.probes", "index.gate.k", "index.gate.radius"),
     ),
     "duplicates": ("dedupe.radius",),

@@ -97,7 +97,7 @@ def present(result: Mapping[str, Any]) -> str:
     if "results" in result:
         return "\n\n".join(_present_query(entry) for entry in result["results"])
     lines = [f"{result['verb']}: {result['status']}"]
-    facts = {key: value for key, value in result.items() if key not in ("verb", "status", "versions")}
+    facts = {key: value for key, value in result.items() if key not in ("verb", "status", "versions", "kinds")}
     width = max((len(key) for key in facts), default=0)
     for key, value in facts.items():
         if isinstance(value, float):

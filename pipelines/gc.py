@@ -6,7 +6,6 @@ is anything whose name is none of this project's; old versions go only where tha
 manifest only files under construction go: its parts and receipts are what the run will be resumed from.
 """
 
-import re
 import time
 from collections.abc import Mapping
 from itertools import pairwise
@@ -14,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts import Artifact, versions
+from pipelines.config import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
 from pipelines.failpoints import failpoint
 from pipelines.kinds.artifact import newest_made
@@ -24,8 +24,6 @@ TEMPORARY = ".tmp-"
 CHECKPOINTS = "checkpoints/"
 NAMED = 1000
 """Names that a result lists at most."""
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | None = None) -> dict[str, Any]:
@@ -76,10 +74,10 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
 
 
 def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
-    if match is None:
-        raise ConfigError(f"--older-than {text!r}: write a number and s, m, h or d, as in 24h")
-    return float(match[1]) * _UNITS[match[2]]
+    try:
+        return float(parse_duration(text))
+    except ValueError as error:
+        raise ConfigError(f"--older-than {text!r}: {error}") from None
 
 
 def _superseded(store: Store, there: Mapping[str, Entry], keep: int, before: float) -> list[int]:

@@ -1,19 +1,32 @@
 """`hhnet index build`: codes -> a sharded Hamming index, built part by part on Ray, published through a gate."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, publish_version, versions
+from pipelines.artifacts import (
+    Artifact,
+    ArtifactInput,
+    ArtifactWriter,
+    Part,
+    fingerprint,
+    open_artifact,
+    publish_version,
+    read_identity,
+    versions,
+    write_run_record,
+)
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.config import Config, result_settings
-from pipelines.errors import DamagedArtifact, InputError, WorkFailed
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.indexing import (
     build_parts,
     built,
     card_of,
     gated_meta,
+    machine,
     measure,
     ordinal_table,
     parts_of,
@@ -22,26 +35,36 @@ from pipelines.indexing import (
     summary,
     task_of,
 )
-from pipelines.kinds import IndexKind, index_kind
+from pipelines.kinds import KINDS, IndexKind, index_kind
 from pipelines.kinds.artifact import ORDINALS_NAME, QUANTIZER_NAME
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartTask, codes_of, sample_rows
+from pipelines.planning import plan
 from pipelines.storage import Store, sha256_of
 from pipelines.versions import finished
 
 QUANTIZER = "quantizer"
 
 
-def build_index(codes: Sequence[str], out: str, config: Config, publish: bool = True) -> dict[str, Any]:
+def build_index(
+    codes: Sequence[str], out: str, config: Config, publish: bool = True, dry_run: bool = False
+) -> dict[str, Any]:
     """Index the codes artifacts `codes` (in this order) at `out`; publish it as version 1 if it passes the gate.
 
-    An index that was built before is left as it is, with the versions it has by now. Raises FingerprintMismatch where
-    the codes do not belong together, InputError where a tar comes twice or there is nothing to index, WorkFailed where
-    the gate finds less than `index.gate` asks for.
+    An index that was built before is left as it is, with the versions it has by now. The kind `auto` is the one that
+    `out` was begun with, else what the planner chooses; with `dry_run` nothing is built or written. Raises
+    FingerprintMismatch where the codes do not belong together, ConfigError where no kind keeps within the planner's
+    budget, InputError where a tar comes twice or there is nothing to index, WorkFailed where the gate finds less than
+    `index.gate` asks for.
     """
     sets = _open_all(codes)
     store = Store(out)
-    name = fingerprint("index", {"codes": [entry.artifact.digest for entry in sets]}, result_settings(config, "index"))
+    if dry_run:
+        return _dry_run(sets, store, config)
+    chosen: dict[str, Any] = {}
+    if config.index.kind == "auto":
+        config, chosen = _choose(sets, store, config)
+    name = _fingerprint(sets, config)
     artifact, figures = finished(store, "index", name), None
     status = "unchanged" if artifact else "done"
     if artifact is None:
@@ -58,7 +81,7 @@ def build_index(codes: Sequence[str], out: str, config: Config, publish: bool = 
             f"{store.uri}: version {known[-1]} lacks parts that were not built from these codes alone: roll back to a "
             "whole version, or build anew to another --out"
         )
-    return summary("index build", status, artifact, known[-1] if known else None)
+    return {**summary("index build", status, artifact, known[-1] if known else None), **chosen}
 
 
 def _open_all(codes: Sequence[str]) -> list[CodesSet]:
@@ -76,6 +99,60 @@ def plan_parts(sets: Sequence[CodesSet]) -> list[PartTask]:
     """One task per shard, ordinals counted from 0 in the order of the artifacts and of their shards."""
     shards = [(entry, shard) for entry in sets for shard in entry.shards]
     return [task_of(ordinal, entry, shard) for ordinal, (entry, shard) in enumerate(shards)]
+
+
+# ----------------------------------------------------------------------------------------------------------- auto
+
+
+def _fingerprint(sets: Sequence[CodesSet], config: Config) -> str:
+    return fingerprint("index", {"codes": [entry.artifact.digest for entry in sets]}, result_settings(config, "index"))
+
+
+def _of_kind(config: Config, kind: str) -> Config:
+    return config.model_copy(update={"index": config.index.model_copy(update={"kind": kind})})
+
+
+def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config) -> dict[str, Any]:
+    """What the planner chooses now; `begun_as` is the kind that a build at this root would stay with."""
+    require_distinct(sets)
+    begun, chosen = _begun(sets, store, config), plan(plan_parts(sets), config)
+    result = {"verb": "index build", "status": "planned", "uri": store.uri, "digest": None, "kind": chosen.kind}
+    return {**result, "begun_as": begun, **chosen.facts()}
+
+
+def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Config, dict[str, Any]]:
+    """The settings with a kind for `auto`, and why: the kind that the root was begun with, else the planner's choice.
+
+    Measured again the choice could be another one. What remembers it is identity.json, which is put before any work: it
+    has the fingerprint that the chosen kind has by name, and no other kind has that. The first of several runs wins.
+    """
+    facts: dict[str, Any] = {}
+    if (kind := _begun(sets, store, config)) is None:
+        require_distinct(sets)
+        chosen = plan(plan_parts(sets), config)
+        with suppress(FingerprintMismatch):  # another run began the root meanwhile
+            _writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
+        kind, facts = _begun(sets, store, config), chosen.facts()
+        write_run_record(store, {"verb": "index plan", "chosen": chosen.kind, "machine": machine(), **facts})
+    assert kind is not None, "the root was begun"
+    return _of_kind(config, kind), facts
+
+
+def _begun(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None:
+    """The kind of index that the root was begun with; FingerprintMismatch where that is none of these codes."""
+    try:
+        held, name = read_identity(store)
+    except FileNotFoundError:
+        if store.size("manifest.json") is None:
+            return None
+        held, name = "index", open_artifact(store, "index").manifest.fingerprint
+    for kind in KINDS:
+        if name == _fingerprint(sets, _of_kind(config, kind)):
+            return kind
+    raise FingerprintMismatch(
+        f"{store.uri} holds {held} {name[:12]}, which no kind of index of these codes and settings is: choose another "
+        "--out, or the inputs and settings it was begun with"
+    )
 
 
 def _writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter:
@@ -98,7 +175,7 @@ def _build(
     if kind.sample_size(parameters) and not built(writer, receipts.get(QUANTIZER)):
         receipts[QUANTIZER] = _train(writer, kind, tasks, parameters, config)
     shared, shared_parts = _shared(writer, receipts.get(QUANTIZER))
-    receipts |= build_parts(writer, config.index.kind, tasks, shared, config)
+    receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config)
     parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared)]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))
     meta: dict[str, Any] = {

@@ -19,7 +19,22 @@ Workers = Annotated[int | None, typer.Option(help="Parts built side by side.", m
 def index_build(
     codes: Codes,
     out: Out,
-    kind: Annotated[str | None, typer.Option(help="flat or multihash (both exact), or ivf.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="flat or multihash (both exact), ivf or hnsw; auto = what the planner chooses.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="For auto: most bytes of all parts, such as 4GiB; unset = any, and no hnsw.", metavar="SIZE"),
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="For auto: longest time of a query, such as 5ms; unset = any.", metavar="TIME")
+    ] = None,
+    recall: Annotated[
+        float | None, typer.Option(help="For auto: least recall of an approximate kind; default 0.95.", min=0, max=1)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="For auto: show what each kind would cost, and stop.")
+    ] = False,
     workers: Workers = None,
     publish: Annotated[
         bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")
@@ -29,16 +44,26 @@ def index_build(
 ) -> Result:
     """Build a sharded index over codes and publish it as version 1.
 
+    With --kind auto a planner predicts the bytes, the build time, the time of a query and the recall of every kind from
+    the codes and a few seconds of trials, shows them, and takes the smallest exact kind that keeps within --memory and
+    --latency; where none does, the smallest approximate one that also reaches --recall. A rerun stays with the kind
+    that --out was begun with.
+
     Example: hhnet index build --codes codes/train --codes codes/database --out index
+
+    Example: hhnet index build --codes codes/database --out index --kind auto --memory 4GiB --latency 5ms --dry-run
     """
-    settings = configure(config, sets, index__kind=kind, index__workers=workers)
-    words = ["index", "build", *([] if publish else ["--no-publish"])]
+    budget = {"index__memory": memory, "index__latency": latency, "index__recall": recall}
+    settings = configure(config, sets, index__kind=kind, index__workers=workers, **budget)
+    if settings.index.kind != "auto" and (dry_run or any(value is not None for value in budget.values())):
+        raise UsageError("--memory, --latency, --recall and --dry-run are for the planner: give --kind auto with them")
+    words = ["index", "build", *([] if publish else ["--no-publish"]), *(["--dry-run"] if dry_run else [])]
     submitted = submit(settings, words, {"--codes": list(codes), "--out": out})
     if submitted is not None:
         return submitted
     from pipelines.index import build_index as work
 
-    return work(codes, out, settings, publish=publish)
+    return work(codes, out, settings, publish=publish, dry_run=dry_run)
 
 
 @verb(index_app, "add")

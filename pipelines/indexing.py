@@ -34,7 +34,12 @@ def task_of(ordinal: int, entry: CodesSet, shard: CodesShard, later: bool = Fals
 
 
 def build_parts(
-    writer: ArtifactWriter, kind: str, tasks: Sequence[PartTask], shared: bytes | None, config: Config
+    writer: ArtifactWriter,
+    kind: str,
+    parameters: Mapping[str, int],
+    tasks: Sequence[PartTask],
+    shared: bytes | None,
+    config: Config,
 ) -> dict[str, PartReceipt]:
     """Receipts of the parts of these tasks, by name; those that were missing are built side by side."""
     quantizer = sha256_of(shared) if shared else None
@@ -42,7 +47,7 @@ def build_parts(
     receipts = {name: receipt for name, receipt in writer.receipts(filled).items() if built(writer, receipt)}
     missing = [task for name, task in filled.items() if name not in receipts]
     if missing:
-        arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared)
+        arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
         with ray_session(config), stage("index", len(missing), unit="parts") as advance:
             require_shared_store(writer.store, config)
             pool = map_items(
@@ -130,10 +135,15 @@ def pass_gate(artifact: Artifact, figures: Figures, config: Config, verb: str) -
         "digest": artifact.digest,
         "gate": figures.record(),
         "asked": config.index.gate.model_dump(mode="json"),
-        "machine": {"cpus": len(os.sched_getaffinity(0)), "architecture": platform.machine()},
+        "machine": machine(),
     }
     write_run_record(artifact.store, record)
     gate.require(figures, config.index.gate, artifact.uri)
+
+
+def machine() -> dict[str, Any]:
+    """What a run record says of where its times were measured."""
+    return {"cpus": len(os.sched_getaffinity(0)), "architecture": platform.machine()}
 
 
 def gated_meta(meta: Mapping[str, Any], figures: Figures) -> dict[str, Any]:

@@ -350,7 +350,7 @@ def _parts(
     """The parts and receipts of the next version: new ones of its tasks, those of unchanged shards, its tables."""
     manifest, reader = base.artifact.manifest, base.reader
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
-    made = build_parts(writer, str(manifest.meta["kind"]), change.tasks, reader.shared, config)
+    made = build_parts(writer, str(manifest.meta["kind"]), reader.parameters, change.tasks, reader.shared, config)
     receipts = []
     parts = []
     for name, receipt in made.items():

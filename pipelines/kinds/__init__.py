@@ -31,6 +31,7 @@ NO_DISTANCE = np.iinfo(np.int32).max
 
 KINDS: Mapping[str, str] = {
     "flat": "pipelines.kinds.flat:FlatKind",
+    "hnsw": "pipelines.kinds.hnsw:HnswKind",
     "ivf": "pipelines.kinds.ivf:IvfKind",
     "multihash": "pipelines.kinds.multihash:MultiHashKind",
 }
@@ -68,8 +69,11 @@ class IndexKind(Protocol):
     def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
         """What all parts share, learnt once from a sample of the codes; called only if `sample_size` is above 0."""
 
-    def build(self, codes: Codes, ids: Ids, shared: bytes | None) -> bytes:
+    def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """One part from at least one code; `ids` ascend."""
+
+    def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
+        """About how many bytes `build` makes of `rows` codes of `width` bytes."""
 
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids

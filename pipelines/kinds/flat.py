@@ -31,11 +31,15 @@ class FlatKind:
         """Never called."""
         raise NotImplementedError
 
-    def build(self, codes: Codes, ids: Ids, shared: bytes | None) -> bytes:
+    def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """Codes and ids as they are."""
         assert len(codes) == len(ids) > 0
         assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
         return bytes(save({"codes": np.ascontiguousarray(codes), "ids": np.ascontiguousarray(ids)}))
+
+    def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
+        """Codes and ids."""
+        return rows * (width + 8)
 
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids

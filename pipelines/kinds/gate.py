@@ -3,7 +3,7 @@
 A sample of its codes is searched for, part by part, and each answer is compared with an exact scan of the key tables,
 which were written beside the parts. Nothing else is read, so a version with removed rows is measured like the first.
 
-Shape suffixes: P probes, K neighbours, H hits, N codes of a shard, B bytes of a code.
+Shape suffixes: P probes, Q queries, K neighbours, H hits, N codes of a shard, B bytes of a code.
 """
 
 import time
@@ -131,6 +131,18 @@ def require(figures: Figures, settings: GateSettings, where: str) -> None:
         raise WorkFailed(f"{where}: not published: {'; '.join(problems)} (measured: {figures}; see index.gate)")
 
 
+def one_by_one(part: Searcher, queries_QB: Codes, k: int) -> tuple[Neighbours, npt.NDArray[np.float64]]:
+    """The nearest of each query, asked one after another, and the seconds (Q,) that each took."""
+    part.search(queries_QB[:1], k)  # so that no query pays for compiling or for the first touch
+    answers, seconds_Q = [], np.empty(len(queries_QB))
+    for place in range(len(queries_QB)):
+        begun = time.perf_counter()
+        answers.append(part.search(queries_QB[place : place + 1], k))
+        seconds_Q[place] = time.perf_counter() - begun
+    distances_QK, ids_QK = (np.concatenate(column) for column in zip(*answers, strict=True))
+    return (distances_QK, ids_QK), seconds_Q
+
+
 def tie_aware_recall(found: Any, exact: Any) -> float:
     """Share of the k places whose neighbour is as near as the exact k-th, whichever of several equals it is."""
     return float((found <= exact[:, -1:]).mean())
@@ -158,13 +170,8 @@ class _Answers:
 
     def nearest(self, part: Searcher, probes_PB: Codes, k: int, seconds_P: npt.NDArray[np.float64]) -> Neighbours:
         """The nearest of each probe, asked one by one; their times are added to `seconds_P`."""
-        part.search(probes_PB[:1], k)  # so that no probe pays for compiling or for the first touch
-        answers = []
-        for place in range(len(probes_PB)):
-            begun = time.perf_counter()
-            answers.append(part.search(probes_PB[place : place + 1], k))
-            seconds_P[place] += time.perf_counter() - begun
-        distances_PK, ids_PK = (np.concatenate(column) for column in zip(*answers, strict=True))
+        (distances_PK, ids_PK), spent_P = one_by_one(part, probes_PB, k)
+        seconds_P += spent_P
         there = ids_PK != NO_ID
         self._judge(probes_PB, there.sum(1), distances_PK[there], ids_PK[there])
         return distances_PK, ids_PK

@@ -4,11 +4,9 @@ Parts trained apart would merge and search without any error and find almost not
 once, every part is built from it, and every part is compared with it when it is opened.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import faiss
@@ -17,12 +15,11 @@ import numpy as np
 from pipelines.config import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
 from pipelines.kinds import Codes, Hits, Ids, Neighbours
+from pipelines.kinds.faiss_io import bytes_of, one_thread, readable
 from pipelines.storage import sha256_of
 
 SAMPLES_PER_LIST = 64
 TRAIN_ROUNDS = 10
-
-_limits = Lock()
 
 
 class IvfKind:
@@ -51,22 +48,27 @@ class IvfKind:
         index.cp.niter = TRAIN_ROUNDS
         index.cp.min_points_per_centroid = 1
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
-        with _one_thread():
+        with one_thread():
             index.train(np.ascontiguousarray(sample))
-        return _bytes_of(index)
+        return bytes_of(index)
 
-    def build(self, codes: Codes, ids: Ids, shared: bytes | None) -> bytes:
+    def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """A copy of the empty trained index with the codes added in their order."""
         index = _parse(shared)
-        with _one_thread():
+        with one_thread():
             index.add_with_ids(np.ascontiguousarray(codes), np.ascontiguousarray(ids))
-        return _bytes_of(index)
+        return bytes_of(index)
+
+    def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
+        """Codes and ids, and in each part all centres and the lengths of its lists."""
+        nlist = parameters["nlist"]
+        return rows * (width + 8) + nlist * width + 8 * min(nlist, 2 * rows)
 
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> "IvfSearcher":
         """Parse the part and compare it with what was published, quantizer included."""
-        with _readable(str(path), path.stat().st_size):
+        with readable(str(path), path.stat().st_size):
             index: Any = faiss.read_index_binary(str(path))
         found = type(index), index.d, index.ntotal
         if found != (faiss.IndexBinaryIVF, 8 * width, rows):
@@ -75,7 +77,7 @@ class IvfKind:
                 f"of {rows} codes of {8 * width} bits"
             )
         trained = _parse(shared)  # owns its quantizer, so it has to outlive the comparison
-        centres, own = sha256_of(_bytes_of(index.quantizer)), sha256_of(_bytes_of(trained.quantizer))
+        centres, own = sha256_of(bytes_of(index.quantizer)), sha256_of(bytes_of(trained.quantizer))
         if centres != own:
             raise DamagedArtifact(
                 f"{path} was built with another quantizer than the index's own: its centres are {centres[:12]}, not "
@@ -118,38 +120,8 @@ class IvfSearcher:
 def _parse(shared: bytes | None) -> Any:
     """The empty trained index that the parts share."""
     assert shared is not None, "an ivf part needs the shared quantizer"
-    with _readable("the index's quantizer", len(shared)):
+    with readable("the index's quantizer", len(shared)):
         index = faiss.deserialize_index_binary(np.frombuffer(shared, np.uint8))
     if type(index) is not faiss.IndexBinaryIVF:
         raise DamagedArtifact(f"the index's quantizer is {type(index).__name__}, expected IndexBinaryIVF")
     return index
-
-
-@contextmanager
-def _readable(what: str, size: int) -> Iterator[None]:
-    """Let Faiss parse `size` bytes, in which no more elements can lie; what claims more is refused unread.
-
-    Faiss says with RuntimeError what it refuses, and with MemoryError what would be too large. Its limits are those of
-    the process.
-    """
-    with _limits:
-        faiss.set_deserialization_loop_limit(size)
-        faiss.set_deserialization_vector_byte_limit(size)
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            raise DamagedArtifact(f"{what} is not readable by Faiss: {str(error).splitlines()[0]}") from None
-
-
-def _bytes_of(index: Any) -> bytes:
-    return bytes(faiss.serialize_index_binary(index).tobytes())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)

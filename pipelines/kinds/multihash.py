@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from hhnet.multihash import MultiHash, TablesDamagedError
+from hhnet.multihash import MultiHash, TablesDamagedError, default_substrings, table_length
 from pipelines.config import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import Codes, Hits, Ids, Neighbours
@@ -41,7 +41,7 @@ class MultiHashKind:
         """Never called."""
         raise NotImplementedError
 
-    def build(self, codes: Codes, ids: Ids, shared: bytes | None) -> bytes:
+    def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """Codes and ids as they are, and the rows sorted by each substring."""
         assert len(codes) == len(ids) > 0
         assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
@@ -53,6 +53,12 @@ class MultiHashKind:
             "rows": table.rows,
         }
         return bytes(save(tensors))
+
+    def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
+        """Codes in whole words, ids, and for each substring every row and where each pattern begins."""
+        bits = 8 * width
+        substrings = default_substrings(rows, bits)
+        return rows * (8 * ((width + 7) // 8) + 8 + 4 * substrings) + 4 * table_length(bits, substrings)
 
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids

@@ -1,6 +1,6 @@
 """The core of an index build, without Ray: one shard's codes become its part, its key table and its receipt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,22 +87,32 @@ class CompactTask(PartTask):
 class PartBuilder:
     """Lives in a Ray worker and builds one part after another."""
 
-    def __init__(self, out: str, name: str, inputs: tuple[ArtifactInput, ...], kind: str, shared: bytes | None) -> None:
+    def __init__(
+        self,
+        out: str,
+        name: str,
+        inputs: tuple[ArtifactInput, ...],
+        kind: str,
+        shared: bytes | None,
+        parameters: Mapping[str, int],
+    ) -> None:
         self._writer = ArtifactWriter(Store(out), "index", name, inputs, {})
-        self._kind, self._shared = index_kind(kind), shared
+        self._kind, self._shared, self._parameters = index_kind(kind), shared, parameters
 
     def run(self, task: PartTask) -> dict[str, Any]:
         """Build and claim the part of one shard; the receipt that won is returned."""
-        return build_part(task, self._writer, self._kind, self._shared)
+        return build_part(task, self._writer, self._kind, self._shared, self._parameters)
 
 
-def build_part(task: PartTask, writer: ArtifactWriter, kind: IndexKind, shared: bytes | None) -> dict[str, Any]:
+def build_part(
+    task: PartTask, writer: ArtifactWriter, kind: IndexKind, shared: bytes | None, parameters: Mapping[str, int]
+) -> dict[str, Any]:
     """Read a shard's codes, build and put its part and its key table, then its receipt."""
     table = task.table()
     rows = table["row"].to_numpy().astype(np.int64)
     if (np.diff(rows) <= 0).any() or rows[0] < 0:
         raise DamagedArtifact(f"{task.codes_uri}/{task.part.path}: rows do not ascend")
-    data = kind.build(code_array(table["code"]), index_id(task.ordinal, rows), shared)
+    data = kind.build(code_array(table["code"]), index_id(task.ordinal, rows), shared, parameters)
     width = (task.bits + 7) // 8
     keys = table.select(keys_schema(width).names).cast(keys_schema(width))
     part = writer.put_part(part_stem(task.ordinal) + kind.suffix, data, len(rows))

@@ -163,9 +163,9 @@ def _parse(name: str, data: bytes, shared: bytes, folder: Path) -> None:
     queries = random_codes(2)
     multihash.CLEARLY_A_SCAN, MultiHash._scan_cost = 0, lambda *_: 1e18  # type: ignore[method-assign]
     if name == "quantizer":
-        IvfKind().build(random_codes(20), np.arange(20, dtype=np.int64), data)
+        IvfKind().build(random_codes(20), np.arange(20, dtype=np.int64), data, {})
     elif name in KINDS:
-        parameters = {"nlist": LISTS, "nprobe": LISTS} if name == "ivf" else {}
+        parameters = index_kind(name).parameters(IndexSettings(nlist=LISTS, nprobe=LISTS), ROWS)
         searcher = index_kind(name).open(path, 8, ROWS, shared, parameters, NOTHING_REMOVED)
         searcher.search(queries, 5)
         searcher.range_search(queries, 3)

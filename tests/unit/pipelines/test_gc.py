@@ -174,7 +174,7 @@ def test_the_figures_agree_with_what_verify_calls_orphans(codes: Artifact) -> No
 
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1w", "24 hours"])
 def test_a_grace_period_that_is_none(codes: Artifact, text: str) -> None:
-    with pytest.raises(ConfigError, match="write a number and s, m, h or d"):
+    with pytest.raises(ConfigError, match="write a number and ms, s, m, h or d"):
         gc(codes.uri, older_than=text)
 
 

@@ -20,6 +20,7 @@ from tests.support.inline import use_inline_pool
 
 FLAT = Config(index=IndexSettings(workers=1))
 IVF = Config(index=IndexSettings(kind="ivf", nlist=8, nprobe=4, workers=1))
+HNSW = Config(index=IndexSettings(kind="hnsw", workers=1))
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_artifacts_whose_tars_share_a_name_are_indexed_side_by_side(tmp_path, po
     }
 
 
-@pytest.mark.parametrize("config", [FLAT, IVF])
+@pytest.mark.parametrize("config", [FLAT, IVF, HNSW])
 def test_bytes_do_not_depend_on_the_order_of_the_work(tmp_path, pool, config):
     uri = some_codes(tmp_path, shards=4)
     forward = build_index([uri], str(tmp_path / "forward"), config)
@@ -78,7 +79,7 @@ def test_a_second_run_does_nothing(tmp_path, pool):
     assert (second["status"], second["digest"], pool.done) == ("unchanged", first["digest"], [])
 
 
-@pytest.mark.parametrize("config", [FLAT, IVF])
+@pytest.mark.parametrize("config", [FLAT, IVF, HNSW])
 def test_a_broken_off_build_redoes_only_what_is_missing(tmp_path, pool, config):
     uri = some_codes(tmp_path, shards=4)
     whole = build_index([uri], str(tmp_path / "whole"), config)
@@ -178,7 +179,7 @@ def test_recall_counts_equal_distances_and_not_equal_ids():
 
 def test_an_index_that_loses_its_codes_is_not_published(tmp_path, pool, monkeypatch):
     build = FlatKind.build
-    monkeypatch.setattr(FlatKind, "build", lambda self, codes, ids, shared: build(self, codes ^ 255, ids, shared))
+    monkeypatch.setattr(FlatKind, "build", lambda self, codes, *rest: build(self, codes ^ 255, *rest))
     uri = some_codes(tmp_path)
     with pytest.raises(WorkFailed, match=r"not published: self_recall 0 is below 1; .*\d answers are not"):
         build_index([uri], str(tmp_path / "index"), FLAT)
@@ -217,7 +218,7 @@ def test_the_highest_version_is_current_and_an_unknown_one_is_refused(tmp_path, 
         pass
 
 
-@pytest.mark.parametrize("config", [FLAT, IVF])
+@pytest.mark.parametrize("config", [FLAT, IVF, HNSW])
 @pytest.mark.parametrize("name", ["part-000001", "keys-000001"])
 def test_an_altered_part_is_found_before_it_is_parsed(tmp_path, pool, config, name):
     result = build_index([some_codes(tmp_path)], str(tmp_path / "index"), config)
@@ -230,7 +231,7 @@ def test_an_altered_part_is_found_before_it_is_parsed(tmp_path, pool, config, na
         reader.items(ids.ravel().tolist())
 
 
-@pytest.mark.parametrize("config", [FLAT, IVF])
+@pytest.mark.parametrize("config", [FLAT, IVF, HNSW])
 @pytest.mark.parametrize("name", ["part-000001", "keys-000001"])
 def test_a_part_that_is_missing_is_named(tmp_path, pool, config, name):
     result = build_index([some_codes(tmp_path)], str(tmp_path / "index"), config)

@@ -35,7 +35,8 @@ from tests.support.inline import InlinePool, use_inline_pool
 
 FLAT = Config(index=IndexSettings(workers=1))
 IVF = Config(index=IndexSettings(kind="ivf", nlist=6, nprobe=6, workers=1))
-KINDS = pytest.mark.parametrize("config", [FLAT, IVF], ids=["flat", "ivf"])
+HNSW = Config(index=IndexSettings(kind="hnsw", ef_search=400, workers=1))
+KINDS = pytest.mark.parametrize("config", [FLAT, IVF, HNSW], ids=["flat", "ivf", "hnsw"])
 
 
 @pytest.fixture
@@ -489,7 +490,7 @@ def test_a_version_below_the_gate_is_not_published_and_the_figures_are_told(
     tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = FlatKind.build
-    monkeypatch.setattr(FlatKind, "build", lambda self, codes, ids, shared: build(self, codes ^ 255, ids, shared))
+    monkeypatch.setattr(FlatKind, "build", lambda self, codes, *rest: build(self, codes ^ 255, *rest))
     with pytest.raises(WorkFailed, match=r"self_recall 0\.\d+ is below 1; .*measured: self-recall 0\.\d.*p99 .* ms"):
         add_codes(index, [codes_at(tmp_path, "more")], FLAT)
     assert versions(Store(index)) == [1]

@@ -129,7 +129,7 @@ def make_index(root: Path, codes: Artifact) -> Artifact:
     for ordinal, shard in enumerate(opened.shards):
         table = opened.read(shard)
         ids = index_id(ordinal, 0) + table["row"].to_numpy().astype(np.int64)
-        data = kind.build(code_array(table["code"]), ids, None)
+        data = kind.build(code_array(table["code"]), ids, None, {})
         keys = table_of(keys_schema(2), {name: table[name].to_pylist() for name in keys_schema(2).names})
         parts.append(writer.put_part(part_stem(ordinal) + kind.suffix, data, len(ids)))
         parts.append(writer.put_part(keys_name(ordinal), parquet_bytes(keys), len(ids)))
@@ -494,7 +494,7 @@ def test_an_index_whose_totals_lie(tmp_path: Path, shards: Artifact, model: Arti
 
 def test_an_index_part_with_fewer_codes(tmp_path: Path, shards: Artifact, model: Artifact) -> None:
     index = make_index(tmp_path / "index", make_codes(tmp_path / "codes", shards, model))
-    data = index_kind("flat").build(np.zeros((2, 2), np.uint8), np.arange(2), None)
+    data = index_kind("flat").build(np.zeros((2, 2), np.uint8), np.arange(2), None, {})
     replace_part(Path(index.uri), "part-000001", data)
     with pytest.raises(DamagedArtifact, match="part"):
         verify(index.uri)

@@ -21,7 +21,7 @@ def test_search_is_a_stable_brute_force(tmp_path, bits, k):
     codes, queries = random_codes(300, bits), random_codes(9, bits, seed=1)
     ids = (5 << 32) + np.arange(300, dtype=np.int64) * 3
     path = tmp_path / "part.safetensors"
-    path.write_bytes(KIND.build(codes, ids, None))
+    path.write_bytes(KIND.build(codes, ids, None, {}))
 
     searcher = KIND.open(path, codes.shape[1], 300, None, {}, NOTHING_REMOVED)
     distances, found = searcher.search(queries, k)
@@ -36,7 +36,7 @@ def test_range_search_is_all_within_the_radius(tmp_path):
     codes, queries = random_codes(300, 16), random_codes(9, 16, seed=1)
     ids = (5 << 32) + np.arange(300, dtype=np.int64) * 3
     path = tmp_path / "part.safetensors"
-    path.write_bytes(KIND.build(codes, ids, None))
+    path.write_bytes(KIND.build(codes, ids, None, {}))
     offsets, distances, found = KIND.open(path, 2, 300, None, {}, NOTHING_REMOVED).range_search(queries, 4)
     every = brute_force(queries, codes, ids, 300)
     for q in range(9):
@@ -48,7 +48,7 @@ def test_range_search_is_all_within_the_radius(tmp_path):
 def test_what_was_removed_is_not_found(tmp_path):
     codes, ids = random_codes(300), (5 << 32) + np.arange(300, dtype=np.int64)
     path = tmp_path / "part.safetensors"
-    path.write_bytes(KIND.build(codes, ids, None))
+    path.write_bytes(KIND.build(codes, ids, None, {}))
     searcher = KIND.open(path, 8, 300, None, {}, ids[::3])
     assert searcher.count == 200
     kept = np.delete(np.arange(300), np.s_[::3])
@@ -60,7 +60,7 @@ def test_what_was_removed_is_not_found(tmp_path):
 
 def test_a_part_is_mapped_and_not_read(tmp_path):
     path = tmp_path / "part.safetensors"
-    path.write_bytes(KIND.build(random_codes(10), np.arange(10), None))
+    path.write_bytes(KIND.build(random_codes(10), np.arange(10), None, {}))
     searcher = KIND.open(path, 8, 10, None, {}, NOTHING_REMOVED)
     assert isinstance(searcher.codes, np.memmap) and searcher.codes.ctypes.data % 8 == 0
     assert isinstance(searcher.ids, np.memmap)
@@ -70,7 +70,7 @@ def test_the_file_is_plain_safetensors(tmp_path):
     from safetensors.numpy import load
 
     codes = random_codes(10, 16)
-    tensors = load(KIND.build(codes, np.arange(10), None))
+    tensors = load(KIND.build(codes, np.arange(10), None, {}))
     np.testing.assert_array_equal(tensors["codes"], codes)
     np.testing.assert_array_equal(tensors["ids"], np.arange(10))
 
@@ -78,7 +78,7 @@ def test_the_file_is_plain_safetensors(tmp_path):
 @pytest.mark.parametrize("rows, width", [(9, 8), (11, 8), (10, 4), (5, 16)])
 def test_a_part_of_another_shape_is_refused(tmp_path, rows, width):
     path = tmp_path / "part.safetensors"
-    path.write_bytes(KIND.build(random_codes(10), np.arange(10), None))
+    path.write_bytes(KIND.build(random_codes(10), np.arange(10), None, {}))
     with pytest.raises(DamagedArtifact, match="expected"):
         KIND.open(path, width, rows, None, {}, NOTHING_REMOVED)
 
@@ -86,11 +86,11 @@ def test_a_part_of_another_shape_is_refused(tmp_path, rows, width):
 @pytest.mark.parametrize("cut", [0, 4, 8, 40, -1])
 def test_a_cut_part_is_refused(tmp_path, cut):
     path = tmp_path / "part.safetensors"
-    path.write_bytes(KIND.build(random_codes(10), np.arange(10), None)[:cut])
+    path.write_bytes(KIND.build(random_codes(10), np.arange(10), None, {})[:cut])
     with pytest.raises(DamagedArtifact):
         KIND.open(path, 8, 10, None, {}, NOTHING_REMOVED)
 
 
 def test_an_unknown_kind_names_the_known_ones():
-    with pytest.raises(ConfigError, match="'tree' is unknown: choose one of flat, ivf, multihash"):
+    with pytest.raises(ConfigError, match="'tree' is unknown: choose one of flat, hnsw, ivf, multihash"):
         index_kind("tree")

@@ -103,7 +103,7 @@ def test_an_exact_kind_must_find_everything_whatever_is_asked(tmp_path: Path, mo
 def test_an_id_twice_is_refused_wherever_it_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: tuple[int, int]
 ) -> None:
-    def twice(self: FlatKind, codes: Any, ids: Any, shared: bytes | None) -> bytes:
+    def twice(self: FlatKind, codes: Any, ids: Any, shared: bytes | None, parameters: Any) -> bytes:
         codes, ids = codes.copy(), ids.copy()
         codes[places[1]], ids[places[1]] = codes[places[0]], ids[places[0]]
         return bytes(safetensors.numpy.save({"codes": codes, "ids": ids}))
@@ -116,10 +116,10 @@ def test_an_id_twice_is_refused_wherever_it_lies(
 def test_a_code_under_anothers_id_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = FlatKind.build
 
-    def swapped(self: FlatKind, codes: Any, ids: Any, shared: bytes | None) -> bytes:
+    def swapped(self: FlatKind, codes: Any, ids: Any, shared: bytes | None, parameters: Any) -> bytes:
         codes = codes.copy()
         codes[[40, 41]] = codes[[41, 40]]
-        return original(self, codes, ids, shared)
+        return original(self, codes, ids, shared, parameters)
 
     monkeypatch.setattr(FlatKind, "build", swapped)
     with pytest.raises(WorkFailed, match=r"[1-9]\d* answers are not what their codes say"):

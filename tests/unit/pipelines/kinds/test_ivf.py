@@ -22,7 +22,7 @@ def shared():
 
 def part(tmp_path, shared):
     path = tmp_path / "part.faiss"
-    path.write_bytes(KIND.build(CODES, IDS, shared))
+    path.write_bytes(KIND.build(CODES, IDS, shared, PARAMETERS))
     return path
 
 
@@ -82,7 +82,7 @@ def test_places_without_a_neighbour_are_marked_and_last(tmp_path, shared):
 def test_training_and_building_are_reproducible(shared):
     again = KIND.train(CODES[: KIND.sample_size(PARAMETERS)], PARAMETERS, seed=0)
     assert again == shared
-    assert KIND.build(CODES, IDS, shared) == KIND.build(CODES, IDS, again)
+    assert KIND.build(CODES, IDS, shared, PARAMETERS) == KIND.build(CODES, IDS, again, PARAMETERS)
 
 
 def test_a_part_under_another_quantizer_is_refused(tmp_path, shared):
@@ -121,4 +121,4 @@ def test_a_quantizer_that_faiss_refuses_is_damage(tmp_path, shared, other):
     with pytest.raises(DamagedArtifact, match="quantizer is"):
         KIND.open(part(tmp_path, shared), 8, 2000, data, PARAMETERS, NOTHING_REMOVED)
     with pytest.raises(DamagedArtifact, match="quantizer is"):
-        KIND.build(CODES, IDS, data)
+        KIND.build(CODES, IDS, data, PARAMETERS)

@@ -25,7 +25,7 @@ def way(request, monkeypatch):
 
 def part(tmp_path, codes):
     path = tmp_path / "part.safetensors"
-    path.write_bytes(KIND.build(codes, IDS[: len(codes)], None))
+    path.write_bytes(KIND.build(codes, IDS[: len(codes)], None, {}))
     return path
 
 
@@ -77,7 +77,7 @@ def test_a_part_is_mapped_plain_and_reproducible(tmp_path):
     tensors = load(path.read_bytes())
     np.testing.assert_array_equal(tensors["codes"].view(np.uint8)[:, :9], codes)
     np.testing.assert_array_equal(tensors["ids"], IDS)
-    assert KIND.build(codes, IDS, None) == path.read_bytes()
+    assert KIND.build(codes, IDS, None, {}) == path.read_bytes()
 
 
 @pytest.mark.parametrize("rows, width", [(1999, 8), (2001, 8), (2000, 9), (2000, 16)])

@@ -1,0 +1,113 @@
+"""A graph of near codes (Faiss `IndexBinaryHNSW`) in memory: fast, approximate, and large.
+
+Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World
+graphs", PAMI 2020, arXiv 1603.09320. A code of 64 bits takes 288 bytes with `m` = 32. Codes that lie in tight clusters,
+or are equal, make a graph that falls apart: the gate shows it, and the planner before that.
+
+A part is an `IndexBinaryIDMap` of the graph. The graph has no range search, no ids of its own and no removal: ids are
+kept beside it in the order of its rows, a range search scans its codes, and removed rows are passed over by a search.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from hhnet import hamming_range
+from pipelines.config import IndexSettings
+from pipelines.errors import DamagedArtifact
+from pipelines.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, Neighbours
+from pipelines.kinds.faiss_io import bytes_of, one_thread, readable
+
+_untyped: Any = faiss
+"""Faiss's stubs lack the search parameters, and that a selector takes an array."""
+
+
+class HnswKind:
+    """Walks from code to nearer code, and keeps the `ef_search` best on the way."""
+
+    suffix = ".faiss"
+    exact = False
+
+    def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
+        """Both as they are set."""
+        return {"m": settings.m, "ef_search": settings.ef_search}
+
+    def sample_size(self, parameters: Mapping[str, int]) -> int:
+        """Nothing is learnt."""
+        return 0
+
+    def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
+        """Never called."""
+        raise NotImplementedError
+
+    def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
+        """The graph of the codes in their order. One thread, since links depend on who is there already."""
+        assert len(codes) == len(ids) > 0
+        assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
+        graph = faiss.IndexBinaryHNSW(8 * codes.shape[1], parameters["m"])
+        index = faiss.IndexBinaryIDMap(graph)
+        with one_thread():
+            index.add_with_ids(np.ascontiguousarray(codes), np.ascontiguousarray(ids))
+        return bytes_of(index)
+
+    def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
+        """2m links of a code on the ground floor and m on each above, which 1 of m codes reaches; level, offset, id."""
+        m = parameters["m"]
+        return round(rows * (width + 8 + 8 + 4 + 4 * (2 * m + m / (m - 1))))
+
+    def open(
+        self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
+    ) -> "HnswSearcher":
+        """Parse the part; it is in memory then."""
+        with readable(str(path), path.stat().st_size):
+            index: Any = faiss.read_index_binary(str(path))
+        graph = faiss.downcast_IndexBinary(index.index) if type(index) is faiss.IndexBinaryIDMap else index
+        if type(graph) is not faiss.IndexBinaryHNSW or graph is index:
+            raise DamagedArtifact(f"{path} holds {type(graph).__name__}, expected IndexBinaryHNSW in IndexBinaryIDMap")
+        found = graph.d, graph.ntotal, index.id_map.size(), graph.storage.ntotal, graph.storage.code_size
+        if found != (8 * width, rows, rows, rows, width):
+            raise DamagedArtifact(
+                f"{path} holds {found[1]} codes of {found[0]} bits with {found[2]} ids, expected {rows} of {8 * width}"
+            )
+        return HnswSearcher(index, graph, parameters["ef_search"], removed)
+
+
+class HnswSearcher:
+    """A part in memory."""
+
+    def __init__(self, index: Any, graph: Any, ef_search: int, removed: Ids) -> None:
+        self._index, self._graph = index, graph  # the index owns the graph, and that the codes
+        self._ids: Ids = faiss.vector_to_array(index.id_map)
+        storage: Any = faiss.downcast_IndexBinary(graph.storage)
+        self._codes = faiss.rev_swig_ptr(storage.xb.data(), storage.ntotal * storage.code_size)
+        self._codes = self._codes.reshape(storage.ntotal, storage.code_size)
+        self._allowed = ~np.isin(self._ids, removed) if len(removed) else None
+        self._settings = _untyped.SearchParametersHNSW(efSearch=ef_search)
+        if self._allowed is not None:
+            self._settings.sel = self._selector = _untyped.IDSelectorBitmap(
+                np.packbits(self._allowed, bitorder="little")
+            )
+        self.count = len(self._ids) if self._allowed is None else int(self._allowed.sum())
+
+    def search(self, queries: Codes, k: int) -> Neighbours:
+        """The k nearest that the walk came by.
+
+        As with any approximate kind others of several equals may stand for the last distance; the order of those
+        returned is (distance, id).
+        """
+        k = min(k, self.count)
+        if not k:
+            return np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
+        distances, rows = self._graph.search(np.ascontiguousarray(queries), k, params=self._settings)
+        ids = np.where(rows == NO_ID, NO_ID, self._ids[rows])
+        distances = np.where(rows == NO_ID, np.int32(NO_DISTANCE), distances)  # Faiss leaves the least int32 there
+        order = np.lexsort((ids, distances), axis=1)
+        return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+
+    def range_search(self, queries: Codes, radius: int) -> Hits:
+        """Exactly those within `radius`, by a scan: a graph does not know when it has seen them all."""
+        offsets, rows, distances = hamming_range(queries, self._codes, radius, allowed=self._allowed)
+        return offsets, distances, self._ids[rows]

@@ -1,0 +1,348 @@
+"""Which kind of index suits these codes: what each would cost, predicted before any work, and the choice among them.
+
+Bytes are those of the parts, by each kind's own formula. Seconds and recalls are measured: each kind builds and
+searches parts of 1,024, 4,096, ... codes of a seeded sample, up to the largest part or until its share of time is used
+up. Queries are codes of the sample that are in none of these parts. Since the codes are real, so are their duplicates
+and clusters, on which the buckets of multihash, the lists of ivf and the links of hnsw depend.
+
+A part larger than was tried is predicted from the last two sizes, by how the kind's work grows with the N codes of a
+part: a scan and the lists of ivf as a + b N; the walk of hnsw as a + b log N, its build as a + b N log N; multihash as
+a + b N, which holds for clusters and is too much for even codes, and never above 1.1 times the scan that it falls back
+to. A recall is taken to fall on with log N as it fell between the last two sizes, and never to rise.
+
+At most 512 lists are tried. Of more, the same share is probed: training grows with lists times samples, finding the
+list of a code with the lists, and a query looks at all centres, each of which costs it as much as five codes of a scan.
+Finer lists find more at an equal share, so the recall is a lower bound.
+
+The time of a query is that of all parts, one after another, opened and in memory: what the gate measures.
+
+Shape suffixes: N codes, B bytes of a code, Q queries.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ByteSize
+
+from hhnet import hamming_knn
+from pipelines.cluster.progress import stage
+from pipelines.config import Config, IndexSettings
+from pipelines.errors import ConfigError
+from pipelines.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
+from pipelines.kinds.gate import one_by_one, tie_aware_recall
+from pipelines.kinds.parts import PartTask, codes_of
+from pipelines.storage import scratch_folder
+
+LEAST_SAMPLE, SAMPLE = 1 << 15, 1 << 18
+"""Codes that are looked at: as many as the largest part has, within these bounds, from as few shards as hold them."""
+QUERIES = 64
+FIRST, TIMES = 1024, 4
+"""Codes of the first part that is tried, and how many times more the next has."""
+SECONDS = 0.7
+"""That a kind may use to try parts, about."""
+LISTS, PER_LIST = 512, 16
+"""Lists of ivf that are tried at most, and the codes that train each of them."""
+CENTRE = 5
+"""Codes of a scan that cost as much as a centre of ivf."""
+FALLBACK = 1.1
+"""Times a scan that an exact kind takes at most."""
+GRAPHS = ("hnsw",)
+"""Kinds that walk from code to code; not chosen unless `index.memory` says what they may take."""
+
+Growth = Callable[[int], float]
+Curve = Callable[[int], float]
+"""From the codes of a part to seconds, or to a recall."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A part that was built and searched: its codes, seconds to build it, median of a query, and recalls."""
+
+    codes: int
+    build_s: float
+    query_s: float
+    recall: float
+    self_recall: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An index of one kind: bytes of its parts, seconds to build it and of a query, recall at k and of itself."""
+
+    kind: str
+    exact: bool
+    bytes: int
+    build_s: float
+    query_s: float
+    recall: float
+    self_recall: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choice and what it was made from; `sample` says what the predictions were measured on."""
+
+    kind: str
+    why: str
+    predictions: tuple[Prediction, ...]
+    sample: Mapping[str, float]
+
+    def facts(self) -> dict[str, Any]:
+        """As plain JSON values, for a result or a run record."""
+        kinds = [_rounded(asdict(entry)) for entry in self.predictions]
+        return {"why": self.why, "kinds": kinds, "sample": _rounded(self.sample)}
+
+
+def plan(tasks: Sequence[PartTask], config: Config) -> Plan:
+    """Predict every kind for the codes of `tasks`, show the table on stderr, and choose.
+
+    Raises ConfigError, with the figures, where no kind keeps within `index.memory`, `index.latency` and `index.recall`.
+    """
+    codes_NB = _sample([task for task in tasks if task.rows], config.index.seed)
+    sizes = [task.rows for task in tasks if task.rows]
+    predictions = predict(codes_NB, sizes, config)
+    sample = _duplicates(codes_NB)
+    show(predictions, sample, sizes, config)
+    kind, why = choose(predictions, config.index)
+    return Plan(kind, why, tuple(predictions), sample)
+
+
+# --------------------------------------------------------------------------------------------------------- choice
+
+
+def choose(predictions: Sequence[Prediction], settings: IndexSettings) -> tuple[str, str]:
+    """The kind to build and why: exact before approximate, then few bytes before many, of those within the budget.
+
+    ConfigError, with all figures, where none is.
+    """
+    passed: list[str] = []
+    for entry in sorted(predictions, key=lambda entry: (not entry.exact, entry.bytes)):
+        problems = objections(entry, settings)
+        if not problems:
+            merit = "exact" if entry.exact else "approximate"
+            return entry.kind, "; ".join([f"{entry.kind} is {merit} and keeps within the budget", *passed])
+        passed.append(f"{entry.kind} not: {', '.join(problems)}")
+    raise ConfigError(
+        f"no kind of index keeps within the budget: {'; '.join(passed)}: raise --memory or --latency, lower --recall, "
+        "or name a --kind"
+    )
+
+
+def objections(entry: Prediction, settings: IndexSettings) -> list[str]:
+    """What speaks against a kind, each with its figure."""
+    found = []
+    if settings.memory is None and entry.kind in GRAPHS:
+        found.append(f"{readable_bytes(entry.bytes)} without --memory")
+    elif settings.memory is not None and entry.bytes > settings.memory:
+        found.append(f"{readable_bytes(entry.bytes)} are more than {readable_bytes(settings.memory)}")
+    if settings.latency is not None and entry.query_s > settings.latency:
+        found.append(f"{readable_time(entry.query_s)} are longer than {readable_time(settings.latency)}")
+    if not entry.exact and entry.recall < settings.recall:
+        found.append(f"recall {entry.recall:.3f} is below {settings.recall:g}")
+    if entry.self_recall < settings.gate.min_self_recall:
+        found.append(f"self-recall {entry.self_recall:.3f} is below the gate's {settings.gate.min_self_recall:g}")
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- prediction
+
+
+def predict(codes_NB: Codes, sizes: Sequence[int], config: Config) -> list[Prediction]:
+    """Each kind for parts of these sizes, measured on a sample of their codes, which is in random order."""
+    held = min(QUERIES, len(codes_NB) // 4)
+    queries_QB = codes_NB[:held] if held else codes_NB
+    codes_NB = codes_NB[held:]
+    found: list[Prediction] = []
+    scan: Curve | None = None
+    with scratch_folder() as folder, stage("plan", len(KINDS), unit="kinds") as advance:
+        for name in sorted(KINDS, key=lambda name: (name != "flat", name)):  # the others are compared with a scan
+            trials = _Trials(name, codes_NB, queries_QB, sizes, config, folder)
+            scan = scan or trials.query_s
+            found.append(trials.prediction(scan))
+            advance(1)
+    return found
+
+
+class _Trials:
+    """Parts of one kind, tried, and what follows for parts of other sizes."""
+
+    def __init__(
+        self, name: str, codes_NB: Codes, queries_QB: Codes, sizes: Sequence[int], config: Config, folder: Path
+    ) -> None:
+        self.name, self.kind, self._sizes, self._config = name, index_kind(name), sizes, config
+        self._width, count = codes_NB.shape[1], sum(sizes)
+        self.parameters = self.kind.parameters(config.index, count)
+        self.tried = _fewer_lists(self.parameters)
+        shared, self._train_s = self._train(codes_NB, count)
+        largest = min(max(sizes), len(codes_NB))
+        self._made: list[Trial] = []
+        for size in _steps(largest):
+            if len(self._made) > 1 and _seconds(self._made) + TIMES * _seconds(self._made[-1:]) > SECONDS:
+                break
+            if not self._made:
+                self.kind.build(codes_NB[:size], np.arange(size), shared, self.tried)  # which compiles
+            self._made.append(self._try(codes_NB[:size], queries_QB, shared, folder / f"{name}-{size}"))
+
+    def prediction(self, scan: Curve) -> Prediction:
+        """For an index with parts of all the sizes."""
+        workers = min(self._config.index.workers or len(os.sched_getaffinity(0)), len(self._sizes))
+        lists = self.parameters.get("nlist", 1) / self.tried.get("nlist", 1)
+        sizes, times = np.unique(self._sizes, return_counts=True)
+        parts = list(zip(sizes.tolist(), times.tolist(), strict=True))
+        return Prediction(
+            kind=self.name,
+            exact=self.kind.exact,
+            bytes=sum(n * self.kind.part_bytes(size, self._width, self.parameters) for size, n in parts),
+            build_s=self._train_s + lists * sum(n * self.build_s(size) for size, n in parts) / workers,
+            query_s=sum(n * self._query_of_all(size, scan) for size, n in parts),
+            recall=self._recall("recall", max(self._sizes)),
+            self_recall=self._recall("self_recall", max(self._sizes)),
+        )
+
+    def query_s(self, size: int) -> float:
+        """Seconds of a query in a part of this size, with the lists that were tried."""
+        growth = log if self.name in GRAPHS else float
+        return along([(trial.codes, trial.query_s) for trial in self._made], size, growth)
+
+    def build_s(self, size: int) -> float:
+        """Seconds to build a part of this size, likewise."""
+        growth = (lambda count: count * log(count + 1)) if self.name in GRAPHS else float
+        return along([(trial.codes, trial.build_s) for trial in self._made], size, growth)
+
+    def _query_of_all(self, size: int, scan: Curve) -> float:
+        centres = self.parameters.get("nlist", 0) - self.tried.get("nlist", 0)
+        per_code = (scan(2 * SAMPLE) - scan(SAMPLE)) / SAMPLE
+        seconds = self.query_s(size) + CENTRE * per_code * centres
+        return min(seconds, FALLBACK * scan(size)) if self.kind.exact else seconds
+
+    def _recall(self, name: str, size: int) -> float:
+        return max(0.0, along([(trial.codes, getattr(trial, name)) for trial in self._made], size, log, falls=True))
+
+    def _train(self, codes_NB: Codes, count: int) -> tuple[bytes | None, float]:
+        """What the parts that are tried share, and the seconds that the index's own training would take."""
+        wanted = self.kind.sample_size(self.parameters)
+        if not wanted:
+            return None, 0.0
+        lists = self.tried["nlist"]
+        sample = codes_NB[: PER_LIST * lists]
+        begun = time.perf_counter()
+        shared = self.kind.train(sample, self.tried, self._config.index.seed)
+        seconds = time.perf_counter() - begun
+        return shared, seconds * min(wanted, count) / len(sample) * self.parameters["nlist"] / lists
+
+    def _try(self, codes_NB: Codes, queries_QB: Codes, shared: bytes | None, path: Path) -> Trial:
+        begun = time.perf_counter()
+        data = self.kind.build(codes_NB, np.arange(len(codes_NB)), shared, self.tried)
+        build_s = time.perf_counter() - begun
+        path.write_bytes(data)
+        part = self.kind.open(path, self._width, len(codes_NB), shared, self.tried, NOTHING_REMOVED)
+        k = self._config.search.k
+        (distances, _), seconds_Q = one_by_one(part, queries_QB, k)
+        exact = 1.0 if self.kind.exact else tie_aware_recall(distances, hamming_knn(queries_QB, codes_NB, k)[0])
+        itself = part.search(codes_NB[:QUERIES], 1)[0] == 0
+        return Trial(len(codes_NB), build_s, float(np.median(seconds_Q)), exact, float(itself.mean()))
+
+
+def along(tried: Sequence[tuple[int, float]], size: int, growth: Growth, falls: bool = False) -> float:
+    """The value at `size`: between those tried, or beyond them as a + b growth(N) through the last two, b >= 0.
+
+    With `falls`, b <= 0.
+    """
+    sizes, values = [growth(count) for count, _ in tried], [value for _, value in tried]
+    place = growth(size)
+    if len(tried) == 1 or place <= sizes[-1]:
+        return float(np.interp(place, sizes, values))
+    slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
+    return values[-1] + (min(slope, 0.0) if falls else max(slope, 0.0)) * (place - sizes[-1])
+
+
+def _steps(largest: int) -> Iterator[int]:
+    size = FIRST
+    while size < largest:
+        yield size
+        size *= TIMES
+    yield largest
+
+
+def _seconds(trials: Sequence[Trial]) -> float:
+    return sum(trial.build_s + QUERIES * trial.query_s for trial in trials)
+
+
+def _fewer_lists(parameters: Mapping[str, int]) -> Mapping[str, int]:
+    """At most LISTS lists, of which the same share is probed."""
+    lists = parameters.get("nlist", 0)
+    if lists <= LISTS:
+        return parameters
+    return {**parameters, "nlist": LISTS, "nprobe": max(1, parameters["nprobe"] * LISTS // lists)}
+
+
+# --------------------------------------------------------------------------------------------------------- sample
+
+
+def _sample(tasks: Sequence[PartTask], seed: int) -> Codes:
+    """Codes of shards in a seeded order, until there are enough, in a seeded order."""
+    wanted = min(SAMPLE, max(LEAST_SAMPLE, QUERIES + max(task.rows for task in tasks)))
+    random = np.random.Generator(np.random.Philox(seed))
+    drawn: list[Codes] = []
+    for place in random.permutation(len(tasks)):
+        drawn.append(codes_of(tasks[place]))
+        if sum(map(len, drawn)) >= wanted:
+            break
+    codes_NB = np.concatenate(drawn)
+    return np.ascontiguousarray(codes_NB[random.permutation(len(codes_NB))[:wanted]])
+
+
+def _duplicates(codes_NB: Codes) -> dict[str, float]:
+    """How many codes, the share of different ones, and the share of the commonest."""
+    _, counts = np.unique(codes_NB.view(f"V{codes_NB.shape[1]}"), return_counts=True)
+    total = len(codes_NB)
+    return {"codes": total, "distinct": len(counts) / total, "commonest": int(counts.max()) / total}
+
+
+# ---------------------------------------------------------------------------------------------------------- table
+
+
+def show(predictions: Sequence[Prediction], sample: Mapping[str, float], sizes: Sequence[int], config: Config) -> None:
+    """The table on stderr."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = (
+        f"{sum(sizes):,} codes in {len(sizes):,} parts; of {sample['codes']:,.0f} looked at {sample['distinct']:.1%} "
+        f"differ, the commonest is {sample['commonest']:.2%}"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("kind", "bytes", "build", "query", f"recall@{config.search.k}", "objection"):
+        table.add_column(heading, justify="left" if heading in ("kind", "objection") else "right")
+    for entry in predictions:
+        recall = "1 (exact)" if entry.exact else f"{entry.recall:.3f}"
+        figures = readable_bytes(entry.bytes), readable_time(entry.build_s), readable_time(entry.query_s), recall
+        table.add_row(entry.kind, *figures, "; ".join(objections(entry, config.index)) or "-")
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160, highlight=False)
+    console.print(summary)
+    console.print(table)
+
+
+def readable_bytes(count: int) -> str:
+    """Such as 1.5GiB."""
+    return ByteSize(count).human_readable()
+
+
+def readable_time(seconds: float) -> str:
+    """Such as 1.5 ms."""
+    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
