@@ -49,9 +49,9 @@ def pipeline(config: dict[str, Any], out: str) -> Result:
     ]
 
     # codes -> index -> report; published only when the gate let it pass
-    log.add(index, database, f"{out}/index", config)
-    report = log.add(evaluate, queries, database, f"{out}/report", config)
-    log.add(publish, database, f"{out}/index", config)
+    made = ref_of(log.add(index, database, f"{out}/index", config))
+    report = log.add(evaluate, queries, database, f"{out}/reports", config)
+    log.add(publish, made, config)
     summary = log.summary(report, out)
     create_markdown_artifact(run_report(summary), key="hhnet-report", description="What the run made")
     return summary
