@@ -11,7 +11,7 @@ from typing import Any, cast
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.stages import Result, encode, evaluate, index, ingest, parse, publish, ref_of, train, verify
+from flows.stages import NAME_CHARS, Ref, Result, encode, evaluate, index, ingest, parse, publish, ref_of, train, verify
 from flows.summary import StageLog, run_report
 from pipelines.config import Config
 from pipelines.errors import ConfigError
@@ -43,31 +43,29 @@ def pipeline(config: dict[str, Any], out: str) -> Result:
 
     # shards, model -> codes
     queries = ref_of(log.add(encode, "query", shards[roles.query], model, f"{out}/codes/query", config))
-    database = [
-        ref_of(log.add(encode, name, shards[uri], model, f"{out}/codes/{name}", config))
-        for name, uri in roles.database.items()
-    ]
+    database = []
+    for uri in roles.database:
+        name = codes_name(shards[uri], splits)
+        database.append(ref_of(log.add(encode, name, shards[uri], model, f"{out}/codes/{name}", config)))
 
     # codes -> index -> report; published only when the gate let it pass
-    log.add(index, database, f"{out}/index", config)
-    report = log.add(evaluate, queries, database, f"{out}/report", config)
-    log.add(publish, database, f"{out}/index", config)
+    made = ref_of(log.add(index, database, f"{out}/index", config))
+    report = log.add(evaluate, queries, database, f"{out}/reports", config)
+    log.add(publish, made, config)
     summary = log.summary(report, out)
     create_markdown_artifact(run_report(summary), key="hhnet-report", description="What the run made")
     return summary
 
 
 class Roles:
-    """Which shards artifact (by URI) plays which part; `database` is by the name of its codes."""
+    """Which shards artifact (by URI) plays which part."""
 
     def __init__(self, train: str, val: str | None, query: str, database: tuple[str, ...]) -> None:
-        self.train, self.val, self.query = train, val, query
-        names = ["database", *(f"database-{number}" for number in range(2, len(database) + 1))]
-        self.database = dict(zip(names, database, strict=True))
+        self.train, self.val, self.query, self.database = train, val, query, database
 
     def all(self) -> list[str]:
         """Every artifact once, in the order of use."""
-        uris = [self.train, *([self.val] if self.val else []), self.query, *self.database.values()]
+        uris = [self.train, *([self.val] if self.val else []), self.query, *self.database]
         return list(dict.fromkeys(uris))
 
 
@@ -94,3 +92,9 @@ def assign(settings: Config, splits: Mapping[str, Any]) -> Roles:
         resolve("query", run.query),
         tuple(resolve("database", value) for value in database),
     )
+
+
+def codes_name(shards: Ref, splits: Mapping[str, Any]) -> str:
+    """Where the codes of a database lie below OUT/codes: its place among the others, which changes, does not count."""
+    split = next((name for name, found in splits.items() if found["uri"] == shards["uri"]), None)
+    return "database" if split == "database" else f"database-{split or shards['digest'][:NAME_CHARS]}"

@@ -20,11 +20,12 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from pydantic import ValidationError
 
+from pipelines.artifacts import versions
 from pipelines.cluster.progress import reporting
 from pipelines.config import Config
 from pipelines.errors import ConfigError, FingerprintMismatch, Unavailable
 from pipelines.storage import Store
-from pipelines.versions import open_current
+from pipelines.versions import lost, open_current
 
 Ref = dict[str, str]
 """Where an artifact lies and what it is: {"uri": ..., "digest": ...}."""
@@ -33,6 +34,7 @@ Result = dict[str, Any]
 """What a job returned: verb, status, uri, digest and its own figures."""
 
 UPDATE_EVERY_S = 2.0
+NAME_CHARS = 12
 RETRIES = 2
 RETRY_AFTER_S = [5.0, 30.0]
 
@@ -115,34 +117,51 @@ def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any])
 
 @act(name="index")
 def index(codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
-    """Codes to an index that is not published yet."""
+    """Codes to an index, or to the next version of the one that is there: with what is new, without what is gone.
+
+    It is not published yet. A first version that lost a part is built again.
+    """
+    from pipelines.console import submit
+    from pipelines.index import build_index
+    from pipelines.indexing import require_settings
+    from pipelines.reindex import add_codes
+
+    settings, sources = parse(config), [located(ref) for ref in codes]
     with progress("index"):
-        return _build(codes, out, parse(config), publish=False)
+        known = versions(Store(out))
+        if not known or (known == [1] and lost(open_current(out, "index"))):
+            sent = submit(settings, ["index", "build", "--no-publish"], {"--codes": sources, "--out": out})
+            return sent or build_index(sources, out, settings, publish=False)
+        require_settings(open_current(out, "index"), settings)
+        sent = submit(settings, ["index", "add", "--prune", "--no-publish"], {"--index": out, "--codes": sources})
+        return sent or add_codes(out, sources, settings, publish=False, prune=True)
 
 
 @act(name="evaluate")
 def evaluate(queries: Ref, database: list[Ref], out: str, config: dict[str, Any]) -> Result:
-    """Codes of queries and database to mAP and report."""
-    from pipelines.evaluate import evaluate as job
+    """Codes of queries and database to mAP and report, which lies below `out` under a name of its own.
 
+    Each night has other codes, and a report that was published is never edited.
+    """
+    from pipelines.evaluate import evaluate as job
+    from pipelines.evaluate import report_fingerprint
+
+    settings = parse(config)
+    name = report_fingerprint(queries["digest"], [ref["digest"] for ref in database], settings)[:NAME_CHARS]
     with progress("evaluate"):
-        return job(located(queries), [located(ref) for ref in database], out, parse(config))
+        return job(located(queries), [located(ref) for ref in database], f"{out}/{name}", settings)
 
 
 @act(name="publish")
-def publish(codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
-    """Let the index through the gate and publish it; the index itself is found unchanged."""
-    with progress("publish"):
-        return {**_build(codes, out, parse(config), publish=True), "verb": "publish"}
-
-
-def _build(codes: list[Ref], out: str, settings: Config, publish: bool) -> Result:
+def publish(index: Ref, config: dict[str, Any]) -> Result:
+    """Let the index, or its next version, through the gate and make it current."""
     from pipelines.console import submit
-    from pipelines.index import build_index as job
+    from pipelines.releases import publish_index as job
 
-    sources = [located(ref) for ref in codes]
-    words = ["index", "build", "--publish" if publish else "--no-publish"]
-    return submit(settings, words, {"--codes": sources, "--out": out}) or job(sources, out, settings, publish)
+    settings, uri, digest = parse(config), index["uri"], index["digest"]
+    with progress("publish"):
+        sent = submit(settings, ["index", "publish"], {"--index": uri, "--digest": digest})
+        return {**(sent or job(uri, settings, digest=digest)), "verb": "publish"}
 
 
 def measured_rate(codes: str) -> float | None:

@@ -219,6 +219,26 @@ def verify(
     return work(uri, shards=shards, model=model)
 
 
+@verb(app, "plan")
+def plan(
+    shards: Annotated[list[str] | None, typer.Option("--shards", help="Shards; repeatable.", metavar="URI")] = None,
+    codes: Annotated[
+        list[str] | None,
+        typer.Option("--codes", help="Their codes, as far as there are any; repeatable.", metavar="URI"),
+    ] = None,
+    index: Annotated[str | None, typer.Option("--index", help="The index over them.", metavar="URI")] = None,
+) -> Result:
+    """Say what is new, changed or gone between shards, their codes and an index, and which commands mend it.
+
+    Example: hhnet plan --shards shards/photos --shards shards/tonight --codes codes/photos --index index
+    """
+    if not (shards or codes):
+        raise UsageError("nothing to compare: give --shards or --codes")
+    from pipelines.plan import plan as work
+
+    return work(shards or (), codes or (), index)
+
+
 @verb(app, "search")
 def search(
     index: Annotated[str, typer.Option("--index", help="The index artifact.", metavar="URI")],

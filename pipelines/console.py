@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,10 @@ from pipelines.config import Config, load_config
 from pipelines.errors import HHNetError
 
 Result = dict[str, Any]
+
+TABLES = ("versions", "changes")
+"""What of a result there are several of."""
+ROWS_SHOWN = 50
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 Sets = Annotated[
@@ -97,7 +102,8 @@ def present(result: Mapping[str, Any]) -> str:
     if "results" in result:
         return "\n\n".join(_present_query(entry) for entry in result["results"])
     lines = [f"{result['verb']}: {result['status']}"]
-    facts = {key: value for key, value in result.items() if key not in ("verb", "status", "versions", "kinds")}
+    elsewhere = ("verb", "status", *TABLES, "commands", "kinds")  # the planner shows its kinds before any work
+    facts = {key: value for key, value in result.items() if key not in elsewhere}
     width = max((len(key) for key in facts), default=0)
     for key, value in facts.items():
         if isinstance(value, float):
@@ -109,19 +115,27 @@ def present(result: Mapping[str, Any]) -> str:
         else:
             text = str(value)
         lines.append(f"  {key:<{width}}  {text if len(text) <= 300 else text[:297] + '...'}")
-    return "\n".join([*lines, *_table(result.get("versions", []))])
+    for name in TABLES:
+        lines += _table(result.get(name, []))
+    commands = [f"  {command}" for command in result.get("commands", [])]
+    return "\n".join([*lines, *(["", "next:", *commands] if commands else [])])
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows of equal keys under a heading; a digest by its first digits."""
+    """The first rows under a heading; a digest by its first digits."""
     if not rows:
         return []
-    cells = [
-        list(rows[0]),
-        *([str(value)[:12] if value is not None else "-" for value in row.values()] for row in rows),
-    ]
+    heading = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [heading, *([_cell(row.get(name)) for name in heading] for row in rows[:ROWS_SHOWN])]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["", *("  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in cells)]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    text = str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{13,}", text) else text
 
 
 def _present_query(entry: Mapping[str, Any]) -> str:

@@ -32,13 +32,17 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     the database does not know, a tar comes twice, or either side is empty.
     """
     query_set, sets = _open_all(queries, database)
-    digests = {"queries": query_set.artifact.digest, "database": [entry.artifact.digest for entry in sets]}
-    name = fingerprint("report", digests, result_settings(config, "report"))
+    name = report_fingerprint(query_set.artifact.digest, [entry.artifact.digest for entry in sets], config)
     artifact = finished(Store(out), "report", name)
     if artifact is not None:
         return _answer(artifact, "unchanged")
     require_distinct(sets)
     return _answer(_report(_writer(query_set, sets, out, name), query_set, sets, config), "done")
+
+
+def report_fingerprint(queries: str, database: Sequence[str], config: Config) -> str:
+    """What a report is known by: the digests of the codes that it compares, and the convention."""
+    return fingerprint("report", {"queries": queries, "database": list(database)}, result_settings(config, "report"))
 
 
 def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[CodesSet]]:

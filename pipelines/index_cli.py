@@ -70,6 +70,9 @@ def index_build(
 def index_add(
     index: Index,
     codes: Codes,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove the tars that none of these codes has, in the same version.")
+    ] = False,
     workers: Workers = None,
     publish: Publish = True,
     config: ConfigFile = None,
@@ -80,13 +83,13 @@ def index_add(
     Example: hhnet index add --index index --codes codes/tonight
     """
     settings = configure(config, sets, index__workers=workers)
-    words = ["index", "add", *([] if publish else ["--no-publish"])]
+    words = ["index", "add", *(["--prune"] if prune else []), *([] if publish else ["--no-publish"])]
     submitted = submit(settings, words, {"--index": index, "--codes": list(codes)})
     if submitted is not None:
         return submitted
     from pipelines.reindex import add_codes as work
 
-    return work(index, codes, settings, publish=publish)
+    return work(index, codes, settings, publish=publish, prune=prune)
 
 
 @verb(index_app, "remove")

@@ -13,8 +13,8 @@ from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.codes import CodesSet, CodesShard
 from pipelines.config import Config
-from pipelines.errors import DamagedArtifact, WorkFailed
-from pipelines.kinds import gate
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed
+from pipelines.kinds import gate, index_kind
 from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartBuilder, PartTask
@@ -149,6 +149,22 @@ def machine() -> dict[str, Any]:
 def gated_meta(meta: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
     """`meta` with the measured recalls in its card."""
     return {**meta, "card": {**meta["card"], **figures.card()}}
+
+
+def require_settings(artifact: Artifact, config: Config) -> None:
+    """FingerprintMismatch, naming both, unless an index is of the kind and parameters that the settings ask for.
+
+    An index of any kind will do for `auto`.
+    """
+    meta, card = artifact.manifest.meta, artifact.manifest.meta["card"]
+    kind = str(meta["kind"]) if config.index.kind == "auto" else config.index.kind
+    wanted = index_kind(kind).parameters(config.index, int(card.get("trained_on", card["count"])))
+    mine, asked = (meta["kind"], meta["parameters"]), (kind, wanted)
+    if mine != asked:
+        raise FingerprintMismatch(
+            f"{artifact.uri} is of kind {mine[0]} with {mine[1]}, the settings ask for {asked[0]} with {asked[1]}: "
+            "keep those of the index, or build another one at another root"
+        )
 
 
 def summary(verb: str, status: str, artifact: Artifact, version: int | None) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from pipelines.kinds.artifact import (
     keys_schema,
     newest_made,
     open_index,
+    part_receipt,
     part_stem,
     read_ordinals,
 )
@@ -94,12 +95,15 @@ class Change:
 # ----------------------------------------------------------------------------------------------------------- verbs
 
 
-def add_codes(index: str, codes: Sequence[str], config: Config, publish: bool = True) -> dict[str, Any]:
+def add_codes(
+    index: str, codes: Sequence[str], config: Config, publish: bool = True, prune: bool = False
+) -> dict[str, Any]:
     """Add the tars of `codes` that the index does not hold, and publish the next version.
 
-    A tar that it held before has its old ordinal again; `unchanged` where there is no new tar. Raises
-    FingerprintMismatch where the codes are of another model, length or class list, or where a tar that is held has
-    other codes there; InputError where there are no codes at all.
+    A tar that it held before has its old ordinal again; `unchanged` where there is no new tar. With `prune` the same
+    version is without the tars that none of `codes` has. Raises FingerprintMismatch where the codes are of another
+    model, length or class list, or where a tar that is held has other codes there; InputError where there are no codes
+    at all.
     """
     if not codes:
         raise InputError("no codes to add: name at least one codes artifact with --codes")
@@ -111,7 +115,10 @@ def add_codes(index: str, codes: Sequence[str], config: Config, publish: bool = 
             raise InputError(f"{', '.join(entry.artifact.uri for entry in sets)}: there are no codes to add")
         require_distinct(sets)
         change = _adding(base, sets)
-        if not change.tasks:
+        if prune:
+            change = _pruned(change, {shard.sha256 for entry in sets for shard in entry.shards})
+        if not (change.tasks or change.facts.get("shards_removed")):
+            require_parts(base.artifact, base.artifact.manifest.parts, base.number)
             return _unchanged("index add", base, change.facts)
         return _apply("index add", base, change, config, publish)
 
@@ -205,13 +212,20 @@ def _adding(base: Base, sets: Sequence[CodesSet]) -> Change:
     return Change(given, base.reader.removed, tasks if added else (), used, facts)
 
 
+def _pruned(change: Change, wanted: set[str]) -> Change:
+    """The same, less the tars whose sha256 is not `wanted`."""
+    gone = {n for n, shard in change.shards.items() if shard.rows and shard.shard_sha256 not in wanted}
+    shards, removed = _without(change.shards, change.removed, gone)
+    return replace(change, shards=shards, removed=removed, facts={**change.facts, "shards_removed": len(gone)})
+
+
 def _require_same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> None:
     """FingerprintMismatch, naming both, where a tar that the index holds has other codes in this artifact."""
     if held.codes_digest == entry.artifact.digest:
         return
     names = keys_schema(base.reader.width).names
     theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
-    compacted = int(base.reader.receipt(held.ordinal).get("compacted", 0))
+    compacted = int(part_receipt(base.artifact, held.ordinal).get("compacted", 0))
     kept = theirs.filter(pa.array(np.isin(theirs["row"].to_numpy(), mine["row"].to_numpy())))
     if len(theirs) != len(mine) + compacted or not kept.cast(mine.schema).equals(mine):
         raise FingerprintMismatch(
@@ -262,14 +276,20 @@ def _removing(base: Base, whole: set[int], rows: Mapping[int, Rows]) -> Change:
     for ordinal, gone in rows.items():
         removed[ordinal] = np.union1d(removed.get(ordinal, np.empty(0, np.int64)), gone)
         whole = whole | ({ordinal} if len(removed[ordinal]) == shards[ordinal].rows else set())
-    for ordinal in whole:
-        shards[ordinal] = replace(shards[ordinal], rows=0)
-        removed.pop(ordinal, None)
+    shards, removed = _without(shards, removed, whole)
     left = _count(shards, removed)
     if not left:
         raise InputError(f"{base.artifact.uri}: no code would be left, and an index holds at least one")
     dropped = sum(base.shards[ordinal].rows > 0 for ordinal in whole)
     return Change(shards, removed, facts={"removed": base.reader.count - left, "shards_removed": dropped})
+
+
+def _without(
+    shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows], whole: set[int]
+) -> tuple[dict[int, IndexedShard], dict[int, Rows]]:
+    """Shards and removed rows as they are without the shards `whole`."""
+    left = {n: replace(shard, rows=0) if n in whole else shard for n, shard in shards.items()}
+    return left, {n: rows for n, rows in removed.items() if n not in whole}
 
 
 def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> int:
@@ -292,7 +312,7 @@ def _compacting(base: Base) -> Change:
             reader.bits,
             later=True,
             left_out=tuple(rows.tolist()),
-            compacted=int(reader.receipt(ordinal).get("compacted", 0)),
+            compacted=int(part_receipt(base.artifact, ordinal).get("compacted", 0)),
         )
         for ordinal, rows in reader.removed.items()
     ]

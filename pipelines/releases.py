@@ -21,9 +21,12 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> dict
     first = open_artifact(store, "index")
     known = versions(store)
     number = known[-1] + 1 if known else 1
+    current = named_version(store, known[-1])[1] if known else None
+    if current is not None and digest and current.digest.startswith(digest):
+        return summary("index publish", "unchanged", current, known[-1])
     path, artifact = _waiting(store, number, digest) if known else ("manifest.json", first)
     if artifact is None:
-        _, current = named_version(store, known[-1])
+        assert current is not None, "without versions the first waits"
         return summary("index publish", "unchanged", current, known[-1])
     pass_gate(artifact, measure(artifact, config), config, "index publish")
     publish_number(artifact, path, number)

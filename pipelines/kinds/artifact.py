@@ -193,13 +193,6 @@ class IndexReader:
             raise DamagedArtifact(f"{where} has {table.num_rows} rows, expected {self.shards[ordinal].rows}")
         return table
 
-    def receipt(self, ordinal: int) -> dict[str, Any]:
-        """The receipt of a shard's part, checked."""
-        for reference in self.artifact.manifest.receipts:
-            if reference.shard == part_stem(ordinal):
-                return dict(json.loads(self.artifact.read(reference)))
-        raise DamagedArtifact(f"{self.artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
-
     def live_keys(self, ordinal: int) -> pa.Table:
         """A shard's key table without the removed rows."""
         table, removed = self.read_keys(ordinal), self.removed.get(ordinal)
@@ -333,6 +326,14 @@ def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:
     if len(shards) != len(table) or len({shard.shard_sha256 for shard in shards.values()}) != len(table):
         raise DamagedArtifact(f"{where} gives an ordinal twice, or a tar two of them")
     return shards
+
+
+def part_receipt(artifact: Artifact, ordinal: int) -> dict[str, Any]:
+    """The receipt of the part that an index has of a shard, checked."""
+    for reference in artifact.manifest.receipts:
+        if reference.shard == part_stem(ordinal):
+            return dict(json.loads(artifact.read(reference)))
+    raise DamagedArtifact(f"{artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
 
 
 def made_as(artifact: Artifact) -> int:

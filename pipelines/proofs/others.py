@@ -11,7 +11,7 @@ import safetensors
 from pipelines.codes import CodesSet, CodesShard, open_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import NOTHING_REMOVED
-from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, made_as
+from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, made_as, part_receipt
 from pipelines.proofs.findings import Findings, count
 from pipelines.storage import scratch_folder
 
@@ -77,7 +77,8 @@ def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> N
     for shard in indexed if same else ():
         source = encoded[shard.shard_sha256]
         gone = source.rows - shard.rows
-        same = same and gone == (reader.receipt(shard.ordinal).get("compacted", 0) if gone and later else 0)
+        explained = part_receipt(findings.artifact, shard.ordinal).get("compacted", 0) if gone and later else 0
+        same = same and gone == explained
         if same and shard.rows:
             _prove_rows(findings, reader, shard, codes, source)
     findings.require(same, f"{uri}: the ordinal table does not list the tars of {codes.artifact.uri} with their codes")

@@ -17,7 +17,12 @@ from typing import Any
 import httpx
 import pytest
 
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts import open_artifact, versions
+from pipelines.config import Config, IngestSettings
+from pipelines.ingest import ingest
+from pipelines.kinds.artifact import open_index
+from pipelines.storage import Store
+from tests.support.pictures import write_folder
 
 from .conftest import SETTINGS
 
@@ -205,6 +210,40 @@ def test_a_second_run_does_nothing_and_says_so(local: dict[str, Any], recipe: Pa
         name: local[name] for name in ("digest", "map", "chance")
     }
     assert again["images_per_second"] > 0
+
+
+def stages(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """The status of every stage but the proofs, by its verb."""
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    return {stage["verb"]: stage["status"] for stage in result["stages"] if stage["verb"] != "verify"}
+
+
+def test_a_night_with_new_shards_makes_the_next_version(local: dict[str, Any], recipe: Path, home: Path) -> None:
+    """The same command with a database that has grown, then one that has lost its first shards."""
+    write_folder(home / "more", classes=3, per_class=6, seed=9, first=500)
+    config = Config(ingest=IngestSettings(samples_per_shard=10, name="more"))
+    shards, out = ingest(str(home / "more"), str(home / "more-shards"), config), home / "local"
+    more, codes = shards["uri"], f"encode database-{shards['digest'][:12]}"
+    grown = ["--json", "--set", f'run.database=["database", "{more}"]']
+    expected = dict.fromkeys(("ingest", "train", "encode query", "encode database"), "unchanged")
+    new = dict.fromkeys((codes, "index add", "evaluate", "publish"), "done")
+    assert stages(run(recipe, home, out, *grown)) == expected | new
+    assert stages(run(recipe, home, out, *grown)) == dict.fromkeys(expected | new, "unchanged")
+    keys = index_keys(out)
+    assert sum(key.startswith("class_00/05") for key in keys) == 6
+    left = stages(run(recipe, home, out, "--json", "--set", f'run.database=["{more}"]'))
+    assert left == dict.fromkeys(("ingest", "train", "encode query", codes), "unchanged") | dict.fromkeys(
+        ("index add", "evaluate", "publish"), "done"
+    )
+    assert index_keys(out) < keys and len(index_keys(out)) == 18
+    assert len(list((out / "reports").iterdir())) == 3
+    assert versions(Store(out / "index")) == [1, 2, 3]
+
+
+def index_keys(out: Path) -> set[str]:
+    with open_index(str(out / "index")) as reader:
+        return set(reader.all_keys())
 
 
 def test_bad_settings_end_the_run_with_their_own_exit_code_and_nothing_stays_behind(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from flows.pipeline import assign
+from flows.pipeline import assign, codes_name
 from flows.stages import out_of_reach, parse
 from flows.summary import StageLog, encode_rate, run_report
 from pipelines.config import Config, RunSettings
@@ -21,7 +21,7 @@ def roles(splits: dict[str, dict[str, str]] = SPLITS, **run: object) -> object:
 def test_after_an_ingest_each_part_is_played_by_the_split_of_its_name() -> None:
     found = assign(Config(), SPLITS)
     assert (found.train, found.query, found.val) == ("/out/shards/train", "/out/shards/query", None)
-    assert found.database == {"database": "/out/shards/database"}
+    assert found.database == ("/out/shards/database",)
     assert found.all() == ["/out/shards/train", "/out/shards/query", "/out/shards/database"]
 
 
@@ -29,8 +29,15 @@ def test_a_split_can_play_two_parts_and_be_proved_once() -> None:
     run = RunSettings(query="database", database=("train", "s3://bucket/more"))
     found = assign(Config(run=run), SPLITS)
     assert found.query == "/out/shards/database"
-    assert found.database == {"database": "/out/shards/train", "database-2": "s3://bucket/more"}
+    assert found.database == ("/out/shards/train", "s3://bucket/more")
     assert found.all() == ["/out/shards/train", "/out/shards/database", "s3://bucket/more"]
+
+
+def test_codes_of_a_database_keep_their_name_whatever_else_is_in_it() -> None:
+    assert codes_name(SPLITS["database"], SPLITS) == "database"
+    assert codes_name(SPLITS["train"], SPLITS) == "database-train"
+    tonight = {"uri": "s3://bucket/tonight", "digest": "0123456789abcdef"}
+    assert codes_name(tonight, SPLITS) == codes_name(tonight, {}) == "database-0123456789ab"
 
 
 def test_a_part_that_nothing_plays_is_bad_configuration() -> None:

@@ -1,0 +1,182 @@
+"""`hhnet plan`: what is new, changed or gone between shards, their codes and an index, and which commands mend it.
+
+Tars are known by their sha256. Only manifests and receipts are read, and nothing is written.
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
+from typing import Any
+
+from pipelines.artifacts import Artifact, open_artifact, versions
+from pipelines.codes import CodesSet, CodesShard, open_codes, require_distinct, require_pair
+from pipelines.errors import InputError
+from pipelines.kinds.artifact import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
+from pipelines.shards import INDEX_NAME, tar_name
+from pipelines.storage import Store
+from pipelines.versions import open_current
+
+CHANGES = ("encode", "add", "replace", "remove")
+SHOWN_SHA = 12
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A tar of a shards artifact."""
+
+    name: str
+    sha256: str
+    samples: int
+    shards: Artifact
+
+
+@dataclass
+class State:
+    """What lies there: the tars, the codes of tars, and the parts of the index, each by the tar's sha256."""
+
+    tars: dict[str, Tar] = field(default_factory=dict)
+    codes: dict[str, tuple[CodesSet, CodesShard]] = field(default_factory=dict)
+    held: dict[str, IndexedShard] = field(default_factory=dict)
+    sets: list[CodesSet] = field(default_factory=list)
+    index: Artifact | None = None
+    no_codes: list[str] = field(default_factory=list)
+    """URIs at which codes were looked for and none are."""
+
+
+def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = None) -> dict[str, Any]:
+    """Compare tars with their codes and with an index; codes and an index that are not there yet are all to come.
+
+    Each of `changes` has a `change`: `encode` (a tar without codes; `changed` names the sha256 of the tar whose name it
+    has taken over), `add` (codes that the index lacks), `remove` (a tar that the index holds and no shards have, or no
+    codes where no shards are named), `replace` (codes that were published anew since they were indexed). `status` is
+    `unchanged` where there are none, else `pending`. Raises FingerprintMismatch where codes and index are of several
+    models, InputError where a tar comes twice.
+    """
+    if not shards and not codes:
+        raise InputError("nothing to compare: name shards with --shards, or codes with --codes")
+    state = _look(shards, codes, index)
+    changes = [*_to_encode(state), *_to_add(state), *_to_replace(state), *_to_remove(state, bool(shards))]
+    root = state.index or next((entry.artifact for entry in state.sets), None) or open_artifact(shards[0], "shards")
+    counted = {name: sum(entry["change"] == name for entry in changes) for name in CHANGES}
+    return {
+        "verb": "plan",
+        "status": "pending" if changes else "unchanged",
+        "uri": root.uri,
+        "digest": root.digest,
+        "tars": len(state.tars),
+        "encoded": len(state.codes),
+        "indexed": len(state.held),
+        "removed_samples": _removed(state.index),
+        **counted,
+        "changes": changes,
+        "commands": list(_commands(state, changes, index)),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- look
+
+
+def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> State:
+    state = State()
+    for artifact in (open_artifact(uri, "shards") for uri in shards):
+        for part in artifact.manifest.parts:
+            if part.name != INDEX_NAME:
+                tar = Tar(tar_name(part), part.sha256, part.rows, artifact)
+                first = state.tars.setdefault(tar.sha256, tar)
+                if first is not tar:
+                    raise InputError(
+                        f"{first.shards.uri} ({first.name}) and {artifact.uri} ({tar.name}) hold the same tar: name it "
+                        "once"
+                    )
+    there = [uri for uri in codes if Store(uri).size("manifest.json") is not None]
+    state.no_codes = [uri for uri in codes if uri not in there]
+    state.sets = [open_codes(uri) for uri in there]
+    require_distinct(state.sets)
+    state.codes = {shard.sha256: (entry, shard) for entry in state.sets for shard in entry.shards}
+    if index is not None and versions(Store(index)):
+        state.index = open_current(index, "index")
+        state.held = {shard.shard_sha256: shard for shard in read_ordinals(state.index).values() if shard.rows}
+    indexed = [CodesSet(state.index, int(state.index.manifest.meta["bits"]), ())] if state.index else []
+    for one, other in pairwise([*indexed, *state.sets]):
+        require_pair(one, other)
+    return state
+
+
+def _removed(index: Artifact | None) -> int:
+    """Samples of tars in the index that are not to be found."""
+    parts = index.manifest.parts if index else ()
+    return sum(part.rows for part in parts if part.name == REMOVED_NAME)
+
+
+# -------------------------------------------------------------------------------------------------------- compare
+
+
+def _change(change: str, shard: str, sha256: str, samples: int, where: str, **more: Any) -> dict[str, Any]:
+    return {"change": change, "shard": shard, "sha256": sha256, "samples": samples, "where": where, **more}
+
+
+def _to_encode(state: State) -> Iterator[dict[str, Any]]:
+    gone = {shard.name: sha256 for sha256, (_, shard) in state.codes.items() if sha256 not in state.tars}
+    for sha256, tar in state.tars.items():
+        if sha256 not in state.codes:
+            before = {"changed": gone[tar.name]} if tar.name in gone else {}
+            yield _change("encode", tar.name, sha256, tar.samples, tar.shards.uri, **before)
+
+
+def _to_add(state: State) -> Iterator[dict[str, Any]]:
+    for sha256, (entry, shard) in state.codes.items():
+        wanted = not state.tars or sha256 in state.tars
+        if wanted and shard.rows and sha256 not in state.held:
+            yield _change("add", shard.name, sha256, shard.rows, entry.artifact.uri)
+
+
+def _to_replace(state: State) -> Iterator[dict[str, Any]]:
+    """A retry of rejects publishes more codes of a tar; a compaction leaves some out, and says so in its receipt."""
+    for sha256, held in state.held.items():
+        entry, shard = state.codes.get(sha256, (None, None))
+        if entry is None or shard is None or entry.artifact.digest == held.codes_digest:
+            continue
+        assert state.index is not None, "what is held is held by an index"
+        compacted = int(part_receipt(state.index, held.ordinal).get("compacted", 0))
+        if shard.rows != held.rows + compacted:
+            yield _change("replace", shard.name, sha256, shard.rows, entry.artifact.uri)
+
+
+def _to_remove(state: State, among_tars: bool) -> Iterator[dict[str, Any]]:
+    for sha256, held in state.held.items():
+        if sha256 not in (state.tars if among_tars else state.codes):
+            assert state.index is not None, "what is held is held by an index"
+            yield _change("remove", held.shard, sha256, held.rows, state.index.uri)
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+def _commands(state: State, changes: Sequence[dict[str, Any]], index: str | None) -> Iterator[str]:
+    """What to run, in order; a word in capitals stands for what cannot be known here."""
+    of = {name: [entry for entry in changes if entry["change"] == name] for name in CHANGES}
+    waiting = list(dict.fromkeys(entry["where"] for entry in of["encode"]))
+    model = next((uri for entry in state.sets if (uri := entry.artifact.origin("model"))), "MODEL")
+    new = []
+    for uri, out in zip_longest(waiting, state.no_codes[: len(waiting)], fillvalue="CODES"):
+        new.append(out)
+        yield shlex.join(["hhnet", "encode", "--shards", uri, "--model", model, "--out", out])
+    if index is None:
+        return
+    sources = [*dict.fromkeys(entry["where"] for entry in (*of["add"], *of["replace"])), *new]
+    named = [word for uri in sources for word in ("--codes", uri)]
+    if state.index is None:
+        yield shlex.join(["hhnet", "index", "build", *named, "--out", index])
+        return
+    if of["replace"]:
+        yield _remove_command(index, of["replace"])
+    if named:
+        yield shlex.join(["hhnet", "index", "add", "--index", index, *named])
+    if of["remove"]:  # last, since an index must not be empty in between
+        yield _remove_command(index, of["remove"])
+
+
+def _remove_command(index: str, changes: Sequence[dict[str, Any]]) -> str:
+    named = [word for entry in changes for word in ("--shard", entry["sha256"][:SHOWN_SHA])]
+    return shlex.join(["hhnet", "index", "remove", "--index", index, *named])
