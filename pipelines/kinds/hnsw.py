@@ -30,6 +30,7 @@ class HnswKind:
 
     suffix = ".faiss"
     exact = False
+    mapped = False
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """Both as they are set."""
