@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,9 @@ class Reranked:
     first: int
     """Nearest codes of a query, ties in database order, that are ordered by their logits; the others stay."""
     map: float
+    before: float
+    """The mAP with those in their place too: what re-ranking is to be compared with, since database order can itself
+    say something, where the samples of one part are easier than those of the next."""
 
 
 @dataclass(frozen=True)
@@ -225,10 +229,9 @@ def _reranked(pair: Pair, settings: EvaluateSettings) -> Reranked | None:
         return None
     first = min(settings.rerank, len(pair.database))
     convention = settings.model_dump(include={"at", "denominator", "empty"})
-    value = hhnet.mean_average_precision(
-        *pair.arguments(), **convention, ties="scores", tie_scores=(queries, database), rerank=first
-    )
-    return Reranked(first, rounded(value))
+    measured = partial(hhnet.mean_average_precision, *pair.arguments(), **convention)
+    value = measured(ties="scores", tie_scores=(queries, database), rerank=first)
+    return Reranked(first, rounded(value), rounded(measured(ties="stable")))
 
 
 def _ranks(wanted: Sequence[int], pair: Pair) -> list[int]:

@@ -99,7 +99,11 @@ def test_the_re_ranked_map_is_that_of_the_lists_of_a_search(tmp_path):
             order[:n] = order[:n][np.argsort(-cosine[order[:n]], kind="stable")]
             hits = labels[order] == label
             total += (np.cumsum(hits)[hits] / (np.flatnonzero(hits) + 1)).mean()
-        assert result["reranked"] == {"first": min(n, 60), "map": pytest.approx(total / 60, abs=1e-6)}
+        assert result["reranked"] == {
+            "first": min(n, 60),
+            "map": pytest.approx(total / 60, abs=1e-6),
+            "before": pytest.approx(naive_map(query_codes, query_labels, codes, labels), abs=1e-6),
+        }
         assert metrics_of(result)["reranked"] == result["reranked"]
         assert f"the first {min(n, 60)} by logits" in page_of(result)
     assert result["map"] == evaluate(q, [d], str(tmp_path / "plain"), config())["map"]

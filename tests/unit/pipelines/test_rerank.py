@@ -22,6 +22,7 @@ from pipelines import search as search_module
 from pipelines.artifacts import Artifact, manifest_digest
 from pipelines.codes import code_array, logits_array, open_codes
 from pipelines.config import Config, load_config
+from pipelines.console import present
 from pipelines.encode import encode
 from pipelines.encoder import Encoder
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
@@ -281,6 +282,9 @@ def test_an_image_is_ranked_by_what_the_network_says_of_it(
     assert [score for _, score in answers(result)] == pytest.approx([score for _, score in want], abs=2e-6)
     assert result["neighbours"][0]["key"] == str(image.relative_to(pictures).with_suffix(""))
     assert json.loads(json.dumps(result)) == result
+    table = present({"results": [result]}).splitlines()
+    assert table[1].split() == ["rank", "score", "distance", "labels", "key"]
+    assert [line.split()[1] for line in table[2:]] == [f"{score:.4f}" for _, score in answers(result)]
     assert "the nearest 20 of them ordered by their logits" in page.read_text()
 
 
