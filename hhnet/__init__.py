@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hhnet.codes import pack_bits, unpack_bits
     from hhnet.health import code_drift, code_health
     from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
-    from hhnet.logits import asymmetric_distances, quantise_logits
+    from hhnet.logits import asymmetric_distances, quantise_logits, saturate
     from hhnet.losses import loss_names, make_loss
     from hhnet.metrics import (
         average_precisions,
@@ -45,6 +45,7 @@ __all__ = [
     "precision_recall_curve",
     "precision_within_radius",
     "quantise_logits",
+    "saturate",
     "unpack_bits",
 ]
 
@@ -69,6 +70,7 @@ _MODULES = {
     "precision_recall_curve": "metrics",
     "precision_within_radius": "metrics",
     "quantise_logits": "logits",
+    "saturate": "logits",
     "unpack_bits": "codes",
 }
 

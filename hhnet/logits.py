@@ -40,11 +40,28 @@ def quantise_logits(z_NK: npt.ArrayLike) -> Logits:
     return np.where(scaled_NK == 0, np.sign(array_NK), scaled_NK).astype(np.int8)
 
 
-def asymmetric_distances(query_K: npt.ArrayLike, logits_NK: Logits) -> npt.NDArray[np.float32]:
-    """1 - cos of the angle between one query's outputs and each row of logits, from 0 to 2; 1 for a row of zeros.
+def saturate(z_NK: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Outputs or logits as what is compared: tanh(z / r), r the root mean square of the row.
 
-    For unit vectors it is half the squared Euclidean distance. It is a function of the two rows alone: the same
-    logits have the same distance wherever they stand.
+    An output says little more than its bit once it is far from zero. Compared as they are, the few largest outputs of
+    a row decide, and order long lists worse than the bits alone (`docs/rerank.md` has the figures).
+
+    Args:
+        z_NK: outputs or logits, shape (N, K).
+
+    Returns:
+        float64 (N, K) from -1 to 1; a row of zeros stays one.
+    """
+    array_NK = np.asarray(z_NK, np.float64)
+    size_N1 = np.sqrt((array_NK * array_NK).mean(axis=1, keepdims=True))
+    return np.tanh(array_NK / np.where(size_N1 > 0, size_N1, 1))
+
+
+def asymmetric_distances(query_K: npt.ArrayLike, logits_NK: Logits) -> npt.NDArray[np.float32]:
+    """1 - cos of the angle between one query's outputs and each row of logits, both saturated, from 0 to 2.
+
+    It is a function of the two rows alone: the same logits have the same distance wherever they stand. Whatever has
+    no direction, a row of zeros, is at 1.
 
     Args:
         query_K: the query's outputs, or its logits, shape (K,).
@@ -66,8 +83,8 @@ def asymmetric_distances(query_K: npt.ArrayLike, logits_NK: Logits) -> npt.NDArr
         raise ValueError(f"a query (K,) and logits (N, K) are needed: got {query.shape} and {logits.shape}")
     if not np.isfinite(query).all():
         raise ValueError("the query's outputs must be finite")
-    exact_NK = logits.astype(np.float64)
-    norm_N = np.linalg.norm(query) * np.sqrt((exact_NK * exact_NK).sum(1))
+    query, rows_NK = saturate(query[None])[0], saturate(logits)
+    norm_N = np.linalg.norm(query) * np.sqrt((rows_NK * rows_NK).sum(1))
     # Rounded to float32, which hides in what order the products were added.
-    cosine_N: npt.NDArray[np.float64] = (exact_NK * query).sum(1) / np.where(norm_N > 0, norm_N, 1)
+    cosine_N: npt.NDArray[np.float64] = (rows_NK * query).sum(1) / np.where(norm_N > 0, norm_N, 1)
     return np.clip(1 - cosine_N, 0, 2).astype(np.float32)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,14 +77,15 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Reranked:
-    """The mAP of what `hhnet search --rerank` gives, the rest of the ranking behind it."""
+    """The mAP of what `hhnet search --rerank` gives, the rest of the ranking behind it.
+
+    Ties in distance stand in database order by that convention; else in one seeded random order, so that the figure is
+    to be compared with the expectation over all orders.
+    """
 
     first: int
-    """Nearest codes of a query, ties in database order, that are ordered by their logits; the others stay."""
+    """Nearest codes of a query that are ordered by their logits; the others stay."""
     map: float
-    before: float
-    """The mAP with those in their place too: what re-ranking is to be compared with, since database order can itself
-    say something, where the samples of one part are easier than those of the next."""
 
 
 @dataclass(frozen=True)
@@ -229,9 +229,18 @@ def _reranked(pair: Pair, settings: EvaluateSettings) -> Reranked | None:
         return None
     first = min(settings.rerank, len(pair.database))
     convention = settings.model_dump(include={"at", "denominator", "empty"})
-    measured = partial(hhnet.mean_average_precision, *pair.arguments(), **convention)
-    value = measured(ties="scores", tie_scores=(queries, database), rerank=first)
-    return Reranked(first, rounded(value), rounded(measured(ties="stable")))
+    order = np.arange(len(database))
+    if settings.ties == "expected":
+        order = np.random.Generator(np.random.Philox(2)).permutation(order)
+    query_codes, query_labels, codes, labels = pair.arguments()
+    value = hhnet.mean_average_precision(
+        *(query_codes, query_labels, codes[order], labels[order]),
+        **convention,
+        ties="scores",
+        tie_scores=(hhnet.saturate(queries), hhnet.saturate(database[order])),
+        rerank=first,
+    )
+    return Reranked(first, rounded(value))
 
 
 def _ranks(wanted: Sequence[int], pair: Pair) -> list[int]:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hhnet import asymmetric_distances, quantise_logits
+from hhnet import asymmetric_distances, quantise_logits, saturate
 from hhnet.codes import sign_bits
 
 
@@ -48,17 +48,30 @@ def test_no_outputs_have_no_direction() -> None:
     assert asymmetric_distances(np.zeros(8), np.ones((2, 8), np.int8)).tolist() == [1, 1]
 
 
-def test_distances_are_one_less_the_cosine() -> None:
+def squashed(row: list[float]) -> list[float]:
+    size = math.sqrt(math.fsum(z * z for z in row) / len(row))
+    return [math.tanh(z / size) for z in row]
+
+
+def test_distances_are_one_less_the_cosine_of_what_is_saturated() -> None:
     query = np.random.default_rng(2).standard_normal(12).astype(np.float32)
     logits = np.random.default_rng(3).integers(-127, 128, (40, 12)).astype(np.int8)
     found = asymmetric_distances(query, logits)
     assert found.dtype == np.float32
-    for distance, row in zip(found.tolist(), logits.tolist(), strict=True):
-        dot = math.fsum(float(a) * b for a, b in zip(query, row, strict=True))
-        norms = math.sqrt(math.fsum(float(a) ** 2 for a in query) * math.fsum(b * b for b in row))
+    first = squashed(query.tolist())
+    for distance, row in zip(found.tolist(), map(squashed, logits.tolist()), strict=True):
+        dot = math.fsum(a * b for a, b in zip(first, row, strict=True))
+        norms = math.sqrt(math.fsum(a * a for a in first) * math.fsum(b * b for b in row))
         assert distance == pytest.approx(1 - dot / norms, abs=1e-6)
     assert 0 <= asymmetric_distances(logits[3], logits)[3] < 1e-6
     assert 2 - 1e-6 < asymmetric_distances(-logits[3], logits)[3] <= 2
+
+
+def test_saturation_knows_no_scale() -> None:
+    z = np.random.default_rng(7).standard_normal((30, 24))
+    np.testing.assert_allclose(saturate(1e9 * z), saturate(z))
+    np.testing.assert_allclose(saturate(quantise_logits(z)), saturate(z), atol=0.02)
+    assert (saturate(np.zeros((2, 8))) == 0).all()
 
 
 def test_equal_logits_are_equally_far_wherever_they_stand() -> None:

@@ -30,6 +30,7 @@ def test_all_is_frozen() -> None:
         "precision_recall_curve",
         "precision_within_radius",
         "quantise_logits",
+        "saturate",
         "unpack_bits",
     ]
 

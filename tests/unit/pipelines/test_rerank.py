@@ -226,8 +226,9 @@ def brute(uri: str, n: int, k: int) -> Callable[[npt.NDArray[Any], bytes], list[
     def answer(outputs: npt.NDArray[Any], code: bytes) -> list[tuple[int, float]]:
         distances = np.unpackbits(codes ^ np.frombuffer(code, np.uint8), axis=1).sum(1)
         short = np.lexsort((ids, distances))[: max(n, k)]
-        z = outputs.astype(float)
-        far = 1 - logits[short] @ z / np.linalg.norm(z) / np.linalg.norm(logits[short], axis=1)
+        z = np.tanh(outputs / np.sqrt(np.mean(outputs.astype(float) ** 2)))
+        near = np.tanh(logits[short] / np.sqrt(np.mean(logits[short] ** 2, axis=1, keepdims=True)))
+        far = 1 - near @ z / np.linalg.norm(z) / np.linalg.norm(near, axis=1)
         order = np.lexsort((ids[short], distances[short], far.round(6)))[:k]
         return [(int(ids[short][place]), far[place]) for place in order]
 
