@@ -44,7 +44,7 @@ def saturate(z_NK: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Outputs or logits as what is compared: tanh(z / r), r the root mean square of the row.
 
     An output says little more than its bit once it is far from zero. Compared as they are, the few largest outputs of
-    a row decide, and order long lists worse than the bits alone (`docs/rerank.md` has the figures).
+    a row decide, and order long lists worse than the bits alone (`docs/experiments.md` has the figures).
 
     Args:
         z_NK: outputs or logits, shape (N, K).
