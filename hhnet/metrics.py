@@ -34,6 +34,16 @@ def _normalised(reals: npt.ArrayLike, num: int, name: str) -> _Floats:
     return array / np.where(norm > 0, norm, 1)
 
 
+def _normalised_pair(tie_scores: tuple[npt.ArrayLike, npt.ArrayLike], task: Task) -> tuple[_Floats, _Floats]:
+    reals = (
+        _normalised(tie_scores[0], len(task.queries), "query"),
+        _normalised(tie_scores[1], len(task.database), "database"),
+    )
+    if reals[0].shape[1] != reals[1].shape[1]:
+        raise ValueError(f"tie_scores differ in width: got {reals[0].shape} and {reals[1].shape}")
+    return reals
+
+
 def _expected(task: Task, cut: int, kind: int) -> tuple[_Floats, npt.NDArray[np.bool_]]:
     ap_Q, hit_Q = np.empty(len(task.queries)), np.empty(len(task.queries), np.bool_)
     # The differences of harmonic numbers taken from this table are exact to about 1e-16.
@@ -132,14 +142,7 @@ def average_precisions(
     if ties == "expected":
         ap_Q, hit_Q = _expected(task, cut, kind)
     else:
-        reals = None
-        if tie_scores is not None:
-            reals = (
-                _normalised(tie_scores[0], len(task.queries), "query"),
-                _normalised(tie_scores[1], len(task.database), "database"),
-            )
-            if reals[0].shape[1] != reals[1].shape[1]:
-                raise ValueError(f"tie_scores differ in width: got {reals[0].shape} and {reals[1].shape}")
+        reals = None if tie_scores is None else _normalised_pair(tie_scores, task)
         ap_Q, hit_Q = _ordered(task, cut, kind, reals, min(rerank or 0, len(task.database)))
     if empty == "skip":
         ap_Q[~hit_Q] = np.nan
