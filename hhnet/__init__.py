@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hhnet.codes import pack_bits, unpack_bits
     from hhnet.health import code_drift, code_health
     from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
+    from hhnet.logits import asymmetric_distances, quantise_logits, saturate
     from hhnet.losses import loss_names, make_loss
     from hhnet.metrics import (
         average_precisions,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HHNet",
     "Preprocess",
+    "asymmetric_distances",
     "average_precisions",
     "chance_map",
     "code_drift",
@@ -42,12 +44,15 @@ __all__ = [
     "precision_at",
     "precision_recall_curve",
     "precision_within_radius",
+    "quantise_logits",
+    "saturate",
     "unpack_bits",
 ]
 
 _MODULES = {
     "HHNet": "model",
     "Preprocess": "preprocess",
+    "asymmetric_distances": "logits",
     "average_precisions": "metrics",
     "chance_map": "metrics",
     "code_drift": "health",
@@ -64,6 +69,8 @@ _MODULES = {
     "precision_at": "metrics",
     "precision_recall_curve": "metrics",
     "precision_within_radius": "metrics",
+    "quantise_logits": "logits",
+    "saturate": "logits",
     "unpack_bits": "codes",
 }
 

@@ -150,12 +150,17 @@ def ordered_ap(
     labels_NL: Any,
     single: bool,
     scores_QN: Any,
+    first: int,
     cut: int,
     kind: int,
     ap_Q: Any,
     hit_Q: Any,
 ) -> None:
-    """AP at `cut` in the order (distance, score, row), or (distance, row) if `scores_QN` has no columns."""
+    """AP at `cut` in the order (distance, score, row), or (distance, row) if `scores_QN` has no columns.
+
+    With `first` > 0 the first so many by (distance, row) are ordered by (score, distance, row) instead, and the rest
+    stays.
+    """
     size = database_NW.shape[0]
     distance = np.empty(size, np.int32)
     order = np.empty(size, np.int64)
@@ -170,7 +175,10 @@ def ordered_ap(
         for row in range(size):
             order[place[distance[row]]] = row
             place[distance[row]] += 1
-        if scores_QN.shape[1] > 0:
+        if first > 0:
+            group = order[:first].copy()
+            order[:first] = group[np.argsort(scores_QN[q][group], kind="mergesort")]
+        elif scores_QN.shape[1] > 0:
             for d in range(starts.shape[0] - 1):
                 if starts[d] >= cut:
                     break

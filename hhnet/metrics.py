@@ -34,6 +34,16 @@ def _normalised(reals: npt.ArrayLike, num: int, name: str) -> _Floats:
     return array / np.where(norm > 0, norm, 1)
 
 
+def _normalised_pair(tie_scores: tuple[npt.ArrayLike, npt.ArrayLike], task: Task) -> tuple[_Floats, _Floats]:
+    reals = (
+        _normalised(tie_scores[0], len(task.queries), "query"),
+        _normalised(tie_scores[1], len(task.database), "database"),
+    )
+    if reals[0].shape[1] != reals[1].shape[1]:
+        raise ValueError(f"tie_scores differ in width: got {reals[0].shape} and {reals[1].shape}")
+    return reals
+
+
 def _expected(task: Task, cut: int, kind: int) -> tuple[_Floats, npt.NDArray[np.bool_]]:
     ap_Q, hit_Q = np.empty(len(task.queries)), np.empty(len(task.queries), np.bool_)
     # The differences of harmonic numbers taken from this table are exact to about 1e-16.
@@ -48,7 +58,7 @@ def _expected(task: Task, cut: int, kind: int) -> tuple[_Floats, npt.NDArray[np.
 
 
 def _ordered(
-    task: Task, cut: int, kind: int, reals: tuple[_Floats, _Floats] | None
+    task: Task, cut: int, kind: int, reals: tuple[_Floats, _Floats] | None, first: int
 ) -> tuple[_Floats, npt.NDArray[np.bool_]]:
     ap_Q, hit_Q = np.empty(len(task.queries)), np.empty(len(task.queries), np.bool_)
 
@@ -63,6 +73,7 @@ def _ordered(
             task.labels,
             task.single,
             scores_QN,
+            first,
             cut,
             kind,
             ap_Q[part],
@@ -88,6 +99,7 @@ def average_precisions(
     denominator: str = "retrieved",
     empty: str = "zero",
     tie_scores: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    rerank: int | None = None,
 ) -> _Floats:
     """AP@K of each query: sum over ranks i <= K of rel_i x precision_i, divided by the denominator.
 
@@ -103,6 +115,9 @@ def average_precisions(
         empty: what becomes of a query that has no relevant sample within the first K in any order: "zero"
             counts it as 0, "skip" gives NaN.
         tie_scores: real codes of queries and database, (Q, K) and (N, K), for ties="scores" only.
+        rerank: for ties="scores" only: the first `rerank` samples by (distance, row) are ordered by the distance of
+            the reals whatever their codes, and the others stay by (distance, row). Cut to N, which orders all of
+            them; None = only ties are broken by the reals.
 
     Returns:
         float64 (Q,).
@@ -120,20 +135,15 @@ def average_precisions(
         raise ValueError(f"at must be at least 1, or None for the whole database: got {at}")
     if (tie_scores is not None) != (ties == "scores"):
         raise ValueError(f"ties='scores' and tie_scores go together: got ties={ties!r}")
+    if rerank is not None and (rerank < 1 or tie_scores is None):
+        raise ValueError(f"rerank must be at least 1 and needs tie_scores: got {rerank} with ties={ties!r}")
     cut = min(at or len(task.database), len(task.database))
     kind = _DENOMINATORS[denominator]
     if ties == "expected":
         ap_Q, hit_Q = _expected(task, cut, kind)
     else:
-        reals = None
-        if tie_scores is not None:
-            reals = (
-                _normalised(tie_scores[0], len(task.queries), "query"),
-                _normalised(tie_scores[1], len(task.database), "database"),
-            )
-            if reals[0].shape[1] != reals[1].shape[1]:
-                raise ValueError(f"tie_scores differ in width: got {reals[0].shape} and {reals[1].shape}")
-        ap_Q, hit_Q = _ordered(task, cut, kind, reals)
+        reals = None if tie_scores is None else _normalised_pair(tie_scores, task)
+        ap_Q, hit_Q = _ordered(task, cut, kind, reals, min(rerank or 0, len(task.database)))
     if empty == "skip":
         ap_Q[~hit_Q] = np.nan
     return ap_Q
@@ -149,6 +159,7 @@ def mean_average_precision(
     denominator: str = "retrieved",
     empty: str = "zero",
     tie_scores: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    rerank: int | None = None,
 ) -> float:
     """Mean of `average_precisions`, which explains the arguments, over the queries that are not skipped.
 
@@ -156,7 +167,7 @@ def mean_average_precision(
         TypeError, ValueError: as there, and ValueError if every query is skipped.
     """
     ap_Q = average_precisions(
-        query_codes, query_labels, database_codes, database_labels, at, ties, denominator, empty, tie_scores
+        query_codes, query_labels, database_codes, database_labels, at, ties, denominator, empty, tie_scores, rerank
     )
     kept = ap_Q[~np.isnan(ap_Q)]
     if len(kept) == 0:

@@ -249,6 +249,9 @@ def search(
         list[str] | None, typer.Option("--codes", help="Codes, all of them queries.", metavar="URI")
     ] = None,
     k: Annotated[int | None, typer.Option("-k", help="Neighbours per query.", min=1)] = None,
+    rerank: Annotated[
+        int | None, typer.Option("--rerank", help="Order the nearest N by their logits.", min=1, metavar="N")
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Where the model lies now.", metavar="URI")] = None,
     shards: Annotated[
         list[str] | None, typer.Option("--shards", help="Where the shards lie now.", metavar="URI")
@@ -262,6 +265,8 @@ def search(
     """Find the nearest codes; equal distances are ordered by id.
 
     Example: hhnet search --index index --image cat.jpg -k 10 --html found.html
+
+    Example: hhnet search --index index --image cat.jpg -k 10 --rerank 200
     """
     if not (image or key or code or codes):
         raise UsageError("nothing to search for: give --image, --key, --code or --codes")
@@ -269,7 +274,7 @@ def search(
 
     return work(
         index,
-        configure(config, sets, search__k=k, search__workers=workers),
+        configure(config, sets, search__k=k, search__workers=workers, search__rerank=rerank),
         images=image or (),
         keys=key or (),
         codes=codes or (),

@@ -11,15 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
+from hhnet import unpack_bits
 from pipelines.artifacts import Artifact, Part, ReceiptRef
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.schema import codes_schema, read_parquet, require_schema
+from pipelines.schema import LOGITS, codes_schema, read_parquet, require_schema
 from pipelines.versions import open_current
 
 ENCODER_VERSION = 2
 """Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
-
-COLUMNS = ("key", "shard", "row", "code", "labels")
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class CodesSet:
     artifact: Artifact
     bits: int
     classes: tuple[str, ...]
+    logits: bool
+    """Whether it has logits beside the codes."""
 
     @cached_property
     def shards(self) -> tuple[CodesShard, ...]:
@@ -62,7 +63,7 @@ class CodesSet:
 
     def read(self, shard: CodesShard) -> pa.Table:
         """The contract's columns of one shard, checked; further columns are left out."""
-        return read_codes(self.artifact, shard.part, self.bits)
+        return read_codes(self.artifact, shard.part, self.bits, self.logits)
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows of every shard, one table at a time."""
@@ -77,7 +78,15 @@ def open_codes(source: str | Artifact) -> CodesSet:
         bits, classes = int(meta["bits"]), tuple(str(name) for name in meta["classes"])
     except (KeyError, TypeError, ValueError):
         raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its bits and classes") from None
-    return CodesSet(artifact, bits, classes)
+    return CodesSet(artifact, bits, classes, has_logits(artifact))
+
+
+def has_logits(artifact: Artifact) -> bool:
+    """Whether codes, or an index of them, hold logits; DamagedArtifact where they are of a form that is not known."""
+    found = artifact.manifest.meta.get("logits")
+    if found not in (None, LOGITS):
+        raise DamagedArtifact(f"{artifact.uri}: logits of the form {found!r} are not known to this hhnet")
+    return found is not None
 
 
 def _shard_of(artifact: Artifact, reference: ReceiptRef) -> CodesShard:
@@ -92,11 +101,11 @@ def _shard_of(artifact: Artifact, reference: ReceiptRef) -> CodesShard:
     return shard
 
 
-def read_codes(artifact: Artifact, part: Part, bits: int) -> pa.Table:
+def read_codes(artifact: Artifact, part: Part, bits: int, logits: bool = False) -> pa.Table:
     """One codes part as a table of the contract's columns, digest, schema and number of rows checked."""
-    where = f"{artifact.uri}/{part.path}"
-    table = read_parquet(artifact.read(part), where, COLUMNS)
-    require_schema(table, codes_schema(bits, "", ()), where)
+    where, schema = f"{artifact.uri}/{part.path}", codes_schema(bits, "", (), logits=logits)
+    table = read_parquet(artifact.read(part), where, schema.names)
+    require_schema(table, schema, where)
     if table.num_rows != part.rows:
         raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
     return table
@@ -111,6 +120,24 @@ def code_array(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
     return data.reshape(-1, column.type.byte_width)[array.offset : array.offset + len(array)]
 
 
+def require_logits(artifact: Artifact) -> None:
+    """InputError unless codes, or an index of them, hold logits."""
+    if not has_logits(artifact):
+        raise InputError(f"{artifact.uri} has no logits to re-rank by: encode with encode.logits=true to have them")
+
+
+def logits_array(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
+    """A column of logits as int8 (N, bits)."""
+    return code_array(column).view(np.int8)
+
+
+def require_signs(table: pa.Table, bits: int, where: str) -> None:
+    """DamagedArtifact unless each logit of a table that has codes too lies on its bit's side of zero."""
+    logits, ones = logits_array(table["logits"]), unpack_bits(code_array(table["code"]), bits)
+    if not ((logits > 0) == ones).all() or (logits == np.iinfo(np.int8).min).any():
+        raise DamagedArtifact(f"{where} has logits that are not those of its codes")
+
+
 def class_names(labels: Sequence[int], classes: Sequence[str], where: str) -> list[str]:
     """The names of class ids; DamagedArtifact for an id that has none."""
     for label in labels:
@@ -119,19 +146,24 @@ def class_names(labels: Sequence[int], classes: Sequence[str], where: str) -> li
     return [classes[label] for label in labels]
 
 
-def require_pair(first: CodesSet, other: CodesSet, classes: bool = False) -> None:
-    """FingerprintMismatch, naming both, unless they have one code length, one model and (if asked) one class list."""
+def require_pair(first: CodesSet, other: CodesSet, one_index: bool = False) -> None:
+    """FingerprintMismatch, naming both, unless they have one code length and one model.
+
+    Codes of `one_index` must have one class list, and logits all or none, as well.
+    """
     facts: list[tuple[str, Any, Any, bool]] = [
         ("bits", first.bits, other.bits, first.bits == other.bits),
         ("model", first.model[:12], other.model[:12], first.model == other.model),
     ]
-    if classes:
+    if one_index:
         facts.append(("classes", len(first.classes), len(other.classes), first.classes == other.classes))
+        facts.append(("encode.logits", first.logits, other.logits, first.logits == other.logits))
     for name, mine, theirs, same in facts:
         if not same:
             raise FingerprintMismatch(
                 f"{first.artifact.uri} has {name} {mine}, {other.artifact.uri} has {name} {theirs}"
                 f"{' with other names' if mine == theirs else ''}: name codes that one model made of one class list"
+                f"{' with the same setting' if name == 'encode.logits' else ''}"
             )
 
 

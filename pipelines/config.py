@@ -12,7 +12,16 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from pipelines.errors import ConfigError
 
@@ -145,6 +154,15 @@ class EncodeSettings(Section):
     """Seconds without a decoded image or a finished batch after which a shard is taken from its worker."""
     carry: tuple[str, ...] = ()
     """Metadata columns of the samples' JSON to carry into the codes."""
+    logits: bool = False
+    """Keep the network's outputs beside the codes, an int8 for each bit, so that `search --rerank` can use them."""
+
+    @field_validator("logits")
+    @classmethod
+    def _own_column(cls, logits: bool, info: ValidationInfo) -> bool:
+        if logits and "logits" in info.data.get("carry", ()):
+            raise ValueError("makes a column `logits`, which encode.carry names too")
+        return logits
 
 
 class GateSettings(Section):
@@ -203,6 +221,8 @@ class SearchSettings(Section):
     """Neighbours per query."""
     workers: int | None = Field(None, ge=1)
     """Ray actors that the parts are dealt to; unset = the parts are searched in this process."""
+    rerank: int | None = Field(None, ge=1, le=100_000)
+    """Nearest codes of which the best k by logits are shown; unset = the k nearest codes."""
 
 
 class DedupeSettings(Section):
@@ -229,6 +249,8 @@ class EvaluateSettings(Section):
     """What AP is divided by: relevant items inside the top K, min(relevant, K), or all relevant."""
     empty: Literal["zero", "skip"] = "zero"
     """A query without a relevant item counts 0, or is left out."""
+    rerank: int | None = Field(None, ge=1)
+    """Also measure the mAP with the nearest so many of each query ordered by logits; unset = not."""
     gallery: int = Field(12, ge=0, le=200)
     """Queries shown with their neighbours in the report."""
 
@@ -304,20 +326,31 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("train.weight_decay", "train.warmup", "train.ema_decay", "train.grad_clip", "train.seed"),
         *("train.val_share", "train.val_limit", "train.val_every"),
     ),
-    "codes": ("encode.batch_size", "encode.carry"),
+    "codes": ("encode.batch_size", "encode.carry", "encode.logits"),
     "index": (
         *("index.kind", "index.nlist", "index.nprobe", "index.m", "index.ef_search", "index.seed"),
         *("index.gate.probes", "index.gate.k", "index.gate.radius"),
     ),
     "duplicates": ("dedupe.radius",),
-    "report": ("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),
+    "report": (
+        *("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),
+        "evaluate.rerank",
+    ),
 }
+
+# Settings that came later. At their default they are no part of a fingerprint, so that what was made before them keeps
+# its name, and with it its bytes.
+LATER_SETTINGS = frozenset({"encode.logits", "evaluate.rerank", "index.m", "index.ef_search"})
 
 
 def result_settings(config: Config, kind: str) -> dict[str, Any]:
     """The settings of `config` that change an artifact of `kind`, by dotted name, as plain JSON values."""
-    tree = config.model_dump(mode="json")
-    return {name: reduce(lambda node, key: node[key], name.split("."), tree) for name in RESULT_SETTINGS[kind]}
+    values, defaults = (_by_name(each.model_dump(mode="json"), RESULT_SETTINGS[kind]) for each in (config, Config()))
+    return {name: v for name, v in values.items() if name not in LATER_SETTINGS or v != defaults[name]}
+
+
+def _by_name(tree: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: reduce(lambda node, key: node[key], name.split("."), tree) for name in names}
 
 
 def load_config(

@@ -139,10 +139,14 @@ def _cell(value: Any) -> str:
 
 
 def _present_query(entry: Mapping[str, Any]) -> str:
-    lines = [f"query {entry['query']}", f"  {'rank':>4}  {'distance':>8}  {'labels':<24}  key"]
-    for rank, found in enumerate(entry["neighbours"], start=1):
+    near = entry["neighbours"]
+    scored = bool(near) and "score" in near[0]
+    heading = f"  {'score':>6}" if scored else ""
+    lines = [f"query {entry['query']}", f"  {'rank':>4}{heading}  {'distance':>8}  {'labels':<24}  key"]
+    for rank, found in enumerate(near, start=1):
         labels = ", ".join(str(label) for label in found["labels"]) or "-"
-        lines.append(f"  {rank:>4}  {found['distance']:>8}  {labels:<24}  {found['key']}")
+        score = f"  {found['score']:>6.4f}" if scored else ""
+        lines.append(f"  {rank:>4}{score}  {found['distance']:>8}  {labels:<24}  {found['key']}")
     return "\n".join(lines)
 
 

@@ -13,7 +13,6 @@ from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact, write_r
 from pipelines.cluster.pool import Outcome
 from pipelines.config import Config, result_settings
 from pipelines.encoding import (
-    CONTRACT_COLUMNS,
     EncodeJob,
     ShardEncoder,
     ShardRun,
@@ -28,6 +27,7 @@ from pipelines.encoding import (
     run_record,
 )
 from pipelines.errors import DamagedArtifact, Degraded
+from pipelines.schema import LOGITS
 from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import Store
 from pipelines.versions import finished, lost, open_current
@@ -121,7 +121,8 @@ def _commit(
     meta = {
         "bits": int(job.schema.metadata[b"hhnet.bits"]),
         "classes": list(opened.classes),
-        "carried": {name: str(job.schema.field(name).type) for name in job.schema.names[CONTRACT_COLUMNS:]},
+        "carried": {name: str(job.schema.field(name).type) for name in job.config.encode.carry},
         "settings": result_settings(job.config, "codes"),
+        **({"logits": LOGITS} if job.config.encode.logits else {}),
     }
     writer.commit(parts, totals, meta, receipts)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from hhnet.codes import pack_bits, sign_bits
+from hhnet.logits import quantise_logits
 from hhnet.model import HHNet, Preprocess, model_from_bytes
 from pipelines.artifacts import Artifact, open_artifact
 from pipelines.errors import DamagedArtifact
@@ -26,9 +27,11 @@ from pipelines.shards import Record, Sample
 
 @dataclass
 class Encoded:
-    """What one shard became: codes (N, ceil(K/8)) of the kept samples in row order, and the rejects."""
+    """What one shard became: codes (N, ceil(K/8)) and, if asked for, logits (N, K) of the kept samples in row order,
+    and the rejects."""
 
     codes: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.int8]
     kept: list[Sample] = field(default_factory=list)
     rejects: list[tuple[Record, ImageReject]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -64,13 +67,18 @@ class Encoder:
         """K."""
         return self.model.bits
 
-    def encode_images(self, images: Sequence[bytes]) -> npt.NDArray[np.uint8]:
-        """Image bytes to packed codes, uint8 (N, ceil(K/8)). Raises ImageReject for the first that is none."""
+    def real_codes(self, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
+        """Image bytes to real codes, float32 (N, K). Raises ImageReject for the first that is none."""
         squares = [self.preprocess.resize_crop(decode_image(data)) for data in images]
         return self._forward(squares)
 
     def encode_samples(
-        self, samples: Iterable[Sample], batch_size: int, threads: int, advance: Callable[[], None] = lambda: None
+        self,
+        samples: Iterable[Sample],
+        batch_size: int,
+        threads: int,
+        advance: Callable[[], None] = lambda: None,
+        logits: bool = False,
     ) -> Encoded:
         """Encode one shard's samples in batches, decoding in `threads` threads beside the forward pass.
 
@@ -78,13 +86,17 @@ class Encoder:
         a function of the shard alone. `advance` is called after each sample and each batch.
         """
         clock = dict.fromkeys(("read", "decode", "forward"), 0.0)
-        result = Encoded(np.zeros((0, (self.bits + 7) // 8), np.uint8), seconds=clock)
-        codes: list[npt.NDArray[np.uint8]] = []
+        codes = [np.zeros((0, (self.bits + 7) // 8), np.uint8)]
+        quantised = [np.zeros((0, self.bits), np.int8)]
+        result = Encoded(codes[0], quantised[0], seconds=clock)
         squares: list[npt.NDArray[np.uint8]] = []
 
         def flush() -> None:
             begun = time.perf_counter()
-            codes.append(self._forward(squares))
+            z_BK = self._forward(squares)
+            codes.append(pack_bits(sign_bits(z_BK)))
+            if logits:
+                quantised.append(quantise_logits(z_BK))
             squares.clear()
             advance()
             clock["forward"] += time.perf_counter() - begun
@@ -102,15 +114,15 @@ class Encoder:
                 flush()
         if squares:
             flush()
-        if codes:
-            result.codes = np.concatenate(codes)
+        result.codes, result.logits = np.concatenate(codes), np.concatenate(quantised)
         return result
 
-    def _forward(self, squares: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    def _forward(self, squares: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         batch = torch.from_numpy(np.stack(squares)).to(self.device)
         with torch.inference_mode(), autocast(self.device, self.precision):
             z_BK = self.model(self.preprocess.normalise(batch))
-        return pack_bits(sign_bits(z_BK.float().cpu().numpy()))
+        reals: npt.NDArray[np.float32] = z_BK.float().cpu().numpy()
+        return reals
 
 
 def autocast(device: torch.device, precision: str) -> Any:

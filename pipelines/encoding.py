@@ -29,8 +29,6 @@ from pipelines.storage import Entry, Store
 if TYPE_CHECKING:
     from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs
 
-CONTRACT_COLUMNS = 5
-
 
 @dataclass(frozen=True)
 class ShardTask:
@@ -95,7 +93,7 @@ def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> Enc
         raise DamagedArtifact(
             f"{model.uri} does not say its bits, or {shards.uri} its classes, in the manifest"
         ) from None
-    schema = codes_schema(bits, mark, classes, carried)
+    schema = codes_schema(bits, mark, classes, carried, config.encode.logits)
     return EncodeJob(shards.uri, model.uri, Store(out).uri, mark, inputs, schema, config)
 
 
@@ -116,9 +114,10 @@ def encode_shard(
     advance: Callable[[], None] = lambda: None,
 ) -> ShardCodes:
     """Encode one shard; samples = rows + rejected, always. `advance` is called as images and batches are done."""
-    carried = schema.names[CONTRACT_COLUMNS:]
+    carried = list(dict.fromkeys(config.encode.carry))
     samples = shards.read(shard, metadata=bool(carried))
-    encoded = encoder.encode_samples(samples, config.encode.batch_size, config.data.workers, advance)
+    settings = config.encode
+    encoded = encoder.encode_samples(samples, settings.batch_size, config.data.workers, advance, settings.logits)
     return ShardCodes(
         parquet_bytes(table_of(schema, _columns(encoded, carried))),
         len(encoded.kept),
@@ -137,6 +136,7 @@ def _columns(encoded: "Encoded", carried: list[str]) -> dict[str, Any]:
         "row": [record.row for record in records],
         "code": [row.tobytes() for row in np.ascontiguousarray(encoded.codes)],
         "labels": [list(record.labels) for record in records],
+        "logits": [row.tobytes() for row in encoded.logits],
         **{name: [_text(fields.get(name)) for fields in metadata] for name in carried},
     }
 

@@ -1,6 +1,7 @@
 """`hhnet evaluate`: how well the codes of the queries find their own classes in the database, as figures and a page."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import hhnet
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
-from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
+from pipelines.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
 from pipelines.config import Config, EvaluateSettings, result_settings
 from pipelines.errors import InputError
 from pipelines.gallery import plots
@@ -29,9 +30,12 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     """Evaluate the codes `queries` against the codes `database` (several count as one) into a report at `out`.
 
     Raises FingerprintMismatch where the codes differ in bits or model, InputError where the queries have classes that
-    the database does not know, a tar comes twice, or either side is empty.
+    the database does not know, a tar comes twice, either side is empty, or logits that `evaluate.rerank` needs are
+    not there.
     """
     query_set, sets = _open_all(queries, database)
+    for entry in (query_set, *sets) if config.evaluate.rerank else ():
+        require_logits(entry.artifact)
     name = report_fingerprint(query_set.artifact.digest, [entry.artifact.digest for entry in sets], config)
     artifact = finished(Store(out), "report", name)
     if artifact is not None:
@@ -128,7 +132,7 @@ def gallery_rows(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int, pictures
 
 def _report(writer: ArtifactWriter, query_set: CodesSet, sets: Sequence[CodesSet], config: Config) -> Artifact:
     with stage("evaluate", STEPS, unit="steps") as advance:
-        pair = load_pair(query_set, sets)
+        pair = load_pair(query_set, sets, logits=config.evaluate.rerank is not None)
         advance(1, note="codes read")
         examined = examine(pair.queries.codes, pair.database.codes, pair.bits)
         advance(1, note="codes examined")
@@ -179,6 +183,7 @@ def _commit(writer: ArtifactWriter, parts: list[Part], figures: Figures, setting
         "convention": convention_name(settings),
         "precision_at": figures.precision_at,
         "bits": figures.bits,
+        **({"reranked": asdict(figures.reranked)} if figures.reranked else {}),
     }
     return writer.commit(parts, {"queries": figures.queries, "database": figures.database}, meta)
 
@@ -191,6 +196,7 @@ def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
         "uri": artifact.uri,
         "digest": artifact.digest,
         **{name: manifest.meta[name] for name in ("map", "convention", "chance", "precision_at", "bits")},
+        **{name: manifest.meta[name] for name in ("reranked",) if name in manifest.meta},
         **manifest.totals,
         "report": f"{artifact.uri}/{manifest.part('report.html').path}",
         "metrics": f"{artifact.uri}/{manifest.part('metrics.json').path}",

@@ -40,6 +40,7 @@ from pipelines.kinds.artifact import ORDINALS_NAME, QUANTIZER_NAME
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartTask, codes_of, sample_rows
 from pipelines.planning import plan
+from pipelines.schema import LOGITS
 from pipelines.storage import Store, sha256_of
 from pipelines.versions import finished
 
@@ -89,7 +90,7 @@ def _open_all(codes: Sequence[str]) -> list[CodesSet]:
         raise InputError("no codes to index: name at least one codes artifact with --codes")
     sets = [open_codes(uri) for uri in codes]
     for other in sets[1:]:
-        require_pair(sets[0], other, classes=True)
+        require_pair(sets[0], other, one_index=True)
     if not any(entry.rows for entry in sets):
         raise InputError(f"{', '.join(entry.artifact.uri for entry in sets)}: there are no codes to index")
     return sets
@@ -185,6 +186,7 @@ def _build(
         "classes": list(first.classes),
         "quantizer_sha256": shared_parts[0].sha256 if shared_parts else None,
         "card": card_of(parts, count),
+        **({"logits": LOGITS} if first.logits else {}),
     }
     totals = {"codes": count, "shards": len(tasks)}
     figures = measure(writer.draft(parts, totals, meta, receipts), config)

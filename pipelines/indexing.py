@@ -28,9 +28,8 @@ PartReceipt = dict[str, Any]
 
 def task_of(ordinal: int, entry: CodesSet, shard: CodesShard, later: bool = False) -> PartTask:
     """The work of one shard of a codes artifact."""
-    return PartTask(
-        ordinal, shard.name, shard.sha256, entry.artifact.uri, entry.artifact.digest, shard.part, entry.bits, later
-    )
+    uri, digest = entry.artifact.uri, entry.artifact.digest
+    return PartTask(ordinal, shard.name, shard.sha256, uri, digest, shard.part, entry.bits, entry.logits, later)
 
 
 def build_parts(

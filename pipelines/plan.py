@@ -10,7 +10,7 @@ from itertools import pairwise, zip_longest
 from typing import Any
 
 from pipelines.artifacts import Artifact, open_artifact, versions
-from pipelines.codes import CodesSet, CodesShard, open_codes, require_distinct, require_pair
+from pipelines.codes import CodesSet, CodesShard, has_logits, open_codes, require_distinct, require_pair
 from pipelines.errors import InputError
 from pipelines.kinds.artifact import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
 from pipelines.shards import INDEX_NAME, tar_name
@@ -97,7 +97,11 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
     if index is not None and versions(Store(index)):
         state.index = open_current(index, "index")
         state.held = {shard.shard_sha256: shard for shard in read_ordinals(state.index).values() if shard.rows}
-    indexed = [CodesSet(state.index, int(state.index.manifest.meta["bits"]), ())] if state.index else []
+    indexed = (
+        [CodesSet(state.index, int(state.index.manifest.meta["bits"]), (), has_logits(state.index))]
+        if state.index
+        else []
+    )
     for one, other in pairwise([*indexed, *state.sets]):
         require_pair(one, other)
     return state

@@ -177,18 +177,19 @@ def _base(index: str) -> Iterator[Base]:
 
 
 def _require_same(base: Base, entry: CodesSet) -> None:
-    """FingerprintMismatch, naming both, unless the codes are of the index's bits, model and classes."""
+    """FingerprintMismatch, naming both, unless the codes have the index's bits, model, classes and kind of columns."""
     reader, uri = base.reader, entry.artifact.uri
     model = base.artifact.manifest.input("model").digest
     for name, mine, theirs, same in (
         ("bits", reader.bits, entry.bits, reader.bits == entry.bits),
         ("model", model[:12], entry.model[:12], model == entry.model),
         ("classes", len(reader.classes), len(entry.classes), reader.classes == entry.classes),
+        ("encode.logits", reader.logits, entry.logits, reader.logits == entry.logits),
     ):
         if not same:
             raise FingerprintMismatch(
                 f"{base.artifact.uri} has {name} {mine}, {uri} has {name} {theirs}"
-                f"{' with other names' if mine == theirs else ''}: add codes that the index's model made of its classes"
+                f"{' with other names' if mine == theirs else ''}: add codes that were made like those of the index"
             )
 
 
@@ -223,7 +224,7 @@ def _require_same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: C
     """FingerprintMismatch, naming both, where a tar that the index holds has other codes in this artifact."""
     if held.codes_digest == entry.artifact.digest:
         return
-    names = keys_schema(base.reader.width).names
+    names = keys_schema(entry.bits, entry.logits).names
     theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
     compacted = int(part_receipt(base.artifact, held.ordinal).get("compacted", 0))
     kept = theirs.filter(pa.array(np.isin(theirs["row"].to_numpy(), mine["row"].to_numpy())))
@@ -310,6 +311,7 @@ def _compacting(base: Base) -> Change:
             reader.shards[ordinal].codes_digest,
             manifest.part(keys_name(ordinal)),
             reader.bits,
+            reader.logits,
             later=True,
             left_out=tuple(rows.tolist()),
             compacted=int(part_receipt(base.artifact, ordinal).get("compacted", 0)),

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts import Artifact, ReceiptRef, open_artifact, versions, write_run_record
-from pipelines.config import Config, EncodeSettings
+from pipelines.config import RESULT_SETTINGS, Config, EncodeSettings
 from pipelines.encoding import (
     EncodeJob,
     ShardCodes,
@@ -95,13 +95,14 @@ def _reasons(rejects: bytes, where: str) -> dict[int, str]:
 
 
 def _plan(base: Artifact, config: Config, shards: str | None, model: str | None) -> EncodeJob:
-    """The job that made the codes, with the settings that they were made with."""
+    """The job that made the codes, with the settings that they were made with; one that they do not tell is unset."""
     made = {
         name.removeprefix("encode."): value
         for name, value in base.manifest.meta.get("settings", {}).items()
         if name.startswith("encode.")
     }
-    encode = EncodeSettings.model_validate({**config.encode.model_dump(), **made})
+    free = {n: v for n, v in config.encode.model_dump().items() if f"encode.{n}" not in RESULT_SETTINGS["codes"]}
+    encode = EncodeSettings.model_validate({**free, **made})
     source, network = open_input(base, "shards", shards), open_input(base, "model", model)
     job = plan_job(source, network, base.uri, config.model_copy(update={"encode": encode}))
     if job.fingerprint != base.manifest.fingerprint:

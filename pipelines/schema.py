@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from pipelines.errors import DamagedArtifact
 
 BIT_ORDER = "little"
+LOGITS = "int8: 127 x output / largest |output| of the row, away from 0"
+"""How the bytes of a column `logits` came from the network's outputs."""
 
 
 class Reason(StrEnum):
@@ -62,7 +64,11 @@ REJECTS = pa.schema(
 
 
 def codes_schema(
-    bits: int, fingerprint: str, classes: Sequence[str], carried: Mapping[str, pa.DataType] | None = None
+    bits: int,
+    fingerprint: str,
+    classes: Sequence[str],
+    carried: Mapping[str, pa.DataType] | None = None,
+    logits: bool = False,
 ) -> pa.Schema:
     """Schema of a codes part for `bits` bits, with the facts a lone file needs in its metadata."""
     return pa.schema(
@@ -72,6 +78,7 @@ def codes_schema(
             pa.field("row", pa.int32(), nullable=False),
             pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
             pa.field("labels", pa.list_(pa.int32()), nullable=False),
+            *([logits_field(bits)] if logits else []),
             *(pa.field(name, kind) for name, kind in (carried or {}).items()),
         ],
         metadata={
@@ -79,8 +86,14 @@ def codes_schema(
             "hhnet.bits": str(bits),
             "hhnet.bit_order": BIT_ORDER,
             "hhnet.classes": json.dumps(list(classes), ensure_ascii=False),
+            **({"hhnet.logits": LOGITS} if logits else {}),
         },
     )
+
+
+def logits_field(bits: int) -> pa.Field:
+    """The column of logits: one int8 for each bit, as the bytes of a fixed-size binary."""
+    return pa.field("logits", pa.binary(bits), nullable=False)
 
 
 def table_of(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:

@@ -1,16 +1,22 @@
-"""`hhnet search`: nearest neighbours of images, keys or codes in a published index, as JSON and as a page."""
+"""`hhnet search`: nearest neighbours of images, keys or codes in a published index, as JSON and as a page.
+
+Codes find neighbours, logits put them in order: with `search.rerank` the nearest so many by Hamming distance are
+ordered by the asymmetric distance of their logits to the query's outputs, and the first k of that order are shown.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hhnet import asymmetric_distances, pack_bits
+from hhnet.codes import sign_bits
 from pipelines.artifacts import Artifact
-from pipelines.codes import code_array, open_codes
+from pipelines.codes import code_array, logits_array, open_codes, require_logits
 from pipelines.config import Config
 from pipelines.errors import FingerprintMismatch, HHNetError, InputError
 from pipelines.gallery.page import Row, Tile, document, gallery, note
@@ -22,6 +28,8 @@ from pipelines.storage import write_output
 from pipelines.versions import open_input
 
 BATCH = 4096
+PAIRS = 1 << 20
+"""Queries times short list that are re-ranked together."""
 PAGE_QUERIES = 200
 
 Nearest = Callable[[Codes, int], Neighbours]
@@ -29,7 +37,10 @@ Nearest = Callable[[Codes, int], Neighbours]
 
 @dataclass(frozen=True)
 class Query:
-    """What to look for: how it was named, its packed code, and its picture or where that lies."""
+    """What to look for: how it was named, its packed code, and its picture or where that lies.
+
+    `outputs` are those of the network, or the logits that were stored of them, where the query is to be re-ranked.
+    """
 
     name: str
     by: str
@@ -37,6 +48,16 @@ class Query:
     image: bytes | None = None
     place: Place | None = None
     labels: tuple[str, ...] = ()
+    outputs: npt.NDArray[np.generic] | None = None
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """What was found: its Hamming distance and, where the neighbours are re-ranked, its asymmetric distance."""
+
+    item: Item
+    distance: int
+    score: float | None = None
 
 
 def search(
@@ -55,8 +76,9 @@ def search(
     """Search the published `index` by image files, by keys in it, by codes artifacts, and by codes in hexadecimal.
 
     `model` and `shards` say where these lie if not where the artifacts remember; `html` is a file for a page with
-    pictures. Neighbours come by (distance, id). Raises InputError for a query that cannot be used, and
-    FingerprintMismatch for a model or codes that are not the index's own.
+    pictures. Neighbours come by (distance, id); with `search.rerank` by (asymmetric distance, distance, id). Raises
+    InputError for a query that cannot be used or re-ranked, and FingerprintMismatch for a model or codes that are not
+    the index's own.
     """
     if not (images or keys or codes or hex_codes):
         raise InputError("nothing to search for: name a query with --image, --key, --codes or --code")
@@ -65,11 +87,14 @@ def search(
         raise InputError(f"k = {k}: ask for at least one neighbour")
     with open_index(index, version) as reader, _nearest(reader, config) as nearest:
         results: list[dict[str, Any]] = []
-        shown: list[tuple[Query, list[tuple[int, Item]]]] = []
-        queries = _queries(reader, images, keys, codes, hex_codes, model)
-        for batch in _batches(queries):
-            distances, ids = nearest(code_bytes([query.code for query in batch], reader.width), k)
-            for query, neighbours in _named(reader, batch, distances, ids):
+        shown: list[tuple[Query, list[Neighbour]]] = []
+        rerank = config.search.rerank and max(config.search.rerank, k)
+        if rerank:
+            require_logits(reader.artifact)
+        queries = _queries(reader, images, keys, codes, hex_codes, model, rerank is not None)
+        for batch in _batches(queries, max(1, min(BATCH, PAIRS // (rerank or 1)))):
+            found = nearest(code_bytes([query.code for query in batch], reader.width), rerank or k)
+            for query, neighbours in _named(reader, batch, found, k, rerank is not None):
                 results.append(_result(query, neighbours))
                 if html is not None and len(shown) < PAGE_QUERIES:
                     shown.append((query, neighbours))
@@ -83,7 +108,7 @@ def search(
         }
         if html is not None:
             pictures = find_pictures_of(reader, shards)
-            write_output(html, search_page(shown, len(results), pictures).encode())
+            write_output(html, search_page(shown, len(results), pictures, rerank).encode())
             answer["html"] = html
     return answer
 
@@ -101,32 +126,55 @@ def _nearest(reader: IndexReader, config: Config) -> Iterator[Nearest]:
 
 
 def _named(
-    reader: IndexReader, batch: Sequence[Query], distances: npt.NDArray[np.int32], ids: Ids
-) -> list[tuple[Query, list[tuple[int, Item]]]]:
-    """The neighbours of each query with what the index knows of them."""
-    items = reader.items(ids.ravel().tolist())
-    pairs = zip(batch, distances.tolist(), ids.tolist(), strict=True)
+    reader: IndexReader, batch: Sequence[Query], found: Neighbours, k: int, rerank: bool
+) -> list[tuple[Query, list[Neighbour]]]:
+    """The first k neighbours of each query, re-ranked if so asked, with what the index knows of them."""
+    distances, ids = found
+    scores: list[list[float]] | list[list[None]] = [[None] * k] * len(batch)
+    if rerank:
+        distances, ids, asymmetric = _reranked(reader, batch, distances, ids)
+        scores = asymmetric.tolist()
+    items = reader.items(ids[:, :k].ravel().tolist())
+    rows = zip(batch, ids[:, :k].tolist(), distances.tolist(), scores, strict=True)
     return [
-        (query, [(d, items[number]) for d, number in zip(ds, numbers, strict=True) if number != NO_ID])
-        for query, ds, numbers in pairs
+        (query, [Neighbour(items[n], d, score) for n, d, score in zip(*near, strict=False) if n != NO_ID])
+        for query, *near in rows
     ]
 
 
-def _result(query: Query, neighbours: Sequence[tuple[int, Item]]) -> dict[str, Any]:
+def _reranked(
+    reader: IndexReader, batch: Sequence[Query], distances: npt.NDArray[np.int32], ids: Ids
+) -> tuple[npt.NDArray[np.int32], Ids, npt.NDArray[np.float32]]:
+    """Distances, ids and asymmetric distances by (asymmetric distance, distance, id); what was not found stays last."""
+    asymmetric = np.full(ids.shape, np.inf, np.float32)
+    known = np.unique(ids[ids != NO_ID])
+    logits = reader.logits_of(known)
+    for q, query in enumerate(batch):
+        assert query.outputs is not None, "queries to be re-ranked have outputs"
+        found = ids[q] != NO_ID
+        asymmetric[q, found] = asymmetric_distances(query.outputs, logits[np.searchsorted(known, ids[q, found])])
+    order = np.lexsort((ids, distances, asymmetric), axis=1)
+    return (
+        np.take_along_axis(distances, order, 1),
+        np.take_along_axis(ids, order, 1),
+        np.take_along_axis(asymmetric, order, 1),
+    )
+
+
+def _result(query: Query, neighbours: Sequence[Neighbour]) -> dict[str, Any]:
+    return {"query": query.name, "by": query.by, "neighbours": [_plain(neighbour) for neighbour in neighbours]}
+
+
+def _plain(neighbour: Neighbour) -> dict[str, Any]:
+    item = neighbour.item
     return {
-        "query": query.name,
-        "by": query.by,
-        "neighbours": [
-            {
-                "id": item.id,
-                "key": item.key,
-                "shard": item.shard,
-                "row": item.row,
-                "distance": distance,
-                "labels": list(item.labels),
-            }
-            for distance, item in neighbours
-        ],
+        "id": item.id,
+        "key": item.key,
+        "shard": item.shard,
+        "row": item.row,
+        "distance": neighbour.distance,
+        **({} if neighbour.score is None else {"score": round(neighbour.score, 6)}),
+        "labels": list(item.labels),
     }
 
 
@@ -140,15 +188,21 @@ def _queries(
     codes: Sequence[str],
     hex_codes: Sequence[str],
     model: str | None,
+    outputs: bool,
 ) -> Iterator[Query]:
+    """The queries in turn, with their outputs if asked for."""
+    if outputs and hex_codes:
+        raise InputError(
+            f"--code {hex_codes[0]} has no logits to re-rank by: search by --image, --key or --codes, or set no rerank"
+        )
     if images:
         yield from _by_image(reader, images, model)
     if keys:
-        yield from _by_key(reader, keys)
+        yield from _by_key(reader, keys, outputs)
     for text in hex_codes:
         yield Query(text, "code", _parse_hex(text, reader))
     for uri in codes:
-        yield from _by_codes(reader, uri)
+        yield from _by_codes(reader, uri, outputs)
 
 
 def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> Iterator[Query]:
@@ -156,13 +210,13 @@ def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> 
     artifact = open_input(reader.artifact, "model", model)
     from pipelines.encoder import Encoder  # imports torch, which the other queries can do without
 
-    encoded = Encoder.open(artifact.uri).encode_images(data)
-    if encoded.shape[1] != reader.width:
+    z_NK = Encoder.open(artifact.uri).real_codes(data)
+    if z_NK.shape[1] != reader.bits:
         raise FingerprintMismatch(
-            f"{artifact.uri} makes codes of {8 * encoded.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits"
+            f"{artifact.uri} makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits"
         )
-    for name, image, code in zip(images, data, encoded, strict=True):
-        yield Query(name, "image", code.tobytes(), image=image)
+    for name, image, code, z_K in zip(images, data, pack_bits(sign_bits(z_NK)), z_NK, strict=True):
+        yield Query(name, "image", code.tobytes(), image=image, outputs=z_K)
 
 
 def _read_image(name: str) -> bytes:
@@ -181,7 +235,7 @@ def _read_image(name: str) -> bytes:
     return data
 
 
-def _by_key(reader: IndexReader, keys: Sequence[str]) -> Iterator[Query]:
+def _by_key(reader: IndexReader, keys: Sequence[str], outputs: bool) -> Iterator[Query]:
     """A key that several of the index's shards hold is searched once for each."""
     found, lacking = reader.find(keys)
     if gone := sorted(reader.removed_keys(lacking)):
@@ -191,7 +245,8 @@ def _by_key(reader: IndexReader, keys: Sequence[str]) -> Iterator[Query]:
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise InputError(f"key {lacking[0]!r} is not in {reader.artifact.uri}{hint}")
     for item, code in found:
-        yield Query(item.key, "key", code, place=Place(item.shard_sha256, item.row), labels=item.labels)
+        query = Query(item.key, "key", code, place=Place(item.shard_sha256, item.row), labels=item.labels)
+        yield replace(query, outputs=reader.logits_of(np.array([item.id]))[0]) if outputs else query
 
 
 def _parse_hex(text: str, reader: IndexReader) -> bytes:
@@ -206,7 +261,7 @@ def _parse_hex(text: str, reader: IndexReader) -> bytes:
     return code
 
 
-def _by_codes(reader: IndexReader, uri: str) -> Iterator[Query]:
+def _by_codes(reader: IndexReader, uri: str, outputs: bool) -> Iterator[Query]:
     """Every row of a codes artifact, one shard in memory at a time."""
     entry = open_codes(uri)
     if entry.bits != reader.bits:
@@ -218,18 +273,21 @@ def _by_codes(reader: IndexReader, uri: str) -> Iterator[Query]:
         raise FingerprintMismatch(
             f"{entry.artifact.uri} was made by model {entry.model[:12]}, {reader.artifact.uri} by {model[:12]}"
         )
+    if outputs:
+        require_logits(entry.artifact)
     for shard in entry.shards:
         table = entry.read(shard)
         codes = code_array(table["code"])
-        for key, row, code in zip(table["key"].to_pylist(), table["row"].to_pylist(), codes, strict=True):
-            yield Query(key, "codes", code.tobytes(), place=Place(shard.sha256, row))
+        logits = logits_array(table["logits"]) if outputs else [None] * len(table)
+        for key, row, code, z_K in zip(table["key"].to_pylist(), table["row"].to_pylist(), codes, logits, strict=True):
+            yield Query(key, "codes", code.tobytes(), place=Place(shard.sha256, row), outputs=z_K)
 
 
-def _batches(queries: Iterator[Query]) -> Iterator[list[Query]]:
+def _batches(queries: Iterator[Query], size: int) -> Iterator[list[Query]]:
     batch: list[Query] = []
     for query in queries:
         batch.append(query)
-        if len(batch) == BATCH:
+        if len(batch) == size:
             yield batch
             batch = []
     if batch:
@@ -259,14 +317,16 @@ def find_pictures_of(reader: IndexReader, shards: Sequence[str]) -> Pictures:
     return pictures
 
 
-def search_page(shown: Sequence[tuple[Query, Sequence[tuple[int, Item]]]], total: int, pictures: Pictures) -> str:
+def search_page(
+    shown: Sequence[tuple[Query, Sequence[Neighbour]]], total: int, pictures: Pictures, rerank: int | None
+) -> str:
     """The results as a self-contained page; neighbours are framed by whether they share a class with the query."""
-    places = {Place(item.shard_sha256, item.row) for _, near in shown for _, item in near}
+    places = {Place(found.item.shard_sha256, found.item.row) for _, near in shown for found in near}
     found = pictures.get(places | {query.place for query, _ in shown if query.place})
     rows = [
         Row(
             Tile(query.name, query.labels, _picture(query, found), remark=f"query by {query.by}: {query.name}"),
-            [_tile(query, distance, item, found) for distance, item in near],
+            [_tile(query, neighbour, found) for neighbour in near],
         )
         for query, near in shown
     ]
@@ -276,7 +336,8 @@ def search_page(shown: Sequence[tuple[Query, Sequence[tuple[int, Item]]]], total
     if total > len(shown):
         body.append(note(f"The first {len(shown)} of {total:,} queries are shown."))
     body.append(gallery(rows))
-    lead = f"{total:,} {'query' if total == 1 else 'queries'}, neighbours by Hamming distance, nearest first"
+    order = f", the nearest {rerank:,} of them ordered by their logits" if rerank else ", nearest first"
+    lead = f"{total:,} {'query' if total == 1 else 'queries'}, neighbours by Hamming distance{order}"
     return document("Search results", "HHNet", body, lead)
 
 
@@ -286,7 +347,8 @@ def _picture(query: Query, found: dict[Place, str]) -> str | None:
     return found.get(query.place) if query.place else None
 
 
-def _tile(query: Query, distance: int, item: Item, found: dict[Place, str]) -> Tile:
+def _tile(query: Query, neighbour: Neighbour, found: dict[Place, str]) -> Tile:
+    item = neighbour.item
     right = bool(set(query.labels) & set(item.labels)) if query.labels else None
     picture = found.get(Place(item.shard_sha256, item.row))
-    return Tile(item.key, item.labels or (item.key,), picture, distance, right, remark=item.key)
+    return Tile(item.key, item.labels or (item.key,), picture, neighbour.distance, right, remark=item.key)

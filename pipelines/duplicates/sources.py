@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.codes import CodesSet, CodesShard, require_pair
+from pipelines.codes import CodesSet, CodesShard, has_logits, require_pair
 from pipelines.duplicates.artifact import Place
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds.artifact import IndexedShard, IndexReader
@@ -38,7 +38,9 @@ def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> li
     """
     known = []
     if index is not None:
-        as_codes = CodesSet(index.artifact, index.bits, index.classes)  # which names its model in the same way
+        as_codes = CodesSet(
+            index.artifact, index.bits, index.classes, has_logits(index.artifact)
+        )  # which names its model in the same way
         for entry in sets:
             require_pair(as_codes, entry)
         known = [_indexed(index, shard) for shard in index.filled()]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import hhnet
-from pipelines.codes import CodesSet, class_names, code_array
+from pipelines.codes import CodesSet, class_names, code_array, logits_array
 from pipelines.config import EvaluateSettings
 from pipelines.errors import InputError
 from pipelines.gallery.health import Examined, HealthFigures, health_figures
@@ -30,6 +30,8 @@ class Side:
 
     codes: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.bool_]
+    logits: npt.NDArray[np.int8] | None
+    """(N, bits), or None where they are not asked for."""
     shard: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
     shards: Sequence[str]
@@ -74,6 +76,19 @@ class ClassFigures:
 
 
 @dataclass(frozen=True)
+class Reranked:
+    """The mAP of what `hhnet search --rerank` gives, the rest of the ranking behind it.
+
+    Ties in distance stand in database order by that convention; else in one seeded random order, so that the figure is
+    to be compared with the expectation over all orders.
+    """
+
+    first: int
+    """Nearest codes of a query that are ordered by their logits; the others stay."""
+    map: float
+
+
+@dataclass(frozen=True)
 class Curve:
     """Points of a curve; `queries` is how many queries it averages."""
 
@@ -89,6 +104,7 @@ class Figures:
     convention: Mapping[str, Any]
     """The settings `at`, `ties`, `denominator`, `empty`."""
     map: float
+    reranked: Reranked | None
     map_min: float
     """The same with AP divided by min(relevant, K), which cannot fall when a better ranking finds more."""
     chance: float
@@ -112,23 +128,24 @@ class Figures:
     notes: Sequence[str] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; what was not asked for is left out."""
+        return {name: value for name, value in asdict(self).items() if name != "reranked" or value}
 
 
 # -------------------------------------------------------------------------------------------------------- loading
 
 
-def load_pair(query_set: CodesSet, sets: Sequence[CodesSet]) -> Pair:
+def load_pair(query_set: CodesSet, sets: Sequence[CodesSet], logits: bool = False) -> Pair:
     """All codes and labels in memory, class ids mapped by name to the sorted union of the class lists."""
     classes = tuple(sorted({name for entry in sets for name in entry.classes}))
-    return Pair(_load([query_set], classes), _load(sets, classes), classes, query_set.bits)
+    return Pair(_load([query_set], classes, logits), _load(sets, classes, logits), classes, query_set.bits)
 
 
-def _load(sets: Sequence[CodesSet], classes: Sequence[str]) -> Side:
+def _load(sets: Sequence[CodesSet], classes: Sequence[str], with_logits: bool) -> Side:
     place = {name: number for number, name in enumerate(classes)}
     codes: list[npt.NDArray[np.uint8]] = []
     labels: list[npt.NDArray[np.bool_]] = []
+    logits: list[npt.NDArray[np.int8]] = []
     shards: list[npt.NDArray[np.int32]] = []
     rows: list[npt.NDArray[np.int32]] = []
     for entry in sets:
@@ -136,10 +153,18 @@ def _load(sets: Sequence[CodesSet], classes: Sequence[str]) -> Side:
         for table in entry.tables():
             codes.append(code_array(table["code"]))
             labels.append(_multi_hot(table["labels"], ids, len(classes), entry))
+            logits += [logits_array(table["logits"])] if with_logits else []
             shards.append(np.full(len(table), len(shards), np.int32))
             rows.append(table["row"].to_numpy())
     names = [shard.sha256 for entry in sets for shard in entry.shards]
-    return Side(np.concatenate(codes), np.concatenate(labels), np.concatenate(shards), np.concatenate(rows), names)
+    return Side(
+        np.concatenate(codes),
+        np.concatenate(labels),
+        np.concatenate(logits) if with_logits else None,
+        np.concatenate(shards),
+        np.concatenate(rows),
+        names,
+    )
 
 
 def _multi_hot(
@@ -177,6 +202,7 @@ def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple
     figures = Figures(
         convention=convention,
         map=rounded(kept.mean()),
+        reranked=_reranked(pair, settings),
         map_min=rounded(map_min),
         chance=rounded(hhnet.chance_map(arguments[1], arguments[3])),
         bits=pair.bits,
@@ -195,6 +221,26 @@ def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple
         notes=_notes(pair),
     )
     return figures, ap_Q
+
+
+def _reranked(pair: Pair, settings: EvaluateSettings) -> Reranked | None:
+    queries, database = pair.queries.logits, pair.database.logits
+    if settings.rerank is None or queries is None or database is None:
+        return None
+    first = min(settings.rerank, len(pair.database))
+    convention = settings.model_dump(include={"at", "denominator", "empty"})
+    order = np.arange(len(database))
+    if settings.ties == "expected":
+        order = np.random.Generator(np.random.Philox(2)).permutation(order)
+    query_codes, query_labels, codes, labels = pair.arguments()
+    value = hhnet.mean_average_precision(
+        *(query_codes, query_labels, codes[order], labels[order]),
+        **convention,
+        ties="scores",
+        tie_scores=(hhnet.saturate(queries), hhnet.saturate(database[order])),
+        rerank=first,
+    )
+    return Reranked(first, rounded(value))
 
 
 def _ranks(wanted: Sequence[int], pair: Pair) -> list[int]:

@@ -78,6 +78,9 @@ def _headline(figures: Figures) -> list[tuple[str, str, str]]:
         ("Database", f"{figures.database:,}", ""),
         ("Distinct codes", f"{figures.distinct:,}", f"{figures.distinct / figures.database:.1%} of the database"),
     ]
+    if figures.reranked is not None:
+        first = f"the first {figures.reranked.first:,} by logits"
+        entries.insert(1, ("mAP, re-ranked", f"{figures.reranked.map:.4f}", first))
     if at is not None:
         entries.insert(1, (f"mAP@{at}, min(m, K)", f"{figures.map_min:.4f}", "AP divided by min(relevant, K)"))
     return entries

@@ -1,8 +1,8 @@
 """The index artifact: its tables and names, and a reader that searches it part by part.
 
 For the shard of ordinal n there are `part-<n>.<suffix>` (the kind's own format) and `keys-<n>.parquet`, which makes
-the index self-contained: rows, keys, codes and labels. `ordinals.parquet` says which tar an ordinal belongs to; what
-the kind's parts share is `quantizer.faiss`.
+the index self-contained: rows, keys, codes, labels, and logits where the codes have them. `ordinals.parquet` says
+which tar an ordinal belongs to; what the kind's parts share is `quantizer.faiss`.
 
 In a later version `removed.parquet` names the rows of parts that are no longer to be found. A shard that was removed
 as a whole has no parts, and keeps its ordinal with 0 rows: an ordinal is given once, to one tar.
@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.artifacts import Artifact, Part, open_artifact, versions
-from pipelines.codes import class_names
+from pipelines.codes import class_names, has_logits, logits_array
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
-from pipelines.schema import read_parquet, require_schema
+from pipelines.schema import logits_field, read_parquet, require_schema
 from pipelines.storage import Store, scratch_folder
 from pipelines.versions import open_version, require_version
 
@@ -56,14 +56,15 @@ REMOVED = pa.schema([pa.field("ordinal", pa.int32(), nullable=False), pa.field("
 """Rows of parts that are not to be found, by (ordinal, row)."""
 
 
-def keys_schema(width: int) -> pa.Schema:
+def keys_schema(bits: int, logits: bool = False) -> pa.Schema:
     """One row per code of a shard, in the order of its ids; `row` is the sample's place in the tar."""
     return pa.schema(
         [
             pa.field("row", pa.int32(), nullable=False),
             pa.field("key", pa.string(), nullable=False),
-            pa.field("code", pa.binary(width), nullable=False),
+            pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
             pa.field("labels", pa.list_(pa.int32()), nullable=False),
+            *([logits_field(bits)] if logits else []),
         ]
     )
 
@@ -121,14 +122,17 @@ class IndexReader:
             raise DamagedArtifact(
                 f"{artifact.uri}: the index manifest lacks bits, classes, kind or parameters"
             ) from None
+        self.logits = has_logits(artifact)
         self._parts = {part.name: part for part in artifact.manifest.parts}
         self.shards = read_ordinals(artifact)
         self.removed = self._read_removed()
         self.shared = self._read_shared()
         self._files: dict[int, Path] = {}
         self._opened: dict[int, Searcher] = {}
-        largest = max((shard.rows for shard in self.shards.values()), default=0)
-        self._keys = lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))(self.live_keys)
+        plain, largest = keys_schema(self.bits).names, max((shard.rows for shard in self.shards.values()), default=0)
+        cached = lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))
+        self._keys = cached(lambda ordinal: self.live_keys(ordinal).select(plain))
+        self._logits = cached(lambda ordinal: self.live_keys(ordinal).select(["row", "logits"]))
 
     @property
     def width(self) -> int:
@@ -187,7 +191,7 @@ class IndexReader:
 
     def read_keys(self, ordinal: int) -> pa.Table:
         """A shard's key table as it is stored, checked; it holds the removed rows too."""
-        table = read_key_table(self.artifact, self._part(keys_name(ordinal)), self.width)
+        table = read_key_table(self.artifact, self._part(keys_name(ordinal)), self.bits, self.logits)
         if table.num_rows != self.shards[ordinal].rows:
             where = f"{self.artifact.uri}/{keys_name(ordinal)}"
             raise DamagedArtifact(f"{where} has {table.num_rows} rows, expected {self.shards[ordinal].rows}")
@@ -205,10 +209,16 @@ class IndexReader:
 
     def items(self, ids: Sequence[int]) -> dict[int, Item]:
         """Key, place and labels of ids; NO_ID is left out."""
-        groups: dict[int, list[int]] = {}
-        for number in sorted({int(number) for number in ids} - {NO_ID}):
-            groups.setdefault(number >> 32, []).append(number & 0xFFFFFFFF)
-        return {item.id: item for ordinal, rows in groups.items() for item in self._items_of(ordinal, rows)}
+        numbers = np.array(sorted({int(number) for number in ids} - {NO_ID}), np.int64)
+        return {item.id: item for ordinal, rows in _by_ordinal(numbers) for item in self._items_of(ordinal, rows)}
+
+    def logits_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+        """The logits of ids that ascend, int8 (N, bits), of an index that has them."""
+        found = [np.empty((0, self.bits), np.int8)]
+        for ordinal, rows in _by_ordinal(ids):
+            table = self._logits(ordinal)
+            found.append(logits_array(table["logits"])[self._places(ordinal, table, rows)])
+        return np.concatenate(found)
 
     def find(self, keys: Sequence[str]) -> tuple[list[tuple[Item, bytes]], list[str]]:
         """The samples of these keys with their codes, in the order given, and the keys that are nowhere."""
@@ -217,7 +227,7 @@ class IndexReader:
         for shard in self.filled():
             table = self._keys(shard.ordinal)
             hits = table.filter(pc.is_in(table["key"], value_set=wanted))
-            items = {item.row: item for item in self._items_of(shard.ordinal, hits["row"].to_pylist())}
+            items = {item.row: item for item in self._items_of(shard.ordinal, hits["row"].to_numpy())}
             for row, code in zip(hits["row"].to_pylist(), hits["code"].to_pylist(), strict=True):
                 found[items[row].key].append((items[row], code))
         return [entry for key in keys for entry in found[key]], [key for key in found if not found[key]]
@@ -262,18 +272,24 @@ class IndexReader:
                 return near
         return near + difflib.get_close_matches(key, pool, NEAR_KEYS - len(near))
 
-    def _items_of(self, ordinal: int, rows: Sequence[int]) -> Iterator[Item]:
+    def _items_of(self, ordinal: int, rows: npt.NDArray[np.int64]) -> Iterator[Item]:
         shard = self.shards.get(ordinal)
         if shard is None:
             raise DamagedArtifact(f"{self.artifact.uri}: the ordinal table does not know shard ordinal {ordinal}")
         table = self._keys(ordinal)
-        places = np.searchsorted(table["row"].to_numpy(), rows)
-        if len(rows) and (places.max() >= len(table) or (table["row"].to_numpy()[places] != rows).any()):
-            raise DamagedArtifact(f"{self.artifact.uri}: {keys_name(ordinal)} lacks rows that the part returned")
+        places = self._places(ordinal, table, rows)
         for entry in table.select(["row", "key", "labels"]).take(places).to_pylist():
             names = class_names(entry["labels"], self.classes, self.artifact.uri)
             number = index_id(ordinal, entry["row"])
             yield Item(number, entry["key"], shard.shard, shard.shard_sha256, entry["row"], tuple(names))
+
+    def _places(self, ordinal: int, table: pa.Table, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where rows of a shard stand in its key table, or in columns of it."""
+        known = table["row"].to_numpy()
+        places = np.searchsorted(known, rows)
+        if len(rows) and (places.max() >= len(known) or (known[places] != rows).any()):
+            raise DamagedArtifact(f"{self.artifact.uri}: {keys_name(ordinal)} lacks rows that the part returned")
+        return places
 
     def _part(self, name: str) -> Part:
         if name not in self._parts:
@@ -307,11 +323,19 @@ class IndexReader:
         return found
 
 
-def read_key_table(artifact: Artifact, part: Part, width: int) -> pa.Table:
+def _by_ordinal(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Ordinals and rows of ids that ascend."""
+    ordinals = ids >> 32
+    starts = np.flatnonzero(np.diff(ordinals, prepend=-1))
+    for chunk in np.split(ids, starts[1:]) if len(ids) else ():
+        yield int(chunk[0] >> 32), chunk & 0xFFFFFFFF
+
+
+def read_key_table(artifact: Artifact, part: Part, bits: int, logits: bool) -> pa.Table:
     """A key table, digest, schema and number of rows checked."""
     where = f"{artifact.uri}/{part.path}"
     table = read_parquet(artifact.read(part), where)
-    require_schema(table, keys_schema(width), where)
+    require_schema(table, keys_schema(bits, logits), where)
     if table.num_rows != part.rows:
         raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
     return table

@@ -28,6 +28,7 @@ class PartTask:
     codes_digest: str
     part: Part
     bits: int
+    logits: bool
     later: bool = False
 
     @property
@@ -47,7 +48,7 @@ class PartTask:
 
     def table(self) -> pa.Table:
         """The rows to index, with the columns of a key table among others; digest-checked."""
-        return read_codes(open_artifact(self.codes_uri, "codes"), self.part, self.bits)
+        return read_codes(open_artifact(self.codes_uri, "codes"), self.part, self.bits, self.logits)
 
     def facts(self) -> dict[str, Any]:
         """What the receipt tells beside the shard and its parts."""
@@ -72,7 +73,7 @@ class CompactTask(PartTask):
 
     def table(self) -> pa.Table:
         """The rows that stay; DamagedArtifact where the key table lacks one of the others."""
-        table = read_key_table(open_artifact(self.codes_uri, "index"), self.part, (self.bits + 7) // 8)
+        table = read_key_table(open_artifact(self.codes_uri, "index"), self.part, self.bits, self.logits)
         kept = table.filter(pa.array(~np.isin(table["row"].to_numpy(), self.left_out)))
         if len(kept) != self.rows:
             raise DamagedArtifact(f"{self.codes_uri}/{self.part.path} lacks rows that were removed from it")
@@ -113,8 +114,8 @@ def build_part(
     if (np.diff(rows) <= 0).any() or rows[0] < 0:
         raise DamagedArtifact(f"{task.codes_uri}/{task.part.path}: rows do not ascend")
     data = kind.build(code_array(table["code"]), index_id(task.ordinal, rows), shared, parameters)
-    width = (task.bits + 7) // 8
-    keys = table.select(keys_schema(width).names).cast(keys_schema(width))
+    schema = keys_schema(task.bits, task.logits)
+    keys = table.select(schema.names).cast(schema)
     part = writer.put_part(part_stem(task.ordinal) + kind.suffix, data, len(rows))
     keys_part = writer.put_part(keys_name(task.ordinal), parquet_bytes(keys), len(rows))
     quantizer = sha256_of(shared) if shared else None

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, Part
+from pipelines.codes import has_logits, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs.findings import Findings, require_distinct
 from pipelines.schema import REJECTS, Reason, codes_schema, read_parquet, require_schema
@@ -40,15 +41,23 @@ def prove_codes(findings: Findings) -> None:
             shards = {shard.name: shard for shard in open_shards(source).shards}
     try:
         carried = {str(name): pa.type_for_alias(kind) for name, kind in meta["carried"].items()}
-        schema = codes_schema(int(meta["bits"]), manifest.fingerprint, [str(name) for name in meta["classes"]], carried)
+        bits, classes = int(meta["bits"]), [str(name) for name in meta["classes"]]
     except (KeyError, TypeError, ValueError, AttributeError):
         findings.problem(f"{artifact.uri}: the codes manifest does not say its bits, classes and carried columns")
         return
+    with findings.guard():
+        schema = codes_schema(bits, manifest.fingerprint, classes, carried, has_logits(artifact))
+        _prove_receipts(findings, schema, shards)
+
+
+def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Shard]) -> None:
+    """The parts of every receipt, and that all of them together are what the manifest promises."""
+    artifact, manifest = findings.artifact, findings.artifact.manifest
     receipts = list(_receipts(findings))
     keys: list[pa.Array] = []
     for receipt in receipts:
         with findings.guard():
-            places = _prove_codes_part(artifact, receipt, schema, len(meta["classes"]))
+            places = _prove_codes_part(artifact, receipt, schema, len(manifest.meta["classes"]))
             keys += places["key"].chunks
             if receipt.shard in shards:
                 _require_same_samples(artifact, receipt, shards[receipt.shard], places)
@@ -109,7 +118,10 @@ def _prove_codes_part(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, 
     labels = codes["labels"].combine_chunks().flatten() if codes.num_rows else pa.array([], pa.int32())
     if len(labels) and not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < classes:
         raise DamagedArtifact(f"{where} has labels outside the {classes} classes of the manifest")
-    _require_padding(codes, int(schema.metadata[b"hhnet.bits"]), where)
+    bits = int(schema.metadata[b"hhnet.bits"])
+    _require_padding(codes, bits, where)
+    if b"hhnet.logits" in schema.metadata:
+        require_signs(codes, bits, where)
     columns = [codes.select(["key", "row", "labels"])]
     if receipt.rejects is not None:
         where = f"{artifact.uri}/{receipt.rejects.path}"

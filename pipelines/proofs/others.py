@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import safetensors
 
-from pipelines.codes import CodesSet, CodesShard, open_codes
+from pipelines.codes import CodesSet, CodesShard, open_codes, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import NOTHING_REMOVED
 from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, made_as, part_receipt
@@ -57,9 +57,12 @@ def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard) ->
     mark = (*parts, shard.rows, reader.removed.get(shard.ordinal, NOTHING_REMOVED).tobytes())
     if mark in findings.proven:  # as a part of another version
         return
-    rows = reader.read_keys(shard.ordinal)["row"].to_numpy()
+    keys = reader.read_keys(shard.ordinal)
+    rows = keys["row"].to_numpy()
     if (np.diff(rows) <= 0).any() or rows[0] < 0:
         raise DamagedArtifact(f"{reader.artifact.uri}: the key table of {shard.shard} is not sorted by row")
+    if reader.logits:
+        require_signs(keys, reader.bits, f"{reader.artifact.uri}/{keys_name(shard.ordinal)}")
     reader.live_keys(shard.ordinal)
     reader.open_part(shard)  # refuses a part that does not hold as many codes
     findings.proven.add(mark)
@@ -68,6 +71,9 @@ def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard) ->
 def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> None:
     """The index holds the tars of its codes with their keys and codes, less the rows that were compacted away."""
     uri, later = findings.artifact.uri, made_as(findings.artifact) > 1
+    if codes.logits != reader.logits:
+        findings.problem(f"{uri}: one of the index and its input {codes.artifact.uri} has logits, the other has none")
+        return
     encoded = {shard.sha256: shard for shard in codes.shards}
     indexed = [shard for shard in reader.shards.values() if shard.codes_digest == codes.artifact.digest]
     if later:  # which may have removed whole tars
@@ -87,7 +93,7 @@ def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> N
 def _prove_rows(
     findings: Findings, reader: IndexReader, shard: IndexedShard, codes: CodesSet, source: CodesShard
 ) -> None:
-    """Key, code and labels of every row are those of the codes."""
+    """Key, code, labels and any logits of every row are those of the codes."""
     part = reader.artifact.manifest.part(keys_name(shard.ordinal))
     mark = (part.path, source.part.sha256)
     if mark in findings.proven:

@@ -2,6 +2,7 @@
 
 random_codes(count, bits, seed)       packed codes, uint8 (N, bytes)
 class_codes(labels, bits, flip, seed)  codes near a centre per class, as a trained network would give
+with_logits(rows, bits, seed)          rows that have logits beside their codes
 write_codes(out, shards, ...)         commits an artifact from {tar name: Rows}
 write_shards(root, ...)               shards of drawn pictures, made by ingest
 codes_of_shards(out, shards_uri, ...)  codes for every sample of such shards
@@ -9,7 +10,7 @@ codes_of_shards(out, shards_uri, ...)  codes for every sample of such shards
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from hhnet import pack_bits, unpack_bits
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.config import Config, IngestSettings
-from pipelines.schema import codes_schema, parquet_bytes, table_of
+from pipelines.schema import LOGITS, codes_schema, parquet_bytes, table_of
 from pipelines.shards import open_shards
 from pipelines.storage import Store, sha256_of
 
@@ -30,13 +31,15 @@ MODEL = "a" * 64
 
 @dataclass
 class Rows:
-    """The codes of one tar. `sha256` and `row` default to what a name and a count give."""
+    """The codes of one tar. `sha256` and `row` default to what a name and a count give; an artifact of which a tar has
+    logits, int8 (N, bits), has them in all."""
 
     keys: Sequence[str]
     codes: npt.NDArray[np.uint8]
     labels: Sequence[Sequence[int]]
     sha256: str = ""
     row: Sequence[int] = field(default_factory=list)
+    logits: npt.NDArray[np.int8] | None = None
 
 
 def random_codes(count: int, bits: int = 64, seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -55,6 +58,12 @@ def simple_rows(name: str, count: int, bits: int = 64, classes: int = 3, seed: i
     return Rows(keys, class_codes(labels, bits, flip, seed), [[label] for label in labels])
 
 
+def with_logits(rows: Rows, bits: int = 64, seed: int = 0) -> Rows:
+    """The same rows with random logits on the sides of zero that their bits say."""
+    sizes = np.random.default_rng(seed).integers(1, 128, (len(rows.keys), bits))
+    return replace(rows, logits=np.where(unpack_bits(rows.codes, bits), sizes, -sizes).astype(np.int8))
+
+
 def write_codes(
     out: str | Path,
     shards: Mapping[str, Rows],
@@ -70,7 +79,9 @@ def write_codes(
         ArtifactInput(role="model", kind="model", digest=model),
     )
     contents = {name: hashlib.sha256(rows.codes.tobytes()).hexdigest() for name, rows in shards.items()}
-    mark = fingerprint("codes", {"model": model, "shards": shards_digest}, {"bits": bits, "contents": contents})
+    logits = any(rows.logits is not None for rows in shards.values())
+    settings = {"bits": bits, "contents": contents, **({"logits": True} if logits else {})}
+    mark = fingerprint("codes", {"model": model, "shards": shards_digest}, settings)
     writer = ArtifactWriter(Store(out), "codes", mark, inputs, origin or {})
     parts, receipts = [], {}
     for name, rows in shards.items():
@@ -82,8 +93,9 @@ def write_codes(
             "row": list(rows.row) or list(range(count)),
             "code": [code.tobytes() for code in rows.codes],
             "labels": [list(labels) for labels in rows.labels],
+            "logits": [] if rows.logits is None else [row.tobytes() for row in rows.logits],
         }
-        data = parquet_bytes(table_of(codes_schema(bits, mark, classes), columns))
+        data = parquet_bytes(table_of(codes_schema(bits, mark, classes, logits=logits), columns))
         part = writer.put_part(f"{stem}.parquet", data, count)
         parts.append(part)
         receipt = {
@@ -95,6 +107,7 @@ def write_codes(
         }
         receipts[stem] = writer.put_receipt(stem, receipt)
     meta = {"bits": bits, "classes": list(classes), "carried": {}, "settings": {}}
+    meta |= {"logits": LOGITS} if logits else {}
     return writer.commit(parts, {"samples": sum(part.rows for part in parts)}, meta, receipts)
 
 

@@ -298,3 +298,28 @@ def test_refusals() -> None:
         metrics.precision_at(q, ql, d, dl, 0)
     with pytest.raises(ValueError, match="radius must be at least 0"):
         metrics.precision_within_radius(q, ql, d, dl, -1)
+
+
+@pytest.mark.parametrize("first", [1, 7, 40, 500])
+@pytest.mark.parametrize("at", [None, 10])
+def test_the_first_by_distance_are_ordered_by_the_reals(first: int, at: int | None) -> None:
+    q, ql, d, dl = random_case(5, 6, 60, 1, 3, multi=False)
+    rng = np.random.default_rng(6)
+    reals = rng.standard_normal((6, 8)), rng.integers(-127, 128, (60, 8)).astype(np.int8)
+    found = metrics.average_precisions(q, ql, d, dl, at=at, ties="scores", tie_scores=reals, rerank=first)
+    cosine = reals[0] @ reals[1].T / np.linalg.norm(reals[1].astype(float), axis=1)
+    for i in range(6):
+        order = np.argsort(hamming(q, d)[i], kind="stable")
+        order[:first] = order[:first][np.argsort(-cosine[i][order[:first]], kind="stable")]
+        assert found[i] == pytest.approx(plain_ap((dl[order] == ql[i]).tolist(), at or 60, "retrieved"))
+    mean = metrics.mean_average_precision(q, ql, d, dl, at=at, ties="scores", tie_scores=reals, rerank=first)
+    assert mean == pytest.approx(found.mean())
+
+
+def test_a_rerank_without_reals_is_refused() -> None:
+    q, ql, d, dl = random_case(5, 6, 60, 1, 3, multi=False)
+    with pytest.raises(ValueError, match="rerank must be at least 1 and needs tie_scores"):
+        metrics.average_precisions(q, ql, d, dl, rerank=5)
+    reals = np.ones((6, 8)), np.ones((60, 8))
+    with pytest.raises(ValueError, match="got 0"):
+        metrics.average_precisions(q, ql, d, dl, ties="scores", tie_scores=reals, rerank=0)

@@ -12,6 +12,7 @@ def test_all_is_frozen() -> None:
     assert hhnet.__all__ == [
         "HHNet",
         "Preprocess",
+        "asymmetric_distances",
         "average_precisions",
         "chance_map",
         "code_drift",
@@ -28,6 +29,8 @@ def test_all_is_frozen() -> None:
         "precision_at",
         "precision_recall_curve",
         "precision_within_radius",
+        "quantise_logits",
+        "saturate",
         "unpack_bits",
     ]
 

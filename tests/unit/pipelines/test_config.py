@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config import RESULT_SETTINGS, Config, known_names, load_config, result_settings
+from pipelines.config import LATER_SETTINGS, RESULT_SETTINGS, Config, known_names, load_config, result_settings
 from pipelines.errors import ConfigError
 
 
@@ -51,6 +51,7 @@ def test_set_reaches_into_nested_tables_and_lists() -> None:
         (["train.epochs"], "write section.key=value"),
         (["=5"], "write section.key=value"),
         (["train=5"], "train = 5"),
+        (["encode.logits=true", 'encode.carry=["logits"]'], "encode.logits = True: makes a column `logits`"),
         (["train.epochs=2", "train.epochs.x=1"], "epochs is a value, not a section"),
     ],
 )
@@ -79,8 +80,15 @@ def test_the_tree_is_frozen() -> None:
 def test_result_settings_name_real_settings_and_no_place_or_width() -> None:
     for kind, names in RESULT_SETTINGS.items():
         settings = result_settings(Config(), kind)
-        assert list(settings) == list(names)
+        assert list(settings) == [name for name in names if name not in LATER_SETTINGS]
         assert not [name for name in names if name.endswith(("workers", "address", "out", "source"))]
+
+
+def test_a_setting_that_came_later_is_part_of_a_fingerprint_only_where_it_is_set() -> None:
+    """Else what was made before it would have to be made anew, and would have other bytes."""
+    assert result_settings(Config(), "codes") == {"encode.batch_size": 64, "encode.carry": []}
+    assert result_settings(load_config(sets=["encode.logits=true"]), "codes")["encode.logits"] is True
+    assert result_settings(load_config(sets=["evaluate.rerank=100"]), "report")["evaluate.rerank"] == 100
 
 
 def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
@@ -97,6 +105,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
             "index.workers",
             "search.k",
             "search.workers",
+            "search.rerank",
         ),
         *(f"index.gate.min_{name}" for name in ("self_recall", "recall", "recall_within")),
         *("index.gate.max_p50_ms", "index.gate.max_p99_ms", "index.memory", "index.latency", "index.recall"),

@@ -19,7 +19,16 @@ from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.evaluate import choose_queries, evaluate
 from pipelines.gallery.figures import load_pair, measure
 from pipelines.gallery.health import examine
-from tests.support.codes import Rows, class_codes, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
+from tests.support.codes import (
+    Rows,
+    class_codes,
+    codes_of_shards,
+    random_codes,
+    simple_rows,
+    with_logits,
+    write_codes,
+    write_shards,
+)
 
 PLOTS = 8
 
@@ -74,6 +83,47 @@ def test_map_is_the_librarys_over_the_whole_database(tmp_path):
     assert result["chance"] == pytest.approx(1 / 3)
     assert result["convention"] == "mAP@all, ties=expected, denominator=retrieved, empty=zero"
     assert (result["queries"], result["database"], result["bits"]) == (30, 90, 64)
+
+
+def test_the_re_ranked_map_is_that_of_the_lists_of_a_search(tmp_path):
+    rows = {name: simple_rows(name, 60, 8, seed=seed, flip=0.3) for seed, name in enumerate("qd")}
+    q, d = (write_codes(tmp_path / n, {f"{n}.tar": with_logits(r, 8)}, 8).uri for n, r in rows.items())
+    for n in (1, 20, 1000):
+        result = evaluate(q, [d], str(tmp_path / f"report-{n}"), config(rerank=n, ties="stable"))
+        (codes, labels), (query_codes, query_labels) = arrays([d]), arrays([q])
+        logits, queries = (hhnet.saturate(with_logits(rows[name], 8).logits) for name in "dq")
+        total = 0.0
+        for code, label, z in zip(query_codes, query_labels, queries, strict=True):
+            order = np.argsort(np.unpackbits(code ^ codes, axis=1).sum(1), kind="stable")
+            cosine = logits @ z / np.linalg.norm(logits, axis=1)
+            order[:n] = order[:n][np.argsort(-cosine[order[:n]], kind="stable")]
+            hits = labels[order] == label
+            total += (np.cumsum(hits)[hits] / (np.flatnonzero(hits) + 1)).mean()
+        assert result["reranked"] == {
+            "first": min(n, 60),
+            "map": pytest.approx(total / 60, abs=1e-6),
+        }
+        assert metrics_of(result)["reranked"] == result["reranked"]
+        assert f"the first {min(n, 60)} by logits" in page_of(result)
+    assert result["map"] == evaluate(q, [d], str(tmp_path / "plain"), config(ties="stable"))["map"]
+
+
+def test_ties_in_a_random_order_stand_for_their_expectation(tmp_path):
+    """Database order would say much here: all that is relevant to the queries stands first."""
+    rows = Rows([str(n) for n in range(2000)], np.zeros((2000, 1), np.uint8), [[int(n >= 200)] for n in range(2000)])
+    one = Rows(["q"], rows.codes[:1], [[0]])
+    q, d = (write_codes(tmp_path / n, {f"{n}.tar": with_logits(r, 8)}, 8).uri for n, r in (("q", one), ("d", rows)))
+    result = evaluate(q, [d], str(tmp_path / "report"), config(rerank=1))
+    assert result["reranked"]["map"] == pytest.approx(result["map"], abs=0.03)
+    assert evaluate(q, [d], str(tmp_path / "stable"), config(rerank=1, ties="stable"))["reranked"]["map"] == 1
+
+
+def test_codes_without_logits_are_not_re_ranked(tmp_path):
+    q, database = sets(tmp_path)
+    with pytest.raises(InputError, match=r"q has no logits to re-rank by: encode with encode\.logits=true"):
+        evaluate(q, database, str(tmp_path / "report"), config(rerank=10))
+    assert not (tmp_path / "report").exists()
+    assert "reranked" not in metrics_of(evaluate(q, database, str(tmp_path / "report"), config()))
 
 
 def test_the_stable_convention_is_the_text_books(tmp_path):

@@ -130,7 +130,7 @@ def make_index(root: Path, codes: Artifact) -> Artifact:
         table = opened.read(shard)
         ids = index_id(ordinal, 0) + table["row"].to_numpy().astype(np.int64)
         data = kind.build(code_array(table["code"]), ids, None, {})
-        keys = table_of(keys_schema(2), {name: table[name].to_pylist() for name in keys_schema(2).names})
+        keys = table_of(keys_schema(BITS), {name: table[name].to_pylist() for name in keys_schema(BITS).names})
         parts.append(writer.put_part(part_stem(ordinal) + kind.suffix, data, len(ids)))
         parts.append(writer.put_part(keys_name(ordinal), parquet_bytes(keys), len(ids)))
         for name, value in zip(
