@@ -40,6 +40,7 @@ bench: $(READY) ## Cost of safety, memory of an encode, small images beside timm
 	@$(VENV)/bin/python -m tests.bench.small_maps
 	@$(VENV)/bin/python -m tests.bench.search
 	@$(VENV)/bin/python -m tests.bench.multihash
+	@$(VENV)/bin/python -m tests.bench.planner
 
 check: $(READY) ## Lint, formatting, types, import rules
 	@$(VENV)/bin/ruff check .
