@@ -42,6 +42,7 @@ bench: $(READY) ## Cost of safety, memory of an encode, small images beside timm
 	@$(VENV)/bin/python -m tests.bench.multihash
 	@$(VENV)/bin/python -m tests.bench.scale --codes 1000000 --nights 2
 	@$(VENV)/bin/python -m tests.bench.dedupe
+	@$(VENV)/bin/python -m tests.bench.planner
 
 check: $(READY) ## Lint, formatting, types, import rules
 	@$(VENV)/bin/ruff check .
