@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -118,10 +119,16 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     cells = [
         list(rows[0]),
-        *([str(value)[:12] if value is not None else "-" for value in row.values()] for row in rows),
+        *([_cell(value) for value in row.values()] for row in rows),
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["", *("  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in cells)]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{16,}", value) else str(value)
 
 
 def _present_query(entry: Mapping[str, Any]) -> str:

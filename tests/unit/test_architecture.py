@@ -66,7 +66,10 @@ def test_the_lock_has_every_dependency_and_no_second_faiss() -> None:
     "words",
     [
         [],
-        *([verb] for verb in ("ingest", "train", "encode", "verify", "index", "search", "evaluate", "run", "demo")),
+        *(
+            [verb]
+            for verb in ("ingest", "train", "encode", "verify", "index", "search", "evaluate", "alias", "run", "demo")
+        ),
         *(["index", verb] for verb in ("build", "add", "remove", "compact", "publish", "rollback", "info")),
     ],
     ids=" ".join,
