@@ -278,6 +278,23 @@ def evaluate(
     return work(queries, database, out, configure(config, sets, evaluate__at=at))
 
 
+@verb(app, "agreement")
+def agreement(
+    old: Annotated[str, typer.Option("--old", help="Codes of the old model.", metavar="URI")],
+    new: Annotated[str, typer.Option("--new", help="Codes of the new model, of the same shards.", metavar="URI")],
+    out: Out,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Report how far two codes of the same samples agree on their neighbours.
+
+    Example: hhnet agreement --old codes/v1 --new codes/v2 --out reports/v1-v2
+    """
+    from pipelines.agreement import agreement as work
+
+    return work(old, new, out, configure(config, sets))
+
+
 @verb(app, "alias")
 def alias(
     alias_: Annotated[str, typer.Option("--alias", help="Root of the alias.", metavar="URI")],

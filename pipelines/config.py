@@ -190,6 +190,17 @@ class EvaluateSettings(Section):
     """Queries shown with their neighbours in the report."""
 
 
+class AgreementSettings(Section):
+    """How two codes of the same samples are compared."""
+
+    queries: int = Field(1000, ge=1, le=1_000_000)
+    """Samples whose neighbours are compared, seeded, at most."""
+    k: int = Field(10, ge=1, le=100_000)
+    """Neighbours of each; cut to the other samples."""
+    seed: int = Field(0, ge=0)
+    """Seed of the queries."""
+
+
 class RaySettings(Section):
     """Where the work runs."""
 
@@ -236,6 +247,7 @@ class Config(Section):
     index: IndexSettings = IndexSettings()
     search: SearchSettings = SearchSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    agreement: AgreementSettings = AgreementSettings()
     ray: RaySettings = RaySettings()
     store: StoreSettings = StoreSettings()
     run: RunSettings = RunSettings()
@@ -266,6 +278,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("index.gate.probes", "index.gate.k", "index.gate.radius"),
     ),
     "report": ("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),
+    "agreement": ("agreement.queries", "agreement.k", "agreement.seed"),
 }
 
 
