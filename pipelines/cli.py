@@ -241,7 +241,7 @@ def plan(
 
 @verb(app, "search")
 def search(
-    index: Annotated[str, typer.Option("--index", help="The index artifact.", metavar="URI")],
+    index: Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")],
     image: Annotated[list[str] | None, typer.Option("--image", help="An image file; repeatable.", metavar="F")] = None,
     key: Annotated[list[str] | None, typer.Option("--key", help="The key of an indexed sample.", metavar="K")] = None,
     code: Annotated[list[str] | None, typer.Option("--code", help="A packed code in hex.", metavar="HEX")] = None,
@@ -327,6 +327,44 @@ def dedupe(
     from pipelines.dedupe import dedupe as work
 
     return work(codes, out, configure(config, sets, dedupe__radius=radius, dedupe__memory=memory), against=against)
+
+
+@verb(app, "agreement")
+def agreement(
+    old: Annotated[str, typer.Option("--old", help="Codes of the old model.", metavar="URI")],
+    new: Annotated[str, typer.Option("--new", help="Codes of the new model, of the same shards.", metavar="URI")],
+    out: Out,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Report how far two codes of the same samples agree on their neighbours.
+
+    Example: hhnet agreement --old codes/v1 --new codes/v2 --out reports/v1-v2
+    """
+    from pipelines.agreement import agreement as work
+
+    return work(old, new, out, configure(config, sets))
+
+
+@verb(app, "alias")
+def alias(
+    alias_: Annotated[str, typer.Option("--alias", help="Root of the alias.", metavar="URI")],
+    to: Annotated[str | None, typer.Option("--to", help="The published index to stand for.", metavar="URI")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Stand for the index before again.")] = False,
+) -> Result:
+    """Name an index that `search --index` follows, switch it in one step, or show what it stood for.
+
+    Example: hhnet alias --alias photos --to index/v2
+
+    Example: hhnet alias --alias photos --rollback
+    """
+    if to is not None and rollback:
+        raise UsageError("--to and --rollback exclude each other")
+    from pipelines.alias import alias_history, rollback_alias, set_alias
+
+    if rollback:
+        return rollback_alias(alias_)
+    return set_alias(alias_, to) if to is not None else alias_history(alias_)
 
 
 @app.callback(invoke_without_command=True)

@@ -255,6 +255,17 @@ class EvaluateSettings(Section):
     """Queries shown with their neighbours in the report."""
 
 
+class AgreementSettings(Section):
+    """How two codes of the same samples are compared."""
+
+    queries: int = Field(1000, ge=1, le=1_000_000)
+    """Samples whose neighbours are compared, seeded, at most."""
+    k: int = Field(10, ge=1, le=100_000)
+    """Neighbours of each; cut to the other samples."""
+    seed: int = Field(0, ge=0)
+    """Seed of the queries."""
+
+
 class RaySettings(Section):
     """Where the work runs."""
 
@@ -302,6 +313,7 @@ class Config(Section):
     search: SearchSettings = SearchSettings()
     dedupe: DedupeSettings = DedupeSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    agreement: AgreementSettings = AgreementSettings()
     ray: RaySettings = RaySettings()
     store: StoreSettings = StoreSettings()
     run: RunSettings = RunSettings()
@@ -336,6 +348,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),
         "evaluate.rerank",
     ),
+    "agreement": ("agreement.queries", "agreement.k", "agreement.seed"),
 }
 
 # Settings that came later. At their default they are no part of a fingerprint, so that what was made before them keeps

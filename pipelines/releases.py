@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from pipelines.artifacts import Artifact, open_artifact, parse_manifest, publish_version, versions
+from pipelines.artifacts import Artifact, open_artifact, parse_manifest, versions
 from pipelines.config import Config
-from pipelines.errors import CommitConflict, InputError
+from pipelines.errors import InputError
 from pipelines.indexing import measure, pass_gate, summary
-from pipelines.kinds.artifact import ORDINALS_NAME, REMOVED_NAME, made_as
+from pipelines.kinds.artifact import ORDINALS_NAME, REMOVED_NAME
 from pipelines.storage import Store
-from pipelines.versions import named_version, publish_number, require_version
+from pipelines.versions import made_as, named_version, publish_number, roll_back, version_before
 
 
 def publish_index(index: str, config: Config, digest: str | None = None) -> dict[str, Any]:
@@ -62,28 +62,10 @@ def rollback_index(index: str, to: int | None = None) -> dict[str, Any]:
     if not known:
         open_artifact(store, "index")
         raise InputError(f"{store.uri} was never published: there is nothing to roll back to")
-    _, current = named_version(store, known[-1])
-    target = _before(store, known, current) if to is None else to
-    require_version(store, target, known)
-    path, artifact = named_version(store, target)
-    if artifact.digest == current.digest:
-        return {**summary("index rollback", "unchanged", current, known[-1]), "to": target}
-    if not publish_version(store, known[-1] + 1, path, artifact.digest):
-        raise CommitConflict(f"{store.uri}: another run published version {known[-1] + 1} meanwhile: look at it first")
-    if store.size(f"versions/{target}.json") is None:
-        raise CommitConflict(
-            f"{store.uri}: gc collected version {target} while version {known[-1] + 1} named it again: roll back to "
-            "another one"
-        )
-    return {**summary("index rollback", "done", artifact, known[-1] + 1), "to": target}
-
-
-def _before(store: Store, known: list[int], current: Artifact) -> int:
-    """The version before the one that is current, wherever a rollback has taken it from."""
-    older = [number for number in known if number < made_as(current)]
-    if not older:
-        raise InputError(f"{store.uri}: version {made_as(current)} is current, and none is older")
-    return older[-1]
+    target = version_before(store, known) if to is None else to
+    number, artifact = roll_back(store, known, target)
+    status = "unchanged" if number == known[-1] else "done"
+    return {**summary("index rollback", status, artifact, number), "to": target}
 
 
 def index_info(index: str) -> dict[str, Any]:

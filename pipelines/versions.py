@@ -152,6 +152,42 @@ def publish_number(artifact: Artifact, path: str, number: int) -> None:
         raise _overtaken(artifact.store, number)
 
 
+def made_as(artifact: Artifact) -> int:
+    """The number of the version that this manifest was made for; a rollback gives it another one as well."""
+    number = artifact.manifest.meta.get("version", 1)
+    if not isinstance(number, int):
+        raise DamagedArtifact(f"{artifact.uri}: a manifest says that it is version {number!r}")
+    return number
+
+
+def version_before(store: Store, known: Sequence[int]) -> int:
+    """Of the `known`, the version before the one that is current, wherever a rollback has taken that from."""
+    current = made_as(open_version(store, known[-1]))
+    older = [number for number in known if number < current]
+    if not older:
+        raise InputError(f"{store.uri}: version {current} is current, and none is older")
+    return older[-1]
+
+
+def roll_back(store: Store, known: Sequence[int], to: int) -> tuple[int, Artifact]:
+    """Make version `to` of the `known` current again, as the next version; the number under which it is current.
+
+    InputError where there is no version `to`, CommitConflict where another run publishes, or gc collects, meanwhile.
+    """
+    require_version(store, to, known)
+    current, number = open_version(store, known[-1]), known[-1] + 1
+    path, artifact = named_version(store, to)
+    if artifact.digest == current.digest:
+        return known[-1], current
+    if not publish_version(store, number, path, artifact.digest):
+        raise CommitConflict(f"{store.uri}: another run published version {number} meanwhile: look at it first")
+    if store.size(f"versions/{to}.json") is None:
+        raise CommitConflict(
+            f"{store.uri}: gc collected version {to} while version {number} named it again: roll back to another one"
+        )
+    return number, artifact
+
+
 def _overtaken(store: Store, number: int) -> CommitConflict:
     return CommitConflict(f"{store.uri}: another run published version {number} meanwhile: run again from there")
 

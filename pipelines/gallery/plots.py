@@ -99,6 +99,29 @@ def distance_histogram(relevant: Sequence[float], other: Sequence[float]) -> byt
     return result.png
 
 
+def moved_distances(old: Sequence[float], new: Sequence[float]) -> bytes:
+    """Shares of the same pairs by normalised distance under two codes, in bins of equal width from 0 to 1."""
+    with _plot("Hamming distance / bits", "share of pairs") as (axes, result):
+        edges = [place / len(old) for place in range(len(old) + 1)]
+        for shares, colour, name in ((old, ORANGE, "old codes"), (new, ACCENT, "new codes")):
+            axes.stairs(shares, edges, color=colour, fill=True, alpha=0.28)
+            axes.stairs(shares, edges, color=colour, linewidth=1.6, label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, 1)
+        _legend(axes)
+    return result.png
+
+
+def overlap_histogram(shares: Sequence[float]) -> bytes:
+    """Shares of the queries by overlap, in bins of equal width from 0 to 1."""
+    with _plot("overlap", "share of queries") as (axes, result):
+        edges = [place / len(shares) for place in range(len(shares) + 1)]
+        axes.stairs(shares, edges, color=ACCENT, fill=True, alpha=0.7)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, 1)
+    return result.png
+
+
 def bit_balance(balance: Sequence[float], entropy: Sequence[float]) -> bytes:
     """Share of ones of each bit as bars, its entropy as dots; half, which is balanced, is dashed."""
     with _plot("bit", "share, or bits") as (axes, result):

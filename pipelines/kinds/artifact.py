@@ -23,13 +23,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts import Artifact, Part, open_artifact, versions
+from pipelines.aliases import open_published
+from pipelines.artifacts import Artifact, Part, versions
 from pipelines.codes import class_names, has_logits, logits_array
-from pipelines.errors import DamagedArtifact, InputError
+from pipelines.errors import DamagedArtifact
 from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
 from pipelines.schema import logits_field, read_parquet, require_schema
 from pipelines.storage import Store, scratch_folder
-from pipelines.versions import open_version, require_version
+from pipelines.versions import made_as, open_version
 
 ORDINALS_NAME = "ordinals.parquet"
 QUANTIZER_NAME = "quantizer.faiss"
@@ -360,14 +361,6 @@ def part_receipt(artifact: Artifact, ordinal: int) -> dict[str, Any]:
     raise DamagedArtifact(f"{artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
 
 
-def made_as(artifact: Artifact) -> int:
-    """The number of the version that this manifest was made for; a rollback gives it another one as well."""
-    number = artifact.manifest.meta.get("version", 1)
-    if not isinstance(number, int):
-        raise DamagedArtifact(f"{artifact.uri}: a manifest says that it is version {number!r}")
-    return number
-
-
 def newest_made(store: Store) -> tuple[int, Artifact]:
     """The newest version that is no rollback. Its ordinal table has all that were ever given, for each is made so."""
     for number in reversed(versions(store)):
@@ -392,13 +385,10 @@ def code_bytes(codes: Sequence[bytes], width: int) -> Codes:
 
 @contextmanager
 def open_index(uri: str, version: int | None = None) -> Iterator[IndexReader]:
-    """Open a published index, by default its highest version. InputError where none is published."""
-    store = Store(uri)
-    known = versions(store)
-    if not known:
-        open_artifact(store, "index")  # says so if there is no index at all
-        raise InputError(f"{store.uri} holds an index that was never published: build it without --no-publish")
-    number = known[-1] if version is None else version
-    require_version(store, number, known)
+    """Open a published index, by default its highest version, or the one that the alias at `uri` names now.
+
+    What is opened stays the same whatever is published meanwhile. InputError where nothing is published.
+    """
+    number, artifact = open_published(uri, version)
     with scratch_folder() as folder:
-        yield IndexReader(open_version(store, number, "index"), folder, number)
+        yield IndexReader(artifact, folder, number)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pipelines.proofs.codes import prove_codes
 from pipelines.proofs.duplicates import prove_duplicates
 from pipelines.proofs.findings import Findings
-from pipelines.proofs.others import prove_checkpoint, prove_index, prove_model, prove_report
+from pipelines.proofs.others import prove_alias, prove_checkpoint, prove_index, prove_model, prove_report
 
 PROOFS: Mapping[str, Callable[[Findings], None]] = {
     "codes": prove_codes,
@@ -18,5 +18,6 @@ PROOFS: Mapping[str, Callable[[Findings], None]] = {
     "checkpoint": prove_checkpoint,
     "report": prove_report,
     "duplicates": prove_duplicates,
+    "alias": prove_alias,
 }
 """By kind; `shards` has its own way, since its tars are digested and read in one pass."""

@@ -1,4 +1,4 @@
-"""Proofs of index, model, checkpoint and report artifacts."""
+"""Proofs of index, model, checkpoint, report and alias artifacts."""
 
 import json
 from pathlib import PurePosixPath
@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 import safetensors
 
+from pipelines.aliases import AliasTarget
+from pipelines.artifacts import versions
 from pipelines.codes import CodesSet, CodesShard, open_codes, require_signs
-from pipelines.errors import DamagedArtifact
+from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
 from pipelines.kinds import NOTHING_REMOVED
-from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, made_as, part_receipt
+from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, part_receipt
 from pipelines.proofs.findings import Findings, count
 from pipelines.storage import scratch_folder
+from pipelines.versions import made_as, named_version
 
 
 def prove_index(findings: Findings) -> None:
@@ -132,16 +135,35 @@ def prove_checkpoint(findings: Findings) -> None:
 
 
 def prove_report(findings: Findings) -> None:
-    """The metrics are JSON and agree with the manifest."""
+    """The metrics are JSON and agree with the manifest; only a report on agreement compares codes of several models."""
     artifact = findings.artifact
     metrics = _json_object(findings, "metrics.json")
-    for name in ("map", "chance"):
+    on_agreement = [entry.role for entry in artifact.manifest.inputs] == ["old", "new"]
+    for name in ("overlap", "chance", "correlation") if on_agreement else ("map", "chance"):
         findings.require(
             metrics.get(name) == artifact.manifest.meta.get(name),
             f"{artifact.uri}: metrics.json and the manifest differ in {name}",
         )
     inputs = [findings.input(entry.role) for entry in artifact.manifest.inputs]
-    findings.one_model(entry for entry in inputs if entry is not None)
+    if not on_agreement:
+        findings.one_model(entry for entry in inputs if entry is not None)
+
+
+def prove_alias(findings: Findings) -> None:
+    """The version names an index that is published where it says, unless that is out of reach; the root names none."""
+    artifact = findings.artifact
+    if not artifact.manifest.meta:
+        empty = [n for n in versions(artifact.store) if named_version(artifact.store, n)[1].digest == artifact.digest]
+        findings.require(not empty, f"{artifact.uri}: versions {empty} name no index")
+        return
+    with findings.guard():
+        target = AliasTarget.of(artifact)
+        try:
+            _, index = target.open()
+        except (InputError, StoreUnavailable) as error:
+            findings.checks.append(f"index {target.uri}: not checked ({error})")
+        else:
+            findings.checks.append(f"index {index.uri} is published, with the fingerprint, bits and model named here")
 
 
 def _json_object(findings: Findings, name: str) -> dict[str, Any]:

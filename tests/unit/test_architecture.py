@@ -66,8 +66,8 @@ def test_the_lock_has_every_dependency_and_no_second_faiss() -> None:
     "words",
     [
         [],
-        *([verb] for verb in ("ingest", "train", "encode", "verify", "index", "search", "evaluate", "dedupe")),
-        *([verb] for verb in ("run", "demo")),
+        *([verb] for verb in ("ingest", "train", "encode", "verify", "index", "search", "evaluate", "dedupe", "plan")),
+        *([verb] for verb in ("run", "demo", "agreement", "alias")),
         *(["index", verb] for verb in ("build", "add", "remove", "compact", "publish", "rollback", "info")),
     ],
     ids=" ".join,

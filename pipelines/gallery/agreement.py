@@ -1,0 +1,264 @@
+"""How far two codes of the same samples agree on who is near whom: the figures, and the page that shows them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import hhnet
+from pipelines.config import AgreementSettings
+from pipelines.gallery.figures import Pair, Side
+from pipelines.gallery.page import cards, document, facts, plots, section, table
+from pipelines.gallery.rounding import all_rounded, rounded
+
+BINS = 32
+BLOCK_PAIRS = 1 << 22
+
+Distances = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Samples that both codes hold, row by row: codes uint8 (N, bytes), labels bool (N, C) as the old codes say."""
+
+    old: npt.NDArray[np.uint8]
+    new: npt.NDArray[np.uint8]
+    bits: tuple[int, int]
+    labels: npt.NDArray[np.bool_]
+    classes: Sequence[str]
+    old_only: int
+    new_only: int
+
+
+@dataclass(frozen=True)
+class Movement:
+    """Normalised distances (over bits) of the same pairs before and after."""
+
+    old: Sequence[float]
+    """Share of the pairs in each of the bins of equal width from 0 to 1."""
+    new: Sequence[float]
+    old_mean: float
+    new_mean: float
+
+
+@dataclass(frozen=True)
+class ClassOverlap:
+    """Mean overlap of the queries of a class."""
+
+    name: str
+    queries: int
+    overlap: float
+
+
+@dataclass(frozen=True)
+class AgreementFigures:
+    """Every number of the report."""
+
+    overlap: float
+    """Mean over the queries; see `overlaps`."""
+    chance: float
+    """What independent codes would give: k / (samples - 1)."""
+    k: int
+    queries: int
+    samples: int
+    old_only: int
+    new_only: int
+    bits_old: int
+    bits_new: int
+    quartiles: Sequence[float]
+    """Of the overlap over the queries."""
+    correlation: float | None
+    """Pearson's, of the distances of all pairs of a query and another sample; None where a side has one distance."""
+    pairs: Movement
+    """All pairs of a query and another sample."""
+    neighbours: Movement
+    """Queries and their old neighbours, by the probability that they are among the k nearest."""
+    classes: Sequence[ClassOverlap]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def match(pair: Pair, bits_new: int) -> Matched:
+    """Match the old codes (the queries of `pair`) and the new ones (its database) by tar sha256 and row."""
+    known = sorted({*pair.queries.shards, *pair.database.shards})
+    old_ids, new_ids = _ids(pair.queries, known), _ids(pair.database, known)
+    both, old, new = np.intersect1d(old_ids, new_ids, assume_unique=True, return_indices=True)
+    return Matched(
+        pair.queries.codes[old],
+        pair.database.codes[new],
+        (pair.bits, bits_new),
+        pair.queries.labels[old],
+        pair.classes,
+        len(old_ids) - len(both),
+        len(new_ids) - len(both),
+    )
+
+
+def _ids(side: Side, known: Sequence[str]) -> npt.NDArray[np.int64]:
+    place = {digest: number for number, digest in enumerate(known)}
+    ordinals = np.array([place[digest] for digest in side.shards], np.int64)
+    return ordinals[side.shard] << 32 | side.row
+
+
+def nearest_probabilities(distances: Distances, k: int) -> Floats:
+    """Probability that each item is among the k nearest when the items at the k-th distance stand in random order.
+
+    int32 (Q, N), 1 <= k <= N -> float64 (Q, N); each row sums to k.
+    """
+    last = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]
+    nearer, tied = distances < last, distances == last
+    left = k - nearer.sum(1, keepdims=True)
+    return np.where(nearer, 1.0, np.where(tied, left / tied.sum(1, keepdims=True), 0.0))
+
+
+def overlaps(old: Floats, new: Floats, k: int) -> Floats:
+    """Expected share of the k nearest that both codes name, over independent random orders of their ties: (Q,).
+
+    With p_old(i) and p_new(i) from `nearest_probabilities` it is sum_i p_old(i) p_new(i) / k.
+    """
+    return np.asarray((old * new).sum(1) / k)
+
+
+class _Tally:
+    """Sums over the blocks of queries: of distances of all pairs, and those of old neighbours by probability."""
+
+    def __init__(self, bits: tuple[int, int]) -> None:
+        self.bits = bits
+        self.pairs = [np.zeros(b + 1) for b in bits]
+        self.near = [np.zeros(b + 1) for b in bits]
+        self.product = 0
+
+    def add(self, both: tuple[Distances, Distances], p_old: Floats) -> None:
+        """Count one block."""
+        weights = p_old.ravel()
+        for place, (distances, bits) in enumerate(zip(both, self.bits, strict=True)):
+            self.pairs[place] += np.bincount(distances.ravel(), minlength=bits + 1)
+            self.near[place] += np.bincount(distances.ravel(), weights, minlength=bits + 1)
+        self.product += int((both[0].astype(np.int64) * both[1]).sum())
+
+    def correlation(self) -> float | None:
+        """Pearson's correlation of the two distances of all pairs."""
+        (old, old_square), (new, new_square) = (_moments(counts) for counts in self.pairs)
+        spread = (old_square - old * old) * (new_square - new * new)
+        mean = self.product / self.pairs[0].sum()
+        return rounded((mean - old * new) / np.sqrt(spread)) if spread > 0 else None
+
+
+def _moments(counts: Floats) -> tuple[float, float]:
+    places = np.arange(len(counts))
+    return float(counts @ places / counts.sum()), float(counts @ (places * places) / counts.sum())
+
+
+def _movement(counts: Sequence[Floats], bits: tuple[int, int]) -> Movement:
+    bins = min(BINS, *bits)
+    shares = []
+    for mine, length in zip(counts, bits, strict=True):
+        place = np.minimum(np.arange(length + 1) * bins // length, bins - 1)
+        shares.append(all_rounded(np.bincount(place, mine, minlength=bins) / mine.sum()))
+    means = [rounded(_moments(mine)[0] / length) for mine, length in zip(counts, bits, strict=True)]
+    return Movement(shares[0], shares[1], means[0], means[1])
+
+
+def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[AgreementFigures, Floats]:
+    """All figures of the report, and the overlap of each query. A query is no neighbour of its own; N is at least 2."""
+    total = len(matched.old)
+    k = min(settings.k, total - 1)
+    random = np.random.Generator(np.random.Philox(settings.seed))
+    queries = np.sort(random.permutation(total)[: settings.queries])
+    tally, found = _Tally(matched.bits), []
+    step = max(1, BLOCK_PAIRS // total)
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step]
+        others = np.ones((len(block), total), np.bool_)
+        others[np.arange(len(block)), block] = False
+        both = _others(matched.old, block, others), _others(matched.new, block, others)
+        p_old = nearest_probabilities(both[0], k)
+        found.append(overlaps(p_old, nearest_probabilities(both[1], k), k))
+        tally.add(both, p_old)
+    overlap_Q = np.concatenate(found)
+    figures = AgreementFigures(
+        overlap=rounded(overlap_Q.mean()),
+        chance=rounded(k / (total - 1)),
+        k=k,
+        queries=len(queries),
+        samples=total,
+        old_only=matched.old_only,
+        new_only=matched.new_only,
+        bits_old=matched.bits[0],
+        bits_new=matched.bits[1],
+        quartiles=all_rounded(np.quantile(overlap_Q, (0.25, 0.5, 0.75))),
+        correlation=tally.correlation(),
+        pairs=_movement(tally.pairs, matched.bits),
+        neighbours=_movement(tally.near, matched.bits),
+        classes=_by_class(matched, queries, overlap_Q),
+    )
+    return figures, overlap_Q
+
+
+def _others(
+    codes: npt.NDArray[np.uint8], block: npt.NDArray[np.int64], others: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int32]:
+    """Distances from the queries of a block to all samples but themselves, int32 (Q, N - 1)."""
+    return hhnet.hamming_distances(codes[block], codes)[others].reshape(len(block), -1)
+
+
+def _by_class(matched: Matched, queries: npt.NDArray[np.int64], overlap_Q: Floats) -> list[ClassOverlap]:
+    """Classes that a query has; a query of several counts in each."""
+    labels = matched.labels[queries]
+    return [
+        ClassOverlap(name, int(labels[:, place].sum()), rounded(overlap_Q[labels[:, place]].mean()))
+        for place, name in enumerate(matched.classes)
+        if labels[:, place].any()
+    ]
+
+
+def agreement_page(figures: AgreementFigures, drawn: Mapping[str, bytes], sources: Mapping[str, str]) -> str:
+    """The self-contained page; `drawn` holds the PNGs of `overlap`, `pair_distances` and `neighbour_distances`."""
+    lead = (
+        f"{figures.queries:,} of {figures.samples:,} samples, each searched among all others by its old code of "
+        f"{figures.bits_old} bits and by its new one of {figures.bits_new} bits."
+    )
+    correlation = "–" if figures.correlation is None else f"{figures.correlation:.4f}"
+    headline = [
+        (f"Overlap of the {figures.k} nearest", f"{figures.overlap:.4f}", f"chance {figures.chance:.4f}"),
+        (
+            "Median query",
+            f"{figures.quartiles[1]:.4f}",
+            f"quartiles {figures.quartiles[0]:.3f}, {figures.quartiles[2]:.3f}",
+        ),
+        ("Correlation of distances", correlation, ""),
+        ("Samples", f"{figures.samples:,}", "in both codes"),
+        ("Only in the old codes", f"{figures.old_only:,}", "left out"),
+        ("Only in the new codes", f"{figures.new_only:,}", "left out"),
+    ]
+    pairs, near = figures.pairs, figures.neighbours
+    entries = [
+        (drawn["overlap"], "Histogram of the overlap over the queries", "Overlap of each query."),
+        (
+            drawn["pair_distances"],
+            "Histogram of the distances of pairs under the old and the new codes",
+            f"All pairs of a query and another sample: mean {pairs.old_mean:.3f} before, {pairs.new_mean:.3f} after.",
+        ),
+        (
+            drawn["neighbour_distances"],
+            "Histogram of the distances to the old neighbours under the old and the new codes",
+            f"Queries and their old neighbours: mean {near.old_mean:.3f} before, {near.new_mean:.3f} after.",
+        ),
+    ]
+    ordered = sorted(figures.classes, key=lambda entry: (-entry.overlap, entry.name))
+    rows = [(entry.name, f"{entry.overlap:.4f}", f"{entry.queries:,}") for entry in ordered]
+    body = [
+        cards(headline),
+        "<p><strong>How it is measured.</strong> The overlap of a query is the expected share of its k nearest that "
+        "both codes name, over every order of the samples at the k-th distance. Distances are divided by the bits.</p>",
+        section("Movement", plots(entries)),
+        *([section("Classes", table(("class", "overlap", "queries"), rows, bar=1))] if rows else []),
+        section("Made from", facts(sources), lead="The digests of the artifacts that were compared."),
+        "<footer>Made by hhnet. The same figures are in metrics.json beside this page.</footer>",
+    ]
+    return document(f"Neighbours agree to {figures.overlap:.1%}", "HHNet · agreement of two codes", body, lead)
