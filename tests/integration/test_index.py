@@ -1,11 +1,16 @@
 """The index built on a real Ray and read from a real S3 server."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import pipelines.index
 import pipelines.indexing
 from pipelines.config import Config, EvaluateSettings, IndexSettings
 from pipelines.evaluate import evaluate
@@ -89,3 +94,23 @@ def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.M
             metrics = json.loads(Store(report["uri"]).read(name))
             answers.append((index["card"], found["results"], metrics, [result["digest"] for result in changed]))
     assert answers[0] == answers[1]
+
+
+def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_inline_pool(monkeypatch, pipelines.indexing)
+    uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", 200)}).uri
+    command = [sys.executable, "-m", "pipelines", "index", "build", "--codes", uri, "--out", str(tmp_path / "index")]
+    environment = {**os.environ, "HHNET_FAILPOINTS": "identity.put.after=kill"}
+    died = subprocess.run([*command, "--kind", "auto"], capture_output=True, env=environment, timeout=120)
+    assert died.returncode == -signal.SIGKILL and b"recall@10" in died.stderr
+    assert [path.name for path in (tmp_path / "index").iterdir()] == ["identity.json"]
+
+    def asked_again(*_: object) -> None:
+        raise AssertionError("a second run plans anew")
+
+    monkeypatch.setattr(pipelines.index, "plan", asked_again)
+    resumed = build_index([uri], str(tmp_path / "index"), Config(index=IndexSettings(kind="auto", workers=1)))
+    named = build_index([uri], str(tmp_path / "named"), Config(index=IndexSettings(kind="flat", workers=1)))
+    assert resumed["digest"] == named["digest"]
