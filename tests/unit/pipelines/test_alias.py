@@ -94,6 +94,11 @@ def test_rollbacks_go_back_one_by_one(build: Build, alias: str) -> None:
         rollback_alias(alias)
     assert set_alias(alias, indexes[2])["version"] == 6
     assert rollback_alias(alias)["index"] == indexes[0]
+    set_alias(alias, indexes[2])
+    shutil.rmtree(indexes[0])
+    with pytest.raises(InputError, match=rf"{indexes[0]} holds no committed index"):
+        rollback_alias(alias)
+    assert found(alias)[0] == indexes[2]
 
 
 # ------------------------------------------------------------------------------------------------------- at once
