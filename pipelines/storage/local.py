@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LocalObjects:
-    """Files below one folder. Fails with OSError as it comes, FileNotFoundError for an object that is not there."""
+    """Files below one folder. Fails with OSError as it comes, FileNotFoundError for an object that is not there.
+
+    What is no plain file, a pipe or a device for example, is none: who reads it may never come to an end.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -44,7 +48,8 @@ class LocalObjects:
             for name in names:
                 with suppress(FileNotFoundError):  # gone since the folder was read
                     facts = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path per file is slow
-                    found[f"{folder}/{name}"[cut:]] = Entry(facts.st_size, facts.st_mtime)
+                    if stat.S_ISREG(facts.st_mode):
+                        found[f"{folder}/{name}"[cut:]] = Entry(facts.st_size, facts.st_mtime)
         return found
 
     def delete(self, name: str) -> None:
@@ -67,8 +72,10 @@ class LocalObjects:
                 os.link(path, target, src_dir_fd=folder, follow_symlinks=True)
             os.fsync(folder)
         except FileExistsError:
-            if target.is_dir():  # no reader would take it for the object
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target)) from None
+            if not target.is_file() and (
+                target.exists() or target.is_symlink()
+            ):  # no reader would take it for the object
+                raise OSError(errno.EEXIST, "something that is no plain file has this name", str(target)) from None
             return False
         finally:
             os.close(folder)
@@ -76,7 +83,7 @@ class LocalObjects:
 
     def _file(self, name: str) -> Path:
         path = self._root / name
-        if path.is_dir():
+        if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return path
 

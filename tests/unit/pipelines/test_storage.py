@@ -70,10 +70,28 @@ def test_put_takes_a_file(tmp_path: Path) -> None:
     assert Store(tmp_path / "store").read("x") == bytes(3_000_000)
 
 
-def test_a_folder_in_the_place_of_an_object_is_no_object(tmp_path: Path) -> None:
-    (tmp_path / "identity.json").mkdir()
-    with pytest.raises(StoreUnavailable, match=r"cannot write .*identity\.json: Is a directory"):
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+def test_what_is_no_object_in_the_place_of_one_is_said(tmp_path: Path, kind: str) -> None:
+    make = {"folder": Path.mkdir, "pipe": os.mkfifo, "link to nothing": lambda path: path.symlink_to("nothing")}
+    make[kind](tmp_path / "identity.json")
+    with pytest.raises(StoreUnavailable, match=r"cannot write .*identity\.json: .* no plain file"):
         ArtifactWriter(Store(tmp_path), "shards", MARK, (), {})
+
+
+def test_what_is_no_plain_file_is_no_object(tmp_path: Path) -> None:
+    """A reader of a pipe would wait for ever, and one of a device would never see its end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"x")
+    store = Store(tmp_path)
+    assert store.names("") == ["file", "link"]
+    assert (store.size("link"), store.read("link")) == (1, b"x")
+    for name in ("pipe", "zeros"):
+        assert store.size(name) is None
+        for ask in (store.read, store.open):
+            with pytest.raises(FileNotFoundError):
+                ask(name)
 
 
 def test_put_same_accepts_equal_bytes_only(tmp_path: Path) -> None:
