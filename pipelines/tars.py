@@ -69,6 +69,10 @@ class TarDamaged(Exception):
         self.reason = reason
 
 
+class TarBeyondLimits(TarDamaged):
+    """The archive costs more than `TarLimits` allow, so nothing more of it is read."""
+
+
 class Readable(Protocol):
     """What a tar is read from."""
 
@@ -141,7 +145,7 @@ def read_tar(
     """Every entry of a tar in order, with the content of those files that are `wanted` (default: all of them).
 
     A file above `limits.member_bytes` comes without content. Raises TarDamaged where the stream is cut, altered, goes
-    on after its end-of-archive marker, or exceeds another limit.
+    on after its end-of-archive marker; TarBeyondLimits, which is one too, where it exceeds another limit.
     """
     limits = limits or TarLimits()
     source = _Bounded(stream, limits)
@@ -154,7 +158,7 @@ def read_tar(
             return
         entries += 1
         if entries > limits.entries:
-            raise TarDamaged(TarReason.TOO_MANY, f"the tar has more than {limits.entries} entries")
+            raise TarBeyondLimits(TarReason.TOO_MANY, f"the tar has more than {limits.entries} entries")
         info = _parse_header(header, source.offset - BLOCK)
         if info.type in _LONG_NAMES or info.type in _EXTENDED or info.type == tarfile.XGLTYPE:
             header_bytes += info.size
@@ -194,11 +198,11 @@ class _Bounded:
 
     def read(self, size: int) -> bytes:
         if time.monotonic() > self.deadline:
-            raise TarDamaged(TarReason.TOO_SLOW, f"the tar took more than {self.limits.seconds:g} s to read")
+            raise TarBeyondLimits(TarReason.TOO_SLOW, f"the tar took more than {self.limits.seconds:g} s to read")
         data = self.stream.read(size)
         self.offset += len(data)
         if self.offset > self.limits.total_bytes:
-            raise TarDamaged(TarReason.TOO_LARGE, f"the tar has more than {self.limits.total_bytes} bytes")
+            raise TarBeyondLimits(TarReason.TOO_LARGE, f"the tar has more than {self.limits.total_bytes} bytes")
         return data
 
     def skip(self, size: int, what: str) -> None:

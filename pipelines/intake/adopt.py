@@ -27,7 +27,7 @@ from pipelines.intake.sources import MAX_FILES, Listing
 from pipelines.schema import SHARD_INDEX
 from pipelines.shards import INDEX_NAME, Record, index_bytes, index_table
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
-from pipelines.tars import TarReason
+from pipelines.tars import TarBeyondLimits, TarReason
 from pipelines.versions import finished
 
 ADOPT_VERSION = 1
@@ -149,6 +149,8 @@ def _index(
                 return scan_foreign_tar(stream, SUFFIXES, how.fields)
         except FileNotFoundError:
             raise WorkFailed(f"{origin.uri}/{name} went away while it was adopted: run again") from None
+        except TarBeyondLimits as error:
+            raise InputError(f"{origin.uri}/{name}: {error}: move it away, or cut it into several tars") from None
 
     seen: set[str] = set()
     with stage("adopt", len(names), unit="tars") as advance:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.shards import Member, key_end
-from pipelines.tars import Hashed, Readable, TarDamaged, TarEntry, TarLimits, TarReason, read_tar
+from pipelines.tars import Hashed, Readable, TarBeyondLimits, TarDamaged, TarEntry, TarLimits, TarReason, read_tar
 
 MAX_LABEL_BYTES = 1 << 20
 MAX_LABEL_CHARS = 200
@@ -51,7 +51,8 @@ def scan_foreign_tar(
     """Scan one tar. `images` are the suffixes of images, with their dot; `fields` the JSON fields that hold labels.
 
     Unset `fields` = the `cls` member, else `labels` or `label` of the JSON; none = no labels. Where the tar breaks,
-    its last sample is given up with it, since members of it may be missing.
+    its last sample is given up with it, since members of it may be missing. TarBeyondLimits is raised as it comes: a
+    tar that is not read to its end has no digest.
     """
     source = Hashed(stream)
     runs = _Runs(images, fields)
@@ -59,6 +60,8 @@ def scan_foreign_tar(
     try:
         for entry, content in read_tar(source, runs.wants, limits):
             runs.add(entry, content)
+    except TarBeyondLimits:
+        raise
     except TarDamaged as damage:
         losses.append(Loss("", damage.reason))
         if damage.reason is not TarReason.TRAILING_DATA:

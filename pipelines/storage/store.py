@@ -5,6 +5,7 @@ AWS_ENDPOINT_URL, keys from the standard credential chain, and from HHNET_STORE_
 operation is tried again before it fails (60 unless set).
 """
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -39,9 +40,11 @@ class Store:
         self.is_local = scheme != "s3" or not separator
         self._objects: Objects
         if self.is_local:
-            self.root = self.uri = str(Path(rest if separator else text).expanduser().resolve())
+            self.root = self.uri = str(_expanded(Path(rest if separator else text)).resolve())
             self._objects = LocalObjects(Path(self.root))
         else:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", authority):
+                raise ConfigError("s3://...: what follows is no name of a bucket: write s3://bucket/prefix")
             from pipelines.storage.s3 import S3Objects  # local stores do without its libraries
 
             self.root = rest.rstrip("/")
@@ -120,6 +123,13 @@ class Store:
             raise FileNotFoundError(f"{self.uri}/{name}") from None
         except OSError as error:
             raise StoreUnavailable(f"cannot {verb} {self.uri}/{name}: {error.strerror or error}") from error
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 class ObjectStream:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipelines import tars
 from pipelines.artifacts import manifest_digest, open_artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.gc import gc
@@ -21,7 +22,7 @@ from pipelines.intake.adopt import Adoption, adopt, read_class_names
 from pipelines.schema import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.shards import INDEX_NAME, Sample, open_shards, write_tar
 from pipelines.storage import canonical_json, sha256_of
-from pipelines.tars import TarReason
+from pipelines.tars import TarLimits, TarReason
 from pipelines.verify import verify
 from tests.support import pictures
 
@@ -326,6 +327,13 @@ def test_places_without_anything_to_adopt(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no sample that can be taken \(1 skipped, the first: x\.tar: a, no_image\)"):
         adopt(str(tmp_path / "in"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_beyond_the_limits_ends_the_run_with_its_name(wds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "TarLimits", lambda: TarLimits(entries=3))
+    with pytest.raises(InputError, match=r"train-0000\.tar: the tar has more than 3 entries: move it away"):
+        adopt(str(wds), str(wds))
+    assert not (wds / "identity.json").exists()
 
 
 def test_a_source_that_changes_while_it_is_copied_ends_the_run(

@@ -177,7 +177,18 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["", "https://u:secret@host/x", "gs://bucket/x", "s3://user:secret@bucket/x", "s3://key:sec/secret@b"],
+    [
+        "",
+        "~nobody-of-this-name/x",
+        "s3://",
+        "s3:///x",
+        "s3://a b/c",
+        "s3://b?x#y/c",
+        "https://u:secret@host/x",
+        "gs://bucket/x",
+        "s3://user:secret@bucket/x",
+        "s3://key:sec/secret@b",
+    ],
 )
 def test_other_uris_and_credentials_are_refused(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipelines.tars import MAX_HEADER_BYTES, TarDamaged, TarLimits, TarReason, read_tar
+from pipelines.intake.foreign import scan_foreign_tar
+from pipelines.tars import MAX_HEADER_BYTES, TarBeyondLimits, TarDamaged, TarLimits, TarReason, read_tar
 
 
 def make_tar(form: int = tarfile.PAX_FORMAT, names: tuple[str, ...] = ("a/1.jpg", "a/2.jpg")) -> bytes:
@@ -161,6 +162,14 @@ def test_an_archive_beyond_a_limit_is_refused(limits: TarLimits, reason: TarReas
     with pytest.raises(TarDamaged) as caught:
         list(read_tar(io.BytesIO(make_tar()), limits=limits))
     assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize("limits", [TarLimits(entries=1), TarLimits(total_bytes=2000), TarLimits(seconds=0)])
+def test_beyond_a_limit_nothing_more_is_read(limits: TarLimits) -> None:
+    stream = io.BytesIO(make_tar() + bytes(100 << 20))
+    with pytest.raises(TarBeyondLimits):
+        scan_foreign_tar(stream, (".jpg",), None, limits)
+    assert stream.tell() <= 1 << 20
 
 
 def test_zeros_after_the_end_count_too() -> None:
