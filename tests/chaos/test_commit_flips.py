@@ -1,19 +1,32 @@
 """`verify` finds a single flipped bit in any part, receipt or manifest of any artifact, and names the file."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+import pipelines.indexing
+from pipelines.alias import set_alias
 from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact
+from pipelines.codes import open_codes
+from pipelines.config import Config, DedupeSettings, IndexSettings
+from pipelines.dedupe import dedupe
 from pipelines.errors import HHNetError
+from pipelines.index import build_index
+from pipelines.reindex import remove_rows
 from pipelines.storage import Store, canonical_json
 from pipelines.verify import verify
+from pipelines.versions import open_current
 from tests.support.codes import write_shards
+from tests.support.inline import use_inline_pool
 from tests.support.report import SEED, report, scaled
-from tests.unit.pipelines.test_verify import BITS, CLASSES, MARK, make_codes, make_index, make_model
+from tests.unit.pipelines.test_verify import BITS, CLASSES, MARK, make_codes, make_model
+
+INDEXED = Config(index=IndexSettings(workers=1))
+KINDS = ["shards", "model", "codes", "index", "checkpoint", "report", "alias", "duplicates"]
 
 
 def make_all(folder: Path) -> dict[str, Artifact]:
@@ -21,11 +34,20 @@ def make_all(folder: Path) -> dict[str, Artifact]:
     shards = open_artifact(write_shards(folder, "shards"))
     model = make_model(folder / "model", shards, {"bits": BITS, "classes": CLASSES})
     codes = make_codes(folder / "codes", shards, model)
+    index = str(folder / "index")
+    with pytest.MonkeyPatch.context() as patch:
+        use_inline_pool(patch, pipelines.indexing)
+        build_index([codes.uri], index, INDEXED)
+    remove_rows(index, INDEXED, [next(open_codes(codes).tables())["key"][0].as_py()])  # a second version
+    set_alias(str(folder / "alias"), index)
+    dedupe([codes.uri], str(folder / "duplicates"), Config(dedupe=DedupeSettings(radius=4)))
     return {
         "shards": shards,
         "model": model,
         "codes": codes,
-        "index": make_index(folder / "index", codes),
+        "index": open_current(index),
+        "alias": open_current(folder / "alias"),
+        "duplicates": open_current(folder / "duplicates"),
         "checkpoint": make_checkpoint(folder / "checkpoint"),
         "report": make_report(folder / "report"),
     }
@@ -56,18 +78,15 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return make_all(tmp_path_factory.mktemp("artifacts"))
 
 
-@pytest.mark.parametrize("kind", ["shards", "model", "codes", "index", "checkpoint", "report"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_flipped_bit_is_found_and_named(artifacts: dict[str, Artifact], kind: str) -> None:
     artifact, draw = artifacts[kind], random.Random(f"{SEED} {kind}")
     root, flips = Path(artifact.uri), scaled(50, 1000)
     verify(artifact.uri)
     entries = [*artifact.manifest.parts, *artifact.manifest.receipts]
-    names = [*(entry.path for entry in entries), "manifest.json", "identity.json"]
-    missed, unnamed, tried = (
-        [],
-        [],
-        dict.fromkeys(("parts", "rejects", "receipts", "manifest.json", "identity.json"), 0),
-    )
+    versions = [*artifact.store.names("versions"), *artifact.store.names("manifests")]
+    names = [*(entry.path for entry in entries), *versions, "manifest.json", "identity.json"]
+    missed, unnamed, tried = [], [], Counter[str]()
     for _ in range(flips):
         name = draw.choice(names)
         path = root / name

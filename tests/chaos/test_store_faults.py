@@ -129,7 +129,7 @@ LOST = [Fault.LOST, Fault.LOST_RESET, Fault.LOST_SILENCE]
     ("operation", "size"), [("PUT", SMALL), ("CREATE", LARGE), ("PART", LARGE), ("COMPLETE", LARGE)]
 )
 def test_a_put_whose_answer_is_lost_succeeds(rig: Rig, operation: str, size: int, fault: Fault) -> None:
-    rounds = scaled(2, 10) if fault is Fault.LOST_SILENCE else scaled(10 if size == SMALL else 4, 200)
+    rounds = scaled(2, 10) if fault is Fault.LOST_SILENCE else scaled(10, 200)
     with deadline(rig.server, rig.proxy, 3.0 if fault is Fault.LOST_SILENCE else DEADLINE_S):
         store = rig.store()
         for number in range(rounds):

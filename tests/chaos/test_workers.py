@@ -287,8 +287,8 @@ def test_a_storm_of_bad_shards_is_accounted_for(corpus: Corpus, tmp_path: Path) 
     rng = random.Random(SEED)
     source = Path(shutil.copytree(corpus.shards, tmp_path / "shards"))
     opened = open_shards(str(source))
-    bad = rng.sample(range(SHARDS), round(SHARDS * scaled(0.1, 0.5)) or 1)
-    kinds = [flip, cut, empty, remove]
+    bad = rng.sample(range(SHARDS), round(SHARDS * scaled(1 / 6, 0.5)))
+    kinds = [flip, cut, empty, remove]  # at least one shard of each
     for number, shard in enumerate(bad):
         kinds[number % len(kinds)](source / opened.shards[shard].part.path, rng)
     out = tmp_path / "codes"
