@@ -12,7 +12,9 @@ import pytest
 
 import pipelines.index
 import pipelines.indexing
-from pipelines.config import Config, EvaluateSettings, IndexSettings
+from pipelines.alias import set_alias
+from pipelines.config import Config, DedupeSettings, EvaluateSettings, IndexSettings
+from pipelines.dedupe import dedupe
 from pipelines.evaluate import evaluate
 from pipelines.gc import gc
 from pipelines.index import build_index
@@ -72,13 +74,20 @@ def test_one_and_two_workers_change_an_index_to_the_same_bytes(tmp_path: Path, k
 def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     use_inline_pool(monkeypatch, pipelines.indexing)
     shards = write_shards(tmp_path, "shard")
-    config = Config(index=IndexSettings(kind=kind, workers=1), evaluate=EvaluateSettings(gallery=2))
+    config = Config(
+        index=IndexSettings(kind=kind, workers=1),
+        evaluate=EvaluateSettings(gallery=2),
+        dedupe=DedupeSettings(radius=20),
+    )
     with seaweed(tmp_path / "weed") as server, server.environment():
         answers = []
         for root in (str(tmp_path), server.uri("run")):
             codes = codes_of_shards(f"{root}/codes", shards).uri
             index = build_index([codes], f"{root}/index", config)
-            found = search(index["uri"], config, keys=["class_01/0001"])
+            assert set_alias(f"{root}/alias", index["uri"])["version"] == 1
+            found = search(f"{root}/alias", config, keys=["class_01/0001"])
+            pairs = dedupe([codes], f"{root}/duplicates", config)
+            assert verify(pairs["uri"])["orphans"] == verify(f"{root}/alias")["orphans"] == []
             changed = [
                 remove_rows(index["uri"], config, ["class_00/0000", "class_02/0003"]),
                 add_codes(index["uri"], [more(f"{root}/more")], config),
@@ -92,7 +101,8 @@ def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.M
             report = evaluate(codes, [codes], f"{root}/report", config)
             name = report["metrics"].removeprefix(f"{report['uri']}/")
             metrics = json.loads(Store(report["uri"]).read(name))
-            answers.append((index["card"], found["results"], metrics, [result["digest"] for result in changed]))
+            made = [result["digest"] for result in (pairs, *changed)]
+            answers.append((index["card"], found["results"], metrics, pairs["pairs"] > 0, made))
     assert answers[0] == answers[1]
 
 
