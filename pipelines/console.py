@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from pipelines.errors import HHNetError
 
 Result = dict[str, Any]
 
+SEND_AGAIN_S = 0.1
 TABLES = ("versions", "changes")
 """What of a result there are several of."""
 ROWS_SHOWN = 50
@@ -69,7 +71,8 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
 
 def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
     """Do a verb's work and report it; the exit code of the contract."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
+    sys.unraisablehook = _send_again
     try:
         result = work()
     except HHNetError as error:
@@ -85,12 +88,24 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
         return 143
     finally:
         signal.signal(signal.SIGTERM, previous)
+        sys.unraisablehook = hook
     sys.stdout.write((json.dumps(result, ensure_ascii=False) if json_output else present(result)) + "\n")
     return 4 if result.get("status") == "degraded" else 0
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise Terminated
+
+
+def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """A signal that arrives in a hook, at a fork for example, raises where Python drops it: deliver it once more."""
+    number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(unraisable.exc_type)
+    if number is None:
+        sys.__unraisablehook__(unraisable)
+        return
+    timer = threading.Timer(SEND_AGAIN_S, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _complain(message: str) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,27 @@ def test_a_degraded_result_is_printed_and_exits_4(capsys: pytest.CaptureFixture[
         app(["--json"])
     assert end.value.code == 4
     assert json.loads(capsys.readouterr().out)["status"] == "degraded"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_whose_exception_python_drops_still_ends_the_verb(number: signal.Signals, code: int) -> None:
+    """It is dropped where a hook runs: at a fork, in a destructor."""
+    app = typer.Typer()
+
+    class Destroyed:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    @verb(app, "work")
+    def work() -> dict[str, object]:
+        """Wait."""
+        Destroyed()
+        time.sleep(30)
+        return {"verb": "work", "status": "done", "uri": "u", "digest": "d"}
+
+    with pytest.raises(SystemExit) as end:
+        app([])
+    assert end.value.code == code
 
 
 def test_neighbours_are_shown_as_a_table() -> None:
