@@ -84,6 +84,18 @@ class IndexKind(Protocol):
         """
 
 
+class Untrained:
+    """What a kind inherits whose parts share nothing that is learnt."""
+
+    def sample_size(self, parameters: Mapping[str, int]) -> int:
+        """No codes are wanted."""
+        return 0
+
+    def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
+        """Never called, since no codes are wanted."""
+        raise AssertionError("a kind that wants no sample is not trained")
+
+
 def index_kind(name: str) -> IndexKind:
     """The kind of this name; its module, and so Faiss where it needs it, is imported now."""
     if name not in KINDS:

@@ -8,11 +8,11 @@ from safetensors.numpy import save
 
 from hhnet import hamming_knn, hamming_range
 from pipelines.config import IndexSettings
-from pipelines.kinds import Codes, Hits, Ids, Neighbours
+from pipelines.kinds import Codes, Hits, Ids, Neighbours, Untrained
 from pipelines.kinds.mapped import mapped
 
 
-class FlatKind:
+class FlatKind(Untrained):
     """The exact kind: nothing to learn, nothing to set."""
 
     suffix = ".safetensors"
@@ -22,14 +22,6 @@ class FlatKind:
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """None."""
         return {}
-
-    def sample_size(self, parameters: Mapping[str, int]) -> int:
-        """Nothing is learnt."""
-        return 0
-
-    def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
-        """Never called."""
-        raise NotImplementedError
 
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """Codes and ids as they are."""

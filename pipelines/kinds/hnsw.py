@@ -18,14 +18,14 @@ import numpy as np
 from hhnet import hamming_range
 from pipelines.config import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, Neighbours
+from pipelines.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, Neighbours, Untrained
 from pipelines.kinds.faiss_io import bytes_of, one_thread, readable
 
 _untyped: Any = faiss
 """Faiss's stubs lack the search parameters, and that a selector takes an array."""
 
 
-class HnswKind:
+class HnswKind(Untrained):
     """Walks from code to nearer code, and keeps the `ef_search` best on the way."""
 
     suffix = ".faiss"
@@ -35,14 +35,6 @@ class HnswKind:
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """Both as they are set."""
         return {"m": settings.m, "ef_search": settings.ef_search}
-
-    def sample_size(self, parameters: Mapping[str, int]) -> int:
-        """Nothing is learnt."""
-        return 0
-
-    def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
-        """Never called."""
-        raise NotImplementedError
 
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """The graph of the codes in their order. One thread, since links depend on who is there already."""

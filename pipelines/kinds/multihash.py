@@ -16,13 +16,13 @@ from safetensors.numpy import save
 from hhnet.multihash import MultiHash, TablesDamagedError, default_substrings, table_length
 from pipelines.config import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import Codes, Hits, Ids, Neighbours
+from pipelines.kinds import Codes, Hits, Ids, Neighbours, Untrained
 from pipelines.kinds.mapped import mapped
 
 _T = TypeVar("_T")
 
 
-class MultiHashKind:
+class MultiHashKind(Untrained):
     """The exact kind with tables: nothing to learn, nothing to set."""
 
     suffix = ".safetensors"
@@ -32,14 +32,6 @@ class MultiHashKind:
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """None: each part's tables follow its own number of codes."""
         return {}
-
-    def sample_size(self, parameters: Mapping[str, int]) -> int:
-        """Nothing is learnt."""
-        return 0
-
-    def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
-        """Never called."""
-        raise NotImplementedError
 
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """Codes and ids as they are, and the rows sorted by each substring."""
