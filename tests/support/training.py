@@ -2,13 +2,15 @@
 
 python -m tests.support.training JOB.json RANK WORLD PORT RUN
 
-Each step appends one line of JSON to RUN.<rank>.jsonl: the step, and the keys of this worker's part of the batch.
+Each step appends two lines of JSON to RUN.<rank>.jsonl: before it the step and the keys of this worker's part of the
+batch, after it the step and the loss of the whole batch.
 """
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,13 +29,19 @@ def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     with Path(f"{run}.{rank}.jsonl").open("w") as log:
 
+        def say(entry: dict[str, Any]) -> None:
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+
         class Recorded(Learner):
-            """A learner that says what it learns from, before it does."""
+            """A learner that says what it learns from, before it does, and its loss afterwards."""
 
             def step(self, batch: Batch) -> float:
-                log.write(json.dumps({"step": self.step_count, "keys": list(batch.keys)}) + "\n")
-                log.flush()
-                return super().step(batch)
+                step = self.step_count
+                say({"step": step, "keys": list(batch.keys)})
+                loss = super().step(batch)
+                say({"step": step, "loss": loss.hex()})
+                return loss
 
         pipelines.learning.learner.Learner = Recorded  # type: ignore[misc]
         facts = json.loads(Path(job_file).read_text())
