@@ -9,7 +9,7 @@ OUT ?= hhnet-demo
 GUIDED_S ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit chaos fuzz guided bench check lock clean
+.PHONY: help demo test unit chaos fuzz guided bench check audit lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,10 @@ check: $(READY) ## Lint, formatting, types, import rules
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-logo
+
+audit: $(READY) ## Ask PyPI for known holes in the locked packages (needs the internet)
+	@$(VENV)/bin/pip install -q --upgrade --target $(VENV)/audit pip-audit
+	@PYTHONPATH=$(VENV)/audit $(VENV)/bin/python -m pip_audit --requirement requirements.lock --no-deps --disable-pip
 
 lock: $(READY) ## Write what is installed now into the lock
 	@{ head -1 requirements.lock; $(VENV)/bin/pip freeze --exclude-editable; } > requirements.tmp && mv requirements.tmp requirements.lock

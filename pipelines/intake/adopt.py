@@ -118,6 +118,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 def _tar_names(origin: Store) -> list[str]:
     beside = [name for name in origin.names("") if "/" not in name]
+    if origin.is_local:
+        for path in sorted(Path(origin.uri).glob("[!.]*.tar")):
+            if path.name not in beside:
+                raise InputError(f"{path} is no plain file, so it cannot be read as a tar: take it away")
     for name in beside:
         if _COMPRESSED.fullmatch(name):
             raise InputError(f"{origin.uri}/{name} is compressed, so no sample can be read by its place: unpack it")

@@ -31,6 +31,7 @@ from pipelines.storage import Store
 from pipelines.train import plan_job
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
+from tests.support.seaweed import seaweed
 
 ROOT = Path(__file__).parents[2]
 MARK = "c" * 64
@@ -161,6 +162,10 @@ def test_two_runs_at_once_drop_none_of_what_the_other_needs(tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------- R9: kills and elastic restarts
 
 
+Out = Path | str
+"""The root of a model, which may lie on S3."""
+
+
 @dataclass(frozen=True)
 class Training:
     """A training without Ray whose workers are processes of this test."""
@@ -169,7 +174,7 @@ class Training:
     shards: Path
     sets: tuple[str, ...]
 
-    def start(self, out: Path, run: Path, world: int) -> list[subprocess.Popen[bytes]]:
+    def start(self, out: Out, run: Path, world: int) -> list[subprocess.Popen[bytes]]:
         job = self.folder / f"{run.name}.json"
         job.write_text(json.dumps({"shards": str(self.shards), "out": str(out), "sets": self.sets}))
         with socket.socket() as probe:
@@ -180,11 +185,11 @@ class Training:
             subprocess.Popen([*words, str(rank), str(world), str(port), str(run)], cwd=ROOT) for rank in range(world)
         ]
 
-    def finish(self, out: Path, run: Path, world: int) -> None:
+    def finish(self, out: Out, run: Path, world: int) -> None:
         for worker in self.start(out, run, world):
             assert worker.wait(timeout=600) == 0
 
-    def kill_at(self, out: Path, run: Path, world: int, step: int) -> None:
+    def kill_at(self, out: Out, run: Path, world: int, step: int) -> None:
         """Start, wait until a worker begins `step`, and kill all of them at once."""
         workers = self.start(out, run, world)
         while not any(entry["step"] >= step for entry in said(run, world, "keys")):
@@ -195,11 +200,11 @@ class Training:
         for worker in workers:
             worker.wait()
 
-    def checkpoints(self, out: Path) -> Checkpoints:
+    def checkpoints(self, out: Out) -> Checkpoints:
         job = plan_job(open_artifact(str(self.shards), "shards"), None, str(out), load_config(sets=self.sets))
         return Checkpoints(Store(out), job.fingerprint)
 
-    def state(self, out: Path) -> dict[str, torch.Tensor]:
+    def state(self, out: Out) -> dict[str, torch.Tensor]:
         last = self.checkpoints(out).latest()
         assert last is not None
         return last.tensors("")
@@ -235,7 +240,9 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     )
     write_folder(folder / "photos", classes=3, per_class=29)
     ingest(str(folder / "photos"), str(folder / "shards"), load_config(sets=sets))
-    return Training(folder, folder / "shards", sets)
+    made = Training(folder, folder / "shards", sets)
+    made.finish(folder / "unbroken", folder / "unbroken-0", 1)
+    return made
 
 
 def killed_run(training: Training, name: str, worlds: Sequence[int]) -> tuple[Path, list[tuple[Path, int]]]:
@@ -286,7 +293,6 @@ def lost_and_doubled(training: Training, runs: Sequence[tuple[Path, int]]) -> tu
 
 
 def test_kills_do_not_change_a_weight(training: Training) -> None:
-    training.finish(training.folder / "unbroken", training.folder / "unbroken-0", 1)
     out, runs = killed_run(training, "killed", [1, 1, 1, 1])
     expected, found = training.state(training.folder / "unbroken"), training.state(out)
     assert found.keys() == expected.keys()
@@ -298,6 +304,21 @@ def test_kills_do_not_change_a_weight(training: Training) -> None:
     figures = {"tensors_that_differ": len(different), "losses_that_differ": len(other)}
     report("R9 kills", kills=3, steps=steps, **figures, lost=lost, duplicated=doubled)
     assert (different, other, lost, doubled) == ([], [], 0, 0), f"seed {SEED}"
+
+
+def test_a_training_on_s3_goes_on_from_its_checkpoint(training: Training, tmp_path: Path) -> None:
+    """Killed in the second epoch; the weights are those of a training on a disk that nobody killed."""
+    with seaweed(tmp_path / "weed") as server, server.environment():
+        out = server.uri("model")
+        training.kill_at(out, training.folder / "s3-0", 1, EPOCH_STEPS + 4)
+        last = training.checkpoints(out).latest()
+        assert last is not None and last.step >= EPOCH_STEPS
+        training.finish(out, training.folder / "s3-1", 1)
+        found = training.state(out)
+    assert min(entry["step"] for entry in said(training.folder / "s3-1", 1, "keys")) == last.step
+    expected = training.state(training.folder / "unbroken")
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    report("R9 on S3", kills=1, begun_again_at=last.step, tensors_that_differ=0)
 
 
 def test_another_number_of_workers_keeps_every_epoch_whole(training: Training) -> None:

@@ -1,4 +1,4 @@
-"""R1, R3 and R10: encode while its workers are killed or stopped, its nodes lost and its shards damaged.
+"""R1, R3, R10 and P1: encode while its workers are killed, stopped or many, its nodes lost and its shards damaged.
 
 The verb runs as a process of its own on a real Ray. What it publishes must be what an undisturbed run publishes.
 """
@@ -21,12 +21,15 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+import pipelines.encoding
 from pipelines.codes import open_codes
 from pipelines.config import load_config
+from pipelines.encode import encode
 from pipelines.gc import gc
 from pipelines.ingest import ingest
 from pipelines.shards import open_shards
 from pipelines.verify import verify
+from tests.support.inline import use_inline_pool
 from tests.support.models import write_model
 from tests.support.nodes import LOOPBACK, Nodes, cluster_of
 from tests.support.pictures import write_folder
@@ -212,6 +215,30 @@ def test_a_killed_driver_is_resumed_without_encoding_a_finished_shard_again(corp
 # ------------------------------------------------------------------------------------------------------------- nodes
 
 
+def test_four_workers_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
+    """Two of them made what is compared with. Four do not fit on two cores, but on four nodes of one CPU each."""
+    out, workers, most = tmp_path / "codes", 4, 0
+    with cluster_of(workers) as cluster, joined(corpus, cluster, out, "--workers", str(workers)) as verb:
+        while verb.poll() is None:
+            most = max(most, len(encoders(cluster.process)))
+            time.sleep(0.05)
+        result_of(verb)
+    assert most == workers
+    assert (out / "manifest.json").read_bytes() == corpus.manifest
+    report("P1 workers", workers=workers, other_manifests=0)
+
+
+def test_the_order_of_the_shards_changes_no_byte(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = use_inline_pool(monkeypatch, pipelines.encoding)
+    pool.reverse = True
+    encode(corpus.shards, corpus.model, str(tmp_path / "codes"), load_config(sets=SETTINGS))
+    assert [task.shard for task in pool.done] == [shard.name for shard in reversed(open_shards(corpus.shards).shards)]
+    assert (tmp_path / "codes" / "manifest.json").read_bytes() == corpus.manifest
+    report("P1 order", reversed=SHARDS, other_manifests=0)
+
+
 def test_lost_nodes_and_a_lost_head_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
     rng = random.Random(SEED)
     nodes, heads = scaled(2, 30), scaled(1, 10)
@@ -263,10 +290,10 @@ def test_without_its_own_node_a_run_ends_and_is_resumed(corpus: Corpus, tmp_path
     require_clean(out)
 
 
-def joined(corpus: Corpus, cluster: Nodes, out: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+def joined(corpus: Corpus, cluster: Nodes, out: Path, *more: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """An encode on the nodes of a cluster, which share this machine's disk; it gives a lost head up after seconds."""
     where = ("--set", f"ray.address={cluster.address}", "--set", "store.shared=true")
-    command = encode_words(corpus.shards, corpus.model, out, *where)
+    command = encode_words(corpus.shards, corpus.model, out, *where, *more)
     return started(command, {**os.environ, **LOOPBACK, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"})
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import pipelines.encoding
 from pipelines import encode as encode_module
 from pipelines.artifacts import Artifact, open_artifact, versions
 from pipelines.codes import open_codes
@@ -19,7 +20,10 @@ from pipelines.storage import Store
 from pipelines.verify import verify
 from pipelines.versions import open_current, open_version
 from tests.integration.conftest import SETTINGS
+from tests.support.checker import client_of
 from tests.support.corpus import Corpus
+from tests.support.inline import use_inline_pool
+from tests.support.seaweed import BUCKET, Seaweed, seaweed
 
 
 @pytest.fixture
@@ -90,3 +94,30 @@ def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monk
     mended = retry_rejects(corpus.out, config)
     assert (mended["status"], mended["rejects"], mended["recovered"]) == ("done", 0, 10)
     assert verify(corpus.out)["digest"] == mended["digest"]
+
+
+def test_on_s3_too(
+    corpus: Corpus, model: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_inline_pool(monkeypatch, pipelines.encoding)
+    corpus.damage(1, [2, 3])
+    with seaweed(tmp_path / "weed") as server, server.environment():
+        shards, out = server.uri("shards"), server.uri("codes")
+        copy_to_s3(server, corpus.uri, "shards")
+        assert encode(shards, str(model), out, config, allow_degraded=True)["rejects"] == 2
+        corpus.mend()
+        copy_to_s3(server, corpus.uri, "shards")
+        mended = retry_rejects(out, config)
+        assert (mended["status"], mended["version"], mended["rejects"], mended["recovered"]) == ("done", 2, 0, 2)
+        assert verify(out)["digest"] == mended["digest"]
+        assert retry_rejects(out, config)["status"] == "unchanged"
+        found = parts_of(open_current(out))
+    encode(corpus.uri, str(model), corpus.out, config)
+    assert found == parts_of(open_current(corpus.out)), "as on a disk, and as if nothing had been damaged"
+
+
+def copy_to_s3(server: Seaweed, folder: str, prefix: str) -> None:
+    """Put every file of a folder below a prefix, over what is there."""
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            client_of(server).pipe_file(f"{BUCKET}/{prefix}/{path.relative_to(folder)}", path.read_bytes())

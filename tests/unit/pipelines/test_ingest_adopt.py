@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -68,6 +69,16 @@ def skipped(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------- in place
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+def test_a_tar_that_is_no_plain_file_is_named(wds: Path, tmp_path: Path, kind: str) -> None:
+    path = wds / "train-0002.tar"
+    make = {"pipe": os.mkfifo, "folder": Path.mkdir, "dangling link": lambda path: path.symlink_to("nothing")}
+    make[kind](path)
+    with pytest.raises(InputError, match=r"train-0002\.tar is no plain file"):
+        adopt(str(wds), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_tars_are_indexed_where_they_lie(wds: Path) -> None:
