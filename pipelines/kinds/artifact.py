@@ -132,8 +132,8 @@ class IndexReader:
         self._opened: dict[int, Searcher] = {}
         plain, largest = keys_schema(self.bits).names, max((shard.rows for shard in self.shards.values()), default=0)
         cached = lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))
-        self._keys = cached(lambda ordinal: self.live_keys(ordinal).select(plain))
-        self._logits = cached(lambda ordinal: self.live_keys(ordinal).select(["row", "logits"]))
+        self._keys = cached(lambda ordinal: self.live_keys(ordinal, plain))
+        self._logits = cached(lambda ordinal: self.live_keys(ordinal, ["row", "logits"]))
 
     @property
     def width(self) -> int:
@@ -190,17 +190,17 @@ class IndexReader:
             raise DamagedArtifact(f"{self.artifact.uri}: {REMOVED_NAME} names rows that are not in {path.name}")
         return searcher
 
-    def read_keys(self, ordinal: int) -> pa.Table:
-        """A shard's key table as it is stored, checked; it holds the removed rows too."""
-        table = read_key_table(self.artifact, self._part(keys_name(ordinal)), self.bits, self.logits)
+    def read_keys(self, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """A shard's key table as it is stored, or columns of it, checked; it holds the removed rows too."""
+        table = read_key_table(self.artifact, self._part(keys_name(ordinal)), self.bits, self.logits, columns)
         if table.num_rows != self.shards[ordinal].rows:
             where = f"{self.artifact.uri}/{keys_name(ordinal)}"
             raise DamagedArtifact(f"{where} has {table.num_rows} rows, expected {self.shards[ordinal].rows}")
         return table
 
-    def live_keys(self, ordinal: int) -> pa.Table:
-        """A shard's key table without the removed rows."""
-        table, removed = self.read_keys(ordinal), self.removed.get(ordinal)
+    def live_keys(self, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """A shard's key table, or columns of it among which is `row`, without the removed rows."""
+        table, removed = self.read_keys(ordinal, columns), self.removed.get(ordinal)
         if removed is None:
             return table
         kept = table.filter(pa.array(~np.isin(table["row"].to_numpy(), removed)))
@@ -332,11 +332,14 @@ def _by_ordinal(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[n
         yield int(chunk[0] >> 32), chunk & 0xFFFFFFFF
 
 
-def read_key_table(artifact: Artifact, part: Part, bits: int, logits: bool) -> pa.Table:
-    """A key table, digest, schema and number of rows checked."""
+def read_key_table(
+    artifact: Artifact, part: Part, bits: int, logits: bool, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """A key table, or columns of it in its own order, digest, their schema and number of rows checked."""
     where = f"{artifact.uri}/{part.path}"
-    table = read_parquet(artifact.read(part), where)
-    require_schema(table, keys_schema(bits, logits), where)
+    table = read_parquet(artifact.read(part), where, columns)
+    schema = keys_schema(bits, logits)
+    require_schema(table, pa.schema([schema.field(name) for name in columns]) if columns else schema, where)
     if table.num_rows != part.rows:
         raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
     return table

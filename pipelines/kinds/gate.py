@@ -23,6 +23,8 @@ from pipelines.kinds.parts import sample_places
 
 HITS = 1 << 22
 """Hits within the radius that are looked at together."""
+LOOKED_AT = ("row", "code")
+"""The columns of a key table that are read here: without the keys that is several times faster."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def measure(reader: IndexReader, settings: GateSettings, seed: int) -> Figures:
     seconds_P = np.zeros(len(probes_PB))
     opened = duplicates = wrong = hits = within = 0
     for shard in [shard for shard in reader.filled() if reader.live(shard)]:
-        part, table = reader.open_part(shard), reader.live_keys(shard.ordinal)
+        part, table = reader.open_part(shard), reader.live_keys(shard.ordinal, LOOKED_AT)
         codes_NB, rows_N = code_array(table["code"]), table["row"].to_numpy().astype(np.int64)
         answers = _Answers(codes_NB, index_id(shard.ordinal, rows_N))
         found = merge(found, answers.nearest(part, probes_PB, settings.k, seconds_P), settings.k)
@@ -155,7 +157,7 @@ def _probes(reader: IndexReader, size: int, seed: int) -> tuple[Codes, Ids]:
     drawn = sample_places([(shard.ordinal, reader.live(shard)) for shard in shards], size, seed)
     for shard, places in zip(shards, drawn, strict=True):
         if len(places):
-            table = reader.live_keys(shard.ordinal)
+            table = reader.live_keys(shard.ordinal, LOOKED_AT)
             codes.append(code_array(table["code"])[places])
             ids.append(index_id(shard.ordinal, table["row"].to_numpy().astype(np.int64)[places]))
     return np.concatenate(codes), np.concatenate(ids)
@@ -200,9 +202,8 @@ class _Answers:
         places_H = np.searchsorted(self._ids_N, ids_H).clip(max=len(self._ids_N) - 1)
         true_H = np.bitwise_count(self._codes_NB[places_H] ^ probes_PB[probe_H]).sum(1)
         right_H = (self._ids_N[places_H] == ids_H) & (true_H == distances_H)
-        order = np.lexsort((ids_H, probe_H))
-        again_H = np.zeros(len(ids_H), np.bool_)
-        again_H[order[1:]] = (np.diff(ids_H[order]) == 0) & (np.diff(probe_H[order]) == 0)
-        self.duplicates += int(again_H.sum())
-        self.wrong += int((~right_H).sum())
-        return int((right_H & ~again_H).sum())
+        answers_H = np.sort((probe_H * len(self._ids_N) + places_H)[right_H])
+        again = int((np.diff(answers_H) == 0).sum())
+        self.duplicates += again
+        self.wrong += len(ids_H) - len(answers_H)
+        return len(answers_H) - again
