@@ -5,21 +5,24 @@ in time and say what was asked for; what lies in the store afterwards is read fr
 """
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
 import s3fs
+from botocore.exceptions import BotoCoreError
+from fsspec.asyn import sync
 
 from pipelines.artifacts import ArtifactWriter, open_artifact
 from pipelines.errors import CommitConflict, CommitUnknown, DamagedArtifact, HHNetError, InputError, StoreUnavailable
-from pipelines.storage import Store, sha256_of, writes
+from pipelines.storage import Store, bucket, sha256_of, writes
 from pipelines.storage.bucket import Answer, Bucket
 from pipelines.storage.clock import VARIABLE
 from tests.support.checker import PENDING, client_of, stored_on_s3, violations
-from tests.support.faults import Fault, FaultProxy, Request
+from tests.support.faults import Fault, FaultProxy, Harm, Refusal, Request
 from tests.support.report import SEED, report, scaled
 from tests.support.seaweed import BUCKET, Seaweed, seaweed
 
@@ -30,6 +33,8 @@ SMALL = 5_000
 PART = 5 << 20  # the smallest that S3 takes; the store itself sends parts of 16 MiB
 LARGE = PART + SMALL  # goes in two parts
 DEADLINE_S = 30.0
+SILENCE_S = 0.5  # a client waits no longer for a connection or an answer, and has time left to try again
+NAP_S = 0.01
 
 
 @dataclass
@@ -66,6 +71,8 @@ def rig(
     proxy.reset()
     monkeypatch.setattr(writes, "SINGLE_BYTES", PART)
     monkeypatch.setattr(writes, "PART_BYTES", PART)
+    monkeypatch.setattr(bucket, "CONNECT_S", SILENCE_S)
+    monkeypatch.setattr(bucket, "SILENCE_S", SILENCE_S)
     name = "".join(c if c.isalnum() else "-" for c in request.node.name)
     with deadline(server, proxy, DEADLINE_S):
         yield Rig(server, proxy, name)
@@ -79,15 +86,55 @@ def deadline(server: Seaweed, proxy: FaultProxy, seconds: float) -> Iterator[Non
         yield
 
 
+def hasty(rig: Rig, seconds: float) -> Store:
+    """A store that gives up after so long and is warm.
+
+    The first request of a process builds its TLS context, even for http, which can take a busy machine longer than a
+    short deadline. So that request is made by another bucket of the same settings, to which s3fs gives the same client,
+    and without a clock; it need not succeed.
+    """
+    with deadline(rig.server, rig.proxy, seconds):
+        store, twin = rig.store(), Bucket(BUCKET, seconds)
+        with suppress(BotoCoreError):
+            sync(twin.fs.loop, twin.request, "head_bucket")
+    rig.proxy.reset()
+    return store
+
+
+@contextmanager
+def lateness() -> Iterator[Callable[[], float]]:
+    """Seconds for which a thread that only naps has been kept waiting: what the machine withheld, whatever was asked.
+
+    On a busy machine anything may end late, and no bound on the time that passed can hold. What a call took less this
+    is bounded: a call that itself waits too long lets the thread nap in time.
+    """
+    late, over = 0.0, threading.Event()
+
+    def nap() -> None:
+        nonlocal late
+        while not over.is_set():
+            begun = time.monotonic()
+            time.sleep(NAP_S)
+            late += time.monotonic() - begun - NAP_S
+
+    thread = threading.Thread(target=nap)
+    thread.start()
+    try:
+        yield lambda: late
+    finally:
+        over.set()
+        thread.join()
+
+
 def data_of(size: int, seed: object) -> bytes:
     return random.Random(f"{SEED} {seed}").randbytes(size)
 
 
-def on(operation: str, fault: Fault, times: int = 1) -> Callable[[Request], Fault | None]:
+def on(operation: str, fault: Harm, times: int = 1) -> Callable[[Request], Harm | None]:
     """This fault at the first `times` requests of an operation from now on."""
     left = [times]
 
-    def choose(request: Request) -> Fault | None:
+    def choose(request: Request) -> Harm | None:
         if request.operation != operation or not left[0]:
             return None
         left[0] -= 1
@@ -129,19 +176,18 @@ LOST = [Fault.LOST, Fault.LOST_RESET, Fault.LOST_SILENCE]
     ("operation", "size"), [("PUT", SMALL), ("CREATE", LARGE), ("PART", LARGE), ("COMPLETE", LARGE)]
 )
 def test_a_put_whose_answer_is_lost_succeeds(rig: Rig, operation: str, size: int, fault: Fault) -> None:
-    rounds = scaled(2, 10) if fault is Fault.LOST_SILENCE else scaled(10, 200)
-    with deadline(rig.server, rig.proxy, 3.0 if fault is Fault.LOST_SILENCE else DEADLINE_S):
-        store = rig.store()
-        for number in range(rounds):
-            name, data = f"o{number}", data_of(size, number)
-            rig.proxy.choose = on(operation, fault)
-            made = store.put(name, data)
-            assert made or fault is Fault.LOST_RESET  # which the connection pool repeats by itself, unseen
-            store.put_same(name, data)
-            with pytest.raises(CommitConflict):
-                store.put_same(name, data + b"x")
-            assert rig.stored() == {name: data}
-            rig.client().rm(f"{BUCKET}/{rig.prefix}/{name}")
+    rounds = scaled(10, 200)
+    store = rig.store()
+    for number in range(rounds):
+        name, data = f"o{number}", data_of(size, number)
+        rig.proxy.choose = on(operation, fault)
+        made = store.put(name, data)
+        assert made or fault is Fault.LOST_RESET  # which the connection pool repeats by itself, unseen
+        store.put_same(name, data)
+        with pytest.raises(CommitConflict):
+            store.put_same(name, data + b"x")
+        assert rig.stored() == {name: data}
+        rig.client().rm(f"{BUCKET}/{rig.prefix}/{name}")
     assert rig.proxy.done[fault.name] >= rounds
     requests = {name: round(count / rounds, 2) for name, count in rig.proxy.seen.items()}
     report("R5 lost answers", operation=operation, fault=fault.name, rounds=rounds, requests_per_round=requests)
@@ -176,7 +222,7 @@ def test_an_artifact_whose_every_put_loses_its_answer_is_committed_once(rig: Rig
 def test_another_put_that_was_first_is_told_from_a_lost_answer(rig: Rig, operation: str, size: int) -> None:
     other, lose = data_of(SMALL, "other"), on(operation, Fault.LOST)
 
-    def choose(request: Request) -> Fault | None:
+    def choose(request: Request) -> Harm | None:
         """Another client puts its object just before ours arrives, and then our answer is lost."""
         fault = lose(request)
         if fault:
@@ -251,12 +297,12 @@ READS: dict[str, tuple[str, Callable[[Store], object]]] = {
     "delete": ("delete", lambda store: store.delete("there")),
 }
 WRITES: dict[str, tuple[str, Callable[[Store], object]]] = {
-    "put": ("write", lambda store: store.put("new", data_of(SMALL, "new"))),
-    "multipart": ("write", lambda store: store.put("large", data_of(LARGE, "large"))),
+    "put": ("write", lambda store: store.put("new", bytes(SMALL))),
+    "multipart": ("write", lambda store: store.put("large", bytes(LARGE))),
 }
 UNANSWERED = [Fault.ERROR, Fault.SLOW_DOWN, Fault.DROPPED, Fault.SILENCE]
 TOTAL = [
-    *((name, fault) for name in READS for fault in scaled([Fault.ERROR, Fault.DROPPED, Fault.SILENCE], UNANSWERED)),
+    *((name, fault) for name in READS for fault in UNANSWERED),
     *((name, fault) for name in WRITES for fault in [*UNANSWERED, Fault.LOST, Fault.LOST_RESET]),
 ]
 
@@ -266,15 +312,13 @@ def test_when_all_fails_the_error_is_typed_in_time_and_says_what(rig: Rig, name:
     verb, call = (READS | WRITES)[name]
     rig.store().put("there", data_of(SMALL, "there"))
     before = rig.stored()
-    with deadline(rig.server, rig.proxy, seconds := scaled(1.0, 5.0)):
-        store = rig.store()
-        store.size("there")
-        rig.proxy.reset()
-        rig.proxy.choose = lambda request: fault
+    store = hasty(rig, seconds := scaled(1.0, 5.0))
+    rig.proxy.choose = lambda request: fault
+    with lateness() as late:
         begun = time.monotonic()
         with pytest.raises(StoreUnavailable) as caught:
             call(store)
-        took = time.monotonic() - begun
+        took, withheld = time.monotonic() - begun, late()
     asked = {"list": f"{rig.prefix}/", "put": "new", "multipart": "large"}.get(name, "there")
     assert f"cannot {verb} s3://{BUCKET}/{rig.prefix}/" in str(caught.value)
     assert asked in str(caught.value)
@@ -283,7 +327,7 @@ def test_when_all_fails_the_error_is_typed_in_time_and_says_what(rig: Rig, name:
     assert isinstance(caught.value, CommitUnknown) == (name == "put")  # an upload that was never begun is known
     requests = sum(rig.proxy.seen.values())
     report("R6 100 %", operation=name, fault=fault.name, deadline_s=seconds, took_s=round(took, 2), requests=requests)
-    assert seconds <= took <= seconds * 1.1 + 0.5, "the deadline, and what a busy machine adds"
+    assert seconds <= took <= seconds * 1.1 + withheld
     if fault in UNANSWERED:
         assert rig.stored() == before
 
@@ -379,17 +423,14 @@ def rot(rig: Rig, name: str, data: bytes) -> None:
 
 def test_an_upload_that_fails_or_was_killed_leaves_nothing_pending(rig: Rig) -> None:
     data = data_of(LARGE, "x")
-    with deadline(rig.server, rig.proxy, 2.0):
-        store = rig.store()
-        rig.proxy.choose = lambda request: Fault.ERROR if request.operation == "PART" else None
-        with pytest.raises(StoreUnavailable) as caught:
-            store.put("x", data)
-        assert not isinstance(caught.value, CommitUnknown)
-        assert rig.stored() == {}
-        begun = direct_upload(rig, "x")  # as a killed process leaves it
-        assert list(rig.stored()) == [f"{PENDING}{rig.prefix}/x"], begun
-        rig.proxy.choose = lambda request: None
-        assert store.put("x", data)
+    rig.proxy.choose = on("PART", Refusal(403, "AccessDenied"))
+    with pytest.raises(StoreUnavailable) as caught:
+        rig.store().put("x", data)
+    assert not isinstance(caught.value, CommitUnknown)
+    assert rig.stored() == {}
+    begun = direct_upload(rig, "x")  # as a killed process leaves it
+    assert list(rig.stored()) == [f"{PENDING}{rig.prefix}/x"], begun
+    assert rig.store().put("x", data)
     assert rig.stored() == {"x": data}
 
 

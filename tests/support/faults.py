@@ -42,12 +42,25 @@ class Fault(StrEnum):
     SENT_WRONG = "one bit of the request's body flipped"
 
 
-REFUSALS: Mapping[Fault, tuple[int, str]] = {
-    Fault.ERROR: (500, "InternalError"),
-    Fault.LOST: (500, "InternalError"),
-    Fault.SLOW_DOWN: (503, "SlowDown"),
-    Fault.CONFLICT: (409, "ConditionalRequestConflict"),
-    Fault.FALSE_EXISTS: (412, "PreconditionFailed"),
+@dataclass(frozen=True)
+class Refusal:
+    """Any answer of S3 that is an error; the request is not carried out."""
+
+    status: int
+    code: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.status} {self.code}"
+
+
+Harm = Fault | Refusal
+REFUSALS: Mapping[Fault, Refusal] = {
+    Fault.ERROR: Refusal(500, "InternalError"),
+    Fault.LOST: Refusal(500, "InternalError"),
+    Fault.SLOW_DOWN: Refusal(503, "SlowDown"),
+    Fault.CONFLICT: Refusal(409, "ConditionalRequestConflict"),
+    Fault.FALSE_EXISTS: Refusal(412, "PreconditionFailed"),
 }
 AFTERWARDS = {Fault.LOST, Fault.LOST_RESET, Fault.LOST_SILENCE}
 IN_THE_BODY = {Fault.CUT, Fault.SHORT, Fault.WRONG}
@@ -67,7 +80,7 @@ class FaultProxy:
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
-        self.choose: Callable[[Request], Fault | None] = lambda request: None
+        self.choose: Callable[[Request], Harm | None] = lambda request: None
         self.seen: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
         self.random = random.Random(0)
@@ -97,7 +110,7 @@ class FaultProxy:
             self.seen.clear()
             self.done.clear()
 
-    def judge(self, operation: str, key: str) -> Fault | None:
+    def judge(self, operation: str, key: str) -> Harm | None:
         """Count a request and choose its fault."""
         with self._lock:
             self.seen[operation] += 1
@@ -141,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         operation, key = _described(self.command, self.path)
         fault = self.server.proxy.judge(operation, key)
-        if fault in REFUSALS.keys() - AFTERWARDS or fault in (Fault.DROPPED, Fault.SILENCE):
+        if isinstance(fault, Refusal) or fault in REFUSALS.keys() - AFTERWARDS | {Fault.DROPPED, Fault.SILENCE}:
             self._refuse(fault)
             return
         if fault is Fault.SENT_WRONG and body:
@@ -189,16 +202,16 @@ class _Handler(BaseHTTPRequestHandler):
         changed[place // 8] ^= 1 << place % 8
         return bytes(changed)
 
-    def _refuse(self, fault: Fault) -> None:
+    def _refuse(self, fault: Harm) -> None:
         if fault in (Fault.SILENCE, Fault.LOST_SILENCE):
             with suppress(OSError):
                 self.connection.settimeout(60)
                 self.connection.recv(1)
             self.close_connection = True
-        elif fault in REFUSALS:
-            status, code = REFUSALS[fault]
-            error = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-            self._answer(status, [("Content-Type", "application/xml")], b"" if self.command == "HEAD" else error)
+        elif refusal := fault if isinstance(fault, Refusal) else REFUSALS.get(fault):
+            error = f"<Error><Code>{refusal.code}</Code><Message>injected</Message></Error>".encode()
+            content = b"" if self.command == "HEAD" else error
+            self._answer(refusal.status, [("Content-Type", "application/xml")], content)
         else:
             self._reset()
 
