@@ -24,8 +24,14 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 
 _BUSY = {408, 429}
+_LACKING = 501  # a server error by number, but one that no waiting ends
 # Client errors by status, but of the way there and not of the request.
 _ON_THE_WAY = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"}
+_HINTS = {
+    401: ": check the keys and what they may do",
+    403: ": check the keys and what they may do",
+    _LACKING: ": the store does not offer what this needs; use one that does",
+}
 _CUT = (
     boto.HTTPClientError,
     boto.ConnectionError,
@@ -128,7 +134,8 @@ class Clock:
         if isinstance(error, boto.ClientError):
             return self._answered(error)
         if isinstance(error, boto.SSLError) and "certificate" in str(error).lower():
-            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}")
+            hint = "check the endpoint, or let AWS_CA_BUNDLE name a file with the certificates to trust"
+            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}: {hint}")
         if isinstance(error, TimeoutError) and not str(error):
             return Transient("no answer in time")
         if isinstance(error, _CUT):
@@ -148,9 +155,9 @@ class Clock:
             return Exists(self.what)
         if status == 409:
             return Conflict(problem)
-        if status >= 500 or status in _BUSY or code in _ON_THE_WAY:
+        if (status >= 500 and status != _LACKING) or status in _BUSY or code in _ON_THE_WAY:
             return Transient(problem, landed=status not in _BUSY)
-        hint = ": check the keys and what they may do" if status in (401, 403) else ""
+        hint = _HINTS.get(status, "")
         return StoreUnavailable(f"cannot {self.what}: {_one_line(problem)}{hint}")
 
 

@@ -9,18 +9,23 @@ carried it out, or the answer is damaged on the way.
 
 import http.client
 import random
+import select
 import socket
+import ssl
 import struct
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+DEAF_S = 0.5
 HOP_BY_HOP = {"connection", "transfer-encoding", "expect", "keep-alive"}
 
 
@@ -33,6 +38,7 @@ class Fault(StrEnum):
     FALSE_EXISTS = "412, not carried out"
     DROPPED = "connection reset, not carried out"
     SILENCE = "no answer, not carried out"
+    DEAF = "connection reset, not carried out, and for half a second no other is accepted"
     LOST = "carried out, answered 500"
     LOST_RESET = "carried out, connection reset"
     LOST_SILENCE = "carried out, no answer"
@@ -42,13 +48,27 @@ class Fault(StrEnum):
     SENT_WRONG = "one bit of the request's body flipped"
 
 
-REFUSALS: Mapping[Fault, tuple[int, str]] = {
-    Fault.ERROR: (500, "InternalError"),
-    Fault.LOST: (500, "InternalError"),
-    Fault.SLOW_DOWN: (503, "SlowDown"),
-    Fault.CONFLICT: (409, "ConditionalRequestConflict"),
-    Fault.FALSE_EXISTS: (412, "PreconditionFailed"),
+@dataclass(frozen=True)
+class Refusal:
+    """Any answer of S3 that is an error; the request is not carried out."""
+
+    status: int
+    code: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.status} {self.code}"
+
+
+Harm = Fault | Refusal
+REFUSALS: Mapping[Fault, Refusal] = {
+    Fault.ERROR: Refusal(500, "InternalError"),
+    Fault.LOST: Refusal(500, "InternalError"),
+    Fault.SLOW_DOWN: Refusal(503, "SlowDown"),
+    Fault.CONFLICT: Refusal(409, "ConditionalRequestConflict"),
+    Fault.FALSE_EXISTS: Refusal(412, "PreconditionFailed"),
 }
+UNHEARD = {Fault.DROPPED, Fault.SILENCE, Fault.DEAF}
 AFTERWARDS = {Fault.LOST, Fault.LOST_RESET, Fault.LOST_SILENCE}
 IN_THE_BODY = {Fault.CUT, Fault.SHORT, Fault.WRONG}
 
@@ -63,23 +83,31 @@ class Request:
 
 
 class FaultProxy:
-    """Passes requests on to `upstream`, and does to each what `choose` says. Counts what it saw and did."""
+    """Passes requests on to `upstream`, and does to each what `choose` says. Counts what it saw and did.
 
-    def __init__(self, upstream: str) -> None:
+    With a `certificate`, a file that holds one and its key, clients connect by https.
+    """
+
+    def __init__(self, upstream: str, certificate: Path | None = None) -> None:
         self.upstream = urlsplit(upstream)
-        self.choose: Callable[[Request], Fault | None] = lambda request: None
+        self.choose: Callable[[Request], Harm | None] = lambda request: None
         self.seen: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
         self.random = random.Random(0)
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
+        self._scheme = "https" if certificate else "http"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
     def endpoint(self) -> str:
         """Where clients connect."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "FaultProxy":
         self._thread.start()
@@ -97,7 +125,19 @@ class FaultProxy:
             self.seen.clear()
             self.done.clear()
 
-    def judge(self, operation: str, key: str) -> Fault | None:
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Accept no connection: with the queue of those not yet accepted full, the kernel drops what knocks."""
+        with self._server.accepting, ExitStack() as queue:
+            while True:
+                filler = queue.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(self._server.server_address)
+                if not select.select([], [filler], [], 0.05)[1]:
+                    break
+            yield
+
+    def judge(self, operation: str, key: str) -> Harm | None:
         """Count a request and choose its fault."""
         with self._lock:
             self.seen[operation] += 1
@@ -110,6 +150,15 @@ class FaultProxy:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     proxy: FaultProxy
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.accepting = threading.Lock()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """The next connection, unless none is to be accepted."""
+        with self.accepting:
+            return super().get_request()
 
     def shutdown_request(self, request: Any) -> None:
         """Close at once: a connection that is reset must not be ended politely first."""
@@ -141,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         operation, key = _described(self.command, self.path)
         fault = self.server.proxy.judge(operation, key)
-        if fault in REFUSALS.keys() - AFTERWARDS or fault in (Fault.DROPPED, Fault.SILENCE):
+        if isinstance(fault, Refusal) or fault in REFUSALS.keys() - AFTERWARDS | UNHEARD:
             self._refuse(fault)
             return
         if fault is Fault.SENT_WRONG and body:
@@ -189,18 +238,21 @@ class _Handler(BaseHTTPRequestHandler):
         changed[place // 8] ^= 1 << place % 8
         return bytes(changed)
 
-    def _refuse(self, fault: Fault) -> None:
+    def _refuse(self, fault: Harm) -> None:
         if fault in (Fault.SILENCE, Fault.LOST_SILENCE):
             with suppress(OSError):
                 self.connection.settimeout(60)
                 self.connection.recv(1)
             self.close_connection = True
-        elif fault in REFUSALS:
-            status, code = REFUSALS[fault]
-            error = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-            self._answer(status, [("Content-Type", "application/xml")], b"" if self.command == "HEAD" else error)
+        elif refusal := fault if isinstance(fault, Refusal) else REFUSALS.get(fault):
+            error = f"<Error><Code>{refusal.code}</Code><Message>injected</Message></Error>".encode()
+            content = b"" if self.command == "HEAD" else error
+            self._answer(refusal.status, [("Content-Type", "application/xml")], content)
         else:
             self._reset()
+        if fault is Fault.DEAF:
+            with self.server.proxy.deaf():
+                time.sleep(DEAF_S)
 
     def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: bool = False) -> None:
         self.send_response_only(status)
