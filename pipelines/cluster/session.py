@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -22,6 +23,8 @@ from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20
+LEAST_DISK_BYTES = 64 << 10
+"""What Ray writes below its temporary folder until it is up, about."""
 STOP_WAIT_S = 10.0
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -126,9 +129,23 @@ def _start(address: str) -> None:
         if not (bare or isinstance(error, OSError | RuntimeError | ValueError)):
             raise
         said = str(error).splitlines() or [type(error).__name__]
-        raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}") from error
+        full = _full_disk() if address == "local" else ""
+        raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}{full}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
+
+
+def _full_disk() -> str:
+    """What to say where the disk has no room for Ray's own files: Ray only tells that its processes did not start."""
+    from ray._common.utils import get_default_system_temp_dir  # not tempfile's, which passes over a full disk
+
+    folder = get_default_system_temp_dir()
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    hint = f"; {folder} has no space left for Ray's files: free some space, or set TMPDIR to a larger disk"
+    return hint if free < LEAST_DISK_BYTES else ""
 
 
 def _found() -> str:

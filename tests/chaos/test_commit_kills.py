@@ -1,19 +1,17 @@
 """A driver is killed, or its disk is full, at each named step of a commit; the same command then ends undisturbed.
 
-Every step of every put is a failpoint: before it, with the bytes stored but not named, and after it. What readers see
-is judged from the bytes in the store by `tests.support.checker`, which has to find a store that streams a part
-straight to its final name.
+Every step of every put is a failpoint: before it, with the bytes stored but not named, and after it. What is left is
+judged from the bytes in the store, which are to be those of an undisturbed run; a store that streams a part straight
+to its final name has to be found out.
 """
 
-import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import pytest
 
@@ -24,134 +22,92 @@ from pipelines.learning.checkpoints import Checkpoints
 from pipelines.storage import Store
 from pipelines.storage.local import LocalObjects
 from tests.support.checker import stored, violations
-from tests.support.codes import simple_rows, write_codes
-from tests.support.drivers import MARK, Done, run, save_checkpoints, verb
-from tests.support.pictures import write_folder
+from tests.support.drivers import MARK, run, save_checkpoints, verb
+from tests.support.jobs import (
+    EVERY_MOMENT,
+    MOMENTS,
+    STEPS,
+    Jobs,
+    assert_nothing_half,
+    assert_whole,
+    cases,
+    failpoint_of,
+    rerun,
+)
 from tests.support.report import SEED, report, scaled
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
 
-SHARD = "ingest.samples_per_shard=10"
-MOMENTS = ("before", "during", "after")
-CHECKPOINT_STEPS = 4
-
-
-@dataclass(frozen=True)
-class Job:
-    """A verb under test: its words without `--out`, the bytes of its manifest when undisturbed, and its failpoints."""
-
-    words: tuple[str, ...]
-    expected: bytes
-    seconds: float
-    hits: dict[str, int]
-
-    def run(self, out: Path, **options: Any) -> Done:
-        return run(verb, *self.words, "--out", str(out), **options)
+CHECKPOINT_STEPS = scaled(4, 10)
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
-    folder = tmp_path_factory.mktemp("jobs")
-    write_folder(folder / "images")
-    codes = write_codes(folder / "codes", {f"s-{n}.tar": simple_rows(f"s-{n}", 20, seed=n) for n in range(3)})
-    made = {}
-    for name, words, hits in (
-        ("ingest", ("ingest", str(folder / "images"), "--set", SHARD), {"identity": 1, "part": 4, "manifest": 1}),
-        (
-            "index",
-            ("index", "build", "--codes", codes.uri, "--workers", "1"),
-            {"identity": 1, "part": 7, "receipt": 3, "manifest": 1},
-        ),
-        (
-            "dedupe",
-            ("dedupe", "--codes", codes.uri, "--radius", "12"),
-            {"identity": 1, "part": 3, "receipt": 1, "manifest": 1},
-        ),
-    ):
-        done = run(verb, *words, "--out", str(folder / name))
-        assert done.code == 0, done.err
-        objects = stored(folder / name)
-        assert violations(objects) == []
-        # Of a second run, since the first one waits for the disk: a kill at a random time is to hit a run.
-        done = run(verb, *words, "--out", str(folder / f"{name}-again"))
-        assert violations(stored(folder / f"{name}-again"), objects["manifest.json"]) == []
-        made[name] = Job(
-            words, objects["manifest.json"], done.seconds, {f"{point}.put": n for point, n in hits.items()}
-        )
-    return made
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    return Jobs(tmp_path_factory.mktemp("jobs"))
 
 
-def cases() -> list[tuple[str, str]]:
-    """Every named step, by the verb that passes it."""
-    return [
-        *(("ingest", f"{point}.put.{moment}") for point in ("identity", "part", "manifest") for moment in MOMENTS),
-        *(
-            (name, f"{point}.put.{moment}")
-            for name in ("index", "dedupe")
-            for point in ("part", "receipt", "manifest")
-            for moment in MOMENTS
-        ),
-    ]
+def full_disks() -> list[tuple[str, str]]:
+    """(verb, failpoint); on every change one of each verb, and each of those that are tried at every moment."""
+    found = []
+    for name in STEPS:
+        points = cases([name], STEPS)
+        drawn = random.Random(f"{SEED} {name} full").choice(points)
+        found += points if name in EVERY_MOMENT else scaled([drawn], points)
+    return found
 
 
-def assert_nothing_half(out: Path, expected: bytes) -> dict[str, bytes]:
-    """Whatever has its final name is whole, and readers see nothing or everything."""
-    objects = stored(out) if out.exists() else {}
-    for name, data in objects.items():
-        assert not PurePosixPath(name).name.startswith(".tmp-"), name
-        if name.startswith("parts/"):
-            assert hashlib.sha256(data).hexdigest()[:16] in name, f"{name} is torn"
-    if "manifest.json" in objects:
-        assert violations(objects, expected) == []
-    else:
-        with pytest.raises(InputError):
-            open_artifact(str(out))
-    return objects
-
-
-def rerun(job: Job, out: Path, before: dict[str, bytes]) -> None:
-    """The same command again: the undisturbed result, and nothing that was there is changed."""
-    done = job.run(out)
-    assert done.code == 0, done.err
-    after = stored(out)
-    assert violations(after, job.expected) == []
-    kept = {name: data for name, data in before.items() if not name.startswith("runs/")}
-    assert {name: after.get(name) for name in kept} == kept
+def test_every_failpoint_is_tried() -> None:
+    """Those of a commit here, of checkpoints below, of gc in test_gc_kills.py."""
+    named = set()
+    for path in (Path(__file__).parents[2] / "pipelines").rglob("*.py"):
+        named |= set(re.findall(r'"((?:[a-z]+\.)?put|[a-z]+\.delete\.[a-z]+)"', path.read_text()))
+    steps = {failpoint_of(step, "").rstrip(".") for verbs in STEPS.values() for step in verbs}
+    assert named == steps | {"checkpoint.put", "gc.delete.before", "gc.delete.after"}
 
 
 @pytest.mark.parametrize(("name", "point"), cases(), ids=lambda value: value)
-def test_a_driver_killed_at_a_step_converges(jobs: dict[str, Job], tmp_path: Path, name: str, point: str) -> None:
+def test_a_driver_killed_at_a_step_converges(jobs: Jobs, name: str, point: str) -> None:
     job, draw = jobs[name], random.Random(f"{SEED} {name} {point}")
     rounds = scaled(1, 10)
-    for round_ in range(rounds):
-        hit = draw.randint(1, job.hits[point.rpartition(".")[0]])
-        out = tmp_path / str(round_)
+    for _ in range(rounds):
+        hit, out = draw.randint(1, job.hits[point]), job.begin(jobs.place())
         done = job.run(out, failpoints=f"{point}=kill@{hit}")
         assert done.code == -signal.SIGKILL, f"{point} was not passed {hit} times: {done.err}"
-        rerun(job, out, assert_nothing_half(out, job.expected))
+        assert_nothing_half(job, stored(out))
+        if job.seed is None and not (out / "manifest.json").exists():
+            with pytest.raises(InputError):
+                open_artifact(out)
+        rerun(job, out)
     report("R2 failpoints", verb=name, point=point, kills=rounds, lost=0)
 
 
-@pytest.mark.parametrize("name", ["ingest", "index", "dedupe"])
-def test_a_driver_killed_at_any_time_converges(jobs: dict[str, Job], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", STEPS)
+def test_a_driver_killed_at_any_time_converges(jobs: Jobs, name: str) -> None:
+    """As many kills as are asked for; a run that ends before its own does not count."""
     job, draw = jobs[name], random.Random(f"{SEED} {name}")
-    rounds, killed = scaled(3, 50), 0
-    for round_ in range(rounds):
-        out = tmp_path / str(round_)
-        killed += job.run(out, kill_after=draw.uniform(0, job.seconds)).code == -signal.SIGKILL
-        rerun(job, out, assert_nothing_half(out, job.expected))
-    report("R2 random times", verb=name, runs=rounds, kills=killed, lost=0)
+    wanted = scaled(3, 50) if name in EVERY_MOMENT else scaled(1, 10)
+    runs = kills = 0
+    while kills < wanted:
+        out = job.begin(jobs.place())
+        runs += 1
+        kills += job.run(out, kill_after=draw.uniform(0, job.seconds)).code == -signal.SIGKILL
+        assert_nothing_half(job, stored(out) if out.exists() else {})
+        rerun(job, out)
+    report("R2 random times", verb=name, runs=runs, kills=kills, lost=0)
 
 
-@pytest.mark.parametrize(("name", "point"), cases(), ids=lambda value: value)
-def test_a_full_disk_at_a_step(jobs: dict[str, Job], tmp_path: Path, name: str, point: str) -> None:
-    job, out = jobs[name], tmp_path / "out"
-    done = job.run(out, failpoints=f"{point}=enospc")
+@pytest.mark.parametrize(("name", "point"), full_disks(), ids=lambda value: value)
+def test_a_full_disk_at_a_step(jobs: Jobs, name: str, point: str) -> None:
+    job = jobs[name]
+    hit = random.Random(f"{SEED} {name} {point} full").randint(1, job.hits[point])
+    out = job.begin(jobs.place())
+    done = job.run(out, failpoints=f"{point}=enospc@{hit}")
     assert done.code == 3
     assert len(done.errors) == 1, done.err
     assert str(out) in done.errors[0]
     assert "No space left" in done.errors[0]
-    rerun(job, out, assert_nothing_half(out, job.expected))
+    assert_nothing_half(job, stored(out))
+    rerun(job, out)
 
 
 @pytest.mark.parametrize("action", ["kill", "enospc"])
@@ -168,58 +124,18 @@ def test_a_checkpoint_that_is_cut_off_spoils_none(tmp_path: Path, moment: str, a
         assert last is not None
         assert last.step == CHECKPOINT_STEPS
         assert violations(stored(last.artifact.uri)) == []
+    point = f"checkpoint.put.{moment}"
+    report("R2 failpoints", verb="checkpoint", point=point, action=action, kills=CHECKPOINT_STEPS, lost=0)
 
 
-def test_the_command_line_itself_is_killed(jobs: dict[str, Job], tmp_path: Path) -> None:
-    job = jobs["ingest"]
-    command = [sys.executable, "-m", "pipelines", *job.words, "--out", str(tmp_path)]
+def test_the_command_line_itself_is_killed(jobs: Jobs) -> None:
+    job, out = jobs["ingest"], jobs.place()
+    command = [sys.executable, "-m", "pipelines", *job.words_to(out)]
     environment = {"HHNET_FAILPOINTS": "manifest.put.during=kill"}
     done = subprocess.run(command, env=os.environ | environment, capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    rerun(job, tmp_path, assert_nothing_half(tmp_path, job.expected))
-
-
-def test_a_disk_that_is_really_full(jobs: dict[str, Job], tmp_path: Path) -> None:
-    """On a file system of its own: too small for the shards, then grown, and the same command completes."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    hhnet = f"{sys.executable} -m pipelines {' '.join(jobs['ingest'].words)} --out {mount}/out"
-    script = (
-        f"mount -t tmpfs -o size=48k none {mount} || exit 99\n"
-        f"{hhnet}; echo $? > {tmp_path}/code\n"
-        f"cp -r {mount}/out {tmp_path}/full\n"
-        f"mount -o remount,size=16m {mount}\n"
-        f"{hhnet} && cp -r {mount}/out {tmp_path}/grown\n"
-    )
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, text=True
-    )
-    if done.returncode in (1, 99) and not (tmp_path / "code").exists():
-        pytest.skip(f"this system lets nobody mount a file system: {done.stderr.strip()}")
-    assert (tmp_path / "code").read_text().strip() == "3", done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith(("hhnet:", "Traceback"))]
-    assert len(errors) == 1, done.stderr
-    assert "No space left" in errors[0]
-    assert_nothing_half(tmp_path / "full", jobs["ingest"].expected)
-    assert done.returncode == 0, done.stderr
-    assert violations(stored(tmp_path / "grown"), jobs["ingest"].expected) == []
-
-
-def test_a_scratch_disk_that_is_full(jobs: dict[str, Job], tmp_path: Path) -> None:
-    """Where shards are built is another disk than where they go; readers see nothing, and the error says where."""
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    hhnet = f"{sys.executable} -m pipelines {' '.join(jobs['ingest'].words)} --out {tmp_path}/out"
-    script = f"mount -t tmpfs -o size=8k none {scratch} || exit 99\nTMPDIR={scratch} {hhnet}"
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, text=True
-    )
-    if done.returncode in (1, 99):
-        pytest.skip(f"this system lets nobody mount a file system: {done.stderr.strip()}")
-    assert done.returncode == 3, done.stderr
-    assert str(scratch) in done.stderr
-    assert "Traceback" not in done.stderr
-    rerun(jobs["ingest"], tmp_path / "out", assert_nothing_half(tmp_path / "out", jobs["ingest"].expected))
+    assert_nothing_half(job, stored(out))
+    rerun(job, out)
 
 
 # ------------------------------------------------------------------------------------------------ a test of the test
@@ -247,13 +163,16 @@ def streaming_verb(*words: str) -> None:
     verb(*words)
 
 
-@pytest.mark.parametrize("point", ["part", "manifest"])
-def test_a_store_that_streams_to_the_final_name_is_found_out(jobs: dict[str, Job], tmp_path: Path, point: str) -> None:
-    job = jobs["ingest"]
-    words = (*job.words, "--out", str(tmp_path))
-    assert run(streaming_verb, *words, failpoints=f"{point}.put.during=kill").code == -signal.SIGKILL
+@pytest.mark.parametrize(("name", "step"), [("ingest", "part"), ("ingest", "manifest"), ("index add", "version")])
+def test_a_store_that_streams_to_the_final_name_is_found_out(jobs: Jobs, name: str, step: str) -> None:
+    job = jobs[name]
+    out = job.begin(jobs.place())
+    done = job.run(out, streaming_verb, failpoints=f"{step}.put.during=kill")
+    assert done.code == -signal.SIGKILL
     with pytest.raises(AssertionError):
-        assert_nothing_half(tmp_path, job.expected)
-    again = run(streaming_verb, *words)
-    assert again.code != 0 or violations(stored(tmp_path), job.expected)
-    report("R7 streaming writer", point=point, found=True)
+        assert_nothing_half(job, stored(out))
+    again = job.run(out, streaming_verb)
+    with pytest.raises(AssertionError):
+        assert again.code == 0
+        assert_whole(job, stored(out))
+    report("R7 streaming writer", verb=name, step=step, found=True)

@@ -4,6 +4,7 @@ done = run(verb, "ingest", str(source), "--out", str(out), failpoints="part.put.
 done.code     exit code, -9 after SIGKILL
 done.result   what `--json` printed, or None
 done.errors   the lines on stderr that are errors, without those of progress
+done.hits     how often it passed each failpoint, where `failpoints` names any and nothing killed it
 """
 
 import json
@@ -12,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,23 @@ from typing import Any
 import pytest
 import torch
 
+import pipelines.encoding
 import pipelines.indexing
-import pipelines.ingest
+from pipelines import failpoints as places
 from pipelines.__main__ import main
+from pipelines.artifacts import open_artifact
+from pipelines.config import load_config
 from pipelines.errors import HHNetError
-from pipelines.failpoints import VARIABLE
 from pipelines.learning.checkpoints import Checkpoints
 from pipelines.storage import Store
+from pipelines.train import plan_job, train_worker
 from tests.support.inline import use_inline_pool
 
 LIMIT_S = 120
 MARK = "c" * 64
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.support.drivers"])
+_context.set_forkserver_preload(["tests.support.preload"])
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Done:
     out: str
     err: str
     seconds: float
+    hits: dict[str, int]
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -65,7 +70,7 @@ def run(
 ) -> Done:
     """Run `work(*args)` in a process of its own, killed after `kill_after` seconds if it still runs then."""
     with tempfile.TemporaryDirectory() as folder:
-        changes = {VARIABLE: failpoints, **(variables or {})}
+        changes = {places.VARIABLE: failpoints, **(variables or {})}
         process = _context.Process(target=_child, args=(work, args, changes, folder))
         begun = time.monotonic()
         process.start()
@@ -75,8 +80,9 @@ def run(
             process.join()
             assert kill_after is not None, f"{args} still ran after {LIMIT_S} s"
         seconds = time.monotonic() - begun
-        out, err = (Path(folder, name).read_text() if Path(folder, name).exists() else "" for name in ("out", "err"))
-        return Done(int(process.exitcode or 0), out, err, seconds)
+        said = (Path(folder, name) for name in ("out", "err", "hits"))
+        out, err, hits = (path.read_text() if path.exists() else "" for path in said)
+        return Done(int(process.exitcode or 0), out, err, seconds, json.loads(hits or "{}"))
 
 
 def _child(work: Callable[..., None], args: tuple[Any, ...], variables: dict[str, str], folder: str) -> None:
@@ -85,12 +91,16 @@ def _child(work: Callable[..., None], args: tuple[Any, ...], variables: dict[str
         descriptor = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    work(*args)
+    try:
+        work(*args)
+    finally:
+        Path(folder, "hits").write_text(json.dumps(places._hits))
 
 
 def verb(*words: str) -> None:
-    """The command line; an index is built in this process instead of on Ray."""
-    use_inline_pool(pytest.MonkeyPatch(), pipelines.indexing)
+    """The command line; shards are encoded and an index is built in this process instead of on Ray."""
+    for module in (pipelines.encoding, pipelines.indexing):
+        use_inline_pool(pytest.MonkeyPatch(), module)
     sys.argv = ["hhnet", *words, "--json"]
     main()
 
@@ -106,3 +116,11 @@ def save_checkpoints(root: str, steps: int) -> None:
     except HHNetError as error:
         sys.stderr.write(f"hhnet: {error}\n")
         sys.exit(error.exit_code)
+
+
+def train_checkpoints(shards: str, out: str, sets: Sequence[str]) -> None:
+    """The whole of a training but its end: all checkpoints are there, the model is not."""
+    torch.set_num_threads(1)
+    job = plan_job(open_artifact(shards, "shards"), None, out, load_config(sets=sets))
+    job.writer()
+    train_worker(job, lambda step, note: None)
