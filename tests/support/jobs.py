@@ -113,23 +113,21 @@ def lasting(objects: Stored) -> dict[str, bytes]:
 def assert_nothing_half(job: Job, objects: Stored) -> None:
     """What has a name has the bytes that it is to have, nothing is lost, and readers find all of it or none."""
     found = {name: data for name, data in lasting(objects).items() if not name.startswith(PENDING)}
-    before = stored(job.seed) if job.seed else {}
-    assert _unlike(job, found) == []
-    assert lasting(before).keys() <= found.keys()
-    if job.published_by in found:
-        assert_whole(job, found)
+    before = lasting(stored(job.seed)) if job.seed else {}
+    whole = job.published_by in found
+    _assert_like(job, found, needed=job.expected if whole else before)
 
 
 def assert_whole(job: Job, objects: Stored) -> None:
     """What an undisturbed run leaves, byte for byte, and nothing beside it."""
-    found = lasting(objects)
-    assert _unlike(job, found) == []
-    assert job.expected.keys() <= found.keys()
+    _assert_like(job, lasting(objects), needed=job.expected)
 
 
-def _unlike(job: Job, objects: Stored) -> list[str]:
-    """Names that an undisturbed run does not leave, or not with these bytes."""
-    return sorted(name for name, data in objects.items() if job.expected.get(name) != data)
+def _assert_like(job: Job, found: Stored, needed: Stored) -> None:
+    strange = sorted(name for name, data in found.items() if job.expected.get(name) != data)
+    assert not strange, f"an undisturbed run does not leave them, or with other bytes: {strange}"
+    lost = sorted(needed.keys() - found.keys())
+    assert not lost, f"gone: {lost}"
 
 
 def rerun(job: Job, out: Path) -> None:
