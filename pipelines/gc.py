@@ -1,9 +1,9 @@
 """`hhnet gc`: delete what nothing refers to below an artifact's root, once it is older than a grace period.
 
 Attempts that lost a race or were killed leave parts, rejects, receipts and manifests that no version names, names of
-files under construction, and a finished training its checkpoints. What any version refers to is never touched, nor
-is anything whose name is none of this project's; old versions go only where that is asked for. On a root without a
-manifest only files under construction go: its parts and receipts are what the run will be resumed from.
+files and uploads under construction, and a finished training its checkpoints. What any version refers to is never
+touched, nor is anything whose name is none of this project's; old versions go only where that is asked for. On a root
+without a manifest only what is under construction goes: its parts and receipts are what the run will be resumed from.
 """
 
 import time
@@ -34,7 +34,8 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     the grace period; the newest ordinal table of an index stays too, so that no ordinal is given twice.
 
     Returns verb, status (`done`, `unchanged`), uri, digest (None for a root without manifest), collected (versions
-    that went), deleted, bytes, young (garbage left because of its age), dry_run, names and note. With `dry_run`
+    that went), deleted, bytes, uploads (begun on S3 and never ended; freed), young (garbage left because of its age),
+    dry_run, names and note. With `dry_run`
     nothing is deleted, and the figures say what would be. Raises InputError where the root holds nothing.
     """
     if keep is not None and keep < 1:
@@ -42,8 +43,8 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     before = time.time() - _seconds(older_than)
     store = Store(uri)
     # Listed before the manifests are read: what is published in between is then known to be in use.
-    there = store.entries()
-    if not there:
+    there, uploads = store.entries(), store.uploads()
+    if not there and not uploads:
         raise InputError(f"{store.uri} holds nothing")
     published = all_versions(store) if "manifest.json" in there or versions(store) else {}
     collected = _superseded(store, there, keep, before) if keep is not None else []
@@ -55,18 +56,22 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     left = all_versions(store, but=collected) if collected else published  # a rollback may have named one of them again
     garbage = {name: there[name] for name in [*records, *_garbage(there, left)]}
     old = {name: entry for name, entry in garbage.items() if _put_at(name, garbage) < before}
+    abandoned = [name for name, entry in uploads.items() if entry.modified < before]
     if not dry_run:
         for name in old:
             _delete(store, name)
+        for name in abandoned:
+            store.abort(name)
     return {
         "verb": "gc",
-        "status": "done" if old else "unchanged",
+        "status": "done" if old or abandoned else "unchanged",
         "uri": store.uri,
         "digest": open_current(store).digest if published else None,
         "collected": collected,
         "deleted": len(old),
         "bytes": sum(entry.size for entry in old.values()),
-        "young": len(garbage) - len(old),
+        "uploads": len(abandoned),
+        "young": len(garbage) - len(old) + len(uploads) - len(abandoned),
         "dry_run": dry_run,
         "names": list(old)[:NAMED],
         "note": "" if published else "no manifest: a run can go on from the parts and receipts here, so they stay",

@@ -119,6 +119,12 @@ class Bucket:
         with suppress(FileNotFoundError):
             await self.persist("abort the upload of", key, "abort_multipart_upload", Key=key, UploadId=upload)
 
+    async def abort_all(self, key: str) -> None:
+        """End the multipart uploads of an object."""
+        for upload in await self.uploads(key):
+            if upload["Key"] == key:
+                await self.abort(key, upload["UploadId"])
+
 
 class _Download:
     """A range of an object, as far as it has arrived; `stop` is known with the first answer."""

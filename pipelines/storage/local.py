@@ -60,6 +60,13 @@ class LocalObjects:
         """Remove all below `prefix`, with its folders."""
         shutil.rmtree(self._root / prefix)
 
+    def uploads(self) -> dict[str, Entry]:
+        """None: what was not ended has no name, or one of a file."""
+        return {}
+
+    def abort(self, name: str) -> None:
+        """Nothing to end."""
+
     def put(self, name: str, data: bytes | Path, point: str) -> bool:
         """Write durably under no name, then link the name, which fails where it is taken."""
         target = self._root / name

@@ -34,5 +34,11 @@ class Objects(Protocol):
     def delete_all(self, prefix: str) -> None:
         """Remove all objects below a prefix."""
 
+    def uploads(self) -> dict[str, Entry]:
+        """What was begun to be put in parts and never ended, by name, with the time of the last beginning."""
+
+    def abort(self, name: str) -> None:
+        """End the uploads of an object and free their parts."""
+
     def put(self, name: str, data: bytes | Path, point: str) -> bool:
         """Put an object if there is none of that name; pass failpoint `point` when its bytes are there unnamed."""

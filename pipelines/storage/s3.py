@@ -83,6 +83,22 @@ class S3Objects:
         for name in self.entries(prefix):
             self.delete(name)
 
+    def uploads(self) -> dict[str, Entry]:
+        """Multipart uploads below the root that were begun and not ended; of those of one name the youngest."""
+        try:
+            begun = self._wait(lambda: self._bucket.uploads(self._prefix))
+        except FileNotFoundError:
+            return {}
+        found: dict[str, Entry] = {}
+        for upload in begun:
+            name, when = upload["Key"][len(self._prefix) :], upload["Initiated"].timestamp()
+            found[name] = Entry(0, max(when, found[name].modified if name in found else when))
+        return found
+
+    def abort(self, name: str) -> None:
+        """End every multipart upload of an object."""
+        self._wait(lambda: self._bucket.abort_all(self._prefix + name))
+
     def put(self, name: str, data: bytes | Path, point: str) -> bool:
         """Put an object if absent."""
         body = writes.Body(data)

@@ -96,6 +96,14 @@ class Store:
         with suppress(FileNotFoundError):
             self._ask("delete", prefix, lambda: self._objects.delete_all(prefix))
 
+    def uploads(self) -> dict[str, Entry]:
+        """What was begun to be put and was killed, by name: its parts are in no listing, but cost space."""
+        return dict(sorted(self._ask("list the uploads of", "", self._objects.uploads).items()))
+
+    def abort(self, name: str) -> None:
+        """Free what uploads of an object that were never ended have sent; the object itself stays."""
+        self._ask("abort the uploads of", name, lambda: self._objects.abort(name))
+
     def put(self, name: str, data: bytes | Path, point: str = "put") -> bool:
         """Put an object if there is none of that name. True if this call made it, False if one was there.
 

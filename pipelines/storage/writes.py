@@ -102,9 +102,7 @@ async def _put_parts(bucket: Bucket, key: str, body: Body, during: Callable[[], 
             await restarts.pause(problem)
             continue
         with suppress(StoreUnavailable):  # the object is there; what remains of uploads costs space, no more
-            for upload in await bucket.uploads(key):
-                if upload["Key"] == key:
-                    await bucket.abort(key, upload["UploadId"])
+            await bucket.abort_all(key)
         return made
 
 

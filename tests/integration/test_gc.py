@@ -7,11 +7,15 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from pipelines.artifacts import open_artifact
+from pipelines.errors import InputError
 from pipelines.gc import gc
 from pipelines.storage import Store
+from tests.support.checker import client_of
 from tests.support.codes import simple_rows, write_codes
-from tests.support.seaweed import seaweed
+from tests.support.seaweed import BUCKET, seaweed
 
 ORPHANS = [f"parts/a-{number:06d}-0123456789abcdef.parquet" for number in range(5)]
 
@@ -45,6 +49,27 @@ def test_on_s3_too(tmp_path: Path) -> None:
         assert gc(store.uri, older_than="1s")["names"] == ORPHANS
         assert set(store.entries()) == kept
         assert open_artifact(store.uri, "codes").manifest.totals == {"samples": 10}
+
+
+def test_uploads_that_were_killed_are_freed(tmp_path: Path) -> None:
+    """One of a name that another run has put, one of a name that no run will use again, and one of somebody else."""
+    with seaweed(tmp_path / "weed") as server, server.environment():
+        store, kept = written(server.uri("codes"))
+        client = client_of(server)
+        names = [sorted(kept)[-1], "runs/20261125T120000-0123abcd.json"]
+        for key in (*(f"codes/{name}" for name in names), "codes-of-others/x"):
+            client.call_s3("create_multipart_upload", Bucket=BUCKET, Key=key)
+        assert gc(store.uri)["young"] == 5 + 2
+        time.sleep(2)
+        assert gc(store.uri, older_than="1s", dry_run=True)["uploads"] == 2
+        done = gc(store.uri, older_than="1s")
+        assert (done["uploads"], done["deleted"], done["young"]) == (2, 5, 0)
+        assert set(store.entries()) == kept
+        assert [upload["Key"] for upload in client.list_multipart_uploads(BUCKET)] == ["codes-of-others/x"]
+        assert gc(store.uri, older_than="1s")["status"] == "unchanged"
+        for uri in (server.uri("nothing"), "s3://no-such-bucket/codes"):
+            with pytest.raises(InputError, match="holds nothing"):
+                gc(uri)
 
 
 def test_at_the_command_line(tmp_path: Path) -> None:
