@@ -193,7 +193,7 @@ def gc(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, say what would be.")] = False,
 ) -> Result:
-    """Delete what no version of an artifact refers to: parts of lost attempts, old checkpoints, temporary files.
+    """Delete what no version of an artifact refers to: parts of lost attempts, old checkpoints, unfinished uploads.
 
     Example: hhnet gc codes/database --dry-run
 
