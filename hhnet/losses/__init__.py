@@ -23,6 +23,8 @@ _LOSSES: dict[str, type[HashLoss]] = {
     "hyp2": HyP2,
     "orthohash": OrthoHash,
 }
+_WHOLE = {"seed", "start"}
+"""Options that count; a configuration file gives them as floats."""
 
 
 def loss_names() -> tuple[str, ...]:
@@ -40,7 +42,9 @@ def make_loss(name: str, bits: int, classes: int, **options: Any) -> HashLoss:
         options: settings of that loss, see its class; the defaults are its authors'.
 
     Raises:
-        ValueError: for an unknown name or option, naming those that exist.
+        ValueError: for an unknown name or option, naming those that exist, and for values that make no sense.
+
+    Warns where `bits` cannot tell `classes` apart: some then share a code.
     """
     if name not in _LOSSES:
         near = difflib.get_close_matches(name.lower(), _LOSSES, n=1)
@@ -49,4 +53,8 @@ def make_loss(name: str, bits: int, classes: int, **options: Any) -> HashLoss:
     known = [key for key in inspect.signature(_LOSSES[name]).parameters if key not in ("bits", "classes")]
     if unknown := sorted(options.keys() - set(known)):
         raise ValueError(f"loss {name} has no option {', '.join(unknown)}: known are {', '.join(known)}")
+    for key in options.keys() & _WHOLE:
+        if options[key] < 0 or not float(options[key]).is_integer():
+            raise ValueError(f"{key} must be a whole number of at least 0: got {options[key]}")
+        options[key] = int(options[key])
     return _LOSSES[name](bits, classes, **options)
