@@ -10,6 +10,7 @@ from typing import Any
 from hhnet.losses.base import HashLoss
 from hhnet.losses.csq import CSQ
 from hhnet.losses.dpsh import DPSH
+from hhnet.losses.dsh import DSH
 from hhnet.losses.hashnet import HashNet
 from hhnet.losses.hyp2 import HyP2
 from hhnet.losses.orthohash import OrthoHash
@@ -19,6 +20,7 @@ __all__ = ["HashLoss", "loss_names", "make_loss"]
 _LOSSES: dict[str, type[HashLoss]] = {
     "csq": CSQ,
     "dpsh": DPSH,
+    "dsh": DSH,
     "hashnet": HashNet,
     "hyp2": HyP2,
     "orthohash": OrthoHash,

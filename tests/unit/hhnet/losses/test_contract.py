@@ -13,6 +13,7 @@ from tests.support.losses import BITS, CLASSES, KINDS, batch, pairs
 SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "csq": {"lam": (-1,), "seed": (-1, 0.5)},
     "dpsh": {"eta": (-1,)},
+    "dsh": {"margin": (0,), "alpha": (-1,)},
     "hashnet": {"scale": (0,), "positive": (0,)},
     "hyp2": {"beta": (-1,), "zeta": (-2, 2)},
     "orthohash": {"scale": (0,), "margin": (-1,), "seed": (-1, 0.5)},
