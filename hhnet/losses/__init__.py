@@ -9,6 +9,7 @@ from typing import Any
 
 from hhnet.losses.base import HashLoss
 from hhnet.losses.csq import CSQ
+from hhnet.losses.dch import DCH
 from hhnet.losses.dhn import DHN
 from hhnet.losses.dpsh import DPSH
 from hhnet.losses.dsh import DSH
@@ -20,6 +21,7 @@ __all__ = ["HashLoss", "loss_names", "make_loss"]
 
 _LOSSES: dict[str, type[HashLoss]] = {
     "csq": CSQ,
+    "dch": DCH,
     "dhn": DHN,
     "dpsh": DPSH,
     "dsh": DSH,

@@ -12,6 +12,7 @@ from tests.support.losses import BITS, CLASSES, KINDS, batch, pairs
 # Each value is one that makes no sense.
 SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "csq": {"lam": (-1,), "seed": (-1, 0.5)},
+    "dch": {"gamma": (0, -1), "lam": (-1,)},
     "dhn": {"lam": (-0.1,)},
     "dpsh": {"eta": (-1,)},
     "dsh": {"margin": (0,), "alpha": (-1,)},
