@@ -16,6 +16,7 @@ from hhnet.losses.dsh import DSH
 from hhnet.losses.hashnet import HashNet
 from hhnet.losses.hyp2 import HyP2
 from hhnet.losses.orthohash import OrthoHash
+from hhnet.losses.wglhh import WGLHH
 
 __all__ = ["HashLoss", "loss_names", "make_loss"]
 
@@ -28,6 +29,7 @@ _LOSSES: dict[str, type[HashLoss]] = {
     "hashnet": HashNet,
     "hyp2": HyP2,
     "orthohash": OrthoHash,
+    "wglhh": WGLHH,
 }
 _WHOLE = {"seed", "start"}
 """Options that count; a configuration file gives them as floats."""

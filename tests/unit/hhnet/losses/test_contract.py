@@ -19,6 +19,7 @@ SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "hashnet": {"scale": (0,), "positive": (0,)},
     "hyp2": {"beta": (-1,), "zeta": (-2, 2)},
     "orthohash": {"scale": (0,), "margin": (-1,), "seed": (-1, 0.5)},
+    "wglhh": {"alpha": (0,), "theta": (1,), "gamma": (-1,), "positive": (-1,)},
 }
 HEADS = {"orthohash": "bn"}
 
