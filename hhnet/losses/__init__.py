@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from hhnet.losses.base import HashLoss
+from hhnet.losses.cel import CEL
 from hhnet.losses.csq import CSQ
 from hhnet.losses.dch import DCH
 from hhnet.losses.dhn import DHN
@@ -21,6 +22,7 @@ from hhnet.losses.wglhh import WGLHH
 __all__ = ["HashLoss", "loss_names", "make_loss"]
 
 _LOSSES: dict[str, type[HashLoss]] = {
+    "cel": CEL,
     "csq": CSQ,
     "dch": DCH,
     "dhn": DHN,

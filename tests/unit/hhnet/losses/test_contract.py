@@ -11,6 +11,7 @@ from tests.support.losses import BITS, CLASSES, KINDS, batch, pairs
 
 # Each value is one that makes no sense.
 SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
+    "cel": {"zeta": (-1.1, 1.1)},
     "csq": {"lam": (-1,), "seed": (-1, 0.5)},
     "dch": {"gamma": (0, -1), "lam": (-1,)},
     "dhn": {"lam": (-0.1,)},
@@ -138,7 +139,7 @@ def test_more_classes_than_codes_are_warned_of(name: str) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="unknown loss 'HyP': did you mean hyp2"):
         make_loss("HyP", BITS, CLASSES)
-    with pytest.raises(ValueError, match="unknown loss 'xyzzy': known are csq"):
+    with pytest.raises(ValueError, match="unknown loss 'xyzzy': known are cel"):
         make_loss("xyzzy", BITS, CLASSES)
     with pytest.raises(ValueError, match="loss dpsh has no option lam: known are eta"):
         make_loss("dpsh", BITS, CLASSES, lam=1)
