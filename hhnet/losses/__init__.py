@@ -14,6 +14,7 @@ from hhnet.losses.dch import DCH
 from hhnet.losses.dhn import DHN
 from hhnet.losses.dpsh import DPSH
 from hhnet.losses.dsh import DSH
+from hhnet.losses.greedyhash import GreedyHash
 from hhnet.losses.hashnet import HashNet
 from hhnet.losses.hyp2 import HyP2
 from hhnet.losses.orthohash import OrthoHash
@@ -28,6 +29,7 @@ _LOSSES: dict[str, type[HashLoss]] = {
     "dhn": DHN,
     "dpsh": DPSH,
     "dsh": DSH,
+    "greedyhash": GreedyHash,
     "hashnet": HashNet,
     "hyp2": HyP2,
     "orthohash": OrthoHash,

@@ -17,6 +17,7 @@ SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "dhn": {"lam": (-0.1,)},
     "dpsh": {"eta": (-1,)},
     "dsh": {"margin": (0,), "alpha": (-1,)},
+    "greedyhash": {"alpha": (-1,)},
     "hashnet": {"scale": (0,), "positive": (0,)},
     "hyp2": {"beta": (-1,), "zeta": (-2, 2)},
     "orthohash": {"scale": (0,), "margin": (-1,), "seed": (-1, 0.5)},
