@@ -16,6 +16,7 @@ from hhnet.losses.dpsh import DPSH
 from hhnet.losses.dsh import DSH
 from hhnet.losses.greedyhash import GreedyHash
 from hhnet.losses.hashnet import HashNet
+from hhnet.losses.hhf import HHF
 from hhnet.losses.hyp2 import HyP2
 from hhnet.losses.orthohash import OrthoHash
 from hhnet.losses.wglhh import WGLHH
@@ -31,6 +32,7 @@ _LOSSES: dict[str, type[HashLoss]] = {
     "dsh": DSH,
     "greedyhash": GreedyHash,
     "hashnet": HashNet,
+    "hhf": HHF,
     "hyp2": HyP2,
     "orthohash": OrthoHash,
     "wglhh": WGLHH,

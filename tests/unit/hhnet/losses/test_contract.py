@@ -19,6 +19,7 @@ SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "dsh": {"margin": (0,), "alpha": (-1,)},
     "greedyhash": {"alpha": (-1,)},
     "hashnet": {"scale": (0,), "positive": (0,)},
+    "hhf": {"alpha": (0, 41), "delta": (-0.1, 1.1), "beta": (-1,), "zeta": (-2, 2)},
     "hyp2": {"beta": (-1,), "zeta": (-2, 2)},
     "orthohash": {"scale": (0,), "margin": (-1,), "seed": (-1, 0.5)},
     "wglhh": {"alpha": (0,), "theta": (1,), "gamma": (-1,), "positive": (-1,)},
