@@ -12,6 +12,7 @@ from hhnet.losses.cel import CEL
 from hhnet.losses.csq import CSQ
 from hhnet.losses.dch import DCH
 from hhnet.losses.dhn import DHN
+from hhnet.losses.dpn import DPN
 from hhnet.losses.dpsh import DPSH
 from hhnet.losses.dsh import DSH
 from hhnet.losses.greedyhash import GreedyHash
@@ -28,6 +29,7 @@ _LOSSES: dict[str, type[HashLoss]] = {
     "csq": CSQ,
     "dch": DCH,
     "dhn": DHN,
+    "dpn": DPN,
     "dpsh": DPSH,
     "dsh": DSH,
     "greedyhash": GreedyHash,

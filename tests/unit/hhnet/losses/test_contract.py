@@ -15,6 +15,7 @@ SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "csq": {"lam": (-1,), "seed": (-1, 0.5)},
     "dch": {"gamma": (0, -1), "lam": (-1,)},
     "dhn": {"lam": (-0.1,)},
+    "dpn": {"margin": (0,), "reg": (-1,), "seed": (-1, 0.5)},
     "dpsh": {"eta": (-1,)},
     "dsh": {"margin": (0,), "alpha": (-1,)},
     "greedyhash": {"alpha": (-1,)},
