@@ -19,6 +19,7 @@ from hhnet.losses.greedyhash import GreedyHash
 from hhnet.losses.hashnet import HashNet
 from hhnet.losses.hhf import HHF
 from hhnet.losses.hyp2 import HyP2
+from hhnet.losses.mdsh import MDSH
 from hhnet.losses.orthohash import OrthoHash
 from hhnet.losses.wglhh import WGLHH
 
@@ -36,6 +37,7 @@ _LOSSES: dict[str, type[HashLoss]] = {
     "hashnet": HashNet,
     "hhf": HHF,
     "hyp2": HyP2,
+    "mdsh": MDSH,
     "orthohash": OrthoHash,
     "wglhh": WGLHH,
 }

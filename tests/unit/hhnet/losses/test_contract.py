@@ -22,6 +22,7 @@ SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "hashnet": {"scale": (0,), "positive": (0,)},
     "hhf": {"alpha": (0, 41), "delta": (-0.1, 1.1), "beta": (-1,), "zeta": (-2, 2)},
     "hyp2": {"beta": (-1,), "zeta": (-2, 2)},
+    "mdsh": {"beta": (-1,), "lam": (-1,), "start": (-1, 0.5), "seed": (-1, 0.5)},
     "orthohash": {"scale": (0,), "margin": (-1,), "seed": (-1, 0.5)},
     "wglhh": {"alpha": (0,), "theta": (1,), "gamma": (-1,), "positive": (-1,)},
 }
@@ -124,8 +125,8 @@ def test_senseless_options_are_refused_by_name(name: str) -> None:
 
 def test_options_that_count_may_come_as_floats() -> None:
     """As they do from a configuration file."""
-    first, second = (make_loss("csq", BITS, 40, seed=seed).state_dict() for seed in (3, 3.0))
-    assert torch.equal(first["centres"], second["centres"])
+    first, second = (make_loss("mdsh", BITS, 40, seed=seed, start=2.0).state_dict() for seed in (3, 3.0))
+    assert torch.equal(first["unit_centres"], second["unit_centres"])
 
 
 @pytest.mark.parametrize("name", loss_names())
