@@ -11,6 +11,7 @@ from hhnet.losses.base import HashLoss
 from hhnet.losses.cel import CEL
 from hhnet.losses.csq import CSQ
 from hhnet.losses.dch import DCH
+from hhnet.losses.dhd import DHD
 from hhnet.losses.dhn import DHN
 from hhnet.losses.dpn import DPN
 from hhnet.losses.dpsh import DPSH
@@ -29,6 +30,7 @@ _LOSSES: dict[str, type[HashLoss]] = {
     "cel": CEL,
     "csq": CSQ,
     "dch": DCH,
+    "dhd": DHD,
     "dhn": DHN,
     "dpn": DPN,
     "dpsh": DPSH,

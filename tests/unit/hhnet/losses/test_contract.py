@@ -14,6 +14,7 @@ SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "cel": {"zeta": (-1.1, 1.1)},
     "csq": {"lam": (-1,), "seed": (-1, 0.5)},
     "dch": {"gamma": (0, -1), "lam": (-1,)},
+    "dhd": {"tau": (0,), "distil": (-1,), "lam": (-1,), "std": (0,)},
     "dhn": {"lam": (-0.1,)},
     "dpn": {"margin": (0,), "reg": (-1,), "seed": (-1, 0.5)},
     "dpsh": {"eta": (-1,)},
@@ -26,7 +27,7 @@ SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "orthohash": {"scale": (0,), "margin": (-1,), "seed": (-1, 0.5)},
     "wglhh": {"alpha": (0,), "theta": (1,), "gamma": (-1,), "positive": (-1,)},
 }
-HEADS = {"orthohash": "bn"}
+HEADS = {"orthohash": "bn", "dhd": "ln"}
 
 
 def test_every_loss_has_a_test_of_its_name() -> None:
