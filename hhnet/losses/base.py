@@ -39,11 +39,8 @@ class HashLoss(nn.Module):
         super().__init__()
         if bits < 1 or classes < 1:
             raise ValueError(f"a loss needs at least 1 bit and 1 class: got bits={bits}, classes={classes}")
-        if classes > 2**bits:
-            warnings.warn(
-                f"{bits} bits tell at most {2**bits} classes apart: some of {classes} must share a code; use more bits",
-                stacklevel=4,  # where make_loss is called
-            )
+        if (message := shortage(bits, classes)) is not None:
+            warnings.warn(message, stacklevel=4)  # where make_loss is called
         self.bits, self.classes = bits, classes
 
     def forward(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
@@ -76,6 +73,13 @@ class HashLoss(nn.Module):
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
         """The loss itself; see `forward`."""
         raise NotImplementedError
+
+
+def shortage(bits: int, classes: int) -> str | None:
+    """What is to be said where `classes` outnumber the codes of `bits`."""
+    if classes <= 2**bits:
+        return None
+    return f"{bits} bits tell at most {2**bits} classes apart: some of {classes} must share a code; use more bits"
 
 
 def binary(z: Tensor) -> Tensor:
