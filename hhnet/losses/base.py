@@ -99,9 +99,9 @@ def similarity(labels_BC: Tensor) -> tuple[Tensor, Tensor]:
     return similar_BB, torch.outer(labelled_B, labelled_B).triu(1)
 
 
-def class_centres(classes: int, bits: int, seed: int) -> Tensor:
+def class_centres(classes: int, bits: int, seed: int, *, orthogonal: bool = False) -> Tensor:
     """Float (C, K) of +-1, see `hash_centres`; more classes than codes take them in turn."""
-    codes = torch.from_numpy(hash_centres(min(classes, 2**bits), bits, seed)).float()
+    codes = torch.from_numpy(hash_centres(min(classes, 2**bits), bits, seed, orthogonal=orthogonal)).float()
     return codes[torch.arange(classes) % len(codes)]
 
 

@@ -31,7 +31,7 @@ class CSQ(HashLoss):
         at_least(0, lam=lam)
         self.lam = lam
         tie_K = np.random.default_rng([seed, 1]).integers(0, 2, bits) * 2 - 1
-        self.register_buffer("centres", class_centres(classes, bits, seed))
+        self.register_buffer("centres", class_centres(classes, bits, seed, orthogonal=True))
         self.register_buffer("tie", torch.from_numpy(tie_K).float())
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:

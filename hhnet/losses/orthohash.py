@@ -33,7 +33,7 @@ class OrthoHash(HashLoss):
         self.scale, self.margin = math.sqrt(bits) if scale is None else scale, margin
         above(0, scale=self.scale)
         at_least(0, margin=margin)
-        centres_CK = class_centres(classes, bits, seed).double() / math.sqrt(bits)
+        centres_CK = class_centres(classes, bits, seed, orthogonal=True).double() / math.sqrt(bits)
         self.register_buffer("unit_centres", centres_CK.float())
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
