@@ -107,7 +107,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", min=1)] = None,
     bits: Annotated[int | None, typer.Option(help="Length of the codes.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm name, or alexnet.")] = None,
-    loss: Annotated[str | None, typer.Option(help="hyp2, csq, orthohash, dpsh or hashnet.")] = None,
+    loss: Annotated[str | None, typer.Option(help="A name in docs/losses.md, such as orthohash.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
