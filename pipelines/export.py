@@ -62,11 +62,15 @@ def export(model: str, out: str, batch: int | None = None, images: Path | None =
     It is checked on the files in the folder `images`, else on the model's own training images. Returns verb, status
     (`done`, or `unchanged` where `out` has these bytes already), uri, digest (sha256 of the file), images, checked_on,
     bits_compared, largest_difference, batch, precision and trained_precision. Raises UsageError where the extra is
-    not installed, InputError for images that cannot be used or a model of 2 GiB and more, and WorkFailed, with
-    nothing written, where the network cannot be exported or the graph's answers differ from torch's.
+    not installed or `out` is no place for a file, InputError for images that cannot be used or a model of 2 GiB and
+    more, and WorkFailed, with nothing written, where the network cannot be exported or the graph's answers differ
+    from torch's.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UsageError(f"export needs {', '.join(missing)}: pip install 'hhnet[export]'")
+    target = Path(out).expanduser()
+    if "://" in out or not target.parent.is_dir():
+        raise UsageError(f"--out {out} must be a local file in a folder that exists")
     artifact = open_artifact(model, "model")
     with stage("export", STEPS, unit="steps") as advance:
         from pipelines.encoder import Encoder
@@ -79,7 +83,6 @@ def export(model: str, out: str, batch: int | None = None, images: Path | None =
         found = compare(data, encoder, squares_NSS3, batch)
         advance(1, note="checked")
         digest = sha256_of(data)
-        target = Path(out).expanduser()
         same = target.is_file() and sha256_of(target) == digest
         if not same:
             write_output(target, data)
@@ -233,6 +236,7 @@ def compare(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int |
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    network = encoder.model.cpu()
     codes, logits, expected = [], [], []
     for rows in _batches(len(squares_NSS3), batch):
         images = squares_NSS3[rows]
@@ -240,7 +244,7 @@ def compare(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int |
         codes.append(outputs[0])
         logits.append(outputs[1])
         with torch.inference_mode():
-            expected.append(encoder.model(encoder.preprocess.normalise(torch.from_numpy(images))).numpy())
+            expected.append(network(encoder.preprocess.normalise(torch.from_numpy(images))).numpy())
     return judge(np.concatenate(codes), np.concatenate(logits), np.concatenate(expected))
 
 

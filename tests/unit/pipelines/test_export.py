@@ -119,9 +119,9 @@ def test_another_bit_order_is_noticed_and_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_normalisation_is_noticed(exported: dict[str, Any], file: Path, encoder: Encoder) -> None:
+def test_another_normalisation_is_noticed(exported: dict[str, Any], file: Path, model: Artifact) -> None:
     plain = hhnet.Preprocess(size=SIDE, resize=36, mean=(0, 0, 0), std=(1, 1, 1))
-    other = Encoder(encoder.model, plain, "fp32", encoder.digest)
+    other = Encoder(Encoder.open(model).model, plain, "fp32", model.digest)
     with pytest.raises(WorkFailed, match="logits of the ONNX graph differ"):
         compare(file.read_bytes(), other, PICTURES, None)
 
@@ -132,6 +132,12 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"needs onnxruntime: pip install 'hhnet\[export\]'"):
         export(model.uri, str(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/model.onnx", "nowhere/model.onnx"])
+def test_a_place_that_can_hold_no_file_is_refused_before_any_work(model: Artifact, out: str) -> None:
+    with pytest.raises(UsageError, match=f"--out {out} must be a local file"):
+        export(model.uri, out)
 
 
 # --------------------------------------------------------------------------------------------------------- images
