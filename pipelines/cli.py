@@ -367,6 +367,26 @@ def alias(
     return set_alias(alias_, to) if to is not None else alias_history(alias_)
 
 
+@verb(app, "export")
+def export(
+    model: Annotated[str, typer.Option("--model", help="The model artifact.", metavar="URI")],
+    out: Annotated[str, typer.Option("--out", help="The local file to write.", metavar="FILE.onnx")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format and so the default.")] = True,
+    batch: Annotated[int | None, typer.Option(help="Images in a batch; default any number.", min=1)] = None,
+    check_images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images to check on; default the model's training images.", metavar="DIR"),
+    ] = None,
+) -> Result:
+    """Write a model as one ONNX file, from uint8 images to packed codes, after it agreed with torch on real images.
+
+    Example: hhnet export --onnx --model model --out model.onnx
+    """
+    from pipelines.export import export as work
+
+    return work(model, out, batch=batch, images=check_images)
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
