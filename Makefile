@@ -19,10 +19,12 @@ demo: $(READY) ## Train, encode, index, search and evaluate on Fashion-MNIST, or
 
 test: $(READY) ## Run the unit and integration tests
 	@$(PYTEST) -n 2 tests/unit
+	@$(PYTEST) -n 2 tests/device
 	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/integration
 
 unit: $(READY) ## Run the unit tests only
 	@$(PYTEST) -n 2 tests/unit
+	@$(PYTEST) -n 2 tests/device
 
 chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the counts of a release
 	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/chaos

@@ -23,9 +23,9 @@ ROW_BITS = 48  # a found code is one integer: its distance above its row
 # What a step costs, in word comparisons of the exact scan: a bucket is a miss of the cache and of the TLB in `starts`
 # (the second pass over it finds it in the cache), a candidate is one in `rows` and one in `codes`, which overlap with
 # their neighbours'. At 10 million codes on two busy cores of an EPYC, a bucket took 170 to 230 ns, a candidate 35 to
-# 50 ns, and a word of a scan of many queries at once 0.55 ns. Too high a figure only scans too soon.
-LOOKUP = 400
-CANDIDATE = 80
+# 50 ns, and a word of a scan of many queries at once 0.31 ns. Too high a figure only scans too soon.
+LOOKUP = 650
+CANDIDATE = 130
 INSERT = 4  # per level of the heap of the k best
 
 DIGIT, DIGIT_SORT = 11, 512  # bits sorted by at once, and keys from which that is faster than comparing them

@@ -259,6 +259,7 @@ def search(
     html: Annotated[str | None, typer.Option("--html", help="Write a page with the pictures.", metavar="FILE")] = None,
     version_: Annotated[int | None, typer.Option("--version", help="A published version; default the newest.")] = None,
     workers: Annotated[int | None, typer.Option(help="Spread the parts over Ray actors.", min=1)] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Search on the GPU (kind flat), for many queries.")] = False,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
@@ -267,6 +268,8 @@ def search(
     Example: hhnet search --index index --image cat.jpg -k 10 --html found.html
 
     Example: hhnet search --index index --image cat.jpg -k 10 --rerank 200
+
+    Example: hhnet search --index index --codes codes/query --gpu --json
     """
     if not (image or key or code or codes):
         raise UsageError("nothing to search for: give --image, --key, --code or --codes")
@@ -274,7 +277,13 @@ def search(
 
     return work(
         index,
-        configure(config, sets, search__k=k, search__workers=workers, search__rerank=rerank),
+        configure(
+            *(config, sets),
+            search__k=k,
+            search__workers=workers,
+            search__device="cuda" if gpu else None,
+            search__rerank=rerank,
+        ),
         images=image or (),
         keys=key or (),
         codes=codes or (),

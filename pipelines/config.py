@@ -223,6 +223,8 @@ class SearchSettings(Section):
     """Neighbours per query."""
     workers: int | None = Field(None, ge=1)
     """Ray actors that the parts are dealt to; unset = the parts are searched in this process."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda = the codes of an index of kind flat are copied to the GPU of this machine and searched there."""
     rerank: int | None = Field(None, ge=1, le=100_000)
     """Nearest codes of which the best k by logits are shown; unset = the k nearest codes."""
 

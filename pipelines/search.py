@@ -18,7 +18,7 @@ from hhnet.codes import sign_bits
 from pipelines.artifacts import Artifact
 from pipelines.codes import code_array, logits_array, open_codes, require_logits
 from pipelines.config import Config
-from pipelines.errors import FingerprintMismatch, HHNetError, InputError
+from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.gallery.page import Row, Tile, document, gallery, note
 from pipelines.gallery.pictures import Pictures, Place, find_pictures, thumbnail
 from pipelines.images import MAX_BYTES, ImageReject, decode_image
@@ -115,7 +115,14 @@ def search(
 
 @contextmanager
 def _nearest(reader: IndexReader, config: Config) -> Iterator[Nearest]:
-    """What searches the parts: this process, or `search.workers` Ray actors."""
+    """What searches the parts: this process, a GPU, or `search.workers` Ray actors."""
+    if config.search.device == "cuda":
+        if config.search.workers is not None:
+            raise ConfigError("search.workers and search.device = cuda exclude each other: the GPU is in one process")
+        from pipelines.gpu import on_gpu  # imports torch, which a search on CPUs can do without
+
+        yield on_gpu(reader)
+        return
     if config.search.workers is None:
         yield reader.search
         return

@@ -52,6 +52,10 @@ class FlatSearcher:
         self._allowed = ~np.isin(ids, removed) if len(removed) else None
         self.count = len(codes) if self._allowed is None else int(self._allowed.sum())
 
+    def live(self) -> tuple[Codes, Ids]:
+        """The codes that can be found, and their ids, which ascend."""
+        return (self.codes, self.ids) if self._allowed is None else (self.codes[self._allowed], self.ids[self._allowed])
+
     def search(self, queries: Codes, k: int) -> Neighbours:
         """Exactly the k nearest."""
         distances, rows = hamming_knn(queries, self.codes, k, allowed=self._allowed)

@@ -135,7 +135,7 @@ def test_no_codes_and_no_queries(way: str) -> None:
 def test_each_query_chooses_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries near their neighbours are answered from the buckets, others by a scan, in one call."""
     monkeypatch.setattr(multihash, "CLEARLY_A_SCAN", 0)
-    codes = clustered(30_000, 64, centres=3000, flip=0.03)
+    codes = clustered(60_000, 64, centres=6000, flip=0.03)
     near, far = codes[:20] ^ np.uint8(0), clustered(20, 64, seed=9, flip=0.5)
     queries = np.stack([near, far], axis=1).reshape(40, 8)
     table = MultiHash.build(codes)
@@ -144,7 +144,7 @@ def test_each_query_chooses_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None
     np.testing.assert_array_equal(rows, hamming_knn(queries, codes, 1)[1])
     np.testing.assert_array_equal(distances, hamming_knn(queries, codes, 1)[0])
     middle = np.concatenate([codes[:1], np.zeros((1, 8), np.uint8)])
-    crowded = np.concatenate([codes, np.zeros((30_000, 8), np.uint8)])  # half of it is one bucket
+    crowded = np.concatenate([codes, np.zeros((60_000, 8), np.uint8)])  # half of it is one bucket
     offsets, rows, distances, scanned = MultiHash.build(crowded)._range(middle, 2, 2, None)
     assert scanned.tolist() == [False, True]
     for found, wanted in zip((offsets, rows, distances), hamming_range(middle, crowded, 2), strict=True):

@@ -11,7 +11,7 @@ import pipelines.indexing
 from hhnet import unpack_bits
 from pipelines.artifacts import ArtifactWriter
 from pipelines.config import Config, IndexSettings, SearchSettings
-from pipelines.errors import FingerprintMismatch, InputError
+from pipelines.errors import ConfigError, FingerprintMismatch, InputError
 from pipelines.index import build_index
 from pipelines.kinds.artifact import open_index
 from pipelines.search import search
@@ -245,3 +245,14 @@ def test_names_from_data_are_escaped_in_the_page(tmp_path, build):
     search(index, CONFIG, keys=[evil], html=str(tmp_path / "found.html"))
     page = (tmp_path / "found.html").read_text()
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
+
+
+def test_a_gpu_that_is_not_there(tmp_path, build, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    index = build(two_artifacts(tmp_path)[0][0])
+    for workers, problem in ((None, "torch sees no GPU here"), (2, "search.workers and search.device = cuda exclude")):
+        config = Config(search=SearchSettings(device="cuda", workers=workers))
+        with pytest.raises(ConfigError, match=problem):
+            search(index, config, hex_codes=["00" * 8])

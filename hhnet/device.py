@@ -1,0 +1,130 @@
+"""Exact Hamming search over packed codes in the memory of a GPU.
+
+The answers are those of `hhnet.hamming_knn`. The codes are passed over in chunks that grow: each notes only the rows
+that are closer than the k-th best so far, few enough to be sorted with those. Rows come in ascending order, so one
+that is no closer than the k-th best is none of the k, and chunks never change what is found.
+
+Shape suffixes: Q queries, N database codes, B bits of a word, W words per code, P places per query.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hhnet._closer import closer
+from hhnet.kernels import as_words
+
+Codes = npt.NDArray[np.uint8]
+
+WORD = 4
+"""Bytes of a word on the GPU."""
+
+_ROWS = 1 << 24  # rows copied to the GPU at once
+_BLOCK_N, _BLOCKS_Q = 128, (16, 64, 128)  # rows, and queries, of one block of threads; Hopper's products take 64 and up
+_PLACES, _SLACK = 4096, 4  # least rows noted per query and chunk, and how many times what is expected
+_KEYS = 1 << 24  # rows noted of all queries together, 8 bytes each
+_FAR = np.iinfo(np.int32).max
+
+
+class DeviceCodes:
+    """Codes on a GPU, to be searched by many queries at once.
+
+    Takes the bytes of a code, rounded up to 4, for each, and 200 MB for a search.
+    """
+
+    def __init__(self, parts: Sequence[Codes], device: str = "cuda") -> None:
+        """Copy `parts`, uint8 (n, bytes) each, which are numbered one after another.
+
+        Raises:
+            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit, no part, or 2^31 codes.
+            torch.OutOfMemoryError: where the GPU has no room for them.
+        """
+        words = [as_words(part, "codes") for part in parts]  # checks them
+        widths = {np.shape(part)[1] for part in parts}
+        self.count = sum(map(len, words))
+        if len(widths) != 1 or self.count >= 1 << 31:
+            raise ValueError(
+                f"{self.count} codes of {sorted(widths)} bytes: there must be fewer than 2^31 of one width"
+            )
+        self.width, self._device = widths.pop(), torch.device(device)
+        self._codes_NW = torch.empty((self.count, -(-self.width // WORD)), dtype=torch.int32, device=self._device)
+        start = 0
+        for part in parts:
+            for first in range(0, len(part), _ROWS):
+                piece = part[first : first + _ROWS]
+                self._codes_NW[start : start + len(piece)].copy_(torch.from_numpy(_padded(piece).view(np.int32)))
+                start += len(piece)
+
+    def knn(self, queries: Codes, k: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Find the k nearest codes of each query, exactly.
+
+        Args:
+            queries: uint8 (Q, bytes).
+            k: how many neighbours, at least 1; cut to N.
+
+        Returns:
+            Distances in bits, int32 (Q, min(k, N)), and rows, int64 (Q, min(k, N)), each row of both ordered by
+            (distance, row): what `hamming_knn` returns.
+
+        Raises:
+            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or k < 1.
+        """
+        as_words(queries, "queries")
+        if queries.shape[1] != self.width or k < 1:
+            raise ValueError(f"queries must have {self.width} bytes, and k be at least 1: got {queries.shape[1]}, {k}")
+        k = min(k, self.count)
+        keys_QK = np.empty((len(queries), k), np.int64)
+        places = max(_PLACES, _SLACK * k)
+        step = max(_BLOCKS_Q[0], _KEYS // places // _BLOCKS_Q[-1] * _BLOCKS_Q[-1])
+        for start in range(0, len(queries) if k else 0, step):
+            part = slice(start, start + step)
+            keys_QK[part] = self._nearest(_padded(queries[part]), k, places).cpu().numpy()
+        return (keys_QK >> 32).astype(np.int32), keys_QK & 0xFFFFFFFF
+
+    def _nearest(self, queries: Codes, k: int, places: int) -> Tensor:
+        """The k smallest keys, distance << 32 | row, int64 (Q, k)."""
+        num = len(queries)
+        block_q = next((size for size in _BLOCKS_Q if num <= size), _BLOCKS_Q[-1])
+        rows = -(-num // block_q) * block_q
+        bits_QB = np.zeros((rows, 8 * queries.shape[1]), np.int8)
+        bits_QB[:num] = np.unpackbits(queries, axis=1, bitorder="little")
+        signs_QWB = torch.from_numpy(1 - 2 * bits_QB).to(self._device)
+        ones_Q = torch.from_numpy(bits_QB.sum(1, dtype=np.int32)).to(self._device)
+        limits_Q = torch.full((rows,), _FAR, dtype=torch.int32, device=self._device)
+        limits_Q[num:] = -1  # these fill the last block, and find nothing
+        best_QK = torch.empty((num, 0), dtype=torch.int64, device=self._device)
+        first, length = 0, places
+        while first < self.count:
+            last = min(self.count, first + length)
+            counts_Q = torch.zeros(rows, dtype=torch.int32, device=self._device)
+            keys_QP = torch.full((rows, places), torch.iinfo(torch.int64).max, device=self._device)
+            grid = -(-(last - first) // _BLOCK_N), rows // block_q
+            closer[grid](
+                *(self._codes_NW, signs_QWB, ones_Q, limits_Q, counts_Q, keys_QP, first, last, places),
+                **_constants(self._codes_NW.shape[1], block_q),
+            )
+            most = int(counts_Q.max())
+            if most > places:  # the nearest come late: a chunk no longer than the places always fits
+                length = max(places, (last - first) // 2)
+                continue
+            found_QP = torch.cat([best_QK, keys_QP[:num, :most]], dim=1)
+            best_QK = found_QP.topk(k, dim=1, largest=False).values
+            limits_Q[:num] = (best_QK[:, -1] >> 32).int()
+            # Of rows in random order, k times length / last are closer than the k-th best of those before them.
+            first, length = last, max(places, last * places // (_SLACK * k))
+        return best_QK
+
+
+def _constants(words: int, block_q: int) -> dict[str, Any]:
+    return {"WORDS": words, "BLOCK_Q": block_q, "BLOCK_N": _BLOCK_N, "num_warps": 8 if block_q == 128 else 4}
+
+
+def _padded(codes: Codes) -> Codes:
+    """Codes as whole words, in one piece."""
+    out = np.zeros((len(codes), -(-codes.shape[1] // WORD) * WORD), np.uint8)
+    out[:, : codes.shape[1]] = codes
+    return out

@@ -1,0 +1,44 @@
+"""Search of one index on a GPU: the codes of all parts lie in its memory, and many queries are answered at once."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from hhnet.device import WORD, DeviceCodes
+from pipelines.errors import ConfigError
+from pipelines.kinds import Codes, Neighbours
+from pipelines.kinds.artifact import IndexReader
+from pipelines.kinds.flat import FlatSearcher
+
+
+def on_gpu(reader: IndexReader, device: str = "cuda") -> Callable[[Codes, int], Neighbours]:
+    """Copy the codes of a flat index to the GPU; what is returned searches them like `reader.search`.
+
+    ConfigError for another kind of index, and where no GPU is or has room for the codes.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("search.device = cuda, but torch sees no GPU here: leave it at cpu")
+    parts = [reader.open_part(shard) for shard in reader.filled()]
+    flat = [part for part in parts if isinstance(part, FlatSearcher)]
+    if len(flat) < len(parts):
+        kind = reader.artifact.manifest.meta["kind"]
+        raise ConfigError(
+            f"{reader.artifact.uri} is of kind {kind}: a GPU searches kind flat, leave search.device at cpu"
+        )
+    found = [part.live() for part in flat]
+    try:
+        codes = DeviceCodes([codes for codes, _ in found] or [np.empty((0, reader.width), np.uint8)], device)
+    except torch.OutOfMemoryError:
+        needed = reader.count * -(-reader.width // WORD) * WORD
+        raise ConfigError(
+            f"{reader.artifact.uri}: its codes take {needed / 2**30:.1f} GiB, more than the GPU has free: leave "
+            "search.device at cpu"
+        ) from None
+    ids = np.concatenate([np.empty(0, np.int64), *(ids for _, ids in found)])
+
+    def search(queries: Codes, k: int) -> Neighbours:
+        distances, rows = codes.knn(queries, k)
+        return distances, ids[rows]
+
+    return search
