@@ -74,9 +74,8 @@ class Augment:
         if self.kind == "none":
             return np.ascontiguousarray(_window(image, self.size, 0.5, 0.5))
         result = self._resized_crop(image, rng) if self.kind == "resized_crop" else self._crop(image, rng)
-        if rng.random() < 0.5:
-            result = result[:, ::-1]
-        result = result.copy()
+        mirrored = rng.random() < 0.5
+        result = result.take(np.arange(result.shape[1])[::-1], axis=1) if mirrored else result.copy()
         if self.jitter:
             result = _jitter(result, rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
         if self.erase and rng.random() < self.erase:
@@ -84,12 +83,17 @@ class Augment:
         return result
 
     def _crop(self, image: _Image, rng: np.random.Generator) -> _Image:
-        if self.padding and min(image.shape[:2]) <= self.size:
-            if self.padding >= min(image.shape[:2]):
-                raise ValueError(f"padding of {self.padding} pixels needs a larger image than {image.shape[:2]}")
-            pad = self.padding
-            image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-        return _window(image, self.size, *rng.random(2))
+        across, down = rng.random(2)
+        pad, least = self.padding, min(image.shape[:2])
+        if least <= self.size and pad >= least:
+            raise ValueError(f"padding of {pad} pixels needs a larger image than {image.shape[:2]}")
+        if not pad or least > self.size or least + 2 * pad < self.size:
+            return _window(image, self.size, across, down)
+        rows, columns = (
+            _reflected(int(share * (length + 2 * pad - self.size + 1)) - pad, self.size, length)
+            for share, length in ((down, image.shape[0]), (across, image.shape[1]))
+        )
+        return image.take(rows, axis=0).take(columns, axis=1)  # several times faster than one subscript of both
 
     def _resized_crop(self, image: _Image, rng: np.random.Generator) -> _Image:
         height, width = image.shape[:2]
@@ -104,6 +108,12 @@ class Augment:
         left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
         box = (left, top, min(left + w, width), min(top + h, height))
         return resize_box(image, (self.size, self.size), box, "bilinear")
+
+
+def _reflected(first: int, size: int, length: int) -> npt.NDArray[np.int64]:
+    """Places first to first + size - 1 of a line of `length`, those beyond an end as in a mirror there."""
+    places: npt.NDArray[np.int64] = (length - 1) - np.abs((length - 1) - np.abs(np.arange(first, first + size)))
+    return places
 
 
 def _window(image: _Image, size: int, across: float, down: float) -> _Image:

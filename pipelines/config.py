@@ -70,6 +70,8 @@ class DataSettings(Section):
     """Images in one optimiser step over all workers (the global batch)."""
     workers: int = Field(2, ge=1, le=256)
     """Threads that read and decode images beside one training or encoding process."""
+    cache: ByteSize = Field(ByteSize(1 << 29), ge=0)
+    """Most bytes of decoded images that a training process keeps, so that later epochs neither read nor decode them."""
     augment: Literal["auto", "flip", "crop_flip", "resized_crop", "none"] = "auto"
     """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop. A loss with two views takes it for
     the strong one."""

@@ -243,8 +243,8 @@ def _publish(
 def train_worker(job: TrainJob, post: Any) -> None:
     """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
     from pipelines.learning.checkpoints import Checkpoints
-    from pipelines.learning.learner import Learner
-    from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of
+    from pipelines.learning.learner import Learner, StepLoss
+    from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg, preprocess_of
 
     config = job.config
     train_set = open_shards(job.shards)
@@ -259,6 +259,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
     steps = data.epoch_steps(config)
     # A new run has no legs yet; nor has a checkpoint of 0.1.0, which could only go on with as many workers.
     progress.setdefault("legs", [[learner.world, learner.step_count % steps]])
+    cache = DecodedCache(config.data.cache)
     begun = time.monotonic()
     seen = 0
     while learner.step_count < learner.total_steps:
@@ -267,22 +268,26 @@ def train_worker(job: TrainJob, post: Any) -> None:
         if not legs or legs[-1][0] != learner.world:
             legs.append([learner.world, 0])
         leg = epoch_leg(data, config, epoch, legs[:-1], learner.world)
-        for batch, bad in epoch_batches(leg, legs[-1][1], learner.rank, learner.loss.views):
-            loss = learner.step(batch)
+        loss: StepLoss | None = None
+        for batch, bad in epoch_batches(leg, legs[-1][1], learner.rank, learner.loss.views, cache):
+            before, loss = loss, learner.step(batch)
             legs[-1][1] += 1
             progress["skipped"] += bad
             seen += len(batch.keys) * learner.world  # images, of which a sample may have several views
+            known = (before or loss).value()  # of the step before, so that a GPU has the next while it is read
             if learner.rank == 0:
                 rate = seen / (time.monotonic() - begun)
                 post(
                     learner.step_count,
-                    f"epoch {epoch + 1}/{config.train.epochs}  loss {loss:.4f}  {rate:.0f} images/s",
+                    f"epoch {epoch + 1}/{config.train.epochs}  loss {known:.4f}  {rate:.0f} images/s",
                 )
             at_end = learner.step_count % steps == 0
             if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
+                loss.value()  # a state that a bad step led to is never saved
                 _save(checkpoints, learner, progress)
         progress["legs"] = []
-        _end_epoch(checkpoints, learner, data, progress, epoch, loss)
+        assert loss is not None, "an epoch has a step that is left"
+        _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
 
 
 def _end_epoch(

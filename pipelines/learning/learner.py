@@ -28,6 +28,7 @@ from pipelines.encoder import autocast
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
 
 KEY_BYTES = 16
+KEYS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,32 @@ class Batch:
     squares: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.bool_]
     keys: Sequence[str]
+
+
+class StepLoss:
+    """The loss of the global batch of a step, which a GPU may still be computing."""
+
+    def __init__(self, loss: Tensor, step: int, rate: float, keys: Sequence[str]) -> None:
+        self._step, self._rate, self._keys = step, rate, keys
+        self._value, self._copied = loss.detach(), None
+        if loss.is_cuda:  # a copy of its own, since reading the tensor would wait for all work that was queued since
+            self._value = torch.empty((), pin_memory=True).copy_(self._value, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def value(self) -> float:
+        """The loss, waited for. WorkFailed when it is not finite."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        value = float(self._value)
+        if not math.isfinite(value):
+            shown = ", ".join(self._keys[:KEYS_SHOWN])
+            raise WorkFailed(
+                f"the loss became {value} at step {self._step}, where the learning rate was {self._rate:.3g}: lower "
+                f"train.lr, or look at the {len(self._keys)} images of the batch ({shown}, ...); the last checkpoint "
+                "is good"
+            )
+        return value
 
 
 class Learner:
@@ -59,6 +86,7 @@ class Learner:
         self.model = make_network(config, self.loss.default_head).to(self.device).to(memory_format=self.layout)
         self.average = make_network(config, self.loss.default_head).to(self.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
+        self._real, self._counts = _pairs(self.average, self.model)
         self.optimizer = self._make_optimizer()
         self.step_count = 0
         self._network = self._distribute()
@@ -87,8 +115,8 @@ class Learner:
         self.model.zero_grad(set_to_none=True)
         return network
 
-    def step(self, batch: Batch) -> float:
-        """One optimiser step; returns the loss of the global batch. WorkFailed when that is not finite."""
+    def step(self, batch: Batch) -> StepLoss:
+        """One optimiser step."""
         # Dropout is the only user of this generator: seeding it by step makes the state of the RNG a function
         # of the position, with nothing to save.
         torch.manual_seed(hash((self.config.train.seed, self.step_count, self.rank)) & 0x7FFFFFFF)
@@ -100,9 +128,7 @@ class Learner:
             z_bK = self._network(self.preprocess.normalise(pixels).contiguous(memory_format=self.layout))
         z_BK, labels_BC, keys = self._gather(z_bK.float(), batch)
         loss = self.loss(z_BK, labels_BC, keys)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise WorkFailed(f"the loss became {value} at step {self.step_count}: lower train.lr")
+        result = StepLoss(loss, self.step_count, self.optimizer.param_groups[0]["lr"], batch.keys)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.world > 1:
@@ -112,7 +138,7 @@ class Learner:
         self.optimizer.step()
         self.step_count += 1
         self._update_average()
-        return value
+        return result
 
     def _set_rates(self) -> None:
         factor = schedule(self.step_count, self.total_steps, self.config.train.warmup)
@@ -143,12 +169,9 @@ class Learner:
             return
         ramp = (1 + self.step_count) / (10 + self.step_count)
         decay = min(self.config.train.ema_decay, ramp)
-        pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
-        real = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([mine for mine, _ in real], [theirs for _, theirs in real], 1 - decay)
-        for mine, theirs in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(theirs)
+        torch._foreach_lerp_(*self._real, 1 - decay)
+        if self._counts[0]:
+            torch._foreach_copy_(*self._counts)
 
     def share_average(self) -> None:
         """Give every worker the averaged weights of worker 0."""
@@ -187,6 +210,16 @@ class Learner:
             moments.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _pairs(average: nn.Module, model: nn.Module) -> tuple[tuple[list[Tensor], list[Tensor]], ...]:
+    """The tensors of both, side by side: first the real ones, then the counts."""
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+    kinds = (
+        [pair for pair in pairs if pair[0].is_floating_point()],
+        [pair for pair in pairs if not pair[0].is_floating_point()],
+    )
+    return tuple(([mine for mine, _ in kind], [theirs for _, theirs in kind]) for kind in kinds)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,8 +6,9 @@ training goes on with another number of workers, a new leg of the epoch deals ou
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +28,9 @@ View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uin
 
 QUERY_SHARE = 0.2
 """Share of the validation samples that are queries; the others are what they are searched in."""
+
+CHUNK = 16
+"""Samples that a thread prepares at once: small images take less time than handing them over one by one."""
 
 
 def preprocess_of(config: Config) -> Preprocess:
@@ -107,6 +111,36 @@ def _draw(seed: int, key: str) -> bytes:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """A sample and its pixels, uint8 (H, W, 3), or none where it did not decode."""
+
+    key: str
+    shard: str
+    row: int
+    labels: tuple[int, ...]
+    pixels: npt.NDArray[np.uint8] | None
+
+
+class DecodedCache:
+    """Decoded samples up to a number of bytes, which the next epochs need neither read nor decode."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._held: dict[tuple[str, int], Decoded] = {}
+
+    def get(self, shard: str, row: int) -> Decoded | None:
+        """The sample at a row of a shard, if it is held."""
+        return self._held.get((shard, row))
+
+    def keep(self, sample: Decoded) -> None:
+        """Hold a sample if there is room."""
+        size = 0 if sample.pixels is None else sample.pixels.nbytes
+        if size <= self._left and (sample.shard, sample.row) not in self._held:
+            self._held[sample.shard, sample.row] = sample
+            self._left -= size
+
+
+@dataclass(frozen=True)
 class Leg:
     """The part of an epoch that one number of workers takes: which rows of each shard, in how many steps.
 
@@ -125,10 +159,16 @@ class Leg:
         """Samples of `rank` in each step."""
         return batch_sizes(sum(map(len, self.rows)), self.steps, self.world, rank)
 
-    def samples(self, rank: int) -> Iterator[Sample]:
-        """The samples of `rank`, undecoded, in training order."""
+    def samples(self, rank: int, cache: DecodedCache) -> Iterator[Sample | Decoded]:
+        """The samples of `rank` in training order, undecoded unless all that are read together are held."""
         train = self.data.train
-        return self._ordered(rank, lambda shard, rows: train.read(train.shards[shard], rows.tolist()))
+
+        def read(number: int, rows: npt.NDArray[np.int64]) -> Iterable[Sample | Decoded]:
+            shard, places = train.shards[number], rows.tolist()
+            held = [sample for row in places if (sample := cache.get(shard.name, row))]
+            return held if len(held) == len(places) else train.read(shard, places)
+
+        return self._ordered(rank, read)
 
     def rows_after(self, steps: int) -> tuple[npt.NDArray[np.int64], ...]:
         """The rows that no worker has been given after `steps` steps."""
@@ -165,37 +205,59 @@ def epoch_leg(data: TrainData, config: Config, epoch: int, before: Iterable[Sequ
     return leg
 
 
-def epoch_batches(leg: Leg, first: int, rank: int, views: int = 1) -> Iterator[tuple[Batch, int]]:
+def epoch_batches(
+    leg: Leg, first: int, rank: int, views: int = 1, cache: DecodedCache | None = None
+) -> Iterator[tuple[Batch, int]]:
     """(batch, samples that did not decode) for each step that `rank` takes in `leg`, from step `first` of it on.
 
-    The `views` of a sample, see `views_of`, stand side by side in a batch.
+    The `views` of a sample, see `views_of`, stand side by side in a batch. What is decoded is kept in `cache`.
     """
-    data, config, epoch = leg.data, leg.config, leg.epoch
+    data, config, cache = leg.data, leg.config, cache or DecodedCache(0)
     sizes = leg.batch_sizes(rank)
-    samples = islice(leg.samples(rank), sum(sizes[:first]), None)
+    samples = islice(leg.samples(rank, cache), sum(sizes[:first]), None)
     augments = views_of(config, views)
-    classes = len(data.train.classes)
 
-    def prepare(sample: Sample) -> tuple[Sample, list[npt.NDArray[np.uint8]]]:
-        if sample.damage is not None:
-            return sample, []
-        try:
-            pixels = decode_image(sample.image)
-        except ImageReject:
-            return sample, []
-        rng = sample_rng(config.train.seed, epoch, sample.record.key)
-        return sample, [augment(pixels, rng) for augment in augments]
+    def prepare(chunk: list[Sample | Decoded]) -> list[tuple[Decoded, list[npt.NDArray[np.uint8]]]]:
+        decoded = [sample if isinstance(sample, Decoded) else _decode(sample, cache) for sample in chunk]
+        return [(sample, _augmented(sample, augments, config.train.seed, leg.epoch)) for sample in decoded]
 
-    ready = decode_ahead(samples, prepare, config.data.workers, 2 * max(sizes))
+    chunks = decode_ahead(_chunks(samples), prepare, config.data.workers, -(-2 * max(sizes) // CHUNK))
+    ready = chain.from_iterable(chunks)
     for size in sizes[first:]:
         taken = list(islice(ready, size))
         good = [(sample, squares) for sample, squares in taken if squares]
+        for sample, _ in taken:
+            cache.keep(sample)
         if len(good) < 2:
-            bad = next(sample.record for sample, squares in taken if not squares)
+            bad = next(sample for sample, squares in taken if not squares)
             raise InputError(f"{bad.shard}: too few images of a batch decode (first bad one: {bad.key})")
-        labels = np.zeros((len(good), classes), dtype=np.bool_)
+        labels = np.zeros((len(good), len(data.train.classes)), dtype=np.bool_)
         for place, (sample, _) in enumerate(good):
-            labels[place, list(sample.record.labels)] = True
+            labels[place, list(sample.labels)] = True
         stacked = np.stack([square for _, squares in good for square in squares])
-        keys = [sample.record.key for sample, _ in good for _ in augments]
+        keys = [sample.key for sample, _ in good for _ in augments]
         yield Batch(stacked, labels.repeat(views, 0), keys), len(taken) - len(good)
+
+
+def _chunks(samples: Iterator[Sample | Decoded]) -> Iterator[list[Sample | Decoded]]:
+    while chunk := list(islice(samples, CHUNK)):
+        yield chunk
+
+
+def _decode(sample: Sample, cache: DecodedCache) -> Decoded:
+    record = sample.record
+    if (held := cache.get(record.shard, record.row)) is not None:
+        return held
+    pixels = None
+    if sample.damage is None:
+        with suppress(ImageReject):
+            pixels = decode_image(sample.image)
+    return Decoded(record.key, record.shard, record.row, record.labels, pixels)
+
+
+def _augmented(sample: Decoded, augments: Sequence[View], seed: int, epoch: int) -> list[npt.NDArray[np.uint8]]:
+    """The views of a sample; none where it did not decode."""
+    if sample.pixels is None:
+        return []
+    rng = sample_rng(seed, epoch, sample.key)
+    return [augment(sample.pixels, rng) for augment in augments]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import pipelines.learning.learner
 from pipelines.artifacts import open_artifact
 from pipelines.config import load_config
-from pipelines.learning.learner import Batch, Learner
+from pipelines.learning.learner import Batch, Learner, StepLoss
 from pipelines.train import plan_job, train_worker
 
 
@@ -36,11 +36,11 @@ def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
         class Recorded(Learner):
             """A learner that says what it learns from, before it does, and its loss afterwards."""
 
-            def step(self, batch: Batch) -> float:
+            def step(self, batch: Batch) -> StepLoss:
                 step = self.step_count
                 say({"step": step, "keys": list(batch.keys)})
                 loss = super().step(batch)
-                say({"step": step, "loss": loss.hex()})
+                say({"step": step, "loss": loss.value().hex()})
                 return loss
 
         pipelines.learning.learner.Learner = Recorded  # type: ignore[misc]

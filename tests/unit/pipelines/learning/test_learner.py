@@ -53,7 +53,7 @@ def run_worker(rank: int, port: int, out: str) -> None:
     for loss in LOSSES:
         learner = make(configure(f"train.loss={loss}"))
         views = learner.loss.views
-        losses = [learner.step(part(global_batch(step, views=views), rank, views)) for step in range(STEPS)]
+        losses = [learner.step(part(global_batch(step, views=views), rank, views)).value() for step in range(STEPS)]
         state = {**learner.state(), "losses": torch.tensor(losses)}
         safetensors.torch.save_file(state, f"{out}/{loss}-{rank}")
     dist.destroy_process_group()
@@ -72,7 +72,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_workers_take_the_steps_of_one(loss: str, two_workers: Path) -> None:
     alone = make(configure(f"train.loss={loss}"))
-    losses = [alone.step(global_batch(step, views=alone.loss.views)) for step in range(STEPS)]
+    losses = [alone.step(global_batch(step, views=alone.loss.views)).value() for step in range(STEPS)]
     states = [safetensors.torch.load_file(two_workers / f"{loss}-{rank}") for rank in range(2)]
     for state in states:
         assert state["losses"].tolist() == pytest.approx(losses, rel=1e-4)
@@ -109,7 +109,7 @@ def test_dropout_depends_on_the_step_alone() -> None:
     config = load_config(sets=["model.backbone=alexnet", "model.bits=16", "data.image_size=64"])
     first, second = make(config), make(config)
     torch.rand(5)
-    assert first.step(global_batch(0, side=64)) == second.step(global_batch(0, side=64))
+    assert first.step(global_batch(0, side=64)).value() == second.step(global_batch(0, side=64)).value()
 
 
 def test_state_of_another_network_is_refused() -> None:
@@ -120,9 +120,11 @@ def test_state_of_another_network_is_refused() -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     learner = make(configure("train.lr=1e30"))
-    with pytest.raises(WorkFailed, match=r"lower train\.lr"):
+    with pytest.raises(
+        WorkFailed, match=r"at step \d, where the learning rate was .*e\+.*: lower train\.lr.*\d/0, \d/1"
+    ):
         for step in range(STEPS):
-            learner.step(global_batch(step))
+            learner.step(global_batch(step)).value()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pipelines.config import Config, load_config
 from pipelines.errors import InputError
 from pipelines.images import decode_image
 from pipelines.ingest import ingest
-from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, views_of
+from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg, views_of
 from pipelines.shards import ShardSet, open_shards
 from tests.support.pictures import write_folder, write_specimens
 
@@ -93,6 +93,25 @@ def test_a_resumed_epoch_augments_alike(shards: ShardSet) -> None:
     whole = [batch.squares for batch, _ in epoch_batches(epoch_leg(data, config, 5, (), 1), 0, 0)]
     rest = [batch.squares for batch, _ in epoch_batches(epoch_leg(data, config, 5, (), 1), 2, 0)]
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(rest, whole[2:], strict=True))
+
+
+@pytest.mark.parametrize("kept", [0, 9, 45], ids=["nothing", "some", "all"])
+def test_what_is_kept_decoded_changes_nothing(
+    kept: int, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a batch; and where all is kept, the tars are read once."""
+    config = configure("data.interleave=1")
+    data = TrainData.make(shards, None, config)
+    cache = DecodedCache(kept * pixels_of(shards, shards.shards[0].table()["key"][0].as_py()).nbytes)
+    read: list[int] = []
+    whole = ShardSet.read
+    monkeypatch.setattr(ShardSet, "read", lambda self, shard, rows: read.append(len(rows)) or whole(self, shard, rows))
+    for epoch in range(3):
+        leg = epoch_leg(data, config, epoch, (), 1)
+        for (mine, _), (plain, _) in zip(epoch_batches(leg, 0, 0, 1, cache), epoch_batches(leg, 0, 0), strict=True):
+            assert mine.keys == plain.keys
+            assert np.array_equal(mine.squares, plain.squares) and np.array_equal(mine.labels, plain.labels)
+    assert (sum(read) == (1 + 3) * data.samples) == (kept == 45)
 
 
 def test_labels_are_those_of_the_keys(shards: ShardSet) -> None:
