@@ -25,6 +25,8 @@ from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint, wri
 from pipelines.cluster.progress import stage
 from pipelines.config import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
+from pipelines.intake.protocols.cifar import open_cifar
+from pipelines.intake.protocols.table import Protocol, protocol_card
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
 from pipelines.intake.tables import TABLE_SUFFIXES, open_table
@@ -71,29 +73,54 @@ def ingest(
     """
     began = time.time()
     plan = parse_split(split)
-    root = Store(out)
     with _opened(source, plan, path_column, label_columns) as opened:
-        listing = opened.listing
-        keys = _unique_keys(listing)
-        groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
-        classes = sorted({label for entry in listing.entries for label in entry.labels})
-        samples = _digested(opened, keys, classes)
-        digest = _source_digest(samples, classes, groups)
-        names = plan.names(groups)
-        stores = {name: root.child(name) if plan.by else root for name in names}
-        marks = {name: _fingerprint(config, digest, plan, name) for name in names}
-        there = {name: finished(stores[name], "shards", marks[name]) for name in names}
-        # All of them before any work, for a root may hold something else.
-        writers = {
-            name: ArtifactWriter(stores[name], "shards", marks[name], (), {}) for name in names if not there[name]
-        }
-        parts = {name: artifact for name, artifact in there.items() if artifact}
-        for name, writer in writers.items():
-            chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
-            meta = {"classes": classes, "source": digest, "split": plan.card(name)}
-            parts[name] = _publish(writer, chosen, opened, config, name, meta)
-            _record(writer.store, source, listing, len(chosen), began)
-    return _result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes)
+        return _ingest(opened, plan, source, Store(out), config, began)
+
+
+def ingest_protocol(folder: str, out: str, config: Config, protocol: Protocol) -> dict[str, Any]:
+    """Write the images of a data set, from its own files in `folder`, at `out`/<part> for each part of the protocol.
+
+    Each image is stored once: what a protocol calls its database may be several parts, which `database` of the result's
+    `protocol` names. Raises InputError for files that do not fit.
+    """
+    began = time.time()
+    plan = SplitPlan("protocol", column=f"{protocol.name}@{protocol.version}")
+    opened = open_cifar(Path(folder).expanduser(), protocol)
+    return _ingest(opened, plan, folder, Store(out), config, began, protocol)
+
+
+def _ingest(
+    opened: Source,
+    plan: SplitPlan,
+    source: str,
+    root: Store,
+    config: Config,
+    began: float,
+    protocol: Protocol | None = None,
+) -> dict[str, Any]:
+    listing = opened.listing
+    keys = _unique_keys(listing)
+    groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
+    classes = sorted({label for entry in listing.entries for label in entry.labels})
+    samples = _digested(opened, keys, classes)
+    facts = {}
+    if protocol is not None:
+        facts["protocol"] = protocol_card(protocol, keys, [sample.sha256 for sample in samples], groups)
+    digest = _source_digest(samples, classes, groups)
+    names = plan.names(groups)
+    stores = {name: root.child(name) if plan.by else root for name in names}
+    marks = {name: _fingerprint(config, digest, plan, name) for name in names}
+    there = {name: finished(stores[name], "shards", marks[name]) for name in names}
+    # All of them before any work, for a root may hold something else.
+    writers = {name: ArtifactWriter(stores[name], "shards", marks[name], (), {}) for name in names if not there[name]}
+    parts = {name: artifact for name, artifact in there.items() if artifact}
+    for name, writer in writers.items():
+        chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
+        meta = {"classes": classes, "source": digest, "split": plan.card(name), **facts}
+        parts[name] = _publish(writer, chosen, opened, config, name, meta)
+        _record(writer.store, source, listing, len(chosen), began)
+    result = _result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes)
+    return {**result, **facts}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which sample goes to which part of a split: by seeded shares inside each class, by top folder, or by a column."""
+"""Which sample goes to which part of a split: by seeded shares inside each class, by top folder, by a column, or as a protocol says."""
 
 import re
 from collections import Counter
@@ -18,7 +18,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How a source is split. `by` is empty (one artifact), `shares`, `folder` or `column`."""
+    """How a source is split. `by` is empty (one artifact), `shares`, `folder`, `column` or `protocol`.
+
+    A protocol names the part of each entry as a column does; `column` holds its name and version.
+    """
 
     by: str = ""
     shares: tuple[tuple[str, Fraction], ...] = ()
@@ -30,7 +33,7 @@ class SplitPlan:
             return split_by_shares([entry.labels for entry in entries], self.shares, seed)
         if self.by == "folder":
             groups = [_top_folder(entry.path, where) for entry in entries]
-        elif self.by == "column":
+        elif self.by in ("column", "protocol"):
             groups = [entry.group or "" for entry in entries]
         else:
             return [""] * len(entries)
