@@ -1,12 +1,14 @@
 """Binary codes that lie far apart: targets for centre-based losses, and the margin such codes allow.
 
-Shape suffixes: C classes, K bits, M messages of a linear code, P candidate columns.
+Shape suffixes: C classes, K bits.
 """
 
 import math
 
 import numpy as np
 import numpy.typing as npt
+
+from hhnet._linear_codes import MAX_DIMENSION, as_bits, generator, minimum_distance
 
 # Best known minimum distance d of a binary linear [K, k] code, k = 1, 2, ... 16 (as far as k <= K), for every
 # K that is a multiple of 8 up to 128 (Grassl's codetables.de, after the copy in Lucas-Schwengber/h2q
@@ -30,10 +32,10 @@ _BEST_DISTANCE: dict[int, tuple[int, ...]] = {
     128: (128, 85, 72, 68, 64, 64, 64, 64, 60, 60, 58, 57, 57, 56, 56, 54),
 }
 _LONGEST = 128
-_MAX_DIMENSION = 16
-_MAX_SHUFFLED_BITS = 20  # all codes of this length fit into memory
-# Above this dimension a code has too many words to weigh all of them against all columns.
-_SEARCH_CELLS = 1 << 22
+_MAX_SHUFFLED_BITS = 20  # all words of so many bits fit into memory
+_LEXICODE_CHECKS = 16  # and all sums of check columns of so many
+_DRAWS = 16
+_CHUNK = 1 << 16
 
 
 def code_distance(bits: int, dimension: int) -> int:
@@ -45,7 +47,7 @@ def code_distance(bits: int, dimension: int) -> int:
     """
     if not 1 <= dimension <= bits:
         raise ValueError(f"a code of {bits} bits has a dimension from 1 to {bits}: got {dimension}")
-    if dimension > _MAX_DIMENSION or bits < 8:
+    if dimension > MAX_DIMENSION or bits < 8:
         return _gilbert_varshamov(bits, dimension)
     whole, rest = divmod(bits, _LONGEST)
     rest -= rest % 8
@@ -85,20 +87,23 @@ def _check(classes: int, bits: int) -> None:
         raise ValueError(f"{bits} bits tell at most {2**bits} classes apart: got {classes}; use more bits")
 
 
-def hash_centres(classes: int, bits: int, seed: int = 0) -> npt.NDArray[np.int8]:
+def hash_centres(classes: int, bits: int, seed: int = 0, *, orthogonal: bool = False) -> npt.NDArray[np.int8]:
     """Distinct codes of +-1, one per class, with a large minimum Hamming distance.
 
-    Where a Hadamard matrix H of order `bits` is at hand (powers of two, and p + 1 for primes p = 3 mod 4, and
-    doublings of both) and classes <= 2 * bits, the centres are rows of [H; -H], of H alone if classes <=
-    bits: any two differ in bits / 2 or in all bits, as in CSQ (yuanli2333/Hadamard-Matrix-for-hashing
-    README). Otherwise they are words of a linear code whose columns are chosen greedily to leave no word
-    light, and beyond 2^16 classes distinct random codes. CSQ falls back to random codes in both cases, which
-    lie closer together.
+    Up to 2^16 classes they are words of the best binary linear code [K, ceil(log2 C)] that is known here, or rows
+    of [H; -H], where classes <= 2 K and a Hadamard matrix H of order K is at hand (powers of two, and p + 1 for
+    primes p = 3 mod 4, and doublings of both), if these are farther apart: any two rows differ in K / 2 bits or in
+    all. The distance is at least the Gilbert-Varshamov bound; `docs/losses.md` compares it with the best known.
+    CSQ (yuanli2333/Hadamard-Matrix-for-hashing README) takes random codes where it has no Hadamard matrix, which
+    lie closer together. Beyond 2^16 classes the code is a lexicode, if K exceeds ceil(log2 C) by at most 16, which
+    reaches the bound too; or else a random linear code, the best of several up to 2^20 classes.
 
     Args:
         classes: C, at most 2^bits.
         bits: K, any number.
-        seed: chooses among equivalent results; the same arguments always give the same centres.
+        seed: chooses the words and their order, not the code; the same arguments always give the same centres.
+        orthogonal: prefer rows of a Hadamard matrix, as CSQ and OrthoHash do, also where a code would be farther
+            apart: for 16 classes at 64 bits by a bit.
 
     Returns:
         int8 (C, K) of -1 and +1.
@@ -109,18 +114,24 @@ def hash_centres(classes: int, bits: int, seed: int = 0) -> npt.NDArray[np.int8]
     _check(classes, bits)
     rng = np.random.default_rng(seed)
     hadamard = _hadamard(bits) if classes <= 2 * bits else None
+    if hadamard is not None and orthogonal:
+        return _hadamard_rows(hadamard, classes, rng)
     dimension = max(1, (classes - 1).bit_length())
-    if hadamard is not None:
-        rows = hadamard[rng.permutation(bits)]
-        centres = np.concatenate([rows, -rows])[:classes]
-    elif dimension <= _MAX_DIMENSION:
-        generator = _search_generator(bits, dimension, rng)
-        messages = rng.permutation(2**dimension)[:classes]
-        words = _messages_as_bits(messages, dimension) @ generator % 2
-        centres = words * 2 - 1
+    if dimension <= MAX_DIMENSION:
+        code = generator(bits, dimension)
+        if hadamard is not None and bits // 2 > minimum_distance(code):
+            return _hadamard_rows(hadamard, classes, rng)
+    elif 0 < bits - dimension <= _LEXICODE_CHECKS:
+        code = _lexicode(bits, dimension)
     else:
-        centres = _random_rows(classes, bits, rng)
-    return centres.astype(np.int8)
+        code = _random_code(bits, dimension)
+    return _words(_messages(classes, dimension, rng), code)
+
+
+def _hadamard_rows(hadamard: npt.NDArray[np.int64], classes: int, rng: np.random.Generator) -> npt.NDArray[np.int8]:
+    """`classes` rows of [H; -H] in a random order, of H alone where there are enough."""
+    rows = hadamard[rng.permutation(len(hadamard))]
+    return np.concatenate([rows, -rows])[:classes].astype(np.int8)
 
 
 def _hadamard(order: int) -> npt.NDArray[np.int64] | None:
@@ -144,60 +155,63 @@ def _hadamard(order: int) -> npt.NDArray[np.int64] | None:
     return skew + np.eye(order, dtype=np.int64)
 
 
-def _messages_as_bits(messages: npt.NDArray[np.int64], dimension: int) -> npt.NDArray[np.int64]:
-    return messages[:, None] >> np.arange(dimension) & 1
+def _messages(classes: int, dimension: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Distinct numbers of `dimension` bits, in a random order."""
+    if dimension <= _MAX_SHUFFLED_BITS:
+        return rng.permutation(2**dimension)[:classes]
+    # The first half of all and more: adding a constant permutes them, and the code looks the same from every word.
+    return np.arange(classes) ^ int(rng.integers(2 ** (dimension - 1)))
 
 
-def _search_generator(bits: int, dimension: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Columns of a [bits, dimension] code, int64 (dimension, bits) of 0 and 1.
+def _lexicode(bits: int, dimension: int) -> npt.NDArray[np.int64]:
+    """A generator of the code whose check columns are chosen greedily, int64 (k, K).
 
-    The distance of a linear code is the least weight of its words. Starting from the unit columns, which keep
-    all words distinct, each further column is the one that lowers sum over words of 2^-weight most: light
-    words count most. Then columns are exchanged while that helps.
+    The distance is d if no d - 1 columns of the check matrix add up to 0, so after the unit columns each is the first
+    number that is no sum of up to d - 2 earlier ones. This is the proof of the Gilbert-Varshamov bound; d begins above
+    it and falls until there are enough columns.
     """
-    if dimension == bits:
-        return np.eye(bits, dtype=np.int64)
-    words_M = _messages_as_bits(np.arange(1, 2**dimension), dimension)
-    num = min(2**dimension - 1, max(dimension, _SEARCH_CELLS >> dimension))
-    candidates = rng.permutation(np.arange(1, 2**dimension))[:num]
-    candidates = np.concatenate([1 << np.arange(dimension), candidates])
-    # bool (M, P): the bit that candidate column p adds to word m.
-    adds_MP = words_M.astype(np.float32) @ _messages_as_bits(candidates, dimension).T.astype(np.float32) % 2
-    chosen = list(range(dimension))
-    weight_M = adds_MP[:, chosen].sum(1)
-    while len(chosen) < bits:
-        chosen.append(_best_column(adds_MP, weight_M))
-        weight_M += adds_MP[:, chosen[-1]]
-    for _ in range(2):
-        _exchange(adds_MP, weight_M, chosen, dimension)
-    return _messages_as_bits(candidates[np.array(chosen)], dimension).T
+    checks, least = bits - dimension, _gilbert_varshamov(bits, dimension)
+    tries = (_independent(dimension, checks, wanted - 2) for wanted in range(least + 2, least - 1, -1))
+    columns = next(found for found in tries if found is not None)  # the bound promises one
+    return np.concatenate([np.eye(dimension, dtype=np.int64), as_bits(np.array(columns), checks)], axis=1)
 
 
-def _best_column(adds_MP: npt.NDArray[np.float32], weight_M: npt.NDArray[np.float32]) -> int:
-    light_M = np.exp2(weight_M.min() - weight_M)
-    return int(np.argmax(light_M @ adds_MP))
+def _independent(num: int, checks: int, sums: int) -> list[int] | None:
+    """`num` columns of `checks` bits, none a sum of up to `sums` others or unit columns; None where there are none."""
+    reached = np.zeros((sums + 1, 2**checks), dtype=bool)  # by sums of up to so many
+    reached[:, 0] = True
+    numbers = np.arange(2**checks)
+    columns: list[int] = []
+    for place in range(checks + num):
+        free = np.flatnonzero(~reached[sums]) if place >= checks else [1 << place]
+        if not len(free):
+            return None
+        column = int(free[0])
+        columns.append(column)
+        for count in range(sums, 0, -1):
+            reached[count] |= reached[count - 1][numbers ^ column]
+    return columns[checks:]
 
 
-def _exchange(
-    adds_MP: npt.NDArray[np.float32], weight_M: npt.NDArray[np.float32], chosen: list[int], fixed: int
-) -> None:
-    """One pass over the columns after the first `fixed`: replace each by the best one; changes both in
-    place."""
-    for place in range(fixed, len(chosen)):
-        weight_M -= adds_MP[:, chosen[place]]
-        chosen[place] = _best_column(adds_MP, weight_M)
-        weight_M += adds_MP[:, chosen[place]]
+def _random_code(bits: int, dimension: int) -> npt.NDArray[np.int64]:
+    """A systematic generator with random further columns, int64 (k, K); the best of some where that can be told."""
+    rng, wanted = np.random.default_rng(0), _gilbert_varshamov(bits, dimension)
+    unit = np.eye(dimension, dtype=np.int64)
+    best, reached = unit, -1
+    for _ in range(_DRAWS):
+        draw = np.concatenate([unit, rng.integers(0, 2, (dimension, bits - dimension))], axis=1)
+        found = minimum_distance(draw) if dimension <= _MAX_SHUFFLED_BITS else wanted
+        if found > reached:
+            best, reached = draw, found
+        if reached >= wanted:
+            break
+    return best
 
 
-def _random_rows(classes: int, bits: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Distinct random rows of +-1."""
-    if bits <= _MAX_SHUFFLED_BITS:
-        return _messages_as_bits(rng.permutation(2**bits)[:classes], bits) * 2 - 1
-    packed = np.empty((0, (bits + 7) // 8), np.uint8)
-    while len(packed) < classes:  # draws repeat seldom here: keep the first of each
-        more = np.packbits(rng.integers(0, 2, (classes, bits), np.uint8), axis=1)
-        packed = np.concatenate([packed, more])
-        _, first = np.unique(packed, axis=0, return_index=True)
-        packed = packed[np.sort(first)]
-    rows = np.unpackbits(packed[:classes], axis=1, count=bits)
-    return rows.astype(np.int64) * 2 - 1
+def _words(messages: npt.NDArray[np.int64], code: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+    """The words of messages as +-1, int8 (C, K)."""
+    words = np.empty((len(messages), code.shape[1]), np.int8)
+    for start in range(0, len(messages), _CHUNK):
+        chunk = as_bits(messages[start : start + _CHUNK], len(code)).astype(np.float32) @ code.astype(np.float32)
+        words[start : start + _CHUNK] = chunk.astype(np.int16) % 2 * 2 - 1
+    return words

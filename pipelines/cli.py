@@ -137,7 +137,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", min=1)] = None,
     bits: Annotated[int | None, typer.Option(help="Length of the codes.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm name, or alexnet.")] = None,
-    loss: Annotated[str | None, typer.Option(help="hyp2, csq, orthohash, dpsh or hashnet.")] = None,
+    loss: Annotated[str | None, typer.Option(help="A name in docs/losses.md, such as orthohash.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
@@ -395,6 +395,26 @@ def alias(
     if rollback:
         return rollback_alias(alias_)
     return set_alias(alias_, to) if to is not None else alias_history(alias_)
+
+
+@verb(app, "export")
+def export(
+    model: Annotated[str, typer.Option("--model", help="The model artifact.", metavar="URI")],
+    out: Annotated[str, typer.Option("--out", help="The local file to write.", metavar="FILE.onnx")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format and so the default.")] = True,
+    batch: Annotated[int | None, typer.Option(help="Images in a batch; default any number.", min=1)] = None,
+    check_images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images to check on; default the model's training images.", metavar="DIR"),
+    ] = None,
+) -> Result:
+    """Write a model as one ONNX file, from uint8 images to packed codes, after it agreed with torch on real images.
+
+    Example: hhnet export --onnx --model model --out model.onnx
+    """
+    from pipelines.export import export as work
+
+    return work(model, out, batch=batch, images=check_images)
 
 
 @app.callback(invoke_without_command=True)

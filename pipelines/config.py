@@ -71,7 +71,8 @@ class DataSettings(Section):
     workers: int = Field(2, ge=1, le=256)
     """Threads that read and decode images beside one training or encoding process."""
     augment: Literal["auto", "flip", "crop_flip", "resized_crop", "none"] = "auto"
-    """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop."""
+    """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop. A loss with two views takes it for
+    the strong one."""
     shuffle_buffer: int = Field(1024, ge=1, le=1_000_000)
     """Undecoded samples one worker holds to shuffle across shards."""
     interleave: int = Field(4, ge=1, le=256)
@@ -108,7 +109,8 @@ class TrainSettings(Section):
     epochs: int = Field(20, ge=1, le=100_000)
     """Passes over the training samples."""
     loss: str = "orthohash"
-    """hyp2, csq, orthohash, dpsh or hashnet."""
+    """cel, csq, dch, dhd, dhn, dpn, dpsh, dsh, greedyhash, hashnet, hhf, hyp2, mdsh, orthohash or wglhh:
+    docs/losses.md."""
     loss_options: dict[str, float] = Field(default_factory=dict)
     """Keyword arguments of the loss, such as margin = 0.3."""
     lr: float = Field(1e-3, gt=0)

@@ -5,6 +5,7 @@ epoch is a pure function of (seed, epoch, shard index), so a checkpoint only has
 """
 
 import hashlib
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -88,9 +89,13 @@ def _work(job: TrainJob) -> Artifact:
 
 
 def check_network(config: Config, classes: int) -> None:
-    """Build the network and the loss once and show them an image, so that a bad setting is found before any work."""
+    """Build the network and the loss once and show them an image, so that a bad setting is found before any work.
+
+    Too few bits for the classes are said on stderr.
+    """
     import torch
 
+    from hhnet.losses.base import shortage
     from pipelines.learning.learner import make_network, make_training_loss
 
     network = make_network(config, make_training_loss(config, classes).default_head).eval()
@@ -100,6 +105,8 @@ def check_network(config: Config, classes: int) -> None:
             network(torch.zeros(1, 3, side, side))
     except ValueError as error:
         raise ConfigError(f"data.image_size: {error}") from None
+    if (warning := shortage(config.model.bits, classes)) is not None:
+        sys.stderr.write(f"hhnet: warning: {warning}\n")
 
 
 def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
@@ -260,11 +267,11 @@ def train_worker(job: TrainJob, post: Any) -> None:
         if not legs or legs[-1][0] != learner.world:
             legs.append([learner.world, 0])
         leg = epoch_leg(data, config, epoch, legs[:-1], learner.world)
-        for batch, bad in epoch_batches(leg, legs[-1][1], learner.rank):
+        for batch, bad in epoch_batches(leg, legs[-1][1], learner.rank, learner.loss.views):
             loss = learner.step(batch)
             legs[-1][1] += 1
             progress["skipped"] += bad
-            seen += len(batch.keys) * learner.world
+            seen += len(batch.keys) * learner.world  # images, of which a sample may have several views
             if learner.rank == 0:
                 rate = seen / (time.monotonic() - begun)
                 post(

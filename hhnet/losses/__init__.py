@@ -8,21 +8,43 @@ import inspect
 from typing import Any
 
 from hhnet.losses.base import HashLoss
+from hhnet.losses.cel import CEL
 from hhnet.losses.csq import CSQ
+from hhnet.losses.dch import DCH
+from hhnet.losses.dhd import DHD
+from hhnet.losses.dhn import DHN
+from hhnet.losses.dpn import DPN
 from hhnet.losses.dpsh import DPSH
+from hhnet.losses.dsh import DSH
+from hhnet.losses.greedyhash import GreedyHash
 from hhnet.losses.hashnet import HashNet
+from hhnet.losses.hhf import HHF
 from hhnet.losses.hyp2 import HyP2
+from hhnet.losses.mdsh import MDSH
 from hhnet.losses.orthohash import OrthoHash
+from hhnet.losses.wglhh import WGLHH
 
 __all__ = ["HashLoss", "loss_names", "make_loss"]
 
 _LOSSES: dict[str, type[HashLoss]] = {
+    "cel": CEL,
     "csq": CSQ,
+    "dch": DCH,
+    "dhd": DHD,
+    "dhn": DHN,
+    "dpn": DPN,
     "dpsh": DPSH,
+    "dsh": DSH,
+    "greedyhash": GreedyHash,
     "hashnet": HashNet,
+    "hhf": HHF,
     "hyp2": HyP2,
+    "mdsh": MDSH,
     "orthohash": OrthoHash,
+    "wglhh": WGLHH,
 }
+_WHOLE = {"seed", "start"}
+"""Options that count; a configuration file gives them as floats."""
 
 
 def loss_names() -> tuple[str, ...]:
@@ -40,7 +62,9 @@ def make_loss(name: str, bits: int, classes: int, **options: Any) -> HashLoss:
         options: settings of that loss, see its class; the defaults are its authors'.
 
     Raises:
-        ValueError: for an unknown name or option, naming those that exist.
+        ValueError: for an unknown name or option, naming those that exist, and for values that make no sense.
+
+    Warns where `bits` cannot tell `classes` apart: some then share a code.
     """
     if name not in _LOSSES:
         near = difflib.get_close_matches(name.lower(), _LOSSES, n=1)
@@ -49,4 +73,8 @@ def make_loss(name: str, bits: int, classes: int, **options: Any) -> HashLoss:
     known = [key for key in inspect.signature(_LOSSES[name]).parameters if key not in ("bits", "classes")]
     if unknown := sorted(options.keys() - set(known)):
         raise ValueError(f"loss {name} has no option {', '.join(unknown)}: known are {', '.join(known)}")
+    for key in options.keys() & _WHOLE:
+        if options[key] < 0 or not float(options[key]).is_integer():
+            raise ValueError(f"{key} must be a whole number of at least 0: got {options[key]}")
+        options[key] = int(options[key])
     return _LOSSES[name](bits, classes, **options)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from hhnet.centres import hash_centres
-from hhnet.losses.base import HashLoss, masked_mean
+from hhnet.losses.base import HashLoss, at_least, class_centres, masked_mean
 
 
 class CSQ(HashLoss):
@@ -29,9 +28,10 @@ class CSQ(HashLoss):
 
     def __init__(self, bits: int, classes: int, *, lam: float = 0.05, seed: int = 0) -> None:
         super().__init__(bits, classes)
+        at_least(0, lam=lam)
         self.lam = lam
         tie_K = np.random.default_rng([seed, 1]).integers(0, 2, bits) * 2 - 1
-        self.register_buffer("centres", torch.from_numpy(hash_centres(classes, bits, seed)).float())
+        self.register_buffer("centres", class_centres(classes, bits, seed, orthogonal=True))
         self.register_buffer("tie", torch.from_numpy(tie_K).float())
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:

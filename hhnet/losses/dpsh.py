@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from hhnet.losses.base import HashLoss, binary, masked_mean, similarity
+from hhnet.losses.base import HashLoss, at_least, binary, masked_mean, similarity
 
 
 class DPSH(HashLoss):
@@ -23,6 +23,7 @@ class DPSH(HashLoss):
 
     def __init__(self, bits: int, classes: int, *, eta: float = 0.1) -> None:
         super().__init__(bits, classes)
+        at_least(0, eta=eta)
         self.eta = eta
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from hhnet.losses.base import HashLoss, masked_mean, similarity
+from hhnet.losses.base import HashLoss, above, masked_mean, similarity
 
 _GAMMA = 0.005
 _STEPS = 200
@@ -34,6 +34,7 @@ class HashNet(HashLoss):
     def __init__(self, bits: int, classes: int, *, scale: float | None = None, positive: float = 1.0) -> None:
         super().__init__(bits, classes)
         self.scale, self.positive = 10 / bits if scale is None else scale, positive
+        above(0, scale=self.scale, positive=positive)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
 
     def beta(self) -> Tensor:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hhnet.centres import hash_centres
-from hhnet.losses.base import HashLoss, masked_mean
+from hhnet.losses.base import HashLoss, above, at_least, class_centres, masked_mean
 
 
 class OrthoHash(HashLoss):
@@ -32,7 +31,9 @@ class OrthoHash(HashLoss):
     ) -> None:
         super().__init__(bits, classes)
         self.scale, self.margin = math.sqrt(bits) if scale is None else scale, margin
-        centres_CK = torch.from_numpy(hash_centres(classes, bits, seed)).double() / math.sqrt(bits)
+        above(0, scale=self.scale)
+        at_least(0, margin=margin)
+        centres_CK = class_centres(classes, bits, seed, orthogonal=True).double() / math.sqrt(bits)
         self.register_buffer("unit_centres", centres_CK.float())
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:

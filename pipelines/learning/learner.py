@@ -9,6 +9,7 @@ Shape suffixes: B images of the global batch, b images of this worker, S side, K
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,10 @@ KEY_BYTES = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's part of a step: uint8 squares (b, S, S, 3), multi-hot labels (b, C), keys."""
+    """One worker's part of a step: uint8 squares (b, S, S, 3), multi-hot labels (b, C), keys.
+
+    Where the loss compares several views of a sample, each is an image, and they stand side by side.
+    """
 
     squares: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.bool_]
@@ -190,9 +194,10 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def make_training_loss(config: Config, classes: int) -> Any:
-    """The configured loss; ConfigError for an unknown name or option."""
+    """The configured loss; ConfigError for an unknown name or option. Each process makes it: it warns of nothing."""
     try:
-        return make_loss(config.train.loss, config.model.bits, classes, **config.train.loss_options)
+        with warnings.catch_warnings(action="ignore"):
+            return make_loss(config.train.loss, config.model.bits, classes, **config.train.loss_options)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"train.loss: {error}") from None
 

@@ -22,6 +22,8 @@ from pipelines.learning.learner import Batch
 from pipelines.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed
 
 T = TypeVar("T")
+View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]
+"""A training augmentation, from decoded pixels (H, W, 3) to a square (S, S, 3)."""
 
 QUERY_SHARE = 0.2
 """Share of the validation samples that are queries; the others are what they are searched in."""
@@ -33,9 +35,14 @@ def preprocess_of(config: Config) -> Preprocess:
     return Preprocess(size=size, resize=config.data.resize or (size if size <= 64 else round(size * 256 / 224)))
 
 
-def augment_of(config: Config) -> Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]:
-    """The configured training augmentation, from decoded pixels (H, W, 3) to a square (S, S, 3)."""
-    size, kind = config.data.image_size, config.data.augment
+def views_of(config: Config, views: int) -> list[View]:
+    """How each view of a sample is made: the configured one, or before it a weak one, which is a mirror image."""
+    weak = "none" if config.data.augment == "none" else "flip"
+    return [_augment(config, kind) for kind in (weak, config.data.augment)[-views:]]
+
+
+def _augment(config: Config, kind: str) -> View:
+    size = config.data.image_size
     if kind == "auto":
         kind = "crop_flip" if size <= 64 else "resized_crop"
     # A flip is a crop that has no room to move.
@@ -158,32 +165,37 @@ def epoch_leg(data: TrainData, config: Config, epoch: int, before: Iterable[Sequ
     return leg
 
 
-def epoch_batches(leg: Leg, first: int, rank: int) -> Iterator[tuple[Batch, int]]:
-    """(batch, samples that did not decode) for each step that `rank` takes in `leg`, from step `first` of it on."""
+def epoch_batches(leg: Leg, first: int, rank: int, views: int = 1) -> Iterator[tuple[Batch, int]]:
+    """(batch, samples that did not decode) for each step that `rank` takes in `leg`, from step `first` of it on.
+
+    The `views` of a sample, see `views_of`, stand side by side in a batch.
+    """
     data, config, epoch = leg.data, leg.config, leg.epoch
     sizes = leg.batch_sizes(rank)
     samples = islice(leg.samples(rank), sum(sizes[:first]), None)
-    augment = augment_of(config)
+    augments = views_of(config, views)
     classes = len(data.train.classes)
 
-    def prepare(sample: Sample) -> tuple[Sample, npt.NDArray[np.uint8] | None]:
+    def prepare(sample: Sample) -> tuple[Sample, list[npt.NDArray[np.uint8]]]:
         if sample.damage is not None:
-            return sample, None
+            return sample, []
         try:
             pixels = decode_image(sample.image)
         except ImageReject:
-            return sample, None
-        return sample, augment(pixels, sample_rng(config.train.seed, epoch, sample.record.key))
+            return sample, []
+        rng = sample_rng(config.train.seed, epoch, sample.record.key)
+        return sample, [augment(pixels, rng) for augment in augments]
 
     ready = decode_ahead(samples, prepare, config.data.workers, 2 * max(sizes))
     for size in sizes[first:]:
         taken = list(islice(ready, size))
-        good = [(sample, square) for sample, square in taken if square is not None]
+        good = [(sample, squares) for sample, squares in taken if squares]
         if len(good) < 2:
-            bad = next(sample.record for sample, square in taken if square is None)
+            bad = next(sample.record for sample, squares in taken if not squares)
             raise InputError(f"{bad.shard}: too few images of a batch decode (first bad one: {bad.key})")
         labels = np.zeros((len(good), classes), dtype=np.bool_)
         for place, (sample, _) in enumerate(good):
             labels[place, list(sample.record.labels)] = True
-        squares = np.stack([square for _, square in good])
-        yield Batch(squares, labels, [sample.record.key for sample, _ in good]), len(taken) - len(good)
+        stacked = np.stack([square for _, squares in good for square in squares])
+        keys = [sample.record.key for sample, _ in good for _ in augments]
+        yield Batch(stacked, labels.repeat(views, 0), keys), len(taken) - len(good)

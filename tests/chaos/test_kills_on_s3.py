@@ -66,7 +66,9 @@ def test_a_driver_killed_at_a_step_converges(bucket: Bucket, name: str, point: s
         left = stored_on_s3(server, prefix)
         assert_nothing_half(job, left)
         uploads = [key for key in left if key.startswith(PENDING)]
-        assert len(uploads) == (sender == "upload" and point.endswith("during"))
+        # Parts are put side by side, so a kill after one of them may leave the upload of another.
+        assert not uploads or sender == "upload"
+        assert uploads or sender == "request" or not point.endswith("during")
         pending += len(uploads)
         done = job.run(out, work, variables=server.variables)
         assert done.code == 0, done.err

@@ -13,14 +13,20 @@ SIDE = 32
 
 
 def write_model(
-    out: str | Path, shards_uri: str, bits: int = 16, seed: int = 0, backbone: str = "resnet18", side: int = SIDE
+    out: str | Path,
+    shards_uri: str,
+    bits: int = 16,
+    seed: int = 0,
+    backbone: str = "resnet18",
+    side: int = SIDE,
+    resize: int | None = None,
 ) -> Artifact:
     """A network of seeded weights, committed as if it had learnt from these shards."""
     shards = open_artifact(shards_uri, "shards")
     torch.manual_seed(seed)
     network = HHNet(backbone, bits, stem_stride=4).eval()
     classes = shards.manifest.meta["classes"]
-    described = card(network, Preprocess(size=side, resize=side), classes=classes, precision="fp32")
+    described = card(network, Preprocess(size=side, resize=resize or side), classes=classes, precision="fp32")
     inputs = (ArtifactInput(role="shards", kind="shards", digest=shards.digest),)
     writer = ArtifactWriter(Store(out), "model", f"{seed:064x}", inputs, {"shards": shards.uri})
     parts = [

@@ -20,7 +20,7 @@ FLOORS = {
 # CVE-2025-8194: before these patch levels `tarfile` reads a prepared archive for ever. Archives are read by
 # `pipelines/tars.py`, which does not use that loop, so an older Python is no reason to refuse; the image has a newer.
 PYTHON_FLOORS = {(3, 11): 14, (3, 12): 12, (3, 13): 6}
-HEAVY = ("torch", "ray", "faiss", "prefect", "numba", "pyarrow", "webdataset")
+HEAVY = ("torch", "ray", "faiss", "prefect", "numba", "pyarrow", "webdataset", "onnx", "onnxruntime")
 
 
 def locked() -> dict[str, tuple[int, ...]]:
@@ -56,7 +56,10 @@ def test_the_image_has_a_python_above_the_floor_of_its_line() -> None:
 
 def test_the_lock_has_every_dependency_and_no_second_faiss() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(o for e in ("cpu", "dev") for o in project["optional-dependencies"][e])]
+    wanted = [
+        *project["dependencies"],
+        *(o for e in ("cpu", "export", "dev") for o in project["optional-dependencies"][e]),
+    ]
     names = {re.match(r"[A-Za-z0-9_.-]+", entry).group().lower() for entry in wanted}  # type: ignore[union-attr]
     assert names - locked().keys() == set()
     assert not any(name.startswith("faiss-gpu") for name in locked())
@@ -67,7 +70,7 @@ def test_the_lock_has_every_dependency_and_no_second_faiss() -> None:
     [
         [],
         *([verb] for verb in ("ingest", "train", "encode", "verify", "index", "search", "evaluate", "dedupe", "plan")),
-        *([verb] for verb in ("run", "demo", "agreement", "alias")),
+        *([verb] for verb in ("run", "demo", "agreement", "alias", "export")),
         *(["index", verb] for verb in ("build", "add", "remove", "compact", "publish", "rollback", "info")),
     ],
     ids=" ".join,

@@ -14,6 +14,7 @@ from pipelines.config import Config, load_config
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
 from pipelines.learning.learner import Batch, Learner, schedule
 from pipelines.learning.trainset import preprocess_of
+from pipelines.train import check_network
 
 CLASSES = 3
 STEPS = 4
@@ -25,14 +26,16 @@ def configure(*sets: str) -> Config:
     return load_config(sets=[*base, *sets])
 
 
-def global_batch(step: int, size: int = 7, side: int = 32) -> Batch:
+def global_batch(step: int, size: int = 7, side: int = 32, views: int = 1) -> Batch:
     random = np.random.default_rng(step)
-    squares = random.integers(0, 256, (size, side, side, 3), dtype=np.uint8)
-    labels = np.eye(CLASSES, dtype=np.bool_)[random.integers(0, CLASSES, size)]
-    return Batch(squares, labels, [f"{step}/{place}" for place in range(size)])
+    squares = random.integers(0, 256, (size * views, side, side, 3), dtype=np.uint8)
+    labels = np.eye(CLASSES, dtype=np.bool_)[random.integers(0, CLASSES, size)].repeat(views, 0)
+    return Batch(squares, labels, [f"{step}/{place}" for place in range(size) for _ in range(views)])
 
 
-def part(batch: Batch, rows: slice) -> Batch:
+def part(batch: Batch, rank: int, views: int) -> Batch:
+    """Three samples for the first of two workers, the rest for the second."""
+    rows = slice(0, 3 * views) if rank == 0 else slice(3 * views, None)
     return Batch(batch.squares[rows], batch.labels[rows], batch.keys[rows])
 
 
@@ -40,17 +43,17 @@ def make(config: Config) -> Learner:
     return Learner(config, CLASSES, STEPS, preprocess_of(config))
 
 
-LOSSES = ("hyp2", "dpsh")
-"""HyP2 learns proxies of its own; DPSH compares pairs across the two workers."""
+LOSSES = ("hyp2", "dpsh", "dhd")
+"""HyP2 learns proxies of its own; DPSH compares pairs across the two workers; DHD has two views of each sample."""
 
 
 def run_worker(rank: int, port: int, out: str) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    rows = slice(0, 3) if rank == 0 else slice(3, None)
     for loss in LOSSES:
         learner = make(configure(f"train.loss={loss}"))
-        losses = [learner.step(part(global_batch(step), rows)) for step in range(STEPS)]
+        views = learner.loss.views
+        losses = [learner.step(part(global_batch(step, views=views), rank, views)) for step in range(STEPS)]
         state = {**learner.state(), "losses": torch.tensor(losses)}
         safetensors.torch.save_file(state, f"{out}/{loss}-{rank}")
     dist.destroy_process_group()
@@ -69,7 +72,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_workers_take_the_steps_of_one(loss: str, two_workers: Path) -> None:
     alone = make(configure(f"train.loss={loss}"))
-    losses = [alone.step(global_batch(step)) for step in range(STEPS)]
+    losses = [alone.step(global_batch(step, views=alone.loss.views)) for step in range(STEPS)]
     states = [safetensors.torch.load_file(two_workers / f"{loss}-{rank}") for rank in range(2)]
     for state in states:
         assert state["losses"].tolist() == pytest.approx(losses, rel=1e-4)
@@ -128,12 +131,23 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
         ("model.backbone=hrnet_w81", "unknown backbone 'hrnet_w81': did you mean hrnet_w"),
         ("train.loss=hyp3", "unknown loss 'hyp3': did you mean hyp2"),
         ("train.loss_options.warp=1", "no option warp"),
+        ("train.loss_options.margin=-1", "train.loss: margin must be a number of at least 0: got -1"),
         ("model.weights=nowhere.safetensors", "does not exist"),
     ],
 )
 def test_names_that_do_not_exist_are_said(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(configure(setting))
+
+
+def test_too_few_bits_for_the_classes_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for loss in ("orthohash", "cel"):
+        check_network(configure("model.bits=8", f"train.loss={loss}"), 300)
+        assert capsys.readouterr().err == (
+            "hhnet: warning: 8 bits tell at most 256 classes apart: some of 300 must share a code; use more bits\n"
+        )
+    check_network(configure("model.bits=8"), 256)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_schedule_rises_then_falls_to_nothing() -> None:

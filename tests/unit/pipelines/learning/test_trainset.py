@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from pipelines.config import Config, load_config
 from pipelines.errors import InputError
+from pipelines.images import decode_image
 from pipelines.ingest import ingest
-from pipelines.learning.trainset import TrainData, augment_of, epoch_batches, epoch_leg
+from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, views_of
 from pipelines.shards import ShardSet, open_shards
 from tests.support.pictures import write_folder, write_specimens
 
@@ -36,6 +38,15 @@ def epoch_keys(
         [list(batch.keys) for batch, _ in epoch_batches(epoch_leg(data, config, epoch, before, world), first, rank)]
         for rank in range(world)
     ]
+
+
+def pixels_of(shards: ShardSet, key: str) -> npt.NDArray[np.uint8]:
+    for shard in shards.shards:
+        keys = shard.table()["key"].to_pylist()
+        if key in keys:
+            [sample] = shards.read(shard, [keys.index(key)])
+            return decode_image(sample.image)
+    raise KeyError(key)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -92,6 +103,24 @@ def test_labels_are_those_of_the_keys(shards: ShardSet) -> None:
         assert bad == 0 and batch.labels.sum() == len(batch.keys)
 
 
+def test_two_views_of_a_sample_stand_side_by_side(shards: ShardSet) -> None:
+    """The first is the picture or its mirror image, the second what is configured, and neither depends on the place."""
+    config = configure()
+    data = TrainData.make(shards, None, config)
+    [plain] = views_of(configure("data.augment=none"), 1)
+    leg, strong = epoch_leg(data, config, 0, (), 1), 0
+    one, two = list(epoch_batches(leg, 0, 0)), list(epoch_batches(leg, 0, 0, 2))
+    for (batch, _), (pairs, _) in zip(one, two, strict=True):
+        assert pairs.keys == [key for key in batch.keys for _ in range(2)]
+        assert np.array_equal(pairs.labels, batch.labels.repeat(2, 0)) and len(pairs.squares) == len(pairs.keys)
+        for key, weak, other in zip(batch.keys, pairs.squares[::2], pairs.squares[1::2], strict=True):
+            picture = plain(pixels_of(shards, key), np.random.default_rng(0))
+            assert any(np.array_equal(weak, each) for each in (picture, picture[:, ::-1]))
+            strong += not any(np.array_equal(other, each) for each in (picture, picture[:, ::-1]))
+    assert strong > 0.9 * data.samples
+    assert np.array_equal(next(epoch_batches(leg, 2, 0, 2))[0].squares, two[2][0].squares)
+
+
 def test_what_is_held_out_beyond_the_limit_is_not_trained_on_either(shards: ShardSet) -> None:
     data = TrainData.make(shards, None, configure("train.val_limit=4"))
     assert (data.samples, len(data.val_rows)) == (36, 4)
@@ -132,12 +161,12 @@ def test_too_little_data_is_said(sets: list[str], message: str, shards: ShardSet
 def test_every_augmentation_gives_the_configured_square(kind: str) -> None:
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    augment = augment_of(configure(f"data.augment={kind}"))
+    [augment] = views_of(configure(f"data.augment={kind}"), 1)
     assert augment(pixels, random).shape == (32, 32, 3)
 
 
 def test_a_flip_is_the_picture_or_its_mirror_image() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    augment = augment_of(configure("data.augment=flip"))
+    [augment] = views_of(configure("data.augment=flip"), 1)
     found = {augment(pixels, np.random.default_rng(seed)).tobytes() for seed in range(20)}
     assert found == {pixels.tobytes(), pixels[:, ::-1].tobytes()}

@@ -1,0 +1,281 @@
+"""`hhnet export`: a model as one ONNX file, from uint8 images to packed codes, checked against torch before it is kept.
+
+The graph normalises, runs the network in fp32, and packs; only resizing stays outside, by the rule in the file's
+metadata. The file is a function of the model, the batch and the versions of the exporter.
+
+Shape suffixes: N images, S side of the network's input, K bits.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hhnet.codes import pack_bits, sign_bits, unpack_bits
+from pipelines.artifacts import Artifact, open_artifact, open_input
+from pipelines.cluster.progress import stage
+from pipelines.errors import HHNetError, InputError, UsageError, WorkFailed
+from pipelines.images import MAX_BYTES, ImageReject, decode_image
+from pipelines.schema import BIT_ORDER
+from pipelines.shards import open_shards
+from pipelines.storage import canonical_json, sha256_of, write_output
+
+if TYPE_CHECKING:  # it imports torch, which must not be loaded before the packages and the model are known to be there
+    from hhnet.preprocess import Preprocess
+    from pipelines.encoder import Encoder
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 18
+"""What torch's exporter writes without a conversion."""
+MOST_BYTES = 2**31 - 2**24
+"""Weights that leave room for the graph in a protobuf message, which ends at 2 GiB."""
+CHECKED = 64
+"""Images that torch and onnxruntime both see."""
+BATCH = 8
+TOLERANCE = 1e-4
+"""By which logits may differ, as a share of the largest where that is above 1; bits nearer to zero are not compared."""
+STEPS = 4
+
+Squares = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a comparison of one graph with one network found: bits that were compared, and how far logits differ."""
+
+    bits: int
+    largest: float
+
+
+def export(model: str, out: str, batch: int | None = None, images: Path | None = None) -> dict[str, Any]:
+    """Write the model at the URI `model` to the local file `out`, for `batch` images at a time or for any number.
+
+    It is checked on the files in the folder `images`, else on the model's own training images. Returns verb, status
+    (`done`, or `unchanged` where `out` has these bytes already), uri, digest (sha256 of the file), images, checked_on,
+    bits_compared, largest_difference, batch, precision and trained_precision. Raises UsageError where the extra is
+    not installed or `out` is no place for a file, InputError for images that cannot be used or a model of 2 GiB and
+    more, and WorkFailed, with nothing written, where the network cannot be exported or the graph's answers differ
+    from torch's.
+    """
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise UsageError(f"export needs {', '.join(missing)}: pip install 'hhnet[export]'")
+    target = Path(out).expanduser()
+    if "://" in out or not target.parent.is_dir():
+        raise UsageError(f"--out {out} must be a local file in a folder that exists")
+    artifact = open_artifact(model, "model")
+    with stage("export", STEPS, unit="steps") as advance:
+        from pipelines.encoder import Encoder
+
+        encoder = Encoder.open(artifact)
+        squares_NSS3, checked_on = find_images(artifact, encoder.preprocess, images)
+        advance(1, note="model and images read")
+        data = to_onnx(encoder, artifact, batch)
+        advance(1, note="exported")
+        found = compare(data, encoder, squares_NSS3, batch)
+        advance(1, note="checked")
+        digest = sha256_of(data)
+        same = target.is_file() and sha256_of(target) == digest
+        if not same:
+            write_output(target, data)
+        advance(1)
+    return {
+        "verb": "export",
+        "status": "unchanged" if same else "done",
+        "uri": str(target),
+        "digest": digest,
+        "images": len(squares_NSS3),
+        "checked_on": checked_on,
+        "bits_compared": found.bits,
+        "largest_difference": found.largest,
+        "batch": batch or "any",
+        "precision": "fp32",
+        "trained_precision": encoder.precision,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- graph
+
+
+def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
+    """The network as a checked ONNX file: `images` uint8 (N, S, S, 3) -> `codes` uint8 (N, K / 8), `logits` (N, K)."""
+    import onnx
+    import torch
+
+    network, side = _packed(encoder), encoder.preprocess.size
+    size = sum(value.nbytes for value in network.state_dict().values())
+    if size > MOST_BYTES:
+        raise InputError(f"{artifact.uri} has {size:,} bytes of weights, more than the 2 GiB of an ONNX file")
+    example = torch.zeros(batch or 2, side, side, 3, dtype=torch.uint8)  # of 1 the exporter would make a constant
+    try:
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["codes", "logits"],
+            dynamic_shapes=None if batch else {"images": {0: torch.export.Dim("N")}},
+            opset_version=OPSET,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise WorkFailed(f"{artifact.uri} ({encoder.model.backbone_name}) cannot be exported: {reason}") from error
+    assert program is not None, "a program is returned where no file was named"
+    graph = program.model_proto
+    _forget_sources(graph)
+    onnx.helper.set_model_props(graph, metadata(encoder, artifact))
+    onnx.checker.check_model(graph, full_check=True)
+    data: bytes = graph.SerializeToString(deterministic=True)
+    return data
+
+
+def _packed(encoder: "Encoder") -> Any:
+    """The encoder's network on the CPU, with normalisation before it and packing behind it, as a torch module."""
+    import torch
+    from torch import Tensor, nn
+
+    class Packed(nn.Module):
+        places: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = encoder.model.cpu()
+            self.register_buffer("places", 2 ** torch.arange(8, dtype=torch.int32))
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            z_NK = self.model(encoder.preprocess.normalise(images))
+            bits = (z_NK > 0).unflatten(1, (-1, 8)).to(torch.int32)
+            return (bits * self.places).sum(2, dtype=torch.int32).to(torch.uint8), z_NK
+
+    return Packed().eval()
+
+
+def _forget_sources(graph: Any) -> None:
+    """Remove what the exporter notes of the program: stack traces with this machine's paths, and its own names."""
+    main = graph.graph
+    for entry in (main, *main.node, *main.input, *main.output, *main.value_info, *main.initializer):
+        entry.ClearField("metadata_props")
+
+
+def metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
+    """What the file says of itself; values that are no plain text are JSON."""
+    return {
+        "hhnet.version": version("hhnet"),
+        "hhnet.model": artifact.digest,
+        "hhnet.backbone": encoder.model.backbone_name,
+        "hhnet.bits": str(encoder.bits),
+        "hhnet.bit_order": BIT_ORDER,
+        "hhnet.classes": json.dumps(artifact.manifest.meta["classes"], ensure_ascii=False),
+        "hhnet.preprocess": canonical_json(encoder.preprocess.to_dict()).decode().strip(),
+        "hhnet.precision": "fp32",
+        "hhnet.trained_precision": encoder.precision,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- checking
+
+
+def find_images(artifact: Artifact, preprocess: "Preprocess", folder: Path | None) -> tuple[Squares, str]:
+    """Up to CHECKED images as uint8 (N, S, S, 3), and what they are: files, training images, or generated ones."""
+    if folder is not None:
+        squares = list(islice(_decoded(_files(folder), preprocess), CHECKED))
+        if not squares:
+            raise InputError(f"{folder} holds no image that can be decoded: name another folder with --check-images")
+        return np.stack(squares), str(folder)
+    try:
+        shards = open_shards(open_input(artifact, "shards"))
+        samples = (sample for shard in shards.shards for sample in shards.read(shard))
+        whole = (sample.image for sample in samples if sample.damage is None)
+        squares = list(islice(_decoded(whole, preprocess), CHECKED))
+        reason = f"no sample of {shards.artifact.uri} can be decoded"
+    except HHNetError as error:
+        squares, reason = [], str(error)
+    if squares:
+        return np.stack(squares), shards.artifact.uri
+    return _generated(preprocess), f"generated images, for {reason}"
+
+
+def _files(folder: Path) -> Iterator[bytes]:
+    try:
+        for path in sorted(folder.expanduser().rglob("*")):
+            if path.is_file() and path.stat().st_size <= MAX_BYTES:
+                yield path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
+
+
+def _decoded(images: Iterable[bytes], preprocess: "Preprocess") -> Iterator[Squares]:
+    for data in images:
+        try:
+            yield preprocess.resize_crop(decode_image(data))
+        except ImageReject:
+            continue
+
+
+def _generated(preprocess: "Preprocess") -> Squares:
+    """Seeded clouds of colour, coarse to fine."""
+    random = np.random.default_rng(0)
+    sides = [2 + n % 31 for n in range(CHECKED)]
+    return np.stack([preprocess.resize_crop(random.integers(0, 256, (s, s, 3), np.uint8)) for s in sides])
+
+
+def compare(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int | None) -> Agreement:
+    """Run the file beside torch on the same images. Raises WorkFailed where codes or logits differ."""
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    network = encoder.model.cpu()
+    codes, logits, expected = [], [], []
+    for rows in _batches(len(squares_NSS3), batch):
+        images = squares_NSS3[rows]
+        outputs = session.run(["codes", "logits"], {"images": images})
+        codes.append(outputs[0])
+        logits.append(outputs[1])
+        with torch.inference_mode():
+            expected.append(network(encoder.preprocess.normalise(torch.from_numpy(images))).numpy())
+    return judge(np.concatenate(codes), np.concatenate(logits), np.concatenate(expected))
+
+
+def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
+    """Rows in batches: of the fixed size, the last filled up from the front; else a batch of one, then of BATCH."""
+    if batch is not None:
+        for start in range(0, count, batch):
+            yield np.arange(start, start + batch) % count
+        return
+    yield np.arange(1)
+    for start in range(1, count, BATCH):
+        yield np.arange(start, min(start + BATCH, count))
+
+
+def judge(codes: Codes, z_NK: Logits, expected_NK: Logits) -> Agreement:
+    """Compare codes and logits of the graph with torch's logits; WorkFailed where they differ."""
+    if not (np.isfinite(z_NK).all() and np.isfinite(expected_NK).all()):
+        raise WorkFailed("the network's outputs are not finite: check the model with hhnet verify; nothing was written")
+    tolerance = TOLERANCE * max(1.0, float(np.abs(expected_NK).max()))
+    largest = float(np.abs(z_NK - expected_NK).max())
+    if largest > tolerance:
+        raise WorkFailed(
+            f"logits of the ONNX graph differ from torch's by {largest:.3g}, more than {tolerance:.3g}: "
+            "nothing was written"
+        )
+    away_NK = np.abs(expected_NK) > tolerance
+    bits = z_NK.shape[1]
+    wrong = (unpack_bits(codes, bits) != unpack_bits(pack_bits(sign_bits(expected_NK)), bits)) & away_NK
+    if wrong.any():
+        raise WorkFailed(
+            f"{int(wrong.sum()):,} of {int(away_NK.sum()):,} bits of the ONNX graph differ from torch's: "
+            "nothing was written"
+        )
+    return Agreement(int(away_NK.sum()), largest)
