@@ -2,8 +2,10 @@
 
 A scan looks for codes nearer than a limit. It tests a group of codes at once, and only in a group that holds one does
 it look at each: nearly all groups of a large database hold none, so what counts is how few instructions the test takes
-and that the next lines of the database are on their way from memory. The database is scanned in chunks that stay in
-the first-level cache while a few queries pass over them, so no array of the size queries x database is ever made.
+and that the next lines of the database are on their way from memory. For codes of one or two 64-bit words the test is
+written in vectors, which the compiler does not find by itself: it keeps the least distances instead of comparing each.
+The database is scanned in chunks that stay in the first-level cache while a few queries pass over them, so no array of
+the size queries x database is ever made.
 
 The loops are serial and release the interpreter lock; the callers spread blocks over threads. Arguments are not checked
 here. A code is W words of one unsigned type; a loop is compiled for each W, which it takes from the length of the tuple
@@ -20,15 +22,17 @@ import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.cpython.unsafe.tuple import tuple_setitem
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 CHUNK = 4096  # codes per chunk of one word: 32 KiB at 64 bits
 AHEAD = 512  # words from the group that is tested to the one that is fetched: beyond the page, where the CPU stops
-# With an instruction that counts the bits of a whole vector, LLVM makes it of a large group; it takes several where
-# there is none, and then a few codes with the scalar instruction are faster.
-GROUP = 128 if binding.get_host_cpu_features().get("avx512vpopcntdq") else 8
+LANES = 8  # codes per vector: two registers of AVX2, one of AVX-512
+NARROW = 64  # codes per group, of one or two words of 64 bits
+# Of wider codes. With an instruction that counts the bits of a whole vector, LLVM makes it of a large group; it takes
+# several where there is none, and then a few codes with the scalar instruction are faster.
+WIDE = 128 if binding.get_host_cpu_features().get("avx512vpopcntdq") else 8
 
 
 def compiled(function: _F) -> _F:
@@ -83,6 +87,87 @@ def _distance(query: Any, words: Any, code: int) -> Any:
     return distance
 
 
+def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[1])(context, builder, args[1])
+        width, word, index = query.count, ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(word, LANES)
+        count = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector]), f"llvm.ctpop.v{LANES}i64"
+        )
+
+        def filled(values: list[Any]) -> Any:
+            found = ir.Constant(vector, ir.Undefined)
+            for lane in range(LANES):
+                found = builder.insert_element(found, values[lane % len(values)], index(lane))
+            return found
+
+        def every_second(first: Any, second: Any, start: int) -> Any:
+            lanes = [start + 2 * lane for lane in range(LANES)]
+            return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(index, LANES), lanes))
+
+        queries = filled([builder.extract_value(args[0], w) for w in range(width)])
+        least = None
+        for code in range(0, NARROW, LANES):
+            bits = []
+            for start in range(code * width, (code + LANES) * width, LANES):
+                place = builder.bitcast(builder.gep(array.data, [word(start)]), vector.as_pointer())
+                bits.append(builder.call(count, [builder.xor(builder.load(place, align=8), queries)]))
+            if width == 2:
+                low, high = bits
+                bits = [builder.add(every_second(low, high, 0), every_second(low, high, 1))]
+            # The upper half of each lane is 0; a minimum of 32 bits is one instruction, of 64 bits it is several.
+            distances = builder.bitcast(bits[0], ir.VectorType(index, 2 * LANES))
+            if least is None:
+                least = distances
+            else:
+                least = builder.select(builder.icmp_unsigned("<", distances, least), distances, least)
+        nearer = builder.icmp_unsigned("<", builder.bitcast(least, vector), filled([args[2]]))
+        flags = ir.IntType(LANES)
+        return builder.icmp_unsigned("!=", builder.bitcast(nearer, flags), flags(0))
+
+    return types.boolean(query, words, types.uint64), codegen
+
+
+# Whether any of the first NARROW codes in `words` is nearer to the query, of one or two uint64, than `limit`.
+_near_vectors: Any = intrinsic(_vectors)
+
+
+def _constant(typingctx: Any, query: Any) -> Any:
+    size = NARROW if _is_narrow(query) else WIDE
+    return types.intp(query), lambda context, builder, signature, args: context.get_constant(types.intp, size)
+
+
+# Codes that are tested at once, which follows from the type of the query.
+_group: Any = intrinsic(_constant)
+
+
+def _is_narrow(query: Any) -> bool:
+    return bool(query.dtype == types.uint64 and query.count <= 2)
+
+
+def _near(query: Any, group: Any, limit: Any) -> bool:
+    """Whether any code of a group is nearer than `limit`; for compiled loops only."""
+    raise NotImplementedError
+
+
+def _near_by_type(query: Any, group: Any, limit: Any) -> Any:
+    def vectors(query: Any, group: Any, limit: Any) -> Any:
+        return _near_vectors(query, group, limit)
+
+    def one_by_one(query: Any, group: Any, limit: Any) -> Any:
+        near = False
+        for code in range(WIDE):
+            near |= _distance(query, group, code) < limit
+        return near
+
+    return vectors if _is_narrow(query) else one_by_one
+
+
+overload(_near, inline="always")(_near_by_type)
+
+
 @compiled
 def _append(
     query: Any, words: Any, start: int, stop: int, limit: Any, allowed_N: Any, first_row: int, hits: Any, count: int
@@ -103,21 +188,18 @@ def _scan(
     query: Any, words: Any, limit: Any, allowed_N: Any, first_row: int, fetch: bool, hits: Any, count: int
 ) -> int:
     """The same for all codes in `words`; `fetch` asks for the lines ahead, which pays in a first pass over a chunk."""
-    width = len(query)
+    width, size = len(query), _group(query)
     num = words.shape[0] // width
-    whole = num // GROUP * GROUP
-    for first in range(0, whole, GROUP):
-        # A slice and a loop from 0 let LLVM drop the checks for negative subscripts; a function of its own would count
-        # references to the slice.
-        group = words[first * width : (first + GROUP) * width]
+    whole = num // size * size
+    for first in range(0, whole, size):
+        # A slice and a loop from 0 let LLVM drop the checks for negative subscripts; a function that is not inlined
+        # would count references to the slice.
+        group = words[first * width : (first + size) * width]
         if fetch:
-            for word in range(0, GROUP * width, 8):
+            for word in range(0, size * width, 8):
                 _prefetch(group, word + AHEAD)
-        near = False
-        for code in range(GROUP):
-            near |= _distance(query, group, code) < limit
-        if near:
-            count = _append(query, words, first, first + GROUP, limit, allowed_N, first_row, hits, count)
+        if _near(query, group, limit):
+            count = _append(query, words, first, first + size, limit, allowed_N, first_row, hits, count)
     return _append(query, words, whole, num, limit, allowed_N, first_row, hits, count)
 
 
@@ -193,7 +275,7 @@ def knn(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, first_row: int,
     `allowed_N` says which of them may be found; empty, all may.
     """
     num_queries, size, k = queries_QW.shape[0], words.shape[0] // len(zeros), out_d.shape[1]
-    chunk = max(GROUP, CHUNK // len(zeros))
+    chunk = max(_group(zeros), CHUNK // len(zeros))
     bound = max(2 * k, k + chunk)  # compact when above; one more chunk always fits
     cand_d = np.empty((num_queries, bound + chunk), np.int32)
     cand_r = np.empty((num_queries, bound + chunk), np.int64)
@@ -224,7 +306,7 @@ def within(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int,
     Hits of one query and distance come in the order of their rows.
     """
     num_queries, size = queries_QW.shape[0], words.shape[0] // len(zeros)
-    chunk = max(GROUP, CHUNK // len(zeros))
+    chunk = max(_group(zeros), CHUNK // len(zeros))
     room, count, limit = 2 * chunk, 0, np.uint64(radius + 1)
     hit_q, hit_d, hit_r = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64)
     for start in range(0, size, chunk):

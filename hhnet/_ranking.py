@@ -17,14 +17,25 @@ RETRIEVED, MINIMUM, ALL = 0, 1, 2  # denominators
 
 
 @compiled
-def relevant(query_L: Any, labels_NL: Any, row: int, single: bool) -> bool:
-    """Whether a row shares a class with the query: equal ids if `single`, else a common bit."""
-    if single:
-        return bool(query_L[0] == labels_NL[row, 0])
-    for w in range(query_L.shape[0]):  # noqa: SIM110 (numba compiles no generators)
-        if (query_L[w] & labels_NL[row, w]) != 0:
-            return True
-    return False
+def _matches(query_L: Any, labels_NL: Any, start: int, stop: int, single: bool, out: Any) -> None:
+    """Write 1 where a row of start..stop shares a class with the query, else 0: equal ids if `single`, else a common
+    bit."""
+    num = stop - start
+    if query_L.shape[0] == 1:
+        # The kind is asked outside of loops over slices, which LLVM makes of vector instructions.
+        label, labels_N, out_N = query_L[0], labels_NL[start:stop].reshape(num), out[:num]
+        if single:
+            for i in range(num):
+                out_N[i] = label == labels_N[i]
+        else:
+            for i in range(num):
+                out_N[i] = (label & labels_N[i]) != 0
+    else:
+        for i in range(num):
+            common = np.uint64(0)
+            for w in range(query_L.shape[0]):
+                common |= query_L[w] & labels_NL[start + i, w]
+            out[i] = common != 0
 
 
 @compiled
@@ -47,12 +58,10 @@ def histograms(
         stop = min(start + CHUNK, database_NW.shape[0])
         for q in range(queries_QW.shape[0]):
             chunk_distances(queries_QW[q], database_NW, start, stop, buffer)
-            for i in range(stop - start):
-                hit = relevant(labels_QL[q], labels_NL, start + i, single)
-                match[i] = (np.uint64(hit) << np.uint64(32)) | np.uint64(1)
+            _matches(labels_QL[q], labels_NL, start, stop, single, match)
             both[:] = 0
             for i in range(stop - start):
-                both[i & 3, buffer[i]] += match[i]
+                both[i & 3, buffer[i]] += (match[i] << np.uint64(32)) | np.uint64(1)
             for d in range(both.shape[1]):
                 cell = both[0, d] + both[1, d] + both[2, d] + both[3, d]
                 total_QD[q, d] += np.int64(cell & low)
@@ -143,7 +152,57 @@ def expected_ap(total_QD: Any, hits_QD: Any, cut: int, kind: int, harmonic: Any,
 
 
 @compiled
-def ordered_ap(
+def stable_ap(
+    queries_QW: Any,
+    database_NW: Any,
+    labels_QL: Any,
+    labels_NL: Any,
+    single: bool,
+    cut: int,
+    kind: int,
+    ap_Q: Any,
+    hit_Q: Any,
+) -> None:
+    """AP at `cut` in the order (distance, row), in one pass over the rows.
+
+    What comes before a relevant row is counted inside its distance when the row is seen, and what lies nearer is added
+    when all were seen.
+    """
+    size, values = database_NW.shape[0], 8 * queries_QW.itemsize * queries_QW.shape[1] + 1
+    distance, match = np.empty(CHUNK, np.uint16), np.empty(CHUNK, np.uint8)
+    both, low = np.empty(values, np.uint64), np.uint64((1 << 32) - 1)  # all in the low half, relevant in the high
+    hit_both, hit_distance = np.empty(size, np.uint64), np.empty(size, np.uint16)
+    for q in range(queries_QW.shape[0]):
+        both[:] = 0
+        every = 0
+        for start in range(0, size, CHUNK):
+            stop = min(start + CHUNK, size)
+            chunk_distances(queries_QW[q], database_NW, start, stop, distance)
+            _matches(labels_QL[q], labels_NL, start, stop, single, match)
+            for i in range(stop - start):
+                cell = both[distance[i]]
+                both[distance[i]] = cell + ((np.uint64(match[i]) << np.uint64(32)) | np.uint64(1))
+                if match[i]:
+                    hit_both[every], hit_distance[every] = cell, distance[i]
+                    every += 1
+        nearer = np.uint64(0)
+        for d in range(values):
+            cell = both[d]
+            both[d] = nearer
+            nearer += cell
+        found, summed = 0, 0.0
+        for i in range(every):
+            cell = hit_both[i] + both[hit_distance[i]]
+            rank = np.int64(cell & low)
+            if rank < cut:
+                found += 1
+                summed += (np.int64(cell >> np.uint64(32)) + 1) / (rank + 1)
+        hit_Q[q] = found > 0
+        ap_Q[q] = summed / max(_denominator(kind, found, every, cut), 1)
+
+
+@compiled
+def scored_ap(
     queries_QW: Any,
     database_NW: Any,
     labels_QL: Any,
@@ -156,16 +215,17 @@ def ordered_ap(
     ap_Q: Any,
     hit_Q: Any,
 ) -> None:
-    """AP at `cut` in the order (distance, score, row), or (distance, row) if `scores_QN` has no columns.
+    """AP at `cut` in the order (distance, score, row).
 
     With `first` > 0 the first so many by (distance, row) are ordered by (score, distance, row) instead, and the rest
     stays.
     """
     size = database_NW.shape[0]
-    distance = np.empty(size, np.int32)
+    distance, match = np.empty(size, np.int32), np.empty(size, np.uint8)
     order = np.empty(size, np.int64)
     for q in range(queries_QW.shape[0]):
         chunk_distances(queries_QW[q], database_NW, 0, size, distance)
+        _matches(labels_QL[q], labels_NL, 0, size, single, match)
         place = np.zeros(8 * queries_QW.itemsize * queries_QW.shape[1] + 2, np.int64)
         for row in range(size):
             place[distance[row] + 1] += 1
@@ -178,7 +238,7 @@ def ordered_ap(
         if first > 0:
             group = order[:first].copy()
             order[:first] = group[np.argsort(scores_QN[q][group], kind="mergesort")]
-        elif scores_QN.shape[1] > 0:
+        else:
             for d in range(starts.shape[0] - 1):
                 if starts[d] >= cut:
                     break
@@ -188,7 +248,7 @@ def ordered_ap(
         for rank in range(size):
             if rank >= cut and kind == RETRIEVED:
                 break
-            if relevant(labels_QL[q], labels_NL, order[rank], single):
+            if match[order[rank]]:
                 every += 1
                 if rank < cut:
                     found += 1

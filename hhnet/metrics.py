@@ -57,28 +57,26 @@ def _expected(task: Task, cut: int, kind: int) -> tuple[_Floats, npt.NDArray[np.
     return ap_Q, hit_Q
 
 
-def _ordered(
-    task: Task, cut: int, kind: int, reals: tuple[_Floats, _Floats] | None, first: int
+def _stable(task: Task, cut: int, kind: int) -> tuple[_Floats, npt.NDArray[np.bool_]]:
+    ap_Q, hit_Q = np.empty(len(task.queries)), np.empty(len(task.queries), np.bool_)
+
+    def rank(part: slice) -> None:
+        queries = task.queries[part], task.database, task.query_labels[part], task.labels, task.single
+        _ranking.stable_ap(*queries, cut, kind, ap_Q[part], hit_Q[part])
+
+    run_blocks(rank, len(task.queries), task.cost)
+    return ap_Q, hit_Q
+
+
+def _scored(
+    task: Task, cut: int, kind: int, reals: tuple[_Floats, _Floats], first: int
 ) -> tuple[_Floats, npt.NDArray[np.bool_]]:
     ap_Q, hit_Q = np.empty(len(task.queries)), np.empty(len(task.queries), np.bool_)
 
     def rank(part: slice) -> None:
-        scores_QN = np.empty((0, 0))
-        if reals is not None:  # the squared distance of unit vectors is 2 - 2 cos
-            scores_QN = -(reals[0][part] @ reals[1].T)
-        _ranking.ordered_ap(
-            task.queries[part],
-            task.database,
-            task.query_labels[part],
-            task.labels,
-            task.single,
-            scores_QN,
-            first,
-            cut,
-            kind,
-            ap_Q[part],
-            hit_Q[part],
-        )
+        queries = task.queries[part], task.database, task.query_labels[part], task.labels, task.single
+        scores_QN = -(reals[0][part] @ reals[1].T)  # the squared distance of unit vectors is 2 - 2 cos
+        _ranking.scored_ap(*queries, scores_QN, first, cut, kind, ap_Q[part], hit_Q[part])
 
     run_blocks(rank, len(task.queries), task.cost, block=_SCORE_BLOCK)
     return ap_Q, hit_Q
@@ -141,9 +139,11 @@ def average_precisions(
     kind = _DENOMINATORS[denominator]
     if ties == "expected":
         ap_Q, hit_Q = _expected(task, cut, kind)
+    elif tie_scores is None:
+        ap_Q, hit_Q = _stable(task, cut, kind)
     else:
-        reals = None if tie_scores is None else _normalised_pair(tie_scores, task)
-        ap_Q, hit_Q = _ordered(task, cut, kind, reals, min(rerank or 0, len(task.database)))
+        reals = _normalised_pair(tie_scores, task)
+        ap_Q, hit_Q = _scored(task, cut, kind, reals, min(rerank or 0, len(task.database)))
     if empty == "skip":
         ap_Q[~hit_Q] = np.nan
     return ap_Q
