@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from pipelines.config import Config
 from pipelines.console import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
 from pipelines.errors import UsageError
 from pipelines.index_cli import index_app
@@ -29,15 +28,13 @@ app = typer.Typer(
 
 @verb(app, "ingest")
 def ingest(
+    out: Out,
     source: Annotated[
         str | None,
         typer.Argument(
             help="Folder, zip or tar of class folders; a CSV or Parquet table; with --adopt a folder or s3:// prefix "
-            "of WebDataset tars. None with --protocol."
+            "of WebDataset tars; none with --protocol."
         ),
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", help="Root of the artifact: a folder or s3://bucket/prefix.", metavar="URI")
     ] = None,
     split: Annotated[
         str | None,
@@ -75,10 +72,11 @@ def ingest(
         typer.Option("--keys-by-tar", help="With --adopt: put a tar's name before its keys, if tars share keys."),
     ] = False,
     protocol: Annotated[
-        str | None, typer.Option(help="A split of the field by its name; `list` shows them.", metavar="NAME")
+        str | None,
+        typer.Option("--protocol", help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME"),
     ] = None,
     root: Annotated[
-        str | None, typer.Option(help="With --protocol: the folder of the data set's own files.", metavar="DIR")
+        str | None, typer.Option("--root", help="With --protocol: the folder of its data set's files.", metavar="DIR")
     ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -89,16 +87,21 @@ def ingest(
 
     Example: hhnet ingest --adopt s3://bucket/wds --out s3://bucket/wds --classes names.txt
 
-    Example: hhnet ingest --protocol cifar10-1 --root cifar-10-batches-bin --out shards
+    Example: hhnet ingest --protocol cifar10 --root cifar-10-batches-bin --out shards
     """
     labels = [] if unlabelled else label
     settings = configure(config, sets)
     if protocol is not None or root is not None:
-        if source is not None or adopt or split is not None or label or unlabelled or path_column != "path":
-            raise UsageError("--protocol goes with --root and --out alone: it says itself what is read, and how")
-        return _ingest_protocol(protocol, root, out, settings)
-    if source is None or out is None:
-        raise UsageError("give SOURCE and --out, or --protocol with --root and --out")
+        if protocol is None or root is None:
+            raise UsageError("--protocol NAME and --root DIR go together")
+        if source or split or adopt or labels is not None or classes or keys_by_tar or path_column != "path":
+            raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
+        from pipelines.ingest import ingest as work
+        from pipelines.intake.protocols import find_protocol
+
+        return work(root, out, settings, protocol=find_protocol(protocol))
+    if source is None:
+        raise UsageError("nothing to ingest: give SOURCE, or --protocol and --root")
     if adopt:
         from pipelines.intake.adopt import Adoption, read_class_names
         from pipelines.intake.adopt import adopt as index_foreign
@@ -113,19 +116,6 @@ def ingest(
     from pipelines.ingest import ingest as work
 
     return work(source, out, settings, split=split, path_column=path_column, label_columns=labels)
-
-
-def _ingest_protocol(name: str | None, root: str | None, out: str | None, settings: Config) -> Result:
-    from pipelines.intake.protocols.table import find_protocol, list_protocols
-
-    if name == "list":
-        return list_protocols()
-    if name is None or root is None or out is None:
-        raise UsageError("--protocol goes with --root, the folder of the data set's own files, and --out")
-    protocol = find_protocol(name)
-    from pipelines.ingest import ingest_protocol as work
-
-    return work(root, out, settings, protocol)
 
 
 @verb(app, "train")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,7 @@ from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint, wri
 from pipelines.cluster.progress import stage
 from pipelines.config import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
-from pipelines.intake.protocols.cifar import open_cifar
-from pipelines.intake.protocols.table import Protocol, protocol_card
+from pipelines.intake.protocols.base import Protocol
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
 from pipelines.intake.tables import TABLE_SUFFIXES, open_table
@@ -65,69 +65,51 @@ def ingest(
     split: str | None = None,
     path_column: str = "path",
     label_columns: Sequence[str] | None = None,
+    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
     """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
 
     `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`; the columns are for tables, where unset
-    `label_columns` means those called label, label2, ... Raises InputError for a source that cannot be used.
+    `label_columns` means those called label, label2, ... A `protocol` reads the folder `source` of its data set's own
+    files and splits them. Raises InputError for a source that cannot be used.
     """
     began = time.time()
-    plan = parse_split(split)
+    plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
+    root = Store(out)
     with _opened(source, plan, path_column, label_columns) as opened:
-        return _ingest(opened, plan, source, Store(out), config, began)
-
-
-def ingest_protocol(folder: str, out: str, config: Config, protocol: Protocol) -> dict[str, Any]:
-    """Write the images of a data set, from its own files in `folder`, at `out`/<part> for each part of the protocol.
-
-    Each image is stored once: what a protocol calls its database may be several parts, which `database` of the result's
-    `protocol` names. Raises InputError for files that do not fit.
-    """
-    began = time.time()
-    plan = SplitPlan("protocol", column=f"{protocol.name}@{protocol.version}")
-    opened = open_cifar(Path(folder).expanduser(), protocol)
-    return _ingest(opened, plan, folder, Store(out), config, began, protocol)
-
-
-def _ingest(
-    opened: Source,
-    plan: SplitPlan,
-    source: str,
-    root: Store,
-    config: Config,
-    began: float,
-    protocol: Protocol | None = None,
-) -> dict[str, Any]:
-    listing = opened.listing
-    keys = _unique_keys(listing)
-    groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
-    classes = sorted({label for entry in listing.entries for label in entry.labels})
-    samples = _digested(opened, keys, classes)
-    facts = {}
-    if protocol is not None:
-        facts["protocol"] = protocol_card(protocol, keys, [sample.sha256 for sample in samples], groups)
-    digest = _source_digest(samples, classes, groups)
-    names = plan.names(groups)
-    stores = {name: root.child(name) if plan.by else root for name in names}
-    marks = {name: _fingerprint(config, digest, plan, name) for name in names}
-    there = {name: finished(stores[name], "shards", marks[name]) for name in names}
-    # All of them before any work, for a root may hold something else.
-    writers = {name: ArtifactWriter(stores[name], "shards", marks[name], (), {}) for name in names if not there[name]}
-    parts = {name: artifact for name, artifact in there.items() if artifact}
-    for name, writer in writers.items():
-        chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
-        meta = {"classes": classes, "source": digest, "split": plan.card(name), **facts}
-        parts[name] = _publish(writer, chosen, opened, config, name, meta)
-        _record(writer.store, source, listing, len(chosen), began)
-    result = _result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes)
-    return {**result, **facts}
+        listing = opened.listing
+        keys = _unique_keys(listing)
+        groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
+        classes = sorted({label for entry in listing.entries for label in entry.labels})
+        samples = _digested(opened, keys, classes)
+        digest = _source_digest(samples, classes, groups)
+        facts = {"protocol": _protocol_card(protocol, samples, groups)} if protocol else {}
+        names = plan.names(groups)
+        stores = {name: root.child(name) if plan.by else root for name in names}
+        marks = {name: _fingerprint(config, digest, plan, name) for name in names}
+        there = {name: finished(stores[name], "shards", marks[name]) for name in names}
+        # All of them before any work, for a root may hold something else.
+        writers = {
+            name: ArtifactWriter(stores[name], "shards", marks[name], (), {}) for name in names if not there[name]
+        }
+        parts = {name: artifact for name, artifact in there.items() if artifact}
+        for name, writer in writers.items():
+            chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
+            meta = {"classes": classes, "source": digest, "split": plan.card(name), **facts}
+            parts[name] = _publish(writer, chosen, opened, config, name, meta)
+            _record(writer.store, source, listing, len(chosen), began)
+    return {**_result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes), **facts}
 
 
 @contextmanager
 def _opened(source: str, plan: SplitPlan, path_column: str, label_columns: Sequence[str] | None) -> Iterator[Source]:
     if "://" in source:
-        raise InputError(f"{source}: SOURCE is read from a local path: copy it here, or mount it")
+        raise InputError(f"{source}: images are read from a local path: copy it here, or mount it")
     path = Path(source).expanduser()
+    if plan.protocol is not None:
+        with plan.protocol.open(path) as opened:
+            yield opened
+        return
     if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
         yield open_table(path, path_column, label_columns, plan.column)
         return
@@ -195,6 +177,17 @@ def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Se
         facts = [sample.key, sample.suffix, sample.sha256.hex(), sample.labels, sample.metadata, group]
         digest.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _protocol_card(protocol: Protocol, samples: Sequence[Sample], groups: Sequence[str]) -> dict[str, Any]:
+    """What the manifests say of a protocol's split; what makes its figures better than they are goes to stderr."""
+    parts: dict[str, list[tuple[str, bytes]]] = {name: [] for name in protocol.parts}
+    for sample, group in zip(samples, groups, strict=True):
+        parts[group].append((sample.key, sample.sha256))
+    card = protocol.card(parts)
+    for warning in protocol.warnings(card):
+        sys.stderr.write(f"hhnet: warning: {warning}\n")
+    return card
 
 
 def _fingerprint(config: Config, digest: str, plan: SplitPlan, name: str) -> str:
