@@ -1,7 +1,6 @@
 """Protocols of CIFAR-10: the counts of the field, and splits of small files in the exact format of the original."""
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
 
 from pipelines.artifacts import manifest_digest, open_artifact
 from pipelines.cli import app
 from pipelines.config import load_config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
+from pipelines.images import decode_image
 from pipelines.ingest import ingest
 from pipelines.intake import protocols
 from pipelines.intake.protocols.cifar10 import Cifar10
@@ -173,9 +172,8 @@ def test_pixels_and_labels_are_those_of_the_records(cifar: Path, tmp_path: Path)
     records = records_of(cifar, "test_batch")
     for sample in samples_of(tmp_path / "out", "query"):
         record = records[int(sample.record.key.removeprefix("test_batch/"))]
-        pixels = np.asarray(Image.open(io.BytesIO(sample.image)))
         assert sample.record.labels == (record[0],)
-        assert np.array_equal(pixels.transpose(2, 0, 1).ravel(), record[1:])
+        assert np.array_equal(decode_image(sample.image).transpose(2, 0, 1).ravel(), record[1:])
     assert open_shards(str(tmp_path / "out/query")).classes == tuple(NAMES)
 
 
@@ -397,6 +395,11 @@ def too_deep(root: Path) -> None:
     (root / "train/frog/more/x.png").write_bytes(b"")
 
 
+def third_folder(root: Path) -> None:
+    (root / "valid/frog").mkdir(parents=True)
+    (root / "valid/frog/x.png").write_bytes(b"")
+
+
 def beside(root: Path) -> None:
     (root / "frog").mkdir()
     (root / "frog/x.png").write_bytes(b"")
@@ -411,6 +414,7 @@ def beside(root: Path) -> None:
             ".png does not lie in train/<class> or test/<class> of the classes airplane, automobile",
         ),
         (too_deep, "pictures/train/frog/more/x.png does not lie in train/<class> or test/<class>"),
+        (third_folder, "pictures/valid/frog/x.png does not lie in train/<class> or test/<class>"),
         (beside, "pictures/frog/x.png does not lie in train/<class> or test/<class>"),
     ],
 )
