@@ -28,14 +28,14 @@ app = typer.Typer(
 
 @verb(app, "ingest")
 def ingest(
+    out: Out,
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="Folder, zip or tar of class folders; a CSV or Parquet table; with --adopt a folder or s3:// prefix "
-            "of WebDataset tars."
+            "of WebDataset tars; none with --protocol."
         ),
-    ],
-    out: Out,
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -71,6 +71,13 @@ def ingest(
         bool,
         typer.Option("--keys-by-tar", help="With --adopt: put a tar's name before its keys, if tars share keys."),
     ] = False,
+    protocol: Annotated[
+        str | None,
+        typer.Option("--protocol", help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME"),
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option("--root", help="With --protocol: the folder of its data set's files.", metavar="DIR")
+    ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
@@ -79,9 +86,22 @@ def ingest(
     Example: hhnet ingest photos/ --out shards --split train=.8,query=.1,database=.1
 
     Example: hhnet ingest --adopt s3://bucket/wds --out s3://bucket/wds --classes names.txt
+
+    Example: hhnet ingest --protocol cifar10 --root cifar-10-batches-bin --out shards
     """
     labels = [] if unlabelled else label
     settings = configure(config, sets)
+    if protocol is not None or root is not None:
+        if protocol is None or root is None:
+            raise UsageError("--protocol NAME and --root DIR go together")
+        if source or split or adopt or labels is not None or classes or keys_by_tar or path_column != "path":
+            raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
+        from pipelines.ingest import ingest as work
+        from pipelines.intake.protocols import find_protocol
+
+        return work(root, out, settings, protocol=find_protocol(protocol))
+    if source is None:
+        raise UsageError("nothing to ingest: give SOURCE, or --protocol and --root")
     if adopt:
         from pipelines.intake.adopt import Adoption, read_class_names
         from pipelines.intake.adopt import adopt as index_foreign

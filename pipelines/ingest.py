@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint, wri
 from pipelines.cluster.progress import stage
 from pipelines.config import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
+from pipelines.intake.protocols.base import Protocol
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
 from pipelines.intake.tables import TABLE_SUFFIXES, open_table
@@ -63,14 +65,16 @@ def ingest(
     split: str | None = None,
     path_column: str = "path",
     label_columns: Sequence[str] | None = None,
+    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
     """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
 
     `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`; the columns are for tables, where unset
-    `label_columns` means those called label, label2, ... Raises InputError for a source that cannot be used.
+    `label_columns` means those called label, label2, ... A `protocol` reads the folder `source` of its data set's own
+    files and splits them. Raises InputError for a source that cannot be used.
     """
     began = time.time()
-    plan = parse_split(split)
+    plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
     with _opened(source, plan, path_column, label_columns) as opened:
         listing = opened.listing
@@ -79,6 +83,7 @@ def ingest(
         classes = sorted({label for entry in listing.entries for label in entry.labels})
         samples = _digested(opened, keys, classes)
         digest = _source_digest(samples, classes, groups)
+        facts = {"protocol": _protocol_card(protocol, samples, groups)} if protocol else {}
         names = plan.names(groups)
         stores = {name: root.child(name) if plan.by else root for name in names}
         marks = {name: _fingerprint(config, digest, plan, name) for name in names}
@@ -90,17 +95,21 @@ def ingest(
         parts = {name: artifact for name, artifact in there.items() if artifact}
         for name, writer in writers.items():
             chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
-            meta = {"classes": classes, "source": digest, "split": plan.card(name)}
+            meta = {"classes": classes, "source": digest, "split": plan.card(name), **facts}
             parts[name] = _publish(writer, chosen, opened, config, name, meta)
             _record(writer.store, source, listing, len(chosen), began)
-    return _result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes)
+    return {**_result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes), **facts}
 
 
 @contextmanager
 def _opened(source: str, plan: SplitPlan, path_column: str, label_columns: Sequence[str] | None) -> Iterator[Source]:
     if "://" in source:
-        raise InputError(f"{source}: SOURCE is read from a local path: copy it here, or mount it")
+        raise InputError(f"{source}: images are read from a local path: copy it here, or mount it")
     path = Path(source).expanduser()
+    if plan.protocol is not None:
+        with plan.protocol.open(path) as opened:
+            yield opened
+        return
     if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
         yield open_table(path, path_column, label_columns, plan.column)
         return
@@ -168,6 +177,17 @@ def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Se
         facts = [sample.key, sample.suffix, sample.sha256.hex(), sample.labels, sample.metadata, group]
         digest.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _protocol_card(protocol: Protocol, samples: Sequence[Sample], groups: Sequence[str]) -> dict[str, Any]:
+    """What the manifests say of a protocol's split; what makes its figures better than they are goes to stderr."""
+    parts: dict[str, list[tuple[str, bytes]]] = {name: [] for name in protocol.parts}
+    for sample, group in zip(samples, groups, strict=True):
+        parts[group].append((sample.key, sample.sha256))
+    card = protocol.card(parts)
+    for warning in protocol.warnings(card):
+        sys.stderr.write(f"hhnet: warning: {warning}\n")
+    return card
 
 
 def _fingerprint(config: Config, digest: str, plan: SplitPlan, name: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipelines.artifacts import Artifact, Part, open_artifact
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.schema import SHARD_INDEX, ParquetRows, parquet_groups, table_of
-from pipelines.storage import ObjectStream, Store, scratch_folder
+from pipelines.storage import ObjectStream, Store, canonical_json, scratch_folder, sha256_of
 from pipelines.tars import MAX_MEMBER_BYTES, TarDamaged, read_tar
 
 INDEX_NAME = "index.parquet"
@@ -281,6 +281,25 @@ def _read_member(stream: ObjectStream, member: Member) -> tuple[bytes, str | Non
     if hashlib.sha256(data).digest() != member.sha256:
         return b"", f"{member.name} does not match its sha256"
     return data, None
+
+
+# -------------------------------------------------------------------------------------------------- named splits
+
+
+def part_proof(samples: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+    """By what a part of a split is known again, from the key and the image's sha256 of each sample, in any order.
+
+    `keys` is the sha256 of the sorted keys, one a line; `images` that of a line `<sha256>  <key>` for each of them.
+    """
+    ordered = sorted(samples)
+    keys = "".join(f"{key}\n" for key, _ in ordered)
+    images = "".join(f"{digest.hex()}  {key}\n" for key, digest in ordered)
+    return {"samples": len(ordered), "keys": sha256_of(keys.encode()), "images": sha256_of(images.encode())}
+
+
+def split_digest(parts: Mapping[str, Any], database: Sequence[str]) -> str:
+    """The digest of a whole split: the proofs of its parts, and which of them are searched."""
+    return sha256_of(canonical_json({"parts": parts, "database": list(database)}))
 
 
 # ---------------------------------------------------------------------------------------------------- epoch plan

@@ -1,4 +1,4 @@
-"""Which sample goes to which part of a split: by seeded shares inside each class, by top folder, or by a column."""
+"""Which sample goes to which part of a split: by seeded shares of each class, top folder, column, or protocol."""
 
 import re
 from collections import Counter
@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from pipelines.errors import InputError
+from pipelines.intake.protocols.base import Protocol
 from pipelines.intake.sources import Entry
 
 USAGE = "write train=.8,query=.1,database=.1, or folder, or column:NAME"
@@ -18,11 +19,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How a source is split. `by` is empty (one artifact), `shares`, `folder` or `column`."""
+    """How a source is split. `by` is empty (one artifact), `shares`, `folder`, `column` or `protocol`."""
 
     by: str = ""
     shares: tuple[tuple[str, Fraction], ...] = ()
     column: str | None = None
+    protocol: Protocol | None = None
 
     def assign(self, entries: Sequence[Entry], keys: Sequence[str], seed: int, where: str) -> list[str]:
         """The part of each entry; "" where nothing is split. `entries` are in order of their keys."""
@@ -32,6 +34,8 @@ class SplitPlan:
             groups = [_top_folder(entry.path, where) for entry in entries]
         elif self.by == "column":
             groups = [entry.group or "" for entry in entries]
+        elif self.protocol is not None:
+            groups = self.protocol.assign(entries, keys, where)
         else:
             return [""] * len(entries)
         for name in set(groups):
@@ -48,6 +52,8 @@ class SplitPlan:
         if not self.by:
             return None
         spec = ",".join(f"{part}={share}" for part, share in self.shares) or self.column or ""
+        if self.protocol is not None:
+            spec = f"{self.protocol.name}@{self.protocol.version}"
         return {"by": self.by, "spec": spec, "part": name}
 
 

@@ -8,8 +8,9 @@ from contextlib import suppress
 import pyarrow as pa
 
 from pipelines.artifacts import Artifact
+from pipelines.errors import DamagedArtifact
 from pipelines.proofs.findings import Findings, count, require_distinct
-from pipelines.shards import Member, Record, Shard, open_shards
+from pipelines.shards import Member, Record, Shard, ShardSet, open_shards, part_proof, split_digest
 from pipelines.tars import Hashed, TarDamaged, TarEntry, read_tar
 
 
@@ -116,5 +117,23 @@ def prove_shards(findings: Findings) -> list[Shard]:
             f"{count(opened.samples, 'sample')} in {count(len(opened.shards), 'tar')}, keys distinct, each member "
             f"where the index says, with its sha256{'' if _is_adopted(artifact) else ' and labels'}"
         )
+        if "protocol" in artifact.manifest.meta:
+            _prove_protocol(findings, opened)
         return list(opened.shards)
     return []
+
+
+def _prove_protocol(findings: Findings, opened: ShardSet) -> None:
+    """The samples are those of one part of a protocol's split, and the card has the digest of all its parts."""
+    uri, meta = findings.artifact.uri, findings.artifact.manifest.meta
+    try:
+        card, part = meta["protocol"], meta["split"]["part"]
+        name, expected = card["name"], card["parts"][part]
+        digest = split_digest(card["parts"], card["database"])
+        whole = digest == card["digest"]
+    except (KeyError, TypeError):
+        raise DamagedArtifact(f"{uri}: the manifest does not say which part of which protocol this is") from None
+    found = part_proof((record.key, record.members[0].sha256) for shard in opened.shards for record in shard.records())
+    findings.require(whole, f"{uri}: the parts of protocol {name} do not have the digest of its split")
+    findings.require(found == expected, f"{uri}: the samples are not those of {part} in protocol {name}")
+    findings.checks.append(f"keys and images are those of {part} in protocol {name}, split {digest[:12]}")

@@ -1,0 +1,205 @@
+"""CIFAR-10 and its protocols, read from its binary version, or from a folder of pictures.
+
+    cifar-10-batches-bin/   data_batch_1.bin ... data_batch_5.bin, test_batch.bin, batches.meta.txt (the class names)
+    pictures/               train/<class>/<picture>, test/<class>/<picture>
+
+The binary version (https://www.cs.toronto.edu/~kriz/cifar.html) has 10,000 records a file, each a label byte and
+3,072 bytes of red, green and blue planes. A key is a file and a row in it, as in data_batch_1/00017. The Python version
+is made of pickles and is refused.
+
+The protocols and who has their counts: `cifar10` swuxyj/DeepHash-pytorch and thulab/DeepHash; `cifar10-1` swuxyj,
+ssppp/GreedyHash I and kamwoh/orthohash; `cifar10-2` ssppp/GreedyHash II; `cifar10-h2q` the code of H2Q and of HHNet.
+The counts are theirs. The images are not, where they are drawn.
+"""
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.errors import InputError, WorkFailed
+from pipelines.intake.protocols.base import Protocol
+from pipelines.intake.sources import Entry, Listing, Source, open_source, printable
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SIDE = 32
+PIXELS = 3 * SIDE * SIDE
+RECORD = 1 + PIXELS
+NAMES = "batches.meta.txt"
+MAX_NAMES_BYTES = 4096
+TEST = "test_batch"
+BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), TEST)
+DRAW = "cifar10 draw 1"
+"""The seed of all draws. Not `ingest.seed`: a protocol is the same split for everyone."""
+WANTED = "--root is the folder cifar-10-batches-bin, or one of train/<class> and test/<class>"
+
+_BMP = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54 + PIXELS, 0, 54, 40, SIDE, SIDE, 1, 24, 0, PIXELS, 0, 0, 0, 0)
+"""The header of an uncompressed picture of 24 bits a pixel; the rows that follow need no padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10(Protocol):
+    """A protocol of CIFAR-10.
+
+    If `official`, the test images are the queries and the others the training images. Else the parts are drawn from all
+    images, the same number of each class. `batch` is the number of images in each of the six files.
+    """
+
+    official: bool = False
+    batch: int = 10_000
+
+    @contextmanager
+    def open(self, root: Path) -> Iterator[Source]:
+        """Open the binary version or a folder of pictures; each entry's `group` is `train` or `test`, as it lies."""
+        names = _names_in(root)
+        if NAMES in names or any(f"{batch}.bin" in names for batch in BATCHES):
+            source = _open_binary(root, self.batch)
+            self._check_classes(source.listing)
+            yield source
+        elif "batches.meta" in names or any(batch in names for batch in BATCHES):
+            raise InputError(
+                f"{root} is the Python version of CIFAR-10, which is made of pickles and never read: take the binary "
+                f"version, cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html"
+            )
+        elif {"train", "test"} <= names:
+            with open_source(root) as source:
+                _mark_pictures(source.listing)
+                self._check_classes(source.listing)
+                yield source
+        else:
+            raise InputError(f"{root} does not hold CIFAR-10: {WANTED}")
+
+    def _check_classes(self, listing: Listing) -> None:
+        """InputError unless each class has its share of the training and of the test images."""
+        found = Counter((entry.group, *entry.labels) for entry in listing.entries)
+        for group, images in (("train", 5 * self.batch), ("test", self.batch)):
+            for name in CLASSES:
+                if found[group, name] != images // len(CLASSES):
+                    raise InputError(
+                        f"{listing.where}: {found[group, name]} {group} images of {name}, {images // len(CLASSES)} "
+                        f"expected: it is not the original CIFAR-10"
+                    )
+
+    def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
+        """The official parts, or drawn ones."""
+        if self.official:
+            return ["query" if entry.group == "test" else "train" for entry in entries]
+        shares = {part: self.parts[part] // len(CLASSES) for part in ("query", "train", "val") if part in self.parts}
+        return draw(keys, [entry.labels[0] for entry in entries], shares)
+
+
+def draw(keys: Sequence[str], labels: Sequence[str], shares: Mapping[str, int]) -> list[str]:
+    """The part of each image: of every class the first go to the first of `shares`, and so on, the rest to `database`.
+
+    First are those with the smallest sha256 of `cifar10 draw 1:<key>`. Since there is one order, the queries and the
+    training images of protocols with the same shares are the same.
+    """
+    order = sorted(range(len(keys)), key=lambda place: hashlib.sha256(f"{DRAW}:{keys[place]}".encode()).digest())
+    seats = [part for part, share in shares.items() for _ in range(share)]
+    parts = ["database"] * len(keys)
+    taken: Counter[str] = Counter()
+    for place in order:
+        label = labels[place]
+        if taken[label] < len(seats):
+            parts[place] = seats[taken[label]]
+            taken[label] += 1
+    return parts
+
+
+_DRAWN = {"train": 5_000, "query": 1_000, "database": 54_000}
+
+CIFAR10 = (
+    Cifar10(name="cifar10", parts=_DRAWN, database=("database",)),
+    Cifar10(name="cifar10-1", parts=_DRAWN, database=("train", "database")),
+    Cifar10(name="cifar10-2", parts={"train": 50_000, "query": 10_000}, database=("train",), official=True),
+    Cifar10(
+        name="cifar10-h2q",
+        parts={"train": 5_000, "query": 1_000, "val": 1_000, "database": 53_000},
+        database=("database",),
+    ),
+)
+
+
+def _names_in(root: Path) -> set[str]:
+    try:
+        return {path.name for path in root.iterdir()}
+    except OSError as error:
+        raise InputError(f"cannot list {root}: {error.strerror}: {WANTED}") from None
+
+
+# ---------------------------------------------------------------------------------------------------- binary version
+
+
+def _open_binary(root: Path, images: int) -> Source:
+    _check_names(root / NAMES)
+    listing = Listing(str(root))
+    for batch in BATCHES:
+        group = "test" if batch == TEST else "train"
+        for row, label in enumerate(_read_labels(root / f"{batch}.bin", images)):
+            listing.add(Entry(f"{batch}/{row:05d}.bmp", (CLASSES[label],), None, group))
+    return Source(listing, lambda path: _read_picture(root, path))
+
+
+def _check_names(path: Path) -> None:
+    """InputError unless the class names are the known ones, in the order of their labels."""
+    try:
+        with path.open("rb") as stream:
+            names = stream.read(MAX_NAMES_BYTES).decode("ascii", "replace").split()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}: {WANTED}") from None
+    if names != list(CLASSES):
+        raise InputError(f"{path} does not name {', '.join(CLASSES)}: it is not the original CIFAR-10")
+
+
+def _read_labels(path: Path, images: int) -> npt.NDArray[np.uint8]:
+    """The label of each record, uint8 (images,)."""
+    try:
+        if (size := path.stat().st_size) != images * RECORD:
+            raise InputError(f"{path} has {size} bytes, {images * RECORD} expected ({images} records of {RECORD})")
+        data = np.fromfile(path, np.uint8, images * RECORD)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}: {WANTED}") from None
+    if len(data) != images * RECORD:
+        raise WorkFailed(f"{path} changed while it was read: run again")
+    labels = data[::RECORD].copy()
+    if len(wrong := np.flatnonzero(labels >= len(CLASSES))):
+        raise InputError(f"{path}: the label of record {wrong[0]} is {labels[wrong[0]]}, 0 to 9 expected")
+    return labels
+
+
+def _read_picture(root: Path, path: str) -> bytes:
+    """A record's pixels as BMP: without loss, and in bytes that depend on no version of an encoder."""
+    batch, _, name = path.partition("/")
+    file = root / f"{batch}.bin"
+    try:
+        with file.open("rb", buffering=0) as stream:
+            stream.seek(int(name.removesuffix(".bmp")) * RECORD + 1)
+            data = stream.read(PIXELS)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    if len(data) != PIXELS:
+        raise WorkFailed(f"{file} changed while it was ingested: run again")
+    planes = np.frombuffer(data, np.uint8).reshape(3, SIDE, SIDE)
+    # BMP has blue first, and the lowest row.
+    return _BMP + planes[::-1, ::-1].transpose(1, 2, 0).tobytes()
+
+
+# ------------------------------------------------------------------------------------------------ folder of pictures
+
+
+def _mark_pictures(listing: Listing) -> None:
+    """Name the top folder of each picture as its `group`; InputError for one that lies elsewhere than it should."""
+    for place, entry in enumerate(listing.entries):
+        group, *folders = entry.path.split("/")[:-1]
+        if group not in ("train", "test") or len(folders) != 1 or folders[0] not in CLASSES:
+            raise InputError(
+                f"{listing.where}/{printable(entry.path)} does not lie in train/<class> or test/<class> of the classes "
+                f"{', '.join(CLASSES)}"
+            )
+        listing.entries[place] = replace(entry, group=group)
