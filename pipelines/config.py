@@ -138,7 +138,7 @@ class TrainSettings(Section):
     val_every: int = Field(1, ge=1)
     """Epochs between validations; the last epoch always validates."""
     checkpoint_steps: int = Field(200, ge=1)
-    """Optimiser steps between checkpoints inside an epoch."""
+    """Optimiser steps between checkpoints; each validation saves one too."""
     max_failures: int = Field(3, ge=0)
     """Worker failures survived before the verb gives up."""
 

@@ -8,7 +8,9 @@ import hashlib
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from pipelines.versions import finished
 
 if TYPE_CHECKING:  # they import torch, which a run that finds everything done can do without
     from pipelines.learning.checkpoints import Checkpoint, Checkpoints
-    from pipelines.learning.learner import Learner
+    from pipelines.learning.learner import Batch, Learner
     from pipelines.learning.trainset import TrainData
 
 
@@ -244,7 +246,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
     """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
     from pipelines.learning.checkpoints import Checkpoints
     from pipelines.learning.learner import Learner, StepLoss
-    from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg, preprocess_of
+    from pipelines.learning.trainset import TrainData, preprocess_of
 
     config = job.config
     train_set = open_shards(job.shards)
@@ -258,18 +260,17 @@ def train_worker(job: TrainJob, post: Any) -> None:
         progress = last.progress
     steps = data.epoch_steps(config)
     # A new run has no legs yet; nor has a checkpoint of 0.1.0, which could only go on with as many workers.
-    progress.setdefault("legs", [[learner.world, learner.step_count % steps]])
-    cache = DecodedCache(config.data.cache)
+    legs = progress.setdefault("legs", [[learner.world, learner.step_count % steps]])
+    if not legs or legs[-1][0] != learner.world:
+        legs.append([learner.world, 0])
+    stream = _stream(job, data, learner, learner.step_count // steps, legs)
     begun = time.monotonic()
     seen = 0
     while learner.step_count < learner.total_steps:
-        epoch = learner.step_count // steps
-        legs = progress["legs"]
-        if not legs or legs[-1][0] != learner.world:
-            legs.append([learner.world, 0])
-        leg = epoch_leg(data, config, epoch, legs[:-1], learner.world)
+        epoch, legs = learner.step_count // steps, progress["legs"] or [[learner.world, 0]]
+        progress["legs"] = legs
         loss: StepLoss | None = None
-        for batch, bad in epoch_batches(leg, legs[-1][1], learner.rank, learner.loss.views, cache):
+        for batch, bad in islice(stream, steps - learner.step_count % steps):
             before, loss = loss, learner.step(batch)
             legs[-1][1] += 1
             progress["skipped"] += bad
@@ -277,10 +278,8 @@ def train_worker(job: TrainJob, post: Any) -> None:
             known = (before or loss).value()  # of the step before, so that a GPU has the next while it is read
             if learner.rank == 0:
                 rate = seen / (time.monotonic() - begun)
-                post(
-                    learner.step_count,
-                    f"epoch {epoch + 1}/{config.train.epochs}  loss {known:.4f}  {rate:.0f} images/s",
-                )
+                note = f"epoch {epoch + 1}/{config.train.epochs}  loss {known:.4f}  {rate:.0f} images/s"
+                post(learner.step_count, note)
             at_end = learner.step_count % steps == 0
             if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
                 loss.value()  # a state that a bad step led to is never saved
@@ -288,6 +287,19 @@ def train_worker(job: TrainJob, post: Any) -> None:
         progress["legs"] = []
         assert loss is not None, "an epoch has a step that is left"
         _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
+
+
+def _stream(
+    job: TrainJob, data: "TrainData", learner: "Learner", epoch: int, legs: list[list[int]]
+) -> "Iterator[tuple[Batch, int]]":
+    """The batches from here on, made in a process of their own where a GPU waits for them."""
+    from pipelines.learning.feed import Position, batches, batches_apart
+
+    done = [(workers, steps) for workers, steps in legs]
+    position = Position(learner.rank, learner.world, learner.loss.views, epoch, done)
+    if learner.device.type == "cuda":
+        return batches_apart(job.shards, job.val, job.config, position)
+    return batches(data, job.config, position)
 
 
 def _end_epoch(
@@ -298,19 +310,21 @@ def _end_epoch(
     epoch: int,
     loss: float,
 ) -> None:
-    """Validate when it is time, remember the best, and save."""
+    """Validate when it is time, remember the best, and save then and when a checkpoint is due."""
     from pipelines.learning.validation import validate
 
     train_config = learner.config.train
     entry: dict[str, Any] = {"epoch": epoch + 1, "step": learner.step_count, "loss": loss}
     last = epoch + 1 == train_config.epochs
     name = checkpoints.new_name(learner.step_count)
-    if last or (epoch + 1) % train_config.val_every == 0:
+    validates = last or (epoch + 1) % train_config.val_every == 0
+    if validates:
         entry["map"] = validate(learner, data)
         if progress["best"] is None or entry["map"] > progress["best"]["map"]:
             progress["best"] = {"map": entry["map"], "epoch": epoch + 1, "checkpoint": name}
     progress["history"].append(entry)
-    _save(checkpoints, learner, progress, name)
+    if validates or learner.step_count % train_config.checkpoint_steps == 0:
+        _save(checkpoints, learner, progress, name)
 
 
 def _save(checkpoints: "Checkpoints", learner: "Learner", progress: dict[str, Any], name: str | None = None) -> None:
