@@ -96,7 +96,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
     covered = {name for names in RESULT_SETTINGS.values() for name in names}
     every = {name for name in known_names() if "." in name and name != "index.gate"}
     neutral = {
-        *("data.workers", "train.workers", "train.checkpoint_steps", "train.max_failures"),
+        *("data.workers", "data.cache", "train.workers", "train.checkpoint_steps", "train.max_failures"),
         *(
             "encode.workers",
             "encode.reject_budget",
@@ -106,6 +106,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
             "search.k",
             "search.workers",
             "search.rerank",
+            "search.device",
         ),
         *(f"index.gate.min_{name}" for name in ("self_recall", "recall", "recall_within")),
         *("index.gate.max_p50_ms", "index.gate.max_p99_ms", "index.memory", "index.latency", "index.recall"),
