@@ -24,8 +24,9 @@ WORD = 4
 """Bytes of a word on the GPU."""
 
 _ROWS = 1 << 24  # rows copied to the GPU at once
-_BLOCK_N, _BLOCKS_Q = 128, (16, 64, 128)  # rows, and queries, of one block of threads; Hopper's products take 64 and up
+_BLOCKS = {16: 128, 64: 128, 128: 64}  # queries, and rows, of one block of threads; Hopper's products take 64 and up
 _PLACES, _SLACK = 4096, 4  # least rows noted per query and chunk, and how many times what is expected
+_GROWTH = 2  # most of a chunk beside those before it, in full blocks: to note a row costs more there than a chunk
 _KEYS = 1 << 24  # rows noted of all queries together, 8 bytes each
 _FAR = np.iinfo(np.int32).max
 
@@ -79,7 +80,7 @@ class DeviceCodes:
         k = min(k, self.count)
         keys_QK = np.empty((len(queries), k), np.int64)
         places = max(_PLACES, _SLACK * k)
-        step = max(_BLOCKS_Q[0], _KEYS // places // _BLOCKS_Q[-1] * _BLOCKS_Q[-1])
+        step = max(min(_BLOCKS), _KEYS // places // max(_BLOCKS) * max(_BLOCKS))
         for start in range(0, len(queries) if k else 0, step):
             part = slice(start, start + step)
             keys_QK[part] = self._nearest(_padded(queries[part]), k, places).cpu().numpy()
@@ -88,7 +89,7 @@ class DeviceCodes:
     def _nearest(self, queries: Codes, k: int, places: int) -> Tensor:
         """The k smallest keys, distance << 32 | row, int64 (Q, k)."""
         num = len(queries)
-        block_q = next((size for size in _BLOCKS_Q if num <= size), _BLOCKS_Q[-1])
+        block_q = next((size for size in _BLOCKS if num <= size), max(_BLOCKS))
         rows = -(-num // block_q) * block_q
         bits_QB = np.zeros((rows, 8 * queries.shape[1]), np.int8)
         bits_QB[:num] = np.unpackbits(queries, axis=1, bitorder="little")
@@ -102,7 +103,7 @@ class DeviceCodes:
             last = min(self.count, first + length)
             counts_Q = torch.zeros(rows, dtype=torch.int32, device=self._device)
             keys_QP = torch.full((rows, places), torch.iinfo(torch.int64).max, device=self._device)
-            grid = -(-(last - first) // _BLOCK_N), rows // block_q
+            grid = -(-(last - first) // _BLOCKS[block_q]), rows // block_q
             closer[grid](
                 *(self._codes_NW, signs_QWB, ones_Q, limits_Q, counts_Q, keys_QP, first, last, places),
                 **_constants(self._codes_NW.shape[1], block_q),
@@ -115,12 +116,13 @@ class DeviceCodes:
             best_QK = found_QP.topk(k, dim=1, largest=False).values
             limits_Q[:num] = (best_QK[:, -1] >> 32).int()
             # Of rows in random order, k times length / last are closer than the k-th best of those before them.
-            first, length = last, max(places, last * places // (_SLACK * k))
+            growth = places / (_SLACK * k) if block_q < max(_BLOCKS) else min(_GROWTH, places / (_SLACK * k))
+            first, length = last, max(places, int(last * growth))
         return best_QK
 
 
 def _constants(words: int, block_q: int) -> dict[str, Any]:
-    return {"WORDS": words, "BLOCK_Q": block_q, "BLOCK_N": _BLOCK_N, "num_warps": 8 if block_q == 128 else 4}
+    return {"WORDS": words, "BLOCK_Q": block_q, "BLOCK_N": _BLOCKS[block_q], "num_warps": 4}
 
 
 def _padded(codes: Codes) -> Codes:

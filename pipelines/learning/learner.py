@@ -11,6 +11,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +85,7 @@ class Learner:
         # Tensor cores want channels last; a CPU trains faster the other way round, though it encodes faster so.
         self.layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         self.model = make_network(config, self.loss.default_head).to(self.device).to(memory_format=self.layout)
-        self.average = make_network(config, self.loss.default_head).to(self.device).eval().requires_grad_(False)
-        self.average.load_state_dict(self.model.state_dict())
+        self.average = deepcopy(self.model).eval().requires_grad_(False)
         self._real, self._counts = _pairs(self.average, self.model)
         self.optimizer = self._make_optimizer()
         self.step_count = 0

@@ -1,6 +1,7 @@
 """Validation inside training: mAP of the averaged weights on samples that are neither trained on nor queries."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ def validate(learner: Learner, data: TrainData) -> float:
     learner.share_average()
     config = learner.config
     threads = torch.get_num_threads()
-    encoder = Encoder(learner.average, learner.preprocess, config.model.precision, "")
+    # A copy, since an encoder lays out the weights of its model anew, elsewhere in memory.
+    encoder = Encoder(deepcopy(learner.average), learner.preprocess, config.model.precision, "")
     torch.set_num_threads(threads)
     mine = range(learner.rank, len(data.val_rows), learner.world)
     places = sorted(mine, key=lambda i: data.val_rows[i])

@@ -1,0 +1,33 @@
+"""Validating looks at the averaged weights and leaves the training as it was."""
+
+from pathlib import Path
+
+import torch
+
+from pipelines.config import load_config
+from pipelines.ingest import ingest
+from pipelines.learning.learner import Learner
+from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of
+from pipelines.learning.validation import validate
+from pipelines.shards import open_shards
+from tests.support.pictures import write_folder
+
+SETS = ("data.image_size=32", "data.batch_size=8", "train.val_share=0.3", "train.epochs=1", "train.lr=0.01")
+
+
+def test_a_training_that_validates_takes_the_same_steps(tmp_path: Path) -> None:
+    config = load_config(sets=[*SETS, "model.backbone=test_convnext", "model.bits=16"])
+    write_folder(tmp_path / "photos", classes=3, per_class=15)
+    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
+    data = TrainData.make(open_shards(str(tmp_path / "shards")), None, config)
+    steps = list(epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0))
+    states = []
+    for validates in (False, True):
+        learner = Learner(config, len(data.train.classes), len(steps), preprocess_of(config))
+        for batch, _ in steps:
+            learner.step(batch)
+            if validates:
+                assert 0 < validate(learner, data) <= 1
+        states.append(learner.state())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
