@@ -139,6 +139,14 @@ def test_a_rerun_is_unchanged_and_other_labels_are_another_split(root: Path, tmp
         ingested(root, tmp_path / "out", SMALL)
 
 
+def test_what_the_manifests_say_of_the_files_is_part_of_the_fingerprint(root: Path, tmp_path: Path) -> None:
+    ingested(root, tmp_path / "out", SMALL)
+    with (root / TRAIN).open("a") as stream:
+        stream.write("\n")
+    with pytest.raises(FingerprintMismatch):
+        ingested(root, tmp_path / "out", SMALL)
+
+
 def test_images_that_two_parts_have_are_warned_of(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
