@@ -69,7 +69,7 @@ class Coco(Protocol):
         yield Source(listing, folder_reader(root), files)
 
     def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
-        """Drawn parts, whatever the labels: the code bases draw so too."""
+        """Drawn parts, whatever the labels: the code of H2Q draws so too."""
         shares = {part: self.parts[part] for part in ("query", "train", "val") if part in self.parts}
         return draw(keys, [""] * len(keys), shares, DRAW)
 
