@@ -8,6 +8,8 @@ from pipelines.intake.sources import file_size, printable, unfit
 
 def read_bounded(path: Path, limit: int, wanted: str) -> bytes:
     """All bytes of a file; InputError, with what is `wanted`, where it cannot be read or is larger than `limit`."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path} is not a plain file: {wanted}")
     try:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)

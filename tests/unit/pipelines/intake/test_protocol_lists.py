@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -302,6 +303,13 @@ def test_lists_of_other_counts(multi: Path, tmp_path: Path) -> None:
 def test_a_list_beyond_all_bounds(multi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "MAX_LIST_BYTES", 60)
     with pytest.raises(InputError, match=r"train\.txt is larger than 60 bytes"):
+        ingested(multi, tmp_path / "out", MULTI)
+
+
+def test_a_pipe_in_place_of_a_list_is_not_waited_for(multi: Path, tmp_path: Path) -> None:
+    (multi / "test.txt").unlink()
+    os.mkfifo(multi / "test.txt")
+    with pytest.raises(InputError, match=r"test\.txt is not a plain file"):
         ingested(multi, tmp_path / "out", MULTI)
 
 
