@@ -71,6 +71,11 @@ class TrainData:
     @classmethod
     def make(cls, train_set: ShardSet, val_set: ShardSet | None, config: Config) -> "TrainData":
         """Split off the validation samples; InputError where there is too little to train or to validate on."""
+        if not train_set.classes:
+            raise InputError(
+                f"{train_set.artifact.uri}: no image has a label to learn from: ingest a folder of class folders, or a "
+                "table with labels"
+            )
         places = [(s, row) for s, shard in enumerate((val_set or train_set).shards) for row in range(shard.rows)]
         keys = [key for shard in (val_set or train_set).shards for key in shard.table()["key"].to_pylist()]
         order = sorted(range(len(keys)), key=lambda i: _draw(config.train.seed, keys[i]))

@@ -49,6 +49,15 @@ def pixels_of(shards: ShardSet, key: str) -> npt.NDArray[np.uint8]:
     raise KeyError(key)
 
 
+def test_images_without_labels_teach_nothing(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", classes=2, per_class=4)
+    names = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "photos").rglob("*.*"))
+    (tmp_path / "table.csv").write_text("\n".join(["path", *names]) + "\n")
+    ingest(str(tmp_path / "table.csv"), str(tmp_path / "shards"), configure(), label_columns=[])
+    with pytest.raises(InputError, match="shards: no image has a label to learn from"):
+        TrainData.make(open_shards(str(tmp_path / "shards")), None, configure())
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_an_epoch_has_each_training_sample_once_over_all_workers(world: int, shards: ShardSet) -> None:
     config = configure()
