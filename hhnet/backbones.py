@@ -74,8 +74,14 @@ class Backbone(nn.Module):
         return cast(Tensor, net.forward_head(net.forward_features(x_BCHW), pre_logits=True))
 
     def blocks(self) -> list[list[nn.Parameter]]:
-        """The parameters by block, from the image on: the stem, each stage, and what follows them."""
+        """The parameters by block, from the image on: the stem, each stage, and what follows them.
+
+        Raises:
+            ValueError: for a network that does not say which of its layers make a block.
+        """
         net = cast(Any, self.net)
+        if self.name != "alexnet" and not hasattr(net, "group_matcher"):
+            raise ValueError(f"{self.name} does not say which of its layers make a block: set it to 1")
         matcher = _ALEXNET_BLOCKS if self.name == "alexnet" else net.group_matcher(coarse=True)
         places = group_parameters(net, matcher, reverse=True)
         blocks: list[list[nn.Parameter]] = [[] for _ in range(1 + max(places.values()))]

@@ -36,12 +36,14 @@ def _steps(first: float, last: float) -> tuple[float, ...]:
 
 
 def _moved(image: Image.Image, across: float, down: float) -> Image.Image:
-    return ops.affine(image, angle=0.0, translate=[int(across), int(down)], scale=1.0, shear=[0.0, 0.0])
+    moved: Image.Image = ops.affine(image, angle=0.0, translate=[int(across), int(down)], scale=1.0, shear=[0.0, 0.0])
+    return moved
 
 
 def _sheared(image: Image.Image, across: float, down: float) -> Image.Image:
     degrees = [math.degrees(math.atan(slope)) for slope in (across, down)]
-    return ops.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=degrees, center=[0, 0])
+    sheared: Image.Image = ops.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=degrees, center=[0, 0])
+    return sheared
 
 
 _SHARES, _PIXELS, _DEGREES = _steps(0.0, 0.99), _steps(0.0, 32.0), _steps(0.0, 135.0)

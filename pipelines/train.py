@@ -66,7 +66,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     if status == "done":
         seconds = time.monotonic() - begun
         record = {"verb": "train", "fingerprint": job.fingerprint, "seconds": round(seconds, 3), **metrics}
-        write_run_record(artifact.store, {**record, "workers": config.train.workers})
+        write_run_record(artifact.store, {**record, "workers": config.train.workers, "recipe": config.train.recipe})
         result["seconds"] = round(seconds, 1)
     return result
 
@@ -99,8 +99,11 @@ def check_network(config: Config, classes: int) -> None:
 
     from hhnet.losses.base import shortage
     from pipelines.learning.learner import make_network, make_training_loss
+    from pipelines.learning.optimising import make_optimizer
 
-    network = make_network(config, make_training_loss(config, classes).default_head).eval()
+    loss = make_training_loss(config, classes)
+    network = make_network(config, loss.default_head).eval()
+    make_optimizer(network, loss, config.train)
     side = config.data.image_size
     try:
         with torch.inference_mode():
