@@ -124,6 +124,12 @@ class TrainSettings(Section):
     """alpha of the Beta distribution by which two samples are blended; 0 = off. For losses of soft labels."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of a label that goes to all classes alike. For losses of soft labels."""
+    teacher: str | None = None
+    """A timm network with its tag, or alexnet, by whose features codes are to have their neighbours; unset = none."""
+    teacher_weights: str = "timm"
+    """`timm` = the pinned tag in `teacher`; else a safetensors file of it."""
+    distillation: float = Field(1.0, gt=0, le=1e6)
+    """Weight of what the teacher says beside the loss."""
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = "adamw"
     """adamw decays weights by themselves, the others through the gradient; sgd has a momentum of 0.9."""
     lr: float = Field(1e-3, gt=0)
@@ -361,7 +367,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("train.weight_decay", "train.warmup", "train.ema_decay", "train.grad_clip", "train.seed"),
         *("train.val_share", "train.val_limit", "train.val_every"),
         *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
-        *("train.layer_decay", "train.accumulate"),
+        *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
     ),
     "codes": ("encode.batch_size", "encode.carry", "encode.logits"),
     "index": (
@@ -382,7 +388,7 @@ LATER_SETTINGS = frozenset(
     {
         *("encode.logits", "evaluate.rerank", "index.m", "index.ef_search"),
         *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
-        *("train.layer_decay", "train.accumulate"),
+        *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
     }
 )
 

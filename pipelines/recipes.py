@@ -152,8 +152,21 @@ def strong() -> Settings:
     }
 
 
+def distill128() -> Settings:
+    """As scratch128, with neighbours after those of a wide HRNet with ImageNet weights.
+
+        hhnet train --recipe distill128 --shards shards/train --out model
+
+    Time: not measured. mAP: not measured.
+
+    Another teacher is a timm name with its tag, or any timm name with a safetensors file as train.teacher_weights.
+    """
+    return {**scratch128(), "train.teacher": "hrnet_w48.ms_in1k"}
+
+
 _RECIPES: dict[str, Callable[[], Settings]] = {
-    recipe.__name__: recipe for recipe in (plain, scratch32, scratch64, scratch128, finetune224, layerwise224, strong)
+    recipe.__name__: recipe
+    for recipe in (plain, scratch32, scratch64, scratch128, finetune224, layerwise224, strong, distill128)
 }
 
 

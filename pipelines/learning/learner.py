@@ -23,12 +23,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hhnet.distillation import neighbour_divergence
 from hhnet.losses import make_loss
 from hhnet.model import HHNet, Preprocess
 from pipelines.config import Config
 from pipelines.encoder import autocast
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
 from pipelines.learning.optimising import make_optimizer, rate_factor
+from pipelines.learning.teacher import Teacher
 
 KEY_BYTES = 16
 KEYS_SHOWN = 3
@@ -90,6 +92,7 @@ class Learner:
         self.average = deepcopy(self.model).eval().requires_grad_(False)
         self._real, self._counts = _pairs(self.average, self.model)
         self.optimizer = make_optimizer(self.model, self.loss, config.train)
+        self.teacher = Teacher(config, preprocess, self.device) if config.train.teacher else None
         self.step_count = 0
         self._network = self._distribute()
 
@@ -118,6 +121,10 @@ class Learner:
         z_bK = self._forward(self._network, parts[0], 0) if len(parts) == 1 else self._codes_of(parts)
         z_BK, labels_BC, keys = self._gather(z_bK, batch)
         loss = self.loss(z_BK, labels_BC, keys)
+        if self.teacher is not None:
+            f_bD = torch.cat([self.teacher.features(part) for part in parts])
+            f_BD = f_bD if self.world == 1 else torch.cat(gather_rows(f_bD, self._sizes(len(f_bD))))
+            loss = loss + self.config.train.distillation * neighbour_divergence(z_BK, f_BD)
         result = StepLoss(loss, self.step_count, self.optimizer.param_groups[0]["lr"], batch.keys)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -176,15 +183,19 @@ class Learner:
             return z_bK, labels_bC, [digest.hex() for digest in digests]
         if z_bK.requires_grad:
             z_bK.register_hook(lambda gradient: gradient * self.world)  # type: ignore[no-untyped-call]
-        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
-        dist.all_gather(sizes, torch.tensor([len(z_bK)], device=self.device))
-        counts = [int(size) for size in sizes]
+        counts = self._sizes(len(z_bK))
         key_b = torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, KEY_BYTES).copy())
         z_parts = gather_rows(z_bK.detach(), counts)
         z_parts[self.rank] = z_bK
         labels = torch.cat(gather_rows(labels_bC, counts))
         keys = torch.cat(gather_rows(key_b.to(self.device), counts)).cpu().numpy()
         return torch.cat(z_parts), labels, [row.tobytes().hex() for row in keys]
+
+    def _sizes(self, mine: int) -> list[int]:
+        """How many images each worker has in this step."""
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([mine], device=self.device))
+        return [int(size) for size in sizes]
 
     def _update_average(self) -> None:
         """EMA with decay min(d, (1+t)/(10+t)), buffers included. Worker 0's is the one that counts."""

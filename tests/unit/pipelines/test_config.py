@@ -91,6 +91,7 @@ def test_a_setting_that_came_later_is_part_of_a_fingerprint_only_where_it_is_set
     trained_before = {name for name in RESULT_SETTINGS["model"] if name.startswith(("data.", "train."))} - {
         *("data.policy", "train.optimizer", "train.schedule", "train.layer_decay"),
         *("train.mixup", "train.label_smoothing", "train.accumulate"),
+        *("train.teacher", "train.teacher_weights", "train.distillation"),
     }
     assert {name for name in result_settings(Config(), "model") if not name.startswith("model.")} == trained_before
     assert result_settings(load_config(sets=["train.accumulate=2"]), "model")["train.accumulate"] == 2

@@ -36,7 +36,7 @@ def test_each_later_source_wins(tmp_path: Path) -> None:
 def test_an_unknown_one_names_those_that_exist_in_one_line(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         recipe(name)
-    known = "plain, scratch32, scratch64, scratch128, finetune224, layerwise224, strong"
+    known = "plain, scratch32, scratch64, scratch128, finetune224, layerwise224, strong, distill128"
     assert str(caught.value) == f"train.recipe = {name!r}: there is no such recipe; take one of {known}"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -47,12 +48,19 @@ LOSSES = ("hyp2", "dpsh", "dhd")
 """HyP2 learns proxies of its own; DPSH compares pairs across the two workers; DHD has two views of each sample."""
 
 
+def taught(loss: str, folder: Path) -> list[str]:
+    """The settings of a teacher, beside one of the losses."""
+    weights = f"train.teacher_weights={folder}/teacher.safetensors"
+    return ["train.teacher=test_resnet", weights] if loss == "dpsh" else []
+
+
 def run_worker(rank: int, port: int, out: str) -> None:
     """The first of the two takes its three images at once, the second its four in two parts."""
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     for loss in LOSSES:
-        learner = make(configure(f"train.loss={loss}", f"train.accumulate={2 if loss == 'dpsh' else 1}"))
+        parts = f"train.accumulate={2 if loss == 'dpsh' else 1}"
+        learner = make(configure(f"train.loss={loss}", parts, *taught(loss, Path(out))))
         views = learner.loss.views
         losses = [learner.step(part(global_batch(step, views=views), rank, views)).value() for step in range(STEPS)]
         state = {**learner.state(), "losses": torch.tensor(losses)}
@@ -66,13 +74,15 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
+    teacher = timm.create_model("test_resnet", pretrained=False)
+    safetensors.torch.save_file(teacher.state_dict(), out / "teacher.safetensors")
     mp.spawn(run_worker, (port, str(out)), nprocs=2)
     return out
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_workers_take_the_steps_of_one(loss: str, two_workers: Path) -> None:
-    alone = make(configure(f"train.loss={loss}"))
+    alone = make(configure(f"train.loss={loss}", *taught(loss, two_workers)))
     losses = [alone.step(global_batch(step, views=alone.loss.views)).value() for step in range(STEPS)]
     states = [safetensors.torch.load_file(two_workers / f"{loss}-{rank}") for rank in range(2)]
     for state in states:
