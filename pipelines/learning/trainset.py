@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from hhnet.augment import Augment, sample_rng
 from hhnet.model import Preprocess
+from hhnet.trivial import trivial_augment
 from pipelines.config import Config
 from pipelines.errors import InputError
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.learning.learner import Batch
+from pipelines.learning.softening import softened
 from pipelines.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed
 
 T = TypeVar("T")
@@ -41,8 +43,11 @@ def preprocess_of(config: Config) -> Preprocess:
 
 def views_of(config: Config, views: int) -> list[View]:
     """How each view of a sample is made: the configured one, or before it a weak one, which is a mirror image."""
-    weak = "none" if config.data.augment == "none" else "flip"
-    return [_augment(config, kind) for kind in (weak, config.data.augment)[-views:]]
+    weak = _augment(config, "none" if config.data.augment == "none" else "flip")
+    strong = _augment(config, config.data.augment)
+    if config.data.policy == "trivial":
+        return [weak, lambda pixels, rng: trivial_augment(strong(pixels, rng), rng)][-views:]
+    return [weak, strong][-views:]
 
 
 def _augment(config: Config, kind: str) -> View:
@@ -241,7 +246,10 @@ def epoch_batches(
             labels[place, list(sample.labels)] = True
         stacked = np.stack([square for _, squares in good for square in squares])
         keys = [sample.key for sample, _ in good for _ in augments]
-        yield Batch(stacked, labels.repeat(views, 0), keys), len(taken) - len(good)
+        batch = Batch(stacked, labels.repeat(views, 0), keys)
+        if config.train.mixup or config.train.label_smoothing:
+            batch = softened(batch, config, leg.epoch, views)
+        yield batch, len(taken) - len(good)
 
 
 def _chunks(samples: Iterator[Sample | Decoded]) -> Iterator[list[Sample | Decoded]]:
