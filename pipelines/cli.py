@@ -14,6 +14,7 @@ import typer
 from pipelines.console import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
 from pipelines.errors import UsageError
 from pipelines.index_cli import index_app
+from pipelines.study_cli import study
 
 app = typer.Typer(
     name="hhnet",
@@ -434,4 +435,5 @@ def build_app() -> typer.Typer:
     return app
 
 
+verb(app, "study")(study)
 app.add_typer(index_app, name="index")

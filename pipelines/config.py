@@ -381,7 +381,7 @@ def load_config(
 
     `flags` maps dotted names to values; None means that the flag was not given. Raises ConfigError.
     """
-    tree: dict[str, Any] = _read_toml(Path(file)) if file is not None else {}
+    tree: dict[str, Any] = read_toml(Path(file)) if file is not None else {}
     for text in sets:
         name, separator, value = text.partition("=")
         if not separator or not name.strip():
@@ -396,7 +396,8 @@ def load_config(
         raise ConfigError(_explain(error)) from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; ConfigError where there is none or it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
