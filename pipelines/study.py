@@ -117,7 +117,7 @@ def study(
 
 
 def _data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | None:
-    """The shards, which a protocol makes first; None where a dry run finds them not made yet."""
+    """The shards, which a protocol makes first; None for a dry run that has none yet."""
     base, protocol = grid.base(), grid.description.protocol
     named = base.run
     if root is not None:
@@ -134,6 +134,8 @@ def _data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | None:
         sources = where["train"], where.get("val"), where["query"], [where[part] for part in parts.database]
     elif named.train and named.query and named.database:
         sources = named.train, named.val, named.query, list(named.database)
+    elif dry_run:
+        return None
     else:
         hint = f", or --root with the files of {protocol}" if protocol else ""
         raise UsageError(f"the study has no data: give --train, --query and --database{hint}")

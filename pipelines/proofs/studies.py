@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 from pipelines.artifacts import Artifact
-from pipelines.errors import DamagedArtifact
+from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
 from pipelines.proofs.findings import Findings, count
 from pipelines.schema import read_parquet, require_schema
 from pipelines.studies.results import cells_schema, summarise
+from pipelines.versions import open_input
 
 
 def prove_study(findings: Findings) -> None:
@@ -48,11 +49,21 @@ def _prove_row(
         artifact = inputs.get(row[kind])
         if artifact is None:
             continue
+        if kind == "report" and _model_of(artifact) not in (None, row["model"]):
+            findings.problem(f"{cell} names a report of another model than its own")
         told = _told_by_report(artifact) if kind == "report" else _told_by_model(artifact)
         for name, value in told.items():
             findings.require(
                 row[name] == value, f"{cell} says {name} {row[name]}, but {kind} {artifact.uri} says {value}"
             )
+
+
+def _model_of(report: Artifact) -> str | None:
+    """Digest of the model whose codes the report is about; None where its queries are out of reach."""
+    try:
+        return open_input(report, "queries").manifest.input("model").digest
+    except (InputError, StoreUnavailable):
+        return None
 
 
 def _told_by_report(report: Artifact) -> dict[str, Any]:

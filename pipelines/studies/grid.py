@@ -175,6 +175,8 @@ def _axes(tree: Mapping[str, Any], where: str) -> dict[str, tuple[Choice, ...]]:
     for name, choices in axes.items():
         if not choices:
             raise ConfigError(f"{where}: {name} is empty: give it a value, or leave it out")
+        if len({choice.label for choice in choices}) < len(choices):
+            raise ConfigError(f"{where}: {name} has a value twice")
     return axes
 
 
