@@ -91,7 +91,7 @@ def summarise(cells: pa.Table) -> list[dict[str, Any]]:
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    done = [row for row in rows if row["error"] is None]
+    done = [row for row in rows if None not in (row["map"], row["val_map"])]
     maps = [row["map"] for row in done]
     shared = (done or rows)[0]
     return {

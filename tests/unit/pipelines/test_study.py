@@ -230,8 +230,8 @@ def test_verify_follows_every_figure_to_the_artifact_it_is_from(
     assert proven["orphans"] == []
     other = pq.read_table(next(Path(uri).glob("parts/cells-*"))).to_pylist()[1]
     wrong = {
-        "says map 0.125, but report": {"map": 0.125},
-        "says val_map 0.5, but model": {"val_map": 0.5},
+        "says map 2.0, but report": {"map": 2.0},
+        "says val_map 2.0, but model": {"val_map": 2.0},
         "says parameters 7, but model": {"parameters": 7},
         "says backbone resnet18, but model": {"backbone": "resnet18"},
         "names a report that is not an input": {"report": "f" * 64},
@@ -243,4 +243,4 @@ def test_verify_follows_every_figure_to_the_artifact_it_is_from(
         with pytest.raises(DamagedArtifact, match=said):
             verify(rewritten(uri, tmp_path / f"wrong{place}", change))
     with pytest.raises(DamagedArtifact, match="is not the summary of its cells"):
-        verify(rewritten(uri, tmp_path / "summary", {"map": 0.125}, summary=False))
+        verify(rewritten(uri, tmp_path / "summary", {"map": 2.0}, summary=False))
