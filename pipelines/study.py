@@ -112,7 +112,8 @@ def study(
         result = _listing(out, cells, dry_run)
     else:
         result = _publish(grid, out, data, cells, trials)
-    _complain(cells, result)
+    if not dry_run:
+        _complain(cells, result)
     return result
 
 
@@ -192,12 +193,27 @@ class Steps:
         return self._found_or_made("report", mark, lambda uri: evaluate.evaluate(queries.uri, uris, uri, config))
 
     def _found_or_made(self, kind: str, mark: str, make: Callable[[str], object]) -> Artifact | None:
-        uri = f"{self.out}/{kind}/{mark[:NAME_CHARS]}"
-        found = finished(Store(uri), kind, mark)
-        if found is None and self.work:
+        """What is there, or is made. A failure is remembered, so that a look tells failed from missing."""
+        uri, note = f"{self.out}/{kind}/{mark[:NAME_CHARS]}", f"failures/{kind}-{mark[:NAME_CHARS]}.json"
+        found, store = finished(Store(uri), kind, mark), Store(self.out)
+        if found is not None:
+            return found
+        if not self.work:
+            if store.size(note) is not None:
+                raise WorkFailed(json.loads(store.read(note))["error"])
+            return None
+        try:
             make(uri)
-            return open_current(uri, kind)
-        return found
+        except HHNetError as error:
+            if not out_of_reach(error):
+                store.put(note, canonical_json({"error": str(error)}))
+            raise
+        return open_current(uri, kind)
+
+
+def out_of_reach(error: HHNetError) -> bool:
+    """Whether the store or the cluster failed; a job's error has no class of its own, but its exit code."""
+    return error.exit_code == Unavailable.exit_code
 
 
 def attempt(step: Callable[[], T]) -> tuple[T | None, str | None]:
@@ -205,7 +221,7 @@ def attempt(step: Callable[[], T]) -> tuple[T | None, str | None]:
     try:
         return step(), None
     except HHNetError as error:
-        if error.exit_code == Unavailable.exit_code:  # also of a job, which has no class of its own
+        if out_of_reach(error):
             raise
         return None, str(error)
 

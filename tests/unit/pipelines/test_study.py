@@ -144,8 +144,10 @@ def test_the_rate_is_chosen_on_validation_for_each_group_and_its_training_counts
 
 def test_a_candidate_that_fails_is_not_chosen_and_is_shown(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     trainings.fails[16, 1e-3, 0] = WorkFailed("the loss became nan")
-    answer = study(grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out"))
+    grid, out = grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out")
+    answer = study(grid, out)
     assert answer["failed"] == 0 and answer["summary"][0]["lr"] == 1e-5
+    assert study(grid, out, dry_run=True)["done"] == 4
     assert "the loss became nan" in Path(answer["report"]).read_text()
 
 
@@ -161,6 +163,10 @@ def test_a_cell_that_fails_is_a_row_with_its_error_and_is_tried_again(
     assert rows[24, 0]["error"] == "the loss became nan" and rows[24, 0]["map"] is None
     assert all(row["error"] is None and row["map"] for place, row in rows.items() if place != (24, 0))
     assert verify(str(table.parents[1]))["kind"] == "study"
+    states = [entry["state"] for entry in study(grid, out, dry_run=True)["states"]]
+    assert states == ["done", "done", "failed", "done"]
+    with pytest.raises(WorkFailed, match="1 of 4 cells failed"):  # of another share than its own
+        study(grid, out, share=(1, 2))
     trainings.fails.clear()
     answer = study(grid, out)
     assert (answer["status"], answer["failed"], len(trainings.done)) == ("done", 0, 4)
