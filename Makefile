@@ -36,7 +36,7 @@ guided: $(READY) ## An hour of tars changed by atheris wherever that reaches new
 	@$(VENV)/bin/pip install -q --no-deps --upgrade --target $(VENV)/guided atheris==3.0.0
 	@PYTHONPATH=$(VENV)/guided $(VENV)/bin/python -m tests.fuzz.guided --seconds $(GUIDED_S)
 
-bench: $(READY) ## Cost of safety, memory of an encode, small images beside timm, search beside Faiss and the scan, changes of a large index
+bench: $(READY) ## Cost of safety, memory of an encode, small images beside timm, search beside Faiss and the scan, changes of a large index, training
 	@$(VENV)/bin/python -m tests.bench.safety
 	@$(VENV)/bin/python -m tests.bench.memory
 	@$(VENV)/bin/python -m tests.bench.small_maps
@@ -45,6 +45,7 @@ bench: $(READY) ## Cost of safety, memory of an encode, small images beside timm
 	@$(VENV)/bin/python -m tests.bench.scale --codes 1000000 --nights 2
 	@$(VENV)/bin/python -m tests.bench.dedupe
 	@$(VENV)/bin/python -m tests.bench.planner
+	@$(VENV)/bin/python -m tests.bench.training --steps 3
 
 check: $(READY) ## Lint, formatting, types, import rules
 	@$(VENV)/bin/ruff check .

@@ -16,12 +16,15 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
+from timm.models import group_parameters
 from timm.models.hrnet import HighResolutionNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
 STEM_STRIDES = (1, 2, 4)
+_ALEXNET_BLOCKS = {"features": r"^features\.(\d+)", "classifier": r"^classifier\.(\d+)"}
+"""In the language of timm's `group_matcher`, which its own networks have."""
 
 
 class Backbone(nn.Module):
@@ -69,6 +72,22 @@ class Backbone(nn.Module):
             return cast(Tensor, self.net(x_BCHW))
         net = cast(Any, self.net)
         return cast(Tensor, net.forward_head(net.forward_features(x_BCHW), pre_logits=True))
+
+    def blocks(self) -> list[list[nn.Parameter]]:
+        """The parameters by block, from the image on: the stem, each stage, and what follows them.
+
+        Raises:
+            ValueError: for a network that does not say which of its layers make a block.
+        """
+        net = cast(Any, self.net)
+        if self.name != "alexnet" and not hasattr(net, "group_matcher"):
+            raise ValueError(f"{self.name} does not say which of its layers make a block: set it to 1")
+        matcher = _ALEXNET_BLOCKS if self.name == "alexnet" else net.group_matcher(coarse=True)
+        places = group_parameters(net, matcher, reverse=True)
+        blocks: list[list[nn.Parameter]] = [[] for _ in range(1 + max(places.values()))]
+        for name, parameter in net.named_parameters():
+            blocks[places[name]].append(parameter)
+        return [block for block in blocks if block]
 
 
 class SmallMapConv2d(nn.Conv2d):

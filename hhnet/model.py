@@ -96,15 +96,25 @@ class HHNet(nn.Module):
         """
         return cast(Tensor, self.head(self.backbone(x_BCHW)))
 
-    def param_groups(self, lr: float, weight_decay: float = 0.0, backbone_scale: float = 1.0) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, weight_decay: float = 0.0, backbone_scale: float = 1.0, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
         """Groups for a torch optimiser, with `name`, `params`, `lr` and `weight_decay`.
 
-        The head learns at `lr`, the backbone at `lr * backbone_scale`. Biases and the scales of normalisation
+        The head learns at `lr`, the backbone at `lr * backbone_scale`, and with a `layer_decay` below 1 each block of
+        it at `layer_decay` times the rate of the next (BEiT, Bao et al. 2022). Biases and the scales of normalisation
         layers, which have one dimension, are not decayed.
         """
+        parts = [("backbone", list(self.backbone.parameters()), lr * backbone_scale)]
+        if layer_decay < 1:
+            blocks = self.backbone.blocks()
+            parts = [
+                (f"backbone.{place}", block, lr * backbone_scale * layer_decay ** (len(blocks) - 1 - place))
+                for place, block in enumerate(blocks)
+            ]
         groups: list[dict[str, Any]] = []
-        for name, module, rate in (("backbone", self.backbone, lr * backbone_scale), ("head", self.head, lr)):
-            params = [param for param in module.parameters() if param.requires_grad]
+        for name, parameters, rate in (*parts, ("head", list(self.head.parameters()), lr)):
+            params = [param for param in parameters if param.requires_grad]
             for suffix, decay, chosen in (
                 ("", weight_decay, [param for param in params if param.ndim > 1]),
                 (".no_decay", 0.0, [param for param in params if param.ndim <= 1]),

@@ -222,9 +222,13 @@ class MultiHash:
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), rows, distances, scanned
 
     def _scan_cost(self, num: int, threads: int | None) -> float:
-        """Word comparisons of a scan, as one query feels it: fewer than the threads are scanned by all of them."""
+        """What a scan costs each query, in word comparisons of a scan of many.
+
+        Fewer queries than threads are scanned by all of these. Memory is read once for all queries: a lone one waits
+        for it, which makes a word take two to three times as long.
+        """
         workers = threads or int(numba.config.NUMBA_NUM_THREADS)
-        return self.codes.size / 8 * min(1.0, num / workers)
+        return self.codes.size / 8 * min(1.0, num / workers) * (1 + 1 / max(num, 1))
 
     def _clearly_a_scan(self, num: int, scan: float) -> bool:
         """Without asking the tables: there is nothing to find, or not even one bucket is worth a look."""

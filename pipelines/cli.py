@@ -14,6 +14,7 @@ import typer
 from pipelines.console import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
 from pipelines.errors import UsageError
 from pipelines.index_cli import index_app
+from pipelines.recipes import recipe_names
 from pipelines.study_cli import study
 
 app = typer.Typer(
@@ -129,16 +130,23 @@ def train(
     bits: Annotated[int | None, typer.Option(help="Length of the codes.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm name, or alexnet.")] = None,
     loss: Annotated[str | None, typer.Option(help="A name in docs/losses.md, such as orthohash.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help=f"Settings to start from, see docs/recipes.md: {', '.join(recipe_names())}.", metavar="NAME"),
+    ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
     """Train a hashing network on shards; the same command resumes after a kill.
 
     Example: hhnet train --shards shards/train --out model --workers 2 --epochs 20 --set data.image_size=32
+
+    Example: hhnet train --recipe scratch32 --shards shards/train --out model --epochs 50
     """
     settings = configure(
         config,
         sets,
+        train__recipe=recipe,
         train__workers=workers,
         train__epochs=epochs,
         train__loss=loss,

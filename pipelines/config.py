@@ -1,4 +1,4 @@
-"""One typed configuration tree: defaults < `--config FILE.toml` < `--set section.key=value` < named flags.
+"""One typed configuration tree: defaults < recipe < `--config FILE.toml` < `--set section.key=value` < named flags.
 
 Every setting of every verb stands here, with its default, its bounds and one line of meaning. The list of those
 settings that change a result, and so belong to an artifact's fingerprint, stands here too (`RESULT_SETTINGS`).
@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from pipelines.errors import ConfigError
+from pipelines.recipes import recipe_settings
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -75,6 +76,8 @@ class DataSettings(Section):
     augment: Literal["auto", "flip", "crop_flip", "resized_crop", "none"] = "auto"
     """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop. A loss with two views takes it for
     the strong one."""
+    policy: Literal["none", "trivial"] = "none"
+    """What happens to the picture after that; trivial = one random operation of TrivialAugment."""
     shuffle_buffer: int = Field(1024, ge=1, le=1_000_000)
     """Undecoded samples one worker holds to shuffle across shards."""
     interleave: int = Field(4, ge=1, le=256)
@@ -108,6 +111,8 @@ class ModelSettings(Section):
 class TrainSettings(Section):
     """How it learns."""
 
+    recipe: str | None = None
+    """A preset of pipelines/recipes.py from which all other settings start: docs/recipes.md."""
     epochs: int = Field(20, ge=1, le=100_000)
     """Passes over the training samples."""
     loss: str = "orthohash"
@@ -115,18 +120,36 @@ class TrainSettings(Section):
     docs/losses.md."""
     loss_options: dict[str, float] = Field(default_factory=dict)
     """Keyword arguments of the loss, such as margin = 0.3."""
+    mixup: float = Field(0.0, ge=0, le=10)
+    """alpha of the Beta distribution by which two samples are blended; 0 = off. For losses of soft labels."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of a label that goes to all classes alike. For losses of soft labels."""
+    teacher: str | None = None
+    """A timm network with its tag, or alexnet, by whose features codes are to have their neighbours; unset = none."""
+    teacher_weights: str = "timm"
+    """`timm` = the pinned tag in `teacher`; else a safetensors file of it."""
+    distillation: float = Field(1.0, gt=0, le=1e6)
+    """Weight of what the teacher says beside the loss."""
+    optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = "adamw"
+    """adamw decays weights by themselves, the others through the gradient; sgd has a momentum of 0.9."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate of the hash layer."""
     backbone_lr_scale: float = Field(1.0, gt=0)
     """The backbone's learning rate as a share of `lr`; 0.1 suits pretrained weights."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning rate of a block of the backbone as a share of the next block's."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up: falls to 0 along half a cosine, or stays."""
     weight_decay: float = Field(0.05, ge=0)
-    """AdamW weight decay; biases and norms have none."""
+    """Weight decay; biases and norms have none."""
     warmup: float = Field(0.05, ge=0, le=0.1)
     """Share of all steps over which the learning rate rises from 0."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay of the averaged weights, ramped as min(decay, (1+t)/(10+t)); 0 = off."""
     grad_clip: float = Field(5.0, gt=0)
     """Largest norm of the gradient."""
+    accumulate: int = Field(1, ge=1, le=4096)
+    """Parts in which a worker takes its images of a step through the network, one after another, to save memory."""
     seed: int = Field(0, ge=0)
     """Seed of the initial weights, the epoch plans and the augmentation."""
     workers: int = Field(1, ge=1, le=4096)
@@ -343,6 +366,8 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("train.epochs", "train.loss", "train.loss_options", "train.lr", "train.backbone_lr_scale"),
         *("train.weight_decay", "train.warmup", "train.ema_decay", "train.grad_clip", "train.seed"),
         *("train.val_share", "train.val_limit", "train.val_every"),
+        *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
+        *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
     ),
     "codes": ("encode.batch_size", "encode.carry", "encode.logits"),
     "index": (
@@ -359,7 +384,13 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
 
 # Settings that came later. At their default they are no part of a fingerprint, so that what was made before them keeps
 # its name, and with it its bytes.
-LATER_SETTINGS = frozenset({"encode.logits", "evaluate.rerank", "index.m", "index.ef_search"})
+LATER_SETTINGS = frozenset(
+    {
+        *("encode.logits", "evaluate.rerank", "index.m", "index.ef_search"),
+        *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
+        *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
+    }
+)
 
 
 def result_settings(config: Config, kind: str) -> dict[str, Any]:
@@ -379,7 +410,8 @@ def load_config(
 ) -> Config:
     """Build the tree from a TOML file, `section.key=value` strings and named flags, later ones winning.
 
-    `flags` maps dotted names to values; None means that the flag was not given. Raises ConfigError.
+    `flags` maps dotted names to values; None means that the flag was not given. Where they set `train.recipe`, the
+    settings of that recipe stand below all of them. Raises ConfigError.
     """
     tree: dict[str, Any] = read_toml(Path(file)) if file is not None else {}
     for text in sets:
@@ -390,6 +422,7 @@ def load_config(
     for name, value in (flags or {}).items():
         if value is not None:
             _assign(tree, name, value)
+    _start_from_recipe(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -422,6 +455,16 @@ def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
             raise ConfigError(f"{name}: {parent} is a value, not a section")
         tree = node
     tree[leaf] = value
+
+
+def _start_from_recipe(tree: dict[str, Any]) -> None:
+    """Add what the recipe says to what the user says, which stays."""
+    train = tree.get("train")
+    name = train.get("recipe") if isinstance(train, dict) else None
+    for path, value in recipe_settings(name).items() if isinstance(name, str) else ():
+        section, key = path.split(".")
+        if isinstance(said := tree.setdefault(section, {}), dict):
+            said.setdefault(key, value)
 
 
 def _explain(error: ValidationError) -> str:

@@ -188,9 +188,10 @@ def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str]
 
 
 def changed_settings(config: Config) -> list[str]:
-    """Every setting that is not a default, as section.key=value; `ray.address` points at the job's own cluster."""
-    changed = []
-    defaults = Config().model_dump(mode="json")
+    """Every setting that is not a default or its recipe's, as section.key=value; `ray.address` points at the job's own
+    cluster."""
+    changed = [] if config.train.recipe is None else [f"train.recipe={config.train.recipe}"]
+    defaults = load_config(sets=changed).model_dump(mode="json")
     for section, settings in config.model_dump(mode="json").items():
         for key, value in settings.items():
             if value == defaults[section][key] or (section, key) == ("ray", "address"):

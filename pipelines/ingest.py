@@ -82,8 +82,8 @@ def ingest(
         groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
         classes = sorted({label for entry in listing.entries for label in entry.labels})
         samples = _digested(opened, keys, classes)
-        digest = _source_digest(samples, classes, groups)
-        facts = {"protocol": _protocol_card(protocol, samples, groups)} if protocol else {}
+        digest = _source_digest(samples, classes, groups, opened.files)
+        facts = {"protocol": _protocol_card(protocol, opened, samples, groups)} if protocol else {}
         names = plan.names(groups)
         stores = {name: root.child(name) if plan.by else root for name in names}
         marks = {name: _fingerprint(config, digest, plan, name) for name in names}
@@ -170,21 +170,27 @@ def _digested(source: Source, keys: Sequence[str], classes: Sequence[str]) -> li
     return samples
 
 
-def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Sequence[str]) -> str:
+def _source_digest(
+    samples: Sequence[Sample], classes: Sequence[str], groups: Sequence[str], files: Mapping[str, str]
+) -> str:
     """What was ingested, whatever held it: a folder and a zip of it have one digest."""
     digest = hashlib.sha256(canonical_json(list(classes)))
+    if files:
+        digest.update(canonical_json(files))
     for sample, group in zip(samples, groups, strict=True):
         facts = [sample.key, sample.suffix, sample.sha256.hex(), sample.labels, sample.metadata, group]
         digest.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _protocol_card(protocol: Protocol, samples: Sequence[Sample], groups: Sequence[str]) -> dict[str, Any]:
+def _protocol_card(
+    protocol: Protocol, source: Source, samples: Sequence[Sample], groups: Sequence[str]
+) -> dict[str, Any]:
     """What the manifests say of a protocol's split; what makes its figures better than they are goes to stderr."""
     parts: dict[str, list[tuple[str, bytes]]] = {name: [] for name in protocol.parts}
     for sample, group in zip(samples, groups, strict=True):
         parts[group].append((sample.key, sample.sha256))
-    card = protocol.card(parts)
+    card = protocol.card(parts, source)
     for warning in protocol.warnings(card):
         sys.stderr.write(f"hhnet: warning: {warning}\n")
     return card

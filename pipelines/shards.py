@@ -292,14 +292,20 @@ def part_proof(samples: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
     `keys` is the sha256 of the sorted keys, one a line; `images` that of a line `<sha256>  <key>` for each of them.
     """
     ordered = sorted(samples)
-    keys = "".join(f"{key}\n" for key, _ in ordered)
     images = "".join(f"{digest.hex()}  {key}\n" for key, digest in ordered)
-    return {"samples": len(ordered), "keys": sha256_of(keys.encode()), "images": sha256_of(images.encode())}
+    keys = keys_digest(key for key, _ in ordered)
+    return {"samples": len(ordered), "keys": keys, "images": sha256_of(images.encode())}
 
 
-def split_digest(parts: Mapping[str, Any], database: Sequence[str]) -> str:
-    """The digest of a whole split: the proofs of its parts, and which of them are searched."""
-    return sha256_of(canonical_json({"parts": parts, "database": list(database)}))
+def keys_digest(keys: Iterable[str]) -> str:
+    """The sha256 of the sorted keys, one a line."""
+    return sha256_of("".join(f"{key}\n" for key in sorted(keys)).encode())
+
+
+def split_digest(parts: Mapping[str, Any], database: Sequence[str], files: Mapping[str, str] | None = None) -> str:
+    """The digest of a whole split: the proofs of its parts, which of them are searched, and any files that say so."""
+    whole = {"parts": parts, "database": list(database)}
+    return sha256_of(canonical_json({**whole, "files": files} if files else whole))
 
 
 # ---------------------------------------------------------------------------------------------------- epoch plan

@@ -66,7 +66,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     if status == "done":
         seconds = time.monotonic() - begun
         record = {"verb": "train", "fingerprint": job.fingerprint, "seconds": round(seconds, 3), **metrics}
-        write_run_record(artifact.store, {**record, "workers": config.train.workers})
+        write_run_record(artifact.store, {**record, "workers": config.train.workers, "recipe": config.train.recipe})
         result["seconds"] = round(seconds, 1)
     return result
 
@@ -99,8 +99,15 @@ def check_network(config: Config, classes: int) -> None:
 
     from hhnet.losses.base import shortage
     from pipelines.learning.learner import make_network, make_training_loss
+    from pipelines.learning.optimising import make_optimizer
+    from pipelines.learning.teacher import Teacher
+    from pipelines.learning.trainset import preprocess_of
 
-    network = make_network(config, make_training_loss(config, classes).default_head).eval()
+    loss = make_training_loss(config, classes)
+    network = make_network(config, loss.default_head).eval()
+    make_optimizer(network, loss, config.train)
+    if config.train.teacher:
+        Teacher(config, preprocess_of(config), torch.device("cpu"))
     side = config.data.image_size
     try:
         with torch.inference_mode():
@@ -117,17 +124,19 @@ def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -
     inputs = tuple(ArtifactInput(role=role, kind="shards", digest=found.digest) for role, found in opened.items())
     settings = result_settings(config, "model")
     if config.model.weights not in (None, "timm"):
-        settings["model.weights"] = _file_digest(str(config.model.weights))
+        settings["model.weights"] = _file_digest("model.weights", str(config.model.weights))
+    if config.train.teacher and config.train.teacher_weights != "timm":
+        settings["train.teacher_weights"] = _file_digest("train.teacher_weights", config.train.teacher_weights)
     mark = fingerprint("model", {entry.role: entry.digest for entry in inputs}, settings)
     return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
 
 
-def _file_digest(path: str) -> str:
+def _file_digest(setting: str, path: str) -> str:
     try:
         with Path(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"model.weights={path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{setting}={path} cannot be read: {error.strerror}") from None
 
 
 def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:

@@ -28,12 +28,14 @@ class HashLoss(nn.Module):
         lr_scale: learning rate of the loss's own parameters, relative to that of the model's head.
         views: augmented images of each sample that the loss compares. Their rows stand side by side, with equal
             labels and keys: with 2 views rows 2i, weakly augmented, and 2i + 1, strongly, are of one sample.
+        soft_labels: labels may lie between 0 and 1, as mixup and label smoothing make them.
         bits, classes: K and C.
     """
 
     default_head: ClassVar[str] = "linear"
     lr_scale: ClassVar[float] = 1.0
     views: ClassVar[int] = 1
+    soft_labels: ClassVar[bool] = False
 
     def __init__(self, bits: int, classes: int) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class HashLoss(nn.Module):
         Args:
             z_BK: real codes (B, K), any float dtype; in training the batch gathered from all workers, where
                 gradients flow to the local part.
-            labels_BC: multi-hot (B, C), bool or 0/1.
+            labels_BC: multi-hot (B, C), bool or 0/1, or between where `soft_labels`.
             keys: the samples' keys, for losses that remember samples.
 
         Returns:

@@ -32,6 +32,7 @@ class DHD(HashLoss):
 
     default_head: ClassVar[str] = "ln"
     views: ClassVar[int] = 2
+    soft_labels: ClassVar[bool] = True
 
     def __init__(
         self,

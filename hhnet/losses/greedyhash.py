@@ -11,6 +11,7 @@ Shape suffixes: B samples, K bits, C classes.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from hhnet.losses.base import HashLoss, at_least, binary, masked_mean
 
 class GreedyHash(HashLoss):
     """See the module. Option: `alpha`, the weight of the cubic penalty."""
+
+    soft_labels: ClassVar[bool] = True
 
     def __init__(self, bits: int, classes: int, *, alpha: float = 0.1) -> None:
         super().__init__(bits, classes)

@@ -24,6 +24,7 @@ class OrthoHash(HashLoss):
     """See the module. Options: `scale` s, None for sqrt(K); `margin` m; `seed` of the centres."""
 
     default_head: ClassVar[str] = "bn"
+    soft_labels: ClassVar[bool] = True
     unit_centres: Tensor
 
     def __init__(

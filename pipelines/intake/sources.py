@@ -79,10 +79,16 @@ class Listing:
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source. `read` returns all bytes of the file of an entry's path; threads may share it."""
+    """An opened source. `read` returns all bytes of the file of an entry's path; threads may share it.
+
+    Of a protocol's data set, `files` has the sha256 of what says labels and parts, by its name, and `searched` the
+    parts that are the database, where it says so itself.
+    """
 
     listing: Listing
     read: Callable[[str], bytes]
+    files: Mapping[str, str] = field(default_factory=dict)
+    searched: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -129,6 +135,17 @@ def _class_entry(path: str, where: str) -> Entry:
             f"{where}/{path} lies in no class folder: put the images of each class into a folder of its own"
         )
     return Entry(path, (printable(folders[-2]),))
+
+
+def file_size(path: str, where: str) -> int:
+    """Bytes of a file that is named at `where`; InputError unless it is there, and plain."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a Path per file is slow
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: cannot read {printable(path)}: {getattr(error, 'strerror', error)}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{where}: {printable(path)} is not a plain file")
+    return found.st_size
 
 
 def printable(name: str) -> str:

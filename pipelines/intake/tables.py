@@ -1,9 +1,7 @@
 """A CSV or Parquet table of image paths, labels and metadata as a source of `ingest`."""
 
 import math
-import os
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.intake.sources import Entry, Listing, Source, folder_reader, inside, unfit
+from pipelines.intake.sources import Entry, Listing, Source, file_size, folder_reader, inside, unfit
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 LABEL_COLUMN = re.compile(r"labels?\d*")
@@ -42,8 +40,7 @@ def open_table(
     cells = [_label_cells(table, name, path) for name in labels]
     listing = Listing(str(path))
     for row, name in enumerate(paths):
-        size = _file_size(path, row, name)
-        if reason := unfit(name, size):
+        if reason := unfit(name, file_size(f"{path.parent}/{name}", f"{path}, row {row + 1}")):
             listing.skip(name, reason)
             continue
         names = dict.fromkeys(label for column in cells for label in column[row])
@@ -120,14 +117,3 @@ def _plain_path(name: str, row: int, table: Path) -> str:
     if refusal:
         raise InputError(f"{table}, row {row + 1}: {name!r}: {refusal}; paths are relative to the table's folder")
     return path
-
-
-def _file_size(table: Path, row: int, name: str) -> int:
-    where = f"{table}, row {row + 1}"
-    try:
-        found = os.stat(f"{table.parent}/{name}")  # noqa: PTH116 - a Path per file is slow
-    except OSError as error:
-        raise InputError(f"{where}: cannot read {table.parent}/{name}: {error.strerror}") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{where}: {table.parent}/{name} is not a plain file")
-    return found.st_size

@@ -11,9 +11,10 @@ import hashlib
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hhnet.distillation import neighbour_divergence
 from hhnet.losses import make_loss
 from hhnet.model import HHNet, Preprocess
 from pipelines.config import Config
 from pipelines.encoder import autocast
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
+from pipelines.learning.optimising import make_optimizer, rate_factor
+from pipelines.learning.teacher import Teacher
 
 KEY_BYTES = 16
 KEYS_SHOWN = 3
@@ -34,13 +38,13 @@ KEYS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's part of a step: uint8 squares (b, S, S, 3), multi-hot labels (b, C), keys.
+    """One worker's part of a step: uint8 squares (b, S, S, 3), multi-hot or soft labels (b, C), keys.
 
     Where the loss compares several views of a sample, each is an image, and they stand side by side.
     """
 
     squares: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.bool_ | np.float32]
     keys: Sequence[str]
 
 
@@ -87,19 +91,10 @@ class Learner:
         self.model = make_network(config, self.loss.default_head).to(self.device).to(memory_format=self.layout)
         self.average = deepcopy(self.model).eval().requires_grad_(False)
         self._real, self._counts = _pairs(self.average, self.model)
-        self.optimizer = self._make_optimizer()
+        self.optimizer = make_optimizer(self.model, self.loss, config.train)
+        self.teacher = Teacher(config, preprocess, self.device) if config.train.teacher else None
         self.step_count = 0
         self._network = self._distribute()
-
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        train = self.config.train
-        groups = self.model.param_groups(train.lr, train.weight_decay, train.backbone_lr_scale)
-        own = list(self.loss.parameters())
-        if own:
-            groups.append({"name": "loss", "params": own, "lr": train.lr * self.loss.lr_scale, "weight_decay": 0.0})
-        for group in groups:
-            group["peak"] = group["lr"]
-        return torch.optim.AdamW(groups, fused=True)
 
     def _distribute(self) -> nn.Module:
         if self.world == 1:
@@ -117,20 +112,24 @@ class Learner:
 
     def step(self, batch: Batch) -> StepLoss:
         """One optimiser step."""
-        # Dropout is the only user of this generator: seeding it by step makes the state of the RNG a function
-        # of the position, with nothing to save.
-        torch.manual_seed(hash((self.config.train.seed, self.step_count, self.rank)) & 0x7FFFFFFF)
         self._set_rates()
         self._network.train()
         self.loss.train()
-        pixels = torch.from_numpy(batch.squares).to(self.device, non_blocking=True)
-        with autocast(self.device, self.config.model.precision):
-            z_bK = self._network(self.preprocess.normalise(pixels).contiguous(memory_format=self.layout))
-        z_BK, labels_BC, keys = self._gather(z_bK.float(), batch)
+        squares_b = torch.from_numpy(batch.squares).to(self.device, non_blocking=True)
+        # No part of one image: batch normalisation needs two.
+        parts = squares_b.tensor_split(max(1, min(self.config.train.accumulate, len(squares_b) // 2)))
+        z_bK = self._forward(self._network, parts[0], 0) if len(parts) == 1 else self._codes_of(parts)
+        z_BK, labels_BC, keys = self._gather(z_bK, batch)
         loss = self.loss(z_BK, labels_BC, keys)
+        if self.teacher is not None:
+            f_bD = torch.cat([self.teacher.features(part) for part in parts])
+            f_BD = f_bD if self.world == 1 else torch.cat(gather_rows(f_bD, self._sizes(len(f_bD))))
+            loss = loss + self.config.train.distillation * neighbour_divergence(z_BK, f_BD)
         result = StepLoss(loss, self.step_count, self.optimizer.param_groups[0]["lr"], batch.keys)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if len(parts) > 1:
+            self._pass_on(parts, cast(Tensor, z_bK.grad))
         if self.world > 1:
             for parameter in self.loss.parameters():
                 dist.broadcast(parameter.grad, 0)
@@ -140,8 +139,39 @@ class Learner:
         self._update_average()
         return result
 
+    def _forward(self, network: nn.Module, squares: Tensor, part: int) -> Tensor:
+        """Real codes of a part of this worker's images, in training mode."""
+        # Dropout is the only user of this generator: seeding it by step and part makes the state of the RNG a function
+        # of the position, with nothing to save, and drops the same in both passes of a part.
+        torch.manual_seed((hash((self.config.train.seed, self.step_count, self.rank)) + part) & 0x7FFFFFFF)
+        with autocast(self.device, self.config.model.precision):
+            z: Tensor = network(self.preprocess.normalise(squares).contiguous(memory_format=self.layout))
+        return z.float()
+
+    def _codes_of(self, parts: Sequence[Tensor]) -> Tensor:
+        """Real codes of all parts without the graph that made them: a leaf, to which the loss's gradient comes.
+
+        A loss compares all samples of a batch, so no part can be learned from before the codes of all are known. With
+        the gradient at the codes each part goes through the network again (Gao et al. 2021, GradCache).
+        """
+        buffers = list(self.model.buffers())
+        kept = [buffer.clone() for buffer in buffers]
+        with torch.no_grad():
+            z_bK = torch.cat([self._forward(self.model, part, place) for place, part in enumerate(parts)])
+            for buffer, before in zip(buffers, kept, strict=True):  # the second pass takes running statistics on
+                buffer.copy_(before)
+        return z_bK.requires_grad_()
+
+    def _pass_on(self, parts: Sequence[Tensor], gradient_bK: Tensor) -> None:
+        """Take the gradient at the codes back through the network, part by part; the last one meets other workers'."""
+        network = self._network
+        waiting = network.no_sync if isinstance(network, DistributedDataParallel) else nullcontext
+        for place, (part, gradient) in enumerate(zip(parts, gradient_bK.tensor_split(len(parts)), strict=True)):
+            with waiting() if place < len(parts) - 1 else nullcontext():
+                torch.autograd.backward(self._forward(network, part, place), gradient)
+
     def _set_rates(self) -> None:
-        factor = schedule(self.step_count, self.total_steps, self.config.train.warmup)
+        factor = rate_factor(self.step_count, self.total_steps, self.config.train)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
 
@@ -153,15 +183,19 @@ class Learner:
             return z_bK, labels_bC, [digest.hex() for digest in digests]
         if z_bK.requires_grad:
             z_bK.register_hook(lambda gradient: gradient * self.world)  # type: ignore[no-untyped-call]
-        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
-        dist.all_gather(sizes, torch.tensor([len(z_bK)], device=self.device))
-        counts = [int(size) for size in sizes]
+        counts = self._sizes(len(z_bK))
         key_b = torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, KEY_BYTES).copy())
         z_parts = gather_rows(z_bK.detach(), counts)
         z_parts[self.rank] = z_bK
         labels = torch.cat(gather_rows(labels_bC, counts))
         keys = torch.cat(gather_rows(key_b.to(self.device), counts)).cpu().numpy()
         return torch.cat(z_parts), labels, [row.tobytes().hex() for row in keys]
+
+    def _sizes(self, mine: int) -> list[int]:
+        """How many images each worker has in this step."""
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([mine], device=self.device))
+        return [int(size) for size in sizes]
 
     def _update_average(self) -> None:
         """EMA with decay min(d, (1+t)/(10+t)), buffers included. Worker 0's is the one that counts."""
@@ -230,9 +264,16 @@ def make_training_loss(config: Config, classes: int) -> Any:
     """The configured loss; ConfigError for an unknown name or option. Each process makes it: it warns of nothing."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            return make_loss(config.train.loss, config.model.bits, classes, **config.train.loss_options)
+            loss = make_loss(config.train.loss, config.model.bits, classes, **config.train.loss_options)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"train.loss: {error}") from None
+    for name in ("mixup", "label_smoothing"):
+        if getattr(config.train, name) and not loss.soft_labels:
+            raise ConfigError(
+                f"train.{name}: loss {config.train.loss} takes no soft labels: set train.{name}=0, or a loss that does "
+                "(docs/losses.md)"
+            )
+    return loss
 
 
 def make_network(config: Config, default_head: str) -> HHNet:
@@ -248,14 +289,6 @@ def make_network(config: Config, default_head: str) -> HHNet:
         )
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"model: {error}") from None
-
-
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Factor of the peak learning rate: linear from 0 over the `warmup` share of the steps, then half a cosine."""
-    rise = max(1, math.floor(warmup * total))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> list[Tensor]:

@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from hhnet.augment import Augment, sample_rng
 from hhnet.model import Preprocess
+from hhnet.trivial import trivial_augment
 from pipelines.config import Config
 from pipelines.errors import InputError
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.learning.learner import Batch
+from pipelines.learning.softening import softened
 from pipelines.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed
 
 T = TypeVar("T")
@@ -41,8 +43,11 @@ def preprocess_of(config: Config) -> Preprocess:
 
 def views_of(config: Config, views: int) -> list[View]:
     """How each view of a sample is made: the configured one, or before it a weak one, which is a mirror image."""
-    weak = "none" if config.data.augment == "none" else "flip"
-    return [_augment(config, kind) for kind in (weak, config.data.augment)[-views:]]
+    weak = _augment(config, "none" if config.data.augment == "none" else "flip")
+    strong = _augment(config, config.data.augment)
+    if config.data.policy == "trivial":
+        return [weak, lambda pixels, rng: trivial_augment(strong(pixels, rng), rng)][-views:]
+    return [weak, strong][-views:]
 
 
 def _augment(config: Config, kind: str) -> View:
@@ -71,6 +76,11 @@ class TrainData:
     @classmethod
     def make(cls, train_set: ShardSet, val_set: ShardSet | None, config: Config) -> "TrainData":
         """Split off the validation samples; InputError where there is too little to train or to validate on."""
+        if not train_set.classes:
+            raise InputError(
+                f"{train_set.artifact.uri}: no image has a label to learn from: ingest a folder of class folders, or a "
+                "table with labels"
+            )
         places = [(s, row) for s, shard in enumerate((val_set or train_set).shards) for row in range(shard.rows)]
         keys = [key for shard in (val_set or train_set).shards for key in shard.table()["key"].to_pylist()]
         order = sorted(range(len(keys)), key=lambda i: _draw(config.train.seed, keys[i]))
@@ -236,7 +246,10 @@ def epoch_batches(
             labels[place, list(sample.labels)] = True
         stacked = np.stack([square for _, squares in good for square in squares])
         keys = [sample.key for sample, _ in good for _ in augments]
-        yield Batch(stacked, labels.repeat(views, 0), keys), len(taken) - len(good)
+        batch = Batch(stacked, labels.repeat(views, 0), keys)
+        if config.train.mixup or config.train.label_smoothing:
+            batch = softened(batch, config, leg.epoch, views)
+        yield batch, len(taken) - len(good)
 
 
 def _chunks(samples: Iterator[Sample | Decoded]) -> Iterator[list[Sample | Decoded]]:

@@ -129,7 +129,7 @@ def _prove_protocol(findings: Findings, opened: ShardSet) -> None:
     try:
         card, part = meta["protocol"], meta["split"]["part"]
         name, expected = card["name"], card["parts"][part]
-        digest = split_digest(card["parts"], card["database"])
+        digest = split_digest(card["parts"], card["database"], card.get("files"))
         whole = digest == card["digest"]
     except (KeyError, TypeError):
         raise DamagedArtifact(f"{uri}: the manifest does not say which part of which protocol this is") from None

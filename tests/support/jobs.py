@@ -39,6 +39,8 @@ STEPS = {
     "index add": ("identity", "part", "receipt", "manifest", "version", "put"),
     "index remove": ("identity", "part", "manifest", "version", "put"),
     "index compact": ("identity", "part", "receipt", "manifest", "version", "put"),
+    "index publish": ("version", "put"),
+    "index rollback": ("version",),
     "alias": ("identity", "manifest", "version"),
     "evaluate": ("identity", "part", "manifest", "put"),
     "dedupe": ("identity", "part", "receipt", "manifest", "put"),
@@ -235,6 +237,16 @@ class Jobs:
 
     def _index_compact(self) -> tuple[tuple[str, ...], Path | None]:
         return ("index", "compact", "--index", OUT, *ALONE), self.result("index remove")
+
+    def _index_publish(self) -> tuple[tuple[str, ...], Path | None]:
+        """An index that was built and is not published."""
+        built = self.folder / "built"
+        done = run(verb, "index", "build", "--codes", self._codes, *ALONE, "--no-publish", "--out", str(built))
+        assert done.code == 0, done.err
+        return ("index", "publish", "--index", OUT), built
+
+    def _index_rollback(self) -> tuple[tuple[str, ...], Path | None]:
+        return ("index", "rollback", "--index", OUT, "--to", "1"), self.result("index remove")
 
     def _alias(self) -> tuple[tuple[str, ...], Path | None]:
         return ("alias", "--alias", OUT, "--to", str(self.result("index"))), None

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from pipelines.errors import UsageError
 from pipelines.intake.protocols.base import Protocol
 from pipelines.intake.protocols.cifar10 import CIFAR10
+from pipelines.intake.protocols.coco import COCO
+from pipelines.intake.protocols.imagenet100 import IMAGENET100
+from pipelines.intake.protocols.nuswide import NUSWIDE
 
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (*CIFAR10,)}
+PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (*CIFAR10, *IMAGENET100, *NUSWIDE, *COCO)}
 
 
 def find_protocol(name: str) -> Protocol:

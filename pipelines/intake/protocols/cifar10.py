@@ -12,10 +12,9 @@ ssppp/GreedyHash I and kamwoh/orthohash; `cifar10-2` ssppp/GreedyHash II; `cifar
 The counts are theirs. The images are not, where they are drawn.
 """
 
-import hashlib
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from pipelines.errors import InputError, WorkFailed
 from pipelines.intake.protocols.base import Protocol
+from pipelines.intake.protocols.draws import draw
 from pipelines.intake.sources import Entry, Listing, Source, open_source, printable
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -91,25 +91,7 @@ class Cifar10(Protocol):
         if self.official:
             return ["query" if entry.group == "test" else "train" for entry in entries]
         shares = {part: self.parts[part] // len(CLASSES) for part in ("query", "train", "val") if part in self.parts}
-        return draw(keys, [entry.labels[0] for entry in entries], shares)
-
-
-def draw(keys: Sequence[str], labels: Sequence[str], shares: Mapping[str, int]) -> list[str]:
-    """The part of each image: of every class the first go to the first of `shares`, and so on, the rest to `database`.
-
-    First are those with the smallest sha256 of `cifar10 draw 1:<key>`. Since there is one order, the queries and the
-    training images of protocols with the same shares are the same.
-    """
-    order = sorted(range(len(keys)), key=lambda place: hashlib.sha256(f"{DRAW}:{keys[place]}".encode()).digest())
-    seats = [part for part, share in shares.items() for _ in range(share)]
-    parts = ["database"] * len(keys)
-    taken: Counter[str] = Counter()
-    for place in order:
-        label = labels[place]
-        if taken[label] < len(seats):
-            parts[place] = seats[taken[label]]
-            taken[label] += 1
-    return parts
+        return draw(keys, [entry.labels[0] for entry in entries], shares, DRAW)
 
 
 _DRAWN = {"train": 5_000, "query": 1_000, "database": 54_000}

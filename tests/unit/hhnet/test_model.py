@@ -256,6 +256,20 @@ def test_param_groups(model: HHNet) -> None:
     torch.optim.SGD(list(groups.values()))
 
 
+@pytest.mark.parametrize("backbone", ["hrnet_w18_small", "resnet18", "vgg16", "test_convnext", "alexnet"])
+def test_rates_fall_block_by_block_towards_the_image(backbone: str) -> None:
+    net = meta(backbone)
+    groups = net.param_groups(1.0, weight_decay=5e-4, backbone_scale=0.1, layer_decay=0.5)
+    rate = {id(param): group["lr"] for group in groups for param in group["params"]}
+    assert len(rate) == sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+    assert {rate[id(param)] for param in net.head.parameters()} == {1.0}
+    along = list(dict.fromkeys(rate[id(param)] for param in net.backbone.parameters()))
+    assert len(along) >= 5 and sorted(along) == pytest.approx([0.1 * 0.5**n for n in reversed(range(len(along)))])
+    first, *_, last = [rate[id(param)] for param in net.backbone.parameters()]
+    assert (first, last) == (min(along), max(along))
+    assert all((param.ndim > 1) == (group["weight_decay"] > 0) for group in groups for param in group["params"])
+
+
 def test_round_trip_is_bit_equal(model: HHNet) -> None:
     weights = model_to_bytes(model)
     assert weights == model_to_bytes(model)

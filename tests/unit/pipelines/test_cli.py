@@ -51,6 +51,7 @@ def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out"], "holds no committed shards"),
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--bits", "0"], "multiple of 8"),
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--bits", "12"], "multiple of 8"),
+        (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--recipe", "best"], "take one of plain, scratch32"),
         (["verify", "{tmp}"], "holds no committed artifact"),
         (["search", "--index", "{tmp}"], "nothing to search for"),
         (["dedupe", "--codes", "{tmp}", "--out", "{tmp}/out"], "holds no committed codes"),
@@ -146,8 +147,12 @@ def test_a_signal_whose_exception_python_drops_still_ends_the_verb(number: signa
         time.sleep(30)
         return {"verb": "work", "status": "done", "uri": "u", "digest": "d"}
 
-    with pytest.raises(SystemExit) as end:
-        app([])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+    try:
+        with pytest.raises(SystemExit) as end:
+            app([])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert end.value.code == code
 
 

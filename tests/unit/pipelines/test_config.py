@@ -88,6 +88,13 @@ def test_a_setting_that_came_later_is_part_of_a_fingerprint_only_where_it_is_set
     """Else what was made before it would have to be made anew, and would have other bytes."""
     assert result_settings(Config(), "codes") == {"encode.batch_size": 64, "encode.carry": []}
     assert result_settings(load_config(sets=["encode.logits=true"]), "codes")["encode.logits"] is True
+    trained_before = {name for name in RESULT_SETTINGS["model"] if name.startswith(("data.", "train."))} - {
+        *("data.policy", "train.optimizer", "train.schedule", "train.layer_decay"),
+        *("train.mixup", "train.label_smoothing", "train.accumulate"),
+        *("train.teacher", "train.teacher_weights", "train.distillation"),
+    }
+    assert {name for name in result_settings(Config(), "model") if not name.startswith("model.")} == trained_before
+    assert result_settings(load_config(sets=["train.accumulate=2"]), "model")["train.accumulate"] == 2
     assert result_settings(load_config(sets=["evaluate.rerank=100"]), "report")["evaluate.rerank"] == 100
 
 
@@ -96,6 +103,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
     covered = {name for names in RESULT_SETTINGS.values() for name in names}
     every = {name for name in known_names() if "." in name and name != "index.gate"}
     neutral = {
+        "train.recipe",  # the settings that it stands for count
         *("data.workers", "data.cache", "train.workers", "train.checkpoint_steps", "train.max_failures"),
         *(
             "encode.workers",

@@ -28,6 +28,8 @@ SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "wglhh": {"alpha": (0,), "theta": (1,), "gamma": (-1,), "positive": (-1,)},
 }
 HEADS = {"orthohash": "bn", "dhd": "ln"}
+SOFT = {"dhd": {}, "greedyhash": {}, "orthohash": {"margin": 0.0}}
+"""Losses of soft labels, with options under which the loss is linear in them."""
 
 
 def test_every_loss_has_a_test_of_its_name() -> None:
@@ -114,6 +116,21 @@ def test_autocast_does_not_lower_the_precision() -> None:
 def test_declared_heads() -> None:
     declared = {name: make_loss(name, BITS, CLASSES).default_head for name in loss_names()}
     assert declared == {name: HEADS.get(name, "linear") for name in loss_names()}
+
+
+def test_declared_soft_labels() -> None:
+    assert {name for name in loss_names() if make_loss(name, BITS, CLASSES).soft_labels} == SOFT.keys()
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_a_mixed_label_weighs_the_losses_of_both(name: str) -> None:
+    loss = make_loss(name, BITS, CLASSES, **SOFT[name])
+    z, ones, keys = batch("single", views=loss.views)
+    _, others, _ = batch("single", seed=1, views=loss.views)
+    mixed = 0.3 * ones.double() + 0.7 * others.double()
+    expected = 0.3 * loss(z, ones, keys) + 0.7 * loss(z, others, keys)
+    assert loss(z, mixed, keys).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert loss(z, mixed, keys).item() != pytest.approx(loss(z, others, keys).item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", loss_names())

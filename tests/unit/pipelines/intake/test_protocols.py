@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -14,18 +14,17 @@ import numpy.typing as npt
 import pytest
 
 from pipelines.artifacts import manifest_digest, open_artifact
-from pipelines.cli import app
-from pipelines.config import load_config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.images import decode_image
-from pipelines.ingest import ingest
 from pipelines.intake import protocols
 from pipelines.intake.protocols.cifar10 import Cifar10
 from pipelines.intake.sources import Entry
-from pipelines.shards import Sample, open_shards
+from pipelines.shards import open_shards
 from pipelines.storage import canonical_json
 from pipelines.verify import verify
 from tests.support.pictures import png
+from tests.support.protocols import hhnet, keys_of, samples_of
+from tests.support.protocols import ingested as ingested_by
 
 RECORD = 3073
 BATCHES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
@@ -89,17 +88,7 @@ def copy_pixels(folder: Path, source: str, target: str) -> None:
 
 
 def ingested(folder: Path, out: Path, protocol: Cifar10 = DRAWN, *sets: str) -> dict[str, Any]:
-    return ingest(str(folder), str(out), load_config(sets=sets), protocol=protocol)
-
-
-def samples_of(out: Path, part: str) -> Iterator[Sample]:
-    shards = open_shards(str(out / part))
-    for shard in shards.shards:
-        yield from shards.read(shard)
-
-
-def keys_of(out: Path, part: str) -> list[str]:
-    return sorted(sample.record.key for sample in samples_of(out, part))
+    return ingested_by(folder, out, protocol, *sets)
 
 
 # ------------------------------------------------------------------------------------------------- counts and draws
@@ -443,13 +432,6 @@ def test_a_file_that_shrinks_in_between(cifar: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ command line
-
-
-def hhnet(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[Any, str, str]:
-    """Exit code, stdout and stderr."""
-    with pytest.raises(SystemExit) as end:
-        app(words)
-    return (end.value.code, *capsys.readouterr())
 
 
 def test_the_command_line(

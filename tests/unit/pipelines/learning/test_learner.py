@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipelines.config import Config, load_config
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
-from pipelines.learning.learner import Batch, Learner, schedule
+from pipelines.learning.learner import Batch, Learner
 from pipelines.learning.trainset import preprocess_of
 from pipelines.train import check_network
 
@@ -47,11 +48,19 @@ LOSSES = ("hyp2", "dpsh", "dhd")
 """HyP2 learns proxies of its own; DPSH compares pairs across the two workers; DHD has two views of each sample."""
 
 
+def taught(loss: str, folder: Path) -> list[str]:
+    """The settings of a teacher, beside one of the losses."""
+    weights = f"train.teacher_weights={folder}/teacher.safetensors"
+    return ["train.teacher=test_resnet", weights] if loss == "dpsh" else []
+
+
 def run_worker(rank: int, port: int, out: str) -> None:
+    """The first of the two takes its three images at once, the second its four in two parts."""
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     for loss in LOSSES:
-        learner = make(configure(f"train.loss={loss}"))
+        parts = f"train.accumulate={2 if loss == 'dpsh' else 1}"
+        learner = make(configure(f"train.loss={loss}", parts, *taught(loss, Path(out))))
         views = learner.loss.views
         losses = [learner.step(part(global_batch(step, views=views), rank, views)).value() for step in range(STEPS)]
         state = {**learner.state(), "losses": torch.tensor(losses)}
@@ -65,13 +74,15 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
+    teacher = timm.create_model("test_resnet", pretrained=False)
+    safetensors.torch.save_file(teacher.state_dict(), out / "teacher.safetensors")
     mp.spawn(run_worker, (port, str(out)), nprocs=2)
     return out
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_workers_take_the_steps_of_one(loss: str, two_workers: Path) -> None:
-    alone = make(configure(f"train.loss={loss}"))
+    alone = make(configure(f"train.loss={loss}", *taught(loss, two_workers)))
     losses = [alone.step(global_batch(step, views=alone.loss.views)).value() for step in range(STEPS)]
     states = [safetensors.torch.load_file(two_workers / f"{loss}-{rank}") for rank in range(2)]
     for state in states:
@@ -87,8 +98,39 @@ def test_two_workers_take_the_steps_of_one(loss: str, two_workers: Path) -> None
             assert torch.equal(tensor, states[1][name]), name
 
 
-def test_a_restored_state_goes_on_bit_for_bit() -> None:
-    config = configure("train.loss=hashnet", "train.ema_decay=0.9")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(loss: str) -> None:
+    whole, parted = (make(configure(f"train.loss={loss}", f"train.accumulate={n}")) for n in (1, 3))
+    for step in range(STEPS):
+        batch = global_batch(step, views=whole.loss.views)
+        assert parted.step(batch).value() == pytest.approx(whole.step(batch).value(), rel=1e-4)
+    for name, expected in whole.state().items():
+        torch.testing.assert_close(
+            parted.state()[name], expected, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_a_part_goes_twice_through_the_same_dropout_and_counts_once() -> None:
+    """And no part has fewer than two images."""
+    alexnet = make(load_config(sets=["model.backbone=alexnet", "data.image_size=64", "train.accumulate=9"]))
+    seen: list[torch.Tensor] = []
+    alexnet.model.register_forward_hook(lambda module, inputs, codes: seen.append(codes.detach()))
+    alexnet.step(global_batch(0, side=64))
+    assert [len(codes) for codes in seen] == [3, 2, 2] * 2
+    assert all(torch.equal(first, second) for first, second in zip(seen[:3], seen[3:], strict=True))
+    batch, mean = global_batch(0), torch.zeros(16)
+    normed = make(configure("model.head=bn", "train.accumulate=3"))
+    normed.model.head[0].register_forward_hook(lambda module, inputs, codes: seen.append(codes.detach()))
+    normed.step(batch)
+    for codes in seen[-3:]:
+        mean = 0.9 * mean + 0.1 * codes.mean(0)
+    torch.testing.assert_close(normed.model.head[1].running_mean, mean)
+    assert normed.model.head[1].num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "rmsprop", "sgd"])
+def test_a_restored_state_goes_on_bit_for_bit(optimizer: str) -> None:
+    config = configure("train.loss=hashnet", "train.ema_decay=0.9", f"train.optimizer={optimizer}")
     unbroken = make(config)
     for step in range(STEPS):
         if step == 2:
@@ -150,11 +192,3 @@ def test_too_few_bits_for_the_classes_are_said_once(capsys: pytest.CaptureFixtur
         )
     check_network(configure("model.bits=8"), 256)
     assert capsys.readouterr().err == ""
-
-
-def test_the_schedule_rises_then_falls_to_nothing() -> None:
-    factors = [schedule(step, 100, 0.1) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[9] == factors[10] == 1.0
-    assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
-    assert factors[-1] < 0.001

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
+from hhnet.trivial import trivial_augment
 from pipelines.config import Config, load_config
 from pipelines.errors import InputError
 from pipelines.images import decode_image
@@ -15,6 +17,7 @@ from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, 
 from pipelines.shards import ShardSet, open_shards
 from tests.support.pictures import write_folder, write_specimens
 
+STRONG = ("data.policy=trivial", "train.mixup=0.4", "train.label_smoothing=0.1")
 SETS = ("ingest.samples_per_shard=7", "data.image_size=32", "data.batch_size=8", "train.val_share=0.2")
 
 
@@ -47,6 +50,15 @@ def pixels_of(shards: ShardSet, key: str) -> npt.NDArray[np.uint8]:
             [sample] = shards.read(shard, [keys.index(key)])
             return decode_image(sample.image)
     raise KeyError(key)
+
+
+def test_images_without_labels_teach_nothing(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", classes=2, per_class=4)
+    names = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "photos").rglob("*.*"))
+    (tmp_path / "table.csv").write_text("\n".join(["path", *names]) + "\n")
+    ingest(str(tmp_path / "table.csv"), str(tmp_path / "shards"), configure(), label_columns=[])
+    with pytest.raises(InputError, match="shards: no image has a label to learn from"):
+        TrainData.make(open_shards(str(tmp_path / "shards")), None, configure())
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -87,12 +99,33 @@ def test_another_number_of_workers_takes_what_the_others_left(shards: ShardSet) 
         assert sorted(seen) == expected
 
 
-def test_a_resumed_epoch_augments_alike(shards: ShardSet) -> None:
-    config = configure()
+@pytest.mark.parametrize("sets", [(), STRONG], ids=["plain", "strong"])
+def test_batches_are_a_function_of_the_position_alone(sets: tuple[str, ...], shards: ShardSet) -> None:
+    """Not of where a run began, nor of how many threads it has, nor of the generators of torch."""
+    config, narrow = configure(*sets, "data.workers=4"), configure(*sets, "data.workers=1")
     data = TrainData.make(shards, None, config)
-    whole = [batch.squares for batch, _ in epoch_batches(epoch_leg(data, config, 5, (), 1), 0, 0)]
-    rest = [batch.squares for batch, _ in epoch_batches(epoch_leg(data, config, 5, (), 1), 2, 0)]
-    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(rest, whole[2:], strict=True))
+    whole = [batch for batch, _ in epoch_batches(epoch_leg(data, config, 5, (), 1), 0, 0)]
+    torch.manual_seed(1)
+    rest = [batch for batch, _ in epoch_batches(epoch_leg(data, narrow, 5, (), 1), 2, 0)]
+    for mine, theirs in zip(rest, whole[2:], strict=True):
+        assert np.array_equal(mine.squares, theirs.squares) and np.array_equal(mine.labels, theirs.labels)
+    other = [batch for batch, _ in epoch_batches(epoch_leg(data, config, 6, (), 1), 0, 0)]
+    assert not any(np.array_equal(mine.squares, theirs.squares) for mine, theirs in zip(other, whole, strict=True))
+
+
+def test_the_policy_comes_after_the_crop_and_not_to_the_weak_view() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    [crop], [strong] = views_of(configure(), 1), views_of(configure("data.policy=trivial"), 1)
+    weak, second = views_of(configure("data.policy=trivial"), 2)
+    [plain_weak, _] = views_of(configure(), 2)
+    changed = 0
+    for seed in range(20):
+        rngs = [np.random.default_rng(seed) for _ in range(5)]
+        expected = trivial_augment(crop(pixels, rngs[0]), rngs[0])
+        assert np.array_equal(strong(pixels, rngs[1]), expected) and np.array_equal(second(pixels, rngs[2]), expected)
+        assert np.array_equal(weak(pixels, rngs[3]), plain_weak(pixels, rngs[4]))
+        changed += not np.array_equal(expected, crop(pixels, np.random.default_rng(seed)))
+    assert changed > 10
 
 
 @pytest.mark.parametrize("kept", [0, 9, 45], ids=["nothing", "some", "all"])

@@ -1,0 +1,46 @@
+"""Draws that anyone can repeat: images are taken in the order of the sha256 of `<seed>:<key>`.
+
+The seed is a text that belongs to a data set, not `ingest.seed`: a protocol is the same split for everyone. Since there
+is one order, the queries and the training images of protocols with the same shares of a data set are the same.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+
+def draw(keys: Sequence[str], labels: Sequence[str], shares: Mapping[str, int], seed: str) -> list[str]:
+    """The part of each image: of every class the first go to the first of `shares`, and so on.
+
+    What is left over goes to `database`.
+    """
+    seats = [part for part, share in shares.items() for _ in range(share)]
+    parts = ["database"] * len(keys)
+    taken: Counter[str] = Counter()
+    for place in _ordered(keys, seed):
+        label = labels[place]
+        if taken[label] < len(seats):
+            parts[place] = seats[taken[label]]
+            taken[label] += 1
+    return parts
+
+
+def fill(keys: Sequence[str], labels: Sequence[Sequence[str]], shares: Mapping[str, int], seed: str) -> list[str]:
+    """The part of each image with several labels; each class has so many seats in each of `shares`.
+
+    An image takes a seat of the first of its labels that has one left, in the first part that has; else it goes to
+    `database`. So each class has at least its share in each part, if there are enough images.
+    """
+    parts = ["database"] * len(keys)
+    taken: Counter[tuple[str, str]] = Counter()
+    for place in _ordered(keys, seed):
+        seats = ((label, part) for label in labels[place] for part in shares)
+        seat = next((seat for seat in seats if taken[seat] < shares[seat[1]]), None)
+        if seat is not None:
+            taken[seat] += 1
+            parts[place] = seat[1]
+    return parts
+
+
+def _ordered(keys: Sequence[str], seed: str) -> list[int]:
+    return sorted(range(len(keys)), key=lambda place: hashlib.sha256(f"{seed}:{keys[place]}".encode()).digest())

@@ -1,0 +1,26 @@
+"""Files of a data set, which nobody vouches for: bounded before they are read, and images before they are listed."""
+
+from pathlib import Path
+
+from pipelines.errors import InputError
+from pipelines.intake.sources import file_size, printable, unfit
+
+
+def read_bounded(path: Path, limit: int, wanted: str) -> bytes:
+    """All bytes of a file; InputError, with what is `wanted`, where it cannot be read or is larger than `limit`."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path} is not a plain file: {wanted}")
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}: {wanted}") from None
+    if len(data) > limit:
+        raise InputError(f"{path} is larger than {limit} bytes: {wanted}")
+    return data
+
+
+def require_image(root: Path, path: str, where: str) -> None:
+    """InputError, at `where` it is named, unless `path` below `root` is a file that can be a sample."""
+    if reason := unfit(path, file_size(f"{root}/{path}", where)):
+        raise InputError(f"{where}: {printable(path)} cannot be a sample: {reason}")

@@ -1,0 +1,47 @@
+"""How weights move: the optimiser, its groups of parameters, and the learning rate over the steps."""
+
+import math
+
+import torch
+
+from hhnet.losses import HashLoss
+from hhnet.model import HHNet
+from pipelines.config import TrainSettings
+from pipelines.errors import ConfigError
+
+_MOMENTUM = 0.9
+
+
+def make_optimizer(model: HHNet, loss: HashLoss, train: TrainSettings) -> torch.optim.Optimizer:
+    """The configured optimiser over the network and what the loss learns. Each group has its peak rate as `peak`.
+
+    ConfigError for a network whose blocks have no known order, with `train.layer_decay`.
+    """
+    try:
+        groups = model.param_groups(train.lr, train.weight_decay, train.backbone_lr_scale, train.layer_decay)
+    except ValueError as error:
+        raise ConfigError(f"train.layer_decay: {error}") from None
+    own = list(loss.parameters())
+    if own:
+        groups.append({"name": "loss", "params": own, "lr": train.lr * loss.lr_scale, "weight_decay": 0.0})
+    for group in groups:
+        group["peak"] = group["lr"]
+    match train.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, fused=True)
+        case "adam":
+            return torch.optim.Adam(groups, fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups)
+        case "sgd":
+            return torch.optim.SGD(groups, momentum=_MOMENTUM, fused=True)
+
+
+def rate_factor(step: int, total: int, train: TrainSettings) -> float:
+    """Factor of the peak learning rate: linear from 0 over the warm-up's share of the steps, then as scheduled."""
+    rise = max(1, math.floor(train.warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    if train.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))

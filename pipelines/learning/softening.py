@@ -1,0 +1,28 @@
+"""Mixup and label smoothing: batches whose labels lie between 0 and 1."""
+
+import numpy as np
+
+from hhnet.augment import sample_rng
+from pipelines.config import Config
+from pipelines.learning.learner import Batch
+
+
+def softened(batch: Batch, config: Config, epoch: int, views: int) -> Batch:
+    """The batch under `train.mixup` and `train.label_smoothing`.
+
+    Mixup (Zhang et al. 2018) blends each sample with the next one of the batch, the last with the first. How much of it
+    stays is drawn from Beta(alpha, alpha) by a generator of the sample, as its augmentation is. The views of a sample
+    are blended alike, each with the same view of the other.
+
+    Label smoothing takes its share of a sample's labels and deals it out to all classes (Szegedy et al. 2016).
+    """
+    alpha, smoothing = config.train.mixup, config.train.label_smoothing
+    squares, labels = batch.squares, batch.labels.astype(np.float32)
+    if alpha:
+        rngs = [sample_rng(config.train.seed, epoch, f"{key}\0mixup") for key in batch.keys]
+        kept = np.array([rng.beta(alpha, alpha) for rng in rngs], np.float32)[:, None]
+        labels = kept * labels + (1 - kept) * np.roll(labels, -views, 0)
+        share = kept[:, :, None, None]
+        squares = np.rint(share * squares + (1 - share) * np.roll(squares, -views, 0)).astype(np.uint8)
+    labels = (1 - smoothing) * labels + smoothing * labels.sum(1, keepdims=True) / labels.shape[1]
+    return Batch(squares, labels, batch.keys)

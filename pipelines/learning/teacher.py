@@ -1,0 +1,40 @@
+"""The teacher of a distillation: a frozen network whose features say which images are near each other."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hhnet.backbones import Backbone
+from hhnet.model import Preprocess
+from pipelines.config import Config
+from pipelines.encoder import autocast
+from pipelines.errors import ConfigError
+
+
+class Teacher:
+    """The network of `train.teacher`. It sees what the network sees, scaled as it was trained."""
+
+    def __init__(self, config: Config, preprocess: Preprocess, device: torch.device) -> None:
+        """ConfigError for a name or weights that do not exist, and for images of a size that it cannot take."""
+        train = config.train
+        assert train.teacher is not None
+        try:
+            network = Backbone(train.teacher, weights=train.teacher_weights)
+        except (ValueError, FileNotFoundError) as error:
+            raise ConfigError(f"train.teacher: {error}") from None
+        self._network = network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+        self._device, self._precision = device, config.model.precision
+        trained = getattr(network.net, "pretrained_cfg", {})
+        mean, std = trained.get("mean", preprocess.mean), trained.get("std", preprocess.std)
+        self._preprocess = replace(preprocess, mean=mean, std=std)
+        try:
+            self.features(torch.zeros(1, preprocess.size, preprocess.size, 3, dtype=torch.uint8, device=device))
+        except ValueError as error:
+            raise ConfigError(f"train.teacher: {error}") from None
+
+    def features(self, squares: Tensor) -> Tensor:
+        """uint8 squares (b, S, S, 3) -> float32 (b, D)."""
+        with torch.no_grad(), autocast(self._device, self._precision):
+            features: Tensor = self._network(self._preprocess.normalise(squares))
+        return features.float()
