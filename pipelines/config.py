@@ -300,6 +300,8 @@ class RaySettings(Section):
 
     address: str | None = None
     """Unset = RAY_ADDRESS, else a local Ray; `auto` or host:port joins; http(s)://... submits a job."""
+    cpus: int | None = Field(None, ge=1, le=4096)
+    """CPUs that a local Ray uses; unset = those of the machine. Several verbs side by side need their own share."""
     wait_s: float = Field(60.0, gt=0)
     """Seconds to wait for resources that the cluster does not have yet."""
 
