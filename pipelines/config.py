@@ -97,6 +97,8 @@ class ModelSettings(Section):
     """Hash layer; auto = what the loss declares."""
     stem_stride: Literal[1, 2, 4] = 4
     """How far the stem reduces each side: 4 as published, 2 or 1 for small images."""
+    branches: tuple[int, ...] | None = None
+    """HRNet only: branches whose last maps the features are made of, 1 the finest; unset = all."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass, in training and in encoding."""
 
@@ -363,6 +365,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
             "model.bits",
             "model.head",
             "model.stem_stride",
+            "model.branches",
             "model.precision",
         ),
         *("train.epochs", "train.loss", "train.loss_options", "train.lr", "train.backbone_lr_scale"),
@@ -388,7 +391,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
 # its name, and with it its bytes.
 LATER_SETTINGS = frozenset(
     {
-        *("encode.logits", "evaluate.rerank", "index.m", "index.ef_search"),
+        *("encode.logits", "evaluate.rerank", "index.m", "index.ef_search", "model.branches"),
         *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
         *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
     }

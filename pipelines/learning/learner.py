@@ -284,6 +284,7 @@ def make_network(config: Config, default_head: str) -> HHNet:
             head=default_head if model.head == "auto" else model.head,
             stem_stride=model.stem_stride,
             weights=model.weights,
+            branches=model.branches,
         )
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"model: {error}") from None
