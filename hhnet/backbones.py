@@ -8,7 +8,7 @@ Shape suffixes: B images, C channels, H height, W width, D feature dimension.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,19 +33,28 @@ class Backbone(nn.Module):
     Attributes:
         name: the name it was made from, with its timm tag where one was given.
         stem_stride: pixels per cell of the finest feature map.
+        branches: the branches of an HRNet whose maps the features are made of, 1 the finest; None for all.
         feature_dim: D.
     """
 
-    def __init__(self, name: str, stem_stride: int = 4, weights: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        stem_stride: int = 4,
+        weights: str | Path | None = None,
+        branches: Sequence[int] | None = None,
+    ) -> None:
         """See `HHNet` for the meaning of the arguments and the errors."""
         super().__init__()
-        self.name, self.stem_stride = name, stem_stride
+        self.name, self.stem_stride, self.branches = name, stem_stride, branches
         net = _create(name, pretrained=weights == "timm")
         _set_stem(net, name, stem_stride, pretrained=weights is not None)
         if weights is None:
             _start_residuals_at_identity(net)
         elif weights != "timm":
             _load(net, name, Path(cast(str, weights)))
+        if branches is not None:
+            _read_only(net, name, branches)
         _speed_up_small_maps(net)
         self.net = net
         self.feature_dim = 4096 if name == "alexnet" else int(cast(Any, net).head_hidden_size)
@@ -88,6 +97,32 @@ class Backbone(nn.Module):
         for name, parameter in net.named_parameters():
             blocks[places[name]].append(parameter)
         return [block for block in blocks if block]
+
+
+class Nothing(nn.Module):
+    """In the place of layers whose result is left out of a sum."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """A zero that fits any sum."""
+        return x_BCHW.new_zeros(())
+
+
+def _read_only(net: nn.Module, name: str, branches: Sequence[int]) -> None:
+    """Take the layers out that only lead from the other branches' last maps to the features.
+
+    The branches stay where they are: up to the last exchange each goes on feeding all others.
+    """
+    if not isinstance(net, HighResolutionNet):
+        raise ValueError(f"{name} has no branches: they are HRNet's")
+    count = len(net.incre_modules)
+    if not branches or list(branches) != sorted(set(branches)) or not set(branches) <= set(range(1, count + 1)):
+        raise ValueError(f"branches must be some of 1 to {count} in this order: got {list(branches)}")
+    exchange = cast(Any, net.stage4)[-1].fuse_layers
+    for place in set(range(count)) - {branch - 1 for branch in branches}:
+        net.incre_modules[place] = Nothing()
+        exchange[place] = nn.ModuleList([Nothing()])
+    for place in range(min(branches) - 1):  # no finer map comes down here
+        net.downsamp_modules[place] = Nothing()
 
 
 class SmallMapConv2d(nn.Conv2d):

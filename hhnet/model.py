@@ -9,7 +9,7 @@ Shape suffixes: B images, C channels, H height, W width, D feature dimension, K 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -17,11 +17,21 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hhnet.backbones import Backbone, check_state
 from hhnet.preprocess import Preprocess
 
-__all__ = ["HEADS", "HHNet", "Preprocess", "card", "load_model", "model_from_bytes", "model_to_bytes"]
+__all__ = [
+    "HEADS",
+    "HHNet",
+    "Preprocess",
+    "card",
+    "forward_flops",
+    "load_model",
+    "model_from_bytes",
+    "model_to_bytes",
+]
 
 HEADS = ("linear", "bn", "ln")
 CARD_FORMAT = 1
@@ -50,9 +60,11 @@ class HHNet(nn.Module):
         stem_stride: 4 (as trained), or 2 or 1 for small images; HRNet and plain ResNets only.
         weights: None for random weights; "timm" for those of the tag in `backbone`; or a .safetensors file
             with the backbone's weights, of which a classifier is left out and everything else must fit.
+        branches: HRNet only: the branches whose last maps the features are made of, such as (1,) for the finest
+            alone or (2, 3, 4) for all but it; None for all. The exchange between the branches stays.
 
     Attributes:
-        backbone_name, bits, head_name, stem_stride: as given. feature_dim: D.
+        backbone_name, bits, head_name, stem_stride, branches: as given. feature_dim: D.
 
     Raises:
         ValueError: for an unknown backbone, head or stem, for bits, and for weights that do not fit.
@@ -67,6 +79,7 @@ class HHNet(nn.Module):
         head: str = "linear",
         stem_stride: int = 4,
         weights: str | Path | None = None,
+        branches: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(bits, bool) or not isinstance(bits, int) or bits % 8 or not 8 <= bits <= 4096:
@@ -74,7 +87,8 @@ class HHNet(nn.Module):
         if head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}: got {head!r}")
         self.backbone_name, self.bits, self.head_name, self.stem_stride = backbone, bits, head, stem_stride
-        self.backbone = Backbone(backbone, stem_stride, weights)
+        self.branches = branches
+        self.backbone = Backbone(backbone, stem_stride, weights, branches)
         self.feature_dim = self.backbone.feature_dim
         self.head = _make_head(head, self.feature_dim, bits)
 
@@ -114,6 +128,17 @@ class HHNet(nn.Module):
         return groups
 
 
+def forward_flops(model: HHNet, side: int) -> int:
+    """Floating-point operations of one image's forward pass, two for each multiplication and addition.
+
+    Those of convolutions and matrix products, as `torch.utils.flop_counter` counts them.
+    """
+    device = next(model.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, side, side, device=device))
+    return int(counter.get_total_flops())
+
+
 def model_to_bytes(model: HHNet) -> bytes:
     """Serialise the weights as safetensors; the same weights always give the same bytes."""
     state = model.state_dict()
@@ -132,6 +157,7 @@ def card(model: HHNet, preprocess: Preprocess, **extra: Any) -> dict[str, Any]:
         "bits": model.bits,
         "head": model.head_name,
         "stem_stride": model.stem_stride,
+        **({"branches": list(model.branches)} if model.branches is not None else {}),
         "preprocess": preprocess.to_dict(),
     }
     if clash := sorted(base.keys() & extra.keys()):
@@ -152,13 +178,21 @@ def model_from_bytes(weights: bytes, card: Mapping[str, Any]) -> tuple[HHNet, Pr
     for key, kind in _CARD_TYPES.items():
         if type(card.get(key)) is not kind:
             raise ValueError(f"model card needs {key} as {kind.__name__}: got {card.get(key)!r}")
+    branches = card.get("branches")
+    if branches is not None and not (isinstance(branches, list) and all(type(place) is int for place in branches)):
+        raise ValueError(f"model card needs branches as a list of int: got {branches!r}")
     preprocess = Preprocess.from_dict(card.get("preprocess", {}))
     try:
         state: dict[str, Tensor] = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
         raise ValueError(f"model weights are not safetensors: {error}") from error
     with torch.random.fork_rng(devices=[]):
-        model = HHNet(card["backbone"], card["bits"], head=card["head"], stem_stride=card["stem_stride"])
+        model = HHNet(
+            *(card["backbone"], card["bits"]),
+            head=card["head"],
+            stem_stride=card["stem_stride"],
+            branches=branches,
+        )
     check_state(model.state_dict(), state, "model weights and card")
     model.load_state_dict(state)
     return model.eval(), preprocess

@@ -15,6 +15,7 @@ from pipelines.console import Codes, ConfigFile, Out, Result, Sets, configure, s
 from pipelines.errors import UsageError
 from pipelines.index_cli import index_app
 from pipelines.recipes import recipe_names
+from pipelines.study_cli import study
 
 app = typer.Typer(
     name="hhnet",
@@ -442,4 +443,5 @@ def build_app() -> typer.Typer:
     return app
 
 
+verb(app, "study")(study)
 app.add_typer(index_app, name="index")

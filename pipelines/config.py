@@ -97,6 +97,8 @@ class ModelSettings(Section):
     """Hash layer; auto = what the loss declares."""
     stem_stride: Literal[1, 2, 4] = 4
     """How far the stem reduces each side: 4 as published, 2 or 1 for small images."""
+    branches: tuple[int, ...] | None = None
+    """HRNet only: branches whose last maps the features are made of, 1 the finest; unset = all."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass, in training and in encoding."""
 
@@ -300,6 +302,8 @@ class RaySettings(Section):
 
     address: str | None = None
     """Unset = RAY_ADDRESS, else a local Ray; `auto` or host:port joins; http(s)://... submits a job."""
+    cpus: int | None = Field(None, ge=1, le=4096)
+    """CPUs that a local Ray uses; unset = those of the machine. Several verbs side by side need their own share."""
     wait_s: float = Field(60.0, gt=0)
     """Seconds to wait for resources that the cluster does not have yet."""
 
@@ -361,6 +365,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
             "model.bits",
             "model.head",
             "model.stem_stride",
+            "model.branches",
             "model.precision",
         ),
         *("train.epochs", "train.loss", "train.loss_options", "train.lr", "train.backbone_lr_scale"),
@@ -386,7 +391,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
 # its name, and with it its bytes.
 LATER_SETTINGS = frozenset(
     {
-        *("encode.logits", "evaluate.rerank", "index.m", "index.ef_search"),
+        *("encode.logits", "evaluate.rerank", "index.m", "index.ef_search", "model.branches"),
         *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
         *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
     }
@@ -413,7 +418,7 @@ def load_config(
     `flags` maps dotted names to values; None means that the flag was not given. Where they set `train.recipe`, the
     settings of that recipe stand below all of them. Raises ConfigError.
     """
-    tree: dict[str, Any] = _read_toml(Path(file)) if file is not None else {}
+    tree: dict[str, Any] = read_toml(Path(file)) if file is not None else {}
     for text in sets:
         name, separator, value = text.partition("=")
         if not separator or not name.strip():
@@ -429,7 +434,8 @@ def load_config(
         raise ConfigError(_explain(error)) from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; ConfigError where there is none or it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -57,7 +57,7 @@ def ray_session(config: Config) -> Iterator[None]:
     kept = _kept.get()
     try:
         with _termination_interrupts():
-            _start(address)
+            _start(address, config.ray.cpus)
             yield
     finally:
         if kept is None:
@@ -107,12 +107,13 @@ def kept_ray() -> Iterator[None]:
             _stop(begun[0])
 
 
-def _start(address: str) -> None:
+def _start(address: str, cpus: int | None) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
     on_term = signal.getsignal(signal.SIGTERM)
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
+    local |= {"num_cpus": cpus} if cpus else {}
     _adopt_orphans()
     try:
         require_ray_token(_found() if address == "auto" else address)

@@ -1,7 +1,7 @@
 """The plots of a report, as PNG bytes that depend on the figures alone."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import comb
 from typing import Any
@@ -18,6 +18,8 @@ RIGHT = "#2ba564"
 WRONG = "#e05252"
 ORANGE = "#e08a2e"
 DASHED = (0, (4, 3))
+SERIES = (ACCENT, ORANGE, RIGHT, WRONG, INK)
+MARKERS = "os^D"
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -195,6 +197,25 @@ def bit_drift(change: Sequence[float], chance: Sequence[float]) -> bytes:
         most = max(0.02, *(1.1 * abs(value) for value in (*change, *chance)))
         axes.set_ylim(-min(most, 1.04), min(most, 1.04))  # with few queries chance explains any change
         _legend(axes)
+    return result.png
+
+
+def study_curves(xlabel: str, series: Mapping[str, Sequence[tuple[float, float, float]]], doubling: bool) -> bytes:
+    """mAP over x for each named series of (x, mean, deviation); with `doubling` x is on a logarithmic axis."""
+    with _plot(xlabel, "mAP") as (axes, result):
+        for place, (name, points) in enumerate(series.items()):
+            colour, marker = SERIES[place % len(SERIES)], MARKERS[place // len(SERIES) % len(MARKERS)]
+            x, mean, deviation = zip(*sorted(points), strict=True)
+            style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "capsize": 2.5}
+            axes.errorbar(x, mean, yerr=deviation, label=name, **style)
+        places = sorted({point[0] for points in series.values() for point in points})
+        if doubling:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.minorticks_off()
+        axes.set_ylim(0, 1.02)
+        if len(series) > 1:
+            axes.figure.legend(loc="outside upper center", ncols=2, fontsize=8, handlelength=1.4, columnspacing=1.2)
     return result.png
 
 

@@ -86,9 +86,7 @@ class Learner:
         )
         torch.manual_seed(config.train.seed)
         self.loss = make_training_loss(config, classes).to(self.device)
-        # Tensor cores want channels last; a CPU trains faster the other way round, though it encodes faster so.
-        self.layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.model = make_network(config, self.loss.default_head).to(self.device).to(memory_format=self.layout)
+        self.model = make_network(config, self.loss.default_head).to(self.device).to(memory_format=torch.channels_last)
         self.average = deepcopy(self.model).eval().requires_grad_(False)
         self._real, self._counts = _pairs(self.average, self.model)
         self.optimizer = make_optimizer(self.model, self.loss, config.train)
@@ -145,7 +143,7 @@ class Learner:
         # of the position, with nothing to save, and drops the same in both passes of a part.
         torch.manual_seed((hash((self.config.train.seed, self.step_count, self.rank)) + part) & 0x7FFFFFFF)
         with autocast(self.device, self.config.model.precision):
-            z: Tensor = network(self.preprocess.normalise(squares).contiguous(memory_format=self.layout))
+            z: Tensor = network(self.preprocess.normalise(squares).contiguous(memory_format=torch.channels_last))
         return z.float()
 
     def _codes_of(self, parts: Sequence[Tensor]) -> Tensor:
@@ -286,6 +284,7 @@ def make_network(config: Config, default_head: str) -> HHNet:
             head=default_head if model.head == "auto" else model.head,
             stem_stride=model.stem_stride,
             weights=model.weights,
+            branches=model.branches,
         )
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"model: {error}") from None

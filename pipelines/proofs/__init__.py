@@ -10,6 +10,7 @@ from pipelines.proofs.codes import prove_codes
 from pipelines.proofs.duplicates import prove_duplicates
 from pipelines.proofs.findings import Findings
 from pipelines.proofs.others import prove_alias, prove_checkpoint, prove_index, prove_model, prove_report
+from pipelines.proofs.studies import prove_study
 
 PROOFS: Mapping[str, Callable[[Findings], None]] = {
     "codes": prove_codes,
@@ -19,5 +20,6 @@ PROOFS: Mapping[str, Callable[[Findings], None]] = {
     "report": prove_report,
     "duplicates": prove_duplicates,
     "alias": prove_alias,
+    "study": prove_study,
 }
 """By kind; `shards` has its own way, since its tars are digested and read in one pass."""

@@ -70,7 +70,7 @@ def test_the_lock_has_every_dependency_and_no_second_faiss() -> None:
     [
         [],
         *([verb] for verb in ("ingest", "train", "encode", "verify", "index", "search", "evaluate", "dedupe", "plan")),
-        *([verb] for verb in ("run", "demo", "agreement", "alias", "export")),
+        *([verb] for verb in ("run", "demo", "agreement", "alias", "export", "study")),
         *(["index", verb] for verb in ("build", "add", "remove", "compact", "publish", "rollback", "info")),
     ],
     ids=" ".join,

@@ -158,6 +158,41 @@ def test_a_stem_without_a_choice_is_refused() -> None:
         meta(SMALL, stem_stride=3)
 
 
+@pytest.mark.parametrize("branches", [(1,), (2, 4), (1, 2, 3)])
+def test_features_are_made_of_the_branches_that_are_read(branches: tuple[int, ...], tmp_path: Path) -> None:
+    """Beside timm's network of the same weights, whose last maps are added up here; every weight that stays learns."""
+    torch.manual_seed(2)
+    theirs = timm.create_model(SMALL, num_classes=0).double().eval()
+    safetensors.torch.save_file(theirs.state_dict(), tmp_path / "all.safetensors")
+    mine = HHNet(SMALL, 16, branches=branches, weights=tmp_path / "all.safetensors").double().eval()
+    x_BCHW = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        maps = theirs.stages(theirs.act2(theirs.bn2(theirs.conv2(theirs.act1(theirs.bn1(theirs.conv1(x_BCHW)))))))
+        y_BCHW = None
+        for place in range(4):
+            down = None if y_BCHW is None else theirs.downsamp_modules[place - 1](y_BCHW)
+            own = theirs.incre_modules[place](maps[place]) if place + 1 in branches else None
+            y_BCHW = own if down is None else down if own is None else own + down
+        expected_BD = theirs.final_layer(y_BCHW).mean((2, 3))
+    features_BD = mine.backbone(x_BCHW)
+    torch.testing.assert_close(features_BD, expected_BD, rtol=1e-6, atol=1e-8)
+    features_BD.square().sum().backward()
+    assert all(weight.grad is not None for weight in mine.backbone.parameters())
+    again, _ = model_from_bytes(model_to_bytes(mine.float()), card(mine, PREPROCESS))
+    assert again.branches == list(branches)
+    assert torch.equal(again.backbone(x_BCHW.float()), mine.backbone(x_BCHW.float()))
+
+
+def test_branches_that_are_not_there_are_refused(model: HHNet) -> None:
+    for wrong in ((), (0,), (2, 1), (1, 1), (5,)):
+        with pytest.raises(ValueError, match="branches must be some of 1 to 4 in this order: got"):
+            meta(SMALL, branches=wrong)
+    with pytest.raises(ValueError, match="resnet18 has no branches: they are HRNet's"):
+        meta("resnet18", branches=(1,))
+    with pytest.raises(ValueError, match="model card needs branches as a list of int: got '1'"):
+        model_from_bytes(model_to_bytes(model), {**card(model, PREPROCESS), "branches": "1"})
+
+
 def test_image_size(model: HHNet) -> None:
     with pytest.raises(ValueError, match=r"multiples of 32 pixels: got 40x32; change data.image_size"):
         model(torch.zeros(1, 3, 40, 32))

@@ -1,0 +1,89 @@
+"""Proof of a study: every figure in its tables is that of the report or model which the row names by digest."""
+
+import json
+from typing import Any
+
+from pipelines.artifacts import Artifact
+from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
+from pipelines.proofs.findings import Findings, count
+from pipelines.schema import read_parquet, require_schema
+from pipelines.studies.results import cells_schema, summarise
+from pipelines.versions import open_input
+
+
+def prove_study(findings: Findings) -> None:
+    """The rows name inputs and have their figures, the summary is that of the rows, and the totals count them."""
+    artifact = findings.artifact
+    found = [findings.input(entry.role) for entry in artifact.manifest.inputs]
+    inputs = {entry.digest: entry for entry in found if entry is not None}
+    named = {(entry.kind, entry.digest) for entry in artifact.manifest.inputs}
+    with findings.guard():
+        part = artifact.manifest.part("cells.parquet")
+        where = f"{artifact.uri}/{part.path}"
+        cells = read_parquet(artifact.read(part), where)
+        require_schema(cells, cells_schema(artifact.manifest.meta.get("axes", [])), where)
+        rows = cells.to_pylist()
+        for row in rows:
+            _prove_row(findings, row, named, inputs, where)
+        failed = sum(row["error"] is not None for row in rows)
+        totals = {name: artifact.manifest.totals.get(name) for name in ("cells", "failed")}
+        findings.require(
+            totals == {"cells": len(rows), "failed": failed},
+            f"{artifact.uri}: the totals say {totals}, the table has {len(rows)} cells of which {failed} failed",
+        )
+        kept = _json(artifact, "summary.json")
+        findings.require(kept == summarise(cells), f"{artifact.uri}: summary.json is not the summary of its cells")
+        findings.checks.append(f"{count(len(rows), 'cell')} with the figures of the reports and models they name")
+
+
+def _prove_row(
+    findings: Findings, row: dict[str, Any], named: set[tuple[str, str]], inputs: dict[str, Artifact], where: str
+) -> None:
+    cell = f"{where}: the row of {row['group']}, seed {row['seed']}"
+    findings.require((row["error"] is None) == (row["report"] is not None), f"{cell} has neither report nor error")
+    for kind in ("model", "report"):
+        if row[kind] is None:
+            findings.require(kind != "report" or row["map"] is None, f"{cell} has a mAP, but names no report")
+            continue
+        findings.require((kind, row[kind]) in named, f"{cell} names a {kind} that is not an input")
+        artifact = inputs.get(row[kind])
+        if artifact is None:
+            continue
+        if kind == "report" and _model_of(artifact) not in (None, row["model"]):
+            findings.problem(f"{cell} names a report of another model than its own")
+        told = _told_by_report(artifact) if kind == "report" else _told_by_model(artifact)
+        for name, value in told.items():
+            findings.require(
+                row[name] == value, f"{cell} says {name} {row[name]}, but {kind} {artifact.uri} says {value}"
+            )
+
+
+def _model_of(report: Artifact) -> str | None:
+    """Digest of the model whose codes the report is about; None where its queries are out of reach."""
+    try:
+        return open_input(report, "queries").manifest.input("model").digest
+    except (InputError, StoreUnavailable):
+        return None
+
+
+def _told_by_report(report: Artifact) -> dict[str, Any]:
+    return {name: report.manifest.meta.get(name) for name in ("map", "chance", "bits")}
+
+
+def _told_by_model(model: Artifact) -> dict[str, Any]:
+    card = _json(model, "model.json")
+    metrics = model.manifest.meta.get("metrics", {})
+    return {
+        "val_map": metrics.get("map"),
+        "steps": metrics.get("steps"),
+        "parameters": model.manifest.totals.get("parameters"),
+        "bits": model.manifest.meta.get("bits"),
+        **{name: card.get(name) for name in ("backbone", "loss")},
+    }
+
+
+def _json(artifact: Artifact, name: str) -> Any:
+    try:
+        return json.loads(artifact.read(artifact.manifest.part(name)))
+    except ValueError:
+        raise DamagedArtifact(f"{artifact.uri}: {name} is not JSON") from None

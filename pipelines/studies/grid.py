@@ -1,0 +1,207 @@
+"""A study as its TOML file describes it, and the grid of configurations that it stands for.
+
+    title = "Bits"
+    seeds = [0, 1]
+    [settings]                        # of every cell, as in a file for --config
+    train.epochs = 20
+    [axes]
+    model.bits = [16, 32]             # an axis: the values of one setting
+    [axes.recipe.plain]               # another: named variants, each of which sets what it likes
+    data.augment = "none"
+    [axes.recipe.ours]
+    data.augment = "crop_flip"
+    [search]                          # chosen for each group by the validation mAP
+    train.lr = [1e-4, 1e-3]
+
+A cell is one choice of each axis and a seed. The cells that differ in the seed alone are a group.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.config import Config, load_config, read_toml, result_settings
+from pipelines.errors import ConfigError
+
+SHIPPED = ("small", "losses", "resolution", "paper")
+MAX_CELLS = 10_000
+
+
+class Description(BaseModel):
+    """The file as it is written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str = Field(min_length=1, max_length=200)
+    about: str = ""
+    """What is asked, in a few sentences."""
+    protocol: str | None = None
+    """The split of the field that it is about; the data set's files are named on the command line."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    settings: dict[str, Any] = {}
+    axes: dict[str, Any] = {}
+    search: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of an axis: its label, and the settings that it stands for by dotted name."""
+
+    label: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells that differ in the seed alone: the label that each axis has in it, and their settings."""
+
+    labels: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`recipe=ours, model.bits=64`."""
+        return ", ".join(f"{axis}={label}" for axis, label in self.labels.items()) or "all"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study, ready to run: every configuration in it is valid, and no two are the same."""
+
+    description: Description
+    axes: Mapping[str, tuple[Choice, ...]]
+    groups: tuple[Group, ...]
+    candidates: tuple[Choice, ...]
+    """What is searched among; empty where nothing is."""
+    file: Path | None
+    sets: tuple[str, ...]
+
+    @classmethod
+    def make(cls, description: Description, file: Path | None = None, sets: Sequence[str] = ()) -> "Grid":
+        """The grid of a description; `file` and `sets` change settings of every cell. Raises ConfigError."""
+        axes, searched = _axes(description.axes, "axes"), _axes(description.search, "search")
+        _require_own_settings({**axes, **{f"search {name}": choices for name, choices in searched.items()}})
+        size = len(description.seeds)
+        for choices in (*axes.values(), *searched.values()):
+            size *= len(choices)
+        if size > MAX_CELLS:
+            raise ConfigError(f"the study has {size} trainings, more than {MAX_CELLS}: take values from its axes")
+        groups = tuple(
+            Group({name: c.label for name, c in zip(axes, row, strict=True)}, _joined(row))
+            for row in product(*axes.values())
+        )
+        candidates = tuple(
+            Choice(", ".join(f"{name}={c.label}" for name, c in zip(searched, row, strict=True)), _joined(row))
+            for row in product(*searched.values())
+        )
+        base = [f"{name}={json.dumps(value)}" for name, value in _flat(description.settings)]
+        grid = cls(description, axes, groups, candidates if searched else (), file, (*base, *sets))
+        grid._require_distinct()
+        return grid
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of each group."""
+        return self.description.seeds
+
+    def config(self, group: Group, seed: int, more: Mapping[str, Any] | None = None) -> Config:
+        """The configuration of a cell; `more` is what a search chose."""
+        return load_config(self.file, self.sets, {**group.settings, **(more or {}), "train.seed": seed})
+
+    def base(self) -> Config:
+        """The configuration that all cells share."""
+        return load_config(self.file, self.sets)
+
+    def _require_distinct(self) -> None:
+        """ConfigError where two cells, or two candidates of a group, would be one training under two names."""
+        cells = {f"{group.name}, seed {seed}": self.config(group, seed) for group in self.groups for seed in self.seeds}
+        if len(cells) < len(self.groups) * len(self.seeds):
+            raise ConfigError("seeds: a seed stands there twice")
+        _refuse_same(cells, ("model", "codes", "report"))
+        for group in self.groups:
+            found = {c.label: self.config(group, self.seeds[0], c.settings) for c in self.candidates}
+            _refuse_same(found, ("model",))
+
+
+def _refuse_same(configs: Mapping[str, Config], kinds: Sequence[str]) -> None:
+    known: dict[str, str] = {}
+    for name, config in configs.items():
+        mark = json.dumps([result_settings(config, kind) for kind in kinds], sort_keys=True)
+        if mark in known:
+            raise ConfigError(f"the study's {known[mark]} and {name} would be the same: what differs changes no result")
+        known[mark] = name
+
+
+def read_description(source: str, protocol: str | None = None) -> Description:
+    """A shipped study by its name, or one in a .toml file, on another `protocol` if that is given.
+
+    ConfigError, in one line, where it is neither, or wrong.
+    """
+    if source in SHIPPED:
+        tree = tomllib.loads(files(__package__).joinpath(f"{source}.toml").read_text(encoding="utf-8"))
+    elif source.endswith(".toml"):
+        tree = read_toml(Path(source))
+    else:
+        raise ConfigError(f"study {source!r} is unknown: choose one of {', '.join(SHIPPED)}, or name a .toml file")
+    try:
+        return Description.model_validate({**tree, **({"protocol": protocol} if protocol else {})})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        hint = "; settings stand below [settings]" if first["type"] == "extra_forbidden" else ""
+        raise ConfigError(f"{source}: {where}: {first['msg']}{hint}") from None
+
+
+def _axes(tree: Mapping[str, Any], where: str) -> dict[str, tuple[Choice, ...]]:
+    """The axes in the order of the file: lists of a setting's values, or tables of named variants."""
+    axes: dict[str, tuple[Choice, ...]] = {}
+    for name, value in tree.items():
+        if name in Config.model_fields:
+            for setting, values in _flat({name: value}):
+                if not isinstance(values, list):
+                    raise ConfigError(f"{where}: {setting} is {values!r}: give a list of its values")
+                axes[setting] = tuple(Choice(_label(one), {setting: one}) for one in values)
+        elif isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()):
+            axes[name] = tuple(Choice(label, dict(_flat(variant))) for label, variant in value.items())
+        else:
+            raise ConfigError(f"{where}: {name} is neither section.key = [values] nor a table of named variants")
+    for name, choices in axes.items():
+        if not choices:
+            raise ConfigError(f"{where}: {name} is empty: give it a value, or leave it out")
+        if len({choice.label for choice in choices}) < len(choices):
+            raise ConfigError(f"{where}: {name} has a value twice")
+    return axes
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested tables by dotted name."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _joined(row: Sequence[Choice]) -> dict[str, Any]:
+    return {name: value for choice in row for name, value in choice.settings.items()}
+
+
+def _require_own_settings(axes: Mapping[str, Sequence[Choice]]) -> None:
+    """ConfigError where two axes set the same setting: the later would silently win."""
+    owner: dict[str, str] = {"train.seed": "seeds"}
+    for axis, choices in axes.items():
+        for setting in {name for choice in choices for name in choice.settings}:
+            if setting in owner:
+                raise ConfigError(f"{setting} is set by {owner[setting]} and by {axis}: let one of them do it")
+            owner[setting] = axis

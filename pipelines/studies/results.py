@@ -1,0 +1,105 @@
+"""The tables of a study artifact: one row per cell, one per candidate of a search, and the summary over the seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.schema import table_of
+
+AXIS = "axis."
+"""Before the name of an axis, the column that holds its labels."""
+
+CELLS = pa.schema(
+    [
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("map", pa.float64()),
+        pa.field("chance", pa.float64()),
+        pa.field("val_map", pa.float64()),
+        pa.field("backbone", pa.string(), nullable=False),
+        pa.field("loss", pa.string(), nullable=False),
+        pa.field("bits", pa.int32(), nullable=False),
+        pa.field("image_size", pa.int32(), nullable=False),
+        pa.field("lr", pa.float64(), nullable=False),
+        pa.field("steps", pa.int64()),
+        pa.field("images", pa.int64()),
+        pa.field("parameters", pa.int64()),
+        pa.field("flops", pa.int64()),
+        pa.field("model", pa.string()),
+        pa.field("report", pa.string()),
+        pa.field("error", pa.string()),
+    ]
+)
+"""Columns of every study; one of strings for each axis follows. `flops` are those of one image's forward pass, `images`
+those seen in training; `model` and `report` are digests. A cell that failed has an error instead of figures."""
+
+SEARCHES = pa.schema(
+    [
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("candidate", pa.string(), nullable=False),
+        pa.field("val_map", pa.float64()),
+        pa.field("model", pa.string()),
+        pa.field("chosen", pa.bool_(), nullable=False),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate of a search and what became of it."""
+
+    group: str
+    seed: int
+    candidate: str
+    val_map: float | None
+    model: str | None
+    chosen: bool
+    error: str | None
+
+
+def cells_schema(axes: Sequence[str]) -> pa.Schema:
+    """The schema of the cells of a study with these axes."""
+    return pa.schema([*CELLS, *(pa.field(AXIS + name, pa.string(), nullable=False) for name in axes)])
+
+
+def cells_table(axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The cells as a table; what a row does not say is null."""
+    schema = cells_schema(axes)
+    return table_of(schema, {name: [row.get(name) for row in rows] for name in schema.names})
+
+
+def searches_table(trials: Sequence[Trial]) -> pa.Table:
+    """The trials as a table."""
+    return table_of(SEARCHES, {name: [getattr(trial, name) for trial in trials] for name in SEARCHES.names})
+
+
+def summarise(cells: pa.Table) -> list[dict[str, Any]]:
+    """Each group over its seeds: mean and sample deviation of the mAP, which one seed alone does not have.
+
+    Cells that failed are counted and have no part in it; a group in which all failed has no mean. The other figures
+    are those that its cells share.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in cells.to_pylist():
+        groups.setdefault(row["group"], []).append(row)
+    return [_summary(rows) for rows in groups.values()]
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    done = [row for row in rows if None not in (row["map"], row["val_map"])]
+    maps = [row["map"] for row in done]
+    shared = (done or rows)[0]
+    return {
+        **{name: value for name, value in shared.items() if name.startswith(AXIS)},
+        "map": fmean(maps) if maps else None,
+        "deviation": stdev(maps) if len(maps) > 1 else None,
+        "seeds": len(done),
+        "failed": len(rows) - len(done),
+        "val_map": fmean(row["val_map"] for row in done) if done else None,
+        **{name: shared[name] for name in ("lr", "bits", "image_size", "images", "parameters", "flops")},
+    }

@@ -1,0 +1,386 @@
+"""`hhnet study`: a grid of trainings, each encoded and evaluated, to one table and page.
+
+    grid -> per group: search on validation -> per seed: train -> encode queries and database -> evaluate -> study
+
+It stands above the verbs and does nothing that they do: each step is a verb's function with an --out of its own below
+the study's, named by the fingerprint of what it makes. So what is there is found whatever study made it, a rerun after
+a kill goes on, and what differs in a setting never meets. Processes that share a store each take a share of the groups.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from hhnet.model import forward_flops
+from pipelines import encode, encoding, evaluate, train
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
+from pipelines.cluster.session import kept_ray
+from pipelines.config import Config
+from pipelines.console import submit
+from pipelines.encoder import Encoder
+from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed
+from pipelines.gallery.study import study_page, study_plots
+from pipelines.ingest import ingest
+from pipelines.intake.protocols import find_protocol
+from pipelines.learning.trainset import TrainData
+from pipelines.schema import parquet_bytes
+from pipelines.shards import open_shards
+from pipelines.storage import Store, canonical_json
+from pipelines.studies.grid import Grid, Group
+from pipelines.studies.results import AXIS, Trial, cells_table, searches_table, summarise
+from pipelines.versions import finished, open_current
+
+T = TypeVar("T")
+
+NAME_CHARS = 16
+FAILED_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Data:
+    """The shards that every cell learns from and is measured on."""
+
+    train: Artifact
+    val: Artifact | None
+    query: Artifact
+    database: tuple[Artifact, ...]
+
+    def inputs(self) -> dict[str, Artifact]:
+        """By role."""
+        val = {"val": self.val} if self.val else {}
+        return {
+            "train": self.train,
+            **val,
+            "query": self.query,
+            **{f"database-{n}": entry for n, entry in enumerate(self.database)},
+        }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the grid with its seed, and what became of it; neither model nor error where it is missing."""
+
+    group: Group
+    seed: int
+    config: Config
+    model: Artifact | None = None
+    report: Artifact | None = None
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`recipe=ours, model.bits=64, seed 0`."""
+        return f"{self.group.name}, seed {self.seed}"
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+        return "failed" if self.error else "done" if self.report else "missing"
+
+
+# ---------------------------------------------------------------------------------------------------------- verb
+
+
+def study(
+    grid: Grid, out: str, root: str | None = None, share: tuple[int, int] = (1, 1), dry_run: bool = False
+) -> dict[str, Any]:
+    """Do what is missing of a study below `out`, and publish its tables and page when no cell is missing.
+
+    The data are the shards of `run.train`, `run.query`, `run.database` and `run.val`, or those that the study's
+    protocol makes of the files in `root`. `share` (i, n) does every n-th group only, from the i-th. With `dry_run`
+    nothing is done.
+
+    Returns verb, status, uri, digest and, while cells are missing, all cells with their state; then uri is `out` and
+    digest None. Else the summary over the seeds, report and tables. Raises WorkFailed at the end where cells failed:
+    they are rows with their error, and a rerun tries them again.
+    """
+    number, shares = share
+    data = _data(grid, out, root, dry_run)
+    outcomes = []
+    with kept_ray():
+        for place, group in enumerate(grid.groups):
+            work = not dry_run and place % shares == number - 1
+            if work:
+                sys.stderr.write(f"study: group {place + 1} of {len(grid.groups)}: {group.name}\n")
+            outcomes.append(run_group(grid, group, Steps(out, data, work) if data else None))
+    cells = [cell for found, _ in outcomes for cell in found]
+    trials = [trial for _, found in outcomes for trial in found]
+    if data is None or dry_run or any(cell.state == "missing" for cell in cells):
+        result = _listing(out, cells, dry_run)
+    else:
+        result = _publish(grid, out, data, cells, trials)
+    if not dry_run:
+        _complain(cells, result)
+    return result
+
+
+def _data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | None:
+    """The shards, which a protocol makes first; None for a dry run that has none yet."""
+    base, protocol = grid.base(), grid.description.protocol
+    named = base.run
+    if root is not None:
+        if protocol is None:
+            raise UsageError(
+                "--root: the study names no protocol: give --protocol too, or --train, --query, --database"
+            )
+        parts = find_protocol(protocol)
+        if not dry_run:
+            ingest(root, f"{out}/shards", base, protocol=parts)
+        where = {part: f"{out}/shards/{part}" for part in parts.parts}
+        if dry_run and any(Store(uri).size("manifest.json") is None for uri in where.values()):
+            return None
+        sources = where["train"], where.get("val"), where["query"], [where[part] for part in parts.database]
+    elif named.train and named.query and named.database:
+        sources = named.train, named.val, named.query, list(named.database)
+    elif dry_run:
+        return None
+    else:
+        hint = f", or --root with the files of {protocol}" if protocol else ""
+        raise UsageError(f"the study has no data: give --train, --query and --database{hint}")
+    learnt, val, query, database = sources
+    return Data(
+        open_artifact(learnt, "shards"),
+        open_artifact(val, "shards") if val else None,
+        open_artifact(query, "shards"),
+        tuple(open_artifact(uri, "shards") for uri in database),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- steps
+
+
+class Steps:
+    """The verbs of a cell, each at an --out named by what it makes; without `work` only what is there is found."""
+
+    def __init__(self, out: str, data: Data, work: bool) -> None:
+        self.out, self.data, self.work = Store(out).uri, data, work
+
+    def model(self, config: Config) -> Artifact | None:
+        """Train, or find the model."""
+        shards, val = self.data.train, self.data.val
+        mark = train.plan_job(shards, val, self.out, config).fingerprint
+
+        def make(uri: str) -> None:
+            sent = submit(config, ["train"], {"--shards": shards.uri, "--val": val.uri if val else None, "--out": uri})
+            if sent is None:
+                train.train(shards.uri, uri, config, val=val.uri if val else None)
+
+        return self._found_or_made("model", mark, make)
+
+    def codes(self, shards: Artifact, model: Artifact, config: Config) -> Artifact | None:
+        """Encode, or find the codes."""
+        mark = encoding.plan_job(shards, model, self.out, config).fingerprint
+
+        def make(uri: str) -> None:
+            sent = submit(config, ["encode"], {"--shards": shards.uri, "--model": model.uri, "--out": uri})
+            if sent is None:
+                encode.encode(shards.uri, model.uri, uri, config)
+
+        return self._found_or_made("codes", mark, make)
+
+    def report(self, model: Artifact, config: Config) -> Artifact | None:
+        """Encode and evaluate, or find the report."""
+        found = [self.codes(shards, model, config) for shards in (self.data.query, *self.data.database)]
+        codes = [entry for entry in found if entry is not None]
+        if len(codes) < len(found):
+            return None
+        queries, *database = codes
+        mark = evaluate.report_fingerprint(queries.digest, [entry.digest for entry in database], config)
+        uris = [entry.uri for entry in database]
+        return self._found_or_made("report", mark, lambda uri: evaluate.evaluate(queries.uri, uris, uri, config))
+
+    def _found_or_made(self, kind: str, mark: str, make: Callable[[str], object]) -> Artifact | None:
+        """What is there, or is made. A failure is remembered, so that a look tells failed from missing."""
+        uri, note = f"{self.out}/{kind}/{mark[:NAME_CHARS]}", f"failures/{kind}-{mark[:NAME_CHARS]}.json"
+        found, store = finished(Store(uri), kind, mark), Store(self.out)
+        if found is not None:
+            return found
+        if not self.work:
+            if store.size(note) is not None:
+                raise WorkFailed(json.loads(store.read(note))["error"])
+            return None
+        try:
+            make(uri)
+        except HHNetError as error:
+            if not out_of_reach(error):
+                store.put(note, canonical_json({"error": str(error)}))
+            raise
+        return open_current(uri, kind)
+
+
+def out_of_reach(error: HHNetError) -> bool:
+    """Whether the store or the cluster failed; a job's error has no class of its own, but its exit code."""
+    return error.exit_code == Unavailable.exit_code
+
+
+def attempt(step: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What a step gives, or its one-line error. What is out of reach is not the cell's fault and ends the study."""
+    try:
+        return step(), None
+    except HHNetError as error:
+        if out_of_reach(error):
+            raise
+        return None, str(error)
+
+
+def run_group(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Cell], list[Trial]]:
+    """The cells of a group with the candidate that validation chose, and the trials of its search."""
+    trials, chosen = search(grid, group, steps)
+    cells = [Cell(group, seed, grid.config(group, seed, chosen)) for seed in grid.seeds]
+    if trials and all(trial.error for trial in trials):
+        return [replace(cell, error=f"no candidate trained: {trials[0].error}") for cell in cells], trials
+    if steps is None or (trials and not any(trial.chosen for trial in trials)):
+        return cells, trials
+    return [_run_cell(cell, steps) for cell in cells], trials
+
+
+def _run_cell(cell: Cell, steps: Steps) -> Cell:
+    report = None
+    model, error = attempt(partial(steps.model, cell.config))
+    if model is not None:
+        report, error = attempt(partial(steps.report, model, cell.config))
+    return replace(cell, model=model, report=report, error=error)
+
+
+def search(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Trial], Mapping[str, Any]]:
+    """Train each candidate with the first seed; the best validation mAP, or the first of equals, is chosen.
+
+    A candidate that fails, by a rate so high that the loss is not finite for example, is not chosen. While one is
+    missing none is chosen.
+    """
+    if not grid.candidates or steps is None:
+        return [], {}
+    seed, tried = grid.seeds[0], []
+    for candidate in grid.candidates:
+        model, error = attempt(partial(steps.model, grid.config(group, seed, candidate.settings)))
+        tried.append((candidate, model, error))
+    whole = all(model or error for _, model, error in tried)
+    maps = [float(model.manifest.meta["metrics"]["map"]) if model else None for _, model, _ in tried]
+    best = max((value for value in maps if value is not None), default=None) if whole else None
+    place = maps.index(best) if best is not None else None
+    trials = [
+        Trial(group.name, seed, candidate.label, value, model.digest if model else None, number == place, error)
+        for number, ((candidate, model, error), value) in enumerate(zip(tried, maps, strict=True))
+    ]
+    return trials, grid.candidates[place].settings if place is not None else {}
+
+
+# ------------------------------------------------------------------------------------------------------- publish
+
+
+def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Sequence[Trial]) -> dict[str, Any]:
+    """The study artifact, named by its description, its reports, and what failed."""
+    inputs = data.inputs()
+    for number, cell in enumerate(cells):
+        made = {"model": cell.model, "report": cell.report}
+        inputs |= {f"{kind}-{number}": entry for kind, entry in made.items() if entry is not None}
+    description = grid.description.model_dump(mode="json")
+    facts = {
+        "study": description,
+        "cells": [[cell.group.name, cell.seed, cell.error] for cell in cells],
+        "searches": [asdict(trial) for trial in trials],
+    }
+    mark = fingerprint("study", {role: entry.digest for role, entry in inputs.items()}, facts)
+    store = Store(f"{Store(out).uri}/study/{mark[:NAME_CHARS]}")
+    artifact = finished(store, "study", mark)
+    if artifact is not None:
+        return _answer(artifact, "unchanged")
+    refs = tuple(ArtifactInput(role=r, kind=entry.manifest.kind, digest=entry.digest) for r, entry in inputs.items())
+    writer = ArtifactWriter(store, "study", mark, refs, {role: entry.uri for role, entry in inputs.items()})
+    table = cells_table(list(grid.axes), _rows(cells, data))
+    summary = summarise(table)
+    drawn = study_plots(summary)
+    sources = {role: entry.digest for role, entry in data.inputs().items()}
+    page = study_page(grid.description, table.to_pylist(), summary, trials, drawn, sources)
+    files = {
+        "cells.parquet": parquet_bytes(table),
+        "searches.parquet": parquet_bytes(searches_table(trials)),
+        "study.json": canonical_json(description),
+        "summary.json": canonical_json(summary),
+        "report.html": page.encode(),
+        **{f"{name}.png": image for name, image in drawn.items()},
+    }
+    parts = [writer.put_part(name, content, len(cells)) for name, content in sorted(files.items())]
+    totals = {"cells": len(cells), "failed": sum(cell.error is not None for cell in cells), "searches": len(trials)}
+    artifact = writer.commit(parts, totals, {"title": grid.description.title, "axes": list(grid.axes)})
+    write_run_record(artifact.store, {"verb": "study", "fingerprint": mark, "seconds": _seconds(cells)})
+    return _answer(artifact, "done")
+
+
+def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
+    """The cells as rows of the table."""
+    train_set, val_set = open_shards(data.train.uri), open_shards(data.val.uri) if data.val else None
+    known: dict[str, int] = {}
+    rows = []
+    for cell in cells:
+        config, axes = cell.config, {AXIS + name: label for name, label in cell.group.labels.items()}
+        row: dict[str, Any] = {"group": cell.group.name, "seed": cell.seed, "error": cell.error, **axes}
+        row |= {"backbone": config.model.backbone, "bits": config.model.bits, "loss": config.train.loss}
+        row |= {"image_size": config.data.image_size, "lr": config.train.lr}
+        if cell.model is not None:
+            metrics = cell.model.manifest.meta["metrics"]
+            samples = TrainData.make(train_set, val_set, config).samples
+            row |= {"model": cell.model.digest, "val_map": metrics["map"], "steps": metrics["steps"]}
+            row |= {"images": config.train.epochs * samples, "parameters": cell.model.manifest.totals["parameters"]}
+            shape = json.dumps([config.model.model_dump(mode="json"), config.data.image_size])
+            if shape not in known:
+                known[shape] = forward_flops(Encoder.open(cell.model).model, config.data.image_size)
+            row["flops"] = known[shape]
+        if cell.report is not None:
+            meta = cell.report.manifest.meta
+            row |= {"report": cell.report.digest, "map": meta["map"], "chance": meta["chance"]}
+        rows.append(row)
+    return rows
+
+
+def _seconds(cells: Sequence[Cell]) -> dict[str, float]:
+    """Seconds that the training of each cell took, over all its runs, as these remember them."""
+    found = {}
+    for cell in cells:
+        store = cell.model.store if cell.model else None
+        records = [json.loads(store.read(name)) for name in store.names("runs")] if store else []
+        found[cell.name] = sum(float(record.get("seconds", 0)) for record in records)
+    return found
+
+
+def _listing(out: str, cells: Sequence[Cell], dry_run: bool) -> dict[str, Any]:
+    """Every cell with its state, where the study is not whole yet."""
+    shown = [{"cell": cell.name, "state": cell.state} for cell in cells]
+    counts = {state: sum(cell.state == state for cell in cells) for state in ("done", "missing", "failed")}
+    return {
+        "verb": "study",
+        "status": "done",
+        "uri": Store(out).uri,
+        "digest": None,
+        "dry_run": dry_run,
+        "cells": len(cells),
+        **counts,
+        "states": shown,
+    }
+
+
+def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "verb": "study",
+        "status": status,
+        "uri": artifact.uri,
+        "digest": artifact.digest,
+        **manifest.totals,
+        "report": f"{artifact.uri}/{manifest.part('report.html').path}",
+        "table": f"{artifact.uri}/{manifest.part('cells.parquet').path}",
+        "summary": json.loads(artifact.read(manifest.part("summary.json"))),
+    }
+
+
+def _complain(cells: Sequence[Cell], result: Mapping[str, Any]) -> None:
+    """WorkFailed, naming them, where cells failed."""
+    failed = [cell for cell in cells if cell.error]
+    if failed:
+        named = "; ".join(f"{cell.name}: {cell.error}" for cell in failed[:FAILED_NAMED])
+        more = f"; and {len(failed) - FAILED_NAMED} more" if len(failed) > FAILED_NAMED else ""
+        where = f", see {result['report']}" if "report" in result else ""
+        raise WorkFailed(f"{len(failed)} of {len(cells)} cells failed ({named}{more}){where}; a rerun tries them again")

@@ -1,0 +1,51 @@
+"""The command `study`: its options, and the grid that they and a TOML file describe."""
+
+import json
+import re
+from typing import Annotated
+
+import typer
+
+from pipelines.console import ConfigFile, Result, Sets
+from pipelines.errors import UsageError
+
+
+def study(
+    source: Annotated[str, typer.Argument(help="small, losses, resolution, paper, or a .toml file.", metavar="STUDY")],
+    out: Annotated[str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")],
+    train: Annotated[str | None, typer.Option("--train", help="Shards to learn from.", metavar="URI")] = None,
+    query: Annotated[str | None, typer.Option("--query", help="Shards of the queries.", metavar="URI")] = None,
+    database: Annotated[
+        list[str] | None, typer.Option("--database", help="Shards searched in; repeatable.", metavar="URI")
+    ] = None,
+    val: Annotated[str | None, typer.Option("--val", help="Shards to validate on.", metavar="URI")] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="A split of the field; default the study's own.", metavar="NAME")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option("--root", help="The folder of the protocol's data set's files.", metavar="DIR")
+    ] = None,
+    share: Annotated[
+        str, typer.Option("--share", help="Do only the I-th of N shares of the groups.", metavar="I/N")
+    ] = "1/1",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing, list the cells and their state.")] = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> Result:
+    """Train, encode and evaluate a grid of settings and seeds; one table, one page. A rerun does what is missing.
+
+    Example: hhnet study small --root cifar-10-batches-bin --out study --dry-run
+
+    Example: hhnet study grid.toml --train shards/train --query shards/query --database shards/database --out study
+    """
+    from pipelines.studies.grid import Grid, read_description
+
+    match = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", share)
+    if match is None or int(match[1]) > int(match[2]):
+        raise UsageError(f"--share {share!r}: write I/N, such as 2/4 for the second of four shares")
+    named = {"train": train, "query": query, "database": database, "val": val}
+    sources = [f"run.{name}={json.dumps(value)}" for name, value in named.items() if value]
+    grid = Grid.make(read_description(source, protocol), config, [*(sets or ()), *sources])
+    from pipelines.study import study as work
+
+    return work(grid, out, root=root, share=(int(match[1]), int(match[2])), dry_run=dry_run)

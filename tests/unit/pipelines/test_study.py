@@ -1,0 +1,252 @@
+"""A tiny study whose verbs run in this process; tests/integration/test_study.py has it on Ray."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import pipelines.encoding
+import pipelines.train
+from pipelines.artifacts import ArtifactWriter, open_artifact
+from pipelines.config import load_config
+from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed
+from pipelines.ingest import ingest
+from pipelines.schema import parquet_bytes
+from pipelines.storage import Store, canonical_json
+from pipelines.studies.grid import Grid, read_description
+from pipelines.studies.results import cells_table, summarise
+from pipelines.study import study
+from pipelines.train import TrainJob, train_worker
+from pipelines.verify import verify
+from tests.support.inline import use_inline_pool
+from tests.support.pictures import write_folder
+
+STUDY = """
+title = "Tiny <study>"
+seeds = [0, 1]
+[settings]
+data.image_size = 32
+data.batch_size = 8
+model.backbone = "test_convnext"
+model.head = "ln"
+train.epochs = 1
+train.val_share = 0.25
+encode.batch_size = 8
+evaluate.gallery = 0
+[axes]
+model.bits = [16, 24]
+"""
+SEARCH = "[search]\ntrain.lr = [1e-5, 1e-3]\n"
+
+
+class Trainings:
+    """What was trained, by (bits, lr, seed); those that `fails` names do not come to an end."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[int, float, int]] = []
+        self.fails: dict[tuple[int, float, int], BaseException] = {}
+
+    def run(self, job: TrainJob, data: Any, done: int) -> None:
+        train = job.config.train
+        mark = (job.config.model.bits, train.lr, train.seed)
+        if mark in self.fails:
+            raise self.fails[mark]
+        train_worker(job, lambda step, note: None)
+        self.done.append(mark)
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
+    found = Trainings()
+    monkeypatch.setattr(pipelines.train, "_run_workers", found.run)
+    use_inline_pool(monkeypatch, pipelines.encoding)
+    threads = torch.get_num_threads()
+    yield found
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_folder(folder / "photos", classes=3, per_class=20)
+    sets = ["ingest.samples_per_shard=20"]
+    ingest(
+        str(folder / "photos"), str(folder / "shards"), load_config(sets=sets), split="train=.6,query=.2,database=.2"
+    )
+    return folder / "shards"
+
+
+def grid_of(folder: Path, shards: Path | None, text: str = STUDY) -> Grid:
+    file = folder / "study.toml"
+    file.write_text(text)
+    named = {"train": "train", "query": "query"} if shards else {}
+    sets = [f'run.{role}="{shards}/{name}"' for role, name in named.items()]
+    database = [f'run.database=["{shards}/train", "{shards}/database"]'] if shards else []
+    return Grid.make(read_description(str(file)), sets=[*sets, *database])
+
+
+def test_rows_mean_and_deviation_are_those_of_the_reports(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
+    grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
+    answer = study(grid, out)
+    assert (answer["status"], answer["cells"], answer["failed"]) == ("done", 4, 0)
+    reports = {}
+    for manifest in Path(out).glob("report/*/manifest.json"):
+        report = open_artifact(str(manifest.parent))
+        metrics = json.loads(report.read(report.manifest.part("metrics.json")))
+        reports[report.digest] = metrics["map"]
+    rows = pq.read_table(answer["table"]).to_pylist()
+    assert {row["report"]: row["map"] for row in rows} == reports and len(reports) == 4
+    assert [(row["axis.model.bits"], row["bits"], row["seed"]) for row in rows] == [
+        (str(bits), bits, seed) for bits in (16, 24) for seed in (0, 1)
+    ]
+    assert {(row["images"], row["steps"]) for row in rows} == {(27, 4)}
+    for entry in answer["summary"]:
+        maps = [reports[row["report"]] for row in rows if row["bits"] == entry["bits"]]
+        assert entry["map"] == pytest.approx(mean(maps), abs=1e-12)
+        assert entry["deviation"] == pytest.approx(stdev(maps), abs=1e-12)
+    page = Path(answer["report"]).read_text()
+    assert "Tiny &lt;study&gt;" in page and "http" not in page.replace("http-equiv", "")
+    assert {path.name.partition("-")[0] for path in Path(answer["uri"]).glob("parts/*.png")} == {
+        "map_bits",
+        "map_flops",
+    }
+
+
+def test_a_rerun_trains_nothing_and_says_unchanged(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
+    grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
+    first = study(grid, out)
+    trained = list(trainings.done)
+    again = study(grid, out)
+    assert again == {**first, "status": "unchanged"} and trainings.done == trained
+
+
+def test_the_rate_is_chosen_on_validation_for_each_group_and_its_training_counts(
+    trainings: Trainings, shards: Path, tmp_path: Path
+) -> None:
+    answer = study(grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out"))
+    searches = pq.read_table(next(Path(answer["uri"]).glob("parts/searches-*"))).to_pylist()
+    rows = pq.read_table(answer["table"]).to_pylist()
+    assert len(searches) == 4 and len(trainings.done) == len(set(trainings.done)) == 6
+    for bits in ("16", "24"):
+        tried = [entry for entry in searches if entry["group"] == f"model.bits={bits}"]
+        assert {entry["seed"] for entry in tried} == {0}
+        best = max(tried, key=lambda entry: entry["val_map"])
+        assert [entry for entry in tried if entry["chosen"]] == [best]
+        mine = [row for row in rows if row["axis.model.bits"] == bits]
+        assert {f"train.lr={json.dumps(row['lr'])}" for row in mine} == {best["candidate"]}
+        assert mine[0]["model"] == best["model"]
+
+
+def test_a_candidate_that_fails_is_not_chosen_and_is_shown(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
+    trainings.fails[16, 1e-3, 0] = WorkFailed("the loss became nan")
+    grid, out = grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out")
+    answer = study(grid, out)
+    assert answer["failed"] == 0 and answer["summary"][0]["lr"] == 1e-5
+    assert study(grid, out, dry_run=True)["done"] == 4
+    assert "the loss became nan" in Path(answer["report"]).read_text()
+
+
+def test_a_cell_that_fails_is_a_row_with_its_error_and_is_tried_again(
+    trainings: Trainings, shards: Path, tmp_path: Path
+) -> None:
+    grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
+    trainings.fails[24, 1e-3, 0] = WorkFailed("the loss became nan")
+    with pytest.raises(WorkFailed, match=r"1 of 4 cells failed \(model.bits=24, seed 0: the loss became nan\), see"):
+        study(grid, out)
+    (table,) = Path(out).glob("study/*/parts/cells-*.parquet")
+    rows = {(row["bits"], row["seed"]): row for row in pq.read_table(table).to_pylist()}
+    assert rows[24, 0]["error"] == "the loss became nan" and rows[24, 0]["map"] is None
+    assert all(row["error"] is None and row["map"] for place, row in rows.items() if place != (24, 0))
+    assert verify(str(table.parents[1]))["kind"] == "study"
+    states = [entry["state"] for entry in study(grid, out, dry_run=True)["states"]]
+    assert states == ["done", "done", "failed", "done"]
+    with pytest.raises(WorkFailed, match="1 of 4 cells failed"):  # of another share than its own
+        study(grid, out, share=(1, 2))
+    trainings.fails.clear()
+    answer = study(grid, out)
+    assert (answer["status"], answer["failed"], len(trainings.done)) == ("done", 0, 4)
+    assert [entry["seeds"] for entry in answer["summary"]] == [2, 2]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), StoreUnavailable("the store is gone")])
+def test_what_is_no_cells_fault_ends_the_study_and_a_rerun_goes_on(
+    trainings: Trainings, shards: Path, tmp_path: Path, error: BaseException
+) -> None:
+    grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
+    trainings.fails[24, 1e-3, 0] = error
+    with pytest.raises(type(error)):
+        study(grid, out)
+    listed = study(grid, out, dry_run=True)
+    assert [entry["state"] for entry in listed["states"]] == ["done", "done", "missing", "missing"]
+    assert (listed["done"], listed["missing"], listed["digest"]) == (2, 2, None)
+    trainings.fails.clear()
+    assert study(grid, out)["status"] == "done"
+    assert len(trainings.done) == len(set(trainings.done)) == 4
+
+
+def test_shares_do_their_groups_and_the_last_one_publishes(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
+    grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
+    first = study(grid, out, share=(2, 2))
+    assert {bits for bits, _, _ in trainings.done} == {24} and first["missing"] == 2 and first["digest"] is None
+    last = study(grid, out, share=(1, 2))
+    assert last["cells"] == 4 and len(trainings.done) == 4
+    assert study(grid, out, share=(2, 2)) == {**last, "status": "unchanged"}
+
+
+def test_without_data_only_a_dry_run_lists_the_cells(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, None)
+    listed = study(grid, str(tmp_path / "out"), dry_run=True)
+    assert listed["missing"] == 4 and not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="the study has no data: give --train, --query and --database"):
+        study(grid, str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="names no protocol"):
+        study(grid, str(tmp_path / "out"), root=str(tmp_path))
+
+
+def rewritten(uri: str, out: Path, change: dict[str, Any], summary: bool = True) -> str:
+    """The study again with the first row changed, committed as if it had been made so."""
+    source = open_artifact(uri)
+    table = pq.read_table(next(Path(uri).glob("parts/cells-*")))
+    axes = source.manifest.meta["axes"]
+    first, *others = table.to_pylist()
+    cells = cells_table(axes, [{**first, **change}, *others])
+    writer = ArtifactWriter(
+        *(Store(out), "study", source.manifest.fingerprint, source.manifest.inputs),
+        json.loads((Path(uri) / "origin.json").read_text()),
+    )
+    files = {part.name: source.read(part) for part in source.manifest.parts}
+    files["cells.parquet"] = parquet_bytes(cells)
+    if summary:
+        files["summary.json"] = canonical_json(summarise(cells))
+    parts = [writer.put_part(name, data, 4) for name, data in files.items()]
+    return writer.commit(parts, source.manifest.totals, source.manifest.meta).uri
+
+
+def test_verify_follows_every_figure_to_the_artifact_it_is_from(
+    trainings: Trainings, shards: Path, tmp_path: Path
+) -> None:
+    uri = study(grid_of(tmp_path, shards), str(tmp_path / "out"))["uri"]
+    proven = verify(uri)
+    assert "4 cells with the figures of the reports and models they name" in proven["checks"]
+    assert proven["orphans"] == []
+    other = pq.read_table(next(Path(uri).glob("parts/cells-*"))).to_pylist()[1]
+    wrong = {
+        "says map 2.0, but report": {"map": 2.0},
+        "says val_map 2.0, but model": {"val_map": 2.0},
+        "says parameters 7, but model": {"parameters": 7},
+        "says backbone resnet18, but model": {"backbone": "resnet18"},
+        "names a report that is not an input": {"report": "f" * 64},
+        "names a report of another model than its own": {"model": other["model"]},
+        "has neither report nor error": {"report": None, "map": None},
+        "the totals say": {"error": "it failed", "report": None, "map": None},
+    }
+    for place, (said, change) in enumerate(wrong.items()):
+        with pytest.raises(DamagedArtifact, match=said):
+            verify(rewritten(uri, tmp_path / f"wrong{place}", change))
+    with pytest.raises(DamagedArtifact, match="is not the summary of its cells"):
+        verify(rewritten(uri, tmp_path / "summary", {"map": 2.0}, summary=False))
