@@ -33,7 +33,6 @@ class Backbone(nn.Module):
     Attributes:
         name: the name it was made from, with its timm tag where one was given.
         stem_stride: pixels per cell of the finest feature map.
-        branches: the branches of an HRNet whose maps the features are made of, 1 the finest; None for all.
         feature_dim: D.
     """
 
@@ -46,7 +45,7 @@ class Backbone(nn.Module):
     ) -> None:
         """See `HHNet` for the meaning of the arguments and the errors."""
         super().__init__()
-        self.name, self.stem_stride, self.branches = name, stem_stride, branches
+        self.name, self.stem_stride = name, stem_stride
         net = _create(name, pretrained=weights == "timm")
         _set_stem(net, name, stem_stride, pretrained=weights is not None)
         if weights is None:

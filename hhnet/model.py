@@ -17,21 +17,11 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hhnet.backbones import Backbone, check_state
 from hhnet.preprocess import Preprocess
 
-__all__ = [
-    "HEADS",
-    "HHNet",
-    "Preprocess",
-    "card",
-    "forward_flops",
-    "load_model",
-    "model_from_bytes",
-    "model_to_bytes",
-]
+__all__ = ["HEADS", "HHNet", "Preprocess", "card", "load_model", "model_from_bytes", "model_to_bytes"]
 
 HEADS = ("linear", "bn", "ln")
 CARD_FORMAT = 1
@@ -126,17 +116,6 @@ class HHNet(nn.Module):
                 if chosen:
                     groups.append({"name": name + suffix, "params": chosen, "lr": rate, "weight_decay": decay})
         return groups
-
-
-def forward_flops(model: HHNet, side: int) -> int:
-    """Floating-point operations of one image's forward pass, two for each multiplication and addition.
-
-    Those of convolutions and matrix products, as `torch.utils.flop_counter` counts them.
-    """
-    device = next(model.parameters()).device
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, side, side, device=device))
-    return int(counter.get_total_flops())
 
 
 def model_to_bytes(model: HHNet) -> bytes:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from hhnet.model import forward_flops
+from hhnet.flops import forward_flops
 from pipelines import encode, encoding, evaluate, train
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
 from pipelines.cluster.session import kept_ray
