@@ -201,19 +201,24 @@ def bit_drift(change: Sequence[float], chance: Sequence[float]) -> bytes:
 
 
 def study_curves(xlabel: str, series: Mapping[str, Sequence[tuple[float, float, float]]], doubling: bool) -> bytes:
-    """mAP over x for each named series of (x, mean, deviation); with `doubling` x is on a logarithmic axis."""
+    """mAP over x for each named series of (x, mean, deviation).
+
+    With `doubling` x is on a logarithmic axis and lines join the points of a series.
+    """
     with _plot(xlabel, "mAP") as (axes, result):
         for place, (name, points) in enumerate(series.items()):
             colour, marker = SERIES[place % len(SERIES)], MARKERS[place // len(SERIES) % len(MARKERS)]
             x, mean, deviation = zip(*sorted(points), strict=True)
             style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "capsize": 2.5}
+            style["linestyle"] = "-" if doubling else "none"
             axes.errorbar(x, mean, yerr=deviation, label=name, **style)
         places = sorted({point[0] for points in series.values() for point in points})
         if doubling:
             axes.set_xscale("log", base=2)
             axes.set_xticks(places, [f"{x:g}" for x in places])
             axes.minorticks_off()
-        axes.set_ylim(0, 1.02)
+        highest = max(mean + deviation for points in series.values() for _, mean, deviation in points)
+        axes.set_ylim(0, min(1.02, 1.15 * highest))
         if len(series) > 1:
             axes.figure.legend(loc="outside upper center", ncols=2, fontsize=8, handlelength=1.4, columnspacing=1.2)
     return result.png

@@ -87,7 +87,7 @@ SEARCHED = (
 
 
 def _caption(name: str) -> str:
-    return f"mean over the seeds, the bars are the deviation; x is {CURVES[name][1]}.".capitalize()
+    return f"Mean over the seeds, the bars are the deviation; x is {CURVES[name][1]}."
 
 
 def _labels(entry: Entry) -> str:
