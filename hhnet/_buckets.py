@@ -13,20 +13,25 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
-from hhnet._compiled import compiled
+from hhnet._compiled import VECTOR_COUNT, compiled
 
 ANSWERED, SCAN, DAMAGED = 0, 1, 2
 """What became of a query: answered from the buckets, cheaper by a scan, or met a subscript outside the codes."""
 
 ROW_BITS = 48  # a found code is one integer: its distance above its row
 
-# What a step costs, in word comparisons of the exact scan: a bucket is a miss of the cache and of the TLB in `starts`
-# (the second pass over it finds it in the cache), a candidate is one in `rows` and one in `codes`, which overlap with
-# their neighbours'. At 10 million codes on two busy cores of an EPYC, a bucket took 170 to 230 ns, a candidate 35 to
-# 50 ns, and a word of a scan of many queries at once 0.31 ns. Too high a figure only scans too soon.
-LOOKUP = 650
-CANDIDATE = 130
-INSERT = 4  # per level of the heap of the k best
+# What a step costs one thread, in nanoseconds: a bucket is a miss of the cache and of the TLB in `starts` (the second
+# pass over it finds it in the cache), a candidate is one in `rows` and one in `codes`, which overlap with their
+# neighbours'. At 10 million codes on two busy cores of an EPYC, a bucket took 170 to 230 ns, a candidate 35 to 50 ns.
+# Too high a figure only scans too soon.
+LOOKUP = 200
+CANDIDATE = 40
+INSERT = 1.2  # per level of the heap of the k best
+
+# The same of an exact scan, for each word of a code: by vectors whose bits one instruction counts, or without that, at
+# 64 bits. Reading the word from memory comes once for all queries.
+COMPARE = 0.08 if VECTOR_COUNT else 0.31
+READ = 0.55
 
 DIGIT, DIGIT_SORT = 11, 512  # bits sorted by at once, and keys from which that is faster than comparing them
 

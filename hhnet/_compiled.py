@@ -30,9 +30,12 @@ CHUNK = 4096  # codes per chunk of one word: 32 KiB at 64 bits
 AHEAD = 512  # words from the group that is tested to the one that is fetched: beyond the page, where the CPU stops
 LANES = 8  # codes per vector: two registers of AVX2, one of AVX-512
 NARROW = 64  # codes per group, of one or two words of 64 bits
-# Of wider codes. With an instruction that counts the bits of a whole vector, LLVM makes it of a large group; it takes
-# several where there is none, and then a few codes with the scalar instruction are faster.
-WIDE = 128 if binding.get_host_cpu_features().get("avx512vpopcntdq") else 8
+VECTOR_COUNT = bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
+"""Whether one instruction counts the bits of a whole vector."""
+
+# Of wider codes. LLVM makes that instruction of a large group; it takes several where there is none, and then a few
+# codes with the scalar instruction are faster.
+WIDE = 128 if VECTOR_COUNT else 8
 
 
 def compiled(function: _F) -> _F:
@@ -170,10 +173,18 @@ overload(_near, inline="always")(_near_by_type)
 
 @compiled
 def _append(
-    query: Any, words: Any, start: int, stop: int, limit: Any, allowed_N: Any, first_row: int, hits: Any, count: int
+    query: Any,
+    words: Any,
+    start: int,
+    stop: int,
+    limit: Any,
+    allowed_N: Any,
+    first_row: int,
+    rows: Any,
+    distances: Any,
+    count: int,
 ) -> int:
     """Append which of the codes [start, stop) are allowed and nearer than `limit`; returns the new count."""
-    rows, distances = hits
     for code in range(start, stop):
         distance = _distance(query, words, code)
         if distance < limit and (allowed_N.shape[0] == 0 or allowed_N[code]):
@@ -184,23 +195,44 @@ def _append(
 
 
 @compiled
-def _scan(
-    query: Any, words: Any, limit: Any, allowed_N: Any, first_row: int, fetch: bool, hits: Any, count: int
-) -> int:
-    """The same for all codes in `words`; `fetch` asks for the lines ahead, which pays in a first pass over a chunk."""
+def _next_near(query: Any, words: Any, first: int, limit: Any, fetch: bool) -> Any:
+    """The first group from the code `first` on that holds a code nearer than `limit`, as the place of its first code.
+
+    Where none does, the number of codes in whole groups. `fetch` asks for the lines ahead of each group. No array is
+    handed on from here, since that would count references, a tenth of the time that a chunk takes.
+    """
     width, size = len(query), _group(query)
-    num = words.shape[0] // width
-    whole = num // size * size
-    for first in range(0, whole, size):
-        # A slice and a loop from 0 let LLVM drop the checks for negative subscripts; a function that is not inlined
-        # would count references to the slice.
-        group = words[first * width : (first + size) * width]
+    whole = words.shape[0] // width // size * size
+    for start in range(first, whole, size):
+        # A slice and a loop from 0 let LLVM drop the checks for negative subscripts.
+        group = words[start * width : (start + size) * width]
         if fetch:
             for word in range(0, size * width, 8):
                 _prefetch(group, word + AHEAD)
         if _near(query, group, limit):
-            count = _append(query, words, first, first + size, limit, allowed_N, first_row, hits, count)
-    return _append(query, words, whole, num, limit, allowed_N, first_row, hits, count)
+            return start
+    return whole
+
+
+@compiled
+def _collect(
+    query: Any,
+    words: Any,
+    first: int,
+    limit: Any,
+    allowed_N: Any,
+    first_row: int,
+    rows: Any,
+    distances: Any,
+    count: int,
+) -> int:
+    """Append what is allowed and nearer than `limit` of the codes from the group at `first` on; the new count."""
+    num, size = words.shape[0] // len(query), _group(query)
+    whole = num // size * size
+    while first < whole:
+        count = _append(query, words, first, first + size, limit, allowed_N, first_row, rows, distances, count)
+        first = _next_near(query, words, first + size, limit, False)
+    return _append(query, words, whole, num, limit, allowed_N, first_row, rows, distances, count)
 
 
 @compiled
@@ -234,8 +266,9 @@ def distances(queries_QW: Any, database_NW: Any, out_QN: Any) -> None:
 
 
 @compiled
-def _compact(distances: Any, rows: Any, count: int, keep: int, hist_D: Any, spare_d: Any, spare_r: Any) -> int:
-    """Counting sort of the first `count` candidates by distance, stable, cut to `keep`; redoes `hist_D`."""
+def _compact(distances: Any, rows: Any, keep: int, hist_D: Any, spare_d: Any, spare_r: Any) -> int:
+    """Counting sort of the candidates by distance, stable, cut to `keep`; redoes `hist_D`."""
+    count = distances.shape[0]
     place = np.empty(hist_D.shape[0], np.int64)
     total = 0
     for d in range(hist_D.shape[0]):
@@ -258,14 +291,30 @@ def _compact(distances: Any, rows: Any, count: int, keep: int, hist_D: Any, spar
 
 
 @compiled
-def _threshold(hist_D: Any, k: int) -> int:
+def _threshold(hist_QD: Any, q: int, k: int) -> int:
     """Smallest distance below or at which k candidates lie already: a later row there cannot win."""
     total = 0
-    for d in range(hist_D.shape[0]):
-        total += hist_D[d]
+    for d in range(hist_QD.shape[1]):
+        total += hist_QD[q, d]
         if total >= k:
             return d
-    return int(hist_D.shape[0])
+    return int(hist_QD.shape[1])
+
+
+@compiled
+def _lead(zeros: Any, words: Any) -> Any:
+    """Codes from the last boundary of a line of 64 bytes to the first code: a vector that spans two lines costs two."""
+    size = words.itemsize * len(zeros)
+    before = words.ctypes.data % 64
+    return before // size if before % size == 0 else 0
+
+
+@compiled
+def _fetch_share(words: Any, start: int, stop: int, share: int, shares: int) -> None:
+    """Ask for one of so many shares of words[start:stop], which are read next: memory works while others are read."""
+    lines = (stop - start + 7) // 8
+    for line in range(lines * share // shares, lines * (share + 1) // shares):
+        _prefetch(words, start + 8 * line)
 
 
 @compiled
@@ -277,26 +326,34 @@ def knn(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, first_row: int,
     num_queries, size, k = queries_QW.shape[0], words.shape[0] // len(zeros), out_d.shape[1]
     chunk = max(_group(zeros), CHUNK // len(zeros))
     bound = max(2 * k, k + chunk)  # compact when above; one more chunk always fits
-    cand_d = np.empty((num_queries, bound + chunk), np.int32)
-    cand_r = np.empty((num_queries, bound + chunk), np.int64)
+    room = bound + chunk
+    # The candidates of all queries in one array each: a slice for every query and chunk would count references.
+    rows, distances = np.empty(num_queries * room, np.int64), np.empty(num_queries * room, np.int32)
     spare_d, spare_r = np.empty(k, np.int32), np.empty(k, np.int64)
     hist = np.zeros((num_queries, 8 * words.itemsize * len(zeros) + 1), np.int64)
-    counts = np.zeros(num_queries, np.int64)
-    for start in range(0, size, chunk):
-        chunk_W = words[start * len(zeros) : (start + chunk) * len(zeros)]
-        mask = allowed_N[start : start + chunk]
+    ends = np.arange(num_queries) * room
+    for place in range(-_lead(zeros, words), size, chunk):
+        start, stop = max(0, place), min(place + chunk, size)
+        chunk_W = words[start * len(zeros) : stop * len(zeros)]
+        mask = allowed_N[start:stop]
         for q in range(num_queries):
-            limit = np.uint64(_threshold(hist[q], k))
-            before = counts[q]
+            limit = np.uint64(_threshold(hist, q, k))
             query = _query_words(zeros, queries_QW, q)
-            count = _scan(query, chunk_W, limit, mask, first_row + start, q == 0, (cand_r[q], cand_d[q]), before)
-            for i in range(before, count):
-                hist[q, cand_d[q, i]] += 1
-            if count > bound:
-                count = _compact(cand_d[q], cand_r[q], count, k, hist[q], spare_d, spare_r)
-            counts[q] = count
+            if num_queries > 1:
+                _fetch_share(words, stop * len(zeros), min(stop + chunk, size) * len(zeros), q, num_queries)
+            near = _next_near(query, chunk_W, 0, limit, num_queries == 1)
+            if near == stop - start:
+                continue
+            end = _collect(query, chunk_W, near, limit, mask, first_row + start, rows, distances, ends[q])
+            for i in range(ends[q], end):
+                hist[q, distances[i]] += 1
+            if end - q * room > bound:
+                found = slice(q * room, end)
+                end = q * room + _compact(distances[found], rows[found], k, hist[q], spare_d, spare_r)
+            ends[q] = end
     for q in range(num_queries):
-        _compact(cand_d[q], cand_r[q], counts[q], k, hist[q], out_d[q], out_r[q])
+        found = slice(q * room, ends[q])
+        _compact(distances[found], rows[found], k, hist[q], out_d[q], out_r[q])
 
 
 @compiled
@@ -309,18 +366,21 @@ def within(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int,
     chunk = max(_group(zeros), CHUNK // len(zeros))
     room, count, limit = 2 * chunk, 0, np.uint64(radius + 1)
     hit_q, hit_d, hit_r = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64)
-    for start in range(0, size, chunk):
-        chunk_W = words[start * len(zeros) : (start + chunk) * len(zeros)]
-        mask = allowed_N[start : start + chunk]
+    for place in range(-_lead(zeros, words), size, chunk):
+        start, stop = max(0, place), min(place + chunk, size)
+        chunk_W = words[start * len(zeros) : stop * len(zeros)]
+        mask = allowed_N[start:stop]
         for q in range(num_queries):
+            if num_queries > 1:
+                _fetch_share(words, stop * len(zeros), min(stop + chunk, size) * len(zeros), q, num_queries)
             if count + chunk > room:
                 room *= 2
                 old_q, old_d, old_r = hit_q, hit_d, hit_r
                 hit_q, hit_d, hit_r = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64)
                 hit_q[:count], hit_d[:count], hit_r[:count] = old_q[:count], old_d[:count], old_r[:count]
-            query = _query_words(zeros, queries_QW, q)
-            before = count
-            count = _scan(query, chunk_W, limit, mask, first_row + start, q == 0, (hit_r, hit_d), before)
+            query, before = _query_words(zeros, queries_QW, q), count
+            near = _next_near(query, chunk_W, 0, limit, num_queries == 1)
+            count = _collect(query, chunk_W, near, limit, mask, first_row + start, hit_r, hit_d, before)
             for i in range(before, count):
                 hit_q[i] = q
                 counts_QD[q, hit_d[i]] += 1

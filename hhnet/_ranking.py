@@ -171,7 +171,9 @@ def stable_ap(
     size, values = database_NW.shape[0], 8 * queries_QW.itemsize * queries_QW.shape[1] + 1
     distance, match = np.empty(CHUNK, np.uint16), np.empty(CHUNK, np.uint8)
     both, low = np.empty(values, np.uint64), np.uint64((1 << 32) - 1)  # all in the low half, relevant in the high
-    hit_both, hit_distance = np.empty(size, np.uint64), np.empty(size, np.uint16)
+    # One place more than there can be relevant rows: what is no hit is written too, and overwritten by the next row,
+    # since a branch on chance costs more than a store.
+    hit_both, hit_distance = np.empty(size + 1, np.uint64), np.empty(size + 1, np.uint16)
     for q in range(queries_QW.shape[0]):
         both[:] = 0
         every = 0
@@ -182,9 +184,8 @@ def stable_ap(
             for i in range(stop - start):
                 cell = both[distance[i]]
                 both[distance[i]] = cell + ((np.uint64(match[i]) << np.uint64(32)) | np.uint64(1))
-                if match[i]:
-                    hit_both[every], hit_distance[every] = cell, distance[i]
-                    every += 1
+                hit_both[every], hit_distance[every] = cell, distance[i]
+                every += match[i]
         nearer = np.uint64(0)
         for d in range(values):
             cell = both[d]

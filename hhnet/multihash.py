@@ -32,8 +32,9 @@ Codes = npt.NDArray[np.uint8]
 MIN_SUBSTRING, MAX_SUBSTRING = 8, 22
 """Bits of a substring: fewer have too many rows in a bucket, and more need tables that outgrow the cache."""
 
-CLEARLY_A_SCAN = 1 << 18  # word comparisons that take no longer than the way to the tables
-_TYPICAL = 32  # how many times less than a scan a search costs; only to decide whether threads pay
+MOSTLY_A_SCAN = 0.95  # share of scanned queries from which scanning all takes less than putting the hits in order
+CLEARLY_A_SCAN = 80_000  # nanoseconds that the way to the tables takes
+_TYPICAL = 10  # nanoseconds of a scan for a word comparison of a search; only to decide whether threads pay
 
 
 def default_substrings(count: int, bits: int) -> int:
@@ -184,6 +185,8 @@ class MultiHash:
             )
 
         scanned, _ = _in_blocks(search, len(queries_QW), scan, threads)
+        if scanned.all():
+            return *hamming_knn(_bytes(queries_QW), self.codes, k, threads, allowed), scanned
         if scanned.any():
             left = hamming_knn(_bytes(queries_QW[scanned]), self.codes, k, threads, allowed)
             distances[scanned], rows[scanned] = left
@@ -211,6 +214,9 @@ class MultiHash:
             return found_keys
 
         scanned, keys_of_blocks = _in_blocks(search, len(queries_QW), scan, threads)
+        if scanned.mean() >= MOSTLY_A_SCAN:
+            found = hamming_range(_bytes(queries_QW), self.codes, radius, threads, allowed)
+            return *found, np.ones(len(queries_QW), np.bool_)
         keys = np.concatenate(keys_of_blocks)
         rows, distances = keys & ((1 << _buckets.ROW_BITS) - 1), (keys >> _buckets.ROW_BITS).astype(np.int32)
         if scanned.any():
@@ -222,17 +228,16 @@ class MultiHash:
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), rows, distances, scanned
 
     def _scan_cost(self, num: int, threads: int | None) -> float:
-        """What a scan costs each query, in word comparisons of a scan of many.
+        """Nanoseconds of one thread that a scan costs each query.
 
-        Fewer queries than threads are scanned by all of these. Memory is read once for all queries: a lone one waits
-        for it, which makes a word take two to three times as long.
+        Fewer queries than threads are scanned by all of these. Memory is read once for all queries.
         """
         workers = threads or int(numba.config.NUMBA_NUM_THREADS)
-        return self.codes.size / 8 * min(1.0, num / workers) * (1 + 1 / max(num, 1))
+        return self.codes.size / 8 * min(1.0, num / workers) * (_buckets.COMPARE + _buckets.READ / max(num, 1))
 
     def _clearly_a_scan(self, num: int, scan: float) -> bool:
         """Without asking the tables: there is nothing to find, or not even one bucket is worth a look."""
-        return num == 0 or num * (self.codes.size // 8) < CLEARLY_A_SCAN or _buckets.PROBE * scan < _buckets.LOOKUP
+        return num == 0 or num * scan < CLEARLY_A_SCAN or _buckets.PROBE * scan < _buckets.LOOKUP
 
     def tables(self) -> tuple[Any, Any, Any, Any]:
         """Layout, offsets, `starts` and `rows` for the compiled loops.

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import _pairs
+from hhnet._buckets import COMPARE
 from hhnet.kernels import as_words, hamming_range, run_blocks
 from hhnet.multihash import Codes, MultiHash, padded
 
@@ -22,7 +23,7 @@ LEAST_TABLE = 1 << 16
 
 _QUERIES = 1024  # of one unit of work of one thread
 _PAIRS = 1 << 17  # that one thread holds, 14 bytes each
-_WORD = 1.0  # what a scan pays for a word; more makes the tables answer more of the queries
+_WORD = COMPARE  # what a scan pays for a word; more makes the tables answer more of the queries
 _SCANNED = 64  # queries of one scan, over so many rows that all of them may be found
 _SCANNED_ROWS = 1 << 15
 
