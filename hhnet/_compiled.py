@@ -281,7 +281,7 @@ def _compact(distances: Any, rows: Any, keep: int, hist_D: Any, spare_d: Any, sp
         if to < keep:
             spare_d[to] = d
             spare_r[to] = rows[i]
-    kept = min(count, keep)
+    kept: int = min(count, keep)
     hist_D[:] = 0
     for i in range(kept):
         distances[i] = spare_d[i]
