@@ -100,7 +100,10 @@ def started(command: list[str], env: dict[str, str] | None = None) -> Iterator[s
 
 
 def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The worker processes below a verb; while any shard waits, each of them holds one."""
+    """The worker processes below a verb; while any shard waits, each of them holds one.
+
+    What a worker forks bears its title until it runs a program of its own, and does not count.
+    """
     found = []
     with suppress(psutil.Error):
         for process in psutil.Process(verb.pid).children(recursive=True):
@@ -108,7 +111,14 @@ def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
                 title = " ".join(process.cmdline()[:1])
                 if title.startswith("ray::_Worker") and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-    return found
+    workers = {process.pid for process in found}
+    return [process for process in found if _parent(process) not in workers]
+
+
+def _parent(process: psutil.Process) -> int | None:
+    with suppress(psutil.Error):
+        return process.ppid()
+    return None
 
 
 def result_of(verb: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
