@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         chance_map,
         mean_average_precision,
         precision_at,
+        precision_recall_at,
         precision_recall_curve,
         precision_within_radius,
+        tie_bounds,
     )
     from hhnet.model import HHNet, load_model
     from hhnet.preprocess import Preprocess
@@ -42,10 +44,12 @@ __all__ = [
     "mean_average_precision",
     "pack_bits",
     "precision_at",
+    "precision_recall_at",
     "precision_recall_curve",
     "precision_within_radius",
     "quantise_logits",
     "saturate",
+    "tie_bounds",
     "unpack_bits",
 ]
 
@@ -67,10 +71,12 @@ _MODULES = {
     "mean_average_precision": "metrics",
     "pack_bits": "codes",
     "precision_at": "metrics",
+    "precision_recall_at": "metrics",
     "precision_recall_curve": "metrics",
     "precision_within_radius": "metrics",
     "quantise_logits": "logits",
     "saturate": "logits",
+    "tie_bounds": "metrics",
     "unpack_bits": "codes",
 }
 

@@ -11,6 +11,8 @@ Shape suffixes: Q queries, N database samples, C classes, W and L 64-bit words p
     distances.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -175,6 +177,43 @@ def mean_average_precision(
     return float(kept.mean())
 
 
+def tie_bounds(
+    query_codes: Codes,
+    query_labels: Labels,
+    database_codes: Codes,
+    database_labels: Labels,
+    at: int | None = None,
+    denominator: str = "retrieved",
+) -> tuple[_Floats, _Floats]:
+    """AP@K of each query with the relevant samples last and first inside every tie: how far an order of ties can go.
+
+    No order gives less or more over the whole ranking, nor at K where the denominator is "min" or "all". With
+    "retrieved" at K one can: a hit that the cut leaves out lowers the denominator too.
+
+    Returns:
+        `(last, first)`, float64 (Q,) each; 0 for a query that finds nothing. Arguments and errors otherwise as for
+        `average_precisions`.
+    """
+    task = make_task(query_codes, query_labels, database_codes, database_labels)
+    _choice(denominator, tuple(_DENOMINATORS), "denominator")
+    if at is not None and at < 1:
+        raise ValueError(f"at must be at least 1, or None for the whole database: got {at}")
+    cut = min(at or len(task.database), len(task.database))
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, len(task.database) + 1))])
+    bounds: tuple[list[_Floats], list[_Floats]] = [], []
+    for total_QD, hits_QD in task.histograms():
+        before_QD, found_QD = np.cumsum(total_QD, axis=1) - total_QD, np.cumsum(hits_QD, axis=1) - hits_QD
+        every_Q = hits_QD.sum(1)
+        for part, others_QD in zip(bounds, (total_QD - hits_QD, np.zeros_like(total_QD)), strict=True):
+            first_QD = np.minimum(before_QD + others_QD, cut)  # ranks before the first hit of the tie
+            taken_QD = np.minimum(hits_QD, cut - first_QD)
+            # The j-th of them has precision (found + j) / (first + j), which is 1 + (found - first) / (first + j).
+            sums_QD = taken_QD + (found_QD - first_QD) * (harmonic[first_QD + taken_QD] - harmonic[first_QD])
+            by = {"retrieved": taken_QD.sum(1), "min": np.minimum(every_Q, cut), "all": every_Q}[denominator]
+            part.append(sums_QD.sum(1) / np.maximum(by, 1))
+    return np.concatenate(bounds[0]), np.concatenate(bounds[1])
+
+
 def precision_at(
     query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels, k: int
 ) -> float:
@@ -236,6 +275,39 @@ def precision_recall_curve(
         inside_QD, found_QD = np.cumsum(total_QD[some_Q], axis=1), np.cumsum(hits_QD[some_Q], axis=1)
         precision += (found_QD / np.maximum(inside_QD, 1)).sum(0)
         recall += (found_QD / found_QD[:, -1:]).sum(0)
+        kept += int(some_Q.sum())
+    return precision / max(kept, 1), recall / max(kept, 1)
+
+
+def precision_recall_at(
+    query_codes: Codes,
+    query_labels: Labels,
+    database_codes: Codes,
+    database_labels: Labels,
+    ranks: Sequence[int],
+) -> tuple[_Floats, _Floats]:
+    """Precision and recall among the first k for each k of `ranks`, averaged over queries at equal rank.
+
+    The curve over ranks (swuxyj/DeepHash-pytorch `utils/tools.py`), expected over the order inside ties. Queries
+    without a relevant sample are left out, as in `precision_recall_curve`. A rank beyond N counts as N.
+
+    Returns:
+        `(precision, recall)`, float64 (len(ranks),) each. All 0 if no query has a relevant sample.
+    """
+    task = make_task(query_codes, query_labels, database_codes, database_labels)
+    cuts = np.minimum(np.asarray(ranks, np.int64), len(task.database))
+    if cuts.ndim != 1 or (cuts < 1).any():
+        raise ValueError(f"ranks must be numbers from 1: got {list(ranks)}")
+    precision, recall, kept = np.zeros(len(cuts)), np.zeros(len(cuts)), 0
+    for total_QD, hits_QD in task.histograms():
+        some_Q = hits_QD.sum(1) > 0
+        total_QD, hits_QD = total_QD[some_Q], hits_QD[some_Q]
+        before_QD = np.cumsum(total_QD, axis=1) - total_QD
+        share_QD, every_Q = hits_QD / np.maximum(total_QD, 1), hits_QD.sum(1)
+        for place, k in enumerate(cuts.tolist()):
+            found_Q = (share_QD * np.clip(k - before_QD, 0, total_QD)).sum(1)
+            precision[place] += (found_Q / k).sum()
+            recall[place] += (found_Q / every_Q).sum()
         kept += int(some_Q.sum())
     return precision / max(kept, 1), recall / max(kept, 1)
 

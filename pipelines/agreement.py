@@ -11,7 +11,7 @@ from pipelines.config import Config, result_settings
 from pipelines.errors import InputError
 from pipelines.gallery import plots
 from pipelines.gallery.agreement import Matched, agreement_page, match, measure_agreement
-from pipelines.gallery.figures import load_pair
+from pipelines.gallery.pair import load_pair
 from pipelines.storage import Store, canonical_json
 from pipelines.versions import finished
 

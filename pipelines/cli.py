@@ -330,16 +330,23 @@ def evaluate(
     database: Annotated[list[str], typer.Option("--database", help="Codes searched in; repeatable.", metavar="URI")],
     out: Out,
     at: Annotated[int | None, typer.Option(help="mAP@K; default the whole ranking.", min=1)] = None,
+    convention: Annotated[
+        str | None, typer.Option(help="Compute mAP as this code base does: docs/how-to-compare.md.", metavar="NAME")
+    ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
     """Measure mAP and curves, and write a self-contained report with a gallery.
 
     Example: hhnet evaluate --queries codes/query --database codes/database --out report
+
+    Example: hhnet evaluate --queries codes/query --database codes/database --out report --convention hashnet --at 1000
     """
     from pipelines.evaluate import evaluate as work
+    from pipelines.gallery.conventions import convention_settings
 
-    return work(queries, database, out, configure(config, sets, evaluate__at=at))
+    named = convention_settings(convention) if convention else {}
+    return work(queries, database, out, configure(config, sets, **{"evaluate.at": at, **named}))
 
 
 @verb(app, "dedupe")

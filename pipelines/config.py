@@ -280,6 +280,8 @@ class EvaluateSettings(Section):
     """What AP is divided by: relevant items inside the top K, min(relevant, K), or all relevant."""
     empty: Literal["zero", "skip"] = "zero"
     """A query without a relevant item counts 0, or is left out."""
+    unlabelled: Literal["zero", "skip"] = "zero"
+    """The same for a query without labels, whatever `empty` says."""
     rerank: int | None = Field(None, ge=1)
     """Also measure the mAP with the nearest so many of each query ordered by logits; unset = not."""
     gallery: int = Field(12, ge=0, le=200)
@@ -382,7 +384,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "duplicates": ("dedupe.radius",),
     "report": (
         *("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),
-        "evaluate.rerank",
+        *("evaluate.rerank", "evaluate.unlabelled"),
     ),
     "agreement": ("agreement.queries", "agreement.k", "agreement.seed"),
 }
@@ -391,7 +393,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
 # its name, and with it its bytes.
 LATER_SETTINGS = frozenset(
     {
-        *("encode.logits", "evaluate.rerank", "index.m", "index.ef_search", "model.branches"),
+        *("encode.logits", "evaluate.rerank", "evaluate.unlabelled", "index.m", "index.ef_search", "model.branches"),
         *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
         *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
     }

@@ -14,9 +14,10 @@ from pipelines.codes import CodesSet, open_codes, require_distinct, require_logi
 from pipelines.config import Config, EvaluateSettings, result_settings
 from pipelines.errors import InputError
 from pipelines.gallery import plots
-from pipelines.gallery.figures import Figures, Pair, Side, load_pair, measure
+from pipelines.gallery.figures import Figures, measure, require_findable
 from pipelines.gallery.health import Examined, examine
 from pipelines.gallery.page import Row, Tile
+from pipelines.gallery.pair import Pair, Side, load_pair
 from pipelines.gallery.pictures import Pictures, find_pictures
 from pipelines.gallery.report import convention_name, report_page
 from pipelines.storage import Store, canonical_json
@@ -24,14 +25,17 @@ from pipelines.versions import finished
 
 STEPS = 5
 NEIGHBOURS = 10
+WORST = 6
+FIGURES = 2
+"""Raised by hand when a report of the same codes and settings has other figures or another page than before."""
 
 
 def evaluate(queries: str, database: Sequence[str], out: str, config: Config) -> dict[str, Any]:
     """Evaluate the codes `queries` against the codes `database` (several count as one) into a report at `out`.
 
     Raises FingerprintMismatch where the codes differ in bits or model, InputError where the queries have classes that
-    the database does not know, a tar comes twice, either side is empty, or logits that `evaluate.rerank` needs are
-    not there.
+    the database does not know, a tar comes twice, either side is empty, nothing is relevant to any query, or logits
+    that `evaluate.rerank` needs are not there.
     """
     query_set, sets = _open_all(queries, database)
     for entry in (query_set, *sets) if config.evaluate.rerank else ():
@@ -41,12 +45,13 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     if artifact is not None:
         return _answer(artifact, "unchanged")
     require_distinct(sets)
-    return _answer(_report(_writer(query_set, sets, out, name), query_set, sets, config), "done")
+    return _answer(_report(query_set, sets, out, name, config), "done")
 
 
 def report_fingerprint(queries: str, database: Sequence[str], config: Config) -> str:
     """What a report is known by: the digests of the codes that it compares, and the convention."""
-    return fingerprint("report", {"queries": queries, "database": list(database)}, result_settings(config, "report"))
+    inputs = {"queries": queries, "database": list(database), "figures": FIGURES}
+    return fingerprint("report", inputs, result_settings(config, "report"))
 
 
 def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[CodesSet]]:
@@ -96,9 +101,21 @@ def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> lis
     return sorted(chosen.items(), key=lambda entry: (int(pair.queries.labels[entry[0]].argmax()), entry[1]))
 
 
-def gallery_rows(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int, pictures: Pictures) -> list[Row]:
-    """The chosen queries with their nearest neighbours and pictures."""
+def worst_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, str]]:
+    """The `count` queries of the lowest AP among those that have something to find, as (query, remark)."""
+    findable = pair.findable() & ~np.isnan(ap_Q)
+    order = [int(query) for query in np.argsort(ap_Q, kind="stable") if findable[query]]
+    return [(query, f"AP {ap_Q[query]:.3f}") for query in order[:count]]
+
+
+def spread_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, str]]:
+    """`choose_queries` with a remark for each."""
     chosen = choose_queries(pair, ap_Q, count)
+    return [(n, f"{'hard query' if hard else 'query'}, AP {np.nan_to_num(ap_Q[n]):.3f}") for n, hard in chosen]
+
+
+def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictures) -> list[Row]:
+    """Queries, each with a remark, and their nearest neighbours, with pictures."""
     if not chosen:
         return []
     queries = np.array([query for query, _ in chosen])
@@ -110,8 +127,7 @@ def gallery_rows(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int, pictures
         return [pair.classes[place] for place in np.flatnonzero(side.labels[number])]
 
     rows = []
-    for (query, hard), ds, numbers in zip(chosen, distances.tolist(), near.tolist(), strict=True):
-        remark = ("hard query, " if hard else "query, ") + f"AP {np.nan_to_num(ap_Q[query]):.3f}"
+    for (query, remark), ds, numbers in zip(chosen, distances.tolist(), near.tolist(), strict=True):
         head = Tile("query", labels(pair.queries, query), found.get(pair.queries.place(query)), remark=remark)
         tiles = [
             Tile(
@@ -130,19 +146,23 @@ def gallery_rows(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int, pictures
 # --------------------------------------------------------------------------------------------------------- report
 
 
-def _report(writer: ArtifactWriter, query_set: CodesSet, sets: Sequence[CodesSet], config: Config) -> Artifact:
+def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, config: Config) -> Artifact:
     with stage("evaluate", STEPS, unit="steps") as advance:
         pair = load_pair(query_set, sets, logits=config.evaluate.rerank is not None)
+        require_findable(pair)  # before anything is written at `out`
+        writer = _writer(query_set, sets, out, name)
         advance(1, note="codes read")
         examined = examine(pair.queries.codes, pair.database.codes, pair.bits)
         advance(1, note="codes examined")
         figures, ap_Q = measure(pair, examined, config.evaluate)
         advance(1, note=f"mAP {figures.map:.4f}")
         pictures = find_pictures([entry.artifact for entry in (query_set, *sets)], ())
-        rows = gallery_rows(pair, ap_Q, config.evaluate.gallery, pictures)
+        count = config.evaluate.gallery
+        worst = gallery_rows(pair, worst_queries(pair, ap_Q, min(count, WORST)), pictures)
+        rows = gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures)
         drawn = _plots(figures, examined)
         advance(1, note="plots and gallery")
-        page = report_page(figures, drawn, rows, pictures.problems, _sources(query_set, sets))
+        page = report_page(figures, drawn, rows, worst, pictures.problems, _sources(query_set, sets))
         files = {
             "metrics.json": canonical_json(figures.as_json()),
             "report.html": page.encode(),
@@ -155,9 +175,10 @@ def _report(writer: ArtifactWriter, query_set: CodesSet, sets: Sequence[CodesSet
 
 
 def _plots(figures: Figures, examined: Examined) -> dict[str, bytes]:
-    curve, at_n, health = figures.pr_curve, figures.precision_at_n, figures.health
+    curve, by_rank, at_n, health = figures.pr_curve, figures.pr_by_rank, figures.precision_at_n, figures.health
     return {
         "pr_curve": plots.pr_curve(curve.y, curve.x, figures.chance),
+        "pr_by_rank": plots.pr_curve(by_rank.precision, by_rank.recall, figures.chance),
         "precision_at_n": plots.precision_at_n(at_n.x, at_n.y, figures.chance),
         "distances": plots.distance_histogram(figures.distances_relevant.y, figures.distances_other.y),
         "bit_balance": plots.bit_balance(health.database.balance, health.database.entropy),

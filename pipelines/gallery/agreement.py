@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 import hhnet
 from pipelines.config import AgreementSettings
-from pipelines.gallery.figures import Pair, Side
 from pipelines.gallery.page import cards, document, facts, plots, section, table
+from pipelines.gallery.pair import Pair, Side
 from pipelines.gallery.rounding import all_rounded, rounded
 
 BINS = 32

@@ -1,4 +1,4 @@
-"""Every number of a report: codes and labels in memory, and what is measured on them."""
+"""Every number of a report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -6,63 +6,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 import hhnet
-from pipelines.codes import CodesSet, class_names, code_array, logits_array
 from pipelines.config import EvaluateSettings
 from pipelines.errors import InputError
+from pipelines.gallery.conventions import ConventionFigures, average_precisions, by_convention
 from pipelines.gallery.health import Examined, HealthFigures, health_figures
-from pipelines.gallery.pictures import Place
+from pipelines.gallery.pair import Pair
 from pipelines.gallery.rounding import all_rounded, rounded
 
 RANKS = (10, 100, 1000)
 CURVE_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 CURVE_QUERIES = 1000
+RANK_POINTS = 60  # of the curve over ranks, in equal ratios
 PAIRS = 30_000_000
 BLOCK_PAIRS = 1 << 22
-
-
-@dataclass(frozen=True)
-class Side:
-    """The queries or the database: codes uint8 (N, bytes), multi-hot labels bool (N, C), and where each row lies."""
-
-    codes: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.bool_]
-    logits: npt.NDArray[np.int8] | None
-    """(N, bits), or None where they are not asked for."""
-    shard: npt.NDArray[np.int32]
-    row: npt.NDArray[np.int32]
-    shards: Sequence[str]
-    """sha256 of the tars that `shard` counts."""
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def place(self, number: int) -> Place:
-        """Where the image of a row lies."""
-        return Place(self.shards[self.shard[number]], int(self.row[number]))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Both sides under one list of classes."""
-
-    queries: Side
-    database: Side
-    classes: tuple[str, ...]
-    bits: int
-
-    def arguments(self, rows: npt.NDArray[np.int64] | None = None) -> tuple[Any, Any, Any, Any]:
-        """Codes and labels as the metrics take them, of all queries or of some; class ids where each has just one."""
-        queries = (self.queries.codes, self.queries.labels)
-        if rows is not None:
-            queries = queries[0][rows], queries[1][rows]
-        sides = [*queries, self.database.codes, self.database.labels]
-        if all((side.labels.sum(1) == 1).all() for side in (self.queries, self.database)):
-            sides[1], sides[3] = sides[1].argmax(1), sides[3].argmax(1)
-        return sides[0], sides[1], sides[2], sides[3]
 
 
 @dataclass(frozen=True)
@@ -98,12 +56,26 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class RankCurve:
+    """Precision and recall among the first of each number in `ranks`, over `queries` queries."""
+
+    ranks: Sequence[int]
+    recall: Sequence[float]
+    precision: Sequence[float]
+    queries: int
+
+
+@dataclass(frozen=True)
 class Figures:
     """Every number of a report. Precisions are expectations over the order inside ties."""
 
     convention: Mapping[str, Any]
-    """The settings `at`, `ties`, `denominator`, `empty`."""
+    """The settings `at`, `ties`, `denominator`, `empty`, `unlabelled`."""
     map: float
+    tie_bounds: tuple[float, float]
+    """The mAP with the relevant items last and first inside every tie."""
+    by_convention: Sequence[ConventionFigures]
+    """The same ranking as each code base of the field would measure it."""
     reranked: Reranked | None
     map_min: float
     """The same with AP divided by min(relevant, K), which cannot fall when a better ranking finds more."""
@@ -119,6 +91,7 @@ class Figures:
     within_radius_2: float
     pr_curve: Curve
     """x = recall, y = precision, at the Hamming radii 0, 1, ..., bits."""
+    pr_by_rank: RankCurve
     precision_at_n: Curve
     distances_relevant: Curve
     """x = distance, y = share of the pairs that share a class."""
@@ -132,87 +105,59 @@ class Figures:
         return {name: value for name, value in asdict(self).items() if name != "reranked" or value}
 
 
-# -------------------------------------------------------------------------------------------------------- loading
-
-
-def load_pair(query_set: CodesSet, sets: Sequence[CodesSet], logits: bool = False) -> Pair:
-    """All codes and labels in memory, class ids mapped by name to the sorted union of the class lists."""
-    classes = tuple(sorted({name for entry in sets for name in entry.classes}))
-    return Pair(_load([query_set], classes, logits), _load(sets, classes, logits), classes, query_set.bits)
-
-
-def _load(sets: Sequence[CodesSet], classes: Sequence[str], with_logits: bool) -> Side:
-    place = {name: number for number, name in enumerate(classes)}
-    codes: list[npt.NDArray[np.uint8]] = []
-    labels: list[npt.NDArray[np.bool_]] = []
-    logits: list[npt.NDArray[np.int8]] = []
-    shards: list[npt.NDArray[np.int32]] = []
-    rows: list[npt.NDArray[np.int32]] = []
-    for entry in sets:
-        ids = np.array([place[name] for name in entry.classes], np.int64)
-        for table in entry.tables():
-            codes.append(code_array(table["code"]))
-            labels.append(_multi_hot(table["labels"], ids, len(classes), entry))
-            logits += [logits_array(table["logits"])] if with_logits else []
-            shards.append(np.full(len(table), len(shards), np.int32))
-            rows.append(table["row"].to_numpy())
-    names = [shard.sha256 for entry in sets for shard in entry.shards]
-    return Side(
-        np.concatenate(codes),
-        np.concatenate(labels),
-        np.concatenate(logits) if with_logits else None,
-        np.concatenate(shards),
-        np.concatenate(rows),
-        names,
-    )
-
-
-def _multi_hot(
-    column: pa.ChunkedArray, ids: npt.NDArray[np.int64], classes: int, entry: CodesSet
-) -> npt.NDArray[np.bool_]:
-    flat = pc.list_flatten(column).to_numpy()
-    if len(flat):
-        class_names([int(flat.min()), int(flat.max())], entry.classes, entry.artifact.uri)
-    counts = pc.list_value_length(column).to_numpy()
-    hot = np.zeros((len(column), classes), np.bool_)
-    hot[np.repeat(np.arange(len(column)), counts), ids[flat]] = True
-    return hot
-
-
 # ------------------------------------------------------------------------------------------------------ measuring
+
+
+def require_findable(pair: Pair) -> None:
+    """Raises InputError where nothing is relevant to any query, and says why."""
+    if pair.findable().any():
+        return
+    for side, name in ((pair.queries, "queries"), (pair.database, "database")):
+        if not side.labels.any():
+            raise InputError(f"no image of the {name} has a label, so nothing is relevant to any query: ingest labels")
+    raise InputError("queries and database share no class, so nothing is relevant to any query: are they of one set?")
 
 
 def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple[Figures, npt.NDArray[np.float64]]:
     """All figures of the report, and the AP of every query (NaN where the convention leaves it out).
 
-    `examined` is what was found in the codes of the same pair.
+    `examined` is what was found in the codes of the same pair, to some query of which something is relevant.
     """
     arguments = pair.arguments()
-    convention = settings.model_dump(include={"at", "ties", "denominator", "empty"})
-    ap_Q = hhnet.average_precisions(*arguments, **convention)
-    kept = ap_Q[~np.isnan(ap_Q)]
-    if not len(kept):
-        raise InputError("no query has a relevant item in reach, and evaluate.empty=skip leaves all of them out")
-    map_min = float(kept.mean())
+    findable = pair.findable()
+    convention = settings.model_dump(include={"at", "ties", "denominator", "empty", "unlabelled"})
+    ap_Q = average_precisions(pair, settings)
+    kept = ~np.isnan(ap_Q)
+    if not kept.any():
+        raise InputError(
+            f"no query finds anything relevant among the first {settings.at}, and evaluate.empty=skip leaves all out"
+        )
+    bounds = hhnet.tie_bounds(*arguments, at=settings.at, denominator=settings.denominator)
+    map_min = float(ap_Q[kept].mean())
     if settings.at is not None and settings.denominator != "min":
-        map_min = hhnet.mean_average_precision(*arguments, **{**convention, "denominator": "min"})
+        least = average_precisions(pair, settings.model_copy(update={"denominator": "min"}))
+        map_min = float(least[~np.isnan(least)].mean())
     precision, recall = hhnet.precision_recall_curve(*arguments)
     relevant, other = _distances(pair)
+    some = int(findable.sum())
     health = health_figures(examined)
     figures = Figures(
         convention=convention,
-        map=rounded(kept.mean()),
+        map=rounded(ap_Q[kept].mean()),
+        tie_bounds=(rounded(bounds[0][kept].mean()), rounded(bounds[1][kept].mean())),
+        by_convention=by_convention(pair, settings.at),
         reranked=_reranked(pair, settings),
         map_min=rounded(map_min),
         chance=rounded(hhnet.chance_map(arguments[1], arguments[3])),
         bits=pair.bits,
         queries=len(pair.queries),
         database=len(pair.database),
-        skipped=len(ap_Q) - len(kept),
+        skipped=int((~kept).sum()),
         distinct=health.database.distinct,
         precision_at={str(k): rounded(hhnet.precision_at(*arguments, k)) for k in _ranks(RANKS, pair)},
         within_radius_2=rounded(hhnet.precision_within_radius(*arguments, 2)),
-        pr_curve=Curve(all_rounded(recall[: pair.bits + 1]), all_rounded(precision[: pair.bits + 1]), len(ap_Q)),
+        pr_curve=Curve(all_rounded(recall[: pair.bits + 1]), all_rounded(precision[: pair.bits + 1]), some),
+        pr_by_rank=_pr_by_rank(pair, some),
         precision_at_n=_precision_at_n(pair),
         distances_relevant=relevant,
         distances_other=other,
@@ -223,10 +168,17 @@ def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple
     return figures, ap_Q
 
 
+def _pr_by_rank(pair: Pair, queries: int) -> RankCurve:
+    size = len(pair.database)
+    ranks = sorted({round(size ** (place / RANK_POINTS)) for place in range(RANK_POINTS + 1)})
+    precision, recall = hhnet.precision_recall_at(*pair.arguments(), ranks)
+    return RankCurve(ranks, all_rounded(recall), all_rounded(precision), queries)
+
+
 def _reranked(pair: Pair, settings: EvaluateSettings) -> Reranked | None:
-    queries, database = pair.queries.logits, pair.database.logits
-    if settings.rerank is None or queries is None or database is None:
+    if settings.rerank is None or pair.logits is None:
         return None
+    queries, database = pair.logits
     first = min(settings.rerank, len(pair.database))
     convention = settings.model_dump(include={"at", "denominator", "empty"})
     order = np.arange(len(database))

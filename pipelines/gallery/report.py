@@ -23,10 +23,14 @@ _EMPTY = {
 }
 
 
+_UNLABELLED = {"zero": "", "skip": "; a query without labels is left out"}
+
+
 def convention_name(settings: EvaluateSettings) -> str:
     """The convention in short: `mAP@all, ties=expected, denominator=retrieved, empty=zero`."""
     at = "all" if settings.at is None else settings.at
-    return f"mAP@{at}, ties={settings.ties}, denominator={settings.denominator}, empty={settings.empty}"
+    name = f"mAP@{at}, ties={settings.ties}, denominator={settings.denominator}, empty={settings.empty}"
+    return name if settings.unlabelled == "zero" else f"{name}, unlabelled={settings.unlabelled}"
 
 
 def convention_text(convention: Mapping[str, Any]) -> str:
@@ -35,7 +39,8 @@ def convention_text(convention: Mapping[str, Any]) -> str:
     scope = "the whole ranking" if at is None else f"the first {at:,} of the ranking"
     return (
         f"mAP over {scope}; {_TIES[convention['ties']]}; {_DENOMINATORS[convention['denominator']]}; "
-        f"{_EMPTY[convention['empty']]}. An item is relevant if it shares a class with the query."
+        f"{_EMPTY[convention['empty']]}{_UNLABELLED[convention['unlabelled']]}. "
+        "An item is relevant if it shares a class with the query."
     )
 
 
@@ -43,10 +48,14 @@ def report_page(
     figures: Figures,
     drawn: Mapping[str, bytes],
     rows: Sequence[Row],
+    worst: Sequence[Row],
     problems: Sequence[str],
     sources: Mapping[str, str],
 ) -> str:
-    """The page: headline, curves, code health, classes, gallery. `drawn` holds the PNGs of all plots by name."""
+    """The page: headline, conventions, curves, code health, classes, galleries of `rows` and of the `worst` queries.
+
+    `drawn` holds the PNGs of all plots by name.
+    """
     lead = (
         f"{figures.queries:,} queries searched in {figures.database:,} database items by the Hamming distance of "
         f"{figures.bits}-bit codes."
@@ -55,10 +64,12 @@ def report_page(
         cards(_headline(figures)),
         f"<p><strong>How it is measured.</strong> {convention_text(figures.convention)}</p>",
         *(note(text) for text in figures.notes),
+        _conventions(figures),
         _curves(figures, drawn),
         _health(figures.health, drawn),
         _classes(figures),
         _gallery(rows, problems),
+        _worst(worst),
         section("Made from", facts(sources), lead="The digests of the artifacts that were compared."),
         "<footer>Made by hhnet. The same figures, unrounded, are in metrics.json beside this page.</footer>",
     ]
@@ -72,7 +83,7 @@ def _headline(figures: Figures) -> list[tuple[str, str, str]]:
         (f"mAP@{'all' if at is None else at}", f"{figures.map:.4f}", _lift(figures)),
         ("Chance", f"{figures.chance:.4f}", "codes that say nothing"),
         *((f"Precision@{k}", f"{value:.4f}", "") for k, value in figures.precision_at.items()),
-        ("Precision, H ≤ 2", f"{figures.within_radius_2:.4f}", "within Hamming radius 2"),
+        ("Precision, H ≤ 2", f"{figures.within_radius_2:.4f}", "nothing within the radius counts 0"),
         ("Bits", f"{figures.bits:,}", f"{(figures.bits + 7) // 8} bytes a code"),
         ("Queries", f"{figures.queries:,}", f"{figures.skipped:,} left out" if figures.skipped else ""),
         ("Database", f"{figures.database:,}", ""),
@@ -90,14 +101,45 @@ def _lift(figures: Figures) -> str:
     return f"{figures.map / figures.chance:.1f} × chance" if figures.chance > 0 else ""
 
 
+def _conventions(figures: Figures) -> str:
+    low, high = figures.tie_bounds
+    denominators = {"retrieved": "relevant among the first K", "min": "min(relevant, K)", "all": "all relevant"}
+    empty = {"zero": "counts 0", "skip": "left out"}
+    ties = {"undefined": "undefined, so by expectation", "stable": "database order", "scores": "outputs"}
+    rows = [
+        (
+            ", ".join(entry.names),
+            "–" if entry.map is None else f"{entry.map:.4f}",
+            denominators[entry.denominator],
+            empty[entry.empty] + (", unlabelled left out" if entry.unlabelled == "skip" else ""),
+            ties[entry.ties],
+            f"{entry.queries:,}",
+        )
+        for entry in figures.by_convention
+    ]
+    head = ("as in", "mAP", "AP divided by", "query that finds nothing", "order inside ties", "queries")
+    lead = (
+        "The same ranking at the same K as code bases of the field measure it. Ties alone could move the headline "
+        f"figure from {low:.4f}, relevant items last in each, to {high:.4f}, relevant items first."
+    )
+    return section("By every convention", table(head, rows), lead=lead)
+
+
 def _curves(figures: Figures, drawn: Mapping[str, bytes]) -> str:
     at_n, spread = figures.precision_at_n, figures.distances_relevant
     entries = [
         (
             drawn["pr_curve"],
             "Precision over recall, one point per Hamming radius; the points are in the table below",
-            f"Precision and recall within every Hamming radius from 0 to {figures.bits}, averaged over the queries. "
+            f"Precision and recall within every Hamming radius from 0 to {figures.bits}, averaged over the "
+            f"{figures.pr_curve.queries:,} queries that have something to find. "
             "A query with nothing inside a radius counts precision 0 there.",
+        ),
+        (
+            drawn["pr_by_rank"],
+            "Precision over recall, one point per rank; the points are in metrics.json",
+            f"Precision and recall among the first 1 to {figures.database:,} of the ranking, averaged over the "
+            f"{figures.pr_by_rank.queries:,} queries that have something to find.",
         ),
         (
             drawn["precision_at_n"],
@@ -211,3 +253,10 @@ def _gallery(rows: Sequence[Row], problems: Sequence[str]) -> str:
         lead="Queries spread over the classes; those marked hard are the worst of their class. ✓ and a solid green "
         "frame: shares a class with the query. ✗ and a dashed red frame: does not.",
     )
+
+
+def _worst(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    lead = "The lowest AP of all queries that have something to find, worst first."
+    return section("The worst queries", gallery(rows), lead=lead)

@@ -193,6 +193,46 @@ def test_unlabelled_samples_match_nothing() -> None:
     assert metrics.chance_map(ql, dl) == pytest.approx((0 + 1 / 3) / 2)
 
 
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("at", [None, 3])
+def test_bounds_are_the_extreme_orders_of_the_ties(at: int | None, multi: bool, denominator: str) -> None:
+    q, ql, d, dl = random_case(5, 6, 7, 1, 3, multi)
+    rel, dist = relevance(ql, dl), hamming(q, d)
+    last, first = metrics.tie_bounds(q, ql, d, dl, at=at, denominator=denominator)
+    for i in range(len(q)):
+        for found, sign in ((last[i], 1), (first[i], -1)):
+            order = np.lexsort((sign * rel[i], dist[i]))
+            assert found == pytest.approx(plain_ap(rel[i][order].tolist(), at or 7, denominator), abs=1e-12)
+        every = [plain_ap(rel[i][order].tolist(), at or 7, denominator) for order in tied_orders(dist[i])]
+        if at is None or denominator != "retrieved":
+            assert (min(every), max(every)) == pytest.approx((last[i], first[i]), abs=1e-12)
+    with pytest.raises(ValueError, match="at must be at least 1"):
+        metrics.tie_bounds(q, ql, d, dl, at=0)
+    with pytest.raises(ValueError, match="denominator must be one of"):
+        metrics.tie_bounds(q, ql, d, dl, denominator="other")
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_the_curve_over_ranks_is_the_mean_over_all_orders(multi: bool) -> None:
+    q, ql, d, dl = random_case(2, 6, 7, 1, 3, multi)
+    ql[0] = False if multi else 99  # nothing is relevant to it, so it is left out
+    rel, dist = relevance(ql, dl), hamming(q, d)
+    ranks = [1, 2, 5, 7, 30]
+    precision, recall = metrics.precision_recall_at(q, ql, d, dl, ranks)
+    for place, k in enumerate(ranks):
+        found = [
+            np.mean([rel[i][order][:k].sum() for order in map(np.array, tied_orders(dist[i]))])
+            for i in range(len(q))
+            if rel[i].any()
+        ]
+        every = rel.sum(1)[rel.any(1)]
+        assert precision[place] == pytest.approx(np.mean(found) / min(k, 7), abs=1e-12)
+        assert recall[place] == pytest.approx(np.mean(np.array(found) / every), abs=1e-12)
+    with pytest.raises(ValueError, match="ranks must be numbers from 1"):
+        metrics.precision_recall_at(q, ql, d, dl, [0, 1])
+
+
 @pytest.mark.parametrize("multi", [False, True])
 def test_precision_metrics(multi: bool) -> None:
     q, ql, d, dl = random_case(11, 30, 200, 2, 5, multi)

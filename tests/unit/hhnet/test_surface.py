@@ -27,10 +27,12 @@ def test_all_is_frozen() -> None:
         "mean_average_precision",
         "pack_bits",
         "precision_at",
+        "precision_recall_at",
         "precision_recall_curve",
         "precision_within_radius",
         "quantise_logits",
         "saturate",
+        "tie_bounds",
         "unpack_bits",
     ]
 

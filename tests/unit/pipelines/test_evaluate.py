@@ -15,10 +15,12 @@ from PIL import Image
 import hhnet
 from pipelines.codes import open_codes
 from pipelines.config import Config, EvaluateSettings
-from pipelines.errors import FingerprintMismatch, InputError
+from pipelines.errors import FingerprintMismatch, InputError, UsageError
 from pipelines.evaluate import choose_queries, evaluate
-from pipelines.gallery.figures import load_pair, measure
+from pipelines.gallery.conventions import convention_settings
+from pipelines.gallery.figures import measure
 from pipelines.gallery.health import examine
+from pipelines.gallery.pair import load_pair
 from tests.support.codes import (
     Rows,
     class_codes,
@@ -30,7 +32,7 @@ from tests.support.codes import (
     write_shards,
 )
 
-PLOTS = 8
+PLOTS = 9
 
 PLAIN = Config(evaluate=EvaluateSettings(gallery=3))
 
@@ -144,7 +146,13 @@ def test_the_convention_is_part_of_the_report_and_its_variant_is_published(tmp_p
         hhnet.mean_average_precision(*pair, at=20, ties="stable", empty="skip", denominator="min"), abs=1e-6
     )
     assert metrics["map_min"] < metrics["map"]
-    assert metrics["convention"] == {"at": 20, "ties": "stable", "denominator": "retrieved", "empty": "skip"}
+    assert metrics["convention"] == {
+        "at": 20,
+        "ties": "stable",
+        "denominator": "retrieved",
+        "empty": "skip",
+        "unlabelled": "zero",
+    }
     page = page_of(result)
     assert "the first 20 of the ranking" in page and "is left out" in page and "mAP@20, min(m, K)" in page
     with pytest.raises(FingerprintMismatch):
@@ -206,6 +214,96 @@ def test_several_labels_and_none(tmp_path):
     assert "1 queries have no label" in metrics["notes"][0]
     skipped = evaluate(q, [d], str(tmp_path / "skip"), config(empty="skip"))
     assert metrics_of(skipped)["skipped"] == 1 and skipped["map"] == pytest.approx(result["map"] * 4 / 3, abs=1e-5)
+
+
+def test_every_convention_is_in_the_report_by_name(tmp_path):
+    codes = random_codes(40, 16, seed=5)
+    labels = [[0], [1], [0], [1], [], [2], *[[n % 2] for n in range(34)]]  # one without a label, one of a class alone
+    q = write_codes(tmp_path / "q", {"q-0.tar": Rows([f"q{n}" for n in range(6)], codes[:6], labels[:6])}, 16).uri
+    d = write_codes(tmp_path / "d", {"d-0.tar": Rows([f"d{n}" for n in range(34)], codes[6:], labels[6:])}, 16).uri
+    metrics = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config(at=5)))
+    found = {name: entry for entry in metrics["by_convention"] for name in entry["names"]}
+    hot = (
+        np.eye(3, dtype=bool)[[0, 1, 0, 1, 0, 2]] & (np.arange(6) != 4)[:, None],
+        np.eye(3, dtype=bool)[np.arange(34) % 2],
+    )
+    ap = {
+        empty: hhnet.average_precisions(codes[:6], hot[0], codes[6:], hot[1], at=5, empty=empty)
+        for empty in ("zero", "skip")
+    }
+    assert found["deephash-pytorch"]["map"] == pytest.approx(ap["zero"].mean(), abs=1e-6) == metrics["map"]
+    assert found["hashnet"]["map"] == pytest.approx(np.nanmean(ap["skip"]), abs=1e-6)
+    assert found["csq"]["map"] == pytest.approx(ap["zero"][[0, 1, 2, 3, 5]].mean(), abs=1e-6)
+    assert (found["hashnet"]["queries"], found["csq"]["queries"], found["dhd"]["queries"]) == (4, 5, 6)
+    assert found["h2q"]["map"] is None
+    low, high = metrics["tie_bounds"]
+    assert low < metrics["map"] < high
+    for name in ("hashnet", "csq", "modfire", "dsh-analysis"):
+        settings = {key.removeprefix("evaluate."): value for key, value in convention_settings(name).items()}
+        chosen = evaluate(q, [d], str(tmp_path / name), config(at=5, **settings))
+        assert chosen["map"] == found[name]["map"]
+
+
+def test_ties_in_the_order_of_outputs_are_measured_where_there_are_logits(tmp_path):
+    sides = {
+        name: with_logits(simple_rows(name, count, 16, seed=count, flip=0.4), 16)
+        for name, count in (("q", 20), ("d", 200))
+    }
+    q, d = (write_codes(tmp_path / name, {f"{name}-0.tar": rows}, 16).uri for name, rows in sides.items())
+    report = evaluate(q, [d], str(tmp_path / "report"), config(rerank=10))
+    (found,) = (entry for entry in metrics_of(report)["by_convention"] if "h2q" in entry["names"])
+    logits = tuple(rows.logits for rows in sides.values())
+    expected = hhnet.mean_average_precision(*arrays([q]), *arrays([d]), ties="scores", tie_scores=logits)
+    assert found["map"] == pytest.approx(expected, abs=1e-6) and found["map"] != report["map"]
+
+
+def test_unknown_conventions_are_refused_by_name():
+    with pytest.raises(UsageError, match="--convention 'hashnett' is not known: choose from hashnet, "):
+        convention_settings("hashnett")
+    with pytest.raises(UsageError, match="--convention h2q orders ties by the outputs"):
+        convention_settings("h2q")
+
+
+def test_curves_say_how_many_queries_they_average(tmp_path):
+    codes = random_codes(20, 16, seed=1)
+    q = write_codes(tmp_path / "q", {"q-0.tar": Rows(list("abcd"), codes[:4], [[0], [1], [2], []])}, 16).uri
+    d = write_codes(tmp_path / "d", {"d-0.tar": Rows(list("efgh"), codes[4:8], [[0], [1], [0], [1]])}, 16).uri
+    metrics = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config()))
+    assert metrics["pr_curve"]["queries"] == metrics["pr_by_rank"]["queries"] == 2
+    hot = np.eye(3, dtype=bool)[[0, 1, 2, 0]] & (np.arange(4) != 3)[:, None], np.eye(3, dtype=bool)[[0, 1, 0, 1]]
+    precision, recall = hhnet.precision_recall_at(codes[:4], hot[0], codes[4:8], hot[1], metrics["pr_by_rank"]["ranks"])
+    assert metrics["pr_by_rank"]["ranks"] == [1, 2, 3, 4]
+    assert metrics["pr_by_rank"]["precision"] == pytest.approx(precision, abs=1e-6)
+    assert metrics["pr_by_rank"]["recall"] == pytest.approx(recall, abs=1e-6)
+
+
+@pytest.mark.parametrize("empty", ["zero", "skip"])
+def test_queries_to_which_nothing_is_relevant_are_refused_with_the_reason(tmp_path, empty):
+    codes = random_codes(4, 16)
+
+    def written(name, labels):
+        return write_codes(
+            tmp_path / name, {f"{name}-0.tar": Rows([f"{name}1", f"{name}2"], codes[:2], labels)}, 16
+        ).uri
+
+    bare, cats, dogs = written("bare", [[], []]), written("cats", [[0], [0]]), written("dogs", [[1], [1]])
+    out = tmp_path / "report"
+    for q, d, reason in (
+        (bare, cats, "no image of the queries has a label"),
+        (cats, bare, "no image of the database has a label"),
+        (cats, dogs, "queries and database share no class"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            evaluate(q, [d], str(out), config(empty=empty))
+    assert not list(out.glob("manifest.json"))
+
+
+def test_the_worst_queries_are_shown_worst_first(tmp_path):
+    q, database = sets(tmp_path)
+    page = page_of(evaluate(q, database, str(tmp_path / "report"), PLAIN))
+    shown = re.findall(r"AP (\d\.\d{3})", page[page.index("The worst queries") :])
+    ap = hhnet.average_precisions(*arrays([q]), *arrays(database))
+    assert shown == [f"{value:.3f}" for value in np.sort(ap)[:3]]
 
 
 def test_inputs_that_cannot_be_compared_are_refused(tmp_path):
@@ -365,10 +463,10 @@ def test_the_page_is_self_contained_and_frames_what_is_right_and_wrong(tmp_path,
     q, d = with_pictures
     page = page_of(evaluate(q, [d], str(tmp_path / "report"), Config(evaluate=EvaluateSettings(gallery=6))))
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == PLOTS + 6 * 11 and all(source.startswith("data:image/") for source in sources)
+    assert len(sources) == PLOTS + (6 + 6) * 11 and all(source.startswith("data:image/") for source in sources)
     assert "http" not in page.replace("http-equiv", "") and "<script" not in page and "url(" not in page
     rows = page.split('<article class="query">')[1:]
-    assert len(rows) == 6
+    assert len(rows) == 6 + 6  # those spread over the classes, and the worst
     for row in rows:
         query, *neighbours = re.findall(r'class="tile( right| wrong)?".*?<b>(class_\d\d)</b>', row)
         assert len(neighbours) == 10 and query[0] == ""
@@ -396,7 +494,7 @@ def test_the_page_says_when_shards_are_out_of_reach(tmp_path, with_pictures):
     shutil.rmtree(tmp_path / "database")
     page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN))
     assert "Some pictures are missing" in page and "database holds no committed shards" in page
-    assert len(re.findall('src="data:image/', page)) == PLOTS + 3 and page.count(">no picture<") == 30
+    assert len(re.findall('src="data:image/', page)) == PLOTS + 2 * 3 and page.count(">no picture<") == 2 * 30
 
 
 def test_a_damaged_picture_is_left_out_and_the_rest_is_shown(tmp_path, with_pictures):
@@ -405,7 +503,7 @@ def test_a_damaged_picture_is_left_out_and_the_rest_is_shown(tmp_path, with_pict
         tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN))
     shown = len(re.findall('src="data:image/', page)) - PLOTS
-    assert 3 < shown < 33 and page.count(">no picture<") == 33 - shown
+    assert 2 * 3 < shown < 2 * 33 and page.count(">no picture<") == 2 * 33 - shown
 
 
 def test_class_names_are_escaped(tmp_path):

@@ -1,0 +1,44 @@
+"""How code bases of the field compute mAP from codes, by name.
+
+All of them sum precision over the relevant ranks; they differ in what AP is divided by, in what becomes of a query that
+finds nothing, and in the order inside ties. Seven of the code bases were run once on codes whose ties do not matter:
+`tests/unit/hhnet/test_conventions.py` has the figures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["CONVENTIONS", "Convention"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What decides the mAP of given codes and labels, beside K."""
+
+    source: str
+    """Repository and file."""
+    denominator: str = "retrieved"
+    empty: str = "zero"
+    """Both as `hhnet.mean_average_precision` takes them."""
+    unlabelled: str = "zero"
+    """A query without labels counts 0 or is left out ("skip")."""
+    ties: str = "undefined"
+    """"undefined" = as a sort leaves them that promises no order, which stands for the expectation over all orders;
+    "stable" = by row; "scores" = by the distance of the real outputs."""
+
+
+CONVENTIONS: Mapping[str, Convention] = {
+    "hashnet": Convention("thuml/HashNet pytorch/src/test.py", empty="skip"),
+    "thulab": Convention("thulab/DeepHash DeepHash/evaluation/__init__.py, get_mAPs_after_sign", empty="skip"),
+    "deephash-pytorch": Convention("swuxyj/DeepHash-pytorch utils/tools.py"),
+    "greedyhash": Convention("ssppp/GreedyHash cal_map.py"),
+    "hyp2": Convention("JerryXu0129/HyP2-Loss retrieval.py"),
+    "dhd": Convention("youngkyunJang/Deep-Hash-Distillation Retrieval.py"),
+    "orthohash": Convention("kamwoh/orthohash utils/hashing.py"),
+    "csq": Convention("yuanli2333/Hadamard-Matrix-for-hashing test.py", unlabelled="skip"),
+    "modfire": Convention("VL-Group/modfire, in the order of Faiss", ties="stable"),
+    "dsh-analysis": Convention("DSH_Analysis", denominator="min"),
+    "fire-landmarks": Convention("CISiPLab/cisip-FIRe, landmark sets", denominator="all"),
+    "h2q": Convention("HHNet's and H2Q's own code base", ties="scores"),
+}
+"""By the name under which the code base is known."""

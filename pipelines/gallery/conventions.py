@@ -1,0 +1,90 @@
+"""The mAP of one ranking as the code bases of the field would give it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+import hhnet
+from hhnet.conventions import CONVENTIONS, Convention
+from pipelines.config import EvaluateSettings
+from pipelines.errors import UsageError
+from pipelines.gallery.pair import Pair
+from pipelines.gallery.rounding import rounded
+
+
+@dataclass(frozen=True)
+class ConventionFigures:
+    """One way to compute mAP, the code bases that have it, and what it gives."""
+
+    names: Sequence[str]
+    ties: str
+    denominator: str
+    empty: str
+    unlabelled: str
+    map: float | None
+    """None where the order inside ties is that of outputs which the codes do not have, or no query is left."""
+    queries: int
+    """Over how many the mean goes."""
+
+
+def convention_settings(name: str) -> dict[str, str]:
+    """The settings of `evaluate` that a named convention stands for.
+
+    Raises UsageError for an unknown name, and for one whose order inside ties is not that of codes.
+    """
+    if name not in CONVENTIONS:
+        raise UsageError(f"--convention {name!r} is not known: choose from {', '.join(CONVENTIONS)}")
+    convention = CONVENTIONS[name]
+    if convention.ties == "scores":
+        raise UsageError(
+            f"--convention {name} orders ties by the outputs of the network: its mAP is in the report's table of "
+            "conventions where the codes have logits (encode.logits) and evaluate.rerank is set"
+        )
+    return {
+        "evaluate.ties": "stable" if convention.ties == "stable" else "expected",
+        "evaluate.denominator": convention.denominator,
+        "evaluate.empty": convention.empty,
+        "evaluate.unlabelled": convention.unlabelled,
+    }
+
+
+def average_precisions(pair: Pair, settings: EvaluateSettings) -> npt.NDArray[np.float64]:
+    """AP of every query, float64 (Q,), NaN where the convention leaves it out."""
+    ap_Q = hhnet.average_precisions(
+        *pair.arguments(), at=settings.at, ties=settings.ties, denominator=settings.denominator, empty=settings.empty
+    )
+    return _without_unlabelled(ap_Q, pair, settings.unlabelled)
+
+
+def by_convention(pair: Pair, at: int | None) -> list[ConventionFigures]:
+    """The mAP@`at` under every convention that has a name, those together that cannot differ."""
+    groups: dict[Convention, list[str]] = {}
+    for name, convention in CONVENTIONS.items():
+        groups.setdefault(replace(convention, source=""), []).append(name)
+    return [_measured(pair, at, names, convention) for convention, names in groups.items()]
+
+
+def _measured(pair: Pair, at: int | None, names: Sequence[str], convention: Convention) -> ConventionFigures:
+    by_outputs, kept = convention.ties == "scores", np.empty(0)
+    if not by_outputs or pair.logits is not None:
+        ap_Q = hhnet.average_precisions(
+            *pair.arguments(),
+            at=at,
+            ties={"undefined": "expected"}.get(convention.ties, convention.ties),
+            denominator=convention.denominator,
+            empty=convention.empty,
+            tie_scores=pair.logits if by_outputs else None,
+        )
+        ap_Q = _without_unlabelled(ap_Q, pair, convention.unlabelled)
+        kept = ap_Q[~np.isnan(ap_Q)]
+    return ConventionFigures(
+        *(names, convention.ties, convention.denominator, convention.empty, convention.unlabelled),
+        map=rounded(kept.mean()) if len(kept) else None,
+        queries=len(kept),
+    )
+
+
+def _without_unlabelled(ap_Q: npt.NDArray[np.float64], pair: Pair, unlabelled: str) -> npt.NDArray[np.float64]:
+    return np.where(pair.queries.labels.any(1), ap_Q, np.nan) if unlabelled == "skip" else ap_Q

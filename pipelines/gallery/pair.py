@@ -1,0 +1,109 @@
+"""Queries and database of a report in memory: codes, labels under one list of classes, and where each row lies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.codes import CodesSet, class_names, code_array, logits_array
+from pipelines.gallery.pictures import Place
+
+
+@dataclass(frozen=True)
+class Side:
+    """The queries or the database: codes uint8 (N, bytes), multi-hot labels bool (N, C), and where each row lies."""
+
+    codes: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.bool_]
+    logits: npt.NDArray[np.int8] | None
+    """(N, bits), or None where they are not asked for."""
+    shard: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    shards: Sequence[str]
+    """sha256 of the tars that `shard` counts."""
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def place(self, number: int) -> Place:
+        """Where the image of a row lies."""
+        return Place(self.shards[self.shard[number]], int(self.row[number]))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both sides under one list of classes."""
+
+    queries: Side
+    database: Side
+    classes: tuple[str, ...]
+    bits: int
+
+    @property
+    def logits(self) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]] | None:
+        """Logits of queries and database, or None where they were not loaded."""
+        if self.queries.logits is None or self.database.logits is None:
+            return None
+        return self.queries.logits, self.database.logits
+
+    def findable(self) -> npt.NDArray[np.bool_]:
+        """Whether anything in the database is relevant to each query, bool (Q,)."""
+        return np.asarray((self.queries.labels & self.database.labels.any(0)).any(1), np.bool_)
+
+    def arguments(self, rows: npt.NDArray[np.int64] | None = None) -> tuple[Any, Any, Any, Any]:
+        """Codes and labels as the metrics take them, of all queries or of some; class ids where each has just one."""
+        queries = (self.queries.codes, self.queries.labels)
+        if rows is not None:
+            queries = queries[0][rows], queries[1][rows]
+        sides = [*queries, self.database.codes, self.database.labels]
+        if all((side.labels.sum(1) == 1).all() for side in (self.queries, self.database)):
+            sides[1], sides[3] = sides[1].argmax(1), sides[3].argmax(1)
+        return sides[0], sides[1], sides[2], sides[3]
+
+
+def load_pair(query_set: CodesSet, sets: Sequence[CodesSet], logits: bool = False) -> Pair:
+    """All codes and labels in memory, class ids mapped by name to the sorted union of the class lists."""
+    classes = tuple(sorted({name for entry in sets for name in entry.classes}))
+    return Pair(_load([query_set], classes, logits), _load(sets, classes, logits), classes, query_set.bits)
+
+
+def _load(sets: Sequence[CodesSet], classes: Sequence[str], with_logits: bool) -> Side:
+    place = {name: number for number, name in enumerate(classes)}
+    codes: list[npt.NDArray[np.uint8]] = []
+    labels: list[npt.NDArray[np.bool_]] = []
+    logits: list[npt.NDArray[np.int8]] = []
+    shards: list[npt.NDArray[np.int32]] = []
+    rows: list[npt.NDArray[np.int32]] = []
+    for entry in sets:
+        ids = np.array([place[name] for name in entry.classes], np.int64)
+        for table in entry.tables():
+            codes.append(code_array(table["code"]))
+            labels.append(_multi_hot(table["labels"], ids, len(classes), entry))
+            logits += [logits_array(table["logits"])] if with_logits else []
+            shards.append(np.full(len(table), len(shards), np.int32))
+            rows.append(table["row"].to_numpy())
+    names = [shard.sha256 for entry in sets for shard in entry.shards]
+    return Side(
+        np.concatenate(codes),
+        np.concatenate(labels),
+        np.concatenate(logits) if with_logits else None,
+        np.concatenate(shards),
+        np.concatenate(rows),
+        names,
+    )
+
+
+def _multi_hot(
+    column: pa.ChunkedArray, ids: npt.NDArray[np.int64], classes: int, entry: CodesSet
+) -> npt.NDArray[np.bool_]:
+    flat = pc.list_flatten(column).to_numpy()
+    if len(flat):
+        class_names([int(flat.min()), int(flat.max())], entry.classes, entry.artifact.uri)
+    counts = pc.list_value_length(column).to_numpy()
+    hot = np.zeros((len(column), classes), np.bool_)
+    hot[np.repeat(np.arange(len(column)), counts), ids[flat]] = True
+    return hot
