@@ -11,7 +11,21 @@ from typing import Any, cast
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.stages import NAME_CHARS, Ref, Result, encode, evaluate, index, ingest, parse, publish, ref_of, train, verify
+from flows.stages import (
+    NAME_CHARS,
+    Ref,
+    Result,
+    encode,
+    evaluate,
+    index,
+    ingest,
+    parse,
+    publish,
+    ref_of,
+    rotate,
+    train,
+    verify,
+)
 from flows.summary import StageLog, run_report
 from pipelines.config import Config
 from pipelines.errors import ConfigError
@@ -40,6 +54,8 @@ def pipeline(config: dict[str, Any], out: str) -> Result:
     # shards -> model
     val = shards[roles.val] if roles.val else None
     model = ref_of(log.add(train, shards[roles.train], val, f"{out}/model", config))
+    if (method := settings.train.rotate) != "none":
+        model = ref_of(log.add(rotate, model, f"{out}/model-{method}", config))
 
     # shards, model -> codes
     queries = ref_of(log.add(encode, "query", shards[roles.query], model, f"{out}/codes/query", config))

@@ -102,6 +102,18 @@ def train(shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Res
         return sent or job(source, out, settings, val=held_out)
 
 
+@act(name="rotate")
+def rotate(model: Ref, out: str, config: dict[str, Any]) -> Result:
+    """Another hash layer for the model."""
+    from pipelines.console import submit
+    from pipelines.rotate import rotate as job
+
+    settings, source = parse(config), located(model)
+    with progress("rotate"):
+        sent = submit(settings, ["train"], {"--rotate": settings.train.rotate, "--model": source, "--out": out})
+        return {**(sent or job(source, out, settings)), "verb": "rotate"}
+
+
 @act(name="encode", task_run_name="encode {name}")
 def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Result:
     """Shards and a model to codes."""

@@ -1,8 +1,8 @@
 """HHNet: a backbone and a hash layer, and the two files a model is kept in.
 
 The hash layer replaces the classifier: Linear(D, K), weights drawn from N(0, 0.01), zero bias, no hidden
-layer (HHNet, arXiv 2403.13747; BioDeepHashing `src/utils/architectures/hrnet.py`). The sign of output j is
-bit j.
+layer (HHNet, arXiv 2403.13747; BioDeepHashing `src/utils/architectures/hrnet.py`), or another one of
+`hhnet.heads`. The sign of output j is bit j.
 
 Shape suffixes: B images, C channels, H height, W width, D feature dimension, K bits.
 """
@@ -19,23 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from hhnet.backbones import Backbone, check_state
+from hhnet.heads import HEADS, MADE, class_bits, make_head
 from hhnet.preprocess import Preprocess
 
-__all__ = ["HEADS", "HHNet", "Preprocess", "card", "load_model", "model_from_bytes", "model_to_bytes"]
+__all__ = ["HHNet", "Preprocess", "card", "load_model", "model_from_bytes", "model_to_bytes"]
 
-HEADS = ("linear", "bn", "ln")
 CARD_FORMAT = 1
+MOST_CLASSES = 1 << 24
 _CARD_TYPES = {"backbone": str, "bits": int, "head": str, "stem_stride": int}
-
-
-def _make_head(head: str, feature_dim: int, bits: int) -> nn.Module:
-    linear = nn.Linear(feature_dim, bits, bias=head != "bn")  # batch normalisation brings its own shift
-    nn.init.normal_(linear.weight, std=0.01)
-    if head != "bn":
-        nn.init.zeros_(linear.bias)
-    if head == "linear":
-        return linear
-    return nn.Sequential(linear, nn.BatchNorm1d(bits) if head == "bn" else nn.LayerNorm(bits))
 
 
 class HHNet(nn.Module):
@@ -44,17 +35,18 @@ class HHNet(nn.Module):
     Args:
         backbone: "alexnet" (torchvision's architecture), or any timm name, best with its weight tag:
             "hrnet_w18.ms_in1k", "resnet18", "vgg16".
-        bits: K, a multiple of 8.
+        bits: K, a multiple of 8; with the head "class_index" those of a class index.
         head: "linear", "bn" (Linear without bias, then BatchNorm1d; OrthoHash) or "ln" (Linear, then
-            LayerNorm).
+            LayerNorm); or one that was made of such, see `hhnet.heads.make_head`.
         stem_stride: 4 (as trained), or 2 or 1 for small images; HRNet and plain ResNets only.
         weights: None for random weights; "timm" for those of the tag in `backbone`; or a .safetensors file
             with the backbone's weights, of which a classifier is left out and everything else must fit.
         branches: HRNet only: the branches whose last maps the features are made of, such as (1,) for the finest
             alone or (2, 3, 4) for all but it; None for all. The exchange between the branches stays.
+        classes: C, with the head "class_index" only.
 
     Attributes:
-        backbone_name, bits, head_name, stem_stride, branches: as given. feature_dim: D.
+        backbone_name, bits, head_name, stem_stride, branches, classes: as given. feature_dim: D.
 
     Raises:
         ValueError: for an unknown backbone, head or stem, for bits, and for weights that do not fit.
@@ -70,17 +62,21 @@ class HHNet(nn.Module):
         stem_stride: int = 4,
         weights: str | Path | None = None,
         branches: Sequence[int] | None = None,
+        classes: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(bits, bool) or not isinstance(bits, int) or bits % 8 or not 8 <= bits <= 4096:
+        if head == "class_index":
+            if classes < 2 or bits != class_bits(classes):
+                raise ValueError(f"a class index needs 2 or more classes and bits for them: got {classes} and {bits}")
+        elif isinstance(bits, bool) or not isinstance(bits, int) or bits % 8 or not 8 <= bits <= 4096:
             raise ValueError(f"bits must be a multiple of 8 from 8 to 4096: got {bits}")
-        if head not in HEADS:
-            raise ValueError(f"head must be one of {', '.join(HEADS)}: got {head!r}")
+        if head not in HEADS + MADE:
+            raise ValueError(f"head must be one of {', '.join(HEADS + MADE)}: got {head!r}")
         self.backbone_name, self.bits, self.head_name, self.stem_stride = backbone, bits, head, stem_stride
-        self.branches = branches
+        self.branches, self.classes = branches, classes
         self.backbone = Backbone(backbone, stem_stride, weights, branches)
         self.feature_dim = self.backbone.feature_dim
-        self.head = _make_head(head, self.feature_dim, bits)
+        self.head = make_head(head, self.feature_dim, bits, classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map normalised images, float (B, 3, H, W), to real codes (B, K).
@@ -137,6 +133,7 @@ def card(model: HHNet, preprocess: Preprocess, **extra: Any) -> dict[str, Any]:
         "head": model.head_name,
         "stem_stride": model.stem_stride,
         **({"branches": list(model.branches)} if model.branches is not None else {}),
+        **({"class_count": model.classes} if model.classes else {}),
         "preprocess": preprocess.to_dict(),
     }
     if clash := sorted(base.keys() & extra.keys()):
@@ -160,6 +157,8 @@ def model_from_bytes(weights: bytes, card: Mapping[str, Any]) -> tuple[HHNet, Pr
     branches = card.get("branches")
     if branches is not None and not (isinstance(branches, list) and all(type(place) is int for place in branches)):
         raise ValueError(f"model card needs branches as a list of int: got {branches!r}")
+    if type(classes := card.get("class_count", 0)) is not int or not 0 <= classes <= MOST_CLASSES:
+        raise ValueError(f"model card needs class_count as an int up to {MOST_CLASSES}: got {classes!r}")
     preprocess = Preprocess.from_dict(card.get("preprocess", {}))
     try:
         state: dict[str, Tensor] = safetensors.torch.load(weights)
@@ -171,6 +170,7 @@ def model_from_bytes(weights: bytes, card: Mapping[str, Any]) -> tuple[HHNet, Pr
             head=card["head"],
             stem_stride=card["stem_stride"],
             branches=branches,
+            classes=classes,
         )
     check_state(model.state_dict(), state, "model weights and card")
     model.load_state_dict(state)

@@ -122,8 +122,11 @@ def ingest(
 
 @verb(app, "train")
 def train(
-    shards: Annotated[str, typer.Option("--shards", help="Shards to learn from.", metavar="URI")],
     out: Out,
+    shards: Annotated[
+        str | None,
+        typer.Option("--shards", help="Shards to learn from; with --rotate where those lie now.", metavar="URI"),
+    ] = None,
     val: Annotated[str | None, typer.Option("--val", help="Shards to validate on.", metavar="URI")] = None,
     workers: Annotated[int | None, typer.Option(help="Training processes.", min=1)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", min=1)] = None,
@@ -134,6 +137,17 @@ def train(
         str | None,
         typer.Option(help=f"Settings to start from, see docs/recipes.md: {', '.join(recipe_names())}.", metavar="NAME"),
     ] = None,
+    rotate: Annotated[
+        str | None,
+        typer.Option(
+            "--rotate",
+            help="Train nothing: give a trained model another hash layer, by h2q, itq, lsh, pca, pca-itq or classes.",
+            metavar="METHOD",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --rotate: the trained model.", metavar="URI")
+    ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
@@ -142,6 +156,8 @@ def train(
     Example: hhnet train --shards shards/train --out model --workers 2 --epochs 20 --set data.image_size=32
 
     Example: hhnet train --recipe scratch32 --shards shards/train --out model --epochs 50
+
+    Example: hhnet train --rotate h2q --model model --out model-h2q
     """
     settings = configure(
         config,
@@ -150,9 +166,24 @@ def train(
         train__workers=workers,
         train__epochs=epochs,
         train__loss=loss,
+        train__rotate=rotate,
         model__bits=bits,
         model__backbone=backbone,
     )
+    if model is not None or rotate is not None:
+        if model is None or rotate is None:
+            raise UsageError("--rotate METHOD and --model URI go together")
+        if val is not None:
+            raise UsageError("--val has no part in --rotate: the model is validated on what it was validated on before")
+        flags = {"--rotate": rotate, "--model": model, "--shards": shards, "--out": out}
+        submitted = submit(settings, ["train"], flags)
+        if submitted is not None:
+            return submitted
+        from pipelines.rotate import rotate as turn
+
+        return turn(model, out, settings, shards=shards)
+    if shards is None:
+        raise UsageError("nothing to learn from: give --shards")
     submitted = submit(settings, ["train"], {"--shards": shards, "--out": out, "--val": val})
     if submitted is not None:
         return submitted

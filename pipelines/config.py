@@ -118,7 +118,7 @@ class TrainSettings(Section):
     epochs: int = Field(20, ge=1, le=100_000)
     """Passes over the training samples."""
     loss: str = "orthohash"
-    """cel, csq, dch, dhd, dhn, dpn, dpsh, dsh, greedyhash, hashnet, hhf, hyp2, mdsh, orthohash or wglhh:
+    """ce, cel, csq, dch, dhd, dhn, dpn, dpsh, dsh, greedyhash, hashnet, hhf, hyp2, mdsh, orthohash or wglhh:
     docs/losses.md."""
     loss_options: dict[str, float] = Field(default_factory=dict)
     """Keyword arguments of the loss, such as margin = 0.3."""
@@ -150,6 +150,10 @@ class TrainSettings(Section):
     """Decay of the averaged weights, ramped as min(decay, (1+t)/(10+t)); 0 = off."""
     grad_clip: float = Field(5.0, gt=0)
     """Largest norm of the gradient."""
+    rotate: Literal["none", "h2q", "itq", "lsh", "pca", "pca-itq", "classes"] = "none"
+    """What `train --rotate` does to the hash layer of a trained model: docs/rotation.md."""
+    rotate_samples: int = Field(10_000, ge=1)
+    """Training images that it looks at, at most."""
     accumulate: int = Field(1, ge=1, le=4096)
     """Parts in which a worker takes its images of a step through the network, one after another, to save memory."""
     seed: int = Field(0, ge=0)
@@ -376,6 +380,7 @@ RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
         *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
     ),
+    "rotation": ("train.rotate", "train.rotate_samples", "train.seed"),
     "codes": ("encode.batch_size", "encode.carry", "encode.logits"),
     "index": (
         *("index.kind", "index.nlist", "index.nprobe", "index.m", "index.ef_search", "index.seed"),
@@ -410,6 +415,14 @@ def _by_name(tree: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: reduce(lambda node, key: node[key], name.split("."), tree) for name in names}
 
 
+def config_of(settings: Mapping[str, Any]) -> Config:
+    """The tree in which the settings of these dotted names are as given and all others at their defaults."""
+    tree: dict[str, Any] = {}
+    for name, value in settings.items():
+        _assign(tree, name, value)
+    return _validated(tree)
+
+
 def load_config(
     file: str | Path | None = None,
     sets: Iterable[str] = (),
@@ -430,6 +443,10 @@ def load_config(
         if value is not None:
             _assign(tree, name, value)
     _start_from_recipe(tree)
+    return _validated(tree)
+
+
+def _validated(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from hhnet.codes import pack_bits, sign_bits
 from hhnet.logits import quantise_logits
@@ -70,7 +71,7 @@ class Encoder:
     def real_codes(self, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
         """Image bytes to real codes, float32 (N, K). Raises ImageReject for the first that is none."""
         squares = [self.preprocess.resize_crop(decode_image(data)) for data in images]
-        return self._forward(squares)
+        return self.outputs(squares)
 
     def encode_samples(
         self,
@@ -93,7 +94,7 @@ class Encoder:
 
         def flush() -> None:
             begun = time.perf_counter()
-            z_BK = self._forward(squares)
+            z_BK = self.outputs(squares)
             codes.append(pack_bits(sign_bits(z_BK)))
             if logits:
                 quantised.append(quantise_logits(z_BK))
@@ -117,10 +118,13 @@ class Encoder:
         result.codes, result.logits = np.concatenate(codes), np.concatenate(quantised)
         return result
 
-    def _forward(self, squares: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    def outputs(
+        self, squares: Sequence[npt.NDArray[np.uint8]], network: nn.Module | None = None
+    ) -> npt.NDArray[np.float32]:
+        """What the model, or a part `network` of it that takes images, makes of squares, each uint8 (S, S, 3)."""
         batch = torch.from_numpy(np.stack(squares)).to(self.device)
         with torch.inference_mode(), autocast(self.device, self.precision):
-            z_BK = self.model(self.preprocess.normalise(batch))
+            z_BK = (network or self.model)(self.preprocess.normalise(batch))
         reals: npt.NDArray[np.float32] = z_BK.float().cpu().numpy()
         return reals
 

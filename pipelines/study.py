@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from hhnet.flops import forward_flops
-from pipelines import encode, encoding, evaluate, train
+from pipelines import encode, encoding, evaluate, rotate, train
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
 from pipelines.cluster.session import kept_ray
-from pipelines.config import Config
+from pipelines.config import Config, result_settings
 from pipelines.console import submit
 from pipelines.encoder import Encoder
 from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed
@@ -90,7 +90,7 @@ def study(
     """Do what is missing of a study below `out`, and publish its tables and page when no cell is missing.
 
     The data are the shards of `run.train`, `run.query`, `run.database` and `run.val`, or those that the study's
-    protocol makes of the files in `root`. `share` (i, n) does every n-th group only, from the i-th. With `dry_run`
+    protocol makes of the files in `root`. `share` (i, n) does every n-th training only, from the i-th. With `dry_run`
     nothing is done.
 
     Returns verb, status, uri, digest and, while cells are missing, all cells with their state; then uri is `out` and
@@ -101,8 +101,8 @@ def study(
     data = _data(grid, out, root, dry_run)
     outcomes = []
     with kept_ray():
-        for place, group in enumerate(grid.groups):
-            work = not dry_run and place % shares == number - 1
+        for place, (group, turn) in enumerate(zip(grid.groups, _turns(grid), strict=True)):
+            work = not dry_run and turn % shares == number - 1
             if work:
                 sys.stderr.write(f"study: group {place + 1} of {len(grid.groups)}: {group.name}\n")
             outcomes.append(run_group(grid, group, Steps(out, data, work) if data else None))
@@ -115,6 +115,14 @@ def study(
     if not dry_run:
         _complain(cells, result)
     return result
+
+
+def _turns(grid: Grid) -> list[int]:
+    """The place of each group's training among all: groups that share one belong to one share, or each would train."""
+    configs = [grid.config(group, grid.seeds[0], {}) for group in grid.groups]
+    marks = [json.dumps(result_settings(config, "model"), sort_keys=True) for config in configs]
+    places = {mark: place for place, mark in enumerate(dict.fromkeys(marks))}
+    return [places[mark] for mark in marks]
 
 
 def _data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | None:
@@ -159,7 +167,21 @@ class Steps:
         self.out, self.data, self.work = Store(out).uri, data, work
 
     def model(self, config: Config) -> Artifact | None:
-        """Train, or find the model."""
+        """Train, or find the model; where it is a rotated one, cells share the training that it is made of."""
+        trained = self._trained(config)
+        if trained is None or config.train.rotate == "none":
+            return trained
+        base = trained
+        mark = rotate.plan_job(base, self.out, config, self.data.train.uri).fingerprint
+
+        def make(uri: str) -> None:
+            flags = {"--rotate": config.train.rotate, "--model": base.uri, "--out": uri}
+            if submit(config, ["train"], flags) is None:
+                rotate.rotate(base.uri, uri, config)
+
+        return self._found_or_made("model", mark, make)
+
+    def _trained(self, config: Config) -> Artifact | None:
         shards, val = self.data.train, self.data.val
         mark = train.plan_job(shards, val, self.out, config).fingerprint
 
@@ -318,14 +340,16 @@ def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
     for cell in cells:
         config, axes = cell.config, {AXIS + name: label for name, label in cell.group.labels.items()}
         row: dict[str, Any] = {"group": cell.group.name, "seed": cell.seed, "error": cell.error, **axes}
-        row |= {"backbone": config.model.backbone, "bits": config.model.bits, "loss": config.train.loss}
+        bits = int(cell.model.manifest.meta["bits"]) if cell.model else config.model.bits  # of a class index fewer
+        row |= {"backbone": config.model.backbone, "bits": bits, "loss": config.train.loss}
         row |= {"image_size": config.data.image_size, "lr": config.train.lr}
         if cell.model is not None:
             metrics = cell.model.manifest.meta["metrics"]
             samples = TrainData.make(train_set, val_set, config).samples
             row |= {"model": cell.model.digest, "val_map": metrics["map"], "steps": metrics["steps"]}
             row |= {"images": config.train.epochs * samples, "parameters": cell.model.manifest.totals["parameters"]}
-            shape = json.dumps([config.model.model_dump(mode="json"), config.data.image_size])
+            head = cell.model.manifest.meta.get("rotation", {}).get("rotated")
+            shape = json.dumps([config.model.model_dump(mode="json"), config.data.image_size, head])
             if shape not in known:
                 known[shape] = forward_flops(Encoder.open(cell.model).model, config.data.image_size)
             row["flops"] = known[shape]

@@ -11,7 +11,9 @@ from pipelines.errors import UsageError
 
 
 def study(
-    source: Annotated[str, typer.Argument(help="small, losses, resolution, paper, or a .toml file.", metavar="STUDY")],
+    source: Annotated[
+        str, typer.Argument(help="small, baselines, losses, resolution, paper, or a .toml file.", metavar="STUDY")
+    ],
     out: Annotated[str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")],
     train: Annotated[str | None, typer.Option("--train", help="Shards to learn from.", metavar="URI")] = None,
     query: Annotated[str | None, typer.Option("--query", help="Shards of the queries.", metavar="URI")] = None,

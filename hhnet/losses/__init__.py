@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from hhnet.losses.base import HashLoss
+from hhnet.losses.ce import CE
 from hhnet.losses.cel import CEL
 from hhnet.losses.csq import CSQ
 from hhnet.losses.dch import DCH
@@ -27,6 +28,7 @@ from hhnet.losses.wglhh import WGLHH
 __all__ = ["HashLoss", "loss_names", "make_loss"]
 
 _LOSSES: dict[str, type[HashLoss]] = {
+    "ce": CE,
     "cel": CEL,
     "csq": CSQ,
     "dch": DCH,

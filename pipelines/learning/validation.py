@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from hhnet import mean_average_precision
+from pipelines.config import Config
 from pipelines.encoder import Encoder
 from pipelines.learning.learner import Learner, gather_rows
 from pipelines.learning.trainset import TrainData
@@ -26,24 +27,38 @@ def validate(learner: Learner, data: TrainData) -> float:
     encoder = Encoder(deepcopy(learner.average), learner.preprocess, config.model.precision, "")
     torch.set_num_threads(threads)
     mine = range(learner.rank, len(data.val_rows), learner.world)
+    rows = _codes(encoder, data, mine, config)
+    counts = [len(range(rank, len(data.val_rows), learner.world)) for rank in range(learner.world)]
+    parts = [rows]
+    if learner.world > 1:
+        gathered = gather_rows(torch.from_numpy(rows).to(learner.device), counts)
+        parts = [part.cpu().numpy() for part in gathered]
+    codes = np.zeros((len(data.val_rows), rows.shape[1]), np.uint8)
+    for rank, part in enumerate(parts):
+        codes[rank :: learner.world] = part
+    return _val_map(codes, _val_labels(data), data.queries)
+
+
+def map_of(encoder: Encoder, data: TrainData, config: Config) -> float:
+    """The same figure of a model that is not being trained, in this process."""
+    return _val_map(_codes(encoder, data, range(len(data.val_rows)), config), _val_labels(data), data.queries)
+
+
+def _codes(encoder: Encoder, data: TrainData, mine: Sequence[int], config: Config) -> npt.NDArray[np.uint8]:
+    """Codes of some validation samples, behind a first byte that is 1 where there is one and 0 where it is missing."""
     places = sorted(mine, key=lambda i: data.val_rows[i])
     encoded = encoder.encode_samples(_val_samples(data, places), config.encode.batch_size, config.data.workers)
     where = {
         (sample.record.shard, sample.record.row): code for sample, code in zip(encoded.kept, encoded.codes, strict=True)
     }
-    rows = torch.full((len(mine), 1 + config.model.bits // 8), 0, dtype=torch.uint8)
+    rows = np.zeros((len(mine), 1 + encoded.codes.shape[1]), np.uint8)
     for slot, i in enumerate(mine):
         shard, row = data.val_rows[i]
         code = where.get((data.val.shards[shard].name, row))
         if code is not None:
             rows[slot, 0] = 1
-            rows[slot, 1:] = torch.from_numpy(code.copy())
-    counts = [len(range(rank, len(data.val_rows), learner.world)) for rank in range(learner.world)]
-    parts = [rows] if learner.world == 1 else [p.cpu() for p in gather_rows(rows.to(learner.device), counts)]
-    codes = np.zeros((len(data.val_rows), rows.shape[1]), np.uint8)
-    for rank, part in enumerate(parts):
-        codes[rank :: learner.world] = part.numpy()
-    return _val_map(codes, _val_labels(data), data.queries)
+            rows[slot, 1:] = code
+    return rows
 
 
 def _val_samples(data: TrainData, places: Sequence[int]) -> Iterator[Sample]:

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.config import Config, load_config, read_toml, result_settings
 from pipelines.errors import ConfigError
 
-SHIPPED = ("small", "losses", "resolution", "paper")
+SHIPPED = ("small", "baselines", "losses", "resolution", "paper")
 MAX_CELLS = 10_000
 
 
@@ -124,10 +124,10 @@ class Grid:
         cells = {f"{group.name}, seed {seed}": self.config(group, seed) for group in self.groups for seed in self.seeds}
         if len(cells) < len(self.groups) * len(self.seeds):
             raise ConfigError("seeds: a seed stands there twice")
-        _refuse_same(cells, ("model", "codes", "report"))
+        _refuse_same(cells, ("model", "rotation", "codes", "report"))
         for group in self.groups:
             found = {c.label: self.config(group, self.seeds[0], c.settings) for c in self.candidates}
-            _refuse_same(found, ("model",))
+            _refuse_same(found, ("model", "rotation"))
 
 
 def _refuse_same(configs: Mapping[str, Config], kinds: Sequence[str]) -> None:

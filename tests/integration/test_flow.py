@@ -110,7 +110,12 @@ def prefect(home: Path) -> Iterator[Prefect]:
 @pytest.fixture(scope="module")
 def recipe(home: Path, pictures: Path) -> Path:
     """A configuration file for the session's pictures."""
-    settings = [*SETTINGS, f"run.source={json.dumps(str(pictures))}", 'run.split="train=.6,query=.2,database=.2"']
+    settings = [
+        *SETTINGS,
+        "train.rotate=itq",
+        f"run.source={json.dumps(str(pictures))}",
+        'run.split="train=.6,query=.2,database=.2"',
+    ]
     sections: dict[str, list[str]] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -186,15 +191,17 @@ def test_a_triggered_run_completes_and_shows_its_progress_and_report(
     assert triggered["deployment"]["schedules"][0]["schedule"]["cron"] == "0 2 1 1 *"
     artifacts = prefect.call("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [triggered["id"]]}})
     progress = {artifact["key"]: artifact["data"] for artifact in artifacts if artifact["type"] == "progress"}
-    stages = ("ingest", "verify", "train", "encode-query", "encode-database", "index", "evaluate", "publish")
+    stages = ("ingest", "verify", "train", "rotate", "encode-query", "encode-database", "index", "evaluate", "publish")
     assert progress == {f"hhnet-{stage}": 100.0 for stage in stages}
     report = next(artifact["data"] for artifact in artifacts if artifact["type"] == "markdown")
     assert "mAP" in report and "images/s" in report and f"{home / 'served'}/model" in report
 
 
 def test_both_servers_lead_to_the_same_bytes(triggered: dict[str, Any], local: dict[str, Any], home: Path) -> None:
-    for part in ("model", "codes/query", "codes/database", "index"):
+    for part in ("model", "model-itq", "codes/query", "codes/database", "index"):
         assert open_artifact(home / "served" / part).digest == open_artifact(home / "local" / part).digest
+    turned = open_artifact(home / "local" / "model-itq").digest
+    assert open_artifact(home / "local" / "codes" / "query").manifest.input("model").digest == turned
     assert local["verb"] == "run" and local["status"] == "done"
     assert 0 < local["chance"] < 1 and 0 < local["map"] <= 1 and local["images_per_second"] > 0
     assert Path(local["report"]).is_file()
@@ -226,14 +233,14 @@ def test_a_night_with_new_shards_makes_the_next_version(local: dict[str, Any], r
     shards, out = ingest(str(home / "more"), str(home / "more-shards"), config), home / "local"
     more, codes = shards["uri"], f"encode database-{shards['digest'][:12]}"
     grown = ["--json", "--set", f'run.database=["database", "{more}"]']
-    expected = dict.fromkeys(("ingest", "train", "encode query", "encode database"), "unchanged")
+    expected = dict.fromkeys(("ingest", "train", "rotate", "encode query", "encode database"), "unchanged")
     new = dict.fromkeys((codes, "index add", "evaluate", "publish"), "done")
     assert stages(run(recipe, home, out, *grown)) == expected | new
     assert stages(run(recipe, home, out, *grown)) == dict.fromkeys(expected | new, "unchanged")
     keys = index_keys(out)
     assert sum(key.startswith("class_00/05") for key in keys) == 6
     left = stages(run(recipe, home, out, "--json", "--set", f'run.database=["{more}"]'))
-    assert left == dict.fromkeys(("ingest", "train", "encode query", codes), "unchanged") | dict.fromkeys(
+    assert left == dict.fromkeys(("ingest", "train", "rotate", "encode query", codes), "unchanged") | dict.fromkeys(
         ("index add", "evaluate", "publish"), "done"
     )
     assert index_keys(out) < keys and len(index_keys(out)) == 18

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.verify import verify
 
 STUDY = """
-title = "Two lengths"
+title = "Two lengths, one of them turned as well"
 [settings]
 data.image_size = 32
 data.batch_size = 12
@@ -20,8 +20,10 @@ train.epochs = 2
 train.checkpoint_steps = 2
 encode.batch_size = 8
 evaluate.gallery = 0
-[axes]
-model.bits = [16, 24]
+[axes.code]
+short = { model.bits = 16 }
+long = { model.bits = 24 }
+short_turned = { model.bits = 16, train.rotate = "itq" }
 """
 
 LOOK = """
@@ -59,10 +61,11 @@ def test_a_share_that_is_killed_is_done_by_a_rerun_and_the_other_one_is_kept(sha
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     half = answer_of(other)
-    assert (half["cells"], half["done"], half["missing"], half["failed"]) == (2, 1, 1, 0)
+    assert (half["cells"], half["done"], half["missing"], half["failed"]) == (3, 1, 2, 0)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*/manifest.json")}
     whole = answer_of(start(shards, tmp_path))
-    assert (whole["status"], whole["cells"], whole["failed"]) == ("done", 2, 0)
+    assert (whole["status"], whole["cells"], whole["failed"]) == ("done", 3, 0)
+    assert len(list(tmp_path.glob("out/model/*/checkpoints"))) == 2  # both short ones are made of one training
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert verify(str(whole["uri"]))["status"] == "done"
     assert answer_of(start(shards, tmp_path)) == {**whole, "status": "unchanged"}

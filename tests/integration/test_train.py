@@ -1,5 +1,6 @@
 """Training on a real Ray Train: kills, restarts and several workers end with the weights of an unbroken run."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,12 +8,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from pipelines.artifacts import open_artifact
+from pipelines.codes import code_array, open_codes
 from pipelines.config import load_config
+from pipelines.encode import encode
 from pipelines.errors import InputError
+from pipelines.evaluate import evaluate
+from pipelines.index import build_index
+from pipelines.rotate import rotate
+from pipelines.search import search
 from pipelines.train import train
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
@@ -66,3 +74,37 @@ def test_too_few_samples_for_the_workers_is_said(shards: Path, tmp_path: Path) -
     config = load_config(sets=[*SETTINGS, "train.workers=16"])
     with pytest.raises(InputError, match="too few for 16 workers"):
         train(str(shards / "train"), str(tmp_path / "model"), config)
+
+
+def test_a_trained_model_gets_another_hash_layer(shards: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    words = ["train", "--rotate", "h2q", "--model", str(model), "--out", str(out), "--json"]
+    said = subprocess.run([sys.executable, "-m", "pipelines", *words], check=True, stdout=subprocess.PIPE, timeout=240)
+    found = json.loads(said.stdout)
+    assert (found["status"], found["rotated"], found["bits"]) == ("done", "h2q", 16)
+    assert found["error"] < found["error_before"]
+    assert verify(str(out))["status"] == "done"
+    assert open_artifact(str(out)).manifest.input("model").digest == open_artifact(str(model)).digest
+    again = rotate(str(model), str(out), load_config(sets=["train.rotate=h2q"]))
+    assert (again["status"], again["digest"]) == ("unchanged", found["digest"])
+
+
+def test_codes_of_a_class_index_are_shorter_than_a_byte(shards: Path, tmp_path: Path, local_ray: None) -> None:
+    """Through every verb that takes codes: three classes are two bits."""
+    settings = load_config(sets=[*SETTINGS, "train.loss=ce", "train.epochs=1", "train.rotate=classes"])
+    base = train(str(shards / "train"), str(tmp_path / "base"), settings)["uri"]
+    made = rotate(base, str(tmp_path / "model"), settings)
+    assert made["bits"] == 2
+    query, database = (
+        encode(str(shards / part), made["uri"], str(tmp_path / part), settings)["uri"] for part in ("query", "database")
+    )
+    codes = np.concatenate([code_array(table["code"]) for table in open_codes(database).tables()])
+    assert codes.shape[1] == 1 and set(codes.ravel().tolist()) <= {0, 1, 2}
+    report = evaluate(query, [database], str(tmp_path / "report"), settings)
+    assert report["bits"] == 2
+    index = build_index([database], str(tmp_path / "index"), settings)["uri"]
+    found = search(index, settings, codes=[query])
+    nearest = [neighbour["distance"] for answer in found["results"] for neighbour in answer["neighbours"][:1]]
+    assert len(nearest) == 12 and max(nearest) <= 2
+    for uri in (made["uri"], database, index, report["uri"]):
+        assert verify(uri)["status"] == "done"

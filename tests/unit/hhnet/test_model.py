@@ -13,7 +13,8 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from hhnet.backbones import SmallMapConv2d, check_name
-from hhnet.model import HEADS, HHNet, Preprocess, card, load_model, model_from_bytes, model_to_bytes
+from hhnet.heads import HEADS
+from hhnet.model import HHNet, Preprocess, card, load_model, model_from_bytes, model_to_bytes
 
 SMALL = "hrnet_w18_small"
 PREPROCESS = Preprocess(size=32, resize=36)
@@ -217,7 +218,7 @@ def test_names() -> None:
         HHNet("qqq", 16)
     with pytest.raises(ValueError, match=r"unknown weight tag 'hrnet_w18.foo': known are .*hrnet_w18.ms_in1k"):
         HHNet("hrnet_w18.foo", 16)
-    with pytest.raises(ValueError, match="head must be one of linear, bn, ln: got 'mlp'"):
+    with pytest.raises(ValueError, match="head must be one of linear, bn, ln, ln_rotated, class_index: got 'mlp'"):
         HHNet("resnet18", 16, head="mlp")
     for name in ("alexnet", "hrnet_w18.ms_in1k", "hrnet_w48", "vgg16.tv_in1k"):
         check_name(name)

@@ -11,6 +11,7 @@ from tests.support.losses import BITS, CLASSES, KINDS, batch, pairs
 
 # Each value is one that makes no sense.
 SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
+    "ce": {},
     "cel": {"zeta": (-1.1, 1.1)},
     "csq": {"lam": (-1,), "seed": (-1, 0.5)},
     "dch": {"gamma": (0, -1), "lam": (-1,)},
@@ -28,7 +29,7 @@ SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
     "wglhh": {"alpha": (0,), "theta": (1,), "gamma": (-1,), "positive": (-1,)},
 }
 HEADS = {"orthohash": "bn", "dhd": "ln"}
-SOFT = {"dhd": {}, "greedyhash": {}, "orthohash": {"margin": 0.0}}
+SOFT = {"ce": {}, "dhd": {}, "greedyhash": {}, "orthohash": {"margin": 0.0}}
 """Losses of soft labels, with options under which the loss is linear in them."""
 
 
@@ -161,7 +162,7 @@ def test_more_classes_than_codes_are_warned_of(name: str) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="unknown loss 'HyP': did you mean hyp2"):
         make_loss("HyP", BITS, CLASSES)
-    with pytest.raises(ValueError, match="unknown loss 'xyzzy': known are cel"):
+    with pytest.raises(ValueError, match="unknown loss 'xyzzy': known are ce, cel"):
         make_loss("xyzzy", BITS, CLASSES)
     with pytest.raises(ValueError, match="loss dpsh has no option lam: known are eta"):
         make_loss("dpsh", BITS, CLASSES, lam=1)

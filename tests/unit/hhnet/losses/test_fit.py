@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hhnet import mean_average_precision, pack_bits
+from hhnet.heads import make_head
 from hhnet.losses import loss_names, make_loss
-from hhnet.model import _make_head
 
 BITS, CLASSES, FEATURES = 32, 10, 48
 STEPS, BATCH = 60, 64
@@ -37,7 +37,7 @@ def retrieval(head: torch.nn.Module) -> float:
 def test_a_hash_layer_learns(name: str) -> None:
     torch.manual_seed(0)
     loss = make_loss(name, BITS, CLASSES)
-    head = _make_head(loss.default_head, FEATURES, BITS)
+    head = make_head(loss.default_head, FEATURES, BITS)
     before = retrieval(head)
     groups = [{"params": head.parameters()}, {"params": loss.parameters(), "lr": 0.01 * loss.lr_scale}]
     optimiser, rng = torch.optim.AdamW(groups, lr=0.01), np.random.default_rng(1)

@@ -64,7 +64,7 @@ def test_smoothing_deals_its_share_of_the_labels_out_to_all_classes() -> None:
 def test_only_losses_that_say_so_take_them(name: str) -> None:
     for loss in loss_names():
         config = configure(f"train.loss={loss}", f"train.{name}=0.1")
-        if loss in ("dhd", "greedyhash", "orthohash"):
+        if loss in ("ce", "dhd", "greedyhash", "orthohash"):
             make_training_loss(config, CLASSES)
             continue
         said = f"^train.{name}: loss {loss} takes no soft labels: set train.{name}=0, or"

@@ -1,0 +1,273 @@
+"""`hhnet train --rotate`: another hash layer for a trained model, fitted to its training images without their labels.
+
+`h2q` and `itq` rotate the outputs so that their signs lose less of them; `lsh`, `pca` and `pca-itq` project the
+features; `classes` takes the index of the class that the loss's own classifier sees. The last four are the baselines
+that a learned hash layer has to beat. No weight of the backbone changes, and validation measures what comes of it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
+from pipelines.cluster.pool import map_items
+from pipelines.cluster.progress import Board, BoardView
+from pipelines.cluster.session import pool_size, ray_session, require_shared_store, wait_for
+from pipelines.config import Config, config_of, result_settings
+from pipelines.errors import InputError, UsageError, WorkFailed
+from pipelines.images import ImageReject, decode_ahead, decode_image
+from pipelines.shards import Sample, open_shards
+from pipelines.storage import Store, canonical_json
+from pipelines.versions import finished, open_input
+
+if TYPE_CHECKING:  # they import torch, which only the worker needs
+    from hhnet.model import HHNet, Preprocess
+
+FEATURES = ("lsh", "pca", "pca-itq")
+"""Methods that look at the features and not at the outputs."""
+BATCH = 64
+
+Reals = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RotateJob:
+    """What the worker needs to know; plain values that travel to another process."""
+
+    model: str
+    shards: str
+    val: str | None
+    out: str
+    fingerprint: str
+    inputs: tuple[ArtifactInput, ...]
+    config: Config
+
+    def writer(self) -> ArtifactWriter:
+        """The writer at the new model's root."""
+        val = {"val": self.val} if self.val else {}
+        return ArtifactWriter(
+            *(Store(self.out), "model", self.fingerprint, self.inputs),
+            {"model": self.model, "shards": self.shards, **val},
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The new model as bytes, and what became of it."""
+
+    weights: bytes
+    card: dict[str, Any]
+    parameters: int
+    figures: dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------------------- verb
+
+
+def rotate(model: str, out: str, config: Config, shards: str | None = None) -> dict[str, Any]:
+    """Give the model at the URI `model` the hash layer of `train.rotate`, and publish it as another model at `out`.
+
+    Its training shards are looked for at `shards`, else where they lay. Returns verb, status (`done` or `unchanged`),
+    uri, digest, rotated, map and map_before (validation), bits, images, error and, of rotations, error_before: the mean
+    squared difference of outputs and signs, see `hhnet.rotation`. Raises InputError where the method cannot be applied.
+    """
+    begun = time.monotonic()
+    job = plan_job(open_artifact(model, "model"), out, config, shards)
+    artifact = finished(Store(out), "model", job.fingerprint)
+    status = "unchanged" if artifact else "done"
+    if artifact is None:
+        artifact = _publish(job, _fit(job))
+    meta = artifact.manifest.meta
+    result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **meta["rotation"]}
+    if status == "done":
+        seconds = time.monotonic() - begun
+        write_run_record(artifact.store, {**result, "fingerprint": job.fingerprint, "seconds": round(seconds, 3)})
+        result["seconds"] = round(seconds, 1)
+    return result
+
+
+def plan_job(model: Artifact, out: str, config: Config, shards: str | None = None) -> RotateJob:
+    """Name the result: its fingerprint and inputs."""
+    if config.train.rotate == "none":
+        raise UsageError("nothing to do to the model: give --rotate h2q, or another method of docs/rotation.md")
+    learnt = open_input(model, "shards", shards)
+    val = open_input(model, "val") if any(entry.role == "val" for entry in model.manifest.inputs) else None
+    opened = {"model": model, "shards": learnt, **({"val": val} if val else {})}
+    inputs = tuple(ArtifactInput(role=r, kind=a.manifest.kind, digest=a.digest) for r, a in opened.items())
+    digests = {role: found.digest for role, found in opened.items()}
+    mark = fingerprint("model", digests, result_settings(config, "rotation"))
+    return RotateJob(model.uri, learnt.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
+
+
+def _fit(job: RotateJob) -> Fitted:
+    """Fit in one worker on Ray, on a GPU if there is one."""
+    with ray_session(job.config):
+        import ray
+
+        require_shared_store(Store(job.out), job.config)
+        _, gpus = pool_size(1)
+        wait_for({"GPU": 1, "CPU": 1} if gpus else {"CPU": 1}, job.config)
+        board = ray.remote(num_cpus=0)(Board).remote()
+        images = min(job.config.train.rotate_samples, open_shards(job.shards).samples)
+        with BoardView(board, "rotate", 0, images, "images"):
+            (outcome,) = map_items(
+                *(Fitter, (job, lambda done, note: board.post.remote(done, note)), [job.model]),
+                workers=1,
+                num_gpus=gpus,
+                max_attempts=1 + job.config.train.max_failures,
+            )
+    if outcome.error is not None:
+        raise WorkFailed(outcome.error)
+    fitted: Fitted = outcome.result
+    return fitted
+
+
+def _publish(job: RotateJob, fitted: Fitted) -> Artifact:
+    writer, card = job.writer(), fitted.card
+    parts = [
+        writer.put_part("model.safetensors", fitted.weights, rows=1),
+        writer.put_part("model.json", canonical_json(card), rows=1),
+    ]
+    meta = {"bits": card["bits"], "classes": card["classes"], "metrics": card["metrics"], "rotation": fitted.figures}
+    return writer.commit(parts, {"parameters": fitted.parameters}, meta)
+
+
+# -------------------------------------------------------------------------------------------------------- fitting
+
+
+class Fitter:
+    """Fits the hash layer of a job; lives in a worker. `post(images, note)` reports progress."""
+
+    def __init__(self, job: RotateJob, post: Any) -> None:
+        from pipelines.encoder import Encoder, read_model_card
+        from pipelines.learning.trainset import TrainData
+
+        self.job, self.post, self.train = job, post, job.config.train
+        self.base = open_artifact(job.model, "model")
+        self.card = read_model_card(self.base)
+        self.encoder = Encoder.open(self.base)
+        # As it was trained, so that what was held out then is held out now.
+        self.trained = config_of(self.card.get("settings", {}))
+        val = open_shards(job.val) if job.val else None
+        self.data = TrainData.make(open_shards(job.shards), val, self.trained)
+
+    def run(self, _model: str) -> Fitted:
+        """Make the model of the method."""
+        from hhnet.model import card, model_to_bytes
+        from pipelines.encoder import Encoder
+        from pipelines.learning.validation import map_of
+
+        made, figures = self._made()
+        encoder = Encoder(made, self.encoder.preprocess, self.encoder.precision, "")
+        found = map_of(encoder, self.data, self.trained)
+        metrics = self.card["metrics"]
+        figures = {
+            "rotated": self.train.rotate,
+            "map": found,
+            "map_before": metrics["map"],
+            "bits": made.bits,
+            **figures,
+        }
+        described = card(made, self.encoder.preprocess)
+        kept = {name: value for name, value in self.card.items() if name not in (*described, "head", "class_count")}
+        kept["metrics"] = {**metrics, "map": found}
+        kept["settings"] = {**kept.get("settings", {}), **result_settings(self.job.config, "rotation")}
+        parameters = sum(tensor.numel() for tensor in made.parameters())
+        return Fitted(model_to_bytes(made), {**described, **kept}, parameters, figures)
+
+    def _made(self) -> tuple["HHNet", dict[str, Any]]:
+        from hhnet import heads, rotation
+
+        method, seed = self.train.rotate, self.train.seed
+        if method == "classes":
+            return self._class_index(), {"images": 0}
+        network = self.encoder.model.backbone if method in FEATURES else self.encoder.model
+        x_ND = self._outputs(network)
+        self.encoder.model.cpu()
+        self.post(len(x_ND), "fitting")
+        try:
+            if method in FEATURES:
+                return self._projected(x_ND)
+            if method == "itq":
+                rotation_KK = rotation.itq_rotation(x_ND, seed=seed)
+            else:
+                rotation_KK = rotation.householder_rotation(x_ND, seed=seed)
+            made = heads.rotated(self.encoder.model, rotation_KK)
+        except ValueError as error:
+            raise InputError(f"{self.base.uri}: {method}: {error}") from None
+        before, after = (rotation.quantisation_error(z) for z in (x_ND, x_ND @ rotation_KK))
+        return made, {"images": len(x_ND), "error": after, "error_before": before}
+
+    def _projected(self, x_ND: Reals) -> tuple["HHNet", dict[str, Any]]:
+        from hhnet import heads, rotation
+
+        bits, seed = self.encoder.bits, self.train.seed
+        if self.train.rotate == "lsh":
+            directions_DK, mean_D = rotation.random_hyperplanes(x_ND, bits, seed=seed)
+        else:
+            directions_DK, mean_D = rotation.principal_directions(x_ND, bits)
+        if self.train.rotate == "pca-itq":
+            directions_DK = directions_DK @ rotation.itq_rotation((x_ND - mean_D) @ directions_DK, seed=seed)
+        made = heads.projected(self.encoder.model, directions_DK, mean_D)
+        return made, {"images": len(x_ND), "error": rotation.quantisation_error((x_ND - mean_D) @ directions_DK)}
+
+    def _class_index(self) -> "HHNet":
+        """The classifier that the loss learned beside the network, which only checkpoints have."""
+        from hhnet import heads
+        from pipelines.learning.checkpoints import Checkpoints
+
+        if self.card.get("loss") != "ce":
+            raise InputError(
+                f"{self.base.uri} was trained with loss {self.card.get('loss')}, which has no classifier of outputs: "
+                "train with --loss ce"
+            )
+        checkpoints = Checkpoints(self.base.store, self.base.manifest.fingerprint)
+        last = checkpoints.latest()
+        if last is None:
+            raise InputError(
+                f"the checkpoints of {self.base.uri}, which have its classifier, are gone: train it to another --out"
+            )
+        learned = checkpoints.named(last.best).tensors("loss.classifier.")
+        try:
+            return heads.as_class_index(self.encoder.model.cpu(), learned["weight"], learned["bias"])
+        except ValueError as error:
+            raise InputError(f"{self.base.uri}: {error}") from None
+
+    def _outputs(self, network: Any) -> Reals:
+        """What `network` makes of a seeded sample of the training images, float64 (N, its width)."""
+        batches, squares, done = [], [], 0
+        decode = partial(_decode, self.encoder.preprocess)
+        for square in decode_ahead(self._sample(), decode, self.job.config.data.workers, 2 * BATCH):
+            done += 1
+            if square is not None:
+                squares.append(square)
+            if len(squares) == BATCH:
+                batches.append(self.encoder.outputs(squares, network))
+                squares = []
+                self.post(done, "")
+        if squares:
+            batches.append(self.encoder.outputs(squares, network))
+        if not batches:
+            raise InputError(f"{self.job.shards}: none of {done} training images decodes")
+        return np.concatenate(batches).astype(np.float64)
+
+    def _sample(self) -> Iterator[Sample]:
+        """`train.rotate_samples` training images, or all where there are fewer, shard by shard."""
+        order = np.random.default_rng(self.train.seed).permutation(self.data.samples)
+        taken = order.argsort() < self.train.rotate_samples
+        ends = np.cumsum([len(rows) for rows in self.data.rows])[:-1]
+        for shard, rows, mine in zip(self.data.train.shards, self.data.rows, np.split(taken, ends), strict=True):
+            yield from self.data.train.read(shard, rows[mine].tolist())
+
+
+def _decode(preprocess: "Preprocess", sample: Sample) -> npt.NDArray[np.uint8] | None:
+    if sample.damage is None:
+        with suppress(ImageReject):
+            return preprocess.resize_crop(decode_image(sample.image))
+    return None
