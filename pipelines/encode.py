@@ -124,5 +124,6 @@ def _commit(
         "carried": {name: str(job.schema.field(name).type) for name in job.config.encode.carry},
         "settings": result_settings(job.config, "codes"),
         **({"logits": LOGITS} if job.config.encode.logits else {}),
+        **job.splits,
     }
     writer.commit(parts, totals, meta, receipts)

@@ -22,6 +22,8 @@ from pipelines.codes import ENCODER_VERSION
 from pipelines.config import Config, result_settings
 from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject
+from pipelines.lineage import MODEL, passed_on
+from pipelines.lineage import carried as carried_split
 from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store
@@ -70,6 +72,8 @@ class EncodeJob:
     fingerprint: str
     inputs: tuple[ArtifactInput, ...]
     schema: pa.Schema
+    splits: Mapping[str, Any]
+    """For the manifest: the split of the shards and that of the model's training images, where there are any."""
     config: Config
 
     def writer(self) -> ArtifactWriter:
@@ -94,7 +98,8 @@ def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> Enc
             f"{model.uri} does not say its bits, or {shards.uri} its classes, in the manifest"
         ) from None
     schema = codes_schema(bits, mark, classes, carried, config.encode.logits)
-    return EncodeJob(shards.uri, model.uri, Store(out).uri, mark, inputs, schema, config)
+    splits = carried_split(shards.manifest) | passed_on(model.manifest, MODEL)
+    return EncodeJob(shards.uri, model.uri, Store(out).uri, mark, inputs, schema, splits, config)
 
 
 def over_budget(totals: Mapping[str, int], config: Config) -> bool:

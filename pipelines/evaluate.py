@@ -1,18 +1,22 @@
 """`hhnet evaluate`: how well the codes of the queries find their own classes in the database, as figures and a page."""
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import hhnet
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, write_run_record
 from pipelines.cluster.progress import stage
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
 from pipelines.config import Config, EvaluateSettings, result_settings
-from pipelines.errors import InputError
+from pipelines.errors import HHNetError, InputError
 from pipelines.gallery import plots
 from pipelines.gallery.figures import Figures, measure, require_findable
 from pipelines.gallery.health import Examined, examine
@@ -20,8 +24,9 @@ from pipelines.gallery.page import Row, Tile
 from pipelines.gallery.pair import Pair, Side, load_pair
 from pipelines.gallery.pictures import Pictures, find_pictures
 from pipelines.gallery.report import convention_name, report_page
+from pipelines.lineage import LEARNED, SplitPart, require_one_split, split_facts, split_notes, split_part
 from pipelines.storage import Store, canonical_json
-from pipelines.versions import finished
+from pipelines.versions import finished, open_input
 
 STEPS = 5
 NEIGHBOURS = 10
@@ -33,9 +38,9 @@ FIGURES = 2
 def evaluate(queries: str, database: Sequence[str], out: str, config: Config) -> dict[str, Any]:
     """Evaluate the codes `queries` against the codes `database` (several count as one) into a report at `out`.
 
-    Raises FingerprintMismatch where the codes differ in bits or model, InputError where the queries have classes that
-    the database does not know, a tar comes twice, either side is empty, nothing is relevant to any query, or logits
-    that `evaluate.rerank` needs are not there.
+    Raises FingerprintMismatch where the codes differ in bits, model or the split that they are of, InputError where the
+    queries have classes that the database does not know, a tar comes twice, either side is empty, nothing is relevant
+    to any query, or logits that `evaluate.rerank` needs are not there.
     """
     query_set, sets = _open_all(queries, database)
     for entry in (query_set, *sets) if config.evaluate.rerank else ():
@@ -60,6 +65,7 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     query_set, sets = open_codes(queries), [open_codes(uri) for uri in database]
     for other in sets:
         require_pair(query_set, other)
+    require_one_split(query_set.artifact, [entry.artifact for entry in sets])
     for name, rows in ((queries, query_set.rows), (", ".join(database), sum(entry.rows for entry in sets))):
         if not rows:
             raise InputError(f"{name} holds no codes to evaluate")
@@ -155,6 +161,7 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
         examined = examine(pair.queries.codes, pair.database.codes, pair.bits)
         advance(1, note="codes examined")
         figures, ap_Q = measure(pair, examined, config.evaluate)
+        figures = replace(figures, notes=(*figures.notes, *_split_notes(query_set, sets)))
         advance(1, note=f"mAP {figures.map:.4f}")
         pictures = find_pictures([entry.artifact for entry in (query_set, *sets)], ())
         count = config.evaluate.gallery
@@ -169,7 +176,9 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
             **{f"{name}.png": data for name, data in drawn.items()},
         }
         parts = [writer.put_part(name, data, figures.queries) for name, data in sorted(files.items())]
-        artifact = _commit(writer, parts, figures, config.evaluate)
+        artifact = _commit(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
+        searched = datetime.now(UTC).isoformat(timespec="seconds")
+        write_run_record(artifact.store, {"verb": "evaluate", "fingerprint": name, "queries_searched": searched})
         advance(1)
     return artifact
 
@@ -193,11 +202,31 @@ def _plots(figures: Figures, examined: Examined) -> dict[str, bytes]:
 
 def _sources(query_set: CodesSet, sets: Sequence[CodesSet]) -> Mapping[str, str]:
     """Digests only: a report must not depend on where its inputs lay."""
+    split = split_facts(query_set.artifact, [entry.artifact for entry in sets])
     databases = {f"database {number}": entry.artifact.digest for number, entry in enumerate(sets, 1)}
-    return {"model": query_set.model, "queries": query_set.artifact.digest, **databases}
+    return {"model": query_set.model, "queries": query_set.artifact.digest, **databases, **split}
 
 
-def _commit(writer: ArtifactWriter, parts: list[Part], figures: Figures, settings: EvaluateSettings) -> Artifact:
+def _split_notes(query_set: CodesSet, sets: Sequence[CodesSet]) -> list[str]:
+    """What keeps the figures from being those of a protocol, which is said on stderr too."""
+    notes = split_notes(query_set.artifact, [entry.artifact for entry in sets])
+    for text in notes or _learned_notes(query_set):
+        sys.stderr.write(f"hhnet: warning: {text}\n")
+    return notes
+
+
+def _learned_notes(query_set: CodesSet) -> list[str]:
+    """Only for stderr, since whether the model can be asked depends on where it lies."""
+    with suppress(HHNetError):
+        learned = open_input(query_set.artifact, "model").manifest.inputs
+        if query_set.artifact.manifest.input("shards").digest in {entry.digest for entry in learned}:
+            return [LEARNED]
+    return []
+
+
+def _commit(
+    writer: ArtifactWriter, parts: list[Part], figures: Figures, settings: EvaluateSettings, split: SplitPart | None
+) -> Artifact:
     meta = {
         "map": figures.map,
         "chance": figures.chance,
@@ -205,6 +234,7 @@ def _commit(writer: ArtifactWriter, parts: list[Part], figures: Figures, setting
         "precision_at": figures.precision_at,
         "bits": figures.bits,
         **({"reranked": asdict(figures.reranked)} if figures.reranked else {}),
+        **({"protocol": split.protocol, "split": split.digest} if split else {}),
     }
     return writer.commit(parts, {"queries": figures.queries, "database": figures.database}, meta)
 
@@ -217,8 +247,15 @@ def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
         "uri": artifact.uri,
         "digest": artifact.digest,
         **{name: manifest.meta[name] for name in ("map", "convention", "chance", "precision_at", "bits")},
-        **{name: manifest.meta[name] for name in ("reranked",) if name in manifest.meta},
+        **{name: manifest.meta[name] for name in ("reranked", "protocol", "split") if name in manifest.meta},
         **manifest.totals,
+        "queries_searched": _searched(artifact),
         "report": f"{artifact.uri}/{manifest.part('report.html').path}",
         "metrics": f"{artifact.uri}/{manifest.part('metrics.json').path}",
     }
+
+
+def _searched(artifact: Artifact) -> list[str]:
+    """When the queries were searched for this report, first to last; a rerun that finds it done does not search."""
+    records = [json.loads(artifact.store.read(name)) for name in artifact.store.names("runs")]
+    return sorted(str(record["queries_searched"]) for record in records if "queries_searched" in record)

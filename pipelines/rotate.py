@@ -22,6 +22,7 @@ from pipelines.cluster.session import pool_size, ray_session, require_shared_sto
 from pipelines.config import Config, config_of, result_settings
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.images import ImageReject, decode_ahead, decode_image
+from pipelines.lineage import passed_on
 from pipelines.shards import Sample, open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.versions import finished, open_input
@@ -135,6 +136,7 @@ def _publish(job: RotateJob, fitted: Fitted) -> Artifact:
         writer.put_part("model.json", canonical_json(card), rows=1),
     ]
     meta = {"bits": card["bits"], "classes": card["classes"], "metrics": card["metrics"], "rotation": fitted.figures}
+    meta |= passed_on(open_artifact(job.model, "model").manifest)
     return writer.commit(parts, {"parameters": fitted.parameters}, meta)
 
 

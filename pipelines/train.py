@@ -19,6 +19,7 @@ from pipelines.cluster.progress import Board, BoardView
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store, wait_for
 from pipelines.config import Config, result_settings
 from pipelines.errors import ConfigError, HHNetError, InputError, WorkFailed
+from pipelines.lineage import carried
 from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.versions import finished
@@ -244,7 +245,8 @@ def _publish(
         writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
         writer.put_part("model.json", canonical_json(description), rows=1),
     ]
-    meta = {"bits": config.model.bits, "classes": list(train_set.classes), "metrics": metrics}
+    split = carried(train_set.artifact.manifest)
+    meta = {"bits": config.model.bits, "classes": list(train_set.classes), "metrics": metrics, **split}
     return writer.commit(parts, {"parameters": sum(p.numel() for p in network.parameters())}, meta)
 
 

@@ -25,6 +25,10 @@ _EMPTY = {
 
 _UNLABELLED = {"zero": "", "skip": "; a query without labels is left out"}
 
+_MADE_FROM = (
+    "The digests of the artifacts that were compared. When the queries were searched is in runs/, beside this page."
+)
+
 
 def convention_name(settings: EvaluateSettings) -> str:
     """The convention in short: `mAP@all, ties=expected, denominator=retrieved, empty=zero`."""
@@ -70,7 +74,11 @@ def report_page(
         _classes(figures),
         _gallery(rows, problems),
         _worst(worst),
-        section("Made from", facts(sources), lead="The digests of the artifacts that were compared."),
+        section(
+            "Made from",
+            facts(sources),
+            lead="The digests of the artifacts that were compared. When the queries were searched is in runs/.",
+        ),
         "<footer>Made by hhnet. The same figures, unrounded, are in metrics.json beside this page.</footer>",
     ]
     at = "" if figures.convention["at"] is None else f"@{figures.convention['at']}"

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipelines.artifacts import Artifact, Part
 from pipelines.codes import has_logits, require_signs
 from pipelines.errors import DamagedArtifact
+from pipelines.lineage import MODEL, carried, passed_on
 from pipelines.proofs.findings import Findings, require_distinct
 from pipelines.schema import REJECTS, Reason, codes_schema, read_parquet, require_schema
 from pipelines.shards import Shard, open_shards
@@ -34,19 +35,21 @@ def prove_codes(findings: Findings) -> None:
     manifest = artifact.manifest
     meta = manifest.meta
     source = findings.input("shards")
-    findings.input("model")
+    model = findings.input("model")
+    findings.split(carried(source.manifest) if source else None)
+    findings.split(passed_on(model.manifest, MODEL) if model else None, MODEL)
     shards: dict[str, Shard] = {}
     if source is not None:
         with findings.guard():
             shards = {shard.name: shard for shard in open_shards(source).shards}
     try:
-        carried = {str(name): pa.type_for_alias(kind) for name, kind in meta["carried"].items()}
+        columns = {str(name): pa.type_for_alias(kind) for name, kind in meta["carried"].items()}
         bits, classes = int(meta["bits"]), [str(name) for name in meta["classes"]]
     except (KeyError, TypeError, ValueError, AttributeError):
         findings.problem(f"{artifact.uri}: the codes manifest does not say its bits, classes and carried columns")
         return
     with findings.guard():
-        schema = codes_schema(bits, manifest.fingerprint, classes, carried, has_logits(artifact))
+        schema = codes_schema(bits, manifest.fingerprint, classes, columns, has_logits(artifact))
         _prove_receipts(findings, schema, shards)
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.artifacts import Artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
+from pipelines.lineage import OWN
 from pipelines.versions import open_input
 
 MAX_PROBLEMS = 20
@@ -63,6 +65,12 @@ class Findings:
             self._follow(found, role)
             return found
         return None
+
+    def split(self, said: Mapping[str, Any] | None, key: str = OWN) -> None:
+        """The split in the manifest, if it names one, is the one that its input says; None = that is out of reach."""
+        mine = self.artifact.manifest.meta.get(key)
+        if mine is not None and said is not None:
+            self.require(said.get(key) == mine, f"{self.artifact.uri} names another split ({key}) than its input")
 
     def _follow(self, artifact: Artifact, path: str) -> None:
         """Open the inputs of an input where they lay, and theirs, each by the digest that its manifest names."""

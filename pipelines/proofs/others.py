@@ -14,6 +14,7 @@ from pipelines.codes import CodesSet, CodesShard, open_codes, require_signs
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
 from pipelines.kinds import NOTHING_REMOVED
 from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, part_receipt
+from pipelines.lineage import carried
 from pipelines.proofs.findings import Findings, count
 from pipelines.storage import scratch_folder
 from pipelines.versions import made_as, named_version
@@ -121,8 +122,9 @@ def prove_model(findings: Findings) -> None:
             card.get(name) == artifact.manifest.meta.get(name),
             f"{artifact.uri}: model.json and the manifest differ in {name}",
         )
-    for entry in artifact.manifest.inputs:
-        findings.input(entry.role)
+    inputs = {entry.role: findings.input(entry.role) for entry in artifact.manifest.inputs}
+    if (shards := inputs.get("shards")) is not None:
+        findings.split(carried(shards.manifest))
 
 
 def prove_checkpoint(findings: Findings) -> None:

@@ -1,4 +1,4 @@
-"""A small untrained model as an artifact, for tests that are about encoding and not about learning."""
+"""Small models as artifacts: untrained, for tests that are about encoding, or trained in this process."""
 
 from pathlib import Path
 
@@ -7,7 +7,12 @@ import torch
 from hhnet.model import HHNet, card, model_to_bytes
 from hhnet.preprocess import Preprocess
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, open_artifact
+from pipelines.config import Config
+from pipelines.learning.checkpoints import Checkpoints
+from pipelines.lineage import carried
+from pipelines.shards import open_shards
 from pipelines.storage import Store, canonical_json
+from pipelines.train import _publish, plan_job, train_worker
 
 SIDE = 32
 
@@ -34,4 +39,15 @@ def write_model(
         writer.put_part("model.json", canonical_json(described), rows=1),
     ]
     totals = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
-    return writer.commit(parts, totals, {"bits": bits, "classes": classes})
+    return writer.commit(parts, totals, {"bits": bits, "classes": classes, **carried(shards.manifest)})
+
+
+def train_model(shards_uri: str, out: str | Path, config: Config) -> Artifact:
+    """A model trained and published in this process: what `train` does, without Ray."""
+    job = plan_job(open_artifact(shards_uri, "shards"), None, str(out), config)
+    writer = job.writer()
+    train_worker(job, lambda step, note: None)
+    checkpoints = Checkpoints(writer.store, job.fingerprint)
+    last = checkpoints.latest()
+    assert last is not None
+    return _publish(writer, checkpoints, last, open_shards(job.shards), job.config)

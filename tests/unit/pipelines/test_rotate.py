@@ -21,8 +21,8 @@ from pipelines.ingest import ingest
 from pipelines.rotate import Fitted, Fitter, plan_job
 from pipelines.shards import open_shards
 from pipelines.train import plan_job as plan_training
-from pipelines.train import train_worker
 from pipelines.verify import verify
+from tests.support.models import train_model
 from tests.support.pictures import write_folder
 
 SETTINGS = (
@@ -36,27 +36,12 @@ def settings(*more: str) -> Config:
     return load_config(sets=(*SETTINGS, *more))
 
 
-def trained(root: Path, name: str, *more: str) -> str:
-    """A model of two epochs, published by the verb's own last step; no Ray."""
-    from pipelines.learning.checkpoints import Checkpoints
-    from pipelines.storage import Store
-    from pipelines.train import _publish
-
-    job = plan_training(open_artifact(str(root / "shards"), "shards"), None, str(root / name), settings(*more))
-    writer = job.writer()
-    train_worker(job, lambda step, note: None)
-    checkpoints = Checkpoints(Store(job.out), job.fingerprint)
-    last = checkpoints.latest()
-    assert last is not None
-    return _publish(writer, checkpoints, last, open_shards(job.shards), job.config).uri
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rotate")
     write_folder(folder / "images", CLASSES, PER_CLASS, 32)
     ingest(str(folder / "images"), str(folder / "shards"), settings())
-    trained(folder, "model")
+    train_model(str(folder / "shards"), folder / "model", settings())
     return folder
 
 
@@ -228,7 +213,7 @@ def test_a_classifier_that_is_not_there_is_refused(root: Path, tmp_path: Path) -
     rmtree(tmp_path / "model" / "checkpoints")
     with pytest.raises(InputError, match=r"the checkpoints of .*model, which have its classifier, are gone"):
         verb.rotate(str(tmp_path / "model"), str(tmp_path / "out"), settings("train.rotate=classes"))
-    trained(root, "other", "train.loss=csq", "train.epochs=1")
+    train_model(str(root / "shards"), root / "other", settings("train.loss=csq", "train.epochs=1"))
     with pytest.raises(InputError, match="was trained with loss csq, which has no classifier"):
         run(root, tmp_path / "out", "classes", model="other")
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,104 @@
+"""Which part of which published split an artifact is of: said by shards, carried into models and codes, and compared.
+
+Figures of two splits cannot be compared, and a split's name does not tell: its digest does, since it covers every image
+of every part.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.artifacts import Artifact, Manifest
+from pipelines.errors import DamagedArtifact, FingerprintMismatch
+
+DIGEST_CHARS = 12
+OWN, MODEL = "protocol", "trained_on"
+"""Keys of a manifest's meta: the split of the images themselves, and in codes that of the model's training images."""
+
+LEARNED = "The queries are images that the model was trained on: the figures say nothing of others."
+
+
+@dataclass(frozen=True)
+class SplitPart:
+    """A part of a protocol's split: `train`, `query`, `val` or `database`."""
+
+    protocol: str
+    digest: str
+    part: str
+    searched: tuple[str, ...]
+    """The parts that the protocol searches."""
+
+    def __str__(self) -> str:
+        return f"{self.protocol} ({self.digest[:DIGEST_CHARS]})"
+
+
+def carried(shards: Manifest, key: str = OWN) -> dict[str, Any]:
+    """What shards say of their split, in the form in which the meta of models and codes has it; empty for none."""
+    card, split = shards.meta.get("protocol"), shards.meta.get("split")
+    if card is None or split is None:
+        return {}
+    kept = {"name": card["name"], "digest": card["digest"], "part": split["part"], "database": card["database"]}
+    return {key: kept}
+
+
+def passed_on(manifest: Manifest, key: str = OWN) -> dict[str, Any]:
+    """The same, from the meta of a model."""
+    return {key: manifest.meta[OWN]} if OWN in manifest.meta else {}
+
+
+def split_part(artifact: Artifact, key: str = OWN) -> SplitPart | None:
+    """The part of a split that a model or codes artifact is of, or with MODEL its model; None where it says none."""
+    said = artifact.manifest.meta.get(key)
+    if said is None:
+        return None
+    try:
+        return SplitPart(str(said["name"]), str(said["digest"]), str(said["part"]), tuple(map(str, said["database"])))
+    except (KeyError, TypeError):
+        raise DamagedArtifact(f"{artifact.uri}: the manifest's {key} is not that of a split") from None
+
+
+def require_one_split(queries: Artifact, database: Sequence[Artifact]) -> None:
+    """FingerprintMismatch, naming both, where queries and database are of different splits."""
+    mine = split_part(queries)
+    for other in database:
+        theirs = split_part(other)
+        if mine is not None and theirs is not None and mine.digest != theirs.digest:
+            raise FingerprintMismatch(
+                f"{queries.uri} is of split {mine}, {other.uri} of {theirs}: figures over different splits compare "
+                "with nothing; name codes of one `hhnet ingest --protocol`"
+            )
+
+
+def split_facts(queries: Artifact, database: Sequence[Artifact]) -> Mapping[str, str]:
+    """What a report says of its split; nothing where the queries are of none."""
+    mine = split_part(queries)
+    if mine is None:
+        return {}
+    parts = [part.part if (part := split_part(entry)) else "of no split" for entry in database]
+    return {"protocol": mine.protocol, "split": mine.digest, "queries are": mine.part, "searched are": ", ".join(parts)}
+
+
+def split_notes(queries: Artifact, database: Sequence[Artifact]) -> list[str]:
+    """What keeps a figure from being that of its protocol, a sentence each."""
+    mine, trained = split_part(queries), split_part(queries, MODEL)
+    notes = []
+    if mine is not None:
+        searched = sorted(part.part if (part := split_part(entry)) else "others" for entry in database)
+        if mine.part != "query" or searched != sorted(mine.searched):
+            notes.append(
+                f"Not the figure of protocol {mine.protocol}, which searches its queries in {_listed(mine.searched)}: "
+                f"here {mine.part} is searched in {_listed(searched)}."
+            )
+    if trained is not None and mine is not None:
+        if trained.digest != mine.digest:
+            notes.append(
+                f"The model was trained on split {trained}, the queries are of {mine}: if both are of one data set, "
+                "some queries may have been trained on."
+            )
+        elif trained.part == mine.part:
+            notes.append(LEARNED)
+    return notes
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(parts) or "nothing"
