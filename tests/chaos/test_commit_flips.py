@@ -18,6 +18,8 @@ from pipelines.errors import HHNetError
 from pipelines.index import build_index
 from pipelines.reindex import remove_rows
 from pipelines.storage import Store, canonical_json
+from pipelines.studies.grid import Grid, read_description
+from pipelines.study import Cell, Data, _publish
 from pipelines.verify import verify
 from pipelines.versions import open_current
 from tests.support.codes import write_shards
@@ -26,7 +28,7 @@ from tests.support.report import SEED, report, scaled
 from tests.unit.pipelines.test_verify import BITS, CLASSES, MARK, make_codes, make_model
 
 INDEXED = Config(index=IndexSettings(workers=1))
-KINDS = ["shards", "model", "codes", "index", "checkpoint", "report", "alias", "duplicates"]
+KINDS = ["shards", "model", "codes", "index", "checkpoint", "report", "alias", "duplicates", "study"]
 
 
 def make_all(folder: Path) -> dict[str, Artifact]:
@@ -50,7 +52,17 @@ def make_all(folder: Path) -> dict[str, Artifact]:
         "duplicates": open_current(folder / "duplicates"),
         "checkpoint": make_checkpoint(folder / "checkpoint"),
         "report": make_report(folder / "report"),
+        "study": make_study(folder, shards),
     }
+
+
+def make_study(folder: Path, shards: Artifact) -> Artifact:
+    """A study of two cells that both failed, so that nothing was trained: all of its parts are there."""
+    (folder / "study.toml").write_text('title = "Failed"\nprotocol = "cifar10"\n[axes]\nmodel.bits = [16, 32]\n')
+    grid = Grid.make(read_description(str(folder / "study.toml")))
+    cells = [Cell(group, 0, grid.config(group, 0, {}), error="the loss became nan") for group in grid.groups]
+    made = _publish(grid, str(folder), Data(shards, None, shards, (shards,)), cells, [])
+    return open_artifact(str(made["uri"]))
 
 
 def make_checkpoint(root: Path) -> Artifact:
