@@ -77,7 +77,7 @@ def householder_rotation(
         z_NK: real outputs (N, K).
         epochs, batch_size, lr: the authors' defaults.
         seed: of the order of the rows.
-        advance: called with 1 after each epoch.
+        advance: called after each epoch with the number of those that are done.
 
     Raises:
         ValueError: as `quantisation_error`.
@@ -86,7 +86,7 @@ def householder_rotation(
     order = torch.Generator().manual_seed(seed)
     vectors = torch.eye(z.shape[1], dtype=torch.float64, requires_grad=True)
     least, best = float("inf"), torch.eye(z.shape[1], dtype=torch.float64)
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for rows in torch.split(torch.randperm(len(z), generator=order), batch_size):
             (gradient,) = torch.autograd.grad(_error(z[rows], reflected(vectors)), vectors)
             with torch.no_grad():
@@ -96,7 +96,7 @@ def householder_rotation(
             error = float(_error(z, rotation))
         if error < least:
             least, best = error, rotation
-        advance(1)
+        advance(epoch + 1)
     return best.numpy()
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # they import torch, which only the worker needs
 FEATURES = ("lsh", "pca", "pca-itq")
 """Methods that look at the features and not at the outputs."""
 BATCH = 64
+EPOCHS = 150
+"""Of H2Q."""
 
 Reals = npt.NDArray[np.float64]
 
@@ -115,8 +117,9 @@ def _fit(job: RotateJob) -> Fitted:
         _, gpus = pool_size(1)
         wait_for({"GPU": 1, "CPU": 1} if gpus else {"CPU": 1}, job.config)
         board = ray.remote(num_cpus=0)(Board).remote()
-        images = min(job.config.train.rotate_samples, open_shards(job.shards).samples)
-        with BoardView(board, "rotate", 0, images, "images"):
+        steps = min(job.config.train.rotate_samples, open_shards(job.shards).samples)
+        steps += EPOCHS if job.config.train.rotate == "h2q" else 0
+        with BoardView(board, "rotate", 0, steps, "steps"):
             (outcome,) = map_items(
                 *(Fitter, (job, lambda done, note: board.post.remote(done, note)), [job.model]),
                 workers=1,
@@ -144,7 +147,7 @@ def _publish(job: RotateJob, fitted: Fitted) -> Artifact:
 
 
 class Fitter:
-    """Fits the hash layer of a job; lives in a worker. `post(images, note)` reports progress."""
+    """Fits the hash layer of a job; lives in a worker. `post(steps, note)` reports progress: images, then epochs."""
 
     def __init__(self, job: RotateJob, post: Any) -> None:
         from pipelines.encoder import Encoder, read_model_card
@@ -168,11 +171,11 @@ class Fitter:
         made, figures = self._made()
         encoder = Encoder(made, self.encoder.preprocess, self.encoder.precision, "")
         found = map_of(encoder, self.data, self.trained)
-        metrics = self.card["metrics"]
+        metrics = self.card.get("metrics", {})
         figures = {
             "rotated": self.train.rotate,
             "map": found,
-            "map_before": metrics["map"],
+            "map_before": metrics.get("map"),
             "bits": made.bits,
             **figures,
         }
@@ -192,19 +195,22 @@ class Fitter:
         network = self.encoder.model.backbone if method in FEATURES else self.encoder.model
         x_ND = self._outputs(network)
         self.encoder.model.cpu()
-        self.post(len(x_ND), "fitting")
         try:
             if method in FEATURES:
                 return self._projected(x_ND)
             if method == "itq":
                 rotation_KK = rotation.itq_rotation(x_ND, seed=seed)
             else:
-                rotation_KK = rotation.householder_rotation(x_ND, seed=seed)
+                done = partial(self._fitted, len(x_ND))
+                rotation_KK = rotation.householder_rotation(x_ND, epochs=EPOCHS, seed=seed, advance=done)
             made = heads.rotated(self.encoder.model, rotation_KK)
         except ValueError as error:
             raise InputError(f"{self.base.uri}: {method}: {error}") from None
         before, after = (rotation.quantisation_error(z) for z in (x_ND, x_ND @ rotation_KK))
         return made, {"images": len(x_ND), "error": after, "error_before": before}
+
+    def _fitted(self, images: int, epochs: int) -> None:
+        self.post(images + epochs, f"epoch {epochs}/{EPOCHS}")
 
     def _projected(self, x_ND: Reals) -> tuple["HHNet", dict[str, Any]]:
         from hhnet import heads, rotation

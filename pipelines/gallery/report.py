@@ -113,7 +113,11 @@ def _conventions(figures: Figures) -> str:
     low, high = figures.tie_bounds
     denominators = {"retrieved": "relevant among the first K", "min": "min(relevant, K)", "all": "all relevant"}
     empty = {"zero": "counts 0", "skip": "left out"}
-    ties = {"undefined": "undefined, so by expectation", "stable": "database order", "scores": "outputs"}
+    ties = {
+        "undefined": "undefined, so by expectation",
+        "stable": "database order",
+        "scores": "by outputs, if codes have logits",
+    }
     rows = [
         (
             ", ".join(entry.names),
@@ -121,7 +125,7 @@ def _conventions(figures: Figures) -> str:
             denominators[entry.denominator],
             empty[entry.empty] + (", unlabelled left out" if entry.unlabelled == "skip" else ""),
             ties[entry.ties],
-            f"{entry.queries:,}",
+            "–" if entry.map is None else f"{entry.queries:,}",
         )
         for entry in figures.by_convention
     ]
