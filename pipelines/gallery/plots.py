@@ -203,14 +203,15 @@ def bit_drift(change: Sequence[float], chance: Sequence[float]) -> bytes:
 def study_curves(xlabel: str, series: Mapping[str, Sequence[tuple[float, float, float]]], doubling: bool) -> bytes:
     """mAP over x for each named series of (x, mean, deviation).
 
-    With `doubling` x is on a logarithmic axis and lines join the points of a series.
+    With `doubling` x is on a logarithmic axis, and lines join the points of each series where none has an x twice.
     """
+    joined = doubling and all(len({x for x, *_ in points}) == len(points) for points in series.values())
     with _plot(xlabel, "mAP") as (axes, result):
         for place, (name, points) in enumerate(series.items()):
             colour, marker = SERIES[place % len(SERIES)], MARKERS[place // len(SERIES) % len(MARKERS)]
             x, mean, deviation = zip(*sorted(points), strict=True)
             style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "capsize": 2.5}
-            style["linestyle"] = "-" if doubling else "none"
+            style["linestyle"] = "-" if joined else "none"
             axes.errorbar(x, mean, yerr=deviation, label=name, **style)
         places = sorted({point[0] for points in series.values() for point in points})
         if doubling:
