@@ -69,7 +69,7 @@ def test_codes_and_logits_are_those_of_the_encoder(
     exported: dict[str, Any], file: Path, encoder: Encoder, count: int
 ) -> None:
     codes, logits = run(file, PICTURES[:count])
-    expected = encoder._forward(list(PICTURES[:count]))
+    expected = encoder.outputs(list(PICTURES[:count]))
     assert (codes.dtype, codes.shape, logits.dtype) == (np.uint8, (count, 3), np.float32)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     np.testing.assert_array_equal(codes, hhnet.pack_bits(sign_bits(logits)))
