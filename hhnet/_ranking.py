@@ -48,8 +48,8 @@ def histograms(
     total_QD: Any,
     hits_QD: Any,
 ) -> None:
-    buffer = np.empty(CHUNK, np.int32)
-    match = np.empty(CHUNK, np.uint64)
+    # Unsigned subscripts throughout: a signed one is first tested for being negative, in each step of the loop.
+    distance, match = np.empty(CHUNK, np.uint16), np.empty(CHUNK, np.uint8)
     # One counter holds both counts (relevant in the high half), and four copies of it keep the increments of
     # neighbouring equal distances from waiting for each other.
     both = np.zeros((4, total_QD.shape[1]), np.uint64)
@@ -57,11 +57,11 @@ def histograms(
     for start in range(0, database_NW.shape[0], CHUNK):
         stop = min(start + CHUNK, database_NW.shape[0])
         for q in range(queries_QW.shape[0]):
-            chunk_distances(queries_QW[q], database_NW, start, stop, buffer)
+            chunk_distances(queries_QW[q], database_NW, start, stop, distance)
             _matches(labels_QL[q], labels_NL, start, stop, single, match)
             both[:] = 0
             for i in range(stop - start):
-                both[i & 3, buffer[i]] += (match[i] << np.uint64(32)) | np.uint64(1)
+                both[i & 3, distance[i]] += (np.uint64(match[i]) << np.uint64(32)) | np.uint64(1)
             for d in range(both.shape[1]):
                 cell = both[0, d] + both[1, d] + both[2, d] + both[3, d]
                 total_QD[q, d] += np.int64(cell & low)
@@ -176,7 +176,7 @@ def stable_ap(
     hit_both, hit_distance = np.empty(size + 1, np.uint64), np.empty(size + 1, np.uint16)
     for q in range(queries_QW.shape[0]):
         both[:] = 0
-        every = 0
+        every = np.uint64(0)  # as a subscript, see `histograms`
         for start in range(0, size, CHUNK):
             stop = min(start + CHUNK, size)
             chunk_distances(queries_QW[q], database_NW, start, stop, distance)
@@ -185,21 +185,22 @@ def stable_ap(
                 cell = both[distance[i]]
                 both[distance[i]] = cell + ((np.uint64(match[i]) << np.uint64(32)) | np.uint64(1))
                 hit_both[every], hit_distance[every] = cell, distance[i]
-                every += match[i]
+                every += np.uint64(match[i])
         nearer = np.uint64(0)
         for d in range(values):
             cell = both[d]
             both[d] = nearer
             nearer += cell
         found, summed = 0, 0.0
-        for i in range(every):
+        relevant: Any = np.int64(every)
+        for i in range(relevant):
             cell = hit_both[i] + both[hit_distance[i]]
             rank = np.int64(cell & low)
             if rank < cut:
                 found += 1
                 summed += (np.int64(cell >> np.uint64(32)) + 1) / (rank + 1)
         hit_Q[q] = found > 0
-        ap_Q[q] = summed / max(_denominator(kind, found, every, cut), 1)
+        ap_Q[q] = summed / max(_denominator(kind, found, relevant, cut), 1)
 
 
 @compiled

@@ -10,9 +10,11 @@ Order everywhere is (distance, row), both ascending, so results do not depend on
 Shape suffixes: Q queries, N database codes, W words per code, D distance values, U units of work.
 """
 
+import functools
 import math
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numba
@@ -27,7 +29,7 @@ Words = npt.NDArray[Any]
 
 _QUERY_BLOCK = 64  # queries per unit of work of one thread
 _CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
-_SMALL = 1 << 18  # word comparisons below which starting threads costs more than it saves
+_SMALL = 1 << 19  # word comparisons below which waking threads costs more than it saves
 
 
 def as_words(codes: npt.NDArray[Any], name: str) -> Words:
@@ -71,20 +73,49 @@ def _workers(threads: int | None) -> int:
     return threads or int(numba.config.NUMBA_NUM_THREADS)  # the CPUs this process may use
 
 
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    """Threads beside the caller's, kept: to start them takes as long as to scan a million codes."""
+    return ThreadPoolExecutor(max(1, _workers(None) - 1), "hhnet-kernels")
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child process has none of its parent's threads
+
+
 def run_blocks(
     work: Callable[[slice], _T], num: int, cost: int, threads: int | None = None, block: int = _QUERY_BLOCK
 ) -> list[_T]:
     """Call `work` on slices of at most `block` that cover range(num); results in the order of the slices.
 
-    Threads are used unless `cost`, in word comparisons, is small.
+    Threads are used unless `cost`, in word comparisons, is small. The caller's thread works too and waits for no
+    helper that has not begun, so `work` may itself call this, and a busy pool delays nobody. After an error nothing
+    more is begun, and nothing goes on once it is raised.
     """
     workers = _workers(threads)
     step = max(1, min(block, -(-num // workers)))
     slices = [slice(start, min(start + step, num)) for start in range(0, num, step)]
     if workers == 1 or len(slices) < 2 or cost < _SMALL:
         return [work(part) for part in slices]
-    with ThreadPoolExecutor(min(workers, len(slices))) as pool:
-        return list(pool.map(work, slices))
+    found: dict[int, _T] = {}
+    remaining = iter(range(len(slices)))  # the next number is given out under the interpreter lock
+
+    def drain() -> None:
+        try:
+            for number in remaining:
+                found[number] = work(slices[number])
+        finally:
+            for _ in remaining:
+                pass
+
+    helpers = [_helpers().submit(drain) for _ in range(min(workers, len(slices)) - 1)]
+    try:
+        drain()
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
+    return [found[number] for number in range(len(slices))]
 
 
 def hamming_distances(queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
@@ -131,7 +162,7 @@ def hamming_knn(
         queries: uint8 (Q, bytes).
         database: uint8 (N, bytes).
         k: how many neighbours, at least 1; cut to N, or to the rows that are allowed.
-        threads: how many threads to use; by default the CPUs this process may use.
+        threads: how many threads to use at most; by default the CPUs this process may use, and never more.
         allowed: bool (N,), which rows may be found; by default all.
 
     Returns:
@@ -179,7 +210,7 @@ def hamming_range(
         queries: uint8 (Q, bytes).
         database: uint8 (N, bytes).
         radius: largest distance in bits, inclusive, at least 0.
-        threads: how many threads to use; by default the CPUs this process may use.
+        threads: how many threads to use at most; by default the CPUs this process may use, and never more.
         allowed: bool (N,), which rows may be found; by default all.
 
     Returns:
