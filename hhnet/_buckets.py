@@ -30,7 +30,7 @@ INSERT = 1.2  # per level of the heap of the k best
 
 # The same of an exact scan, for each word of a code: by vectors whose bits one instruction counts, or without that, at
 # 64 bits. Reading the word from memory comes once for all queries.
-COMPARE = 0.08 if VECTOR_COUNT else 0.31
+COMPARE = 0.07 if VECTOR_COUNT else 0.31
 READ = 0.55
 
 DIGIT, DIGIT_SORT = 11, 512  # bits sorted by at once, and keys from which that is faster than comparing them

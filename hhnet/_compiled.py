@@ -55,21 +55,23 @@ def _ctpop(typingctx: Any, word: Any) -> Any:
 _popcount: Any = intrinsic(_ctpop)
 
 
-def _fetch(typingctx: Any, words: Any, place: Any) -> Any:
+def _fetch(typingctx: Any, query: Any, words: Any, place: Any) -> Any:
+    # Groups of narrow codes are tested so fast that lines on their way into the first level hold up those to be read.
+    level = 2 if _is_narrow(query) else 3
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
+        array = context.make_array(signature.args[1])(context, builder, args[1])
         bytes_, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [bytes_, flag, flag, flag])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        address = builder.bitcast(builder.gep(array.data, [args[1]]), bytes_)
-        builder.call(function, [address, flag(0), flag(3), flag(1)])  # to read, into every cache, data
+        address = builder.bitcast(builder.gep(array.data, [args[2]]), bytes_)
+        builder.call(function, [address, flag(0), flag(level), flag(1)])  # to read, into which caches, data
         return context.get_dummy_value()
 
-    return types.void(words, place), codegen
+    return types.void(query, words, place), codegen
 
 
-# Ask for the line that holds words[place]; a place beyond the array does no harm.
+# Ask for the line that holds words[place], for codes such as `query`; a place beyond the array does no harm.
 _prefetch: Any = intrinsic(_fetch)
 
 
@@ -208,7 +210,7 @@ def _next_near(query: Any, words: Any, first: int, limit: Any, fetch: bool) -> A
         group = words[start * width : (start + size) * width]
         if fetch:
             for word in range(0, size * width, 8):
-                _prefetch(group, word + AHEAD)
+                _prefetch(query, group, word + AHEAD)
         if _near(query, group, limit):
             return start
     return whole
@@ -310,11 +312,11 @@ def _lead(zeros: Any, words: Any) -> Any:
 
 
 @compiled
-def _fetch_share(words: Any, start: int, stop: int, share: int, shares: int) -> None:
+def _fetch_share(zeros: Any, words: Any, start: int, stop: int, share: int, shares: int) -> None:
     """Ask for one of so many shares of words[start:stop], which are read next: memory works while others are read."""
     lines = (stop - start + 7) // 8
     for line in range(lines * share // shares, lines * (share + 1) // shares):
-        _prefetch(words, start + 8 * line)
+        _prefetch(zeros, words, start + 8 * line)
 
 
 @compiled
@@ -340,7 +342,7 @@ def knn(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, first_row: int,
             limit = np.uint64(_threshold(hist, q, k))
             query = _query_words(zeros, queries_QW, q)
             if num_queries > 1:
-                _fetch_share(words, stop * len(zeros), min(stop + chunk, size) * len(zeros), q, num_queries)
+                _fetch_share(zeros, words, stop * len(zeros), min(stop + chunk, size) * len(zeros), q, num_queries)
             near = _next_near(query, chunk_W, 0, limit, num_queries == 1)
             if near == stop - start:
                 continue
@@ -372,7 +374,7 @@ def within(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int,
         mask = allowed_N[start:stop]
         for q in range(num_queries):
             if num_queries > 1:
-                _fetch_share(words, stop * len(zeros), min(stop + chunk, size) * len(zeros), q, num_queries)
+                _fetch_share(zeros, words, stop * len(zeros), min(stop + chunk, size) * len(zeros), q, num_queries)
             if count + chunk > room:
                 room *= 2
                 old_q, old_d, old_r = hit_q, hit_d, hit_r
