@@ -38,7 +38,6 @@ _STYLE: dict[Any, Any] = {
     "text.color": INK,
     "legend.frameon": False,
     "lines.linewidth": 2.0,
-    "svg.hashsalt": "hhnet",
 }
 
 

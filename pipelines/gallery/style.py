@@ -37,6 +37,7 @@ p { margin: .35rem 0; max-width: 46rem; }
   margin-top: 1rem; }
 figure { margin: 0; background: var(--surface); border: 1px solid var(--line); border-radius: 10px;
   padding: .75rem .75rem .7rem; }
+.plots figure { max-width: 34rem; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .84rem; line-height: 1.45; padding: .35rem .35rem 0; }
 .scroll { overflow-x: auto; margin-top: .75rem; }

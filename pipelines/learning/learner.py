@@ -68,8 +68,8 @@ class StepLoss:
             shown = ", ".join(self._keys[:KEYS_SHOWN])
             raise WorkFailed(
                 f"the loss became {value} at step {self._step}, where the learning rate was {self._rate:.3g}: lower "
-                f"train.lr, or look at the {len(self._keys)} images of the batch ({shown}, ...); the last checkpoint "
-                "is good"
+                f"train.lr, or look at the {len(self._keys)} images of the batch ({shown}, ...); what was saved "
+                "before is good"
             )
         return value
 
