@@ -99,13 +99,16 @@ def study(
     """
     number, shares = share
     data = _data(grid, out, root, dry_run)
-    outcomes = []
+    turns = [turn % shares for turn in _turns(grid)]
+    made = {}
     with kept_ray():
-        for place, (group, turn) in enumerate(zip(grid.groups, _turns(grid), strict=True)):
-            work = not dry_run and turn % shares == number - 1
-            if work:
+        for place, group in enumerate(grid.groups):
+            if data is not None and not dry_run and turns[place] == number - 1:
                 sys.stderr.write(f"study: group {place + 1} of {len(grid.groups)}: {group.name}\n")
-            outcomes.append(run_group(grid, group, Steps(out, data, work) if data else None))
+                made[place] = run_group(grid, group, Steps(out, data, work=True))
+    # Looked at when the own share is done, so that of several processes the last one finds no cell missing.
+    found_only = Steps(out, data, work=False) if data else None
+    outcomes = [made.get(place) or run_group(grid, group, found_only) for place, group in enumerate(grid.groups)]
     cells = [cell for found, _ in outcomes for cell in found]
     trials = [trial for _, found in outcomes for trial in found]
     if data is None or dry_run or any(cell.state == "missing" for cell in cells):

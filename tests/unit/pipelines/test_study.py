@@ -1,7 +1,7 @@
 """A tiny study whose verbs run in this process; tests/integration/test_study.py has it on Ray."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -50,12 +50,16 @@ class Trainings:
     def __init__(self) -> None:
         self.done: list[tuple[int, float, int]] = []
         self.fails: dict[tuple[int, float, int], BaseException] = {}
+        self.meanwhile: Callable[[], object] | None = None  # what happens during the next training
 
     def run(self, job: TrainJob, data: Any, done: int) -> None:
         train = job.config.train
         mark = (job.config.model.bits, train.lr, train.seed)
         if mark in self.fails:
             raise self.fails[mark]
+        if self.meanwhile is not None:
+            happens, self.meanwhile = self.meanwhile, None
+            happens()
         train_worker(job, lambda step, note: None)
         self.done.append(mark)
 
@@ -196,6 +200,15 @@ def test_shares_do_their_groups_and_the_last_one_publishes(trainings: Trainings,
     last = study(grid, out, share=(1, 2))
     assert last["cells"] == 4 and len(trainings.done) == 4
     assert study(grid, out, share=(2, 2)) == {**last, "status": "unchanged"}
+
+
+def test_the_last_of_two_shares_side_by_side_publishes(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
+    grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
+    others: list[dict[str, Any]] = []
+    trainings.meanwhile = lambda: others.append(study(grid, out, share=(1, 2)))  # begins and ends while (2, 2) trains
+    last = study(grid, out, share=(2, 2))
+    assert [answer["missing"] for answer in others] == [2]
+    assert last["digest"] is not None and len(last["summary"]) == 2
 
 
 def test_without_data_only_a_dry_run_lists_the_cells(tmp_path: Path) -> None:
