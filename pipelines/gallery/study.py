@@ -61,7 +61,7 @@ def study_page(
     best = max((entry for entry in summary if entry["map"] is not None), key=lambda e: float(e["map"]), default=None)
     headline = [
         ("Best mAP", _mean(best), _labels(best) if best else "no cell succeeded"),
-        ("Groups", f"{len(summary):,}", f"{len(description.seeds)} seeds each"),
+        ("Groups", f"{len(summary):,}", f"{len(description.seeds)} seed{'s' * (len(description.seeds) > 1)} each"),
         ("Cells", f"{len(cells) - len(failed):,}", f"{len(failed):,} failed" if failed else "none failed"),
         *([("Trainings of the searches", f"{len(trials):,}", "on validation")] if trials else []),
     ]
