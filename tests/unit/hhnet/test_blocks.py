@@ -64,7 +64,8 @@ def test_an_error_stops_the_rest_and_is_raised_when_all_is_still(failing: str) -
 
 def meet() -> None:
     meeting = threading.Barrier(2)
-    run_blocks(lambda part: meeting.wait(WAIT), 2, COST, threads=2, block=1)
+    places = run_blocks(lambda part: meeting.wait(WAIT), 2, COST, threads=2, block=1)
+    assert sorted(places) == [0, 1]
 
 
 def test_two_threads_work_at_once() -> None:
