@@ -30,6 +30,7 @@ Words = npt.NDArray[Any]
 _QUERY_BLOCK = 64  # queries per unit of work of one thread
 _CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
 _SMALL = 1 << 19  # word comparisons below which waking threads costs more than it saves
+_SHARED = 1 << 21  # words of a database below which a few queries are faster without sharing it between threads
 
 
 def as_words(codes: npt.NDArray[Any], name: str) -> Words:
@@ -181,7 +182,7 @@ def hamming_knn(
     if num_queries == 0 or k == 0:
         return np.empty((num_queries, k), np.int32), np.empty((num_queries, k), np.int64)
     cost = num_queries * database_NW.size
-    if num_queries >= workers or cost < _SMALL:
+    if num_queries >= workers or database_NW.size < _SHARED:
         block = max(1, min(_QUERY_BLOCK, _CANDIDATES // (2 * k + 2 * _compiled.CHUNK)))
         found = run_blocks(
             lambda part: _nearest(queries_QW[part], database_NW, allowed_N, k), num_queries, cost, workers, block
@@ -234,7 +235,7 @@ def hamming_range(
         return part, counts_QD, hits
 
     cost = num_queries * database_NW.size
-    if num_queries >= _workers(threads) or cost < _SMALL:
+    if num_queries >= _workers(threads) or database_NW.size < _SHARED:
         units = run_blocks(lambda part: scan(part, slice(0, size)), num_queries, cost, threads)
     else:
         units = run_blocks(lambda part: scan(slice(0, num_queries), part), size, cost, threads, size)

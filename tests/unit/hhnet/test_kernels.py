@@ -29,6 +29,7 @@ def work_is_shared_out(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     """Small cases would not start threads: run each with and without that shortcut."""
     if request.param:
         monkeypatch.setattr(kernels, "_SMALL", 0)
+        monkeypatch.setattr(kernels, "_SHARED", 0)
 
 
 @pytest.fixture(scope="module", params=WIDTHS)

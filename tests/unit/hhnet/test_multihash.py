@@ -117,6 +117,7 @@ def test_threads_change_nothing(threads: int, way: str, monkeypatch: pytest.Monk
     from hhnet import kernels
 
     monkeypatch.setattr(kernels, "_SMALL", 0)
+    monkeypatch.setattr(kernels, "_SHARED", 0)
     codes, queries = clustered(700, 64), clustered(150, 64, seed=1)
     check(MultiHash.build(codes), queries, codes, way, (5,), (3,), threads=threads)
     check(MultiHash.build(codes), queries[:2], codes, way, (5,), (3,), threads=threads)
