@@ -63,7 +63,8 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
         command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *extra])  # type: ignore[attr-defined]
         command.__annotations__ = {key: parameter.annotation for key, parameter in signature.parameters.items()}
         command.__annotations__ |= dict(common)
-        group.command(name)(command)
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        group.command(name, help="\n\n".join(" ".join(words.split()) for words in paragraphs))(command)
         return function
 
     return register

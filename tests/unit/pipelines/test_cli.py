@@ -74,6 +74,15 @@ def test_usage_errors_of_the_parser_exit_2_too() -> None:
     assert "--shards" in done.stderr
 
 
+def test_the_words_of_help_fill_its_lines() -> None:
+    text = hhnet("index", "build", "--help").stdout
+    (paragraph,) = (part for part in re.split(r"\n\s*\n", text) if "a planner predicts" in part)
+    lines = [line.strip() for line in paragraph.splitlines()]
+    assert len(lines) > 3
+    for line, following in zip(lines, lines[1:], strict=False):
+        assert len(line) + 1 + len(following.split()[0]) > 78, f"{following!r} begins on the line {line!r}"
+
+
 def test_a_store_that_cannot_be_written_exits_3(tmp_path: Path) -> None:
     write_folder(tmp_path / "photos", classes=2, per_class=3)
     (tmp_path / "file").write_text("in the way")
