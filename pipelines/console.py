@@ -119,22 +119,31 @@ def present(result: Mapping[str, Any]) -> str:
         return "\n\n".join(_present_query(entry) for entry in result["results"])
     lines = [f"{result['verb']}: {result['status']}"]
     elsewhere = ("verb", "status", *TABLES, "commands", "kinds")  # the planner shows its kinds before any work
-    facts = {key: value for key, value in result.items() if key not in elsewhere}
+    facts = {key: value for key, value in result.items() if key not in elsewhere and value not in (None, "", [], {})}
     width = max((len(key) for key in facts), default=0)
     for key, value in facts.items():
-        if isinstance(value, float):
-            text = f"{value:.4g}"
-        elif isinstance(value, int):
-            text = f"{value:,}"
-        elif isinstance(value, list | dict):
-            text = json.dumps(value, ensure_ascii=False)
-        else:
-            text = str(value)
-        lines.append(f"  {key:<{width}}  {text if len(text) <= 300 else text[:297] + '...'}")
+        first, *rest = _fact(value)
+        lines += [f"  {key:<{width}}  {first}", *(f"  {'':<{width}}  {text}" for text in rest)]
     for name in TABLES:
         lines += _table(result.get(name, []))
     commands = [f"  {command}" for command in result.get("commands", [])]
     return "\n".join([*lines, *(["", "next:", *commands] if commands else [])])
+
+
+def _fact(value: Any) -> list[str]:
+    """Its lines: what is counted by name on one, texts on one each."""
+    if isinstance(value, Mapping):
+        return [", ".join(f"{name} {one}" for name, one in value.items())]
+    if isinstance(value, list):
+        if not all(isinstance(one, str) for one in value):
+            return [", ".join(map(str, value))]
+        more = [f"... and {len(value) - ROWS_SHOWN:,} more, all of them with --json"] if len(value) > ROWS_SHOWN else []
+        return [*value[:ROWS_SHOWN], *more]
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    if isinstance(value, float):
+        return [f"{value:.4g}"]
+    return [f"{value:,}" if isinstance(value, int) else str(value)]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

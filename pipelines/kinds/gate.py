@@ -63,8 +63,8 @@ class Figures:
 
     def __str__(self) -> str:
         return (
-            f"self-recall {self.self_recall:.4g}, recall@{self.k} {self.recall:.4g}, recall within {self.radius} bits "
-            f"{self.recall_within:.4g}, {self.duplicates} ids twice, {self.wrong} wrong, {self.opened} of {self.codes} "
+            f"self-recall {self.self_recall:.6g}, recall@{self.k} {self.recall:.6g}, recall within {self.radius} bits "
+            f"{self.recall_within:.6g}, {self.duplicates} ids twice, {self.wrong} wrong, {self.opened} of {self.codes} "
             f"codes opened, p50 {self.p50_ms:.3g} ms, p99 {self.p99_ms:.3g} ms"
         )
 
@@ -117,7 +117,7 @@ def require(figures: Figures, settings: GateSettings, where: str) -> None:
     if figures.exact:
         least |= {"recall": 1.0, "recall_within": 1.0}
     problems = [
-        f"{name} {getattr(figures, name):.4g} is below {limit:g}"
+        f"{name} {getattr(figures, name):.6g} is below {limit:g}"
         for name, limit in least.items()
         if getattr(figures, name) < limit
     ]

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one-line errors, JSON on stdout."""
 
+import itertools
 import json
 import re
 import signal
@@ -79,7 +80,7 @@ def test_the_words_of_help_fill_its_lines() -> None:
     (paragraph,) = (part for part in re.split(r"\n\s*\n", text) if "a planner predicts" in part)
     lines = [line.strip() for line in paragraph.splitlines()]
     assert len(lines) > 3
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         assert len(line) + 1 + len(following.split()[0]) > 78, f"{following!r} begins on the line {line!r}"
 
 
@@ -177,7 +178,8 @@ def test_neighbours_are_shown_as_a_table() -> None:
 
 def test_versions_are_shown_as_a_table() -> None:
     rows = [{"version": 12, "digest": "0123456789abcdef", "removed": 3}, {"version": None, "digest": "f", "removed": 0}]
-    text = present({"verb": "index info", "status": "done", "version": 12, "versions": rows})
+    result = {"verb": "index info", "status": "done", "version": 12, "begun_as": None, "versions": rows}
+    text = present(result)
     assert [line.split() for line in text.splitlines()] == [
         ["index", "info:", "done"],
         ["version", "12"],
@@ -185,6 +187,27 @@ def test_versions_are_shown_as_a_table() -> None:
         ["version", "digest", "removed"],
         ["12", "0123456789ab", "3"],
         ["-", "f", "0"],
+    ]
+
+
+def test_facts_are_shown_for_people() -> None:
+    checks = [f"part {number} matches its sha256" for number in range(60)]
+    facts = {"dry_run": False, "codes": 1988, "map": 0.335212, "card": {"recall": 0.99997, "count": 1988}}
+    text = present({"verb": "v", "status": "done", **facts, "collected": [1, 2], "orphans": [], "checks": checks})
+    head, shown = text.splitlines()[:6], text.splitlines()[6:]
+    assert head == [
+        "v: done",
+        "  dry_run    no",
+        "  codes      1,988",
+        "  map        0.3352",
+        "  card       recall 0.99997, count 1988",
+        "  collected  1, 2",
+    ]
+    indent = " " * len("  collected  ")
+    assert shown[0] == f"  checks     {checks[0]}"
+    assert shown[1:] == [
+        *(indent + check for check in checks[1:50]),
+        indent + "... and 10 more, all of them with --json",
     ]
 
 

@@ -70,10 +70,19 @@ def test_what_is_below_a_threshold_is_refused_with_the_figures(tmp_path: Path) -
         build(tmp_path, *IVF, "index.gate.min_recall=0.999", "index.gate.k=20")
     text = str(refusal.value)
     recall = open_artifact(str(tmp_path / "index")).manifest.meta["card"]["recall"]
-    assert f"not published: recall {recall:.4g} is below 0.999" in text
-    assert f"recall@20 {recall:.4g}" in text and "p50" in text and "p99" in text
+    assert f"not published: recall {recall:.6g} is below 0.999" in text
+    assert f"recall@20 {recall:.6g}" in text and "p50" in text and "p99" in text
     assert versions(Store(tmp_path / "index")) == []
     assert build(tmp_path, *IVF, "index.gate.min_recall=0.1", "index.gate.k=20")["version"] == 1
+
+
+def test_a_figure_just_below_its_threshold_is_not_shown_as_if_it_reached_it() -> None:
+    low = gate.Figures(True, 10, 2, 10, 10, 0.99999, 0.99998, 0.99997, 0, 0, 1.0, 1.0)
+    with pytest.raises(WorkFailed) as refusal:
+        gate.require(low, GateSettings(), "index")
+    text = str(refusal.value)
+    assert "self_recall 0.99999 is below 1" in text and "recall 0.99998 is below 1" in text
+    assert "self-recall 0.99999, recall@10 0.99998, recall within 2 bits 0.99997," in text
 
 
 @pytest.mark.parametrize(
