@@ -167,11 +167,12 @@ def _present_query(entry: Mapping[str, Any]) -> str:
     near = entry["neighbours"]
     scored = bool(near) and "score" in near[0]
     heading = f"  {'score':>6}" if scored else ""
-    lines = [f"query {entry['query']}", f"  {'rank':>4}{heading}  {'distance':>8}  {'labels':<24}  key"]
-    for rank, found in enumerate(near, start=1):
-        labels = ", ".join(str(label) for label in found["labels"]) or "-"
+    labels = [", ".join(map(str, found["labels"])) or "-" for found in near]
+    width = max(map(len, ["labels", *labels]))
+    lines = [f"query {entry['query']}", f"  {'rank':>4}{heading}  {'distance':>8}  {'labels':<{width}}  key"]
+    for rank, (found, label) in enumerate(zip(near, labels, strict=True), start=1):
         score = f"  {found['score']:>6.4f}" if scored else ""
-        lines.append(f"  {rank:>4}{score}  {found['distance']:>8}  {labels:<24}  {found['key']}")
+        lines.append(f"  {rank:>4}{score}  {found['distance']:>8}  {label:<{width}}  {found['key']}")
     return "\n".join(lines)
 
 

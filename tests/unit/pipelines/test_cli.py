@@ -167,12 +167,14 @@ def test_a_signal_whose_exception_python_drops_still_ends_the_verb(number: signa
 
 
 def test_neighbours_are_shown_as_a_table() -> None:
-    neighbour = {"id": 7, "key": "cat/1", "shard": "s", "row": 7, "distance": 3, "labels": ["cat"]}
-    text = present({"verb": "search", "status": "done", "results": [{"query": "q.jpg", "neighbours": [neighbour]}]})
-    assert [line.split() for line in text.splitlines()] == [
-        ["query", "q.jpg"],
-        ["rank", "distance", "labels", "key"],
-        ["1", "3", "cat", "cat/1"],
+    near = {"id": 7, "key": "cat/1", "shard": "s", "row": 7, "distance": 3, "labels": ["cat"]}
+    far = near | {"key": "dog/2", "distance": 14, "labels": ["dog", "an uncommonly long name"]}
+    text = present({"verb": "search", "status": "done", "results": [{"query": "q.jpg", "neighbours": [near, far]}]})
+    assert text.splitlines() == [
+        "query q.jpg",
+        "  rank  distance  labels                        key",
+        "     1         3  cat                           cat/1",
+        "     2        14  dog, an uncommonly long name  dog/2",
     ]
 
 
