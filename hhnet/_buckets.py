@@ -19,6 +19,7 @@ ANSWERED, SCAN, DAMAGED = 0, 1, 2
 """What became of a query: answered from the buckets, cheaper by a scan, or met a subscript outside the codes."""
 
 ROW_BITS = 48  # a found code is one integer: its distance above its row
+NO_ROW = (1 << ROW_BITS) - 1
 
 # What a step costs one thread, in nanoseconds: a bucket is a miss of the cache and of the TLB in `starts` (the second
 # pass over it finds it in the cache), a candidate is one in `rows` and one in `codes`, which overlap with their
@@ -269,6 +270,7 @@ def knn(
     starts: Any,
     rows_MN: Any,
     allowed_N: Any,
+    radius_Q: Any,
     scan: float,
     out_d_QK: Any,
     out_r_QK: Any,
@@ -277,6 +279,7 @@ def knn(
     """The k nearest of each query for which that is certain to cost less than `scan`; `state_Q` says of which.
 
     After step r all codes within distance r were met, so the search ends once the k-th best is no farther than that.
+    A radius is k codes at that distance, each after all real rows; where one is left at the end, the output stays.
     """
     num, substrings, k = codes_NW.shape[0], layout_M3.shape[0], out_d_QK.shape[1]
     bits = layout_M3[:, 2].sum()
@@ -285,6 +288,9 @@ def knn(
         state_Q[q] = SCAN
         query_W = queries_QW[q]
         filled, certain, spent = 0, False, float(INSERT * k * np.log2(k + 1.0))
+        if radius_Q[q] < bits:
+            heap_K[:] = radius_Q[q] << ROW_BITS | NO_ROW
+            filled = k
         for step in range(bits + 1):
             j, flips = step % substrings, step // substrings
             if flips <= layout_M3[j, 2]:
@@ -317,8 +323,10 @@ def knn(
         if state_Q[q] == ANSWERED:
             best = np.sort(heap_K)
             for i in range(k):
+                if best[i] & NO_ROW == NO_ROW:
+                    break
                 out_d_QK[q, i] = best[i] >> ROW_BITS
-                out_r_QK[q, i] = best[i] & ((1 << ROW_BITS) - 1)
+                out_r_QK[q, i] = best[i] & NO_ROW
 
 
 @compiled

@@ -320,10 +320,13 @@ def _fetch_share(zeros: Any, words: Any, start: int, stop: int, share: int, shar
 
 
 @compiled
-def knn(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, first_row: int, out_d: Any, out_r: Any) -> None:
+def knn(
+    zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius_Q: Any, first_row: int, out_d: Any, out_r: Any
+) -> None:
     """The k nearest of the codes in the flat `words`, the first of which is row `first_row`; k is the width of `out_d`.
 
-    `allowed_N` says which of them may be found; empty, all may.
+    `allowed_N` says which of them may be found; empty, all may. Where fewer than k lie within a query's radius, the
+    rest of its outputs stays as it was.
     """
     num_queries, size, k = queries_QW.shape[0], words.shape[0] // len(zeros), out_d.shape[1]
     chunk = max(_group(zeros), CHUNK // len(zeros))
@@ -339,7 +342,7 @@ def knn(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, first_row: int,
         chunk_W = words[start * len(zeros) : stop * len(zeros)]
         mask = allowed_N[start:stop]
         for q in range(num_queries):
-            limit = np.uint64(_threshold(hist, q, k))
+            limit = np.uint64(min(_threshold(hist, q, k), radius_Q[q] + 1))
             query = _query_words(zeros, queries_QW, q)
             if num_queries > 1:
                 _fetch_share(zeros, words, stop * len(zeros), min(stop + chunk, size) * len(zeros), q, num_queries)

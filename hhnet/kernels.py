@@ -26,6 +26,9 @@ from hhnet import _compiled
 _T = TypeVar("_T")
 Words = npt.NDArray[Any]
 """Codes as unsigned words (N, W)."""
+NO_ROW = -1
+NO_DISTANCE = np.iinfo(np.int32).max
+"""What fills the neighbours of a query that has fewer than k of them within its radius."""
 
 _QUERY_BLOCK = 64  # queries per unit of work of one thread
 _CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
@@ -141,12 +144,28 @@ def _allowed_rows(allowed: npt.NDArray[np.bool_] | None, num: int) -> npt.NDArra
     return mask
 
 
+def radii(radius: npt.NDArray[Any] | None, num_queries: int, bits: int) -> npt.NDArray[np.int64]:
+    """The radius of each query for the compiled loops."""
+    if radius is None:
+        return np.full(num_queries, bits, np.int64)
+    radius = np.asarray(radius)
+    if radius.dtype.kind not in "iu" or radius.shape != (num_queries,) or (radius < 0).any():
+        raise ValueError(f"radius must be whole numbers from 0 on of shape ({num_queries},): got {radius!r}")
+    found: npt.NDArray[np.int64] = np.minimum(radius, bits).astype(np.int64)
+    return found
+
+
 def _nearest(
-    queries_QW: Words, database_NW: Words, allowed_N: npt.NDArray[np.bool_], k: int, first_row: int = 0
+    queries_QW: Words,
+    database_NW: Words,
+    allowed_N: npt.NDArray[np.bool_],
+    radius_Q: npt.NDArray[np.int64],
+    k: int,
+    first_row: int = 0,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     shape = len(queries_QW), min(k, int(allowed_N.sum()) if len(allowed_N) else len(database_NW))
-    out = np.empty(shape, np.int32), np.empty(shape, np.int64)
-    _compiled.knn(_zeros(queries_QW), queries_QW, database_NW.reshape(-1), allowed_N, first_row, *out)
+    out = np.full(shape, NO_DISTANCE, np.int32), np.full(shape, NO_ROW, np.int64)
+    _compiled.knn(_zeros(queries_QW), queries_QW, database_NW.reshape(-1), allowed_N, radius_Q, first_row, *out)
     return out
 
 
@@ -156,6 +175,7 @@ def hamming_knn(
     k: int,
     threads: int | None = None,
     allowed: npt.NDArray[np.bool_] | None = None,
+    radius: npt.NDArray[Any] | None = None,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Find the k nearest database codes of each query, exactly.
 
@@ -165,19 +185,21 @@ def hamming_knn(
         k: how many neighbours, at least 1; cut to N, or to the rows that are allowed.
         threads: how many threads to use at most; by default the CPUs this process may use, and never more.
         allowed: bool (N,), which rows may be found; by default all.
+        radius: integers (Q,), the largest distance in bits at which each query finds anything; by default any. A
+            search over several databases is faster if it says how far the neighbours are that it has already.
 
     Returns:
         Distances in bits, int32 (Q, min(k, N)), and database rows, int64 (Q, min(k, N)), each row of both
-        ordered by (distance, row).
+        ordered by (distance, row). Where fewer lie within the radius, the last are NO_DISTANCE and NO_ROW.
 
     Raises:
-        TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or k < 1.
+        TypeError: for codes that are not uint8. ValueError: for shapes that do not fit, k < 1 or a negative radius.
     """
     queries_QW, database_NW = code_pair(queries, database)
     if k < 1:
         raise ValueError(f"k must be at least 1: got {k}")
     num_queries, size = len(queries_QW), len(database_NW)
-    allowed_N = _allowed_rows(allowed, size)
+    allowed_N, radius_Q = _allowed_rows(allowed, size), radii(radius, num_queries, 8 * np.shape(queries)[1])
     k, workers = min(k, size if allowed is None else int(allowed_N.sum())), _workers(threads)
     if num_queries == 0 or k == 0:
         return np.empty((num_queries, k), np.int32), np.empty((num_queries, k), np.int64)
@@ -185,13 +207,15 @@ def hamming_knn(
     if num_queries >= workers or database_NW.size < _SHARED:
         block = max(1, min(_QUERY_BLOCK, _CANDIDATES // (2 * k + 2 * _compiled.CHUNK)))
         found = run_blocks(
-            lambda part: _nearest(queries_QW[part], database_NW, allowed_N, k), num_queries, cost, workers, block
+            lambda part: _nearest(queries_QW[part], database_NW, allowed_N, radius_Q[part], k),
+            *(num_queries, cost, workers, block),
         )
         return np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])
     # Fewer queries than threads: share out the database instead. The parts lie in row order, so a stable sort
     # by distance alone merges them.
     found = run_blocks(
-        lambda part: _nearest(queries_QW, database_NW[part], allowed_N[part], k, part.start), size, cost, workers, size
+        lambda part: _nearest(queries_QW, database_NW[part], allowed_N[part], radius_Q, k, part.start),
+        *(size, cost, workers, size),
     )
     distances, rows = np.hstack([d for d, _ in found]), np.hstack([r for _, r in found])
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]

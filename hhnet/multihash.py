@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import _buckets
-from hhnet.kernels import as_words, hamming_knn, hamming_range, run_blocks
+from hhnet.kernels import NO_DISTANCE, NO_ROW, as_words, hamming_knn, hamming_range, radii, run_blocks
 
 _T = TypeVar("_T")
 
@@ -136,20 +136,22 @@ class MultiHash:
         k: int,
         threads: int | None = None,
         allowed: npt.NDArray[np.bool_] | None = None,
+        radius: npt.NDArray[Any] | None = None,
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """What `hamming_knn(queries, codes, k, threads, allowed)` returns.
+        """What `hamming_knn(queries, codes, k, threads, allowed, radius)` returns.
 
         Args:
             queries: uint8 (Q, bytes), as wide as the codes before or after padding.
             k: how many neighbours, at least 1; cut to the number of allowed rows.
             threads: how many threads to use; by default the CPUs this process may use.
             allowed: bool (N,), the rows that may be returned; by default all.
+            radius: integers (Q,), the largest distance in bits at which each query finds anything; by default any.
 
         Raises:
-            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or k < 1.
-                TablesDamagedError: for tables that point outside the codes.
+            TypeError: for codes that are not uint8. ValueError: for shapes that do not fit, k < 1 or a negative
+                radius. TablesDamagedError: for tables that point outside the codes.
         """
-        return self._knn(queries, k, threads, allowed)[:2]
+        return self._knn(queries, k, threads, allowed, radius)[:2]
 
     def range_search(
         self,
@@ -166,29 +168,33 @@ class MultiHash:
         """
         return self._range(queries, radius, threads, allowed)[:3]
 
-    def _knn(self, queries: Codes, k: int, threads: int | None, allowed: Any) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
+    def _knn(
+        self, queries: Codes, k: int, threads: int | None, allowed: Any, radius: Any = None
+    ) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
         """Distances and rows, and which queries were answered by a scan."""
         queries_QW, codes_NW, allowed_N = self._checked(queries, allowed)
         if k < 1:
             raise ValueError(f"k must be at least 1: got {k}")
+        radius_Q = radii(radius, len(queries_QW), 64 * codes_NW.shape[1])
         scan = self._scan_cost(len(queries_QW), threads)
         k = min(k, len(codes_NW) if allowed is None else int(np.count_nonzero(allowed_N)))
         if k == 0 or self._clearly_a_scan(len(queries_QW), scan):
-            found = hamming_knn(_bytes(queries_QW), self.codes, max(k, 1), threads, allowed)
+            found = hamming_knn(_bytes(queries_QW), self.codes, max(k, 1), threads, allowed, radius_Q)
             return *found, np.ones(len(queries_QW), np.bool_)
-        distances, rows = np.empty((len(queries_QW), k), np.int32), np.empty((len(queries_QW), k), np.int64)
+        shape = len(queries_QW), k
+        distances, rows = np.full(shape, NO_DISTANCE, np.int32), np.full(shape, NO_ROW, np.int64)
 
         def search(part: slice, state_Q: Any) -> None:
             _buckets.knn(
-                *(queries_QW[part], codes_NW, *self.tables(), allowed_N, scan),
+                *(queries_QW[part], codes_NW, *self.tables(), allowed_N, radius_Q[part], scan),
                 *(distances[part], rows[part], state_Q),
             )
 
         scanned, _ = _in_blocks(search, len(queries_QW), scan, threads)
         if scanned.all():
-            return *hamming_knn(_bytes(queries_QW), self.codes, k, threads, allowed), scanned
+            return *hamming_knn(_bytes(queries_QW), self.codes, k, threads, allowed, radius_Q), scanned
         if scanned.any():
-            left = hamming_knn(_bytes(queries_QW[scanned]), self.codes, k, threads, allowed)
+            left = hamming_knn(_bytes(queries_QW[scanned]), self.codes, k, threads, allowed, radius_Q[scanned])
             distances[scanned], rows[scanned] = left
         return distances, rows, scanned
 
@@ -218,7 +224,7 @@ class MultiHash:
             found = hamming_range(_bytes(queries_QW), self.codes, radius, threads, allowed)
             return *found, np.ones(len(queries_QW), np.bool_)
         keys = np.concatenate(keys_of_blocks)
-        rows, distances = keys & ((1 << _buckets.ROW_BITS) - 1), (keys >> _buckets.ROW_BITS).astype(np.int32)
+        rows, distances = keys & _buckets.NO_ROW, (keys >> _buckets.ROW_BITS).astype(np.int32)
         if scanned.any():
             left = _bytes(queries_QW[scanned])
             ends, more_rows, more_distances = hamming_range(left, self.codes, radius, threads, allowed)

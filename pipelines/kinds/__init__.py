@@ -18,6 +18,8 @@ Codes = npt.NDArray[np.uint8]
 """Packed codes, uint8 (N, bytes)."""
 Ids = npt.NDArray[np.int64]
 """Index ids, int64: shard ordinal << 32 | row."""
+Radii = npt.NDArray[np.int32]
+"""A distance in bits for each query (Q,), inclusive."""
 Neighbours = tuple[npt.NDArray[np.int32], Ids]
 """Distances in bits (Q, k) and ids (Q, k), each row ordered by (distance, id)."""
 Hits = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Ids]
@@ -43,8 +45,11 @@ class Searcher(Protocol):
     count: int
     """Codes that can be found: those of the part less the removed."""
 
-    def search(self, queries: Codes, k: int) -> Neighbours:
-        """The k nearest codes of the part; k is cut to `count`, and what was not found is NO_ID, NO_DISTANCE."""
+    def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
+        """The k nearest codes of the part; k is cut to `count`, and what was not found is NO_ID, NO_DISTANCE.
+
+        What is farther than the `radius` of its query need not be found.
+        """
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
         """The codes of the part within `radius` bits, inclusive."""

@@ -9,12 +9,12 @@ as a whole has no parts, and keeps its ordinal with 0 rows: an ordinal is given 
 """
 
 import difflib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class IndexReader:
         self._files: dict[int, Path] = {}
         self._opened: dict[int, Searcher] = {}
         plain, largest = keys_schema(self.bits).names, max((shard.rows for shard in self.shards.values()), default=0)
-        cached = lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))
+        cached = functools.lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))
         self._keys = cached(lambda ordinal: self.live_keys(ordinal, plain))
         self._logits = cached(lambda ordinal: self.live_keys(ordinal, ["row", "logits"]))
 
@@ -155,12 +155,24 @@ class IndexReader:
 
     def search(self, queries: Codes, k: int, among: Sequence[IndexedShard] | None = None) -> Neighbours:
         """The k nearest over all parts, or those `among`: int32 and int64 (Q, min(k, count)), by (distance, id)."""
+        from hhnet.kernels import run_blocks  # compiles on import what an index that is only described needs not
+
         shards = self.filled() if among is None else among
         self._fetch(shards)
-        best: Neighbours = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
-        for shard in shards:
-            best = merge(best, self._kept_part(shard).search(queries, k), k)
-        return best
+        nothing: Neighbours = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
+
+        def nearest(share: slice) -> Neighbours:
+            best = nothing
+            for shard in shards[share]:
+                radius = best[0][:, -1] if best[0].shape[1] == k else None
+                best = merge(best, self._kept_part(shard).search(queries, k, radius), k)
+            return best
+
+        if not self.kind.mapped:
+            return nearest(slice(None))
+        cost = len(queries) * sum(shard.rows for shard in shards)
+        found = run_blocks(nearest, len(shards), cost, block=len(shards))
+        return functools.reduce(lambda first, second: merge(first, second, k), found, nothing)
 
     def _fetch(self, shards: Sequence[IndexedShard]) -> None:
         """Check the digests of parts that were never opened, side by side: a digest costs more than a search."""

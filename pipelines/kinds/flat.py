@@ -7,8 +7,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from hhnet import hamming_knn, hamming_range
+from hhnet.kernels import NO_ROW
 from pipelines.config import IndexSettings
-from pipelines.kinds import Codes, Hits, Ids, Neighbours, Untrained
+from pipelines.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
 from pipelines.kinds.mapped import mapped
 
 
@@ -56,10 +57,10 @@ class FlatSearcher:
         """The codes that can be found, and their ids, which ascend."""
         return (self.codes, self.ids) if self._allowed is None else (self.codes[self._allowed], self.ids[self._allowed])
 
-    def search(self, queries: Codes, k: int) -> Neighbours:
-        """Exactly the k nearest."""
-        distances, rows = hamming_knn(queries, self.codes, k, allowed=self._allowed)
-        return distances, self.ids[rows]
+    def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
+        """Exactly the k nearest, of those within `radius`."""
+        distances, rows = hamming_knn(queries, self.codes, k, allowed=self._allowed, radius=radius)
+        return distances, np.where(rows == NO_ROW, NO_ID, self.ids[rows])
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
         """Exactly those within `radius`."""

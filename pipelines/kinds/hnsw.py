@@ -18,7 +18,7 @@ import numpy as np
 from hhnet import hamming_range
 from pipelines.config import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, Neighbours, Untrained
+from pipelines.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
 from pipelines.kinds.faiss_io import bytes_of, one_thread, readable
 
 _untyped: Any = faiss
@@ -85,7 +85,7 @@ class HnswSearcher:
             )
         self.count = len(self._ids) if self._allowed is None else int(self._allowed.sum())
 
-    def search(self, queries: Codes, k: int) -> Neighbours:
+    def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
         """The k nearest that the walk came by.
 
         As with any approximate kind others of several equals may stand for the last distance; the order of those

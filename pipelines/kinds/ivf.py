@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.config import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.kinds import Codes, Hits, Ids, Neighbours
+from pipelines.kinds import Codes, Hits, Ids, Neighbours, Radii
 from pipelines.kinds.faiss_io import bytes_of, one_thread, readable
 from pipelines.storage import sha256_of
 
@@ -95,7 +95,7 @@ class IvfSearcher:
         self._index, self.count = index, int(index.ntotal)
         self._index.nprobe = nprobe
 
-    def search(self, queries: Codes, k: int) -> Neighbours:
+    def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
         """The k nearest in the probed lists.
 
         Faiss keeps whichever of several equal distances it met first, so the last distance may be represented by

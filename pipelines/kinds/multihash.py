@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from hhnet.kernels import NO_ROW
 from hhnet.multihash import MultiHash, TablesDamagedError, default_substrings, table_length
 from pipelines.config import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import Codes, Hits, Ids, Neighbours, Untrained
+from pipelines.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
 from pipelines.kinds.mapped import mapped
 
 _T = TypeVar("_T")
@@ -77,10 +78,10 @@ class MultiHashSearcher:
         self._allowed = ~np.isin(ids, removed) if len(removed) else None
         self.count = len(ids) if self._allowed is None else int(self._allowed.sum())
 
-    def search(self, queries: Codes, k: int) -> Neighbours:
-        """Exactly the k nearest."""
-        distances, rows = self._sound(lambda: self.table.knn(queries, k, allowed=self._allowed))
-        return distances, self.ids[rows]
+    def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
+        """Exactly the k nearest, of those within `radius`."""
+        distances, rows = self._sound(lambda: self.table.knn(queries, k, allowed=self._allowed, radius=radius))
+        return distances, np.where(rows == NO_ROW, NO_ID, self.ids[rows])
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
         """Exactly those within `radius`."""

@@ -1,13 +1,14 @@
 """Exact search against NumPy on the whole distance matrix."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from hhnet import kernels
-from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
+from hhnet.kernels import NO_DISTANCE, NO_ROW, hamming_distances, hamming_knn, hamming_range
 
 WIDTHS = [3, 8, 12, 32]  # each is compiled for itself
 THREADS = [1, 2, 9]  # 9 is more than the queries, which shares out the database instead
@@ -103,6 +104,29 @@ def test_only_allowed_rows_are_found(
         near = order[q][all_distances[q][order[q]] <= 4]
         np.testing.assert_array_equal(rows[offsets[q] : offsets[q + 1]], near)
         np.testing.assert_array_equal(distances[offsets[q] : offsets[q + 1]], all_distances[q][near])
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("k", [1, 10, 9001])
+def test_nothing_beyond_the_radius_of_its_query_is_found(
+    case: tuple[Codes, Codes, npt.NDArray[np.int32]], k: int, threads: int
+) -> None:
+    queries, database, all_distances = case
+    bits = 8 * queries.shape[1]
+    radius = np.array([0, 1, bits // 4, bits // 2, bits - 1, bits, 9999])
+    distances, rows = hamming_knn(queries, database, k, threads=threads, radius=radius)
+    order = np.argsort(all_distances, axis=1, kind="stable")[:, :k]
+    expected = np.take_along_axis(all_distances, order, 1)
+    beyond = expected > radius[:, None]
+    assert beyond[1].any() and not beyond[-2:].any()
+    np.testing.assert_array_equal(rows, np.where(beyond, NO_ROW, order))
+    np.testing.assert_array_equal(distances, np.where(beyond, NO_DISTANCE, expected))
+
+
+@pytest.mark.parametrize("radius", [np.array([1, 2]), np.array([1.0, 2.0, 3.0]), np.array([1, -1, 2]), 5])
+def test_a_radius_is_a_whole_number_for_each_query(radius: Any) -> None:
+    with pytest.raises(ValueError, match=r"radius must be whole numbers from 0 on of shape \(3,\)"):
+        hamming_knn(codes(3, 8), codes(9, 8), 2, radius=radius)
 
 
 def test_many_queries_on_threads() -> None:

@@ -93,6 +93,22 @@ def test_all_of_a_small_space(way: str) -> None:
     check(MultiHash.build(codes), queries, codes, way, (399, 400, 5000), (0, 8, 15, 16, 17, 99))
 
 
+@pytest.mark.parametrize("bits", [16, 64, 100])
+def test_nothing_beyond_the_radius_of_its_query_is_found(bits: int, way: str) -> None:
+    codes, queries = clustered(1500, bits), clustered(6, bits, seed=1)
+    allowed = np.random.default_rng(4).random(1500) < 0.7
+    table, radius = MultiHash.build(codes), np.array([0, 1, 3, 6, bits, 9999])
+    for k in (1, 10, 1500):
+        for mask in (None, allowed):
+            expected = hamming_knn(queries, codes, k, allowed=mask, radius=radius)
+            distances, rows, scanned = table._knn(queries, k, None, mask, radius)
+            np.testing.assert_array_equal(distances, expected[0])
+            np.testing.assert_array_equal(rows, expected[1])
+            assert way == "weighed" or (scanned == (way == "scan")).all()
+    with pytest.raises(ValueError, match=r"radius must be whole numbers from 0 on of shape \(6,\)"):
+        table.knn(queries, 1, radius=radius[:2])
+
+
 def test_equal_codes_are_ordered_by_row(way: str) -> None:
     same = np.repeat(clustered(1, 64), 2500, axis=0)
     check(MultiHash.build(same), np.concatenate([same[:2], ~same[:1]]), same, way, (1, 7, 2500), (0, 3))

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 import pipelines.indexing
+from hhnet import hamming_knn, kernels
 from pipelines.artifacts import open_artifact, publish_version, versions
 from pipelines.codes import open_codes
 from pipelines.config import Config, IndexSettings
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.index import build_index, plan_parts
 from pipelines.kinds import parts
-from pipelines.kinds.artifact import open_index
+from pipelines.kinds.artifact import index_id, open_index
 from pipelines.kinds.flat import FlatKind
 from pipelines.kinds.gate import tie_aware_recall
 from pipelines.reindex import add_codes
@@ -47,6 +48,29 @@ def test_a_published_index_finds_every_code_by_its_id_and_key(tmp_path, pool):
     assert [item.key for item in items.values()] == ["a", "b", "c"]
     assert [item.labels for item in items.values()] == [("cat",), (), ("dog", "owl")]
     assert {(item.shard, item.row) for item in items.values()} == {("x-000001.tar", n) for n in (0, 4, 7)}
+
+
+@pytest.mark.parametrize("threads", [True, False])
+@pytest.mark.parametrize("kind", ["flat", "multihash"])
+def test_parts_together_answer_like_one_scan(tmp_path, pool, kind, threads, monkeypatch):
+    if threads:
+        monkeypatch.setattr(kernels, "_SMALL", 0)
+    rows = [simple_rows(f"x/{n}", 7 + 60 * (n % 3), 16, seed=n, flip=0.3) for n in range(7)]
+    uri = write_codes(tmp_path / "codes", {f"x-{n:06d}.tar": part for n, part in enumerate(rows)}, 16).uri
+    built = build_index([uri], str(tmp_path / "index"), Config(index=IndexSettings(kind=kind, workers=1)))["uri"]
+    codes = np.concatenate([part.codes for part in rows])
+    ids = np.concatenate([index_id(n, np.arange(len(part.codes))) for n, part in enumerate(rows)])
+    queries = random_codes(9, 16, seed=5)
+    with open_index(built) as reader:
+        for k in (1, 10, 100, 9999):
+            distances, places = hamming_knn(queries, codes, k)
+            found = reader.search(queries, k)
+            np.testing.assert_array_equal(found[0], distances)
+            np.testing.assert_array_equal(found[1], ids[places])
+            np.testing.assert_array_equal(reader.search(queries[:1], k)[1], ids[places[:1]])
+        backwards = reader.search(queries, 10, reader.filled()[::-1])
+        np.testing.assert_array_equal(backwards[1], reader.search(queries, 10)[1])
+        assert reader.search(queries, 10, [])[1].shape == (9, 0)
 
 
 def test_artifacts_whose_tars_share_a_name_are_indexed_side_by_side(tmp_path, pool):

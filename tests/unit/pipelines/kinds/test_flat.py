@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.kinds import NOTHING_REMOVED, index_kind
+from pipelines.kinds import NO_DISTANCE, NO_ID, NOTHING_REMOVED, index_kind
 from pipelines.kinds.flat import FlatKind
 from tests.support.codes import random_codes
 
@@ -43,6 +43,20 @@ def test_range_search_is_all_within_the_radius(tmp_path):
         near = every[0][q] <= 4
         np.testing.assert_array_equal(distances[offsets[q] : offsets[q + 1]], every[0][q][near])
         np.testing.assert_array_equal(found[offsets[q] : offsets[q + 1]], every[1][q][near])
+
+
+def test_what_lies_beyond_the_radius_is_no_id(tmp_path):
+    codes, queries = random_codes(300, 16), random_codes(3, 16, seed=1)
+    ids = (5 << 32) + np.arange(300, dtype=np.int64) * 3
+    path = tmp_path / "part.safetensors"
+    path.write_bytes(KIND.build(codes, ids, None, {}))
+    radius = np.array([3, 16, 0], np.int32)
+    found = KIND.open(path, 2, 300, None, {}, NOTHING_REMOVED).search(queries, 40, radius)
+    distances, expected = brute_force(queries, codes, ids, 40)
+    beyond = distances > radius[:, None]
+    assert beyond[0].any() and not beyond[0].all() and not beyond[1].any()
+    np.testing.assert_array_equal(found[0], np.where(beyond, NO_DISTANCE, distances))
+    np.testing.assert_array_equal(found[1], np.where(beyond, NO_ID, expected))
 
 
 def test_what_was_removed_is_not_found(tmp_path):
