@@ -248,14 +248,15 @@ class IndexReader:
     def find_ids(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
         """The ids of the samples of these keys, ascending, and the keys that are nowhere; fit for millions of keys."""
         wanted = pa.array(dict.fromkeys(keys), pa.string())
-        known, ids = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
-        for shard in self.filled() if len(wanted) else ():
-            table = self.live_keys(shard.ordinal)
-            places = pc.index_in(table["key"], value_set=wanted)
-            hit = places.is_valid()
+        known, found = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
+        for shards in _by_rows(self.filled(), KEY_ROWS_KEPT) if len(wanted) else ():
+            tables = {shard.ordinal: self.live_keys(shard.ordinal, ["row", "key"]) for shard in shards}
+            ids = [index_id(ordinal, table["row"].to_numpy().astype(np.int64)) for ordinal, table in tables.items()]
+            # Of many tables at once, since each call hashes all that is wanted.
+            places = pc.index_in(pa.concat_tables(tables.values())["key"], value_set=wanted)
             known[places.drop_null().to_numpy()] = True
-            ids.append(index_id(shard.ordinal, table["row"].filter(hit).to_numpy().astype(np.int64)))
-        return np.sort(np.concatenate(ids)), wanted.filter(pa.array(~known)).to_pylist()
+            found.append(np.concatenate(ids)[places.is_valid().to_numpy()])
+        return np.sort(np.concatenate(found)), wanted.filter(pa.array(~known)).to_pylist()
 
     def all_keys(self) -> Iterator[str]:
         """Every key, shard by shard."""
@@ -342,6 +343,18 @@ def _by_ordinal(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[n
     starts = np.flatnonzero(np.diff(ordinals, prepend=-1))
     for chunk in np.split(ids, starts[1:]) if len(ids) else ():
         yield int(chunk[0] >> 32), chunk & 0xFFFFFFFF
+
+
+def _by_rows(shards: Sequence[IndexedShard], most: int) -> Iterator[list[IndexedShard]]:
+    """The shards in their order, as many together as have `most` rows; at least one."""
+    group: list[IndexedShard] = []
+    for shard in shards:
+        if group and sum(one.rows for one in group) + shard.rows > most:
+            yield group
+            group = []
+        group.append(shard)
+    if group:
+        yield group
 
 
 def read_key_table(
