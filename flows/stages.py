@@ -145,8 +145,9 @@ def index(codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
             sent = submit(settings, ["index", "build", "--no-publish"], {"--codes": sources, "--out": out})
             return sent or build_index(sources, out, settings, publish=False)
         require_settings(open_current(out, "index"), settings)
-        sent = submit(settings, ["index", "add", "--prune", "--no-publish"], {"--index": out, "--codes": sources})
-        return sent or add_codes(out, sources, settings, publish=False, prune=True)
+        words = ["index", "add", "--prune", "--replace", "--no-publish"]
+        sent = submit(settings, words, {"--index": out, "--codes": sources})
+        return sent or add_codes(out, sources, settings, publish=False, prune=True, replace_changed=True)
 
 
 @act(name="evaluate")

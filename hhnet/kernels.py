@@ -163,7 +163,7 @@ def _nearest(
     k: int,
     first_row: int = 0,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    shape = len(queries_QW), min(k, int(allowed_N.sum()) if len(allowed_N) else len(database_NW))
+    shape = len(queries_QW), min(k, int(np.count_nonzero(allowed_N)) if len(allowed_N) else len(database_NW))
     out = np.full(shape, NO_DISTANCE, np.int32), np.full(shape, NO_ROW, np.int64)
     _compiled.knn(_zeros(queries_QW), queries_QW, database_NW.reshape(-1), allowed_N, radius_Q, first_row, *out)
     return out
@@ -200,7 +200,7 @@ def hamming_knn(
         raise ValueError(f"k must be at least 1: got {k}")
     num_queries, size = len(queries_QW), len(database_NW)
     allowed_N, radius_Q = _allowed_rows(allowed, size), radii(radius, num_queries, 8 * np.shape(queries)[1])
-    k, workers = min(k, size if allowed is None else int(allowed_N.sum())), _workers(threads)
+    k, workers = min(k, size if allowed is None else int(np.count_nonzero(allowed_N))), _workers(threads)
     if num_queries == 0 or k == 0:
         return np.empty((num_queries, k), np.int32), np.empty((num_queries, k), np.int64)
     cost = num_queries * database_NW.size

@@ -103,6 +103,12 @@ def open_published(uri: str, version: int | None = None) -> tuple[int, Artifact]
         raise InputError(f"alias {store.uri}: {error}") from None
 
 
+def index_root(uri: str) -> Store:
+    """The root of the index at `uri`, or of the one that the alias there names now."""
+    store = Store(uri)
+    return Store(AliasTarget.of(current_alias(store)[1]).uri) if holds_alias(store) else store
+
+
 def holds_alias(store: Store) -> bool:
     """Whether the root is that of an alias; what cannot be read is none, and is refused by whatever opens it."""
     try:

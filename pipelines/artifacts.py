@@ -223,9 +223,16 @@ def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
     except FileNotFoundError:
         raise InputError(f"{store.uri} holds no committed {kind or 'artifact'} (no manifest.json)") from None
     manifest = parse_manifest(data, f"{store.uri}/manifest.json")
-    if kind is not None and manifest.kind != kind:
-        raise InputError(f"{store.uri} is a {manifest.kind} artifact, not {kind}")
+    require_kind(store, manifest, kind)
     return Artifact(store, manifest)
+
+
+def require_kind(store: Store, manifest: Manifest, kind: str | None) -> None:
+    """InputError where an artifact is of another kind than the one that was asked for, if one was."""
+    if kind is not None and manifest.kind != kind:
+        article = "an" if manifest.kind[0] in "aeiou" else "a"
+        hint = f": `hhnet alias --alias {store.uri}` shows what it names" if manifest.kind == "alias" else ""
+        raise InputError(f"{store.uri} is {article} {manifest.kind} artifact, not {kind}{hint}")
 
 
 def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:

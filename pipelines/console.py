@@ -90,7 +90,8 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
         sys.unraisablehook = hook
-    sys.stdout.write((json.dumps(result, ensure_ascii=False) if json_output else present(result)) + "\n")
+    text = json.dumps(result, ensure_ascii=False) if json_output else present(result)
+    sys.stdout.write(text.encode(errors="replace").decode() + "\n")  # names of files need not be UTF-8
     return 4 if result.get("status") == "degraded" else 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.aliases import index_root
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.codes import CodesSet, open_codes, require_distinct
 from pipelines.config import Config, DedupeSettings, result_settings
@@ -28,7 +29,7 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
     if not codes:
         raise InputError("no codes to compare: name at least one codes artifact with --codes")
     sets = [open_codes(uri) for uri in codes]
-    index = open_current(against, "index") if against is not None else None
+    index = open_current(index_root(against), "index") if against is not None else None
     digests: dict[str, Any] = {"codes": [entry.artifact.digest for entry in sets]}
     digests |= {AGAINST: index.digest} if index else {}
     name = fingerprint("duplicates", digests, result_settings(config, "duplicates"))

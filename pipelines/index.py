@@ -13,14 +13,13 @@ from pipelines.artifacts import (
     Part,
     fingerprint,
     open_artifact,
-    publish_version,
     read_identity,
     versions,
     write_run_record,
 )
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.config import Config, result_settings
-from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.indexing import (
     build_parts,
     built,
@@ -42,7 +41,7 @@ from pipelines.kinds.parts import PartTask, codes_of, sample_rows
 from pipelines.planning import plan
 from pipelines.schema import LOGITS
 from pipelines.storage import Store, sha256_of
-from pipelines.versions import finished
+from pipelines.versions import finished, publish_number
 
 QUANTIZER = "quantizer"
 
@@ -74,8 +73,7 @@ def build_index(
     known = versions(store)
     if publish and not known:
         pass_gate(artifact, figures or measure(artifact, config), config, "index build")
-        if not publish_version(store, 1, "manifest.json", artifact.digest):
-            raise WorkFailed(f"{artifact.uri}: another run published version 1 with another manifest")
+        publish_number(artifact, "manifest.json", 1)
         known, status = [1], "done"
     elif known and status == "done" and (artifact := finished(store, "index", name)) is None:
         raise DamagedArtifact(

@@ -10,7 +10,7 @@ from pipelines.errors import InputError, UsageError
 
 index_app = typer.Typer(help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True)
 
-Index = Annotated[str, typer.Option("--index", help="The index artifact.", metavar="URI")]
+Index = Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")]
 Publish = Annotated[bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")]
 Workers = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1)]
 
@@ -73,6 +73,12 @@ def index_add(
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove the tars that none of these codes has, in the same version.")
     ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Of tars that it holds with other codes, take these; what was removed stays so."
+        ),
+    ] = False,
     workers: Workers = None,
     publish: Publish = True,
     config: ConfigFile = None,
@@ -83,13 +89,14 @@ def index_add(
     Example: hhnet index add --index index --codes codes/tonight
     """
     settings = configure(config, sets, index__workers=workers)
-    words = ["index", "add", *(["--prune"] if prune else []), *([] if publish else ["--no-publish"])]
+    flags = {"--prune": prune, "--replace": replace, "--no-publish": not publish}
+    words = ["index", "add", *(name for name, given in flags.items() if given)]
     submitted = submit(settings, words, {"--index": index, "--codes": list(codes)})
     if submitted is not None:
         return submitted
     from pipelines.reindex import add_codes as work
 
-    return work(index, codes, settings, publish=publish, prune=prune)
+    return work(index, codes, settings, publish=publish, prune=prune, replace_changed=replace)
 
 
 @verb(index_app, "remove")
@@ -122,9 +129,11 @@ def index_remove(
 
 def _read_keys(file: Path) -> list[str]:
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        text = file.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--keys {file} cannot be read: {error}") from None
+    # Not by splitlines, which cuts at characters that a key may hold.
+    return [key for line in text.split("\n") if (key := line.removesuffix("\r"))]
 
 
 @verb(index_app, "compact")

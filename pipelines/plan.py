@@ -6,9 +6,10 @@ Tars are known by their sha256. Only manifests and receipts are read, and nothin
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import Any
 
+from pipelines.aliases import index_root
 from pipelines.artifacts import Artifact, open_artifact, versions
 from pipelines.codes import CodesSet, CodesShard, has_logits, open_codes, require_distinct, require_pair
 from pipelines.errors import InputError
@@ -40,8 +41,8 @@ class State:
     held: dict[str, IndexedShard] = field(default_factory=dict)
     sets: list[CodesSet] = field(default_factory=list)
     index: Artifact | None = None
-    no_codes: list[str] = field(default_factory=list)
-    """URIs at which codes were looked for and none are."""
+    planned: dict[str, str] = field(default_factory=dict)
+    """Where the codes of shards are to be, by the URI of the shards: the place named with them, where none are yet."""
 
 
 def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = None) -> dict[str, Any]:
@@ -90,12 +91,13 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
                         "once"
                     )
     there = [uri for uri in codes if Store(uri).size("manifest.json") is not None]
-    state.no_codes = [uri for uri in codes if uri not in there]
+    if len(shards) == len(codes):
+        state.planned = {Store(uri).uri: out for uri, out in zip(shards, codes, strict=True) if out not in there}
     state.sets = [open_codes(uri) for uri in there]
     require_distinct(state.sets)
     state.codes = {shard.sha256: (entry, shard) for entry in state.sets for shard in entry.shards}
-    if index is not None and versions(Store(index)):
-        state.index = open_current(index, "index")
+    if index is not None and versions(root := index_root(index)):
+        state.index = open_current(root, "index")
         state.held = {shard.shard_sha256: shard for shard in read_ordinals(state.index).values() if shard.rows}
     indexed = (
         [CodesSet(state.index, int(state.index.manifest.meta["bits"]), (), has_logits(state.index))]
@@ -163,8 +165,8 @@ def _commands(state: State, changes: Sequence[dict[str, Any]], index: str | None
     waiting = list(dict.fromkeys(entry["where"] for entry in of["encode"]))
     model = next((uri for entry in state.sets if (uri := entry.artifact.origin("model"))), "MODEL")
     new = []
-    for uri, out in zip_longest(waiting, state.no_codes[: len(waiting)], fillvalue="CODES"):
-        new.append(out)
+    for uri in waiting:
+        new.append(out := state.planned.get(uri, "CODES"))
         yield shlex.join(["hhnet", "encode", "--shards", uri, "--model", model, "--out", out])
     if index is None:
         return
@@ -173,14 +175,9 @@ def _commands(state: State, changes: Sequence[dict[str, Any]], index: str | None
     if state.index is None:
         yield shlex.join(["hhnet", "index", "build", *named, "--out", index])
         return
-    if of["replace"]:
-        yield _remove_command(index, of["replace"])
     if named:
-        yield shlex.join(["hhnet", "index", "add", "--index", index, *named])
+        how = ["--replace"] if of["replace"] else []
+        yield shlex.join(["hhnet", "index", "add", "--index", index, *named, *how])
     if of["remove"]:  # last, since an index must not be empty in between
-        yield _remove_command(index, of["remove"])
-
-
-def _remove_command(index: str, changes: Sequence[dict[str, Any]]) -> str:
-    named = [word for entry in changes for word in ("--shard", entry["sha256"][:SHOWN_SHA])]
-    return shlex.join(["hhnet", "index", "remove", "--index", index, *named])
+        gone = [word for entry in of["remove"] for word in ("--shard", entry["sha256"][:SHOWN_SHA])]
+        yield shlex.join(["hhnet", "index", "remove", "--index", index, *gone])

@@ -179,7 +179,7 @@ class _Trials:
         self.name, self.kind, self._sizes, self._config = name, index_kind(name), sizes, config
         self._width, count = codes_NB.shape[1], sum(sizes)
         self.parameters = self.kind.parameters(config.index, count)
-        self.tried = _fewer_lists(self.parameters)
+        self.tried = _fewer_lists(self.parameters, min(LISTS, len(codes_NB)))
         shared, self._train_s = self._train(codes_NB, count)
         largest = min(max(sizes), len(codes_NB))
         self._made: list[Trial] = []
@@ -275,12 +275,12 @@ def _seconds(trials: Sequence[Trial]) -> float:
     return sum(trial.build_s + QUERIES * trial.query_s for trial in trials)
 
 
-def _fewer_lists(parameters: Mapping[str, int]) -> Mapping[str, int]:
-    """At most LISTS lists, of which the same share is probed."""
+def _fewer_lists(parameters: Mapping[str, int], most: int) -> Mapping[str, int]:
+    """At most so many lists, of which the same share is probed."""
     lists = parameters.get("nlist", 0)
-    if lists <= LISTS:
+    if lists <= most:
         return parameters
-    return {**parameters, "nlist": LISTS, "nprobe": max(1, parameters["nprobe"] * LISTS // lists)}
+    return {**parameters, "nlist": most, "nprobe": max(1, parameters["nprobe"] * most // lists)}
 
 
 # --------------------------------------------------------------------------------------------------------- sample

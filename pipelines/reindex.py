@@ -56,7 +56,7 @@ from pipelines.kinds.artifact import (
 from pipelines.kinds.parts import CompactTask, PartTask
 from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import canonical_json, sha256_of
-from pipelines.versions import next_artifact, publish_number, put_manifest, require_parts
+from pipelines.versions import all_versions, next_artifact, publish_number, put_manifest, require_parts
 
 GROWN = 4
 """Times the codes that a quantizer was trained on, above which the card says that it has grown out of it."""
@@ -96,14 +96,20 @@ class Change:
 
 
 def add_codes(
-    index: str, codes: Sequence[str], config: Config, publish: bool = True, prune: bool = False
+    index: str,
+    codes: Sequence[str],
+    config: Config,
+    publish: bool = True,
+    prune: bool = False,
+    replace_changed: bool = False,
 ) -> dict[str, Any]:
     """Add the tars of `codes` that the index does not hold, and publish the next version.
 
     A tar that it held before has its old ordinal again; `unchanged` where there is no new tar. With `prune` the same
-    version is without the tars that none of `codes` has. Raises FingerprintMismatch where the codes are of another
-    model, length or class list, or where a tar that is held has other codes there; InputError where there are no codes
-    at all.
+    version is without the tars that none of `codes` has. With `replace_changed` a tar that is held and has other codes
+    there has those in the same version, less the samples that were removed. Raises FingerprintMismatch where the codes
+    are of another model, length or class list, or, without `replace_changed`, where a tar that is held has other codes
+    there; InputError where there are no codes at all.
     """
     if not codes:
         raise InputError("no codes to add: name at least one codes artifact with --codes")
@@ -114,10 +120,10 @@ def add_codes(
         if not any(entry.rows for entry in sets):
             raise InputError(f"{', '.join(entry.artifact.uri for entry in sets)}: there are no codes to add")
         require_distinct(sets)
-        change = _adding(base, sets)
+        change = _adding(base, sets, replace_changed)
         if prune:
-            change = _pruned(change, {shard.sha256 for entry in sets for shard in entry.shards})
-        if not (change.tasks or change.facts.get("shards_removed")):
+            change = _pruned(base, change, {shard.sha256 for entry in sets for shard in entry.shards})
+        if not any(change.facts.values()):
             require_parts(base.artifact, base.artifact.manifest.parts, base.number)
             return _unchanged("index add", base, change.facts)
         return _apply("index add", base, change, config, publish)
@@ -193,46 +199,75 @@ def _require_same(base: Base, entry: CodesSet) -> None:
             )
 
 
-def _adding(base: Base, sets: Sequence[CodesSet]) -> Change:
+def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Change:
     known = {shard.shard_sha256: shard for shard in base.shards.values()}
-    tasks, given, used = [], dict(base.shards), []
+    tasks, given, removed, used, replaced = [], dict(base.shards), dict(base.reader.removed), [], set()
     for entry in sets:
         new = []
         for shard in entry.shards:
             held = known.get(shard.sha256)
             if held is not None and held.rows:
-                _require_same_rows(base, held, entry, shard)
-            elif held is None or shard.rows:
-                new.append(task_of(held.ordinal if held else max(given) + 1, entry, shard, later=True))
-                given[new[-1].ordinal] = shard_of(new[-1])
+                if _same_rows(base, held, entry, shard):
+                    continue
+                if not replace_changed:
+                    raise FingerprintMismatch(
+                        f"{base.artifact.uri} holds {held.shard} with {held.rows} codes of {held.codes_digest[:12]}, "
+                        f"{entry.artifact.uri} is {entry.artifact.digest[:12]} and has others: --replace takes those"
+                    )
+                removed[held.ordinal] = _still_removed(base, held, entry, shard)
+                replaced.add(held.ordinal)
+            elif held is not None and not shard.rows:
+                continue
+            new.append(task_of(held.ordinal if held else max(given) + 1, entry, shard, later=True))
+            given[new[-1].ordinal] = shard_of(new[-1])
         tasks += new
         used += [entry] if new else []
-    added = sum(task.rows for task in tasks)
-    facts = {"added": added, "shards_added": sum(task.rows > 0 for task in tasks)}
+    added = sum(task.rows for task in tasks if task.ordinal not in replaced)
+    facts = {"added": added, "shards_added": sum(task.rows > 0 for task in tasks) - len(replaced)}
+    if replace_changed:
+        facts["shards_replaced"] = len(replaced)
     # Tars without codes get an ordinal when others are added; they alone are no reason for a version.
-    return Change(given, base.reader.removed, tasks if added else (), used, facts)
+    change = Change(given, removed, tasks if added or replaced else (), used, facts)
+    return _without(base, change, {n for n in replaced if len(removed[n]) == given[n].rows})
 
 
-def _pruned(change: Change, wanted: set[str]) -> Change:
+def _pruned(base: Base, change: Change, wanted: set[str]) -> Change:
     """The same, less the tars whose sha256 is not `wanted`."""
     gone = {n for n, shard in change.shards.items() if shard.rows and shard.shard_sha256 not in wanted}
-    shards, removed = _without(change.shards, change.removed, gone)
-    return replace(change, shards=shards, removed=removed, facts={**change.facts, "shards_removed": len(gone)})
+    return replace(_without(base, change, gone), facts={**change.facts, "shards_removed": len(gone)})
 
 
-def _require_same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> None:
-    """FingerprintMismatch, naming both, where a tar that the index holds has other codes in this artifact."""
+def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> bool:
+    """Whether a tar that the index holds has the same codes in this artifact, but for those left out by compacting."""
     if held.codes_digest == entry.artifact.digest:
-        return
+        return True
     names = keys_schema(entry.bits, entry.logits).names
     theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
-    compacted = int(part_receipt(base.artifact, held.ordinal).get("compacted", 0))
     kept = theirs.filter(pa.array(np.isin(theirs["row"].to_numpy(), mine["row"].to_numpy())))
-    if len(theirs) != len(mine) + compacted or not kept.cast(mine.schema).equals(mine):
-        raise FingerprintMismatch(
-            f"{base.artifact.uri} holds {held.shard} with {len(mine)} codes of {held.codes_digest[:12]}, "
-            f"{entry.artifact.uri} is {entry.artifact.digest[:12]} and has others: remove the shard first to replace it"
-        )
+    return len(theirs) == len(mine) + _compacted(base, held.ordinal) and bool(kept.cast(mine.schema).equals(mine))
+
+
+def _compacted(base: Base, ordinal: int) -> int:
+    """Removed rows that a part was built without."""
+    return int(part_receipt(base.artifact, ordinal).get("compacted", 0))
+
+
+def _still_removed(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> Rows:
+    """Rows of a tar's other codes that were removed from the index, by its table or left out by compacting."""
+    gone = base.reader.removed.get(held.ordinal, np.empty(0, np.int64))
+    if compacted := _compacted(base, held.ordinal):
+        before = all_versions(entry.artifact.store).values()
+        codes = next((open_codes(version) for version in before if version.digest == held.codes_digest), None)
+        known = {one.sha256: one for one in codes.shards}.get(held.shard_sha256) if codes else None
+        if codes is None or known is None:
+            raise InputError(
+                f"{base.artifact.uri}: {held.shard} was compacted, and which {compacted} samples went then cannot be "
+                f"told without codes {held.codes_digest[:12]}, which {entry.artifact.uri} has no more: remove the "
+                "shard and add it, then remove them again"
+            )
+        built = base.reader.read_keys(held.ordinal, ["row"])["row"].to_numpy()
+        gone = np.union1d(gone, np.setdiff1d(codes.read(known)["row"].to_numpy(), built))
+    return np.intersect1d(gone, entry.read(shard)["row"].to_numpy()).astype(np.int64)
 
 
 # ---------------------------------------------------------------------------------------------------------- remove
@@ -247,12 +282,12 @@ def _named_shards(base: Base, names: Sequence[str], ignore_missing: bool) -> set
             for shard in base.shards.values()
             if shard.shard == name or (len(name) >= 8 and shard.shard_sha256.startswith(name))
         ]
-        if len(alike) > 1:
-            listed = ", ".join(f"{shard.shard_sha256[:12]} (ordinal {shard.ordinal})" for shard in alike)
-            raise InputError(f"--shard {name} names {len(alike)} tars: name one by its sha256, {listed}")
-        if alike:
-            found.add(alike[0].ordinal)
-        elif not ignore_missing:
+        held = [shard for shard in alike if shard.rows]
+        if len(held) > 1:
+            listed = ", ".join(f"{shard.shard_sha256[:12]} (ordinal {shard.ordinal})" for shard in held)
+            raise InputError(f"--shard {name} names {len(held)} tars: name one by its sha256, {listed}")
+        found |= {shard.ordinal for shard in held or alike}
+        if not (alike or ignore_missing):
             near = difflib.get_close_matches(name, [shard.shard for shard in base.shards.values()], 3)
             hint = f"; near it are {', '.join(near)}" if near else ""
             raise InputError(f"shard {name!r} is not in {base.artifact.uri}{hint}: --ignore-missing passes over it")
@@ -273,24 +308,24 @@ def _rows_of(base: Base, keys: Sequence[str], ignore_missing: bool) -> dict[int,
 
 
 def _removing(base: Base, whole: set[int], rows: Mapping[int, Rows]) -> Change:
-    shards, removed = dict(base.shards), dict(base.reader.removed)
+    removed = dict(base.reader.removed)
     for ordinal, gone in rows.items():
         removed[ordinal] = np.union1d(removed.get(ordinal, np.empty(0, np.int64)), gone)
-        whole = whole | ({ordinal} if len(removed[ordinal]) == shards[ordinal].rows else set())
-    shards, removed = _without(shards, removed, whole)
-    left = _count(shards, removed)
-    if not left:
-        raise InputError(f"{base.artifact.uri}: no code would be left, and an index holds at least one")
+        whole = whole | ({ordinal} if len(removed[ordinal]) == base.shards[ordinal].rows else set())
+    change = _without(base, Change(base.shards, removed), whole)
+    left = _count(change.shards, change.removed)
     dropped = sum(base.shards[ordinal].rows > 0 for ordinal in whole)
-    return Change(shards, removed, facts={"removed": base.reader.count - left, "shards_removed": dropped})
+    return replace(change, facts={"removed": base.reader.count - left, "shards_removed": dropped})
 
 
-def _without(
-    shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows], whole: set[int]
-) -> tuple[dict[int, IndexedShard], dict[int, Rows]]:
-    """Shards and removed rows as they are without the shards `whole`."""
-    left = {n: replace(shard, rows=0) if n in whole else shard for n, shard in shards.items()}
-    return left, {n: rows for n, rows in removed.items() if n not in whole}
+def _without(base: Base, change: Change, whole: set[int]) -> Change:
+    """The same without the shards `whole`; InputError where no code would be left."""
+    shards = {n: replace(shard, rows=0) if n in whole else shard for n, shard in change.shards.items()}
+    removed = {n: rows for n, rows in change.removed.items() if n not in whole and len(rows)}
+    if not _count(shards, removed):
+        raise InputError(f"{base.artifact.uri}: no code would be left, and an index holds at least one")
+    tasks = [task for task in change.tasks if task.ordinal not in whole]
+    return replace(change, shards=shards, removed=removed, tasks=tasks)
 
 
 def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> int:
@@ -314,7 +349,7 @@ def _compacting(base: Base) -> Change:
             reader.logits,
             later=True,
             left_out=tuple(rows.tolist()),
-            compacted=int(part_receipt(base.artifact, ordinal).get("compacted", 0)),
+            compacted=_compacted(base, ordinal),
         )
         for ordinal, rows in reader.removed.items()
     ]

@@ -2,54 +2,63 @@
 
 from typing import Any
 
+from pipelines.aliases import index_root
 from pipelines.artifacts import Artifact, open_artifact, parse_manifest, versions
 from pipelines.config import Config
 from pipelines.errors import InputError
 from pipelines.indexing import measure, pass_gate, summary
 from pipelines.kinds.artifact import ORDINALS_NAME, REMOVED_NAME
 from pipelines.storage import Store
-from pipelines.versions import made_as, named_version, publish_number, roll_back, version_before
+from pipelines.versions import made_as, named_version, open_version, publish_number, roll_back, version_before
 
 
 def publish_index(index: str, config: Config, digest: str | None = None) -> dict[str, Any]:
     """Let through the gate and publish what was made without being published: the index, or its next version.
 
-    `digest`, or its first digits, says which where several were made; `unchanged` where there is none. Raises
-    WorkFailed where it is below `index.gate`, CommitConflict where another run publishes meanwhile.
+    `digest`, or its first digits, says which where several were made; `unchanged` where there is none, with what was
+    `overtaken`: made for a number that another version has by now. Raises InputError for a digest that cannot be
+    published, WorkFailed where it is below `index.gate`, CommitConflict where another run publishes meanwhile.
     """
     store = Store(index)
-    first = open_artifact(store, "index")
-    known = versions(store)
-    number = known[-1] + 1 if known else 1
-    current = named_version(store, known[-1])[1] if known else None
-    if current is not None and digest and current.digest.startswith(digest):
+    first, known = open_artifact(store, "index"), versions(store)
+    if not known:
+        if not first.digest.startswith(digest or ""):
+            raise InputError(f"{store.uri}: {digest} is not there, what waits to be version 1 is {first.digest[:12]}")
+        return _publish("manifest.json", first, 1, config)
+    current, number = open_version(store, known[-1]), known[-1] + 1
+    if digest and current.digest.startswith(digest):
         return summary("index publish", "unchanged", current, known[-1])
-    path, artifact = _waiting(store, number, digest) if known else ("manifest.json", first)
-    if artifact is None:
-        assert current is not None, "without versions the first waits"
-        return summary("index publish", "unchanged", current, known[-1])
+    named = {path: a for path, a in _unnamed(store).items() if a.digest.startswith(digest or "")}
+    due = {path: artifact for path, artifact in named.items() if made_as(artifact) == number}
+    late = [
+        f"{artifact.digest[:12]} was made as version {made_as(artifact)}, not as {number}: make it again"
+        for path, artifact in named.items()
+        if path not in due
+    ]
+    if len(due) > 1:
+        listed = ", ".join(sorted(artifact.digest[:12] for artifact in due.values()))
+        raise InputError(f"{store.uri}: {len(due)} were made as version {number}: name one with --digest, {listed}")
+    for path, artifact in due.items():
+        return _publish(path, artifact, number, config)
+    if digest is not None:
+        raise InputError(f"{store.uri}: {late[0] if late else f'{digest} is not there'}")
+    return {**summary("index publish", "unchanged", current, known[-1]), "overtaken": late}
+
+
+def _publish(path: str, artifact: Artifact, number: int, config: Config) -> dict[str, Any]:
     pass_gate(artifact, measure(artifact, config), config, "index publish")
     publish_number(artifact, path, number)
     return summary("index publish", "done", artifact, number)
 
 
-def _waiting(store: Store, number: int, digest: str | None) -> tuple[str, Artifact | None]:
-    """What was made as the next version, of the manifests that no version names."""
+def _unnamed(store: Store) -> dict[str, Artifact]:
+    """What was made as a next version, of the manifests that no version names, by path."""
     named = {named_version(store, version)[0] for version in versions(store)}
-    found = {
+    return {
         path: Artifact(store, parse_manifest(store.read(path), f"{store.uri}/{path}"))
         for path in store.names("manifests")
         if path not in named
     }
-    waiting = {path: a for path, a in found.items() if a.digest.startswith(digest or "") and made_as(a) == number}
-    if len(waiting) > 1:
-        listed = ", ".join(sorted(artifact.digest[:12] for artifact in waiting.values()))
-        raise InputError(f"{store.uri}: {len(waiting)} were made as version {number}: name one with --digest, {listed}")
-    if not waiting and digest is not None:
-        made = sorted({made_as(a) for a in found.values() if a.digest.startswith(digest)})
-        why = f"was made as version {made[0]}, not as {number}: make it again" if made else "is not there"
-        raise InputError(f"{store.uri}: {digest} {why}")
-    return next(iter(waiting.items()), ("", None))
 
 
 def rollback_index(index: str, to: int | None = None) -> dict[str, Any]:
@@ -58,9 +67,9 @@ def rollback_index(index: str, to: int | None = None) -> dict[str, Any]:
     Its answers are those that it gave; the gate is not asked again. Raises InputError where there is no such version.
     """
     store = Store(index)
+    open_artifact(store, "index")
     known = versions(store)
     if not known:
-        open_artifact(store, "index")
         raise InputError(f"{store.uri} was never published: there is nothing to roll back to")
     target = version_before(store, known) if to is None else to
     number, artifact = roll_back(store, known, target)
@@ -70,7 +79,7 @@ def rollback_index(index: str, to: int | None = None) -> dict[str, Any]:
 
 def index_info(index: str) -> dict[str, Any]:
     """What the versions of an index hold, newest first; nothing but manifests is read."""
-    store = Store(index)
+    store = index_root(index)
     first = open_artifact(store, "index")
     known = versions(store)
     published = {number: named_version(store, number)[1] for number in known}

@@ -119,7 +119,9 @@ def parquet_groups(schema: pa.Schema, tables: Iterable[pa.Table], rows: int) -> 
 def read_parquet(data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Parse Parquet bytes whose digest was checked; DamagedArtifact where they are not a valid table."""
     try:
-        table = pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)
+        # No thread of Arrow's is started: one that lets go of the bytes while the interpreter ends aborts the process.
+        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as source:
+            table = source.read(list(columns) if columns else None, use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(where, error) from None

@@ -29,7 +29,9 @@ from pipelines.versions import open_input
 
 BATCH = 4096
 PAIRS = 1 << 20
-"""Queries times short list that are re-ranked together."""
+"""Queries times neighbours that are searched for together."""
+ANSWER = 4_000_000
+"""Neighbours of all queries that one answer may have: each takes some 700 bytes."""
 PAGE_QUERIES = 200
 
 Nearest = Callable[[Codes, int], Neighbours]
@@ -92,7 +94,14 @@ def search(
         if rerank:
             require_logits(reader.artifact)
         queries = _queries(reader, images, keys, codes, hex_codes, model, rerank is not None)
-        for batch in _batches(queries, max(1, min(BATCH, PAIRS // (rerank or 1)))):
+        each = min(k, reader.count)
+        asked = len(images) + len(keys) + len(hex_codes) + sum(open_codes(uri).rows for uri in codes)
+        if asked * each > ANSWER:
+            raise InputError(
+                f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds {ANSWER:,}: "
+                "ask for fewer at a time, or search in batches from Python with pipelines.kinds.artifact.open_index"
+            )
+        for batch in _batches(queries, max(1, min(BATCH, PAIRS // max(each, rerank or 1)))):
             found = nearest(code_bytes([query.code for query in batch], reader.width), rerank or k)
             for query, neighbours in _named(reader, batch, found, k, rerank is not None):
                 results.append(_result(query, neighbours))

@@ -7,6 +7,7 @@ others still count on from them.
 
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,10 +22,11 @@ from pipelines.artifacts import (
     open_artifact,
     parse_manifest,
     publish_version,
+    require_kind,
     versions,
 )
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.storage import Store, canonical_json
+from pipelines.storage import Entry, Store, canonical_json
 
 FOLDERS = ("parts", "rejects", "receipts", "manifests")
 """Where a root keeps what its manifests, and the versions that name those, refer to."""
@@ -33,8 +35,7 @@ FOLDERS = ("parts", "rejects", "receipts", "manifests")
 def open_version(store: Store, number: int, kind: str | None = None) -> Artifact:
     """The artifact as `versions/<number>.json` names it; DamagedArtifact where that is not what was published."""
     _, artifact = named_version(store, number)
-    if kind is not None and artifact.manifest.kind != kind:
-        raise InputError(f"{store.uri} is a {artifact.manifest.kind} artifact, not {kind}")
+    require_kind(store, artifact.manifest, kind)
     return artifact
 
 
@@ -111,14 +112,17 @@ def publish_next(
     return artifact
 
 
-def require_parts(base: Artifact, parts: Iterable[Part], number: int) -> None:
+def require_parts(base: Artifact, parts: Iterable[Part | ReceiptRef], number: int) -> None:
     """DamagedArtifact where a part that version `number` is to name is gone or cut."""
-    there = base.store.entries()
-    for part in parts:
-        if part.path not in there or there[part.path].size != part.bytes:
-            raise DamagedArtifact(
-                f"{base.uri}/{part.path} is gone, so version {number} cannot name it: the verb that made it restores it"
-            )
+    for path in _gone(base.store.entries(), parts):
+        raise DamagedArtifact(
+            f"{base.uri}/{path} is gone, so version {number} cannot name it: the verb that made it restores it"
+        )
+
+
+def _gone(there: Mapping[str, Entry], named: Iterable[Part | ReceiptRef]) -> list[str]:
+    """Paths of what is named and is gone or cut, as a listing of the root shows."""
+    return [entry.path for entry in named if entry.path not in there or there[entry.path].size != entry.bytes]
 
 
 def next_artifact(
@@ -147,9 +151,26 @@ def put_manifest(artifact: Artifact) -> str:
 
 
 def publish_number(artifact: Artifact, path: str, number: int) -> None:
-    """Make what the manifest at `path` names version `number`. CommitConflict if another run took that number."""
+    """Make what the manifest at `path` names version `number`.
+
+    CommitConflict if another run took that number. DamagedArtifact where something that the manifest names is gone:
+    what lay there for long without a version that names it, `gc` may delete at any moment.
+    """
+    for gone in _unpublishable(artifact, path):
+        raise DamagedArtifact(f"{artifact.uri}/{gone} is gone, so version {number} cannot name it: run again")
     if not publish_version(artifact.store, number, path, artifact.digest):
         raise _overtaken(artifact.store, number)
+    for gone in _unpublishable(artifact, path):
+        raise DamagedArtifact(
+            f"{artifact.uri}/{gone} was deleted while version {number}, which names it, was published: publish the "
+            "version before again (an index by `hhnet index rollback`), then run again"
+        )
+
+
+def _unpublishable(artifact: Artifact, path: str) -> list[str]:
+    """Of the manifest at `path` and what it names, what is not there."""
+    there = artifact.store.entries()
+    return [*([] if path in there else [path]), *_gone(there, referenced(artifact))]
 
 
 def made_as(artifact: Artifact) -> int:
@@ -162,23 +183,29 @@ def made_as(artifact: Artifact) -> int:
 
 def version_before(store: Store, known: Sequence[int]) -> int:
     """Of the `known`, the version before the one that is current, wherever a rollback has taken that from."""
-    current = made_as(open_version(store, known[-1]))
+    try:
+        current = made_as(open_version(store, known[-1]))
+    except DamagedArtifact:  # all the more reason to go back
+        current = known[-1]
     older = [number for number in known if number < current]
     if not older:
-        raise InputError(f"{store.uri}: version {current} is current, and none is older")
+        raise InputError(f"{store.uri}: what is current was made as version {current}, and none is older")
     return older[-1]
 
 
 def roll_back(store: Store, known: Sequence[int], to: int) -> tuple[int, Artifact]:
     """Make version `to` of the `known` current again, as the next version; the number under which it is current.
 
-    InputError where there is no version `to`, CommitConflict where another run publishes, or gc collects, meanwhile.
+    A current version that cannot be opened is no hindrance. InputError where there is no version `to`, CommitConflict
+    where another run publishes, or gc collects, meanwhile.
     """
     require_version(store, to, known)
-    current, number = open_version(store, known[-1]), known[-1] + 1
+    number = known[-1] + 1
     path, artifact = named_version(store, to)
-    if artifact.digest == current.digest:
-        return known[-1], current
+    with suppress(DamagedArtifact):
+        current = open_version(store, known[-1])
+        if artifact.digest == current.digest:
+            return known[-1], current
     if not publish_version(store, number, path, artifact.digest):
         raise CommitConflict(f"{store.uri}: another run published version {number} meanwhile: look at it first")
     if store.size(f"versions/{to}.json") is None:
@@ -200,9 +227,9 @@ def referenced(artifact: Artifact) -> list[Part | ReceiptRef]:
 def lost(artifact: Artifact) -> set[str]:
     """Names of published objects that are gone or cut, as one listing of the root shows."""
     there = artifact.store.entries()
-    expected = {entry.path: entry.bytes for entry in referenced(artifact)}
-    gone = {path for path, size in expected.items() if path not in there or there[path].size != size}
-    return gone | {name for name in ("identity.json", "manifest.json") if name not in there}
+    return {*_gone(there, referenced(artifact))} | {
+        name for name in ("identity.json", "manifest.json") if name not in there
+    }
 
 
 def finished(store: Store, kind: str, fingerprint: str) -> Artifact | None:

@@ -236,7 +236,7 @@ class IndexReader:
     def find(self, keys: Sequence[str]) -> tuple[list[tuple[Item, bytes]], list[str]]:
         """The samples of these keys with their codes, in the order given, and the keys that are nowhere."""
         found: dict[str, list[tuple[Item, bytes]]] = {key: [] for key in keys}
-        wanted = pa.array(list(found), pa.string())
+        wanted = pa.array(filter(_is_text, found), pa.string())
         for shard in self.filled():
             table = self._keys(shard.ordinal)
             hits = table.filter(pc.is_in(table["key"], value_set=wanted))
@@ -247,7 +247,8 @@ class IndexReader:
 
     def find_ids(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
         """The ids of the samples of these keys, ascending, and the keys that are nowhere; fit for millions of keys."""
-        wanted = pa.array(dict.fromkeys(keys), pa.string())
+        distinct = dict.fromkeys(keys)
+        wanted = pa.array(filter(_is_text, distinct), pa.string())
         known, found = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
         for shards in _by_rows(self.filled(), KEY_ROWS_KEPT) if len(wanted) else ():
             tables = {shard.ordinal: self.live_keys(shard.ordinal, ["row", "key"]) for shard in shards}
@@ -256,7 +257,8 @@ class IndexReader:
             places = pc.index_in(pa.concat_tables(tables.values())["key"], value_set=wanted)
             known[places.drop_null().to_numpy()] = True
             found.append(np.concatenate(ids)[places.is_valid().to_numpy()])
-        return np.sort(np.concatenate(found)), wanted.filter(pa.array(~known)).to_pylist()
+        lacking = [key for key in distinct if not _is_text(key)] + wanted.filter(pa.array(~known)).to_pylist()
+        return np.sort(np.concatenate(found)), lacking
 
     def all_keys(self) -> Iterator[str]:
         """Every key, shard by shard."""
@@ -265,7 +267,7 @@ class IndexReader:
 
     def removed_keys(self, keys: Sequence[str]) -> set[str]:
         """Which of these keys, none of which is found, were removed since the parts were built."""
-        wanted, gone = pa.array(keys, pa.string()), set()
+        wanted, gone = pa.array(filter(_is_text, keys), pa.string()), set()
         for ordinal, rows in self.removed.items() if keys else ():
             table = self.read_keys(ordinal)
             table = table.filter(pa.array(np.isin(table["row"].to_numpy(), rows)))
@@ -343,6 +345,15 @@ def _by_ordinal(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[n
     starts = np.flatnonzero(np.diff(ordinals, prepend=-1))
     for chunk in np.split(ids, starts[1:]) if len(ids) else ():
         yield int(chunk[0] >> 32), chunk & 0xFFFFFFFF
+
+
+def _is_text(key: str) -> bool:
+    """Whether it can be a key at all; what a shell hands on that is not UTF-8 cannot."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _by_rows(shards: Sequence[IndexedShard], most: int) -> Iterator[list[IndexedShard]]:

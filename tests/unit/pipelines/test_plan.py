@@ -101,6 +101,18 @@ def test_without_codes_of_them_new_tars_are_to_be_encoded(
     ]
 
 
+def test_codes_are_to_come_where_they_were_named_beside_their_shards(
+    shards: dict[str, str], codes: dict[str, str], tmp_path: Path
+) -> None:
+    third, out, index = write_shards(tmp_path, "third", seed=5), str(tmp_path / "codes-new"), str(tmp_path / "index")
+    beside = plan([shards["old"], shards["new"]], [codes["old"], out], index)
+    assert beside["commands"][0] == f"hhnet encode --shards {shards['new']} --model MODEL --out {out}"
+    fewer = plan([shards["old"], shards["new"], third], [codes["old"], out], index)
+    assert fewer["commands"][:2] == [
+        f"hhnet encode --shards {uri} --model MODEL --out CODES" for uri in (shards["new"], third)
+    ]
+
+
 def test_a_tar_with_the_name_of_one_that_is_gone_has_changed(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path
 ) -> None:

@@ -148,6 +148,11 @@ def test_few_codes_are_enough(tmp_path: Path, pool: InlinePool, count: int) -> N
     assert build_index([uri], str(tmp_path / "index"), settings())["kind"] == "flat"
 
 
+def test_as_many_lists_as_codes_can_be_tried_although_some_codes_are_queries(tmp_path: Path, pool: InlinePool) -> None:
+    uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", 100)}).uri
+    assert build_index([uri], str(tmp_path / "index"), settings("index.nlist=100"))["kind"] == "flat"
+
+
 # --------------------------------------------------------------------------------------------------- the same kind
 
 

@@ -1,5 +1,6 @@
 """Indexes are changed by publishing their next version: what is added, removed, compacted, and what can go wrong."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 import pipelines.indexing
 from pipelines import failpoints, reindex
-from pipelines.artifacts import manifest_digest, open_artifact, publish_version, versions
+from pipelines.artifacts import Artifact, manifest_digest, open_artifact, publish_version, versions
 from pipelines.codes import open_codes
 from pipelines.config import Config, GateSettings, IndexSettings
 from pipelines.errors import (
@@ -29,7 +30,7 @@ from pipelines.schema import parquet_bytes, read_parquet, table_of
 from pipelines.search import search
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.verify import verify
-from pipelines.versions import open_current
+from pipelines.versions import open_current, publish_next
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool
 
@@ -143,6 +144,78 @@ def test_a_tar_that_has_other_codes_now_is_refused_naming_both(tmp_path: Path, i
         add_codes(index, [other.uri], FLAT)
     remove_rows(index, FLAT, shards=["base-000001.tar"])
     assert add_codes(index, [other.uri], FLAT)["added"] == 20
+
+
+def retried(root: Path, first: Artifact, contents: dict[str, Rows]) -> str:
+    """The next version of codes, as `retry-rejects` publishes it."""
+    second = write_codes(root / "retried", contents)
+    shutil.copytree(root / "retried" / "parts", Path(first.uri) / "parts", dirs_exist_ok=True)
+    receipts = []
+    for receipt in second.manifest.receipts:
+        path = receipt.path.replace(".json", "-retried.json")
+        shutil.copy(root / "retried" / receipt.path, Path(first.uri) / path)
+        receipts.append(receipt.model_copy(update={"path": path}))
+    return publish_next(first, 2, second.manifest.parts, receipts, second.manifest.totals).uri
+
+
+def half_rejected(root: Path) -> tuple[Artifact, dict[str, Rows]]:
+    """Codes of a tar of which every second sample is a reject, and all of them."""
+    every = tars("a", shards=1)
+    for rows in every.values():
+        rows.sha256 = "5" * 64
+    half = {n: Rows(r.keys[::2], r.codes[::2], r.labels[::2], r.sha256, range(0, 20, 2)) for n, r in every.items()}
+    return write_codes(root / "codes", half), every
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+@KINDS
+def test_codes_that_were_retried_replace_all_that_an_index_holds(
+    tmp_path: Path, pool: InlinePool, config: Config, compacted: bool
+) -> None:
+    first, every = half_rejected(tmp_path)
+    index = build_index([first.uri], str(tmp_path / "index"), config)["uri"]
+    remove_rows(index, config, ["a/0/00004"])
+    if compacted:
+        compact_index(index, config)
+    remove_rows(index, config, ["a/0/00006"])
+    number = versions(Store(index))[-1]
+    codes = retried(tmp_path, first, every)
+    with pytest.raises(FingerprintMismatch, match=r"holds a-000000.tar .* and has others: --replace takes those"):
+        add_codes(index, [codes], config)
+    result = add_codes(index, [codes], config, replace_changed=True)
+    facts = {name: result[name] for name in ("version", "added", "shards_added", "shards_replaced")}
+    assert facts == {"version": number + 1, "added": 0, "shards_added": 0, "shards_replaced": 1}
+    (rows,) = every.values()
+    left = [n for n in range(20) if n not in (4, 6)]
+    assert keys_of(index) == [rows.keys[n] for n in left]
+    with open_index(index) as reader:
+        assert reader.search(rows.codes[left], 1)[1].ravel().tolist() == left, "an ordinal is given once, to one tar"
+    assert add_codes(index, [codes], config, replace_changed=True)["status"] == "unchanged"
+    assert compact_index(index, config)["dropped"] == 2
+    assert verify(index)["status"] == "done"
+
+
+def test_what_was_compacted_away_is_not_brought_back_unseen(tmp_path: Path, pool: InlinePool) -> None:
+    first, every = half_rejected(tmp_path)
+    index = build_index([first.uri], str(tmp_path / "index"), FLAT)["uri"]
+    remove_rows(index, FLAT, ["a/0/00004"])
+    compact_index(index, FLAT)
+    elsewhere = write_codes(tmp_path / "elsewhere", every).uri
+    with pytest.raises(InputError, match=f"which 1 samples went then cannot be told without .*{first.digest[:12]}"):
+        add_codes(index, [elsewhere], FLAT, replace_changed=True)
+
+
+def test_a_tar_of_which_just_removed_samples_have_codes_now_goes(tmp_path: Path, index: str) -> None:
+    remove_rows(index, FLAT, ["base/1/00003"])
+    contents = tars("base", shards=3)
+    for shard in open_codes(str(tmp_path / "base")).shards:
+        contents[shard.name].sha256 = shard.sha256
+    rows = contents["base-000001.tar"]
+    contents["base-000001.tar"] = Rows(rows.keys[3:4], rows.codes[3:4], rows.labels[3:4], rows.sha256, [3])
+    other = write_codes(tmp_path / "other", contents).uri
+    assert add_codes(index, [other], FLAT, replace_changed=True)["shards_replaced"] == 1
+    assert len(keys_of(index)) == 40
+    assert verify(index)["status"] == "done"
 
 
 @pytest.mark.parametrize(
@@ -404,7 +477,7 @@ def test_a_rollback_is_a_version_and_ordinals_are_not_given_again(tmp_path: Path
     assert [rollback_index(index)["to"] for _ in range(2)] == [4, 3]
     assert rollback_index(index, 2)["version"] == 8
     assert rollback_index(index)["to"] == 1
-    with pytest.raises(InputError, match="version 1 is current, and none is older"):
+    with pytest.raises(InputError, match="made as version 1, and none is older"):
         rollback_index(index)
 
 
@@ -508,7 +581,7 @@ def test_what_was_not_published_waits_for_it(tmp_path: Path, index: str) -> None
     shown = publish_index(index, FLAT, digest=hidden["digest"][:9])
     assert (shown["status"], shown["version"], shown["digest"]) == ("done", 2, hidden["digest"])
     assert len(keys_of(index)) == 100
-    with pytest.raises(InputError, match=f"{other['digest']} was made as version 2, not as 3: make it again"):
+    with pytest.raises(InputError, match=f"{other['digest'][:12]} was made as version 2, not as 3: make it again"):
         publish_index(index, FLAT, digest=other["digest"])
     with pytest.raises(InputError, match="0000 is not there"):
         publish_index(index, FLAT, digest="0000")

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -168,3 +170,19 @@ def test_the_reasons_are_closed() -> None:
     assert [str(reason) for reason in Reason] == [
         *("damaged", "not_an_image", "truncated", "too_large", "undecodable", "worker_died", "stuck")
     ]
+
+
+def test_reading_parquet_leaves_no_thread(tmp_path: Path) -> None:
+    """A thread of Arrow's that lets go of the bytes while the interpreter ends aborts the process."""
+    (tmp_path / "table.parquet").write_bytes(parquet_bytes(pa.table({"a": list(range(1000)), "b": ["x"] * 1000})))
+    code = """
+import os, sys
+import pyarrow.parquet
+from pipelines.schema import read_parquet
+data = open(sys.argv[1], "rb").read()
+before = set(os.listdir("/proc/self/task"))
+assert read_parquet(data, "table", ["b"]).num_rows == 1000
+print(len(set(os.listdir("/proc/self/task")) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "table.parquet"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

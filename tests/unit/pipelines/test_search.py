@@ -14,6 +14,7 @@ from pipelines.config import Config, IndexSettings, SearchSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, InputError
 from pipelines.index import build_index
 from pipelines.kinds.artifact import open_index
+from pipelines.reindex import remove_rows
 from pipelines.search import search
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
@@ -107,6 +108,24 @@ def test_an_unknown_key_is_refused_with_keys_near_it(tmp_path, build):
         search(index, CONFIG, keys=["one/00001", "two/00O04"])
     with pytest.raises(InputError, match="near it are one/00003, two/00003"):
         search(index, CONFIG, keys=["elsewhere/00003"])
+
+
+def test_a_key_that_is_not_text_is_not_there(tmp_path, build):
+    index = build(*two_artifacts(tmp_path)[0])
+    with pytest.raises(InputError, match=r"'caf\\udce9/1' is not in"):
+        search(index, CONFIG, keys=["one/00001", "caf\udce9/1"])
+    with pytest.raises(InputError, match=r"'caf\\udce9/1' is not in"):
+        remove_rows(index, CONFIG, ["one/00001", "caf\udce9/1"])
+    assert remove_rows(index, CONFIG, ["one/00001", "caf\udce9/1"], ignore_missing=True)["removed"] == 1
+
+
+def test_more_neighbours_than_an_answer_holds_are_refused_at_once(tmp_path, build, monkeypatch):
+    uris, *_, keys = two_artifacts(tmp_path)
+    index = build(*uris)
+    monkeypatch.setattr("pipelines.search.ANSWER", 3 * len(keys))
+    assert len(search(index, CONFIG, codes=uris, k=3)["results"]) == len(keys)
+    with pytest.raises(InputError, match=f"{len(keys) + 1} queries with 3 neighbours each are too many for one answer"):
+        search(index, CONFIG, codes=uris, keys=keys[:1], k=3)
 
 
 @pytest.mark.parametrize("batch", [7, 4096])

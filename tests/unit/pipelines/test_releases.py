@@ -1,0 +1,169 @@
+"""Which version of an index is published: what waits, what was overtaken, what is gone, and what is no index."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipelines.indexing
+import pipelines.versions
+from pipelines import reindex
+from pipelines.alias import alias_history, set_alias
+from pipelines.artifacts import open_artifact, versions
+from pipelines.cli import build_app
+from pipelines.config import Config, IndexSettings
+from pipelines.dedupe import dedupe
+from pipelines.errors import DamagedArtifact, InputError
+from pipelines.gc import gc
+from pipelines.index import build_index
+from pipelines.kinds.artifact import open_index
+from pipelines.plan import plan
+from pipelines.reindex import add_codes, remove_rows
+from pipelines.releases import index_info, publish_index, rollback_index
+from pipelines.search import search
+from pipelines.storage import Store
+from tests.support.codes import Rows, random_codes, simple_rows, write_codes
+from tests.support.inline import use_inline_pool
+
+FLAT = Config(index=IndexSettings(workers=1))
+
+
+@pytest.fixture(autouse=True)
+def pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_inline_pool(monkeypatch, pipelines.indexing)
+
+
+def codes_at(root: Path, name: str) -> str:
+    contents = {f"{name}-{n:06d}.tar": simple_rows(f"{name}/{n}", 20, seed=n + len(name)) for n in range(2)}
+    return write_codes(root / name, contents).uri
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> str:
+    return str(build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT)["uri"])
+
+
+def test_a_first_version_is_published_by_its_own_digest_only(tmp_path: Path) -> None:
+    built = build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT, publish=False)
+    with pytest.raises(InputError, match=f"deadbeef is not there, what waits .* is {built['digest'][:12]}"):
+        publish_index(built["uri"], FLAT, digest="deadbeef")
+    assert versions(Store(built["uri"])) == []
+    assert publish_index(built["uri"], FLAT, digest=built["digest"][:8])["version"] == 1
+
+
+def test_a_version_that_was_overtaken_is_told(index: str) -> None:
+    hidden = remove_rows(index, FLAT, ["base/0/00002"], publish=False)
+    remove_rows(index, FLAT, ["base/0/00009"])
+    result = publish_index(index, FLAT)
+    assert (result["status"], result["version"]) == ("unchanged", 2)
+    assert result["overtaken"] == [f"{hidden['digest'][:12]} was made as version 2, not as 3: make it again"]
+    with pytest.raises(InputError, match="was made as version 2, not as 3: make it again"):
+        publish_index(index, FLAT, digest=hidden["digest"][:9])
+
+
+def test_what_is_no_index_is_not_rolled_back(tmp_path: Path, index: str) -> None:
+    alias, other = str(tmp_path / "photos"), str(tmp_path / "other")
+    build_index([codes_at(tmp_path, "more")], other, FLAT)
+    set_alias(alias, index)
+    set_alias(alias, other)
+    before = alias_history(alias)
+    for change in (lambda: rollback_index(alias), lambda: publish_index(alias, FLAT)):
+        with pytest.raises(InputError, match=r"photos is an alias artifact, not index: `hhnet alias --alias .*photos`"):
+            change()
+    assert alias_history(alias) == before
+    with pytest.raises(InputError, match="base is a codes artifact, not index"):
+        rollback_index(str(tmp_path / "base"), 1)
+    assert versions(Store(tmp_path / "base")) == []
+
+
+def test_an_alias_is_read_like_the_index_that_it_names(tmp_path: Path, index: str) -> None:
+    alias, tonight = str(tmp_path / "photos"), codes_at(tmp_path, "tonight")
+    set_alias(alias, index)
+    assert index_info(alias) == index_info(index)
+    codes = [str(tmp_path / "base"), tonight]
+    planned = plan((), codes, alias)
+    assert planned | {"commands": 0} == plan((), codes, index) | {"commands": 0}
+    assert planned["commands"] == [f"hhnet index add --index {alias} --codes {tonight}"]
+    found = dedupe([tonight], str(tmp_path / "alike"), FLAT, against=alias)
+    assert found["indexed"] == 40
+    assert add_codes(alias, [tonight], FLAT)["uri"] == index
+
+
+def collects(index: str, monkeypatch: pytest.MonkeyPatch, when: str, module: Any) -> None:
+    """Have gc run after the function `when` of a change, as if it took a moment there."""
+    real: Callable[..., Any] = getattr(module, when)
+
+    def and_then_gc(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        gc(index)
+        return result
+
+    monkeypatch.setattr(module, when, and_then_gc)
+
+
+def left_behind(index: str, codes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that was killed two days ago, before it published anything."""
+
+    class KilledError(Exception):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(reindex, "measure", killed)
+        add_codes(index, [codes], FLAT)
+    age(index)
+
+
+def age(index: str) -> None:
+    long_ago = time.time() - 48 * 3600
+    for path in Path(index).rglob("*"):
+        os.utime(path, (long_ago, long_ago))
+
+
+def test_parts_that_gc_takes_from_a_change_are_not_published(
+    tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = codes_at(tmp_path, "more")
+    left_behind(index, codes, monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(DamagedArtifact, match="is gone, so version 2 cannot name it"):
+        collects(index, patch, "measure", reindex)
+        add_codes(index, [codes], FLAT)
+    assert versions(Store(index)) == [1]
+    assert add_codes(index, [codes], FLAT)["version"] == 2
+    assert search(index, FLAT, keys=["more/0/00001"], k=1)["results"][0]["neighbours"][0]["distance"] == 0
+
+
+def test_parts_that_gc_takes_while_a_version_is_published_are_told(
+    tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False)
+    age(index)
+    part = next(Path(index).glob("parts/keys-000002*"))
+    with monkeypatch.context() as patch:
+        real = pipelines.versions.publish_version
+        patch.setattr(pipelines.versions, "publish_version", lambda *args: (part.unlink(), real(*args))[1])
+        with pytest.raises(
+            DamagedArtifact, match=r"was deleted while version 2, .* published: .*`hhnet index rollback`"
+        ):
+            publish_index(index, FLAT, digest=hidden["digest"])
+    rollback_index(index, 1)
+    assert search(index, FLAT, keys=["base/0/00001"], k=1)["version"] == 3
+    assert add_codes(index, [str(tmp_path / "more")], FLAT)["version"] == 4
+    assert open_artifact(index, "index").digest
+
+
+def test_keys_of_a_file_are_its_lines(index: str, tmp_path: Path) -> None:
+    """Not what Python cuts at the other characters that separate lines: a key may hold them."""
+    keys = ["x", "y", "x\u2028y", "z\x0bz", "last"]
+    codes = write_codes(tmp_path / "odd", {"odd-000000.tar": Rows(keys, random_codes(5), [[0]] * 5)}).uri
+    add_codes(index, [codes], FLAT)
+    (tmp_path / "gone.txt").write_bytes("\ufeffx\u2028y\r\n\nz\x0bz\nlast".encode())
+    words = ["index", "remove", "--index", index, "--keys", str(tmp_path / "gone.txt")]
+    build_app()(words, standalone_mode=False)
+    with open_index(index) as reader:
+        assert set(reader.all_keys()) & set(keys) == {"x", "y"}
