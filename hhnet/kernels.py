@@ -151,7 +151,7 @@ def radii(radius: npt.NDArray[Any] | None, num_queries: int, bits: int) -> npt.N
     radius = np.asarray(radius)
     if radius.dtype.kind not in "iu" or radius.shape != (num_queries,) or (radius < 0).any():
         raise ValueError(f"radius must be whole numbers from 0 on of shape ({num_queries},): got {radius!r}")
-    found: npt.NDArray[np.int64] = np.minimum(radius, bits).astype(np.int64)
+    found: npt.NDArray[np.int64] = radius.clip(max=min(bits, np.iinfo(radius.dtype).max)).astype(np.int64)
     return found
 
 

@@ -104,9 +104,12 @@ def open_published(uri: str, version: int | None = None) -> tuple[int, Artifact]
 
 
 def index_root(uri: str) -> Store:
-    """The root of the index at `uri`, or of the one that the alias there names now."""
+    """The root of the index at `uri`, whether it is there or not, or of the one that the alias there names now.
+
+    Raises as `open_published` does where the alias names none that is there, or another one.
+    """
     store = Store(uri)
-    return Store(AliasTarget.of(current_alias(store)[1]).uri) if holds_alias(store) else store
+    return open_published(uri)[1].store if holds_alias(store) else store
 
 
 def holds_alias(store: Store) -> bool:

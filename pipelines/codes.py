@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from hhnet import unpack_bits
 from pipelines.artifacts import Artifact, Part, ReceiptRef
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.schema import LOGITS, codes_schema, read_parquet, require_schema
-from pipelines.versions import open_current
+from pipelines.versions import open_current, open_input
 
 ENCODER_VERSION = 2
 """Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
@@ -79,6 +80,18 @@ def open_codes(source: str | Artifact) -> CodesSet:
     except (KeyError, TypeError, ValueError):
         raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its bits and classes") from None
     return CodesSet(artifact, bits, classes, has_logits(artifact))
+
+
+def codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
+    """The codes of this digest that an index has parts of, among the versions at `near` or where they lay.
+
+    None where they are there no more.
+    """
+    role = next((entry.role for entry in index.manifest.inputs if entry.digest == digest), None)
+    for where in (near, None) if role else ():
+        with suppress(InputError, FingerprintMismatch):
+            return open_codes(open_input(index, str(role), where))
+    return None
 
 
 def has_logits(artifact: Artifact) -> bool:

@@ -116,8 +116,9 @@ def _complain(message: str) -> None:
 
 def present(result: Mapping[str, Any]) -> str:
     """A result for people: what happened, then its facts, one per line, and what there are several of as a table."""
-    if "results" in result:
-        return "\n\n".join(_present_query(entry) for entry in result["results"])
+    if result.get("results"):
+        page = [f"page  {result['html']}"] if "html" in result else []
+        return "\n\n".join([*(_present_query(entry) for entry in result["results"]), *page])
     lines = [f"{result['verb']}: {result['status']}"]
     elsewhere = ("verb", "status", *TABLES, "commands", "kinds")  # the planner shows its kinds before any work
     facts = {key: value for key, value in result.items() if key not in elsewhere and value not in (None, "", [], {})}
@@ -136,10 +137,9 @@ def _fact(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return [", ".join(f"{name} {one}" for name, one in value.items())]
     if isinstance(value, list):
-        if not all(isinstance(one, str) for one in value):
-            return [", ".join(map(str, value))]
+        texts = [str(one) for one in value[:ROWS_SHOWN]]
         more = [f"... and {len(value) - ROWS_SHOWN:,} more, all of them with --json"] if len(value) > ROWS_SHOWN else []
-        return [*value[:ROWS_SHOWN], *more]
+        return [*(texts if isinstance(value[0], str) else [", ".join(texts)]), *more]
     if isinstance(value, bool):
         return ["yes" if value else "no"]
     if isinstance(value, float):

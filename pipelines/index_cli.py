@@ -11,6 +11,7 @@ from pipelines.errors import InputError, UsageError
 index_app = typer.Typer(help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True)
 
 Index = Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")]
+IndexItself = Annotated[str, typer.Option("--index", help="The index itself, not an alias.", metavar="URI")]
 Publish = Annotated[bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")]
 Workers = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1)]
 
@@ -160,7 +161,7 @@ def index_compact(
 
 @verb(index_app, "publish")
 def index_publish(
-    index: Index,
+    index: IndexItself,
     digest: Annotated[
         str | None, typer.Option(help="Which, if several were made as the next version.", metavar="HEX")
     ] = None,
@@ -178,7 +179,7 @@ def index_publish(
 
 @verb(index_app, "rollback")
 def index_rollback(
-    index: Index,
+    index: IndexItself,
     to: Annotated[int | None, typer.Option(help="A version; default the one before.", min=1, metavar="N")] = None,
 ) -> Result:
     """Make an older version current again, as a new version; nothing is deleted.

@@ -23,7 +23,7 @@ from pipelines.artifacts import (
     ReceiptRef,
     remember_origin,
 )
-from pipelines.codes import CodesSet, CodesShard, open_codes, require_distinct
+from pipelines.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct
 from pipelines.config import Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.indexing import (
@@ -56,7 +56,7 @@ from pipelines.kinds.artifact import (
 from pipelines.kinds.parts import CompactTask, PartTask
 from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import canonical_json, sha256_of
-from pipelines.versions import all_versions, next_artifact, publish_number, put_manifest, require_parts
+from pipelines.versions import next_artifact, publish_number, put_manifest, require_parts
 
 GROWN = 4
 """Times the codes that a quantizer was trained on, above which the card says that it has grown out of it."""
@@ -72,6 +72,8 @@ class Base:
     reader: IndexReader
     shards: Mapping[int, IndexedShard]
     """Every shard that was ever given an ordinal; those that the version does not hold have 0 rows."""
+    built_from: dict[tuple[str, str], dict[str, tuple[CodesSet, CodesShard]]] = field(default_factory=dict)
+    """The codes of a digest that were looked for at a place: each tar's, by its sha256; none where they are gone."""
 
     @property
     def artifact(self) -> Artifact:
@@ -149,7 +151,7 @@ def remove_rows(
         whole = _named_shards(base, shards, ignore_missing)
         rows = _rows_of(base, keys or (), ignore_missing)
         change = _removing(base, whole, rows)
-        if not change.facts["removed"]:
+        if not any(change.facts.values()):
             return _unchanged("index remove", base, change.facts)
         return _apply("index remove", base, change, config, publish)
 
@@ -161,9 +163,10 @@ def compact_index(index: str, config: Config, publish: bool = True) -> dict[str,
     removed.
     """
     with _base(index) as base:
-        if not base.reader.removed:
-            return _unchanged("index compact", base, {"compacted": 0, "dropped": 0})
-        return _apply("index compact", base, _compacting(base), config, publish)
+        change = _compacting(base)
+        if not change.tasks:
+            return _unchanged("index compact", base, change.facts)
+        return _apply("index compact", base, change, config, publish)
 
 
 @contextmanager
@@ -223,12 +226,11 @@ def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Chan
         tasks += new
         used += [entry] if new else []
     added = sum(task.rows for task in tasks if task.ordinal not in replaced)
-    facts = {"added": added, "shards_added": sum(task.rows > 0 for task in tasks) - len(replaced)}
+    facts = {"added": added, "shards_added": sum(task.rows > 0 and task.ordinal not in replaced for task in tasks)}
     if replace_changed:
         facts["shards_replaced"] = len(replaced)
     # Tars without codes get an ordinal when others are added; they alone are no reason for a version.
-    change = Change(given, removed, tasks if added or replaced else (), used, facts)
-    return _without(base, change, {n for n in replaced if len(removed[n]) == given[n].rows})
+    return _without(base, Change(given, removed, tasks if added or replaced else (), used, facts), set())
 
 
 def _pruned(base: Base, change: Change, wanted: set[str]) -> Change:
@@ -241,10 +243,24 @@ def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShar
     """Whether a tar that the index holds has the same codes in this artifact, but for those left out by compacting."""
     if held.codes_digest == entry.artifact.digest:
         return True
+    if (before := _codes_of(base, held, entry)) is not None and before[1].part.sha256 == shard.part.sha256:
+        return True
     names = keys_schema(entry.bits, entry.logits).names
     theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
-    kept = theirs.filter(pa.array(np.isin(theirs["row"].to_numpy(), mine["row"].to_numpy())))
-    return len(theirs) == len(mine) + _compacted(base, held.ordinal) and bool(kept.cast(mine.schema).equals(mine))
+    in_both = np.isin(theirs["row"].to_numpy(), mine["row"].to_numpy())
+    more = theirs["row"].to_numpy()[~in_both]
+    left_out = _left_out(base, held, before)
+    explained = len(more) == _compacted(base, held.ordinal) if left_out is None else np.array_equal(more, left_out)
+    return explained and bool(theirs.filter(pa.array(in_both)).cast(mine.schema).equals(mine))
+
+
+def _codes_of(base: Base, held: IndexedShard, entry: CodesSet) -> tuple[CodesSet, CodesShard] | None:
+    """The codes that a part was built from, as far as they are still there."""
+    name = held.codes_digest, entry.artifact.uri
+    if name not in base.built_from:
+        codes = codes_used(base.artifact, *name)
+        base.built_from[name] = {shard.sha256: (codes, shard) for shard in codes.shards} if codes else {}
+    return base.built_from[name].get(held.shard_sha256)
 
 
 def _compacted(base: Base, ordinal: int) -> int:
@@ -252,21 +268,27 @@ def _compacted(base: Base, ordinal: int) -> int:
     return int(part_receipt(base.artifact, ordinal).get("compacted", 0))
 
 
+def _left_out(base: Base, held: IndexedShard, before: tuple[CodesSet, CodesShard] | None) -> Rows | None:
+    """Those rows, which only the codes that were there before can tell."""
+    if not _compacted(base, held.ordinal):
+        return np.empty(0, np.int64)
+    if before is None:
+        return None
+    codes, shard = before
+    built = base.reader.read_keys(held.ordinal, ["row"])["row"].to_numpy()
+    return np.setdiff1d(codes.read(shard)["row"].to_numpy(), built)
+
+
 def _still_removed(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> Rows:
     """Rows of a tar's other codes that were removed from the index, by its table or left out by compacting."""
-    gone = base.reader.removed.get(held.ordinal, np.empty(0, np.int64))
-    if compacted := _compacted(base, held.ordinal):
-        before = all_versions(entry.artifact.store).values()
-        codes = next((open_codes(version) for version in before if version.digest == held.codes_digest), None)
-        known = {one.sha256: one for one in codes.shards}.get(held.shard_sha256) if codes else None
-        if codes is None or known is None:
-            raise InputError(
-                f"{base.artifact.uri}: {held.shard} was compacted, and which {compacted} samples went then cannot be "
-                f"told without codes {held.codes_digest[:12]}, which {entry.artifact.uri} has no more: remove the "
-                "shard and add it, then remove them again"
-            )
-        built = base.reader.read_keys(held.ordinal, ["row"])["row"].to_numpy()
-        gone = np.union1d(gone, np.setdiff1d(codes.read(known)["row"].to_numpy(), built))
+    left_out = _left_out(base, held, _codes_of(base, held, entry))
+    if left_out is None:
+        raise InputError(
+            f"{base.artifact.uri}: {held.shard} was compacted, and which {_compacted(base, held.ordinal)} samples went "
+            f"then cannot be told without codes {held.codes_digest[:12]}, which are nowhere any more: remove the shard "
+            "and add it, then remove them again"
+        )
+    gone = np.union1d(base.reader.removed.get(held.ordinal, np.empty(0, np.int64)), left_out)
     return np.intersect1d(gone, entry.read(shard)["row"].to_numpy()).astype(np.int64)
 
 
@@ -311,7 +333,6 @@ def _removing(base: Base, whole: set[int], rows: Mapping[int, Rows]) -> Change:
     removed = dict(base.reader.removed)
     for ordinal, gone in rows.items():
         removed[ordinal] = np.union1d(removed.get(ordinal, np.empty(0, np.int64)), gone)
-        whole = whole | ({ordinal} if len(removed[ordinal]) == base.shards[ordinal].rows else set())
     change = _without(base, Change(base.shards, removed), whole)
     left = _count(change.shards, change.removed)
     dropped = sum(base.shards[ordinal].rows > 0 for ordinal in whole)
@@ -336,7 +357,9 @@ def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> i
 
 
 def _compacting(base: Base) -> Change:
+    """Parts of which nothing is left stay: they are what says that their samples were removed."""
     reader, manifest = base.reader, base.artifact.manifest
+    partly = {n: rows for n, rows in reader.removed.items() if reader.live(reader.shards[n])}
     tasks = [
         CompactTask(
             ordinal,
@@ -351,10 +374,12 @@ def _compacting(base: Base) -> Change:
             left_out=tuple(rows.tolist()),
             compacted=_compacted(base, ordinal),
         )
-        for ordinal, rows in reader.removed.items()
+        for ordinal, rows in partly.items()
     ]
     shards = {**base.shards, **{task.ordinal: shard_of(task) for task in tasks}}
-    return Change(shards, {}, tasks, facts={"compacted": len(tasks), "dropped": sum(len(t.left_out) for t in tasks)})
+    left = {n: rows for n, rows in reader.removed.items() if n not in partly}
+    facts = {"compacted": len(tasks), "dropped": sum(len(task.left_out) for task in tasks)}
+    return Change(shards, left, tasks, facts=facts)
 
 
 # ----------------------------------------------------------------------------------------------------- next version

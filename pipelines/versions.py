@@ -160,7 +160,11 @@ def publish_number(artifact: Artifact, path: str, number: int) -> None:
         raise DamagedArtifact(f"{artifact.uri}/{gone} is gone, so version {number} cannot name it: run again")
     if not publish_version(artifact.store, number, path, artifact.digest):
         raise _overtaken(artifact.store, number)
-    for gone in _unpublishable(artifact, path):
+    gone_now = _unpublishable(artifact, path)
+    if path in gone_now:
+        put_manifest(artifact)
+        gone_now.remove(path)
+    for gone in gone_now:
         raise DamagedArtifact(
             f"{artifact.uri}/{gone} was deleted while version {number}, which names it, was published: publish the "
             "version before again (an index by `hhnet index rollback`), then run again"

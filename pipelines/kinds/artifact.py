@@ -4,13 +4,15 @@ For the shard of ordinal n there are `part-<n>.<suffix>` (the kind's own format)
 the index self-contained: rows, keys, codes, labels, and logits where the codes have them. `ordinals.parquet` says
 which tar an ordinal belongs to; what the kind's parts share is `quantizer.faiss`.
 
-In a later version `removed.parquet` names the rows of parts that are no longer to be found. A shard that was removed
-as a whole has no parts, and keeps its ordinal with 0 rows: an ordinal is given once, to one tar.
+In a later version `removed.parquet` names the rows of parts that are no longer to be found; these may be all of a part,
+which stays so that the same tar is not taken for a new one. A shard that was removed as a whole has no parts, and keeps
+its ordinal with 0 rows: an ordinal is given once, to one tar.
 """
 
 import difflib
 import functools
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -129,6 +131,7 @@ class IndexReader:
         self.removed = self._read_removed()
         self.shared = self._read_shared()
         self._files: dict[int, Path] = {}
+        self._fetching = threading.Lock()
         self._opened: dict[int, Searcher] = {}
         plain, largest = keys_schema(self.bits).names, max((shard.rows for shard in self.shards.values()), default=0)
         cached = functools.lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))
@@ -157,7 +160,9 @@ class IndexReader:
         """The k nearest over all parts, or those `among`: int32 and int64 (Q, min(k, count)), by (distance, id)."""
         from hhnet.kernels import run_blocks  # compiles on import what an index that is only described needs not
 
-        shards = self.filled() if among is None else among
+        if k < 1:
+            raise ValueError(f"k must be at least 1: got {k}")
+        shards = [shard for shard in (self.filled() if among is None else among) if self.live(shard)]
         self._fetch(shards)
         nothing: Neighbours = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
 
@@ -175,13 +180,17 @@ class IndexReader:
         return functools.reduce(lambda first, second: merge(first, second, k), found, nothing)
 
     def _fetch(self, shards: Sequence[IndexedShard]) -> None:
-        """Check the digests of parts that were never opened, side by side: a digest costs more than a search."""
-        missing = [shard.ordinal for shard in shards if shard.ordinal not in self._files]
-        parts = [self._part(part_stem(ordinal) + self.kind.suffix) for ordinal in missing]
-        if parts:
-            with ThreadPoolExecutor(min(len(parts), DIGESTS_AT_ONCE)) as pool:
-                paths = pool.map(lambda part: self.artifact.fetch(part, self._folder), parts)
-                self._files.update(zip(missing, paths, strict=True))
+        """Check the digests of parts that were never opened, side by side: a digest costs more than a search.
+
+        One caller at a time, since a part of a store of objects is copied to a file that others may have mapped.
+        """
+        with self._fetching:
+            missing = [shard.ordinal for shard in shards if shard.ordinal not in self._files]
+            parts = [self._part(part_stem(ordinal) + self.kind.suffix) for ordinal in missing]
+            if parts:
+                with ThreadPoolExecutor(min(len(parts), DIGESTS_AT_ONCE)) as pool:
+                    paths = pool.map(lambda part: self.artifact.fetch(part, self._folder), parts)
+                    self._files.update(zip(missing, paths, strict=True))
 
     def _kept_part(self, shard: IndexedShard) -> Searcher:
         """The shard's part, which stays open where that costs no memory; not the last used but the first stay, since
@@ -401,10 +410,13 @@ def part_receipt(artifact: Artifact, ordinal: int) -> dict[str, Any]:
 
 
 def newest_made(store: Store) -> tuple[int, Artifact]:
-    """The newest version that is no rollback. Its ordinal table has all that were ever given, for each is made so."""
+    """The newest version that is no rollback. Its ordinal table has all that were ever given, for each is made so.
+
+    A version whose table is gone could never be opened, so no id of it was ever given out: it is passed over.
+    """
     for number in reversed(versions(store)):
         artifact = open_version(store, number, "index")
-        if made_as(artifact) == number:
+        if made_as(artifact) == number and store.size(artifact.manifest.part(ORDINALS_NAME).path) is not None:
             return number, artifact
     raise DamagedArtifact(f"{store.uri}: no version was made as the number that it has")
 

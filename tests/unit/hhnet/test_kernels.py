@@ -123,6 +123,16 @@ def test_nothing_beyond_the_radius_of_its_query_is_found(
     np.testing.assert_array_equal(distances, np.where(beyond, NO_DISTANCE, expected))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint64, np.int64])
+def test_a_radius_may_be_of_any_integer_type(dtype: Any) -> None:
+    queries, database = codes(3, 32), codes(50, 32, 1)
+    radius = np.array([0, 127, np.iinfo(dtype).max], dtype)
+    wide = np.array([0, 127, min(int(radius[2]), 256)])
+    np.testing.assert_array_equal(
+        hamming_knn(queries, database, 9, radius=radius)[1], hamming_knn(queries, database, 9, radius=wide)[1]
+    )
+
+
 @pytest.mark.parametrize("radius", [np.array([1, 2]), np.array([1.0, 2.0, 3.0]), np.array([1, -1, 2]), 5])
 def test_a_radius_is_a_whole_number_for_each_query(radius: Any) -> None:
     with pytest.raises(ValueError, match=r"radius must be whole numbers from 0 on of shape \(3,\)"):

@@ -178,6 +178,14 @@ def test_neighbours_are_shown_as_a_table() -> None:
     ]
 
 
+def test_a_search_without_neighbours_or_with_a_page_says_so() -> None:
+    nothing = present({"verb": "search", "status": "done", "uri": "u", "results": []})
+    assert nothing.splitlines() == ["search: done", "  uri  u"]
+    found = [{"query": "q.jpg", "neighbours": []}]
+    page = present({"verb": "search", "status": "done", "results": found, "html": "found.html"})
+    assert page.splitlines()[-1] == "page  found.html"
+
+
 def test_versions_are_shown_as_a_table() -> None:
     rows = [{"version": 12, "digest": "0123456789abcdef", "removed": 3}, {"version": None, "digest": "f", "removed": 0}]
     result = {"verb": "index info", "status": "done", "version": 12, "begun_as": None, "versions": rows}

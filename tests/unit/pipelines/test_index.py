@@ -1,11 +1,13 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import pipelines.indexing
 from hhnet import hamming_knn, kernels
-from pipelines.artifacts import open_artifact, publish_version, versions
+from pipelines.artifacts import Artifact, open_artifact, publish_version, versions
 from pipelines.codes import open_codes
 from pipelines.config import Config, IndexSettings
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
@@ -71,6 +73,26 @@ def test_parts_together_answer_like_one_scan(tmp_path, pool, kind, threads, monk
         backwards = reader.search(queries, 10, reader.filled()[::-1])
         np.testing.assert_array_equal(backwards[1], reader.search(queries, 10)[1])
         assert reader.search(queries, 10, [])[1].shape == (9, 0)
+
+
+def test_a_part_is_fetched_once_by_however_many_threads(tmp_path, pool, monkeypatch):
+    """From a store of objects it is a copy, and to copy it again cuts a file that others have mapped."""
+    built = build_index([some_codes(tmp_path)], str(tmp_path / "index"), FLAT)["uri"]
+    fetched, fetch = [], Artifact.fetch
+
+    def slow(self, part, folder):
+        fetched.append(part.name)
+        time.sleep(0.05)
+        return fetch(self, part, folder)
+
+    monkeypatch.setattr(Artifact, "fetch", slow)
+    with open_index(built) as reader, ThreadPoolExecutor(4) as callers:
+        answers = list(callers.map(lambda _: reader.search(random_codes(3), 5)[1], range(4)))
+        with pytest.raises(ValueError, match="k must be at least 1: got 0"):
+            reader.search(random_codes(3), 0)
+    assert sorted(fetched) == [f"part-{n:06d}.safetensors" for n in range(3)]
+    for found in answers:
+        np.testing.assert_array_equal(found, answers[0])
 
 
 def test_artifacts_whose_tars_share_a_name_are_indexed_side_by_side(tmp_path, pool):

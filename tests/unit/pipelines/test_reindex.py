@@ -13,6 +13,7 @@ from pipelines import failpoints, reindex
 from pipelines.artifacts import Artifact, manifest_digest, open_artifact, publish_version, versions
 from pipelines.codes import open_codes
 from pipelines.config import Config, GateSettings, IndexSettings
+from pipelines.dedupe import dedupe
 from pipelines.errors import (
     CommitConflict,
     DamagedArtifact,
@@ -37,6 +38,7 @@ from tests.support.inline import InlinePool, use_inline_pool
 FLAT = Config(index=IndexSettings(workers=1))
 IVF = Config(index=IndexSettings(kind="ivf", nlist=6, nprobe=6, workers=1))
 HNSW = Config(index=IndexSettings(kind="hnsw", ef_search=400, workers=1))
+MULTIHASH = Config(index=IndexSettings(kind="multihash", workers=1))
 KINDS = pytest.mark.parametrize("config", [FLAT, IVF, HNSW], ids=["flat", "ivf", "hnsw"])
 
 
@@ -201,8 +203,12 @@ def test_what_was_compacted_away_is_not_brought_back_unseen(tmp_path: Path, pool
     remove_rows(index, FLAT, ["a/0/00004"])
     compact_index(index, FLAT)
     elsewhere = write_codes(tmp_path / "elsewhere", every).uri
+    Path(first.uri).rename(tmp_path / "moved")
     with pytest.raises(InputError, match=f"which 1 samples went then cannot be told without .*{first.digest[:12]}"):
         add_codes(index, [elsewhere], FLAT, replace_changed=True)
+    (tmp_path / "moved").rename(first.uri)
+    assert add_codes(index, [elsewhere], FLAT, replace_changed=True)["shards_replaced"] == 1
+    assert "a/0/00004" not in keys_of(index) and len(keys_of(index)) == 19
 
 
 def test_a_tar_of_which_just_removed_samples_have_codes_now_goes(tmp_path: Path, index: str) -> None:
@@ -319,13 +325,55 @@ def test_a_whole_shard_goes_and_its_ordinal_stays_its_own(tmp_path: Path, index:
     assert ask(index) == kept
 
 
-def test_a_shard_whose_last_row_goes_has_no_part_any_more(index: str) -> None:
-    keys = [f"base/1/{n:05d}" for n in range(20)]
-    remove_rows(index, FLAT, keys[:19])
-    assert "part-000001.safetensors" in {part.name for part in open_current(index).manifest.parts}
-    assert remove_rows(index, FLAT, keys[19:])["shards_removed"] == 1
-    names = {part.name for part in open_current(index).manifest.parts}
-    assert not names & {"part-000001.safetensors", "keys-000001.parquet", REMOVED_NAME}
+@pytest.mark.parametrize("config", [FLAT, IVF, HNSW, MULTIHASH], ids=["flat", "ivf", "hnsw", "multihash"])
+def test_a_shard_whose_last_row_went_is_not_taken_for_a_new_one(
+    tmp_path: Path, pool: InlinePool, config: Config
+) -> None:
+    base = codes_at(tmp_path, "base", shards=3)
+    index = str(build_index([base], str(tmp_path / "index"), config)["uri"])
+    gone = [f"base/1/{n:05d}" for n in range(20)]
+    remove_rows(index, config, gone[:19])
+    assert remove_rows(index, config, gone[19:])["removed"] == 1
+    assert compact_index(index, config)["status"] == "unchanged", "the part is what says that they were removed"
+    remove_rows(index, config, ["base/2/00003"])
+    assert compact_index(index, config)["compacted"] == 1
+    codes = [base, codes_at(tmp_path, "more", shards=1)]
+    result = add_codes(index, codes, config, prune=True, replace_changed=True)
+    assert (result["added"], result["shards_replaced"], result["shards_removed"]) == (20, 0, 0)
+    assert len(keys_of(index)) == 59 and not set(gone) & set(keys_of(index))
+    with open_index(index) as reader:
+        assert reader.search(random_codes(3), 99)[1].shape == (3, 59)
+        assert dedupe([codes[1]], str(tmp_path / "alike"), config, against=index)["indexed"] == 59
+    assert verify(index)["status"] == "done"
+    remove_rows(index, config, shards=["base-000001.tar"])
+    assert add_codes(index, codes, config)["added"] == 20, "a tar that was removed as a whole may come again"
+
+
+def test_a_sample_that_came_for_one_that_was_compacted_away_is_a_change(tmp_path: Path, pool: InlinePool) -> None:
+    (rows,) = tars("a", shards=1).values()
+    first = Rows(rows.keys[:9], rows.codes[:9], rows.labels[:9], "5" * 64)
+    kept = [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    other = Rows([rows.keys[n] for n in kept], rows.codes[kept], [rows.labels[n] for n in kept], "5" * 64, kept)
+    codes = write_codes(tmp_path / "codes", {"a-000000.tar": first})
+    index = build_index([codes.uri], str(tmp_path / "index"), FLAT)["uri"]
+    remove_rows(index, FLAT, ["a/0/00003"])
+    compact_index(index, FLAT)
+    now = write_codes(tmp_path / "now", {"a-000000.tar": other}).uri
+    assert add_codes(index, [now], FLAT, replace_changed=True)["shards_replaced"] == 1
+    assert keys_of(index) == [rows.keys[n] for n in kept]
+
+
+def test_a_tar_that_has_no_codes_any_more_goes(tmp_path: Path, index: str) -> None:
+    contents = tars("base", shards=3)
+    for shard in open_codes(str(tmp_path / "base")).shards:
+        contents[shard.name].sha256 = shard.sha256
+    sha256 = contents["base-000001.tar"].sha256
+    contents["base-000001.tar"] = Rows([], np.empty((0, 8), np.uint8), [], sha256)
+    remove_rows(index, FLAT, ["base/1/00003"])
+    result = add_codes(index, [write_codes(tmp_path / "other", contents).uri], FLAT, replace_changed=True)
+    assert (result["added"], result["shards_added"], result["shards_replaced"]) == (0, 0, 1)
+    assert len(keys_of(index)) == 40
+    assert verify(index)["status"] == "done"
 
 
 def test_an_index_is_never_emptied(index: str) -> None:

@@ -1,8 +1,10 @@
 """Which version of an index is published: what waits, what was overtaken, what is gone, and what is no index."""
 
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ import pipelines.indexing
 import pipelines.versions
 from pipelines import reindex
 from pipelines.alias import alias_history, set_alias
-from pipelines.artifacts import open_artifact, versions
+from pipelines.artifacts import versions
 from pipelines.cli import build_app
 from pipelines.config import Config, IndexSettings
 from pipelines.dedupe import dedupe
-from pipelines.errors import DamagedArtifact, InputError
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.gc import gc
 from pipelines.index import build_index
 from pipelines.kinds.artifact import open_index
@@ -25,6 +27,7 @@ from pipelines.reindex import add_codes, remove_rows
 from pipelines.releases import index_info, publish_index, rollback_index
 from pipelines.search import search
 from pipelines.storage import Store
+from pipelines.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 
@@ -138,23 +141,64 @@ def test_parts_that_gc_takes_from_a_change_are_not_published(
     assert search(index, FLAT, keys=["more/0/00001"], k=1)["results"][0]["neighbours"][0]["distance"] == 0
 
 
+@pytest.mark.parametrize("name", ["keys-000002", "ordinals"])
 def test_parts_that_gc_takes_while_a_version_is_published_are_told(
+    tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = set(Path(index).glob("parts/*"))
+    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False)
+    (part,) = {path for path in Path(index).glob("parts/*") if path.name.startswith(name)} - before
+    with (
+        deleted_meanwhile(part, monkeypatch),
+        pytest.raises(DamagedArtifact, match=r"was deleted while version 2, .* published: .*`hhnet index rollback`"),
+    ):
+        publish_index(index, FLAT, digest=hidden["digest"])
+    rollback_index(index)
+    assert search(index, FLAT, keys=["base/0/00001"], k=1)["version"] == 3
+    assert add_codes(index, [str(tmp_path / "more")], FLAT)["version"] == 4
+    assert [entry["version"] for entry in index_info(index)["versions"]] == [4, 3, 2, 1]
+
+
+def test_a_manifest_that_gc_takes_while_it_is_published_is_put_again(
     tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False)
-    age(index)
-    part = next(Path(index).glob("parts/keys-000002*"))
+    (manifest,) = Path(index).glob("manifests/*")
+    with deleted_meanwhile(manifest, monkeypatch):
+        assert publish_index(index, FLAT, digest=hidden["digest"])["version"] == 2
+    assert verify(index)["status"] == "done"
+
+
+@contextmanager
+def deleted_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Between the look for all that a version names and its record."""
+    real = pipelines.versions.publish_version
+
+    def after_gc(*args: Any) -> bool:
+        path.unlink()
+        return real(*args)
+
     with monkeypatch.context() as patch:
-        real = pipelines.versions.publish_version
-        patch.setattr(pipelines.versions, "publish_version", lambda *args: (part.unlink(), real(*args))[1])
-        with pytest.raises(
-            DamagedArtifact, match=r"was deleted while version 2, .* published: .*`hhnet index rollback`"
-        ):
-            publish_index(index, FLAT, digest=hidden["digest"])
-    rollback_index(index, 1)
-    assert search(index, FLAT, keys=["base/0/00001"], k=1)["version"] == 3
-    assert add_codes(index, [str(tmp_path / "more")], FLAT)["version"] == 4
-    assert open_artifact(index, "index").digest
+        patch.setattr(pipelines.versions, "publish_version", after_gc)
+        yield
+
+
+def test_an_alias_of_what_is_gone_or_another_index_is_refused(tmp_path: Path, index: str) -> None:
+    alias, tonight = str(tmp_path / "photos"), codes_at(tmp_path, "tonight")
+    set_alias(alias, index)
+    reads = (
+        lambda: index_info(alias),
+        lambda: plan((), [tonight], alias),
+        lambda: dedupe([tonight], str(tmp_path / "alike"), FLAT, against=alias),
+    )
+    shutil.rmtree(index)
+    for read in reads:
+        with pytest.raises(InputError, match=r"alias .*photos: .*index holds no committed index"):
+            read()
+    build_index([tonight], index, FLAT)
+    for read in reads:
+        with pytest.raises(FingerprintMismatch, match="set the alias again"):
+            read()
 
 
 def test_keys_of_a_file_are_its_lines(index: str, tmp_path: Path) -> None:
