@@ -51,9 +51,9 @@ def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = N
     Each of `changes` has a `change`: `encode` (a tar without codes; `changed` names the sha256 of the tar whose name it
     has taken over), `add` (codes that the index lacks), `remove` (a tar that the index holds and no shards have, or no
     codes where no shards are named), `replace` (of codes that were published anew there are more or fewer than were
-    indexed; as many count as the same, which `index add` looks into). `status` is
-    `unchanged` where there are none, else `pending`. Raises FingerprintMismatch where codes and index are of several
-    models, InputError where a tar comes twice.
+    indexed; as many count as the same, which `index add` looks into). `status` is `unchanged` where there are none,
+    else `pending`. Raises FingerprintMismatch where codes and index are of several models, InputError where a tar comes
+    twice.
     """
     if not shards and not codes:
         raise InputError("nothing to compare: name shards with --shards, or codes with --codes")
