@@ -94,7 +94,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
         monkeypatch.setattr(owner, name, recorded)
 
-    note(pq, "read_table", lambda stream: stream.getvalue())
+    note(pq, "ParquetFile", lambda source: source.read_at(source.size(), 0))
     note(faiss, "read_index_binary", lambda source: Path(source).read_bytes() if isinstance(source, str) else b"")
     note(faiss, "deserialize_index_binary", lambda array: array.tobytes())
     note(np, "memmap", lambda path: Path(path).read_bytes())
