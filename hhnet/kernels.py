@@ -163,8 +163,7 @@ def _nearest(
     k: int,
     first_row: int = 0,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    shape = len(queries_QW), min(k, int(np.count_nonzero(allowed_N)) if len(allowed_N) else len(database_NW))
-    out = np.full(shape, NO_DISTANCE, np.int32), np.full(shape, NO_ROW, np.int64)
+    out = np.full((len(queries_QW), k), NO_DISTANCE, np.int32), np.full((len(queries_QW), k), NO_ROW, np.int64)
     _compiled.knn(_zeros(queries_QW), queries_QW, database_NW.reshape(-1), allowed_N, radius_Q, first_row, *out)
     return out
 
@@ -212,7 +211,7 @@ def hamming_knn(
         )
         return np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])
     # Fewer queries than threads: share out the database instead. The parts lie in row order, so a stable sort
-    # by distance alone merges them.
+    # by distance alone merges them; where one has fewer than k, what fills its rows comes last.
     found = run_blocks(
         lambda part: _nearest(queries_QW, database_NW[part], allowed_N[part], radius_Q, k, part.start),
         *(size, cost, workers, size),

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hhnet import asymmetric_distances, pack_bits
 from hhnet.codes import sign_bits
 from pipelines.artifacts import Artifact
-from pipelines.codes import code_array, logits_array, open_codes, require_logits
+from pipelines.codes import CodesSet, code_array, logits_array, open_codes, require_logits
 from pipelines.config import Config
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.gallery.page import Row, Tile, document, gallery, note
@@ -93,9 +93,10 @@ def search(
         rerank = config.search.rerank and max(config.search.rerank, k)
         if rerank:
             require_logits(reader.artifact)
-        queries = _queries(reader, images, keys, codes, hex_codes, model, rerank is not None)
+        sets = [open_codes(uri) for uri in codes]
+        queries = _queries(reader, images, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
-        asked = len(images) + len(keys) + len(hex_codes) + sum(open_codes(uri).rows for uri in codes)
+        asked = len(images) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
         if asked * each > ANSWER:
             raise InputError(
                 f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds {ANSWER:,}: "
@@ -201,7 +202,7 @@ def _queries(
     reader: IndexReader,
     images: Sequence[str],
     keys: Sequence[str],
-    codes: Sequence[str],
+    codes: Sequence[CodesSet],
     hex_codes: Sequence[str],
     model: str | None,
     outputs: bool,
@@ -217,8 +218,8 @@ def _queries(
         yield from _by_key(reader, keys, outputs)
     for text in hex_codes:
         yield Query(text, "code", _parse_hex(text, reader))
-    for uri in codes:
-        yield from _by_codes(reader, uri, outputs)
+    for entry in codes:
+        yield from _by_codes(reader, entry, outputs)
 
 
 def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> Iterator[Query]:
@@ -277,9 +278,8 @@ def _parse_hex(text: str, reader: IndexReader) -> bytes:
     return code
 
 
-def _by_codes(reader: IndexReader, uri: str, outputs: bool) -> Iterator[Query]:
+def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Query]:
     """Every row of a codes artifact, one shard in memory at a time."""
-    entry = open_codes(uri)
     if entry.bits != reader.bits:
         raise FingerprintMismatch(
             f"{entry.artifact.uri} holds codes of {entry.bits} bits, {reader.artifact.uri} of {reader.bits} bits"
