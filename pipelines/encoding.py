@@ -7,7 +7,7 @@ shards, and what their receipts add up to, is the business of the verb.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +15,10 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
-from pipelines.cluster.pool import Outcome, map_items
+from pipelines.cluster.placement import need_of
+from pipelines.cluster.pool import Attempt, End, Outcome, map_items
 from pipelines.cluster.progress import stage
-from pipelines.cluster.session import pool_size, ray_session, require_shared_store, wait_for
+from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.codes import ENCODER_VERSION
 from pipelines.config import Config, result_settings
 from pipelines.errors import DamagedArtifact
@@ -60,6 +61,7 @@ class ShardRun:
     receipt: dict[str, Any] | None
     attempts: int
     figures: Mapping[str, float]
+    tries: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,9 @@ def rejects_bytes(rejects: Sequence[tuple[Record, ImageReject]]) -> bytes:
 
 
 def given_up(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> ShardCodes:
-    """A shard that every worker died of or got stuck on: nothing is lost, each sample is named."""
-    reject = ImageReject(Reason.STUCK if outcome.stuck else Reason.WORKER_DIED, str(outcome.error))
+    """Reject every sample of a shard that all workers died of or stood still on."""
+    reasons = {End.STUCK: Reason.STUCK, End.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY}
+    reject = ImageReject(reasons.get(outcome.end, Reason.WORKER_DIED), str(outcome.error))
     empty = parquet_bytes(schema.empty_table())
     return ShardCodes(empty, 0, rejects_bytes([(record, reject) for record in shard.records()]), shard.rows, {})
 
@@ -281,8 +284,7 @@ def encode_shards(
     with ray_session(job.config):
         settings = job.config.encode
         require_shared_store(Store(job.out), job.config)
-        workers, gpus = pool_size(settings.workers)
-        wait_for({"GPU": 1, "CPU": 1} if gpus else {"CPU": 1}, job.config)
+        need = need_of(settings, job.config)
         with stage("encode", sum(rows[task.shard] for task in tasks), "images") as advance:
             begun = time.monotonic()
             done = 0
@@ -290,8 +292,10 @@ def encode_shards(
                 worker,
                 (job,),
                 tasks,
-                workers=min(workers, len(tasks)),
-                num_gpus=gpus,
+                verb="encode",
+                need=need,
+                workers=settings.workers,
+                wait_s=job.config.ray.wait_s,
                 max_attempts=settings.max_attempts,
                 stuck_s=settings.stuck_s,
                 label=lambda task: task.shard,
@@ -301,7 +305,7 @@ def encode_shards(
                     receipt, figures = outcome.result
                 else:
                     receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
-                runs.append(ShardRun(task, receipt, outcome.attempts, figures))
+                runs.append(ShardRun(task, receipt, outcome.attempts, figures, outcome.tries))
                 done += rows[task.shard]
                 advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")
     return runs
@@ -312,7 +316,15 @@ def run_record(job: EncodeJob, verb: str, runs: Sequence[ShardRun], wall: float)
     spent = {name: sum(run.figures.get(name, 0.0) for run in runs) for name in ("read", "decode", "forward", "write")}
     total = sum(spent.values()) or 1.0
     samples = sum(int(run.figures["samples"]) for run in runs)
-    shards = [{**run.figures, "shard": run.task.shard, "attempts": run.attempts} for run in runs]
+    shards = [
+        {
+            **run.figures,
+            "shard": run.task.shard,
+            "attempts": run.attempts,
+            **(asdict(run.tries[-1]) if run.tries else {}),
+        }
+        for run in runs
+    ]
     return {
         "verb": verb,
         "fingerprint": job.fingerprint,

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, ArtifactWriter, Part, write_run_record
+from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
@@ -50,7 +51,14 @@ def build_parts(
         with ray_session(config), stage("index", len(missing), unit="parts") as advance:
             require_shared_store(writer.store, config)
             pool = map_items(
-                PartBuilder, arguments, missing, workers=config.index.workers or _cpus(), label=lambda task: task.shard
+                PartBuilder,
+                arguments,
+                missing,
+                verb="index",
+                need=need_of(config.index, config),
+                workers=config.index.workers,
+                wait_s=config.ray.wait_s,
+                label=lambda task: task.shard,
             )
             for outcome in pool:
                 if outcome.error is not None:
@@ -69,12 +77,6 @@ def built(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> bool:
         for name in ("part", "keys")
         if name in receipt
     )
-
-
-def _cpus() -> int:
-    import ray  # the session is open by now
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def parts_of(writer: ArtifactWriter, receipt: Mapping[str, Any], shared: bytes | None) -> list[Part]:

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
+from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
-from pipelines.cluster.progress import Board, BoardView
-from pipelines.cluster.session import pool_size, ray_session, require_shared_store, wait_for
+from pipelines.cluster.progress import BoardView, start_board
+from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config import Config, config_of, result_settings
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.images import ImageReject, decode_ahead, decode_image
@@ -111,19 +112,18 @@ def plan_job(model: Artifact, out: str, config: Config, shards: str | None = Non
 def _fit(job: RotateJob) -> Fitted:
     """Fit in one worker on Ray, on a GPU if there is one."""
     with ray_session(job.config):
-        import ray
-
         require_shared_store(Store(job.out), job.config)
-        _, gpus = pool_size(1)
-        wait_for({"GPU": 1, "CPU": 1} if gpus else {"CPU": 1}, job.config)
-        board = ray.remote(num_cpus=0)(Board).remote()
+        need = need_of(job.config.train, job.config)
+        board = start_board()
         steps = min(job.config.train.rotate_samples, open_shards(job.shards).samples)
         steps += EPOCHS if job.config.train.rotate == "h2q" else 0
         with BoardView(board, "rotate", 0, steps, "steps"):
             (outcome,) = map_items(
                 *(Fitter, (job, lambda done, note: board.post.remote(done, note)), [job.model]),
+                verb="rotate",
+                need=need,
                 workers=1,
-                num_gpus=gpus,
+                wait_s=job.config.ray.wait_s,
                 max_attempts=1 + job.config.train.max_failures,
             )
     if outcome.error is not None:

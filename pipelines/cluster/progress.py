@@ -117,6 +117,15 @@ class Board:
         return self._failure
 
 
+def start_board() -> Any:
+    """Start a board on this process's own node, so that no other node takes it away."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+
+
 class BoardView:
     """Draws a stage from what a board in an actor says, as long as the block lasts."""
 

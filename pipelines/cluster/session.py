@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -214,31 +213,3 @@ def require_node() -> None:
         raise ClusterUnavailable(
             "the Ray node that this command runs on is lost (its raylet ended): what was finished is kept, run it again"
         )
-
-
-def pool_size(wanted: int | None) -> tuple[int, int]:
-    """(workers, GPUs of each): what was asked for, else one per GPU, else one per CPU of the cluster."""
-    import ray
-
-    total = ray.cluster_resources()
-    gpus = int(total.get("GPU", 0))
-    return wanted or gpus or max(1, int(total.get("CPU", 1))), 1 if gpus else 0
-
-
-def wait_for(resources: dict[str, float], config: Config) -> None:
-    """Wait up to `ray.wait_s` until the cluster has `resources` in all; ClusterUnavailable after that."""
-    import ray
-
-    deadline = time.monotonic() + config.ray.wait_s
-    while True:
-        total = ray.cluster_resources()
-        lacking = {name: need for name, need in resources.items() if total.get(name, 0) < need}
-        if not lacking:
-            return
-        if time.monotonic() >= deadline:
-            have = ", ".join(f"{name} {total.get(name, 0):g} of {need:g}" for name, need in lacking.items())
-            raise ClusterUnavailable(
-                f"the Ray cluster has too little ({have}) after {config.ray.wait_s:g} s: ask for fewer workers "
-                "or add nodes"
-            )
-        time.sleep(min(1.0, config.ray.wait_s))

@@ -109,7 +109,7 @@ def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
         for process in psutil.Process(verb.pid).children(recursive=True):
             with suppress(psutil.Error):
                 title = " ".join(process.cmdline()[:1])
-                if title.startswith("ray::_Worker") and process.status() != psutil.STATUS_ZOMBIE:
+                if title.startswith(("ray::_Worker", "ray::encode ")) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
     workers = {process.pid for process in found}
     return [process for process in found if _parent(process) not in workers]
@@ -228,7 +228,7 @@ def test_a_killed_driver_is_resumed_without_encoding_a_finished_shard_again(corp
 def test_four_workers_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
     """Two of them made what is compared with. Four do not fit on two cores, but on four nodes of one CPU each."""
     out, workers, most = tmp_path / "codes", 4, 0
-    with cluster_of(workers) as cluster, joined(corpus, cluster, out, "--workers", str(workers)) as verb:
+    with cluster_of(*[1] * workers) as cluster, joined(corpus, cluster, out, "--workers", str(workers)) as verb:
         while verb.poll() is None:
             most = max(most, len(encoders(cluster.process)))
             time.sleep(0.05)
@@ -254,7 +254,7 @@ def test_lost_nodes_and_a_lost_head_change_no_byte(corpus: Corpus, tmp_path: Pat
     nodes, heads = scaled(2, 30), scaled(1, 10)
     out, lost_nodes, lost_heads = tmp_path / "nodes", 0, 0
     while lost_nodes < nodes:
-        with cluster_of(2) as cluster, joined(corpus, cluster, out) as verb:
+        with cluster_of(1, 1) as cluster, joined(corpus, cluster, out) as verb:
             while lost_nodes < nodes and more_receipts(verb, out, rng.randrange(2, 5)):
                 cluster.tell(f"lose {rng.randrange(2)}")
                 lost_nodes += 1
@@ -267,14 +267,14 @@ def test_lost_nodes_and_a_lost_head_change_no_byte(corpus: Corpus, tmp_path: Pat
 
     for number in range(heads):
         out = tmp_path / f"head-{number}"
-        with cluster_of(2) as cluster, joined(corpus, cluster, out) as verb:
+        with cluster_of(1, 1) as cluster, joined(corpus, cluster, out) as verb:
             assert more_receipts(verb, out, rng.randrange(2, 8))
             cluster.tell("behead")
             lost_heads += 1
             verb.communicate(timeout=RUN_LIMIT_S)
         assert verb.returncode != 0
         assert not (out / "manifest.json").exists()
-        with cluster_of(2) as cluster, joined(corpus, cluster, out) as verb:
+        with cluster_of(1, 1) as cluster, joined(corpus, cluster, out) as verb:
             result_of(verb)
         assert (out / "manifest.json").read_bytes() == corpus.manifest
         assert lost_and_doubled(corpus, out) == (0, 0)
