@@ -50,7 +50,7 @@ class Section(BaseModel):
 
 
 class PlacedSettings(Section):
-    """Where the workers of a verb run: docs/ray.md."""
+    """Where the workers of a verb run: docs/placement.md."""
 
     cpus: float | None = Field(None, gt=0, le=4096)
     """CPUs of a worker; unset = 1, or in training an equal share of what the nodes have."""
@@ -65,7 +65,7 @@ class PlacedSettings(Section):
 
 
 class GpuPlacedSettings(PlacedSettings):
-    """Where the workers of a verb run that can use a GPU: docs/ray.md."""
+    """Where the workers of a verb run that can use a GPU: docs/placement.md."""
 
     gpus: float | None = Field(None, ge=0, le=64)
     """GPUs of a worker, waited for; 0.5 = two share one, 0 = none; unset = 1 where a node has one."""

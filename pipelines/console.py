@@ -209,10 +209,17 @@ def changed_settings(config: Config) -> list[str]:
             if value == defaults[section][key] or (section, key) == ("ray", "address"):
                 continue
             usual = defaults[section][key]
-            nested = value.items() if isinstance(value, dict) else [(None, value)]
-            changed += [
-                f"{section}.{key}{'.' + name if name else ''}={json.dumps(one)}"
-                for name, one in nested
-                if not name or name not in usual or one != usual[name]
-            ]
+            if isinstance(value, dict) and usual:  # a group of settings
+                changed += [
+                    f"{section}.{key}.{name}={json.dumps(one)}" for name, one in value.items() if one != usual[name]
+                ]
+            else:
+                changed.append(f"{section}.{key}={_toml(value)}")
     return [*changed, "ray.address=auto"]
+
+
+def _toml(value: Any) -> str:
+    """Write a value as TOML, which reads JSON's values but for its objects."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return "{" + ", ".join(f"{json.dumps(name)} = {json.dumps(one)}" for name, one in value.items()) + "}"
