@@ -115,7 +115,7 @@ class _Worker:
         return int(getattr(self._worker, "progress", 0))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Item(Generic[T]):
     """An item that is not finished, and the attempts at it so far with the node of each."""
 
@@ -131,7 +131,7 @@ class _Item(Generic[T]):
         return len(self.tries) - self.counted(alive)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Actor(Generic[T]):
     """An actor of the pool. `moved` is when it was last seen to get on: placed, built, progress of its item."""
 

