@@ -26,7 +26,7 @@ from pipelines.lineage import MODEL, passed_on
 from pipelines.lineage import carried as carried_split
 from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
-from pipelines.storage import Entry, Store
+from pipelines.storage import Entry, Store, in_order
 
 if TYPE_CHECKING:
     from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs
@@ -224,8 +224,8 @@ def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None =
 def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Of these receipts, those whose shards need not be encoded again."""
     there = store.entries()
-    found = {name: claimed_receipt(store, name, there) for name in names}
-    return {name: receipt for name, receipt in found.items() if receipt is not None}
+    found = in_order(lambda name: claimed_receipt(store, name, there), names)
+    return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
 
 
 class ShardEncoder:

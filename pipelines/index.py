@@ -171,11 +171,12 @@ def _build(
     count = sum(task.rows for task in tasks)
     parameters = kind.parameters(config.index, count)
     receipts = writer.receipts({QUANTIZER})
-    if kind.sample_size(parameters) and not built(writer, receipts.get(QUANTIZER)):
+    if kind.sample_size(parameters) and not built(writer.store.entries("parts"), receipts.get(QUANTIZER)):
         receipts[QUANTIZER] = _train(writer, kind, tasks, parameters, config)
     shared, shared_parts = _shared(writer, receipts.get(QUANTIZER))
     receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config)
-    parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared)]
+    there = writer.store.entries("parts")
+    parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared, there)]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))
     meta: dict[str, Any] = {
         "kind": config.index.kind,
@@ -213,7 +214,7 @@ def _shared(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> tuple[
     """The bytes of the quantizer that won, checked."""
     if receipt is None:
         return None, []
-    parts = parts_of(writer, receipt, None)
+    parts = parts_of(writer, receipt, None, writer.store.entries("parts"))
     data = writer.store.read(parts[0].path)
     if sha256_of(data) != parts[0].sha256:
         raise DamagedArtifact(f"{writer.store.uri}/{parts[0].path} does not match the digest in its receipt")

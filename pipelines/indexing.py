@@ -19,7 +19,7 @@ from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartBuilder, PartTask
 from pipelines.schema import parquet_bytes, table_of
-from pipelines.storage import scratch_folder, sha256_of
+from pipelines.storage import Entry, scratch_folder, sha256_of
 
 PartReceipt = dict[str, Any]
 
@@ -43,7 +43,8 @@ def build_parts(
     """Receipts of the parts of these tasks, by name; those that were missing are built side by side."""
     quantizer = sha256_of(shared) if shared else None
     filled = {task.receipt(quantizer): task for task in tasks if task.rows}
-    receipts = {name: receipt for name, receipt in writer.receipts(filled).items() if built(writer, receipt)}
+    there = writer.store.entries("parts")
+    receipts = {name: receipt for name, receipt in writer.receipts(filled).items() if built(there, receipt)}
     missing = [task for name, task in filled.items() if name not in receipts]
     if missing:
         arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
@@ -62,10 +63,10 @@ def build_parts(
     return receipts
 
 
-def built(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> bool:
-    """A receipt exists, and so does what it claims."""
+def built(there: Mapping[str, Entry], receipt: Mapping[str, Any] | None) -> bool:
+    """A receipt exists, and so does what it claims, by a listing of the parts."""
     return receipt is not None and all(
-        writer.store.size(receipt[name]["path"]) == receipt[name]["bytes"]
+        receipt[name]["path"] in there and there[receipt[name]["path"]].size == receipt[name]["bytes"]
         for name in ("part", "keys")
         if name in receipt
     )
@@ -77,14 +78,16 @@ def _cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def parts_of(writer: ArtifactWriter, receipt: Mapping[str, Any], shared: bytes | None) -> list[Part]:
-    """The parts a receipt claims; they must be there, and built from the quantizer at hand."""
+def parts_of(
+    writer: ArtifactWriter, receipt: Mapping[str, Any], shared: bytes | None, there: Mapping[str, Entry]
+) -> list[Part]:
+    """The parts a receipt claims; they must be `there`, in a listing, and built from the quantizer at hand."""
     try:
         parts = [Part.model_validate(receipt[name]) for name in ("part", "keys") if name in receipt]
     except ValidationError:
         raise DamagedArtifact(f"{writer.store.uri}: a receipt does not describe its parts") from None
     for part in parts:
-        if writer.store.size(part.path) != part.bytes:
+        if part.path not in there or there[part.path].size != part.bytes:
             raise DamagedArtifact(
                 f"{writer.store.uri}/{part.path} is missing or cut, but its receipt says it was built"
             )

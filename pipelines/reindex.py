@@ -358,7 +358,7 @@ def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> i
 
 def _compacting(base: Base) -> Change:
     """Parts of which nothing is left stay: they are what says that their samples were removed."""
-    reader, manifest = base.reader, base.artifact.manifest
+    reader = base.reader
     partly = {n: rows for n, rows in reader.removed.items() if reader.live(reader.shards[n])}
     tasks = [
         CompactTask(
@@ -367,7 +367,7 @@ def _compacting(base: Base) -> Change:
             reader.shards[ordinal].shard_sha256,
             base.artifact.uri,
             reader.shards[ordinal].codes_digest,
-            manifest.part(keys_name(ordinal)),
+            reader.part(keys_name(ordinal)),
             reader.bits,
             reader.logits,
             later=True,
@@ -433,10 +433,11 @@ def _parts(
     manifest, reader = base.artifact.manifest, base.reader
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
     made = build_parts(writer, str(manifest.meta["kind"]), reader.parameters, change.tasks, reader.shared, config)
+    there = writer.store.entries("parts") if made else {}
     receipts = []
     parts = []
     for name, receipt in made.items():
-        parts += parts_of(writer, receipt, reader.shared)
+        parts += parts_of(writer, receipt, reader.shared, there)
         data = canonical_json(receipt)
         stem = part_stem(int(receipt["ordinal"]))
         receipts.append(ReceiptRef(shard=stem, path=f"receipts/{name}.json", bytes=len(data), sha256=sha256_of(data)))
