@@ -11,7 +11,6 @@ before anything parses it.
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -379,7 +378,7 @@ class ArtifactWriter:
         return Artifact(self.store, Manifest.model_validate({**fields, "digest": manifest_digest(fields)}))
 
 
-# ---------------------------------------------------------------------------------------- versions and run records
+# -------------------------------------------------------------------------------------------------------- versions
 
 
 def versions(store: Store) -> list[int]:
@@ -393,10 +392,3 @@ def publish_version(store: Store, number: int, manifest_path: str, digest: str) 
     record = canonical_json({"version": number, "manifest": manifest_path, "digest": digest})
     name = f"versions/{number}.json"
     return store.put(name, record, "version.put") or store.read(name) == record
-
-
-def write_run_record(store: Store, record: Mapping[str, Any]) -> str:
-    """Keep clocks, hosts, timings and attempts of a run outside every digest; returns the record's name."""
-    name = f"runs/{uuid.uuid4().hex}.json"
-    store.put(name, canonical_json(record))
-    return name

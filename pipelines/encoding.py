@@ -24,6 +24,7 @@ from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject
 from pipelines.lineage import MODEL, passed_on
 from pipelines.lineage import carried as carried_split
+from pipelines.runs import RunLog
 from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
@@ -272,8 +273,9 @@ def encode_shards(
     tasks: Sequence[ShardTask],
     worker: type[ShardEncoder],
     give_up: Callable[[Outcome[ShardTask]], dict[str, Any] | None],
+    log: RunLog,
 ) -> list[ShardRun]:
-    """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived."""
+    """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived; `log` follows."""
     if not tasks:
         return []
     rows = {shard.name: shard.rows for shard in shards.shards}
@@ -302,23 +304,20 @@ def encode_shards(
                 else:
                     receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
                 runs.append(ShardRun(task, receipt, outcome.attempts, figures))
+                log.tried(task.shard, outcome.tries, figures)
+                log.advance(rows[task.shard])
                 done += rows[task.shard]
                 advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")
     return runs
 
 
-def run_record(job: EncodeJob, verb: str, runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
+def run_figures(runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
     """Images per second, and how the workers' time was shared out; decode and read run beside forward."""
     spent = {name: sum(run.figures.get(name, 0.0) for run in runs) for name in ("read", "decode", "forward", "write")}
     total = sum(spent.values()) or 1.0
     samples = sum(int(run.figures["samples"]) for run in runs)
-    shards = [{**run.figures, "shard": run.task.shard, "attempts": run.attempts} for run in runs]
     return {
-        "verb": verb,
-        "fingerprint": job.fingerprint,
-        "seconds": round(wall, 3),
         "images": samples,
         "images_per_second": round(samples / wall, 1),
         "shares": {name: round(value / total, 4) for name, value in spent.items()},
-        "shards": sorted(shards, key=lambda run: str(run["shard"])),
     }

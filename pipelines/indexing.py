@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.artifacts import Artifact, ArtifactWriter, Part, write_run_record
+from pipelines.artifacts import Artifact, ArtifactWriter, Part
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
@@ -18,6 +18,7 @@ from pipelines.kinds import gate, index_kind
 from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartBuilder, PartTask
+from pipelines.runs import RunLog
 from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import Entry, scratch_folder, sha256_of
 
@@ -39,6 +40,7 @@ def build_parts(
     tasks: Sequence[PartTask],
     shared: bytes | None,
     config: Config,
+    log: RunLog,
 ) -> dict[str, PartReceipt]:
     """Receipts of the parts of these tasks, by name; those that were missing are built side by side."""
     quantizer = sha256_of(shared) if shared else None
@@ -46,6 +48,7 @@ def build_parts(
     there = writer.store.entries("parts")
     receipts = {name: receipt for name, receipt in writer.receipts(filled).items() if built(there, receipt)}
     missing = [task for name, task in filled.items() if name not in receipts]
+    log.reach(len(receipts))
     if missing:
         arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
         with ray_session(config), stage("index", len(missing), unit="parts") as advance:
@@ -59,6 +62,8 @@ def build_parts(
                         f"{writer.store.uri}: {outcome.error}; what was built is kept, run again to resume"
                     )
                 receipts[outcome.item.receipt(quantizer)] = outcome.result
+                log.tried(outcome.item.shard, outcome.tries, {"rows": outcome.item.rows})
+                log.advance()
                 advance(1)
     return receipts
 
@@ -130,16 +135,10 @@ def measure(artifact: Artifact, config: Config) -> Figures:
         return gate.measure(IndexReader(artifact, folder), config.index.gate, config.index.seed)
 
 
-def pass_gate(artifact: Artifact, figures: Figures, config: Config, verb: str) -> None:
-    """Keep the figures in a run record; WorkFailed, with them, where they are below `index.gate`."""
-    record = {
-        "verb": verb,
-        "digest": artifact.digest,
-        "gate": figures.record(),
-        "asked": config.index.gate.model_dump(mode="json"),
-        "machine": machine(),
-    }
-    write_run_record(artifact.store, record)
+def pass_gate(artifact: Artifact, figures: Figures, config: Config, log: RunLog) -> None:
+    """Keep the figures in the run's record; WorkFailed, with them, where they are below `index.gate`."""
+    asked = config.index.gate.model_dump(mode="json")
+    log.result(digest=artifact.digest, gate=figures.record(), asked=asked, machine=machine())
     gate.require(figures, config.index.gate, artifact.uri)
 
 

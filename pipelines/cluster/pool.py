@@ -5,6 +5,8 @@ beside the work, so a worker that is stopped, or stuck in code that never lets a
 which is no progress either.
 """
 
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,22 @@ BESIDE = "beside"
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One worker's go at an item: when it was given the item and when that ended, where, and how."""
+
+    began: float
+    """Unix time, as is `ended`."""
+    ended: float
+    host: str
+    pid: int
+    """Of the worker process; 0 where it died before it could say."""
+    gpu: str | None
+    """The GPU ids of the worker, "0" or "0,1"; None without."""
+    end: str
+    """`done`, `died`, `out of memory`, `stuck`, `node lost` or `preempted`."""
+
+
+@dataclass(frozen=True)
 class Outcome(Generic[T]):
     """What became of an item: its result, or the error after every worker that held it died or got stuck."""
 
@@ -32,6 +50,7 @@ class Outcome(Generic[T]):
     attempts: int
     error: str | None = None
     stuck: bool = False
+    tries: tuple[Attempt, ...] = ()
 
 
 class _Worker:
@@ -45,6 +64,12 @@ class _Worker:
         """Build the worker; its first progress."""
         self._worker = self._make()
         return self.progress()
+
+    def where(self) -> tuple[str, int, str | None]:
+        """Host, process id and GPU ids of this worker."""
+        import ray
+
+        return socket.gethostname(), os.getpid(), ",".join(map(str, ray.get_gpu_ids())) or None
 
     def run(self, item: Any) -> Any:
         """Do one item."""
@@ -62,8 +87,10 @@ class _Flight(Generic[T]):
     """An item on a worker. `moved` is when progress was last seen; None until the actor first answers."""
 
     actor: Any
+    where: Any
     item: T
-    attempts: int
+    tries: tuple[Attempt, ...]
+    began: float = field(default_factory=time.time)
     moved: float | None = None
     progress: int | None = None
     beat: Any = None
@@ -73,6 +100,17 @@ class _Flight(Generic[T]):
         """Take an answer; one that was given before the worker was built may come late."""
         if self.moved is None or progress not in (None, self.progress):
             self.moved, self.progress = time.monotonic(), progress
+
+    def ended(self, end: str) -> tuple[Attempt, ...]:
+        """All attempts at the item, with this one."""
+        import ray
+        from ray.exceptions import RayError
+
+        host, pid, gpu = "", 0, None
+        with suppress(RayError):
+            if ray.wait([self.where], timeout=0)[0]:
+                host, pid, gpu = ray.get(self.where)
+        return (*self.tries, Attempt(self.began, time.time(), host, pid, gpu, end))
 
     def stands_still(self, limit_s: float) -> bool:
         """No progress for longer than allowed."""
@@ -104,40 +142,43 @@ def map_items(
     remote = ray.remote(
         num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0, concurrency_groups={BESIDE: 1}
     )(_Worker)
-    waiting = deque((item, 0) for item in items)
+    waiting: deque[tuple[T, tuple[Attempt, ...]]] = deque((item, ()) for item in items)
     running: dict[Any, _Flight[T]] = {}
-    idle: list[Any] = []
+    idle: list[tuple[Any, Any]] = []
 
     def start() -> None:
         while waiting and len(running) < workers:
-            item, attempts = waiting.popleft()
+            item, tries = waiting.popleft()
             if idle:  # it is placed, built and alive: the clock runs at once
-                flight = _Flight(idle.pop(), item, attempts, time.monotonic(), -1)
+                flight = _Flight(*idle.pop(), item, tries, moved=time.monotonic(), progress=-1)
             else:
-                flight = _Flight(remote.remote(worker, worker_args), item, attempts)
+                actor = remote.remote(worker, worker_args)
+                flight = _Flight(actor, actor.where.options(concurrency_group=BESIDE).remote(), item, tries)
                 flight.pending.append(flight.actor.build.remote())
             running[flight.actor.run.remote(item)] = flight
 
-    def failed(flight: _Flight[T], reason: str, stuck: bool = False) -> list[Outcome[T]]:
+    def failed(flight: _Flight[T], reason: str, end: str) -> list[Outcome[T]]:
+        tries = flight.ended(end)
         ray.kill(flight.actor)
-        attempts = flight.attempts + 1
-        if attempts < max_attempts:
-            waiting.append((flight.item, attempts))
+        if len(tries) < max_attempts:
+            waiting.append((flight.item, tries))
             return []
-        text = f"{label(flight.item)}: {reason}, at the last of {attempts} attempts"
-        return [Outcome(flight.item, None, attempts, text, stuck)]
+        text = f"{label(flight.item)}: {reason}, at the last of {len(tries)} attempts"
+        return [Outcome(flight.item, None, len(tries), text, end == "stuck", tries)]
 
     def landed(ref: Any) -> list[Outcome[T]]:
         flight = running.pop(ref)
         try:
             result = ray.get(ref)
         except (RayActorError, OutOfMemoryError) as death:
-            return failed(flight, f"the worker died ({str(death).splitlines()[0]})")
+            end = "out of memory" if isinstance(death, OutOfMemoryError) else "died"
+            return failed(flight, f"the worker died ({str(death).splitlines()[0]})", end)
         except RayTaskError as error:
             ray.kill(flight.actor)
             raise (error.cause or error) from None
-        idle.append(flight.actor)
-        return [Outcome(flight.item, result, flight.attempts + 1)]
+        idle.append((flight.actor, flight.where))
+        tries = flight.ended("done")
+        return [Outcome(flight.item, result, len(tries), tries=tries)]
 
     try:
         start()
@@ -148,11 +189,11 @@ def map_items(
             outcomes = [outcome for ref in ready for outcome in landed(ref)]
             if stuck_s is not None:
                 for ref in [ref for ref, flight in running.items() if flight.stands_still(stuck_s)]:
-                    outcomes += failed(running.pop(ref), f"no progress for {stuck_s:g} s", stuck=True)
+                    outcomes += failed(running.pop(ref), f"no progress for {stuck_s:g} s", "stuck")
             start()
             yield from outcomes
     finally:
-        for actor in [*idle, *(flight.actor for flight in running.values())]:
+        for actor in [*(actor for actor, _ in idle), *(flight.actor for flight in running.values())]:
             ray.kill(actor)
 
 
