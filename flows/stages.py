@@ -3,7 +3,6 @@
 Where `ray.address` is an http(s) URL, what needs Ray is submitted there as a job; else it runs in this process.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from pipelines.artifacts import versions
 from pipelines.cluster.progress import reporting
 from pipelines.config import Config
 from pipelines.errors import ConfigError, FingerprintMismatch, Unavailable
+from pipelines.runs import closed_records
 from pipelines.storage import Store
 from pipelines.versions import lost, open_current
 
@@ -179,9 +179,7 @@ def publish(index: Ref, config: dict[str, Any]) -> Result:
 
 def measured_rate(codes: str) -> float | None:
     """Images per second of the run that encoded most of these codes, for a run that found them all done."""
-    store = Store(codes)
-    records: list[Result] = [json.loads(store.read(name)) for name in store.names("runs")]
-    longest = max(records, key=lambda record: int(record.get("images", 0)), default={})
+    longest = max(closed_records(Store(codes)), key=lambda record: int(record.get("images", 0)), default={})
     return cast("float | None", longest.get("images_per_second"))
 
 

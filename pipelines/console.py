@@ -44,13 +44,18 @@ class Terminated(BaseException):
     """SIGTERM arrived; raised so that what must be closed is closed."""
 
 
-def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Register a function as a verb: adds --json and --debug, turns errors into exit codes, prints the result."""
+def verb(
+    group: typer.Typer, name: str, shown: Callable[[Result], str] | None = None
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Register a function as a verb: adds --json and --debug, turns errors into exit codes, prints the result.
+
+    `shown` puts a result into words where `present` is not what people want to see.
+    """
 
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
         @functools.wraps(function)
         def command(*args: Any, json_output: bool, debug: bool, **kwargs: Any) -> None:
-            code = _run(lambda: function(*args, **kwargs), json_output, debug)
+            code = _run(lambda: function(*args, **kwargs), json_output, debug, shown or present)
             if code:
                 raise typer.Exit(code)
 
@@ -70,7 +75,7 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
     return register
 
 
-def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
+def _run(work: Callable[[], Result], json_output: bool, debug: bool, shown: Callable[[Result], str]) -> int:
     """Do a verb's work and report it; the exit code of the contract."""
     previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
     sys.unraisablehook = _send_again
@@ -90,7 +95,7 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
         sys.unraisablehook = hook
-    text = json.dumps(result, ensure_ascii=False) if json_output else present(result)
+    text = json.dumps(result, ensure_ascii=False) if json_output else shown(result)
     sys.stdout.write(text.encode(errors="replace").decode() + "\n")  # names of files need not be UTF-8
     return 4 if result.get("status") == "degraded" else 0
 

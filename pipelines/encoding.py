@@ -7,7 +7,7 @@ shards, and what their receipts add up to, is the business of the verb.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.placement import need_of
-from pipelines.cluster.pool import Attempt, End, Outcome, map_items
+from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.codes import ENCODER_VERSION
@@ -25,9 +25,10 @@ from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject
 from pipelines.lineage import MODEL, passed_on
 from pipelines.lineage import carried as carried_split
+from pipelines.runs import RunLog
 from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
-from pipelines.storage import Entry, Store
+from pipelines.storage import Entry, Store, in_order
 
 if TYPE_CHECKING:
     from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs
@@ -61,7 +62,6 @@ class ShardRun:
     receipt: dict[str, Any] | None
     attempts: int
     figures: Mapping[str, float]
-    tries: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,8 @@ def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None =
 def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Of these receipts, those whose shards need not be encoded again."""
     there = store.entries()
-    found = {name: claimed_receipt(store, name, there) for name in names}
-    return {name: receipt for name, receipt in found.items() if receipt is not None}
+    found = in_order(lambda name: claimed_receipt(store, name, there), names)
+    return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
 
 
 class ShardEncoder:
@@ -275,8 +275,9 @@ def encode_shards(
     tasks: Sequence[ShardTask],
     worker: type[ShardEncoder],
     give_up: Callable[[Outcome[ShardTask]], dict[str, Any] | None],
+    log: RunLog,
 ) -> list[ShardRun]:
-    """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived."""
+    """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived; `log` follows."""
     if not tasks:
         return []
     rows = {shard.name: shard.rows for shard in shards.shards}
@@ -305,32 +306,21 @@ def encode_shards(
                     receipt, figures = outcome.result
                 else:
                     receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
-                runs.append(ShardRun(task, receipt, outcome.attempts, figures, outcome.tries))
+                runs.append(ShardRun(task, receipt, outcome.attempts, figures))
+                log.tried(task.shard, outcome.tries, figures)
+                log.advance(rows[task.shard])
                 done += rows[task.shard]
                 advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")
     return runs
 
 
-def run_record(job: EncodeJob, verb: str, runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
+def run_figures(runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
     """Images per second, and how the workers' time was shared out; decode and read run beside forward."""
     spent = {name: sum(run.figures.get(name, 0.0) for run in runs) for name in ("read", "decode", "forward", "write")}
     total = sum(spent.values()) or 1.0
     samples = sum(int(run.figures["samples"]) for run in runs)
-    shards = [
-        {
-            **run.figures,
-            "shard": run.task.shard,
-            "attempts": run.attempts,
-            **(asdict(run.tries[-1]) if run.tries else {}),
-        }
-        for run in runs
-    ]
     return {
-        "verb": verb,
-        "fingerprint": job.fingerprint,
-        "seconds": round(wall, 3),
         "images": samples,
         "images_per_second": round(samples / wall, 1),
         "shares": {name: round(value / total, 4) for name, value in spent.items()},
-        "shards": sorted(shards, key=lambda run: str(run["shard"])),
     }

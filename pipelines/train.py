@@ -15,13 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
 from pipelines.cluster.placement import Need, look, shortage, training_need, widest
 from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.config import Config, result_settings
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.lineage import carried
+from pipelines.runs import RunLog
 from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.versions import finished
@@ -67,10 +68,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     metrics = artifact.manifest.meta["metrics"]
     result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **metrics}
     if status == "done":
-        seconds = time.monotonic() - begun
-        record = {"verb": "train", "fingerprint": job.fingerprint, "seconds": round(seconds, 3), **metrics}
-        write_run_record(artifact.store, {**record, "workers": config.train.workers, "recipe": config.train.recipe})
-        result["seconds"] = round(seconds, 1)
+        result["seconds"] = round(time.monotonic() - begun, 1)
     return result
 
 
@@ -84,13 +82,20 @@ def _work(job: TrainJob) -> Artifact:
     check_network(config, len(train_set.classes))
     writer = job.writer()
     checkpoints = Checkpoints(writer.store, job.fingerprint)
-    last = checkpoints.latest()
-    if last is None or last.step < data.total_steps(config):
-        _run_workers(job, data, last.step if last else 0)
-        last = checkpoints.latest()
-    if last is None or last.step < data.total_steps(config):
-        raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
-    return _publish(writer, checkpoints, last, train_set, config)
+    last, total = checkpoints.latest(), data.total_steps(config)
+    settings = config.train
+    facts = {"fingerprint": job.fingerprint, "workers": settings.workers, "recipe": settings.recipe}
+    epochs = {"epochs": settings.epochs, "epoch_steps": data.epoch_steps(config)}
+    done = last.step if last else 0
+    with RunLog(writer.store, "train", config, done=done, total=total, unit="steps", **facts, **epochs) as log:
+        if last is None or last.step < total:
+            _run_workers(job, data, log)
+            last = checkpoints.latest()
+        if last is None or last.step < total:
+            raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
+        artifact = _publish(writer, checkpoints, last, train_set, config)
+        log.result(**artifact.manifest.meta["metrics"])
+    return artifact
 
 
 def check_network(config: Config, classes: int) -> None:
@@ -142,7 +147,7 @@ def _file_digest(setting: str, path: str) -> str:
         raise InputError(f"{setting}={path} cannot be read: {error.strerror}") from None
 
 
-def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
+def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     """Run the loop on Ray Train until its last step, restarting workers that die."""
     config = job.config
     with ray_session(config), tempfile.TemporaryDirectory(prefix="hhnet-ray-") as scratch:
@@ -151,7 +156,7 @@ def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.ray.wait_s)
         need = training_need(config)
         board = start_board()
-        with BoardView(board, "train", done, data.total_steps(config), "steps"):
+        with BoardView(board, "train", log.done, log.total, log.unit, log.reach):
             for restarts in range(config.train.max_failures + 1):
                 try:
                     _fit(job, need, board, scratch)

@@ -127,9 +127,18 @@ def start_board() -> Any:
 
 
 class BoardView:
-    """Draws a stage from what a board in an actor says, as long as the block lasts."""
+    """Draws a stage from what a board in an actor says, as long as the block lasts; `follow` is told it as well."""
 
-    def __init__(self, board: Any, name: str, done: int, total: int, unit: str) -> None:
+    def __init__(
+        self,
+        board: Any,
+        name: str,
+        done: int,
+        total: int,
+        unit: str,
+        follow: Callable[[int, str], None] = lambda done, note: None,
+    ) -> None:
+        self._follow = follow
         self._board, self._name, self._done, self._total, self._unit = board, name, done, total, unit
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
@@ -153,4 +162,5 @@ class BoardView:
                 step, note = ray.get(self._board.read.remote())
                 if step > shown:
                     advance(step - shown, note)
+                    self._follow(step, note)
                     shown = step

@@ -34,6 +34,7 @@ from tests.support.models import write_model
 from tests.support.nodes import LOOPBACK, Nodes, cluster_of
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
+from tests.support.runs import run_record
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
 
@@ -125,11 +126,6 @@ def result_of(verb: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
     out, err = verb.communicate(timeout=RUN_LIMIT_S)
     assert verb.returncode == code, f"seed {SEED}: {err}"
     return cast("dict[str, Any]", json.loads(out.splitlines()[-1]))
-
-
-def run_record(out: Path) -> dict[str, Any]:
-    (record,) = [json.loads(path.read_bytes()) for path in (out / "runs").iterdir()]
-    return cast("dict[str, Any]", record)
 
 
 def lost_and_doubled(corpus: Corpus, out: Path) -> tuple[int, int]:
