@@ -9,10 +9,16 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+
+import psutil
+
+from pipelines.cluster.session import is_rays
 
 VARIABLE = "HHNET_SERVED_BY"
 """Environment variable with the process id of the serving process."""
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 LOOK_EVERY_S = 1.0
 END_S = 30.0
 """Seconds that an orphan has to end its Ray and report, before it is killed."""
@@ -40,3 +46,18 @@ def _watch(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(END_S)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Have the kernel make this process the parent of what runs leave behind; on Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_orphaned_ray() -> None:
+    """Kill the processes of Ray whose run was killed: some would notice that only after a minute."""
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if is_rays(process.cmdline()):
+                process.kill()
+                process.wait(timeout=END_S)

@@ -20,6 +20,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Failed, Running
 
+from flows.lease import keep_leases
 from flows.lifeline import follow_parent
 from flows.reporting import OUT_OF_REACH, publish_if_reachable
 from flows.stages import (
@@ -51,6 +52,9 @@ NO_SETTINGS: dict[str, Any] = {}
 
 finished: ContextVar[list[Result] | None] = ContextVar("finished", default=None)
 """Receives the summary of a run in this process, which Prefect loses where its server is gone at the end."""
+
+
+keep_leases()  # here, since the process of a run imports this module before its engine begins
 
 
 def run_name() -> str:

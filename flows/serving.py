@@ -35,7 +35,7 @@ from prefect.schedules import Cron, Interval, Schedule
 from prefect.states import Cancelled
 from prefect.types.entrypoint import EntrypointType
 
-from flows.lifeline import VARIABLE
+from flows.lifeline import VARIABLE, adopt_orphans, end_orphaned_ray
 from flows.pipeline import pipeline
 
 LOOK_EVERY_S = 5.0
@@ -104,6 +104,7 @@ class Server(Runner):
         self._deployment = deployment
         self._away = False
         os.environ[VARIABLE] = str(os.getpid())  # for flows.lifeline in the processes of the runs
+        adopt_orphans()
 
     async def register(self) -> UUID:
         """Put the deployment on the server; its id."""
@@ -159,7 +160,8 @@ class Server(Runner):
             await asyncio.sleep(every_s)
 
     async def _end_unwanted(self) -> None:
-        """Stop the runs of this process that the server has as cancelled, crashed or deleted."""
+        """Stop the runs of this process that the server has as cancelled, crashed or deleted, and what runs left."""
+        await anyio.to_thread.run_sync(end_orphaned_ray)
         for uid in self._process_manager.flow_run_ids():
             try:
                 run = await self._client.read_flow_run(uid)

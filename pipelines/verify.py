@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact, versions
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
-from pipelines.cluster.session import ray_session
+from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs import PROOFS
@@ -107,6 +107,7 @@ def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Conf
     proven: list[str] = []
     damaged: list[str] = []
     with ray_session(config), stage("verify", len(shards), "tars") as advance:
+        require_shared_store(artifact.store, config)
         workers = min(len(shards), max(1, int(ray.cluster_resources().get("CPU", 1))))
         try:
             for outcome in map_items(TarProver, (artifact.uri,), list(digests), workers=workers):
