@@ -125,7 +125,7 @@ class Server(Runner):
         async with self, anyio.create_task_group() as group:
             self._stop_observing()
             loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.add_signal_handler(number, lambda: loop.create_task(self.astop()))
             self._loops_task_group = group
             group.start_soon(self._repeat, self._get_and_submit_flow_runs, self.query_seconds)
@@ -172,11 +172,11 @@ class Server(Runner):
                 continue
             if run.state.is_cancelling():
                 await self._cancel_run(run)
-            elif run.state.is_final():
+            elif run.state.is_crashed() or run.state.is_cancelled():
                 await self._kill_if_working(run)
 
     async def _kill_if_working(self, run: FlowRun) -> None:
-        """Kill the process of a run that has ended for the server, unless it is just ending by itself."""
+        """Kill the process of a run that somebody else ended, unless it is just ending by itself."""
         await asyncio.sleep(LOOK_EVERY_S)
         if self._process_manager.get(run.id) is not None:
             await self._process_manager.kill(run.id)

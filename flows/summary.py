@@ -81,12 +81,20 @@ def stage_rows(stages: Iterable[Result]) -> list[Result]:
             "seconds": stage["seconds"],
             "samples": stage.get("samples"),
             "rejects": stage.get("rejects"),
+            "detail": _detail(stage),
             "digest": str(stage.get("digest", ""))[:12],
             "where": stage.get("uri"),
-            "detail": stage.get("detail") or "; ".join(stage.get("damaged", []))[:DETAIL_CHARS],
         }
         for stage in stages
     ]
+
+
+def _detail(stage: Result) -> str:
+    """Why a stage failed; of a look at shards how many tars it read, and what was wrong with them."""
+    if "proven" not in stage:
+        return str(stage.get("detail", ""))
+    counts = f"{stage['proven']} tars proven, {stage['known']} before, {stage['left']} left"
+    return "; ".join([counts, *stage["damaged"]])[:DETAIL_CHARS]
 
 
 def reject_rows(codes: Mapping[str, str]) -> list[Result]:

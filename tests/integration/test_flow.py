@@ -91,16 +91,22 @@ def test_the_schedule_puts_runs_on_the_calendar(prefect: Prefect, triggered: dic
     assert {(start.month, start.day, start.hour, start.minute) for start in starts} == {(1, 1, 1, 0)}  # in UTC
 
 
-def run(recipe: Path, home: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(recipe: Path, home: Path, out: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`hhnet run` with the temporary server."""
     command = [*HHNET, "run", "--config", str(recipe), "--out", str(out), *arguments]
-    return subprocess.run(command, env=environment(home), cwd=home, capture_output=True, text=True, timeout=DEADLINE_S)
+    clean = environment(home, **env)
+    return subprocess.run(command, env=clean, cwd=home, capture_output=True, text=True, timeout=DEADLINE_S)
 
 
 @pytest.fixture(scope="module")
 def local(recipe: Path, home: Path) -> dict[str, Any]:
-    """The result of a run with the temporary server."""
-    done = run(recipe, home, home / "local", "--json")
+    """The result of a run with the temporary server, which what the user has set for another one does not reach."""
+    hostile = {
+        **{"PREFECT_PROFILE": "nowhere", "PREFECT_SERVER_API_BASE_PATH": "/other", "PREFECT_SERVER_DATABASE_NAME": "x"},
+        **{"PREFECT_UI_SERVE_BASE": "/page", "HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"},
+    }
+    (home / ".env").write_text("PREFECT_SERVER_API_BASE_PATH=/elsewhere\n")
+    done = run(recipe, home, home / "local", "--json", **hostile)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
