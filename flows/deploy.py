@@ -1,24 +1,38 @@
 """Serve the flow on a schedule: `python -m flows.deploy --config F --cron "0 2 * * *"`.
 
-It registers the deployment with the Prefect server that PREFECT_API_URL names (PREFECT_API_AUTH_STRING where that
-asks for a password), then waits and runs what the schedule, the page or the API of that server asks for.
+It registers the deployment with the Prefect server that PREFECT_API_URL or the active profile names
+(PREFECT_API_AUTH_STRING where that asks for a password), then waits and runs what the schedule, the page or the API of
+that server asks for.
 """
 
-import asyncio
-import os
+import re
 import sys
-from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 
-from flows.server import QUIET, environment, reach_prefect
+from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
 from flows.verbs import ConfigFile, Sets, check_access
-from pipelines.config import load_config
+from pipelines.config import config_from, load_tree, parse_duration
 from pipelines.errors import ConfigError, HHNetError, Unavailable
 
 NAME = "hhnet"
+REFUSED = "/%&<>"
+"""Characters that Prefect refuses in names."""
+CRON_FIELDS = ("minute", "hour", "day of the month", "month", "day of the week")
+LEAST_INTERVAL_S = 60.0
+LEAST_LOST_AFTER_S = 90.0
+"""Three signs of life."""
+
+
+class Collision(StrEnum):
+    """What becomes of a run that is due while as many run as may."""
+
+    ENQUEUE = "enqueue"
+    CANCEL_NEW = "cancel-new"
 
 
 def serve(
@@ -26,8 +40,25 @@ def serve(
     cron: Annotated[
         str | None, typer.Option(help="When to run, such as '0 2 * * *'; unset = only when triggered.")
     ] = None,
+    interval: Annotated[
+        str | None, typer.Option(help="How often to run, such as 6h; instead of --cron.", metavar="DURATION")
+    ] = None,
+    timezone: Annotated[
+        str, typer.Option(help="Time zone of the schedule, such as Europe/Berlin.", metavar="ZONE")
+    ] = "UTC",
     name: Annotated[str, typer.Option(help="Name of the deployment.")] = NAME,
-    limit: Annotated[int, typer.Option(help="Runs at one time.", min=1)] = 1,
+    tag: Annotated[list[str] | None, typer.Option(help="Tag of the deployment and its runs; repeatable.")] = None,
+    limit: Annotated[int, typer.Option(help="Runs at one time, over all processes that serve it.", min=1)] = 1,
+    collision: Annotated[
+        Collision, typer.Option(help="What becomes of one run more: it waits for its turn, or is cancelled.")
+    ] = Collision.ENQUEUE,
+    lost_after: Annotated[
+        str,
+        typer.Option(
+            help="How long a run may give no sign of life until the server marks it Crashed; 0 = for ever.",
+            metavar="DURATION",
+        ),
+    ] = "5m",
     out: Annotated[
         str | None, typer.Option("--out", help="Folder or s3://bucket/prefix; default run.out.", metavar="URI")
     ] = None,
@@ -35,58 +66,116 @@ def serve(
 ) -> None:
     """Serve the pipeline as a Prefect deployment until interrupted.
 
+    Of the scheduled runs that were missed while nothing served the deployment, the last is made up for.
+
     Example: PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.deploy --config nightly.toml --cron '0 2 * * *'
     """
     try:
-        _serve(config, cron, name, limit, out, sets)
+        check_name("--name", name)
+        for one in tag or ():
+            check_name("--tag", one)
+        lost = _seconds("--lost-after", lost_after, LEAST_LOST_AFTER_S)
+        every = _seconds("--interval", interval, LEAST_INTERVAL_S) if interval is not None else None
+        if cron is not None and every is not None:
+            raise ConfigError("--cron and --interval exclude each other: give one of them")
+        check_zone(timezone)
+        tree = load_tree(config, sets or (), {"run.out": out})
+        when = f"cron {cron} ({timezone})" if cron else f"every {interval}" if interval else "no schedule"
+        with quiet_prefect():
+            if cron is not None:
+                check_cron(cron)
+            url = _reach(config, tree)
+            fields = {"name": name, "tags": tuple(tag or ()), "limit": limit, "lost_after_s": lost}
+            fields |= {"cron": cron, "interval_s": every, "timezone": timezone}
+            fields |= {"cancel_new": collision is Collision.CANCEL_NEW}
+            parameters = {"base": tree, "config": {}, "sets": [], "out": tree["run"]["out"]}
+            _serve(url, when, {**fields, "parameters": parameters})
     except HHNetError as error:
         sys.stderr.write(f"flows.deploy: {error}\n")
         raise typer.Exit(error.exit_code) from None
 
 
-def _serve(config: Path, cron: str | None, name: str, limit: int, out: str | None, sets: list[str] | None) -> None:
-    settings = load_config(config, sets or (), {"run.out": out})
+def _reach(config: Path, tree: dict[str, Any]) -> str:
+    """Check the settings and that the server may be spoken to and answers; its URL."""
+    settings = config_from(tree)
     if settings.run.out is None:
         raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        raise ConfigError(
-            "PREFECT_API_URL is not set: start `prefect server start --host 127.0.0.1` and set it to "
-            "http://127.0.0.1:4200/api"
-        )
+    url = server_url()
+    if url is None:
+        raise ConfigError(NO_SERVER)
     check_access(settings)
     reach_prefect(url)
-    parameters = {"config": settings.model_dump(mode="json"), "out": settings.run.out}
-    with environment({key: value for key, value in QUIET.items() if key not in os.environ}):
-        import httpx
-        from prefect.exceptions import PrefectException
-
-        try:
-            _poll(name, cron, limit, parameters)
-        except (httpx.HTTPError, PrefectException, RuntimeError) as error:
-            reason = str(error) or type(error).__name__
-            raise Unavailable(f"cannot serve at {url}: {reason}") from error
+    return url
 
 
-def _poll(name: str, cron: str | None, limit: int, parameters: dict[str, Any]) -> None:
-    """Register the deployment and run what is due until SIGINT or SIGTERM; schedules pause meanwhile."""
-    from prefect.runner import Runner
-    from prefect.types.entrypoint import EntrypointType
+def _serve(url: str, when: str, fields: dict[str, Any]) -> None:
+    import httpx
+    from prefect.exceptions import PrefectException
 
-    from flows.pipeline import pipeline
+    from flows.serving import Deployment, serve
 
-    class Server(Runner):
-        def handle_sigterm(self, *_: Any, **__: Any) -> None:
-            self.execute_in_background(self.astop)  # Runner's own handler never awaits this and hangs
-
-    runner = Server(name=name, limit=limit)
-    runner.add_flow(pipeline, name=name, cron=cron, parameters=parameters, entrypoint_type=EntrypointType.MODULE_PATH)
+    deployment = Deployment(**fields)
+    word = "cancelled" if deployment.cancel_new else "waits"
     sys.stderr.write(
-        f"serving {pipeline.name}/{name}: {cron or 'no schedule'}; run it now with "
-        f"`prefect deployment run {pipeline.name}/{name}`\n"
+        f"serving hhnet/{deployment.name}: {when}; at most {deployment.limit} at one time, one more {word}; "
+        f"run it now with `prefect deployment run hhnet/{deployment.name}`\n"
     )
-    with suppress(KeyboardInterrupt):
-        asyncio.run(runner.start())
+    try:
+        serve(deployment)
+    except* (httpx.HTTPError, PrefectException, RuntimeError) as group:
+        error = group.exceptions[0]
+        raise Unavailable(f"cannot serve at {url}: {str(error) or type(error).__name__}") from error
+
+
+def check_name(what: str, name: str) -> None:
+    """ConfigError for a name that Prefect would refuse."""
+    found = [character for character in REFUSED if character in name]
+    if found or not name.strip():
+        why = f"holds {' '.join(found)}" if found else "is empty"
+        raise ConfigError(f"{what} {name!r} {why}, which Prefect refuses: choose another")
+
+
+def check_zone(zone: str) -> None:
+    """ConfigError for what is no time zone of the IANA data base."""
+    try:
+        ZoneInfo(zone)
+    except (OSError, ValueError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+        raise ConfigError(f"--timezone {zone!r} is not a time zone: write one such as Europe/Berlin or UTC") from None
+
+
+def check_cron(cron: str) -> None:
+    """ConfigError for what is no schedule of five fields, naming the field that is wrong."""
+    fields = cron.split()
+    if len(fields) != len(CRON_FIELDS):
+        names = ", ".join(CRON_FIELDS)
+        raise ConfigError(f"--cron {cron!r} has {len(fields)} fields instead of five: {names}, as in '0 2 * * *'")
+    for place, (field, meaning) in enumerate(zip(fields, CRON_FIELDS, strict=True)):
+        alone = " ".join(field if other == place else "*" for other in range(len(fields)))
+        if not _is_cron(alone):
+            raise ConfigError(f"--cron {cron!r}: {field!r} is no {meaning}")
+    if not _is_cron(cron):
+        raise ConfigError(f"--cron {cron!r} never comes: check day and month")
+
+
+def _is_cron(text: str) -> bool:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        CronSchedule(cron=text)
+    except ValueError:
+        return False
+    return True
+
+
+def _seconds(what: str, text: str, least: float) -> float:
+    """A duration; 0 where it is 0. ConfigError for what is none or too short."""
+    try:
+        seconds = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else float(parse_duration(text))
+    except ValueError as error:
+        raise ConfigError(f"{what} {text!r}: {error}") from None
+    if seconds < least and not (seconds == 0 and what == "--lost-after"):
+        raise ConfigError(f"{what} {text!r} is less than {least:g} s")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -4,13 +4,25 @@ One Prefect task per stage; thousands of shards are Ray's business inside it. Wh
 jobs themselves, so a second run says `unchanged` stage by stage.
 """
 
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact
+from prefect import flow, get_run_logger, runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
+from prefect.states import Cancelled, Failed, Running
 
+from flows.lease import keep_leases
+from flows.lifeline import follow_parent
+from flows.reporting import OUT_OF_REACH, publish_if_reachable
 from flows.stages import (
     NAME_CHARS,
     Ref,
@@ -19,6 +31,7 @@ from flows.stages import (
     evaluate,
     index,
     ingest,
+    is_out_of_reach,
     parse,
     publish,
     ref_of,
@@ -26,20 +39,132 @@ from flows.stages import (
     train,
     verify,
 )
-from flows.summary import StageLog, run_report
-from pipelines.config import Config
-from pipelines.errors import ConfigError
+from flows.summary import StageLog, reject_rows, run_page, slowest_rows, stage_rows
+from pipelines.cluster.session import kept_ray, ray_address
+from pipelines.config import Config, load_tree, merged
+from pipelines.errors import ConfigError, HHNetError
+from pipelines.storage import Store
+
+WAIT_FACTOR = 4
+"""How much longer each wait before another try of a run is than the one before."""
+
+NO_SETTINGS: dict[str, Any] = {}
+
+finished: ContextVar[list[Result] | None] = ContextVar("finished", default=None)
+"""Receives the summary of a run in this process, which Prefect loses where its server is gone at the end."""
 
 
-@flow(name="hhnet", persist_result=False, result_serializer="json")
-def pipeline(config: dict[str, Any], out: str) -> Result:
-    """Build everything below `out` from the settings in `config`, the tree of `--config` as plain JSON.
+keep_leases()  # here, since the process of a run imports this module before its engine begins
+
+
+def run_name() -> str:
+    """Name a run by its deployment, date, loss and bits, such as `nightly 2026-11-29 orthohash-64`."""
+    when = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
+    words = [runtime.deployment.name or "run", f"{when:%Y-%m-%d}"]
+    with suppress(HHNetError, KeyError, TypeError):
+        settings = parse(settings_of(**runtime.flow_run.parameters))
+        words.append(f"{settings.train.loss}-{settings.model.bits}")
+    return " ".join(words)
+
+
+def settings_of(
+    config: Mapping[str, Any] = NO_SETTINGS,
+    sets: tuple[str, ...] = (),
+    out: str | None = None,
+    base: Mapping[str, Any] = NO_SETTINGS,
+) -> dict[str, Any]:
+    """Lay the parameters of a run over each other: `base`, then `config`, then `sets`, then `out`."""
+    return load_tree(merged(base, config), sets, {"run.out": out})
+
+
+@flow(name="hhnet", flow_run_name=run_name, persist_result=False, result_serializer="json")
+def pipeline(
+    config: dict[str, Any] = NO_SETTINGS,
+    sets: tuple[str, ...] = (),
+    out: str | None = None,
+    base: dict[str, Any] = NO_SETTINGS,
+) -> Result | State[Any]:
+    """Build everything below `out`: shards, model, codes, index and report.
 
     Returns every stage's status, uri, digest and seconds, and the run's map, chance, report and images_per_second.
+
+    Args:
+        config: Settings that differ from those of the deployment, as a tree: {"train": {"epochs": 1}}.
+        sets: The same, one setting each: ["train.epochs=1"]. They win over `config`.
+        out: Folder or s3://bucket/prefix of everything; unset = run.out of the settings.
+        base: The deployment's own settings, over which the others are laid. Leave it as it is.
     """
-    settings = parse(config)
+    follow_parent()
+    try:
+        tree = settings_of(config, sets, out, base)
+        settings = parse(tree)
+        if settings.run.out is None:
+            raise ConfigError("run.out is not set: set it in the configuration, or give the parameter `out`")
+        with kept_ray():
+            return _persist(settings, tree, settings.run.out)
+    except TerminationSignal:
+        # Prefect tells a cancellation from a crash by its own handler of SIGTERM, which a Ray session replaces.
+        if _is_cancelled():
+            return Cancelled(message="cancelled; what was committed stays, the next run goes on from there")
+        raise
+    except Exception as error:
+        # Prefect would write an exception that leaves the flow into the user's storage.
+        log = get_run_logger()
+        log.error(str(error), exc_info=None if isinstance(error, HHNetError) else error)
+        return Failed(data=error, message=str(error) or type(error).__name__)
+
+
+def _is_cancelled() -> bool:
+    """Whether the server has this run as one that is to be cancelled."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return False
+    with suppress(*OUT_OF_REACH), get_client(sync_client=True) as client:
+        state = client.read_flow_run(context.flow_run.id).state
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
+    return False
+
+
+def _persist(settings: Config, tree: dict[str, Any], out: str) -> Result:
+    """Run the stages; a run of a deployment does so again, later and later, where something is out of reach."""
+    tries = settings.run.retries if runtime.deployment.id else 0
+    for attempt in range(tries + 1):
+        log = StageLog()
+        try:
+            summary = _run_stages(settings, tree, out, log)
+        except BaseException as error:
+            _report(settings, out, log, None)
+            if attempt == tries or not is_out_of_reach(error):
+                raise
+            _wait(settings.run.retry_after * WAIT_FACTOR**attempt, error, attempt + 1, tries)
+        else:
+            if (kept := finished.get()) is not None:
+                kept.append(summary)
+            _report(settings, out, log, summary)
+            return summary
+    raise AssertionError("the last try returns or raises")
+
+
+def _wait(seconds: float, error: BaseException, attempt: int, tries: int) -> None:
+    """Wait before another try, and say so in the log and in the run's state."""
+    text = f"{error}; try {attempt} of {tries} more in {seconds:g} s"
+    get_run_logger().warning(text)
+    _show_state(Running(name="WaitingToRetry", message=text))
+    time.sleep(seconds)
+    _show_state(Running(message=f"try {attempt} of {tries} more"))
+
+
+def _show_state(state: State[Any]) -> None:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    with suppress(*OUT_OF_REACH), get_client(sync_client=True) as client:
+        client.set_flow_run_state(context.flow_run.id, state, force=True)
+
+
+def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLog) -> Result:
     run = settings.run
-    log = StageLog()
+    _report(settings, out, log, None)
 
     # images -> shards
     splits: Mapping[str, Any] = {}
@@ -47,30 +172,55 @@ def pipeline(config: dict[str, Any], out: str) -> Result:
         if run.split is None:
             raise ConfigError("run.source needs run.split, such as train=.8,query=.1,database=.1 or folder")
         source = run.source if "://" in run.source else str(Path(run.source).expanduser())
-        splits = log.add(ingest, source, f"{out}/shards", run.split, config)["splits"]
+        splits = log.add(ingest, "ingest shards", source, f"{out}/shards", run.split, config)["splits"]
     roles = assign(settings, splits)
-    shards = {uri: ref_of(log.add(verify, uri)) for uri in roles.all()}
+    shards = {uri: ref_of(log.add(verify, f"verify {place(uri)}", uri, out, config)) for uri in roles.all()}
 
     # shards -> model
     val = shards[roles.val] if roles.val else None
-    model = ref_of(log.add(train, shards[roles.train], val, f"{out}/model", config))
+    model = ref_of(log.add(train, "train model", shards[roles.train], val, f"{out}/model", config))
     if (method := settings.train.rotate) != "none":
-        model = ref_of(log.add(rotate, model, f"{out}/model-{method}", config))
+        model = ref_of(log.add(rotate, f"rotate model-{method}", model, f"{out}/model-{method}", config))
 
     # shards, model -> codes
-    queries = ref_of(log.add(encode, "query", shards[roles.query], model, f"{out}/codes/query", config))
+    queries = ref_of(log.add(encode, "encode query", shards[roles.query], model, f"{out}/codes/query", config))
     database = []
     for uri in roles.database:
         name = codes_name(shards[uri], splits)
-        database.append(ref_of(log.add(encode, name, shards[uri], model, f"{out}/codes/{name}", config)))
+        database.append(ref_of(log.add(encode, f"encode {name}", shards[uri], model, f"{out}/codes/{name}", config)))
 
     # codes -> index -> report; published only when the gate let it pass
-    made = ref_of(log.add(index, database, f"{out}/index", config))
-    report = log.add(evaluate, queries, database, f"{out}/reports", config)
-    log.add(publish, made, config)
-    summary = log.summary(report, out)
-    create_markdown_artifact(run_report(summary), key="hhnet-report", description="What the run made")
-    return summary
+    made = ref_of(log.add(index, "build index", database, f"{out}/index", config))
+    report = log.add(evaluate, "evaluate reports", queries, database, f"{out}/reports", config)
+    log.add(publish, "publish index", made, config)
+    return log.summary(report, out)
+
+
+def _report(settings: Config, out: str, log: StageLog, summary: Result | None) -> None:
+    """Show the run's page and tables, as far as it came; what they show is not worth a failure of its own."""
+    links = {"everything": out}
+    if (address := ray_address(settings)).startswith(("http://", "https://")):
+        links["Ray's dashboard"] = f"{address}/#/jobs"
+    if summary is not None:
+        links["report"] = summary["report"]
+    publish_if_reachable("hhnet-report", "markdown", run_page(log.stages, summary, links), "What the run made")
+    names = [stage["stage"] for stage in log.stages]
+    encoded = [name.removeprefix("encode ") for name in names if name.startswith("encode ")]
+    codes = {name: f"{out}/codes/{name}" for name in encoded}
+    tables: tuple[tuple[str, str, Callable[[], list[Result]]], ...] = (
+        ("hhnet-stages", "What became of each stage", lambda: stage_rows(log.stages)),
+        ("hhnet-rejects", "Rejects by codes and reason", lambda: reject_rows(codes)),
+        ("hhnet-slowest-shards", "Shards on which workers spent most time", lambda: slowest_rows(codes)),
+    )
+    for key, title, make in tables:
+        with suppress(HHNetError, OSError, ValueError, KeyError, TypeError):
+            if rows := make():
+                publish_if_reachable(key, "table", json.dumps(rows), title)
+
+
+def place(uri: str) -> str:
+    """The last two parts of a URI, by which a person knows an artifact."""
+    return "/".join(Store(uri).uri.rstrip("/").split("/")[-2:])
 
 
 class Roles:

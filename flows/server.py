@@ -4,28 +4,34 @@ Prefect reads its settings when it is imported: this module imports none of it a
 """
 
 import base64
-import ctypes
+import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from flows.lifeline import die_with_parent
 from pipelines.cluster.access import is_loopback, refuse_credentials
 from pipelines.errors import ConfigError, Unavailable, UsageError
 from pipelines.storage import scratch_folder
 
 STARTUP_S = 180.0
 REACH_S = 30.0
-PR_SET_PDEATHSIG = 1
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NO_SERVER = (
+    "PREFECT_API_URL is not set, nor in the active Prefect profile: start `prefect server start --host 127.0.0.1` and "
+    "set it to http://127.0.0.1:4200/api"
+)
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -42,17 +48,53 @@ def prefect_server() -> Iterator[None]:
     """Settings for the flows run inside: the user's server, else one on 127.0.0.1 that is gone at the end.
 
     The temporary server has its own database and home in a scratch folder, and a password that only this
-    process knows. Raises Unavailable where it does not come up, UsageError where the user's may not be spoken to.
+    process knows; nothing that the user set for another server reaches it. Raises Unavailable where it does not come
+    up, UsageError where the user's may not be spoken to.
     """
     assert "prefect" not in sys.modules, "Prefect was imported before its settings were made"
-    quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
-    if url := os.environ.get("PREFECT_API_URL"):
-        reach_prefect(url)
-        with environment(quiet):
+    with quiet_prefect(), scratch_folder() as home:
+        if url := server_url():
+            reach_prefect(url)
+            # Prefect writes what it cannot report to its server into files; they go with the run.
+            with environment({"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home)}):
+                yield
+            return
+        theirs = dict.fromkeys((name for name in os.environ if _is_prefects(name) and name not in QUIET), None)
+        with environment(theirs), _temporary_server(home) as settings, environment(settings):
             yield
-        return
-    with scratch_folder() as home, environment(quiet), _temporary_server(home) as settings, environment(settings):
+
+
+@contextmanager
+def quiet_prefect() -> Iterator[None]:
+    """The environment of a process that is about to import Prefect: QUIET, and no proxy before this machine."""
+    quiet: dict[str, str | None] = {name: value for name, value in QUIET.items() if name not in os.environ}
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = ",".join(dict.fromkeys([*filter(None, direct.split(",")), *LOOPBACK]))
+    with environment({**quiet, "no_proxy": hosts, "NO_PROXY": hosts}):
         yield
+
+
+def server_url() -> str | None:
+    """The Prefect API that the user named: by PREFECT_API_URL, else in the active Prefect profile."""
+    return prefect_setting("PREFECT_API_URL")
+
+
+def prefect_setting(name: str) -> str | None:
+    """A setting as Prefect would find it in the environment, else in the active profile; Prefect is not imported."""
+    if value := os.environ.get(name):
+        return value
+    try:
+        home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+        path = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+        profiles = tomllib.loads(path.read_text(encoding="utf-8"))
+        value = profiles["profiles"][os.environ.get("PREFECT_PROFILE") or profiles["active"]][name]
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _is_prefects(name: str) -> bool:
+    return name.upper().startswith("PREFECT_")
 
 
 def reach_prefect(url: str) -> None:
@@ -62,7 +104,7 @@ def reach_prefect(url: str) -> None:
     Unavailable where it does not answer.
     """
     refuse_credentials("PREFECT_API_URL", url)
-    password, key = (os.environ.get(f"PREFECT_API_{name}") for name in ("AUTH_STRING", "KEY"))
+    password, key = (prefect_setting(f"PREFECT_API_{name}") for name in ("AUTH_STRING", "KEY"))
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"PREFECT_API_URL={url} is not the address of an API, such as http://127.0.0.1:4200/api")
     if not (is_loopback(url) or password or key):
@@ -75,14 +117,27 @@ def reach_prefect(url: str) -> None:
         basic = base64.b64encode((password or "").encode()).decode()
         # A redirect must not carry the password to somebody else.
         question.add_unredirected_header("Authorization", f"Basic {basic}" if password else f"Bearer {key}")
+    proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
     try:
-        urllib.request.urlopen(question, timeout=REACH_S).close()  # noqa: S310
+        with urllib.request.build_opener(proxies).open(question, timeout=REACH_S) as answer:
+            version = _is_json(answer.read(1 << 16))
     except urllib.error.HTTPError as answer:
         if answer.code in (401, 403):
             wanted = "PREFECT_API_AUTH_STRING=user:password, or PREFECT_API_KEY"
             raise UsageError(f"Prefect at {url} refuses this environment: set {wanted}") from None
+        version = answer.code != 404
     except (OSError, ValueError, HTTPException) as error:
         raise Unavailable(f"cannot reach Prefect at {url}: {getattr(error, 'reason', error)}") from None
+    if not version and "api" not in urlsplit(url).path.split("/"):
+        raise ConfigError(f"PREFECT_API_URL={url} answers, but not as Prefect's API: add /api, {url.rstrip('/')}/api")
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager
@@ -102,18 +157,22 @@ def _temporary_server(home: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the length of the block."""
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables for the length of the block; None unsets one."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set_environment(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _free_port() -> int:
@@ -134,24 +193,21 @@ def _start(port: int, home: Path, settings: Mapping[str, str]) -> subprocess.Pop
         return subprocess.Popen(
             [*command, "--no-ui"],
             env=env,
+            cwd=home,  # where no .env or prefect.toml of the user's lies
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C is for the flow, which then reports to the server
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end the server if this process is killed without a chance to do so."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + STARTUP_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with direct.open(f"{url}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

@@ -1,28 +1,22 @@
 """The flow's tasks, one per stage: each calls its job, and passes URIs and digests as plain JSON.
 
-Where `ray.address` is an http(s) URL, what needs Ray is submitted there as a job; else it runs in this process.
+Where `ray.address` is an http(s) URL, what needs Ray is submitted there as a job; else it runs in this process. The
+first argument of every task is its name in Prefect: of the task run, its progress bar and its row in the tables.
 """
 
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
-from uuid import UUID
 
-import httpx
-from prefect import task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectException
-from pydantic import ValidationError
 
+from flows.reporting import progress
 from pipelines.artifacts import versions
-from pipelines.cluster.progress import reporting
-from pipelines.config import Config
-from pipelines.errors import ConfigError, FingerprintMismatch, Unavailable
+from pipelines.config import Config, config_from
+from pipelines.errors import FingerprintMismatch, Unavailable
 from pipelines.runs import closed_records
 from pipelines.storage import Store
 from pipelines.versions import lost, open_current
@@ -33,15 +27,19 @@ Ref = dict[str, str]
 Result = dict[str, Any]
 """What a job returned: verb, status, uri, digest and its own figures."""
 
-UPDATE_EVERY_S = 2.0
 NAME_CHARS = 12
 RETRIES = 2
 RETRY_AFTER_S = [5.0, 30.0]
 
 
+def is_out_of_reach(error: object) -> bool:
+    """Whether an error, of a job or of a submitted one, is exit code 3: store or cluster out of reach."""
+    return getattr(error, "exit_code", None) == Unavailable.exit_code
+
+
 def out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Retry what a store or cluster out of reach made fail (exit code 3), and nothing else."""
-    if getattr(state.data, "exit_code", None) != Unavailable.exit_code:
+    """Retry what a store or cluster out of reach made fail, and nothing else."""
+    if not is_out_of_reach(state.data):
         return False
     sys.stderr.write(f"hhnet: {state.data}; trying again\n")
     return True
@@ -49,6 +47,7 @@ def out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 act = partial(
     task,
+    task_run_name="{name}",
     retries=RETRIES,
     retry_delay_seconds=RETRY_AFTER_S,
     retry_condition_fn=out_of_reach,
@@ -60,11 +59,7 @@ act = partial(
 
 def parse(config: Mapping[str, Any]) -> Config:
     """The typed tree; ConfigError for anything that is not one."""
-    try:
-        return Config.model_validate(config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return config_from(config)
 
 
 def ref_of(result: Result) -> Ref:
@@ -73,62 +68,73 @@ def ref_of(result: Result) -> Ref:
 
 
 @act(name="ingest")
-def ingest(source: str, out: str, split: str, config: dict[str, Any]) -> Result:
+def ingest(name: str, source: str, out: str, split: str, config: dict[str, Any]) -> Result:
     """Images to shards, one artifact per split."""
     from pipelines.ingest import ingest as job
 
-    with progress("ingest"):
+    with progress(name):
         return job(source, out, parse(config), split=split)
 
 
 @act(name="verify")
-def verify(uri: str) -> Result:
-    """Prove an artifact from its stored bytes."""
-    from pipelines.verify import verify as job
+def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
+    """Prove the tars of shards that runs with this `out` have not proven yet.
 
-    with progress("verify"):
-        return job(uri)
+    A damaged tar does not end the run: `encode` makes rejects of the damaged samples, and the reject budget decides.
+    """
+    from pipelines.console import submit
+    from pipelines.verify import verify_tars
+
+    settings = parse(config)
+    with progress(name):
+        result = submit(settings, ["verify", uri], {"--for-run": out}) or verify_tars(uri, out, settings)
+    if damaged := result["damaged"]:
+        more = f" (and {len(damaged) - 1} more tars)" if len(damaged) > 1 else ""
+        line = f"{damaged[0]}{more}: the damaged samples become rejects, encode.reject_budget says how many may"
+        sys.stderr.write(f"hhnet: {line}\n")
+        get_run_logger().warning(line)
+    return result
 
 
 @act(name="train")
-def train(shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Result:
+def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Result:
     """Shards to a model."""
     from pipelines.console import submit
     from pipelines.train import train as job
 
     settings, source, held_out = parse(config), located(shards), located(val) if val else None
-    with progress("train"):
+    with progress(name):
         sent = submit(settings, ["train"], {"--shards": source, "--val": held_out, "--out": out})
         return sent or job(source, out, settings, val=held_out)
 
 
 @act(name="rotate")
-def rotate(model: Ref, out: str, config: dict[str, Any]) -> Result:
+def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Result:
     """Another hash layer for the model."""
     from pipelines.console import submit
     from pipelines.rotate import rotate as job
 
     settings, source = parse(config), located(model)
-    with progress("rotate"):
+    with progress(name):
         sent = submit(settings, ["train"], {"--rotate": settings.train.rotate, "--model": source, "--out": out})
         return {**(sent or job(source, out, settings)), "verb": "rotate"}
 
 
-@act(name="encode", task_run_name="encode {name}")
+@act(name="encode")
 def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Result:
     """Shards and a model to codes."""
     from pipelines.console import submit
     from pipelines.encode import encode as job
 
     settings, source, network = parse(config), located(shards), located(model)
-    with progress(f"encode-{name}"):
+    with progress(name):
         sent = submit(settings, ["encode"], {"--shards": source, "--model": network, "--out": out})
         result = sent or job(source, network, out, settings)
-    return {"images_per_second": measured_rate(out), **result, "verb": f"encode {name}"}
+    return {"images_per_second": measured_rate(out), **result, "verb": name}
 
 
 @act(name="index")
-def index(codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
+def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
     """Codes to an index, or to the next version of the one that is there: with what is new, without what is gone.
 
     It is not published yet. A first version that lost a part is built again.
@@ -139,7 +145,7 @@ def index(codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
     from pipelines.reindex import add_codes
 
     settings, sources = parse(config), [located(ref) for ref in codes]
-    with progress("index"):
+    with progress(name):
         known = versions(Store(out))
         if not known or (known == [1] and lost(open_current(out, "index"))):
             sent = submit(settings, ["index", "build", "--no-publish"], {"--codes": sources, "--out": out})
@@ -151,7 +157,7 @@ def index(codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
 
 
 @act(name="evaluate")
-def evaluate(queries: Ref, database: list[Ref], out: str, config: dict[str, Any]) -> Result:
+def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dict[str, Any]) -> Result:
     """Codes of queries and database to mAP and report, which lies below `out` under a name of its own.
 
     Each night has other codes, and a report that was published is never edited.
@@ -160,19 +166,19 @@ def evaluate(queries: Ref, database: list[Ref], out: str, config: dict[str, Any]
     from pipelines.evaluate import report_fingerprint
 
     settings = parse(config)
-    name = report_fingerprint(queries["digest"], [ref["digest"] for ref in database], settings)[:NAME_CHARS]
-    with progress("evaluate"):
-        return job(located(queries), [located(ref) for ref in database], f"{out}/{name}", settings)
+    mark = report_fingerprint(queries["digest"], [ref["digest"] for ref in database], settings)[:NAME_CHARS]
+    with progress(name):
+        return job(located(queries), [located(ref) for ref in database], f"{out}/{mark}", settings)
 
 
 @act(name="publish")
-def publish(index: Ref, config: dict[str, Any]) -> Result:
+def publish(name: str, index: Ref, config: dict[str, Any]) -> Result:
     """Let the index, or its next version, through the gate and make it current."""
     from pipelines.console import submit
     from pipelines.releases import publish_index as job
 
     settings, uri, digest = parse(config), index["uri"], index["digest"]
-    with progress("publish"):
+    with progress(name):
         sent = submit(settings, ["index", "publish"], {"--index": uri, "--digest": digest})
         return {**(sent or job(uri, settings, digest=digest)), "verb": "publish"}
 
@@ -189,27 +195,3 @@ def located(ref: Ref) -> str:
     if found != ref["digest"]:
         raise FingerprintMismatch(f"{ref['uri']} changed during the run: {ref['digest'][:12]} became {found[:12]}")
     return ref["uri"]
-
-
-@contextmanager
-def progress(name: str) -> Iterator[None]:
-    """A progress artifact `hhnet-<name>` that follows the job inside, at most every two seconds.
-
-    A server that cannot take an update costs the picture, never the work.
-    """
-    artifact = cast(UUID, create_progress_artifact(0.0, key=f"hhnet-{name}", description=name))
-    last = time.monotonic()
-
-    def show(stage: str, done: int, total: int, note: str) -> None:
-        nonlocal last
-        if time.monotonic() - last < UPDATE_EVERY_S:
-            return
-        last = time.monotonic()
-        with suppress(httpx.HTTPError, PrefectException):
-            share = 100.0 * min(done, total) / total if total else 0.0
-            update_progress_artifact(artifact, share, f"{stage}: {done} of {total} {note}".strip())
-
-    with reporting(show):
-        yield
-    with suppress(httpx.HTTPError, PrefectException):
-        update_progress_artifact(artifact, 100.0, f"{name}: done")

@@ -1,22 +1,46 @@
-"""What a run has to show for itself: one JSON object, and a page of Markdown for Prefect."""
+"""What a run has to show for itself: one JSON object, and for Prefect a page of Markdown and tables."""
 
+import json
 import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from flows.stages import Result
+from pipelines.artifacts import Part
+from pipelines.encoding import receipt_parts
+from pipelines.errors import InputError
+from pipelines.runs import read_runs
+from pipelines.schema import REJECTS, read_parquet, require_schema
+from pipelines.status.figures import attempts_of, slowest
+from pipelines.storage import Store
+from pipelines.versions import open_current
+
+SLOWEST = 20
+"""Shards in the table of the slowest."""
+RUNS = 20
+"""Runs that encoded the same codes, of which the slowest shards are looked for."""
+DETAIL_CHARS = 300
+"""Characters of an error that a table shows."""
 
 
 class StageLog:
-    """Calls the stages one after another and remembers what each returned and how long it took."""
+    """Calls the stages one after another and remembers what each returned, how long it took, and which one failed."""
 
     def __init__(self) -> None:
         self.stages: list[Result] = []
 
-    def add(self, stage: Any, *arguments: Any) -> Result:
-        """Run a stage's task and note its result."""
+    def add(self, stage: Any, name: str, *arguments: Any) -> Result:
+        """Run a stage's task under a name and note its result."""
         begun = time.monotonic()
-        result = cast(Result, stage(*arguments))
-        self.stages.append({**result, "seconds": round(time.monotonic() - begun, 1)})
+        try:
+            result = cast(Result, stage(name, *arguments))
+        except BaseException as error:
+            failed = "failed" if isinstance(error, Exception) else "ended"
+            detail = (str(error) or type(error).__name__)[:DETAIL_CHARS]
+            self.stages.append({"verb": name, "stage": name, "status": failed, "detail": detail, **_seconds(begun)})
+            raise
+        self.stages.append({**result, "stage": name, **_seconds(begun)})
         return result
 
     def summary(self, report: Result, out: str) -> Result:
@@ -38,6 +62,10 @@ class StageLog:
         }
 
 
+def _seconds(begun: float) -> Result:
+    return {"seconds": round(time.monotonic() - begun, 1)}
+
+
 def encode_rate(stages: list[Result]) -> float | None:
     """Images per second over all encodings of the run, or None where nothing was encoded."""
     timed = [stage for stage in stages if stage.get("images_per_second")]
@@ -45,17 +73,85 @@ def encode_rate(stages: list[Result]) -> float | None:
     return round(sum(stage["samples"] for stage in timed) / seconds, 1) if seconds else None
 
 
-def run_report(summary: Result) -> str:
-    """The run as Markdown for Prefect's page."""
+# ------------------------------------------------------------------------------------------------------ for the page
+
+
+def stage_rows(stages: Iterable[Result]) -> list[Result]:
+    """The stages as rows of a table: what became of each, how long it took, what it counted, what went wrong."""
+    return [
+        {
+            "stage": stage["stage"],
+            "status": stage["status"],
+            "seconds": stage["seconds"],
+            "samples": stage.get("samples"),
+            "rejects": stage.get("rejects"),
+            "detail": _detail(stage),
+            "digest": str(stage.get("digest", ""))[:12],
+            "where": stage.get("uri"),
+        }
+        for stage in stages
+    ]
+
+
+def _detail(stage: Result) -> str:
+    """Why a stage failed; of a look at shards how many tars it read, and what was wrong with them."""
+    if "proven" not in stage:
+        return str(stage.get("detail", ""))
+    counts = f"{stage['proven']} tars proven, {stage['known']} before, {stage['left']} left"
+    return "; ".join([counts, *stage["damaged"]])[:DETAIL_CHARS]
+
+
+def reject_rows(codes: Mapping[str, str]) -> list[Result]:
+    """Rejects by codes and reason, also of codes that are not published yet."""
+    rows = []
+    for name, uri in codes.items():
+        store = Store(uri)
+        reasons: Counter[str] = Counter()
+        for part in _codes_parts(store):
+            if part.path.startswith("rejects/"):
+                table = read_parquet(store.read(part.path), f"{uri}/{part.path}")
+                require_schema(table, REJECTS, f"{uri}/{part.path}")
+                reasons.update(table["reason"].to_pylist())
+        rows += [{"codes": name, "reason": reason, "rejects": count} for reason, count in reasons.most_common()]
+    return rows
+
+
+def slowest_rows(codes: Mapping[str, str]) -> list[Result]:
+    """Return the shards that took a worker longest in the last runs that encoded these codes."""
     rows = [
-        f"| {row['verb']} | {row['status']} | `{row['uri']}` | `{row['digest'][:12]}` | {row['seconds']:.1f} |"
-        for row in summary["stages"]
+        {"codes": name, **row}
+        for name, uri in codes.items()
+        for row in slowest(attempts_of(read_runs(Store(uri), RUNS)))
     ]
-    rate = summary["images_per_second"]
-    figures = [
-        f"mAP {summary['map']:.4f} (chance {summary['chance']:.4f})",
-        f"{rate:g} images/s encoded" if rate else "nothing left to encode",
-        f"report: {summary['report']}",
+    return sorted(rows, key=lambda row: -row["seconds"])[:SLOWEST]
+
+
+def _codes_parts(store: Store) -> list[Part]:
+    """The parts of the current version of codes, else those that receipts claim so far."""
+    try:
+        return list(open_current(store, "codes").manifest.parts)
+    except InputError:
+        receipts = [json.loads(store.read(path)) for path in store.names("receipts")]
+        return [part for receipt in receipts for part in receipt_parts(receipt)]
+
+
+def run_page(stages: list[Result], summary: Result | None, links: Mapping[str, str]) -> str:
+    """The run as Markdown: figures or what failed, links, stages."""
+    lines = ["# HHNet run", ""]
+    failed = next((stage for stage in stages if stage["status"] in ("failed", "ended")), None)
+    if summary is not None:
+        rate = summary["images_per_second"]
+        figures = [
+            f"mAP {summary['map']:.4f} (chance {summary['chance']:.4f})",
+            f"{rate:g} images/s encoded" if rate else "nothing left to encode",
+        ]
+        lines += [" · ".join(figures), ""]
+    elif failed is not None:
+        lines += [f"**{failed['stage']} {failed['status']}:** {failed['detail']}", ""]
+    lines += [f"- {name}: [{target}]({target})" for name, target in links.items()]
+    lines += ["", "| stage | status | where | digest | seconds |", "|---|---|---|---|---:|"]
+    lines += [
+        f"| {row['stage']} | {row['status']} | `{row['where'] or ''}` | `{row['digest']}` | {row['seconds']:.1f} |"
+        for row in stage_rows(stages)
     ]
-    table = ["| stage | status | where | digest | seconds |", "|---|---|---|---|---:|", *rows]
-    return "\n".join(["# HHNet run", "", " · ".join(figures), "", *table, ""])
+    return "\n".join([*lines, ""])

@@ -3,12 +3,12 @@
 import logging
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from pipelines.config import Config, load_config
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, Unavailable
 
 Result = dict[str, Any]
 
@@ -130,16 +130,29 @@ def demo_summary(result: Result, title: str, bits: int, query: str) -> str:
 
 
 def run_pipeline(settings: Config, out: str) -> Result:
-    """Run the flow in this process, against the user's Prefect server or a temporary one."""
+    """Run the flow in this process, against the user's Prefect server or a temporary one.
+
+    Unavailable where all was made and the server is gone, so that it shows the run as it was last.
+    """
     from flows.server import prefect_server
-    from pipelines.cluster.session import kept_ray
 
-    with prefect_server(), kept_ray():
-        from flows.pipeline import pipeline
+    with prefect_server():
+        import httpx
+        from prefect.exceptions import PrefectException
 
+        from flows.pipeline import finished, pipeline
+
+        made: list[Result] = []
+        token = finished.set(made)
         try:
-            return pipeline(settings.model_dump(mode="json"), out)
+            return cast(Result, pipeline(settings.model_dump(mode="json", exclude_unset=True), (), out))
+        except (httpx.HTTPError, PrefectException) as error:
+            lost = f"Prefect is out of reach ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            if made:
+                raise Unavailable(f"everything was made in {out}, but {lost} and does not show it") from error
+            raise Unavailable(f"{lost}: what was committed in {out} stays, run it again") from error
         finally:
+            finished.reset(token)
             _report_all()
 
 

@@ -269,11 +269,30 @@ def verify(
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")],
     shards: Annotated[str | None, typer.Option("--shards", help="Where its shards lie now.", metavar="URI")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Where its model lies now.", metavar="URI")] = None,
+    for_run: Annotated[
+        str | None,
+        typer.Option(
+            "--for-run",
+            help="The --out of a run: as the run does, read on Ray only the tars of these shards that were not proven "
+            "before, at most run.verify of all, and name damage instead of failing.",
+            metavar="URI",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
 ) -> Result:
     """Prove an artifact from its bytes alone: digests, counts, schema, conservation.
 
     Example: hhnet verify codes/database
     """
+    settings = configure(config, sets)
+    if for_run is not None:
+        if shards or model:
+            raise UsageError("--for-run proves shards, which have no inputs: it cannot be given with --shards, --model")
+        from pipelines.verify import verify_tars
+
+        sent = submit(settings, ["verify", uri], {"--for-run": for_run})
+        return sent or verify_tars(uri, for_run, settings)
     from pipelines.verify import verify as work
 
     return work(uri, shards=shards, model=model)

@@ -364,6 +364,13 @@ class RunSettings(Section):
     """Shards of the database, likewise; several are searched as one."""
     val: str | None = None
     """Shards to validate on, likewise; unset = a seeded share of the training samples."""
+    verify: float = Field(1.0, ge=0, le=1)
+    """Share of the tars that a run reads and proves before it uses them, those not proven before first; 1 = all that
+    were not proven before."""
+    retries: int = Field(3, ge=0, le=100)
+    """Times that a run of a deployment is tried again where store or cluster are out of reach (exit code 3)."""
+    retry_after: Seconds = Field(300.0, gt=0)
+    """Wait before the first of them, in seconds or such as 5m; each next wait is four times as long."""
 
 
 class Config(Section):
@@ -459,7 +466,19 @@ def load_config(
     `flags` maps dotted names to values; None means that the flag was not given. Where they set `train.recipe`, the
     settings of that recipe stand below all of them. Raises ConfigError.
     """
-    tree: dict[str, Any] = read_toml(Path(file)) if file is not None else {}
+    return config_from(load_tree(file, sets, flags))
+
+
+def load_tree(
+    base: str | Path | Mapping[str, Any] | None = None,
+    sets: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Collect what the user says, as `load_config` does: sections of plain values, without defaults or recipe.
+
+    `base` is a TOML file or such a tree, which stays as it is.
+    """
+    tree = merged({}, base) if isinstance(base, Mapping) else read_toml(Path(base)) if base is not None else {}
     for text in sets:
         name, separator, value = text.partition("=")
         if not separator or not name.strip():
@@ -468,8 +487,23 @@ def load_config(
     for name, value in (flags or {}).items():
         if value is not None:
             _assign(tree, name, value)
-    _start_from_recipe(tree)
-    return _validated(tree)
+    return tree
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one tree of settings over another: sections are merged key by key, values replaced."""
+    tree = dict(below)
+    for key, value in above.items():
+        under = tree.get(key)
+        tree[key] = merged(under if isinstance(under, Mapping) else {}, value) if isinstance(value, Mapping) else value
+    return tree
+
+
+def config_from(tree: Mapping[str, Any]) -> Config:
+    """Validate a tree of `load_tree`, its recipe below it. Raises ConfigError."""
+    whole = merged({}, tree)
+    _start_from_recipe(whole)
+    return _validated(whole)
 
 
 def _validated(tree: Mapping[str, Any]) -> Config:

@@ -78,6 +78,9 @@ def verb(
 def _run(work: Callable[[], Result], json_output: bool, debug: bool, shown: Callable[[Result], str]) -> int:
     """Do a verb's work and report it; the exit code of the contract."""
     previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
+    hung_up = signal.getsignal(signal.SIGHUP)
+    if hung_up is signal.SIG_DFL:  # else somebody, such as nohup, wants the verb to outlive its terminal
+        signal.signal(signal.SIGHUP, _hang_up)
     sys.unraisablehook = _send_again
     try:
         result = work()
@@ -94,6 +97,7 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool, shown: Call
         return 143
     finally:
         signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGHUP, hung_up)
         sys.unraisablehook = hook
     text = json.dumps(result, ensure_ascii=False) if json_output else shown(result)
     sys.stdout.write(text.encode(errors="replace").decode() + "\n")  # names of files need not be UTF-8
@@ -102,6 +106,11 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool, shown: Call
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise Terminated
+
+
+def _hang_up(_number: int, _frame: FrameType | None) -> None:
+    """End a verb whose terminal is gone as SIGTERM does, by whatever handler that has at the moment."""
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:

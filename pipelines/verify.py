@@ -1,18 +1,28 @@
-"""Prove an artifact from its stored bytes alone: digests, counts, schemas, conservation, and its chain of inputs."""
+"""Prove an artifact from its stored bytes alone: digests, counts, schemas, conservation, and its chain of inputs.
+
+`verify` is that proof. `verify_tars` is the look at shards that a run begins with: spread over Ray, tars that were
+proven before are passed over, and damage is named instead of failing, since `encode` makes rejects of it.
+"""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact, versions
+from pipelines.cluster.placement import Need
+from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
+from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.config import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs import PROOFS
 from pipelines.proofs.findings import MAX_PROBLEMS, Findings
+from pipelines.proofs.remembered import remember_tars, remembered_tars
 from pipelines.proofs.shards import prove_shards, prove_tar
-from pipelines.shards import Shard
-from pipelines.storage import canonical_json
+from pipelines.shards import Shard, open_shards
+from pipelines.storage import Store, canonical_json
 from pipelines.versions import FOLDERS, named_version, open_current, referenced
 
 THREADS = 4
@@ -55,6 +65,77 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> dic
         "checks": findings.checks,
         "orphans": _orphans(published),
     }
+
+
+def verify_tars(uri: str, out: str, config: Config) -> dict[str, Any]:
+    """Prove the tars of a shards artifact that runs with this `out` have not proven yet, on a pool of Ray workers.
+
+    At most `run.verify` of all tars are read. Returns verb, status (`unchanged` where nothing was read), uri, digest,
+    tars, and how many were `proven` now, `known` before and `left` for another run; `damaged` says what is wrong with
+    which tar. Raises DamagedArtifact where manifest or index are not what was published.
+    """
+    artifact = open_artifact(uri, "shards")
+    findings = Findings(artifact, {})
+    _check_envelope(findings, "manifest.json")
+    shards = prove_shards(findings)
+    if findings.problems:
+        raise DamagedArtifact(_summary(findings))
+    known = remembered_tars(Store(out))
+    new = sorted((shard for shard in shards if shard.part.sha256 not in known), key=lambda shard: shard.part.sha256)
+    chosen = new[: math.ceil(config.run.verify * len(shards))]
+    proven, damaged = _read_tars(artifact, chosen, Store(out), config)
+    return {
+        "verb": "verify",
+        "status": "done" if chosen else "unchanged",
+        "uri": artifact.uri,
+        "digest": artifact.digest,
+        "kind": "shards",
+        "tars": len(shards),
+        "proven": proven,
+        "known": len(shards) - len(new),
+        "left": len(new) - proven - len(damaged),
+        "damaged": damaged,
+    }
+
+
+def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Config) -> tuple[int, list[str]]:
+    """How many of the tars are right, which is remembered, and what is wrong with the others."""
+    if not shards:
+        return 0, []
+    digests = {shard.name: shard.part.sha256 for shard in shards}
+    proven: list[str] = []
+    damaged: list[str] = []
+    with ray_session(config), stage("verify", len(shards), "tars") as advance:
+        require_shared_store(artifact.store, config)
+        pool = map_items(
+            *(TarProver, (artifact.uri,), list(digests)),
+            verb="verify",
+            need=Need(),
+            workers=None,
+            wait_s=config.ray.wait_s,
+        )
+        try:
+            for outcome in pool:
+                if outcome.error is None:  # else its workers died, which says nothing about the tar
+                    if outcome.result:
+                        damaged.append(outcome.result[0])
+                    else:
+                        proven.append(digests[outcome.item])
+                advance(1, f"{len(damaged)} damaged" if damaged else "")
+        finally:
+            remember_tars(out, proven)
+    return len(proven), sorted(damaged)
+
+
+class TarProver:
+    """One Ray worker of `verify_tars`: the name of a tar in, what is wrong with it out."""
+
+    def __init__(self, uri: str) -> None:
+        self.shards = open_shards(uri)
+
+    def run(self, name: str) -> list[str]:
+        """Stream one tar against its digest and the index."""
+        return prove_tar(self.shards.artifact, self.shards.shard(name), len(self.shards.classes))
 
 
 def _published(findings: Findings) -> dict[str, Artifact]:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, Protocol
 
 from pipelines.errors import HHNetError
@@ -141,7 +141,9 @@ class BoardView:
         self._follow = follow
         self._board, self._name, self._done, self._total, self._unit = board, name, done, total, unit
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
+        # A thread begins without the context variables of the one that starts it, and with them without the reporter.
+        context = copy_context()
+        self._thread = threading.Thread(target=lambda: context.run(self._poll), daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()

@@ -1,80 +1,34 @@
 """The flow against a real Prefect server, triggered by its API, and against the temporary one of `hhnet run`."""
 
 import json
-import os
-import secrets
-import socket
+import re
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
+import psutil
 import pytest
 
+from flows.reporting import artifact_key
 from pipelines.artifacts import open_artifact, versions
 from pipelines.config import Config, IngestSettings
 from pipelines.ingest import ingest
 from pipelines.kinds.artifact import open_index
 from pipelines.storage import Store
+from tests.support.corpus import Corpus
 from tests.support.pictures import write_folder
+from tests.support.prefect import DEADLINE_S, Prefect, environment, serving, until
 
 from .conftest import SETTINGS
 
 HHNET = [sys.executable, "-m", "pipelines"]
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 600.0
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@dataclass(frozen=True)
-class Prefect:
-    """A running server: its API and the password it asks for."""
-
-    url: str
-    password: str
-
-    def call(self, method: str, path: str, **body: Any) -> Any:
-        user, word = self.password.split(":")
-        answer = httpx.request(method, f"{self.url}{path}", auth=(user, word), json=body or None, timeout=30)
-        answer.raise_for_status()
-        return answer.json()
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self.password}
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """A clean environment with a home of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_"))}
-    (home / "tmp").mkdir(exist_ok=True)
-    ours = {
-        "HOME": str(home),
-        "PREFECT_HOME": str(home / "prefect"),
-        "TMPDIR": str(home / "tmp"),
-        "OMP_NUM_THREADS": "1",
-    }
-    return {**kept, **ours, **more}
-
-
-def until(what: str, check: Any, seconds: float = DEADLINE_S) -> Any:
-    """Poll until `check` returns something; a deadline, not a measurement."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if found := check():
-                return found
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.3)
-    raise AssertionError(f"{what} did not happen in {seconds:g} s")
 
 
 @pytest.fixture(scope="module")
@@ -86,25 +40,12 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def prefect(home: Path) -> Iterator[Prefect]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Prefect(f"http://127.0.0.1:{port}/api", f"tester:{secrets.token_hex(16)}")
-    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--no-ui"],
-            env=environment(home, PREFECT_SERVER_API_AUTH_STRING=server.password, **quiet),
-            stdout=log,
-            stderr=log,
-        )
+    server = Prefect(home)
     try:
-        until("the server's start", lambda: server.call("GET", "/health"))
+        server.start()
         yield server
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -129,31 +70,12 @@ def recipe(home: Path, pictures: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def triggered(prefect: Prefect, recipe: Path, home: Path) -> Iterator[dict[str, Any]]:
-    """A run of the served deployment, triggered by the API and ended."""
-    command = [sys.executable, "-m", "flows.deploy", "--config", str(recipe), "--name", "test", "--cron", "0 2 1 1 *"]
-    with (home / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--out", str(home / "served")],
-            env=environment(home, **prefect.env),
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        deployment = until("the deployment", lambda: prefect.call("GET", "/deployments/name/hhnet/test"))
-        start = {"state": {"type": "SCHEDULED"}, "idempotency_key": "once"}
-        path = f"/deployments/{deployment['id']}/create_flow_run"
-        run = until("the trigger", lambda: prefect.call("POST", path, **start))  # a busy SQLite answers 503
-        ended = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-        def end() -> dict[str, Any] | None:
-            found: dict[str, Any] = prefect.call("GET", f"/flow_runs/{run['id']}")
-            return found if found["state_type"] in ended else None
-
-        yield {**until("the end of the run", end), "deployment": deployment}
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    """A run of the served deployment, triggered by the API with a setting of its own, and ended."""
+    arguments = ("--config", str(recipe), "--name", "test", "--out", str(home / "served"))
+    with serving(prefect, home, *arguments, "--cron", "0 2 1 1 *", "--timezone", "Europe/Berlin", "--tag", "night"):
+        uid = prefect.trigger("test", "once", sets=["encode.batch_size=8"], config={"search": {"k": 3}})
+        deployment = prefect.call("GET", "/deployments/name/hhnet/test")
+        yield {**prefect.end_of(uid), "deployment": deployment}
 
 
 def test_the_schedule_puts_runs_on_the_calendar(prefect: Prefect, triggered: dict[str, Any]) -> None:
@@ -166,19 +88,25 @@ def test_the_schedule_puts_runs_on_the_calendar(prefect: Prefect, triggered: dic
 
     runs = until("a scheduled run", planned, 60)
     starts = [datetime.fromisoformat(run["next_scheduled_start_time"]) for run in runs]
-    assert {(start.month, start.day, start.hour, start.minute) for start in starts} == {(1, 1, 2, 0)}
+    assert {(start.month, start.day, start.hour, start.minute) for start in starts} == {(1, 1, 1, 0)}  # in UTC
 
 
-def run(recipe: Path, home: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(recipe: Path, home: Path, out: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`hhnet run` with the temporary server."""
     command = [*HHNET, "run", "--config", str(recipe), "--out", str(out), *arguments]
-    return subprocess.run(command, env=environment(home), cwd=home, capture_output=True, text=True, timeout=DEADLINE_S)
+    clean = environment(home, **env)
+    return subprocess.run(command, env=clean, cwd=home, capture_output=True, text=True, timeout=DEADLINE_S)
 
 
 @pytest.fixture(scope="module")
 def local(recipe: Path, home: Path) -> dict[str, Any]:
-    """The result of a run with the temporary server."""
-    done = run(recipe, home, home / "local", "--json")
+    """The result of a run with the temporary server, which what the user has set for another one does not reach."""
+    hostile = {
+        **{"PREFECT_PROFILE": "nowhere", "PREFECT_SERVER_API_BASE_PATH": "/other", "PREFECT_SERVER_DATABASE_NAME": "x"},
+        **{"PREFECT_UI_SERVE_BASE": "/page", "HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"},
+    }
+    (home / ".env").write_text("PREFECT_SERVER_API_BASE_PATH=/elsewhere\n")
+    done = run(recipe, home, home / "local", "--json", **hostile)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -188,13 +116,50 @@ def test_a_triggered_run_completes_and_shows_its_progress_and_report(
     prefect: Prefect, triggered: dict[str, Any], home: Path
 ) -> None:
     assert triggered["state_type"] == "COMPLETED", triggered["state"]
-    assert triggered["deployment"]["schedules"][0]["schedule"]["cron"] == "0 2 1 1 *"
-    artifacts = prefect.call("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [triggered["id"]]}})
-    progress = {artifact["key"]: artifact["data"] for artifact in artifacts if artifact["type"] == "progress"}
-    stages = ("ingest", "verify", "train", "rotate", "encode-query", "encode-database", "index", "evaluate", "publish")
-    assert progress == {f"hhnet-{stage}": 100.0 for stage in stages}
-    report = next(artifact["data"] for artifact in artifacts if artifact["type"] == "markdown")
-    assert "mAP" in report and "images/s" in report and f"{home / 'served'}/model" in report
+    schedule = triggered["deployment"]["schedules"][0]["schedule"]
+    assert (schedule["cron"], schedule["timezone"]) == ("0 2 1 1 *", "Europe/Berlin")
+    assert triggered["deployment"]["tags"] == triggered["tags"] == ["night"]
+    assert re.fullmatch(r"test \d{4}-\d\d-\d\d orthohash-16", triggered["name"])
+    shown = prefect.artifacts(triggered["id"])
+    assert len({artifact["key"] for artifact in shown}) == len(shown)
+    stages = (
+        *("ingest shards", "verify shards/train", "verify shards/query", "verify shards/database", "train model"),
+        *("rotate model-itq", "encode query", "encode database", "build index", "evaluate reports", "publish index"),
+    )
+    assert prefect.progress(triggered["id"]) == {artifact_key(stage): 100.0 for stage in stages}
+    tasks = prefect.call("POST", "/task_runs/filter", flow_runs={"id": {"any_": [triggered["id"]]}})
+    assert {task["name"] for task in tasks} == set(stages)
+    by_key = {artifact["key"]: artifact["data"] for artifact in shown}
+    assert "mAP" in by_key["hhnet-report"] and "images/s" in by_key["hhnet-report"]
+    assert f"{home / 'served'}/model" in by_key["hhnet-report"]
+    rows = json.loads(by_key["hhnet-stages"])
+    assert [(row["stage"], row["status"]) for row in rows] == [(stage, "done") for stage in stages]
+    slowest = json.loads(by_key["hhnet-slowest-shards"])
+    assert {row["codes"] for row in slowest} == {"query", "database"} and all(row["seconds"] > 0 for row in slowest)
+
+
+def test_settings_of_a_run_lie_over_those_of_its_deployment(triggered: dict[str, Any], home: Path) -> None:
+    """The deployment's own tree stays as the user wrote it, and a run says what it changes."""
+    parameters = triggered["parameters"]
+    assert parameters["base"]["run"]["out"] == str(home / "served")
+    assert parameters["base"]["train"]["epochs"] == 2 and "lr" not in parameters["base"]["train"]
+    assert (parameters["config"], parameters["sets"]) == ({"search": {"k": 3}}, ["encode.batch_size=8"])
+
+
+def test_a_run_that_fails_shows_how_far_it_came_and_leaves_no_file(
+    prefect: Prefect, triggered: dict[str, Any], recipe: Path, home: Path
+) -> None:
+    """Its settings are another model's, for which --out is taken."""
+    with serving(prefect, home, "--config", str(recipe), "--name", "test", "--out", str(home / "served")):
+        uid = prefect.trigger("test", "fails", sets=["model.bits=24"])
+        ended = prefect.end_of(uid)
+    assert ended["state_type"] == "FAILED" and "choose another --out" in ended["state"]["message"]
+    by_key = {artifact["key"]: artifact["data"] for artifact in prefect.artifacts(uid)}
+    rows = {row["stage"]: row for row in json.loads(by_key["hhnet-stages"])}
+    assert rows["verify shards/train"]["status"] == "unchanged"
+    assert rows["train model"]["status"] == "failed" and "choose another --out" in rows["train model"]["detail"]
+    assert "**train model failed:**" in by_key["hhnet-report"]
+    assert not list((home / "prefect").glob("storage/*"))
 
 
 def test_both_servers_lead_to_the_same_bytes(triggered: dict[str, Any], local: dict[str, Any], home: Path) -> None:
@@ -264,3 +229,40 @@ def test_bad_settings_end_the_run_with_their_own_exit_code_and_nothing_stays_beh
     assert len(complaints) == 1 and "choose another --out" in complaints[0]
     assert "Traceback" not in done.stderr
     assert set(home.rglob("hhnet-*")) == before == set()
+
+
+def test_a_damaged_image_is_a_reject_and_the_night_goes_on(local: dict[str, Any], recipe: Path, home: Path) -> None:
+    """What was proven before is not read again; the damaged tar is named, and its sample missing from the index."""
+    write_folder(home / "damaged", classes=3, per_class=4, seed=11, first=900)
+    config = Config(ingest=IngestSettings(samples_per_shard=10, name="damaged"))
+    corpus = Corpus(Path(ingest(str(home / "damaged"), str(home / "damaged-shards"), config)["uri"]), home)
+    corpus.damage(0, [2])
+    out = home / "rejecting"
+    arguments = ("--json", "--set", f'run.database=["database", "{corpus.uri}"]', "--set", "encode.reject_budget=0.1")
+    done = run(recipe, home, out, *arguments)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["stages"]
+    (checked,) = [row for row in rows if row["verb"] == "verify" and row["damaged"]]
+    assert checked["tars"] == 2 and checked["proven"] == 1 and "damaged-000000" in checked["damaged"][0]
+    assert "the damaged samples become rejects" in done.stderr
+    assert [row["rejects"] for row in rows if row["stage"].startswith("encode database-")] == [1]
+    again = json.loads(run(recipe, home, out, *arguments).stdout.splitlines()[-1])["stages"]
+    known = {row["stage"]: (row["known"], row["proven"]) for row in again if row["verb"] == "verify"}
+    assert sum(proven for _, proven in known.values()) == 0 and known["verify shards/train"][0] == 4
+    strict = run(recipe, home, home / "strict", "--set", f'run.database=["{corpus.uri}"]')
+    assert strict.returncode == 4, strict.stderr  # 1 of 12 is more than one per cent
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_run_that_loses_its_terminal_leaves_nothing_behind(recipe: Path, home: Path, number: signal.Signals) -> None:
+    out = home / f"hung-{number.name}"
+    command = [*HHNET, "run", "--config", str(recipe), "--out", str(out), "--set", "train.epochs=500"]
+    with (home / "hung.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment(home), cwd=home, stdout=log, stderr=log)
+    until("a checkpoint", lambda: list(out.glob("model/checkpoints/*/manifest.json")))
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    assert process.wait(timeout=90) == 143, (home / "hung.log").read_text()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+    assert set(home.rglob("hhnet-*")) == set()

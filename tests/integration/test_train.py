@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from pipelines.artifacts import open_artifact
+from pipelines.cluster.progress import reporting
 from pipelines.codes import code_array, open_codes
 from pipelines.config import load_config
 from pipelines.encode import encode
@@ -49,6 +50,15 @@ def test_killed_at_any_point_it_resumes_to_the_same_weights(shards: Path, model:
     assert not (out / "manifest.json").exists()
     assert start(shards / "train", out).wait(timeout=180) == 0
     assert open_artifact(str(out)).digest == open_artifact(str(model)).digest
+
+
+def test_its_progress_reaches_a_reporter(shards: Path, tmp_path: Path, local_ray: None) -> None:
+    """The board of the workers is read in a thread, which knows the reporter of the one that began it."""
+    seen: list[tuple[str, int, int]] = []
+    with reporting(lambda stage, done, total, _note: seen.append((stage, done, total))):
+        train(str(shards / "train"), str(tmp_path / "model"), load_config(sets=SETTINGS))
+    steps = [(done, total) for stage, done, total in seen if stage == "train"]
+    assert steps and steps[-1][0] == steps[-1][1] > 0
 
 
 def test_a_worker_that_is_killed_is_replaced(shards: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def config(tmp_path: Path) -> str:
 
 
 def test_without_a_server_it_says_which_variable_is_missing(config: str) -> None:
-    done = deploy("--config", config, "--cron", "0 2 * * *")
+    done = deploy("--config", config, "--cron", "0 2 * * *", PREFECT_HOME=str(Path(config).parent))
     assert done.returncode == 2
     assert done.stderr.startswith("flows.deploy: PREFECT_API_URL is not set") and done.stderr.count("\n") == 1
 
@@ -63,6 +63,31 @@ def test_servers_elsewhere_are_not_spoken_to_without_authentication(
     assert done.returncode == 2
     assert done.stderr.startswith("flows.deploy: ") and done.stderr.count("\n") == 1
     assert reason in done.stderr and "secret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--cron", "0 25 * * *"], "--cron '0 25 * * *': '25' is no hour"),
+        (["--cron", "0 2 * * * *"], "has 6 fields instead of five"),
+        (["--cron", "0 2 * * mon-sunday"], "'mon-sunday' is no day of the week"),
+        (["--timezone", "Europe/Atlantis", "--cron", "0 2 * * *"], "--timezone 'Europe/Atlantis' is not a time zone"),
+        (["--interval", "1h", "--cron", "0 2 * * *"], "--cron and --interval exclude each other"),
+        (["--interval", "soon"], "--interval 'soon': write a number and"),
+        (["--interval", "10s"], "--interval '10s' is less than 60 s"),
+        (["--lost-after", "10s"], "--lost-after '10s' is less than 90 s"),
+        (["--name", "a/b"], "--name 'a/b' holds /"),
+        (["--name", " "], "--name ' ' is empty"),
+        (["--tag", "50%"], "--tag '50%' holds %"),
+    ],
+)
+def test_schedules_and_names_that_prefect_refuses_are_refused_at_once(
+    config: str, arguments: list[str], reason: str
+) -> None:
+    done = deploy("--config", config, *arguments, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("flows.deploy: ") and done.stderr.count("\n") == 1
+    assert reason in done.stderr
 
 
 def test_parameters_that_the_server_keeps_hold_no_secret(config: str) -> None:

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from flows.pipeline import assign, codes_name
+from flows.pipeline import assign, codes_name, place, settings_of
+from flows.reporting import artifact_key
 from flows.stages import out_of_reach, parse
-from flows.summary import StageLog, encode_rate, run_report
+from flows.summary import StageLog, encode_rate, run_page, stage_rows
 from pipelines.config import Config, RunSettings
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, StoreUnavailable
 
@@ -87,7 +88,7 @@ def test_a_run_is_unchanged_when_all_stages_but_the_proofs_are() -> None:
     def status(*stages: dict[str, object]) -> str:
         log = StageLog()
         for stage in stages:
-            log.add(lambda stage=stage: stage)
+            log.add(lambda name, stage=stage: stage, str(stage["verb"]))
         return str(log.summary(REPORT, "/out")["status"])
 
     assert status(result("verify"), result("train", "unchanged"), result("encode query", "unchanged")) == "unchanged"
@@ -101,24 +102,65 @@ def test_the_rate_counts_images_and_not_stages() -> None:
     assert encode_rate([result("index")]) is None
 
 
-def test_the_report_names_every_stage_and_the_figures() -> None:
+def test_the_page_names_every_stage_and_the_figures() -> None:
     log = StageLog()
     for name in ("ingest", "train", "encode query"):
-        log.add(lambda name=name: result(name))
-    page = run_report(log.summary(REPORT, "/out"))
+        log.add(lambda name: result(name), name)
+    page = run_page(log.stages, log.summary(REPORT, "/out"), {"report": "/out/report.html"})
     for expected in (
         "| ingest | done | `/out/ingest` | `dddddddddddd` |",
         "| train |",
         "0.8125",
         "0.1000",
-        "report.html",
+        "- report: [/out/report.html](/out/report.html)",
     ):
         assert expected in page
 
 
+def test_a_stage_that_failed_has_its_row_and_its_reason() -> None:
+    log = StageLog()
+    log.add(lambda name: result("train"), "train model")
+
+    def fail(name: str) -> None:
+        raise InputError("no images")
+
+    with pytest.raises(InputError):
+        log.add(fail, "encode query")
+    rows = [(row["stage"], row["status"], row["detail"]) for row in stage_rows(log.stages)]
+    assert rows == [("train model", "done", ""), ("encode query", "failed", "no images")]
+    assert "**encode query failed:** no images" in run_page(log.stages, None, {})
+
+
+def test_what_a_run_is_asked_lies_over_what_its_deployment_says() -> None:
+    base = {"train": {"epochs": 20, "lr": 0.1}, "run": {"out": "/out", "database": ["a"]}}
+    found = settings_of({"train": {"epochs": 3}}, ("train.epochs=2", "model.bits=32"), None, base)
+    assert found == {
+        "train": {"epochs": 2, "lr": 0.1},
+        "run": {"out": "/out", "database": ["a"]},
+        "model": {"bits": 32},
+    }
+    assert base["train"] == {"epochs": 20, "lr": 0.1}
+    assert settings_of({"run": {"database": ["b"]}}, (), "/other", base)["run"] == {"out": "/other", "database": ["b"]}
+    assert settings_of(sets=("train.recipe=paper-orthohash",))["train"] == {"recipe": "paper-orthohash"}
+
+
+def test_every_stage_has_one_artifact_key_that_prefect_takes() -> None:
+    assert artifact_key("encode query") == "hhnet-encode-query"
+    assert artifact_key("verify shards/train") == "hhnet-verify-shards-train"
+    odd = [artifact_key(f"encode {name}") for name in ("Query 1", "query.1", "query 1", "Ünïcode", "---")]
+    assert len(set(odd)) == len(odd)
+    for key in odd:
+        assert set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and "--" not in key
+
+
+def test_an_artifact_is_named_by_its_last_two_parts() -> None:
+    assert place("s3://bucket/photos/shards/train") == "shards/train"
+    assert place("/data/shards/") == "data/shards"
+
+
 def test_the_verbs_are_imported_without_prefect_torch_or_ray() -> None:
     code = (
-        "import sys, flows.verbs, flows.server; "
+        "import sys, flows.verbs, flows.server, flows.deploy, flows.lifeline; "
         "print([m for m in ('prefect', 'torch', 'ray', 'faiss', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows import server
-from flows.server import _await, environment, reach_prefect
+from flows.server import _await, environment, prefect_setting, quiet_prefect, reach_prefect, server_url
 from pipelines.errors import ConfigError, Unavailable, UsageError
 
 PASSWORD = "hhnet:0123456789abcdef"
@@ -27,6 +27,10 @@ def test_the_environment_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch
         raise KeyError
     assert os.environ["HHNET_A"] == "1"
     assert "HHNET_B" not in os.environ
+    monkeypatch.setenv("HHNET_A", "1")
+    with environment({"HHNET_A": None}):
+        assert "HHNET_A" not in os.environ
+    assert os.environ["HHNET_A"] == "1"
 
 
 class Asking(BaseHTTPRequestHandler):
@@ -39,8 +43,12 @@ class Asking(BaseHTTPRequestHandler):
             self.send_header("Location", f"http://{self.path.split('/')[2]}/api/admin/version")
         else:
             right = f"Basic {base64.b64encode(PASSWORD.encode()).decode()}"
-            self.send_response(200 if self.headers.get("Authorization") == right else 401)
+            asked = self.headers.get("Authorization")
+            there = 200 if self.path.startswith(("/api/", "/ui/")) else 404
+            open_to_all = asked is None and not self.path.startswith("/api/")
+            self.send_response(there if open_to_all or asked == right else 401)
         self.end_headers()
+        self.wfile.write(b"<html>the page</html>" if self.path.startswith("/ui") else b'"3.8.8"')
 
     def log_message(self, *_: object) -> None:
         pass
@@ -72,6 +80,43 @@ def test_a_server_elsewhere_is_not_spoken_to_without_a_password(
     with pytest.raises(UsageError, match="refuses this environment"):
         reach_prefect(url)
     assert [sent for _, sent in asking.received][-1] == "Bearer key"  # type: ignore[attr-defined]
+
+
+def test_an_address_without_api_is_told_what_it_lacks(asking: ThreadingHTTPServer) -> None:
+    """The page of a server answers any path below the address with itself, or with 404."""
+    for path in ("", "/", "/ui"):
+        with pytest.raises(ConfigError, match=rf"add /api, http://127\.0\.0\.1:{asking.server_port}.*/api$"):
+            reach_prefect(f"http://127.0.0.1:{asking.server_port}{path}")
+
+
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(
+    asking: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", PASSWORD)
+    reach_prefect(f"http://127.0.0.1:{asking.server_port}/api")
+    with quiet_prefect():
+        for name in ("no_proxy", "NO_PROXY"):
+            assert os.environ[name].split(",") == ["example.org", "127.0.0.1", "localhost", "::1"]
+    assert os.environ["no_proxy"] == "example.org"
+
+
+def test_a_server_is_found_in_the_active_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert server_url() is None
+    (tmp_path / "profiles.toml").write_text(
+        'active = "work"\n[profiles.work]\nPREFECT_API_URL = "http://127.0.0.1:1/api"\n'
+        'PREFECT_API_AUTH_STRING = "a:b"\n[profiles.other]\nPREFECT_API_URL = "http://127.0.0.1:2/api"\n'
+    )
+    assert (server_url(), prefect_setting("PREFECT_API_AUTH_STRING")) == ("http://127.0.0.1:1/api", "a:b")
+    monkeypatch.setenv("PREFECT_PROFILE", "other")
+    assert (server_url(), prefect_setting("PREFECT_API_AUTH_STRING")) == ("http://127.0.0.1:2/api", None)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:3/api")
+    assert server_url() == "http://127.0.0.1:3/api"
 
 
 @pytest.mark.parametrize("password", [None, "hhnet:wrong"])
@@ -125,8 +170,8 @@ def test_a_server_that_does_not_come_up_is_given_up(tmp_path: Path, monkeypatch:
 def test_the_server_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     child = "import time; time.sleep(60)"
     parent = (
-        "import subprocess, sys, time; from flows.server import _die_with_parent; "
-        f"p = subprocess.Popen([sys.executable, '-c', {child!r}], preexec_fn=_die_with_parent); "
+        "import subprocess, sys, time; from flows.lifeline import die_with_parent; "
+        f"p = subprocess.Popen([sys.executable, '-c', {child!r}], preexec_fn=die_with_parent); "
         "print(p.pid, flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)

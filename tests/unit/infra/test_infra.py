@@ -1,5 +1,6 @@
 """The files under infra/, checked as far as that goes without a container engine or a cluster."""
 
+import ast
 import itertools
 import os
 import re
@@ -103,8 +104,10 @@ def test_the_prefect_deployment_names_the_flow_and_valid_parameters() -> None:
     (deployment,) = PREFECT["deployments"]
     module, _, name = deployment["entrypoint"].rpartition(".")
     source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text()
-    assert re.search(rf"@flow\(.*\)\ndef {name}\(config: dict\[str, Any\], out: str\)", source)
-    settings = Config.model_validate(deployment["parameters"]["config"])
+    (flow,) = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    assert "flow(" in ast.unparse(flow.decorator_list[0])
+    assert set(deployment["parameters"]) <= {argument.arg for argument in flow.args.args}
+    settings = Config.model_validate(deployment["parameters"]["base"])
     assert settings.run.train and settings.run.query and settings.run.database
     assert PREFECT["prefect-version"] == LOCK["prefect"]
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import safetensors.numpy
 
+from pipelines import verify as verify_module
 from pipelines.artifacts import (
     Artifact,
     ArtifactInput,
@@ -29,8 +31,9 @@ from pipelines.kinds.artifact import ORDINALS, ORDINALS_NAME, index_id, keys_nam
 from pipelines.schema import REJECTS, SHARD_INDEX, codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.shards import INDEX_NAME, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
-from pipelines.verify import verify
+from pipelines.verify import verify, verify_tars
 from tests.support import pictures
+from tests.support.inline import InlinePool, use_inline_pool
 
 MARK = "f" * 64
 BITS = 12
@@ -532,3 +535,72 @@ def test_reports(tmp_path: Path) -> None:
     resign(tmp_path, lambda fields: fields["meta"].update(map=0.9))
     with pytest.raises(DamagedArtifact, match="differ in map"):
         verify(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------- the tars of a run
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    return use_inline_pool(monkeypatch, verify_module)
+
+
+def test_a_run_reads_the_tars_that_no_run_proved_before(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
+    out, config = str(tmp_path / "out"), load_config()
+    first = verify_tars(shards.uri, out, config)
+    assert (first["status"], first["tars"], first["proven"], first["known"], first["left"]) == ("done", 3, 3, 0, 0)
+    assert len(pool.done) == 3
+    again = verify_tars(shards.uri, out, config)
+    assert (again["status"], again["proven"], again["known"], again["damaged"]) == ("unchanged", 0, 3, [])
+    assert len(pool.done) == 3
+    assert verify_tars(shards.uri, str(tmp_path / "other"), config)["proven"] == 3
+
+
+def test_a_damaged_tar_is_named_and_looked_at_again(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
+    out, config = str(tmp_path / "out"), load_config()
+    opened = open_shards(shards.uri)
+    flip(Path(shards.uri, opened.shards[1].part.path), opened.shards[1].records()[3].members[0].offset + 20)
+    Path(shards.uri, opened.shards[2].part.path).unlink()
+    for _ in range(2):
+        found = verify_tars(shards.uri, out, config)
+        assert len(found["damaged"]) == 2
+        assert "is not the" in found["damaged"][0] and found["damaged"][1].endswith("is missing")
+    assert (found["known"], found["proven"]) == (1, 0)
+    with pytest.raises(DamagedArtifact):  # a damaged tar is a damaged artifact for the proof of an artifact
+        verify(shards.uri)
+
+
+def test_a_share_of_the_tars_is_read_until_all_are_known(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
+    out, config = str(tmp_path / "out"), load_config(sets=["run.verify=0.3"])
+    counts = [verify_tars(shards.uri, out, config) for _ in range(4)]
+    assert [(found["proven"], found["known"], found["left"]) for found in counts] == [
+        (1, 0, 2),
+        (1, 1, 1),
+        (1, 2, 0),
+        (0, 3, 0),
+    ]
+    nothing = verify_tars(shards.uri, str(tmp_path / "other"), load_config(sets=["run.verify=0"]))
+    assert (nothing["status"], nothing["left"]) == ("unchanged", 3)
+
+
+def test_a_tar_whose_reader_died_is_neither_proven_nor_damaged(
+    shards: Artifact, tmp_path: Path, pool: InlinePool
+) -> None:
+    pool.fatal = lambda name: name.endswith("000001.tar")
+    found = verify_tars(shards.uri, str(tmp_path / "out"), load_config())
+    assert (found["proven"], found["damaged"], found["left"]) == (2, [], 1)
+
+
+def test_shards_whose_index_is_damaged_are_no_shards(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
+    flip(Path(shards.uri, shards.manifest.part(INDEX_NAME).path), 40)
+    with pytest.raises(DamagedArtifact):
+        verify_tars(shards.uri, str(tmp_path / "out"), load_config())
+    assert pool.done == []
+
+
+def test_a_record_of_proven_tars_that_is_none_is_named(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
+    (tmp_path / "out" / "proven").mkdir(parents=True)
+    (tmp_path / "out" / "proven" / "x.json").write_text("[]")
+    with pytest.raises(DamagedArtifact, match="is no list of proven tars: delete it"):
+        verify_tars(shards.uri, str(tmp_path / "out"), load_config())

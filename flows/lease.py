@@ -1,0 +1,45 @@
+"""A run's place among those that may run at one time, which it keeps when Prefect's server restarts.
+
+Prefect's engine ends a run whose lease on that place cannot be renewed, and a server forgets its leases when it
+restarts (unless PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE names a module that keeps them): hours of training would end
+for a restart of seconds. Here renewal is tried again as long as the run works. The server counts the place as taken
+until the run ends, with or without the lease.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import flow_engine
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
+
+RENEWALS = 5
+"""Renewals within the life of a lease, of which all but one may fail."""
+
+
+def keep_leases() -> None:
+    """Have Prefect's engine use `kept_lease` in this process."""
+    vars(flow_engine)["maintain_concurrency_lease"] = kept_lease
+
+
+@contextmanager
+def kept_lease(lease_id: UUID, lease_duration: float, **_: Any) -> Iterator[None]:
+    """Renew a lease as long as the block lasts; a failure to do so costs the lease, never the work."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(lease_duration / RENEWALS):
+            with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+                client.renew_concurrency_lease(lease_id=lease_id, lease_duration=lease_duration)
+
+    context = copy_context()
+    threading.Thread(target=lambda: context.run(renew), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()

@@ -1,0 +1,63 @@
+"""A process that works for another one ends when that one is gone, however it went.
+
+Else a run goes on beside the next one that the server starts, and nobody sees or stops it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import psutil
+
+from pipelines.cluster.session import is_rays
+
+VARIABLE = "HHNET_SERVED_BY"
+"""Environment variable with the process id of the serving process."""
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+LOOK_EVERY_S = 1.0
+END_S = 30.0
+"""Seconds that an orphan has to end its Ray and report, before it is killed."""
+
+
+def die_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent dies; on Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def follow_parent() -> None:
+    """End this process once the serving process that started it is gone; do nothing where none did."""
+    served_by = os.environ.get(VARIABLE, "")
+    if not served_by.isdigit() or int(served_by) == os.getpid():
+        return
+    die_with_parent()
+    threading.Thread(target=_watch, args=(int(served_by),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_EVERY_S)
+    if sys.platform != "linux":  # there the kernel has done so; only a parent that died before it was asked is missed
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(END_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Have the kernel make this process the parent of what runs leave behind; on Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_orphaned_ray() -> None:
+    """Kill the processes of Ray whose run was killed: some would notice that only after a minute."""
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if is_rays(process.cmdline()):
+                process.kill()
+                process.wait(timeout=END_S)

@@ -1,0 +1,135 @@
+"""What Prefect's page and log show of a run: a bar and log lines for each stage, tables, links.
+
+A thread of its own sends it. The work never waits for a server that is slow or gone: that costs the picture alone.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from typing import Any
+
+import httpx
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import PrefectException
+
+from pipelines.cluster.progress import reporting
+from pipelines.storage import sha256_of
+
+UPDATE_EVERY_S = 2.0
+"""Seconds between two updates of a progress bar."""
+LOG_EVERY_S = 10.0
+"""Seconds between two progress lines of a stage in Prefect's log."""
+END_WAIT_S = 10.0
+"""Seconds that a stage waits at its end for its last update to be sent."""
+
+OUT_OF_REACH = (httpx.HTTPError, PrefectException)
+"""What Prefect's client raises where the server is gone or refuses."""
+
+
+def artifact_key(name: str) -> str:
+    """Return `hhnet-<name>` in the characters that Prefect takes. Names that would become the same get a digest."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    plain = name.replace(" ", "-").replace("/", "-") == slug
+    return f"hhnet-{slug}" if plain else f"hhnet-{slug}-{sha256_of(name.encode())[:6]}".replace("--", "-")
+
+
+def publish(key: str, kind: str, data: Any, description: str) -> None:
+    """Show an artifact in the current flow run: one for each key, which a later call changes, in a retry too."""
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    run = task.task_run.flow_run_id if task else flow.flow_run.id if flow and flow.flow_run else None
+    if run is None:
+        return
+    with get_client(sync_client=True) as client:
+        mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]), key=ArtifactFilterKey(any_=[key]))
+        known = client.read_artifacts(artifact_filter=mine, limit=1)
+        if known:
+            client.update_artifact(known[0].id, ArtifactUpdate(data=data, description=description))
+            return
+        made = ArtifactCreate(
+            key=key,
+            type=kind,
+            data=data,
+            description=description,
+            flow_run_id=run,
+            task_run_id=task.task_run.id if task else None,
+        )
+        client.create_artifact(made)
+
+
+def publish_if_reachable(key: str, kind: str, data: Any, description: str) -> None:
+    """Do as `publish`, or nothing where the server does not take it."""
+    with suppress(*OUT_OF_REACH):
+        publish(key, kind, data, description)
+
+
+@contextmanager
+def progress(name: str) -> Iterator[None]:
+    """Show the stages of the verb inside as one progress bar of Prefect, and as lines in the run's log."""
+    following = _Following(name)
+    with reporting(following.hear):
+        following.start()
+        try:
+            yield
+        except BaseException as error:
+            following.end(f"failed: {error or type(error).__name__}")
+            raise
+        following.end("done", 100.0)
+
+
+class _Following:
+    """Remembers what a verb reported last; a thread sends it on."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._key = name, artifact_key(name)
+        self._log: Any = get_run_logger()
+        self._share, self._text = 0.0, name
+        self._ended = threading.Event()
+        context = copy_context()  # the run to which the thread sends
+        self._thread = threading.Thread(target=lambda: context.run(self._follow), daemon=True)
+        self._begun = self._logged = time.monotonic()
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def hear(self, stage: str, done: int, total: int, note: str) -> None:
+        """Take a report of the verb, from any of its threads."""
+        share = min(done, total) / total if total else 0.0
+        seconds = time.monotonic() - self._begun
+        left = f", about {seconds / share * (1 - share):.0f} s left" if 0 < share < 1 else ""
+        self._share, self._text = 100.0 * share, f"{stage}: {done} of {total}{left}  {note}".rstrip()
+
+    def end(self, how: str, share: float | None = None) -> None:
+        """Send the last of it, for a while; a failed stage keeps its bar."""
+        seconds = time.monotonic() - self._begun
+        self._share = self._share if share is None else share
+        self._text = f"{self._name}: {how} after {seconds:.0f} s"
+        self._ended.set()
+        self._thread.join(END_WAIT_S)
+
+    def _follow(self) -> None:
+        sent: tuple[float, str] | None = None
+        ended = False
+        while not ended:
+            now = self._share, self._text
+            if now != sent:
+                self._write(now[1])
+                publish_if_reachable(self._key, "progress", now[0], now[1])
+                sent = now
+            ended = self._ended.wait(UPDATE_EVERY_S)
+        if (self._share, self._text) != sent:
+            self._log.info(self._text)
+            publish_if_reachable(self._key, "progress", self._share, self._text)
+
+    def _write(self, text: str) -> None:
+        """Log a line, unless the last one was a moment ago."""
+        if time.monotonic() - self._logged >= LOG_EVERY_S:
+            self._logged = time.monotonic()
+            self._log.info(text)
