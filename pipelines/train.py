@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
+from pipelines.cluster.failures import training_failure
 from pipelines.cluster.progress import Board, BoardView
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store, wait_for
 from pipelines.config import Config, result_settings
@@ -170,7 +171,7 @@ def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
                 try:
                     trainer.fit()
                 except TrainingFailedError as error:
-                    failure = ray.get(board.failure.remote()) or WorkFailed(f"training failed: {error}")
+                    failure = ray.get(board.failure.remote()) or training_failure(str(error))
                     raise failure from error
         failure = ray.get(board.failure.remote())
         if failure is not None:
