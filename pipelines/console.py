@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -82,39 +83,40 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
     previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
     sys.unraisablehook = _send_again
     with job_records() as records:
-        code, told = 0, ""
         try:
             result = work()
-        except HHNetError as error:
+        except BaseException as error:
+            message, code, expected = _explained(error)
             if records is not None:
-                records.write(error=str(error), code=error.exit_code)
-            if debug:
-                raise
-            code, told = error.exit_code, str(error)
-            if isinstance(error, HeadLost):
-                _complain(told)
-                os._exit(code)  # Ray would wait for its head before it lets the process end
-        except KeyboardInterrupt:
-            code, told = 130, "interrupted; what was committed stays, the same command goes on from there"
-        except (Terminated, SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting
-            code, told = 143, "terminated; what was committed stays, the same command goes on from there"
-        except Exception as error:
-            if records is not None:
-                records.write(error=f"{type(error).__name__}: {error}", code=1)
-            raise
+                records.write(error=message, code=code)
+            if not expected or (debug and isinstance(error, HHNetError)):
+                if not isinstance(error, HeadLost):
+                    raise
+                traceback.print_exc()
+            _complain(message)
+            if isinstance(error, HeadLost):  # Ray would wait for its head before it lets the process end
+                os._exit(code)
+            return code
         finally:
             signal.signal(signal.SIGTERM, previous)
             sys.unraisablehook = hook
-        if told:
-            if records is not None and code > 128:
-                records.write(error=told, code=code)
-            _complain(told)
-            return code
         if records is not None:
             records.write(result=result)
-        else:
-            code = _print(json.dumps(result, ensure_ascii=False) if json_output else present(result))
-        return code or (4 if result.get("status") == "degraded" else 0)
+        elif code := _print(json.dumps(result, ensure_ascii=False) if json_output else present(result)):
+            return code
+    return 4 if result.get("status") == "degraded" else 0
+
+
+def _explained(error: BaseException) -> tuple[str, int, bool]:
+    """The message of an error that ends a verb, its exit code, and whether that is enough without a traceback."""
+    goes_on = "what was committed stays, the same command goes on from there"
+    if isinstance(error, HHNetError):
+        return str(error), error.exit_code, True
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted; {goes_on}", 130, True
+    if isinstance(error, Terminated | SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting
+        return f"terminated; {goes_on}", 143, True
+    return f"{type(error).__name__}: {error}", 1, False
 
 
 def _print(text: str) -> int:

@@ -157,8 +157,9 @@ def test_broken_connections_neither_lose_nor_double_a_line(
     """And when nobody answers any more, that is said in time; the same command attaches to the job."""
     dashboard = int(cluster["TEST_ADDRESS"].rpartition(":")[2])
     out = tmp_path / "model"
-    words = ["train", "--shards", str(shards / "train"), "--out", str(out), "--set", "train.epochs=12"]
-    words += [word for setting in (*SETTINGS, "ray.wait_s=6") for word in ("--set", setting)]
+    more = ("train.epochs=100", "train.val_every=100", "ray.wait_s=6")
+    words = ["train", "--shards", str(shards / "train"), "--out", str(out)]
+    words += [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
     with proxy_to(dashboard) as proxy:
         verb = started([*words, "--set", f"ray.address=http://127.0.0.1:{proxy.port}"], cluster)
         await_true(lambda: any(out.rglob("checkpoints/*/manifest.json")))
