@@ -18,6 +18,7 @@ from pipelines.errors import ClusterUnavailable, HeadLost
 RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RAYS_PATIENCE_S = 60.0
 """Ray's own limit, after which it ends the process; RAYS_PATIENCE sets another one."""
+LEAST_PATIENCE_S = 1.0
 ASK_EVERY_S = 5.0
 ASK_S = 5.0
 """How long one question may take at most."""
@@ -73,7 +74,7 @@ class HeadWatch:
     def __init__(self, address: str) -> None:
         import ray
 
-        self.patience_s = float(os.environ.get(RAYS_PATIENCE) or RAYS_PATIENCE_S) / 2
+        self.patience_s = max(LEAST_PATIENCE_S, float(os.environ.get(RAYS_PATIENCE) or RAYS_PATIENCE_S) / 2)
         self.lost = False
         self._address, self._node_lost = address, False
         # Taken here, since Ray's functions connect to some cluster again when they are called after it was left.
