@@ -333,11 +333,16 @@ class RaySettings(Section):
     address: str | None = None
     """Unset = RAY_ADDRESS, else a local Ray; `auto` or host:port joins; http(s)://... submits a job."""
     cpus: int | None = Field(None, ge=1, le=4096)
-    """CPUs that a local Ray uses; unset = those of the machine. Several verbs side by side need their own share."""
+    """CPUs that a local Ray uses; unset = those that this process may use. Several verbs side by side need their own
+    share."""
     wait_s: float = Field(60.0, gt=0)
-    """Seconds to wait for room for a worker; more where an autoscaler needs minutes to start a node."""
+    """Seconds to wait for a head that does not answer, and for room for a worker; more where an autoscaler needs
+    minutes to start a node."""
     cpu_fallback: bool = False
     """Go on without a GPU where the one that was asked for, or that a node has, is not free in time."""
+    driver_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that may run the driver of a submitted job, such as {"ray.io/market-type" = "on-demand"};
+    unset = the head node."""
 
 
 class StoreSettings(Section):

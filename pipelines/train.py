@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
+from pipelines.cluster.failures import training_failure
 from pipelines.cluster.placement import Need, look, shortage, training_need, widest
 from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
@@ -220,7 +221,7 @@ def _fit(job: TrainJob, need: Need, board: Any, scratch: str) -> None:
         error = failed
     failure = ray.get(board.failure.remote())
     if error is not None:
-        raise failure or WorkFailed(f"training failed: {error}") from error
+        raise failure or training_failure(str(error)) from error
     if failure is not None:
         raise failure
 

@@ -50,6 +50,10 @@ SETTINGS = (
 RUN_LIMIT_S = 900
 
 
+PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
+"""Ray gives a lost head up after so many seconds, and the verbs after half of them."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Shards, a model, and the manifest of an undisturbed encode."""
@@ -267,8 +271,11 @@ def test_lost_nodes_and_a_lost_head_change_no_byte(corpus: Corpus, tmp_path: Pat
             assert more_receipts(verb, out, rng.randrange(2, 8))
             cluster.tell("behead")
             lost_heads += 1
-            verb.communicate(timeout=RUN_LIMIT_S)
-        assert verb.returncode != 0
+            _, err = verb.communicate(timeout=RUN_LIMIT_S)
+        assert verb.returncode == 3, err
+        last = err.splitlines()[-1]
+        assert last.startswith(f"hhnet: the head of Ray at {cluster.address} has not answered for 10 s"), err
+        assert "what was committed stays" in last and "Traceback" not in err
         assert not (out / "manifest.json").exists()
         with cluster_of(1, 1) as cluster, joined(corpus, cluster, out) as verb:
             result_of(verb)
@@ -296,11 +303,32 @@ def test_without_its_own_node_a_run_ends_and_is_resumed(corpus: Corpus, tmp_path
     require_clean(out)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_the_head_of_its_own_ray_a_run_ends_and_is_resumed(
+    number: signal.Signals, corpus: Corpus, tmp_path: Path
+) -> None:
+    """A head that is stopped still takes connections; Ray itself would wait for it for minutes, also to be left."""
+    out = tmp_path / "codes"
+    with started(encode_words(corpus.shards, corpus.model, out), {**os.environ, **PATIENCE}) as verb:
+        assert more_receipts(verb, out, 2)
+        helpers = psutil.Process(verb.pid).children(recursive=True)
+        (head,) = [process for process in helpers if process.name().startswith("gcs")]
+        head.send_signal(number)
+        _, err = verb.communicate(timeout=120)
+    assert verb.returncode == 3, err
+    assert "the head of Ray at local has not answered for 10 s" in err.splitlines()[-1] and "Traceback" not in err
+    assert psutil.wait_procs(helpers, timeout=10)[1] == []
+    with started(encode_words(corpus.shards, corpus.model, out)) as verb:
+        result_of(verb)
+    assert (out / "manifest.json").read_bytes() == corpus.manifest
+    require_clean(out)
+
+
 def joined(corpus: Corpus, cluster: Nodes, out: Path, *more: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """An encode on the nodes of a cluster, which share this machine's disk; it gives a lost head up after seconds."""
     where = ("--set", f"ray.address={cluster.address}", "--set", "store.shared=true")
     command = encode_words(corpus.shards, corpus.model, out, *where, *more)
-    return started(command, {**os.environ, **LOOPBACK, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"})
+    return started(command, {**os.environ, **LOOPBACK, **PATIENCE})
 
 
 def more_receipts(verb: subprocess.Popen[str], out: Path, more: int) -> bool:
