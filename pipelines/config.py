@@ -312,6 +312,8 @@ class RaySettings(Section):
     """CPUs that a local Ray uses; unset = those of the machine. Several verbs side by side need their own share."""
     wait_s: float = Field(60.0, gt=0)
     """Seconds to wait for resources that the cluster does not have yet."""
+    metrics_port: int | None = Field(None, ge=1024, le=65_535)
+    """Port on 127.0.0.1 at which a local Ray serves its metrics to Prometheus; unset = any free one."""
 
 
 class StoreSettings(Section):

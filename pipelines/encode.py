@@ -6,10 +6,10 @@ say which shards are done; the others are encoded, and when every shard has its 
 
 import time
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact, write_run_record
+from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
 from pipelines.config import Config, result_settings
 from pipelines.encoding import (
@@ -17,7 +17,7 @@ from pipelines.encoding import (
     ShardEncoder,
     ShardRun,
     ShardTask,
-    claimed_receipts,
+    count_shard,
     encode_shards,
     given_up,
     over_budget,
@@ -25,6 +25,7 @@ from pipelines.encoding import (
     publish_shard,
     receipt_parts,
     run_record,
+    what_is_left,
 )
 from pipelines.errors import DamagedArtifact, Degraded
 from pipelines.schema import LOGITS
@@ -61,13 +62,14 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, list[ShardRun
     """Encode what is missing, and publish; what was published before and lost since is made again."""
     writer = job.writer()
     opened = open_shards(job.shards)
-    published = open_current(writer.store, "codes") if writer.committed() else None
-    receipts = {} if published else claimed_receipts(writer.store, [shard.stem for shard in opened.shards])
-    tasks = _lost_shards(published, opened) if published else _missing_shards(opened, receipts)
+    published, receipts, tasks = what_is_left(writer.store, opened)
 
     def reject_all(outcome: Outcome[ShardTask]) -> dict[str, Any]:
         shard = opened.shard(outcome.item.shard)
-        return publish_shard(writer, shard, outcome.item.receipt, given_up(job.schema, shard, outcome))
+        rejects = given_up(job.schema, shard, outcome)
+        receipt = publish_shard(writer, shard, outcome.item.receipt, rejects)
+        count_shard(Meter("encode"), shard, rejects)
+        return receipt
 
     runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all)
     if published is None:
@@ -81,20 +83,6 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, list[ShardRun
             "encode to another --out"
         )
     return published, runs
-
-
-def _missing_shards(opened: ShardSet, receipts: Mapping[str, Any]) -> list[ShardTask]:
-    return [ShardTask(shard.name, shard.stem) for shard in opened.shards if shard.stem not in receipts]
-
-
-def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
-    """The shards of which a published part or receipt is gone; they get the receipts that the manifest names."""
-    gone = lost(published)
-    manifest = published.manifest
-    stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
-    stems |= {ref.shard for ref in manifest.receipts if ref.path in gone}
-    names = {ref.shard: ref.path.removeprefix("receipts/").removesuffix(".json") for ref in manifest.receipts}
-    return [ShardTask(shard.name, names[shard.stem]) for shard in opened.shards if shard.stem in stems]
 
 
 def _commit(

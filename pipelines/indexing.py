@@ -2,12 +2,14 @@
 
 import os
 import platform
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, ArtifactWriter, Part, write_run_record
+from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
@@ -49,10 +51,9 @@ def build_parts(
         arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
         with ray_session(config), stage("index", len(missing), unit="parts") as advance:
             require_shared_store(writer.store, config)
-            pool = map_items(
-                PartBuilder, arguments, missing, workers=config.index.workers or _cpus(), label=lambda task: task.shard
-            )
-            for outcome in pool:
+            workers = config.index.workers or _cpus()
+            pool = map_items(CountedBuilder, arguments, missing, workers=workers, label=lambda task: task.shard)
+            for outcome in Meter("index").queued(pool, len(missing), workers):
                 if outcome.error is not None:
                     raise WorkFailed(
                         f"{writer.store.uri}: {outcome.error}; what was built is kept, run again to resume"
@@ -60,6 +61,20 @@ def build_parts(
                 receipts[outcome.item.receipt(quantizer)] = outcome.result
                 advance(1)
     return receipts
+
+
+class CountedBuilder(PartBuilder):
+    """Builds parts, and counts codes, bytes and seconds."""
+
+    def run(self, task: PartTask) -> dict[str, Any]:
+        """Build and claim the part of one shard; the receipt that won is returned."""
+        meter, begun = Meter("index"), time.perf_counter()
+        receipt = super().run(task)
+        meter.seconds({"build": time.perf_counter() - begun})
+        meter.images(task.rows)
+        written = sum(receipt[name]["bytes"] for name in ("part", "keys") if name in receipt)
+        meter.bytes(read=task.part.bytes, written=written)
+        return receipt
 
 
 def built(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> bool:

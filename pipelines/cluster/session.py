@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import psutil
 
 from pipelines.cluster.access import require_ray_token, token_refused
-from pipelines.config import Config
+from pipelines.config import Config, RaySettings
 from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
 
@@ -57,7 +58,7 @@ def ray_session(config: Config) -> Iterator[None]:
     kept = _kept.get()
     try:
         with _termination_interrupts():
-            _start(address, config.ray.cpus)
+            _start(address, config.ray)
             yield
     finally:
         if kept is None:
@@ -107,13 +108,16 @@ def kept_ray() -> Iterator[None]:
             _stop(begun[0])
 
 
-def _start(address: str, cpus: int | None) -> None:
+def _start(address: str, settings: RaySettings) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
     on_term = signal.getsignal(signal.SIGTERM)
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
-    local |= {"num_cpus": cpus} if cpus else {}
+    local |= {"num_cpus": settings.cpus} if settings.cpus else {}
+    if address == "local" and settings.metrics_port is not None:
+        _require_free(settings.metrics_port)
+        local |= {"_metrics_export_port": settings.metrics_port, "_system_config": {"metrics_report_interval_ms": 1000}}
     _adopt_orphans()
     try:
         require_ray_token(_found() if address == "auto" else address)
@@ -134,6 +138,18 @@ def _start(address: str, cpus: int | None) -> None:
         raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}{full}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
+
+
+def _require_free(port: int) -> None:
+    """UsageError where the port is taken: Ray would wait half a minute for its agent, and not say why it ended."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UsageError(
+                f"ray.metrics_port={port} is taken on this machine, by another run perhaps: choose another port"
+            ) from None
 
 
 def _full_disk() -> str:
