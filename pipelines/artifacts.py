@@ -271,6 +271,16 @@ def read_identity(store: Store) -> tuple[str, str]:
         raise DamagedArtifact(f"{store.uri}/identity.json is not readable") from None
 
 
+def require_identity(store: Store, kind: str, fingerprint: str) -> None:
+    """FingerprintMismatch where the root was begun with something else; FileNotFoundError where it was not begun."""
+    found, other = read_identity(store)
+    if (found, other) != (kind, fingerprint):
+        raise FingerprintMismatch(
+            f"{store.uri} holds {found} {other[:12]}, this run would make {kind} {fingerprint[:12]}: choose another "
+            "--out, or the inputs and settings it was begun with"
+        )
+
+
 class ArtifactWriter:
     """Publishes one artifact at a root by the commit protocol; safe to kill and to run again at any point."""
 
@@ -285,17 +295,9 @@ class ArtifactWriter:
         self.store, self.kind, self.fingerprint, self.inputs = store, kind, fingerprint, inputs
         identity = {"format": FORMAT, "kind": kind, "fingerprint": fingerprint}
         if not store.put("identity.json", canonical_json(identity), "identity.put"):
-            self._check_identity()
+            require_identity(store, kind, fingerprint)
         if origin:
             store.put("origin.json", canonical_json(dict(origin)))
-
-    def _check_identity(self) -> None:
-        kind, other = read_identity(self.store)
-        if (kind, other) != (self.kind, self.fingerprint):
-            raise FingerprintMismatch(
-                f"{self.store.uri} holds {kind} {other[:12]}, this run would make {self.kind} "
-                f"{self.fingerprint[:12]}: choose another --out, or the inputs and settings it was begun with"
-            )
 
     def committed(self) -> Artifact | None:
         """The artifact, if it was committed before."""

@@ -343,6 +343,8 @@ class RaySettings(Section):
     driver_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that may run the driver of a submitted job, such as {"ray.io/market-type" = "on-demand"};
     unset = the head node."""
+    metrics_port: int | None = Field(None, ge=1024, le=65_535)
+    """Port on 127.0.0.1 at which a local Ray serves its metrics to Prometheus; unset = any free one."""
 
 
 class StoreSettings(Section):

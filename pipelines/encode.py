@@ -6,17 +6,17 @@ say which shards are done; the others are encoded, and when every shard has its 
 
 import time
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact
+from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
 from pipelines.config import Config, result_settings
 from pipelines.encoding import (
     EncodeJob,
     ShardEncoder,
     ShardTask,
-    claimed_receipts,
+    count_shard,
     encode_shards,
     given_up,
     over_budget,
@@ -24,6 +24,7 @@ from pipelines.encoding import (
     publish_shard,
     receipt_parts,
     run_figures,
+    what_is_left,
 )
 from pipelines.errors import DamagedArtifact, Degraded
 from pipelines.runs import RunLog
@@ -57,13 +58,14 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
     begun = time.monotonic()
     writer = job.writer()
     opened = open_shards(job.shards)
-    published = open_current(writer.store, "codes") if writer.committed() else None
-    receipts = {} if published else claimed_receipts(writer.store, [shard.stem for shard in opened.shards])
-    tasks = _lost_shards(published, opened) if published else _missing_shards(opened, receipts)
+    published, receipts, tasks = what_is_left(writer.store, opened)
 
     def reject_all(outcome: Outcome[ShardTask]) -> dict[str, Any]:
         shard = opened.shard(outcome.item.shard)
-        return publish_shard(writer, shard, outcome.item.receipt, given_up(job.schema, shard, outcome))
+        rejects = given_up(job.schema, shard, outcome)
+        receipt = publish_shard(writer, shard, outcome.item.receipt, rejects)
+        count_shard(Meter("encode"), shard, rejects)
+        return receipt
 
     done = opened.samples - sum(opened.shard(task.shard).rows for task in tasks)
     facts = {"fingerprint": job.fingerprint, "shards": len(opened.shards)}
@@ -82,20 +84,6 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
                 "encode to another --out"
             )
     return published, log.figures
-
-
-def _missing_shards(opened: ShardSet, receipts: Mapping[str, Any]) -> list[ShardTask]:
-    return [ShardTask(shard.name, shard.stem) for shard in opened.shards if shard.stem not in receipts]
-
-
-def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
-    """The shards of which a published part or receipt is gone; they get the receipts that the manifest names."""
-    gone = lost(published)
-    manifest = published.manifest
-    stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
-    stems |= {ref.shard for ref in manifest.receipts if ref.path in gone}
-    names = {ref.shard: ref.path.removeprefix("receipts/").removesuffix(".json") for ref in manifest.receipts}
-    return [ShardTask(shard.name, names[shard.stem]) for shard in opened.shards if shard.stem in stems]
 
 
 def _commit(

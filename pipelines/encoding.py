@@ -6,8 +6,10 @@ shards, and what their receipts add up to, is the business of the verb.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
@@ -29,6 +32,7 @@ from pipelines.runs import RunLog
 from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
+from pipelines.versions import lost, open_current
 
 if TYPE_CHECKING:
     from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs
@@ -45,13 +49,14 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardCodes:
-    """One encoded shard as bytes: its codes part and, where there are rejects, their table."""
+    """One encoded shard as bytes: its codes part and, where there are rejects, their table and counts by reason."""
 
     codes: bytes
     rows: int
     rejects: bytes | None
     rejected: int
     seconds: Mapping[str, float]
+    reasons: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,29 @@ def over_budget(totals: Mapping[str, int], config: Config) -> bool:
     return totals["rejects"] > config.encode.reject_budget * totals["samples"]
 
 
+def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[str, dict[str, Any]], list[ShardTask]]:
+    """The codes, if they were published, the receipts that need not be made again, and the tasks of the other shards.
+
+    Of published codes those shards are done again of which something is gone.
+    """
+    if store.size("manifest.json") is not None:
+        published = open_current(store, "codes")
+        return published, {}, _lost_shards(published, opened)
+    receipts = claimed_receipts(store, [shard.stem for shard in opened.shards])
+    missing = [ShardTask(shard.name, shard.stem) for shard in opened.shards if shard.stem not in receipts]
+    return None, receipts, missing
+
+
+def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
+    """The shards of which a published part or receipt is gone; they get the receipts that the manifest names."""
+    gone = lost(published)
+    manifest = published.manifest
+    stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
+    stems |= {ref.shard for ref in manifest.receipts if ref.path in gone}
+    names = {ref.shard: ref.path.removeprefix("receipts/").removesuffix(".json") for ref in manifest.receipts}
+    return [ShardTask(shard.name, names[shard.stem]) for shard in opened.shards if shard.stem in stems]
+
+
 # ------------------------------------------------------------------------------------------------------ one shard
 
 
@@ -131,6 +159,7 @@ def encode_shard(
         rejects_bytes(encoded.rejects) if encoded.rejects else None,
         len(encoded.rejects),
         encoded.seconds,
+        Counter(str(reject.reason) for _, reject in encoded.rejects),
     )
 
 
@@ -170,7 +199,8 @@ def given_up(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> Sh
     reasons = {End.STUCK: Reason.STUCK, End.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY}
     reject = ImageReject(reasons.get(outcome.end, Reason.WORKER_DIED), str(outcome.error))
     empty = parquet_bytes(schema.empty_table())
-    return ShardCodes(empty, 0, rejects_bytes([(record, reject) for record in shard.records()]), shard.rows, {})
+    rejects = rejects_bytes([(record, reject) for record in shard.records()])
+    return ShardCodes(empty, 0, rejects, shard.rows, {}, {str(reject.reason): shard.rows})
 
 
 def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes) -> dict[str, Any]:
@@ -200,6 +230,13 @@ def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: Shar
                     f"delete receipts/{receipt}.json, or encode to another --out"
                 )
     return winner
+
+
+def count_shard(meter: Meter, shard: Shard, done: ShardCodes) -> None:
+    """Count what became of a shard's images, and its bytes."""
+    meter.images(shard.rows)
+    meter.rejects(done.reasons)
+    meter.bytes(read=shard.part.bytes if done.seconds else 0, written=len(done.codes) + len(done.rejects or b""))
 
 
 def receipt_parts(receipt: Mapping[str, Any]) -> list[Part]:
@@ -234,10 +271,12 @@ def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, 
 class ShardEncoder:
     """One Ray worker: a model in memory, shards in, receipts out. `progress` counts images and batches."""
 
+    verb = "encode"
+
     def __init__(self, job: EncodeJob) -> None:
         from pipelines.encoder import Encoder
 
-        self.job, self.progress = job, 0
+        self.job, self.progress, self.meter = job, 0, Meter(self.verb)
         self.shards = open_shards(job.shards)
         self.encoder = Encoder.open(job.model)
         self.writer = job.writer()
@@ -252,10 +291,13 @@ class ShardEncoder:
         claimed = claimed_receipt(self.writer.store, task.receipt)
         if claimed is not None:
             return claimed, {"samples": shard.rows, "rejects": shard.rows - receipt_parts(claimed)[0].rows}
-        done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
-        begun = time.perf_counter()
-        receipt = self.publish(task, shard, done)
-        figures = {**done.seconds, "write": time.perf_counter() - begun}
+        with self.meter.busy():
+            done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
+            begun = time.perf_counter()
+            receipt = self.publish(task, shard, done)
+            figures = {**done.seconds, "write": time.perf_counter() - begun}
+        count_shard(self.meter, shard, done)
+        self.meter.seconds(figures)
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected}
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
@@ -289,18 +331,19 @@ def encode_shards(
         with stage("encode", sum(rows[task.shard] for task in tasks), "images") as advance:
             begun = time.monotonic()
             done = 0
-            for outcome in map_items(
+            pool = map_items(
                 worker,
                 (job,),
                 tasks,
-                verb="encode",
+                verb=worker.verb,
                 need=need,
                 workers=settings.workers,
                 wait_s=job.config.ray.wait_s,
                 max_attempts=settings.max_attempts,
                 stuck_s=settings.stuck_s,
                 label=lambda task: task.shard,
-            ):
+            )
+            for outcome in pool:
                 task = outcome.item
                 if outcome.error is None:
                     receipt, figures = outcome.result

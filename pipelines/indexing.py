@@ -2,12 +2,14 @@
 
 import os
 import platform
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, ArtifactWriter, Part
+from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
@@ -55,7 +57,7 @@ def build_parts(
         with ray_session(config), stage("index", len(missing), unit="parts") as advance:
             require_shared_store(writer.store, config)
             pool = map_items(
-                PartBuilder,
+                CountedBuilder,
                 arguments,
                 missing,
                 verb="index",
@@ -74,6 +76,20 @@ def build_parts(
                 log.advance()
                 advance(1)
     return receipts
+
+
+class CountedBuilder(PartBuilder):
+    """Builds parts, and counts codes, bytes and seconds."""
+
+    def run(self, task: PartTask) -> dict[str, Any]:
+        """Build and claim the part of one shard; the receipt that won is returned."""
+        meter, begun = Meter("index"), time.perf_counter()
+        receipt = super().run(task)
+        meter.seconds({"build": time.perf_counter() - begun})
+        meter.images(task.rows)
+        written = sum(receipt[name]["bytes"] for name in ("part", "keys") if name in receipt)
+        meter.bytes(read=task.part.bytes, written=written)
+        return receipt
 
 
 def built(there: Mapping[str, Entry], receipt: Mapping[str, Any] | None) -> bool:

@@ -35,6 +35,8 @@ from pipelines.versions import open_input, open_version, publish_next
 class ShardRetrier(ShardEncoder):
     """Puts a shard's new codes only where they are better than the ones it has."""
 
+    verb = "retry-rejects"
+
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
         """Claim the shard for the next version if its rejects became fewer, or others among the same rows."""
         now = _reasons(done.rejects, shard.name) if done.rejects else {}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
 from pipelines.cluster.failures import training_failure
+from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, look, shortage, training_need, widest
 from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
@@ -325,12 +326,12 @@ def train_worker(job: TrainJob, post: Any) -> None:
         legs.append([learner.world, 0])
     stream = _stream(job, data, learner, learner.step_count // steps, legs)
     begun = time.monotonic()
-    seen = 0
+    seen, meter = 0, Meter("train")
     while learner.step_count < learner.total_steps:
         epoch, legs = learner.step_count // steps, progress["legs"] or [[learner.world, 0]]
         progress["legs"] = legs
         loss: StepLoss | None = None
-        for batch, bad in islice(stream, steps - learner.step_count % steps):
+        for batch, bad in _counted(islice(stream, steps - learner.step_count % steps), meter):
             before, loss = loss, learner.step(batch)
             legs[-1][1] += 1
             progress["skipped"] += bad
@@ -346,7 +347,26 @@ def train_worker(job: TrainJob, post: Any) -> None:
                 _save(checkpoints, learner, progress)
         progress["legs"] = []
         assert loss is not None, "an epoch has a step that is left"
-        _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
+        with meter.busy():
+            ended = time.perf_counter()
+            _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
+            meter.seconds({"validate": time.perf_counter() - ended})
+
+
+def _counted(batches: "Iterator[tuple[Batch, int]]", meter: Meter) -> "Iterator[tuple[Batch, int]]":
+    """The same batches. Counts, when each has been learnt from, its images, the wait for it and its step."""
+    while True:
+        with meter.busy():
+            begun = time.perf_counter()
+            item = next(batches, None)
+            if item is None:
+                return
+            arrived = time.perf_counter()
+            yield item
+            batch, skipped = item
+            meter.images(len(batch.keys))
+            meter.rejects({"skipped": skipped})
+            meter.seconds({"feed": arrived - begun, "step": time.perf_counter() - arrived})
 
 
 def _stream(

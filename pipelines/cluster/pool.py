@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from pipelines.cluster.metrics import Meter, Show
 from pipelines.cluster.placement import SETTLE_S, Need, Node, look, places, shortage
 from pipelines.cluster.session import require_node
 from pipelines.errors import ClusterUnavailable, WorkFailed
@@ -180,11 +181,12 @@ def map_items(
     attempt. Exceptions of the worker itself are raised here. WorkFailed where workers die while they are built,
     ClusterUnavailable where no worker finds room for `wait_s` or this process's own node is lost.
     """
-    pool = _Pool(worker, worker_args, items, verb, need, workers, wait_s, max_attempts, stuck_s, label)
-    try:
-        yield from pool.outcomes()
-    finally:
-        pool.close()
+    with Meter(verb).queue() as show:
+        pool = _Pool(worker, worker_args, items, verb, need, workers, wait_s, max_attempts, stuck_s, label, show)
+        try:
+            yield from pool.outcomes()
+        finally:
+            pool.close()
 
 
 class _Pool(Generic[T]):
@@ -202,11 +204,12 @@ class _Pool(Generic[T]):
         max_attempts: int,
         stuck_s: float | None,
         label: Callable[[T], str],
+        show: Show,
     ) -> None:
         import ray
 
         self.arguments, self.verb, self.need, self.workers = (worker, worker_args), verb, need, workers
-        self.wait_s, self.max_attempts, self.stuck_s, self.label = wait_s, max_attempts, stuck_s, label
+        self.wait_s, self.max_attempts, self.stuck_s, self.label, self.show = wait_s, max_attempts, stuck_s, label, show
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
         self.remote = ray.remote(**need.options(), **options)(_Worker)
         self.waiting = deque(_Item(item) for item in items)
@@ -230,8 +233,9 @@ class _Pool(Generic[T]):
         import ray
 
         looked = time.monotonic()
-        while self.waiting or self.doubtful or any(actor.item for actor in self.actors):
+        while self.unfinished():
             self.resize()
+            self.show(len(self.waiting) + len(self.doubtful), self.busy())
             asked = {actor.waits: actor for actor in self.actors if actor.waits is not None}
             pause = min(ASK_EVERY_S, self.wait_s / 4, (self.stuck_s or ASK_EVERY_S) / 4)
             if asked:
@@ -248,6 +252,14 @@ class _Pool(Generic[T]):
             outcomes += self.judged()
             self.resize()  # before the outcomes are taken, which may last
             yield from outcomes
+
+    def unfinished(self) -> bool:
+        """Tell whether an item waits or is worked on."""
+        return bool(self.waiting or self.doubtful or self.busy())
+
+    def busy(self) -> int:
+        """Return how many actors have an item."""
+        return sum(actor.item is not None for actor in self.actors)
 
     # ------------------------------------------------------------------------------------------------------ actors
 
@@ -267,8 +279,7 @@ class _Pool(Generic[T]):
 
     def wanted(self) -> int:
         """Return how many actors there should be now."""
-        busy = sum(actor.item is not None for actor in self.actors)
-        most = busy + len(self.waiting)
+        most = self.busy() + len(self.waiting)
         if self.workers is not None:
             return min(self.workers, most)
         return min(max(1, self.room), most)

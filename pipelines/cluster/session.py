@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from pipelines.cluster.folder import PrivateFolder, short_base
 from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible
 from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
-from pipelines.config import Config
+from pipelines.config import Config, RaySettings
 from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
 
@@ -141,7 +142,7 @@ class _Connection:
         with _said_as_unavailable(self._address):
             require_ray_token(_found() if self._address == "auto" else self._address)
             if self._address == "local":
-                options |= self._make_room(config.ray.cpus)
+                options |= self._make_room(config.ray)
             elif "://" not in self._address:
                 await_head(_dialled(self._address), config.ray.wait_s)
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
@@ -150,7 +151,7 @@ class _Connection:
         self._watch = HeadWatch(self._address)
         self._watch.begin()
 
-    def _make_room(self, cpus: int | None) -> dict[str, Any]:
+    def _make_room(self, settings: RaySettings) -> dict[str, Any]:
         """A private folder with a token and, where there is none, a home; the options of a Ray that lives there."""
         self._folder = PrivateFolder()
         if not has_ray_token() and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
@@ -161,12 +162,17 @@ class _Connection:
         if not _has_home():
             (self._folder.path / "home").mkdir()
             self._set("HOME", str(self._folder.path / "home"))
-        return {
+        options = {
             "include_dashboard": False,
             "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
-            "num_cpus": cpus or usable_cpus(),
+            "num_cpus": settings.cpus or usable_cpus(),
             "_temp_dir": str(self._folder.path),
         }
+        if settings.metrics_port is not None:
+            _require_free(settings.metrics_port)
+            served = {"metrics_report_interval_ms": 1000}
+            options |= {"_metrics_export_port": settings.metrics_port, "_system_config": served}
+        return options
 
     def _set(self, name: str, value: str) -> None:
         self._before[name] = os.environ.get(name)
@@ -241,6 +247,18 @@ def _dialled(address: str) -> str:
     from ray._private.services import canonicalize_bootstrap_address
 
     return str(canonicalize_bootstrap_address(address))
+
+
+def _require_free(port: int) -> None:
+    """UsageError where the port is taken: Ray would wait half a minute for its agent, and not say why it ended."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UsageError(
+                f"ray.metrics_port={port} is taken on this machine, by another run perhaps: choose another port"
+            ) from None
 
 
 def _full_disk() -> str:
