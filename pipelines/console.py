@@ -25,7 +25,7 @@ from pipelines.errors import HHNetError
 Result = dict[str, Any]
 
 SEND_AGAIN_S = 0.1
-TABLES = ("versions", "changes", "states", "summary")
+TABLES = ("versions", "changes", "states", "summary", "steps")
 """What of a result there are several of."""
 ROWS_SHOWN = 50
 
