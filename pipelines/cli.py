@@ -202,18 +202,37 @@ def encode(
         bool,
         typer.Option("--allow-degraded", help="Publish although too many samples were rejected (exit 4)."),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Try two shards, put nothing, and say how long it would take and what binds."),
+    ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: what a worker costs an hour, to say what it all costs.", min=0),
+    ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> Result:
     """Encode shards to packed codes in Parquet; a rerun does only what is missing.
 
     Example: hhnet encode --shards shards/database --model model --out codes/database
+
+    Example: hhnet encode --shards shards/database --model model --out codes/database --dry-run --price 2.50
     """
+    if price is not None and not dry_run:
+        raise UsageError("--price has a meaning only with --dry-run")
+    if allow_degraded and dry_run:
+        raise UsageError("--allow-degraded has no meaning with --dry-run, which publishes nothing")
     settings = configure(config, sets, encode__workers=workers)
-    words = ["encode", *(["--allow-degraded"] if allow_degraded else [])]
-    submitted = submit(settings, words, {"--shards": shards, "--model": model, "--out": out})
+    words = ["encode", *(["--allow-degraded"] if allow_degraded else []), *(["--dry-run"] if dry_run else [])]
+    flags = {"--shards": shards, "--model": model, "--out": out, "--price": None if price is None else str(price)}
+    submitted = submit(settings, words, flags)
     if submitted is not None:
         return submitted
+    if dry_run:
+        from pipelines.preflight import preflight
+
+        return preflight(shards, model, out, settings, price=price)
     from pipelines.encode import encode as work
 
     return work(shards, model, out, settings, allow_degraded=allow_degraded)

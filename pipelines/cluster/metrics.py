@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 SHOW_EVERY_S = 1.0
@@ -66,7 +66,7 @@ class Meter:
         try:
             yield
         finally:
-            self._add("hhnet_gpu_seconds", (time.perf_counter() - begun) * _gpus())
+            self._add("hhnet_gpu_seconds", (time.perf_counter() - begun) * self._gpus)
 
     @contextmanager
     def queue(self) -> Iterator[Show]:
@@ -92,6 +92,16 @@ class Meter:
             thread.join()
             self._set(0, 0)
 
+    @cached_property
+    def _gpus(self) -> float:
+        """GPUs that this worker holds, a fraction where it shares one; 0 outside of a worker."""
+        with suppress(Exception):
+            if _connected():
+                import ray
+
+                return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
+        return 0.0
+
     def _add(self, name: str, value: float, tag: str = "") -> None:
         if value > 0 and _connected():
             with suppress(Exception):
@@ -116,14 +126,3 @@ def _metric(kind: str, name: str, description: str, tag: str) -> Any:
 def _connected() -> bool:
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
-
-
-def _gpus() -> float:
-    """GPUs that this worker holds, a fraction where it shares one; 0 outside of a worker."""
-    if not _connected():
-        return 0.0
-    import ray
-
-    with suppress(Exception):
-        return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
-    return 0.0

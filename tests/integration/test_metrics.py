@@ -1,6 +1,7 @@
 """What Ray serves to Prometheus while verbs work is what the artifacts say, on a local Ray and on a joined cluster."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,25 @@ with ray_session(config := load_config(sets=sets)):
     encode(shards, model, out, config, allow_degraded=True)
     print("done", flush=True)
     sys.stdin.read()
+"""
+
+# A GPU by name is enough for Ray: what a worker is given is asked of Ray, not of a driver.
+HALF_A_GPU = """
+import sys, time
+import ray
+from pipelines.cluster.metrics import Meter
+
+class Worker:
+    def run(self):
+        begun = time.perf_counter()
+        with Meter("encode").busy():
+            time.sleep(2)
+        return time.perf_counter() - begun
+
+ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, _metrics_export_port=int(sys.argv[1]))
+worker = ray.remote(num_cpus=1, num_gpus=0.5)(Worker).remote()
+print(ray.get(worker.run.remote()), flush=True)
+sys.stdin.read()
 """
 
 
@@ -115,9 +135,21 @@ def test_a_local_ray_serves_the_figures_of_the_artifact(corpus: tuple[str, str],
     assert worker.returncode == 0
 
 
-def test_a_port_that_is_taken_is_said_at_once(corpus: tuple[str, str], tmp_path: Path) -> None:
-    import socket
+def test_gpu_seconds_are_those_of_the_share_that_a_worker_has() -> None:
+    port = free_port()
+    env = environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+    command = [sys.executable, "-c", HALF_A_GPU, str(port)]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        seconds = float(worker.stdout.readline())
+        deadline = time.monotonic() + WAIT_S
+        while not (figures := scrape(port)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        worker.communicate()
+    assert figures["gpu_seconds_total", "encode"] == pytest.approx(seconds / 2, rel=0.05)
 
+
+def test_a_port_that_is_taken_is_said_at_once(corpus: tuple[str, str], tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -119,7 +119,15 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
         *(f"index.gate.min_{name}" for name in ("self_recall", "recall", "recall_within")),
         *("index.gate.max_p50_ms", "index.gate.max_p99_ms", "index.memory", "index.latency", "index.recall"),
         *("dedupe.memory", "dedupe.max_pairs", "dedupe.threads"),
-        *("ray.address", "ray.cpus", "ray.wait_s", "ray.cpu_fallback", "ray.driver_labels", "store.shared"),
+        *(
+            "ray.address",
+            "ray.cpus",
+            "ray.wait_s",
+            "ray.cpu_fallback",
+            "ray.driver_labels",
+            "ray.metrics_port",
+            "store.shared",
+        ),
         *(
             f"{section}.{name}"
             for section in ("train", "encode", "index", "search")

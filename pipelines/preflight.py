@@ -1,0 +1,316 @@
+"""`hhnet encode --dry-run`: what an encode would take, told from two of its shards.
+
+They are encoded by one worker on the Ray that the encode would use, and thrown away: nothing is put at --out. The
+second of them gives the rates, since the first meets libraries that are not loaded yet. The rest is arithmetic: workers
+are as fast side by side as alone until their hosts have no CPU left, hosts are like the one that was tried, and the
+store serves all workers as it served one.
+"""
+
+import heapq
+import os
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.artifacts import Artifact, open_artifact, require_identity
+from pipelines.cluster.placement import look, need_of
+from pipelines.cluster.pool import Outcome
+from pipelines.cluster.session import ray_session
+from pipelines.config import Config
+from pipelines.encoding import (
+    EncodeJob,
+    ShardEncoder,
+    ShardRun,
+    ShardTask,
+    encode_shards,
+    plan_job,
+    receipt_parts,
+    what_is_left,
+)
+from pipelines.errors import WorkFailed
+from pipelines.runs import RunLog
+from pipelines.shards import INDEX_NAME, Shard, ShardSet, open_shards
+from pipelines.storage import Store, canonical_json, scratch_folder
+from pipelines.versions import finished
+
+STEPS = ("read", "decode", "forward", "write")
+MILLION = 1_000_000
+LEAST_S = 1e-6
+"""Shortest time that a rate is computed from."""
+
+
+def preflight(shards: str, model: str, out: str, config: Config, price: float | None = None) -> dict[str, Any]:
+    """Say what encoding the shards that are missing at `out` would take, without putting anything there.
+
+    Returns verb, status (`dry-run`), uri, the counts of shards and images that are left and, where there are any,
+    seconds, what binds, images per second by step, bytes, requests, GPU- or CPU-hours, the hours of a million images
+    and, with a `price` of a worker's hour, the cost. Raises what `encode` would raise before its first shard.
+    """
+    network = open_artifact(model, "model")
+    job = plan_job(open_artifact(shards, "shards"), network, out, config)
+    store, opened = Store(out), open_shards(job.shards)
+    with suppress(FileNotFoundError):
+        require_identity(store, "codes", job.fingerprint)
+    named = {shard.name: shard for shard in opened.shards}
+    tasks = [] if finished(store, "codes", job.fingerprint) else what_is_left(store, opened)[2]
+    left = [named[task.shard] for task in tasks]
+    images = sum(shard.rows for shard in left)
+    counts = {"shards": len(opened.shards), "shards_left": len(left), "images_left": images}
+    result = {"verb": "encode", "status": "dry-run", "uri": store.uri, **counts}
+    if not images:
+        return result | {"time": "nothing is left to encode", "seconds": 0.0}
+    trial, fleet = _try(job, opened, [task for task in tasks if named[task.shard].rows], len(tasks))
+    estimate = Estimate(trial, fleet, [shard.rows for shard in left])
+    return result | estimate.figures() | _traffic(job, opened, network, left, trial, fleet) | estimate.cost(price)
+
+
+# ---------------------------------------------------------------------------------------------------------- trial
+
+
+class TrialEncoder(ShardEncoder):
+    """Encodes shards as any worker does, and puts them into a scratch folder that is deleted."""
+
+    verb = "dry-run"
+
+    def __init__(self, job: EncodeJob) -> None:
+        with scratch_folder() as folder:
+            super().__init__(replace(job, out=str(folder)))
+        self._target = Store(job.out)
+
+    def run(self, task: ShardTask) -> tuple[dict[str, Any] | None, dict[str, float]]:
+        """Encode a shard; returns where that was and what it would put, and what it took."""
+        with scratch_folder() as folder:
+            self.writer = replace(self.job, out=str(folder)).writer()
+            begun, cpu_begun = time.perf_counter(), time.process_time()
+            receipt, figures = super().run(task)
+            wall, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
+        assert receipt is not None, "an empty folder holds no better result"
+        parts = receipt_parts(receipt)
+        puts = 1 + len(parts)
+        far = 0.0 if self._target.is_local else (1 + puts) * self._round_trip()
+        figures |= {"write": figures["write"] + far, "wall": wall + far, "cpu": cpu}
+        written = sum(part.bytes for part in parts) + len(canonical_json(receipt))
+        where = {"host": platform.node(), "device": _device(), "cpus": _cpus()}
+        return {**where, "bytes": written, "puts": puts}, figures
+
+    def _round_trip(self) -> float:
+        """Seconds of a request to the store at --out, the least of three; to put a small object takes about as long."""
+        seconds = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            self._target.size("manifest.json")
+            seconds.append(time.perf_counter() - begun)
+        return min(seconds)
+
+
+def _device() -> str:
+    import torch  # the worker has it
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def _cpus() -> float:
+    """CPUs of this host that its container may use, by Ray's count, which knows of quotas."""
+    from ray._private.utils import get_num_cpus
+
+    return min(float(get_num_cpus(override_docker_cpu_warning=True)), float(len(os.sched_getaffinity(0))))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the tried shards took. `rows`, `wall`, `cpu` and `rates` are those of the last one.
+
+    `startup` is what passes before the first image, `rates` are images per second as if a worker did but one step.
+    """
+
+    shards: int
+    images: int
+    rejects: int
+    seconds: float
+    startup: float
+    rows: int
+    wall: float
+    cpu: float
+    rates: dict[str, float]
+    bytes_per_image: float
+    puts_per_shard: float
+    host: str
+    device: str
+    cpus: float
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The workers that an encode would have: how many, the GPUs of each, and the hosts they share."""
+
+    workers: int
+    gpus: float
+    hosts: int
+
+
+def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int) -> tuple[Trial, Fleet]:
+    """Encode the first shard and one from the middle by one worker; `most` is how many workers find work."""
+    picked = [tasks[0], *([tasks[len(tasks) // 2]] if len(tasks) > 1 else [])]
+    alone = job.config.encode.model_copy(update={"workers": 1})
+    begun = time.perf_counter()
+    with ray_session(job.config), scratch_folder() as folder, RunLog(Store(folder), "dry-run") as log:
+        need = need_of(job.config.encode, job.config)
+        rooms = [room for node in look() if (room := node.places(need))]
+        workers = max(1, min(most, sum(rooms), job.config.encode.workers or most))
+        one = replace(job, config=job.config.model_copy(update={"encode": alone}))
+        runs = encode_shards(one, opened, picked, TrialEncoder, _failed, log)
+        seconds = time.perf_counter() - begun
+    return _measured(runs, seconds, job.config.data.workers), Fleet(
+        workers, need.gpus, max(1, min(len(rooms), workers))
+    )
+
+
+def _failed(outcome: Outcome[ShardTask]) -> dict[str, Any] | None:
+    raise WorkFailed(f"the trial failed, as the encode would: {outcome.error}")
+
+
+def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> Trial:
+    last, receipts = runs[-1].figures, [run.receipt or {} for run in runs]
+    rows = int(last["samples"])
+    images = sum(int(run.figures["samples"]) for run in runs)
+    spent = {**{step: last[step] for step in STEPS}, "decode": last["decode"] / threads}
+    return Trial(
+        shards=len(runs),
+        images=images,
+        rejects=sum(int(run.figures["rejects"]) for run in runs),
+        seconds=sum(run.figures["wall"] for run in runs),
+        startup=max(0.0, seconds - images * last["wall"] / rows),
+        rows=rows,
+        wall=last["wall"],
+        cpu=last["cpu"],
+        rates={step: rows / max(taken, LEAST_S) for step, taken in spent.items()},
+        bytes_per_image=sum(receipt["bytes"] for receipt in receipts) / images,
+        puts_per_shard=sum(receipt["puts"] for receipt in receipts) / len(runs),
+        **{name: receipts[-1][name] for name in ("host", "device", "cpus")},
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- arithmetic
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the trial says of an encode of shards of `rows` images by the workers of `fleet`."""
+
+    trial: Trial
+    fleet: Fleet
+    rows: Sequence[int]
+
+    @property
+    def apart(self) -> float:
+        """Images per second if each worker were as fast as one alone."""
+        return self.fleet.workers * self.trial.rows / self.trial.wall
+
+    @property
+    def rate(self) -> float:
+        """Images per second of all workers: what the CPUs of the hosts allow of that."""
+        return min(self.apart, self.fleet.hosts * self.trial.cpus * self.trial.rows / max(self.trial.cpu, LEAST_S))
+
+    @property
+    def seconds(self) -> float:
+        """Until the last worker is done, if each takes the next shard as soon as it is free."""
+        free = [0.0] * self.fleet.workers
+        for rows in self.rows:
+            heapq.heapreplace(free, free[0] + rows * self.fleet.workers / self.rate)
+        return self.trial.startup + max(free)
+
+    def figures(self) -> dict[str, Any]:
+        """Time, what binds, and the rates of the steps."""
+        trial, workers = self.trial, self.fleet.workers
+        one = {**trial.rates, "together": trial.rows / trial.wall}
+        among = {**{step: each * workers for step, each in trial.rates.items()}, "together": self.rate}
+        return {
+            "time": f"{duration(self.seconds)} with {counted(workers, 'worker')}, of which {duration(trial.startup)} "
+            "before the first image",
+            "binds": self.binding(),
+            "tried": f"{trial.images:,} images of {counted(trial.shards, 'shard')} in {duration(trial.seconds)} by one "
+            f"worker on {trial.host} ({trial.device}); the last {trial.rows:,} give the rates",
+            "rejects_tried": trial.rejects,
+            "workers": workers,
+            "seconds": round(self.seconds, 1),
+            "startup_seconds": round(trial.startup, 1),
+            "images_per_second": round(self.rate, 1),
+            "steps": [
+                {"step": step, "one_worker": round(one[step], 1), "all_workers": round(among[step], 1)} for step in one
+            ],
+        }
+
+    def binding(self) -> str:
+        """What holds the images up, and how many there would be without."""
+        trial, workers, rate = self.trial, self.fleet.workers, f"{self.rate:,.0f}"
+        if self.rate < self.apart:
+            each, cpus = 1000 * trial.cpu / trial.rows, self.fleet.hosts * trial.cpus
+            return (
+                f"cpu-bound: {rate} of {self.apart:,.0f} images/s: {counted(workers, 'worker')} share {cpus:g} CPUs, "
+                f"and an image takes {each:.1f} ms of CPU"
+            )
+        slowest = min(trial.rates, key=lambda step: trial.rates[step])
+        others = ("read", "decode") if slowest == "forward" else ("forward",)
+        limit = min(others, key=lambda step: trial.rates[step])
+        return f"{slowest}-bound: {rate} of {trial.rates[limit] * workers:,.0f} images/s, which {limit} could do"
+
+    def cost(self, price: float | None) -> dict[str, Any]:
+        """Hours of GPUs or CPUs and money, for these images and for a million that come after the start."""
+        hours, million = self.seconds / 3600, MILLION / self.rate / 3600
+        unit, units = ("gpu_hours", self.fleet.gpus) if self.fleet.gpus else ("cpu_hours", 1)
+
+        def priced(hours: float) -> dict[str, float]:
+            money = {} if price is None else {"cost": round(price * hours * self.fleet.workers, 4)}
+            return {unit: round(units * hours * self.fleet.workers, 4), **money}
+
+        return {**priced(hours), "million_images": {"hours": round(million, 4), **priced(million)}}
+
+
+def _traffic(
+    job: EncodeJob, opened: ShardSet, network: Artifact, left: Sequence[Shard], trial: Trial, fleet: Fleet
+) -> dict[str, Any]:
+    """Bytes, and the requests to S3 stores: for each shard, and of each worker when it begins."""
+    index, weights = opened.artifact.manifest.part(INDEX_NAME), network.manifest.parts
+    tars = [shard.part.bytes for shard in left]
+    get = head = put = 0.0
+    if not opened.artifact.store.is_local:
+        head += len(left) + 2 * fleet.workers
+        get += sum(map(_blocks, tars)) + (1 + _blocks(index.bytes)) * fleet.workers
+    if not network.store.is_local:
+        head += len(weights) * fleet.workers
+        get += (1 + len(weights)) * fleet.workers
+    if not Store(job.out).is_local:
+        head += len(left) + 2 * fleet.workers
+        get += fleet.workers
+        put += trial.puts_per_shard * len(left) + 2 * fleet.workers
+    begun = index.bytes + sum(part.bytes for part in weights)
+    return {
+        "bytes_read": sum(tars) + begun * fleet.workers,
+        "bytes_written": round(trial.bytes_per_image * sum(shard.rows for shard in left)),
+        "requests": {name: round(asked) for name, asked in (("GET", get), ("HEAD", head), ("PUT", put)) if asked},
+    }
+
+
+def _blocks(size: int) -> int:
+    """Requests that it takes to read an object of an S3 store from start to end."""
+    from pipelines.storage.s3 import BLOCK_BYTES
+
+    return -(-size // BLOCK_BYTES)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: 1 worker, 12 workers."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 4.2 s, 42 s, 3 min 20 s, 5 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"

@@ -1,0 +1,17 @@
+"""Counting without Ray: nothing is recorded, and nothing fails. The integration test asks a real Ray what it serves."""
+
+from pipelines.cluster.metrics import Meter
+
+
+def test_without_ray_counting_changes_nothing() -> None:
+    meter = Meter("encode")
+    with meter.busy(), meter.queue() as show:
+        show(waiting=3, running=1)
+        meter.images(10)
+        meter.rejects({"truncated": 2})
+        meter.seconds({"read": 0.5})
+        meter.bytes(read=10, written=0)
+
+
+def test_outcomes_pass_as_they_come() -> None:
+    assert list(Meter("encode").queued(iter("abc"), total=3, workers=2)) == ["a", "b", "c"]
