@@ -49,7 +49,7 @@ def look(store: Store) -> Record:
         **found,
         "left_s": figures.seconds_left(found),
         "run": figures.about_run(run) if run else None,
-        "hosts": figures.hosts(attempts),
+        "hosts": figures.hosts(figures.attempts_of([run]) if run else []),  # of one run, so that no pause counts
         "slowest": figures.slowest(attempts),
         "retried": figures.retried(attempts),
     }
