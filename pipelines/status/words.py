@@ -82,7 +82,7 @@ def _facts(found: Record) -> list[tuple[str, str]]:
         ("rejects", _rejects(found["rejects"]) if "rejects" in found else None),
         ("version", str(found["version"]) if found.get("version") else None),
         ("holds", _counts(found.get("totals") or {})),
-        *((f"{kind}s", _counts(counts)) for kind, counts in (found.get("made") or {}).items()),
+        ("artifacts", "; ".join(f"{kind} {_counts(counts)}" for kind, counts in (found.get("made") or {}).items())),
         ("failures", "; ".join(found.get("failures") or [])),
         ("working on", ", ".join(found.get("active") or []) if found["status"] == "working" else None),
         ("to come", ", ".join(found.get("to_come") or [])),
