@@ -41,6 +41,8 @@ def _rate(run: Run) -> float | None:
     else:
         points = _ends(run) or [(float(beat["at"]), int(beat["done"])) for beat in run.beats]
     points = [point for point in points if points[-1][0] - point[0] <= RATE_S or run.end is not None]
+    still = [point for point in points if point[1] == points[0][1]]  # it had not begun to move yet
+    points = points[max(0, len(still) - 1) :]
     if len(points) < 2 or points[-1][1] <= points[0][1]:
         return None
     (start, before), (stop, after) = points[0], points[-1]

@@ -49,7 +49,7 @@ def look(store: Store) -> Record:
         **found,
         "left_s": figures.seconds_left(found),
         "run": figures.about_run(run) if run else None,
-        "hosts": figures.hosts(attempts),
+        "hosts": figures.hosts(figures.attempts_of([run]) if run else []),  # of one run, so that no pause counts
         "slowest": figures.slowest(attempts),
         "retried": figures.retried(attempts),
     }
@@ -136,22 +136,32 @@ def _reasons(store: Store, part: Part) -> list[str]:
 def _model(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
     """Epoch, and the validation mAP so far: of what was published, else of the newest checkpoint that can be read."""
     begin = run.begin if run else {}
-    epochs, steps = begin.get("epochs"), begin.get("epoch_steps")
-    found: Record = {"epochs": epochs}
+    epochs, epoch_steps = begin.get("epochs"), begin.get("epoch_steps")
     if artifact is not None:
         metrics = artifact.manifest.meta.get("metrics", {})
-        return {**found, "epoch": epochs, "map": metrics.get("map"), "map_epoch": metrics.get("epoch")}
-    if run is not None and steps and epochs:
-        found["epoch"] = min(epochs, int(run.last.get("done", 0)) // int(steps) + 1)
-    names = store.folders("checkpoints")
-    for name in reversed(names):
+        return {"epochs": epochs, "epoch": epochs, "map": metrics.get("map"), "map_epoch": metrics.get("epoch")}
+    found: Record = {"epochs": epochs, **_newest_checkpoint(store)}
+    if run is not None:  # a run that died may have saved more than it said
+        found["done"] = max(int(run.last.get("done", 0)), found.get("checkpoint_step", 0))
+        if epochs and epoch_steps:
+            found["epoch"] = min(int(epochs), found["done"] // int(epoch_steps) + 1)
+    return found
+
+
+def _newest_checkpoint(store: Store) -> Record:
+    """Step, validations and best mAP of the newest checkpoint whose progress can be read; its weights are not."""
+    for name in reversed(store.folders("checkpoints")):
         with suppress(DamagedArtifact, InputError, ValueError, KeyError):
             checkpoint = open_artifact(store.child(f"checkpoints/{name}"), "checkpoint")
             progress = json.loads(checkpoint.read(checkpoint.manifest.part("progress.json")))
-            best, history = progress.get("best") or {}, progress.get("history") or []
-            saved = {"checkpoint_step": checkpoint.manifest.meta["step"], "validations": _validations(history)}
-            return {**found, **saved, "map": best.get("map"), "map_epoch": best.get("epoch")}
-    return found
+            best = progress.get("best") or {}
+            return {
+                "checkpoint_step": int(checkpoint.manifest.meta["step"]),
+                "validations": _validations(progress.get("history") or []),
+                "map": best.get("map"),
+                "map_epoch": best.get("epoch"),
+            }
+    return {}
 
 
 def _validations(history: Iterable[Mapping[str, Any]]) -> list[Record]:

@@ -79,6 +79,7 @@ class Survey:
             "active": active,
             "to_come": list(to_come),
             "stages": list(stages),
+            "run": max((one["run"] for one in stages if one.get("run")), key=lambda run: run["began"], default=None),
         }
 
     def _study(self, stages: Sequence[Record], runs: Sequence[Run]) -> Record:

@@ -14,17 +14,13 @@ SAME_DAY_S = 43_200
 def describe(found: Record) -> str:
     """A status for people."""
     lines = [f"status: {found['status']}{_why(found)}"]
-    facts = _facts(found)
-    width = max((len(name) for name, _ in facts), default=0)
-    lines += [f"  {name:<{width}}  {text}" for name, text in facts]
     active = next((one for one in found.get("stages", []) if one["stage"] in found.get("active", [])), None)
+    lines += _columns(_facts(found if active is None or "made" in found else {**found, "run": None}))
     if "made" not in found:
         lines += _table("stages", [_stage_row(one) for one in found.get("stages", [])[:STAGES_SHOWN]])
     if active is not None:
         lines += ["", f"{active['stage']}: {active['status']}{_why(active)}"]
-        facts = _facts({**active, "kind": None})
-        width = max((len(name) for name, _ in facts), default=0)
-        lines += [f"  {name:<{width}}  {text}" for name, text in facts]
+        lines += _columns(_facts({**active, "kind": None}))
     for name in ("hosts", "slowest", "retried"):
         rows = (active or found).get(name, [])
         lines += _table(name, rows)
@@ -86,7 +82,7 @@ def _facts(found: Record) -> list[tuple[str, str]]:
         ("rejects", _rejects(found["rejects"]) if "rejects" in found else None),
         ("version", str(found["version"]) if found.get("version") else None),
         ("holds", _counts(found.get("totals") or {})),
-        *((f"{kind}s", _counts(counts)) for kind, counts in (found.get("made") or {}).items()),
+        ("artifacts", "; ".join(f"{kind} {_counts(counts)}" for kind, counts in (found.get("made") or {}).items())),
         ("failures", "; ".join(found.get("failures") or [])),
         ("working on", ", ".join(found.get("active") or []) if found["status"] == "working" else None),
         ("to come", ", ".join(found.get("to_come") or [])),
@@ -95,6 +91,11 @@ def _facts(found: Record) -> list[tuple[str, str]]:
         ("settings", _settings(run.get("settings") or {})),
     ]
     return [(name, str(text)) for name, text in facts if text]
+
+
+def _columns(facts: Sequence[tuple[str, str]]) -> list[str]:
+    width = max((len(name) for name, _ in facts), default=0)
+    return [f"  {name:<{width}}  {text}" for name, text in facts]
 
 
 def _done(found: Record) -> str:

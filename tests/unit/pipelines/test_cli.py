@@ -63,6 +63,7 @@ def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
         (["index", "remove", "--index", "{tmp}", "--keys", "{tmp}/no.txt"], "no.txt cannot be read"),
         (["index", "rollback", "--index", "{tmp}"], "holds no committed index"),
         (["plan", "--index", "{tmp}"], "nothing to compare"),
+        (["status", "{tmp}"], "holds nothing that a verb has begun: name the --out of a verb"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(words: list[str], message: str, tmp_path: Path) -> None:

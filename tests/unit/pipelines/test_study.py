@@ -17,6 +17,7 @@ from pipelines.config import load_config
 from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed
 from pipelines.ingest import ingest
 from pipelines.schema import parquet_bytes
+from pipelines.status import status
 from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, read_description
 from pipelines.studies.results import cells_table, summarise
@@ -119,6 +120,16 @@ def test_rows_mean_and_deviation_are_those_of_the_reports(trainings: Trainings, 
         "map_bits",
         "map_flops",
     }
+
+
+def test_its_status_counts_cells_and_artifacts(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    answer = study(grid_of(tmp_path, shards), out)
+    found = status(out)
+    assert (found["kind"], found["status"], found["digest"]) == ("study", "done", answer["digest"])
+    assert (found["done"], found["of"], found["unit"]) == (4, 4, "cells")
+    assert found["made"]["report"] == {"done": 4}
+    assert found["run"]["verb"] == "study"
 
 
 def test_a_rerun_trains_nothing_and_says_unchanged(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
