@@ -36,13 +36,14 @@ def follow_parent() -> None:
     if not served_by.isdigit() or int(served_by) == os.getpid():
         return
     die_with_parent()
-    threading.Thread(target=_watch, args=(int(served_by),), daemon=True).start()
+    told = sys.platform == "linux" and os.getppid() == int(served_by)  # by the kernel, when the time comes
+    threading.Thread(target=_watch, args=(int(served_by), told), daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def _watch(parent: int, told: bool) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK_EVERY_S)
-    if sys.platform != "linux":  # there the kernel has done so; only a parent that died before it was asked is missed
+    if not told:
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(END_S)
     os.kill(os.getpid(), signal.SIGKILL)

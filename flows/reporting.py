@@ -78,9 +78,9 @@ def progress(name: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            following.end(f"failed: {error or type(error).__name__}")
+            following.end("failed", str(error) or type(error).__name__)
             raise
-        following.end("done", 100.0)
+        following.end("done")
 
 
 class _Following:
@@ -106,11 +106,11 @@ class _Following:
         left = f", about {seconds / share * (1 - share):.0f} s left" if 0 < share < 1 else ""
         self._share, self._text = 100.0 * share, f"{stage}: {done} of {total}{left}  {note}".rstrip()
 
-    def end(self, how: str, share: float | None = None) -> None:
-        """Send the last of it, for a while; a failed stage keeps its bar."""
+    def end(self, how: str, why: str = "") -> None:
+        """Send the last of it, for a while; the bar of a stage that failed stays short of its end."""
         seconds = time.monotonic() - self._begun
-        self._share = self._share if share is None else share
-        self._text = f"{self._name}: {how} after {seconds:.0f} s"
+        self._share = 100.0 if not why else min(self._share, 99.0)
+        self._text = f"{self._name}: {how} after {seconds:.0f} s{': ' if why else ''}{why}"
         self._ended.set()
         self._thread.join(END_WAIT_S)
 
