@@ -18,6 +18,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from pipelines.cluster.progress import reporting
 from pipelines.storage import sha256_of
@@ -63,10 +64,19 @@ def publish(key: str, kind: str, data: Any, description: str) -> None:
         client.create_artifact(made)
 
 
-def publish_if_reachable(key: str, kind: str, data: Any, description: str) -> None:
-    """Do as `publish`, or nothing where the server does not take it."""
-    with suppress(*OUT_OF_REACH):
+@contextmanager
+def best_effort() -> Iterator[None]:
+    """Ask Prefect's server inside without patience; what it does not answer is passed over."""
+    with suppress(*OUT_OF_REACH), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
+        yield
+
+
+def publish_if_reachable(key: str, kind: str, data: Any, description: str) -> bool:
+    """Do as `publish`; False where the server does not take it."""
+    with best_effort():
         publish(key, kind, data, description)
+        return True
+    return False
 
 
 @contextmanager
