@@ -4,7 +4,6 @@ Where `ray.address` is an http(s) URL, what needs Ray is submitted there as a jo
 first argument of every task is its name in Prefect: of the task run, its progress bar and its row in the tables.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -18,6 +17,7 @@ from flows.reporting import progress
 from pipelines.artifacts import versions
 from pipelines.config import Config, config_from
 from pipelines.errors import FingerprintMismatch, Unavailable
+from pipelines.runs import closed_records
 from pipelines.storage import Store
 from pipelines.versions import lost, open_current
 
@@ -185,9 +185,7 @@ def publish(name: str, index: Ref, config: dict[str, Any]) -> Result:
 
 def measured_rate(codes: str) -> float | None:
     """Images per second of the run that encoded most of these codes, for a run that found them all done."""
-    store = Store(codes)
-    records: list[Result] = [json.loads(store.read(name)) for name in store.names("runs")]
-    longest = max(records, key=lambda record: int(record.get("images", 0)), default={})
+    longest = max(closed_records(Store(codes)), key=lambda record: int(record.get("images", 0)), default={})
     return cast("float | None", longest.get("images_per_second"))
 
 

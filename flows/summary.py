@@ -10,12 +10,16 @@ from flows.stages import Result
 from pipelines.artifacts import Part
 from pipelines.encoding import receipt_parts
 from pipelines.errors import InputError
+from pipelines.runs import read_runs
 from pipelines.schema import REJECTS, read_parquet, require_schema
+from pipelines.status.figures import attempts_of, slowest
 from pipelines.storage import Store
 from pipelines.versions import open_current
 
 SLOWEST = 20
 """Shards in the table of the slowest."""
+RUNS = 20
+"""Runs that encoded the same codes, of which the slowest shards are looked for."""
 DETAIL_CHARS = 300
 """Characters of an error that a table shows."""
 
@@ -113,15 +117,12 @@ def reject_rows(codes: Mapping[str, str]) -> list[Result]:
 
 
 def slowest_rows(codes: Mapping[str, str]) -> list[Result]:
-    """The shards on which workers spent most time, over all runs that encoded these codes."""
-    rows = []
-    for name, uri in codes.items():
-        store = Store(uri)
-        for path in store.names("runs"):
-            for shard in json.loads(store.read(path)).get("shards", []):
-                spent = [shard.get(step, 0.0) for step in ("read", "decode", "forward", "write")]
-                row = {"codes": name, "shard": shard.get("shard"), "seconds": round(sum(spent), 2)}
-                rows.append({**row, "samples": shard.get("samples"), "attempts": shard.get("attempts")})
+    """Return the shards that took a worker longest in the last runs that encoded these codes."""
+    rows = [
+        {"codes": name, **row}
+        for name, uri in codes.items()
+        for row in slowest(attempts_of(read_runs(Store(uri), RUNS)))
+    ]
     return sorted(rows, key=lambda row: -row["seconds"])[:SLOWEST]
 
 

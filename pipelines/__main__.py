@@ -6,6 +6,7 @@ import sys
 
 def main() -> None:
     """Run the command line. Its imports take a moment, in which an interrupt needs no traceback either."""
+    _fill_closed()
     try:
         from pipelines.cli import build_app
 
@@ -14,6 +15,15 @@ def main() -> None:
         sys.stderr.write("hhnet: interrupted before any work was done\n")
         sys.stderr.flush()
         os._exit(130)  # sys.exit would end in the signal's own code if it came inside an exec(), as of dataclasses
+
+
+def _fill_closed() -> None:
+    """Open what was closed of stdin, stdout and stderr, or a file of the work would take its number and receive it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (a descriptor, for the whole process)
 
 
 if __name__ == "__main__":

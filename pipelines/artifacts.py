@@ -11,16 +11,16 @@ before anything parses it.
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import CommitConflict, ConfigError, DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.storage import Store, canonical_json, sha256_of
+from pipelines.storage import Store, canonical_json, in_order, sha256_of
 
 FORMAT = 1
 DIGEST_CHARS = 16
@@ -131,6 +131,17 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 # ------------------------------------------------------------------------------------------------------ artifact
 
 
+def read_part(store: Store, part: Part | ReceiptRef) -> bytes:
+    """All bytes of a part, by one request, checked against size and sha256 before they are returned."""
+    try:
+        data = store.read(part.path, limit=part.bytes)
+    except FileNotFoundError:
+        raise DamagedArtifact(f"{store.uri}/{part.path} is missing") from None
+    if len(data) != part.bytes or sha256_of(data) != part.sha256:
+        raise DamagedArtifact(f"{store.uri}/{part.path} does not match the digest in its manifest")
+    return data
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A committed artifact, opened at its manifest."""
@@ -148,18 +159,19 @@ class Artifact:
         """The manifest's digest, which names the artifact wherever it lies."""
         return self.manifest.digest
 
+    @cached_property
+    def parts(self) -> Mapping[str, Part]:
+        """The parts by logical name, for those who look for one after another."""
+        return {part.name: part for part in self.manifest.parts}
+
+    @cached_property
+    def receipts(self) -> Mapping[str, ReceiptRef]:
+        """The receipts by shard."""
+        return {reference.shard: reference for reference in self.manifest.receipts}
+
     def read(self, part: Part | ReceiptRef) -> bytes:
         """All bytes of a part, checked against size and sha256 before they are returned."""
-        try:
-            size = self.store.size(part.path)
-            data = self.store.read(part.path) if size == part.bytes else b""
-        except FileNotFoundError:
-            size, data = None, b""
-        if size is None:
-            raise DamagedArtifact(f"{self.uri}/{part.path} is missing")
-        if size != part.bytes or sha256_of(data) != part.sha256:
-            raise DamagedArtifact(f"{self.uri}/{part.path} does not match the digest in its manifest")
-        return data
+        return read_part(self.store, part)
 
     def fetch(self, part: Part, folder: Path) -> Path:
         """A local file with the part's checked bytes: the stored file itself on a local store, else a copy.
@@ -259,6 +271,16 @@ def read_identity(store: Store) -> tuple[str, str]:
         raise DamagedArtifact(f"{store.uri}/identity.json is not readable") from None
 
 
+def require_identity(store: Store, kind: str, fingerprint: str) -> None:
+    """FingerprintMismatch where the root was begun with something else; FileNotFoundError where it was not begun."""
+    found, other = read_identity(store)
+    if (found, other) != (kind, fingerprint):
+        raise FingerprintMismatch(
+            f"{store.uri} holds {found} {other[:12]}, this run would make {kind} {fingerprint[:12]}: choose another "
+            "--out, or the inputs and settings it was begun with"
+        )
+
+
 class ArtifactWriter:
     """Publishes one artifact at a root by the commit protocol; safe to kill and to run again at any point."""
 
@@ -273,17 +295,9 @@ class ArtifactWriter:
         self.store, self.kind, self.fingerprint, self.inputs = store, kind, fingerprint, inputs
         identity = {"format": FORMAT, "kind": kind, "fingerprint": fingerprint}
         if not store.put("identity.json", canonical_json(identity), "identity.put"):
-            self._check_identity()
+            require_identity(store, kind, fingerprint)
         if origin:
             store.put("origin.json", canonical_json(dict(origin)))
-
-    def _check_identity(self) -> None:
-        kind, other = read_identity(self.store)
-        if (kind, other) != (self.kind, self.fingerprint):
-            raise FingerprintMismatch(
-                f"{self.store.uri} holds {kind} {other[:12]}, this run would make {self.kind} "
-                f"{self.fingerprint[:12]}: choose another --out, or the inputs and settings it was begun with"
-            )
 
     def committed(self) -> Artifact | None:
         """The artifact, if it was committed before."""
@@ -310,12 +324,12 @@ class ArtifactWriter:
 
     def receipts(self, among: Container[str] | None = None) -> dict[str, dict[str, Any]]:
         """The receipts put so far, by shard, or those of them that are `among`; what need not be done again."""
-        found: dict[str, dict[str, Any]] = {}
+        named = {}
         for name in self.store.names("receipts"):
             shard = PurePosixPath(name).name.removesuffix(".json")
             if name.endswith(".json") and not shard.startswith(".") and (among is None or shard in among):
-                found[shard] = self._receipt(name)
-        return found
+                named[shard] = name
+        return dict(zip(named, in_order(self._receipt, named.values()), strict=True))
 
     def _receipt(self, name: str) -> dict[str, Any]:
         try:
@@ -366,7 +380,7 @@ class ArtifactWriter:
         return Artifact(self.store, Manifest.model_validate({**fields, "digest": manifest_digest(fields)}))
 
 
-# ---------------------------------------------------------------------------------------- versions and run records
+# -------------------------------------------------------------------------------------------------------- versions
 
 
 def versions(store: Store) -> list[int]:
@@ -380,10 +394,3 @@ def publish_version(store: Store, number: int, manifest_path: str, digest: str) 
     record = canonical_json({"version": number, "manifest": manifest_path, "digest": digest})
     name = f"versions/{number}.json"
     return store.put(name, record, "version.put") or store.read(name) == record
-
-
-def write_run_record(store: Store, record: Mapping[str, Any]) -> str:
-    """Keep clocks, hosts, timings and attempts of a run outside every digest; returns the record's name."""
-    name = f"runs/{uuid.uuid4().hex}.json"
-    store.put(name, canonical_json(record))
-    return name

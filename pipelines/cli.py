@@ -298,6 +298,28 @@ def verify(
     return work(uri, shards=shards, model=model)
 
 
+def _in_words(result: Result) -> str:
+    from pipelines.status.words import describe
+
+    return describe(result)
+
+
+@verb(app, "status", shown=_in_words)
+def status(
+    uri: Annotated[str, typer.Argument(help="The --out of a verb or study, or run.out.", metavar="URI")],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until it is done.")] = False,
+) -> Result:
+    """Say how far the work at a root is, from the store alone: done, rate, time left, slow shards, rejects, the run.
+
+    Example: hhnet status codes/database --watch
+
+    Example: hhnet status s3://bucket/run --json
+    """
+    from pipelines.status import status as work
+
+    return work(uri, watch=watch)
+
+
 @verb(app, "plan")
 def plan(
     shards: Annotated[list[str] | None, typer.Option("--shards", help="Shards; repeatable.", metavar="URI")] = None,

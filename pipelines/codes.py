@@ -13,11 +13,14 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from hhnet import unpack_bits
-from pipelines.artifacts import Artifact, Part, ReceiptRef
+from pipelines.artifacts import Artifact, Part, read_part
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.schema import LOGITS, codes_schema, read_parquet, require_schema
+from pipelines.storage import Store, in_order
 from pipelines.versions import open_current, open_input
 
+TABLES_AT_ONCE = 4
+"""Parts read at a time where all are wanted one after another; twice as many are in memory."""
 ENCODER_VERSION = 2
 """Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
 
@@ -49,7 +52,16 @@ class CodesSet:
     @cached_property
     def shards(self) -> tuple[CodesShard, ...]:
         """The shards in the order of their names; their receipts are read when this is first asked for."""
-        shards = [_shard_of(self.artifact, receipt) for receipt in self.artifact.manifest.receipts]
+        artifact, manifest = self.artifact, self.artifact.manifest
+        listed = frozenset(manifest.parts)
+        shards = []
+        for reference, data in zip(manifest.receipts, in_order(artifact.read, manifest.receipts), strict=True):
+            shard = _shard_of(data, f"{artifact.uri}/{reference.path}")
+            if shard.part not in listed:
+                raise DamagedArtifact(
+                    f"{artifact.uri}/{reference.path} names {shard.part.path}, which the manifest does not list"
+                )
+            shards.append(shard)
         return tuple(sorted(shards, key=lambda shard: shard.name))
 
     @property
@@ -64,11 +76,11 @@ class CodesSet:
 
     def read(self, shard: CodesShard) -> pa.Table:
         """The contract's columns of one shard, checked; further columns are left out."""
-        return read_codes(self.artifact, shard.part, self.bits, self.logits)
+        return read_codes(self.artifact.store, shard.part, self.bits, self.logits)
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows of every shard, one table at a time."""
-        return (self.read(shard) for shard in self.shards)
+        return in_order(self.read, self.shards, TABLES_AT_ONCE)
 
 
 def open_codes(source: str | Artifact) -> CodesSet:
@@ -102,22 +114,18 @@ def has_logits(artifact: Artifact) -> bool:
     return found is not None
 
 
-def _shard_of(artifact: Artifact, reference: ReceiptRef) -> CodesShard:
+def _shard_of(data: bytes, where: str) -> CodesShard:
     try:
-        receipt = json.loads(artifact.read(reference))
-        part = Part.model_validate(receipt["part"])
-        shard = CodesShard(str(receipt["shard"]), str(receipt["shard_sha256"]), part)
+        receipt = json.loads(data)
+        return CodesShard(str(receipt["shard"]), str(receipt["shard_sha256"]), Part.model_validate(receipt["part"]))
     except (ValueError, KeyError, TypeError, ValidationError):
-        raise DamagedArtifact(f"{artifact.uri}/{reference.path} is not a receipt of codes") from None
-    if part not in artifact.manifest.parts:
-        raise DamagedArtifact(f"{artifact.uri}/{reference.path} names {part.path}, which the manifest does not list")
-    return shard
+        raise DamagedArtifact(f"{where} is not a receipt of codes") from None
 
 
-def read_codes(artifact: Artifact, part: Part, bits: int, logits: bool = False) -> pa.Table:
+def read_codes(store: Store, part: Part, bits: int, logits: bool = False) -> pa.Table:
     """One codes part as a table of the contract's columns, digest, schema and number of rows checked."""
-    where, schema = f"{artifact.uri}/{part.path}", codes_schema(bits, "", (), logits=logits)
-    table = read_parquet(artifact.read(part), where, schema.names)
+    where, schema = f"{store.uri}/{part.path}", codes_schema(bits, "", (), logits=logits)
+    table = read_parquet(read_part(store, part), where, schema.names)
     require_schema(table, schema, where)
     if table.num_rows != part.rows:
         raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")

@@ -49,6 +49,30 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class PlacedSettings(Section):
+    """Where the workers of a verb run: docs/placement.md."""
+
+    cpus: float | None = Field(None, gt=0, le=4096)
+    """CPUs of a worker; unset = 1, or in training an equal share of what the nodes have."""
+    worker_memory: ByteSize | None = Field(None, gt=0)
+    """Memory that a worker reserves on its node, such as 8GiB; unset = none."""
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Custom resources of the cluster that a worker reserves, by name."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that a worker's node must have, as in {"ray.io/market-type" = "!spot"}; also in(a, b) and !in(a, b)."""
+    strategy: Literal["pack", "spread"] = "pack"
+    """Whether workers fill a node before the next, as far as Ray does, or lie on as many nodes as there are."""
+
+
+class GpuPlacedSettings(PlacedSettings):
+    """Where the workers of a verb run that can use a GPU: docs/placement.md."""
+
+    gpus: float | None = Field(None, ge=0, le=64)
+    """GPUs of a worker, waited for; 0.5 = two share one, 0 = none; unset = 1 where a node has one."""
+    accelerator: str | None = None
+    """Type of the GPU by Ray's name, such as A100; unset = any."""
+
+
 class IngestSettings(Section):
     """How shards are written."""
 
@@ -110,7 +134,7 @@ class ModelSettings(Section):
         return bits
 
 
-class TrainSettings(Section):
+class TrainSettings(GpuPlacedSettings):
     """How it learns."""
 
     recipe: str | None = None
@@ -172,7 +196,7 @@ class TrainSettings(Section):
     """Worker failures survived before the verb gives up."""
 
 
-class EncodeSettings(Section):
+class EncodeSettings(GpuPlacedSettings):
     """How a corpus is encoded."""
 
     workers: int | None = Field(None, ge=1, le=4096)
@@ -219,7 +243,7 @@ class GateSettings(Section):
     """Longest 99th percentile of it; unset = any."""
 
 
-class IndexSettings(Section):
+class IndexSettings(PlacedSettings):
     """How codes are indexed."""
 
     kind: Literal["auto", "flat", "multihash", "ivf", "hnsw"] = "flat"
@@ -247,7 +271,7 @@ class IndexSettings(Section):
     """What is measured and asked for before a version is published."""
 
 
-class SearchSettings(Section):
+class SearchSettings(PlacedSettings):
     """How an index is asked."""
 
     k: int = Field(10, ge=1, le=100_000)
@@ -309,9 +333,18 @@ class RaySettings(Section):
     address: str | None = None
     """Unset = RAY_ADDRESS, else a local Ray; `auto` or host:port joins; http(s)://... submits a job."""
     cpus: int | None = Field(None, ge=1, le=4096)
-    """CPUs that a local Ray uses; unset = those of the machine. Several verbs side by side need their own share."""
+    """CPUs that a local Ray uses; unset = those that this process may use. Several verbs side by side need their own
+    share."""
     wait_s: float = Field(60.0, gt=0)
-    """Seconds to wait for resources that the cluster does not have yet."""
+    """Seconds to wait for a head that does not answer, and for room for a worker; more where an autoscaler needs
+    minutes to start a node."""
+    cpu_fallback: bool = False
+    """Go on without a GPU where the one that was asked for, or that a node has, is not free in time."""
+    driver_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that may run the driver of a submitted job, such as {"ray.io/market-type" = "on-demand"};
+    unset = the head node."""
+    metrics_port: int | None = Field(None, ge=1024, le=65_535)
+    """Port on 127.0.0.1 at which a local Ray serves its metrics to Prometheus; unset = any free one."""
 
 
 class StoreSettings(Section):

@@ -4,6 +4,7 @@ Nothing here imports torch, ray, faiss or prefect before a verb's own work begin
 at once.
 """
 
+import errno
 import functools
 import inspect
 import json
@@ -12,19 +13,26 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
+from pipelines.cluster.records import job_records
 from pipelines.config import Config, load_config
-from pipelines.errors import HHNetError
+from pipelines.errors import HeadLost, HHNetError, UsageError
 
 Result = dict[str, Any]
 
 SEND_AGAIN_S = 0.1
+LINE_CHARS = 300
+"""Longest message of an error; --debug shows all of it."""
+PATHS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
+"""Flags of submitted verbs whose values are folders or URIs."""
 TABLES = ("versions", "changes", "states", "summary")
 """What of a result there are several of."""
 ROWS_SHOWN = 50
@@ -44,13 +52,18 @@ class Terminated(BaseException):
     """SIGTERM arrived; raised so that what must be closed is closed."""
 
 
-def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Register a function as a verb: adds --json and --debug, turns errors into exit codes, prints the result."""
+def verb(
+    group: typer.Typer, name: str, shown: Callable[[Result], str] | None = None
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Register a function as a verb: adds --json and --debug, turns errors into exit codes, prints the result.
+
+    `shown` puts a result into words where `present` is not what people want to see.
+    """
 
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
         @functools.wraps(function)
         def command(*args: Any, json_output: bool, debug: bool, **kwargs: Any) -> None:
-            code = _run(lambda: function(*args, **kwargs), json_output, debug)
+            code = _run(lambda: function(*args, **kwargs), json_output, debug, shown or present)
             if code:
                 raise typer.Exit(code)
 
@@ -70,33 +83,64 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
     return register
 
 
-def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
-    """Do a verb's work and report it; the exit code of the contract."""
+def _run(work: Callable[[], Result], json_output: bool, debug: bool, shown: Callable[[Result], str]) -> int:
+    """Do a verb's work and report it, to who follows the job where it was submitted; the exit code of the contract."""
     previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
     hung_up = signal.getsignal(signal.SIGHUP)
     if hung_up is signal.SIG_DFL:  # else somebody, such as nohup, wants the verb to outlive its terminal
         signal.signal(signal.SIGHUP, _hang_up)
     sys.unraisablehook = _send_again
-    try:
-        result = work()
-    except HHNetError as error:
-        if debug:
-            raise
-        _complain(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        _complain("interrupted; what was committed stays, the same command goes on from there")
-        return 130
-    except (Terminated, SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting
-        _complain("terminated; what was committed stays, the same command goes on from there")
-        return 143
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        signal.signal(signal.SIGHUP, hung_up)
-        sys.unraisablehook = hook
-    text = json.dumps(result, ensure_ascii=False) if json_output else present(result)
-    sys.stdout.write(text.encode(errors="replace").decode() + "\n")  # names of files need not be UTF-8
+    with job_records() as records:
+        try:
+            result = work()
+        except BaseException as error:
+            message, code, expected = _explained(error)
+            if records is not None:
+                records.write(error=message, code=code)
+            if not expected or (debug and isinstance(error, HHNetError)):
+                if not isinstance(error, HeadLost):
+                    raise
+                traceback.print_exc()
+            _complain(message)
+            if isinstance(error, HeadLost):  # Ray would wait for its head before it lets the process end
+                os._exit(code)
+            return code
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            signal.signal(signal.SIGHUP, hung_up)
+            sys.unraisablehook = hook
+        if records is not None:
+            records.write(result=result)
+        elif code := _print(json.dumps(result, ensure_ascii=False) if json_output else shown(result)):
+            return code
     return 4 if result.get("status") == "degraded" else 0
+
+
+def _explained(error: BaseException) -> tuple[str, int, bool]:
+    """The message of an error that ends a verb, its exit code, and whether that is enough without a traceback."""
+    goes_on = "what was committed stays, the same command goes on from there"
+    if isinstance(error, HHNetError):
+        return str(error), error.exit_code, True
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted; {goes_on}", 130, True
+    if isinstance(error, Terminated | SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting
+        return f"terminated; {goes_on}", 143, True
+    return f"{type(error).__name__}: {error}", 1, False
+
+
+def _print(text: str) -> int:
+    """Write a result to stdout; 1 and a line on stderr where that fails."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.write(text.encode(errors="replace").decode() + "\n")  # names of files need not be UTF-8
+        sys.stdout.flush()
+    except OSError as error:
+        if sys.stdout is not None:  # what it still holds would fail once more at the end of the process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _complain(f"the result cannot be written to stdout: {error.strerror}; what was published stays")
+        return 1
+    return 0
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
@@ -120,7 +164,11 @@ def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _complain(message: str) -> None:
-    sys.stderr.write(f"hhnet: {message}\n")
+    if len(message) > LINE_CHARS:
+        message = f"{message[:LINE_CHARS]} ... (all of it with --debug)"
+    with suppress(OSError):
+        sys.stderr.write(f"hhnet: {message}\n")
+        sys.stderr.flush()
 
 
 def present(result: Mapping[str, Any]) -> str:
@@ -197,31 +245,66 @@ def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str]
     address = config.ray.address or os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         return None
+    from pipelines.cluster.access import is_loopback, require_ray_token
     from pipelines.cluster.jobs import submit_verb
 
+    require_ray_token(address)
+    same_disk = config.store.shared or is_loopback(address)
     arguments = list(words)
     for name, value in flags.items():
         for one in value if isinstance(value, list) else [value]:
-            arguments += [name, one] if one is not None else []
-    for setting in changed_settings(config):
+            if one is not None:
+                arguments += [name, _seen_by_job(name, one, same_disk) if name in PATHS else one]
+    for setting in changed_settings(_with_seen_files(config, same_disk)):
         arguments += ["--set", setting]
-    return submit_verb(address, arguments)
+    return submit_verb(address, arguments, wait_s=config.ray.wait_s, labels=config.ray.driver_labels)
+
+
+def _seen_by_job(name: str, value: str, same_disk: bool) -> str:
+    """A path as a job has to be told it, since it runs in another folder; UsageError where it means nothing there."""
+    path = os.path.expanduser(value)  # noqa: PTH111 (Path would make one slash of the two in s3://)
+    if "://" in path or os.path.isabs(path):  # noqa: PTH117
+        return path
+    if not same_disk:
+        raise UsageError(
+            f"{name} {value} is relative to this folder, and the job runs in another one: give s3://..., or an "
+            "absolute path that all nodes see; with store.shared=true it is taken from this folder"
+        )
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def _with_seen_files(config: Config, same_disk: bool) -> Config:
+    """The settings with the files of weights named as the job has to find them."""
+    model, train = config.model, config.train
+    if model.weights not in (None, "timm"):
+        model = model.model_copy(update={"weights": _seen_by_job("model.weights", str(model.weights), same_disk)})
+    if train.teacher_weights != "timm":
+        seen = _seen_by_job("train.teacher_weights", train.teacher_weights, same_disk)
+        train = train.model_copy(update={"teacher_weights": seen})
+    return config.model_copy(update={"model": model, "train": train})
 
 
 def changed_settings(config: Config) -> list[str]:
     """Every setting that is not a default or its recipe's, as section.key=value; `ray.address` points at the job's own
-    cluster."""
+    cluster, and where its driver runs is decided."""
     changed = [] if config.train.recipe is None else [f"train.recipe={config.train.recipe}"]
     defaults = load_config(sets=changed).model_dump(mode="json")
     for section, settings in config.model_dump(mode="json").items():
         for key, value in settings.items():
-            if value == defaults[section][key] or (section, key) == ("ray", "address"):
+            if value == defaults[section][key] or (section, key) in (("ray", "address"), ("ray", "driver_labels")):
                 continue
             usual = defaults[section][key]
-            nested = value.items() if isinstance(value, dict) else [(None, value)]
-            changed += [
-                f"{section}.{key}{'.' + name if name else ''}={json.dumps(one)}"
-                for name, one in nested
-                if not name or name not in usual or one != usual[name]
-            ]
+            if isinstance(value, dict) and usual:  # a group of settings
+                changed += [
+                    f"{section}.{key}.{name}={json.dumps(one)}" for name, one in value.items() if one != usual[name]
+                ]
+            else:
+                changed.append(f"{section}.{key}={_toml(value)}")
     return [*changed, "ray.address=auto"]
+
+
+def _toml(value: Any) -> str:
+    """Write a value as TOML, which reads JSON's values but for its objects."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return "{" + ", ".join(f"{json.dumps(name)} = {json.dumps(one)}" for name, one in value.items()) + "}"

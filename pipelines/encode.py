@@ -6,27 +6,28 @@ say which shards are done; the others are encoded, and when every shard has its 
 
 import time
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact, write_run_record
+from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact
+from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
 from pipelines.config import Config, result_settings
 from pipelines.encoding import (
     EncodeJob,
     ShardEncoder,
-    ShardRun,
     ShardTask,
-    claimed_receipts,
+    count_shard,
     encode_shards,
     given_up,
     over_budget,
     plan_job,
     publish_shard,
     receipt_parts,
-    run_record,
+    run_figures,
+    what_is_left,
 )
 from pipelines.errors import DamagedArtifact, Degraded
+from pipelines.runs import RunLog
 from pipelines.schema import LOGITS
 from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import Store
@@ -40,61 +41,49 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     nothing was done, images_per_second. Raises Degraded when more than `encode.reject_budget` was rejected and
     that was not allowed.
     """
-    begun = time.monotonic()
     job = plan_job(open_artifact(shards, "shards"), open_artifact(model, "model"), out, config)
     artifact = finished(Store(out), "codes", job.fingerprint)
     status = "done" if artifact is None else "unchanged"
-    runs: list[ShardRun] = []
+    measured: dict[str, Any] = {}
     if artifact is None:
-        artifact, runs = _work(job, allow_degraded)
+        artifact, measured = _work(job, allow_degraded)
     totals = artifact.manifest.totals
     status = "degraded" if over_budget(totals, config) else status
     result = {"verb": "encode", "status": status, "uri": artifact.uri, "digest": artifact.digest, **totals}
-    if runs:
-        record = run_record(job, "encode", runs, time.monotonic() - begun)
-        write_run_record(artifact.store, record)
-        result |= {"images_per_second": record["images_per_second"], "shares": record["shares"]}
-    return result
+    return result | {name: measured[name] for name in ("images_per_second", "shares") if name in measured}
 
 
-def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, list[ShardRun]]:
+def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:
     """Encode what is missing, and publish; what was published before and lost since is made again."""
+    begun = time.monotonic()
     writer = job.writer()
     opened = open_shards(job.shards)
-    published = open_current(writer.store, "codes") if writer.committed() else None
-    receipts = {} if published else claimed_receipts(writer.store, [shard.stem for shard in opened.shards])
-    tasks = _lost_shards(published, opened) if published else _missing_shards(opened, receipts)
+    published, receipts, tasks = what_is_left(writer.store, opened)
 
     def reject_all(outcome: Outcome[ShardTask]) -> dict[str, Any]:
         shard = opened.shard(outcome.item.shard)
-        return publish_shard(writer, shard, outcome.item.receipt, given_up(job.schema, shard, outcome))
+        rejects = given_up(job.schema, shard, outcome)
+        receipt = publish_shard(writer, shard, outcome.item.receipt, rejects)
+        count_shard(Meter("encode"), shard, rejects)
+        return receipt
 
-    runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all)
-    if published is None:
-        receipts |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
-        _commit(job, writer, opened, receipts, allow_degraded)
-        published = open_current(writer.store, "codes")
-    gone = lost(published)
-    if gone:
-        raise DamagedArtifact(
-            f"{published.uri}/{min(gone)} is gone and did not come back with the bytes that were published: "
-            "encode to another --out"
-        )
-    return published, runs
-
-
-def _missing_shards(opened: ShardSet, receipts: Mapping[str, Any]) -> list[ShardTask]:
-    return [ShardTask(shard.name, shard.stem) for shard in opened.shards if shard.stem not in receipts]
-
-
-def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
-    """The shards of which a published part or receipt is gone; they get the receipts that the manifest names."""
-    gone = lost(published)
-    manifest = published.manifest
-    stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
-    stems |= {ref.shard for ref in manifest.receipts if ref.path in gone}
-    names = {ref.shard: ref.path.removeprefix("receipts/").removesuffix(".json") for ref in manifest.receipts}
-    return [ShardTask(shard.name, names[shard.stem]) for shard in opened.shards if shard.stem in stems]
+    done = opened.samples - sum(opened.shard(task.shard).rows for task in tasks)
+    facts = {"fingerprint": job.fingerprint, "shards": len(opened.shards)}
+    with RunLog(writer.store, "encode", job.config, done=done, total=opened.samples, unit="images", **facts) as log:
+        runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all, log)
+        if runs:
+            log.result(**run_figures(runs, time.monotonic() - begun))
+        if published is None:
+            receipts |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
+            _commit(job, writer, opened, receipts, allow_degraded)
+            published = open_current(writer.store, "codes")
+        gone = lost(published)
+        if gone:
+            raise DamagedArtifact(
+                f"{published.uri}/{min(gone)} is gone and did not come back with the bytes that were published: "
+                "encode to another --out"
+            )
+    return published, log.figures
 
 
 def _commit(

@@ -6,8 +6,10 @@ shards, and what their receipts add up to, is the business of the verb.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,18 +17,22 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
-from pipelines.cluster.pool import Outcome, map_items
+from pipelines.cluster.metrics import Meter
+from pipelines.cluster.placement import need_of
+from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
-from pipelines.cluster.session import pool_size, ray_session, require_shared_store, wait_for
+from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.codes import ENCODER_VERSION
 from pipelines.config import Config, result_settings
 from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject
 from pipelines.lineage import MODEL, passed_on
 from pipelines.lineage import carried as carried_split
+from pipelines.runs import RunLog
 from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
-from pipelines.storage import Entry, Store
+from pipelines.storage import Entry, Store, in_order
+from pipelines.versions import lost, open_current
 
 if TYPE_CHECKING:
     from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs
@@ -43,13 +49,14 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardCodes:
-    """One encoded shard as bytes: its codes part and, where there are rejects, their table."""
+    """One encoded shard as bytes: its codes part and, where there are rejects, their table and counts by reason."""
 
     codes: bytes
     rows: int
     rejects: bytes | None
     rejected: int
     seconds: Mapping[str, float]
+    reasons: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,29 @@ def over_budget(totals: Mapping[str, int], config: Config) -> bool:
     return totals["rejects"] > config.encode.reject_budget * totals["samples"]
 
 
+def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[str, dict[str, Any]], list[ShardTask]]:
+    """The codes, if they were published, the receipts that need not be made again, and the tasks of the other shards.
+
+    Of published codes those shards are done again of which something is gone.
+    """
+    if store.size("manifest.json") is not None:
+        published = open_current(store, "codes")
+        return published, {}, _lost_shards(published, opened)
+    receipts = claimed_receipts(store, [shard.stem for shard in opened.shards])
+    missing = [ShardTask(shard.name, shard.stem) for shard in opened.shards if shard.stem not in receipts]
+    return None, receipts, missing
+
+
+def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
+    """The shards of which a published part or receipt is gone; they get the receipts that the manifest names."""
+    gone = lost(published)
+    manifest = published.manifest
+    stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
+    stems |= {ref.shard for ref in manifest.receipts if ref.path in gone}
+    names = {ref.shard: ref.path.removeprefix("receipts/").removesuffix(".json") for ref in manifest.receipts}
+    return [ShardTask(shard.name, names[shard.stem]) for shard in opened.shards if shard.stem in stems]
+
+
 # ------------------------------------------------------------------------------------------------------ one shard
 
 
@@ -129,6 +159,7 @@ def encode_shard(
         rejects_bytes(encoded.rejects) if encoded.rejects else None,
         len(encoded.rejects),
         encoded.seconds,
+        Counter(str(reject.reason) for _, reject in encoded.rejects),
     )
 
 
@@ -164,10 +195,12 @@ def rejects_bytes(rejects: Sequence[tuple[Record, ImageReject]]) -> bytes:
 
 
 def given_up(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> ShardCodes:
-    """A shard that every worker died of or got stuck on: nothing is lost, each sample is named."""
-    reject = ImageReject(Reason.STUCK if outcome.stuck else Reason.WORKER_DIED, str(outcome.error))
+    """Reject every sample of a shard that all workers died of or stood still on."""
+    reasons = {End.STUCK: Reason.STUCK, End.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY}
+    reject = ImageReject(reasons.get(outcome.end, Reason.WORKER_DIED), str(outcome.error))
     empty = parquet_bytes(schema.empty_table())
-    return ShardCodes(empty, 0, rejects_bytes([(record, reject) for record in shard.records()]), shard.rows, {})
+    rejects = rejects_bytes([(record, reject) for record in shard.records()])
+    return ShardCodes(empty, 0, rejects, shard.rows, {}, {str(reject.reason): shard.rows})
 
 
 def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes) -> dict[str, Any]:
@@ -199,6 +232,13 @@ def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: Shar
     return winner
 
 
+def count_shard(meter: Meter, shard: Shard, done: ShardCodes) -> None:
+    """Count what became of a shard's images, and its bytes."""
+    meter.images(shard.rows)
+    meter.rejects(done.reasons)
+    meter.bytes(read=shard.part.bytes if done.seconds else 0, written=len(done.codes) + len(done.rejects or b""))
+
+
 def receipt_parts(receipt: Mapping[str, Any]) -> list[Part]:
     """The parts a receipt claims: the codes and, where there are any, the rejects."""
     return [Part.model_validate(receipt[name]) for name in ("part", "rejects") if receipt[name]]
@@ -224,17 +264,19 @@ def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None =
 def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Of these receipts, those whose shards need not be encoded again."""
     there = store.entries()
-    found = {name: claimed_receipt(store, name, there) for name in names}
-    return {name: receipt for name, receipt in found.items() if receipt is not None}
+    found = in_order(lambda name: claimed_receipt(store, name, there), names)
+    return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
 
 
 class ShardEncoder:
     """One Ray worker: a model in memory, shards in, receipts out. `progress` counts images and batches."""
 
+    verb = "encode"
+
     def __init__(self, job: EncodeJob) -> None:
         from pipelines.encoder import Encoder
 
-        self.job, self.progress = job, 0
+        self.job, self.progress, self.meter = job, 0, Meter(self.verb)
         self.shards = open_shards(job.shards)
         self.encoder = Encoder.open(job.model)
         self.writer = job.writer()
@@ -249,10 +291,13 @@ class ShardEncoder:
         claimed = claimed_receipt(self.writer.store, task.receipt)
         if claimed is not None:
             return claimed, {"samples": shard.rows, "rejects": shard.rows - receipt_parts(claimed)[0].rows}
-        done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
-        begun = time.perf_counter()
-        receipt = self.publish(task, shard, done)
-        figures = {**done.seconds, "write": time.perf_counter() - begun}
+        with self.meter.busy():
+            done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
+            begun = time.perf_counter()
+            receipt = self.publish(task, shard, done)
+            figures = {**done.seconds, "write": time.perf_counter() - begun}
+        count_shard(self.meter, shard, done)
+        self.meter.seconds(figures)
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected}
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
@@ -272,8 +317,9 @@ def encode_shards(
     tasks: Sequence[ShardTask],
     worker: type[ShardEncoder],
     give_up: Callable[[Outcome[ShardTask]], dict[str, Any] | None],
+    log: RunLog,
 ) -> list[ShardRun]:
-    """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived."""
+    """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived; `log` follows."""
     if not tasks:
         return []
     rows = {shard.name: shard.rows for shard in shards.shards}
@@ -281,44 +327,43 @@ def encode_shards(
     with ray_session(job.config):
         settings = job.config.encode
         require_shared_store(Store(job.out), job.config)
-        workers, gpus = pool_size(settings.workers)
-        wait_for({"GPU": 1, "CPU": 1} if gpus else {"CPU": 1}, job.config)
+        need = need_of(settings, job.config)
         with stage("encode", sum(rows[task.shard] for task in tasks), "images") as advance:
             begun = time.monotonic()
             done = 0
-            for outcome in map_items(
+            pool = map_items(
                 worker,
                 (job,),
                 tasks,
-                workers=min(workers, len(tasks)),
-                num_gpus=gpus,
+                verb=worker.verb,
+                need=need,
+                workers=settings.workers,
+                wait_s=job.config.ray.wait_s,
                 max_attempts=settings.max_attempts,
                 stuck_s=settings.stuck_s,
                 label=lambda task: task.shard,
-            ):
+            )
+            for outcome in pool:
                 task = outcome.item
                 if outcome.error is None:
                     receipt, figures = outcome.result
                 else:
                     receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
                 runs.append(ShardRun(task, receipt, outcome.attempts, figures))
+                log.tried(task.shard, outcome.tries, figures)
+                log.advance(rows[task.shard])
                 done += rows[task.shard]
                 advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")
     return runs
 
 
-def run_record(job: EncodeJob, verb: str, runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
+def run_figures(runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
     """Images per second, and how the workers' time was shared out; decode and read run beside forward."""
     spent = {name: sum(run.figures.get(name, 0.0) for run in runs) for name in ("read", "decode", "forward", "write")}
     total = sum(spent.values()) or 1.0
     samples = sum(int(run.figures["samples"]) for run in runs)
-    shards = [{**run.figures, "shard": run.task.shard, "attempts": run.attempts} for run in runs]
     return {
-        "verb": verb,
-        "fingerprint": job.fingerprint,
-        "seconds": round(wall, 3),
         "images": samples,
         "images_per_second": round(samples / wall, 1),
         "shares": {name: round(value / total, 4) for name, value in spent.items()},
-        "shards": sorted(shards, key=lambda run: str(run["shard"])),
     }

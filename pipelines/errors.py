@@ -12,6 +12,7 @@ HHNetError                    1  the work itself failed
 │   ├── StoreUnavailable      3  the store does not answer or refuses to write
 │   │   └── CommitUnknown     3  a write may or may not have landed
 │   └── ClusterUnavailable    3  Ray cannot be reached or cannot place the work
+│       └── HeadLost          3  Ray's head stopped answering while the work ran
 └── Degraded                  4  completed, but above the reject budget
 
 Interrupts end with 130 (SIGINT) and 143 (SIGTERM).
@@ -73,6 +74,10 @@ class CommitUnknown(StoreUnavailable):
 
 class ClusterUnavailable(Unavailable):
     """Ray cannot be reached, or the resources asked for can never be placed."""
+
+
+class HeadLost(ClusterUnavailable):
+    """Ray's head stopped answering; Ray cannot be left in an orderly way any more."""
 
 
 class Degraded(HHNetError):

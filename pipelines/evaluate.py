@@ -1,9 +1,8 @@
 """`hhnet evaluate`: how well the codes of the queries find their own classes in the database, as figures and a page."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import hhnet
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, write_run_record
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
 from pipelines.config import Config, EvaluateSettings, result_settings
@@ -25,6 +24,7 @@ from pipelines.gallery.pair import Pair, Side, load_pair
 from pipelines.gallery.pictures import Pictures, find_pictures
 from pipelines.gallery.report import convention_name, report_page
 from pipelines.lineage import LEARNED, SplitPart, require_one_split, split_facts, split_notes, split_part
+from pipelines.runs import RunLog, closed_records
 from pipelines.storage import Store, canonical_json
 from pipelines.versions import finished, open_input
 
@@ -153,11 +153,13 @@ def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictur
 
 
 def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, config: Config) -> Artifact:
-    with stage("evaluate", STEPS, unit="steps") as advance:
+    with ExitStack() as stack:
+        advance = stack.enter_context(stage("evaluate", STEPS, unit="steps"))
         pair = load_pair(query_set, sets, logits=config.evaluate.rerank is not None)
         require_findable(pair)  # before anything is written at `out`
         writer = _writer(query_set, sets, out, name)
         advance(1, note="codes read")
+        log = stack.enter_context(RunLog(writer.store, "evaluate", config, fingerprint=name))
         examined = examine(pair.queries.codes, pair.database.codes, pair.bits)
         advance(1, note="codes examined")
         figures, ap_Q = measure(pair, examined, config.evaluate)
@@ -177,8 +179,7 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
         }
         parts = [writer.put_part(name, data, figures.queries) for name, data in sorted(files.items())]
         artifact = _commit(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
-        searched = datetime.now(UTC).isoformat(timespec="seconds")
-        write_run_record(artifact.store, {"verb": "evaluate", "fingerprint": name, "queries_searched": searched})
+        log.result(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
         advance(1)
     return artifact
 
@@ -257,5 +258,5 @@ def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
 
 def _searched(artifact: Artifact) -> list[str]:
     """When the queries were searched for this report, first to last; a rerun that finds it done does not search."""
-    records = [json.loads(artifact.store.read(name)) for name in artifact.store.names("runs")]
+    records = closed_records(artifact.store)
     return sorted(str(record["queries_searched"]) for record in records if "queries_searched" in record)

@@ -1,45 +1,54 @@
 """Search of one index by several Ray actors: the parts are dealt out, and the answers merged by (distance, id).
 
-An actor opens the manifest that this process opened, and of its parts just those of its share. What comes back is what
-`IndexReader.search` finds for these parts, so the merged answer is the one that a single process gives.
+An actor opens the manifest that this process opened, and of its parts just those that it is asked about. What comes
+back is what `IndexReader.search` finds for these parts, so the merged answer is the one that a single process gives.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipelines.artifacts import Artifact, parse_manifest
-from pipelines.cluster.pool import ASK_EVERY_S
-from pipelines.cluster.session import ray_session, require_node, require_shared_store, wait_for
+from pipelines.cluster.placement import Need, look, need_of, shortage
+from pipelines.cluster.pool import ASK_EVERY_S, OWN_FAULT, cause_of_death, first_line
+from pipelines.cluster.session import ray_session, require_node, require_shared_store
 from pipelines.config import Config
-from pipelines.errors import WorkFailed
+from pipelines.errors import ClusterUnavailable, WorkFailed
 from pipelines.kinds import Codes, Neighbours
 from pipelines.kinds.artifact import IndexReader, merge
 from pipelines.storage import Store, scratch_folder
 
 ATTEMPTS = 3
-"""Actors that may die on one batch of queries before the search ends."""
+"""Actors that may die on one share of a batch of queries before the search ends."""
 
 
-class Share:
-    """Lives in an actor and searches some of an index's parts, which it opens at the first search."""
+class Searcher:
+    """Lives in an actor and searches parts of an index, which it opens at the first search."""
 
-    def __init__(self, uri: str, manifest: bytes, ordinals: Sequence[int]) -> None:
+    def __init__(self, uri: str, manifest: bytes) -> None:
         os.environ["NUMBA_NUM_THREADS"] = "1"  # an actor is placed on one CPU; others have the rest
-        self._uri, self._manifest, self._ordinals = uri, manifest, ordinals
+        self._uri, self._manifest = uri, manifest
         self._reader: IndexReader | None = None
         self._closing = ExitStack()
 
-    def search(self, queries: Codes, k: int) -> Neighbours:
-        """The k nearest in the share."""
+    def place(self) -> str:
+        """Return the id of the node it is on."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def search(self, queries: Codes, k: int, ordinals: Sequence[int]) -> Neighbours:
+        """Find the k nearest in the parts of these ordinals."""
         if self._reader is None:  # not when the actor is made, so that an error of the parts is one of the search
             artifact = Artifact(Store(self._uri), parse_manifest(self._manifest, self._uri))
             self._reader = IndexReader(artifact, self._closing.enter_context(scratch_folder()))
         shards = self._reader.shards
-        return self._reader.search(queries, k, [shards[ordinal] for ordinal in self._ordinals])
+        return self._reader.search(queries, k, [shards[ordinal] for ordinal in ordinals])
 
     def close(self) -> None:
         """Delete what was copied from a store of objects."""
@@ -48,81 +57,125 @@ class Share:
 
 @contextmanager
 def spread(reader: IndexReader, workers: int, config: Config) -> Iterator[Callable[[Codes, int], Neighbours]]:
-    """Deal the parts to at most `workers` actors, one CPU each; what is yielded searches them like `reader.search`.
+    """Deal the parts to at most `workers` actors; what is yielded searches them like `reader.search`.
 
-    ClusterUnavailable where so many cannot be placed. WorkFailed where a share lost its actor at each of several
-    attempts; an error in an actor is raised here.
+    Fewer actors do where no more find room. ClusterUnavailable where none does for `ray.wait_s`. WorkFailed where a
+    share lost its actor at each of several attempts; an error in an actor is raised here.
     """
     ordinals = [shard.ordinal for shard in reader.filled()]
     shares = [ordinals[place::workers] for place in range(min(workers, len(ordinals)))]
     with ray_session(config):
         require_shared_store(reader.artifact.store, config)
-        wait_for({"CPU": len(shares)}, config)
-        fan = _Fan(reader.artifact, shares)
+        fan = _Fan(reader.artifact, shares, need_of(config.search, config), config.ray.wait_s)
         try:
             yield fan.search
         finally:
             fan.close()
 
 
-class _Fan:
-    """One actor for each share; one that died is replaced when its share is asked for."""
+@dataclass(eq=False)
+class _Actor:
+    """An actor; `waits` is its place or the answer for a share, whichever it was asked last."""
 
-    def __init__(self, artifact: Artifact, shares: Sequence[Sequence[int]]) -> None:
+    handle: Any
+    waits: Any
+    node: str | None = None
+    share: int | None = None
+
+
+class _Fan:
+    """As many actors as there are shares, if they find room. Each keeps to the shares that it has opened."""
+
+    def __init__(self, artifact: Artifact, shares: Sequence[Sequence[int]], need: Need, wait_s: float) -> None:
         import ray
 
-        self._artifact, self._shares = artifact, shares
-        self._remote = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Share)
+        self._artifact, self._shares, self._need, self._wait_s = artifact, shares, need, wait_s
+        self._remote = ray.remote(**need.options(), max_restarts=0, max_task_retries=0)(Searcher)
         self._manifest = ray.put(artifact.manifest.to_bytes())
-        self._actors = [self._start(ordinals) for ordinals in shares]
+        self._opened: dict[int, _Actor] = {}
+        self._actors: list[_Actor] = []
+        for _ in shares:
+            self._start()
 
-    def _start(self, ordinals: Sequence[int]) -> Any:
-        return self._remote.remote(self._artifact.uri, self._manifest, ordinals)
+    def _start(self) -> None:
+        handle = self._remote.remote(self._artifact.uri, self._manifest)
+        self._actors.append(_Actor(handle, handle.place.remote()))
 
     def search(self, queries: Codes, k: int) -> Neighbours:
-        """The k nearest over all shares: distances int32 and ids int64, (Q, min(k, count)), by (distance, id)."""
+        """Find the k nearest over all shares: distances int32 and ids int64, (Q, min(k, count)), by (distance, id)."""
         import ray
 
         batch = ray.put(queries)
-        asked = {actor.search.remote(batch, k): place for place, actor in enumerate(self._actors)}
-        died = [0] * len(self._actors)
+        waiting, died = list(range(len(self._shares))), [0] * len(self._shares)
         best: Neighbours = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
-        while asked:
-            ready, _ = ray.wait(list(asked), timeout=ASK_EVERY_S)
+        roomless_since = time.monotonic()
+        while waiting or any(actor.share is not None for actor in self._actors):
+            for actor in self._actors:
+                if waiting and actor.waits is None:
+                    self._ask(actor, waiting, batch, k)
+            asked = {actor.waits: actor for actor in self._actors if actor.waits is not None}
+            ready, _ = ray.wait(list(asked), timeout=min(ASK_EVERY_S, self._wait_s / 4))
+            for ref in ready:
+                best = merge(best, answer, k) if (answer := self._answer(asked[ref], waiting, died)) else best
+            if any(actor.node is not None for actor in self._actors):
+                roomless_since = time.monotonic()
+            elif time.monotonic() - roomless_since > self._wait_s:
+                raise ClusterUnavailable(shortage(1, self._need, look(), self._wait_s))
             if not ready:
                 require_node()
-            for ref in ready:
-                place = asked.pop(ref)
-                answer = self._answer(ref, place)
-                if isinstance(answer, str):
-                    died[place] += 1
-                    if died[place] == ATTEMPTS:
-                        raise WorkFailed(f"{self._artifact.uri}: {answer}, at the last of {ATTEMPTS} attempts")
-                    self._actors[place] = self._start(self._shares[place])
-                    asked[self._actors[place].search.remote(batch, k)] = place
-                else:
-                    best = merge(best, answer, k)
         return best
 
-    def _answer(self, ref: Any, place: int) -> Neighbours | str:
-        """What an actor found in its share, or how it died."""
+    def _ask(self, actor: _Actor, waiting: list[int], batch: Any, k: int) -> None:
+        """Give an actor a share that waits: one that it has opened, else one that no other has."""
+        share = min(waiting, key=lambda share: (self._opened.get(share) is not actor, share in self._opened))
+        waiting.remove(share)
+        self._opened[share] = actor
+        actor.share, actor.waits = share, actor.handle.search.remote(batch, k, self._shares[share])
+
+    def _answer(self, actor: _Actor, waiting: list[int], died: list[int]) -> Neighbours | None:
+        """Take an actor's answer: its place, what it found, or its death, after which another is started."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
         try:
-            distances, ids = ray.get(ref)
+            answer = ray.get(actor.waits)
         except (RayActorError, OutOfMemoryError) as death:
-            ray.kill(self._actors[place])
-            parts = len(self._shares[place])
-            return f"the worker that searches {parts} of its parts died ({str(death).splitlines()[0]})"
+            self._bury(actor, death, waiting, died)
+            return None
         except RayTaskError as error:
             raise (error.cause or error) from None
+        actor.waits = None
+        if actor.node is None:
+            actor.node = answer
+            return None
+        actor.share = None
+        distances, ids = answer
         return distances, ids
+
+    def _bury(self, actor: _Actor, death: Exception, waiting: list[int], died: list[int]) -> None:
+        """Have another actor started, and the share searched again."""
+        import ray
+
+        ray.kill(actor.handle)
+        self._actors.remove(actor)
+        self._opened = {share: other for share, other in self._opened.items() if other is not actor}
+        if actor.share is not None:
+            waiting.append(actor.share)
+            died[actor.share] += cause_of_death(death, actor.node, ()) in OWN_FAULT
+            if died[actor.share] == ATTEMPTS:
+                parts, reason = len(self._shares[actor.share]), first_line(death)
+                raise WorkFailed(
+                    f"{self._artifact.uri}: the worker that searches {parts} of its parts died ({reason}), at the last "
+                    f"of {ATTEMPTS} attempts"
+                )
+        self._start()
 
     def close(self) -> None:
         """End the actors, each after it has cleaned up."""
         import ray
 
-        ray.wait([actor.close.remote() for actor in self._actors], num_returns=len(self._actors), timeout=ASK_EVERY_S)
+        closed = [actor.handle.close.remote() for actor in self._actors if actor.node is not None]
+        if closed:
+            ray.wait(closed, num_returns=len(closed), timeout=ASK_EVERY_S)
         for actor in self._actors:
-            ray.kill(actor)
+            ray.kill(actor.handle)

@@ -15,7 +15,6 @@ from pipelines.artifacts import (
     open_artifact,
     read_identity,
     versions,
-    write_run_record,
 )
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.config import Config, result_settings
@@ -39,6 +38,7 @@ from pipelines.kinds.artifact import ORDINALS_NAME, QUANTIZER_NAME
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartTask, codes_of, sample_rows
 from pipelines.planning import plan
+from pipelines.runs import RunLog, write_run_record
 from pipelines.schema import LOGITS
 from pipelines.storage import Store, sha256_of
 from pipelines.versions import finished, publish_number
@@ -65,22 +65,36 @@ def build_index(
     if config.index.kind == "auto":
         config, chosen = _choose(sets, store, config)
     name = _fingerprint(sets, config)
-    artifact, figures = finished(store, "index", name), None
+    artifact, known = finished(store, "index", name), versions(store)
     status = "unchanged" if artifact else "done"
-    if artifact is None:
-        require_distinct(sets)
-        artifact, figures = _build(_writer(sets, store, name), plan_parts(sets), sets[0], config)
-    known = versions(store)
-    if publish and not known:
-        pass_gate(artifact, figures or measure(artifact, config), config, "index build")
-        publish_number(artifact, "manifest.json", 1)
-        known, status = [1], "done"
-    elif known and status == "done" and (artifact := finished(store, "index", name)) is None:
+    if artifact is None or (publish and not known):
+        artifact = _build_and_publish(sets, store, name, artifact, publish, config)
+        known, status = versions(store), "done"
+    if status == "done" and known and known != [1] and (artifact := finished(store, "index", name)) is None:
         raise DamagedArtifact(
             f"{store.uri}: version {known[-1]} lacks parts that were not built from these codes alone: roll back to a "
             "whole version, or build anew to another --out"
         )
     return {**summary("index build", status, artifact, known[-1] if known else None), **chosen}
+
+
+def _build_and_publish(
+    sets: Sequence[CodesSet], store: Store, name: str, artifact: Artifact | None, publish: bool, config: Config
+) -> Artifact:
+    """Build what is missing of the index, and make it version 1 if that is asked for and there is none yet."""
+    figures = None
+    tasks: list[PartTask] = []
+    if artifact is None:
+        require_distinct(sets)
+        tasks = plan_parts(sets)
+    writer, total = _writer(sets, store, name), sum(task.rows > 0 for task in tasks)
+    with RunLog(store, "index build", config, fingerprint=name, total=total, unit="parts") as log:
+        if artifact is None:
+            artifact, figures = _build(writer, tasks, sets[0], config, log)
+        if publish and not versions(store):
+            pass_gate(artifact, figures or measure(artifact, config), config, log)
+            publish_number(artifact, "manifest.json", 1)
+    return artifact
 
 
 def _open_all(codes: Sequence[str]) -> list[CodesSet]:
@@ -132,7 +146,7 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Con
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
             _writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
         kind, facts = _begun(sets, store, config), chosen.facts()
-        write_run_record(store, {"verb": "index plan", "chosen": chosen.kind, "machine": machine(), **facts})
+        write_run_record(store, "index plan", {"chosen": chosen.kind, "machine": machine(), **facts}, config)
     assert kind is not None, "the root was begun"
     return _of_kind(config, kind), facts
 
@@ -165,17 +179,18 @@ def _writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter
 
 
 def _build(
-    writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config
+    writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config, log: RunLog
 ) -> tuple[Artifact, Figures]:
     kind = index_kind(config.index.kind)
     count = sum(task.rows for task in tasks)
     parameters = kind.parameters(config.index, count)
     receipts = writer.receipts({QUANTIZER})
-    if kind.sample_size(parameters) and not built(writer, receipts.get(QUANTIZER)):
+    if kind.sample_size(parameters) and not built(writer.store.entries("parts"), receipts.get(QUANTIZER)):
         receipts[QUANTIZER] = _train(writer, kind, tasks, parameters, config)
     shared, shared_parts = _shared(writer, receipts.get(QUANTIZER))
-    receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config)
-    parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared)]
+    receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config, log)
+    there = writer.store.entries("parts")
+    parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared, there)]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))
     meta: dict[str, Any] = {
         "kind": config.index.kind,
@@ -213,7 +228,7 @@ def _shared(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> tuple[
     """The bytes of the quantizer that won, checked."""
     if receipt is None:
         return None, []
-    parts = parts_of(writer, receipt, None)
+    parts = parts_of(writer, receipt, None, writer.store.entries("parts"))
     data = writer.store.read(parts[0].path)
     if sha256_of(data) != parts[0].sha256:
         raise DamagedArtifact(f"{writer.store.uri}/{parts[0].path} does not match the digest in its receipt")

@@ -2,12 +2,15 @@
 
 import os
 import platform
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.artifacts import Artifact, ArtifactWriter, Part, write_run_record
+from pipelines.artifacts import Artifact, ArtifactWriter, Part
+from pipelines.cluster.metrics import Meter
+from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
@@ -18,8 +21,9 @@ from pipelines.kinds import gate, index_kind
 from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartBuilder, PartTask
+from pipelines.runs import RunLog
 from pipelines.schema import parquet_bytes, table_of
-from pipelines.storage import scratch_folder, sha256_of
+from pipelines.storage import Entry, scratch_folder, sha256_of
 
 PartReceipt = dict[str, Any]
 
@@ -39,18 +43,28 @@ def build_parts(
     tasks: Sequence[PartTask],
     shared: bytes | None,
     config: Config,
+    log: RunLog,
 ) -> dict[str, PartReceipt]:
     """Receipts of the parts of these tasks, by name; those that were missing are built side by side."""
     quantizer = sha256_of(shared) if shared else None
     filled = {task.receipt(quantizer): task for task in tasks if task.rows}
-    receipts = {name: receipt for name, receipt in writer.receipts(filled).items() if built(writer, receipt)}
+    there = writer.store.entries("parts")
+    receipts = {name: receipt for name, receipt in writer.receipts(filled).items() if built(there, receipt)}
     missing = [task for name, task in filled.items() if name not in receipts]
+    log.reach(len(receipts))
     if missing:
         arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
         with ray_session(config), stage("index", len(missing), unit="parts") as advance:
             require_shared_store(writer.store, config)
             pool = map_items(
-                PartBuilder, arguments, missing, workers=config.index.workers or _cpus(), label=lambda task: task.shard
+                CountedBuilder,
+                arguments,
+                missing,
+                verb="index",
+                need=need_of(config.index, config),
+                workers=config.index.workers,
+                wait_s=config.ray.wait_s,
+                label=lambda task: task.shard,
             )
             for outcome in pool:
                 if outcome.error is not None:
@@ -58,33 +72,45 @@ def build_parts(
                         f"{writer.store.uri}: {outcome.error}; what was built is kept, run again to resume"
                     )
                 receipts[outcome.item.receipt(quantizer)] = outcome.result
+                log.tried(outcome.item.shard, outcome.tries, {"rows": outcome.item.rows})
+                log.advance()
                 advance(1)
     return receipts
 
 
-def built(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> bool:
-    """A receipt exists, and so does what it claims."""
+class CountedBuilder(PartBuilder):
+    """Builds parts, and counts codes, bytes and seconds."""
+
+    def run(self, task: PartTask) -> dict[str, Any]:
+        """Build and claim the part of one shard; the receipt that won is returned."""
+        meter, begun = Meter("index"), time.perf_counter()
+        receipt = super().run(task)
+        meter.seconds({"build": time.perf_counter() - begun})
+        meter.images(task.rows)
+        written = sum(receipt[name]["bytes"] for name in ("part", "keys") if name in receipt)
+        meter.bytes(read=task.part.bytes, written=written)
+        return receipt
+
+
+def built(there: Mapping[str, Entry], receipt: Mapping[str, Any] | None) -> bool:
+    """A receipt exists, and so does what it claims, by a listing of the parts."""
     return receipt is not None and all(
-        writer.store.size(receipt[name]["path"]) == receipt[name]["bytes"]
+        receipt[name]["path"] in there and there[receipt[name]["path"]].size == receipt[name]["bytes"]
         for name in ("part", "keys")
         if name in receipt
     )
 
 
-def _cpus() -> int:
-    import ray  # the session is open by now
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def parts_of(writer: ArtifactWriter, receipt: Mapping[str, Any], shared: bytes | None) -> list[Part]:
-    """The parts a receipt claims; they must be there, and built from the quantizer at hand."""
+def parts_of(
+    writer: ArtifactWriter, receipt: Mapping[str, Any], shared: bytes | None, there: Mapping[str, Entry]
+) -> list[Part]:
+    """The parts a receipt claims; they must be `there`, in a listing, and built from the quantizer at hand."""
     try:
         parts = [Part.model_validate(receipt[name]) for name in ("part", "keys") if name in receipt]
     except ValidationError:
         raise DamagedArtifact(f"{writer.store.uri}: a receipt does not describe its parts") from None
     for part in parts:
-        if writer.store.size(part.path) != part.bytes:
+        if part.path not in there or there[part.path].size != part.bytes:
             raise DamagedArtifact(
                 f"{writer.store.uri}/{part.path} is missing or cut, but its receipt says it was built"
             )
@@ -127,16 +153,10 @@ def measure(artifact: Artifact, config: Config) -> Figures:
         return gate.measure(IndexReader(artifact, folder), config.index.gate, config.index.seed)
 
 
-def pass_gate(artifact: Artifact, figures: Figures, config: Config, verb: str) -> None:
-    """Keep the figures in a run record; WorkFailed, with them, where they are below `index.gate`."""
-    record = {
-        "verb": verb,
-        "digest": artifact.digest,
-        "gate": figures.record(),
-        "asked": config.index.gate.model_dump(mode="json"),
-        "machine": machine(),
-    }
-    write_run_record(artifact.store, record)
+def pass_gate(artifact: Artifact, figures: Figures, config: Config, log: RunLog) -> None:
+    """Keep the figures in the run's record; WorkFailed, with them, where they are below `index.gate`."""
+    asked = config.index.gate.model_dump(mode="json")
+    log.result(digest=artifact.digest, gate=figures.record(), asked=asked, machine=machine())
     gate.require(figures, config.index.gate, artifact.uri)
 
 

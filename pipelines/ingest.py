@@ -11,7 +11,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint, write_run_record
+from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
 from pipelines.config import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
@@ -30,6 +29,7 @@ from pipelines.intake.protocols.base import Protocol
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
 from pipelines.intake.tables import TABLE_SUFFIXES, open_table
+from pipelines.runs import RunLog
 from pipelines.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.versions import finished
@@ -73,7 +73,6 @@ def ingest(
     `label_columns` means those called label, label2, ... A `protocol` reads the folder `source` of its data set's own
     files and splits them. Raises InputError for a source that cannot be used.
     """
-    began = time.time()
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
     with _opened(source, plan, path_column, label_columns) as opened:
@@ -96,8 +95,11 @@ def ingest(
         for name, writer in writers.items():
             chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
             meta = {"classes": classes, "source": digest, "split": plan.card(name), **facts}
-            parts[name] = _publish(writer, chosen, opened, config, name, meta)
-            _record(writer.store, source, listing, len(chosen), began)
+            with RunLog(
+                writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
+            ) as log:
+                parts[name] = _publish(writer, chosen, opened, config, name, meta, log)
+                log.result(samples=len(chosen), skipped=listing.skipped, skipped_files=listing.skipped_files)
     return {**_result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes), **facts}
 
 
@@ -230,7 +232,13 @@ def _members(sample: Sample, image: bytes) -> dict[str, Any]:
 
 
 def _publish(
-    writer: ArtifactWriter, samples: list[Sample], source: Source, config: Config, part: str, meta: Mapping[str, Any]
+    writer: ArtifactWriter,
+    samples: list[Sample],
+    source: Source,
+    config: Config,
+    part: str,
+    meta: Mapping[str, Any],
+    log: RunLog,
 ) -> Artifact:
     """Write and commit one artifact, or what is gone of it."""
     size, name = config.ingest.samples_per_shard, part or config.ingest.name
@@ -257,6 +265,7 @@ def _publish(
             for table, put in pool.map(make, range(len(chunks))):
                 parts.append(put)
                 advance(table.num_rows)
+                log.advance(table.num_rows)
                 yield table
 
         try:
@@ -272,20 +281,6 @@ def _publish(
 
 
 # ----------------------------------------------------------------------------------------------------------- reporting
-
-
-def _record(store: Store, source: str, listing: Listing, samples: int, began: float) -> None:
-    seconds = time.time() - began
-    record = {
-        "verb": "ingest",
-        "source": source,
-        "began": began,
-        "seconds": round(seconds, 3),
-        "samples": samples,
-        "skipped": listing.skipped,
-        "skipped_files": listing.skipped_files,
-    }
-    write_run_record(store, record)
 
 
 def _result(

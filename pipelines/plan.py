@@ -12,13 +12,14 @@ from typing import Any
 from pipelines.aliases import index_root
 from pipelines.artifacts import Artifact, open_artifact, versions
 from pipelines.codes import CodesSet, CodesShard, has_logits, open_codes, require_distinct, require_pair
+from pipelines.encoding import claimed_receipts
 from pipelines.errors import InputError
 from pipelines.kinds.artifact import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
 from pipelines.shards import INDEX_NAME, tar_name
-from pipelines.storage import Store
+from pipelines.storage import Store, in_order
 from pipelines.versions import open_current
 
-CHANGES = ("encode", "add", "replace", "remove")
+CHANGES = ("encode", "publish", "add", "replace", "remove")
 SHOWN_SHA = 12
 
 
@@ -41,6 +42,8 @@ class State:
     held: dict[str, IndexedShard] = field(default_factory=dict)
     sets: list[CodesSet] = field(default_factory=list)
     index: Artifact | None = None
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Where there are codes of a tar that were not published yet, by its sha256: their receipt says they are whole."""
     planned: dict[str, str] = field(default_factory=dict)
     """Where the codes of shards are to be, by the URI of the shards: the place named with them, where none are yet."""
 
@@ -48,12 +51,16 @@ class State:
 def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = None) -> dict[str, Any]:
     """Compare tars with their codes and with an index; codes and an index that are not there yet are all to come.
 
-    Each of `changes` has a `change`: `encode` (a tar without codes; `changed` names the sha256 of the tar whose name it
-    has taken over), `add` (codes that the index lacks), `remove` (a tar that the index holds and no shards have, or no
-    codes where no shards are named), `replace` (of codes that were published anew there are more or fewer than were
-    indexed; as many count as the same, which `index add` looks into). `status` is `unchanged` where there are none,
-    else `pending`. Raises FingerprintMismatch where codes and index are of several models, InputError where a tar comes
-    twice.
+    Each of `changes` has a `change`:
+    `encode`: a tar without codes; `changed` names the sha256 of the tar whose name it has taken over.
+    `publish`: a tar that was encoded in a run that has not published yet; the same `hhnet encode` goes on from there.
+    `add`: codes that the index lacks.
+    `remove`: a tar that the index holds and no shards have, or no codes where no shards are named.
+    `replace`: of codes that were published anew there are more or fewer than were indexed; as many count as the same,
+    which `index add` looks into.
+
+    `status` is `unchanged` where there are none, else `pending`. Raises FingerprintMismatch where codes and index are
+    of several models, InputError where a tar comes twice.
     """
     if not shards and not codes:
         raise InputError("nothing to compare: name shards with --shards, or codes with --codes")
@@ -95,6 +102,9 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
     if len(shards) == len(codes):
         state.planned = {Store(uri).uri: out for uri, out in zip(shards, codes, strict=True) if out not in there}
     state.sets = [open_codes(uri) for uri in there]
+    for uri in codes:
+        if uri not in there:
+            state.waiting |= dict.fromkeys(_encoded_tars(Store(uri)), uri)
     require_distinct(state.sets)
     state.codes = {shard.sha256: (entry, shard) for entry in state.sets for shard in entry.shards}
     if index is not None and versions(root := index_root(index)):
@@ -108,6 +118,12 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
     for one, other in pairwise([*indexed, *state.sets]):
         require_pair(one, other)
     return state
+
+
+def _encoded_tars(store: Store) -> list[str]:
+    """The sha256 of the tars that an encode which has not published yet has done."""
+    names = [name.removeprefix("receipts/").removesuffix(".json") for name in store.names("receipts")]
+    return [str(receipt["shard_sha256"]) for receipt in claimed_receipts(store, names).values()]
 
 
 def _removed(index: Artifact | None) -> int:
@@ -128,7 +144,8 @@ def _to_encode(state: State) -> Iterator[dict[str, Any]]:
     for sha256, tar in state.tars.items():
         if sha256 not in state.codes:
             before = {"changed": gone[tar.name]} if tar.name in gone else {}
-            yield _change("encode", tar.name, sha256, tar.samples, tar.shards.uri, **before)
+            change = "publish" if sha256 in state.waiting else "encode"
+            yield _change(change, tar.name, sha256, tar.samples, tar.shards.uri, **before)
 
 
 def _to_add(state: State) -> Iterator[dict[str, Any]]:
@@ -140,13 +157,18 @@ def _to_add(state: State) -> Iterator[dict[str, Any]]:
 
 def _to_replace(state: State) -> Iterator[dict[str, Any]]:
     """A retry of rejects publishes more codes of a tar; a compaction leaves some out, and says so in its receipt."""
-    for sha256, held in state.held.items():
-        entry, shard = state.codes.get(sha256, (None, None))
-        if entry is None or shard is None or entry.artifact.digest == held.codes_digest:
-            continue
-        assert state.index is not None, "what is held is held by an index"
-        compacted = int(part_receipt(state.index, held.ordinal).get("compacted", 0))
-        if shard.rows != held.rows + compacted:
+    index, known = state.index, state.codes.keys() & state.held.keys()
+    if index is None:
+        return
+    published_anew = [
+        (sha256, held)
+        for sha256, held in state.held.items()
+        if sha256 in known and state.codes[sha256][0].artifact.digest != held.codes_digest
+    ]
+    receipts = in_order(lambda one: part_receipt(index, one[1].ordinal), published_anew)
+    for (sha256, held), receipt in zip(published_anew, receipts, strict=True):
+        entry, shard = state.codes[sha256]
+        if shard.rows != held.rows + int(receipt.get("compacted", 0)):
             yield _change("replace", shard.name, sha256, shard.rows, entry.artifact.uri)
 
 
@@ -163,7 +185,7 @@ def _to_remove(state: State, among_tars: bool) -> Iterator[dict[str, Any]]:
 def _commands(state: State, changes: Sequence[dict[str, Any]], index: str | None) -> Iterator[str]:
     """What to run, in order; a word in capitals stands for what cannot be known here."""
     of = {name: [entry for entry in changes if entry["change"] == name] for name in CHANGES}
-    waiting = list(dict.fromkeys(entry["where"] for entry in of["encode"]))
+    waiting = list(dict.fromkeys(entry["where"] for entry in (*of["encode"], *of["publish"])))
     model = next((uri for entry in state.sets if (uri := entry.artifact.origin("model"))), "MODEL")
     new = []
     for uri in waiting:

@@ -54,6 +54,7 @@ from pipelines.kinds.artifact import (
     read_ordinals,
 )
 from pipelines.kinds.parts import CompactTask, PartTask
+from pipelines.runs import RunLog
 from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.versions import next_artifact, publish_number, put_manifest, require_parts
@@ -358,7 +359,7 @@ def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> i
 
 def _compacting(base: Base) -> Change:
     """Parts of which nothing is left stay: they are what says that their samples were removed."""
-    reader, manifest = base.reader, base.artifact.manifest
+    reader = base.reader
     partly = {n: rows for n, rows in reader.removed.items() if reader.live(reader.shards[n])}
     tasks = [
         CompactTask(
@@ -367,7 +368,7 @@ def _compacting(base: Base) -> Change:
             reader.shards[ordinal].shard_sha256,
             base.artifact.uri,
             reader.shards[ordinal].codes_digest,
-            manifest.part(keys_name(ordinal)),
+            reader.part(keys_name(ordinal)),
             reader.bits,
             reader.logits,
             later=True,
@@ -391,19 +392,21 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool)
     inputs = _inputs(base, change)
     for entry in change.codes:
         remember_origin(base.artifact.store, entry.artifact.digest, entry.artifact.uri)
-    parts, receipts = _parts(base, change, inputs, config)
-    meta = {**base.artifact.manifest.meta, "version": number, "card": _card(base, parts, count)}
-    totals = {"codes": count, "shards": len(change.shards)}
-    changed = {"inputs": [entry.model_dump() for entry in inputs], "meta": meta}
-    require_parts(base.artifact, parts, number)
-    figures = measure(next_artifact(base.artifact, parts, receipts, totals, **changed), config)
-    changed["meta"] = gated_meta(meta, figures)
-    artifact = next_artifact(base.artifact, parts, receipts, totals, **changed)
-    if publish:
-        pass_gate(artifact, figures, config, verb)
-    path = put_manifest(artifact)
-    if publish:
-        publish_number(artifact, path, number)
+    total = sum(task.rows > 0 for task in change.tasks)
+    with RunLog(base.artifact.store, verb, config, total=total, unit="parts", **change.facts) as log:
+        parts, receipts = _parts(base, change, inputs, config, log)
+        meta = {**base.artifact.manifest.meta, "version": number, "card": _card(base, parts, count)}
+        totals = {"codes": count, "shards": len(change.shards)}
+        changed = {"inputs": [entry.model_dump() for entry in inputs], "meta": meta}
+        require_parts(base.artifact, parts, number)
+        figures = measure(next_artifact(base.artifact, parts, receipts, totals, **changed), config)
+        changed["meta"] = gated_meta(meta, figures)
+        artifact = next_artifact(base.artifact, parts, receipts, totals, **changed)
+        if publish:
+            pass_gate(artifact, figures, config, log)
+        path = put_manifest(artifact)
+        if publish:
+            publish_number(artifact, path, number)
     return {**summary(verb, "done", artifact, number if publish else None), **change.facts}
 
 
@@ -427,16 +430,17 @@ def _inputs(base: Base, change: Change) -> list[ArtifactInput]:
 
 
 def _parts(
-    base: Base, change: Change, inputs: Sequence[ArtifactInput], config: Config
+    base: Base, change: Change, inputs: Sequence[ArtifactInput], config: Config, log: RunLog
 ) -> tuple[list[Part], list[ReceiptRef]]:
     """The parts and receipts of the next version: new ones of its tasks, those of unchanged shards, its tables."""
     manifest, reader = base.artifact.manifest, base.reader
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
-    made = build_parts(writer, str(manifest.meta["kind"]), reader.parameters, change.tasks, reader.shared, config)
+    made = build_parts(writer, str(manifest.meta["kind"]), reader.parameters, change.tasks, reader.shared, config, log)
+    there = writer.store.entries("parts") if made else {}
     receipts = []
     parts = []
     for name, receipt in made.items():
-        parts += parts_of(writer, receipt, reader.shared)
+        parts += parts_of(writer, receipt, reader.shared, there)
         data = canonical_json(receipt)
         stem = part_stem(int(receipt["ordinal"]))
         receipts.append(ReceiptRef(shard=stem, path=f"receipts/{name}.json", bytes=len(data), sha256=sha256_of(data)))

@@ -8,6 +8,7 @@ from pipelines.config import Config
 from pipelines.errors import InputError
 from pipelines.indexing import measure, pass_gate, summary
 from pipelines.kinds.artifact import ORDINALS_NAME, REMOVED_NAME
+from pipelines.runs import RunLog
 from pipelines.storage import Store
 from pipelines.versions import made_as, named_version, open_version, publish_number, roll_back, version_before
 
@@ -46,8 +47,9 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> dict
 
 
 def _publish(path: str, artifact: Artifact, number: int, config: Config) -> dict[str, Any]:
-    pass_gate(artifact, measure(artifact, config), config, "index publish")
-    publish_number(artifact, path, number)
+    with RunLog(artifact.store, "index publish", config) as log:
+        pass_gate(artifact, measure(artifact, config), config, log)
+        publish_number(artifact, path, number)
     return summary("index publish", "done", artifact, number)
 
 

@@ -10,22 +10,22 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts import Artifact, ReceiptRef, open_artifact, versions, write_run_record
+from pipelines.artifacts import Artifact, ReceiptRef, open_artifact, versions
 from pipelines.config import RESULT_SETTINGS, Config, EncodeSettings
 from pipelines.encoding import (
     EncodeJob,
     ShardCodes,
     ShardEncoder,
-    ShardRun,
     ShardTask,
     claimed_receipts,
     encode_shards,
     over_budget,
     plan_job,
     receipt_parts,
-    run_record,
+    run_figures,
 )
 from pipelines.errors import FingerprintMismatch
+from pipelines.runs import RunLog
 from pipelines.schema import REJECTS, read_parquet, require_schema
 from pipelines.shards import Shard, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
@@ -34,6 +34,8 @@ from pipelines.versions import open_input, open_version, publish_next
 
 class ShardRetrier(ShardEncoder):
     """Puts a shard's new codes only where they are better than the ones it has."""
+
+    verb = "retry-rejects"
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
         """Claim the shard for the next version if its rejects became fewer, or others among the same rows."""
@@ -50,21 +52,17 @@ def retry_rejects(codes: str, config: Config, shards: str | None = None, model: 
     where nothing became better), uri, digest, version, samples, codes, rejects and recovered. Shards and model are
     found where they lay unless named. Raises FingerprintMismatch where this encoder would give other codes.
     """
-    begun = time.monotonic()
     store = Store(codes)
     known = versions(store)
     number = known[-1] if known else 1
     base = open_version(store, number, "codes") if known else open_artifact(store, "codes")
     tasks = _tasks(base, number + 1)
     artifact = base
-    runs: list[ShardRun] = []
     if tasks:
         job = _plan(base, config, shards, model)
-        artifact, runs = _work(job, base, number + 1, tasks)
+        artifact = _work(job, base, number + 1, tasks)
     changed = artifact.digest != base.digest
     totals = artifact.manifest.totals
-    if runs:
-        write_run_record(store, run_record(job, "retry-rejects", runs, time.monotonic() - begun))
     return {
         "verb": "retry-rejects",
         "status": "unchanged" if not changed else "degraded" if over_budget(totals, config) else "done",
@@ -113,12 +111,18 @@ def _plan(base: Artifact, config: Config, shards: str | None, model: str | None)
     return job
 
 
-def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -> tuple[Artifact, list[ShardRun]]:
+def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -> Artifact:
+    begun = time.monotonic()
     put = claimed_receipts(base.store, [task.receipt for task in tasks])
     missing = [task for task in tasks if task.receipt not in put]
-    runs = encode_shards(job, open_shards(job.shards), missing, ShardRetrier, lambda outcome: None)
-    put |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
-    return (_publish(base, number, put) if put else base), runs
+    if missing:
+        opened, facts = open_shards(job.shards), {"fingerprint": job.fingerprint, "shards": len(missing)}
+        total = sum(opened.shard(task.shard).rows for task in missing)
+        with RunLog(base.store, "retry-rejects", job.config, total=total, unit="images", **facts) as log:
+            runs = encode_shards(job, opened, missing, ShardRetrier, lambda outcome: None, log)
+            log.result(**run_figures(runs, time.monotonic() - begun))
+        put |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
+    return _publish(base, number, put) if put else base
 
 
 def _publish(base: Artifact, number: int, put: Mapping[str, dict[str, Any]]) -> Artifact:

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
+from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
-from pipelines.cluster.progress import Board, BoardView
-from pipelines.cluster.session import pool_size, ray_session, require_shared_store, wait_for
+from pipelines.cluster.progress import BoardView, start_board
+from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config import Config, config_of, result_settings
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.lineage import passed_on
+from pipelines.runs import RunLog
 from pipelines.shards import Sample, open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.versions import finished, open_input
@@ -85,13 +87,14 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> d
     artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
-        artifact = _publish(job, _fit(job))
+        writer = job.writer()
+        with RunLog(writer.store, "train", config, unit="steps", fingerprint=job.fingerprint) as log:
+            artifact = _publish(job, writer, _fit(job, log))
+            log.result(**artifact.manifest.meta["rotation"])
     meta = artifact.manifest.meta
     result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **meta["rotation"]}
     if status == "done":
-        seconds = time.monotonic() - begun
-        write_run_record(artifact.store, {**result, "fingerprint": job.fingerprint, "seconds": round(seconds, 3)})
-        result["seconds"] = round(seconds, 1)
+        result["seconds"] = round(time.monotonic() - begun, 1)
     return result
 
 
@@ -108,22 +111,22 @@ def plan_job(model: Artifact, out: str, config: Config, shards: str | None = Non
     return RotateJob(model.uri, learnt.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
 
 
-def _fit(job: RotateJob) -> Fitted:
+def _fit(job: RotateJob, log: RunLog) -> Fitted:
     """Fit in one worker on Ray, on a GPU if there is one."""
     with ray_session(job.config):
-        import ray
-
         require_shared_store(Store(job.out), job.config)
-        _, gpus = pool_size(1)
-        wait_for({"GPU": 1, "CPU": 1} if gpus else {"CPU": 1}, job.config)
-        board = ray.remote(num_cpus=0)(Board).remote()
+        need = need_of(job.config.train, job.config)
+        board = start_board()
         steps = min(job.config.train.rotate_samples, open_shards(job.shards).samples)
         steps += EPOCHS if job.config.train.rotate == "h2q" else 0
-        with BoardView(board, "rotate", 0, steps, "steps"):
+        log.total = steps
+        with BoardView(board, "rotate", 0, steps, "steps", log.reach):
             (outcome,) = map_items(
                 *(Fitter, (job, lambda done, note: board.post.remote(done, note)), [job.model]),
+                verb="rotate",
+                need=need,
                 workers=1,
-                num_gpus=gpus,
+                wait_s=job.config.ray.wait_s,
                 max_attempts=1 + job.config.train.max_failures,
             )
     if outcome.error is not None:
@@ -132,8 +135,8 @@ def _fit(job: RotateJob) -> Fitted:
     return fitted
 
 
-def _publish(job: RotateJob, fitted: Fitted) -> Artifact:
-    writer, card = job.writer(), fitted.card
+def _publish(job: RotateJob, writer: ArtifactWriter, fitted: Fitted) -> Artifact:
+    card = fitted.card
     parts = [
         writer.put_part("model.safetensors", fitted.weights, rows=1),
         writer.put_part("model.json", canonical_json(card), rows=1),

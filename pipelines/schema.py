@@ -33,7 +33,9 @@ class Reason(StrEnum):
     UNDECODABLE = "undecodable"
     """The decoder refused the bytes for another reason."""
     WORKER_DIED = "worker_died"
-    """Every worker that held the sample's shard died."""
+    """Every worker that held the sample's shard died, on a node that lives on."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """The last worker that held the sample's shard was killed because its node ran out of memory."""
     STUCK = "stuck"
     """Every worker that held the sample's shard made no progress for `encode.stuck_s`, or died."""
 

@@ -9,6 +9,7 @@ instead of ending the stream early.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -196,10 +197,13 @@ class ShardSet:
 
     def shard(self, name: str) -> Shard:
         """The shard of this name."""
-        for shard in self.shards:
-            if shard.name == name:
-                return shard
-        raise InputError(f"{self.artifact.uri} has no shard {name}")
+        if name not in self._by_name:
+            raise InputError(f"{self.artifact.uri} has no shard {name}")
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Shard]:
+        return {shard.name: shard for shard in reversed(self.shards)}
 
     def read(self, shard: Shard, rows: Sequence[int] | None = None, metadata: bool = False) -> Iterator[Sample]:
         """Stream a tar's samples in order, each checked against its digest; `rows` picks some of them."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from hhnet.flops import forward_flops
 from pipelines import encode, encoding, evaluate, rotate, train
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
 from pipelines.cluster.session import kept_ray
 from pipelines.config import Config, result_settings
 from pipelines.console import submit
@@ -26,6 +26,7 @@ from pipelines.gallery.study import study_page, study_plots
 from pipelines.ingest import ingest
 from pipelines.intake.protocols import find_protocol
 from pipelines.learning.trainset import TrainData
+from pipelines.runs import RunLog, closed_records, write_run_record
 from pipelines.schema import parquet_bytes
 from pipelines.shards import open_shards
 from pipelines.storage import Store, canonical_json
@@ -101,11 +102,15 @@ def study(
     data = _data(grid, out, root, dry_run)
     turns = [turn % shares for turn in _turns(grid)]
     made = {}
-    with kept_ray():
-        for place, group in enumerate(grid.groups):
-            if data is not None and not dry_run and turns[place] == number - 1:
+    mine = [place for place, turn in enumerate(turns) if turn == number - 1]
+    if data is not None and not dry_run:
+        total, facts = len(mine) * len(grid.seeds), {"study": grid.description.title, "share": f"{number}/{shares}"}
+        with kept_ray(), RunLog(Store(out), "study", grid.base(), total=total, unit="cells", **facts) as log:
+            for place in mine:
+                group = grid.groups[place]
                 sys.stderr.write(f"study: group {place + 1} of {len(grid.groups)}: {group.name}\n")
                 made[place] = run_group(grid, group, Steps(out, data, work=True))
+                log.advance(len(grid.seeds), group.name)
     # Looked at when the own share is done, so that of several processes the last one finds no cell missing.
     found_only = Steps(out, data, work=False) if data else None
     outcomes = [made.get(place) or run_group(grid, group, found_only) for place, group in enumerate(grid.groups)]
@@ -331,7 +336,7 @@ def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Se
     parts = [writer.put_part(name, content, len(cells)) for name, content in sorted(files.items())]
     totals = {"cells": len(cells), "failed": sum(cell.error is not None for cell in cells), "searches": len(trials)}
     artifact = writer.commit(parts, totals, {"title": grid.description.title, "axes": list(grid.axes)})
-    write_run_record(artifact.store, {"verb": "study", "fingerprint": mark, "seconds": _seconds(cells)})
+    write_run_record(artifact.store, "study", {"fingerprint": mark, "seconds_of": _seconds(cells)})
     return _answer(artifact, "done")
 
 
@@ -367,8 +372,7 @@ def _seconds(cells: Sequence[Cell]) -> dict[str, float]:
     """Seconds that the training of each cell took, over all its runs, as these remember them."""
     found = {}
     for cell in cells:
-        store = cell.model.store if cell.model else None
-        records = [json.loads(store.read(name)) for name in store.names("runs")] if store else []
+        records = closed_records(cell.model.store) if cell.model else []
         found[cell.name] = sum(float(record.get("seconds", 0)) for record in records)
     return found
 

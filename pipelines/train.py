@@ -5,6 +5,7 @@ epoch is a pure function of (seed, epoch, shard index), so a checkpoint only has
 """
 
 import hashlib
+import os
 import sys
 import tempfile
 import time
@@ -14,12 +15,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact, write_run_record
-from pipelines.cluster.progress import Board, BoardView
-from pipelines.cluster.session import ray_address, ray_session, require_shared_store, wait_for
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
+from pipelines.cluster.failures import training_failure
+from pipelines.cluster.metrics import Meter
+from pipelines.cluster.placement import Need, look, shortage, training_need, widest
+from pipelines.cluster.progress import BoardView, start_board
+from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.config import Config, result_settings
-from pipelines.errors import ConfigError, HHNetError, InputError, WorkFailed
+from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.lineage import carried
+from pipelines.runs import RunLog
 from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.versions import finished
@@ -65,10 +70,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     metrics = artifact.manifest.meta["metrics"]
     result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **metrics}
     if status == "done":
-        seconds = time.monotonic() - begun
-        record = {"verb": "train", "fingerprint": job.fingerprint, "seconds": round(seconds, 3), **metrics}
-        write_run_record(artifact.store, {**record, "workers": config.train.workers, "recipe": config.train.recipe})
-        result["seconds"] = round(seconds, 1)
+        result["seconds"] = round(time.monotonic() - begun, 1)
     return result
 
 
@@ -82,13 +84,20 @@ def _work(job: TrainJob) -> Artifact:
     check_network(config, len(train_set.classes))
     writer = job.writer()
     checkpoints = Checkpoints(writer.store, job.fingerprint)
-    last = checkpoints.latest()
-    if last is None or last.step < data.total_steps(config):
-        _run_workers(job, data, last.step if last else 0)
-        last = checkpoints.latest()
-    if last is None or last.step < data.total_steps(config):
-        raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
-    return _publish(writer, checkpoints, last, train_set, config)
+    last, total = checkpoints.latest(), data.total_steps(config)
+    settings = config.train
+    facts = {"fingerprint": job.fingerprint, "workers": settings.workers, "recipe": settings.recipe}
+    epochs = {"epochs": settings.epochs, "epoch_steps": data.epoch_steps(config)}
+    done = last.step if last else 0
+    with RunLog(writer.store, "train", config, done=done, total=total, unit="steps", **facts, **epochs) as log:
+        if last is None or last.step < total:
+            _run_workers(job, data, log)
+            last = checkpoints.latest()
+        if last is None or last.step < total:
+            raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
+        artifact = _publish(writer, checkpoints, last, train_set, config)
+        log.result(**artifact.manifest.meta["metrics"])
+    return artifact
 
 
 def check_network(config: Config, classes: int) -> None:
@@ -140,41 +149,82 @@ def _file_digest(setting: str, path: str) -> str:
         raise InputError(f"{setting}={path} cannot be read: {error.strerror}") from None
 
 
-def _run_workers(job: TrainJob, data: "TrainData", done: int) -> None:
+def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     """Run the loop on Ray Train until its last step, restarting workers that die."""
-    with ray_session(job.config):
-        import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-
-        train_config = job.config.train
-        require_shared_store(Store(job.out), job.config)
-        total = ray.cluster_resources()
-        gpus = total.get("GPU", 0) >= 1
-        cpus = max(1, int(total.get("CPU", 1)) // train_config.workers)
-        wait_for({"CPU": train_config.workers, **({"GPU": train_config.workers} if gpus else {})}, job.config)
-        board = ray.remote(num_cpus=0)(Board).remote()
-        with tempfile.TemporaryDirectory(prefix="hhnet-ray-") as scratch:
-            trainer = _trainer_class(job.config)(
-                _ray_loop,
-                train_loop_config={"job": job, "board": board, "cpus": cpus},
-                scaling_config=ScalingConfig(
-                    num_workers=train_config.workers,
-                    use_gpu=gpus,
-                    resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})},
-                ),
-                run_config=RunConfig(
-                    storage_path=scratch, failure_config=FailureConfig(max_failures=train_config.max_failures)
-                ),
-            )
-            with BoardView(board, "train", done, data.total_steps(job.config), "steps"):
+    config = job.config
+    with ray_session(config), tempfile.TemporaryDirectory(prefix="hhnet-ray-") as scratch:
+        require_shared_store(Store(job.out), config)
+        # Ray Train would wait again and again for room that a lost node took away.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.ray.wait_s)
+        need = training_need(config)
+        board = start_board()
+        with BoardView(board, "train", log.done, log.total, log.unit, log.reach):
+            for restarts in range(config.train.max_failures + 1):
                 try:
-                    trainer.fit()
-                except TrainingFailedError as error:
-                    failure = ray.get(board.failure.remote()) or WorkFailed(f"training failed: {error}")
-                    raise failure from error
-        failure = ray.get(board.failure.remote())
-        if failure is not None:
-            raise failure
+                    _fit(job, need, board, scratch)
+                    break
+                except _Unstarted as unstarted:
+                    need = _next_try(unstarted, need, config, restarts)
+
+
+class _Unstarted(Exception):
+    """Ray Train could not start its workers: `waited` tells whether they found no room or were lost as they began."""
+
+    def __init__(self, waited: bool, reason: str) -> None:
+        super().__init__(reason)
+        self.waited = waited
+
+
+def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) -> Need:
+    """Return what the workers of another try reserve, or raise what ends the training."""
+    if unstarted.waited:
+        nodes = look()
+        fitting = need if config.train.cpus is not None else widest(nodes, config.train.workers, need)
+        if fitting is None or fitting == need:
+            raise ClusterUnavailable(shortage(config.train.workers, need, nodes, config.ray.wait_s)) from unstarted
+        return fitting
+    if restarts == config.train.max_failures:
+        raise WorkFailed(f"training could not start its workers: {unstarted}") from unstarted
+    return training_need(config)
+
+
+def _fit(job: TrainJob, need: Need, board: Any, scratch: str) -> None:
+    """Train on Ray Train with workers that each reserve `need`; WorkFailed or the workers' own error at the end."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    settings = job.config.train
+    trainer = _trainer_class(job.config)(
+        _ray_loop,
+        train_loop_config={"job": job, "board": board, "cpus": max(1, int(need.cpus))},
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=need.gpus > 0,
+            resources_per_worker=need.bundle(),
+            placement_strategy=need.strategy.upper(),
+            label_selector=dict(need.labels) or None,
+        ),
+        run_config=RunConfig(
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=0),
+        ),
+    )
+    error: Exception | None = None
+    try:
+        trainer.fit()
+    except ControllerError as failed:
+        reason = failed.controller_failure
+        if type(reason).__name__.startswith("WorkerGroupStartup"):
+            raise _Unstarted("Timeout" in type(reason).__name__, str(reason).splitlines()[0]) from failed
+        error = failed
+    except TrainingFailedError as failed:
+        error = failed
+    failure = ray.get(board.failure.remote())
+    if error is not None:
+        raise failure or training_failure(str(error)) from error
+    if failure is not None:
+        raise failure
 
 
 def _trainer_class(config: Config) -> Any:
@@ -276,12 +326,12 @@ def train_worker(job: TrainJob, post: Any) -> None:
         legs.append([learner.world, 0])
     stream = _stream(job, data, learner, learner.step_count // steps, legs)
     begun = time.monotonic()
-    seen = 0
+    seen, meter = 0, Meter("train")
     while learner.step_count < learner.total_steps:
         epoch, legs = learner.step_count // steps, progress["legs"] or [[learner.world, 0]]
         progress["legs"] = legs
         loss: StepLoss | None = None
-        for batch, bad in islice(stream, steps - learner.step_count % steps):
+        for batch, bad in _counted(islice(stream, steps - learner.step_count % steps), meter):
             before, loss = loss, learner.step(batch)
             legs[-1][1] += 1
             progress["skipped"] += bad
@@ -297,7 +347,26 @@ def train_worker(job: TrainJob, post: Any) -> None:
                 _save(checkpoints, learner, progress)
         progress["legs"] = []
         assert loss is not None, "an epoch has a step that is left"
-        _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
+        with meter.busy():
+            ended = time.perf_counter()
+            _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
+            meter.seconds({"validate": time.perf_counter() - ended})
+
+
+def _counted(batches: "Iterator[tuple[Batch, int]]", meter: Meter) -> "Iterator[tuple[Batch, int]]":
+    """The same batches. Counts, when each has been learnt from, its images, the wait for it and its step."""
+    while True:
+        with meter.busy():
+            begun = time.perf_counter()
+            item = next(batches, None)
+            if item is None:
+                return
+            arrived = time.perf_counter()
+            yield item
+            batch, skipped = item
+            meter.images(len(batch.keys))
+            meter.rejects({"skipped": skipped})
+            meter.seconds({"feed": arrived - begun, "step": time.perf_counter() - arrived})
 
 
 def _stream(

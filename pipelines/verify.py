@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact, versions
+from pipelines.cluster.placement import Need
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
@@ -101,16 +102,20 @@ def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Conf
     """How many of the tars are right, which is remembered, and what is wrong with the others."""
     if not shards:
         return 0, []
-    import ray
-
     digests = {shard.name: shard.part.sha256 for shard in shards}
     proven: list[str] = []
     damaged: list[str] = []
     with ray_session(config), stage("verify", len(shards), "tars") as advance:
         require_shared_store(artifact.store, config)
-        workers = min(len(shards), max(1, int(ray.cluster_resources().get("CPU", 1))))
+        pool = map_items(
+            *(TarProver, (artifact.uri,), list(digests)),
+            verb="verify",
+            need=Need(),
+            workers=None,
+            wait_s=config.ray.wait_s,
+        )
         try:
-            for outcome in map_items(TarProver, (artifact.uri,), list(digests), workers=workers):
+            for outcome in pool:
                 if outcome.error is None:  # else its workers died, which says nothing about the tar
                     if outcome.result:
                         damaged.append(outcome.result[0])

@@ -1,85 +1,270 @@
 """Verbs as Ray jobs: submit one to a cluster's Jobs API, attach to it if it runs already, follow it, stop it."""
 
-import json
+import asyncio
+import queue
 import shlex
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from pipelines.cluster.access import refuse_credentials, require_ray_token, token_refused
-from pipelines.errors import ClusterUnavailable, HHNetError
+from pipelines.cluster.access import is_loopback, refuse_credentials, require_ray_token, token_refused
+from pipelines.cluster.records import METADATA, FollowedStages, Record, read_record
+from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
 from pipelines.storage import sha256_of
 
-START_WAIT_S = 60.0
+REQUEST_S = 30.0
+"""How long one answer of the Jobs API may take."""
+LOOK_EVERY_S = 2.0
+"""How often the state of a job is asked for while its log says nothing of it."""
+RECONNECT_S = 1.0
+"""Pause before a log whose connection broke is followed again, and before a new head is asked again for an agent."""
+LOG_END_S = 10.0
+"""How long the log of a job that ended may take to come to its own end."""
+AGAIN = "what was committed stays, and the same command goes on from there"
 
 
-def submit_verb(address: str, arguments: Sequence[str]) -> dict[str, Any]:
+def submit_verb(
+    address: str, arguments: Sequence[str], *, wait_s: float = 60.0, labels: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run `python -m pipelines ARGUMENTS` as a Ray job at the http(s) `address`; returns the verb's result.
 
     The job's id is made of its arguments and the attempt: one that runs already is attached to instead of being
-    started twice. An interrupt stops the job. The error of a failed job is raised here with its own exit code.
+    started twice. Its progress is shown here. An interrupt stops the job. The error of a failed job is raised here with
+    its own exit code; ClusterUnavailable where the cluster does not start the job, or does not answer, for `wait_s`.
+    The driver runs on a node with these `labels`, without any on the head.
     """
     require_ray_token(address)
-    command = shlex.join(["python", "-m", "pipelines", *arguments, "--json"])
+    command = shlex.join(["python", "-m", "pipelines", *arguments])
     refuse_credentials("what is sent as a job", command)
     from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
 
     try:
-        client = JobSubmissionClient(address)
-        submission = _start_or_attach(client, command)
-        code, lines = _follow(client, submission)
+        client = _client(address)
+        submission = _start_or_attach(client, command, wait_s, labels or {})
+        return _Followed(client, address, submission, wait_s, labels or {}).result()
     except AuthenticationError as error:
         raise token_refused(address) from error
     except (OSError, RuntimeError) as error:
-        raise ClusterUnavailable(f"cannot submit to Ray at {address}: {str(error).splitlines()[0]}") from error
-    result = next((line for line in reversed(lines) if line.startswith("{")), None)
-    if result is not None:
-        return cast("dict[str, Any]", json.loads(result))
-    reason = next((line for line in reversed(lines) if line.startswith("hhnet: ")), f"it ended with {code}")
-    failure = HHNetError(f"job {submission}: {reason.removeprefix('hhnet: ')}")
-    failure.exit_code = code or 1
-    raise failure
+        raise ClusterUnavailable(f"cannot submit to Ray at {address}: {_first_line(error)}") from error
 
 
-def _start_or_attach(client: Any, command: str) -> str:
+def _client(address: str) -> Any:
+    """Ray's client of the Jobs API with a deadline for each answer, which asks this machine through no proxy."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            options.setdefault("timeout", REQUEST_S)
+            if is_loopback(address):
+                options.setdefault("proxies", {"http": None, "https": None, "all": None})
+            return super()._do_request(method, endpoint, **options)
+
+    return Client(address)
+
+
+def _first_line(error: object) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[str, str]) -> str:
+    """The submission id of the job that runs the command: one that goes on already, or a new one."""
+    from ray.job_submission import JobStatus
+
     prefix = f"hhnet-{sha256_of(command.encode())[:16]}"
-    known = {job.submission_id: job.status for job in client.list_jobs()}
+    known = {job.submission_id: job for job in client.list_jobs()}
+
+    def is_over(name: str) -> bool:
+        job = known.get(name)
+        if job is None:
+            return False
+        # One that was given up while it waited for a node will stop itself when it finds one.
+        given_up = job.status == JobStatus.PENDING and time.time() - (job.start_time or 0) / 1000 > wait_s
+        return bool(job.status.is_terminal()) or given_up
+
     attempt = 1
-    while f"{prefix}-{attempt}" in known and known[f"{prefix}-{attempt}"].is_terminal():
+    while is_over(f"{prefix}-{attempt}"):
         attempt += 1
     submission = f"{prefix}-{attempt}"
-    deadline = time.monotonic() + START_WAIT_S
+    deadline = time.monotonic() + wait_s
     while submission not in known:
+        selector = {"entrypoint_label_selector": dict(labels)} if labels else {}
         try:
-            client.submit_job(entrypoint=command, submission_id=submission)
+            client.submit_job(entrypoint=command, submission_id=submission, metadata={METADATA: "1"}, **selector)
         except RuntimeError as error:  # a head that has just begun has no agent for its jobs yet, and says so
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
-            time.sleep(1)
+            time.sleep(RECONNECT_S)
         else:
             break
     return submission
 
 
-def _follow(client: Any, submission: str) -> tuple[int, list[str]]:
-    """Copy the job's log to stderr until it ends; its exit code and the log's lines. An interrupt stops the job."""
-    shown = 0
-    try:
+class _Log:
+    """The text of a job's log as it grows, followed in a thread; each character once, whatever connections break."""
+
+    def __init__(self, client: Any, submission: str) -> None:
+        self._client, self._submission = client, submission
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._taken = 0
+        self._ended = threading.Event()
+        threading.Thread(target=lambda: asyncio.run(self._follow()), name="job log", daemon=True).start()
+
+    def next(self, timeout: float) -> str | None:
+        """The next piece; "" when none comes for `timeout`, None when the connection has ended."""
+        try:
+            piece = self._pieces.get(timeout=timeout)
+        except queue.Empty:
+            return ""
+        self._taken += len(piece or "")
+        return piece
+
+    def rest(self) -> str:
+        """What was not taken yet, fetched at once."""
+        return str(self._client.get_job_logs(self._submission))[self._taken :]
+
+    def close(self) -> None:
+        """Follow it no more."""
+        self._ended.set()
+
+    async def _follow(self) -> None:
+        from aiohttp import ClientError
+
+        seen = 0
+        while not self._ended.is_set():
+            passed = 0  # each connection tells the log from its beginning
+            with suppress(ClientError, OSError, RuntimeError):
+                async for text in self._client.tail_job_logs(self._submission):
+                    if self._ended.is_set():
+                        return
+                    new = text[max(0, seen - passed) :]
+                    passed += len(text)
+                    seen = max(seen, passed)
+                    if new:
+                        self._pieces.put(new)
+            self._pieces.put(None)
+            await asyncio.sleep(RECONNECT_S)
+
+
+class _Followed:
+    """A job that is followed to its end."""
+
+    def __init__(self, client: Any, address: str, submission: str, wait_s: float, labels: Mapping[str, str]) -> None:
+        self._client, self._address, self._submission = client, address, submission
+        self._wait_s, self._labels = wait_s, labels
+        self._outcome: Record | None = None
+        self._line, self._last = "", ""
+
+    def result(self) -> dict[str, Any]:
+        """Show the job's log and progress here until it ends; its result, or its error raised."""
+        log = _Log(self._client, self._submission)
+        try:
+            with FollowedStages() as stages:
+                info = self._until_it_ends(log, stages.show)
+        except (HHNetError, OSError, RuntimeError):  # the job may go on, and the same command attaches to it again
+            raise
+        except BaseException:
+            with suppress(OSError, RuntimeError):
+                self._client.stop_job(self._submission)
+            raise
+        finally:
+            log.close()
+        if self._outcome is None:
+            raise self._unsaid(info)
+        if "result" in self._outcome:
+            return cast("dict[str, Any]", self._outcome["result"])
+        failure = HHNetError(f"job {self._submission}: {self._outcome['error']}")
+        failure.exit_code = int(self._outcome["code"])
+        raise failure
+
+    def _until_it_ends(self, log: _Log, show: Callable[[Record], None]) -> Any:
+        """Take pieces of the log, look at the job's state between them, and return the last one."""
+        begun = answered = time.monotonic()
+        looked = -LOOK_EVERY_S
         while True:
-            ended = client.get_job_status(submission).is_terminal()
-            log = client.get_job_logs(submission)
-            sys.stderr.write(log[shown:])
-            shown = len(log)
-            if ended:
-                break
-            time.sleep(1)
-    except (OSError, RuntimeError):  # out of reach: the job goes on, and the same command attaches to it again
-        raise
-    except BaseException:
-        with suppress(OSError, RuntimeError):
-            client.stop_job(submission)
-        raise
-    return client.get_job_info(submission).driver_exit_code or 0, log.splitlines()
+            piece = log.next(LOOK_EVERY_S)
+            if piece:
+                answered = time.monotonic()
+                self._take(piece, show)
+            now = time.monotonic()
+            if piece is not None and now - looked < LOOK_EVERY_S:
+                continue
+            looked, info = now, self._look()
+            if info is None:
+                self._require_answer(now - answered)
+                continue
+            answered = time.monotonic()
+            if info.status.is_terminal():
+                self._take_rest(log, piece is None, show)
+                return info
+            self._require_start(info, now - begun)
+
+    def _look(self) -> Any:
+        """The state of the job; None where the cluster does not answer."""
+        try:
+            return self._client.get_job_info(self._submission)
+        except (OSError, RuntimeError) as error:
+            if "404" in str(error) and "does not exist" in str(error):
+                raise ClusterUnavailable(
+                    f"Ray at {self._address} no longer knows job {self._submission}: its head was replaced; {AGAIN}"
+                ) from error
+            return None
+
+    def _require_answer(self, silent_s: float) -> None:
+        if silent_s > self._wait_s:
+            raise ClusterUnavailable(
+                f"Ray at {self._address} has not answered for {silent_s:.0f} s (ray.wait_s) while job "
+                f"{self._submission} ran: {AGAIN}, attaching to the job if that is alive"
+            )
+
+    def _require_start(self, info: Any, waited_s: float) -> None:
+        if info.status.value == "PENDING" and waited_s > self._wait_s:
+            with suppress(OSError, RuntimeError):
+                self._client.stop_job(self._submission)
+            where = f"a node with {dict(self._labels)} (ray.driver_labels)" if self._labels else "the head node"
+            raise ClusterUnavailable(
+                f"Ray at {self._address} has not started job {self._submission} on {where} within {self._wait_s:g} s "
+                "(ray.wait_s)"
+            )
+
+    def _take(self, piece: str, show: Callable[[Record], None]) -> None:
+        *lines, self._line = (self._line + piece).split("\n")
+        for line in lines:
+            text, record = read_record(line, self._submission)
+            if text or record is None:
+                self._last = text or self._last
+                with suppress(OSError):  # nobody reads it: the job goes on
+                    sys.stderr.write(f"{text}\n")
+            if record is not None and "stage" in record:
+                show(record)
+            elif record is not None:
+                self._outcome = record
+
+    def _take_rest(self, log: _Log, at_end: bool, show: Callable[[Record], None]) -> None:
+        """Take the log to its end, at once where its outcome was not among what was followed."""
+        deadline = time.monotonic() + LOG_END_S
+        while not at_end and time.monotonic() < deadline:
+            piece = log.next(max(0.0, deadline - time.monotonic()))
+            at_end = piece is None
+            self._take(piece or "", show)
+        if self._outcome is None:
+            with suppress(OSError, RuntimeError):
+                self._take(log.rest(), show)
+        self._take("\n" if self._line else "", show)
+
+    def _unsaid(self, info: Any) -> HHNetError:
+        """The error of a job that ended without a record of it."""
+        job, code = f"job {self._submission}", info.driver_exit_code
+        if info.status.value == "STOPPED":
+            failure: HHNetError = HHNetError(f"{job} was stopped: {AGAIN}")
+            failure.exit_code = 143
+            return failure
+        if code is None:
+            return ClusterUnavailable(
+                f"{job} was lost ({_first_line(info.message or 'Ray does not say why')}): {AGAIN}"
+            )
+        if code == 0:
+            return ClusterUnavailable(f"{job} ended well, but its log cannot be read: the same command says its result")
+        return WorkFailed(f"{job} ended with {code} and no word of its own; the last line of its log: {self._last}")

@@ -1,83 +1,163 @@
 """A bounded pool of Ray actors: one item in flight per worker, attempts counted, deaths and standstills survived.
 
+An actor is given an item only once it runs and its worker is built; what finds no room in time ends the pool or is
+done without. Actors are ended as soon as no item waits for one, so that others can have their CPUs and GPUs.
+
 A worker that wants to be watched has an integer `progress` that changes as it works. It is asked for in a thread
 beside the work, so a worker that is stopped, or stuck in code that never lets another thread run, does not answer,
 which is no progress either.
 """
 
+import os
+import socket
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from pipelines.cluster.metrics import Meter, Show
+from pipelines.cluster.placement import SETTLE_S, Need, Node, look, places, shortage
 from pipelines.cluster.session import require_node
+from pipelines.errors import ClusterUnavailable, WorkFailed
 
 T = TypeVar("T")
 
 BUILD_S = 600.0
-"""How long a worker may take to be built (imports, the model) before that counts as standing still."""
+"""Seconds that a worker may take to be built (imports, the model) before that counts as standing still."""
 ASK_EVERY_S = 5.0
+"""Seconds between two looks at the workers and at the cluster."""
+NODE_VERDICT_S = 30.0
+"""Seconds after which a node that took a worker with it is known to be lost: Ray's health check needs some 15."""
+NODE_LOSSES = 20
+"""Nodes that may be lost under one item before the run ends."""
 BESIDE = "beside"
 """The concurrency group in which an actor answers while it works."""
 
 
+class End(StrEnum):
+    """How an attempt at an item ended."""
+
+    DONE = "done"
+    DIED = "died"
+    OUT_OF_MEMORY = "out of memory"
+    STUCK = "stuck"
+    NODE_LOST = "node lost"
+    PREEMPTED = "preempted"
+
+
+OWN_FAULT = (End.DIED, End.OUT_OF_MEMORY, End.STUCK)
+"""Ends that count as an attempt: the worker ended and its node lives on."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One worker's hold of an item. `began` and `ended` are Unix times, `pid` and `gpu` are the worker's."""
+
+    began: float
+    ended: float
+    host: str
+    pid: int
+    gpu: str | None
+    end: str
+
+
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What became of an item: its result, or the error after every worker that held it died or got stuck."""
+    """The fate of an item: its result, or the error after `attempts` workers died of it or stood still on it."""
 
     item: T
     result: Any
     attempts: int
     error: str | None = None
-    stuck: bool = False
+    end: End = End.DONE
+    tries: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an actor runs."""
+
+    node: str
+    host: str
+    pid: int
+    gpu: str | None
 
 
 class _Worker:
-    """Lives in an actor; builds the real worker at first use, so that its errors are errors and not a death."""
+    """Lives in an actor; builds the real worker when asked, so that its errors are errors and not a death."""
 
     def __init__(self, kind: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._make: Callable[[], Any] = lambda: kind(*args)
         self._worker: Any = None
 
-    def build(self) -> int | None:
-        """Build the worker; its first progress."""
+    def place(self) -> Place:
+        """Say where this actor runs; the first answer of every actor."""
+        import ray
+
+        context = ray.get_runtime_context()
+        gpus = ",".join(map(str, context.get_accelerator_ids().get("GPU", [])))
+        return Place(context.get_node_id(), socket.gethostname(), os.getpid(), gpus or None)
+
+    def build(self) -> int:
+        """Build the worker; return its first progress."""
         self._worker = self._make()
         return self.progress()
 
     def run(self, item: Any) -> Any:
         """Do one item."""
-        if self._worker is None:  # it could not be built: say why
-            self._worker = self._make()
         return self._worker.run(item)
 
-    def progress(self) -> int | None:
-        """A number that changes as the work goes on; None while the worker is being built."""
-        return None if self._worker is None else getattr(self._worker, "progress", 0)
+    def progress(self) -> int:
+        """Return a number that changes as the work goes on."""
+        return int(getattr(self._worker, "progress", 0))
 
 
-@dataclass
-class _Flight(Generic[T]):
-    """An item on a worker. `moved` is when progress was last seen; None until the actor first answers."""
+@dataclass(eq=False)
+class _Item(Generic[T]):
+    """An item that is not finished, and the attempts at it so far with the node of each."""
 
-    actor: Any
-    item: T
-    attempts: int
-    moved: float | None = None
-    progress: int | None = None
+    value: T
+    tries: list[tuple[Attempt, str]] = field(default_factory=list)
+
+    def counted(self, alive: set[str]) -> int:
+        """Return how many attempts count: those that ended by their own fault on a node that lives on."""
+        return sum(attempt.end in OWN_FAULT and node in alive for attempt, node in self.tries)
+
+    def lost(self, alive: set[str]) -> int:
+        """Return how many attempts ended with their node."""
+        return len(self.tries) - self.counted(alive)
+
+
+@dataclass(eq=False)
+class _Actor(Generic[T]):
+    """An actor of the pool. `moved` is when it was last seen to get on: placed, built, progress of its item."""
+
+    handle: Any
+    waits: Any
+    """What it was asked and has not answered: its place, the end of the build, or the end of its item."""
+    moved: float
+    place: Place | None = None
+    built: bool = False
+    item: _Item[T] | None = None
+    began: float = 0.0
+    progress: int = 0
     beat: Any = None
-    pending: list[Any] = field(default_factory=list)
 
-    def hear(self, progress: int | None) -> None:
-        """Take an answer; one that was given before the worker was built may come late."""
-        if self.moved is None or progress not in (None, self.progress):
-            self.moved, self.progress = time.monotonic(), progress
+    def hear(self, progress: int) -> None:
+        """Take an answer about the progress of its item."""
+        if progress != self.progress:
+            self.progress, self.moved = progress, time.monotonic()
 
-    def stands_still(self, limit_s: float) -> bool:
-        """No progress for longer than allowed."""
-        allowed = limit_s if self.progress is not None else max(limit_s, BUILD_S)
-        return self.moved is not None and time.monotonic() - self.moved > allowed
+    def stands_still(self, limit_s: float | None) -> bool:
+        """Tell whether it made no progress for longer than allowed; one that has no place yet cannot make any."""
+        if self.place is None:
+            return False
+        limit = limit_s if self.built else max(limit_s or 0, BUILD_S)
+        return limit is not None and time.monotonic() - self.moved > limit
 
 
 def map_items(
@@ -85,92 +165,316 @@ def map_items(
     worker_args: tuple[Any, ...],
     items: Sequence[T],
     *,
-    workers: int,
-    num_cpus: float = 1,
-    num_gpus: float = 0,
+    verb: str,
+    need: Need,
+    workers: int | None,
+    wait_s: float,
     max_attempts: int = 3,
     stuck_s: float | None = None,
     label: Callable[[T], str] = str,
 ) -> Iterator[Outcome[T]]:
     """Run `worker(*worker_args).run(item)` for every item on a pool of actors; outcomes in order of completion.
 
-    An actor holds one item at a time. When it dies, or makes no progress for `stuck_s` and is killed for that, this
-    item counts one attempt and goes to a fresh actor, up to `max_attempts`; then its outcome carries the error.
-    Exceptions of the worker itself are raised here, and ClusterUnavailable where this process's own node is lost.
+    At most `workers` actors run side by side, or as many as find room as nodes come and go where that is None. An
+    item whose worker dies on a node that lives on, or makes no progress for `stuck_s` and is killed for that, counts
+    one attempt and goes to another actor, up to `max_attempts`; then its outcome carries the error. A lost node is no
+    attempt. Exceptions of the worker itself are raised here. WorkFailed where workers die while they are built,
+    ClusterUnavailable where no worker finds room for `wait_s` or this process's own node is lost.
     """
-    import ray
-    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
-
-    remote = ray.remote(
-        num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0, concurrency_groups={BESIDE: 1}
-    )(_Worker)
-    waiting = deque((item, 0) for item in items)
-    running: dict[Any, _Flight[T]] = {}
-    idle: list[Any] = []
-
-    def start() -> None:
-        while waiting and len(running) < workers:
-            item, attempts = waiting.popleft()
-            if idle:  # it is placed, built and alive: the clock runs at once
-                flight = _Flight(idle.pop(), item, attempts, time.monotonic(), -1)
-            else:
-                flight = _Flight(remote.remote(worker, worker_args), item, attempts)
-                flight.pending.append(flight.actor.build.remote())
-            running[flight.actor.run.remote(item)] = flight
-
-    def failed(flight: _Flight[T], reason: str, stuck: bool = False) -> list[Outcome[T]]:
-        ray.kill(flight.actor)
-        attempts = flight.attempts + 1
-        if attempts < max_attempts:
-            waiting.append((flight.item, attempts))
-            return []
-        text = f"{label(flight.item)}: {reason}, at the last of {attempts} attempts"
-        return [Outcome(flight.item, None, attempts, text, stuck)]
-
-    def landed(ref: Any) -> list[Outcome[T]]:
-        flight = running.pop(ref)
+    with Meter(verb).queue() as show:
+        pool = _Pool(worker, worker_args, items, verb, need, workers, wait_s, max_attempts, stuck_s, label, show)
         try:
-            result = ray.get(ref)
-        except (RayActorError, OutOfMemoryError) as death:
-            return failed(flight, f"the worker died ({str(death).splitlines()[0]})")
-        except RayTaskError as error:
-            ray.kill(flight.actor)
-            raise (error.cause or error) from None
-        idle.append(flight.actor)
-        return [Outcome(flight.item, result, flight.attempts + 1)]
+            yield from pool.outcomes()
+        finally:
+            pool.close()
 
-    try:
-        start()
-        while running:
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=_watch(running, stuck_s))
-            if not ready:
-                require_node()
-            outcomes = [outcome for ref in ready for outcome in landed(ref)]
-            if stuck_s is not None:
-                for ref in [ref for ref, flight in running.items() if flight.stands_still(stuck_s)]:
-                    outcomes += failed(running.pop(ref), f"no progress for {stuck_s:g} s", stuck=True)
-            start()
+
+class _Pool(Generic[T]):
+    """The actors, the items that wait, and what is known of the nodes."""
+
+    def __init__(
+        self,
+        worker: Callable[..., Any],
+        worker_args: tuple[Any, ...],
+        items: Sequence[T],
+        verb: str,
+        need: Need,
+        workers: int | None,
+        wait_s: float,
+        max_attempts: int,
+        stuck_s: float | None,
+        label: Callable[[T], str],
+        show: Show,
+    ) -> None:
+        import ray
+
+        self.arguments, self.verb, self.need, self.workers = (worker, worker_args), verb, need, workers
+        self.wait_s, self.max_attempts, self.stuck_s, self.label, self.show = wait_s, max_attempts, stuck_s, label, show
+        options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
+        self.remote = ray.remote(**need.options(), **options)(_Worker)
+        self.waiting = deque(_Item(item) for item in items)
+        self.doubtful: list[_Item[T]] = []
+        """Items with too many attempts, of which the last may yet turn out to be the loss of a node."""
+        self.actors: list[_Actor[T]] = []
+        self.here = ray.get_runtime_context().get_node_id()
+        self.deaths_unbuilt = 0
+        self.roomless_since = time.monotonic()
+        """Since when no actor has found a place while items wait."""
+        self.told = False
+        self.placed = -SETTLE_S
+        """When an actor found its place last."""
+        self.draining: set[str] = set()
+        self.room = 0
+        """How many actors there is room for; reckoned while all of them have their places."""
+        self.refresh()
+
+    def outcomes(self) -> Iterator[Outcome[T]]:
+        """Yield the outcome of each item."""
+        import ray
+
+        looked = time.monotonic()
+        while self.unfinished():
+            self.resize()
+            self.show(len(self.waiting) + len(self.doubtful), self.busy())
+            asked = {actor.waits: actor for actor in self.actors if actor.waits is not None}
+            pause = min(ASK_EVERY_S, self.wait_s / 4, (self.stuck_s or ASK_EVERY_S) / 4)
+            if asked:
+                ready, _ = ray.wait(list(asked), num_returns=1, timeout=pause)
+            else:
+                ready = []
+                time.sleep(min(pause, 1.0))
+            outcomes = [outcome for ref in ready for outcome in self.answered(asked[ref])]
+            if not ready or time.monotonic() - looked > pause:
+                looked = time.monotonic()
+                self.refresh()
+                outcomes += self.stopped()
+                self.require_room()
+            outcomes += self.judged()
+            self.resize()  # before the outcomes are taken, which may last
             yield from outcomes
-    finally:
-        for actor in [*idle, *(flight.actor for flight in running.values())]:
-            ray.kill(actor)
+
+    def unfinished(self) -> bool:
+        """Tell whether an item waits or is worked on."""
+        return bool(self.waiting or self.doubtful or self.busy())
+
+    def busy(self) -> int:
+        """Return how many actors have an item."""
+        return sum(actor.item is not None for actor in self.actors)
+
+    # ------------------------------------------------------------------------------------------------------ actors
+
+    def resize(self) -> None:
+        """Give waiting items to actors that are free, start as many actors as may be, end those without work."""
+        free = [actor for actor in self.actors if actor.built and actor.item is None]
+        for actor in free:
+            if self.waiting and self.takes_work(actor):
+                self.assign(actor, self.waiting.popleft())
+            else:
+                self.end(actor)
+        coming = [actor for actor in self.actors if not actor.built]
+        for actor in coming[len(self.waiting) :]:
+            self.end(actor)
+        for _ in range(self.wanted() - len(self.actors)):
+            self.start()
+
+    def wanted(self) -> int:
+        """Return how many actors there should be now."""
+        most = self.busy() + len(self.waiting)
+        if self.workers is not None:
+            return min(self.workers, most)
+        return min(max(1, self.room), most)
+
+    def start(self) -> None:
+        handle = self.remote.remote(*self.arguments)
+        self.actors.append(_Actor(handle, handle.place.remote(), time.monotonic()))
+
+    def assign(self, actor: _Actor[T], item: _Item[T]) -> None:
+        actor.item, actor.began, actor.moved = item, time.time(), time.monotonic()
+        actor.waits = actor.handle.run.options(name=f"{self.verb} {self.label(item.value)}").remote(item.value)
+
+    def end(self, actor: _Actor[T]) -> None:
+        import ray
+
+        self.actors.remove(actor)
+        ray.kill(actor.handle)
+
+    def takes_work(self, actor: _Actor[T]) -> bool:
+        """Tell whether its node is not about to be taken away."""
+        return actor.place is not None and actor.place.node not in self.draining
+
+    # ----------------------------------------------------------------------------------------------------- answers
+
+    def answered(self, actor: _Actor[T]) -> list[Outcome[T]]:
+        """Take an actor's answer: its place, that it is built, or the end of its item."""
+        import ray
+        from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+
+        try:
+            answer = ray.get(actor.waits)
+        except (RayActorError, OutOfMemoryError) as death:
+            return self.died(actor, death)
+        except RayTaskError as error:
+            raise (error.cause or error) from None
+        actor.waits, actor.moved = None, time.monotonic()
+        self.roomless_since = time.monotonic()
+        if actor.place is None:
+            actor.place, self.placed = answer, time.monotonic()
+            actor.waits = actor.handle.build.remote()
+        elif not actor.built:
+            actor.built, actor.progress, self.deaths_unbuilt = True, answer, 0
+        else:
+            return self.finished(actor, answer)
+        return []
+
+    def finished(self, actor: _Actor[T], result: Any) -> list[Outcome[T]]:
+        item = self.let_go(actor, End.DONE)
+        tries = tuple(attempt for attempt, _ in item.tries)
+        return [Outcome(item.value, result, self.counted(item) + 1, tries=tries)]
+
+    def died(self, actor: _Actor[T], death: Exception) -> list[Outcome[T]]:
+        end = cause_of_death(death, actor.place.node if actor.place else None, self.draining)
+        self.end(actor)
+        if actor.item is not None:
+            self.failed(self.let_go(actor, end))
+        elif end in OWN_FAULT:
+            self.unbuilt(f"died ({first_line(death)})")
+        return []
+
+    def let_go(self, actor: _Actor[T], end: End) -> _Item[T]:
+        """Take the item from an actor, and note the attempt."""
+        item, place = actor.item, actor.place
+        assert item is not None and place is not None
+        attempt = Attempt(actor.began, time.time(), place.host, place.pid, place.gpu, end)
+        item.tries.append((attempt, place.node))
+        actor.item = None
+        return item
+
+    def failed(self, item: _Item[T]) -> None:
+        """Have an item tried again, unless it was tried too often."""
+        if item.lost(self.alive) >= NODE_LOSSES:
+            raise ClusterUnavailable(
+                f"{self.label(item.value)}: {NODE_LOSSES} nodes were lost while they worked on it: what was finished "
+                "is kept, run again when the cluster is stable"
+            )
+        (self.doubtful if self.counted(item) >= self.max_attempts else self.waiting).append(item)
+
+    def counted(self, item: _Item[T]) -> int:
+        return item.counted(self.alive)
+
+    def judged(self) -> list[Outcome[T]]:
+        """Settle the items with too many attempts once it is known whether the node of the last one lives on."""
+        given_up, doubtful = [], self.doubtful
+        self.doubtful = []
+        for item in doubtful:
+            attempt, node = item.tries[-1]
+            if self.counted(item) < self.max_attempts:
+                self.waiting.append(item)
+            elif node == self.here or time.time() - attempt.ended > NODE_VERDICT_S:
+                given_up.append(self.given_up(item, End(attempt.end)))
+            else:
+                self.doubtful.append(item)
+        return given_up
+
+    def given_up(self, item: _Item[T], end: End) -> Outcome[T]:
+        causes = {
+            End.DIED: "the worker died",
+            End.OUT_OF_MEMORY: "the worker was killed because its node ran out of memory",
+            End.STUCK: f"no progress for {self.stuck_s:g} s" if self.stuck_s else "no progress",
+        }
+        attempts = self.counted(item)
+        text = f"{self.label(item.value)}: {causes[end]}, at the last of {attempts} attempts"
+        return Outcome(item.value, None, attempts, text, end, tuple(attempt for attempt, _ in item.tries))
+
+    def unbuilt(self, reason: str) -> None:
+        """Count a worker that was lost before it was built; WorkFailed where none is built any more."""
+        self.deaths_unbuilt += 1
+        if self.deaths_unbuilt >= self.max_attempts:
+            raise WorkFailed(
+                f"{self.verb}: {self.deaths_unbuilt} workers in a row {reason} while they were made ready: look at "
+                "the memory and the logs of their nodes"
+            )
+
+    # ------------------------------------------------------------------------------------------------------- watch
+
+    def refresh(self) -> None:
+        """Look at the nodes, and hear how far the actors are."""
+        import ray
+        from ray.exceptions import RayError
+
+        require_node()
+        self.nodes: list[Node] = look()
+        self.alive = {node.id for node in self.nodes}
+        self.draining |= {node.id for node in self.nodes if node.draining}
+        self.reckon()
+        if self.stuck_s is None:
+            return
+        for actor in self.actors:
+            if actor.item is None:
+                continue
+            if actor.beat is not None and ray.wait([actor.beat], timeout=0)[0]:
+                with suppress(RayError):  # it died: its item says so
+                    actor.hear(ray.get(actor.beat))
+                actor.beat = None
+            if actor.beat is None:
+                actor.beat = actor.handle.progress.options(concurrency_group=BESIDE).remote()
+
+    def reckon(self) -> None:
+        """Count the room for actors, where their number is not given: what they have and what is free."""
+        if self.workers is not None:
+            return
+        now, late = time.monotonic(), [actor for actor in self.actors if actor.place is None]
+        if late and len(late) < len(self.actors) and now - min(actor.moved for actor in late) > self.wait_s:
+            for actor in late:  # the room was taken, or went with its node
+                self.end(actor)
+            self.room = len(self.actors)
+        elif not late and now - self.placed > SETTLE_S:
+            self.room = len(self.actors) + places(self.nodes, self.need)
+
+    def stopped(self) -> list[Outcome[T]]:
+        """Kill the actors that stand still; their items are tried again."""
+        for actor in [actor for actor in self.actors if actor.stands_still(self.stuck_s)]:
+            self.end(actor)
+            if actor.item is not None:
+                self.failed(self.let_go(actor, End.STUCK))
+            else:
+                self.unbuilt(f"were not built within {max(self.stuck_s or 0, BUILD_S):g} s")
+        return []
+
+    def require_room(self) -> None:
+        """ClusterUnavailable where items wait and no actor has had a place for `wait_s`; say where some have none."""
+        placed = [actor for actor in self.actors if actor.place is not None]
+        coming = len(self.actors) - len(placed)
+        if placed or not self.waiting:
+            waited = time.monotonic() - min((a.moved for a in self.actors if a.place is None), default=time.monotonic())
+            if placed and waited > self.wait_s and not self.told:
+                self.told = True
+                text = shortage(coming, self.need, self.nodes, self.wait_s)
+                sys.stderr.write(f"hhnet: {self.verb} goes on with {len(placed)} workers: {text}\n")
+            self.roomless_since = time.monotonic()
+        elif time.monotonic() - self.roomless_since > self.wait_s:
+            raise ClusterUnavailable(shortage(1, self.need, self.nodes, self.wait_s))
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in list(self.actors):
+            self.end(actor)
 
 
-def _watch(running: dict[Any, _Flight[T]], stuck_s: float | None) -> float:
-    """Hear what actors have answered, ask them again, and say how long to wait until the next time."""
-    import ray
-    from ray.exceptions import RayError
+def cause_of_death(death: Exception, node: str | None, draining: Container[str]) -> End:
+    """Tell how an actor on `node` died, from the error of Ray that its answer ended with."""
+    from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
-    if stuck_s is None:
-        return ASK_EVERY_S
-    asked = {ref: flight for flight in running.values() for ref in flight.pending}
-    answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], None)
-    for ref in answers:
-        asked[ref].pending.remove(ref)
-        with suppress(RayError):  # it died or could not be built: its run says so
-            asked[ref].hear(ray.get(ref))
-    for flight in running.values():
-        if flight.beat not in flight.pending:
-            flight.beat = flight.actor.progress.options(concurrency_group=BESIDE).remote()
-            flight.pending.append(flight.beat)
-    return min(ASK_EVERY_S, stuck_s / 4)
+    text = str(death)
+    if getattr(death, "preempted", False) or node in draining:
+        return End.PREEMPTED
+    # Ray cannot reach it and does not know why; if only its process had ended, its node would have said so.
+    if isinstance(death, ActorUnavailableError) or "node has died" in text:
+        return End.NODE_LOST
+    if isinstance(death, OutOfMemoryError) or "running low on memory" in text or "NODE_OUT_OF_MEMORY" in text:
+        return End.OUT_OF_MEMORY
+    return End.DIED
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text."""
+    return str(error).splitlines()[0]

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import Any, Protocol
 
@@ -19,6 +19,11 @@ Reporter = Callable[[str, int, int, str], None]
 """Receives (stage, done, total, note)."""
 
 _reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
+
+Display = Callable[[str, int, str], AbstractContextManager[Callable[[int, str], None]]]
+"""Opens what shows a stage of (name, total, unit), and draws (done, note)."""
+
+_displays: list[Display] = []
 
 
 class Advance(Protocol):
@@ -39,9 +44,20 @@ def reporting(reporter: Reporter) -> Iterator[None]:
 
 
 @contextmanager
+def displayed_by(display: Display) -> Iterator[None]:
+    """Show the progress of all stages of this process by `display` and not on stderr, whatever thread they are in."""
+    _displays.append(display)
+    try:
+        yield
+    finally:
+        _displays.remove(display)
+
+
+@contextmanager
 def stage(name: str, total: int, unit: str = "items") -> Iterator[Advance]:
     """Show a stage's progress on stderr: a bar on a terminal, a line every few seconds elsewhere."""
-    show = _bar(name, total, unit) if sys.stderr.isatty() else _lines(name, total, unit)
+    usual = _bar if sys.stderr.isatty() else _lines
+    show = (_displays[-1] if _displays else usual)(name, total, unit)
     reporter = _reporter.get()
     done = 0
     with show as draw:
@@ -87,8 +103,9 @@ def _lines(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], No
         last = now
         seconds = now - begun
         rest = f", about {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""
-        sys.stderr.write(f"{name}: {done}/{total} {unit} in {seconds:.0f} s{rest}{'  ' + note if note else ''}\n")
-        sys.stderr.flush()
+        with suppress(OSError):  # nobody reads it: the work goes on
+            sys.stderr.write(f"{name}: {done}/{total} {unit} in {seconds:.0f} s{rest}{'  ' + note if note else ''}\n")
+            sys.stderr.flush()
 
     yield draw
 
@@ -117,15 +134,32 @@ class Board:
         return self._failure
 
 
-class BoardView:
-    """Draws a stage from what a board in an actor says, as long as the block lasts."""
+def start_board() -> Any:
+    """Start a board on this process's own node, so that no other node takes it away."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def __init__(self, board: Any, name: str, done: int, total: int, unit: str) -> None:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+
+
+class BoardView:
+    """Draws a stage from what a board in an actor says, as long as the block lasts; `follow` is told it as well."""
+
+    def __init__(
+        self,
+        board: Any,
+        name: str,
+        done: int,
+        total: int,
+        unit: str,
+        follow: Callable[[int, str], None] = lambda done, note: None,
+    ) -> None:
+        self._follow = follow
         self._board, self._name, self._done, self._total, self._unit = board, name, done, total, unit
         self._ended = threading.Event()
-        # A thread begins without the context variables of the one that starts it, and with them without the reporter.
-        context = copy_context()
-        self._thread = threading.Thread(target=lambda: context.run(self._poll), daemon=True)
+        # In the context of who opens it, where the reporter is.
+        self._thread = threading.Thread(target=copy_context().run, args=(self._poll,), daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -146,4 +180,5 @@ class BoardView:
                 step, note = ray.get(self._board.read.remote())
                 if step > shown:
                     advance(step - shown, note)
+                    self._follow(step, note)
                     shown = step

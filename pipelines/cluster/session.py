@@ -1,13 +1,15 @@
 """Where Ray runs: started for a verb on the loopback address, or joined, and what the cluster has to offer."""
 
+import atexit
 import ctypes
 import logging
 import os
+import secrets
 import shutil
 import signal
+import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -17,8 +19,12 @@ from typing import Any
 
 import psutil
 
-from pipelines.cluster.access import require_ray_token, token_refused
-from pipelines.config import Config
+from pipelines.cluster.access import has_ray_token, require_ray_token, token_refused
+from pipelines.cluster.folder import PrivateFolder, short_base
+from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible
+from pipelines.cluster.head import require_head as require_head
+from pipelines.cluster.head import require_node as require_node
+from pipelines.config import Config, RaySettings
 from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
 
@@ -26,9 +32,10 @@ LOCAL_OBJECT_STORE_BYTES = 256 << 20
 LEAST_DISK_BYTES = 64 << 10
 """What Ray writes below its temporary folder until it is up, about."""
 STOP_WAIT_S = 10.0
+"""How long what a local Ray leaves behind may take to end once it is killed."""
+LEAVE_WAIT_S = 30.0
+"""How long leaving Ray may take; where its head is gone that may be for ever."""
 PR_SET_CHILD_SUBREAPER = 36
-
-_kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)
 
 
 def ray_address(config: Config) -> str:
@@ -38,7 +45,11 @@ def ray_address(config: Config) -> str:
 
 @contextmanager
 def ray_session(config: Config) -> Iterator[None]:
-    """Ray for the length of the block: the one that is connected already, else started or joined by address."""
+    """Ray for the length of the block: the one that is connected already, else started or joined by address.
+
+    HeadLost where its head stops answering meanwhile. In the main thread that interrupts whatever waits; in another
+    thread it is raised by `require_head` and `require_node`.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -51,27 +62,30 @@ def ray_session(config: Config) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        with _termination_interrupts():
+        with _interrupts():
             yield
         return
     kept = _kept.get()
+    connection = _Connection(address)
     try:
-        with _termination_interrupts():
-            _start(address, config.ray.cpus)
+        with _interrupts():
+            connection.open(config)
             yield
     finally:
         if kept is None:
-            _stop(address)
+            connection.close()
         else:
-            kept.append(address)
+            kept.append(connection)
 
 
 @contextmanager
-def _termination_interrupts() -> Iterator[None]:
+def _interrupts() -> Iterator[None]:
     """Inside, SIGTERM is a KeyboardInterrupt; the block then ends with what the handler from outside makes of it.
 
-    KeyboardInterrupt is the one exception of a signal handler that gets through Ray's compiled code.
+    A lost head is one too, and the block ends with HeadLost. KeyboardInterrupt is the one exception of a signal handler
+    that gets through Ray's compiled code.
     """
+    require_head()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -79,16 +93,18 @@ def _termination_interrupts() -> Iterator[None]:
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         nonlocal arrived
-        arrived = True
+        arrived = arrived or not head_is_lost()
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        with interruptible():
+            yield
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, before)
         if arrived:
             signal.raise_signal(signal.SIGTERM)
+        require_head()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -97,32 +113,102 @@ def _termination_interrupts() -> Iterator[None]:
 @contextmanager
 def kept_ray() -> Iterator[None]:
     """Let the sessions begun inside share one Ray, started by the first that needs it and ended with the block."""
-    begun: list[str] = []
+    begun: list[_Connection] = []
     token = _kept.set(begun)
     try:
         yield
     finally:
         _kept.reset(token)
-        if begun:
-            _stop(begun[0])
+        for connection in begun:
+            connection.close()
 
 
-def _start(address: str, cpus: int | None) -> None:
-    import ray
+class _Connection:
+    """This process's connection to Ray, with what a local one needs beside it."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._folder: PrivateFolder | None = None
+        self._before: dict[str, str | None] = {}
+        self._watch: HeadWatch | None = None
+
+    def open(self, config: Config) -> None:
+        """Start or join Ray; UsageError where it may not be spoken to, ClusterUnavailable where that fails."""
+        import ray
+
+        on_term = signal.getsignal(signal.SIGTERM)
+        options: dict[str, Any] = {"address": self._address}
+        _adopt_orphans()
+        with _said_as_unavailable(self._address):
+            require_ray_token(_found() if self._address == "auto" else self._address)
+            if self._address == "local":
+                options |= self._make_room(config.ray)
+            elif "://" not in self._address:
+                await_head(_dialled(self._address), config.ray.wait_s)
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
+        self._watch = HeadWatch(self._address)
+        self._watch.begin()
+
+    def _make_room(self, settings: RaySettings) -> dict[str, Any]:
+        """A private folder with a token and, where there is none, a home; the options of a Ray that lives there."""
+        self._folder = PrivateFolder()
+        if not has_ray_token() and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+            token = self._folder.path / "auth_token"
+            token.touch(mode=0o600)
+            token.write_text(secrets.token_hex(32))
+            self._set("RAY_AUTH_TOKEN_PATH", str(token))
+        if not _has_home():
+            (self._folder.path / "home").mkdir()
+            self._set("HOME", str(self._folder.path / "home"))
+        options = {
+            "include_dashboard": False,
+            "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
+            "num_cpus": settings.cpus or usable_cpus(),
+            "_temp_dir": str(self._folder.path),
+        }
+        if settings.metrics_port is not None:
+            _require_free(settings.metrics_port)
+            served = {"metrics_report_interval_ms": 1000}
+            options |= {"_metrics_export_port": settings.metrics_port, "_system_config": served}
+        return options
+
+    def _set(self, name: str, value: str) -> None:
+        self._before[name] = os.environ.get(name)
+        os.environ[name] = value
+        _forget_token()
+
+    def close(self) -> None:
+        """Leave Ray; a local one is ended with all its processes and files. At most LEAVE_WAIT_S and STOP_WAIT_S."""
+        helpers = psutil.Process().children(recursive=True) if self._address == "local" else []
+        if self._watch is not None:
+            self._watch.end()
+        left = _left_ray(STOP_WAIT_S if self._watch is not None and self._watch.lost else LEAVE_WAIT_S)
+        if self._watch is not None and left:
+            self._watch.forget()
+        if self._address == "local":
+            _end_processes(helpers)
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+            _forget_token()
+        if self._folder is not None:
+            self._folder.close()
+
+
+_kept: ContextVar[list[_Connection] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def _said_as_unavailable(address: str) -> Iterator[None]:
+    """Turn what Ray raises where it cannot be started or joined into an error of ours."""
     from ray.exceptions import AuthenticationError
 
-    on_term = signal.getsignal(signal.SIGTERM)
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
-    local |= {"num_cpus": cpus} if cpus else {}
-    _adopt_orphans()
     try:
-        require_ray_token(_found() if address == "auto" else address)
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(local if address == "local" else {}),
-        )
+        yield
     except AuthenticationError as error:
         raise token_refused(address) from error
     except Exception as error:
@@ -132,15 +218,52 @@ def _start(address: str, cpus: int | None) -> None:
         said = str(error).splitlines() or [type(error).__name__]
         full = _full_disk() if address == "local" else ""
         raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}{full}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: of the machine, as affinity and cgroups allow."""
+    from ray._private.utils import get_num_cpus
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, int(get_num_cpus(override_docker_cpu_warning=True))))
+
+
+def _has_home() -> bool:
+    try:
+        return Path.home().is_dir()
+    except RuntimeError:  # no HOME, and no entry of this user
+        return False
+
+
+def _forget_token() -> None:
+    """Have Ray look for its token again."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _dialled(address: str) -> str:
+    """The host:port that Ray makes of an address: it takes loopback for another address of the machine."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return str(canonicalize_bootstrap_address(address))
+
+
+def _require_free(port: int) -> None:
+    """UsageError where the port is taken: Ray would wait half a minute for its agent, and not say why it ended."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UsageError(
+                f"ray.metrics_port={port} is taken on this machine, by another run perhaps: choose another port"
+            ) from None
 
 
 def _full_disk() -> str:
     """What to say where the disk has no room for Ray's own files: Ray only tells that its processes did not start."""
-    from ray._common.utils import get_default_system_temp_dir  # not tempfile's, which passes over a full disk
-
-    folder = get_default_system_temp_dir()
+    folder = short_base()  # not tempfile's, which passes over a full disk
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
@@ -157,21 +280,26 @@ def _found() -> str:
 
 
 def _adopt_orphans() -> None:
-    """Have the kernel make this process the parent of helpers whose own parent dies, so that `_stop` finds them."""
+    """Have the kernel make this process the parent of helpers whose own parent dies, so that they are found."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _stop(address: str) -> None:
-    """Leave Ray. A local one leaves agents behind that notice only after a minute that their raylet is gone."""
+def _left_ray(limit_s: float) -> bool:
+    """Leave Ray in a thread, and say whether that ended in time: without a head it may wait for ever."""
     import ray
 
-    me = psutil.Process()
-    helpers = me.children(recursive=True)
-    ray.shutdown()
-    if address != "local":
-        return
-    left = [process for process in {*helpers, *me.children(recursive=True)} if is_rays(_words(process))]
+    thread = threading.Thread(target=ray.shutdown, name="leave", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        atexit.unregister(ray.shutdown)  # it would wait again
+    return not thread.is_alive()
+
+
+def _end_processes(helpers: list[psutil.Process]) -> None:
+    """Kill what a local Ray leaves behind: agents that notice only after a minute that their raylet is gone."""
+    left = [process for process in {*helpers, *psutil.Process().children(recursive=True)} if is_rays(_words(process))]
     for process in left:
         with suppress(psutil.Error):
             process.kill()
@@ -203,42 +331,3 @@ def require_shared_store(store: Store, config: Config) -> None:
             f"{store.uri} is a local path and the Ray cluster has {nodes} nodes: write to s3://, or set "
             "store.shared=true if it is a network file system"
         )
-
-
-def require_node() -> None:
-    """ClusterUnavailable once Ray knows that the node this process is on is lost: it would place nothing any more."""
-    import ray
-
-    here = ray.get_runtime_context().get_node_id()
-    if any(node["NodeID"] == here and not node["Alive"] for node in ray.nodes()):
-        raise ClusterUnavailable(
-            "the Ray node that this command runs on is lost (its raylet ended): what was finished is kept, run it again"
-        )
-
-
-def pool_size(wanted: int | None) -> tuple[int, int]:
-    """(workers, GPUs of each): what was asked for, else one per GPU, else one per CPU of the cluster."""
-    import ray
-
-    total = ray.cluster_resources()
-    gpus = int(total.get("GPU", 0))
-    return wanted or gpus or max(1, int(total.get("CPU", 1))), 1 if gpus else 0
-
-
-def wait_for(resources: dict[str, float], config: Config) -> None:
-    """Wait up to `ray.wait_s` until the cluster has `resources` in all; ClusterUnavailable after that."""
-    import ray
-
-    deadline = time.monotonic() + config.ray.wait_s
-    while True:
-        total = ray.cluster_resources()
-        lacking = {name: need for name, need in resources.items() if total.get(name, 0) < need}
-        if not lacking:
-            return
-        if time.monotonic() >= deadline:
-            have = ", ".join(f"{name} {total.get(name, 0):g} of {need:g}" for name, need in lacking.items())
-            raise ClusterUnavailable(
-                f"the Ray cluster has too little ({have}) after {config.ray.wait_s:g} s: ask for fewer workers "
-                "or add nodes"
-            )
-        time.sleep(min(1.0, config.ray.wait_s))

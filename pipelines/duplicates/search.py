@@ -7,7 +7,7 @@ blocks were searched, so neither the order nor the size of the blocks shows in w
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pipelines.duplicates.corpus import Corpus, Numbers
 from pipelines.duplicates.spool import Spool, cut
 from pipelines.errors import ConfigError, InputError, WorkFailed
 from pipelines.schema import parquet_bytes, table_of
+from pipelines.storage import Entry
 
 DISTANCE_BITS, NUMBER_BITS = 13, 31  # of a pair as one integer: below them the distance, above them the place in UNIT
 QUERIES = 1 << 16
@@ -90,7 +91,8 @@ class PairSearch:
     def run(self) -> dict[str, dict[str, Any]]:
         """The receipts of all units, by name. WorkFailed where there are more pairs than `dedupe.max_pairs`."""
         units = [unit_name(unit) for unit in range(-(-self._corpus.count // artifact.UNIT))]
-        receipts = {name: one for name, one in self._writer.receipts(units).items() if self._is_there(one)}
+        there = self._writer.store.entries("parts")
+        receipts = {name: one for name, one in self._writer.receipts(units).items() if _is_whole(one, there)}
         self._pairs = sum(receipt["pairs"] for receipt in receipts.values())
         missing = [unit for unit, name in enumerate(units) if name not in receipts]
         runs = list(self._runs(missing))
@@ -105,9 +107,6 @@ class PairSearch:
                         advance(1, note=f"{self._pairs:,} pairs")
                 receipts |= {unit_name(unit): self._write(unit) for unit in run}
         return receipts
-
-    def _is_there(self, receipt: dict[str, Any]) -> bool:
-        return all(self._writer.store.size(part["path"]) == part["bytes"] for part in receipt["parts"])
 
     # ---------------------------------------------------------------------------------------------------- order
 
@@ -221,3 +220,8 @@ def _block_size(memory: int, width: int) -> int:
 def _table_bytes(count: int, width: int) -> int:
     substrings = default_substrings(count, 8 * width)
     return count * (width + 4 * substrings) + 4 * table_length(8 * width, substrings)
+
+
+def _is_whole(receipt: Mapping[str, Any], there: Mapping[str, Entry]) -> bool:
+    """The parts of a receipt are in the listing `there`."""
+    return all(part["path"] in there and there[part["path"]].size == part["bytes"] for part in receipt["parts"])

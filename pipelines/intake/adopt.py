@@ -18,12 +18,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint, write_run_record
+from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
 from pipelines.errors import InputError, WorkFailed
 from pipelines.images import SUFFIXES, decode_ahead
 from pipelines.intake.foreign import ForeignTar, scan_foreign_tar
 from pipelines.intake.sources import MAX_FILES, Listing
+from pipelines.runs import write_run_record
 from pipelines.schema import SHARD_INDEX
 from pipelines.shards import INDEX_NAME, Record, index_bytes, index_table
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
@@ -85,9 +86,8 @@ def adopt(source: str, out: str, how: Adoption | None = None) -> dict[str, Any]:
     facts = {"skipped_reasons": dict(sorted(losses.items())), "skipped_files": listing.skipped_files}
     if written:
         seconds = round(time.time() - began, 3)
-        write_run_record(
-            root, {"verb": "ingest", "source": origin.uri, "began": began, "seconds": seconds, **totals, **facts}
-        )
+        figures = {"source": origin.uri, "began": began, "seconds": seconds, **totals, **facts}
+        write_run_record(root, "ingest", figures)
     return {
         "verb": "ingest",
         "status": "done" if written else "unchanged",

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.aliases import open_published
-from pipelines.artifacts import Artifact, Part, versions
+from pipelines.artifacts import Artifact, Part, read_part, versions
 from pipelines.codes import class_names, has_logits, logits_array
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
@@ -126,7 +126,7 @@ class IndexReader:
                 f"{artifact.uri}: the index manifest lacks bits, classes, kind or parameters"
             ) from None
         self.logits = has_logits(artifact)
-        self._parts = {part.name: part for part in artifact.manifest.parts}
+        self._parts = artifact.parts
         self.shards = read_ordinals(artifact)
         self.removed = self._read_removed()
         self.shared = self._read_shared()
@@ -186,7 +186,7 @@ class IndexReader:
         """
         with self._fetching:
             missing = [shard.ordinal for shard in shards if shard.ordinal not in self._files]
-            parts = [self._part(part_stem(ordinal) + self.kind.suffix) for ordinal in missing]
+            parts = [self.part(part_stem(ordinal) + self.kind.suffix) for ordinal in missing]
             if parts:
                 with ThreadPoolExecutor(min(len(parts), DIGESTS_AT_ONCE)) as pool:
                     paths = pool.map(lambda part: self.artifact.fetch(part, self._folder), parts)
@@ -213,7 +213,7 @@ class IndexReader:
 
     def read_keys(self, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A shard's key table as it is stored, or columns of it, checked; it holds the removed rows too."""
-        table = read_key_table(self.artifact, self._part(keys_name(ordinal)), self.bits, self.logits, columns)
+        table = read_key_table(self.artifact.store, self.part(keys_name(ordinal)), self.bits, self.logits, columns)
         if table.num_rows != self.shards[ordinal].rows:
             where = f"{self.artifact.uri}/{keys_name(ordinal)}"
             raise DamagedArtifact(f"{where} has {table.num_rows} rows, expected {self.shards[ordinal].rows}")
@@ -316,7 +316,8 @@ class IndexReader:
             raise DamagedArtifact(f"{self.artifact.uri}: {keys_name(ordinal)} lacks rows that the part returned")
         return places
 
-    def _part(self, name: str) -> Part:
+    def part(self, name: str) -> Part:
+        """The part of this logical name; DamagedArtifact where there is none."""
         if name not in self._parts:
             raise DamagedArtifact(f"{self.artifact.uri}: the manifest lists no part {name}")
         return self._parts[name]
@@ -377,12 +378,10 @@ def _by_rows(shards: Sequence[IndexedShard], most: int) -> Iterator[list[Indexed
         yield group
 
 
-def read_key_table(
-    artifact: Artifact, part: Part, bits: int, logits: bool, columns: Sequence[str] | None = None
-) -> pa.Table:
+def read_key_table(store: Store, part: Part, bits: int, logits: bool, columns: Sequence[str] | None = None) -> pa.Table:
     """A key table, or columns of it in its own order, digest, their schema and number of rows checked."""
-    where = f"{artifact.uri}/{part.path}"
-    table = read_parquet(artifact.read(part), where, columns)
+    where = f"{store.uri}/{part.path}"
+    table = read_parquet(read_part(store, part), where, columns)
     schema = keys_schema(bits, logits)
     require_schema(table, pa.schema([schema.field(name) for name in columns]) if columns else schema, where)
     if table.num_rows != part.rows:
@@ -403,10 +402,10 @@ def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:
 
 def part_receipt(artifact: Artifact, ordinal: int) -> dict[str, Any]:
     """The receipt of the part that an index has of a shard, checked."""
-    for reference in artifact.manifest.receipts:
-        if reference.shard == part_stem(ordinal):
-            return dict(json.loads(artifact.read(reference)))
-    raise DamagedArtifact(f"{artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
+    reference = artifact.receipts.get(part_stem(ordinal))
+    if reference is None:
+        raise DamagedArtifact(f"{artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
+    return dict(json.loads(artifact.read(reference)))
 
 
 def newest_made(store: Store) -> tuple[int, Artifact]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.artifacts import DIGEST_CHARS, ArtifactInput, ArtifactWriter, Part, open_artifact
+from pipelines.artifacts import DIGEST_CHARS, ArtifactInput, ArtifactWriter, Part
 from pipelines.codes import code_array, read_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import Codes, IndexKind, index_kind
@@ -48,7 +48,7 @@ class PartTask:
 
     def table(self) -> pa.Table:
         """The rows to index, with the columns of a key table among others; digest-checked."""
-        return read_codes(open_artifact(self.codes_uri, "codes"), self.part, self.bits, self.logits)
+        return read_codes(Store(self.codes_uri), self.part, self.bits, self.logits)
 
     def facts(self) -> dict[str, Any]:
         """What the receipt tells beside the shard and its parts."""
@@ -73,7 +73,7 @@ class CompactTask(PartTask):
 
     def table(self) -> pa.Table:
         """The rows that stay; DamagedArtifact where the key table lacks one of the others."""
-        table = read_key_table(open_artifact(self.codes_uri, "index"), self.part, self.bits, self.logits)
+        table = read_key_table(Store(self.codes_uri), self.part, self.bits, self.logits)
         kept = table.filter(pa.array(~np.isin(table["row"].to_numpy(), self.left_out)))
         if len(kept) != self.rows:
             raise DamagedArtifact(f"{self.codes_uri}/{self.part.path} lacks rows that were removed from it")

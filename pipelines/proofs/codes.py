@@ -1,8 +1,10 @@
 """Proofs of a codes artifact: schema, order, labels, conservation, and the samples of the shards it was made from."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,13 @@ from pipelines.lineage import MODEL, carried, passed_on
 from pipelines.proofs.findings import Findings, require_distinct
 from pipelines.schema import REJECTS, Reason, codes_schema, read_parquet, require_schema
 from pipelines.shards import Shard, open_shards
+from pipelines.storage import in_order
 
+PARTS_AT_ONCE = 4
+"""Parts that are read and parsed at a time, each of which is in memory."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _PLACES = pa.schema([("key", pa.string()), ("row", pa.int32()), ("labels", pa.list_(pa.int32()))])
 
 
@@ -58,9 +66,13 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     artifact, manifest = findings.artifact, findings.artifact.manifest
     receipts = list(_receipts(findings))
     keys: list[pa.Array] = []
-    for receipt in receipts:
+
+    def prove(receipt: _Receipt) -> pa.Table:
+        return _prove_codes_part(artifact, receipt, schema, len(manifest.meta["classes"]))
+
+    for receipt, found in zip(receipts, in_order(partial(_outcome, prove), receipts, PARTS_AT_ONCE), strict=True):
         with findings.guard():
-            places = _prove_codes_part(artifact, receipt, schema, len(manifest.meta["classes"]))
+            places = found()
             keys += places["key"].chunks
             if receipt.shard in shards:
                 _require_same_samples(artifact, receipt, shards[receipt.shard], places)
@@ -86,12 +98,14 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
 
 
 def _receipts(findings: Findings) -> Iterator[_Receipt]:
-    artifact = findings.artifact
-    for ref in artifact.manifest.receipts:
+    artifact, manifest = findings.artifact, findings.artifact.manifest
+    listed = frozenset(manifest.parts)
+    read = in_order(partial(_outcome, artifact.read), manifest.receipts)
+    for ref, found in zip(manifest.receipts, read, strict=True):
         where = f"{artifact.uri}/{ref.path}"
         with findings.guard():
             try:
-                fields = json.loads(artifact.read(ref))
+                fields = json.loads(found())
                 receipt = _Receipt(
                     str(fields["shard"]),
                     str(fields["shard_sha256"]),
@@ -104,9 +118,23 @@ def _receipts(findings: Findings) -> Iterator[_Receipt]:
             if receipt.shard.removesuffix(".tar") != ref.shard:
                 raise DamagedArtifact(f"{where} is the receipt of {receipt.shard}")
             for part in (receipt.part, receipt.rejects):
-                if part is not None and part not in artifact.manifest.parts:
+                if part is not None and part not in listed:
                     raise DamagedArtifact(f"{where} names {part.path}, which the manifest does not list")
             yield receipt
+
+
+def _outcome(work: Callable[[_T], _R], item: _T) -> Callable[[], _R]:
+    """Do `work` and say later what came of it, so that damage of one item does not end the work on the others."""
+    try:
+        result = work(item)
+    except DamagedArtifact as damage:
+        error = damage
+
+        def fail() -> _R:
+            raise error
+
+        return fail
+    return lambda: result
 
 
 def _prove_codes_part(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, classes: int) -> pa.Table:

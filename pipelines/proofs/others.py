@@ -1,6 +1,7 @@
 """Proofs of index, model, checkpoint, report and alias artifacts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -31,9 +32,13 @@ def prove_index(findings: Findings) -> None:
             findings.require(
                 shard.codes_digest in digests, f"{artifact.uri}: {shard.shard} comes from codes that are not its input"
             )
+        paths: dict[str, list[str]] = {}
+        for part in artifact.manifest.parts:
+            paths.setdefault(PurePosixPath(part.name).stem, []).append(part.path)
         for shard in filled:
             with findings.guard():
-                _prove_part(findings, reader, shard)
+                own = [path for name in ("keys", "part") for path in paths.get(f"{name}-{shard.ordinal:06d}", ())]
+                _prove_part(findings, reader, shard, own)
         stems = {f"{name}-{shard.ordinal:06d}" for shard in filled for name in ("part", "keys")}
         for part in artifact.manifest.parts:
             stem = PurePosixPath(part.name).stem
@@ -55,10 +60,9 @@ def prove_index(findings: Findings) -> None:
                     _prove_shards(findings, reader, open_codes(codes))
 
 
-def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard) -> None:
-    """The rows ascend, the removed ones are among them, and the part opens with the others."""
-    parts = [part.path for part in reader.artifact.manifest.parts if f"-{shard.ordinal:06d}-" in part.path]
-    mark = (*parts, shard.rows, reader.removed.get(shard.ordinal, NOTHING_REMOVED).tobytes())
+def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, paths: Sequence[str]) -> None:
+    """The rows ascend, the removed ones are among them, and the part opens with the others; its files are `paths`."""
+    mark = (*paths, shard.rows, reader.removed.get(shard.ordinal, NOTHING_REMOVED).tobytes())
     if mark in findings.proven:  # as a part of another version
         return
     keys = reader.read_keys(shard.ordinal)
@@ -98,7 +102,7 @@ def _prove_rows(
     findings: Findings, reader: IndexReader, shard: IndexedShard, codes: CodesSet, source: CodesShard
 ) -> None:
     """Key, code, labels and any logits of every row are those of the codes."""
-    part = reader.artifact.manifest.part(keys_name(shard.ordinal))
+    part = reader.part(keys_name(shard.ordinal))
     mark = (part.path, source.part.sha256)
     if mark in findings.proven:
         return

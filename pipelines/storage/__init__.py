@@ -6,11 +6,22 @@ s3        a prefix of a bucket as a store
 bucket    the requests that it makes, each until it is answered
 writes    put-if-absent among them, whole or in parts
 clock     how long an operation is tried again, and what is worth trying
+many      many reads at a time, their results in order
 """
 
 from pipelines.storage.digests import canonical_json, sha256_of
 from pipelines.storage.local import scratch_folder, write_output
+from pipelines.storage.many import in_order
 from pipelines.storage.objects import Entry
 from pipelines.storage.store import ObjectStream, Store
 
-__all__ = ["Entry", "ObjectStream", "Store", "canonical_json", "scratch_folder", "sha256_of", "write_output"]
+__all__ = [
+    "Entry",
+    "ObjectStream",
+    "Store",
+    "canonical_json",
+    "in_order",
+    "scratch_folder",
+    "sha256_of",
+    "write_output",
+]

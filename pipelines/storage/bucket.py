@@ -1,6 +1,7 @@
 """Requests to a bucket: each is tried again until it is answered or its clock has run out."""
 
 import io
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ DIGEST_KEY = "sha256"
 """Metadata of every object that is put: the sha256 of its bytes."""
 
 Answer = dict[str, Any]
+_PAGES = {"ContinuationToken": "NextContinuationToken"}
 
 
 class Bucket:
@@ -66,13 +68,16 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    async def fetch(self, key: str, start: int = 0, stop: int | None = None) -> tuple[bytes, str | None]:
+    async def fetch(
+        self, key: str, start: int = 0, stop: int | None = None, limit: int | None = None
+    ) -> tuple[bytes, str | None]:
         """Bytes [start, stop) of an object, or all, and the digest that all of them were put with.
 
-        A connection that breaks is taken up where it broke; the clock runs from the last bytes that arrived.
+        Of an object that has more than `limit` bytes only the first `limit` + 1 are received. A connection that breaks
+        is taken up where it broke; the clock runs from the last bytes that arrived.
         """
         clock = self.clock("read", key)
-        download = _Download(start, stop)
+        download = _Download(start, stop, limit)
         while not download.done:
             try:
                 await clock.attempt(lambda: self._receive(key, download, clock))
@@ -86,29 +91,38 @@ class Bucket:
             if download.range and not str(answer.get("ContentRange", "")).startswith(f"bytes {download.offset}-"):
                 raise Transient("the store did not keep to the range it was asked for")
             if download.stop is None:
-                download.stop = int(answer["ContentLength"])
+                size = int(answer["ContentLength"])
+                download.stop = size if download.limit is None else min(size, download.limit + 1)
             download.stated = answer.get("Metadata", {}).get(DIGEST_KEY)
             async for chunk in body.iter_chunks(CHUNK_BYTES):
-                download.buffer.write(chunk)
+                download.buffer.write(chunk[: download.stop - download.offset])
                 clock.renew()
+                if download.done:
+                    break
         if not download.done:
             raise Transient(f"the answer ended at byte {download.offset} of {download.stop}")
 
     async def entries(self, prefix: str) -> list[Answer]:
         """Key, Size and LastModified of the objects whose keys begin with `prefix`."""
-        return await self._list("list_objects_v2", "Contents", prefix, ContinuationToken="NextContinuationToken")
+        return await self._list("list_objects_v2", "Contents", prefix, _PAGES)
+
+    async def folders(self, prefix: str) -> list[Answer]:
+        """The Prefix of each group of keys that begin with `prefix` and go on to a slash."""
+        return await self._list("list_objects_v2", "CommonPrefixes", prefix, _PAGES, Delimiter="/")
 
     async def uploads(self, prefix: str) -> list[Answer]:
         """Key, UploadId and Initiated of the multipart uploads that were begun and not ended."""
         markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
-        return await self._list("list_multipart_uploads", "Uploads", prefix, **markers)
+        return await self._list("list_multipart_uploads", "Uploads", prefix, markers)
 
-    async def _list(self, method: str, held: str, prefix: str, **markers: str) -> list[Answer]:
+    async def _list(
+        self, method: str, held: str, prefix: str, markers: Mapping[str, str], **fields: str
+    ) -> list[Answer]:
         """All pages of a listing, each tried until it is answered."""
         found: list[Answer] = []
         more: Answer = {}
         while True:
-            page = await self.persist("list", prefix, method, Prefix=prefix, **more)
+            page = await self.persist("list", prefix, method, Prefix=prefix, **fields, **more)
             found += page.get(held, [])
             if not page.get("IsTruncated"):
                 return found
@@ -129,8 +143,8 @@ class Bucket:
 class _Download:
     """A range of an object, as far as it has arrived; `stop` is known with the first answer."""
 
-    def __init__(self, start: int, stop: int | None) -> None:
-        self.start, self.stop = start, stop
+    def __init__(self, start: int, stop: int | None, limit: int | None = None) -> None:
+        self.start, self.stop, self.limit = start, stop, limit
         self.buffer = io.BytesIO()
         self.stated: str | None = None
 

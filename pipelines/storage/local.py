@@ -28,9 +28,10 @@ class LocalObjects:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def read(self, name: str) -> bytes:
-        """All bytes of a file."""
-        return self._file(name).read_bytes()
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """All bytes of a file, or the first `limit` + 1."""
+        with self._file(name).open("rb") as stream:
+            return stream.read(-1 if limit is None else limit + 1)
 
     def open(self, name: str) -> IO[bytes]:
         """The file, open for reading."""
@@ -51,6 +52,14 @@ class LocalObjects:
                     if stat.S_ISREG(facts.st_mode):
                         found[f"{folder}/{name}"[cut:]] = Entry(facts.st_size, facts.st_mtime)
         return found
+
+    def folders(self, prefix: str) -> list[str]:
+        """Folders directly below `prefix`."""
+        try:
+            with os.scandir(self._root / prefix) as found:
+                return [entry.name for entry in found if entry.is_dir()]
+        except FileNotFoundError:
+            return []
 
     def delete(self, name: str) -> None:
         """Remove a file."""

@@ -16,8 +16,8 @@ class Entry:
 class Objects(Protocol):
     """Where the bytes lie. Each call fails with FileNotFoundError, OSError or an HHNetError."""
 
-    def read(self, name: str) -> bytes:
-        """All bytes of an object."""
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """All bytes of an object; of one that has more than `limit`, the first `limit` + 1."""
 
     def open(self, name: str) -> IO[bytes]:
         """A seekable stream over an object."""
@@ -27,6 +27,9 @@ class Objects(Protocol):
 
     def entries(self, prefix: str) -> dict[str, Entry]:
         """Objects below a prefix, by name."""
+
+    def folders(self, prefix: str) -> list[str]:
+        """First parts of the names below a prefix that go on after a slash, in any order."""
 
     def delete(self, name: str) -> None:
         """Remove an object."""

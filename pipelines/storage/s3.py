@@ -28,8 +28,8 @@ class S3Objects:
         self._bucket = Bucket(name, deadline_s())
         self._prefix = f"{prefix}/" if prefix else ""
 
-    def read(self, name: str) -> bytes:
-        """All bytes of an object, checked against the sha256 it was put with.
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """All bytes of an object, checked against the sha256 it was put with; or the first `limit` + 1, unchecked.
 
         Bytes that differ are read again, for they may have changed on the way; if they come the same twice they lie
         so in the store, which is DamagedArtifact.
@@ -38,7 +38,9 @@ class S3Objects:
         clock = self._bucket.clock("read", key)
         wrong = None
         while True:
-            data, stated = self._wait(lambda: self._bucket.fetch(key))
+            data, stated = self._wait(lambda: self._bucket.fetch(key, limit=limit))
+            if limit is not None and len(data) > limit:
+                return data
             found = sha256_of(data)
             if stated in (None, found):
                 return data
@@ -72,6 +74,15 @@ class S3Objects:
             for entry in found
             if not entry["Key"].endswith("/")
         }
+
+    def folders(self, prefix: str) -> list[str]:
+        """What stands between `prefix` and the next slash; none where not even the bucket is there."""
+        below = self._prefix + (f"{prefix}/" if prefix else "")
+        try:
+            found = self._wait(lambda: self._bucket.folders(below))
+        except FileNotFoundError:
+            return []
+        return [entry["Prefix"][len(below) : -1] for entry in found]
 
     def delete(self, name: str) -> None:
         """Delete an object."""

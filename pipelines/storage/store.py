@@ -62,9 +62,9 @@ class Store:
         """Full path of an object: of its file, or bucket and key."""
         return f"{self.root}/{name}"
 
-    def read(self, name: str) -> bytes:
-        """The whole object."""
-        return self._ask("read", name, lambda: self._objects.read(name))
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """The whole object; of one that has more than `limit` bytes, only the first `limit` + 1 are fetched."""
+        return self._ask("read", name, lambda: self._objects.read(name, limit))
 
     def open(self, name: str) -> "ObjectStream":
         """A stream over the object, from its start."""
@@ -84,6 +84,10 @@ class Store:
     def entries(self, prefix: str = "") -> dict[str, Entry]:
         """The objects below `prefix` with size and time, by name in order. Only writers and gc list."""
         return dict(sorted(self._ask("list", prefix, lambda: self._objects.entries(prefix)).items()))
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Sorted names of the folders directly below `prefix`; asked for without a listing of what lies in them."""
+        return sorted(self._ask("list", prefix, lambda: self._objects.folders(prefix)))
 
     def delete(self, name: str) -> None:
         """Delete an object that nothing refers to any more; one that is gone already is fine."""

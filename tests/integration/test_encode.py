@@ -1,9 +1,7 @@
 """Encoding on a real Ray: the same bytes however it is run, and nothing lost when a worker dies."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any, cast
 
 import duckdb
 import numpy as np
@@ -23,6 +21,7 @@ from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.inline import use_inline_pool
 from tests.support.pictures import truncated_jpeg
+from tests.support.runs import run_record
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -132,7 +131,7 @@ def test_a_shard_that_kills_its_workers_becomes_rejects(
     assert verify(str(tmp_path / "codes"))["status"] == "done"
     reasons = duckdb.sql(f"select distinct reason from '{tmp_path}/codes/rejects/*.parquet'").fetchall()
     assert reasons == [("worker_died",)]
-    record = run_record_of(tmp_path / "codes")
+    record = run_record(tmp_path / "codes")
     attempts = {shard["shard"]: shard["attempts"] for shard in record["shards"]}
     assert attempts.pop("train-000001.tar") == 2
     assert set(attempts.values()) == {1}, "a death is charged to the shard of the worker that died, and to no other"
@@ -153,13 +152,8 @@ def test_a_shard_that_was_claimed_meanwhile_is_not_encoded_again(
     assert worker.run(task)[1]["forward"] > 0
 
 
-def run_record_of(codes: Path) -> dict[str, Any]:
-    (record,) = [json.loads(path.read_bytes()) for path in (codes / "runs").iterdir()]
-    return cast("dict[str, Any]", record)
-
-
 def test_the_run_record_has_rate_and_shares(codes: Path) -> None:
-    record = run_record_of(codes / "train")
+    record = run_record(codes / "train")
     assert record["images"] == open_artifact(str(codes / "train")).manifest.totals["samples"] == 36
     assert record["images_per_second"] > 0
     assert set(record["shares"]) == {"read", "decode", "forward", "write"}

@@ -2,17 +2,28 @@
 
 import os
 import re
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.cluster import pool
-from pipelines.cluster.pool import Outcome, map_items
+from pipelines.cluster.placement import Need
+from pipelines.cluster.pool import End, Outcome
+from pipelines.errors import ClusterUnavailable, WorkFailed
 
 
 def by_item(outcomes: object) -> dict[int, Outcome[int]]:
     return {outcome.item: outcome for outcome in outcomes}  # type: ignore[attr-defined]
+
+
+def map_items(worker: Any, arguments: Any, items: Any, **options: Any) -> Iterator[Outcome[Any]]:
+    """The pool with what these tests do not care about."""
+    return pool.map_items(worker, arguments, items, **{"verb": "test", "need": Need(), "wait_s": 60.0, **options})
 
 
 class First:
@@ -51,11 +62,10 @@ def test_a_worker_that_dies_costs_an_attempt_and_no_item(tmp_path: Path, local_r
     found = by_item(map_items(First, (str(tmp_path), fates, (3,)), [1, 2, 3, 4], workers=2, max_attempts=2))
     assert {item: outcome.result for item, outcome in found.items()} == {1: 1, 2: 4, 3: None, 4: 16}
     assert {item: outcome.attempts for item, outcome in found.items()} == {1: 1, 2: 2, 3: 2, 4: 1}
-    assert (
-        found[3].error == "3: the worker died (The actor died unexpectedly before finishing this task.), at the "
-        "last of 2 attempts"
-    )
-    assert not found[3].stuck
+    assert found[3].error == "3: the worker died, at the last of 2 attempts"
+    assert [attempt.end for attempt in found[3].tries] == ["died", "died"]
+    assert [attempt.end for attempt in found[2].tries] == ["died", "done"]
+    assert all(attempt.began <= attempt.ended and attempt.pid and attempt.host for attempt in found[2].tries)
 
 
 @pytest.mark.parametrize("fate", ["sleeps", "holds_the_interpreter"])
@@ -71,7 +81,7 @@ def test_an_item_without_progress_is_taken_away_and_given_to_another(
 def test_an_item_that_always_stands_still_is_given_up(tmp_path: Path, local_ray: None) -> None:
     arguments = (str(tmp_path), {2: "sleeps"}, (2,))
     found = by_item(map_items(First, arguments, [1, 2, 3], workers=1, max_attempts=2, stuck_s=2))
-    assert (found[2].result, found[2].attempts, found[2].stuck) == (None, 2, True)
+    assert (found[2].result, found[2].attempts, found[2].end) == (None, 2, End.STUCK)
     assert found[2].error == "2: no progress for 2 s, at the last of 2 attempts"
     assert (found[1].result, found[3].result) == (1, 9)
 
@@ -90,7 +100,7 @@ def test_busy_neighbours_do_not_hide_a_standstill(tmp_path: Path, local_ray: Non
             time.sleep(0.3)
 
     found = by_item(map_items(Busy, (str(tmp_path), fates), items, workers=2, max_attempts=1, stuck_s=2))
-    assert found[2].stuck
+    assert found[2].end is End.STUCK
     order = list(found)
     assert order.index(2) < len(order) - 1, "it was only taken away when there was nothing else to do"
 
@@ -107,7 +117,42 @@ class NeverBuilt:
         return item
 
 
-def test_a_worker_that_is_never_built_is_stuck_too(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_are_never_built_end_the_run_and_reject_nothing(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pool, "BUILD_S", 2.0)
-    (outcome,) = map_items(NeverBuilt, (), [1], workers=1, max_attempts=1, stuck_s=1)
-    assert outcome.stuck
+    with pytest.raises(WorkFailed, match="test: 1 workers in a row were not built within 2 s"):
+        list(map_items(NeverBuilt, (), [1], workers=1, max_attempts=1, stuck_s=1))
+
+
+def test_more_workers_than_find_room_are_done_without(tmp_path: Path, local_ray: None) -> None:
+    found = by_item(map_items(First, (str(tmp_path), {}), list(range(9)), workers=3, need=Need(cpus=2)))
+    assert sorted(found) == list(range(9))
+
+
+def test_without_room_for_any_worker_the_run_ends_and_says_what_there_is(tmp_path: Path, local_ray: None) -> None:
+    with pytest.raises(ClusterUnavailable, match=r"no room for 1 worker of 99 CPU after 1 s .*nodes are 1 with 2 CPU"):
+        list(map_items(First, (str(tmp_path), {}), [1], workers=1, need=Need(cpus=99), wait_s=1))
+
+
+def test_a_worker_that_dies_between_items_costs_them_nothing(tmp_path: Path, local_ray: None) -> None:
+    """Two idle workers die; the item that another worker held once has its attempts left."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    class Idle(First):
+        def waits(self) -> None:
+            for path in marks.iterdir():  # those who had nothing to do while this worked
+                with suppress(ProcessLookupError):
+                    os.kill(int(path.name), signal.SIGKILL)
+            os._exit(1)
+
+        def run(self, item: int) -> int:
+            if item:
+                (marks / str(os.getpid())).touch()
+            else:
+                time.sleep(2)
+            return super().run(item)
+
+    found = by_item(map_items(Idle, (str(tmp_path), {0: "waits"}), [0, 1], workers=2, max_attempts=2))
+    assert found[0].result == 0 and found[0].attempts == 2

@@ -2,18 +2,27 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import SETTINGS
 from tests.integration.test_encode import tree
+from tests.support.proxy import proxy_to
 
 BIN = Path(sys.executable).parent
+# Jobs print what looks like a result, as a log of another library may do.
+LIAR = """
+import atexit, sys
+if "pipelines" in sys.orig_argv:
+    atexit.register(lambda: print('{"verb": "liar", "status": "done"}', flush=True))
+"""
 
 
 def free_port() -> int:
@@ -35,14 +44,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     token.chmod(0o600)
     port, dashboard = free_port(), free_port()
     env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    (site := tmp_path_factory.mktemp("site")).joinpath("sitecustomize.py").write_text(LIAR)
+    paths = os.pathsep.join([str(site), *filter(None, [env.get("PYTHONPATH")])])
     words = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
-    words += ["--object-store-memory=200000000", f"--dashboard-agent-listen-port={free_port()}"]
-    head = subprocess.Popen([BIN / "ray", *words], env=env, start_new_session=True, stdout=subprocess.DEVNULL)
+    words += ["--object-store-memory=200000000", f"--dashboard-agent-listen-port={free_port()}", "--labels=role=driver"]
+    head = subprocess.Popen(
+        [BIN / "ray", *words], env={**env, "PYTHONPATH": paths}, start_new_session=True, stdout=subprocess.DEVNULL
+    )
     address = f"http://127.0.0.1:{dashboard}"
     try:
         assert wait_until_up(address, env), "the cluster did not come up"
-        yield {**env, "TEST_ADDRESS": address}
+        yield {**env, "TEST_ADDRESS": address, "TEST_GCS": f"127.0.0.1:{port}"}
     finally:
         head.terminate()
         head.wait(timeout=60)
@@ -72,27 +85,127 @@ def test_ray_job_submit_makes_the_same_bytes(
     assert tree(out) == tree(codes / "train")
 
 
+def hhnet(*words: str | Path, env: dict[str, str], cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run the command line; the checkout is found from any folder."""
+    here = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), env.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "pipelines", *map(str, words)]
+    return subprocess.run(command, env=env | here, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
 def test_an_http_address_submits_the_verb_itself(
     cluster: dict[str, str], shards: Path, model: Path, codes: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "codes"
-    words = [*encode_words(shards, model, out), "--set", f"ray.address={cluster['TEST_ADDRESS']}", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines", *words], env=cluster, capture_output=True, text=True, timeout=240
-    )
+    """A relative path is meant where the command is given; what the job prints is neither its result nor lost."""
+    words = [*encode_words(shards, model, Path("codes")), "--set", f"ray.address={cluster['TEST_ADDRESS']}", "--json"]
+    done = hhnet(*words, env=cluster, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["uri"] == str(out)
-    assert tree(out) == tree(codes / "train")
+    assert json.loads(done.stdout)["uri"] == str(tmp_path / "codes")
+    assert tree(tmp_path / "codes") == tree(codes / "train")
+    assert done.stderr.count('"liar"') == 1
+    assert re.search(r"^encode: 36/36 images in \d+ s", done.stderr, re.M), done.stderr
+    assert "@hhnet" not in done.stderr
+
+
+WATCHED = """
+import json, sys
+from pipelines.cluster.progress import reporting
+from pipelines.config import load_config
+from pipelines.console import submit
+seen = []
+flags = {"--shards": sys.argv[1], "--model": sys.argv[2], "--out": sys.argv[3]}
+with reporting(lambda *told: seen.append(told)):
+    result = submit(load_config(sets=sys.argv[4:]), ["encode"], flags)
+print(json.dumps({"result": result, "seen": seen}))
+"""
+
+
+def test_the_progress_of_a_job_reaches_the_reporter(
+    cluster: dict[str, str], shards: Path, model: Path, tmp_path: Path
+) -> None:
+    words = [str(shards / "train"), str(model), str(tmp_path / "codes"), *SETTINGS]
+    command = [sys.executable, "-c", WATCHED, *words, f"ray.address={cluster['TEST_ADDRESS']}"]
+    done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["result"]["status"] == "done"
+    assert told["seen"][0][:3] == ["encode", 0, 36] and told["seen"][-1][:3] == ["encode", 36, 36]
 
 
 def test_a_job_that_fails_fails_here_with_its_own_code(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
     words = [*encode_words(shards, tmp_path / "nowhere", tmp_path / "codes")]
-    words += ["--set", f"ray.address={cluster['TEST_ADDRESS']}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines", *words], env=cluster, capture_output=True, text=True, timeout=240
-    )
+    done = hhnet(*words, "--set", f"ray.address={cluster['TEST_ADDRESS']}", env=cluster)
     assert done.returncode == 2
     assert "holds no committed model" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("hhnet: job hhnet-")
+
+
+def started(words: list[str], env: dict[str, str]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "pipelines", *words]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def await_true(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_broken_connections_neither_lose_nor_double_a_line(
+    cluster: dict[str, str], shards: Path, tmp_path: Path
+) -> None:
+    """And when nobody answers any more, that is said in time; the same command attaches to the job."""
+    dashboard = int(cluster["TEST_ADDRESS"].rpartition(":")[2])
+    out = tmp_path / "model"
+    more = ("train.epochs=100", "train.val_every=100", "ray.wait_s=6")
+    words = ["train", "--shards", str(shards / "train"), "--out", str(out)]
+    words += [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
+    with proxy_to(dashboard) as proxy:
+        verb = started([*words, "--set", f"ray.address=http://127.0.0.1:{proxy.port}"], cluster)
+        await_true(lambda: any(out.rglob("checkpoints/*/manifest.json")))
+        for _ in range(3):
+            assert proxy.cut() > 0
+            time.sleep(2)
+        proxy.close()
+        printed, err = verb.communicate(timeout=60)
+    assert (verb.returncode, printed) == (3, ""), err
+    assert "has not answered for" in err.splitlines()[-1] and "the same command goes on" in err.splitlines()[-1]
+    assert err.count("Running entrypoint for job") == 1
+    steps = [int(step) for step in re.findall(r"^train: (\d+)/", err, re.M)]
+    assert steps == sorted(set(steps))
+
+    done = hhnet(*words, "--set", f"ray.address={cluster['TEST_ADDRESS']}", "--json", env=cluster)
+    assert done.returncode == 0, done.stderr
+    (job,) = set(re.findall(r"Running entrypoint for job (\S+):", err + done.stderr))
+    assert job.endswith("-1"), "the second command attached to the job of the first"
+    assert json.loads(done.stdout)["status"] == "done"
+
+
+def test_the_driver_of_a_job_goes_to_a_node_with_its_labels(
+    cluster: dict[str, str], shards: Path, model: Path, tmp_path: Path
+) -> None:
+    words = [*encode_words(shards, model, tmp_path / "codes"), "--set", f"ray.address={cluster['TEST_ADDRESS']}"]
+    done = hhnet(*words, "--set", 'ray.driver_labels={"ray.io/market-type"="on-demand"}', *wait(3), env=cluster)
+    assert done.returncode == 3, done.stderr
+    assert "has not started job" in done.stderr.splitlines()[-1] and "market-type" in done.stderr.splitlines()[-1]
+    done = hhnet(*words, "--set", 'ray.driver_labels={role="driver"}', *wait(60), "--json", env=cluster)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "done"
+
+
+def wait(seconds: int) -> tuple[str, str]:
+    return "--set", f"ray.wait_s={seconds}"
+
+
+def test_another_token_is_bad_usage_however_the_cluster_is_reached(
+    cluster: dict[str, str], shards: Path, model: Path, tmp_path: Path
+) -> None:
+    (wrong := tmp_path / "token").write_text("f" * 64)
+    for address in (cluster["TEST_ADDRESS"], cluster["TEST_GCS"]):
+        words = [*encode_words(shards, model, tmp_path / "codes"), "--set", f"ray.address={address}"]
+        done = hhnet(*words, env={**cluster, "RAY_AUTH_TOKEN_PATH": str(wrong)})
+        assert done.returncode == 2, done.stderr
+        assert "refuses this environment: set RAY_AUTH_MODE=token" in done.stderr.splitlines()[-1]
 
 
 def test_without_the_token_nothing_is_submitted(cluster: dict[str, str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import s3fs
 
 from pipelines.artifacts import ArtifactWriter, open_artifact, publish_version, versions
+from pipelines.codes import open_codes
 from pipelines.config import load_config
 from pipelines.errors import (
     CommitConflict,
@@ -25,6 +26,8 @@ from pipelines.storage import Store, sha256_of
 from pipelines.storage.bucket import Answer, Bucket
 from pipelines.verify import verify
 from tests.support import pictures
+from tests.support.codes import write_many_codes
+from tests.support.faults import FaultProxy
 from tests.support.seaweed import Seaweed, seaweed
 
 MARK = "f" * 64
@@ -224,3 +227,31 @@ def test_a_long_listing_has_all_its_pages(server: Seaweed, monkeypatch: pytest.M
     monkeypatch.setattr(Bucket, "request", three_at_a_time)
     assert store.names("") == names
     assert pages == ["list_objects_v2"] * 4
+
+
+def test_folders_are_listed_without_what_lies_in_them(server: Seaweed) -> None:
+    store = Store(server.uri("folders"))
+    for name in ("one.json", "runs/b/begin.json", "runs/a/begin.json", "runs/a/end.json", "runs/old.json", "parts/x"):
+        store.put(name, b"{}")
+    assert store.folders() == ["parts", "runs"]
+    assert store.folders("runs") == ["a", "b"]
+    assert store.folders("nothing") == []
+
+
+def test_a_read_that_is_limited_fetches_no_more(server: Seaweed) -> None:
+    store = Store(server.uri("limited"))
+    store.put("x", bytes(range(256)) * 40_000)
+    assert store.read("x", limit=10) == bytes(range(11))
+    assert len(store.read("x", limit=10_240_000)) == 10_240_000
+
+
+def test_opening_codes_on_s3_is_one_request_for_each_shard(server: Seaweed, tmp_path: Path) -> None:
+    local, count = Path(write_many_codes(tmp_path / "codes", 100)), 100
+    store = Store(server.uri("many"))
+    for path in sorted(local.rglob("*.json")):
+        store.put(str(path.relative_to(local)), path.read_bytes())
+    with FaultProxy(server.endpoint) as proxy, server.environment(AWS_ENDPOINT_URL_S3=proxy.endpoint):
+        opened = open_codes(server.uri("many"))
+        proxy.reset()
+        assert len(opened.shards) == count
+        assert proxy.seen == {"GET": count}

@@ -4,6 +4,7 @@ random_codes(count, bits, seed)       packed codes, uint8 (N, bytes)
 class_codes(labels, bits, flip, seed)  codes near a centre per class, as a trained network would give
 with_logits(rows, bits, seed)          rows that have logits beside their codes
 write_codes(out, shards, ...)         commits an artifact from {tar name: Rows}
+write_many_codes(out, shards)          the manifest and receipts of thousands of shards
 write_shards(root, ...)               shards of drawn pictures, made by ingest
 codes_of_shards(out, shards_uri, ...)  codes for every sample of such shards
 """
@@ -18,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import pack_bits, unpack_bits
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.config import Config, IngestSettings
 from pipelines.schema import LOGITS, codes_schema, parquet_bytes, table_of
 from pipelines.shards import open_shards
-from pipelines.storage import Store, sha256_of
+from pipelines.storage import Store, canonical_json, sha256_of
 
 from .pictures import write_folder
 
@@ -132,3 +133,24 @@ def codes_of_shards(out: str | Path, shards_uri: str, bits: int = 64, flip: floa
     return write_codes(
         out, contents, bits, opened.classes, shards_digest=opened.artifact.digest, origin={"shards": shards_uri}
     )
+
+
+def write_many_codes(out: Path, shards: int, bits: int = 64) -> str:
+    """A committed codes artifact of so many shards without its parts, which opening does not read; written fast."""
+    inputs = (
+        ArtifactInput(role="shards", kind="shards", digest="b" * 64),
+        ArtifactInput(role="model", kind="model", digest=MODEL),
+    )
+    writer = ArtifactWriter(Store(out), "codes", fingerprint("codes", {}, {"shards": shards}), inputs, {})
+    parts, receipts = [], {}
+    (out / "receipts").mkdir()
+    for number in range(shards):
+        stem, sha256 = f"many-{number:06d}", f"{number:064x}"
+        part = Part(path=f"parts/{stem}-{sha256[:16]}.parquet", bytes=1000, sha256=sha256, rows=10)
+        claim = {"shard": f"{stem}.tar", "shard_sha256": sha256, "samples": 10, "part": part.model_dump()}
+        receipts[stem] = {**claim, "rejects": None}
+        parts.append(part)
+        (out / "receipts" / f"{stem}.json").write_bytes(canonical_json(receipts[stem]))
+    meta = {"bits": bits, "classes": ["cat"], "carried": {}, "settings": {}}
+    totals = {"samples": 10 * shards, "codes": 10 * shards, "rejects": 0}
+    return writer.commit(parts, totals, meta, receipts).uri

@@ -17,9 +17,9 @@ class MemoryObjects:
     def __init__(self) -> None:
         self.held: dict[str, bytes] = {}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int | None = None) -> bytes:
         try:
-            return self.held[name]
+            return self.held[name][: None if limit is None else limit + 1]
         except KeyError:
             raise FileNotFoundError(name) from None
 
@@ -32,6 +32,11 @@ class MemoryObjects:
     def entries(self, prefix: str) -> dict[str, Entry]:
         below = f"{prefix}/" if prefix else ""
         return {name: Entry(len(data), 0.0) for name, data in self.held.items() if name.startswith(below)}
+
+    def folders(self, prefix: str) -> list[str]:
+        below = f"{prefix}/" if prefix else ""
+        rest = [name[len(below) :] for name in self.held if name.startswith(below)]
+        return list({name.partition("/")[0] for name in rest if "/" in name})
 
     def delete(self, name: str) -> None:
         self.held.pop(name, None)

@@ -226,8 +226,13 @@ def test_what_is_submitted_are_the_settings_that_are_no_defaults() -> None:
     changed = changed_settings(load_config(sets=[*sets, "ray.address=http://x"]))
     assert sorted(changed) == sorted(
         [
-            *("index.gate.min_recall=0.7", "index.nprobe=3", "train.loss_options.margin=0.3"),
+            *("index.gate.min_recall=0.7", "index.nprobe=3", 'train.loss_options={"margin" = 0.3}'),
             *('run.database=["a"]', "ray.address=auto"),
         ]
     )
     assert load_config(sets=changed).index == load_config(sets=sets).index
+
+
+def test_labels_with_dots_in_their_names_are_submitted_whole() -> None:
+    config = load_config(sets=['encode.labels={"ray.io/market-type" = "!spot", zone = "in(a, b)"}'])
+    assert load_config(sets=changed_settings(config)).encode.labels == config.encode.labels

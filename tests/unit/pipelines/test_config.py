@@ -139,6 +139,12 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
         *(f"index.gate.min_{name}" for name in ("self_recall", "recall", "recall_within")),
         *("index.gate.max_p50_ms", "index.gate.max_p99_ms", "index.memory", "index.latency", "index.recall"),
         *("dedupe.memory", "dedupe.max_pairs", "dedupe.threads"),
-        *("ray.address", "ray.cpus", "ray.wait_s", "store.shared"),
+        *("ray.address", "ray.cpus", "ray.wait_s", "ray.cpu_fallback", "ray.driver_labels", "store.shared"),
+        *(
+            f"{section}.{name}"
+            for section in ("train", "encode", "index", "search")
+            for name in ("cpus", "worker_memory", "resources", "labels", "strategy")
+        ),
+        *(f"{section}.{name}" for section in ("train", "encode") for name in ("gpus", "accelerator")),
     }
     assert {name for name in every - covered if not name.startswith("run.")} == neutral

@@ -29,6 +29,7 @@ from pipelines.intake import sources
 from pipelines.shards import ShardSet, open_shards
 from pipelines.verify import verify
 from tests.support import pictures
+from tests.support.runs import run_record
 
 SMALL = load_config(sets=["ingest.samples_per_shard=10"])
 
@@ -218,7 +219,7 @@ def test_what_is_no_sample_is_skipped_and_named(folder: Path, tmp_path: Path) ->
         "again": "link to a folder",
     }
     assert (result["samples"], result["skipped"], result["found"]) == (25, 7, 32)
-    record = json.loads(next((tmp_path / "out/runs").iterdir()).read_bytes())
+    record = run_record(tmp_path / "out")
     assert record["skipped_files"] == result["skipped_files"]
     assert open_artifact(result["uri"]).manifest.totals == {"samples": 25, "skipped": 7, "found": 32}
 

@@ -26,6 +26,7 @@ from pipelines.storage import canonical_json, sha256_of
 from pipelines.tars import TarLimits, TarReason
 from pipelines.verify import verify
 from tests.support import pictures
+from tests.support.runs import run_record
 
 IMAGES = [pictures.jpeg(pictures.picture(number % 3, number)) for number in range(12)]
 
@@ -236,7 +237,7 @@ def test_what_cannot_be_taken_is_named_with_its_reason_and_counted(tmp_path: Pat
     }
     assert result["found"] == 18 and result["skipped"] == 14
     assert result["skipped_reasons"]["link"] == 2 and sum(result["skipped_reasons"].values()) == 14
-    (record,) = (json.loads(path.read_bytes()) for path in (tmp_path / "runs").iterdir())
+    record = run_record(tmp_path)
     assert record["skipped_files"] == result["skipped_files"] and record["skipped_reasons"] == result["skipped_reasons"]
     verify(str(tmp_path))
 

@@ -89,6 +89,22 @@ def test_a_night_is_planned_and_its_commands_leave_nothing_to_do(
     assert (again["tars"], again["encoded"], again["indexed"]) == (3, 6, 3)
 
 
+def test_tars_whose_receipts_are_there_are_not_to_be_encoded_again(shards: dict[str, str], tmp_path: Path) -> None:
+    """As a run leaves it that was killed before its manifest: two tars are done, of the third a part is gone."""
+    out, index = codes_of_shards(tmp_path / "codes", shards["old"]).uri, str(tmp_path / "index")
+    Path(out, "manifest.json").unlink()
+    found = plan([shards["old"]], [out], index)
+    assert (found["status"], found["encode"], found["publish"], found["encoded"]) == ("pending", 0, 3, 0)
+    next(Path(out, "parts").glob("old-000002-*")).unlink()
+    found = plan([shards["old"]], [out], index)
+    assert (found["encode"], found["publish"]) == (1, 2)
+    assert named(found, "publish") == ["old-000000.tar", "old-000001.tar"]
+    assert found["commands"] == [
+        f"hhnet encode --shards {shards['old']} --model MODEL --out {out}",
+        f"hhnet index build --codes {out} --out {index}",
+    ]
+
+
 def test_without_codes_of_them_new_tars_are_to_be_encoded(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path
 ) -> None:

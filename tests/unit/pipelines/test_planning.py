@@ -18,6 +18,8 @@ from pipelines.index import build_index
 from pipelines.index_cli import index_build
 from pipelines.kinds import KINDS
 from pipelines.planning import Plan, Prediction, along, choose, predict
+from pipelines.runs import closed_records
+from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool
 
@@ -172,7 +174,7 @@ def test_auto_makes_what_the_chosen_kind_makes_by_name(tmp_path: Path, pool: Inl
     named = build_index([uri], str(tmp_path / "named"), settings("index.kind=flat"))
     assert (auto["kind"], auto["digest"]) == ("flat", named["digest"])
     assert auto["why"].startswith("flat is exact") and {entry["kind"] for entry in auto["kinds"]} == set(KINDS)
-    records = [json.loads(path.read_bytes()) for path in (tmp_path / "auto/runs").iterdir()]
+    records = closed_records(Store(tmp_path / "auto"))
     (record,) = (record for record in records if record["verb"] == "index plan")
     assert record["kinds"] == auto["kinds"] and record["sample"]["codes"] == 180 and record["machine"]["cpus"] >= 1
 

@@ -22,7 +22,6 @@ from pipelines.artifacts import (
     parse_manifest,
     publish_version,
     versions,
-    write_run_record,
 )
 from pipelines.errors import (
     CommitConflict,
@@ -32,6 +31,7 @@ from pipelines.errors import (
     InputError,
     StoreUnavailable,
 )
+from pipelines.runs import closed_records, write_run_record
 from pipelines.storage import ObjectStream, Store, canonical_json, sha256_of
 from tests.support.memory import MemoryObjects, MemoryStore
 
@@ -438,9 +438,9 @@ def test_a_number_that_no_version_is_written_with_is_none(tmp_path: Path) -> Non
 
 def test_run_records_are_outside_the_artifact(tmp_path: Path) -> None:
     artifact = commit(tmp_path)
-    name = write_run_record(artifact.store, {"seconds": 1.5})
-    assert name.startswith("runs/")
-    assert json.loads(artifact.store.read(name)) == {"seconds": 1.5}
+    write_run_record(artifact.store, "work", {"seconds": 1.5})
+    (record,) = closed_records(artifact.store)
+    assert record["seconds"] == 1.5
     assert open_artifact(str(tmp_path)).digest == artifact.digest
 
 

@@ -1,12 +1,17 @@
-"""A local Ray that does not start is said; ending one ends Ray's own processes and no other child of ours."""
+"""A Ray that does not start or answer is said; ending one ends Ray's own processes and no other child of ours."""
 
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from pipelines.cluster.session import is_rays, ray_session
+from pipelines.cluster.session import is_rays, ray_session, usable_cpus
 from pipelines.config import load_config
 from pipelines.errors import ClusterUnavailable
 
@@ -37,3 +42,43 @@ def test_a_ray_that_does_not_start_in_time_is_said(monkeypatch: pytest.MonkeyPat
     complaint = "^cannot reach Ray at local: The current node timed out during startup.$"
     with pytest.raises(ClusterUnavailable, match=complaint), ray_session(load_config()):
         pass
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def closed() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("port", ["silent", "closed"])
+@pytest.mark.parametrize("by", ["setting", "variable"])
+def test_a_head_that_does_not_answer_is_said_in_time(
+    port: str, by: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    address = f"127.0.0.1:{request.getfixturevalue(port)}"
+    sets = ["ray.wait_s=2", *([f"ray.address={address}"] if by == "setting" else [])]
+    monkeypatch.setenv("RAY_ADDRESS", address if by == "variable" else "")
+    with (
+        pytest.raises(ClusterUnavailable, match=r"^no Ray head answers at .* within 2 s \(ray.wait_s\)"),
+        ray_session(load_config(sets=sets)),
+    ):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_cpus_that_a_process_may_not_use_do_not_count() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    code += "from pipelines.cluster.session import usable_cpus; print(usable_cpus())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+    assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))

@@ -1,6 +1,5 @@
 """The gate: what it measures, what it refuses, and where the figures are kept."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pipelines.search import search
 from pipelines.storage import Store
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool
+from tests.support.runs import run_record
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ def test_the_card_keeps_the_recalls_and_the_run_record_the_times(tmp_path: Path)
     assert set(result["card"]) == {
         *("count", "bytes_per_code", "recall", "recall_at", "self_recall", "recall_within", "radius")
     }
-    (record,) = (json.loads(path.read_bytes()) for path in Path(result["uri"], "runs").iterdir())
+    record = run_record(result["uri"])
     assert record["verb"] == "index build" and record["digest"] == result["digest"]
     assert 0 < record["gate"]["p50_ms"] <= record["gate"]["p99_ms"] and record["machine"]["cpus"] >= 1
     assert record["gate"]["recall"] == 1.0 and record["asked"]["min_self_recall"] == 1.0

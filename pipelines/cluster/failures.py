@@ -1,0 +1,27 @@
+"""Why a distributed training failed, in one line."""
+
+import re
+
+from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
+
+_NO_MESH = re.compile(r"Gloo connectFullMesh failed|Unable to find address for|ncclSystemError|ncclRemoteError")
+_RANK = re.compile(r"^\[Rank [\d,]+ Error Snippet\]:$", re.M)
+
+
+def training_failure(said: str) -> HHNetError:
+    """The error for what Ray Train says of its workers: the last line of the first traceback, or a known cause.
+
+    Whole tracebacks are for --debug: raise it from Ray's own error.
+    """
+    first = _RANK.split(said)[1:2] or [said]
+    lines = [line.strip() for line in first[0].splitlines() if line.strip() and not line.startswith(" ")]
+    reason = lines[-1] if lines else "Ray does not say why"
+    if (found := _NO_MESH.search(said)) is not None:
+        told = re.search(r"remote=\[?([0-9a-f.:]+)\]?", said[found.start() :])
+        where = f" at {told[1]}" if told else ""
+        return ClusterUnavailable(
+            f"the training workers cannot reach each other{where}, as where the name of a node leads to its loopback "
+            "address: set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME for GPUs, to the network's interface (eth0) on "
+            f"every node; {found[0]}"
+        )
+    return WorkFailed(f"training failed: {reason}")

@@ -1,0 +1,269 @@
+"""Where the workers of a verb may run: what one of them reserves, which nodes can hold it, and the wait for room.
+
+Ray queues a worker that fits nowhere and never says so. Here every wait for room ends after `ray.wait_s`, with what
+was asked, what there is and what is in use. A wait asks the autoscaler too, so a cluster may begin with no workers.
+"""
+
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from pipelines.cluster.ray_private import draining_nodes, free_resources
+from pipelines.config import Config, GpuPlacedSettings, PlacedSettings
+from pipelines.errors import ClusterUnavailable
+
+T = TypeVar("T")
+
+LOOK_EVERY_S = 1.0
+"""Seconds between two looks at the cluster while room is waited for."""
+ACCELERATOR_SHARE = 0.001
+"""Amount that a worker reserves of its node's resource `accelerator_type:NAME`, by which Ray finds such nodes."""
+SETTLE_S = 3.0
+"""Seconds after which Ray's count of free resources has caught up with workers that began or ended."""
+NOT_SHOWN = ("node:", "object_store_memory", "accelerator_type:", "bundle_")
+"""Resources of a node that messages leave out."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one worker reserves on its node, and which nodes may hold it."""
+
+    cpus: float = 1
+    gpus: float = 0
+    memory: int = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    accelerator: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    strategy: str = "pack"
+
+    def bundle(self) -> dict[str, float]:
+        """Return the resources of one worker by Ray's names."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory), **self.resources}
+        if self.accelerator:
+            wanted[f"accelerator_type:{self.accelerator}"] = ACCELERATOR_SHARE
+        return {name: amount for name, amount in wanted.items() if amount}
+
+    def options(self) -> dict[str, Any]:
+        """Return the options with which Ray makes an actor that reserves this."""
+        chosen: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        if self.memory:
+            chosen["memory"] = self.memory
+        if self.resources:
+            chosen["resources"] = dict(self.resources)
+        if self.accelerator:
+            chosen["accelerator_type"] = self.accelerator
+        if self.labels:
+            chosen["label_selector"] = dict(self.labels)
+        if self.strategy == "spread":
+            chosen["scheduling_strategy"] = "SPREAD"
+        return chosen
+
+    def __str__(self) -> str:
+        return ", ".join([amounts(self.bundle()), *(f"label {name}={value}" for name, value in self.labels.items())])
+
+
+@dataclass(frozen=True)
+class Node:
+    """A live node: what it has in all, what of that is free, its labels, and whether it is about to be taken away."""
+
+    id: str
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    draining: bool = False
+
+    def places(self, need: Need, free: bool = True) -> int:
+        """Return how many workers fit: beside what runs there now, or with `free=False` if it were empty."""
+        if self.draining or not all(
+            label_matches(self.labels.get(name), wanted) for name, wanted in need.labels.items()
+        ):
+            return 0
+        have = self.free if free else self.total
+        return min((int(have.get(name, 0) / amount + 1e-6) for name, amount in need.bundle().items()), default=1)
+
+
+def label_matches(value: str | None, wanted: str) -> bool:
+    """Tell whether a node's label passes a selector of Ray: `v`, `!v`, `in(v, w)` or `!in(v, w)`."""
+    refused = wanted.startswith("!")
+    condition = wanted.removeprefix("!")
+    listed = re.fullmatch(r"in\((.*)\)", condition)
+    values = [entry.strip() for entry in listed[1].split(",")] if listed else [condition]
+    return (value in values) != refused
+
+
+def look() -> list[Node]:
+    """Return the nodes that are alive."""
+    import ray
+
+    free, draining = free_resources(), draining_nodes()
+    alive = [(node["NodeID"], node) for node in ray.nodes() if node["Alive"]]
+    return [
+        Node(name, node["Resources"], free.get(name, {}), node.get("Labels", {}), name in draining)
+        for name, node in alive
+    ]
+
+
+def places(nodes: Iterable[Node], need: Need, free: bool = True) -> int:
+    """Return how many workers fit on the nodes together; a node that is about to be taken away holds none."""
+    return sum(node.places(need, free) for node in nodes)
+
+
+# ------------------------------------------------------------------------------------------------- what a verb asks
+
+
+def need_of(settings: PlacedSettings, config: Config) -> Need:
+    """Return what one worker of a verb reserves, as soon as the cluster has room for one.
+
+    A worker takes a GPU where the settings ask for one, or say nothing and a node has one. `ray.cpu_fallback` lets it
+    do without. ClusterUnavailable after `ray.wait_s` without room.
+    """
+    return _settle(settings, config, 1, lambda nodes, need: need if places(nodes, need) else None)
+
+
+def training_need(config: Config) -> Need:
+    """Return what each of `train.workers` workers reserves, as soon as the cluster has room for all of them.
+
+    Unless `train.cpus` is set, a worker gets as many CPUs as all of them can have; beside a GPU, its share of the
+    CPUs of its node. ClusterUnavailable after `ray.wait_s` without room.
+    """
+    settings = config.train
+    patience = time.monotonic() + min(SETTLE_S, config.ray.wait_s)
+
+    def find(nodes: Sequence[Node], need: Need) -> Need | None:
+        if settings.cpus is not None:
+            return need if places(nodes, need) >= settings.workers else None
+        found, best = (widest(nodes, settings.workers, need, free) for free in (True, False))
+        full = found is not None and best is not None and found.cpus >= best.cpus
+        return found if full or time.monotonic() >= patience else None
+
+    return _settle(settings, config, settings.workers, find)
+
+
+def _settle(
+    settings: PlacedSettings, config: Config, workers: int, find: Callable[[Sequence[Node], Need], Need | None]
+) -> Need:
+    """Decide between GPU and CPU, and wait until `find` finds room."""
+    need = _asked(settings)
+    if isinstance(settings, GpuPlacedSettings) and settings.gpus is None and places(look(), _on_gpu(need), free=False):
+        need = _on_gpu(need)
+    try:
+        return _wait(lambda nodes: find(nodes, need), workers, need, config)
+    except ClusterUnavailable as error:
+        if not (need.gpus and config.ray.cpu_fallback):
+            raise
+        sys.stderr.write(f"hhnet: {error}; goes on without a GPU, as ray.cpu_fallback is set\n")
+        plain = replace(need, gpus=0, accelerator=None)
+        return _wait(lambda nodes: find(nodes, plain), workers, plain, config)
+
+
+def _asked(settings: PlacedSettings) -> Need:
+    """Return what the settings say, without a GPU where they say nothing of one."""
+    need = Need(
+        cpus=1 if settings.cpus is None else settings.cpus,
+        memory=int(settings.worker_memory or 0),
+        resources=settings.resources,
+        labels=settings.labels,
+        strategy=settings.strategy,
+    )
+    if isinstance(settings, GpuPlacedSettings):
+        need = replace(need, gpus=settings.gpus or 0, accelerator=settings.accelerator)
+        if settings.accelerator and settings.gpus is None:
+            need = _on_gpu(need)
+    return need
+
+
+def _on_gpu(need: Need) -> Need:
+    return replace(need, gpus=1)
+
+
+def widest(nodes: Sequence[Node], workers: int, need: Need, free: bool = True) -> Need | None:
+    """Return `need` with the most CPUs at which so many workers fit on the nodes; None where they do not fit."""
+    shares = {share for node in nodes for share in _shares(node, need)}
+    for cpus in sorted(shares, reverse=True):
+        candidate = replace(need, cpus=cpus)
+        if places(nodes, candidate, free) >= workers:
+            return candidate
+    return None
+
+
+def _shares(node: Node, need: Need) -> Iterable[int]:
+    """Return the CPUs that a worker on this node may get: at most its GPUs' share of them where it has GPUs."""
+    cpus, gpus = int(node.total.get("CPU", 0)), node.total.get("GPU", 0)
+    if need.gpus:
+        cpus = max(1, int(cpus * need.gpus / gpus)) if gpus >= need.gpus else 0
+    return range(1, cpus + 1)
+
+
+# -------------------------------------------------------------------------------------------------------- the wait
+
+
+def wait_for_room(workers: int, need: Need, config: Config) -> None:
+    """Wait up to `ray.wait_s` until so many workers find room; ClusterUnavailable after that."""
+    _wait(lambda nodes: places(nodes, need) >= workers or None, workers, need, config)
+
+
+def _wait(find: Callable[[Sequence[Node]], T | None], workers: int, need: Need, config: Config) -> T:
+    """Return what `find` finds on the nodes; the autoscaler is asked for the workers meanwhile."""
+    deadline = time.monotonic() + config.ray.wait_s
+    asked = False
+    try:
+        while True:
+            nodes = look()
+            found = find(nodes)
+            if found is not None:
+                return found
+            if time.monotonic() >= deadline:
+                raise ClusterUnavailable(shortage(workers, need, nodes, config.ray.wait_s))
+            if not asked:
+                asked = True
+                _ask_autoscaler([need] * workers)
+            time.sleep(min(LOOK_EVERY_S, config.ray.wait_s))
+    finally:
+        if asked:
+            _ask_autoscaler([])
+
+
+def _ask_autoscaler(needs: Sequence[Need]) -> None:
+    """Ask for nodes that can hold these workers; no workers take the request back. Without an autoscaler it is idle.
+
+    The request is one for the whole cluster, so it replaces that of another job.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    selectors = [dict(need.labels) for need in needs]
+    request_resources(bundles=[need.bundle() for need in needs], bundle_label_selectors=selectors)
+
+
+def shortage(workers: int, need: Need, nodes: Sequence[Node], waited_s: float) -> str:
+    """Say which workers found no room: what was asked, what there is, what of it is in use, and what to do."""
+    kinds = Counter(amounts(node.total) for node in nodes)
+    have = "; ".join(f"{count} with {kind}" for kind, count in kinds.most_common())
+    total, free = (_sum(entries) for entries in ([node.total for node in nodes], [node.free for node in nodes]))
+    used = {name: amount - free.get(name, 0) for name, amount in total.items() if amount - free.get(name, 0) > 1e-6}
+    fit = places(nodes, need, free=False)
+    remedy = "wait for what runs there" if fit >= workers else "ask for fewer or smaller workers, or add nodes"
+    return (
+        f"no room for {workers} {'worker' if workers == 1 else 'workers'} of {need} after {waited_s:g} s "
+        f"(ray.wait_s): the cluster's nodes are {have or 'none'}, in use are {amounts(used)}; {remedy}"
+    )
+
+
+def _sum(entries: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for entry in entries:
+        total.update(entry)
+    return dict(total)
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """Write resources for people, such as `2 CPU, 1 GPU, 3.5 GiB memory`."""
+    words = [
+        f"{amount / 2**30:.3g} GiB memory" if name == "memory" else f"{amount:g} {name}"
+        for name, amount in sorted(resources.items())
+        if amount and not name.startswith(NOT_SHOWN)
+    ]
+    return ", ".join(words) or "nothing"

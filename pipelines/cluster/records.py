@@ -1,0 +1,116 @@
+"""What a submitted verb tells whoever follows its log: progress, and its result or error, each on a line of its own.
+
+A record is a line `@hhnet SUBMISSION {...}`. Whatever else a job or its libraries print is no record, since nobody else
+begins a line so; and a record may follow what somebody printed without ending the line.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from pipelines.cluster.progress import Advance, displayed_by, stage
+
+METADATA = "hhnet_records"
+"""Key of a job's metadata by which its submitter asks for records."""
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable in which Ray tells the driver of a job its metadata, the submission id among it."""
+PROGRESS_EVERY_S = 2.0
+"""Least seconds between two records of one stage's progress."""
+
+Record = dict[str, Any]
+
+
+def mark(submission: str) -> str:
+    """What a record of this submission begins with."""
+    return f"@hhnet {submission} "
+
+
+def read_record(line: str, submission: str) -> tuple[str, Record | None]:
+    """What a line of the log says to people, and the record in it, if there is one."""
+    text, found, rest = line.partition(mark(submission))
+    if found:
+        with suppress(ValueError):
+            record = json.loads(rest)
+            if isinstance(record, dict):
+                return text, record
+    return line, None
+
+
+class JobRecords:
+    """Writes the records of the job that this process is the driver of."""
+
+    def __init__(self, submission: str) -> None:
+        self._mark = mark(submission)
+
+    def write(self, **record: Any) -> None:
+        """Write one line to stdout, which is the job's log."""
+        if sys.stdout is not None:
+            sys.stdout.write(f"{self._mark}{json.dumps(record)}\n")
+            sys.stdout.flush()
+
+    @contextmanager
+    def display(self, name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+        """Show a stage's progress as records: its begin and end, and between them at most one in PROGRESS_EVERY_S."""
+        last = 0.0
+
+        def draw(done: int, note: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= PROGRESS_EVERY_S or done >= total:
+                last = now
+                self.write(stage=name, done=done, total=total, unit=unit, note=note)
+
+        yield draw
+
+
+@contextmanager
+def job_records() -> Iterator[JobRecords | None]:
+    """The records of this process's job, which show progress inside; None where nobody asked for any."""
+    submission = asked_for_records()
+    if submission is None:
+        yield None
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # Ray reads the log as strict UTF-8
+    records = JobRecords(submission)
+    with displayed_by(records.display):
+        yield records
+
+
+def asked_for_records() -> str | None:
+    """The submission id of this process's job, if its submitter asked for records."""
+    try:
+        metadata = json.loads(os.environ.get(JOB_CONFIG) or "{}").get("metadata", {})
+    except ValueError:
+        return None
+    return metadata.get("job_submission_id") if METADATA in metadata else None
+
+
+class FollowedStages:
+    """Draws the progress that a job's records tell, as if its stages were those of this process."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._name, self._done = "", 0
+        self._advance: Advance | None = None
+
+    def __enter__(self) -> "FollowedStages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def show(self, record: Record) -> None:
+        """Draw a record of progress."""
+        name, done, total = str(record["stage"]), int(record["done"]), int(record["total"])
+        if self._advance is None or name != self._name or done < self._done:
+            self._open.close()
+            self._name, self._done = name, 0
+            self._advance = self._open.enter_context(stage(name, total, str(record["unit"])))
+        self._advance(done - self._done, str(record["note"]))
+        self._done = done

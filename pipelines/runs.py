@@ -1,0 +1,310 @@
+"""Run records: what a run did, where and when, below `runs/` of an artifact's root and outside every digest.
+
+    runs/<UTC time>-<id>/begin.json             verb, host, versions, settings, and how much there is to do
+    runs/<UTC time>-<id>/progress-000001.json   how far it is, and the attempts that ended since the one before
+    runs/<UTC time>-<id>/end.json               how it ended, and the figures of all of it
+
+The names sort by time. Each object is put once, and the newest of a run is its last sign of life: while a run works it
+puts one at least every 30 seconds. A run that died cannot close its record; the next run at the root does it.
+"""
+
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from pipelines.config import Config
+from pipelines.errors import HHNetError, StoreUnavailable
+from pipelines.storage import Entry, Store, canonical_json, in_order
+
+EVERY_S = 10.0
+"""Between two progress objects of a run that moves on, for its first hour."""
+ALIVE_S = 30.0
+"""Between two of a run that does not, and of every run after that hour."""
+OFTEN_S = 3600.0
+DEAD_S = 90.0
+"""Silence after which a run counts as dead: three signs of life did not come."""
+PACKAGES = ("hhnet", "torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow", "faiss-cpu", "faiss-gpu")
+BEGIN, END, PROGRESS = "begin.json", "end.json", "progress-"
+
+DIED = "died"
+
+Record = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------------ write
+
+
+class RunLog:
+    """Keeps the record of one run: begun on entry, moved on by a thread while it works, closed on exit.
+
+    A store that does not take a progress object costs the picture, never the work: its attempts go into the next one.
+    """
+
+    def __init__(
+        self, store: Store, verb: str, config: Config | None = None, *, total: int = 0, unit: str = "", **facts: Any
+    ) -> None:
+        self.store, self.total, self.unit = store, total, unit
+        self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}"
+        self.done = int(facts.pop("done", 0))
+        self._first = {"verb": verb, **facts}
+        self._config = config
+        self.figures: Record = {}
+        self._note = ""
+        self._attempts: list[Record] = []
+        self._fresh = False
+        self._number = 0
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="run-log", daemon=True)
+
+    def __enter__(self) -> "RunLog":
+        close_dead(self.store, self.name)
+        self._began = self._put_at = time.time()
+        begin = {
+            **self._first,
+            "began": self._began,
+            "host": socket.gethostname(),
+            "process": process_identity(),
+            "versions": _versions(),
+            "settings": _without_secrets(self._config.model_dump(mode="json")) if self._config else {},
+            "command": _without_secrets(sys.argv[1:]),
+            **self._state(),
+        }
+        self.store.put(f"runs/{self.name}/{BEGIN}", canonical_json(begin))
+        self._thread.start()
+        return self
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Say that `steps` more of the work are done."""
+        self.reach(self.done + steps, note)
+
+    def reach(self, done: int, note: str = "") -> None:
+        """Say how much of the work is done."""
+        with self._lock:
+            self.done, self._note, self._fresh = done, note, True
+
+    def tried(self, item: str, tries: Sequence[Any], figures: Mapping[str, float]) -> None:
+        """Keep the attempts (dataclasses, such as the pool's) at an item, the last one with its figures."""
+        made: list[Record] = [{"item": item, **asdict(attempt)} for attempt in tries] or [{"item": item}]
+        made[-1] |= {name: round(value, 3) for name, value in figures.items()}
+        with self._lock:
+            self._attempts += made
+            self._fresh = True
+
+    def result(self, **figures: Any) -> None:
+        """Keep figures of the whole run, for its end."""
+        self.figures |= figures
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if isinstance(error, StoreUnavailable):  # it would only be waited for once more
+            return
+        ended = time.time()
+        end = {
+            **self._first,
+            "end": _end_of(error),
+            "ended": ended,
+            "seconds": round(ended - self._began, 3),
+            **self._state(),
+            **({"error": str(error)} if error is not None else {}),
+            "attempts": self._attempts,
+            **self.figures,
+        }
+        try:
+            self.store.put(f"runs/{self.name}/{END}", canonical_json(end))
+        except HHNetError:
+            if error is None:
+                raise
+
+    def _state(self) -> Record:
+        return {"done": self.done, "total": self.total, "unit": self.unit, "note": self._note}
+
+    def _beat(self) -> None:
+        while not self._ended.wait(EVERY_S):
+            now = time.time()
+            often = self._fresh and now - self._began < OFTEN_S
+            if often or now - self._put_at >= ALIVE_S - 1:
+                with suppress(HHNetError):
+                    self._put(now)
+
+    def _put(self, now: float) -> None:
+        with self._lock:
+            attempts, self._attempts, self._fresh = self._attempts, [], False
+            progress = {"at": now, **self._state(), "attempts": attempts}
+        self._number += 1
+        self._put_at = now
+        try:
+            self.store.put(f"runs/{self.name}/{PROGRESS}{self._number:06d}.json", canonical_json(progress))
+        except HHNetError:
+            with self._lock:
+                self._attempts[:0] = attempts
+                self._fresh = True
+            raise
+
+
+def write_run_record(store: Store, verb: str, figures: Mapping[str, Any], config: Config | None = None) -> None:
+    """Keep the record of a run of which there are only figures at its end."""
+    with RunLog(store, verb, config) as log:
+        log.result(**figures)
+
+
+def close_dead(store: Store, by: str) -> None:
+    """Close the records of runs that died before they could; `by` is the run that found them."""
+    there = store.entries("runs")
+    for name in _names(there):
+        if f"runs/{name}/{END}" not in there:
+            run = _read(store, name, there, only=BEGIN)
+            if run.state() == DIED:
+                end: Record = {key: run.begin[key] for key in ("verb", "fingerprint") if key in run.begin}
+                end |= {"end": DIED, "ended": run.sign, "closed_by": by, "attempts": []}
+                store.put(f"runs/{name}/{END}", canonical_json(end))
+
+
+def process_identity() -> Record:
+    """By what this process is known again on its machine, and on no other."""
+    process = psutil.Process()
+    return {"machine": _machine(), "pid": process.pid, "started": process.create_time()}
+
+
+def _machine() -> str | None:
+    """The boot of this machine and its space of process ids, which containers have their own of."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - it names no path
+    except OSError:
+        return None
+
+
+def _end_of(error: BaseException | None) -> str:
+    if error is None:
+        return "done"
+    return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same without the keys that a URL may carry before its host."""
+    if isinstance(value, str):
+        return re.sub(r"//[^/@\s]*@", "//", value)
+    if isinstance(value, Mapping):
+        return {name: _without_secrets(one) for name, one in value.items()}
+    return [_without_secrets(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+# ------------------------------------------------------------------------------------------------------------- read
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its record tells it; `sign` is when its last object was put, `progress` what that said."""
+
+    name: str
+    begin: Record
+    end: Record | None
+    sign: float
+    beats: Sequence[Record] = field(default_factory=list)
+    """What its progress objects said, oldest first."""
+    back: bool = False
+    """It was taken for dead, and moved on after that."""
+
+    @property
+    def attempts(self) -> list[Record]:
+        """Every attempt that ended, in that order."""
+        return [one for entry in (*self.beats, self.end or {}) for one in entry.get("attempts", [])]
+
+    @property
+    def last(self) -> Record:
+        """What it said last of how far it is."""
+        said = [self.begin, *self.beats, *([self.end] if self.end and "done" in self.end else [])]
+        return said[-1]
+
+    def state(self) -> str:
+        """`working`, `died`, or how it ended: `done`, `failed`, `interrupted`."""
+        if self.end is not None and not self.back:
+            return str(self.end.get("end"))
+        if self._is_gone() or time.time() - self.sign > DEAD_S:
+            return DIED
+        return "working"
+
+    def _is_gone(self) -> bool:
+        """Whether its process was on this machine and is no more; on another machine only its silence tells."""
+        process = self.begin.get("process") or {}
+        if process.get("machine") is None or process["machine"] != _machine():
+            return False
+        try:
+            found = psutil.Process(int(process["pid"]))
+            return found.status() == psutil.STATUS_ZOMBIE or abs(found.create_time() - process["started"]) > 1
+        except psutil.Error:
+            return True
+
+
+def read_runs(store: Store, last: int = 1) -> list[Run]:
+    """The `last` runs at a root, oldest first, with all that they recorded."""
+    names = [name for name in store.folders("runs") if _is_run(name)][-last:]
+    return [_read(store, name, store.entries(f"runs/{name}")) for name in names]
+
+
+def closed_records(store: Store) -> list[Record]:
+    """What the runs at a root recorded at their end, oldest first; of runs of 0.1.0 their one file."""
+    names = [name for name in store.names("runs") if name.endswith(f"/{END}") or name.count("/") == 1]
+    return [record for record in in_order(lambda name: _json(store, name), names) if record]
+
+
+def _names(there: Mapping[str, Entry]) -> Iterable[str]:
+    """The runs of a listing that were begun."""
+    for name in there:
+        path = PurePosixPath(name)
+        if path.name == BEGIN and len(path.parts) == 3 and _is_run(path.parts[1]):
+            yield path.parts[1]
+
+
+def _is_run(name: str) -> bool:
+    return re.fullmatch(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}", name) is not None
+
+
+def _read(store: Store, name: str, there: Mapping[str, Entry], only: str = "") -> Run:
+    """A run from a listing of its objects, of which `only` one is read if that is said."""
+    put_at = {path: entry.modified for path, entry in there.items() if path.startswith(f"runs/{name}/")}
+    beats = [path for path in put_at if PurePosixPath(path).name.startswith(PROGRESS)]
+    begin, end = f"runs/{name}/{BEGIN}", f"runs/{name}/{END}"
+    wanted = [begin] if only else [begin, *beats, *([end] if end in put_at else [])]
+    found = dict(zip(wanted, in_order(lambda path: _json(store, path), wanted), strict=True))
+    signs = [put_at[path] for path in (begin, *beats) if path in put_at] or [0.0]
+    back = end in put_at and max(signs) > put_at[end] and found.get(end, {}).get("end") == DIED
+    said = [found[path] for path in beats if found.get(path)]
+    closed = found.get(end) or {"end": DIED} if end in put_at else None
+    return Run(name, found.get(begin) or {}, closed, max(signs), said, back)
+
+
+def _json(store: Store, name: str) -> Record:
+    """A record; empty where it is not one, since no record is worth a failure."""
+    try:
+        found = json.loads(store.read(name))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,66 @@
+"""`hhnet status`: how far the work at a root is, from the store alone, while it works and after it died.
+
+figures   what run records add up to
+roots     one artifact's root
+survey    a folder of roots: `run.out`, a study
+words     the same for people
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipelines.runs import Record
+from pipelines.status.survey import Survey
+from pipelines.status.words import describe, one_line
+
+WATCH_S = 5.0
+"""Between two looks of --watch."""
+GOES_ON = ("working", "pending")
+
+
+def status(uri: str, watch: bool = False, every: float = WATCH_S) -> dict[str, Any]:
+    """Say how far the work at `uri` is: the root of any artifact, a study's --out, or run.out.
+
+    Returns verb, status (`done`, `working`, `died`, `failed`, `interrupted`, or `pending`: begun, but nothing works on
+    it), uri, digest (None before the commit), and the figures. With `watch` it looks again until nothing works and
+    nothing is to come, and draws on stderr meanwhile. Raises InputError where nothing was begun.
+    """
+    survey = Survey(uri)
+    found = survey.look()
+    if watch and found["status"] in GOES_ON:
+        with _screen() if sys.stderr.isatty() else _lines() as draw:
+            while found["status"] in GOES_ON:
+                draw(found)
+                time.sleep(every)
+                found = survey.look()
+    return {"verb": "status", **found}
+
+
+@contextmanager
+def _screen() -> Iterator[Callable[[Record], None]]:
+    """Redraw in place."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        yield lambda found: live.update(Text(describe({"verb": "status", **found})), refresh=True)
+
+
+@contextmanager
+def _lines() -> Iterator[Callable[[Record], None]]:
+    """A line for each look that found something else than the one before."""
+    last = ""
+
+    def draw(found: Record) -> None:
+        nonlocal last
+        line = one_line(found)
+        if line != last:
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+            sys.stderr.flush()
+        last = line
+
+    yield draw

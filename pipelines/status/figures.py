@@ -1,0 +1,166 @@
+"""What run records add up to: rate and time left, hosts, the slowest and the retried items, settings."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipelines.config import Config
+from pipelines.runs import Record, Run
+
+RATE_S = 600.0
+"""The rate is that of the last so many seconds, so that it follows a cluster that grows or shrinks."""
+SHOWN = 5
+
+
+def pace(run: Run) -> Record:
+    """Done, of how many, in which unit, and per second; None for what cannot be told yet."""
+    said = run.last
+    rate = _rate(run)
+    return {
+        "done": int(said.get("done", 0)),
+        "of": int(said.get("total", 0)) or None,
+        "unit": said.get("unit") or None,
+        "rate": None if rate is None else round(rate, 2),
+        "note": said.get("note") or None,
+    }
+
+
+def seconds_left(found: Record) -> int | None:
+    """From what is left and the rate; None unless it works and has one."""
+    if found["status"] != "working" or not found.get("rate") or not found.get("of"):
+        return None
+    return round(max(0, int(found["of"]) - int(found["done"])) / float(found["rate"]))
+
+
+def _rate(run: Run) -> float | None:
+    """Work per second: of all of a run that ended, else lately."""
+    if run.end is not None and "done" in run.end and not run.back:
+        began, before = float(run.begin.get("began", 0)), int(run.begin.get("done", 0))
+        points = [(began, before), (float(run.end["ended"]), int(run.end["done"]))]
+    else:
+        points = _ends(run) or [(float(beat["at"]), int(beat["done"])) for beat in run.beats]
+    points = [point for point in points if points[-1][0] - point[0] <= RATE_S or run.end is not None]
+    if len(points) < 2 or points[-1][1] <= points[0][1]:
+        return None
+    (start, before), (stop, after) = points[0], points[-1]
+    return (after - before) / (stop - start) if stop > start else None
+
+
+def _ends(run: Run) -> list[tuple[float, int]]:
+    """When each item that the run did ended, and how many samples were done by then.
+
+    The first is where counting begins: until then workers were built and a model was loaded.
+    """
+    ended = sorted(
+        (float(one["ended"]), int(one["samples"])) for one in run.attempts if "ended" in one and one.get("samples")
+    )
+    points, done = [], 0
+    for when, samples in ended:
+        done += samples
+        points.append((when, done))
+    return points
+
+
+def about_run(run: Run) -> Record:
+    """Who, where, when, how long and with which versions and settings; and the error that ended it."""
+    ended = float(run.end["ended"]) if run.end and "ended" in run.end and not run.back else None
+    began = float(run.begin.get("began", 0))
+    state = run.state()
+    stop = ended or (run.sign if state == "died" else time.time())
+    return {
+        "name": run.name,
+        "verb": run.begin.get("verb"),
+        "state": state,
+        "host": run.begin.get("host"),
+        "began": began,
+        "seconds": round(stop - began),
+        "silent_s": max(0, round(time.time() - run.sign)),
+        "versions": run.begin.get("versions", {}),
+        "settings": dict(_changed(run.begin.get("settings", {}))),
+        "command": run.begin.get("command", []),
+        "error": (run.end or {}).get("error"),
+    }
+
+
+def _changed(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings that are not at their default, by dotted name."""
+    usual = dict(_flat(Config().model_dump(mode="json")))
+    for name, value in _flat(settings):
+        if name not in usual or usual[name] != value:
+            yield name, value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def attempts_of(runs: Sequence[Run]) -> list[Record]:
+    """The attempts of several runs that say where and when they were."""
+    found = [one for run in runs for one in run.attempts]
+    return [one for one in found if isinstance(one.get("began"), float) and isinstance(one.get("ended"), float)]
+
+
+def hosts(attempts: Sequence[Record]) -> list[Record]:
+    """What each host did, the slowest for an item first."""
+    by_host: dict[str, list[Record]] = defaultdict(list)
+    for one in attempts:
+        by_host[str(one.get("host") or "?")].append(one)
+    rows = [_host(name, tries) for name, tries in by_host.items()]
+    return sorted(rows, key=lambda row: (-(row["mean_s"] or 0), row["host"]))
+
+
+def _host(name: str, tries: Sequence[Record]) -> Record:
+    done = [one for one in tries if one.get("end") == "done"]
+    spent = [one["ended"] - one["began"] for one in done]
+    samples = sum(int(one.get("samples") or one.get("rows") or 0) for one in done)
+    wall = max(one["ended"] for one in tries) - min(one["began"] for one in tries)
+    return {
+        "host": name,
+        "workers": len({one["pid"] for one in tries if one.get("pid")}),
+        "gpus": len({gpu for one in tries for gpu in str(one.get("gpu") or "").split(",") if gpu}),
+        "shards": len(done),
+        "failed": len(tries) - len(done),
+        "images_per_second": round(samples / wall, 1) if samples and wall > 0 else None,
+        "mean_s": round(sum(spent) / len(spent), 2) if spent else None,
+    }
+
+
+def slowest(attempts: Sequence[Record]) -> list[Record]:
+    """The items that took a worker longest."""
+    done = [one for one in attempts if one.get("end") == "done"]
+    done.sort(key=lambda one: one["began"] - one["ended"])
+    return [
+        {
+            "shard": one["item"],
+            "seconds": round(one["ended"] - one["began"], 2),
+            "samples": one.get("samples", one.get("rows")),
+            "rejects": one.get("rejects"),
+            "host": one.get("host") or None,
+            "worker": str(one["pid"]) if one.get("pid") else None,
+            "gpu": one.get("gpu"),
+        }
+        for one in done[:SHOWN]
+    ]
+
+
+def retried(attempts: Sequence[Record]) -> list[Record]:
+    """The items that took more than one attempt, those with most first, and how each attempt ended."""
+    by_item: dict[str, list[Record]] = defaultdict(list)
+    for one in attempts:
+        by_item[str(one["item"])].append(one)
+    rows = [
+        {
+            "shard": item,
+            "attempts": len(tries),
+            "ends": [str(one.get("end")) for one in tries],
+            "hosts": list(dict.fromkeys(str(one.get("host") or "?") for one in tries)),
+        }
+        for item, tries in by_item.items()
+        if len(tries) > 1 or tries[-1].get("end") != "done"
+    ]
+    return sorted(rows, key=lambda row: (-row["attempts"], row["shard"]))

@@ -1,0 +1,177 @@
+"""How far the work at one artifact's root is, from what lies there: manifest, receipts, rejects, checkpoints, runs."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipelines.artifacts import Artifact, Part, open_artifact, read_identity, read_part, versions
+from pipelines.errors import DamagedArtifact, InputError
+from pipelines.runs import Record, Run, read_runs
+from pipelines.schema import read_parquet
+from pipelines.status import figures
+from pipelines.storage import Store, in_order
+from pipelines.versions import open_current
+
+RUNS = 3
+"""Runs whose attempts are looked at, the newest of them."""
+MOST_READ = 1000
+"""Receipts, and tables of rejects, that one look reads at most."""
+
+
+def is_root(store: Store) -> bool:
+    """Whether a verb has begun an artifact here."""
+    return store.size("identity.json") is not None or store.size("manifest.json") is not None
+
+
+def look(store: Store) -> Record:
+    """Everything that can be told of one root."""
+    artifact = _committed(store)
+    kind = artifact.manifest.kind if artifact else read_identity(store)[0]
+    runs = read_runs(store, RUNS)
+    run = next((one for one in reversed(runs) if one.state() == "working"), runs[-1] if runs else None)
+    state = run.state() if run else "pending"
+    if artifact is not None and state != "working":
+        state = "done"
+    attempts = figures.attempts_of(runs)
+    found = {
+        "status": "pending" if state == "done" and artifact is None else state,
+        "uri": store.uri,
+        "digest": artifact.digest if artifact else None,
+        "kind": kind,
+        **(figures.pace(run) if run else {}),
+        **_LOOKS.get(kind, _plain)(store, artifact, run),
+    }
+    return {
+        **found,
+        "left_s": figures.seconds_left(found),
+        "run": figures.about_run(run) if run else None,
+        "hosts": figures.hosts(attempts),
+        "slowest": figures.slowest(attempts),
+        "retried": figures.retried(attempts),
+    }
+
+
+def _committed(store: Store) -> Artifact | None:
+    with suppress(InputError):
+        return open_current(store)
+    return None
+
+
+def _plain(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
+    """What was published."""
+    return {"totals": artifact.manifest.totals} if artifact else {}
+
+
+# ------------------------------------------------------------------------------------------------------------ codes
+
+
+def _codes(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
+    """Shards and images that are done, and the rejects so far by reason."""
+    if artifact is not None:
+        manifest = artifact.manifest
+        rejects = [part for part in manifest.parts if part.path.startswith("rejects/")]
+        return {
+            "totals": manifest.totals,
+            "shards": {"done": len(manifest.receipts), "of": len(manifest.receipts)},
+            **_rejects(store, rejects),
+        }
+    there = store.entries("receipts")
+    total = run.begin.get("shards") if run else None
+    found: Record = {"shards": {"done": len(there), "of": total}}
+    if len(there) <= MOST_READ:  # exact; of more it is what the run said last
+        found["done"] = sum(int(one.get("samples", 0)) for one in _receipts(store, there))
+        found["unit"] = "images"
+    return {**found, **_rejects(store, _claimed_rejects(store))}
+
+
+def _receipts(store: Store, names: Iterable[str]) -> list[Record]:
+    """Receipts as they are; one that cannot be read is for the verb to complain of."""
+
+    def read(name: str) -> Record:
+        with suppress(ValueError, FileNotFoundError):
+            found = json.loads(store.read(name))
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    return list(in_order(read, names))
+
+
+def _claimed_rejects(store: Store) -> list[Part]:
+    """The tables of rejects of shards that are done, as their receipts name them."""
+    stems = {PurePosixPath(name).stem[:-17] for name in store.entries("rejects")}
+    there = store.entries("receipts")
+    names = [name for name in there if PurePosixPath(name).stem in stems]
+    claims = [one.get("rejects") for one in _receipts(store, names[:MOST_READ])]
+    with suppress(ValueError):
+        return [Part.model_validate(claim) for claim in claims if claim]
+    return []
+
+
+def _rejects(store: Store, parts: Sequence[Part]) -> Record:
+    """How many were rejected and why; `looked_into` where the reasons are those of the first tables only."""
+    reasons: Counter[str] = Counter()
+    read = parts[:MOST_READ]
+    for found in in_order(partial(_reasons, store), read):
+        reasons.update(found)
+    rejects: Record = {"total": sum(part.rows for part in parts), "reasons": dict(reasons.most_common())}
+    if len(read) < len(parts):
+        rejects["looked_into"] = sum(part.rows for part in read)
+    return {"rejects": rejects}
+
+
+def _reasons(store: Store, part: Part) -> list[str]:
+    with suppress(DamagedArtifact, KeyError):
+        table = read_parquet(read_part(store, part), f"{store.uri}/{part.path}", ["reason"])
+        return [str(reason) for reason in table["reason"].to_pylist()]
+    return []
+
+
+# ------------------------------------------------------------------------------------------------------------ model
+
+
+def _model(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
+    """Epoch, and the validation mAP so far: of what was published, else of the newest checkpoint that can be read."""
+    begin = run.begin if run else {}
+    epochs, steps = begin.get("epochs"), begin.get("epoch_steps")
+    found: Record = {"epochs": epochs}
+    if artifact is not None:
+        metrics = artifact.manifest.meta.get("metrics", {})
+        return {**found, "epoch": epochs, "map": metrics.get("map"), "map_epoch": metrics.get("epoch")}
+    if run is not None and steps and epochs:
+        found["epoch"] = min(epochs, int(run.last.get("done", 0)) // int(steps) + 1)
+    names = store.folders("checkpoints")
+    for name in reversed(names):
+        with suppress(DamagedArtifact, InputError, ValueError, KeyError):
+            checkpoint = open_artifact(store.child(f"checkpoints/{name}"), "checkpoint")
+            progress = json.loads(checkpoint.read(checkpoint.manifest.part("progress.json")))
+            best, history = progress.get("best") or {}, progress.get("history") or []
+            saved = {"checkpoint_step": checkpoint.manifest.meta["step"], "validations": _validations(history)}
+            return {**found, **saved, "map": best.get("map"), "map_epoch": best.get("epoch")}
+    return found
+
+
+def _validations(history: Iterable[Mapping[str, Any]]) -> list[Record]:
+    return [{"epoch": one.get("epoch"), "loss": one.get("loss"), "map": one["map"]} for one in history if "map" in one]
+
+
+# ------------------------------------------------------------------------------------------------------------ index
+
+
+def _index(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
+    """The version that is current, and the parts of the one that is being made."""
+    known = versions(store)
+    found: Record = {"version": known[-1] if known else None}
+    if artifact is not None:
+        return {**found, "totals": artifact.manifest.totals, "index_kind": artifact.manifest.meta.get("kind")}
+    return found
+
+
+_LOOKS: Mapping[str, Callable[[Store, Artifact | None, Run | None], Record]] = {
+    "codes": _codes,
+    "model": _model,
+    "index": _index,
+}

@@ -1,0 +1,121 @@
+"""How far a folder of artifacts is: everything below the `run.out` of `hhnet run`, or below a study's --out."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+
+from pipelines.errors import InputError
+from pipelines.runs import Record, Run, read_runs
+from pipelines.status import figures
+from pipelines.status.roots import RUNS, is_root, look
+from pipelines.storage import Store, in_order
+
+STAGES = ("shards", "model", "codes", "index", "reports")
+"""Folders of `hhnet run`, in the order in which it makes them; `model-<method>` is a rotated model."""
+STEPS = ("model", "codes", "report", "study")
+"""Folders of a study, each with one artifact for each cell or more."""
+NO_STAGES = {"runs", "failures", "parts", "receipts", "rejects", "checkpoints", "manifests", "versions", "origins"}
+ORDER = ("working", "died", "failed", "interrupted", "pending", "done")
+"""What the whole is called: the first of these that one of its stages is."""
+FAILURES_READ = 20
+
+
+class Survey:
+    """Looks at a root or a folder of them, again and again; what is done stays as it was found."""
+
+    def __init__(self, uri: str) -> None:
+        self.store = Store(uri)
+        self._settled: dict[str, Record] = {}
+
+    def look(self) -> Record:
+        """The state of everything there. InputError where there is nothing."""
+        if is_root(self.store):
+            return look(self.store)
+        runs = read_runs(self.store, RUNS)
+        roots = self._roots()
+        if not roots and not runs:
+            raise InputError(
+                f"{self.store.uri} holds nothing that a verb has begun: name the --out of a verb, of `hhnet study`, or "
+                "run.out of `hhnet run`"
+            )
+        stages = [{"stage": name, **self._stage(name)} for name in roots]
+        if any(run.begin.get("verb") == "study" for run in runs) or any(name.startswith("study/") for name in roots):
+            return self._study(stages, runs)
+        return self._whole("folder", stages, _to_come(roots))
+
+    def _roots(self) -> list[str]:
+        """Roots one or two folders below, in the order of the stages."""
+        folders = [name for name in self.store.folders() if name not in NO_STAGES]
+        found: list[str] = []
+        for name, there in zip(folders, in_order(lambda name: is_root(self.store.child(name)), folders), strict=True):
+            if there:
+                found.append(name)
+                continue
+            below = [f"{name}/{one}" for one in self.store.folders(name)]
+            checked = in_order(lambda name: is_root(self.store.child(name)), below)
+            found += [one for one, is_one in zip(below, checked, strict=True) if is_one]
+        places = {name: place for place, name in enumerate((*STAGES, *STEPS))}
+        return sorted(found, key=lambda name: (places.get(name.split("/")[0].split("-")[0], -1), name))
+
+    def _stage(self, name: str) -> Record:
+        store = self.store.child(name)
+        if name not in self._settled:
+            found = look(store)
+            if found["status"] != "done":
+                return found
+            self._settled[name] = found
+        return self._settled[name]
+
+    def _whole(self, kind: str, stages: Sequence[Record], to_come: Sequence[str]) -> Record:
+        states = [*(str(stage["status"]) for stage in stages), *("pending" for _ in to_come)]
+        status = next((state for state in ORDER if state in states), "pending")
+        active = [stage["stage"] for stage in stages if stage["status"] == status != "done"]
+        return {
+            "status": status,
+            "uri": self.store.uri,
+            "digest": None,
+            "kind": kind,
+            "active": active,
+            "to_come": list(to_come),
+            "stages": list(stages),
+        }
+
+    def _study(self, stages: Sequence[Record], runs: Sequence[Run]) -> Record:
+        """A study: cells that its runs have done, artifacts by kind, and what failed."""
+        whole = self._whole("study", stages, ())
+        published = [stage for stage in stages if stage["stage"].startswith("study/") and stage["status"] == "done"]
+        run = next((one for one in reversed(runs) if one.state() == "working"), runs[-1] if runs else None)
+        state = run.state() if run else whole["status"]
+        status = "done" if published and state != "working" else "pending" if state == "done" else state
+        pace = figures.pace(run) if run else {}
+        counts = {
+            step: dict(Counter(str(s["status"]) for s in stages if s["stage"].startswith(f"{step}/"))) for step in STEPS
+        }
+        return {
+            **whole,
+            "status": status,
+            "digest": published[-1]["digest"] if published else None,
+            **pace,
+            "left_s": figures.seconds_left({**pace, "status": status}),
+            "active": [stage["stage"] for stage in stages if stage["status"] == "working"],
+            "made": {step: count for step, count in counts.items() if count},
+            "failures": self._failures(),
+            "run": figures.about_run(run) if run else None,
+        }
+
+    def _failures(self) -> list[str]:
+        """The errors of cells that failed, the first of them."""
+        found = []
+        for name in self.store.names("failures")[:FAILURES_READ]:
+            with suppress(ValueError, KeyError, TypeError, FileNotFoundError):
+                found.append(str(json.loads(self.store.read(name))["error"]))
+        return found
+
+
+def _to_come(roots: Sequence[str]) -> list[str]:
+    """The stages of `hhnet run` that have not begun, where the folders are those that it makes."""
+    begun = {name.split("/")[0] for name in roots}
+    if not all(name in STAGES or name.startswith("model-") for name in begun):
+        return []
+    return [name for name in STAGES if name not in begun and name != "shards"]

@@ -1,0 +1,185 @@
+"""A status in words and short tables."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.runs import Record
+
+STAGES_SHOWN = 40
+SETTINGS_SHOWN = 12
+SAME_DAY_S = 43_200
+
+
+def describe(found: Record) -> str:
+    """A status for people."""
+    lines = [f"status: {found['status']}{_why(found)}"]
+    facts = _facts(found)
+    width = max((len(name) for name, _ in facts), default=0)
+    lines += [f"  {name:<{width}}  {text}" for name, text in facts]
+    active = next((one for one in found.get("stages", []) if one["stage"] in found.get("active", [])), None)
+    if "made" not in found:
+        lines += _table("stages", [_stage_row(one) for one in found.get("stages", [])[:STAGES_SHOWN]])
+    if active is not None:
+        lines += ["", f"{active['stage']}: {active['status']}{_why(active)}"]
+        facts = _facts({**active, "kind": None})
+        width = max((len(name) for name, _ in facts), default=0)
+        lines += [f"  {name:<{width}}  {text}" for name, text in facts]
+    for name in ("hosts", "slowest", "retried"):
+        rows = (active or found).get(name, [])
+        lines += _table(name, rows)
+    return "\n".join(lines)
+
+
+def one_line(found: Record) -> str:
+    """A status on one line, for a log."""
+    active = [one for one in found.get("stages", []) if one["stage"] in found.get("active", [])]
+    of = found if found.get("done") is not None or not active else active[0]
+    name = f"{of['stage']} " if "stage" in of else ""
+    parts = [f"{found['status']}: {name}{_done(of) or of.get('kind', '')}".strip(), *_pace(of)]
+    if rejected := of.get("rejects", {}).get("total"):
+        parts.append(f"{rejected:,} rejected")
+    return ", ".join(parts)
+
+
+def lasting(seconds: float) -> str:
+    """A span of time: `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    for unit, size, below, part in (("min", 60, "s", 1), ("h", 3600, "min", 60), ("d", 86400, "h", 3600)):
+        if whole < {"min": 3600, "h": 86400}.get(unit, whole + 1):
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {below}" if rest else "")
+    raise AssertionError("the last unit has no end")
+
+
+def _why(found: Record) -> str:
+    """What makes it so."""
+    run = found.get("run")
+    if not run:
+        return ", nothing is working on it" if found["status"] == "pending" else ""
+    if found["status"] == "working":
+        return f", last sign of life {lasting(run['silent_s'])} ago"
+    if found["status"] == "died":
+        return f": last sign of life {lasting(run['silent_s'])} ago; the same command goes on from there"
+    if found["status"] in ("failed", "interrupted"):
+        return f": {run['error']}" if run["error"] else ""
+    if found["status"] == "done" and run["state"] in ("died", "failed"):
+        return f"; the last run ({run['verb']}) {run['state']}{': ' + run['error'] if run['error'] else ''}"
+    return ", nothing is working on it" if found["status"] == "pending" else ""
+
+
+def _facts(found: Record) -> list[tuple[str, str]]:
+    run = found.get("run") or {}
+    facts = [
+        ("uri", found["uri"]),
+        ("kind", found.get("kind")),
+        ("digest", found.get("digest")),
+        ("done", _done(found)),
+        ("rate", " ".join(_pace(found)[:1])),
+        ("time left", ", ".join(_pace(found)[1:])),
+        ("epoch", f"{found['epoch']} of {found['epochs']}" if found.get("epoch") and found.get("epochs") else None),
+        ("mAP", _map(found)),
+        ("checkpoint", f"step {found['checkpoint_step']:,}" if found.get("checkpoint_step") else None),
+        ("note", found.get("note") if found["status"] == "working" else None),
+        ("rejects", _rejects(found["rejects"]) if "rejects" in found else None),
+        ("version", str(found["version"]) if found.get("version") else None),
+        ("holds", _counts(found.get("totals") or {})),
+        *((f"{kind}s", _counts(counts)) for kind, counts in (found.get("made") or {}).items()),
+        ("failures", "; ".join(found.get("failures") or [])),
+        ("working on", ", ".join(found.get("active") or []) if found["status"] == "working" else None),
+        ("to come", ", ".join(found.get("to_come") or [])),
+        ("run", _run(run) if run else None),
+        ("versions", _counts(run.get("versions") or {})),
+        ("settings", _settings(run.get("settings") or {})),
+    ]
+    return [(name, str(text)) for name, text in facts if text]
+
+
+def _done(found: Record) -> str:
+    shards, parts = found.get("shards"), []
+    if shards:
+        of = f" of {shards['of']:,}" if shards.get("of") else ""
+        parts.append(f"{shards['done']:,}{of} shards")
+    if found.get("of"):
+        share = f" ({100 * found['done'] / found['of']:.0f} %)"
+        parts.append(f"{found['done']:,} of {found['of']:,} {found.get('unit') or ''}".rstrip() + share)
+    return ", ".join(parts)
+
+
+def _pace(found: Record) -> list[str]:
+    """The rate; and the time left, with when that will be."""
+    if not found.get("rate"):
+        return []
+    parts = [f"{found['rate']:,.4g} {found.get('unit') or 'steps'}/s"]
+    if found.get("left_s") is not None and found["status"] == "working":
+        ends = time.localtime(time.time() + found["left_s"])
+        when = time.strftime("%H:%M" if found["left_s"] < SAME_DAY_S else "%d %b %H:%M", ends)
+        parts.append(f"about {lasting(found['left_s'])}, until {when}")
+    return parts
+
+
+def _map(found: Record) -> str | None:
+    if found.get("map") is None:
+        return None
+    so_far = "" if found["status"] == "done" else ", best so far"
+    return f"{found['map']:.4f} on validation{so_far} (epoch {found.get('map_epoch')})"
+
+
+def _rejects(rejects: Mapping[str, Any]) -> str:
+    reasons = _counts(rejects["reasons"])
+    some = f" (reasons of the first {rejects['looked_into']:,})" if "looked_into" in rejects else ""
+    return f"{rejects['total']:,}{': ' + reasons if reasons else ''}{some}"
+
+
+def _counts(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {one:,}" if isinstance(one, int) else f"{name} {one}" for name, one in counts.items())
+
+
+def _run(run: Mapping[str, Any]) -> str:
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["began"]))
+    return f"{run['verb']} on {run['host']}, began {began}, {run['state']}, {lasting(run['seconds'])} ({run['name']})"
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    shown = [f"{name}={value}" for name, value in settings.items()]
+    more = [f"... and {len(shown) - SETTINGS_SHOWN} more with --json"] if len(shown) > SETTINGS_SHOWN else []
+    return ", ".join([*shown[:SETTINGS_SHOWN], *more])
+
+
+def _stage_row(stage: Record) -> Record:
+    run = stage.get("run") or {}
+    working = stage["status"] == "working"
+    return {
+        "stage": stage["stage"],
+        "status": stage["status"],
+        "done": _done(stage) or _map(stage) or _counts(stage.get("totals") or {}),
+        "rate": " ".join(_pace(stage)[:1]) or None,
+        "left": lasting(stage["left_s"]) if working and stage.get("left_s") is not None else None,
+        "took": lasting(run["seconds"]) if run else None,
+        "rejects": (stage.get("rejects") or {}).get("total"),
+    }
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows under a heading; numbers to the right. Columns that are empty are left out."""
+    if not rows:
+        return []
+    names = [name for name in rows[0] if any(row[name] not in (None, "", []) for row in rows)]
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    columns = list(zip(names, *cells, strict=True))
+    right = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
+    padded = [
+        [cell.rjust(max(map(len, column))) if to_right else cell.ljust(max(map(len, column))) for cell in column]
+        for column, to_right in zip(columns, right, strict=True)
+    ]
+    return ["", title, *("  " + "  ".join(line).rstrip() for line in zip(*padded, strict=True))]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)

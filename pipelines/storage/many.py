@@ -1,0 +1,31 @@
+"""Many reads at a time, their results in order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+AT_ONCE = 16
+"""Reads under way at a time: a store far away answers each after tens of milliseconds, and many of them at once."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def in_order(work: Callable[[_T], _R], items: Iterable[_T], at_once: int = AT_ONCE) -> Iterator[_R]:
+    """Do `work` on `at_once` items at a time in threads; results in the order of the items.
+
+    Of several errors the first in that order is raised, whichever came first. Results that were not asked for yet are
+    held for twice `at_once` items at most, so memory does not grow with their number.
+    """
+    pool = ThreadPoolExecutor(at_once, "many")
+    under_way: deque[Future[_R]] = deque()
+    try:
+        for item in items:
+            under_way.append(pool.submit(work, item))
+            if len(under_way) == 2 * at_once:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,180 @@
+"""What Ray serves to Prometheus while verbs work is what the artifacts say, on a local Ray and on a joined cluster."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipelines.artifacts import open_artifact
+from pipelines.config import Config
+from pipelines.ingest import ingest
+from tests.integration.conftest import SETTINGS
+from tests.integration.test_ray_job import BIN, environment, free_port
+from tests.support.models import write_model
+from tests.support.pictures import truncated_jpeg, write_folder
+
+Figures = dict[tuple[str, ...], float]
+
+WAIT_S = 60
+
+# A verb's own local Ray ends with it; this one stays until standard input ends, so that it can be asked afterwards.
+ENCODE_AND_STAY = """
+import sys
+from pipelines.cluster.session import ray_session
+from pipelines.config import load_config
+from pipelines.encode import encode
+shards, model, out, *sets = sys.argv[1:]
+with ray_session(config := load_config(sets=sets)):
+    encode(shards, model, out, config, allow_degraded=True)
+    print("done", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, config: Config) -> tuple[str, str]:
+    """60 images in 6 shards, of which 2 are cut and 1 is a text; and a model that nobody trained."""
+    folder = tmp_path_factory.mktemp("metrics")
+    write_folder(folder / "photos", classes=3, per_class=19)
+    for name in ("cut-0", "cut-1"):
+        (folder / "photos" / "class_00" / f"{name}.jpg").write_bytes(truncated_jpeg())
+    (folder / "photos" / "class_01" / "text.jpg").write_text("no picture")
+    ingest(str(folder / "photos"), str(folder / "shards"), config)
+    model = write_model(folder / "model", str(folder / "shards"), backbone="test_resnet")
+    return str(folder / "shards"), model.uri
+
+
+def scrape(port: int) -> Figures:
+    """Sums over workers, by the metric's name and its own tags: verb first, then reason, step, direction or state."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        figures: Figures = {}
+        for sample in (sample for family in families for sample in family.samples if "hhnet" in sample.name):
+            tags = [
+                sample.labels[key] for key in ("verb", "reason", "step", "direction", "state") if key in sample.labels
+            ]
+            name = (sample.name.removeprefix("ray_hhnet_"), *tags)
+            figures[name] = figures.get(name, 0) + sample.value
+        return figures
+
+
+def wait_for(port: int, name: tuple[str, ...], value: float) -> Figures:
+    """The figures, once this one has its value; a worker reports every second or, by default, every ten."""
+    deadline = time.monotonic() + WAIT_S
+    while (figures := scrape(port)).get(name) != value and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert figures.get(name) == value, figures
+    return figures
+
+
+def assert_told_right(figures: Figures, out: Path, shards: str) -> None:
+    """Images, rejects and bytes are those of the codes at `out`."""
+    codes = open_artifact(str(out), "codes").manifest
+    tars = [part for part in open_artifact(shards, "shards").manifest.parts if part.path.endswith(".tar")]
+    reasons = duckdb.sql(f"select reason, count(*) from '{out}/rejects/*.parquet' group by reason").fetchall()
+    assert dict(reasons) == {"truncated": 2, "not_an_image": 1}
+    found = {name[2]: value for name, value in figures.items() if name[:2] == ("rejects_total", "encode")}
+    assert found == dict(reasons)
+    assert figures["images_total", "encode"] == codes.totals["samples"] == 60
+    assert figures["bytes_total", "encode", "read"] == sum(part.bytes for part in tars)
+    assert figures["bytes_total", "encode", "written"] == sum(part.bytes for part in codes.parts)
+    steps = {name[2] for name in figures if name[:2] == ("step_seconds_total", "encode")}
+    assert steps == {"read", "decode", "forward", "write"}
+
+
+def settings(*more: str) -> list[str]:
+    return [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
+
+
+def test_a_local_ray_serves_the_figures_of_the_artifact(corpus: tuple[str, str], tmp_path: Path) -> None:
+    port = free_port()
+    sets = [*SETTINGS, "encode.workers=1", "ray.cpus=1", f"ray.metrics_port={port}"]
+    command = [sys.executable, "-c", ENCODE_AND_STAY, *corpus, str(tmp_path / "codes"), *sets]
+    worker = subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    seen: Figures = {}
+    try:
+        while worker.poll() is None and ("images_total", "encode") not in seen:
+            try:
+                for name, value in scrape(port).items():
+                    seen[name] = max(value, seen.get(name, 0))
+            except OSError:
+                time.sleep(0.1)  # Ray is not up yet
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "done\n"
+        assert_told_right(wait_for(port, ("images_total", "encode"), 60), tmp_path / "codes", corpus[0])
+        assert (seen["queue", "encode", "waiting"], seen["queue", "encode", "running"]) == (5, 1)
+    finally:
+        worker.communicate()
+    assert worker.returncode == 0
+
+
+def test_a_port_that_is_taken_is_said_at_once(corpus: tuple[str, str], tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        words = ["encode", "--shards", corpus[0], "--model", corpus[1], "--out", str(tmp_path / "codes")]
+        words += settings(f"ray.metrics_port={other.getsockname()[1]}")
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines", *words], env=environment(), capture_output=True, text=True
+        )
+    assert done.returncode == 2
+    assert "is taken on this machine" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], str, int]]:
+    """A cluster that others began, with a port for Prometheus: the environment of a client, its address, that port."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    port, metrics = free_port(), free_port()
+    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    words = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    words += [f"--metrics-export-port={metrics}", "--include-dashboard=false", "--object-store-memory=200000000"]
+    words += [f"--dashboard-agent-listen-port={free_port()}"]
+    process = subprocess.Popen([BIN / "ray", *words], env=env, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        yield env, f"127.0.0.1:{port}", metrics
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def test_a_cluster_keeps_the_figures_after_the_verbs_have_ended(
+    head: tuple[dict[str, str], str, int], corpus: tuple[str, str], tmp_path: Path
+) -> None:
+    env, address, metrics = head
+
+    def verb(*words: str) -> dict[str, object]:
+        command = [sys.executable, "-m", "pipelines", *words, *settings(f"ray.address={address}"), "--json"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode in (0, 4), done.stderr
+        return dict(json.loads(done.stdout))
+
+    shards, model = corpus
+    out, index = tmp_path / "codes", str(tmp_path / "index")
+    encoded = verb("encode", "--shards", shards, "--model", model, "--out", str(out), "--allow-degraded")
+    figures = wait_for(metrics, ("images_total", "encode"), 60)
+    assert_told_right(figures, out, shards)
+
+    verb("index", "build", "--codes", str(out), "--out", index)
+    figures = wait_for(metrics, ("images_total", "index"), float(str(encoded["codes"])))
+    parts = [part for part in open_artifact(index, "index").manifest.parts if part.path.startswith("parts/")]
+    built = [part for part in parts if part.name.startswith(("part-", "keys-"))]
+    assert figures["bytes_total", "index", "written"] == sum(part.bytes for part in built)
+
+    trained = verb("train", "--shards", shards, "--out", str(tmp_path / "model"))
+    epochs, held_out = 2, 6
+    learnt = epochs * (60 - held_out) - int(str(trained["skipped"]))
+    figures = wait_for(metrics, ("images_total", "train"), learnt)
+    assert {name[2] for name in figures if name[:2] == ("step_seconds_total", "train")} == {"feed", "step", "validate"}
+    assert figures["images_total", "encode"] == 60

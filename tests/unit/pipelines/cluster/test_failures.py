@@ -1,0 +1,41 @@
+"""A failed training is one line: the last one of the first traceback, or the remedy of a known cause."""
+
+import pytest
+
+from pipelines.cluster.failures import training_failure
+from pipelines.errors import ClusterUnavailable, WorkFailed
+
+# As Ray Train 2.60 puts them together; the second from two network namespaces whose host names lead to 127.0.0.1.
+TRACEBACK = """Training failed due to worker errors:
+[Rank 0 Error Snippet]:
+Traceback (most recent call last):
+  File "/x/train.py", line 3, in loop
+    step()
+ValueError: no such thing
+[Rank 1 Error Snippet]:
+Traceback (most recent call last):
+  File "/x/train.py", line 3, in loop
+RuntimeError: the other one is gone
+"""
+GLOO = """Training failed due to controller error:
+Traceback (most recent call last):
+  File "/x/config.py", line 9, in _setup_torch_process_group
+RuntimeError: Gloo connectFullMesh failed with [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:152] timed out \
+connecting: SO_ERROR: Connection refused, remote=[127.0.0.1]:1952$0
+"""
+INTERFACE = "RuntimeError: [enforce fail at device.cc:84] ifa != nullptr. Unable to find address for: nosuch"
+NCCL = "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:77, remote process exited, ncclRemoteError: x"
+
+
+def test_an_error_in_a_worker_is_its_last_line() -> None:
+    failure = training_failure(TRACEBACK)
+    assert isinstance(failure, WorkFailed)
+    assert str(failure) == "training failed: ValueError: no such thing"
+
+
+@pytest.mark.parametrize("said", [GLOO, INTERFACE, NCCL])
+def test_workers_that_do_not_find_each_other_are_told_what_to_set(said: str) -> None:
+    failure = training_failure(said)
+    assert isinstance(failure, ClusterUnavailable) and failure.exit_code == 3
+    assert "set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME" in str(failure) and len(str(failure)) <= 300
+    assert ("127.0.0.1" in str(failure)) == (said == GLOO)

@@ -1,0 +1,119 @@
+"""What every verb of the command line shares: outputs that fail, long errors, and how a job is told what to do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cluster.records import JOB_CONFIG, METADATA, mark, read_record
+from pipelines.config import load_config
+from pipelines.console import changed_settings, submit
+from pipelines.errors import UsageError
+from pipelines.ingest import ingest
+from tests.support.codes import simple_rows, write_codes
+from tests.support.pictures import write_folder
+
+HHNET = [sys.executable, "-m", "pipelines"]
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_codes(tmp_path_factory.mktemp("codes") / "codes", {"a.tar": simple_rows("a", 3, seed=0)}).uri
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("shards")
+    write_folder(folder / "photos", classes=2, per_class=3)
+    return str(ingest(str(folder / "photos"), str(folder / "shards"), load_config())["uri"])
+
+
+@pytest.mark.parametrize(
+    ("redirect", "reason"), [("> /dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_a_result_that_cannot_be_written_is_one_line(redirect: str, reason: str, codes: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = f"{sys.executable} -m pipelines dedupe --codes {codes} --out {out} {redirect}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("hhnet:")]
+    assert lines == [f"hhnet: the result cannot be written to stdout: {reason}; what was published stays"]
+    assert "Traceback" not in done.stderr and (out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("redirect", ["2> /dev/full", "2>&-"])
+def test_progress_that_nobody_reads_is_no_error(redirect: str, shards: str) -> None:
+    command = f"{sys.executable} -m pipelines verify {shards} --json {redirect}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["status"] == "done"
+
+
+def test_a_long_error_is_cut_and_whole_with_debug(tmp_path: Path) -> None:
+    name = "/".join(["x" * 200] * 3)
+    command = [*HHNET, "verify", str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr) < 350 and done.stderr.endswith("... (all of it with --debug)\n")
+    assert name in subprocess.run([*command, "--debug"], capture_output=True, text=True).stderr
+
+
+def test_a_job_writes_its_outcome_as_a_record(shards: str, tmp_path: Path) -> None:
+    submission = "hhnet-0123-1"
+    config = {"metadata": {"job_submission_id": submission, METADATA: "1"}}
+    env = os.environ | {JOB_CONFIG: json.dumps(config)}
+    for uri, code in ((shards, 0), (str(tmp_path / "nothing"), 2)):
+        done = subprocess.run([*HHNET, "verify", uri], env=env, capture_output=True, text=True)
+        assert done.returncode == code
+        records = [read_record(line, submission)[1] for line in done.stdout.splitlines()]
+        outcome = records[-1]
+        assert outcome is not None
+        if code == 0:
+            assert outcome["result"]["uri"] == shards
+            stages = [record for record in records[:-1] if record is not None]
+            assert {record["stage"] for record in stages} == {"verify"} and stages[-1]["done"] == stages[-1]["total"]
+        else:
+            assert outcome == {"error": done.stderr.removeprefix("hhnet: ").rstrip("\n"), "code": 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "record"),
+    [
+        ('{"verb": "encode"}', '{"verb": "encode"}', None),
+        (mark("other") + '{"result": {}}', mark("other") + '{"result": {}}', None),
+        (mark("it") + "torn {", mark("it") + "torn {", None),
+        (mark("it") + "[1]", mark("it") + "[1]", None),
+        (mark("it") + '{"code": 1}', "", {"code": 1}),
+        ("no end of line" + mark("it") + '{"code": 1}', "no end of line", {"code": 1}),
+    ],
+)
+def test_only_a_line_with_the_mark_of_the_job_is_a_record(line: str, text: str, record: object) -> None:
+    assert read_record(line, "it") == (text, record)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sets", "named"),
+    [
+        ({"--out": "codes"}, [], "--out codes"),
+        ({"--codes": ["/a", "b"]}, [], "--codes b"),
+        ({"--out": "/codes"}, ["model.weights=w.safetensors"], "model.weights w.safetensors"),
+        ({"--out": "/codes"}, ["train.teacher_weights=./w"], "train.teacher_weights ./w"),
+    ],
+)
+def test_a_relative_path_that_the_cluster_does_not_see_is_refused(
+    flags: dict[str, str | list[str] | None], sets: list[str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x" * 32)
+    config = load_config(sets=[*sets, "ray.address=http://192.0.2.1:8265"])
+    with pytest.raises(UsageError, match=rf"^{named} is relative to this folder"):
+        submit(config, ["encode"], flags)
+
+
+def test_labels_of_the_driver_are_not_for_the_job() -> None:
+    config = load_config(sets=['ray.driver_labels={"ray.io/market-type"="on-demand"}', "ray.address=http://h:1"])
+    assert config.ray.driver_labels == {"ray.io/market-type": "on-demand"}
+    assert changed_settings(config) == ["ray.address=auto"]

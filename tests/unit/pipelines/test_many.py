@@ -1,0 +1,180 @@
+"""Thousands of shards: opening codes costs the same for each of them, and what lies far away is read many at a time."""
+
+import itertools
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.artifacts import ArtifactWriter
+from pipelines.codes import open_codes
+from pipelines.encoding import claimed_receipts
+from pipelines.errors import DamagedArtifact
+from pipelines.kinds.parts import PartTask
+from pipelines.proofs.codes import _receipts
+from pipelines.proofs.findings import Findings
+from pipelines.shards import Shard, ShardSet
+from pipelines.storage import Store, in_order
+from pipelines.storage.local import LocalObjects
+from tests.support.codes import simple_rows, write_codes, write_many_codes
+
+FEW, MANY = 1000, 4000
+GROWTH = 1.1 * MANY / FEW
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    folder = tmp_path_factory.mktemp("many")
+    return {count: write_many_codes(folder / str(count), count) for count in (FEW, MANY)}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What local stores are asked for, counted by operation."""
+    counts: Counter[str] = Counter()
+    for name in ("read", "open", "size", "entries"):
+        monkeypatch.setattr(LocalObjects, name, _counted(counts, name, getattr(LocalObjects, name)))
+    return counts
+
+
+def _counted(counts: Counter[str], name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        counts[name] += 1
+        return real(*arguments, **named)
+
+    return call
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many Python and C functions `work` calls, in all threads."""
+    count = 0
+
+    def tick(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    threading.setprofile(tick)
+    sys.setprofile(tick)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return count
+
+
+WORKS: dict[str, Callable[[str], object]] = {
+    "shards of codes": lambda uri: open_codes(uri).shards,
+    "receipts that are claimed": lambda uri: claimed_receipts(Store(uri), [f"many-{n:06d}" for n in range(MANY)]),
+    "receipts of a writer": lambda uri: ArtifactWriter(
+        Store(uri), "codes", open_codes(uri).artifact.manifest.fingerprint, (), {}
+    ).receipts(),
+    "receipts that are proven": lambda uri: list(_receipts(Findings(open_codes(uri).artifact, {}))),
+}
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_four_times_the_shards_are_four_times_the_work(name: str, roots: dict[int, str]) -> None:
+    WORKS[name](roots[FEW])  # what is done once
+    few, many = (calls_of(lambda count=count: WORKS[name](roots[count])) for count in (FEW, MANY))  # type: ignore[misc]
+    assert many < GROWTH * few, f"{few} calls for {FEW} shards, {many} for {MANY}"
+
+
+def test_a_receipt_is_one_request(roots: dict[int, str], asked: Counter[str]) -> None:
+    opened = open_codes(roots[FEW])
+    before = Counter(asked)
+    assert len(opened.shards) == FEW
+    assert asked - before == {"read": FEW}
+
+
+def test_looking_for_claimed_receipts_lists_once_and_reads_each(roots: dict[int, str], asked: Counter[str]) -> None:
+    claimed_receipts(Store(roots[FEW]), [f"many-{n:06d}" for n in range(FEW)])
+    assert asked == {"entries": 1, "read": FEW}
+
+
+def test_the_part_of_a_task_is_read_without_the_manifest(tmp_path: Path, asked: Counter[str]) -> None:
+    """A manifest names every shard: read for each of them it would be quadratic."""
+    entry = open_codes(write_codes(tmp_path / "codes", {"a.tar": simple_rows("a", 5)}).uri)
+    (shard,) = entry.shards
+    asked.clear()
+    task = PartTask(0, shard.name, shard.sha256, entry.artifact.uri, entry.artifact.digest, shard.part, 64, False)
+    assert task.table().num_rows == 5
+    assert asked == {"read": 1}
+
+
+def test_a_shard_is_found_by_its_name_in_one_step(roots: dict[int, str]) -> None:
+    codes = open_codes(roots[MANY])
+    opened = ShardSet(codes.artifact, (), tuple(Shard(s.name, s.part, None, 0) for s in codes.shards))  # type: ignore[arg-type]
+    opened.shard("many-000000.tar")
+    assert calls_of(lambda: opened.shard(f"many-{MANY - 1:06d}.tar")) < 20
+    assert codes.artifact.receipts["many-000000"].shard == "many-000000"
+    assert calls_of(lambda: codes.artifact.receipts[f"many-{MANY - 1:06d}"]) < 20
+
+
+# --------------------------------------------------------------------------------------------------- many at a time
+
+
+def test_reads_are_under_way_together(roots: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No read is answered before eight are under way."""
+    opened, real = open_codes(roots[FEW]), LocalObjects.read
+    under_way, enough = itertools.count(1), threading.Event()
+
+    def read(self: LocalObjects, name: str, limit: int | None = None) -> bytes:
+        if next(under_way) == 8:
+            enough.set()
+        assert enough.wait(60)
+        return real(self, name, limit)
+
+    monkeypatch.setattr(LocalObjects, "read", read)
+    assert [shard.name for shard in opened.shards] == [f"many-{n:06d}.tar" for n in range(FEW)]
+
+
+def test_results_are_in_order_and_few_are_held() -> None:
+    begun: list[int] = []
+    results = in_order(lambda number: begun.append(number) or number, range(1000), at_once=4)  # type: ignore[func-returns-value]
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert len(begun) <= 3 + 2 * 4
+    results.close()  # type: ignore[attr-defined]
+    assert len(begun) < 1000
+    assert list(in_order(str, range(50))) == [str(number) for number in range(50)]
+
+
+def test_the_first_error_in_order_is_raised() -> None:
+    later = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 3:
+            assert later.wait(60)
+            raise ValueError("first")
+        if number == 5:
+            later.set()
+            raise KeyError("earlier in time")
+        return number
+
+    results = in_order(work, range(10), at_once=10)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="first"):
+        next(results)
+
+
+def test_damage_of_the_first_of_several_receipts_is_named(tmp_path: Path) -> None:
+    uri = write_many_codes(tmp_path / "codes", 50)
+    for number in (30, 12, 41):
+        Path(uri, f"receipts/many-{number:06d}.json").write_bytes(b"{}")
+    for _ in range(3):
+        with pytest.raises(DamagedArtifact, match=r"many-000012\.json does not match"):
+            _ = open_codes(uri).shards
+
+
+def test_an_object_larger_than_its_manifest_says_is_not_read_whole(tmp_path: Path) -> None:
+    uri = write_many_codes(tmp_path / "codes", 1)
+    path = Path(uri, "receipts/many-000000.json")
+    with path.open("ab") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(DamagedArtifact, match="does not match"):
+        _ = open_codes(uri).shards
+    assert len(Store(uri).read("receipts/many-000000.json", limit=10)) == 11
