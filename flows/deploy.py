@@ -122,9 +122,13 @@ def _serve(url: str, when: str, fields: dict[str, Any]) -> None:
     )
     try:
         serve(deployment)
-    except* (httpx.HTTPError, PrefectException, RuntimeError) as group:
-        error = group.exceptions[0]
-        raise Unavailable(f"cannot serve at {url}: {str(error) or type(error).__name__}") from error
+    except (httpx.HTTPError, PrefectException, RuntimeError, ExceptionGroup) as error:
+        first: Exception = error
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        if not isinstance(first, httpx.HTTPError | PrefectException | RuntimeError):
+            raise
+        raise Unavailable(f"cannot serve at {url}: {str(first) or type(first).__name__}") from error
 
 
 def check_name(what: str, name: str) -> None:

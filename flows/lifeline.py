@@ -19,6 +19,8 @@ VARIABLE = "HHNET_SERVED_BY"
 """Environment variable with the process id of the serving process."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+RAY_NAMES = ("ray", "gcs_server")
+"""How names of Ray's processes begin; a process that has ended has only its name left."""
 LOOK_EVERY_S = 1.0
 END_S = 30.0
 """Seconds that an orphan has to end its Ray and report, before it is killed."""
@@ -36,13 +38,14 @@ def follow_parent() -> None:
     if not served_by.isdigit() or int(served_by) == os.getpid():
         return
     die_with_parent()
-    threading.Thread(target=_watch, args=(int(served_by),), daemon=True).start()
+    told = sys.platform == "linux" and os.getppid() == int(served_by)  # by the kernel, when the time comes
+    threading.Thread(target=_watch, args=(int(served_by), told), daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def _watch(parent: int, told: bool) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK_EVERY_S)
-    if sys.platform != "linux":  # there the kernel has done so; only a parent that died before it was asked is missed
+    if not told:
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(END_S)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -55,9 +58,12 @@ def adopt_orphans() -> None:
 
 
 def end_orphaned_ray() -> None:
-    """Kill the processes of Ray whose run was killed: some would notice that only after a minute."""
+    """Kill the processes of Ray whose run is gone, some of which would notice that only after a minute."""
     for process in psutil.Process().children():
         with suppress(psutil.Error):
-            if is_rays(process.cmdline()):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                if process.name().startswith(RAY_NAMES):  # never a run's own, whose end others wait for
+                    os.waitpid(process.pid, os.WNOHANG)
+            elif is_rays(process.cmdline()):
                 process.kill()
                 process.wait(timeout=END_S)

@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Failed, Running
 
 from flows.lease import keep_leases
 from flows.lifeline import follow_parent
-from flows.reporting import OUT_OF_REACH, publish_if_reachable
+from flows.reporting import best_effort, publish_if_reachable
 from flows.stages import (
     NAME_CHARS,
     Ref,
@@ -119,7 +119,7 @@ def _is_cancelled() -> bool:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return False
-    with suppress(*OUT_OF_REACH), get_client(sync_client=True) as client:
+    with best_effort(), get_client(sync_client=True) as client:
         state = client.read_flow_run(context.flow_run.id).state
         return state is not None and (state.is_cancelling() or state.is_cancelled())
     return False
@@ -158,7 +158,7 @@ def _show_state(state: State[Any]) -> None:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return
-    with suppress(*OUT_OF_REACH), get_client(sync_client=True) as client:
+    with best_effort(), get_client(sync_client=True) as client:
         client.set_flow_run_state(context.flow_run.id, state, force=True)
 
 
@@ -203,7 +203,9 @@ def _report(settings: Config, out: str, log: StageLog, summary: Result | None) -
         links["Ray's dashboard"] = f"{address}/#/jobs"
     if summary is not None:
         links["report"] = summary["report"]
-    publish_if_reachable("hhnet-report", "markdown", run_page(log.stages, summary, links), "What the run made")
+    page = run_page(log.stages, summary, links)
+    if not publish_if_reachable("hhnet-report", "markdown", page, "What the run made"):
+        return
     names = [stage["stage"] for stage in log.stages]
     encoded = [name.removeprefix("encode ") for name in names if name.startswith("encode ")]
     codes = {name: f"{out}/codes/{name}" for name in encoded}

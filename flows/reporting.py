@@ -18,6 +18,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from pipelines.cluster.progress import reporting
 from pipelines.storage import sha256_of
@@ -63,10 +64,19 @@ def publish(key: str, kind: str, data: Any, description: str) -> None:
         client.create_artifact(made)
 
 
-def publish_if_reachable(key: str, kind: str, data: Any, description: str) -> None:
-    """Do as `publish`, or nothing where the server does not take it."""
-    with suppress(*OUT_OF_REACH):
+@contextmanager
+def best_effort() -> Iterator[None]:
+    """Ask Prefect's server inside without patience; what it does not answer is passed over."""
+    with suppress(*OUT_OF_REACH), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
+        yield
+
+
+def publish_if_reachable(key: str, kind: str, data: Any, description: str) -> bool:
+    """Do as `publish`; False where the server does not take it."""
+    with best_effort():
         publish(key, kind, data, description)
+        return True
+    return False
 
 
 @contextmanager
@@ -78,9 +88,9 @@ def progress(name: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            following.end(f"failed: {error or type(error).__name__}")
+            following.end("failed", str(error) or type(error).__name__)
             raise
-        following.end("done", 100.0)
+        following.end("done")
 
 
 class _Following:
@@ -106,11 +116,11 @@ class _Following:
         left = f", about {seconds / share * (1 - share):.0f} s left" if 0 < share < 1 else ""
         self._share, self._text = 100.0 * share, f"{stage}: {done} of {total}{left}  {note}".rstrip()
 
-    def end(self, how: str, share: float | None = None) -> None:
-        """Send the last of it, for a while; a failed stage keeps its bar."""
+    def end(self, how: str, why: str = "") -> None:
+        """Send the last of it, for a while; the bar of a stage that failed stays short of its end."""
         seconds = time.monotonic() - self._begun
-        self._share = self._share if share is None else share
-        self._text = f"{self._name}: {how} after {seconds:.0f} s"
+        self._share = 100.0 if not why else min(self._share, 99.0)
+        self._text = f"{self._name}: {how} after {seconds:.0f} s{': ' if why else ''}{why}"
         self._ended.set()
         self._thread.join(END_WAIT_S)
 

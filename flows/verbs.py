@@ -142,6 +142,7 @@ def run_pipeline(settings: Config, out: str) -> Result:
 
         from flows.pipeline import finished, pipeline
 
+        logging.raiseExceptions = False  # log lines that a server which is gone does not take are not worth a word
         made: list[Result] = []
         token = finished.set(made)
         try:

@@ -58,6 +58,13 @@ def test_a_run_ends_with_the_process_that_serves_it(handler: str, end: float) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_run_ends_whose_server_died_before_it_could_follow() -> None:
+    child = "import os, time; up = os.getppid(); print('up', flush=True)\nwhile os.getppid() == up: time.sleep(0.05)\n"
+    assert not outlives(child + FOLLOW.format(end=60) + "; time.sleep(60)", 20)
+    assert not outlives(child, 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_process_that_follows_nobody_goes_on() -> None:
     assert outlives(CHILD.format(handler="signal.SIG_DFL", follow="pass"), 1)
 

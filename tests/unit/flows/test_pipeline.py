@@ -141,7 +141,7 @@ def test_what_a_run_is_asked_lies_over_what_its_deployment_says() -> None:
     }
     assert base["train"] == {"epochs": 20, "lr": 0.1}
     assert settings_of({"run": {"database": ["b"]}}, (), "/other", base)["run"] == {"out": "/other", "database": ["b"]}
-    assert settings_of(sets=("train.recipe=paper-orthohash",))["train"] == {"recipe": "paper-orthohash"}
+    assert settings_of(sets=("train.recipe=plain",))["train"] == {"recipe": "plain"}
 
 
 def test_every_stage_has_one_artifact_key_that_prefect_takes() -> None:

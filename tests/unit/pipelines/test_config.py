@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config import LATER_SETTINGS, RESULT_SETTINGS, Config, known_names, load_config, result_settings
+from pipelines.config import (
+    LATER_SETTINGS,
+    RESULT_SETTINGS,
+    Config,
+    config_from,
+    known_names,
+    load_config,
+    load_tree,
+    merged,
+    result_settings,
+)
 from pipelines.errors import ConfigError
 
 
@@ -18,6 +28,16 @@ def test_later_sources_win(tmp_path: Path) -> None:
     file.write_text("[train]\nepochs = 3\nlr = 0.5\nseed = 7\n")
     config = load_config(file, ["train.epochs=4", "train.lr=0.25"], {"train.epochs": 5, "train.seed": None})
     assert (config.train.epochs, config.train.lr, config.train.seed) == (5, 0.25, 7)
+
+
+def test_a_tree_is_laid_over_another_and_its_recipe_below_both() -> None:
+    below = {"train": {"recipe": "plain", "epochs": 3}, "run": {"database": ["a", "b"]}}
+    tree = load_tree(merged(below, {"train": {"epochs": 2}, "run": {"database": ["c"]}}), ["model.bits=32"])
+    assert tree["train"] == {"recipe": "plain", "epochs": 2} and below["train"]["epochs"] == 3
+    config = config_from(tree)
+    assert (config.train.epochs, config.model.bits, config.run.database) == (2, 32, ("c",))
+    assert config.train.optimizer == load_config(sets=["train.recipe=plain"]).train.optimizer
+    assert "optimizer" not in tree["train"]
 
 
 @pytest.mark.parametrize(
