@@ -16,21 +16,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.test_workers import (
+from tests.support.encodes import (
     RUN_LIMIT_S,
     Corpus,
-    corpus,  # noqa: F401  # the fixture
     encode_words,
     encoders,
     hhnet,
     joined,
     more_receipts,
     result_of,
-    run_record,
     started,
 )
 from tests.support.nodes import LOOPBACK, Nodes, cluster_of, growing_cluster
 from tests.support.report import report, scaled
+from tests.support.runs import run_record
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
 
@@ -52,7 +51,7 @@ def ended(*words: str) -> subprocess.CompletedProcess[str]:
 # ---------------------------------------------------------------------------------------------------------- encode
 
 
-def test_an_encode_with_more_workers_than_places_ends(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_an_encode_with_more_workers_than_places_ends(corpus: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "codes"
     words = encode_words(corpus.shards, corpus.model, out, "--workers", "3", "--set", "ray.cpus=2", *SOON)
     with started(words) as verb:
@@ -61,7 +60,7 @@ def test_an_encode_with_more_workers_than_places_ends(corpus: Corpus, tmp_path: 
 
 
 def test_a_node_that_is_lost_and_not_replaced_leaves_the_work_to_the_others(
-    corpus: Corpus,  # noqa: F811
+    corpus: Corpus,
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "codes"
@@ -72,7 +71,7 @@ def test_a_node_that_is_lost_and_not_replaced_leaves_the_work_to_the_others(
     assert (out / "manifest.json").read_bytes() == corpus.manifest
 
 
-def test_when_all_nodes_are_lost_the_run_says_so_and_goes_on_later(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_when_all_nodes_are_lost_the_run_says_so_and_goes_on_later(corpus: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "codes"
     with cluster_of(1) as cluster:
         with joined(corpus, cluster, out, *SOON) as verb:
@@ -87,7 +86,7 @@ def test_when_all_nodes_are_lost_the_run_says_so_and_goes_on_later(corpus: Corpu
     assert (out / "manifest.json").read_bytes() == corpus.manifest
 
 
-def test_a_node_that_joins_gets_work(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_a_node_that_joins_gets_work(corpus: Corpus, tmp_path: Path) -> None:
     """The number of workers is not given: they are as many as find room."""
     out = tmp_path / "codes"
     words = without(encode_words(corpus.shards, corpus.model, out), "encode.workers=2")
@@ -118,7 +117,7 @@ def without(words: list[str], setting: str) -> list[str]:
     return [*words[: place - 1], *words[place + 1 :]]
 
 
-def test_a_preemption_in_the_last_shard_rejects_nothing(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_a_preemption_in_the_last_shard_rejects_nothing(corpus: Corpus, tmp_path: Path) -> None:
     """A worker gets one attempt here: what it held when its node went is the node's fault."""
     out = tmp_path / "codes"
     once = ("--set", "encode.max_attempts=1")
@@ -133,7 +132,7 @@ def test_a_preemption_in_the_last_shard_rejects_nothing(corpus: Corpus, tmp_path
     assert (out / "manifest.json").read_bytes() == corpus.manifest
 
 
-def test_after_a_notice_a_worker_takes_no_further_shard(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_after_a_notice_a_worker_takes_no_further_shard(corpus: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "codes"
     with cluster_of(1) as cluster, joined(corpus, cluster, out, "--workers", "1", *SOON) as verb:
         assert more_receipts(verb, out, 2)
@@ -151,7 +150,7 @@ def test_after_a_notice_a_worker_takes_no_further_shard(corpus: Corpus, tmp_path
 
 
 def test_gpus_that_another_job_holds_are_waited_for_and_not_for_ever(
-    corpus: Corpus,  # noqa: F811
+    corpus: Corpus,
     tmp_path: Path,
 ) -> None:
     """The GPUs are Ray's counts only: what runs beside them runs on CPUs."""
@@ -171,7 +170,7 @@ def test_gpus_that_another_job_holds_are_waited_for_and_not_for_ever(
         assert (tmp_path / out / "manifest.json").read_bytes() == corpus.manifest
 
 
-def test_a_gpu_that_is_asked_for_and_is_nowhere_ends_the_run(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_a_gpu_that_is_asked_for_and_is_nowhere_ends_the_run(corpus: Corpus, tmp_path: Path) -> None:
     words = encode_words(corpus.shards, corpus.model, tmp_path / "codes", "--set", "encode.gpus=1", *SOON)
     with started(words) as verb:
         _, err = verb.communicate(timeout=RUN_LIMIT_S)
@@ -188,14 +187,14 @@ TRAINING = (
 )
 
 
-def train_words(corpus: Corpus, out: Path, *more: str) -> list[str]:  # noqa: F811
+def train_words(corpus: Corpus, out: Path, *more: str) -> list[str]:
     """The command line of a training of a few steps."""
     settings = [word for setting in TRAINING for word in ("--set", setting)]
     return ["train", "--shards", corpus.shards, "--out", str(out), *settings, *more]
 
 
 @pytest.mark.parametrize("workers", scaled((1, 3), (1, 2, 3, 4, 5)))
-def test_training_on_unequal_nodes(corpus: Corpus, tmp_path: Path, workers: int) -> None:  # noqa: F811
+def test_training_on_unequal_nodes(corpus: Corpus, tmp_path: Path, workers: int) -> None:
     """Nodes of 1, 2 and 2 CPUs: one worker of CPUs of its own choice, and several of one CPU, equal to one node's."""
     more = ("--workers", str(workers), *SOON)
     free = without(train_words(corpus, tmp_path / "free", *more), "train.cpus=1")
@@ -211,14 +210,14 @@ def test_training_on_unequal_nodes(corpus: Corpus, tmp_path: Path, workers: int)
     assert len(digests) == 1
 
 
-def test_training_workers_that_find_no_room_end_the_run(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_training_workers_that_find_no_room_end_the_run(corpus: Corpus, tmp_path: Path) -> None:
     with cluster_of(1, 2) as cluster:
         done = ended(*train_words(corpus, tmp_path / "model", "--workers", "4", *SOON), *on(cluster))
     assert done.returncode == 3
     assert "no room for 4 workers of 1 CPU after 5 s (ray.wait_s): the cluster's nodes are" in done.stderr
 
 
-def test_training_that_loses_its_room_ends_and_goes_on_later(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_training_that_loses_its_room_ends_and_goes_on_later(corpus: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "model"
     words = train_words(corpus, out, "--workers", "2", "--set", "train.checkpoint_steps=5", *SOON)
     with cluster_of(1, 1) as cluster:
@@ -239,7 +238,7 @@ def test_training_that_loses_its_room_ends_and_goes_on_later(corpus: Corpus, tmp
 # -------------------------------------------------------------------------------------------------------- index, search
 
 
-def test_index_and_search_with_more_workers_than_places(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_index_and_search_with_more_workers_than_places(corpus: Corpus, tmp_path: Path) -> None:
     codes, index = str(tmp_path / "codes"), str(tmp_path / "index")
     with cluster_of(1, 1) as cluster:
         assert (
@@ -264,7 +263,7 @@ def nodes_of(cluster: Nodes) -> int:
     return sum(process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE for process in found) - 1
 
 
-def test_a_cluster_grows_from_zero_for_the_work_and_shrinks_after_it(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_a_cluster_grows_from_zero_for_the_work_and_shrinks_after_it(corpus: Corpus, tmp_path: Path) -> None:
     """Ray's own autoscaler starts processes of this machine as nodes and drains those that are idle."""
     codes, model = tmp_path / "codes", tmp_path / "model"
     patient = ("--set", "ray.wait_s=120")

@@ -20,7 +20,7 @@ from pipelines.config import load_config
 from pipelines.ingest import ingest
 from pipelines.runs import closed_records
 from pipelines.storage import Store
-from tests.chaos.test_workers import encoders, started
+from tests.support.encodes import encoders, started
 from tests.support.models import write_model
 from tests.support.pictures import truncated_jpeg, write_folder
 from tests.support.report import report, scaled

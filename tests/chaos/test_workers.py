@@ -9,13 +9,9 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
 
 import psutil
 import pyarrow.parquet as pq
@@ -26,110 +22,29 @@ from pipelines.codes import open_codes
 from pipelines.config import load_config
 from pipelines.encode import encode
 from pipelines.gc import gc
-from pipelines.ingest import ingest
 from pipelines.shards import open_shards
 from pipelines.verify import verify
+from tests.support.encodes import (
+    IMAGES,
+    PATIENCE,
+    RUN_LIMIT_S,
+    SETTINGS,
+    SHARDS,
+    Corpus,
+    encode_words,
+    encoders,
+    hhnet,
+    joined,
+    more_receipts,
+    result_of,
+    started,
+)
 from tests.support.inline import use_inline_pool
-from tests.support.models import write_model
-from tests.support.nodes import LOOPBACK, Nodes, cluster_of
-from tests.support.pictures import write_folder
+from tests.support.nodes import cluster_of
 from tests.support.report import SEED, report, scaled
 from tests.support.runs import run_record
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
-
-SHARDS, IMAGES = 24, 64
-SETTINGS = (
-    "ingest.samples_per_shard=64",
-    "data.image_size=32",
-    "encode.batch_size=16",
-    "encode.workers=2",
-    # The killer strikes at random and is no poison: no number of deaths makes these shards suspects.
-    "encode.max_attempts=1000",
-)
-RUN_LIMIT_S = 900
-
-
-PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
-"""Ray gives a lost head up after so many seconds, and the verbs after half of them."""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Shards, a model, and the manifest of an undisturbed encode."""
-
-    shards: str
-    model: str
-    manifest: bytes
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_folder(folder / "images", classes=8, per_class=SHARDS * IMAGES // 8, size=16)
-    shards = str(ingest(str(folder / "images"), str(folder / "shards"), load_config(sets=SETTINGS))["uri"])
-    model = write_model(folder / "model", shards).uri
-    done = subprocess.run(
-        encode_words(shards, model, folder / "codes"), capture_output=True, text=True, timeout=RUN_LIMIT_S
-    )
-    assert done.returncode == 0, done.stderr
-    return Corpus(shards, model, (folder / "codes" / "manifest.json").read_bytes())
-
-
-def hhnet(*words: str) -> list[str]:
-    """A command line with the settings of these tests."""
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    return [sys.executable, "-m", "pipelines", *words, *settings, "--json"]
-
-
-def encode_words(shards: str, model: str, out: Path, *more: str) -> list[str]:
-    """The command line of an encode."""
-    return hhnet("encode", "--shards", shards, "--model", model, "--out", str(out), *more)
-
-
-@contextmanager
-def started(command: list[str], env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A verb that runs; whatever happens, it and its Ray are gone at the end."""
-    verb = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env
-    )
-    try:
-        yield verb
-    finally:
-        if verb.poll() is None:
-            helpers = psutil.Process(verb.pid).children(recursive=True)
-            for process in [psutil.Process(verb.pid), *helpers]:
-                with suppress(psutil.Error):
-                    process.kill()
-            verb.wait()
-
-
-def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The worker processes below a verb; while any shard waits, each of them holds one.
-
-    What a worker forks bears its title until it runs a program of its own, and does not count.
-    """
-    found = []
-    with suppress(psutil.Error):
-        for process in psutil.Process(verb.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                title = " ".join(process.cmdline()[:1])
-                if title.startswith(("ray::_Worker", "ray::encode ")) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-    workers = {process.pid for process in found}
-    return [process for process in found if _parent(process) not in workers]
-
-
-def _parent(process: psutil.Process) -> int | None:
-    with suppress(psutil.Error):
-        return process.ppid()
-    return None
-
-
-def result_of(verb: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
-    out, err = verb.communicate(timeout=RUN_LIMIT_S)
-    assert verb.returncode == code, f"seed {SEED}: {err}"
-    return cast("dict[str, Any]", json.loads(out.splitlines()[-1]))
 
 
 def lost_and_doubled(corpus: Corpus, out: Path) -> tuple[int, int]:
@@ -322,23 +237,6 @@ def test_without_the_head_of_its_own_ray_a_run_ends_and_is_resumed(
         result_of(verb)
     assert (out / "manifest.json").read_bytes() == corpus.manifest
     require_clean(out)
-
-
-def joined(corpus: Corpus, cluster: Nodes, out: Path, *more: str) -> AbstractContextManager[subprocess.Popen[str]]:
-    """An encode on the nodes of a cluster, which share this machine's disk; it gives a lost head up after seconds."""
-    where = ("--set", f"ray.address={cluster.address}", "--set", "store.shared=true")
-    command = encode_words(corpus.shards, corpus.model, out, *where, *more)
-    return started(command, {**os.environ, **LOOPBACK, **PATIENCE})
-
-
-def more_receipts(verb: subprocess.Popen[str], out: Path, more: int) -> bool:
-    """Wait until so many further shards are finished; False where the run ended before."""
-    wanted = len(list(out.glob("receipts/*.json"))) + more
-    while verb.poll() is None:
-        if len(list(out.glob("receipts/*.json"))) >= wanted:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 # ------------------------------------------------------------------------------------------------------------ damage
