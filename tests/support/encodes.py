@@ -1,4 +1,4 @@
-"""Encodes as commands of their own, on a corpus that was encoded undisturbed before: started, watched, joined to nodes."""
+"""Encodes as commands of their own, on a corpus that was encoded undisturbed: started, watched, joined to nodes."""
 
 import json
 import os
