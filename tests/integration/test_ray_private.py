@@ -9,21 +9,26 @@ from pipelines.cluster.ray_private import draining_nodes, free_resources
 def test_free_resources_are_what_is_left_of_the_nodes(local_ray: None) -> None:
     import ray
 
-    def run_on_one(started: object) -> None:
-        ray.get(started)
-        time.sleep(60)
-
     (node,) = ray.nodes()
-    free = free_resources()
-    assert set(free) == {node["NodeID"]}
-    assert free[node["NodeID"]]["CPU"] <= node["Resources"]["CPU"]
-    held = ray.remote(num_cpus=1)(run_on_one).remote(ray.put(None))
-    deadline = time.monotonic() + 60
-    while (left := free_resources()[node["NodeID"]].get("CPU", 0)) > node["Resources"]["CPU"] - 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert left >= 0
+    cpus = node["Resources"]["CPU"]
+
+    def free() -> float:
+        found = free_resources()
+        assert set(found) == {node["NodeID"]}
+        return found[node["NodeID"]].get("CPU", 0)
+
+    await_value(free, cpus)
+    held = ray.remote(num_cpus=1)(time.sleep).remote(60)
+    await_value(free, cpus - 1)
     ray.cancel(held, force=True)
+
+
+def await_value(ask: object, wanted: float) -> None:
+    """Wait until the answer is as wanted: Ray's figures are those of a second or so ago."""
+    deadline = time.monotonic() + 60
+    while (found := ask()) != wanted:  # type: ignore[operator]
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
 
 
 def test_no_node_of_a_local_ray_is_being_drained(local_ray: None) -> None:
