@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.artifacts import Artifact, parse_manifest
 from pipelines.cluster.placement import Need, look, need_of, shortage
-from pipelines.cluster.pool import ASK_EVERY_S, OWN_FAULT, cause_of_death, first_line
+from pipelines.cluster.pool import ASK_EVERY_S, BESIDE, OWN_FAULT, STUCK_S, cause_of_death, first_line
 from pipelines.cluster.session import ray_session, require_node, require_shared_store
 from pipelines.config import Config
 from pipelines.errors import ClusterUnavailable, WorkFailed
@@ -81,6 +81,9 @@ class _Actor:
     waits: Any
     node: str | None = None
     share: int | None = None
+    beat: Any = None
+    heard: float = 0.0
+    """When it answered last, beside its work."""
 
 
 class _Fan:
@@ -90,7 +93,8 @@ class _Fan:
         import ray
 
         self._artifact, self._shares, self._need, self._wait_s = artifact, shares, need, wait_s
-        self._remote = ray.remote(**need.options(), max_restarts=0, max_task_retries=0)(Searcher)
+        options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
+        self._remote = ray.remote(**need.options(), **options)(Searcher)
         self._manifest = ray.put(artifact.manifest.to_bytes())
         self._opened: dict[int, _Actor] = {}
         self._actors: list[_Actor] = []
@@ -123,7 +127,19 @@ class _Fan:
                 raise ClusterUnavailable(shortage(1, self._need, look(), self._wait_s))
             if not ready:
                 require_node()
+                for actor in [actor for actor in self._actors if actor.share is not None]:
+                    self._watch(actor, waiting, died)
         return best
+
+    def _watch(self, actor: _Actor, waiting: list[int], died: list[int]) -> None:
+        """Ask an actor, beside its work, whether it lives; one that does not answer for STUCK_S is replaced."""
+        import ray
+
+        if actor.beat is None or ray.wait([actor.beat], timeout=0)[0]:
+            actor.heard = time.monotonic()
+            actor.beat = actor.handle.place.options(concurrency_group=BESIDE).remote()
+        elif time.monotonic() - actor.heard > STUCK_S:
+            self._bury(actor, f"did not answer for {STUCK_S:g} s", True, waiting, died)
 
     def _ask(self, actor: _Actor, waiting: list[int], batch: Any, k: int) -> None:
         """Give an actor a share that waits: one that it has opened, else one that no other has."""
@@ -140,7 +156,8 @@ class _Fan:
         try:
             answer = ray.get(actor.waits)
         except (RayActorError, OutOfMemoryError) as death:
-            self._bury(actor, death, waiting, died)
+            own = cause_of_death(death, actor.node, ()) in OWN_FAULT
+            self._bury(actor, f"died ({first_line(death)})", own, waiting, died)
             return None
         except RayTaskError as error:
             raise (error.cause or error) from None
@@ -152,8 +169,8 @@ class _Fan:
         distances, ids = answer
         return distances, ids
 
-    def _bury(self, actor: _Actor, death: Exception, waiting: list[int], died: list[int]) -> None:
-        """Have another actor started, and the share searched again."""
+    def _bury(self, actor: _Actor, reason: str, own_fault: bool, waiting: list[int], died: list[int]) -> None:
+        """Have another actor started, and the share searched again; WorkFailed where that was tried too often."""
         import ray
 
         ray.kill(actor.handle)
@@ -161,12 +178,12 @@ class _Fan:
         self._opened = {share: other for share, other in self._opened.items() if other is not actor}
         if actor.share is not None:
             waiting.append(actor.share)
-            died[actor.share] += cause_of_death(death, actor.node, ()) in OWN_FAULT
+            died[actor.share] += own_fault
             if died[actor.share] == ATTEMPTS:
-                parts, reason = len(self._shares[actor.share]), first_line(death)
+                parts = len(self._shares[actor.share])
                 raise WorkFailed(
-                    f"{self._artifact.uri}: the worker that searches {parts} of its parts died ({reason}), at the last "
-                    f"of {ATTEMPTS} attempts"
+                    f"{self._artifact.uri}: the worker that searches {parts} of its parts {reason}, at the last of "
+                    f"{ATTEMPTS} attempts"
                 )
         self._start()
 

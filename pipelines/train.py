@@ -19,7 +19,7 @@ from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerp
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, look, shortage, training_need, widest
-from pipelines.cluster.progress import BoardView, start_board
+from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.config import Config, result_settings
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
@@ -220,7 +220,7 @@ def _fit(job: TrainJob, need: Need, board: Any, scratch: str) -> None:
         error = failed
     except TrainingFailedError as failed:
         error = failed
-    failure = ray.get(board.failure.remote())
+    failure = ray.get(board.failure.remote(), timeout=BOARD_S)
     if error is not None:
         raise failure or training_failure(str(error)) from error
     if failure is not None:
@@ -253,13 +253,13 @@ def _ray_loop(settings: dict[str, Any]) -> None:
     import torch
 
     board = settings["board"]
-    if ray.get(board.failure.remote()) is not None:
+    if ray.get(board.failure.remote(), timeout=BOARD_S) is not None:
         return
     torch.set_num_threads(settings["cpus"])
     try:
         train_worker(settings["job"], lambda step, note: board.post.remote(step, note))
     except HHNetError as error:
-        ray.get(board.fail.remote(error))
+        ray.get(board.fail.remote(error), timeout=BOARD_S)
         raise
 
 

@@ -3,9 +3,8 @@
 An actor is given an item only once it runs and its worker is built; what finds no room in time ends the pool or is
 done without. Actors are ended as soon as no item waits for one, so that others can have their CPUs and GPUs.
 
-A worker that wants to be watched has an integer `progress` that changes as it works. It is asked for in a thread
-beside the work, so a worker that is stopped, or stuck in code that never lets another thread run, does not answer,
-which is no progress either.
+Workers are asked for their progress in a thread beside the work, so a worker that is stopped, or stuck in code that
+never lets another thread run, does not answer. One that has an integer `progress` must change it as it works, too.
 """
 
 import os
@@ -28,6 +27,8 @@ T = TypeVar("T")
 
 BUILD_S = 600.0
 """Seconds that a worker may take to be built (imports, the model) before that counts as standing still."""
+STUCK_S = 600.0
+"""Seconds without an answer or progress after which an item is taken from its worker, where the caller does not say."""
 ASK_EVERY_S = 5.0
 """Seconds between two looks at the workers and at the cluster."""
 NODE_VERDICT_S = 30.0
@@ -102,7 +103,7 @@ class _Worker:
         gpus = ",".join(map(str, context.get_accelerator_ids().get("GPU", [])))
         return Place(context.get_node_id(), socket.gethostname(), os.getpid(), gpus or None)
 
-    def build(self) -> int:
+    def build(self) -> int | None:
         """Build the worker; return its first progress."""
         self._worker = self._make()
         return self.progress()
@@ -111,9 +112,10 @@ class _Worker:
         """Do one item."""
         return self._worker.run(item)
 
-    def progress(self) -> int:
-        """Return a number that changes as the work goes on."""
-        return int(getattr(self._worker, "progress", 0))
+    def progress(self) -> int | None:
+        """Return a number that changes as the work goes on; None where the worker has none."""
+        progress: int | None = getattr(self._worker, "progress", None)
+        return progress
 
 
 @dataclass(eq=False)
@@ -144,20 +146,19 @@ class _Actor(Generic[T]):
     built: bool = False
     item: _Item[T] | None = None
     began: float = 0.0
-    progress: int = 0
+    progress: int | None = None
     beat: Any = None
 
-    def hear(self, progress: int) -> None:
-        """Take an answer about the progress of its item."""
-        if progress != self.progress:
+    def hear(self, progress: int | None) -> None:
+        """Take an answer about the progress of its item; of a worker without a number each answer is progress."""
+        if progress is None or progress != self.progress:
             self.progress, self.moved = progress, time.monotonic()
 
-    def stands_still(self, limit_s: float | None) -> bool:
+    def stands_still(self, limit_s: float) -> bool:
         """Tell whether it made no progress for longer than allowed; one that has no place yet cannot make any."""
         if self.place is None:
             return False
-        limit = limit_s if self.built else max(limit_s or 0, BUILD_S)
-        return limit is not None and time.monotonic() - self.moved > limit
+        return time.monotonic() - self.moved > (limit_s if self.built else max(limit_s, BUILD_S))
 
 
 def map_items(
@@ -170,7 +171,7 @@ def map_items(
     workers: int | None,
     wait_s: float,
     max_attempts: int = 3,
-    stuck_s: float | None = None,
+    stuck_s: float = STUCK_S,
     label: Callable[[T], str] = str,
 ) -> Iterator[Outcome[T]]:
     """Run `worker(*worker_args).run(item)` for every item on a pool of actors; outcomes in order of completion.
@@ -202,7 +203,7 @@ class _Pool(Generic[T]):
         workers: int | None,
         wait_s: float,
         max_attempts: int,
-        stuck_s: float | None,
+        stuck_s: float,
         label: Callable[[T], str],
         show: Show,
     ) -> None:
@@ -237,7 +238,7 @@ class _Pool(Generic[T]):
             self.resize()
             self.show(len(self.waiting) + len(self.doubtful), self.busy())
             asked = {actor.waits: actor for actor in self.actors if actor.waits is not None}
-            pause = min(ASK_EVERY_S, self.wait_s / 4, (self.stuck_s or ASK_EVERY_S) / 4)
+            pause = min(ASK_EVERY_S, self.wait_s / 4, self.stuck_s / 4)
             if asked:
                 ready, _ = ray.wait(list(asked), num_returns=1, timeout=pause)
             else:
@@ -379,7 +380,7 @@ class _Pool(Generic[T]):
         causes = {
             End.DIED: "the worker died",
             End.OUT_OF_MEMORY: "the worker was killed because its node ran out of memory",
-            End.STUCK: f"no progress for {self.stuck_s:g} s" if self.stuck_s else "no progress",
+            End.STUCK: f"no progress for {self.stuck_s:g} s",
         }
         attempts = self.counted(item)
         text = f"{self.label(item.value)}: {causes[end]}, at the last of {attempts} attempts"
@@ -406,8 +407,6 @@ class _Pool(Generic[T]):
         self.alive = {node.id for node in self.nodes}
         self.draining |= {node.id for node in self.nodes if node.draining}
         self.reckon()
-        if self.stuck_s is None:
-            return
         for actor in self.actors:
             if actor.item is None:
                 continue
@@ -437,7 +436,7 @@ class _Pool(Generic[T]):
             if actor.item is not None:
                 self.failed(self.let_go(actor, End.STUCK))
             else:
-                self.unbuilt(f"were not built within {max(self.stuck_s or 0, BUILD_S):g} s")
+                self.unbuilt(f"were not built within {max(self.stuck_s, BUILD_S):g} s")
         return []
 
     def require_room(self) -> None:

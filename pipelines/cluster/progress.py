@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from pipelines.errors import HHNetError
 
 LINE_EVERY_S = 10.0
+BOARD_S = 30.0
+"""Seconds that a board may take to answer."""
 
 Reporter = Callable[[str, int, int, str], None]
 """Receives (stage, done, total, note)."""
@@ -170,6 +172,7 @@ class BoardView:
 
     def _poll(self) -> None:
         import ray
+        from ray.exceptions import RayError
 
         with stage(self._name, self._total, self._unit) as advance:
             advance(self._done)
@@ -177,8 +180,9 @@ class BoardView:
             ended = False
             while not ended:
                 ended = self._ended.wait(1.0)
-                step, note = ray.get(self._board.read.remote())
-                if step > shown:
-                    advance(step - shown, note)
-                    self._follow(step, note)
-                    shown = step
+                with suppress(RayError):  # a board that is gone, or late, costs the picture and never the work
+                    step, note = ray.get(self._board.read.remote(), timeout=BOARD_S)
+                    if step > shown:
+                        advance(step - shown, note)
+                        self._follow(step, note)
+                        shown = step

@@ -106,6 +106,17 @@ def test_a_share_that_loses_every_actor_ends_the_search(
         killed_while_it_searches(nearest, random_codes(3, 16), 5)
 
 
+def test_the_share_of_a_stopped_actor_is_asked_again(
+    index: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.fanout, "STUCK_S", 2.0)
+    queries = random_codes(9, 16, seed=8)
+    with open_index(index) as reader, spread(reader, 2, Config(ray=RaySettings(wait_s=4))) as nearest:
+        nearest(queries, 20)
+        actors()[0].send_signal(signal.SIGSTOP)
+        assert same(nearest(queries, 20), reader.search(queries, 20))
+
+
 def test_a_damaged_part_is_named_by_the_actor_that_has_it(tmp_path: Path, local_ray: None) -> None:
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 30, seed=n) for n in range(3)}
     built = build_index([write_codes(tmp_path / "codes", contents).uri], str(tmp_path / "index"), Config())["uri"]

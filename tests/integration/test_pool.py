@@ -105,6 +105,25 @@ def test_busy_neighbours_do_not_hide_a_standstill(tmp_path: Path, local_ray: Non
     assert order.index(2) < len(order) - 1, "it was only taken away when there was nothing else to do"
 
 
+class Silent:
+    """A worker without a number to tell its progress by, which stops itself at its first item."""
+
+    def __init__(self, folder: str) -> None:
+        self.mark = Path(folder) / "stopped"
+
+    def run(self, item: int) -> int:
+        time.sleep(4)  # longer than it may be silent, but it answers meanwhile
+        if not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return item
+
+
+def test_a_worker_without_progress_must_answer(tmp_path: Path, local_ray: None) -> None:
+    (outcome,) = map_items(Silent, (str(tmp_path),), [7], workers=1, max_attempts=3, stuck_s=3)
+    assert (outcome.result, [attempt.end for attempt in outcome.tries]) == (7, ["stuck", "done"])
+
+
 class NeverBuilt:
     """A worker whose construction does not end."""
 
