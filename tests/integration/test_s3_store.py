@@ -1,5 +1,7 @@
 """The store, and ingest and verify on it, against a real S3 server."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +23,9 @@ from pipelines.errors import (
     StoreUnavailable,
 )
 from pipelines.ingest import ingest
+from pipelines.runs import RunLog, closed_records
 from pipelines.shards import INDEX_NAME, open_shards
+from pipelines.status import status
 from pipelines.storage import Store, sha256_of
 from pipelines.storage.bucket import Answer, Bucket
 from pipelines.verify import verify
@@ -255,3 +259,30 @@ def test_opening_codes_on_s3_is_one_request_for_each_shard(server: Seaweed, tmp_
         proxy.reset()
         assert len(opened.shards) == count
         assert proxy.seen == {"GET": count}
+
+
+WORKS = """
+import sys, time
+from pipelines.runs import RunLog
+from pipelines.storage import Store
+with RunLog(Store(sys.argv[1]), "encode", total=40, unit="images", shards=4) as log:
+    log.reach(10)
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_on_s3_is_seen_while_it_works_and_after_it_was_killed(server: Seaweed) -> None:
+    uri = server.uri("run/codes/database")
+    store = ArtifactWriter(Store(uri), "codes", MARK, (), {}).store
+    store.put("receipts/a.json", b'{"shard": "a.tar", "samples": 10, "rejects": null}')
+    with subprocess.Popen([sys.executable, "-c", WORKS, uri], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        working = status(uri)
+        process.kill()
+    assert (working["status"], working["shards"], working["done"]) == ("working", {"done": 1, "of": 4}, 10)
+    assert (status(uri)["status"], status(server.uri("run"))["status"]) == ("died", "died")
+    with RunLog(store, "encode", total=40, unit="images", shards=4) as log:
+        assert status(uri)["run"]["name"] == log.name
+    assert [(one["end"], one.get("closed_by")) for one in closed_records(store)] == [("died", log.name), ("done", None)]
