@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from pipelines.errors import HHNetError
 
 LINE_EVERY_S = 10.0
+READ_S = 5.0
+"""How long a board may take to answer."""
 
 Reporter = Callable[[str, int, int, str], None]
 """Receives (stage, done, total, note)."""
@@ -148,10 +150,11 @@ class BoardView:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(2 * READ_S)
 
     def _poll(self) -> None:
         import ray
+        from ray.exceptions import RayError
 
         with stage(self._name, self._total, self._unit) as advance:
             advance(self._done)
@@ -159,7 +162,10 @@ class BoardView:
             ended = False
             while not ended:
                 ended = self._ended.wait(1.0)
-                step, note = ray.get(self._board.read.remote())
+                try:
+                    step, note = ray.get(self._board.read.remote(), timeout=READ_S)
+                except RayError:  # nobody answers: the work itself says so
+                    continue
                 if step > shown:
                     advance(step - shown, note)
                     shown = step
