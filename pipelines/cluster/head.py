@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pipelines.cluster.access import token_refused
 from pipelines.errors import ClusterUnavailable, HeadLost
@@ -22,7 +21,8 @@ LEAST_PATIENCE_S = 1.0
 ASK_EVERY_S = 5.0
 ASK_S = 5.0
 """How long one question may take at most."""
-AGAIN_S = 1.0
+AGAIN_MS = 1000
+"""Longest pause between two attempts to connect."""
 _ASK = "/ray.rpc.InternalKVGcsService/InternalKVGet"
 _UP = "the same command goes on from there once the cluster is back"
 
@@ -33,36 +33,23 @@ def await_head(address: str, wait_s: float) -> None:
     UsageError where it refuses this environment's token, ClusterUnavailable where nothing answers, or no Ray.
     """
     import grpc
-
-    deadline = time.monotonic() + wait_s
-    while True:
-        left = deadline - time.monotonic()
-        status = _asked(address, max(0.1, min(ASK_S, left)))
-        if status == grpc.StatusCode.UNAUTHENTICATED:
-            raise token_refused(address)
-        if status not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return
-        if left <= AGAIN_S:
-            raise ClusterUnavailable(
-                f"no Ray head answers at {address} within {wait_s:g} s (ray.wait_s): see that the cluster is up, and "
-                "that ray.address names the port of its GCS (6379 unless set), not that of the dashboard"
-            )
-        time.sleep(AGAIN_S)
-
-
-def _asked(address: str, timeout: float) -> Any:
-    """The status of a cheap question to the head; None where it was answered."""
-    import grpc
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
     token = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", AGAIN_MS)]
+    with grpc.insecure_channel(address, options=options) as channel:
         ask = channel.unary_unary(_ASK, request_serializer=bytes, response_deserializer=bytes)
         try:
-            ask(b"", timeout=timeout, metadata=token)
+            ask(b"", timeout=wait_s, metadata=token, wait_for_ready=True)
         except grpc.RpcError as error:
-            return error.code()
-    return None
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise token_refused(address) from None
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return  # it speaks, if of something else
+            raise ClusterUnavailable(
+                f"no Ray head answers at {address} within {wait_s:g} s (ray.wait_s): see that the cluster is up, and "
+                "that ray.address names the port of its GCS (6379 unless set), not that of the dashboard"
+            ) from None
 
 
 class HeadWatch:

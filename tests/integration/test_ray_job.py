@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +50,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     paths = os.pathsep.join([str(site), *filter(None, [env.get("PYTHONPATH")])])
     words = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
+    # Of its own: a job asks the files there for its cluster, and would be led to whatever other one was begun last.
+    temporary = tempfile.mkdtemp(prefix="t-")
+    words += [f"--temp-dir={temporary}"]
     words += ["--object-store-memory=200000000", f"--dashboard-agent-listen-port={free_port()}", "--labels=role=driver"]
     head = subprocess.Popen(
         [BIN / "ray", *words], env={**env, "PYTHONPATH": paths}, start_new_session=True, stdout=subprocess.DEVNULL
@@ -59,6 +64,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     finally:
         head.terminate()
         head.wait(timeout=60)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def wait_until_up(address: str, env: dict[str, str]) -> bool:
