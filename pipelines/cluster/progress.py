@@ -168,7 +168,7 @@ class BoardView:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(2 * READ_S)
+        self._thread.join(2 * BOARD_S)
 
     def _poll(self) -> None:
         import ray
