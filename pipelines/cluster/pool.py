@@ -212,7 +212,8 @@ class _Pool(Generic[T]):
         self.arguments, self.verb, self.need, self.workers = (worker, worker_args), verb, need, workers
         self.wait_s, self.max_attempts, self.stuck_s, self.label, self.show = wait_s, max_attempts, stuck_s, label, show
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
-        self.remote = ray.remote(**need.options(), **options)(_Worker)
+        named = type(f"{verb.title().replace('-', '')}Worker", (_Worker,), {"__module__": __name__})
+        self.remote = ray.remote(**need.options(), **options)(named)  # the dashboard shows the class as its name
         self.waiting = deque(_Item(item) for item in items)
         self.doubtful: list[_Item[T]] = []
         """Items with too many attempts, of which the last may yet turn out to be the loss of a node."""

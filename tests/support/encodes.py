@@ -79,7 +79,7 @@ def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
         for process in psutil.Process(verb.pid).children(recursive=True):
             with suppress(psutil.Error):
                 title = " ".join(process.cmdline()[:1])
-                if title.startswith(("ray::_Worker", "ray::encode ")) and process.status() != psutil.STATUS_ZOMBIE:
+                if title.startswith(("ray::EncodeWorker", "ray::encode ")) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
     workers = {process.pid for process in found}
     return [process for process in found if _parent(process) not in workers]
