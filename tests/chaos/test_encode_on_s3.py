@@ -85,6 +85,10 @@ def receipts(server: Seaweed, out: str) -> int:
     return len(Store(server.uri(out)).names("receipts"))
 
 
+ENCODERS = ("ray::EncodeWorker", "ray::encode ")
+"""Titles of a worker before and while it encodes a shard."""
+
+
 def named(process: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
     """Descendants of the driver that bear one of these names."""
     try:
@@ -94,7 +98,7 @@ def named(process: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
 
 
 def kill_worker(process: subprocess.Popen[str], server: Seaweed) -> None:
-    named(process, "ray::_Worker")[0].kill()
+    named(process, *ENCODERS)[0].kill()
 
 
 def kill_driver(process: subprocess.Popen[str], server: Seaweed) -> None:
@@ -123,7 +127,7 @@ KILLS: dict[str, Callable[[subprocess.Popen[str], Seaweed], None]] = {
 def wait_for_work(process: subprocess.Popen[str], server: Seaweed, out: str, done: int) -> bool:
     """Until two workers run and `done` shards are finished; False where the run ended before."""
     while process.poll() is None:
-        if len(named(process, "ray::_Worker")) == 2 and receipts(server, out) >= done:
+        if len(named(process, *ENCODERS)) == 2 and receipts(server, out) >= done:
             return True
         time.sleep(0.1)
     return False

@@ -36,7 +36,7 @@ def at_work(verb: "subprocess.Popen[str]", scratch: Path) -> tuple[psutil.Proces
     while True:
         below = psutil.Process(verb.pid).children(recursive=True)
         words = {process: " ".join(process.cmdline()) for process in below}
-        if any("ray::_Worker" in said for said in words.values()):
+        if any(said.startswith(("ray::EncodeWorker", "ray::encode ")) for said in words.values()):
             break
         assert verb.poll() is None and time.monotonic() < deadline, verb.communicate()[1]
         time.sleep(0.05)
