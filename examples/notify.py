@@ -14,7 +14,9 @@ from prefect.client.orchestration import get_client
 from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import EventTrigger
 
-RUN = "{{ flow_run.name }}: {{ flow_run.state.name }} {{ flow_run.state.message }} {{ flow_run | ui_url }}"
+RUN = (
+    "{{ flow_run.name }}: {{ flow_run.state.name }} {{ flow_run.state.message or '' }} {{ (flow_run | ui_url) or '' }}"
+)
 
 
 def main(deployment: str, url: str) -> None:
