@@ -33,6 +33,7 @@ from tests.support.encodes import (
     Corpus,
     encode_words,
     encoders,
+    held,
     hhnet,
     joined,
     more_receipts,
@@ -184,9 +185,10 @@ def test_lost_nodes_and_a_lost_head_change_no_byte(corpus: Corpus, tmp_path: Pat
         out = tmp_path / f"head-{number}"
         with cluster_of(1, 1) as cluster, joined(corpus, cluster, out) as verb:
             assert more_receipts(verb, out, rng.randrange(2, 8))
-            cluster.tell("behead")
-            lost_heads += 1
-            _, err = verb.communicate(timeout=RUN_LIMIT_S)
+            with held(cluster.process):
+                cluster.tell("behead")
+                lost_heads += 1
+                _, err = verb.communicate(timeout=RUN_LIMIT_S)
         assert verb.returncode == 3, err
         last = err.splitlines()[-1]
         assert last.startswith(f"hhnet: the head of Ray at {cluster.address} has not answered for 10 s"), err
@@ -228,8 +230,9 @@ def test_without_the_head_of_its_own_ray_a_run_ends_and_is_resumed(
         assert more_receipts(verb, out, 2)
         helpers = psutil.Process(verb.pid).children(recursive=True)
         (head,) = [process for process in helpers if process.name().startswith("gcs")]
-        head.send_signal(number)
-        _, err = verb.communicate(timeout=120)
+        with held(verb):
+            head.send_signal(number)
+            _, err = verb.communicate(timeout=120)
     assert verb.returncode == 3, err
     assert "the head of Ray at local has not answered for 10 s" in err.splitlines()[-1] and "Traceback" not in err
     assert psutil.wait_procs(helpers, timeout=10)[1] == []

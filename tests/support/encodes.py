@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,6 +84,21 @@ def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
                     found.append(process)
     workers = {process.pid for process in found}
     return [process for process in found if _parent(process) not in workers]
+
+
+@contextmanager
+def held(verb: subprocess.Popen[str]) -> Iterator[None]:
+    """Stop the workers below a verb or a cluster, which would finish few shards without a head; they end with it."""
+    workers = encoders(verb)
+    for worker in workers:
+        with suppress(psutil.Error):
+            worker.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for worker in workers:
+            with suppress(psutil.Error):
+                worker.kill()
 
 
 def _parent(process: psutil.Process) -> int | None:
