@@ -342,6 +342,7 @@ def encode_shards(
                 max_attempts=settings.max_attempts,
                 stuck_s=settings.stuck_s,
                 label=lambda task: task.shard,
+                failed=lambda task, attempt: log.tried(task.shard, (attempt,), {}),
             )
             for outcome in pool:
                 task = outcome.item
@@ -350,7 +351,7 @@ def encode_shards(
                 else:
                     receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
                 runs.append(ShardRun(task, receipt, outcome.attempts, figures))
-                log.tried(task.shard, outcome.tries, figures)
+                log.tried(task.shard, outcome.tries[-1:] if outcome.error is None else (), figures)
                 log.advance(rows[task.shard])
                 done += rows[task.shard]
                 advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")

@@ -65,6 +65,7 @@ def build_parts(
                 workers=config.index.workers,
                 wait_s=config.ray.wait_s,
                 label=lambda task: task.shard,
+                failed=lambda task, attempt: log.tried(task.shard, (attempt,), {}),
             )
             for outcome in pool:
                 if outcome.error is not None:
@@ -72,7 +73,7 @@ def build_parts(
                         f"{writer.store.uri}: {outcome.error}; what was built is kept, run again to resume"
                     )
                 receipts[outcome.item.receipt(quantizer)] = outcome.result
-                log.tried(outcome.item.shard, outcome.tries, {"rows": outcome.item.rows})
+                log.tried(outcome.item.shard, outcome.tries[-1:], {"rows": outcome.item.rows})
                 log.advance()
                 advance(1)
     return receipts

@@ -173,17 +173,22 @@ def map_items(
     max_attempts: int = 3,
     stuck_s: float = STUCK_S,
     label: Callable[[T], str] = str,
+    failed: Callable[[T, Attempt], None] = lambda item, attempt: None,
 ) -> Iterator[Outcome[T]]:
     """Run `worker(*worker_args).run(item)` for every item on a pool of actors; outcomes in order of completion.
 
     At most `workers` actors run side by side, or as many as find room as nodes come and go where that is None. An
     item whose worker dies on a node that lives on, or makes no progress for `stuck_s` and is killed for that, counts
     one attempt and goes to another actor, up to `max_attempts`; then its outcome carries the error. A lost node is no
-    attempt. Exceptions of the worker itself are raised here. WorkFailed where workers die while they are built,
+    attempt. `failed` hears at once of each attempt that ended badly.
+
+    Exceptions of the worker itself are raised here. WorkFailed where workers die while they are built,
     ClusterUnavailable where no worker finds room for `wait_s` or this process's own node is lost.
     """
     with Meter(verb).queue() as show:
-        pool = _Pool(worker, worker_args, items, verb, need, workers, wait_s, max_attempts, stuck_s, label, show)
+        pool = _Pool(
+            worker, worker_args, items, verb, need, workers, wait_s, max_attempts, stuck_s, label, show, failed
+        )
         try:
             yield from pool.outcomes()
         finally:
@@ -206,11 +211,13 @@ class _Pool(Generic[T]):
         stuck_s: float,
         label: Callable[[T], str],
         show: Show,
+        tell_failed: Callable[[T, Attempt], None],
     ) -> None:
         import ray
 
         self.arguments, self.verb, self.need, self.workers = (worker, worker_args), verb, need, workers
         self.wait_s, self.max_attempts, self.stuck_s, self.label, self.show = wait_s, max_attempts, stuck_s, label, show
+        self.tell_failed = tell_failed
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
         named = type(f"{verb.title().replace('-', '')}Worker", (_Worker,), {"__module__": __name__})
         self.remote = ray.remote(**need.options(), **options)(named)  # the dashboard shows the class as its name
@@ -349,6 +356,8 @@ class _Pool(Generic[T]):
         attempt = Attempt(actor.began, time.time(), place.host, place.pid, place.gpu, end)
         item.tries.append((attempt, place.node))
         actor.item = None
+        if end is not End.DONE:
+            self.tell_failed(item.value, attempt)
         return item
 
     def failed(self, item: _Item[T]) -> None:
