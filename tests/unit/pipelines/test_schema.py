@@ -168,7 +168,7 @@ def test_another_code_length_is_damage() -> None:
 
 def test_the_reasons_are_closed() -> None:
     assert [str(reason) for reason in Reason] == [
-        *("damaged", "not_an_image", "truncated", "too_large", "undecodable", "worker_died", "stuck")
+        *("damaged", "not_an_image", "truncated", "too_large", "undecodable", "worker_died", "out_of_memory", "stuck")
     ]
 
 

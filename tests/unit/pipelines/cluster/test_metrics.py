@@ -11,7 +11,3 @@ def test_without_ray_counting_changes_nothing() -> None:
         meter.rejects({"truncated": 2})
         meter.seconds({"read": 0.5})
         meter.bytes(read=10, written=0)
-
-
-def test_outcomes_pass_as_they_come() -> None:
-    assert list(Meter("encode").queued(iter("abc"), total=3, workers=2)) == ["a", "b", "c"]
