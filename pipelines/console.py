@@ -33,7 +33,7 @@ LINE_CHARS = 300
 """Longest message of an error; --debug shows all of it."""
 PATHS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
 """Flags of submitted verbs whose values are folders or URIs."""
-TABLES = ("versions", "changes", "states", "summary", "steps")
+TABLES = ("versions", "changes", "states", "summary", "by_step")
 """What of a result there are several of."""
 ROWS_SHOWN = 50
 

@@ -351,7 +351,8 @@ def encode_shards(
                 else:
                     receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
                 runs.append(ShardRun(task, receipt, outcome.attempts, figures))
-                log.tried(task.shard, outcome.tries[-1:] if outcome.error is None else (), figures)
+                if outcome.error is None:
+                    log.tried(task.shard, outcome.tries[-1:], figures)
                 log.advance(rows[task.shard])
                 done += rows[task.shard]
                 advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")

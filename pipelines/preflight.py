@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.artifacts import Artifact, open_artifact, require_identity
-from pipelines.cluster.placement import look, need_of
+from pipelines.cluster.placement import need_of, room_on_nodes
 from pipelines.cluster.pool import Outcome
 from pipelines.cluster.session import ray_session
 from pipelines.config import Config
@@ -158,8 +158,9 @@ def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int
     begun = time.perf_counter()
     with ray_session(job.config), scratch_folder() as folder, RunLog(Store(folder), "dry-run") as log:
         need = need_of(job.config.encode, job.config)
-        rooms = [room for node in look() if (room := node.places(need))]
-        workers = max(1, min(most, sum(rooms), job.config.encode.workers or most))
+        wanted = min(most, job.config.encode.workers or most)
+        rooms = room_on_nodes(wanted, need)
+        workers = max(1, min(wanted, sum(rooms)))
         one = replace(job, config=job.config.model_copy(update={"encode": alone}))
         runs = encode_shards(one, opened, picked, TrialEncoder, _failed, log)
         seconds = time.perf_counter() - begun
@@ -238,7 +239,7 @@ class Estimate:
             "seconds": round(self.seconds, 1),
             "startup_seconds": round(trial.startup, 1),
             "images_per_second": round(self.rate, 1),
-            "steps": [
+            "by_step": [
                 {"step": step, "one_worker": round(one[step], 1), "all_workers": round(among[step], 1)} for step in one
             ],
         }
@@ -280,7 +281,6 @@ def _traffic(
         head += len(left) + 2 * fleet.workers
         get += sum(map(_blocks, tars)) + (1 + _blocks(index.bytes)) * fleet.workers
     if not network.store.is_local:
-        head += len(weights) * fleet.workers
         get += (1 + len(weights)) * fleet.workers
     if not Store(job.out).is_local:
         head += len(left) + 2 * fleet.workers

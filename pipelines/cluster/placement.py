@@ -201,9 +201,14 @@ def _shares(node: Node, need: Need) -> Iterable[int]:
 # -------------------------------------------------------------------------------------------------------- the wait
 
 
-def wait_for_room(workers: int, need: Need, config: Config) -> None:
-    """Wait up to `ray.wait_s` until so many workers find room; ClusterUnavailable after that."""
-    _wait(lambda nodes: places(nodes, need) >= workers or None, workers, need, config)
+def room_on_nodes(workers: int, need: Need) -> list[int]:
+    """Return how many workers find room on each node that has any, for so many in all or as it is after SETTLE_S."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        rooms = [room for node in look() if (room := node.places(need))]
+        if sum(rooms) >= workers or time.monotonic() >= deadline:
+            return rooms
+        time.sleep(LOOK_EVERY_S)
 
 
 def _wait(find: Callable[[Sequence[Node]], T | None], workers: int, need: Need, config: Config) -> T:

@@ -129,7 +129,7 @@ def test_a_local_ray_serves_the_figures_of_the_artifact(corpus: tuple[str, str],
         assert worker.stdout is not None
         assert worker.stdout.readline() == "done\n"
         assert_told_right(wait_for(port, ("images_total", "encode"), 60), tmp_path / "codes", corpus[0])
-        assert (seen["queue", "encode", "waiting"], seen["queue", "encode", "running"]) == (5, 1)
+        assert (seen["queue", "encode", "waiting"], seen["queue", "encode", "running"]) == (6, 1)
     finally:
         worker.communicate()
     assert worker.returncode == 0

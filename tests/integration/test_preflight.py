@@ -35,7 +35,7 @@ def test_it_says_what_an_encode_would_take_and_puts_nothing(
     assert not out.exists()
     assert (told["shards"], told["shards_left"], told["images_left"], told["workers"]) == (4, 4, 36, 2)
     assert told["tried"].startswith("20 images of 2 shards in ")
-    assert {row["step"] for row in told["steps"]} == STEPS
+    assert {row["step"] for row in told["by_step"]} == STEPS
     assert told["binds"].split("-bound: ")[0] in {*STEPS, "cpu"}
     tars = sum(shard.part.bytes for shard in open_shards(str(shards / "train")).shards)
     assert tars < told["bytes_read"] < tars + 2 * sum(file.stat().st_size for file in model.rglob("*.*"))

@@ -17,8 +17,11 @@ def test_free_resources_are_what_is_left_of_the_nodes(local_ray: None) -> None:
         assert set(found) == {node["NodeID"]}
         return found[node["NodeID"]].get("CPU", 0)
 
+    def hold() -> None:
+        time.sleep(60)
+
     await_value(free, cpus)
-    held = ray.remote(num_cpus=1)(time.sleep).remote(60)
+    held = ray.remote(num_cpus=1)(hold).remote()
     await_value(free, cpus - 1)
     ray.cancel(held, force=True)
 
