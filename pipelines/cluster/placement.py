@@ -6,12 +6,14 @@ was asked, what there is and what is in use. A wait asks the autoscaler too, so 
 
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from pipelines.cluster.head import require_head
 from pipelines.cluster.ray_private import draining_nodes, free_resources
 from pipelines.config import Config, GpuPlacedSettings, PlacedSettings
 from pipelines.errors import ClusterUnavailable
@@ -22,6 +24,8 @@ LOOK_EVERY_S = 1.0
 """Seconds between two looks at the cluster while room is waited for."""
 ACCELERATOR_SHARE = 0.001
 """Amount that a worker reserves of its node's resource `accelerator_type:NAME`, by which Ray finds such nodes."""
+HEAD_EVERY_S = 0.5
+"""Seconds between two looks whether the head lives, while it is asked something."""
 SETTLE_S = 3.0
 """Seconds after which Ray's count of free resources has caught up with workers that began or ended."""
 NOT_SHOWN = ("node:", "object_store_memory", "accelerator_type:", "bundle_")
@@ -96,7 +100,30 @@ def label_matches(value: str | None, wanted: str) -> bool:
 
 
 def look() -> list[Node]:
-    """Return the nodes that are alive."""
+    """Return the nodes that are alive. HeadLost where the head of Ray is.
+
+    The head is asked in a thread: one that is gone keeps who asks it waiting, out of reach of any interrupt.
+    """
+    found: list[list[Node]] = []
+    failed: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            found.append(_ask_head())
+        except Exception as error:  # raised again where it was asked
+            failed.append(error)
+
+    thread = threading.Thread(target=ask, name="look", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(HEAD_EVERY_S)
+        require_head()
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+def _ask_head() -> list[Node]:
     import ray
 
     free, draining = free_resources(), draining_nodes()
