@@ -85,8 +85,8 @@ def receipts(server: Seaweed, out: str) -> int:
     return len(Store(server.uri(out)).names("receipts"))
 
 
-ENCODERS = ("ray::EncodeWorker", "ray::encode ")
-"""Titles of a worker before and while it encodes a shard."""
+ENCODERS = ("ray::EncodeWork",)
+"""What Linux keeps of the name of a worker's process, before and while it encodes a shard."""
 
 
 def named(process: subprocess.Popen[str], *names: str) -> list[psutil.Process]:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,10 +58,17 @@ def test_a_disk_that_is_full_and_grows(jobs: Jobs, tmp_path: Path) -> None:
     assert_whole(job, stored(tmp_path / "grown"))
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for the names of Unix sockets: Ray runs elsewhere if TMPDIR is longer."""
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize(("name", "says"), [("ingest", "No space left"), ("index", "no space left")])
-def test_a_scratch_disk_that_is_full(jobs: Jobs, tmp_path: Path, name: str, says: str) -> None:
+def test_a_scratch_disk_that_is_full(jobs: Jobs, short_folder: Path, name: str, says: str) -> None:
     """Shards are built, and Ray runs, on another disk than results go to; the error names it, readers see nothing."""
-    job, scratch, out = jobs[name], tmp_path / "scratch", jobs.place()
+    job, scratch, out = jobs[name], short_folder / "scratch", jobs.place()
     done = on_a_disk_of("8k", scratch, f"{HHNET} {' '.join(job.words_to(out))}", TMPDIR=str(scratch))
     assert done.returncode == 3, done.stderr
     error = done.stderr.splitlines()[-1]
