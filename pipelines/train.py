@@ -7,7 +7,6 @@ epoch is a pure function of (seed, epoch, shard index), so a checkpoint only has
 import hashlib
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputE
 from pipelines.lineage import carried
 from pipelines.runs import RunLog
 from pipelines.shards import ShardSet, open_shards
-from pipelines.storage import Store, canonical_json
+from pipelines.storage import Store, canonical_json, scratch_folder
 from pipelines.versions import finished
 
 if TYPE_CHECKING:  # they import torch, which a run that finds everything done can do without
@@ -152,7 +151,7 @@ def _file_digest(setting: str, path: str) -> str:
 def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     """Run the loop on Ray Train until its last step, restarting workers that die."""
     config = job.config
-    with ray_session(config), tempfile.TemporaryDirectory(prefix="hhnet-ray-") as scratch:
+    with ray_session(config), scratch_folder(kept=True) as scratch:
         require_shared_store(Store(job.out), config)
         # Ray Train would wait again and again for room that a lost node took away.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.ray.wait_s)
@@ -188,7 +187,7 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
     return training_need(config)
 
 
-def _fit(job: TrainJob, need: Need, board: Any, scratch: str) -> None:
+def _fit(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
     """Train on Ray Train with workers that each reserve `need`; WorkFailed or the workers' own error at the end."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -206,7 +205,7 @@ def _fit(job: TrainJob, need: Need, board: Any, scratch: str) -> None:
             label_selector=dict(need.labels) or None,
         ),
         run_config=RunConfig(
-            storage_path=scratch,
+            storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=0),
         ),
     )

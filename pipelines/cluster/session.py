@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,13 +21,13 @@ from typing import Any
 import psutil
 
 from pipelines.cluster.access import has_ray_token, require_ray_token, token_refused
-from pipelines.cluster.folder import PrivateFolder, short_base
 from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible
 from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
 from pipelines.config import Config, RaySettings
 from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
+from pipelines.storage.scratch import DRAWN, PrivateFolder
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20
 LEAST_DISK_BYTES = 64 << 10
@@ -36,6 +37,11 @@ STOP_WAIT_S = 10.0
 LEAVE_WAIT_S = 30.0
 """How long leaving Ray may take; where its head is gone that may be for ever."""
 PR_SET_CHILD_SUBREAPER = 36
+PREFIX = "hhray-"
+SOCKET_BYTES = 107
+"""Longest path of a Unix socket."""
+RAYS_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""What Ray puts behind its temporary folder at most."""
 
 
 def ray_address(config: Config) -> str:
@@ -153,7 +159,7 @@ class _Connection:
 
     def _make_room(self, settings: RaySettings) -> dict[str, Any]:
         """A private folder with a token and, where there is none, a home; the options of a Ray that lives there."""
-        self._folder = PrivateFolder()
+        self._folder = PrivateFolder(short_base(), PREFIX, kept=True)
         if not has_ray_token() and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
             token = self._folder.path / "auth_token"
             token.touch(mode=0o600)
@@ -247,6 +253,18 @@ def _dialled(address: str) -> str:
     from ray._private.services import canonicalize_bootstrap_address
 
     return str(canonicalize_bootstrap_address(address))
+
+
+def short_base() -> Path:
+    """Return the folder of temporary files, or another where its path is too long for Ray's sockets below it."""
+    usual = (f"/{name}" for name in ("tmp", "var/tmp", "dev/shm"))
+    wanted = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), *usual]
+    for folder in filter(None, wanted):
+        path = os.path.realpath(folder)
+        fits = len(os.fsencode(f"{path}/{PREFIX}")) + DRAWN + RAYS_BYTES <= SOCKET_BYTES
+        if fits and Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK):
+            return Path(path)
+    return Path(tempfile.gettempdir())  # Ray says what is wrong with it
 
 
 def _require_free(port: int) -> None:

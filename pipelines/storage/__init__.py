@@ -6,6 +6,7 @@ s3        a prefix of a bucket as a store
 bucket    the requests that it makes, each until it is answered
 writes    put-if-absent among them, whole or in parts
 clock     how long an operation is tried again, and what is worth trying
+scratch   temporary folders that are gone with their owner
 many      many reads at a time, their results in order
 """
 

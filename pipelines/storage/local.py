@@ -14,8 +14,10 @@ from typing import IO
 from pipelines.errors import StoreUnavailable
 from pipelines.failpoints import failpoint
 from pipelines.storage.objects import Entry
+from pipelines.storage.scratch import PrivateFolder
 
 COPY_BYTES = 1 << 20
+SCRATCH_PREFIX = "hhscratch-"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -145,17 +147,23 @@ def _make_folder(path: Path) -> None:
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A local folder for bytes under construction, gone at the end. StoreUnavailable where its disk is full."""
-    with tempfile.TemporaryDirectory(prefix="hhnet-") as folder:
-        try:
-            yield Path(folder)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise StoreUnavailable(
-                f"{folder}: {error.strerror}: free some space, or set TMPDIR to a larger disk"
-            ) from error
+def scratch_folder(kept: bool = False) -> Iterator[Path]:
+    """Make a local folder for bytes under construction, gone at the end. StoreUnavailable where its disk is full.
+
+    Where this process is killed, the next one that wants such a folder removes it; `kept` has that done at once, by a
+    process of its own.
+    """
+    private = PrivateFolder(Path(tempfile.gettempdir()), SCRATCH_PREFIX, kept)
+    try:
+        yield private.path
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StoreUnavailable(
+            f"{private.path}: {error.strerror}: free some space, or set TMPDIR to a larger disk"
+        ) from error
+    finally:
+        private.close()
 
 
 def write_output(path: str | Path, data: bytes) -> None:

@@ -40,7 +40,7 @@ def at_work(verb: "subprocess.Popen[str]", scratch: Path) -> tuple[psutil.Proces
             break
         assert verb.poll() is None and time.monotonic() < deadline, verb.communicate()[1]
         time.sleep(0.05)
-    (keeper,) = [process for process, said in words.items() if "folder.py" in said]
+    (keeper,) = [process for process, said in words.items() if "scratch.py" in said]
     assert any(scratch.iterdir()), "its files are where TMPDIR says"
     return keeper, [process for process in below if process != keeper]
 

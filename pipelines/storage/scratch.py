@@ -1,9 +1,9 @@
-"""A private temporary folder for a local Ray, which is gone with its owner, however that ends.
+"""Private temporary folders, which are gone with their owner, however that ends.
 
-The owner holds a lock on the folder and a pipe to a keeper, which is this file run by itself. When the pipe breaks, the
-keeper kills the processes that still have files open below the folder and removes it. Where the keeper was killed too,
-the next owner does so for every folder whose lock is free. Only the standard library is imported: the keeper starts at
-once, and it must not depend on the environment.
+The owner holds a lock on its folder. Whoever makes the next folder beside it kills the processes that still write below
+a folder whose lock is free, and removes it. Where that would be too late, the owner has a keeper, which is this file
+run by itself and does so at once: the pipe between them breaks when the owner ends. Only the standard library is
+imported: the keeper starts fast, and it must not depend on the environment.
 """
 
 import fcntl
@@ -19,68 +19,62 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-PREFIX = "hhray-"
-SOCKET_BYTES = 107
-"""Longest path of a Unix socket."""
-RAYS_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-"""What Ray puts behind its temporary folder at most."""
-DRAWN_BYTES = len(f"/{PREFIX}12345678")
+DRAWN = 8
+"""Characters that `mkdtemp` puts behind a prefix."""
 SWEEP_S = 10.0
 """How long the keeper may take to end what is left and to remove the folder."""
 AGAIN_S = 0.1
 
 
 class PrivateFolder:
-    """A new folder, locked by this process and watched by a keeper until `close`."""
+    """A new folder `base/prefix...`, locked by this process until `close`; with `kept` a keeper watches over it."""
 
-    def __init__(self) -> None:
-        base = Path(short_base())
-        for left in base.glob(f"{PREFIX}*"):
+    def __init__(self, base: Path, prefix: str, kept: bool = False) -> None:
+        for left in base.glob(prefix + DRAWN * "?"):
             _sweep_if_left(left)
-        self.path, self._lock = _locked_folder(base)
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(self.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,  # Ctrl-C, and what kills the owner's group, are not for the keeper
-        )
+        self.path, self._lock = _locked_folder(base, prefix)
+        self._keeper = _start_keeper(self.path) if kept else None
 
     def close(self) -> None:
-        """Let the keeper remove the folder, and wait until it is gone, at most twice SWEEP_S."""
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._keeper.wait(timeout=2 * SWEEP_S)
+        """Remove the folder; with a keeper wait until it has done so, at most twice SWEEP_S."""
+        if self._keeper is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            assert self._keeper.stdin is not None
+            self._keeper.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._keeper.wait(timeout=2 * SWEEP_S)
         os.close(self._lock)
 
 
-def short_base() -> str:
-    """The folder of temporary files, or another where its path is too long for Ray's sockets below it."""
-    usual = (f"/{name}" for name in ("tmp", "var/tmp", "dev/shm"))
-    wanted = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), *usual]
-    for folder in filter(None, wanted):
-        path = os.path.realpath(folder)
-        fits = len(os.fsencode(path)) + DRAWN_BYTES + RAYS_BYTES <= SOCKET_BYTES
-        if fits and Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK):
-            return path
-    return tempfile.gettempdir()  # Ray says what is wrong with it
+def _start_keeper(folder: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,  # Ctrl-C, and what kills the owner's group, are not for the keeper
+    )
 
 
-def _locked_folder(base: Path) -> tuple[Path, int]:
-    """A new folder and the descriptor that holds its lock; another one if somebody swept it before it was locked."""
+def _locked_folder(base: Path, prefix: str) -> tuple[Path, int]:
+    """Make a folder and lock it; returns it and the descriptor that holds the lock."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-        with suppress(OSError):
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+        try:
             lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                folder.stat()
-            except OSError:
-                os.close(lock)
-            else:
-                return folder, lock
+        except FileNotFoundError:  # another process took it for one that was left, before it was locked
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.stat()
+        except (BlockingIOError, FileNotFoundError):  # the same
+            os.close(lock)
+            continue
+        except OSError:  # a file system without locks, where nobody can take it for one that was left
+            pass
+        return folder, lock
 
 
 def _sweep_if_left(folder: Path) -> None:
