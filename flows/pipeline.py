@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Failed, Running
 
 from flows.lease import keep_leases
 from flows.lifeline import follow_parent
-from flows.reporting import best_effort, publish_if_reachable
+from flows.reporting import await_prefect, best_effort, publish_if_reachable
 from flows.stages import (
     NAME_CHARS,
     Ref,
@@ -47,6 +47,10 @@ from pipelines.storage import Store
 
 WAIT_FACTOR = 4
 """How much longer each wait before another try of a run is than the one before."""
+
+AWAIT_SERVER_S = 60.0
+AWAIT_SERVER_SERVED_S = 600.0
+"""How long a run waits at its end for a Prefect server that is away: nobody sits before one of a deployment."""
 
 NO_SETTINGS: dict[str, Any] = {}
 
@@ -95,13 +99,14 @@ def pipeline(
         base: The deployment's own settings, over which the others are laid. Leave it as it is.
     """
     follow_parent()
+    served = bool(runtime.deployment.id)  # the server is asked for it, which may be gone later
     try:
         tree = settings_of(config, sets, out, base)
         settings = parse(tree)
         if settings.run.out is None:
             raise ConfigError("run.out is not set: set it in the configuration, or give the parameter `out`")
         with kept_ray():
-            return _persist(settings, tree, settings.run.out)
+            ended: Result | State[Any] = _persist(settings, tree, settings.run.out, served)
     except TerminationSignal:
         # Prefect tells a cancellation from a crash by its own handler of SIGTERM, which a Ray session replaces.
         if _is_cancelled():
@@ -111,7 +116,9 @@ def pipeline(
         # Prefect would write an exception that leaves the flow into the user's storage.
         log = get_run_logger()
         log.error(str(error), exc_info=None if isinstance(error, HHNetError) else error)
-        return Failed(data=error, message=str(error) or type(error).__name__)
+        ended = Failed(data=error, message=str(error) or type(error).__name__)
+    await_prefect(AWAIT_SERVER_SERVED_S if served else AWAIT_SERVER_S)
+    return ended
 
 
 def _is_cancelled() -> bool:
@@ -125,9 +132,9 @@ def _is_cancelled() -> bool:
     return False
 
 
-def _persist(settings: Config, tree: dict[str, Any], out: str) -> Result:
+def _persist(settings: Config, tree: dict[str, Any], out: str, served: bool) -> Result:
     """Run the stages; a run of a deployment does so again, later and later, where something is out of reach."""
-    tries = settings.run.retries if runtime.deployment.id else 0
+    tries = settings.run.retries if served else 0
     for attempt in range(tries + 1):
         log = StageLog()
         try:

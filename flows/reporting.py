@@ -71,6 +71,19 @@ def best_effort() -> Iterator[None]:
         yield
 
 
+def await_prefect(seconds: float) -> None:
+    """Wait up to `seconds` until Prefect's server answers, so that one that restarts hears how a run ended."""
+    deadline = time.monotonic() + seconds
+    while not _answers() and time.monotonic() < deadline:
+        time.sleep(UPDATE_EVERY_S)
+
+
+def _answers() -> bool:
+    with best_effort(), get_client(sync_client=True) as client:
+        return client.api_healthcheck() is None
+    return False
+
+
 def publish_if_reachable(key: str, kind: str, data: Any, description: str) -> bool:
     """Do as `publish`; False where the server does not take it."""
     with best_effort():

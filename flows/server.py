@@ -40,8 +40,10 @@ QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    # Each call to a server that is gone, each batch of log lines too, waits so often; twice is some 10 s.
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
 }
-"""No analytics, nothing of Prefect's own on the terminal, no pickle."""
+"""No analytics, nothing of Prefect's own on the terminal, no pickle, little patience at each call."""
 
 
 @contextmanager

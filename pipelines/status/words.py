@@ -73,13 +73,14 @@ def _facts(found: Record) -> list[tuple[str, str]]:
         ("kind", found.get("kind")),
         ("digest", found.get("digest")),
         ("done", _done(found)),
-        ("rate", " ".join(_pace(found)[:1])),
+        ("rate", " ".join(_pace(found)[:1]) or _starting(found)),
         ("time left", ", ".join(_pace(found)[1:])),
         ("epoch", f"{found['epoch']} of {found['epochs']}" if found.get("epoch") and found.get("epochs") else None),
         ("mAP", _map(found)),
         ("checkpoint", f"step {found['checkpoint_step']:,}" if found.get("checkpoint_step") else None),
         ("note", found.get("note") if found["status"] == "working" else None),
         ("rejects", _rejects(found["rejects"]) if "rejects" in found else None),
+        ("failed", _failed(found.get("hosts") or [])),
         ("version", str(found["version"]) if found.get("version") else None),
         ("holds", _counts(found.get("totals") or {})),
         ("artifacts", "; ".join(f"{kind} {_counts(counts)}" for kind, counts in (found.get("made") or {}).items())),
@@ -119,6 +120,18 @@ def _pace(found: Record) -> list[str]:
         when = time.strftime("%H:%M" if found["left_s"] < SAME_DAY_S else "%d %b %H:%M", ends)
         parts.append(f"about {lasting(found['left_s'])}, until {when}")
     return parts
+
+
+def _starting(found: Record) -> str:
+    """What a run does that has nothing to show yet."""
+    works = found["status"] == "working" and found.get("of") and not found.get("hosts")
+    return "none yet: Ray and its workers start, or the first of them is at work" if works else ""
+
+
+def _failed(hosts: Sequence[Record]) -> str:
+    """How many attempts at a shard ended badly, of those that the run recorded."""
+    failed, done = (sum(host[name] for host in hosts) for name in ("failed", "shards"))
+    return f"{failed or 'none'} of {failed + done:,} attempts" if failed + done else ""
 
 
 def _map(found: Record) -> str | None:

@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -58,6 +59,30 @@ sys.stdin.read()
 """
 
 
+SIX_AT_A_GATE = """
+import pathlib, sys, time
+import ray
+from pipelines.cluster.placement import Need
+from pipelines.cluster.pool import map_items
+
+class Worker:
+    def __init__(self, gate):
+        self.gate = pathlib.Path(gate)
+
+    def run(self, item):
+        while not self.gate.exists():
+            time.sleep(0.1)
+        return item
+
+system = {"metrics_report_interval_ms": 1000}
+port, gate = sys.argv[1:]
+ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=int(port), _system_config=system)
+done = map_items(Worker, (gate,), range(6), verb="test", need=Need(), workers=1, wait_s=60)
+print(sorted(one.item for one in done), flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, config: Config) -> tuple[str, str]:
     """60 images in 6 shards, of which 2 are cut and 1 is a text; and a model that nobody trained."""
@@ -88,8 +113,11 @@ def scrape(port: int) -> Figures:
 def wait_for(port: int, name: tuple[str, ...], value: float) -> Figures:
     """The figures, once this one has its value; a worker reports every second or, by default, every ten."""
     deadline = time.monotonic() + WAIT_S
-    while (figures := scrape(port)).get(name) != value and time.monotonic() < deadline:
-        time.sleep(0.5)
+    figures: Figures = {}
+    while figures.get(name) != value and time.monotonic() < deadline:
+        time.sleep(0.2)
+        with suppress(OSError):  # Ray is not up yet
+            figures = scrape(port)
     assert figures.get(name) == value, figures
     return figures
 
@@ -118,21 +146,26 @@ def test_a_local_ray_serves_the_figures_of_the_artifact(corpus: tuple[str, str],
     sets = [*SETTINGS, "encode.workers=1", "ray.cpus=1", f"ray.metrics_port={port}"]
     command = [sys.executable, "-c", ENCODE_AND_STAY, *corpus, str(tmp_path / "codes"), *sets]
     worker = subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    seen: Figures = {}
     try:
-        while worker.poll() is None and ("images_total", "encode") not in seen:
-            try:
-                for name, value in scrape(port).items():
-                    seen[name] = max(value, seen.get(name, 0))
-            except OSError:
-                time.sleep(0.1)  # Ray is not up yet
         assert worker.stdout is not None
         assert worker.stdout.readline() == "done\n"
         assert_told_right(wait_for(port, ("images_total", "encode"), 60), tmp_path / "codes", corpus[0])
-        assert (seen["queue", "encode", "waiting"], seen["queue", "encode", "running"]) == (6, 1)
     finally:
         worker.communicate()
     assert worker.returncode == 0
+
+
+def test_the_queue_is_what_waits_and_what_a_worker_has(tmp_path: Path) -> None:
+    port, gate = free_port(), tmp_path / "gate"
+    command = [sys.executable, "-c", SIX_AT_A_GATE, str(port), str(gate)]
+    with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pool:
+        assert pool.stdout is not None
+        try:
+            assert wait_for(port, ("queue", "test", "running"), 1)["queue", "test", "waiting"] == 5
+        finally:
+            gate.touch()
+        assert pool.stdout.readline() == "[0, 1, 2, 3, 4, 5]\n"
+        pool.communicate()
 
 
 def test_gpu_seconds_are_those_of_the_share_that_a_worker_has() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -74,4 +75,6 @@ def test_without_a_serving_process_there_is_nobody_to_follow(monkeypatch: pytest
 
     for value in ("", "no number", str(os.getpid())):
         monkeypatch.setenv(VARIABLE, value)
+        threads = threading.active_count()
         follow_parent()
+        assert threading.active_count() == threads, value

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -145,6 +147,7 @@ def begun_codes(folder: Path) -> Store:
 def test_slow_and_retried_shards_and_hosts_are_named(tmp_path: Path) -> None:
     store, now = begun_codes(tmp_path), time.time()
     with RunLog(store, "encode", total=40, unit="images", shards=4) as log:
+        assert re.search("rate +none yet: Ray", describe(status(str(tmp_path))))
         for number in range(3):
             began = now - 100 + 10 * number
             tries = [Tried(began, began + 10, "quick", 11, "0", "done")]
@@ -169,6 +172,7 @@ def test_slow_and_retried_shards_and_hosts_are_named(tmp_path: Path) -> None:
     assert unknown["host"] == "?"
     text = describe(found)
     assert "3.tar" in text
+    assert "2 of 6 attempts" in text
     assert "died, stuck, done" in text
 
 
@@ -308,10 +312,12 @@ def test_the_command_prints_one_line_of_json(root: Path) -> None:
 def test_an_interrupted_watch_is_130(root: Path, tmp_path: Path) -> None:
     with RunLog(begun_codes(tmp_path), "encode", total=35, unit="images"):
         command = [sys.executable, "-m", "pipelines", "status", str(tmp_path), "--watch"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **heard) as process:
             assert process.stderr is not None
             assert "working" in process.stderr.readline()
-            process.send_signal(2)
+            process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130
 
 
