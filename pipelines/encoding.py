@@ -170,6 +170,7 @@ def _columns(encoded: "Encoded", carried: list[str]) -> dict[str, Any]:
         "key": [record.key for record in records],
         "shard": [record.shard for record in records],
         "row": [record.row for record in records],
+        "path": [record.path for record in records],
         "code": [row.tobytes() for row in np.ascontiguousarray(encoded.codes)],
         "labels": [list(record.labels) for record in records],
         "logits": [row.tobytes() for row in encoded.logits],

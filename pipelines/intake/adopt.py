@@ -178,7 +178,7 @@ def _index_tar(
         seen.add(key)
         if len(seen) > MAX_FILES:
             raise InputError(f"{listing.where} holds more than {MAX_FILES} samples: adopt it in pieces")
-        records.append(Record(key, name, len(records), (), sample.members))
+        records.append(Record(key, name, len(records), sample.members[0].name, (), sample.members))
         labels.append(sample.labels)
     for member, reason in lost:
         listing.skip(f"{name}: {member}" if member else name, str(reason))
