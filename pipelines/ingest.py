@@ -100,7 +100,12 @@ def ingest(
                 writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
             ) as log:
                 parts[name] = _publish(writer, chosen, opened, config, name, meta, log)
-                log.result(samples=len(chosen), skipped=listing.skipped, skipped_files=listing.skipped_files)
+                log.result(
+                    samples=len(chosen),
+                    skipped=listing.skipped,
+                    skipped_suffixes=listing.skipped_suffixes,
+                    skipped_files=listing.skipped_files,
+                )
     return {**_result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes), **facts}
 
 
@@ -308,6 +313,7 @@ def _result(
         "samples": len(listing.entries),
         "skipped": listing.skipped,
         "found": len(listing.entries) + listing.skipped,
+        "skipped_suffixes": listing.skipped_suffixes,
         "skipped_files": listing.skipped_files,
         "classes": list(classes),
     }

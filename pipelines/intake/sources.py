@@ -15,6 +15,7 @@ import os
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from pipelines.tars import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntr
 
 MAX_FILES = 20_000_000
 SKIPPED_NAMED = 1000
+WRONG_SUFFIX = "no image suffix"
+SUFFIXES_COUNTED = 1000
 MAX_EXPANSION = 200
 """How many times its own size a compressed tar may unfold to; images barely shrink, tar headers do."""
 
@@ -54,13 +57,24 @@ class Listing:
     entries: list[Entry] = field(default_factory=list)
     skipped: int = 0
     named: list[tuple[str, str]] = field(default_factory=list)
+    suffixes: Counter[str] = field(default_factory=Counter)
+    """Of the files that were skipped for their suffix: how many have which, in lower case."""
 
     def skip(self, path: str, reason: str) -> None:
         """Pass over a file, and say why."""
         self.skipped += 1
+        if reason == WRONG_SUFFIX:
+            suffix = printable(os.path.splitext(path)[1].lower()) or "none"  # noqa: PTH122 - a Path per file is slow
+            known = suffix in self.suffixes or len(self.suffixes) < SUFFIXES_COUNTED
+            self.suffixes[suffix if known else "others"] += 1
         if len(self.named) < SKIPPED_NAMED:
             self.named.append((printable(path)[:MAX_NAME_BYTES], reason))
         self._bound()
+
+    @property
+    def skipped_suffixes(self) -> dict[str, int]:
+        """How many were passed over for each suffix that no picture has, the most frequent first."""
+        return dict(sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0])))
 
     @property
     def skipped_files(self) -> list[dict[str, str]]:
@@ -120,7 +134,7 @@ def unfit(path: str, size: int) -> str | None:
     if path.startswith("__MACOSX/") or name.startswith("._"):
         return "macOS resource fork"
     if os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122 - a Path per file is slow
-        return "no image suffix"
+        return WRONG_SUFFIX
     if len(os.fsencode(path)) > MAX_NAME_BYTES:
         return f"name longer than {MAX_NAME_BYTES} bytes"
     if size > MAX_MEMBER_BYTES:

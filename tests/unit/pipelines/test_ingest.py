@@ -221,7 +221,34 @@ def test_what_is_no_sample_is_skipped_and_named(folder: Path, tmp_path: Path) ->
     assert (result["samples"], result["skipped"], result["found"]) == (25, 7, 32)
     record = run_record(tmp_path / "out")
     assert record["skipped_files"] == result["skipped_files"]
+    assert record["skipped_suffixes"] == result["skipped_suffixes"] == {"none": 2, ".txt": 1}
     assert open_artifact(result["uri"]).manifest.totals == {"samples": 25, "skipped": 7, "found": 32}
+
+
+def test_what_is_skipped_for_its_suffix_is_counted_by_suffix(folder: Path, tmp_path: Path) -> None:
+    for number in range(3000):
+        (folder / f"class_00/{number}.x{number}").touch()
+    for name in ("a.ico", "b.ICO", "c.Ico", "d.jp2", "e"):
+        (folder / "class_01" / name).touch()
+    result = ingest(str(folder), str(tmp_path / "out"), Config())
+    counts = result["skipped_suffixes"]
+    assert sum(counts.values()) == result["skipped"] == 3005
+    assert len(counts) <= sources.SUFFIXES_COUNTED + 1 and max(counts, key=counts.__getitem__) == "others"
+
+
+@pytest.mark.parametrize("kind", ["folder", "x.zip", "x.tar"])
+def test_pictures_of_every_format_are_samples(tmp_path: Path, kind: str) -> None:
+    names = [*("a.jfif", "b.jpe", "c.JPEG", "d.gif", "e.tif", "f.TIFF", "g.avif", "h.ppm", "i.pgm", "j.pbm", "k.pnm")]
+    names += ["l.heic", "m.HEIF", "n.webp", "o.bmp"]
+    (tmp_path / "images/cat").mkdir(parents=True)
+    for name in [*names, "x.ico", "y.jp2"]:
+        (tmp_path / "images/cat" / name).write_bytes(name.encode())
+    make = zip_of if kind == "x.zip" else tar_of
+    source = tmp_path / "images" if kind == "folder" else make(tmp_path / "images", tmp_path / kind)
+    result = ingest(str(source), str(tmp_path / "out"), Config())
+    shards = open_shards(result["uri"])
+    assert {record.path for record in shards.shards[0].records()} == {f"cat/{name}" for name in names}
+    assert result["skipped_suffixes"] == {".ico": 1, ".jp2": 1}
 
 
 def test_a_file_too_large_to_be_read_back_is_skipped(
