@@ -30,7 +30,7 @@ from pipelines.encoding import (
     receipt_parts,
     what_is_left,
 )
-from pipelines.errors import WorkFailed
+from pipelines.errors import WorkFailed, counted
 from pipelines.runs import RunLog
 from pipelines.shards import INDEX_NAME, Shard, ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
@@ -299,11 +299,6 @@ def _blocks(size: int) -> int:
     from pipelines.storage.s3 import BLOCK_BYTES
 
     return -(-size // BLOCK_BYTES)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and what it counts: 1 worker, 12 workers."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
