@@ -5,6 +5,7 @@ settings that change a result, and so belong to an artifact's fingerprint, stand
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,12 +45,7 @@ Seconds = Annotated[float, BeforeValidator(parse_duration)]
 """A duration: a number of seconds, or a text such as 5ms."""
 
 
-def _absolute(weights: str) -> str:
-    """A path as it is meant where the command is given, since workers run in other folders; `timm` is none."""
-    return weights if weights == "timm" else str(Path(weights).expanduser().absolute())
-
-
-WeightsPath = Annotated[str, AfterValidator(_absolute)]
+WeightsPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """`timm`, or the path of a safetensors file."""
 
 

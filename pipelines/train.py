@@ -6,6 +6,7 @@ epoch is a pure function of (seed, epoch, shard index), so a checkpoint only has
 
 import hashlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     Returns verb, status (`done` or `unchanged`), uri, digest, map (validation), epoch, steps and, unless nothing
     was done, images_per_second. A rerun of the same command goes on from the last good checkpoint.
     """
-    begun = time.monotonic()
+    begun, config = time.monotonic(), _absolute(config)
     job = plan_job(open_artifact(shards, "shards"), open_artifact(val, "shards") if val else None, out, config)
     artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
@@ -150,6 +151,17 @@ def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -
     return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
 
 
+def _absolute(config: Config) -> Config:
+    """The settings with paths of weights as they are meant here, since workers run in other folders."""
+
+    def absolute(weights: str | None) -> str | None:
+        return weights if weights in (None, "timm") else str(Path(str(weights)).absolute())
+
+    model = config.model.model_copy(update={"weights": absolute(config.model.weights)})
+    train = config.train.model_copy(update={"teacher_weights": absolute(config.train.teacher_weights)})
+    return config.model_copy(update={"model": model, "train": train})
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that make the model, with the digests of weights files in place of their paths."""
     settings = result_settings(config, "model")
@@ -165,7 +177,10 @@ def _file_digest(setting: str, path: str) -> str:
         with Path(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{setting}={path} cannot be read: {error.strerror}") from None
+        raise InputError(
+            f"{setting}={path} cannot be read on {socket.gethostname()}: {error.strerror}; every machine that trains "
+            "must see the file"
+        ) from None
 
 
 def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
