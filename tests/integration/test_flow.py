@@ -245,7 +245,7 @@ def test_a_damaged_image_is_a_reject_and_the_night_goes_on(local: dict[str, Any]
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])["stages"]
     (checked,) = [row for row in rows if row["verb"] == "verify" and row["damaged"]]
-    assert checked["tars"] == 2 and checked["proven"] == 1 and "damaged-000000" in checked["damaged"][0]
+    assert checked["tars"] == 2 and checked["known"] == 1 and "damaged-000000" in checked["damaged"][0]
     assert "the damaged samples become rejects" in done.stderr
     assert [row["rejects"] for row in rows if row["stage"].startswith("encode database-")] == [1]
     again = json.loads(run(recipe, home, out, *arguments).stdout.splitlines()[-1])["stages"]
