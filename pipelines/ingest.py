@@ -99,7 +99,7 @@ def ingest(
                 writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
             ) as log:
                 parts[name] = _publish(writer, chosen, opened, config, name, meta, log)
-                log.result(samples=len(chosen), skipped=listing.skipped, skipped_files=listing.skipped_files)
+                log.result(samples=len(chosen), **_skips(listing))
     return {**_result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes), **facts}
 
 
@@ -150,11 +150,19 @@ def _unique_keys(listing: Listing) -> list[str]:
     return keys
 
 
+def _skips(listing: Listing) -> dict[str, Any]:
+    """What a result and a run record say of the files that are no samples."""
+    return {
+        "skipped": listing.skipped,
+        "found": len(listing.entries) + listing.skipped,
+        "skipped_reasons": listing.skipped_reasons,
+        "skipped_files": listing.skipped_files,
+        "notes": listing.notes,
+    }
+
+
 def _first_skipped(listing: Listing) -> str:
-    if not listing.named:
-        return ""
-    path, reason = listing.named[0]
-    return f" ({listing.skipped} file{'s' * (listing.skipped > 1)} skipped, the first: {path}, {reason})"
+    return f" ({listing.skipped} skipped: {listing.why_skipped()})" if listing.skipped else ""
 
 
 def _digested(source: Source, keys: Sequence[str], classes: Sequence[str]) -> list[Sample]:
@@ -296,9 +304,7 @@ def _result(
         "status": "done" if written else "unchanged",
         "uri": root.uri,
         "samples": len(listing.entries),
-        "skipped": listing.skipped,
-        "found": len(listing.entries) + listing.skipped,
-        "skipped_files": listing.skipped_files,
+        **_skips(listing),
         "classes": list(classes),
     }
     if not plan.by:

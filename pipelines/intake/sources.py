@@ -15,14 +15,16 @@ import os
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
-from pipelines.errors import InputError
+from pipelines.errors import Degraded, InputError
 from pipelines.images import SUFFIXES
+from pipelines.intake.skips import NO_LOSS
 from pipelines.storage import scratch_folder
 from pipelines.tars import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 
@@ -53,19 +55,54 @@ class Listing:
     where: str
     entries: list[Entry] = field(default_factory=list)
     skipped: int = 0
-    named: list[tuple[str, str]] = field(default_factory=list)
+    lost: int = 0
+    """How many of those skipped would have been samples."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    named: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What else the user should know of the source, one line each."""
 
-    def skip(self, path: str, reason: str) -> None:
-        """Pass over a file, and say why."""
+    def skip(self, path: str, reason: str, detail: str = "", loss: bool | None = None) -> None:
+        """Pass over a file, and say why: a `SkipReason`, or a `TarReason` of a tar that is adopted.
+
+        Unset, `loss` is whether the reason costs a picture.
+        """
         self.skipped += 1
+        self.reasons[str(reason)] += 1
+        self.lost += reason not in NO_LOSS if loss is None else loss
         if len(self.named) < SKIPPED_NAMED:
-            self.named.append((printable(path)[:MAX_NAME_BYTES], reason))
+            named = {"path": printable(path)[:MAX_NAME_BYTES], "reason": str(reason)}
+            self.named.append({**named, "detail": printable(detail)} if detail else named)
         self._bound()
 
     @property
     def skipped_files(self) -> list[dict[str, str]]:
         """The first that were passed over, each with its reason."""
-        return [{"path": path, "reason": reason} for path, reason in self.named]
+        return list(self.named)
+
+    @property
+    def skipped_reasons(self) -> dict[str, int]:
+        """All that were passed over, counted by reason."""
+        return dict(sorted(self.reasons.items()))
+
+    def require_budget(self, samples: int, budget: float, allow_degraded: bool) -> bool:
+        """Return whether more than the share `budget` of the pictures was lost; Degraded unless that is allowed."""
+        if self.lost <= budget * (samples + self.lost):
+            return False
+        if not allow_degraded:
+            raise Degraded(
+                f"{self.lost} of {samples + self.lost} pictures of {self.where} cannot be taken, more than "
+                f"ingest.skip_budget = {budget:g}: {self.why_skipped()}: mend them, or pass --allow-degraded to "
+                "publish without them"
+            )
+        return True
+
+    def why_skipped(self) -> str:
+        """Name the reasons with their counts, and the first file of those."""
+        first = self.named[0]
+        detail = f", {first['detail']}" if "detail" in first else ""
+        counted = ", ".join(f"{reason} {count}" for reason, count in self.skipped_reasons.items())
+        return f"{counted}; the first is {first['path']}: {first['reason']}{detail}"
 
     def add(self, entry: Entry) -> None:
         """Take a sample."""
