@@ -78,7 +78,16 @@ def ingest(
         typer.Option("--protocol", help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME"),
     ] = None,
     root: Annotated[
-        str | None, typer.Option("--root", help="With --protocol: the folder of its data set's files.", metavar="DIR")
+        str | None,
+        typer.Option(
+            "--root",
+            help="Folder below which the paths of a table lie, default the table's own; with --protocol the folder of "
+            "its data set's files.",
+            metavar="DIR",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Of a CSV, such as cp1252; default UTF-8.", metavar="NAME")
     ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -93,10 +102,19 @@ def ingest(
     """
     labels = [] if unlabelled else label
     settings = configure(config, sets)
-    if protocol is not None or root is not None:
+    if protocol is not None or (root is not None and source is None):
         if protocol is None or root is None:
-            raise UsageError("--protocol NAME and --root DIR go together")
-        if source or split or adopt or labels is not None or classes or keys_by_tar or path_column != "path":
+            raise UsageError("--protocol NAME and --root DIR go together; with a table give SOURCE")
+        if (
+            encoding
+            or source
+            or split
+            or adopt
+            or labels is not None
+            or classes
+            or keys_by_tar
+            or path_column != "path"
+        ):
             raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
         from pipelines.ingest import ingest as work
         from pipelines.intake.protocols import find_protocol
@@ -110,6 +128,8 @@ def ingest(
 
         if split is not None or path_column != "path":
             raise UsageError("--adopt takes tars as they are: it cannot be given with --split or --path-column")
+        if root is not None or encoding is not None:
+            raise UsageError("--root and --encoding are for tables: they cannot be given with --adopt")
         fields = None if labels is None else tuple(labels)
         how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar)
         return index_foreign(source, out, how)
@@ -117,7 +137,9 @@ def ingest(
         raise UsageError("--classes and --keys-by-tar belong to --adopt")
     from pipelines.ingest import ingest as work
 
-    return work(source, out, settings, split=split, path_column=path_column, label_columns=labels)
+    return work(
+        source, out, settings, split, path_column=path_column, label_columns=labels, table_root=root, encoding=encoding
+    )
 
 
 @verb(app, "train")

@@ -25,10 +25,11 @@ from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
 from pipelines.config import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
+from pipelines.intake.classes import class_names
 from pipelines.intake.protocols.base import Protocol
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
-from pipelines.intake.tables import TABLE_SUFFIXES, open_table
+from pipelines.intake.tables import TableColumns, open_table, tables_at
 from pipelines.runs import RunLog
 from pipelines.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
@@ -66,23 +67,28 @@ def ingest(
     path_column: str = "path",
     label_columns: Sequence[str] | None = None,
     protocol: Protocol | None = None,
+    table_root: str | None = None,
+    encoding: str | None = None,
 ) -> dict[str, Any]:
     """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
 
     `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`; the columns are for tables, where unset
-    `label_columns` means those called label, label2, ... A `protocol` reads the folder `source` of its data set's own
-    files and splits them. Raises InputError for a source that cannot be used.
+    `label_columns` means those called label, label2, ...; paths lie below `table_root`, unset the table's folder, and
+    `encoding` is that of a CSV. A `protocol` reads the folder `source` of its data set's own files and splits them.
+    Raises InputError for a source that cannot be used.
     """
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
-    with _opened(source, plan, path_column, label_columns) as opened:
+    columns = TableColumns(path_column, label_columns, plan.column)
+    with _opened(source, plan, columns, table_root, encoding) as opened:
         listing = opened.listing
         keys = _unique_keys(listing)
         groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
-        classes = sorted({label for entry in listing.entries for label in entry.labels})
+        classes = class_names(label for entry in listing.entries for label in entry.labels)
         samples = _digested(opened, keys, classes)
-        digest = _source_digest(samples, classes, groups, opened.files)
+        digest = _source_digest(samples, classes, groups, opened)
         facts = {"protocol": _protocol_card(protocol, opened, samples, groups)} if protocol else {}
+        kinds = {"columns": opened.columns} if opened.columns else {}
         names = plan.names(groups)
         stores = {name: root.child(name) if plan.by else root for name in names}
         marks = {name: _fingerprint(config, digest, plan, name) for name in names}
@@ -94,7 +100,7 @@ def ingest(
         parts = {name: artifact for name, artifact in there.items() if artifact}
         for name, writer in writers.items():
             chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
-            meta = {"classes": classes, "source": digest, "split": plan.card(name), **facts}
+            meta = {"classes": classes, "source": digest, "split": plan.card(name), **kinds, **facts}
             with RunLog(
                 writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
             ) as log:
@@ -104,7 +110,9 @@ def ingest(
 
 
 @contextmanager
-def _opened(source: str, plan: SplitPlan, path_column: str, label_columns: Sequence[str] | None) -> Iterator[Source]:
+def _opened(
+    source: str, plan: SplitPlan, columns: TableColumns, table_root: str | None, encoding: str | None
+) -> Iterator[Source]:
     if "://" in source:
         raise InputError(f"{source}: images are read from a local path: copy it here, or mount it")
     path = Path(source).expanduser()
@@ -112,11 +120,15 @@ def _opened(source: str, plan: SplitPlan, path_column: str, label_columns: Seque
         with plan.protocol.open(path) as opened:
             yield opened
         return
-    if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
-        yield open_table(path, path_column, label_columns, plan.column)
+    if tables := tables_at(path):
+        root = Path(table_root).expanduser() if table_root else None
+        with open_table(path, tables, columns, root, encoding) as opened:
+            yield opened
         return
-    if plan.column is not None or label_columns is not None:
+    if plan.column is not None or columns.labels is not None:
         raise InputError(f"{path} is not a CSV or Parquet table: it has no columns to label or to split by")
+    if table_root is not None or encoding is not None:
+        raise InputError(f"{path} is not a table: --root and --encoding are for tables of paths")
     with open_source(path) as opened:
         yield opened
 
@@ -172,13 +184,11 @@ def _digested(source: Source, keys: Sequence[str], classes: Sequence[str]) -> li
     return samples
 
 
-def _source_digest(
-    samples: Sequence[Sample], classes: Sequence[str], groups: Sequence[str], files: Mapping[str, str]
-) -> str:
+def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Sequence[str], source: Source) -> str:
     """What was ingested, whatever held it: a folder and a zip of it have one digest."""
     digest = hashlib.sha256(canonical_json(list(classes)))
-    if files:
-        digest.update(canonical_json(files))
+    for said in filter(None, (source.files, source.columns)):
+        digest.update(canonical_json(said))
     for sample, group in zip(samples, groups, strict=True):
         facts = [sample.key, sample.suffix, sample.sha256.hex(), sample.labels, sample.metadata, group]
         digest.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode() + b"\n")
@@ -299,6 +309,7 @@ def _result(
         "skipped": listing.skipped,
         "found": len(listing.entries) + listing.skipped,
         "skipped_files": listing.skipped_files,
+        "notes": listing.notes,
         "classes": list(classes),
     }
     if not plan.by:
