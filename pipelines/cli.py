@@ -53,6 +53,15 @@ def ingest(
             "members; default the cls member, else labels or label of the JSON."
         ),
     ] = None,
+    label_separator: Annotated[
+        str | None,
+        typer.Option(
+            "--label-separator", help="Of several labels in one cell of a table, such as a bar.", metavar="TEXT"
+        ),
+    ] = None,
+    multi_hot: Annotated[
+        bool, typer.Option("--multi-hot", help="Each --label column of a table is a class, with 1 and 0 in its cells.")
+    ] = False,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Take no label from a table or a tar.")] = False,
     adopt: Annotated[
         bool,
@@ -105,16 +114,8 @@ def ingest(
     if protocol is not None or (root is not None and source is None):
         if protocol is None or root is None:
             raise UsageError("--protocol NAME and --root DIR go together; with a table give SOURCE")
-        if (
-            encoding
-            or source
-            or split
-            or adopt
-            or labels is not None
-            or classes
-            or keys_by_tar
-            or path_column != "path"
-        ):
+        of_tables = encoding or label_separator or multi_hot or labels is not None or path_column != "path"
+        if source or split or adopt or of_tables or classes or keys_by_tar:
             raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
         from pipelines.ingest import ingest as work
         from pipelines.intake.protocols import find_protocol
@@ -128,8 +129,8 @@ def ingest(
 
         if split is not None or path_column != "path":
             raise UsageError("--adopt takes tars as they are: it cannot be given with --split or --path-column")
-        if root is not None or encoding is not None:
-            raise UsageError("--root and --encoding are for tables: they cannot be given with --adopt")
+        if root is not None or encoding is not None or label_separator is not None or multi_hot:
+            raise UsageError("--root, --encoding, --label-separator and --multi-hot are for tables, not for --adopt")
         fields = None if labels is None else tuple(labels)
         how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar)
         return index_foreign(source, out, how)
@@ -137,8 +138,19 @@ def ingest(
         raise UsageError("--classes and --keys-by-tar belong to --adopt")
     from pipelines.ingest import ingest as work
 
+    if label_separator == "" or (label_separator and multi_hot):
+        raise UsageError("--label-separator is the text between two labels in a cell; --multi-hot goes without it")
     return work(
-        source, out, settings, split, path_column=path_column, label_columns=labels, table_root=root, encoding=encoding
+        source,
+        out,
+        settings,
+        split,
+        path_column=path_column,
+        label_columns=labels,
+        table_root=root,
+        encoding=encoding,
+        label_separator=label_separator,
+        multi_hot=multi_hot,
     )
 
 

@@ -69,17 +69,20 @@ def ingest(
     protocol: Protocol | None = None,
     table_root: str | None = None,
     encoding: str | None = None,
+    label_separator: str | None = None,
+    multi_hot: bool = False,
 ) -> dict[str, Any]:
     """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
 
     `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`; the columns are for tables, where unset
-    `label_columns` means those called label, label2, ...; paths lie below `table_root`, unset the table's folder, and
-    `encoding` is that of a CSV. A `protocol` reads the folder `source` of its data set's own files and splits them.
-    Raises InputError for a source that cannot be used.
+    `label_columns` means those called label, label2, ...; paths lie below `table_root`, unset the table's folder,
+    `encoding` is that of a CSV, and `label_separator` stands between the labels of one cell; `multi_hot` means a
+    column for each label, with 1 and 0. A `protocol` reads the folder `source` of its data set's own files and splits
+    them. Raises InputError for a source that cannot be used.
     """
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
-    columns = TableColumns(path_column, label_columns, plan.column)
+    columns = TableColumns(path_column, label_columns, plan.column, label_separator, multi_hot)
     with _opened(source, plan, columns, table_root, encoding) as opened:
         listing = opened.listing
         keys = _unique_keys(listing)
@@ -127,8 +130,8 @@ def _opened(
         return
     if plan.column is not None or columns.labels is not None:
         raise InputError(f"{path} is not a CSV or Parquet table: it has no columns to label or to split by")
-    if table_root is not None or encoding is not None:
-        raise InputError(f"{path} is not a table: --root and --encoding are for tables of paths")
+    if table_root is not None or encoding is not None or columns.separator is not None or columns.multi_hot:
+        raise InputError(f"{path} is not a table: --root, --encoding, --label-separator and --multi-hot are for tables")
     with open_source(path) as opened:
         yield opened
 

@@ -51,6 +51,16 @@ def image_columns(schema: pa.Schema) -> list[str]:
     return found
 
 
+def columns_of_bytes(schema: pa.Schema) -> list[str]:
+    """Return the columns of bytes, whatever they mean."""
+    return [field.name for field in schema if _is_bytes(field.type)]
+
+
+def lists_of_images(schema: pa.Schema) -> list[str]:
+    """Return the columns that hold several images in a cell, which are not read."""
+    return [field.name for field in schema if _is_list(field.type) and _is_image_struct(field.type.value_type)]
+
+
 def holds_images(kind: pa.DataType) -> bool:
     """Whether images can be in the cells of a column of this type."""
     return _is_image_struct(kind) or _is_bytes(kind)

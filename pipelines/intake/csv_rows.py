@@ -12,7 +12,7 @@ from pipelines.errors import InputError
 
 MAX_LINE_CHARS = 16 << 20
 MAX_CELL_CHARS = 1 << 20
-DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t", "|")
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -28,7 +28,7 @@ def read_csv(path: Path, column: str, encoding: str | None = None) -> Iterator[t
     """Yield the line number and the cells of each row, the header first; rows without any text are passed over.
 
     A byte-order mark says the encoding, else `encoding` does, else it is UTF-8. The delimiter is a comma, unless the
-    header has `column` only with a semicolon or a tab, or a line `sep=;` stands above it. Raises InputError.
+    header has `column` only with a semicolon, tab or bar, or a line `sep=;` stands above it. Raises InputError.
     """
     chosen = _encoding(path, encoding)
     csv.field_size_limit(MAX_CELL_CHARS)

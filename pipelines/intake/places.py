@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from pipelines.images import SUFFIXES
+
 TRIED = 1000
 """Paths, evenly taken from those that were not found, on which leading folders are tried."""
 
@@ -15,7 +17,8 @@ class Places:
     """Finds files below the folder `root`, however a table spells their paths.
 
     A path is relative to `root`, or absolute and below it, however many `..` it has. Backslashes may separate folders,
-    and letters with accents may be composed otherwise than on disk. Nothing outside `root` is ever taken.
+    letters with accents may be composed otherwise than on disk, and the suffix of an image may be left out if just one
+    file has the rest of the name. Nothing outside `root` is ever taken.
     """
 
     def __init__(self, root: Path) -> None:
@@ -37,14 +40,27 @@ class Places:
             if path is None:
                 reason = "unsafe_name"
                 continue
-            try:
-                found = os.stat(self._folder + path)  # noqa: PTH116 - a Path per file is slow
-            except ValueError:  # a NUL
-                return "unsafe_name"
-            except OSError:
-                continue
-            return (path, found.st_size) if stat.S_ISREG(found.st_mode) else "special"
+            found = self._plain_file(path) or self._with_suffix(path)
+            if found is not None:
+                return found
         return reason
+
+    def _plain_file(self, path: str) -> tuple[str, int] | str | None:
+        try:
+            found = os.stat(self._folder + path)  # noqa: PTH116 - a Path per file is slow
+        except ValueError:  # a NUL
+            return "unsafe_name"
+        except OSError:
+            return None
+        return (path, found.st_size) if stat.S_ISREG(found.st_mode) else "special"
+
+    def _with_suffix(self, path: str) -> tuple[str, int] | str | None:
+        """The one file whose name has a suffix of an image that `path` lacks, as lists of ids name files."""
+        if os.path.splitext(path)[1].lower() in SUFFIXES:  # noqa: PTH122 - a Path per file is slow
+            return None
+        spelled = [path + suffix for known in SUFFIXES for suffix in (known, known.upper())]
+        found = [one for one in map(self._plain_file, spelled) if isinstance(one, tuple)]
+        return found[0] if len(found) == 1 else None
 
     def foreign_folders(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the leading folders that these paths have elsewhere: without them most are below the root.

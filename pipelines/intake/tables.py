@@ -5,9 +5,9 @@ Every cell of a CSV is the text that is written there; a Parquet column keeps it
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 from pipelines.errors import InputError
 from pipelines.intake.columns import (
     classes_of,
+    columns_of_bytes,
     features_of,
     holds_images,
     image_columns,
     json_values,
     label_cells,
+    lists_of_images,
     metadata_type,
 )
 from pipelines.intake.csv_rows import read_csv
@@ -32,6 +34,10 @@ from pipelines.storage import scratch_folder
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 LABEL_COLUMN = re.compile(r"labels?\d*")
+PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+"""A column that pandas makes of the numbers of rows; nobody has asked for it."""
+YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false", "-1", "")
+"""Cells of a table that has a column for each class, in lower case."""
 ROWS_AT_ONCE = 8192
 IMAGES_AT_ONCE = 64
 
@@ -43,6 +49,21 @@ class TableColumns:
     path: str = "path"
     labels: Sequence[str] | None = None
     split: str | None = None
+    separator: str | None = None
+    """What separates several labels in one cell of text."""
+    multi_hot: bool = False
+    """A label is the name of its column, where the cell is 1 or true."""
+
+    def names(self, column: str, cell: str) -> list[str]:
+        """Return the labels in a cell of text; blank ones are none. ValueError for a cell that cannot be one."""
+        if self.multi_hot:
+            said = cell.strip().lower()
+            if said not in (*NO, *YES):
+                raise ValueError(f"--multi-hot takes 1 and 0, not {cell[:40]!r} as in the column {column!r}")
+            return [column] if said in YES else []
+        if self.separator is None:
+            return [cell] if cell.strip() else []
+        return [name for name in map(str.strip, cell.split(self.separator)) if name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +87,7 @@ class _Found:
     rows: dict[str, Row] = field(default_factory=dict)
     """The first row of each file."""
     other_metadata: int = 0
+    label_columns: int = 0
 
     def keep(self, path: str, row: Row, where: str) -> None:
         """Take a row for a file; a file of several rows gets all their labels, and the metadata of the first."""
@@ -92,6 +114,8 @@ class _Found:
             self.note(
                 f"{self.other_metadata} rows name a file again with other metadata: that of its first row is kept"
             )
+        if self.label_columns > 1 and {name for row in self.rows.values() for name in row.labels} <= {*YES, *NO}:
+            self.note("the label columns say only yes and no: --multi-hot takes the names of the columns as labels")
         for path, row in self.rows.items():
             self.listing.add(Entry(path, row.labels, row.metadata, row.group))
         self.rows.clear()
@@ -208,15 +232,17 @@ def _csv_rows(path: Path, columns: TableColumns, encoding: str | None, found: _F
     place = {name: number for number, name in enumerate(names)}
     extra = _extra(names, columns, labels, found)
     found.kinds |= dict.fromkeys(extra, pa.string())
+    found.label_columns = len(labels)
     for number, (line, cells) in enumerate(lines, 1):
+        where = f"{path}, row {number} (line {line})"
         image = cells[place[columns.path]]
         if not image.strip():
-            raise InputError(f"{path}, row {number} (line {line}): the column {columns.path!r} is empty")
-        texts = (cells[place[name]] for name in labels)
+            raise InputError(f"{where}: the column {columns.path!r} is empty")
+        texts = {name: cells[place[name]] for name in labels}
         yield Row(
             number,
             image,
-            tuple(dict.fromkeys(text for text in texts if text.strip())),
+            _names(columns, texts.items(), where),
             {name: cells[place[name]] or None for name in extra} if extra else None,
             cells[place[columns.split]] if columns.split else None,
         )
@@ -238,32 +264,34 @@ class _ParquetTable:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"cannot read {path} as a table: {error}") from None
         self._features = features_of(self._schema)
-        self._images = image_columns(self._schema)
-        names = self._schema.names
+        self._names = [name for name in self._schema.names if not PANDAS_INDEX.fullmatch(name)]
         self._columns = columns
-        if self._images and columns.path == TableColumns.path:
-            self._columns = TableColumns(
-                min(self._images, key=lambda name: name != "image"), *self._hub_labels(columns)
-            )
-        self._labels = _chosen(path, names, self._columns)
+        images = image_columns(self._schema)
+        if not images and TableColumns.path not in self._names and len(plain := columns_of_bytes(self._schema)) == 1:
+            images = plain
+        if images and columns.path == TableColumns.path:
+            column = min(images, key=lambda name: name != "image")
+            self._columns = replace(columns, path=column, labels=self._hub_labels(columns))
+        elif (several := lists_of_images(self._schema)) and columns.path not in self._names:
+            raise InputError(f"{path}: the column {several[0]!r} has lists of images: make a row of each image")
+        self._labels = _chosen(path, self._names, self._columns)
         kind = self._schema.field(self._columns.path).type
         self.with_images = holds_images(kind)
         if not self.with_images and metadata_type(kind) != pa.string():
             raise InputError(f"{path}: the column {self._columns.path!r} is {kind}, which is neither paths nor images")
 
-    def _hub_labels(self, columns: TableColumns) -> tuple[Sequence[str] | None, str | None]:
+    def _hub_labels(self, columns: TableColumns) -> Sequence[str] | None:
         """The label columns of a table of images: those called so, else the first that the Hub calls one."""
         labels = columns.labels
         if labels is None and not any(map(LABEL_COLUMN.fullmatch, self._schema.names)):
             labels = [name for name in self._schema.names if classes_of(self._features.get(name))][:1]
-        return labels, columns.split
+        return labels
 
     def rows(self, found: _Found) -> Iterator[Row]:
         """Read the rows; says in `found` which columns are left out, and of what type the others are."""
         path, split = self._columns.path, self._columns.split
-        extra = [
-            name for name in _extra(self._schema.names, self._columns, self._labels, found) if self._keeps(name, found)
-        ]
+        extra = [name for name in _extra(self._names, self._columns, self._labels, found) if self._keeps(name, found)]
+        found.label_columns = len(self._labels)
         if self.with_images and not self._labels and self._columns.labels is not None:
             found.note("no column of labels: the samples are unlabelled; --label COLUMN names one")
         wanted = list(dict.fromkeys([path, *self._labels, *([split] if split else []), *extra]))
@@ -289,7 +317,8 @@ class _ParquetTable:
             cell = image.as_py()
             if not self.with_images and not cell:
                 raise InputError(f"{self._path}, row {before + row + 1}: the column {self._columns.path!r} is empty")
-            names = tuple(dict.fromkeys(name for column in labels for name in column[row]))
+            cells = ((own, text) for own, column in zip(self._labels, labels, strict=True) for text in column[row])
+            names = _names(self._columns, cells, f"{self._path}, row {before + row + 1}")
             metadata = {name: column[row] for name, column in values.items()} if extra else None
             yield Row(before + row + 1, cell, names, metadata, groups[row])
 
@@ -313,6 +342,14 @@ class _ParquetTable:
         return True
 
 
+def _names(columns: TableColumns, cells: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
+    """The labels of a row from its columns and cells, each once."""
+    try:
+        return tuple(dict.fromkeys(name for column, cell in cells for name in columns.names(column, cell)))
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
@@ -332,7 +369,8 @@ def _chosen(path: Path, names: Sequence[str], columns: TableColumns) -> list[str
     labels = list(columns.labels) if columns.labels is not None else [n for n in names if LABEL_COLUMN.fullmatch(n)]
     for name in [columns.path, *labels, *([columns.split] if columns.split else [])]:
         if name not in names:
-            raise InputError(f"{path} has no column {name!r}; its columns are {', '.join(names)}")
+            where = "" if path.suffix.lower() == ".parquet" else " (its first line names them)"
+            raise InputError(f"{path} has no column {name!r}; its columns are {', '.join(names)}{where}")
     if not labels and columns.labels is None:
         raise InputError(
             f"{path} has no column 'label'; its columns are {', '.join(names)}: give --label COLUMN, or --unlabelled"

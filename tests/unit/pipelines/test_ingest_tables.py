@@ -429,3 +429,67 @@ def test_odd_metadata_of_a_schema_is_passed_over(tmp_path: Path, text: str) -> N
     table = pa.table({"image": rows_of([0]), "label": [1]}).replace_schema_metadata({"huggingface": text})
     pq.write_table(table, tmp_path / "t.parquet")
     assert take(tmp_path / "t.parquet", tmp_path)["classes"] == ["1"]
+
+
+# ---------------------------------------------------------------------------------------- as others say it went wrong
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_several_labels_in_one_cell(folder: Path, tmp_path: Path, kind: str) -> None:
+    columns = {"path": ["im/0.jpg", "im/1.jpg", "im/2.jpg"], "label": ["scab|frog eye", "healthy", "| scab |"]}
+    rows = "".join(f"{path},{label}\n" for path, label in zip(*columns.values(), strict=True))
+    table = csv_of(folder, "path,label\n" + rows) if kind == "csv" else parquet_of(folder, columns)
+    result = take(table, tmp_path, label_separator="|")
+    assert labels_of(result) == {"im/0": ["scab", "frog eye"], "im/1": ["healthy"], "im/2": ["scab"]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_for_each_class(folder: Path, tmp_path: Path, kind: str) -> None:
+    table = (
+        csv_of(folder, "path, cat, dog\nim/0.jpg, 1, 0\nim/1.jpg, 1, 1\nim/2.jpg, 0, \n")
+        if kind == "csv"
+        else parquet_of(
+            folder, {"path": [f"im/{n}.jpg" for n in range(3)], "cat": [1, 1, 0], "dog": [False, True, None]}
+        )
+    )
+    result = take(table, tmp_path, label_columns=["cat", "dog"], multi_hot=True)
+    assert labels_of(result) == {"im/0": ["cat"], "im/1": ["cat", "dog"], "im/2": []}
+
+
+def test_columns_of_yes_and_no_are_noticed(folder: Path, tmp_path: Path) -> None:
+    table = csv_of(folder, "path,cat,dog\nim/0.jpg,1,0\nim/1.jpg,0,2\n")
+    with pytest.raises(
+        InputError, match=r"row 2 \(line 3\): --multi-hot takes 1 and 0, not '2' as in the column 'dog'"
+    ):
+        take(table, tmp_path, label_columns=["cat", "dog"], multi_hot=True)
+    csv_of(folder, "path,cat,dog\nim/0.jpg,1,0\nim/1.jpg,0,1\n")
+    assert "--multi-hot" in take(table, tmp_path, label_columns=["cat", "dog"])["notes"][0]
+
+
+def test_names_without_their_suffix(folder: Path, tmp_path: Path) -> None:
+    (folder / "im" / "000bec18.JPG").write_bytes(PICTURES[0])
+    (folder / "im" / "5.png").write_bytes(PICTURES[1])  # beside 5.jpg, so `im/5` may be either
+    result = take(csv_of(folder, "id,label\nim/000bec18,a\nim/1,b\nim/5,c\n"), tmp_path, path_column="id")
+    assert labels_of(result) == {"im/000bec18": ["a"], "im/1": ["b"]}
+    assert result["skipped_files"] == [{"path": "im/5", "reason": "missing"}]
+
+
+def test_other_tables_from_the_field(folder: Path, tmp_path: Path) -> None:
+    text = 'path|label|"boxes"\nim/0.jpg|cat|"[{""x"": 1, ""y"": ""2|3""}]"\n'
+    found = samples_of(open_shards(take(csv_of(folder, text), tmp_path, "bar")["uri"]))
+    assert found["im/0"][1:] == (["cat"], {"labels": [0], "boxes": '[{"x": 1, "y": "2|3"}]'})
+    indexed = {"path": ["im/0.jpg"], "label": ["a"], "__index_level_0__": [7]}
+    found = samples_of(open_shards(take(parquet_of(folder, indexed), tmp_path, "pandas")["uri"]))
+    assert found["im/0"][2] == {}
+    (folder / "im" / 'a, "b".jpg').write_bytes(PICTURES[0])
+    quoted = take(csv_of(folder, 'path,label\n"im/a, ""b"".jpg",cat\n'), tmp_path, "quoted")
+    assert labels_of(quoted) == {'im/a, "b"': ["cat"]}
+    plain = take(parquet_of(folder, {"picture": [PICTURES[0]], "label": [3]}, name="x.parquet"), tmp_path, "bytes")
+    assert labels_of(plain) == {"x/000000": ["3"]}
+    images = [[{"bytes": PICTURES[0], "path": None}]]
+    with pytest.raises(InputError, match="the column 'images' has lists of images: make a row of each image"):
+        take(parquet_of(folder, {"images": images, "label": ["a"]}), tmp_path)
+    with pytest.raises(
+        InputError, match=r"no column 'path'; its columns are im/0.jpg, cat \(its first line names them\)"
+    ):
+        take(csv_of(folder, "im/0.jpg,cat\n"), tmp_path)
