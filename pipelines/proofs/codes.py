@@ -51,7 +51,9 @@ def prove_codes(findings: Findings) -> None:
         with findings.guard():
             shards = {shard.name: shard for shard in open_shards(source).shards}
     try:
-        columns = {str(name): column_type(kind) for name, kind in meta["carried"].items()}
+        # The manifest sorts its keys; the setting has the order of the columns.
+        carry = meta["settings"].get("encode.carry", ())
+        columns = {str(name): column_type(meta["carried"][name]) for name in carry}
         bits, classes = int(meta["bits"]), [str(name) for name in meta["classes"]]
     except (KeyError, TypeError, ValueError, AttributeError):
         findings.problem(f"{artifact.uri}: the codes manifest does not say its bits, classes and carried columns")

@@ -10,12 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import Config, load_config
-from pipelines.encoder import Encoder
-from pipelines.encoding import encode_shard, plan_job
+from pipelines.encode import encode
+from pipelines.encoding import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.ingest import ingest
 from pipelines.intake.csv_rows import MAX_CELL_CHARS, MAX_LINE_CHARS
-from pipelines.schema import read_parquet
 from pipelines.shards import ShardSet, open_shards
 from pipelines.verify import verify
 from tests.support import pictures
@@ -152,14 +151,17 @@ def test_carried_columns_keep_what_was_written_and_the_types_of_parquet(folder: 
 
 
 def carried(result: dict[str, Any], names: list[str]) -> dict[str, dict[str, Any]]:
-    """What a codes part of the first shard carries, by key."""
+    """What the codes of the one shard carry, by key: encoded in this process, committed and proven."""
     shards = open_shards(result["uri"])
     model = write_model(f"{result['uri']}-model", result["uri"])
     config = load_config(sets=[f"encode.carry={json.dumps(names)}"])
     job = plan_job(shards.artifact, model, f"{result['uri']}-codes", config)
-    encoder = Encoder.open(model.uri)
-    codes = read_parquet(encode_shard(encoder, shards, shards.shards[0], job.schema, config).codes, "codes")
-    return {row["key"]: {name: row[name] for name in names} for row in codes.to_pylist()}
+    (shard,) = shards.shards
+    ShardEncoder(job).run(ShardTask(shard.name, shard.stem))
+    codes = encode(shards.artifact.uri, model.uri, job.out, config)["uri"]
+    assert verify(codes)["status"] == "done"
+    (part,) = Path(codes, "parts").glob("*.parquet")
+    return {row["key"]: {name: row[name] for name in names} for row in pq.read_table(part).to_pylist()}
 
 
 def test_the_type_of_a_column_belongs_to_the_fingerprint(folder: Path, tmp_path: Path) -> None:
