@@ -135,7 +135,8 @@ def _tar_names(origin: Store) -> list[str]:
 
 
 def _nothing_found(listing: Listing) -> str:
-    path, reason = listing.named[0] if listing.named else ("its tars", "empty")
+    first = listing.named[0] if listing.named else {"path": "its tars", "reason": "empty"}
+    path, reason = first["path"], first["reason"]
     return f"{listing.where} holds no sample that can be taken ({listing.skipped} skipped, the first: {path}, {reason})"
 
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
+from pipelines.intake.folders import folder_reader
 from pipelines.intake.places import Places
-from pipelines.intake.sources import Listing, folder_reader, unfit
+from pipelines.intake.skips import SkipReason
+from pipelines.intake.sources import Listing, unfit
 
 R = TypeVar("R")
 
@@ -47,8 +49,8 @@ class ImageRows(Generic[R]):
         for (row, number, path, start, size, suffix), own in zip(self._rows, paths, strict=True):
             name = own if by_path else number + suffix
             if size < 0:
-                place = self._places.find(path) if path else "missing"
-                if isinstance(place, str):
+                place = self._places.find(path) if path else SkipReason.MISSING
+                if isinstance(place, SkipReason):
                     listing.skip(path or number, place)
                     continue
                 name, size = place

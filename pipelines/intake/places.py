@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from pipelines.images import SUFFIXES
+from pipelines.intake.skips import SkipReason
 
 TRIED = 1000
 """Paths, evenly taken from those that were not found, on which leading folders are tried."""
@@ -26,35 +27,35 @@ class Places:
         self._folder = folder.rstrip("/") + "/"
         self._starts = tuple({self._folder, os.path.realpath(folder).rstrip("/") + "/"})
 
-    def find(self, name: str, foreign: Sequence[str] = ()) -> tuple[str, int] | str:
+    def find(self, name: str, foreign: Sequence[str] = ()) -> tuple[str, int] | SkipReason:
         """Return the path of a file below the root and its size, or why it cannot be taken: a reason to skip it.
 
         `foreign` are folders that `name` begins with elsewhere, to be left out.
         """
-        reason = "missing"
+        reason = SkipReason.MISSING
         for spelling in _spellings(name):
             parts = split_path(spelling)
             if foreign and tuple(parts[: len(foreign)]) == tuple(foreign):
                 spelling = "/".join(parts[len(foreign) :])
             path = self._below(spelling)
             if path is None:
-                reason = "unsafe_name"
+                reason = SkipReason.UNSAFE_NAME
                 continue
             found = self._plain_file(path) or self._with_suffix(path)
             if found is not None:
                 return found
         return reason
 
-    def _plain_file(self, path: str) -> tuple[str, int] | str | None:
+    def _plain_file(self, path: str) -> tuple[str, int] | SkipReason | None:
         try:
             found = os.stat(self._folder + path)  # noqa: PTH116 - a Path per file is slow
         except ValueError:  # a NUL
-            return "unsafe_name"
+            return SkipReason.UNSAFE_NAME
         except OSError:
             return None
-        return (path, found.st_size) if stat.S_ISREG(found.st_mode) else "special"
+        return (path, found.st_size) if stat.S_ISREG(found.st_mode) else SkipReason.SPECIAL
 
-    def _with_suffix(self, path: str) -> tuple[str, int] | str | None:
+    def _with_suffix(self, path: str) -> tuple[str, int] | SkipReason | None:
         """The one file whose name has a suffix of an image that `path` lacks, as lists of ids name files."""
         if os.path.splitext(path)[1].lower() in SUFFIXES:  # noqa: PTH122 - a Path per file is slow
             return None

@@ -27,9 +27,11 @@ from pipelines.intake.columns import (
     metadata_type,
 )
 from pipelines.intake.csv_rows import read_csv
+from pipelines.intake.folders import folder_reader
 from pipelines.intake.image_rows import ImageRows
 from pipelines.intake.places import Places
-from pipelines.intake.sources import Entry, Listing, Source, folder_reader, unfit
+from pipelines.intake.skips import SkipReason
+from pipelines.intake.sources import Entry, Listing, Source, unfit
 from pipelines.storage import scratch_folder
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -125,12 +127,12 @@ class _Found:
         return Source(self.listing, reader, columns={name: str(kind) for name, kind in sorted(self.kinds.items())})
 
 
-def tables_at(path: Path) -> list[Path]:
+def tables_at(path: Path, is_folder: bool) -> list[Path]:
     """Return the tables that make up a source: itself, or of a folder the Parquet files with images in their rows.
 
     A folder in which an image lies as a file is not one of tables.
     """
-    if not path.is_dir():
+    if not is_folder:
         return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
     tables: list[Path] = []
     pending = [str(path)]
@@ -187,19 +189,19 @@ def open_table(
 def _list_paths(path: Path, root: Path | None, rows: Iterator[Row], found: _Found) -> None:
     """List the files that rows name."""
     read, places = list(rows), Places(root or path.parent)
-    at: dict[int, tuple[str, int] | str] = {row.number: places.find(row.image) for row in read}
-    lost = [row for row in read if isinstance(at[row.number], str)]
+    at: dict[int, tuple[str, int] | SkipReason] = {row.number: places.find(row.image) for row in read}
+    lost = [row for row in read if isinstance(at[row.number], SkipReason)]
     if root is not None and lost:
         foreign = places.foreign_folders([row.image for row in lost])
         at |= {row.number: places.find(row.image, foreign) for row in lost} if foreign else {}
         if foreign:
             found.note(f"paths that begin with {'/'.join(foreign)}/ were found below {root} without it")
-        lost = [row for row in lost if isinstance(at[row.number], str)]
+        lost = [row for row in lost if isinstance(at[row.number], SkipReason)]
     if lost and len(lost) == len(read):
-        raise InputError(_nowhere(path, root or path.parent, lost, str(at[lost[0].number])))
+        raise InputError(_nowhere(path, root or path.parent, lost, at[lost[0].number]))
     for row in read:
         place = at[row.number]
-        if isinstance(place, str):
+        if isinstance(place, SkipReason):
             found.listing.skip(row.image, place)
         elif place[0] in found.rows:
             found.keep(place[0], row, str(path))
@@ -210,12 +212,12 @@ def _list_paths(path: Path, root: Path | None, rows: Iterator[Row], found: _Foun
     found.close()
 
 
-def _nowhere(path: Path, root: Path, lost: Sequence[Row], reason: str) -> str:
+def _nowhere(path: Path, root: Path, lost: Sequence[Row], reason: object) -> str:
     name, others = lost[0].image, f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
     what = f"cannot read {root / name}: No such file or directory"
-    if reason == "unsafe_name":
+    if reason == SkipReason.UNSAFE_NAME:
         what = f"{name!r}: {'absolute path' if name.startswith('/') else 'path leaves its root'}"
-    elif reason == "special":
+    elif reason == SkipReason.SPECIAL:
         what = f"{root / name} is not a plain file"
     return (
         f"{path}, row {lost[0].number}: {what}{others}: paths are relative to {root}; give --root DIR if they are not"

@@ -273,8 +273,9 @@ def test_what_is_wrong_with_a_csv_is_said(
 
 def test_missing_files_are_all_counted(folder: Path, tmp_path: Path) -> None:
     rows = ["im/0.jpg,a", *(f"im/no{n}.jpg,b" for n in range(1200)), "im,c", "../../up.jpg,d", "im/1.jpg,a"]
-    result = take(csv_of(folder, "path,label\n" + "\n".join(rows) + "\n"), tmp_path)
+    result = take(csv_of(folder, "path,label\n" + "\n".join(rows) + "\n"), tmp_path, allow_degraded=True)
     assert (result["samples"], result["skipped"], result["found"]) == (2, 1202, 1204)
+    assert result["skipped_reasons"] == {"missing": 1200, "special": 1, "unsafe_name": 1}
     assert result["skipped_files"][0] == {"path": "im/no0.jpg", "reason": "missing"}
     assert result["classes"] == ["a"]
 
@@ -390,7 +391,9 @@ def test_an_image_table_without_labels_is_unlabelled(tmp_path: Path) -> None:
 def test_rows_without_bytes_name_a_file_or_are_skipped(folder: Path, tmp_path: Path) -> None:
     images = [{"bytes": PICTURES[0], "path": None}, {"bytes": None, "path": "im/1.jpg"}, {"bytes": None, "path": None},
               {"bytes": None, "path": "/etc/hostname.jpg"}, None]  # fmt: skip
-    result = take(parquet_of(folder, {"image": images, "label": ["a", "b", "c", "d", "e"]}), tmp_path)
+    result = take(
+        parquet_of(folder, {"image": images, "label": ["a", "b", "c", "d", "e"]}), tmp_path, allow_degraded=True
+    )
     found = samples_of(open_shards(result["uri"]))
     assert {key: sample[:2] for key, sample in found.items()} == {
         "t/000000": (PICTURES[0], ["a"]), "im/1": (PICTURES[1], ["b"]),
@@ -471,7 +474,9 @@ def test_columns_of_yes_and_no_are_noticed(folder: Path, tmp_path: Path) -> None
 def test_names_without_their_suffix(folder: Path, tmp_path: Path) -> None:
     (folder / "im" / "000bec18.JPG").write_bytes(PICTURES[0])
     (folder / "im" / "5.png").write_bytes(PICTURES[1])  # beside 5.jpg, so `im/5` may be either
-    result = take(csv_of(folder, "id,label\nim/000bec18,a\nim/1,b\nim/5,c\n"), tmp_path, path_column="id")
+    result = take(
+        csv_of(folder, "id,label\nim/000bec18,a\nim/1,b\nim/5,c\n"), tmp_path, path_column="id", allow_degraded=True
+    )
     assert labels_of(result) == {"im/000bec18": ["a"], "im/1": ["b"]}
     assert result["skipped_files"] == [{"path": "im/5", "reason": "missing"}]
 
