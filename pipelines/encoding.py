@@ -29,7 +29,7 @@ from pipelines.images import ImageReject
 from pipelines.lineage import MODEL, passed_on
 from pipelines.lineage import carried as carried_split
 from pipelines.runs import RunLog
-from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
+from pipelines.schema import REJECTS, Reason, codes_schema, column_of, column_type, parquet_bytes, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
 from pipelines.versions import lost, open_current
@@ -97,7 +97,7 @@ def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> Enc
         ArtifactInput(role="shards", kind="shards", digest=shards.digest),
         ArtifactInput(role="model", kind="model", digest=model.digest),
     )
-    carried = dict.fromkeys(config.encode.carry, pa.string())
+    carried = carried_types(shards, config.encode.carry)
     try:
         bits, classes = int(model.manifest.meta["bits"]), [str(name) for name in shards.manifest.meta["classes"]]
     except (KeyError, TypeError, ValueError):
@@ -107,6 +107,15 @@ def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> Enc
     schema = codes_schema(bits, mark, classes, carried, config.encode.logits)
     splits = carried_split(shards.manifest) | passed_on(model.manifest, MODEL)
     return EncodeJob(shards.uri, model.uri, Store(out).uri, mark, inputs, schema, splits, config)
+
+
+def carried_types(shards: Artifact, names: Sequence[str]) -> dict[str, pa.DataType]:
+    """Return the types of metadata columns: those that the table had, text where none is known."""
+    known = shards.manifest.meta.get("columns", {})
+    try:
+        return {name: column_type(str(known.get(name, "string"))) for name in names}
+    except (AttributeError, ValueError):
+        raise DamagedArtifact(f"{shards.uri} says an unknown type of a column in the manifest") from None
 
 
 def over_budget(totals: Mapping[str, int], config: Config) -> bool:
@@ -154,7 +163,7 @@ def encode_shard(
     settings = config.encode
     encoded = encoder.encode_samples(samples, settings.batch_size, config.data.workers, advance, settings.logits)
     return ShardCodes(
-        parquet_bytes(table_of(schema, _columns(encoded, carried))),
+        parquet_bytes(table_of(schema, _columns(encoded, {name: schema.field(name).type for name in carried}))),
         len(encoded.kept),
         rejects_bytes(encoded.rejects) if encoded.rejects else None,
         len(encoded.rejects),
@@ -163,7 +172,7 @@ def encode_shard(
     )
 
 
-def _columns(encoded: "Encoded", carried: list[str]) -> dict[str, Any]:
+def _columns(encoded: "Encoded", carried: Mapping[str, pa.DataType]) -> dict[str, Any]:
     records = [sample.record for sample in encoded.kept]
     metadata = [json.loads(sample.metadata) if sample.metadata else {} for sample in encoded.kept]
     return {
@@ -173,8 +182,16 @@ def _columns(encoded: "Encoded", carried: list[str]) -> dict[str, Any]:
         "code": [row.tobytes() for row in np.ascontiguousarray(encoded.codes)],
         "labels": [list(record.labels) for record in records],
         "logits": [row.tobytes() for row in encoded.logits],
-        **{name: [_text(fields.get(name)) for fields in metadata] for name in carried},
+        **{name: _carried(name, [fields.get(name) for fields in metadata], kind) for name, kind in carried.items()},
     }
+
+
+def _carried(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
+    """A metadata column of its type; what is no text comes into a column of texts as JSON."""
+    try:
+        return column_of([_text(value) for value in values] if pa.types.is_string(kind) else values, kind)
+    except pa.ArrowException as error:
+        raise DamagedArtifact(f"the metadata column {name!r} is not {kind}, as its shards say: {error}") from None
 
 
 def _text(value: Any) -> str | None:

@@ -1,7 +1,8 @@
 """What `ingest` reads: a folder, zip or tar of class folders, or a table of paths and labels.
 
     folder, zip, tar   class = the first folder below the source, see `layout`
-    CSV, Parquet       `path,label[,label2...]`, paths relative to the table's folder, other columns = metadata
+    CSV, Parquet       `path,label[,label2...]`, paths relative to the table's folder, other columns = metadata;
+                       a Parquet table may hold the images themselves
 
 Nothing is extracted by name: a zip is read member by member where it lies, a tar is streamed once into one
 nameless scratch file. A file is a sample if its suffix is an image's; all else is skipped, with a reason.
@@ -154,6 +155,8 @@ class Source:
     read: Callable[[str], bytes]
     files: Mapping[str, str] = field(default_factory=dict)
     searched: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Arrow types of the metadata columns of a table."""
 
 
 @contextmanager

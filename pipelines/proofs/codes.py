@@ -16,7 +16,7 @@ from pipelines.codes import has_logits, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.lineage import MODEL, carried, passed_on
 from pipelines.proofs.findings import Findings, require_distinct
-from pipelines.schema import REJECTS, Reason, codes_schema, read_parquet, require_schema
+from pipelines.schema import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
 from pipelines.shards import Shard, open_shards
 from pipelines.storage import in_order
 
@@ -51,7 +51,9 @@ def prove_codes(findings: Findings) -> None:
         with findings.guard():
             shards = {shard.name: shard for shard in open_shards(source).shards}
     try:
-        columns = {str(name): pa.type_for_alias(kind) for name, kind in meta["carried"].items()}
+        # The manifest sorts its keys; the setting has the order of the columns.
+        carry = meta["settings"].get("encode.carry", ())
+        columns = {str(name): column_type(meta["carried"][name]) for name in carry}
         bits, classes = int(meta["bits"]), [str(name) for name in meta["classes"]]
     except (KeyError, TypeError, ValueError, AttributeError):
         findings.problem(f"{artifact.uri}: the codes manifest does not say its bits, classes and carried columns")
