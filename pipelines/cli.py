@@ -73,6 +73,19 @@ def ingest(
         bool,
         typer.Option("--keys-by-tar", help="With --adopt: put a tar's name before its keys, if tars share keys."),
     ] = False,
+    image_member: Annotated[
+        str | None,
+        typer.Option(
+            "--image-member",
+            help="With --adopt: what follows the key in the name of the image, such as input.jpg; default the one "
+            "member with the suffix of an image.",
+            metavar="SUFFIX",
+        ),
+    ] = None,
+    allow_degraded: Annotated[
+        bool,
+        typer.Option("--allow-degraded", help="Publish although too much was skipped (exit 4)."),
+    ] = False,
     protocol: Annotated[
         str | None,
         typer.Option("--protocol", help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME"),
@@ -96,7 +109,16 @@ def ingest(
     if protocol is not None or root is not None:
         if protocol is None or root is None:
             raise UsageError("--protocol NAME and --root DIR go together")
-        if source or split or adopt or labels is not None or classes or keys_by_tar or path_column != "path":
+        if (
+            source
+            or split
+            or adopt
+            or labels is not None
+            or classes
+            or keys_by_tar
+            or image_member
+            or path_column != "path"
+        ):
             raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
         from pipelines.ingest import ingest as work
         from pipelines.intake.protocols import find_protocol
@@ -111,10 +133,10 @@ def ingest(
         if split is not None or path_column != "path":
             raise UsageError("--adopt takes tars as they are: it cannot be given with --split or --path-column")
         fields = None if labels is None else tuple(labels)
-        how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar)
-        return index_foreign(source, out, how)
-    if classes is not None or keys_by_tar:
-        raise UsageError("--classes and --keys-by-tar belong to --adopt")
+        how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar, image_member)
+        return index_foreign(source, out, how, settings, allow_degraded)
+    if classes is not None or keys_by_tar or image_member is not None:
+        raise UsageError("--classes, --keys-by-tar and --image-member belong to --adopt")
     from pipelines.ingest import ingest as work
 
     return work(source, out, settings, split=split, path_column=path_column, label_columns=labels)

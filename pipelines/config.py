@@ -82,6 +82,8 @@ class IngestSettings(Section):
     """Seed of the permutation that mixes the classes and of the split."""
     name: str = Field("shard", pattern=r"^[A-Za-z0-9_]+$")
     """First part of the tars' names; a split uses its own name instead."""
+    skip_budget: float = Field(0.01, ge=0, le=1)
+    """Share of what was found that may be skipped; above it the run ends degraded (exit 4)."""
 
 
 class DataSettings(Section):

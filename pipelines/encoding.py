@@ -165,7 +165,7 @@ def encode_shard(
 
 def _columns(encoded: "Encoded", carried: list[str]) -> dict[str, Any]:
     records = [sample.record for sample in encoded.kept]
-    metadata = [json.loads(sample.metadata) if sample.metadata else {} for sample in encoded.kept]
+    metadata = [_fields(sample.metadata) for sample in encoded.kept] if carried else []
     return {
         "key": [record.key for record in records],
         "shard": [record.shard for record in records],
@@ -177,8 +177,18 @@ def _columns(encoded: "Encoded", carried: list[str]) -> dict[str, Any]:
     }
 
 
+def _fields(metadata: bytes | None) -> dict[str, Any]:
+    """The fields of a sample's JSON. One that is no object, which only an adopted tar can hold, has none."""
+    try:
+        value = json.loads(metadata or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if text is None else text.encode("utf-8", "replace").decode()  # half an emoji is no text
 
 
 def rejects_bytes(rejects: Sequence[tuple[Record, ImageReject]]) -> bytes:

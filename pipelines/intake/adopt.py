@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import pyarrow as pa
 
 from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
-from pipelines.errors import InputError, WorkFailed
+from pipelines.config import Config
+from pipelines.errors import Degraded, InputError, WorkFailed
 from pipelines.images import SUFFIXES, decode_ahead
-from pipelines.intake.foreign import ForeignTar, scan_foreign_tar
-from pipelines.intake.sources import MAX_FILES, Listing
+from pipelines.intake.foreign import ForeignTar, Loss, scan_foreign_tar
+from pipelines.intake.sources import MAX_FILES, Listing, printable
 from pipelines.runs import write_run_record
 from pipelines.schema import SHARD_INDEX
 from pipelines.shards import INDEX_NAME, Record, index_bytes, index_table
@@ -31,11 +32,12 @@ from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.tars import TarBeyondLimits, TarReason
 from pipelines.versions import finished
 
-ADOPT_VERSION = 1
+ADOPT_VERSION = 2
 """Raised by hand when the same tars would give another index; part of the fingerprint."""
-MAX_CLASSES = 100_000
 THREADS = 2
 
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,4}")
+"""A whole number below 100,000 as one writes it."""
 _TAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
 _COMPRESSED = re.compile(r"[^/.][^/]*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2|txz)", re.IGNORECASE)
 
@@ -45,12 +47,67 @@ class Adoption:
     """How foreign samples are read.
 
     `fields` are the JSON fields that hold labels (unset: `cls`, else `labels` or `label`; none: no labels), `classes`
-    the names of the class numbers, and `keys_by_tar` puts the tar's name before each key.
+    the names of the class numbers, and `keys_by_tar` puts the tar's name before each key. `image_member` is what
+    follows the key in the name of the image, such as `input.jpg`; unset: the one member with the suffix of an image.
     """
 
     fields: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     keys_by_tar: bool = False
+    image_member: str | None = None
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """What follows the key in the names of images, with its dot, in lower case."""
+        return SUFFIXES if self.image_member is None else (f".{self.image_member.lower().removeprefix('.')}",)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it belongs to a fingerprint beside the tars and their classes."""
+        chosen = {} if self.image_member is None else {"image_member": self.images[0]}
+        return {"adopt": ADOPT_VERSION, "fields": self.fields, "keys_by_tar": self.keys_by_tar, **chosen}
+
+
+_HINTS = {
+    TarReason.NO_IMAGE: "--image-member SUFFIX names the image of a sample",
+    TarReason.SEVERAL_IMAGES: "--image-member SUFFIX chooses among several images",
+    TarReason.DUPLICATE_KEY: "--keys-by-tar tells equal keys of several tars apart",
+}
+"""What helps against a reason where it is the most frequent one."""
+
+
+@dataclass
+class Skips:
+    """What is passed over: counted by reason in full, the first by name, some of these with a detail."""
+
+    listing: Listing
+    reasons: Counter[str] = field(default_factory=Counter)
+    details: dict[int, str] = field(default_factory=dict)
+    lost: int = 0
+    """How many of them would have been samples."""
+
+    def add(self, tar: str, loss: Loss) -> None:
+        """Pass over what a tar cannot give, and say why."""
+        path, reason, detail = f"{tar}: {loss.name}" if loss.name else tar, loss.reason, loss.detail
+        self.lost += loss.sample
+        if detail:
+            self.details[len(self.listing.named)] = printable(detail)
+        self.listing.skip(path, str(reason))
+        self.reasons[str(reason)] += 1
+
+    @property
+    def files(self) -> list[dict[str, str]]:
+        """The first by name, each with its reason and any detail."""
+        return [
+            {**entry, "detail": self.details[place]} if place in self.details else entry
+            for place, entry in enumerate(self.listing.skipped_files)
+        ]
+
+    @property
+    def hint(self) -> str:
+        """What to do about the most frequent reason, if anything is known to help."""
+        reason = max(self.reasons, key=lambda name: self.reasons[name], default="")
+        return f": {_HINTS[TarReason(reason)]}" if reason in _HINTS else ""
 
 
 @dataclass
@@ -64,33 +121,39 @@ class _Indexed:
     labels: list[tuple[str, ...]]
 
 
-def adopt(source: str, out: str, how: Adoption | None = None) -> dict[str, Any]:
+def adopt(
+    source: str, out: str, how: Adoption | None = None, config: Config | None = None, allow_degraded: bool = False
+) -> dict[str, Any]:
     """Index the .tar files directly below `source`, a folder or s3:// prefix, as a shards artifact at `out`.
 
     Found = samples + skipped; what is skipped is counted by reason, the first by name. Raises InputError where there
-    is no tar or no sample, or where a label is not among the classes given.
+    is no tar or no sample, or where a label is not among the classes given; Degraded where more was skipped than
+    `ingest.skip_budget` and that was not allowed.
     """
     began = time.time()
-    how = how or Adoption()
+    how, budget = how or Adoption(), (config or Config()).ingest.skip_budget
     origin, root = Store(source), Store(out)
     names = _tar_names(origin)
-    listing, losses = Listing(origin.uri), Counter[str]()
-    tars = [tar for tar in _index(origin, names, how, listing, losses) if tar.table.num_rows]
+    skips = Skips(Listing(origin.uri))
+    tars = [tar for tar in _index(origin, names, how, skips) if tar.table.num_rows]
     if not tars:
-        raise InputError(_nothing_found(listing))
+        raise InputError(_nothing_found(skips))
+    samples = sum(tar.table.num_rows for tar in tars)
+    totals = {"samples": samples, "skipped": skips.listing.skipped, "found": samples + skips.listing.skipped}
+    degraded = skips.lost > budget * (samples + skips.lost)
+    if degraded and not allow_degraded:
+        raise Degraded(_too_much_skipped(skips, samples, budget))
     classes, ids = _class_ids((name for tar in tars for own in set(tar.labels) for name in own), how, origin.uri)
     index = index_bytes(_numbered(tar, ids) for tar in tars)
-    samples = sum(tar.table.num_rows for tar in tars)
-    totals = {"samples": samples, "skipped": listing.skipped, "found": samples + listing.skipped}
     result, written = _publish(origin, root, tars, index, classes, how, totals)
-    facts = {"skipped_reasons": dict(sorted(losses.items())), "skipped_files": listing.skipped_files}
+    facts = {"skipped_reasons": dict(sorted(skips.reasons.items())), "skipped_files": skips.files}
     if written:
         seconds = round(time.time() - began, 3)
         figures = {"source": origin.uri, "began": began, "seconds": seconds, **totals, **facts}
         write_run_record(root, "ingest", figures)
     return {
         "verb": "ingest",
-        "status": "done" if written else "unchanged",
+        "status": "degraded" if degraded else "done" if written else "unchanged",
         "uri": root.uri,
         "digest": result.digest,
         **totals,
@@ -134,23 +197,34 @@ def _tar_names(origin: Store) -> list[str]:
     return tars
 
 
-def _nothing_found(listing: Listing) -> str:
-    path, reason = listing.named[0] if listing.named else ("its tars", "empty")
-    return f"{listing.where} holds no sample that can be taken ({listing.skipped} skipped, the first: {path}, {reason})"
+def _nothing_found(skips: Skips) -> str:
+    first = skips.files[0] if skips.files else {"path": "its tars", "reason": "empty"}
+    return (
+        f"{skips.listing.where} holds no sample that can be taken ({skips.listing.skipped} skipped, the first: "
+        f"{', '.join(first.values())}){skips.hint}"
+    )
+
+
+def _too_much_skipped(skips: Skips, samples: int, budget: float) -> str:
+    counts = ", ".join(f"{reason} {count}" for reason, count in skips.reasons.most_common())
+    first = skips.files[0]
+    return (
+        f"{skips.lost} of {samples + skips.lost} samples of {skips.listing.where} cannot be taken, more than "
+        f"ingest.skip_budget = {budget:g}: {counts}; the first is {', '.join(first.values())}{skips.hint}; "
+        "--allow-degraded publishes without them"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- indexing
 
 
-def _index(
-    origin: Store, names: Sequence[str], how: Adoption, listing: Listing, losses: Counter[str]
-) -> Iterator[_Indexed]:
+def _index(origin: Store, names: Sequence[str], how: Adoption, skips: Skips) -> Iterator[_Indexed]:
     """Scan the tars, several side by side, and index them in order; the first of several equal keys is taken."""
 
     def scan(name: str) -> ForeignTar:
         try:
             with origin.open(name) as stream:
-                return scan_foreign_tar(stream, SUFFIXES, how.fields)
+                return scan_foreign_tar(stream, how.images, how.fields)
         except FileNotFoundError:
             raise WorkFailed(f"{origin.uri}/{name} went away while it was adopted: run again") from None
         except TarBeyondLimits as error:
@@ -159,43 +233,41 @@ def _index(
     seen: set[str] = set()
     with stage("adopt", len(names), unit="tars") as advance:
         for name, tar in zip(names, decode_ahead(names, scan, THREADS, THREADS), strict=True):
-            yield _index_tar(name, tar, how, seen, listing, losses)
+            yield _index_tar(name, tar, how, seen, skips)
             advance(1)
 
 
-def _index_tar(
-    name: str, tar: ForeignTar, how: Adoption, seen: set[str], listing: Listing, losses: Counter[str]
-) -> _Indexed:
+def _index_tar(name: str, tar: ForeignTar, how: Adoption, seen: set[str], skips: Skips) -> _Indexed:
     prefix = f"{name.removesuffix('.tar')}/" if how.keys_by_tar else ""
     records: list[Record] = []
     labels = []
-    lost = [(loss.name, loss.reason) for loss in tar.losses]
+    lost = list(tar.losses)
     for sample in tar.samples:
         key = prefix + sample.key
         if key in seen:
-            lost.append((sample.key, TarReason.DUPLICATE_KEY))
+            lost.append(Loss(sample.key, TarReason.DUPLICATE_KEY))
             continue
         seen.add(key)
         if len(seen) > MAX_FILES:
-            raise InputError(f"{listing.where} holds more than {MAX_FILES} samples: adopt it in pieces")
+            raise InputError(f"{skips.listing.where} holds more than {MAX_FILES} samples: adopt it in pieces")
         records.append(Record(key, name, len(records), (), sample.members))
         labels.append(sample.labels)
-    for member, reason in lost:
-        listing.skip(f"{name}: {member}" if member else name, str(reason))
-        losses[str(reason)] += 1
+    for loss in lost:
+        skips.add(name, loss)
     return _Indexed(name, tar.bytes, tar.sha256, index_table(records), labels)
 
 
 def _class_ids(labels: Iterable[str], how: Adoption, where: str) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes, and the id of each label. A number is its own id, unless there are names beside the numbers."""
     found = set(labels)
-    numbers = {name: int(name) for name in found if name.isascii() and name.isdecimal() and int(name) < MAX_CLASSES}
     if how.classes is not None:
-        ids = {name: number for number, name in enumerate(how.classes)}
-        ids |= {name: number for name, number in numbers.items() if number < len(how.classes)}
+        ids = {name: int(name) for name in found if name.isascii() and name.isdigit()}
+        ids = {name: number for name, number in ids.items() if number < len(how.classes)}
+        ids = {name: number for number, name in enumerate(how.classes)} | ids
         for name in sorted(found - ids.keys()):
             raise InputError(f"{where}: the label {name!r} is not among the {len(how.classes)} classes given")
         return how.classes, ids
+    numbers = {name: int(name) for name in found if _WHOLE.fullmatch(name)}
     if len(numbers) == len(found):
         return tuple(str(number) for number in range(1 + max(numbers.values(), default=-1))), numbers
     names = tuple(sorted(found))
@@ -223,8 +295,7 @@ def _publish(
 ) -> tuple[Artifact, bool]:
     """Commit the artifact, or what is gone of it. The flag is False where it was committed before and is all there."""
     digest = sha256_of(canonical_json([[[tar.name, tar.sha256] for tar in tars], classes, sha256_of(index), totals]))
-    settings = {"adopt": ADOPT_VERSION, "fields": how.fields, "keys_by_tar": how.keys_by_tar}
-    mark = fingerprint("shards", {"source": digest}, settings)
+    mark = fingerprint("shards", {"source": digest}, how.settings)
     published = finished(root, "shards", mark)
     if published is not None:
         return published, False
