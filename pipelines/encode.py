@@ -63,7 +63,7 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
     def reject_all(outcome: Outcome[ShardTask]) -> dict[str, Any]:
         shard = opened.shard(outcome.item.shard)
         rejects = given_up(job.schema, shard, outcome)
-        receipt = publish_shard(writer, shard, outcome.item.receipt, rejects)
+        receipt = publish_shard(writer, shard, outcome.item.receipt, rejects, outcome.item.kept)
         count_shard(Meter("encode"), shard, rejects)
         return receipt
 

@@ -7,7 +7,7 @@ shards, and what their receipts add up to, is the business of the verb.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -16,20 +16,20 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, read_part
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.codes import ENCODER_VERSION
+from pipelines.codes import ENCODER_VERSION, codes_parts
 from pipelines.config import Config, result_settings
 from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject
 from pipelines.lineage import MODEL, passed_on
 from pipelines.lineage import carried as carried_split
 from pipelines.runs import RunLog
-from pipelines.schema import REJECTS, Reason, codes_schema, parquet_bytes, table_of
+from pipelines.schema import REJECTS, Reason, as_written, codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
 from pipelines.versions import lost, open_current
@@ -40,11 +40,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to encode: its tar, the name its receipt gets, and in another go its rejects so far, row -> reason."""
+    """A shard to encode: its tar, the name its receipt gets, and in another go its rejects so far, row -> reason.
+
+    `kept` are the parts of codes that it has already: no row of them is put again, so that who reads all parts of the
+    folder reads each sample once.
+    """
 
     shard: str
     receipt: str
     rejected: Mapping[int, str] = field(default_factory=dict)
+    kept: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,22 @@ def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
     stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
     stems |= {ref.shard for ref in manifest.receipts if ref.path in gone}
     names = {ref.shard: ref.path.removeprefix("receipts/").removesuffix(".json") for ref in manifest.receipts}
-    return [ShardTask(shard.name, names[shard.stem]) for shard in opened.shards if shard.stem in stems]
+    kept = codes_by_stem(part for part in manifest.parts if part.path not in gone)
+    return [
+        ShardTask(shard.name, names[shard.stem], kept=kept.get(shard.stem, ()))
+        for shard in opened.shards
+        if shard.stem in stems
+    ]
+
+
+def codes_by_stem(parts: Iterable[Part]) -> dict[str, tuple[Part, ...]]:
+    """Those of the parts that hold codes, by the name of their shard without `.tar`, in the order of their paths."""
+    found: dict[str, tuple[Part, ...]] = {}
+    for part in sorted(parts, key=lambda part: part.path):
+        if part.path.startswith("parts/"):
+            stem = PurePosixPath(part.name).stem
+            found[stem] = (*found.get(stem, ()), part)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ one shard
@@ -213,12 +233,17 @@ def given_up(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> Sh
     return ShardCodes(empty, 0, rejects, shard.rows, {}, {str(reject.reason): shard.rows})
 
 
-def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes) -> dict[str, Any]:
+def publish_shard(
+    writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes, kept: Sequence[Part] = ()
+) -> dict[str, Any]:
     """Put a shard's part and rejects, then claim it with the receipt of that name; the first receipt wins.
 
-    Returns the winner. DamagedArtifact where another attempt won and what its receipt promises is gone.
+    Rows that are in parts of codes that are `kept` are left out. Returns the winner. DamagedArtifact where another
+    attempt won and what its receipt promises is gone.
     """
-    part = writer.put_part(f"{shard.stem}.parquet", done.codes, done.rows)
+    codes, rows = _without_rows(writer.store, kept, done) if kept else (done.codes, done.rows)
+    new = [writer.put_part(f"{shard.stem}.parquet", codes, rows)] if rows or not kept else []
+    part, *more = sorted([*kept, *new], key=lambda part: part.path)
     rejects = (
         writer.put_part(f"{shard.stem}.parquet", done.rejects, done.rejected, folder="rejects")
         if done.rejects
@@ -229,6 +254,7 @@ def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: Shar
         "shard_sha256": shard.part.sha256,
         "samples": shard.rows,
         "part": part.model_dump(),
+        **({"more": [later.model_dump() for later in more]} if more else {}),
         "rejects": rejects.model_dump() if rejects else None,
     }
     winner = writer.put_receipt(receipt, claim)
@@ -242,6 +268,15 @@ def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: Shar
     return winner
 
 
+def _without_rows(store: Store, kept: Sequence[Part], done: ShardCodes) -> tuple[bytes, int]:
+    """The codes of a shard less the rows that parts hold which are there, and how many that are."""
+    table = read_parquet(done.codes, "what was encoded")
+    held = [read_parquet(read_part(store, part), f"{store.uri}/{part.path}", ["row"])["row"] for part in kept]
+    rows = np.concatenate([column.to_numpy() for column in held])
+    left = table.filter(pa.array(~np.isin(table["row"].to_numpy(), rows)))
+    return parquet_bytes(left.cast(as_written(left.schema))), left.num_rows
+
+
 def count_shard(meter: Meter, shard: Shard, done: ShardCodes) -> None:
     """Count what became of a shard's images, and its bytes."""
     meter.images(shard.rows)
@@ -251,7 +286,7 @@ def count_shard(meter: Meter, shard: Shard, done: ShardCodes) -> None:
 
 def receipt_parts(receipt: Mapping[str, Any]) -> list[Part]:
     """The parts a receipt claims: the codes and, where there are any, the rejects."""
-    return [Part.model_validate(receipt[name]) for name in ("part", "rejects") if receipt[name]]
+    return [*codes_parts(receipt), *([Part.model_validate(receipt["rejects"])] if receipt["rejects"] else [])]
 
 
 def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> dict[str, Any] | None:
@@ -300,7 +335,10 @@ class ShardEncoder:
         shard = self.shards.shard(task.shard)
         claimed = claimed_receipt(self.writer.store, task.receipt)
         if claimed is not None:
-            return claimed, {"samples": shard.rows, "rejects": shard.rows - receipt_parts(claimed)[0].rows}
+            return claimed, {
+                "samples": shard.rows,
+                "rejects": shard.rows - sum(part.rows for part in codes_parts(claimed)),
+            }
         with self.meter.busy():
             done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
             begun = time.perf_counter()
@@ -312,7 +350,7 @@ class ShardEncoder:
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
         """Put what was encoded; None where it is not worth it."""
-        return publish_shard(self.writer, shard, task.receipt, done)
+        return publish_shard(self.writer, shard, task.receipt, done, task.kept)
 
     def _advance(self) -> None:
         self.progress += 1

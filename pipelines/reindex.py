@@ -244,7 +244,7 @@ def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShar
     """Whether a tar that the index holds has the same codes in this artifact, but for those left out by compacting."""
     if held.codes_digest == entry.artifact.digest:
         return True
-    if (before := _codes_of(base, held, entry)) is not None and before[1].part.sha256 == shard.part.sha256:
+    if (before := _codes_of(base, held, entry)) is not None and before[1].parts == shard.parts:
         return True
     names = keys_schema(entry.bits, entry.logits).names
     theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
@@ -368,7 +368,7 @@ def _compacting(base: Base) -> Change:
             reader.shards[ordinal].shard_sha256,
             base.artifact.uri,
             reader.shards[ordinal].codes_digest,
-            reader.part(keys_name(ordinal)),
+            (reader.part(keys_name(ordinal)),),
             reader.bits,
             reader.logits,
             later=True,
