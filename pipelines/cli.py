@@ -35,7 +35,7 @@ def ingest(
         str | None,
         typer.Argument(
             help="Folder, zip or tar of class folders; a CSV or Parquet table; with --adopt a folder or s3:// prefix "
-            "of WebDataset tars; none with --protocol."
+            "of WebDataset tars, one tar or t-{000..012}.tar; none with --protocol."
         ),
     ] = None,
     split: Annotated[

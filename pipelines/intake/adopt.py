@@ -25,6 +25,7 @@ from pipelines.errors import Degraded, InputError, WorkFailed
 from pipelines.images import SUFFIXES, decode_ahead
 from pipelines.intake.foreign import ForeignTar, Loss, scan_foreign_tar
 from pipelines.intake.sources import MAX_FILES, Listing, printable
+from pipelines.intake.tarlists import tars_of
 from pipelines.runs import write_run_record
 from pipelines.schema import SHARD_INDEX
 from pipelines.shards import INDEX_NAME, Record, index_bytes, index_table
@@ -38,8 +39,6 @@ THREADS = 2
 
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,4}")
 """A whole number below 100,000 as one writes it."""
-_TAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
-_COMPRESSED = re.compile(r"[^/.][^/]*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2|txz)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class _Indexed:
 def adopt(
     source: str, out: str, how: Adoption | None = None, config: Config | None = None, allow_degraded: bool = False
 ) -> dict[str, Any]:
-    """Index the .tar files directly below `source`, a folder or s3:// prefix, as a shards artifact at `out`.
+    """Index the tars of `source`, a folder, s3:// prefix, tar or pattern, as a shards artifact at `out`.
 
     Found = samples + skipped; what is skipped is counted by reason, the first by name. Raises InputError where there
     is no tar or no sample, or where a label is not among the classes given; Degraded where more was skipped than
@@ -132,8 +131,9 @@ def adopt(
     """
     began = time.time()
     how, budget = how or Adoption(), (config or Config()).ingest.skip_budget
-    origin, root = Store(source), Store(out)
-    names = _tar_names(origin)
+    (origin, names), root = tars_of(source), Store(out)
+    if root.uri == Store(source).uri != origin.uri:
+        raise InputError(f"--out {out} is a tar: give the folder that holds it, {origin.uri}, or another one")
     skips = Skips(Listing(origin.uri))
     tars = [tar for tar in _index(origin, names, how, skips) if tar.table.num_rows]
     if not tars:
@@ -177,24 +177,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         if times > 1:
             raise InputError(f"{path} names the class {name!r} {times} times")
     return tuple(names)
-
-
-def _tar_names(origin: Store) -> list[str]:
-    beside = [name for name in origin.names("") if "/" not in name]
-    if origin.is_local:
-        for path in sorted(Path(origin.uri).glob("[!.]*.tar")):
-            if path.name not in beside:
-                raise InputError(f"{path} is no plain file, so it cannot be read as a tar: take it away")
-    for name in beside:
-        if _COMPRESSED.fullmatch(name):
-            raise InputError(f"{origin.uri}/{name} is compressed, so no sample can be read by its place: unpack it")
-    tars = [name for name in beside if name.endswith(".tar") and not name.startswith(".")]
-    for name in tars:
-        if not _TAR_NAME.fullmatch(name):
-            raise InputError(f"{origin.uri}/{name} cannot name a shard: use letters, digits, dot, dash and underscore")
-    if not tars:
-        raise InputError(f"{origin.uri} holds no .tar file: --adopt takes a folder or s3:// prefix of WebDataset tars")
-    return tars
 
 
 def _nothing_found(skips: Skips) -> str:

@@ -127,6 +127,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
         *("data.workers", "data.cache", "train.workers", "train.checkpoint_steps", "train.max_failures"),
         *(
             "ingest.skip_budget",
+            "store.unsigned",
             "encode.workers",
             "encode.reject_budget",
             "encode.max_attempts",

@@ -114,6 +114,24 @@ def test_a_copy_elsewhere_holds_the_same_bytes(wds: Path, tmp_path: Path) -> Non
     verify(str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("name", ["laion+en=1.tar", "train 0 (1).tar", "[x] a,b@2.tar"])
+def test_tars_with_names_that_people_give_them(name: str, wds: Path, tmp_path: Path) -> None:
+    (wds / "train-0000.tar").rename(wds / name)
+    for out in (tmp_path / "copy", wds):
+        assert adopt(str(wds), str(out))["samples"] == 12
+        assert name in [shard.name for shard in open_shards(str(out)).shards]
+        assert [sample.damage for sample in read_all(out)] == [None] * 12
+        verify(str(out))
+
+
+def test_one_tar_of_a_folder_is_adopted_in_place(wds: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a tar: give the folder that holds it"):
+        adopt(str(wds / "train-0000.tar"), str(wds / "train-0000.tar"))
+    assert adopt(str(wds / "train-0000.tar"), str(wds))["samples"] == 6
+    assert [shard.name for shard in open_shards(str(wds)).shards] == ["train-0000.tar"]
+    verify(str(wds))
+
+
 def test_an_adopted_folder_can_be_moved(wds: Path, tmp_path: Path) -> None:
     adopt(str(wds), str(wds))
     shutil.move(wds, tmp_path / "moved")
@@ -412,7 +430,7 @@ def test_class_files_that_cannot_be_used(text: str, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- what cannot be adopted
 
 
-@pytest.mark.parametrize("name", ["shard.tar.gz", "shard.tgz", "a b.tar", "ü.tar", "-x.tar"])
+@pytest.mark.parametrize("name", ["shard.tar.gz", "shard.tgz", "a;b.tar", "ü.tar", "-x.tar"])
 def test_tars_that_cannot_be_read_by_place_or_named(name: str, wds: Path) -> None:
     shutil.copy(wds / "train-0000.tar", wds / name)
     with pytest.raises(InputError, match=r"is compressed|cannot name a shard"):
