@@ -173,6 +173,11 @@ def require_signs(table: pa.Table, bits: int, where: str) -> None:
         raise DamagedArtifact(f"{where} has logits that are not those of its codes")
 
 
+def same_classes(first: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether a class id means the same in both lists: one is the other, or what that has grown to."""
+    return all(mine == theirs for mine, theirs in zip(first, other, strict=False))
+
+
 def class_names(labels: Sequence[int], classes: Sequence[str], where: str) -> list[str]:
     """The names of class ids; DamagedArtifact for an id that has none."""
     for label in labels:

@@ -32,7 +32,7 @@ from pipelines.runs import RunLog
 from pipelines.schema import REJECTS, Reason, as_written, codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
-from pipelines.versions import lost, open_current
+from pipelines.versions import finished, lost, open_current
 
 if TYPE_CHECKING:
     from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs
@@ -88,6 +88,11 @@ class EncodeJob:
     """For the manifest: the split of the shards and that of the model's training images, where there are any."""
     config: Config
 
+    @property
+    def shards_digest(self) -> str:
+        """Which version of the shards it is."""
+        return next(entry.digest for entry in self.inputs if entry.role == "shards")
+
     def writer(self) -> ArtifactWriter:
         """The writer at the job's root."""
         origin = {"shards": self.shards, "model": self.model}
@@ -97,7 +102,8 @@ class EncodeJob:
 def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> EncodeJob:
     """Name the result: its fingerprint, inputs and schema."""
     settings = {**result_settings(config, "codes"), "encoder": ENCODER_VERSION}
-    mark = fingerprint("codes", {"shards": shards.digest, "model": model.digest}, settings)
+    root = shards.manifest.meta.get("grown_from", shards.digest)  # shards that have grown keep the place of their codes
+    mark = fingerprint("codes", {"shards": root, "model": model.digest}, settings)
     inputs = (
         ArtifactInput(role="shards", kind="shards", digest=shards.digest),
         ArtifactInput(role="model", kind="model", digest=model.digest),
@@ -114,6 +120,12 @@ def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> Enc
     return EncodeJob(shards.uri, model.uri, Store(out).uri, mark, inputs, schema, splits, config)
 
 
+def finished_codes(job: EncodeJob) -> Artifact | None:
+    """The codes that a run of this job published, of this version of the shards, if all of it is still there."""
+    found = finished(Store(job.out), "codes", job.fingerprint)
+    return found if found is not None and found.manifest.input("shards").digest == job.shards_digest else None
+
+
 def over_budget(totals: Mapping[str, int], config: Config) -> bool:
     """More was rejected than `encode.reject_budget` allows."""
     return totals["rejects"] > config.encode.reject_budget * totals["samples"]
@@ -122,14 +134,23 @@ def over_budget(totals: Mapping[str, int], config: Config) -> bool:
 def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[str, dict[str, Any]], list[ShardTask]]:
     """The codes, if they were published, the receipts that need not be made again, and the tasks of the other shards.
 
-    Of published codes those shards are done again of which something is gone.
+    Of published codes those shards are done again of which something is gone, and those done that the shards have got
+    since.
     """
+    published, known, lost_tasks = None, set[str](), list[ShardTask]()
     if store.size("manifest.json") is not None:
         published = open_current(store, "codes")
-        return published, {}, _lost_shards(published, opened)
-    receipts = claimed_receipts(store, [shard.stem for shard in opened.shards])
-    missing = [ShardTask(shard.name, shard.stem) for shard in opened.shards if shard.stem not in receipts]
-    return None, receipts, missing
+        known, lost_tasks = {ref.shard for ref in published.manifest.receipts}, _lost_shards(published, opened)
+    new = [shard for shard in opened.shards if shard.stem not in known]
+    receipts = claimed_receipts(store, [shard.stem for shard in new]) if new else {}
+    return (
+        published,
+        receipts,
+        [
+            *lost_tasks,
+            *(ShardTask(shard.name, shard.stem) for shard in new if shard.stem not in receipts),
+        ],
+    )
 
 
 def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
@@ -322,7 +343,7 @@ class ShardEncoder:
         from pipelines.encoder import Encoder
 
         self.job, self.progress, self.meter = job, 0, Meter(self.verb)
-        self.shards = open_shards(job.shards)
+        self.shards = open_shards(job.shards, job.shards_digest)
         self.encoder = Encoder.open(job.model)
         self.writer = job.writer()
 

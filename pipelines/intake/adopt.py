@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipelines.config import Config
 from pipelines.errors import Degraded, InputError, WorkFailed
 from pipelines.images import SUFFIXES, decode_ahead
 from pipelines.intake.foreign import ForeignTar, Loss, scan_foreign_tar
+from pipelines.intake.growth import Grown, adopted_before, grown_classes
 from pipelines.intake.sources import MAX_FILES, Listing, printable
 from pipelines.intake.tarlists import tars_of
 from pipelines.runs import write_run_record
@@ -31,7 +32,7 @@ from pipelines.schema import SHARD_INDEX
 from pipelines.shards import INDEX_NAME, Record, index_bytes, index_table
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.tars import TarBeyondLimits, TarReason
-from pipelines.versions import finished
+from pipelines.versions import lost
 
 ADOPT_VERSION = 2
 """Raised by hand when the same tars would give another index; part of the fingerprint."""
@@ -134,8 +135,10 @@ def adopt(
     (origin, names), root = tars_of(source), Store(out)
     if root.uri == Store(source).uri != origin.uri:
         raise InputError(f"--out {out} is a tar: give the folder that holds it, {origin.uri}, or another one")
-    skips = Skips(Listing(origin.uri))
-    tars = [tar for tar in _index(origin, names, how, skips) if tar.table.num_rows]
+    skips, base = Skips(Listing(origin.uri)), adopted_before(root, how.settings)
+    if base is not None:
+        names = base.names(names, origin)
+    tars = [tar for tar in _index(origin, names, how, skips, base) if tar.table.num_rows]
     if not tars:
         raise InputError(_nothing_found(skips))
     samples = sum(tar.table.num_rows for tar in tars)
@@ -143,9 +146,10 @@ def adopt(
     degraded = skips.lost > budget * (samples + skips.lost)
     if degraded and not allow_degraded:
         raise Degraded(_too_much_skipped(skips, samples, budget))
-    classes, ids = _class_ids((name for tar in tars for own in set(tar.labels) for name in own), how, origin.uri)
-    index = index_bytes(_numbered(tar, ids) for tar in tars)
-    result, written = _publish(origin, root, tars, index, classes, how, totals)
+    labels = {name for tar in tars for own in set(tar.labels) for name in own}
+    classes, ids = _class_ids(labels, how, origin.uri, base)
+    index = index_bytes(_numbered(tar, ids, base) for tar in tars)
+    result, written = _publish(origin, root, tars, index, classes, how, totals, base)
     facts = {"skipped_reasons": dict(sorted(skips.reasons.items())), "skipped_files": skips.files}
     if written:
         seconds = round(time.time() - began, 3)
@@ -160,6 +164,7 @@ def adopt(
         **facts,
         "tars": len(tars),
         "classes": list(classes),
+        **({"version": result.manifest.meta["version"]} if "version" in result.manifest.meta else {}),
     }
 
 
@@ -200,8 +205,11 @@ def _too_much_skipped(skips: Skips, samples: int, budget: float) -> str:
 # --------------------------------------------------------------------------------------------------------- indexing
 
 
-def _index(origin: Store, names: Sequence[str], how: Adoption, skips: Skips) -> Iterator[_Indexed]:
-    """Scan the tars, several side by side, and index them in order; the first of several equal keys is taken."""
+def _index(origin: Store, names: Sequence[str], how: Adoption, skips: Skips, base: Grown | None) -> Iterator[_Indexed]:
+    """Scan the tars, several side by side, and index them in order.
+
+    The first of several equal keys is taken, those of the tars that were adopted before first of all.
+    """
 
     def scan(name: str) -> ForeignTar:
         try:
@@ -212,21 +220,27 @@ def _index(origin: Store, names: Sequence[str], how: Adoption, skips: Skips) -> 
         except TarBeyondLimits as error:
             raise InputError(f"{origin.uri}/{name}: {error}: move it away, or cut it into several tars") from None
 
-    seen: set[str] = set()
+    before = base.keys if base else {}
+    seen = {key for keys in before.values() for key in keys}
     with stage("adopt", len(names), unit="tars") as advance:
         for name, tar in zip(names, decode_ahead(names, scan, THREADS, THREADS), strict=True):
-            yield _index_tar(name, tar, how, seen, skips)
+            if base is not None:
+                base.require_same_bytes(name, tar.sha256, origin)
+            yield _index_tar(name, tar, how, seen, before.get(name, frozenset()), skips)
             advance(1)
 
 
-def _index_tar(name: str, tar: ForeignTar, how: Adoption, seen: set[str], skips: Skips) -> _Indexed:
+def _index_tar(
+    name: str, tar: ForeignTar, how: Adoption, seen: set[str], own: Container[str], skips: Skips
+) -> _Indexed:
+    """The rows of one tar. Keys `seen` are taken, but for its `own` if it was adopted before."""
     prefix = f"{name.removesuffix('.tar')}/" if how.keys_by_tar else ""
     records: list[Record] = []
     labels = []
     lost = list(tar.losses)
     for sample in tar.samples:
         key = prefix + sample.key
-        if key in seen:
+        if key in seen and key not in own:
             lost.append(Loss(sample.key, TarReason.DUPLICATE_KEY))
             continue
         seen.add(key)
@@ -239,28 +253,37 @@ def _index_tar(name: str, tar: ForeignTar, how: Adoption, seen: set[str], skips:
     return _Indexed(name, tar.bytes, tar.sha256, index_table(records), labels)
 
 
-def _class_ids(labels: Iterable[str], how: Adoption, where: str) -> tuple[tuple[str, ...], dict[str, int]]:
+def _class_ids(
+    found: set[str], how: Adoption, where: str, base: Grown | None
+) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes, and the id of each label. A number is its own id, unless there are names beside the numbers."""
-    found = set(labels)
     if how.classes is not None:
         ids = {name: int(name) for name in found if name.isascii() and name.isdigit()}
         ids = {name: number for name, number in ids.items() if number < len(how.classes)}
         ids = {name: number for number, name in enumerate(how.classes)} | ids
         for name in sorted(found - ids.keys()):
             raise InputError(f"{where}: the label {name!r} is not among the {len(how.classes)} classes given")
+        if base is not None and how.classes[: len(base.classes)] != base.classes:
+            raise InputError(f"{base.artifact.uri} has other classes than those given: put new names behind its own")
         return how.classes, ids
     numbers = {name: int(name) for name in found if _WHOLE.fullmatch(name)}
+    if base is not None:
+        return grown_classes(found, base.classes, numbers)
     if len(numbers) == len(found):
         return tuple(str(number) for number in range(1 + max(numbers.values(), default=-1))), numbers
     names = tuple(sorted(found))
     return names, {name: number for number, name in enumerate(names)}
 
 
-def _numbered(tar: _Indexed, ids: Mapping[str, int]) -> pa.Table:
-    """The rows of a tar with class ids."""
+def _numbered(tar: _Indexed, ids: Mapping[str, int], base: Grown | None) -> pa.Table:
+    """The rows of a tar with class ids, which are those it had before if it was adopted before."""
     place = SHARD_INDEX.get_field_index("labels")
     field = SHARD_INDEX.field(place)
-    return tar.table.set_column(place, field, pa.array([[ids[name] for name in own] for own in tar.labels], field.type))
+    labels = pa.array([[ids[name] for name in own] for own in tar.labels], field.type)
+    rows = tar.table.set_column(place, field, labels)
+    if base is not None:
+        base.require_same_rows(tar.name, rows)
+    return rows
 
 
 # -------------------------------------------------------------------------------------------------------- publishing
@@ -274,21 +297,37 @@ def _publish(
     classes: tuple[str, ...],
     how: Adoption,
     totals: Mapping[str, int],
+    base: Grown | None,
 ) -> tuple[Artifact, bool]:
-    """Commit the artifact, or what is gone of it. The flag is False where it was committed before and is all there."""
+    """Commit the artifact, what is gone of it, or its next version.
+
+    The flag is False where it was committed before and is all there.
+    """
     digest = sha256_of(canonical_json([[[tar.name, tar.sha256] for tar in tars], classes, sha256_of(index), totals]))
-    mark = fingerprint("shards", {"source": digest}, how.settings)
-    published = finished(root, "shards", mark)
-    if published is not None:
-        return published, False
+    new = [tar for tar in tars if base is None or tar.name not in base.shards]
+    if base is not None and not new and not lost(base.artifact):
+        return base.artifact, False
+    mark = base.artifact.manifest.fingerprint if base else fingerprint("shards", {"source": digest}, how.settings)
     writer = ArtifactWriter(root, "shards", mark, (), {})
+    if base is not None:
+        parts, index_part = _put(origin, root, writer, new or tars, index, totals["samples"])
+        if not new:  # and what was gone is there again
+            return base.artifact, True
+        return base.publish(parts, index_part, dict(totals), classes=classes, source=digest), True
+    parts, index_part = _put(origin, root, writer, tars, index, totals["samples"])
+    meta = {"classes": classes, "source": digest, "split": None, "adopted": True}
+    return writer.commit([*parts, index_part], totals, meta), True
+
+
+def _put(
+    origin: Store, root: Store, writer: ArtifactWriter, tars: Sequence[_Indexed], index: bytes, samples: int
+) -> tuple[list[Part], Part]:
+    """The tars as parts, put unless they lie there already, and the index of all tars."""
     if origin.uri == root.uri:
         parts = [Part(path=tar.name, bytes=tar.bytes, sha256=tar.sha256, rows=tar.table.num_rows) for tar in tars]
     else:
         parts = list(_copied(origin, writer, tars))
-    parts.append(writer.put_part(INDEX_NAME, index, totals["samples"]))
-    meta = {"classes": classes, "source": digest, "split": None, "adopted": True}
-    return writer.commit(parts, totals, meta), True
+    return parts, writer.put_part(INDEX_NAME, index, samples)
 
 
 def _copied(origin: Store, writer: ArtifactWriter, tars: Sequence[_Indexed]) -> Iterator[Part]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipelines import tars
-from pipelines.artifacts import manifest_digest, open_artifact
+from pipelines.artifacts import manifest_digest, open_artifact, versions
 from pipelines.config import Config, IngestSettings
 from pipelines.encoding import _fields, _text
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch, InputError
@@ -24,9 +24,10 @@ from pipelines.intake import adopt as adopting
 from pipelines.intake.adopt import Adoption, adopt, read_class_names
 from pipelines.schema import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.shards import INDEX_NAME, Sample, open_shards, write_tar
-from pipelines.storage import canonical_json, sha256_of
+from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.tars import TarLimits, TarReason
 from pipelines.verify import verify
+from pipelines.versions import open_current
 from tests.support import pictures
 from tests.support.runs import run_record
 
@@ -153,13 +154,85 @@ def test_the_document_names_every_reason() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == {reason.value for reason in TarReason}
 
 
-def test_a_rerun_finds_everything_done_and_a_changed_tar_is_refused(wds: Path) -> None:
-    first = adopt(str(wds), str(wds))
-    again = adopt(str(wds), str(wds))
+@pytest.mark.parametrize("out", ["wds", "copy"])
+def test_a_prefix_that_grows_is_the_next_version(out: str, wds: Path, tmp_path: Path) -> None:
+    root = tmp_path / out
+    first = adopt(str(wds), str(root))
+    again = adopt(str(wds), str(root))
     assert (again["status"], again["digest"]) == ("unchanged", first["digest"])
+    before = {part.path for part in open_artifact(str(root)).manifest.parts if part.path.endswith(".tar")}
+    old = read_all(root)
+    # Its name comes before the others, it repeats one of their keys, and it has a class that is new.
+    write_foreign(wds / "evening.tar", {**numbered(11, 2), "00020.jpg": IMAGES[3], "00020.cls": b"4"})
+    second = adopt(str(wds), str(root), allow_degraded=True)
+    assert (second["samples"], second["tars"], second["version"]) == (14, 3, 2)
+    assert (second["classes"], skipped(second)) == (["0", "1", "2", "3", "4"], {"evening.tar: 00011": "duplicate_key"})
+    assert versions(Store(root)) == [1, 2] and open_artifact(str(root)).digest == first["digest"]
+    now = {part.path for part in open_current(str(root)).manifest.parts if part.path.endswith(".tar")}
+    assert before < now and len(now) == 3
+    samples = read_all(root)
+    assert [sample.record.key for sample in samples[:2]] == ["00012", "00020"] and samples[2:] == old
+    assert [sample.damage for sample in samples] == [None] * 14
+    assert verify(str(root))["digest"] == second["digest"]
+    same = adopt(str(wds), str(root), allow_degraded=True)
+    assert (same["digest"], same["version"], versions(Store(root))) == (second["digest"], 2, [1, 2])
+    write_foreign(wds / "zz.tar", numbered(30, 1))
+    assert adopt(str(wds), str(root), allow_degraded=True)["version"] == 3
+    assert gc(str(root), older_than="0s")["deleted"] == 0 and verify(str(root))["orphans"] == []
+
+
+def test_names_of_classes_that_are_new_come_behind_those_that_were_there(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "b.tar", {"b.jpg": IMAGES[0], "b.cls": b"owl", "c.jpg": IMAGES[1], "c.cls": b"yak"})
+    adopt(str(tmp_path), str(tmp_path))
+    write_foreign(tmp_path / "c.tar", {"d.jpg": IMAGES[2], "d.cls": b"cat", "e.jpg": IMAGES[3], "e.cls": b"7"})
+    assert adopt(str(tmp_path), str(tmp_path))["classes"] == ["owl", "yak", "7", "cat"]
+    assert [sample.record.labels for sample in read_all(tmp_path)] == [(0,), (1,), (3,), (2,)]
+    with pytest.raises(InputError, match="put new names behind its own"):
+        adopt(str(tmp_path), str(tmp_path), Adoption(classes=("cat", "owl", "yak", "7")))
+
+
+def test_a_prefix_that_was_adopted_with_names_grows_with_the_same_names(wds: Path) -> None:
+    named = Adoption(classes=("cat", "dog", "owl"))
+    adopt(str(wds), str(wds), named)
     write_foreign(wds / "train-0002.tar", numbered(12, 2))
-    with pytest.raises(FingerprintMismatch):
+    with pytest.raises(InputError, match=r"samples of train-0000\.tar would be of other classes .*--classes"):
         adopt(str(wds), str(wds))
+    with pytest.raises(FingerprintMismatch):
+        adopt(str(wds), str(wds), Adoption(keys_by_tar=True))
+    assert adopt(str(wds), str(wds), Adoption(classes=("cat", "dog", "owl", "yak")))["version"] == 2
+    verify(str(wds))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_tar_that_changed_or_vanished_is_named(version: int, wds: Path) -> None:
+    adopt(str(wds), str(wds))
+    if version == 2:
+        write_foreign(wds / "train-0002.tar", numbered(12, 2))
+        adopt(str(wds), str(wds))
+    data = (wds / "train-0001.tar").read_bytes()
+    write_foreign(wds / "train-0003.tar", numbered(20, 2))
+    write_foreign(wds / "train-0001.tar", numbered(40, 6))
+    with pytest.raises(InputError, match=r"train-0001\.tar changed since it was adopted"):
+        adopt(str(wds), str(wds))
+    (wds / "train-0001.tar").unlink()
+    with pytest.raises(InputError, match=r"train-0001\.tar vanished since it was adopted"):
+        adopt(str(wds), str(wds))
+    (wds / "train-0001.tar").write_bytes(data)
+    assert adopt(str(wds), str(wds))["version"] == version + 1
+    verify(str(wds))
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_what_is_lost_of_adopted_shards_is_made_again(grown: bool, wds: Path, tmp_path: Path) -> None:
+    adopt(str(wds), str(tmp_path / "out"))
+    if grown:
+        write_foreign(wds / "train-0002.tar", numbered(12, 2))
+    result = adopt(str(wds), str(tmp_path / "out"))
+    for part in open_current(str(tmp_path / "out")).manifest.parts:
+        if part.path.endswith(".tar") or not grown:
+            (tmp_path / "out" / part.path).unlink()
+    assert adopt(str(wds), str(tmp_path / "out"))["digest"] == result["digest"]
+    verify(str(tmp_path / "out"))
 
 
 def test_two_adoptions_are_equal_to_the_byte(wds: Path, tmp_path: Path) -> None:
