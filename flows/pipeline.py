@@ -49,7 +49,7 @@ from pipelines.storage import Store
 WAIT_FACTOR = 4
 """How much longer each wait before another try of a run is than the one before."""
 
-AWAIT_SERVER_S = 60.0
+AWAIT_SERVER_S = 30.0
 AWAIT_SERVER_SERVED_S = 600.0
 """How long a run waits at its end for a Prefect server that is away: nobody sits before one of a deployment."""
 

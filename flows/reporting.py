@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 from prefect import get_run_logger
@@ -109,6 +109,9 @@ def progress(name: str) -> Iterator[None]:
 class _Following:
     """Remembers what a verb reported last; a thread sends it on."""
 
+    reached: ClassVar[bool] = True
+    """Whether the server took what was sent last, by any stage: one that is gone is not waited for at each end."""
+
     def __init__(self, name: str) -> None:
         self._name, self._key = name, artifact_key(name)
         self._log: Any = get_run_logger()
@@ -135,7 +138,8 @@ class _Following:
         self._share = 100.0 if not why else min(self._share, 99.0)
         self._text = f"{self._name}: {how} after {seconds:.0f} s{': ' if why else ''}{why}"
         self._ended.set()
-        self._thread.join(END_WAIT_S)
+        if _Following.reached:
+            self._thread.join(END_WAIT_S)
 
     def _follow(self) -> None:
         sent: tuple[float, str] | None = None
@@ -144,12 +148,15 @@ class _Following:
             now = self._share, self._text
             if now != sent:
                 self._write(now[1])
-                publish_if_reachable(self._key, "progress", now[0], now[1])
+                self._send(*now)
                 sent = now
             ended = self._ended.wait(UPDATE_EVERY_S)
         if (self._share, self._text) != sent:
             self._log.info(self._text)
-            publish_if_reachable(self._key, "progress", self._share, self._text)
+            self._send(self._share, self._text)
+
+    def _send(self, share: float, text: str) -> None:
+        _Following.reached = publish_if_reachable(self._key, "progress", share, text)
 
     def _write(self, text: str) -> None:
         """Log a line, unless the last one was a moment ago."""

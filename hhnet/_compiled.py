@@ -14,6 +14,7 @@ here. A code is W words of one unsigned type; a loop is compiled for each W, whi
 Shape suffixes: Q queries, N database codes, W words per code, L words per label, D distance values, H hits.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -38,9 +39,27 @@ VECTOR_COUNT = bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
 WIDE = 128 if VECTOR_COUNT else 8
 
 
+_without_cache = False
+
+
 def compiled(function: _F) -> _F:
-    """Compile with numba, on first call, outside the interpreter lock, kept in numba's cache on disk."""
-    return cast(_F, numba.njit(cache=True, nogil=True)(function))
+    """Compile with numba, on first call, outside the interpreter lock, kept in numba's cache on disk.
+
+    Where no folder for that cache can be written, each process compiles anew, which is said once.
+    """
+    global _without_cache
+    if not _without_cache:
+        try:
+            return cast(_F, numba.njit(cache=True, nogil=True)(function))
+        except RuntimeError:  # what numba raises where it finds no folder
+            _without_cache = True
+            warnings.warn(
+                "numba can write its cache neither beside hhnet nor below the home: every process compiles the search "
+                "loops anew, for some seconds; set NUMBA_CACHE_DIR to a folder of your own",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return cast(_F, numba.njit(nogil=True)(function))
 
 
 def _ctpop(typingctx: Any, word: Any) -> Any:

@@ -8,7 +8,10 @@ Shape suffixes: B images, C channels, H height, W width, D feature dimension.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +25,8 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
+WRAPPERS = ("module.", "model.", "_orig_mod.")
+"""What DistributedDataParallel, a module that holds the network, and torch.compile put before names."""
 STEM_STRIDES = (1, 2, 4)
 _ALEXNET_BLOCKS = {"features": r"^features\.(\d+)", "classifier": r"^classifier\.(\d+)"}
 """In the language of timm's `group_matcher`, which its own networks have."""
@@ -46,12 +51,14 @@ class Backbone(nn.Module):
         """See `HHNet` for the meaning of the arguments and the errors."""
         super().__init__()
         self.name, self.stem_stride = name, stem_stride
+        self.stripped = ""
+        """What stood before every name in the weights file and was taken off."""
         net = _create(name, pretrained=weights == "timm")
         _set_stem(net, name, stem_stride, pretrained=weights is not None)
         if weights is None:
             _start_residuals_at_identity(net)
         elif weights != "timm":
-            _load(net, name, Path(cast(str, weights)))
+            self.stripped = _load(net, name, Path(cast(str, weights)))
         if branches is not None:
             _read_only(net, name, branches)
         _speed_up_small_maps(net)
@@ -196,12 +203,26 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         cast(Any, net).classifier[6] = nn.Identity()
         return net
     try:
-        return cast(nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=0))
+        with _quiet_hub():
+            return cast(nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=0))
     except OSError as error:
+        cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or "~/.cache/huggingface"
         raise ValueError(
-            f"weights of {name} could not be fetched ({str(error).splitlines()[0][:200]}): "
-            "give a safetensors file instead"
+            f"weights of {name} are neither in the hub's cache ({cache}) nor could they be fetched "
+            f"({str(error).splitlines()[0][:120]}): give a safetensors file instead"
         ) from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from a log line for each of its attempts: what comes of them is said once."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _start_residuals_at_identity(net: nn.Module) -> None:
@@ -263,19 +284,29 @@ def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wha
         raise ValueError(f"{what} do not fit: {'; '.join(sorted(problems)[:3])}{more}")
 
 
-def _load(net: nn.Module, name: str, path: Path) -> None:
-    """Load every tensor but the classifier's from a safetensors file, strictly."""
+def _load(net: nn.Module, name: str, path: Path) -> str:
+    """Load every tensor but the classifier's from a safetensors file, strictly.
+
+    Returns what stood before all names and was taken off, such as `module.` of DistributedDataParallel.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist: give a .safetensors file or 'timm'")
     try:
         state: dict[str, Tensor] = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    expected = net.state_dict()
+    stripped = ""
+    while wrapper := next((one for one in WRAPPERS if all(key.startswith(one) for key in state)), None):
+        if not state or any(key.startswith(wrapper) for key in expected):
+            break
+        state = {key.removeprefix(wrapper): value for key, value in state.items()}
+        stripped += wrapper
     prefix = _classifier_prefix(net, name)
     state = {key: value for key, value in state.items() if not key.startswith(prefix)}
-    expected = net.state_dict()
     for key, value in expected.items():  # older converters drop this counter, which inference never reads
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, torch.zeros_like(value))
     check_state(expected, state, f"weights in {path} and backbone {name}")
     net.load_state_dict(state)
+    return stripped

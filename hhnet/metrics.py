@@ -312,11 +312,30 @@ def precision_recall_at(
     return precision / max(kept, 1), recall / max(kept, 1)
 
 
-def chance_map(query_labels: Labels, database_labels: Labels) -> float:
-    """mAP of codes that say nothing: the mean over queries of the share of relevant samples.
+def chance_map(
+    query_labels: Labels,
+    database_labels: Labels,
+    at: int | None = None,
+    denominator: str = "retrieved",
+    empty: str = "zero",
+) -> float:
+    """mAP of codes that say nothing: the expectation over all orders of the database, in the same convention.
 
-    This is the expectation of AP for a random order up to a term of order log(N) / N.
+    Over the whole database that is about the share of relevant samples; among the first K it is more with
+    denominator="retrieved", which random hits lower too, and less with "all".
+
+    Arguments and errors as for `average_precisions`.
     """
+    return mean_average_precision(*_saying_nothing(query_labels, database_labels), at, "expected", denominator, empty)
+
+
+def relevant_share(query_labels: Labels, database_labels: Labels) -> float:
+    """Mean over queries of the share of the database that is relevant: the precision of codes that say nothing."""
+    return precision_within_radius(*_saying_nothing(query_labels, database_labels), 0)
+
+
+def _saying_nothing(query_labels: Labels, database_labels: Labels) -> tuple[Codes, Labels, Codes, Labels]:
+    """Equal codes for all samples."""
     label_pair(query_labels, len(query_labels), database_labels, len(database_labels))
-    nothing = np.zeros((len(query_labels), 1), np.uint8), np.zeros((len(database_labels), 1), np.uint8)
-    return precision_within_radius(nothing[0], query_labels, nothing[1], database_labels, 0)
+    queries, database = (np.zeros((len(labels), 1), np.uint8) for labels in (query_labels, database_labels))
+    return queries, query_labels, database, database_labels

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.errors import CommitConflict, ConfigError, DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.errors import ConfigError, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, canonical_json, in_order, sha256_of
 
 FORMAT = 1
@@ -316,8 +316,7 @@ class ArtifactWriter:
             )
         target = f"{folder}/{path.stem}-{digest[:DIGEST_CHARS]}{path.suffix}"
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        if not self.store.put(target, data, "part.put") and self.store.size(target) != size:
-            raise CommitConflict(f"{self.store.uri}/{target} exists with another size; nothing was overwritten")
+        self.store.put_same(target, data, "part.put")
         return Part(path=target, bytes=size, sha256=digest, rows=rows)
 
     def put_receipt(self, shard: str, receipt: Mapping[str, Any]) -> dict[str, Any]:

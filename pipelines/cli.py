@@ -7,7 +7,7 @@ at once. Verbs of other packages come through the entry-point group `hhnet.verbs
 import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -53,7 +53,21 @@ def ingest(
             "members; default the cls member, else labels or label of the JSON."
         ),
     ] = None,
-    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Take no label from a table or a tar.")] = False,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Take no label, of whatever source; stray pictures are taken too.")
+    ] = False,
+    class_from: Annotated[
+        str | None,
+        typer.Option(
+            help="`first`: the class is the first folder below SOURCE, or below that of a split (default); `parent`: "
+            "the folder that holds the picture.",
+            metavar="first|parent",
+        ),
+    ] = None,
+    allow_degraded: Annotated[
+        bool,
+        typer.Option("--allow-degraded", help="Publish although too many pictures cannot be taken (exit 4)."),
+    ] = False,
     adopt: Annotated[
         bool,
         typer.Option(
@@ -82,10 +96,6 @@ def ingest(
             metavar="SUFFIX",
         ),
     ] = None,
-    allow_degraded: Annotated[
-        bool,
-        typer.Option("--allow-degraded", help="Publish although too much was skipped (exit 4)."),
-    ] = False,
     protocol: Annotated[
         str | None,
         typer.Option("--protocol", help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME"),
@@ -105,20 +115,13 @@ def ingest(
     Example: hhnet ingest --protocol cifar10 --root cifar-10-batches-bin --out shards
     """
     labels = [] if unlabelled else label
+    rule = _class_rule(class_from, unlabelled)
     settings = configure(config, sets)
     if protocol is not None or root is not None:
         if protocol is None or root is None:
             raise UsageError("--protocol NAME and --root DIR go together")
-        if (
-            source
-            or split
-            or adopt
-            or labels is not None
-            or classes
-            or keys_by_tar
-            or image_member
-            or path_column != "path"
-        ):
+        given = source or split or adopt or labels is not None or classes or keys_by_tar or image_member or rule
+        if given or path_column != "path":
             raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
         from pipelines.ingest import ingest as work
         from pipelines.intake.protocols import find_protocol
@@ -130,8 +133,10 @@ def ingest(
         from pipelines.intake.adopt import Adoption, read_class_names
         from pipelines.intake.adopt import adopt as index_foreign
 
-        if split is not None or path_column != "path":
-            raise UsageError("--adopt takes tars as they are: it cannot be given with --split or --path-column")
+        if split is not None or path_column != "path" or rule:
+            raise UsageError(
+                "--adopt takes tars as they are: it cannot be given with --split, --path-column or --class-from"
+            )
         fields = None if labels is None else tuple(labels)
         how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar, image_member)
         return index_foreign(source, out, how, settings, allow_degraded)
@@ -139,7 +144,28 @@ def ingest(
         raise UsageError("--classes, --keys-by-tar and --image-member belong to --adopt")
     from pipelines.ingest import ingest as work
 
-    return work(source, out, settings, split=split, path_column=path_column, label_columns=labels)
+    return work(
+        source,
+        out,
+        settings,
+        split=split,
+        path_column=path_column,
+        label_columns=labels,
+        class_from=rule,
+        allow_degraded=allow_degraded,
+    )
+
+
+def _class_rule(text: str | None, unlabelled: bool) -> Literal["first", "parent"] | None:
+    if text is not None and unlabelled:
+        raise UsageError("--class-from says which folder is the class, and --unlabelled takes none: give one of them")
+    if text is None:
+        return None
+    if text == "first":
+        return "first"
+    if text == "parent":
+        return "parent"
+    raise UsageError(f"--class-from {text!r} is not known: give first or parent")
 
 
 @verb(app, "train")

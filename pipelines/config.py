@@ -5,6 +5,7 @@ settings that change a result, and so belong to an artifact's fingerprint, stand
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -41,6 +43,10 @@ def parse_duration(value: Any) -> Any:
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 """A duration: a number of seconds, or a text such as 5ms."""
+
+
+WeightsPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""`timm`, or the path of a safetensors file."""
 
 
 class Section(BaseModel):
@@ -83,7 +89,7 @@ class IngestSettings(Section):
     name: str = Field("shard", pattern=r"^[A-Za-z0-9_]+$")
     """First part of the tars' names; a split uses its own name instead."""
     skip_budget: float = Field(0.01, ge=0, le=1)
-    """Share of what was found that may be skipped; above it the run ends degraded (exit 4)."""
+    """Largest share of pictures that may be unreadable, missing or otherwise lost without ending the run."""
 
 
 class DataSettings(Section):
@@ -115,7 +121,7 @@ class ModelSettings(Section):
 
     backbone: str = "hrnet_w18"
     """A timm name, with its tag where weights are pinned (hrnet_w18.ms_in1k), or alexnet."""
-    weights: str | None = None
+    weights: WeightsPath | None = None
     """Unset = from scratch; `timm` = the pinned tag in `backbone`; else a safetensors file."""
     bits: int = 64
     """Length of the code, a multiple of 8 from 8 to 4096."""
@@ -154,7 +160,7 @@ class TrainSettings(GpuPlacedSettings):
     """Share of a label that goes to all classes alike. For losses of soft labels."""
     teacher: str | None = None
     """A timm network with its tag, or alexnet, by whose features codes are to have their neighbours; unset = none."""
-    teacher_weights: str = "timm"
+    teacher_weights: WeightsPath = "timm"
     """`timm` = the pinned tag in `teacher`; else a safetensors file of it."""
     distillation: float = Field(1.0, gt=0, le=1e6)
     """Weight of what the teacher says beside the loss."""

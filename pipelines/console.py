@@ -37,6 +37,7 @@ PATHS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
 TABLES = ("versions", "changes", "states", "summary", "by_step")
 """What of a result there are several of."""
 ROWS_SHOWN = 50
+FILES_SHOWN = 10
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 Sets = Annotated[
@@ -112,7 +113,7 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool, shown: Call
             sys.unraisablehook = hook
         if records is not None:
             records.write(result=result)
-        elif code := _print(json.dumps(result, ensure_ascii=False) if json_output else shown(result)):
+        elif code := _print(_json_line(result) if json_output else shown(result)):
             return code
     return 4 if result.get("status") == "degraded" else 0
 
@@ -129,12 +130,24 @@ def _explained(error: BaseException) -> tuple[str, int, bool]:
     return f"{type(error).__name__}: {error}", 1, False
 
 
+def _json_line(result: Result) -> str:
+    """A result as one line of JSON, in ASCII where the console cannot show all of it."""
+    text = json.dumps(result, ensure_ascii=False)
+    return text if _shown(text) == text else json.dumps(result)
+
+
+def _shown(text: str) -> str:
+    """The text with what the console cannot encode as \\x, \\u and \\U escapes."""
+    encoding = (sys.stdout and sys.stdout.encoding) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _print(text: str) -> int:
     """Write a result to stdout; 1 and a line on stderr where that fails."""
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        sys.stdout.write(text.encode(errors="replace").decode() + "\n")  # names of files need not be UTF-8
+        sys.stdout.write(_shown(text) + "\n")
         sys.stdout.flush()
     except OSError as error:
         if sys.stdout is not None:  # what it still holds would fail once more at the end of the process
@@ -180,6 +193,8 @@ def present(result: Mapping[str, Any]) -> str:
     lines = [f"{result['verb']}: {result['status']}"]
     elsewhere = ("verb", "status", *TABLES, "commands", "kinds")  # the planner shows its kinds before any work
     facts = {key: value for key, value in result.items() if key not in elsewhere and value not in (None, "", [], {})}
+    if "skipped_files" in facts:
+        facts["skipped_files"] = _first_skipped(result)
     width = max((len(key) for key in facts), default=0)
     for key, value in facts.items():
         first, *rest = _fact(value)
@@ -188,6 +203,16 @@ def present(result: Mapping[str, Any]) -> str:
         lines += _table(result.get(name, []))
     commands = [f"  {command}" for command in result.get("commands", [])]
     return "\n".join([*lines, *(["", "next:", *commands] if commands else [])])
+
+
+def _first_skipped(result: Mapping[str, Any]) -> list[str]:
+    """The first files that were skipped, one per line with its reason, and how many more there are."""
+    named, total = result["skipped_files"], result["skipped"]
+    lines = ["  ".join(map(str, file.values())) for file in named[:FILES_SHOWN]]
+    if total <= len(lines):
+        return lines
+    there = "all of them" if total == len(named) else f"the first {len(named):,}"
+    return [*lines, f"... and {total - len(lines):,} more, {there} with --json"]
 
 
 def _fact(value: Any) -> list[str]:

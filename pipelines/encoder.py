@@ -6,7 +6,7 @@ Shape suffixes: B images, S side of the network's input, K bits.
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -41,15 +41,14 @@ class Encoded:
 class Encoder:
     """A model ready to encode, on the GPU if there is one.
 
-    On a CPU it uses one thread: workers are the way to use more cores, and codes do not depend on their number.
+    On a CPU it uses one thread unless told otherwise: workers are the way to use more cores, and codes do not depend
+    on their number.
     """
 
-    def __init__(self, model: HHNet, preprocess: Preprocess, precision: str, digest: str) -> None:
+    def __init__(self, model: HHNet, preprocess: Preprocess, precision: str, digest: str, threads: int = 1) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
-        self.preprocess, self.precision, self.digest = preprocess, precision, digest
+        self.preprocess, self.precision, self.digest, self.threads = preprocess, precision, digest, threads
 
     @classmethod
     def open(cls, source: str | Artifact) -> "Encoder":
@@ -123,10 +122,22 @@ class Encoder:
     ) -> npt.NDArray[np.float32]:
         """What the model, or a part `network` of it that takes images, makes of squares, each uint8 (S, S, 3)."""
         batch = torch.from_numpy(np.stack(squares)).to(self.device)
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        threads = nullcontext() if self.device.type == "cuda" else _threads(self.threads)
+        with torch.inference_mode(), autocast(self.device, self.precision), threads:
             z_BK = (network or self.model)(self.preprocess.normalise(batch))
         reals: npt.NDArray[np.float32] = z_BK.float().cpu().numpy()
         return reals
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads of this process inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def autocast(device: torch.device, precision: str) -> Any:

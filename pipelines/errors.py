@@ -19,6 +19,11 @@ Interrupts end with 130 (SIGINT) and 143 (SIGTERM).
 """
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: 1 worker, 12 workers."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class HHNetError(Exception):
     """Base of all expected failures; the message is one line: what, where, what to do."""
 

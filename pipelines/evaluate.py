@@ -187,9 +187,9 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
 def _plots(figures: Figures, examined: Examined) -> dict[str, bytes]:
     curve, by_rank, at_n, health = figures.pr_curve, figures.pr_by_rank, figures.precision_at_n, figures.health
     return {
-        "pr_curve": plots.pr_curve(curve.y, curve.x, figures.chance),
-        "pr_by_rank": plots.pr_curve(by_rank.precision, by_rank.recall, figures.chance),
-        "precision_at_n": plots.precision_at_n(at_n.x, at_n.y, figures.chance),
+        "pr_curve": plots.pr_curve(curve.y, curve.x, figures.relevant_share),
+        "pr_by_rank": plots.pr_curve(by_rank.precision, by_rank.recall, figures.relevant_share),
+        "precision_at_n": plots.precision_at_n(at_n.x, at_n.y, figures.relevant_share),
         "distances": plots.distance_histogram(figures.distances_relevant.y, figures.distances_other.y),
         "bit_balance": plots.bit_balance(health.database.balance, health.database.entropy),
         "bit_correlation": plots.bit_correlation(examined.database.correlation),

@@ -1,6 +1,5 @@
 """What builds and changes of an index share: parts made side by side on Ray, their tables, the way through the gate."""
 
-import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from pipelines.kinds import gate, index_kind
 from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartBuilder, PartTask
-from pipelines.runs import RunLog
+from pipelines.runs import RunLog, allowed_cpus
 from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import Entry, scratch_folder, sha256_of
 
@@ -163,7 +162,7 @@ def pass_gate(artifact: Artifact, figures: Figures, config: Config, log: RunLog)
 
 def machine() -> dict[str, Any]:
     """What a run record says of where its times were measured."""
-    return {"cpus": len(os.sched_getaffinity(0)), "architecture": platform.machine()}
+    return {"cpus": allowed_cpus(), "architecture": platform.machine()}
 
 
 def gated_meta(meta: Mapping[str, Any], figures: Figures) -> dict[str, Any]:

@@ -25,7 +25,10 @@ from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
 from pipelines.config import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
+from pipelines.intake.found import Unreadable
+from pipelines.intake.layout import ClassFrom, Layout
 from pipelines.intake.protocols.base import Protocol
+from pipelines.intake.skips import SkipReason
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
 from pipelines.intake.tables import TABLE_SUFFIXES, open_table
@@ -34,6 +37,8 @@ from pipelines.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.versions import finished
 
+INGEST_VERSION = 2
+"""Raised by hand when the same source would give other keys, classes or samples; part of the fingerprint."""
 MAX_SHARDS = 1_000_000
 THREADS = 2
 
@@ -66,26 +71,32 @@ def ingest(
     path_column: str = "path",
     label_columns: Sequence[str] | None = None,
     protocol: Protocol | None = None,
+    class_from: ClassFrom | None = None,
+    allow_degraded: bool = False,
 ) -> dict[str, Any]:
     """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
 
     `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`; the columns are for tables, where unset
-    `label_columns` means those called label, label2, ... A `protocol` reads the folder `source` of its data set's own
-    files and splits them. Raises InputError for a source that cannot be used.
+    `label_columns` means those called label, label2, ..., and none leaves any source unlabelled. `class_from` says
+    which folder names the class, see `Layout`. A `protocol` reads the folder `source` of its data set's own files and
+    splits them. Raises InputError for a source that cannot be used, and Degraded where more than `ingest.skip_budget`
+    of the pictures cannot be taken and that was not allowed.
     """
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
-    with _opened(source, plan, path_column, label_columns) as opened:
+    with _opened(source, plan, path_column, label_columns, class_from) as opened:
         listing = opened.listing
+        digests = _read_all(opened, required=protocol is not None)
         keys = _unique_keys(listing)
         groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
         classes = sorted({label for entry in listing.entries for label in entry.labels})
-        samples = _digested(opened, keys, classes)
+        samples = _samples(listing, keys, classes, digests)
         digest = _source_digest(samples, classes, groups, opened.files)
         facts = {"protocol": _protocol_card(protocol, opened, samples, groups)} if protocol else {}
+        degraded = protocol is None and listing.require_budget(len(samples), config.ingest.skip_budget, allow_degraded)
         names = plan.names(groups)
         stores = {name: root.child(name) if plan.by else root for name in names}
-        marks = {name: _fingerprint(config, digest, plan, name) for name in names}
+        marks = {name: _fingerprint(config, digest, plan, name, class_from) for name in names}
         there = {name: finished(stores[name], "shards", marks[name]) for name in names}
         # All of them before any work, for a root may hold something else.
         writers = {
@@ -99,25 +110,38 @@ def ingest(
                 writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
             ) as log:
                 parts[name] = _publish(writer, chosen, opened, config, name, meta, log)
-                log.result(samples=len(chosen), skipped=listing.skipped, skipped_files=listing.skipped_files)
-    return {**_result(root, plan, {name: parts[name] for name in names}, bool(writers), listing, classes), **facts}
+                log.result(samples=len(chosen), **_skips(listing))
+    status = "degraded" if degraded else "done" if writers else "unchanged"
+    return {**_result(root, plan, {name: parts[name] for name in names}, status, listing, classes), **facts}
 
 
 @contextmanager
-def _opened(source: str, plan: SplitPlan, path_column: str, label_columns: Sequence[str] | None) -> Iterator[Source]:
+def _opened(
+    source: str,
+    plan: SplitPlan,
+    path_column: str,
+    label_columns: Sequence[str] | None,
+    class_from: ClassFrom | None,
+) -> Iterator[Source]:
     if "://" in source:
         raise InputError(f"{source}: images are read from a local path: copy it here, or mount it")
     path = Path(source).expanduser()
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     if plan.protocol is not None:
         with plan.protocol.open(path) as opened:
             yield opened
         return
-    if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
+    if path.suffix.lower() in TABLE_SUFFIXES and not is_folder:
+        if class_from is not None:
+            raise InputError(f"{path} is a table, whose labels are columns: --class-from is for folders and archives")
         yield open_table(path, path_column, label_columns, plan.column)
         return
-    if plan.column is not None or label_columns is not None:
+    if plan.column is not None or label_columns:
         raise InputError(f"{path} is not a CSV or Parquet table: it has no columns to label or to split by")
-    with open_source(path) as opened:
+    with open_source(path, Layout(class_from, plan.by == "folder", label_columns is None)) as opened:
         yield opened
 
 
@@ -150,25 +174,50 @@ def _unique_keys(listing: Listing) -> list[str]:
     return keys
 
 
+def _skips(listing: Listing) -> dict[str, Any]:
+    """What a result and a run record say of the files that are no samples."""
+    return {
+        "skipped": listing.skipped,
+        "found": len(listing.entries) + listing.skipped,
+        "skipped_reasons": listing.skipped_reasons,
+        "skipped_files": listing.skipped_files,
+        "notes": listing.notes,
+    }
+
+
 def _first_skipped(listing: Listing) -> str:
-    if not listing.named:
-        return ""
-    path, reason = listing.named[0]
-    return f" ({listing.skipped} file{'s' * (listing.skipped > 1)} skipped, the first: {path}, {reason})"
+    return f" ({listing.skipped} skipped: {listing.why_skipped()})" if listing.skipped else ""
 
 
-def _digested(source: Source, keys: Sequence[str], classes: Sequence[str]) -> list[Sample]:
-    """Read every image once for its sha256."""
+def _read_all(source: Source, required: bool) -> dict[str, bytes]:
+    """Read every image once for its sha256, by path; one that cannot be read is skipped unless it is `required`."""
+    digests: dict[str, bytes] = {}
+    listing = source.listing
+    taken = []
+    with stage("digest", len(listing.entries), unit="images") as advance:
+        for place, entry in enumerate(listing.entries, 1):
+            try:
+                digests[entry.path] = hashlib.sha256(source.read(entry.path)).digest()
+                taken.append(entry)
+            except Unreadable as error:
+                if required:
+                    raise
+                listing.skip(entry.path, SkipReason.UNREADABLE, error.detail)
+            if place % 256 == 0 or place == len(listing.entries):
+                advance((place - 1) % 256 + 1)
+    listing.entries[:] = taken
+    return digests
+
+
+def _samples(
+    listing: Listing, keys: Sequence[str], classes: Sequence[str], digests: Mapping[str, bytes]
+) -> list[Sample]:
     ids = {name: number for number, name in enumerate(classes)}
     tuples: dict[tuple[str, ...], tuple[int, ...]] = {}
     samples = []
-    with stage("digest", len(keys), unit="images") as advance:
-        for place, (key, entry) in enumerate(zip(keys, source.listing.entries, strict=True), 1):
-            labels = tuples.setdefault(entry.labels, tuple(ids[name] for name in entry.labels))
-            digest = hashlib.sha256(source.read(entry.path)).digest()
-            samples.append(Sample(key, entry.path, labels, entry.metadata, digest))
-            if place % 256 == 0 or place == len(keys):
-                advance((place - 1) % 256 + 1)
+    for key, entry in zip(keys, listing.entries, strict=True):
+        labels = tuples.setdefault(entry.labels, tuple(ids[name] for name in entry.labels))
+        samples.append(Sample(key, entry.path, labels, entry.metadata, digests[entry.path]))
     return samples
 
 
@@ -198,8 +247,9 @@ def _protocol_card(
     return card
 
 
-def _fingerprint(config: Config, digest: str, plan: SplitPlan, name: str) -> str:
-    settings = {**result_settings(config, "shards"), "split": plan.card(name)}
+def _fingerprint(config: Config, digest: str, plan: SplitPlan, name: str, class_from: ClassFrom | None) -> str:
+    rules = {"ingest": INGEST_VERSION, "class_from": class_from or "first"}
+    settings = {**result_settings(config, "shards"), **rules, "split": plan.card(name)}
     return fingerprint("shards", {"source": digest}, settings)
 
 
@@ -287,18 +337,16 @@ def _result(
     root: Store,
     plan: SplitPlan,
     artifacts: Mapping[str, Artifact],
-    written: bool,
+    status: str,
     listing: Listing,
     classes: Sequence[str],
 ) -> dict[str, Any]:
     result: dict[str, Any] = {
         "verb": "ingest",
-        "status": "done" if written else "unchanged",
+        "status": status,
         "uri": root.uri,
         "samples": len(listing.entries),
-        "skipped": listing.skipped,
-        "found": len(listing.entries) + listing.skipped,
-        "skipped_files": listing.skipped_files,
+        **_skips(listing),
         "classes": list(classes),
     }
     if not plan.by:

@@ -19,7 +19,6 @@ The time of a query is that of all parts, one after another, opened and in memor
 Shape suffixes: N codes, B bytes of a code, Q queries.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from pipelines.errors import ConfigError
 from pipelines.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
 from pipelines.kinds.gate import one_by_one, tie_aware_recall
 from pipelines.kinds.parts import PartTask, codes_of
+from pipelines.runs import allowed_cpus
 from pipelines.storage import scratch_folder
 
 LEAST_SAMPLE, SAMPLE = 1 << 15, 1 << 18
@@ -192,7 +192,7 @@ class _Trials:
 
     def prediction(self, scan: Curve) -> Prediction:
         """For an index with parts of all the sizes."""
-        workers = min(self._config.index.workers or len(os.sched_getaffinity(0)), len(self._sizes))
+        workers = min(self._config.index.workers or allowed_cpus(), len(self._sizes))
         lists = self.parameters.get("nlist", 1) / self.tried.get("nlist", 1)
         sizes, times = np.unique(self._sizes, return_counts=True)
         parts = list(zip(sizes.tolist(), times.tolist(), strict=True))

@@ -7,7 +7,6 @@ store serves all workers as it served one.
 """
 
 import heapq
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -31,8 +30,8 @@ from pipelines.encoding import (
     receipt_parts,
     what_is_left,
 )
-from pipelines.errors import WorkFailed
-from pipelines.runs import RunLog
+from pipelines.errors import WorkFailed, counted
+from pipelines.runs import RunLog, allowed_cpus
 from pipelines.shards import INDEX_NAME, Shard, ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
 from pipelines.versions import open_current
@@ -117,7 +116,7 @@ def _cpus() -> float:
     """CPUs of this host that its container may use, by Ray's count, which knows of quotas."""
     from ray._private.utils import get_num_cpus
 
-    return min(float(get_num_cpus(override_docker_cpu_warning=True)), float(len(os.sched_getaffinity(0))))
+    return min(float(get_num_cpus(override_docker_cpu_warning=True)), float(allowed_cpus()))
 
 
 @dataclass(frozen=True)
@@ -300,11 +299,6 @@ def _blocks(size: int) -> int:
     from pipelines.storage.s3 import BLOCK_BYTES
 
     return -(-size // BLOCK_BYTES)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and what it counts: 1 worker, 12 workers."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

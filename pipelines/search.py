@@ -227,7 +227,7 @@ def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> 
     artifact = open_input(reader.artifact, "model", model)
     from pipelines.encoder import Encoder  # imports torch, which the other queries can do without
 
-    z_NK = Encoder.open(artifact.uri).real_codes(data)
+    z_NK = Encoder.open(artifact).real_codes(data)  # as it was opened, not what lies there by now
     if z_NK.shape[1] != reader.bits:
         raise FingerprintMismatch(
             f"{artifact.uri} makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits"

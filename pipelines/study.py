@@ -224,19 +224,20 @@ class Steps:
 
     def _found_or_made(self, kind: str, mark: str, make: Callable[[str], object]) -> Artifact | None:
         """What is there, or is made. A failure is remembered, so that a look tells failed from missing."""
-        uri, note = f"{self.out}/{kind}/{mark[:NAME_CHARS]}", f"failures/{kind}-{mark[:NAME_CHARS]}.json"
+        uri, failures = f"{self.out}/{kind}/{mark[:NAME_CHARS]}", f"failures/{kind}-{mark[:NAME_CHARS]}"
         found, store = finished(Store(uri), kind, mark), Store(self.out)
         if found is not None:
             return found
         if not self.work:
-            if store.size(note) is not None:
-                raise WorkFailed(json.loads(store.read(note))["error"])
+            if noted := store.names(failures):
+                raise WorkFailed(json.loads(store.read(max(noted)))["error"])
             return None
         try:
             make(uri)
         except HHNetError as error:
             if not out_of_reach(error):
-                store.put(note, canonical_json({"error": str(error)}))
+                number = len(store.names(failures)) + 1  # of two shares that fail at once one note is enough
+                store.put(f"{failures}/{number:06d}.json", canonical_json({"error": str(error)}))
             raise
         return open_current(uri, kind)
 

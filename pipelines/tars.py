@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 BLOCK = 512
 MAX_HEADER_BYTES = 1 << 20
@@ -122,8 +122,10 @@ class TarEntry:
     name: str
     offset: int
     size: int
-    kind: str
+    kind: Literal["file", "folder", "link", "special"]
     """`file`, `folder`, `link`, or `special` (devices, FIFOs, sparse files)."""
+    target: str = ""
+    """Of a hard link, the name of the entry whose content it has."""
 
     @property
     def refusal(self) -> TarReason | None:
@@ -286,6 +288,7 @@ def _entry(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> TarE
     if not size.isascii() or not size.isdigit() or len(size) > 19:
         message = f"the tar declares the size {size[:40]!r} for {name[:200]!r}"
         raise TarDamaged(TarReason.BAD_HEADER, message)
+    kind: Literal["file", "folder", "link", "special"]
     if info.issym() or info.islnk():
         kind = "link"
     elif info.isdir():
@@ -294,7 +297,8 @@ def _entry(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> TarE
         kind = "special"
     else:
         kind = "file" if info.isreg() else "special"
-    return TarEntry(name, offset, int(size), kind)
+    target = extended.get("linkpath", info.linkname) if info.islnk() else ""
+    return TarEntry(name, offset, int(size), kind, target)
 
 
 def _text(data: bytes) -> str:

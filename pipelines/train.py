@@ -6,9 +6,10 @@ epoch is a pure function of (seed, epoch, shard index), so a checkpoint only has
 
 import hashlib
 import os
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -70,7 +71,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     Returns verb, status (`done` or `unchanged`), uri, digest, map (validation), epoch, steps and, unless nothing
     was done, images_per_second. A rerun of the same command goes on from the last good checkpoint.
     """
-    begun = time.monotonic()
+    begun, config = time.monotonic(), _absolute(config)
     job = _job_of(shards, val, out, config)
     artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
@@ -124,8 +125,19 @@ def _work(job: TrainJob) -> Artifact:
         if last is None or last.step < total:
             raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
         artifact = _publish(writer, checkpoints, last, train_set, config)
+        _warn_of_equal_maps(last.progress["history"])
         log.result(**artifact.manifest.meta["metrics"])
     return artifact
+
+
+def _warn_of_equal_maps(history: Sequence[Mapping[str, Any]]) -> None:
+    """Say on stderr where validation told no epoch from another."""
+    maps = [entry["map"] for entry in history if "map" in entry]
+    if len(maps) > 1 and len(set(maps)) == 1:
+        sys.stderr.write(
+            f"hhnet: warning: the validation mAP was {maps[0]:.4f} in all {len(maps)} validations, so it chose no "
+            "epoch and the last one was taken: give --val with more or harder images, or raise train.val_share\n"
+        )
 
 
 def check_network(config: Config, classes: int) -> None:
@@ -152,21 +164,41 @@ def check_network(config: Config, classes: int) -> None:
             network(torch.zeros(1, 3, side, side))
     except ValueError as error:
         raise ConfigError(f"data.image_size: {error}") from None
+    backbone = network.backbone
     if (warning := shortage(config.model.bits, classes)) is not None:
         sys.stderr.write(f"hhnet: warning: {warning}\n")
+    if backbone.stripped:
+        sys.stderr.write(f"hhnet: {config.model.weights}: taken without the prefix {backbone.stripped} of its names\n")
 
 
 def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
     """Name the result: its fingerprint and inputs."""
     opened = {"shards": shards, **({"val": val} if val else {})}
     inputs = tuple(ArtifactInput(role=role, kind="shards", digest=found.digest) for role, found in opened.items())
+    settings = _settings(config)
+    mark = fingerprint("model", {entry.role: entry.digest for entry in inputs}, settings)
+    return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
+
+
+def _absolute(config: Config) -> Config:
+    """The settings with paths of weights as they are meant here, since workers run in other folders."""
+
+    def absolute(weights: str | None) -> str | None:
+        return weights if weights in (None, "timm") else str(Path(str(weights)).absolute())
+
+    model = config.model.model_copy(update={"weights": absolute(config.model.weights)})
+    train = config.train.model_copy(update={"teacher_weights": absolute(config.train.teacher_weights)})
+    return config.model_copy(update={"model": model, "train": train})
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The settings that make the model, with the digests of weights files in place of their paths."""
     settings = result_settings(config, "model")
     if config.model.weights not in (None, "timm"):
         settings["model.weights"] = _file_digest("model.weights", str(config.model.weights))
     if config.train.teacher and config.train.teacher_weights != "timm":
         settings["train.teacher_weights"] = _file_digest("train.teacher_weights", config.train.teacher_weights)
-    mark = fingerprint("model", {entry.role: entry.digest for entry in inputs}, settings)
-    return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
+    return settings
 
 
 def _file_digest(setting: str, path: str) -> str:
@@ -174,7 +206,10 @@ def _file_digest(setting: str, path: str) -> str:
         with Path(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{setting}={path} cannot be read: {error.strerror}") from None
+        raise InputError(
+            f"{setting}={path} cannot be read on {socket.gethostname()}: {error.strerror}; every machine that trains "
+            "must see the file"
+        ) from None
 
 
 def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
@@ -317,7 +352,7 @@ def _publish(
         loss=config.train.loss,
         metrics=metrics,
         history=last.progress["history"],
-        settings=result_settings(config, "model"),
+        settings=_settings(config),
     )
     parts = [
         writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
@@ -428,7 +463,7 @@ def _end_epoch(
     validates = last or (epoch + 1) % train_config.val_every == 0
     if validates:
         entry["map"] = validate(learner, data)
-        if progress["best"] is None or entry["map"] > progress["best"]["map"]:
+        if progress["best"] is None or entry["map"] >= progress["best"]["map"]:  # of equals the one that learnt more
             progress["best"] = {"map": entry["map"], "epoch": epoch + 1, "checkpoint": name}
     progress["history"].append(entry)
     if validates or learner.step_count % train_config.checkpoint_steps == 0:

@@ -5,7 +5,13 @@ import re
 from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
 
 _NO_MESH = re.compile(r"Gloo connectFullMesh failed|Unable to find address for|ncclSystemError|ncclRemoteError")
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|OutOfMemoryError|MemoryError|bad_alloc"
+)
 _RANK = re.compile(r"^\[Rank [\d,]+ Error Snippet\]:$", re.M)
+
+
+REASON_CHARS = 100
 
 
 def training_failure(said: str) -> HHNetError:
@@ -23,5 +29,10 @@ def training_failure(said: str) -> HHNetError:
             f"the training workers cannot reach each other{where}, as where the name of a node leads to its loopback "
             "address: set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME for GPUs, to the network's interface (eth0) on "
             f"every node; {found[0]}"
+        )
+    if _NO_MEMORY.search(said) is not None:
+        return WorkFailed(
+            "a training worker ran out of memory: lower data.batch_size, or set train.accumulate=2 or more, to take "
+            f"the same batch in parts ({reason[:REASON_CHARS]})"
         )
     return WorkFailed(f"training failed: {reason}")

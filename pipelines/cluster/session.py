@@ -26,6 +26,7 @@ from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
 from pipelines.config import Config, RaySettings
 from pipelines.errors import ClusterUnavailable, UsageError
+from pipelines.runs import allowed_cpus
 from pipelines.storage import Store
 from pipelines.storage.scratch import DRAWN, PrivateFolder
 
@@ -230,8 +231,7 @@ def usable_cpus() -> int:
     """CPUs that this process may use: of the machine, as affinity and cgroups allow."""
     from ray._private.utils import get_num_cpus
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, int(get_num_cpus(override_docker_cpu_warning=True))))
+    return max(1, min(allowed_cpus(), int(get_num_cpus(override_docker_cpu_warning=True))))
 
 
 def _has_home() -> bool:

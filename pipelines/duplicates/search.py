@@ -81,6 +81,7 @@ class PairSearch:
     ) -> None:
         self._writer, self._corpus, self._leaders, self._settings = writer, corpus, leaders, settings
         self._folder, self._lock = folder, threading.Lock()
+        self._spools: dict[int, Spool] = {}
         size = _block_size(settings.memory // 2, corpus.codes.shape[1])
         total = len(leaders.numbers)
         self._blocks = [slice(start, min(start + size, total)) for start in range(0, total, size)]
@@ -192,7 +193,11 @@ class PairSearch:
     # ---------------------------------------------------------------------------------------------------- write
 
     def _spool(self, unit: int) -> Spool:
-        return Spool(self._folder / unit_name(unit), self._settings.memory // 4 // 8)
+        """The pairs found so far of a unit, in one object for all threads, since it has the lock on their file."""
+        with self._lock:
+            if unit not in self._spools:
+                self._spools[unit] = Spool(self._folder / unit_name(unit), self._settings.memory // 4 // 8)
+            return self._spools[unit]
 
     def _write(self, unit: int) -> dict[str, Any]:
         """Put a unit's pairs in order into its parts, then its receipt."""

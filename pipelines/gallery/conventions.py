@@ -58,6 +58,14 @@ def average_precisions(pair: Pair, settings: EvaluateSettings) -> npt.NDArray[np
     return _without_unlabelled(ap_Q, pair, settings.unlabelled)
 
 
+def chance(pair: Pair, settings: EvaluateSettings) -> float:
+    """The mAP that codes which say nothing have under the convention of the settings."""
+    _, query_labels, _, database_labels = pair.arguments()
+    if settings.unlabelled == "skip":
+        query_labels = query_labels[pair.queries.labels.any(1)]
+    return hhnet.chance_map(query_labels, database_labels, settings.at, settings.denominator, settings.empty)
+
+
 def by_convention(pair: Pair, at: int | None) -> list[ConventionFigures]:
     """The mAP@`at` under every convention that has a name, those together that cannot differ."""
     groups: dict[Convention, list[str]] = {}

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 import hhnet
+from hhnet.metrics import relevant_share
 from pipelines.config import EvaluateSettings
 from pipelines.errors import InputError
-from pipelines.gallery.conventions import ConventionFigures, average_precisions, by_convention
+from pipelines.gallery.conventions import ConventionFigures, average_precisions, by_convention, chance
 from pipelines.gallery.health import Examined, HealthFigures, health_figures
 from pipelines.gallery.pair import Pair
 from pipelines.gallery.rounding import all_rounded, rounded
@@ -80,6 +81,9 @@ class Figures:
     map_min: float
     """The same with AP divided by min(relevant, K), which cannot fall when a better ranking finds more."""
     chance: float
+    """The mAP of codes that say nothing, in the same convention."""
+    relevant_share: float
+    """Mean over queries of the share of the database that is relevant."""
     bits: int
     queries: int
     database: int
@@ -148,7 +152,8 @@ def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple
         by_convention=by_convention(pair, settings.at),
         reranked=_reranked(pair, settings),
         map_min=rounded(map_min),
-        chance=rounded(hhnet.chance_map(arguments[1], arguments[3])),
+        chance=rounded(chance(pair, settings)),
+        relevant_share=rounded(relevant_share(arguments[1], arguments[3])),
         bits=pair.bits,
         queries=len(pair.queries),
         database=len(pair.database),

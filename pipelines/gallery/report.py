@@ -79,7 +79,7 @@ def report_page(
             facts(sources),
             lead="The digests of the artifacts that were compared. When the queries were searched is in runs/.",
         ),
-        "<footer>Made by hhnet. The same figures, unrounded, are in metrics.json beside this page.</footer>",
+        "<footer>Made by hhnet. The same figures, to six digits, are in metrics.json beside this page.</footer>",
     ]
     at = "" if figures.convention["at"] is None else f"@{figures.convention['at']}"
     return document(f"mAP{at} {figures.map:.3f} with {figures.bits} bits", "HHNet · retrieval report", body, lead)

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pipelines.errors import Degraded, InputError, WorkFailed
 from pipelines.images import SUFFIXES, decode_ahead
 from pipelines.intake.foreign import ForeignTar, Loss, scan_foreign_tar
 from pipelines.intake.growth import Grown, adopted_before, grown_classes
-from pipelines.intake.sources import MAX_FILES, Listing, printable
+from pipelines.intake.sources import MAX_FILES, Listing
 from pipelines.intake.tarlists import tars_of
 from pipelines.runs import write_run_record
 from pipelines.schema import SHARD_INDEX
@@ -77,40 +77,6 @@ _HINTS = {
 
 
 @dataclass
-class Skips:
-    """What is passed over: counted by reason in full, the first by name, some of these with a detail."""
-
-    listing: Listing
-    reasons: Counter[str] = field(default_factory=Counter)
-    details: dict[int, str] = field(default_factory=dict)
-    lost: int = 0
-    """How many of them would have been samples."""
-
-    def add(self, tar: str, loss: Loss) -> None:
-        """Pass over what a tar cannot give, and say why."""
-        path, reason, detail = f"{tar}: {loss.name}" if loss.name else tar, loss.reason, loss.detail
-        self.lost += loss.sample
-        if detail:
-            self.details[len(self.listing.named)] = printable(detail)
-        self.listing.skip(path, str(reason))
-        self.reasons[str(reason)] += 1
-
-    @property
-    def files(self) -> list[dict[str, str]]:
-        """The first by name, each with its reason and any detail."""
-        return [
-            {**entry, "detail": self.details[place]} if place in self.details else entry
-            for place, entry in enumerate(self.listing.skipped_files)
-        ]
-
-    @property
-    def hint(self) -> str:
-        """What to do about the most frequent reason, if anything is known to help."""
-        reason = max(self.reasons, key=lambda name: self.reasons[name], default="")
-        return f": {_HINTS[TarReason(reason)]}" if reason in _HINTS else ""
-
-
-@dataclass
 class _Indexed:
     """One tar's part of the result: its digest, its rows with no class ids yet, and their labels by name."""
 
@@ -135,22 +101,23 @@ def adopt(
     (origin, names), root = tars_of(source), Store(out)
     if root.uri == Store(source).uri != origin.uri:
         raise InputError(f"--out {out} is a tar: give the folder that holds it, {origin.uri}, or another one")
-    skips, base = Skips(Listing(origin.uri)), adopted_before(root, how.settings)
+    listing, base = Listing(origin.uri), adopted_before(root, how.settings)
     if base is not None:
         names = base.names(names, origin)
-    tars = [tar for tar in _index(origin, names, how, skips, base) if tar.table.num_rows]
+    tars = [tar for tar in _index(origin, names, how, listing, base) if tar.table.num_rows]
     if not tars:
-        raise InputError(_nothing_found(skips))
+        raise InputError(_nothing_found(listing))
     samples = sum(tar.table.num_rows for tar in tars)
-    totals = {"samples": samples, "skipped": skips.listing.skipped, "found": samples + skips.listing.skipped}
-    degraded = skips.lost > budget * (samples + skips.lost)
-    if degraded and not allow_degraded:
-        raise Degraded(_too_much_skipped(skips, samples, budget))
+    totals = {"samples": samples, "skipped": listing.skipped, "found": samples + listing.skipped}
+    try:
+        degraded = listing.require_budget(samples, budget, allow_degraded)
+    except Degraded as error:
+        raise Degraded(f"{error}{_hint(listing)}") from None
     labels = {name for tar in tars for own in set(tar.labels) for name in own}
     classes, ids = _class_ids(labels, how, origin.uri, base)
     index = index_bytes(_numbered(tar, ids, base) for tar in tars)
     result, written = _publish(origin, root, tars, index, classes, how, totals, base)
-    facts = {"skipped_reasons": dict(sorted(skips.reasons.items())), "skipped_files": skips.files}
+    facts = {"skipped_reasons": listing.skipped_reasons, "skipped_files": listing.skipped_files}
     if written:
         seconds = round(time.time() - began, 3)
         figures = {"source": origin.uri, "began": began, "seconds": seconds, **totals, **facts}
@@ -184,28 +151,23 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _nothing_found(skips: Skips) -> str:
-    first = skips.files[0] if skips.files else {"path": "its tars", "reason": "empty"}
-    return (
-        f"{skips.listing.where} holds no sample that can be taken ({skips.listing.skipped} skipped, the first: "
-        f"{', '.join(first.values())}){skips.hint}"
-    )
+def _nothing_found(listing: Listing) -> str:
+    why = f"{listing.skipped} skipped: {listing.why_skipped()}" if listing.skipped else "its tars are empty"
+    return f"{listing.where} holds no sample that can be taken ({why}){_hint(listing)}"
 
 
-def _too_much_skipped(skips: Skips, samples: int, budget: float) -> str:
-    counts = ", ".join(f"{reason} {count}" for reason, count in skips.reasons.most_common())
-    first = skips.files[0]
-    return (
-        f"{skips.lost} of {samples + skips.lost} samples of {skips.listing.where} cannot be taken, more than "
-        f"ingest.skip_budget = {budget:g}: {counts}; the first is {', '.join(first.values())}{skips.hint}; "
-        "--allow-degraded publishes without them"
-    )
+def _hint(listing: Listing) -> str:
+    """What to do about the most frequent reason, if anything is known to help."""
+    reason = max(listing.reasons, key=lambda name: listing.reasons[name], default="")
+    return f": {_HINTS[TarReason(reason)]}" if reason in _HINTS else ""
 
 
 # --------------------------------------------------------------------------------------------------------- indexing
 
 
-def _index(origin: Store, names: Sequence[str], how: Adoption, skips: Skips, base: Grown | None) -> Iterator[_Indexed]:
+def _index(
+    origin: Store, names: Sequence[str], how: Adoption, listing: Listing, base: Grown | None
+) -> Iterator[_Indexed]:
     """Scan the tars, several side by side, and index them in order.
 
     The first of several equal keys is taken, those of the tars that were adopted before first of all.
@@ -226,12 +188,12 @@ def _index(origin: Store, names: Sequence[str], how: Adoption, skips: Skips, bas
         for name, tar in zip(names, decode_ahead(names, scan, THREADS, THREADS), strict=True):
             if base is not None:
                 base.require_same_bytes(name, tar.sha256, origin)
-            yield _index_tar(name, tar, how, seen, before.get(name, frozenset()), skips)
+            yield _index_tar(name, tar, how, seen, before.get(name, frozenset()), listing)
             advance(1)
 
 
 def _index_tar(
-    name: str, tar: ForeignTar, how: Adoption, seen: set[str], own: Container[str], skips: Skips
+    name: str, tar: ForeignTar, how: Adoption, seen: set[str], own: Container[str], listing: Listing
 ) -> _Indexed:
     """The rows of one tar. Keys `seen` are taken, but for its `own` if it was adopted before."""
     prefix = f"{name.removesuffix('.tar')}/" if how.keys_by_tar else ""
@@ -245,11 +207,11 @@ def _index_tar(
             continue
         seen.add(key)
         if len(seen) > MAX_FILES:
-            raise InputError(f"{skips.listing.where} holds more than {MAX_FILES} samples: adopt it in pieces")
+            raise InputError(f"{listing.where} holds more than {MAX_FILES} samples: adopt it in pieces")
         records.append(Record(key, name, len(records), (), sample.members))
         labels.append(sample.labels)
     for loss in lost:
-        skips.add(name, loss)
+        listing.skip(f"{name}: {loss.name}" if loss.name else name, loss.reason, loss.detail, loss.sample)
     return _Indexed(name, tar.bytes, tar.sha256, index_table(records), labels)
 
 

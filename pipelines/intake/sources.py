@@ -1,6 +1,6 @@
 """What `ingest` reads: a folder, zip or tar of class folders, or a table of paths and labels.
 
-    folder, zip, tar   class = the folder that directly holds the file, at any depth
+    folder, zip, tar   class = the first folder below the source, see `layout`
     CSV, Parquet       `path,label[,label2...]`, paths relative to the table's folder, other columns = metadata
 
 Nothing is extracted by name: a zip is read member by member where it lies, a tar is streamed once into one
@@ -9,20 +9,25 @@ nameless scratch file. A file is a sample if its suffix is an image's; all else 
 
 import bz2
 import gzip
-import io
 import lzma
 import os
 import stat
-import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
-from pipelines.errors import InputError
+from pipelines.errors import Degraded, InputError
 from pipelines.images import SUFFIXES
+from pipelines.intake.beside import MAX_BESIDE_BYTES, beside_picture
+from pipelines.intake.folders import folder_reader, walk_folder
+from pipelines.intake.found import Found
+from pipelines.intake.layout import Layout, is_hidden, is_numbered, may_stand_beside, place_pictures, wrapping_folders
+from pipelines.intake.skips import NO_LOSS, SkipReason
+from pipelines.intake.zips import list_zip, open_zip, zip_reader
 from pipelines.storage import scratch_folder
 from pipelines.tars import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 
@@ -32,7 +37,14 @@ MAX_EXPANSION = 200
 """How many times its own size a compressed tar may unfold to; images barely shrink, tar headers do."""
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+_LONGEST_FIRST = sorted(_TAR_SUFFIXES, key=len, reverse=True)
 _MAGIC = {b"\x1f\x8b": gzip.GzipFile, b"\xfd7zXZ\0": lzma.LZMAFile, b"BZh": bz2.BZ2File}
+_REASONS = {
+    "link": SkipReason.LINK,
+    "loop": SkipReason.LINK,
+    "special": SkipReason.SPECIAL,
+    "unreadable": SkipReason.UNREADABLE,
+}
 _BROKEN = (TarDamaged, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
@@ -53,27 +65,68 @@ class Listing:
     where: str
     entries: list[Entry] = field(default_factory=list)
     skipped: int = 0
-    named: list[tuple[str, str]] = field(default_factory=list)
+    lost: int = 0
+    """How many of those skipped would have been samples."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    named: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What else the user should know of the source, one line each."""
 
-    def skip(self, path: str, reason: str) -> None:
-        """Pass over a file, and say why."""
+    def skip(self, path: str, reason: str, detail: str = "", loss: bool | None = None) -> None:
+        """Pass over a file, and say why: a `SkipReason`, or a `TarReason` of a tar that is adopted.
+
+        Unset, `loss` is whether the reason costs a picture.
+        """
         self.skipped += 1
+        self.reasons[str(reason)] += 1
+        self.lost += reason not in NO_LOSS if loss is None else loss
         if len(self.named) < SKIPPED_NAMED:
-            self.named.append((printable(path)[:MAX_NAME_BYTES], reason))
-        self._bound()
+            named = {"path": printable(path)[:MAX_NAME_BYTES], "reason": str(reason)}
+            self.named.append({**named, "detail": printable(detail)} if detail else named)
+        self.bound(0)
 
     @property
     def skipped_files(self) -> list[dict[str, str]]:
         """The first that were passed over, each with its reason."""
-        return [{"path": path, "reason": reason} for path, reason in self.named]
+        return list(self.named)
+
+    @property
+    def lost_files(self) -> list[str]:
+        """The first pictures that were passed over, stray ones too."""
+        return [file["path"] for file in self.named if file["reason"] not in NO_LOSS - {SkipReason.STRAY}]
+
+    @property
+    def skipped_reasons(self) -> dict[str, int]:
+        """All that were passed over, counted by reason."""
+        return dict(sorted(self.reasons.items()))
+
+    def require_budget(self, samples: int, budget: float, allow_degraded: bool) -> bool:
+        """Return whether more than the share `budget` of the pictures was lost; Degraded unless that is allowed."""
+        if self.lost <= budget * (samples + self.lost):
+            return False
+        if not allow_degraded:
+            raise Degraded(
+                f"{self.lost} of {samples + self.lost} pictures of {self.where} cannot be taken, more than "
+                f"ingest.skip_budget = {budget:g}: {self.why_skipped()}: mend them, or pass --allow-degraded to "
+                "publish without them"
+            )
+        return True
+
+    def why_skipped(self) -> str:
+        """Name the reasons with their counts, and the first file of those."""
+        first = self.named[0]
+        detail = f", {first['detail']}" if "detail" in first else ""
+        counted = ", ".join(f"{reason} {count}" for reason, count in self.skipped_reasons.items())
+        return f"{counted}; the first is {first['path']}: {first['reason']}{detail}"
 
     def add(self, entry: Entry) -> None:
         """Take a sample."""
         self.entries.append(entry)
-        self._bound()
+        self.bound(0)
 
-    def _bound(self) -> None:
-        if len(self.entries) + self.skipped > MAX_FILES:
+    def bound(self, more: int) -> None:
+        """InputError where these and `more` files are too many."""
+        if len(self.entries) + self.skipped + more > MAX_FILES:
             raise InputError(f"{self.where} holds more than {MAX_FILES} files: ingest it in pieces")
 
 
@@ -92,20 +145,21 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
-    """Open a folder, zip or tar of class folders and list it. InputError where that cannot be done."""
-    listing = Listing(str(path))
+def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
+    """Open a folder, zip or tar of pictures and list it. InputError where that cannot be done."""
+    listing, layout = Listing(str(path)), layout or Layout()
+    files = _Files(listing)
     if path.is_dir():
-        _list_folder(path, listing)
-        yield Source(listing, folder_reader(path))
+        files.meet_all(walk_folder(path))
+        yield files.source(layout, folder_reader(path))
     elif path.name.lower().endswith(_TAR_SUFFIXES):
         with scratch_folder() as scratch, (scratch / "spool").open("w+b") as spool:
-            places = _spool_tar(path, spool, listing)
-            yield Source(listing, _spool_reader(spool, places))
+            files.meet_all(_spool_tar(path, spool))
+            yield files.source(layout, _spool_reader(spool, files.places), _stem(path))
     elif path.name.lower().endswith(".zip"):
-        with _open_zip(path) as archive:
-            members = _list_zip(archive, listing)
-            yield Source(listing, _zip_reader(archive, members))
+        with open_zip(path) as archive:
+            files.meet_all(list_zip(archive))
+            yield files.source(layout, zip_reader(archive, files.places), _stem(path))
     elif not path.exists():
         raise InputError(f"{path} does not exist: SOURCE is a folder, zip or tar of class folders, or a table")
     else:
@@ -114,27 +168,111 @@ def open_source(path: Path) -> Iterator[Source]:
         )
 
 
-def unfit(path: str, size: int) -> str | None:
+def unfit(path: str, size: int) -> SkipReason | None:
     """Why a file cannot be a sample by its name and size alone, or None."""
     name = path[path.rfind("/") + 1 :]
-    if path.startswith("__MACOSX/") or name.startswith("._"):
-        return "macOS resource fork"
     if os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122 - a Path per file is slow
-        return "no image suffix"
+        return SkipReason.WRONG_SUFFIX
     if len(os.fsencode(path)) > MAX_NAME_BYTES:
-        return f"name longer than {MAX_NAME_BYTES} bytes"
-    if size > MAX_MEMBER_BYTES:
-        return f"larger than {MAX_MEMBER_BYTES} bytes"
-    return None
+        return SkipReason.UNSAFE_NAME
+    if not size:
+        return SkipReason.EMPTY
+    return SkipReason.TOO_LARGE if size > MAX_MEMBER_BYTES else None
 
 
-def _class_entry(path: str, where: str) -> Entry:
-    folders = path.split("/")
-    if len(folders) < 2:
-        raise InputError(
-            f"{where}/{path} lies in no class folder: put the images of each class into a folder of its own"
-        )
-    return Entry(path, (printable(folders[-2]),))
+class _Files:
+    """The files of a source as they are met: pictures and what stands beside them, by path, with their places."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.listing = listing
+        self.places: dict[str, Any] = {}
+        self._beside: set[str] = set()
+        self._folders = 0
+        self._common: str | None = None
+        """The folder that holds all files met so far, with a slash behind."""
+
+    def meet_all(self, found: Iterable[Found]) -> None:
+        """Take each file for a picture or for what stands beside one, or pass over it."""
+        for one in found:
+            if one.kind == "folder":
+                self._folders += 1
+            else:
+                self._meet(one)
+            self.listing.bound(len(self.places) + self._folders)
+
+    def _meet(self, found: Found) -> None:
+        path, unsafe = inside(found.name)
+        if unsafe:
+            self.listing.skip(path, SkipReason.UNSAFE_NAME, unsafe)
+            return
+        if path in self.places:
+            del self.places[path]
+            self._beside.discard(path)
+            self.listing.skip(path, SkipReason.REPLACED)
+        reason = _refusal(path, found)
+        if reason is not SkipReason.HIDDEN:
+            self._share(path)
+        if reason is None:
+            self.places[path] = found.place
+        elif found.kind == "file" and reason is SkipReason.WRONG_SUFFIX and _stands_beside(path, found.size):
+            self.places[path] = found.place
+            self._beside.add(path)
+        else:
+            self.listing.skip(path, reason, found.detail, loss=False if found.kind == "loop" else None)
+
+    def _share(self, path: str) -> None:
+        if self._common is None:
+            self._common = path[: path.rfind("/") + 1]
+        while not path.startswith(self._common):
+            self._common = self._common[: self._common.rfind("/", 0, -1) + 1]
+
+    def source(self, layout: Layout, read: Callable[[str], bytes], archive: str | None = None) -> Source:
+        """Make samples of the pictures; those of an `archive` (its name) that wraps all in a folder lie below that."""
+        pictures = [path for path in self.places if path not in self._beside]
+        wrapper = wrapping_folders(self._common or "", pictures, layout.depth, archive) if archive else ""
+        if wrapper:
+            self.listing.notes.append(f"all files lie in {printable(wrapper)}, so paths and classes begin below it")
+        paths = [path[len(wrapper) :] for path in pictures]
+        beside = {path[len(wrapper) :] for path in self._beside}
+        numbered = bool(beside and paths) and layout.class_from is None and not layout.parts and is_numbered(paths)
+        found = place_pictures(paths, layout, self.listing.where, numbered)
+        self.listing.notes += map(printable, found.notes)
+
+        def read_below(path: str) -> bytes:
+            return read(wrapper + path)
+
+        strays = found.labels.count(None)
+        used: set[str] = set()
+        for path, labels in zip(paths, found.labels, strict=True):
+            if labels is None:  # a few stray pictures are nothing lost, but more than there are samples are
+                self.listing.skip(path, SkipReason.STRAY, loss=2 * strays > len(paths))
+            else:
+                facts = beside_picture(path, beside, used, read_below) if numbered else None
+                self.listing.add(Entry(path, tuple(map(printable, labels)), facts))
+        for path in sorted(beside - used):
+            self.listing.skip(path, SkipReason.WRONG_SUFFIX)
+        return Source(self.listing, read_below if wrapper else read)
+
+
+def _refusal(path: str, found: Found) -> SkipReason | None:
+    """Why a file of a folder or archive is no sample, or None."""
+    if is_hidden(path):
+        return SkipReason.HIDDEN
+    reason = unfit(path, found.size)
+    suffix = os.path.splitext(found.name)[1]  # noqa: PTH122 - a folder that cannot be listed has none
+    if found.kind == "file" or (reason is SkipReason.WRONG_SUFFIX and suffix and found.kind != "loop"):
+        return reason
+    return _REASONS[found.kind]
+
+
+def _stands_beside(path: str, size: int) -> bool:
+    return size <= MAX_BESIDE_BYTES and may_stand_beside(path)
+
+
+def _stem(archive: Path) -> str:
+    """The name of an archive without its suffixes."""
+    name = archive.name
+    return next(name[: -len(end)] for end in (*_LONGEST_FIRST, ".zip") if name.lower().endswith(end))
 
 
 def file_size(path: str, where: str) -> int:
@@ -153,44 +291,6 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-# ------------------------------------------------------------------------------------------------------- folder
-
-
-def folder_reader(root: Path) -> Callable[[str], bytes]:
-    """Read files below `root`."""
-
-    def read(path: str) -> bytes:
-        try:
-            with io.FileIO(f"{root}/{path}") as stream:
-                return stream.readall()
-        except OSError as error:
-            raise InputError(f"cannot read {root}/{path}: {error.strerror}") from None
-
-    return read
-
-
-def _list_folder(root: Path, listing: Listing) -> None:
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        try:
-            with os.scandir(root / folder) as found:
-                for item in found:
-                    path = folder + item.name
-                    if item.is_dir(follow_symlinks=False):
-                        pending.append(path + "/")
-                    elif item.is_dir():
-                        listing.skip(path, "link to a folder")
-                    elif not item.is_file():
-                        listing.skip(path, "not a plain file")
-                    elif reason := unfit(path, item.stat().st_size):
-                        listing.skip(path, reason)
-                    else:
-                        listing.add(_class_entry(path, listing.where))
-        except OSError as error:
-            raise InputError(f"cannot list {root / folder}: {error.strerror}") from None
-
-
 # ------------------------------------------------------------------------------------------------------ archives
 
 
@@ -204,72 +304,39 @@ def inside(name: str) -> tuple[str, str | None]:
     return "/".join(parts), "NUL in its name" if "\0" in name else None
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} as a zip: {error}") from None
-
-
-def _list_zip(archive: zipfile.ZipFile, listing: Listing) -> dict[str, zipfile.ZipInfo]:
-    members: dict[str, zipfile.ZipInfo] = {}
-    for info in archive.infolist():
-        if info.is_dir():
-            continue
-        path, reason = inside(info.filename)
-        if reason is None and stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            reason = "link or special file"
-        if reason is None and info.flag_bits & 1:
-            reason = "encrypted"
-        if reason is None and info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            reason = "compressed by a method other than deflate"
-        if reason := reason or unfit(path, info.file_size):
-            listing.skip(path, reason)
-        else:
-            listing.add(_class_entry(path, listing.where))
-            members[path] = info
-    return members
-
-
-def _zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> Callable[[str], bytes]:
-    def read(path: str) -> bytes:
-        info = members[path]
-        try:
-            with archive.open(info) as stream:
-                # With a size the decompressor stops there, whatever the compressed bytes would unfold to.
-                return stream.read(info.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-            raise InputError(f"{archive.filename}: cannot read {path}: {error}") from None
-
-    return read
-
-
-def _spool_tar(path: Path, spool: IO[bytes], listing: Listing) -> dict[str, tuple[int, int]]:
-    """Stream a tar once; its images go end to end into `spool`. Returns offset and size by path."""
-    places: dict[str, tuple[int, int]] = {}
-
-    def wanted(entry: TarEntry) -> bool:
-        name, reason = inside(entry.name)
-        if reason := reason or unfit(name, entry.size):
-            listing.skip(name, reason)
-        return reason is None
-
+def _spool_tar(path: Path, spool: IO[bytes]) -> Iterator[Found]:
+    """Stream a tar once; its pictures go end to end into `spool`, and their places are offset and size."""
+    held: dict[str, tuple[int, int]] = {}
+    """What a hard link may lead to: pictures that are hidden also, for a tar holds the bytes but once."""
     try:
         with _open_tar(path) as stream:
-            for entry, content in read_tar(stream, wanted, _limits(path, stream)):
-                if entry.kind in ("link", "special"):
-                    listing.skip(entry.name, "link or special file")
-                elif content is not None:
-                    name, _ = inside(entry.name)
-                    listing.add(_class_entry(name, listing.where))
-                    places[name] = (spool.tell(), len(content))
+            for entry, content in read_tar(stream, _is_spooled, _limits(path, stream)):
+                name = inside(entry.name)[0]
+                found = Found(entry.name, entry.size, entry.kind)
+                if content is not None:
+                    found = found._replace(place=(spool.tell(), len(content)))
                     spool.write(content)
+                elif linked := held.get(inside(entry.target)[0]):
+                    found = Found(entry.name, linked[1], place=linked)
+                elif entry.target:
+                    found = found._replace(detail=f"no picture before it is called {entry.target}")
+                if found.place:
+                    held[name] = found.place
+                elif found.kind != "folder":
+                    held.pop(name, None)
+                yield found
         spool.flush()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except _BROKEN as error:
         raise InputError(f"cannot read {path} as a tar: {error}") from None
-    return places
+
+
+def _is_spooled(entry: TarEntry) -> bool:
+    name, refusal = inside(entry.name)
+    if refusal is not None:
+        return False
+    return unfit(name, entry.size) is None or _stands_beside(name, entry.size)
 
 
 def _limits(path: Path, stream: IO[bytes]) -> TarLimits:

@@ -85,8 +85,8 @@ def _parse_shares(text: str) -> tuple[tuple[str, Fraction], ...]:
 
 def _top_folder(path: str, where: str) -> str:
     folders = path.split("/")
-    if len(folders) < 3:
-        raise InputError(f"{where}/{path} is not in SPLIT/CLASS/FILE, as --split folder needs")
+    if len(folders) < 2:
+        raise InputError(f"{where}/{path} lies in no folder, and --split folder needs one for each part")
     return folders[0]
 
 

@@ -11,7 +11,8 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.intake.sources import Entry, Listing, Source, file_size, folder_reader, inside, unfit
+from pipelines.intake.folders import folder_reader
+from pipelines.intake.sources import Entry, Listing, Source, file_size, inside, unfit
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 LABEL_COLUMN = re.compile(r"labels?\d*")

@@ -33,7 +33,9 @@ class IvfKind:
         """`nlist` defaults to the square root of the number of codes; `nprobe` is cut to it."""
         nlist = settings.nlist or max(1, isqrt(count))
         if nlist > count:
-            raise ConfigError(f"index.nlist = {nlist} is more than the {count} codes: choose a smaller one")
+            raise ConfigError(
+                f"index.nlist = {nlist} is more than the number of codes, {count:,}: choose a smaller one"
+            )
         return {"nlist": nlist, "nprobe": min(settings.nprobe, nlist)}
 
     def sample_size(self, parameters: Mapping[str, int]) -> int:

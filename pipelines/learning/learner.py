@@ -130,7 +130,8 @@ class Learner:
             self._pass_on(parts, cast(Tensor, z_bK.grad))
         if self.world > 1:
             for parameter in self.loss.parameters():
-                dist.broadcast(parameter.grad, 0)
+                if parameter.grad is not None:  # on all workers alike: the loss sees the batch of all of them
+                    dist.broadcast(parameter.grad, 0)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
         self.optimizer.step()
         self.step_count += 1
@@ -141,7 +142,8 @@ class Learner:
         """Real codes of a part of this worker's images, in training mode."""
         # Dropout is the only user of this generator: seeding it by step and part makes the state of the RNG a function
         # of the position, with nothing to save, and drops the same in both passes of a part.
-        torch.manual_seed((hash((self.config.train.seed, self.step_count, self.rank)) + part) & 0x7FFFFFFF)
+        place = (self.config.train.seed, self.step_count, self.rank, part)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         with autocast(self.device, self.config.model.precision):
             z: Tensor = network(self.preprocess.normalise(squares).contiguous(memory_format=torch.channels_last))
         return z.float()

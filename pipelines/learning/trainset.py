@@ -18,7 +18,7 @@ from hhnet.augment import Augment, sample_rng
 from hhnet.model import Preprocess
 from hhnet.trivial import trivial_augment
 from pipelines.config import Config
-from pipelines.errors import InputError
+from pipelines.errors import InputError, counted
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.learning.learner import Batch
 from pipelines.learning.softening import softened
@@ -87,8 +87,13 @@ class TrainData:
         share = len(keys) if val_set else round(config.train.val_share * len(keys))
         held_out = [places[i] for i in order[:share]]
         chosen = held_out[: config.train.val_limit]
+        if len(train_set.classes) == 1:
+            raise InputError(
+                f"{train_set.artifact.uri}: all images are of the class {train_set.classes[0]}, so there is nothing to "
+                "tell apart: add images of another class"
+            )
         if len(chosen) < 2:
-            raise InputError(f"{len(chosen)} validation samples are too few: give --val, or raise train.val_share")
+            raise InputError(_too_few(len(keys), len(chosen), val_set, train_set, config))
         if val_set and not set(val_set.classes) <= set(train_set.classes):
             unknown = sorted(set(val_set.classes) - set(train_set.classes))
             raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {', '.join(unknown[:5])}")
@@ -274,3 +279,15 @@ def _augmented(sample: Decoded, augments: Sequence[View], seed: int, epoch: int)
         return []
     rng = sample_rng(seed, epoch, sample.key)
     return [augment(sample.pixels, rng) for augment in augments]
+
+
+def _too_few(samples: int, chosen: int, val_set: ShardSet | None, train_set: ShardSet, config: Config) -> str:
+    """Say how many samples there are to validate on, and what is needed."""
+    uri, needed = (val_set or train_set).artifact.uri, "validation needs a query and one sample to find, 2 at least"
+    if val_set:
+        return f"{uri} has {counted(samples, 'sample')}: {needed}"
+    return (
+        f"{uri} has {counted(samples, 'sample')}, of which train.val_share={config.train.val_share:g} and "
+        f"train.val_limit={config.train.val_limit} leave {chosen} to validate on: {needed}; add images, give --val or "
+        "raise train.val_share"
+    )

@@ -22,10 +22,9 @@ def validate(learner: Learner, data: TrainData) -> float:
     """
     learner.share_average()
     config = learner.config
-    threads = torch.get_num_threads()
     # A copy, since an encoder lays out the weights of its model anew, elsewhere in memory.
-    encoder = Encoder(deepcopy(learner.average), learner.preprocess, config.model.precision, "")
-    torch.set_num_threads(threads)
+    average, threads = deepcopy(learner.average), torch.get_num_threads()
+    encoder = Encoder(average, learner.preprocess, config.model.precision, "", threads)
     mine = range(learner.rank, len(data.val_rows), learner.world)
     rows = _codes(encoder, data, mine, config)
     counts = [len(range(rank, len(data.val_rows), learner.world)) for rank in range(learner.world)]

@@ -106,9 +106,13 @@ class Survey:
         }
 
     def _failures(self) -> list[str]:
-        """The errors of cells that failed, the first of them."""
+        """The last errors of the cells that failed and were not made since, the first of them."""
+        last: dict[str, str] = {}
+        for name in sorted(self.store.names("failures")):
+            last[name.split("/")[1]] = name  # failures/model-0123abcd/000001.json
+        failed = [last[one] for one in last if self.store.size(f"{one.replace('-', '/', 1)}/manifest.json") is None]
         found = []
-        for name in self.store.names("failures")[:FAILURES_READ]:
+        for name in failed[:FAILURES_READ]:
             with suppress(ValueError, KeyError, TypeError, FileNotFoundError):
                 found.append(str(json.loads(self.store.read(name))["error"]))
         return found

@@ -5,6 +5,7 @@ AWS_ENDPOINT_URL, keys from the standard credential chain, from HHNET_STORE_UNSI
 keys, and from HHNET_STORE_DEADLINE_S for how many seconds an operation is tried again before it fails (60 unless set).
 """
 
+import hashlib
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from pipelines.storage.local import LocalObjects
 from pipelines.storage.objects import Entry, Objects
 
 _T = TypeVar("_T")
+
+READ_BYTES = 1 << 20
 
 
 class Store:
@@ -131,8 +134,19 @@ class Store:
 
     def put_same(self, name: str, data: bytes | Path, point: str = "put") -> None:
         """Put an object, or find the same bytes there already; other bytes raise CommitConflict."""
-        if not self.put(name, data, point) and sha256_of(self.read(name)) != sha256_of(data):
-            raise CommitConflict(f"{self.uri}/{name} exists with other bytes; nothing was overwritten")
+        if not self.put(name, data, point) and self._sha256(name) != sha256_of(data):
+            raise CommitConflict(
+                f"{self.uri}/{name} exists with other bytes; nothing was overwritten: see what put it there, and "
+                "delete it if it is damaged"
+            )
+
+    def _sha256(self, name: str) -> str:
+        """Hex sha256 of an object, which is not held in memory."""
+        digest = hashlib.sha256()
+        with self.open(name) as stream:
+            while data := stream.read(READ_BYTES):
+                digest.update(data)
+        return digest.hexdigest()
 
     def _ask(self, verb: str, name: str, call: Callable[[], _T]) -> _T:
         try:

@@ -16,6 +16,7 @@ from pipelines.images import SUFFIXES
 from pipelines.ingest import ingest
 from pipelines.intake.adopt import Adoption, adopt
 from pipelines.intake.foreign import ForeignTar, scan_foreign_tar
+from pipelines.intake.skips import SkipReason
 from pipelines.shards import open_shards
 from pipelines.tars import TarDamaged, TarReason, read_tar
 from pipelines.verify import verify
@@ -151,8 +152,10 @@ def test_a_hostile_tar_as_a_source_of_ingest_is_taken_or_refused_with_one_line(t
         folder.mkdir()
         (folder / "x.tar").write_bytes(hostile.data)
         try:
-            result = ingest(str(folder / "x.tar"), str(folder / "out"), Config())
+            result = ingest(str(folder / "x.tar"), str(folder / "out"), Config(), allow_degraded=True)
             assert result["found"] == result["samples"] + result["skipped"]
+            assert result["skipped"] == sum(result["skipped_reasons"].values())
+            assert set(result["skipped_reasons"]) <= set(SkipReason)
             outcomes["taken"] += 1
         except HHNetError as error:
             assert "\n" not in str(error)

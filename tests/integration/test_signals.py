@@ -104,7 +104,7 @@ def test_termination_while_the_training_runs(shards: Path, scratch: Path, tmp_pa
     assert complaints == ["hhnet: terminated; what was committed stays, the same command goes on from there"]
     _, alive = psutil.wait_procs(helpers, timeout=10)
     assert [p.name() for p in alive] == []
-    assert list(scratch.glob("hhnet-*")) == []
+    assert list(scratch.glob("hh*-????????")) == []
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import InputError, WorkFailed
+from pipelines.intake.layout import Layout
 from pipelines.intake.protocols.base import Protocol
 from pipelines.intake.protocols.draws import draw
 from pipelines.intake.sources import Entry, Listing, Source, open_source, printable
@@ -68,7 +69,7 @@ class Cifar10(Protocol):
                 f"version, cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html"
             )
         elif {"train", "test"} <= names:
-            with open_source(root) as source:
+            with open_source(root, Layout(parts=True)) as source:
                 _mark_pictures(source.listing)
                 self._check_classes(source.listing)
                 yield source
@@ -177,11 +178,12 @@ def _read_picture(root: Path, path: str) -> bytes:
 
 def _mark_pictures(listing: Listing) -> None:
     """Name the top folder of each picture as its `group`; InputError for one that lies elsewhere than it should."""
-    for place, entry in enumerate(listing.entries):
-        group, *folders = entry.path.split("/")[:-1]
+    for path in [*(entry.path for entry in listing.entries), *listing.lost_files]:
+        group, *folders = path.split("/")[:-1] or [""]
         if group not in ("train", "test") or len(folders) != 1 or folders[0] not in CLASSES:
             raise InputError(
-                f"{listing.where}/{printable(entry.path)} does not lie in train/<class> or test/<class> of the classes "
+                f"{listing.where}/{printable(path)} does not lie in train/<class> or test/<class> of the classes "
                 f"{', '.join(CLASSES)}"
             )
-        listing.entries[place] = replace(entry, group=group)
+    for place, entry in enumerate(listing.entries):
+        listing.entries[place] = replace(entry, group=entry.path.partition("/")[0])

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
+from pipelines.intake.folders import folder_reader
 from pipelines.intake.protocols.base import Protocol
 from pipelines.intake.protocols.draws import draw
 from pipelines.intake.protocols.files import read_bounded, require_image
 from pipelines.intake.protocols.lists import Listed
-from pipelines.intake.sources import Entry, Listing, Source, folder_reader
+from pipelines.intake.skips import SkipReason
+from pipelines.intake.sources import Entry, Listing, Source
 
 CLASSES = (
     *("airplane", "apple", "backpack", "banana", "baseball bat", "baseball glove", "bear", "bed", "bench", "bicycle"),
@@ -65,7 +67,7 @@ class Coco(Protocol):
                     require_image(root, f"{folder}/{image}", f"{root / name}: images[{place}]")
                     listing.add(Entry(f"{folder}/{image}", labels))
                 else:
-                    listing.skip(f"{folder}/{image}", "no object annotated")
+                    listing.skip(f"{folder}/{image}", SkipReason.NO_LABEL, "no object annotated")
         yield Source(listing, folder_reader(root), files)
 
     def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:

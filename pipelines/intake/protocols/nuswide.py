@@ -21,11 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import InputError
+from pipelines.intake.folders import folder_reader
 from pipelines.intake.protocols.base import REST, Protocol
 from pipelines.intake.protocols.draws import draw, fill
 from pipelines.intake.protocols.files import read_bounded, require_image
 from pipelines.intake.protocols.lists import Listed
-from pipelines.intake.sources import Entry, Listing, Source, folder_reader, inside, printable
+from pipelines.intake.skips import SkipReason
+from pipelines.intake.sources import Entry, Listing, Source, inside, printable
 
 CLASSES = (
     *("sky", "clouds", "person", "water", "animal", "grass", "buildings", "window", "plants", "lake", "ocean", "road"),
@@ -67,9 +69,9 @@ class NusWide(Protocol):
         for number, (path, flags_C) in enumerate(zip(paths, flags_NC, strict=True), 1):
             labels = tuple(sorted(CLASSES[column] for column in np.flatnonzero(flags_C)))
             if not labels:
-                listing.skip(path, "none of the 21 concepts")
+                listing.skip(path, SkipReason.NO_LABEL, "none of the 21 concepts")
             elif self.partial and not (root / locate(path)).exists():
-                listing.skip(path, "not there")
+                listing.skip(path, SkipReason.MISSING)
             else:
                 require_image(root, locate(path), f"{root / list_name}, line {number}")
                 listing.add(Entry(path, labels))

@@ -190,7 +190,8 @@ def test_unlabelled_samples_match_nothing() -> None:
     ql = np.array([[0, 0], [1, 0]], bool)
     dl = np.array([[0, 0], [1, 1], [0, 1]], bool)
     assert metrics.average_precisions(q, ql, d, dl, at=None)[0] == 0
-    assert metrics.chance_map(ql, dl) == pytest.approx((0 + 1 / 3) / 2)
+    assert metrics.relevant_share(ql, dl) == pytest.approx((0 + 1 / 3) / 2)
+    assert metrics.chance_map(ql, dl) == pytest.approx((0 + (1 + 1 / 2 + 1 / 3) / 3) / 2)
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
@@ -254,7 +255,7 @@ def test_precision_metrics(multi: bool) -> None:
         assert precision[radius] == pytest.approx((hits / np.maximum(inside.sum(1), 1)).mean())
         assert recall[radius] == pytest.approx((hits / rel[kept].sum(1)).mean())
     assert recall[-1] == pytest.approx(1)
-    assert metrics.chance_map(ql, dl) == pytest.approx(rel.mean())
+    assert metrics.relevant_share(ql, dl) == pytest.approx(rel.mean())
     for k in (1, 17, 200, 500):
         means = [
             np.mean([rel[i][np.lexsort((rng.random(200), dist[i]))[:k]].mean() for _ in range(200)]) for i in range(30)
@@ -275,12 +276,24 @@ def test_no_relevant_sample_at_all() -> None:
     assert not precision.any() and not recall.any()
 
 
-def test_chance_map_is_close_to_the_map_of_random_order() -> None:
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("at", [None, 10])
+def test_chance_is_the_mean_over_random_orders_in_the_same_convention(at: int | None, denominator: str) -> None:
     rng = np.random.default_rng(0)
-    ql, dl = rng.integers(0, 4, 50), rng.integers(0, 4, 2000)
-    same = np.zeros((50, 1), np.uint8), np.zeros((2000, 1), np.uint8)
-    expected = metrics.mean_average_precision(same[0], ql, same[1], dl)
-    assert metrics.chance_map(ql, dl) == pytest.approx(expected, abs=np.log(2000) / 2000)
+    ql, dl = rng.integers(0, 10, 40), rng.integers(0, 10, 300)
+    means = []
+    for _ in range(300):
+        order = rng.permutation(300)  # all codes are equal, and stable ties take the order of the rows
+        same = np.zeros((40, 1), np.uint8), np.zeros((300, 1), np.uint8)
+        means.append(
+            metrics.mean_average_precision(
+                same[0], ql, same[1], dl[order], at=at, ties="stable", denominator=denominator
+            )
+        )
+    chance = metrics.chance_map(ql, dl, at, denominator)
+    assert chance == pytest.approx(np.mean(means), abs=4 * np.std(means) / np.sqrt(len(means)))
+    if at is None:
+        assert chance == pytest.approx(metrics.relevant_share(ql, dl), abs=np.log(300) / 300)
 
 
 def test_single_labels_equal_one_hot_labels_and_unpacked_bits() -> None:

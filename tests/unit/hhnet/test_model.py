@@ -237,7 +237,7 @@ def test_timm_weights_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    with pytest.raises(ValueError, match=r"could not be fetched \(no route\): give a safetensors file instead$"):
+    with pytest.raises(ValueError, match=r"nor could they be fetched \(no route\): give a safetensors file instead$"):
         HHNet("resnet18.tv_in1k", 16, weights="timm")
 
 
@@ -267,6 +267,16 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
         HHNet("resnet18", 16, weights=path)
     with pytest.raises(FileNotFoundError, match=r"none.safetensors does not exist"):
         HHNet("resnet18", 16, weights=tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "module._orig_mod."])
+def test_names_in_a_weights_file_may_have_what_a_wrapper_put_before_them(wrapper: str, tmp_path: Path) -> None:
+    state = {f"{wrapper}{key}": value for key, value in timm.create_model("test_resnet").state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "wrapped.safetensors")
+    net = HHNet("test_resnet", 16, weights=tmp_path / "wrapped.safetensors")
+    assert net.backbone.stripped == wrapper
+    for key, value in net.backbone.net.state_dict().items():
+        assert torch.equal(value, state[f"{wrapper}{key}"])
 
 
 def test_alexnet_weights_leave_out_the_classifier(tmp_path: Path) -> None:

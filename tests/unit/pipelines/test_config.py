@@ -30,6 +30,15 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert (config.train.epochs, config.train.lr, config.train.seed) == (5, 0.25, 7)
 
 
+def test_a_home_in_the_path_of_weights_is_that_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of-mine")
+    config = load_config(sets=["model.weights=~/w.safetensors", "train.teacher_weights=~/t.safetensors"])
+    assert (config.model.weights, config.train.teacher_weights) == (
+        "/home/of-mine/w.safetensors",
+        "/home/of-mine/t.safetensors",
+    )
+
+
 def test_a_tree_is_laid_over_another_and_its_recipe_below_both() -> None:
     below = {"train": {"recipe": "plain", "epochs": 3}, "run": {"database": ["a", "b"]}}
     tree = load_tree(merged(below, {"train": {"epochs": 2}, "run": {"database": ["c"]}}), ["model.bits=32"])

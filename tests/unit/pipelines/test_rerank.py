@@ -1,6 +1,7 @@
 """Logits beside the codes, from encoding over the index to a re-ranked search; Ray's pool is played in this process."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import pipelines.encoder
 import pipelines.encoding
@@ -35,7 +37,7 @@ from pipelines.schema import parquet_bytes, read_parquet
 from pipelines.search import search
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify import verify
-from pipelines.versions import open_current
+from pipelines.versions import open_current, open_input
 from tests.support.codes import Rows, random_codes, simple_rows, with_logits, write_codes
 from tests.support.corpus import Corpus
 from tests.support.inline import InlinePool, use_inline_pool
@@ -268,6 +270,34 @@ def test_equal_logits_come_by_id(tmp_path: Path, pool: InlinePool) -> None:
     index = str(build_index([codes], str(tmp_path / "index"), PLAIN)["uri"])
     (result,) = search(index, reranking(6), keys=["d"], k=4)["results"]
     assert [found["key"] for found in result["neighbours"]] == ["a", "b", "c", "d"]
+
+
+def test_an_image_is_encoded_by_the_model_that_was_checked_not_by_what_lies_there_by_now(
+    pool: InlinePool, pictures: Path, shards: Path, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = str(build_index([encoded(shards, model, tmp_path / "codes", PLAIN)], str(tmp_path / "index"), PLAIN)["uri"])
+    shutil.copytree(model.uri, tmp_path / "model")
+    other = write_model(tmp_path / "other", str(shards), seed=5)
+
+    def swapped(*arguments: object) -> Artifact:
+        opened = open_input(*arguments)  # type: ignore[arg-type]
+        shutil.rmtree(tmp_path / "model")
+        shutil.copytree(other.uri, tmp_path / "model")
+        return opened
+
+    monkeypatch.setattr("pipelines.search.open_input", swapped)
+    with pytest.raises(DamagedArtifact):
+        search(index, PLAIN, images=[str(next(pictures.rglob("*.*")))], model=str(tmp_path / "model"))
+
+
+def test_an_encoder_leaves_the_threads_of_the_process_as_they_are(model: Artifact, pictures: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        Encoder.open(model).real_codes([next(pictures.rglob("*.*")).read_bytes()])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_image_is_ranked_by_what_the_network_says_of_it(

@@ -15,7 +15,7 @@ import pytest
 from pipelines import runs
 from pipelines.config import Config, load_config
 from pipelines.errors import StoreUnavailable, WorkFailed
-from pipelines.runs import RunLog, closed_records, read_runs, write_run_record
+from pipelines.runs import RunLog, allowed_cpus, closed_records, read_runs, write_run_record
 from pipelines.storage import Store
 from tests.support.memory import MemoryStore
 
@@ -223,3 +223,10 @@ def wait_for(condition: object) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it does not come"
         time.sleep(0.02)
+
+
+def test_the_cpus_of_a_process_are_those_it_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "import os; os.sched_setaffinity(0, {0}); from pipelines.runs import allowed_cpus; print(allowed_cpus())"
+    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "1\n"
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert allowed_cpus() == os.cpu_count()

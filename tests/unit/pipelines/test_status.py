@@ -250,7 +250,7 @@ def test_a_whole_run_is_listed_stage_by_stage(root: Path, tmp_path: Path, config
 def test_a_study_tells_cells_and_failures(tmp_path: Path) -> None:
     with RunLog(Store(tmp_path), "study", total=6, unit="cells") as log:
         log.advance(2, "loss=dsh")
-        Store(tmp_path).put("failures/model-0.json", b'{"error": "the loss is not finite"}')
+        Store(tmp_path).put("failures/model-0/000001.json", b'{"error": "the loss is not finite"}')
         found = status(str(tmp_path))
     assert (found["status"], found["kind"], found["digest"]) == ("working", "study", None)
     assert found["failures"] == ["the loss is not finite"]

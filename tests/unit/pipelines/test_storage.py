@@ -256,6 +256,16 @@ def test_the_first_receipt_wins(tmp_path: Path) -> None:
     assert writer.receipts() == {"s": {"attempt": 1}}
 
 
+def test_a_part_of_the_same_size_but_other_bytes_is_not_taken_for_it(tmp_path: Path) -> None:
+    writer = ArtifactWriter(Store(tmp_path), "codes", MARK, (), {})
+    part = writer.put_part("x.bin", b"data", 1)
+    assert writer.put_part("x.bin", b"data", 1) == part
+    (tmp_path / part.path).write_bytes(b"dbta")
+    with pytest.raises(CommitConflict, match="exists with other bytes"):
+        writer.put_part("x.bin", b"data", 1)
+    assert (tmp_path / part.path).read_bytes() == b"dbta"
+
+
 @pytest.mark.parametrize("name", ["../x.bin", "a/b.bin", "", "x y"])
 def test_a_part_name_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError):

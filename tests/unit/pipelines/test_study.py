@@ -182,9 +182,16 @@ def test_a_cell_that_fails_is_a_row_with_its_error_and_is_tried_again(
     assert states == ["done", "done", "failed", "done"]
     with pytest.raises(WorkFailed, match="1 of 4 cells failed"):  # of another share than its own
         study(grid, out, share=(1, 2))
+    trainings.fails[24, 1e-3, 0] = WorkFailed("the disk is full")
+    with pytest.raises(WorkFailed, match="the disk is full"):
+        study(grid, out)
+    assert status(out)["failures"] == ["the disk is full"]
+    with pytest.raises(WorkFailed, match="the disk is full"):
+        study(grid, out, share=(1, 2))
     trainings.fails.clear()
     answer = study(grid, out)
     assert (answer["status"], answer["failed"], len(trainings.done)) == ("done", 0, 4)
+    assert status(out)["failures"] == []
     assert [entry["seeds"] for entry in answer["summary"]] == [2, 2]
 
 

@@ -33,6 +33,20 @@ def test_an_error_in_a_worker_is_its_last_line() -> None:
     assert str(failure) == "training failed: ValueError: no such thing"
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+        "tried to allocate 8388608000 bytes. Error code 12 (Cannot allocate memory)",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB",
+        "MemoryError",
+    ],
+)
+def test_a_training_that_does_not_fit_is_told_what_to_lower(last: str) -> None:
+    failure = training_failure(TRACEBACK.replace("ValueError: no such thing", last))
+    assert "lower data.batch_size, or set train.accumulate=2" in str(failure) and len(str(failure)) <= 300
+
+
 @pytest.mark.parametrize("said", [GLOO, INTERFACE, NCCL])
 def test_workers_that_do_not_find_each_other_are_told_what_to_set(said: str) -> None:
     failure = training_failure(said)

@@ -102,7 +102,8 @@ def test_annotated_images_are_drawn_with_the_categories_of_their_objects(root: P
     for part, keys in (("query", order[:2]), ("train", order[2:5]), ("database", order[5:])):
         assert labels_of(tmp_path / "out", part) == {key: labelled[key] for key in keys}
     assert (result["found"], result["samples"], result["skipped"]) == (10, 8, 2)
-    without = {"path": "train2014/COCO_train2014_000000000051.jpg", "reason": "no object annotated"}
+    without = {"path": "train2014/COCO_train2014_000000000051.jpg", "reason": "no_label"}
+    without["detail"] = "no object annotated"
     assert without in result["skipped_files"]
 
 

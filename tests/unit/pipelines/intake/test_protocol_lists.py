@@ -287,7 +287,7 @@ def test_lists_of_other_classes(imagenet: Path, tmp_path: Path, spoil: Callable[
 def test_what_is_listed_but_is_no_image(multi: Path, tmp_path: Path) -> None:
     (multi / "images/7_1.txt").write_text("no picture")
     change("database.txt", "images/7_1.jpg", "images/7_1.txt")(multi)
-    with pytest.raises(InputError, match=r"database\.txt, line 3: images/7_1\.txt cannot be a sample: no image suffix"):
+    with pytest.raises(InputError, match=r"database\.txt, line 3: images/7_1\.txt cannot be a sample: wrong_suffix"):
         ingested(multi, tmp_path / "out", MULTI)
 
 

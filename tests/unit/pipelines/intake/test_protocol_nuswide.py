@@ -97,9 +97,9 @@ def test_each_concept_has_its_share_of_queries_and_of_training_images(
     for part, keys in filled().items():
         assert labels_of(tmp_path / "out", part) == {key: expected_labels()[key] for key in keys}
     assert (result["found"], result["samples"], result["skipped"]) == (180, 170, 10)
-    assert {"path": "airplane_flying/0051_2124494349.jpg", "reason": "none of the 21 concepts"} in result[
-        "skipped_files"
-    ]
+    detail = "none of the 21 concepts"
+    skipped = {"path": "airplane_flying/0051_2124494349.jpg", "reason": "no_label", "detail": detail}
+    assert skipped in result["skipped_files"] and result["skipped_reasons"] == {"no_label": 10}
     (warning,) = warnings_in(capsys.readouterr().err)
     assert "the 42 training images are in the database, by design of the protocol" in warning
 
@@ -138,8 +138,8 @@ def test_images_that_cannot_be_had_any_more(root: Path, tmp_path: Path) -> None:
     for part, keys in parts.items():
         assert keys_of(tmp_path / "out", part) == sorted(keys)
     assert (result["found"], result["samples"], result["skipped"]) == (180, 167, 13)
-    assert [{"path": path, "reason": "not there"} for path in gone[:3]] == [
-        file for file in result["skipped_files"] if file["reason"] == "not there"
+    assert [{"path": path, "reason": "missing"} for path in gone[:3]] == [
+        file for file in result["skipped_files"] if file["reason"] == "missing"
     ]
     with pytest.raises(InputError, match=r"Imagelist\.txt, line 1: cannot read .*/Flickr/actor/0001_2124494179\.jpg"):
         ingested(root, tmp_path / "other", SMALL)

@@ -65,6 +65,10 @@ def run_worker(rank: int, port: int, out: str) -> None:
         losses = [learner.step(part(global_batch(step, views=views), rank, views)).value() for step in range(STEPS)]
         state = {**learner.state(), "losses": torch.tensor(losses)}
         safetensors.torch.save_file(state, f"{out}/{loss}-{rank}")
+    idle = make(configure("train.loss=hyp2"))
+    idle.loss.register_parameter("idle", torch.nn.Parameter(torch.ones(1)))
+    idle.step(part(global_batch(0), rank, 1))
+    safetensors.torch.save_file({"idle": idle.loss.idle.detach()}, f"{out}/idle-{rank}")
     dist.destroy_process_group()
 
 
@@ -97,6 +101,11 @@ def test_two_workers_take_the_steps_of_one(loss: str, two_workers: Path) -> None
     for name, tensor in states[0].items():
         if name.startswith(("model.", "loss.", "optimizer.")):
             assert torch.equal(tensor, states[1][name]), name
+
+
+def test_a_parameter_that_has_no_part_in_a_step_stays_as_it_is(two_workers: Path) -> None:
+    for rank in range(2):
+        assert safetensors.torch.load_file(two_workers / f"idle-{rank}")["idle"].item() == 1
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -188,7 +188,7 @@ def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
     write_folder(tmp_path / "photos", classes=2, per_class=15)
     write_specimens(tmp_path / "photos" / "class_00", readable=False)
     config = configure("ingest.samples_per_shard=1000")
-    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
+    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config, allow_degraded=True)
     bad_names = open_shards(str(tmp_path / "shards")).samples - 30
     data = TrainData.make(open_shards(str(tmp_path / "shards")), None, config)
     batches = list(epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0))
@@ -197,11 +197,21 @@ def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
     assert 0 < sum(bad for _, bad in batches) <= bad_names
 
 
+def test_a_single_class_has_nothing_to_tell_apart(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", classes=1, per_class=8)
+    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), configure())
+    with pytest.raises(InputError, match="all images are of the class class_00, so there is nothing to tell apart"):
+        TrainData.make(open_shards(str(tmp_path / "shards")), None, configure())
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
         (["train.workers=20"], "too few for 20 workers"),
-        (["train.val_share=0.01"], "validation samples are too few"),
+        (
+            ["train.val_share=0.01"],
+            "leave . to validate on: validation needs a query and one sample to find, 2 at least; add images",
+        ),
     ],
 )
 def test_too_little_data_is_said(sets: list[str], message: str, shards: ShardSet) -> None:

@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import pytest
+import safetensors.torch
+import timm
 import torch
 
+import pipelines.train
 from pipelines.config import load_config
 from pipelines.ingest import ingest
 from pipelines.learning.learner import Learner
 from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of
 from pipelines.learning.validation import validate
 from pipelines.shards import open_shards
+from pipelines.train import TrainJob, train, train_worker
 from tests.support.pictures import write_folder
 
 SETS = ("data.image_size=32", "data.batch_size=8", "train.val_share=0.3", "train.epochs=1", "train.lr=0.01")
@@ -31,3 +36,41 @@ def test_a_training_that_validates_takes_the_same_steps(tmp_path: Path) -> None:
         states.append(learner.state())
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
+
+
+@pytest.mark.parametrize(("maps", "epoch"), [([0.5, 0.5, 0.5], 3), ([0.4, 0.6, 0.5], 2), ([0.7, 0.6, 0.7], 3)])
+def test_of_equal_epochs_the_last_is_published_and_a_map_that_never_moves_is_said(
+    maps: list[float], epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(sets=[*SETS, "model.backbone=test_resnet", "model.bits=16", "train.epochs=3"])
+    write_folder(tmp_path / "photos", classes=2, per_class=8)
+    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
+    left = iter(maps)
+    monkeypatch.setattr("pipelines.learning.validation.validate", lambda learner, data: next(left))
+    monkeypatch.setattr(pipelines.train, "_run_workers", lambda job, data, log: train_worker(job, lambda *report: None))
+    result = train(str(tmp_path / "shards"), str(tmp_path / "model"), config)
+    assert (result["map"], result["epoch"]) == (max(maps), epoch)
+    said = "the validation mAP was 0.5000 in all 3 validations" in capsys.readouterr().err
+    assert said == (len(set(maps)) == 1)
+
+
+def test_relative_weights_are_found_by_workers_in_other_folders_and_name_the_model_by_their_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [*SETS, "model.backbone=test_resnet", "model.bits=16", "model.weights=w.safetensors"]
+    write_folder(tmp_path / "photos", classes=2, per_class=8)
+    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), load_config())
+    state = timm.create_model("test_resnet").state_dict()
+
+    def elsewhere(job: TrainJob, data: TrainData, log: object) -> None:
+        monkeypatch.chdir("/")
+        train_worker(job, lambda *report: None)
+
+    monkeypatch.setattr(pipelines.train, "_run_workers", elsewhere)
+    digests = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        safetensors.torch.save_file(state, tmp_path / name / "w.safetensors")
+        monkeypatch.chdir(tmp_path / name)
+        digests.add(train(str(tmp_path / "shards"), str(tmp_path / f"model-{name}"), load_config(sets=sets))["digest"])
+    assert len(digests) == 1

@@ -1,0 +1,74 @@
+"""Every file below a folder, through linked folders too; a link that leads back to a folder above it is a loop."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipelines.errors import InputError
+from pipelines.intake.found import Found, Unreadable
+from pipelines.intake.layout import is_hidden
+
+_Identity = tuple[int, int]
+
+
+def walk_folder(root: Path) -> Iterator[Found]:
+    """Find every file below `root`, and each folder before its files. InputError where `root` cannot be listed.
+
+    A folder below it that cannot be listed comes as one that is `unreadable`.
+    """
+    above = tuple(_identity(folder.stat()) for folder in (root, *root.resolve().parents))
+    pending = [("", above)]
+    while pending:
+        folder, above = pending.pop()
+        try:
+            with os.scandir(root / folder) as found:
+                items = sorted(found, key=lambda item: item.name)
+        except OSError as error:
+            if not folder:
+                raise InputError(f"cannot list {root}: {error.strerror}") from None
+            yield Found(folder, 0, "unreadable", error.strerror or "")
+            continue
+        yield Found(folder, 0, "folder")
+        below = []
+        for item in items:
+            met = _look_at(folder + item.name, item)
+            if met.kind != "folder":
+                yield met
+            elif met.place in above:
+                yield met._replace(kind="loop", detail="leads back to a folder that holds it")
+            else:
+                below.append((met.name + "/", (met.place, *above)))
+        pending += reversed(below)
+
+
+def _identity(found: os.stat_result) -> _Identity:
+    return found.st_dev, found.st_ino
+
+
+def _look_at(path: str, item: "os.DirEntry[str]") -> Found:
+    """What an item of a folder is; the place of a folder is its identity."""
+    linked = item.is_symlink()
+    try:
+        if item.is_dir() and not (linked and is_hidden(path)):
+            return Found(path, 0, "folder", "", _identity(item.stat()))
+        if item.is_file():
+            return Found(path, item.stat().st_size)
+    except OSError as error:
+        if not linked:
+            return Found(path, 0, "unreadable", error.strerror or "")
+        return Found(path, 0, "link", error.strerror or "")
+    return Found(path, 0, "link") if linked else Found(path, 0, "special")
+
+
+def folder_reader(root: Path) -> Callable[[str], bytes]:
+    """Read files below `root`."""
+
+    def read(path: str) -> bytes:
+        try:
+            with io.FileIO(f"{root}/{path}") as stream:
+                return stream.readall()
+        except OSError as error:
+            raise Unreadable(f"cannot read {root}/{path}: {error.strerror}", error.strerror or "") from None
+
+    return read

@@ -1,0 +1,149 @@
+"""What class a picture is of, told from the paths of a source alone.
+
+CLASS/.../FILE          the first folder, as torchvision's ImageFolder has it, or with `parent` the last one
+PART/CLASS/.../FILE     the same below the folder of a part, where the top folder names the part of a split
+FILE                    no class: unlabelled where nothing has a class folder, else a stray picture
+00000/000000000.jpg     img2dataset's output format `files`: unlabelled, with .json and .txt beside it
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.errors import InputError
+
+ClassFrom = Literal["first", "parent"]
+
+HIDDEN_NAMES = frozenset(
+    {
+        *("@eadir", "@recycle", "#recycle", "__macosx", "lost+found", "$recycle.bin", "system volume information"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+    }
+)
+"""What systems keep for themselves under names without a leading dot, in lower case."""
+
+_NUMBERED = re.compile(r"(\d{3,})/\1\d+\.[^./]+")
+_BESIDE = re.compile(r"(?:.*/)?(\d{3,})/\1\d+\.(?:json|txt)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the folders of a source are read.
+
+    Unset `class_from` is `first`, and img2dataset's files are recognised. `parts`: the top folder names a part.
+    """
+
+    class_from: ClassFrom | None = None
+    parts: bool = False
+    labelled: bool = True
+
+    @property
+    def depth(self) -> int:
+        """Folders that lead to a picture which has a class."""
+        return 1 + self.parts
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether the file or a folder that holds it is hidden."""
+    return any(name.startswith(".") or name.lower() in HIDDEN_NAMES for name in path.split("/"))
+
+
+def may_stand_beside(path: str) -> bool:
+    """Return whether a file is named as img2dataset names the metadata and the caption of a picture."""
+    return _BESIDE.fullmatch(path) is not None
+
+
+def is_numbered(paths: Sequence[str]) -> bool:
+    """Return whether all pictures are named as img2dataset names them: a shard's number, and below it longer ones."""
+    return all(map(_NUMBERED.fullmatch, paths))
+
+
+def wrapping_folders(common: str, paths: Iterable[str], depth: int, stem: str) -> str:
+    """Return the folders that only wrap the pictures, with a slash behind; empty for none.
+
+    `common` is the folder that holds all files. Its last folder is a class, if no picture had one without it; but
+    a folder named as its archive, `stem`, is none.
+    """
+    deepest = max((path.count("/") for path in paths), default=0)
+    folders = common.split("/")[:-1]
+    wrapped = folders[: max(0, deepest - depth)]
+    if len(wrapped) < len(folders) and not wrapped and folders[0] == stem:
+        wrapped = folders[:1]
+    return "".join(f"{name}/" for name in wrapped)
+
+
+@dataclass
+class Places:
+    """The class of each picture, in the order of their paths, and what is worth saying of them."""
+
+    labels: list[tuple[str, ...] | None]
+    """None is a stray picture."""
+    notes: list[str]
+
+
+def place_pictures(paths: Sequence[str], layout: Layout, where: str, numbered: bool = False) -> Places:
+    """Tell the class of each picture by its folders; `numbered` pictures have none.
+
+    InputError where the top folder should name a part of a split, and no picture lies in PART/CLASS.
+    """
+    if layout.parts:
+        _require_parts(paths, layout, where)
+    if numbered:
+        note = (
+            f"{len(paths):,} pictures in img2dataset's files layout are taken unlabelled, their captions and JSON as "
+            "metadata (--class-from first takes the folders as classes)"
+        )
+        return Places([()] * len(paths), [note])
+    classed = {path.partition("/")[0] for path in paths if path.count("/") >= 2} if layout.parts else set()
+    return _labelled(paths, layout, classed) if layout.labelled else _unlabelled(paths, layout)
+
+
+def _unlabelled(paths: Sequence[str], layout: Layout) -> Places:
+    return Places([() if path.count("/") >= layout.parts else None for path in paths], [])
+
+
+def _labelled(paths: Sequence[str], layout: Layout, classed: set[str]) -> Places:
+    skipped = layout.depth - 1
+    if not layout.parts and any("/" in path for path in paths):
+        classed = {""}
+    labels: list[tuple[str, ...] | None] = []
+    flat: Counter[str] = Counter()
+    differing, example = 0, ("", "", "")
+    for path in paths:
+        folders = path.split("/")[:-1]
+        part = folders[0] if layout.parts and folders else ""
+        below = folders[skipped:]
+        if below:
+            first, parent = below[0], below[-1]
+            if first != parent:
+                differing, example = differing + 1, example if differing else (path, first, parent)
+            labels.append((parent if layout.class_from == "parent" else first,))
+        elif part in classed or len(folders) < skipped:
+            labels.append(None)
+        else:
+            flat[part] += 1
+            labels.append(())
+    notes = [_difference(differing, example, layout)] if differing else []
+    for part, count in sorted(flat.items()):
+        where = f"{part} has no class folders: its" if part else "there are no class folders: all"
+        notes.append(f"{where} {count:,} pictures are taken unlabelled")
+    return Places(labels, notes)
+
+
+def _difference(count: int, example: tuple[str, str, str], layout: Layout) -> str:
+    path, first, parent = example
+    named = f"{path}: {first}, not {parent}"
+    rule, other = "first folder", "--class-from parent takes the folder that holds the picture"
+    if layout.class_from == "parent":
+        named = f"{path}: {parent}, not {first}"
+        rule, other = "folder that holds the picture", "without --class-from parent it is the first folder"
+    return f"the class is the {rule}; of {count:,} pictures the other rule makes another ({named}); {other}"
+
+
+def _require_parts(paths: Sequence[str], layout: Layout, where: str) -> None:
+    wanted, needed = (2, "SPLIT/CLASS/FILE") if layout.labelled else (1, "SPLIT/FILE")
+    if paths and not any(path.count("/") >= wanted for path in paths):
+        more = "; --unlabelled takes SPLIT/FILE" if layout.labelled else ""
+        raise InputError(f"{where}/{min(paths)} is not in {needed}, as --split folder needs{more}")

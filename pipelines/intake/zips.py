@@ -1,0 +1,98 @@
+"""The members of a zip under the names that were meant, whoever wrote it.
+
+A name is UTF-8 where its flag says so, else by its Unicode path field, else UTF-8 if it is valid as that (macOS and old
+Info-ZIP set no flag), else code page 437. Windows programs wrote `\\` between folders.
+"""
+
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pipelines.errors import InputError
+from pipelines.intake.found import Found, Unreadable
+
+_UTF8_FLAG = 0x800
+_UNICODE_PATH = 0x7075
+_WINDOWS = frozenset({0, 10, 11, 14})
+"""Systems, as a zip numbers them, on which no name can hold a backslash: FAT, NTFS and VFAT."""
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open a zip; InputError where it is none."""
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} as a zip: {error}") from None
+
+
+def list_zip(archive: zipfile.ZipFile) -> Iterator[Found]:
+    """Find every member; the place of a file is its ZipInfo."""
+    infos = archive.infolist()
+    for info, name in zip(infos, _meant_names(infos), strict=True):
+        mode = stat.S_IFMT(info.external_attr >> 16)
+        if name.endswith("/"):
+            yield Found(name, 0, "folder")
+        elif mode not in (0, stat.S_IFREG):
+            yield Found(name, 0, "link" if mode == stat.S_IFLNK else "special")
+        elif hindrance := _hindrance(info):
+            yield Found(name, info.file_size, "unreadable", hindrance)
+        else:
+            yield Found(name, info.file_size, place=info)
+
+
+def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> Callable[[str], bytes]:
+    """Read members by their path."""
+
+    def read(path: str) -> bytes:
+        info = members[path]
+        try:
+            with archive.open(info) as stream:
+                # With a size the decompressor stops there, whatever the compressed bytes would unfold to.
+                return stream.read(info.file_size + 1)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+            raise Unreadable(f"{archive.filename}: cannot read {path}: {error}", str(error)) from None
+
+    return read
+
+
+def _hindrance(info: zipfile.ZipInfo) -> str:
+    """Why a member cannot be unpacked here; empty where it can."""
+    if info.flag_bits & 1:
+        return "encrypted"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "compressed by a method other than deflate"
+    return ""
+
+
+def _meant_names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
+    """The names with `/` between folders; that of a folder ends with one."""
+    names = [_decoded(info) for info in infos]
+    slashes = any("/" in name for name in names)
+    return [
+        name.replace("\\", "/") if info.create_system in _WINDOWS or not slashes else name
+        for info, name in zip(infos, names, strict=True)
+    ]
+
+
+def _decoded(info: zipfile.ZipInfo) -> str:
+    name = info.orig_filename
+    if info.flag_bits & _UTF8_FLAG:
+        return name
+    raw = name.encode("cp437")
+    try:
+        return _unicode_path(info.extra, raw) or raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return name
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str:
+    """The name in the Unicode path field, if it was written for this name; else empty."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == _UNICODE_PATH and size > 5 and field[:5] == b"\x01" + struct.pack("<I", zlib.crc32(raw)):
+            return field[5:].decode("utf-8")
+    return ""

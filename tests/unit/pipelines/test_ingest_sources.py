@@ -1,0 +1,502 @@
+"""Folders and archives as people have them: which class a picture has, what is skipped, and that nothing is lost."""
+
+import gzip
+import io
+import json
+import os
+import stat
+import struct
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config import Config, load_config
+from pipelines.errors import Degraded, FingerprintMismatch, InputError
+from pipelines.ingest import ingest
+from pipelines.intake import sources
+from pipelines.intake.skips import SkipReason
+from pipelines.shards import open_shards
+from pipelines.tars import MAX_NAME_BYTES
+from pipelines.verify import verify
+from tests.support.pictures import jpeg, picture
+
+FORMS = ["folder", "x.zip", "x.tar", "x.tar.gz"]
+Tree = Mapping[str, bytes]
+
+
+def shot(number: int) -> bytes:
+    return jpeg(picture(number % 7, number, 8))
+
+
+def shots(*paths: str) -> dict[str, bytes]:
+    """A picture of its own at each path."""
+    return {path: shot(number) for number, path in enumerate(paths)}
+
+
+def made(form: str, tree: Tree, root: Path) -> Path:
+    """The tree as a folder, zip or tar."""
+    root.mkdir(parents=True, exist_ok=True)
+    if form == "folder":
+        for name, data in tree.items():
+            (root / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / "folder" / name).write_bytes(data)
+        return root / "folder"
+    path = root / form
+    if form.endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in tree.items():
+                archive.writestr(name, data)
+        return path
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for name, data in tree.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    path.write_bytes(gzip.compress(sink.getvalue()) if form.endswith(".gz") else sink.getvalue())
+    return path
+
+
+def taken(source: Path, out: Path, config: Config | None = None, **options: Any) -> dict[str, Any]:
+    """The result of an ingest that keeps the law: found = samples + skipped, each skip under one of the reasons."""
+    result = ingest(str(source), str(out), config or Config(), **options)
+    assert result["found"] == result["samples"] + result["skipped"]
+    assert result["skipped"] == sum(result["skipped_reasons"].values())
+    assert set(result["skipped_reasons"]) <= set(SkipReason)
+    assert verify(result["uri"])["status"] == "done" if "splits" not in result else True
+    return result
+
+
+def classes_of(uri: str) -> dict[str, str]:
+    """Key -> class names, joined."""
+    shards = open_shards(uri)
+    return {
+        record.key: "+".join(shards.classes[label] for label in record.labels)
+        for shard in shards.shards
+        for record in shard.records()
+    }
+
+
+def metadata_of(uri: str) -> dict[str, Any]:
+    shards = open_shards(uri)
+    return {
+        sample.record.key: json.loads(sample.metadata or b"null")
+        for shard in shards.shards
+        for sample in shards.read(shard, metadata=True)
+    }
+
+
+def reasons_of(result: Mapping[str, Any]) -> dict[str, str]:
+    return {file["path"]: file["reason"] for file in result["skipped_files"]}
+
+
+# ------------------------------------------------------------------------------------------------- which class it is
+
+
+DEEP = shots("cat/2020/01/a.jpg", "cat/b.jpg", "dog/images/c.jpg", "cow/images/d.jpg")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_class_is_the_first_folder_however_deep_the_picture_lies(form: str, tmp_path: Path) -> None:
+    source = made(form, DEEP, tmp_path)
+    result = taken(source, tmp_path / "out")
+    assert classes_of(result["uri"]) == {
+        "cat/2020/01/a": "cat",
+        "cat/b": "cat",
+        "dog/images/c": "dog",
+        "cow/images/d": "cow",
+    }
+    (note,) = result["notes"]
+    assert "of 3 pictures" in note and "--class-from parent" in note and "\n" not in note
+    result = taken(source, tmp_path / "parent", class_from="parent")
+    assert classes_of(result["uri"]) == {
+        "cat/2020/01/a": "01",
+        "cat/b": "cat",
+        "dog/images/c": "images",
+        "cow/images/d": "images",
+    }
+    assert "of 3 pictures" in result["notes"][0]
+    assert taken(made(form, shots("a/1.jpg", "b/2.jpg"), tmp_path / "plain"), tmp_path / "o")["notes"] == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_below_the_folder_of_a_split_the_class_is_the_first_one_too(form: str, tmp_path: Path) -> None:
+    tree = shots("train/n1/images/a.jpg", "train/n2/images/b.jpg", "test/n1/c.jpg")
+    result = taken(made(form, tree, tmp_path), tmp_path / "out", split="folder")
+    assert result["classes"] == ["n1", "n2"]
+    assert classes_of(result["splits"]["train"]["uri"]) == {"train/n1/images/a": "n1", "train/n2/images/b": "n2"}
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("wrapper", ["photos/", "./photos/", "home/me/photos/"])
+def test_an_archive_that_wraps_all_in_a_folder_is_read_from_there(form: str, wrapper: str, tmp_path: Path) -> None:
+    tree = {**DEEP, "stray.jpg": shot(9), "README.md": b"x"}
+    wrapped = {wrapper + name: data for name, data in tree.items()} | {"__MACOSX/photos/._a.jpg": b"x"}
+    plain = taken(made("folder", {**tree, "__MACOSX/a.jpg": b"x"}, tmp_path), tmp_path / "plain")
+    result = taken(made(form, wrapped, tmp_path), tmp_path / "out")
+    assert result["digest"] == plain["digest"]
+    assert f"all files lie in {wrapper.removeprefix('./')}," in result["notes"][0]
+    assert result["skipped_reasons"] == {"hidden": 1, "stray": 1, "wrong_suffix": 1}
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_the_only_folder_of_an_archive_is_a_class_unless_it_is_named_as_the_archive(form: str, tmp_path: Path) -> None:
+    result = taken(made(form, shots("cat/1.jpg", "cat/2.jpg"), tmp_path), tmp_path / "class")
+    assert classes_of(result["uri"]) == {"cat/1": "cat", "cat/2": "cat"}
+    result = taken(made(form, shots("x/1.jpg", "x/2.jpg"), tmp_path / "flat"), tmp_path / "out")
+    assert classes_of(result["uri"]) == {"1": "", "2": ""}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_that_look_alike_are_classes_of_their_own(form: str, tmp_path: Path) -> None:
+    names = [*(unicodedata.normalize(kind, "caf\u00e9") for kind in ("NFC", "NFD")), "Cat", "cat", "CAT"]
+    tree = shots(*(f"{name}/{file}.JPG" for name in names for file in ("x", "X")))
+    result = taken(made(form, tree, tmp_path), tmp_path / "out")
+    assert result["classes"] == sorted(names)
+    assert classes_of(result["uri"]) == {path.removesuffix(".JPG"): path.partition("/")[0] for path in tree}
+
+
+def test_the_rule_belongs_to_the_fingerprint(tmp_path: Path) -> None:
+    source = made("folder", DEEP, tmp_path)
+    taken(source, tmp_path / "out")
+    assert taken(source, tmp_path / "out")["status"] == "unchanged"
+    for options in ({"class_from": "parent"}, {"label_columns": []}):
+        with pytest.raises(FingerprintMismatch):
+            ingest(str(source), str(tmp_path / "out"), Config(), **options)
+
+
+# ---------------------------------------------------------------------------------------- pictures without a class
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pictures_in_no_folder_are_unlabelled_and_that_is_said(form: str, tmp_path: Path) -> None:
+    result = taken(made(form, shots("1.jpg", "2.jpg", "3.jpg"), tmp_path), tmp_path / "out")
+    assert classes_of(result["uri"]) == {"1": "", "2": "", "3": ""}
+    assert result["classes"] == []
+    assert result["notes"] == ["there are no class folders: all 3 pictures are taken unlabelled"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_few_pictures_beside_class_folders_are_skipped(form: str, tmp_path: Path) -> None:
+    tree = shots("preview.jpg", "cat/1.jpg", "cat/2.jpg", "dog/3.jpg")
+    result = taken(made(form, tree, tmp_path), tmp_path / "out")
+    assert (result["status"], result["samples"], reasons_of(result)) == ("done", 3, {"preview.jpg": "stray"})
+    unlabelled = taken(made(form, tree, tmp_path), tmp_path / "unlabelled", label_columns=[])
+    assert classes_of(unlabelled["uri"]) == {"preview": "", "cat/1": "", "cat/2": "", "dog/3": ""}
+
+
+def test_more_stray_pictures_than_others_end_the_run(tmp_path: Path) -> None:
+    source = made("folder", shots("1.jpg", "2.jpg", "3.jpg", "cat/4.jpg"), tmp_path)
+    with pytest.raises(Degraded, match=r"3 of 4 pictures .* stray 3"):
+        ingest(str(source), str(tmp_path / "out"), Config())
+    assert taken(source, tmp_path / "out", allow_degraded=True)["status"] == "degraded"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strays_and_parts_without_classes_of_a_split_by_folder(form: str, tmp_path: Path) -> None:
+    tree = shots("a.jpg", "train/b.jpg", "train/cat/c.jpg", "train/dog/d.jpg", "test/e.jpg", "test/f.jpg")
+    result = taken(made(form, tree, tmp_path), tmp_path / "out", split="folder")
+    assert reasons_of(result) == {"a.jpg": "stray", "train/b.jpg": "stray"}
+    assert classes_of(result["splits"]["test"]["uri"]) == {"test/e": "", "test/f": ""}
+    assert result["notes"] == ["test has no class folders: its 2 pictures are taken unlabelled"]
+    flat = made(form, shots("train/1.jpg", "test/2.jpg"), tmp_path / "flat")
+    with pytest.raises(InputError, match=r"SPLIT/CLASS/FILE.*--unlabelled"):
+        ingest(str(flat), str(tmp_path / "no"), Config(), split="folder")
+    result = taken(flat, tmp_path / "yes", split="folder", label_columns=[])
+    assert {name: part["samples"] for name, part in result["splits"].items()} == {"test": 1, "train": 1}
+
+
+# ---------------------------------------------------------------------------------------------- img2dataset's files
+
+
+def downloads() -> dict[str, bytes]:
+    tree = {}
+    for shard in range(2):
+        for number in range(3):
+            stem = f"{shard:05d}/{shard:05d}{number:04d}"
+            facts = {"caption": f"caption {number}", "url": f"http://x/{number}", "key": stem, "width": 8}
+            tree |= {f"{stem}.jpg": shot(3 * shard + number), f"{stem}.json": json.dumps(facts).encode()}
+            tree[f"{stem}.txt"] = f"text {number}".encode()
+        tree |= {f"{shard:05d}.parquet": b"PAR1", f"{shard:05d}_stats.json": b"{}"}
+    return tree
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_img2dataset_wrote_is_unlabelled_with_its_metadata(form: str, tmp_path: Path) -> None:
+    tree = downloads()
+    tree["00001/000010000.json"] = b"[1, 2]"
+    tree["00001/000010001.json"] = b'{"caption": null, "labels": 3, "size": NaN, "who": "\\ud800"}'
+    del tree["00001/000010002.json"], tree["00001/000010002.txt"]
+    tree["00001/000010009.txt"] = b"a caption without its picture"
+    result = taken(made(form, tree, tmp_path), tmp_path / "out")
+    assert (result["samples"], result["classes"]) == (6, [])
+    assert result["skipped_reasons"] == {"wrong_suffix": 5}
+    assert "img2dataset" in result["notes"][0]
+    facts = metadata_of(result["uri"])
+    assert facts["00000/000000001"] == {
+        **{"caption": "caption 1", "url": "http://x/1", "key": "00000/000000001", "width": 8},
+        **{"labels": []},
+    }
+    assert facts["00001/000010000"] == {"caption": "text 0", "labels": []}
+    assert facts["00001/000010001"] == {"caption": "text 1", "labels": []}
+    assert facts["00001/000010002"] == {"labels": []}
+    result = taken(made(form, tree, tmp_path), tmp_path / "first", class_from="first")
+    assert result["classes"] == ["00000", "00001"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_as_classes_are_classes(form: str, tmp_path: Path) -> None:
+    tree = shots("0/0.jpg", "0/1.jpg", "1/10.jpg", "007/8.jpg") | {"0/0.txt": b"x", "007/0071.json": b"{}"}
+    result = taken(made(form, tree, tmp_path), tmp_path / "out")
+    assert result["classes"] == ["0", "007", "1"]
+    assert result["skipped_reasons"] == {"wrong_suffix": 2}
+
+
+# ------------------------------------------------------------------------------------------------- what is skipped
+
+
+HIDDEN = (
+    *("cat/.hidden.jpg", ".Trashes/501/old.jpg", "dog/@eaDir/000.jpg/THUMB.jpg", "cat/.ipynb_checkpoints/1.jpg"),
+    *("__MACOSX/cat/x.jpg", "lost+found/1.jpg", "cat/Thumbs.db", ".DS_Store", "cat/._1.jpg", "$RECYCLE.BIN/2.png"),
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_found_is_samples_and_skipped_and_each_skip_is_named(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 5000)
+    good = shots("cat/1.jpg", "cat/2.JPEG", "dog/3.jpg")
+    bad = {
+        "cat/big.jpg": (bytes(5001), "too_large"),
+        "cat/none.png": (b"", "empty"),
+        "cat/notes.txt": (b"x", "wrong_suffix"),
+        "dog/noext": (b"x", "wrong_suffix"),
+        f"cat/{'n' * 200}/{'m' * 200}/{'o' * 200}/{'p' * 200}/{'q' * 250}.jpg": (b"x", "unsafe_name"),
+        "top.jpg": (b"x", "stray"),
+        **dict.fromkeys(HIDDEN, (b"x", "hidden")),
+    }
+    source = made(form, {**good, **{name: data for name, (data, _) in bad.items()}}, tmp_path)
+    result = taken(source, tmp_path / "out", allow_degraded=True)
+    assert sorted(classes_of(result["uri"])) == ["cat/1", "cat/2", "dog/3"]
+    assert reasons_of(result) == {name[:MAX_NAME_BYTES]: reason for name, (_, reason) in bad.items()}
+    assert result["found"] == len(good) + len(bad)
+    assert result["status"] == "degraded"
+    with pytest.raises(Degraded, match=r"3 of 6 pictures .*ingest\.skip_budget = 0\.01.*--allow-degraded"):
+        ingest(str(source), str(tmp_path / "no"), Config())
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ten_thousand_skips_are_counted_truly(form: str, tmp_path: Path) -> None:
+    tree = shots("cat/1.jpg", "dog/2.jpg")
+    tree |= {f"cat/{number:05d}.txt": b"a caption" for number in range(7000)}
+    tree |= {f"cat/.{number:05d}.jpg": b"x" for number in range(3000)}
+    result = taken(made(form, tree, tmp_path), tmp_path / "out")
+    assert (result["status"], result["found"], result["skipped"]) == ("done", 10_002, 10_000)
+    assert result["skipped_reasons"] == {"hidden": 3000, "wrong_suffix": 7000}
+    assert len(result["skipped_files"]) == 1000
+
+
+def test_the_budget_is_a_share_of_the_pictures_that_a_setting_names(tmp_path: Path) -> None:
+    tree = shots(*(f"cat/{number}.jpg" for number in range(99))) | {"cat/empty.jpg": b""}
+    source = made("folder", tree, tmp_path)
+    assert taken(source, tmp_path / "one")["status"] == "done"
+    with pytest.raises(Degraded):
+        ingest(str(source), str(tmp_path / "none"), load_config(sets=["ingest.skip_budget=0.009"]))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user for a while")
+def test_what_may_not_be_read_is_skipped_and_the_rest_taken(tmp_path: Path) -> None:
+    source = made("folder", shots("cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "cow/4.jpg", "cow/lost+found/5.jpg"), tmp_path)
+    taken(source, tmp_path / "root")  # what Python loads late it may not find as another user
+    for folder in tmp_path.parents[:-2]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    tmp_path.chmod(0o777)
+    (source / "cat/1.jpg").chmod(0)
+    (source / "cow/lost+found").chmod(0)
+    (source / "dog").chmod(0o744)
+    (source / "cow").chmod(0o755)
+    (source / "shut.d").mkdir(mode=0)
+    with as_nobody():
+        result = taken(source, tmp_path / "out", allow_degraded=True)
+    assert reasons_of(result) == {
+        "cat/1.jpg": "unreadable",
+        "dog/3.jpg": "unreadable",
+        "shut.d": "unreadable",
+        "cow/lost+found": "hidden",
+    }
+    assert {file.get("detail") for file in result["skipped_files"]} == {"Permission denied"}
+    assert classes_of(result["uri"]) == {"cat/2": "cat", "cow/4": "cow"}
+    source.chmod(0o700)
+    for place in (source, source / "cat"):
+        with as_nobody(), pytest.raises(InputError, match="Permission denied"):
+            ingest(str(place), str(tmp_path / "no"), Config())
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+# ------------------------------------------------------------------------------------------------------------- links
+
+
+def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:
+    made("folder", shots("cat/1.jpg", "dog/a/2.jpg", "own/3.jpg"), tmp_path / "real")
+    source = made("folder", shots("own/3.jpg"), tmp_path)
+    for name in ("cat", "dog"):
+        (source / name).symlink_to(tmp_path / "real/folder" / name)
+    (source / "again").symlink_to("own")
+    (source / "own/4.jpg").symlink_to(tmp_path / "real/folder/cat/1.jpg")
+    (source / ".cache").symlink_to(tmp_path / "real/folder/cat")
+    result = taken(source, tmp_path / "out")
+    assert classes_of(result["uri"]) == {
+        **{"cat/1": "cat", "dog/a/2": "dog", "own/3": "own", "own/4": "own"},
+        **{"again/3": "again", "again/4": "again"},
+    }
+    assert reasons_of(result) == {".cache": "hidden"}
+
+
+def test_links_that_lead_back_are_noticed_and_cost_nothing(tmp_path: Path) -> None:
+    source = made("folder", shots("cat/1.jpg", "dog/2.jpg"), tmp_path)
+    (source / "cat/self").symlink_to(".")
+    (source / "cat/up.d").symlink_to("../..")
+    (source / "dog/root").symlink_to(source)
+    (source / "cat/dog").symlink_to("../dog")
+    (source / "dog/cat").symlink_to("../cat")
+    result = taken(source, tmp_path / "out")
+    assert result["status"] == "done"
+    assert set(classes_of(result["uri"])) == {"cat/1", "cat/dog/2", "dog/2", "dog/cat/1"}
+    assert set(result["skipped_reasons"]) == {"link"}
+    assert {file["detail"] for file in result["skipped_files"]} == {"leads back to a folder that holds it"}
+
+
+def test_links_to_nothing_are_named(tmp_path: Path) -> None:
+    source = made("folder", shots("cat/1.jpg"), tmp_path)
+    (source / "cat/gone.jpg").symlink_to("nowhere.jpg")
+    (source / "cat/ring.jpg").symlink_to("ring.jpg")
+    (source / "cat/gone.txt").symlink_to("nowhere.txt")
+    result = taken(source, tmp_path / "out", allow_degraded=True)
+    assert reasons_of(result) == {"cat/gone.jpg": "link", "cat/ring.jpg": "link", "cat/gone.txt": "wrong_suffix"}
+
+
+# -------------------------------------------------------------------------------------------------------------- zips
+
+
+def raw_zip(path: Path, members: list[tuple[bytes, bytes, bytes]], system: int = 3) -> Path:
+    """A zip whose names are these bytes without the flag of UTF-8, each with an extra field and its content."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for number, (name, extra, data) in enumerate(members):
+            info = zipfile.ZipInfo("QXYZ"[number] * len(name))
+            info.extra, info.create_system = extra, system
+            archive.writestr(info, data)
+    written = sink.getvalue()
+    for number, (name, _, _) in enumerate(members):
+        placeholder = "QXYZ"[number].encode() * len(name)
+        assert written.count(placeholder) == 2
+        written = written.replace(placeholder, name)
+    path.write_bytes(written)
+    return path
+
+
+def unicode_path(raw: bytes, name: str) -> bytes:
+    field = b"\x01" + struct.pack("<I", zlib.crc32(raw)) + name.encode()
+    return struct.pack("<HH", 0x7075, len(field)) + field
+
+
+def test_names_of_zips_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    members = [
+        ("caf\u00e9/000000001.jpg".encode(), b"", shot(1)),  # macOS: UTF-8 without its flag
+        ("caf\u00e9/000000002.jpg".encode("cp437"), b"", shot(2)),  # DOS
+        (b"xxxx/000000003.jpg", unicode_path(b"xxxx/000000003.jpg", "\u732b/000000003.jpg"), shot(3)),
+        (b"xxxx/000000004.jpg", unicode_path(b"another name", "\u732b/000000004.jpg"), shot(4)),
+    ]
+    result = taken(raw_zip(tmp_path / "x.zip", members), tmp_path / "out")
+    assert classes_of(result["uri"]) == {
+        "caf\u00e9/000000001": "caf\u00e9",
+        "caf\u00e9/000000002": "caf\u00e9",
+        "\u732b/000000003": "\u732b",
+        "xxxx/000000004": "xxxx",
+    }
+
+
+@pytest.mark.parametrize("system", [0, 3, 11])
+def test_backslashes_part_folders_in_zips_of_windows(system: int, tmp_path: Path) -> None:
+    names = [b"cat\\\\00000000001.jpg", b"dog\\00000000002.jpg", b"..\\cat\\00000000003.jpg", b"dog\\more\\"]
+    path = raw_zip(tmp_path / "x.zip", [(name, b"", shot(5)) for name in names], system)
+    result = taken(path, tmp_path / "out", allow_degraded=True)
+    assert classes_of(result["uri"]) == {"cat/00000000001": "cat", "dog/00000000002": "dog"}
+    assert list(result["skipped_reasons"].items()) == [("unsafe_name", 1)]
+
+
+def test_a_backslash_of_unix_is_a_character(tmp_path: Path) -> None:
+    tree = shots("cat/a\\b.jpg", "dog/c.jpg")
+    plain = taken(made("folder", tree, tmp_path), tmp_path / "plain")
+    assert taken(made("x.zip", tree, tmp_path), tmp_path / "out")["digest"] == plain["digest"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_a_later_entry_of_a_name_replaces_the_earlier(form: str, tmp_path: Path) -> None:
+    old, new = shot(1), shot(2)
+    entries = [("cat/1.jpg", old), ("dog/2.jpg", old), ("./cat/1.jpg", new), ("dog/2.jpg", b""), ("dog/3.jpg", new)]
+    path = tmp_path / form
+    if form.endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in entries:
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(path, "w:gz" if form.endswith(".gz") else "w") as tar:
+            for name, data in entries:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    result = taken(path, tmp_path / "out", allow_degraded=True)
+    shards = open_shards(result["uri"])
+    assert {s.record.key: s.image for s in shards.read(shards.shards[0])} == {"cat/1": new, "dog/3": new}
+    assert result["skipped_reasons"] == {"replaced": 2, "empty": 1}
+    assert result["found"] == 5
+
+
+# -------------------------------------------------------------------------------------------------------------- tars
+
+
+@pytest.mark.parametrize("form", FORMS[2:])
+def test_hard_links_of_a_tar_are_the_file_they_link_to(form: str, tmp_path: Path) -> None:
+    source = made("folder", shots("cat/0.jpg", "cat/1.jpg", ".trash/2.jpg"), tmp_path)
+    (source / "dog").mkdir()
+    for name, target in (("dog/0.jpg", "cat/0.jpg"), ("dog/1.jpg", "cat/1.jpg"), ("dog/2.jpg", ".trash/2.jpg")):
+        os.link(source / target, source / name)
+    with tarfile.open(tmp_path / form, "w:gz" if form.endswith(".gz") else "w") as tar:
+        for name in (".trash", "cat", "dog"):
+            tar.add(source / name, name)
+        assert [member.name for member in tar.getmembers() if member.islnk()] == ["dog/0.jpg", "dog/1.jpg", "dog/2.jpg"]
+        info = tarfile.TarInfo("dog/9.jpg")
+        info.type, info.linkname = tarfile.LNKTYPE, "dog/nowhere.jpg"
+        tar.addfile(info)
+    result = taken(tmp_path / form, tmp_path / "out", allow_degraded=True)
+    assert sorted(classes_of(result["uri"])) == ["cat/0", "cat/1", "dog/0", "dog/1", "dog/2"]
+    assert reasons_of(result) == {".trash/2.jpg": "hidden", "dog/9.jpg": "link"}
+    shards = open_shards(result["uri"])
+    images = {sample.record.key: sample.image for sample in shards.read(shards.shards[0])}
+    assert images["dog/2"] == (source / ".trash/2.jpg").read_bytes()
+
+
+def test_special_files_are_named(tmp_path: Path) -> None:
+    source = made("folder", shots("cat/1.jpg"), tmp_path)
+    os.mkfifo(source / "cat/pipe.jpg")
+    assert stat.S_ISFIFO((source / "cat/pipe.jpg").stat().st_mode)
+    assert reasons_of(taken(source, tmp_path / "out", allow_degraded=True)) == {"cat/pipe.jpg": "special"}
