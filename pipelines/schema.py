@@ -120,6 +120,13 @@ def logits_field(bits: int) -> pa.Field:
     return pa.field("logits", pa.binary(bits), nullable=False)
 
 
+def as_written(schema: pa.Schema) -> pa.Schema:
+    """The schema of a table that was read, as it was before: Parquet gives the items of lists another name."""
+    types = [pa.list_(field.type.value_type) if pa.types.is_list(field.type) else field.type for field in schema]
+    fields = [field.with_type(kind) for field, kind in zip(schema, types, strict=True)]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
 def table_of(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
     """A table of exactly `schema` from plain columns; a mismatch is a programmer's error."""
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
