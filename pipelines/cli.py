@@ -437,7 +437,7 @@ def plan(
 def search(
     index: Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")],
     image: Annotated[list[str] | None, typer.Option("--image", help="An image file; repeatable.", metavar="F")] = None,
-    key: Annotated[list[str] | None, typer.Option("--key", help="The key of an indexed sample.", metavar="K")] = None,
+    key: Annotated[list[str] | None, typer.Option("--key", help="A sample, by key or path.", metavar="K")] = None,
     code: Annotated[list[str] | None, typer.Option("--code", help="A packed code in hex.", metavar="HEX")] = None,
     codes: Annotated[
         list[str] | None, typer.Option("--codes", help="Codes, all of them queries.", metavar="URI")

@@ -21,7 +21,7 @@ from pipelines.versions import open_current, open_input
 
 TABLES_AT_ONCE = 4
 """Parts read at a time where all are wanted one after another; twice as many are in memory."""
-ENCODER_VERSION = 2
+ENCODER_VERSION = 3
 """Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
 
 

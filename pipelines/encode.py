@@ -38,9 +38,9 @@ from pipelines.versions import lost, open_current, publish_next
 def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bool = False) -> dict[str, Any]:
     """Encode all samples of a shards artifact; a rerun does only what is missing.
 
-    Returns verb, status (`done`, `unchanged`, `degraded`), uri, digest, samples, codes, rejects and, unless
-    nothing was done, images_per_second. Raises Degraded when more than `encode.reject_budget` was rejected and
-    that was not allowed.
+    Returns verb, status (`done`, `unchanged`, `degraded`), uri, digest, samples, codes, rejects and, unless nothing was
+    done, images_per_second; `animated` counts pictures of several frames, of which the first was taken. Raises Degraded
+    when more than `encode.reject_budget` was rejected and that was not allowed.
     """
     job = plan_job(open_current(shards, "shards"), open_artifact(model, "model"), out, config)
     artifact = finished_codes(job)
@@ -51,7 +51,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     totals = artifact.manifest.totals
     status = "degraded" if over_budget(totals, config) else status
     result = {"verb": "encode", "status": status, "uri": artifact.uri, "digest": artifact.digest, **totals}
-    return result | {name: measured[name] for name in ("images_per_second", "shares") if name in measured}
+    return result | {name: measured[name] for name in ("images_per_second", "shares", "animated") if name in measured}
 
 
 def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:

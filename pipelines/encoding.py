@@ -72,6 +72,8 @@ class ShardCodes:
     rejected: int
     seconds: Mapping[str, float]
     reasons: Mapping[str, int]
+    animated: int = 0
+    """Of the rows, those of pictures with several frames, of which the first was taken."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ def encode_shard(
         len(encoded.rejects),
         encoded.seconds,
         Counter(str(reject.reason) for _, reject in encoded.rejects),
+        encoded.animated,
     )
 
 
@@ -230,6 +233,7 @@ def _columns(encoded: "Encoded", carried: Mapping[str, pa.DataType]) -> dict[str
         "key": [record.key for record in records],
         "shard": [record.shard for record in records],
         "row": [record.row for record in records],
+        "path": [record.path for record in records],
         "code": [row.tobytes() for row in np.ascontiguousarray(encoded.codes)],
         "labels": [list(record.labels) for record in records],
         "logits": [row.tobytes() for row in encoded.logits],
@@ -394,7 +398,7 @@ class ShardEncoder:
             figures = {**done.seconds, "write": time.perf_counter() - begun}
         count_shard(self.meter, shard, done)
         self.meter.seconds(figures)
-        return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected}
+        return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
         """Put what was encoded; None where it is not worth it."""
@@ -460,8 +464,10 @@ def run_figures(runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
     spent = {name: sum(run.figures.get(name, 0.0) for run in runs) for name in ("read", "decode", "forward", "write")}
     total = sum(spent.values()) or 1.0
     samples = sum(int(run.figures["samples"]) for run in runs)
+    animated = sum(int(run.figures.get("animated", 0)) for run in runs)
     return {
         "images": samples,
         "images_per_second": round(samples / wall, 1),
+        **({"animated": animated} if animated else {}),
         "shares": {name: round(value / total, 4) for name, value in spent.items()},
     }

@@ -48,11 +48,13 @@ SHARD_INDEX = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("row", pa.int32(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
         pa.field("labels", pa.list_(pa.int32()), nullable=False),
         pa.field("members", pa.list_(MEMBER), nullable=False),
     ]
 )
-"""One row per sample, in tar order. `members[0]` is the image; offsets count bytes from the start of the tar."""
+"""One row per sample, in tar order. `path` is where it lay in its source, `members[0]` the image; offsets count
+bytes from the start of the tar."""
 
 REJECTS = pa.schema(
     [
@@ -79,6 +81,7 @@ def codes_schema(
             pa.field("key", pa.string(), nullable=False),
             pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
             pa.field("row", pa.int32(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
             pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
             pa.field("labels", pa.list_(pa.int32()), nullable=False),
             *([logits_field(bits)] if logits else []),

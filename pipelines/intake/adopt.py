@@ -208,7 +208,7 @@ def _index_tar(
         seen.add(key)
         if len(seen) > MAX_FILES:
             raise InputError(f"{listing.where} holds more than {MAX_FILES} samples: adopt it in pieces")
-        records.append(Record(key, name, len(records), (), sample.members))
+        records.append(Record(key, name, len(records), sample.members[0].name, (), sample.members))
         labels.append(sample.labels)
     for loss in lost:
         listing.skip(f"{name}: {loss.name}" if loss.name else name, loss.reason, loss.detail, loss.sample)

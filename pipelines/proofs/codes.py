@@ -25,7 +25,9 @@ PARTS_AT_ONCE = 4
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_PLACES = pa.schema([("key", pa.string()), ("row", pa.int32()), ("labels", pa.list_(pa.int32()))])
+_PLACES = pa.schema(
+    [("key", pa.string()), ("row", pa.int32()), ("path", pa.string()), ("labels", pa.list_(pa.int32()))]
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     )
     findings.checks.append(
         f"conservation: {counts['samples']} samples = {counts['codes']} codes + {rejected} rejects, shard by shard"
-        + (", with the keys and labels of the shard index" if shards else "")
+        + (", with the keys, paths and labels of the shard index" if shards else "")
     )
 
 
@@ -145,7 +147,7 @@ def _outcome(work: Callable[[_T], _R], item: _T) -> Callable[[], _R]:
 
 
 def _prove_shard(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, classes: int) -> pa.Table:
-    """Check one shard's codes and rejects. Returns key, row and labels (null for a reject) of all its samples."""
+    """Check one shard's codes and rejects. Returns key, row, path and labels, the last two null for a reject."""
     columns = [_prove_codes(artifact, receipt, part, schema, classes) for part in receipt.codes]
     if receipt.rejects is not None:
         where = f"{artifact.uri}/{receipt.rejects.path}"
@@ -155,8 +157,8 @@ def _prove_shard(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, class
         unknown = set(rejects["reason"].to_pylist()) - {str(reason) for reason in Reason}
         if unknown:
             raise DamagedArtifact(f"{where} has the reason {min(unknown)!r}, which is not one of the list")
-        nothing = pa.nulls(rejects.num_rows, pa.list_(pa.int32()))
-        columns.append(rejects.select(["key", "row"]).append_column("labels", nothing))
+        nothing = {name: pa.nulls(rejects.num_rows, _PLACES.field(name).type) for name in ("path", "labels")}
+        columns.append(pa.table({"key": rejects["key"], "row": rejects["row"], **nothing}))
     places = pa.concat_tables([table.cast(_PLACES) for table in columns]).sort_by("row")
     if places["row"].to_pylist() != list(range(receipt.samples)):
         raise DamagedArtifact(
@@ -167,7 +169,7 @@ def _prove_shard(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, class
 
 
 def _prove_codes(artifact: Artifact, receipt: _Receipt, part: Part, schema: pa.Schema, classes: int) -> pa.Table:
-    """Check one part of a shard's codes. Returns key, row and labels of its samples."""
+    """Check one part of a shard's codes. Returns key, row, path and labels of its samples."""
     where = f"{artifact.uri}/{part.path}"
     codes = read_parquet(artifact.read(part), where)
     require_schema(codes, schema, where)
@@ -182,7 +184,7 @@ def _prove_codes(artifact: Artifact, receipt: _Receipt, part: Part, schema: pa.S
     _require_padding(codes, bits, where)
     if b"hhnet.logits" in schema.metadata:
         require_signs(codes, bits, where)
-    return codes.select(["key", "row", "labels"])
+    return codes.select(_PLACES.names)
 
 
 def _require_rows(table: pa.Table, receipt: _Receipt, part: Part, where: str) -> None:
@@ -220,6 +222,7 @@ def _require_same_samples(artifact: Artifact, receipt: _Receipt, shard: Shard, p
     index = shard.table()
     if places["key"].to_pylist() != index["key"].to_pylist():
         raise DamagedArtifact(f"{where} have other keys than the shard index")
-    pairs = zip(places["labels"].to_pylist(), index["labels"].to_pylist(), strict=True)
-    if any(labels is not None and labels != expected for labels, expected in pairs):
-        raise DamagedArtifact(f"{where} have other labels than the shard index")
+    for name, what in (("path", "paths"), ("labels", "labels")):
+        pairs = zip(places[name].to_pylist(), index[name].to_pylist(), strict=True)
+        if any(value is not None and value != expected for value, expected in pairs):
+            raise DamagedArtifact(f"{where} have other {what} than the shard index")

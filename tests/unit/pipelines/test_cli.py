@@ -171,7 +171,7 @@ def test_a_signal_whose_exception_python_drops_still_ends_the_verb(number: signa
 
 
 def test_neighbours_are_shown_as_a_table() -> None:
-    near = {"id": 7, "key": "cat/1", "shard": "s", "row": 7, "distance": 3, "labels": ["cat"]}
+    near = {"id": 7, "key": "cat/1", "path": "cat/1.png", "shard": "s", "row": 7, "distance": 3, "labels": ["cat"]}
     far = near | {"key": "dog/2", "distance": 14, "labels": ["dog", "an uncommonly long name"]}
     text = present({"verb": "search", "status": "done", "results": [{"query": "q.jpg", "neighbours": [near, far]}]})
     assert text.splitlines() == [

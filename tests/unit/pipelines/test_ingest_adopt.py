@@ -99,6 +99,7 @@ def test_tars_are_indexed_where_they_lie(wds: Path) -> None:
     ]
     samples = read_all(wds)
     assert [sample.record.key for sample in samples] == [f"{number:05d}" for number in range(12)]
+    assert [sample.record.path for sample in samples] == [sample.record.members[0].name for sample in samples]
     assert [sample.image for sample in samples] == IMAGES
     assert [sample.record.labels for sample in samples] == [(number % 3,) for number in range(12)]
     assert [shard.name for shard in open_shards(str(wds)).shards] == ["train-0000.tar", "train-0001.tar"]

@@ -114,7 +114,7 @@ def test_codes_without_logits_have_the_bytes_that_they_always_had(
     before = bytes_of(encoded(shards, model, tmp_path / "codes", PLAIN))
     assert not [name for name, data in before.items() if b"logits" in data]
     schema = pq.read_schema(next((tmp_path / "codes" / "parts").iterdir()))
-    assert schema.names == ["key", "shard", "row", "code", "labels"]
+    assert schema.names == ["key", "shard", "row", "path", "code", "labels"]
     with pytest.raises(FingerprintMismatch, match="choose another --out"):
         encode(str(shards), model.uri, str(tmp_path / "codes"), LOGITS)
     assert bytes_of(str(tmp_path / "codes")) == before
