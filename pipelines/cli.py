@@ -35,7 +35,7 @@ def ingest(
         str | None,
         typer.Argument(
             help="Folder, zip or tar of class folders; a CSV or Parquet table; with --adopt a folder or s3:// prefix "
-            "of WebDataset tars; none with --protocol."
+            "of WebDataset tars, one tar or t-{000..012}.tar; none with --protocol."
         ),
     ] = None,
     split: Annotated[
@@ -53,6 +53,15 @@ def ingest(
             "members; default the cls member, else labels or label of the JSON."
         ),
     ] = None,
+    label_separator: Annotated[
+        str | None,
+        typer.Option(
+            "--label-separator", help="Of several labels in one cell of a table, such as a bar.", metavar="TEXT"
+        ),
+    ] = None,
+    multi_hot: Annotated[
+        bool, typer.Option("--multi-hot", help="Each --label column of a table is a class, with 1 and 0 in its cells.")
+    ] = False,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Take no label, of whatever source; stray pictures are taken too.")
     ] = False,
@@ -87,12 +96,30 @@ def ingest(
         bool,
         typer.Option("--keys-by-tar", help="With --adopt: put a tar's name before its keys, if tars share keys."),
     ] = False,
+    image_member: Annotated[
+        str | None,
+        typer.Option(
+            "--image-member",
+            help="With --adopt: what follows the key in the name of the image, such as input.jpg; default the one "
+            "member with the suffix of an image.",
+            metavar="SUFFIX",
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
         typer.Option("--protocol", help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME"),
     ] = None,
     root: Annotated[
-        str | None, typer.Option("--root", help="With --protocol: the folder of its data set's files.", metavar="DIR")
+        str | None,
+        typer.Option(
+            "--root",
+            help="Folder below which the paths of a table lie, default the table's own; with --protocol the folder of "
+            "its data set's files.",
+            metavar="DIR",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Of a CSV, such as cp1252; default UTF-8.", metavar="NAME")
     ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -108,10 +135,11 @@ def ingest(
     labels = [] if unlabelled else label
     rule = _class_rule(class_from, unlabelled)
     settings = configure(config, sets)
-    if protocol is not None or root is not None:
+    if protocol is not None or (root is not None and source is None):
         if protocol is None or root is None:
-            raise UsageError("--protocol NAME and --root DIR go together")
-        if source or split or adopt or labels is not None or classes or keys_by_tar or path_column != "path" or rule:
+            raise UsageError("--protocol NAME and --root DIR go together; with a table give SOURCE")
+        of_tables = encoding or label_separator or multi_hot or labels is not None or path_column != "path"
+        if source or split or adopt or of_tables or classes or keys_by_tar or image_member or rule:
             raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
         from pipelines.ingest import ingest as work
         from pipelines.intake.protocols import find_protocol
@@ -127,13 +155,17 @@ def ingest(
             raise UsageError(
                 "--adopt takes tars as they are: it cannot be given with --split, --path-column or --class-from"
             )
+        if root is not None or encoding is not None or label_separator is not None or multi_hot:
+            raise UsageError("--root, --encoding, --label-separator and --multi-hot are for tables, not for --adopt")
         fields = None if labels is None else tuple(labels)
-        how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar)
-        return index_foreign(source, out, how)
-    if classes is not None or keys_by_tar:
-        raise UsageError("--classes and --keys-by-tar belong to --adopt")
+        how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar, image_member)
+        return index_foreign(source, out, how, settings, allow_degraded)
+    if classes is not None or keys_by_tar or image_member is not None:
+        raise UsageError("--classes, --keys-by-tar and --image-member belong to --adopt")
     from pipelines.ingest import ingest as work
 
+    if label_separator == "" or (label_separator and multi_hot):
+        raise UsageError("--label-separator is the text between two labels in a cell; --multi-hot goes without it")
     return work(
         source,
         out,
@@ -143,6 +175,10 @@ def ingest(
         label_columns=labels,
         class_from=rule,
         allow_degraded=allow_degraded,
+        table_root=root,
+        encoding=encoding,
+        label_separator=label_separator,
+        multi_hot=multi_hot,
     )
 
 

@@ -26,13 +26,14 @@ from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
 from pipelines.config import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
+from pipelines.intake.classes import class_names
 from pipelines.intake.found import Unreadable
 from pipelines.intake.layout import ClassFrom, Layout
 from pipelines.intake.protocols.base import Protocol
 from pipelines.intake.skips import SkipReason
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
-from pipelines.intake.tables import TABLE_SUFFIXES, open_table
+from pipelines.intake.tables import TableColumns, open_table, tables_at
 from pipelines.runs import RunLog
 from pipelines.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
@@ -74,26 +75,34 @@ def ingest(
     protocol: Protocol | None = None,
     class_from: ClassFrom | None = None,
     allow_degraded: bool = False,
+    table_root: str | None = None,
+    encoding: str | None = None,
+    label_separator: str | None = None,
+    multi_hot: bool = False,
 ) -> dict[str, Any]:
     """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
 
     `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`; the columns are for tables, where unset
-    `label_columns` means those called label, label2, ..., and none leaves any source unlabelled. `class_from` says
-    which folder names the class, see `Layout`. A `protocol` reads the folder `source` of its data set's own files and
-    splits them. Raises InputError for a source that cannot be used, and Degraded where more than `ingest.skip_budget`
-    of the pictures cannot be taken and that was not allowed.
+    `label_columns` means those called label, label2, ..., and none leaves any source unlabelled; paths lie below
+    `table_root`, unset the table's folder, `encoding` is that of a CSV, `label_separator` stands between the labels of
+    one cell, and `multi_hot` means a column for each label, with 1 and 0. `class_from` says which folder names the
+    class, see `Layout`. A `protocol` reads the folder `source` of its data set's own files and splits them. Raises
+    InputError for a source that cannot be used, and Degraded where more than `ingest.skip_budget` of them cannot
+    be taken and that was not allowed.
     """
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
-    with _opened(source, plan, path_column, label_columns, class_from) as opened:
+    columns = TableColumns(path_column, label_columns, plan.column, label_separator, multi_hot)
+    with _opened(source, plan, columns, table_root, encoding, class_from) as opened:
         listing = opened.listing
         digests = _read_all(opened, required=protocol is not None)
         keys = _in_key_order(listing)
         groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
-        classes = sorted({label for entry in listing.entries for label in entry.labels})
+        classes = class_names(label for entry in listing.entries for label in entry.labels)
         samples = _samples(listing, keys, classes, digests)
-        digest = _source_digest(samples, classes, groups, opened.files)
+        digest = _source_digest(samples, classes, groups, opened)
         facts = {"protocol": _protocol_card(protocol, opened, samples, groups)} if protocol else {}
+        kinds = {"columns": opened.columns} if opened.columns else {}
         degraded = protocol is None and listing.require_budget(len(samples), config.ingest.skip_budget, allow_degraded)
         names = plan.names(groups)
         stores = {name: root.child(name) if plan.by else root for name in names}
@@ -106,7 +115,7 @@ def ingest(
         parts = {name: artifact for name, artifact in there.items() if artifact}
         for name, writer in writers.items():
             chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
-            meta = {"classes": classes, "source": digest, "split": plan.card(name), **facts}
+            meta = {"classes": classes, "source": digest, "split": plan.card(name), **kinds, **facts}
             with RunLog(
                 writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
             ) as log:
@@ -120,8 +129,9 @@ def ingest(
 def _opened(
     source: str,
     plan: SplitPlan,
-    path_column: str,
-    label_columns: Sequence[str] | None,
+    columns: TableColumns,
+    table_root: str | None,
+    encoding: str | None,
     class_from: ClassFrom | None,
 ) -> Iterator[Source]:
     if "://" in source:
@@ -135,14 +145,18 @@ def _opened(
         with plan.protocol.open(path) as opened:
             yield opened
         return
-    if path.suffix.lower() in TABLE_SUFFIXES and not is_folder:
+    if tables := tables_at(path, is_folder):
         if class_from is not None:
             raise InputError(f"{path} is a table, whose labels are columns: --class-from is for folders and archives")
-        yield open_table(path, path_column, label_columns, plan.column)
+        root = Path(table_root).expanduser() if table_root else None
+        with open_table(path, tables, columns, root, encoding) as opened:
+            yield opened
         return
-    if plan.column is not None or label_columns:
+    if plan.column is not None or columns.labels:
         raise InputError(f"{path} is not a CSV or Parquet table: it has no columns to label or to split by")
-    with open_source(path, Layout(class_from, plan.by == "folder", label_columns is None)) as opened:
+    if table_root is not None or encoding is not None or columns.separator is not None or columns.multi_hot:
+        raise InputError(f"{path} is not a table: --root, --encoding, --label-separator and --multi-hot are for tables")
+    with open_source(path, Layout(class_from, plan.by == "folder", columns.labels is None)) as opened:
         yield opened
 
 
@@ -231,13 +245,11 @@ def _samples(
     return samples
 
 
-def _source_digest(
-    samples: Sequence[Sample], classes: Sequence[str], groups: Sequence[str], files: Mapping[str, str]
-) -> str:
+def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Sequence[str], source: Source) -> str:
     """What was ingested, whatever held it: a folder and a zip of it have one digest."""
     digest = hashlib.sha256(canonical_json(list(classes)))
-    if files:
-        digest.update(canonical_json(files))
+    for said in filter(None, (source.files, source.columns)):
+        digest.update(canonical_json(said))
     for sample, group in zip(samples, groups, strict=True):
         facts = [sample.key, printable(sample.path), sample.sha256.hex(), sample.labels, sample.metadata, group]
         digest.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode() + b"\n")

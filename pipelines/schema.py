@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -96,9 +97,37 @@ def codes_schema(
     )
 
 
+def column_type(text: str) -> pa.DataType:
+    """Return the Arrow type that `str` of it names, of those that metadata has. Raises ValueError for others."""
+    if found := re.fullmatch(r"timestamp\[(s|ms|us|ns), tz=([^\]]+)\]", text):
+        return pa.timestamp(found[1], found[2])
+    if found := re.fullmatch(r"decimal(32|64|128|256)\((\d{1,2}), (-?\d{1,2})\)", text):
+        return getattr(pa, f"decimal{found[1]}")(int(found[2]), int(found[3]))
+    return pa.type_for_alias(text)
+
+
+def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Return JSON values as a column of a type that metadata has; Arrow's own errors where they are not of it."""
+    if pa.types.is_time(kind):  # Arrow reads no times, only points in time
+        days = [None if value is None else f"1970-01-01 {value}" for value in values]
+        return pa.array(days, pa.string()).cast(pa.timestamp(kind.unit)).cast(kind)
+    if pa.types.is_duration(kind):
+        return pa.array(values, pa.string()).cast(pa.int64()).cast(kind)
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return pa.array(values, pa.string()).cast(kind)
+    return pa.array(values, pa.float64()).cast(kind) if pa.types.is_floating(kind) else pa.array(values, kind)
+
+
 def logits_field(bits: int) -> pa.Field:
     """The column of logits: one int8 for each bit, as the bytes of a fixed-size binary."""
     return pa.field("logits", pa.binary(bits), nullable=False)
+
+
+def as_written(schema: pa.Schema) -> pa.Schema:
+    """The schema of a table that was read, as it was before: Parquet gives the items of lists another name."""
+    types = [pa.list_(field.type.value_type) if pa.types.is_list(field.type) else field.type for field in schema]
+    fields = [field.with_type(kind) for field, kind in zip(schema, types, strict=True)]
+    return pa.schema(fields, metadata=schema.metadata)
 
 
 def table_of(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:

@@ -18,11 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts import Artifact, Part, open_artifact
+from pipelines.artifacts import Artifact, Part
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.schema import SHARD_INDEX, ParquetRows, parquet_groups, table_of
 from pipelines.storage import ObjectStream, Store, canonical_json, scratch_folder, sha256_of
 from pipelines.tars import MAX_MEMBER_BYTES, TarDamaged, read_tar
+from pipelines.versions import open_current, open_known
 
 INDEX_NAME = "index.parquet"
 GROUP_ROWS = 1024
@@ -226,9 +227,15 @@ class ShardSet:
         return [labels for shard in self.shards for labels in shard.table()["labels"].to_pylist()]
 
 
-def open_shards(source: str | Artifact) -> ShardSet:
-    """Open a shards artifact by URI, or take one that is open. The index's digest is checked before it is parsed."""
-    artifact = open_artifact(source, "shards") if isinstance(source, str) else source
+def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:
+    """Open the current version of a shards artifact by URI, or the one of a digest, or take one that is open.
+
+    The index's digest is checked before it is parsed.
+    """
+    if isinstance(source, Artifact):
+        artifact = source
+    else:
+        artifact = open_known(source, "shards", digest) if digest else open_current(source, "shards")
     where = f"{artifact.uri}/{INDEX_NAME}"
     with scratch_folder() as folder:
         index = ParquetRows(artifact.fetch(artifact.manifest.part(INDEX_NAME), folder), SHARD_INDEX, where)

@@ -1,7 +1,8 @@
 """What `ingest` reads: a folder, zip or tar of class folders, or a table of paths and labels.
 
     folder, zip, tar   class = the first folder below the source, see `layout`
-    CSV, Parquet       `path,label[,label2...]`, paths relative to the table's folder, other columns = metadata
+    CSV, Parquet       `path,label[,label2...]`, paths relative to the table's folder, other columns = metadata;
+                       a Parquet table may hold the images themselves
 
 Nothing is extracted by name: a zip is read member by member where it lies, a tar is streamed once into one
 nameless scratch file. A file is a sample if its suffix is an image's; all else is skipped, with a reason.
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, cast
 
 from pipelines.errors import Degraded, InputError
@@ -67,12 +69,13 @@ class Listing:
     where: str
     entries: list[Entry] = field(default_factory=list)
     skipped: int = 0
-    lost: int = 0
-    """How many of those skipped would have been samples."""
+    losses: Counter[str] = field(default_factory=Counter)
+    """Those of them that would have been samples, by reason."""
     reasons: Counter[str] = field(default_factory=Counter)
     suffixes: Counter[str] = field(default_factory=Counter)
     """Of the files that were skipped for their suffix: how many have which, in lower case."""
     named: list[dict[str, str]] = field(default_factory=list)
+    first_lost: dict[str, str] | None = None
     notes: list[str] = field(default_factory=list)
     """What else the user should know of the source, one line each."""
 
@@ -87,10 +90,15 @@ class Listing:
             known = suffix in self.suffixes or len(self.suffixes) < SUFFIXES_COUNTED
             self.suffixes[suffix if known else "others"] += 1
         self.reasons[str(reason)] += 1
-        self.lost += reason not in NO_LOSS if loss is None else loss
-        if len(self.named) < SKIPPED_NAMED:
+        lost = reason not in NO_LOSS if loss is None else loss
+        if lost:
+            self.losses[str(reason)] += 1
+        if len(self.named) < SKIPPED_NAMED or (lost and self.first_lost is None):
             named = {"path": printable(path)[:MAX_NAME_BYTES], "reason": str(reason)}
-            self.named.append({**named, "detail": printable(detail)} if detail else named)
+            named |= {"detail": printable(detail)} if detail else {}
+            self.named += [named] if len(self.named) < SKIPPED_NAMED else []
+            if lost:
+                self.first_lost = self.first_lost or named
         self.bound(0)
 
     @property
@@ -115,27 +123,20 @@ class Listing:
 
     def require_budget(self, samples: int, budget: float, allow_degraded: bool) -> bool:
         """Return whether more than the share `budget` of the pictures was lost; Degraded unless that is allowed."""
-        if self.lost <= budget * (samples + self.lost):
+        lost = self.losses.total()
+        if lost <= budget * (samples + lost):
             return False
         if not allow_degraded:
             raise Degraded(
-                f"{self.lost} of {samples + self.lost} pictures of {self.where} cannot be taken, more than "
-                f"ingest.skip_budget = {budget:g}: {self.why_skipped()}: mend them, or pass --allow-degraded to "
-                "publish without them"
+                f"{lost} of {samples + lost} pictures of {self.where} cannot be taken, more than ingest.skip_budget = "
+                f"{budget:g}: {_counted(self.losses, self.first_lost)}: mend them, or pass --allow-degraded to publish "
+                "without them"
             )
         return True
 
     def why_skipped(self) -> str:
-        """Name the reasons with their counts, and the first file of those."""
-        first = self.named[0]
-        detail = f", {first['detail']}" if "detail" in first else ""
-        suffixes = [f"{suffix} {count}" for suffix, count in self.skipped_suffixes.items()]
-        listed = ", ".join(suffixes[:SUFFIXES_SHOWN] + ["..."] * (len(suffixes) > SUFFIXES_SHOWN))
-        counted = ", ".join(
-            f"{reason} {count}" + (f" ({listed})" if reason == SkipReason.WRONG_SUFFIX else "")
-            for reason, count in self.skipped_reasons.items()
-        )
-        return f"{counted}; the first is {first['path']}: {first['reason']}{detail}"
+        """Name the reasons with their counts, the suffixes that no picture has, and the first file."""
+        return _counted(self.reasons, next(iter(self.named), None), self.skipped_suffixes)
 
     def add(self, entry: Entry) -> None:
         """Take a sample."""
@@ -146,6 +147,21 @@ class Listing:
         """InputError where these and `more` files are too many."""
         if len(self.entries) + self.skipped + more > MAX_FILES:
             raise InputError(f"{self.where} holds more than {MAX_FILES} files: ingest it in pieces")
+
+
+def _counted(
+    reasons: Mapping[str, int], first: Mapping[str, str] | None, suffixes: Mapping[str, int] = MappingProxyType({})
+) -> str:
+    listed = [f"{suffix} {count}" for suffix, count in suffixes.items()]
+    shown = ", ".join(listed[:SUFFIXES_SHOWN] + ["..."] * (len(listed) > SUFFIXES_SHOWN))
+    counted = ", ".join(
+        f"{reason} {count}" + (f" ({shown})" if reason == SkipReason.WRONG_SUFFIX and shown else "")
+        for reason, count in sorted(reasons.items())
+    )
+    if first is None:
+        return counted
+    path, *why = first.values()
+    return f"{counted}; the first is {path}: {', '.join(why)}"
 
 
 @dataclass(frozen=True)
@@ -160,6 +176,8 @@ class Source:
     read: Callable[[str], bytes]
     files: Mapping[str, str] = field(default_factory=dict)
     searched: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Arrow types of the metadata columns of a table."""
 
 
 @contextmanager

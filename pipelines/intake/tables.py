@@ -1,120 +1,390 @@
-"""A CSV or Parquet table of image paths, labels and metadata as a source of `ingest`."""
+"""A CSV or Parquet table as a source of `ingest`: of image paths, labels and metadata, or with the images in its rows.
 
-import math
+Every cell of a CSV is the text that is written there; a Parquet column keeps its type.
+"""
+
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
+from pipelines.intake.columns import (
+    classes_of,
+    columns_of_bytes,
+    features_of,
+    holds_images,
+    image_columns,
+    json_values,
+    label_cells,
+    lists_of_images,
+    metadata_type,
+)
+from pipelines.intake.csv_rows import read_csv
 from pipelines.intake.folders import folder_reader
-from pipelines.intake.sources import Entry, Listing, Source, file_size, inside, unfit
+from pipelines.intake.image_rows import ImageRows
+from pipelines.intake.places import Places
+from pipelines.intake.skips import SkipReason
+from pipelines.intake.sources import Entry, Listing, Source, unfit
+from pipelines.storage import scratch_folder
 
-TABLE_SUFFIXES = (".csv", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 LABEL_COLUMN = re.compile(r"labels?\d*")
+PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+"""A column that pandas makes of the numbers of rows; nobody has asked for it."""
+YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false", "-1", "")
+"""Cells of a table that has a column for each class, in lower case."""
+ROWS_AT_ONCE = 8192
+IMAGES_AT_ONCE = 64
 
 
-def open_table(
-    path: Path,
-    path_column: str = "path",
-    label_columns: Sequence[str] | None = None,
-    split_column: str | None = None,
-) -> Source:
-    """List a table of images. Unset `label_columns` = those called label, label2, ...; none of them = unlabelled.
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns the user asks for. Unset `labels` = those called label, label2, ...; none of them = unlabelled."""
 
-    Every listed file must be there, below the table's folder. A cell without text is no label; a Parquet cell may
-    be a list. Columns that are neither path, label nor split become metadata. Raises InputError.
+    path: str = "path"
+    labels: Sequence[str] | None = None
+    split: str | None = None
+    separator: str | None = None
+    """What separates several labels in one cell of text."""
+    multi_hot: bool = False
+    """A label is the name of its column, where the cell is 1 or true."""
+
+    def names(self, column: str, cell: str) -> list[str]:
+        """Return the labels in a cell of text; blank ones are none. ValueError for a cell that cannot be one."""
+        if self.multi_hot:
+            said = cell.strip().lower()
+            if said not in (*NO, *YES):
+                raise ValueError(f"--multi-hot takes 1 and 0, not {cell[:40]!r} as in the column {column!r}")
+            return [column] if said in YES else []
+        if self.separator is None:
+            return [cell] if cell.strip() else []
+        return [name for name in map(str.strip, cell.split(self.separator)) if name]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row: its number from 1, its image (a path, or a struct of bytes and path), and what is said of it."""
+
+    number: int
+    image: Any
+    labels: tuple[str, ...]
+    metadata: Mapping[str, Any] | None
+    group: str | None
+
+
+@dataclass
+class _Found:
+    """What the tables of a source have in common, gathered while they are read."""
+
+    listing: Listing
+    kinds: dict[str, pa.DataType] = field(default_factory=dict)
+    """Types of the metadata columns."""
+    rows: dict[str, Row] = field(default_factory=dict)
+    """The first row of each file."""
+    other_metadata: int = 0
+    label_columns: int = 0
+
+    def keep(self, path: str, row: Row, where: str) -> None:
+        """Take a row for a file; a file of several rows gets all their labels, and the metadata of the first."""
+        first = self.rows.setdefault(path, row)
+        if first is row:
+            return
+        if first.group != row.group:
+            raise InputError(
+                f"{where}, row {row.number}: {path} is in the part {row.group!r}, "
+                f"but row {first.number} puts it into {first.group!r}: an image is in one part"
+            )
+        self.other_metadata += first.metadata != row.metadata
+        both = tuple(dict.fromkeys((*first.labels, *row.labels)))
+        self.rows[path] = Row(first.number, first.image, both, first.metadata, first.group)
+
+    def note(self, text: str) -> None:
+        """Say something of the source once."""
+        if text not in self.listing.notes:
+            self.listing.notes.append(text)
+
+    def close(self) -> None:
+        """List what was found."""
+        if self.other_metadata:
+            self.note(
+                f"{self.other_metadata} rows name a file again with other metadata: that of its first row is kept"
+            )
+        if self.label_columns > 1 and {name for row in self.rows.values() for name in row.labels} <= {*YES, *NO}:
+            self.note("the label columns say only yes and no: --multi-hot takes the names of the columns as labels")
+        for path, row in self.rows.items():
+            self.listing.add(Entry(path, row.labels, row.metadata, row.group))
+        self.rows.clear()
+
+    def source(self, reader: Callable[[str], bytes]) -> Source:
+        """The opened source."""
+        return Source(self.listing, reader, columns={name: str(kind) for name, kind in sorted(self.kinds.items())})
+
+
+def tables_at(path: Path, is_folder: bool) -> list[Path]:
+    """Return the tables that make up a source: itself, or of a folder the Parquet files with images in their rows.
+
+    A folder in which an image lies as a file is not one of tables.
     """
-    table = _read(path)
-    labels = _label_columns(table, path, label_columns)
-    for name in [path_column, *labels, *([split_column] if split_column else [])]:
-        if name not in table.column_names:
-            raise InputError(f"{path} has no column {name!r}; its columns are {', '.join(table.column_names)}")
-    used = {path_column, split_column, *labels}
-    extra = {name: _json_values(table, name, path) for name in table.column_names if name not in used}
-    paths = [_plain_path(name, row, path) for row, name in enumerate(_texts(table, path_column, path))]
-    groups = _texts(table, split_column, path) if split_column else [None] * len(paths)
-    cells = [_label_cells(table, name, path) for name in labels]
-    listing = Listing(str(path))
-    for row, name in enumerate(paths):
-        if reason := unfit(name, file_size(f"{path.parent}/{name}", f"{path}, row {row + 1}")):
-            listing.skip(name, reason)
-            continue
-        names = dict.fromkeys(label for column in cells for label in column[row])
-        metadata = {column: values[row] for column, values in extra.items()} if extra else None
-        listing.add(Entry(name, tuple(names), metadata, groups[row]))
-    return Source(listing, folder_reader(path.parent))
-
-
-def _read(path: Path) -> pa.Table:
+    if not is_folder:
+        return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
+    tables: list[Path] = []
+    pending = [str(path)]
     try:
-        if path.suffix.lower() == ".parquet":
-            table = pq.read_table(path, partitioning=None)
-            table.validate(full=True)
+        while pending:
+            with os.scandir(pending.pop()) as found:
+                for item in found:
+                    if item.name.startswith("."):
+                        continue
+                    if item.is_dir(follow_symlinks=False):
+                        pending.append(item.path)
+                    elif item.name.lower().endswith(".parquet"):
+                        tables.append(Path(item.path))
+                    elif unfit(item.name, 1) is None:
+                        return []
+        return sorted(table for table in tables if image_columns(pq.read_schema(table)))
+    except (pa.ArrowException, OSError, ValueError):
+        return []  # listing it as a folder says what is wrong
+
+
+@contextmanager
+def open_table(
+    path: Path, tables: Sequence[Path], columns: TableColumns, root: Path | None = None, encoding: str | None = None
+) -> Iterator[Source]:
+    """Open the `tables_at` a path, which are one source, and list the images.
+
+    Paths lie below `root`, unset the folder of the table. `encoding` is that of a CSV. Raises InputError.
+    """
+    found = _Found(Listing(str(path)))
+    if path.suffix.lower() != ".parquet" and tables == [path]:
+        _list_paths(path, root, _csv_rows(path, columns, encoding, found), found)
+        yield found.source(folder_reader(root or path.parent))
+        return
+    if encoding is not None:
+        raise InputError(f"{path}: --encoding is for a CSV: a Parquet file is UTF-8")
+    first = _ParquetTable(tables[0], columns)
+    if not first.with_images:
+        _list_paths(path, root, first.rows(found), found)
+        yield found.source(folder_reader(root or path.parent))
+        return
+    base = path.parent if tables == [path] else path
+    with scratch_folder() as scratch, (scratch / "spool").open("w+b") as spool:
+        images: ImageRows[Row] = ImageRows(spool, root or base)
+        for number, name in enumerate(tables):
+            table = _ParquetTable(name, columns) if number else first
+            for row in table.rows(found):
+                images.add(row.image, row, f"{name.relative_to(base).with_suffix('')}/{row.number - 1:06d}")
+        for file, row in images.named(found.listing):
+            found.keep(file, row, str(path))
+        found.close()
+        yield found.source(images.read)
+
+
+def _list_paths(path: Path, root: Path | None, rows: Iterator[Row], found: _Found) -> None:
+    """List the files that rows name."""
+    read, places = list(rows), Places(root or path.parent)
+    at: dict[int, tuple[str, int] | SkipReason] = {row.number: places.find(row.image) for row in read}
+    lost = [row for row in read if isinstance(at[row.number], SkipReason)]
+    if root is not None and lost:
+        foreign = places.foreign_folders([row.image for row in lost])
+        at |= {row.number: places.find(row.image, foreign) for row in lost} if foreign else {}
+        if foreign:
+            found.note(f"paths that begin with {'/'.join(foreign)}/ were found below {root} without it")
+        lost = [row for row in lost if isinstance(at[row.number], SkipReason)]
+    if lost and len(lost) == len(read):
+        raise InputError(_nowhere(path, root or path.parent, lost, at[lost[0].number]))
+    for row in read:
+        place = at[row.number]
+        if isinstance(place, SkipReason):
+            found.listing.skip(row.image, place)
+        elif place[0] in found.rows:
+            found.keep(place[0], row, str(path))
+        elif reason := unfit(*place):
+            found.listing.skip(place[0], reason)
         else:
-            # Only an empty cell is null: NA, null and None are words that a class may be called.
-            convert = pc.ConvertOptions(null_values=[""], strings_can_be_null=True, timestamp_parsers=[])
-            table = pc.read_csv(path, convert_options=convert)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} as a table: {error}") from None
-    if len(set(table.column_names)) != len(table.column_names):
-        raise InputError(f"{path} has two columns of one name; its columns are {', '.join(table.column_names)}")
-    return table
+            found.keep(place[0], row, str(path))
+    found.close()
 
 
-def _label_columns(table: pa.Table, path: Path, chosen: Sequence[str] | None) -> list[str]:
-    if chosen is not None:
-        return list(chosen)
-    found = [name for name in table.column_names if LABEL_COLUMN.fullmatch(name)]
-    if not found:
-        raise InputError(f"{path} has no column 'label'; its columns are {', '.join(table.column_names)}")
-    return found
+def _nowhere(path: Path, root: Path, lost: Sequence[Row], reason: object) -> str:
+    name, others = lost[0].image, f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+    what = f"cannot read {root / name}: No such file or directory"
+    if reason == SkipReason.UNSAFE_NAME:
+        what = f"{name!r}: {'absolute path' if name.startswith('/') else 'path leaves its root'}"
+    elif reason == SkipReason.SPECIAL:
+        what = f"{root / name} is not a plain file"
+    return (
+        f"{path}, row {lost[0].number}: {what}{others}: paths are relative to {root}; give --root DIR if they are not"
+    )
 
 
-def _texts(table: pa.Table, name: str, path: Path) -> list[str]:
-    values = [_as_text(value) for value in table[name].to_pylist()]
-    for row, value in enumerate(values):
-        if not value:
-            raise InputError(f"{path}, row {row + 1}: the column {name!r} is empty")
-    return values
+# --------------------------------------------------------------------------------------------------------------- CSV
 
 
-def _label_cells(table: pa.Table, name: str, path: Path) -> list[list[str]]:
-    """Class names by row: an empty list where the cell is empty."""
-    kind = table.schema.field(name).type
-    if pa.types.is_binary(kind) or pa.types.is_struct(kind) or pa.types.is_floating(kind):
-        raise InputError(f"{path}: the label column {name!r} is {kind}; labels are texts, integers or lists of them")
-    cells = ([cell] if not isinstance(cell, list) else cell for cell in table[name].to_pylist())
-    return [[text for text in map(_as_text, cell) if text] for cell in cells]
+def _csv_rows(path: Path, columns: TableColumns, encoding: str | None, found: _Found) -> Iterator[Row]:
+    lines = read_csv(path, columns.path, encoding)
+    names = [name.strip() for name in next(lines, (0, [""]))[1]]
+    labels = _chosen(path, names, columns)
+    place = {name: number for number, name in enumerate(names)}
+    extra = _extra(names, columns, labels, found)
+    found.kinds |= dict.fromkeys(extra, pa.string())
+    found.label_columns = len(labels)
+    for number, (line, cells) in enumerate(lines, 1):
+        where = f"{path}, row {number} (line {line})"
+        image = cells[place[columns.path]]
+        if not image.strip():
+            raise InputError(f"{where}: the column {columns.path!r} is empty")
+        texts = {name: cells[place[name]] for name in labels}
+        yield Row(
+            number,
+            image,
+            _names(columns, texts.items(), where),
+            {name: cells[place[name]] or None for name in extra} if extra else None,
+            cells[place[columns.split]] if columns.split else None,
+        )
 
 
-def _as_text(value: Any) -> str:
-    return "" if value is None else str(value)
+# ----------------------------------------------------------------------------------------------------------- Parquet
 
 
-def _json_values(table: pa.Table, name: str, path: Path) -> list[Any]:
-    """A metadata column as JSON values; dates, times and decimals become text, NaN becomes null."""
-    kind = table.schema.field(name).type
-    column = table[name]
-    if name == "labels":
-        raise InputError(f"{path}: a metadata column cannot be called 'labels': rename it")
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-    elif pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-        column = column.cast(pa.string())
-    elif pa.types.is_nested(kind) or pa.types.is_binary(kind) or isinstance(kind, pa.BaseExtensionType):
-        raise InputError(f"{path}: the column {name!r} is {kind}, which cannot be metadata: drop it or make it text")
-    return [None if isinstance(v, float) and not math.isfinite(v) else v for v in column.to_pylist()]
+class _ParquetTable:
+    """One Parquet table: what its columns are for, and its rows, a few at a time."""
+
+    def __init__(self, path: Path, columns: TableColumns) -> None:
+        self._path = path
+        try:
+            self._file = pq.ParquetFile(path)
+            self._schema = self._file.schema_arrow
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist") from None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"cannot read {path} as a table: {error}") from None
+        self._features = features_of(self._schema)
+        self._names = [name for name in self._schema.names if not PANDAS_INDEX.fullmatch(name)]
+        self._columns = columns
+        images = image_columns(self._schema)
+        if not images and TableColumns.path not in self._names and len(plain := columns_of_bytes(self._schema)) == 1:
+            images = plain
+        if images and columns.path == TableColumns.path:
+            column = min(images, key=lambda name: name != "image")
+            self._columns = replace(columns, path=column, labels=self._hub_labels(columns))
+        elif (several := lists_of_images(self._schema)) and columns.path not in self._names:
+            raise InputError(f"{path}: the column {several[0]!r} has lists of images: make a row of each image")
+        self._labels = _chosen(path, self._names, self._columns)
+        kind = self._schema.field(self._columns.path).type
+        self.with_images = holds_images(kind)
+        if not self.with_images and metadata_type(kind) != pa.string():
+            raise InputError(f"{path}: the column {self._columns.path!r} is {kind}, which is neither paths nor images")
+
+    def _hub_labels(self, columns: TableColumns) -> Sequence[str] | None:
+        """The label columns of a table of images: those called so, else the first that the Hub calls one."""
+        labels = columns.labels
+        if labels is None and not any(map(LABEL_COLUMN.fullmatch, self._schema.names)):
+            labels = [name for name in self._schema.names if classes_of(self._features.get(name))][:1]
+        return labels
+
+    def rows(self, found: _Found) -> Iterator[Row]:
+        """Read the rows; says in `found` which columns are left out, and of what type the others are."""
+        path, split = self._columns.path, self._columns.split
+        extra = [name for name in _extra(self._names, self._columns, self._labels, found) if self._keeps(name, found)]
+        found.label_columns = len(self._labels)
+        if self.with_images and not self._labels and self._columns.labels is not None:
+            found.note("no column of labels: the samples are unlabelled; --label COLUMN names one")
+        wanted = list(dict.fromkeys([path, *self._labels, *([split] if split else []), *extra]))
+        number = 0
+        try:
+            size = IMAGES_AT_ONCE if self.with_images else ROWS_AT_ONCE
+            for batch in self._file.iter_batches(size, columns=wanted, use_threads=False):
+                batch.validate(full=True)
+                yield from self._rows_of(batch, extra, number)
+                number += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"cannot read {self._path} as a table: {error}") from None
+
+    def _rows_of(self, batch: pa.RecordBatch, extra: Sequence[str], before: int) -> Iterator[Row]:
+        images = batch[self._columns.path]
+        split = self._columns.split
+        if not self.with_images:
+            images = images.cast(pa.string())
+        groups = [_text(cell) for cell in batch[split].to_pylist()] if split else [None] * batch.num_rows
+        labels = [self._label_cells(batch[name], name, before) for name in self._labels]
+        values = {name: json_values(batch[name], self._schema.field(name).type) for name in extra}
+        for row, image in enumerate(images):
+            cell = image.as_py()
+            if not self.with_images and not cell:
+                raise InputError(f"{self._path}, row {before + row + 1}: the column {self._columns.path!r} is empty")
+            cells = ((own, text) for own, column in zip(self._labels, labels, strict=True) for text in column[row])
+            names = _names(self._columns, cells, f"{self._path}, row {before + row + 1}")
+            metadata = {name: column[row] for name, column in values.items()} if extra else None
+            yield Row(before + row + 1, cell, names, metadata, groups[row])
+
+    def _label_cells(self, column: pa.Array, name: str, before: int) -> list[list[str]]:
+        try:
+            return label_cells(column, classes_of(self._features.get(name)))
+        except ValueError as error:
+            why = error.args[-1]
+            row = f", row {before + error.args[0] + 1}" if len(error.args) > 1 else ""
+            raise InputError(f"{self._path}{row}: the label column {name!r} is {column.type}: {why}") from None
+
+    def _keeps(self, name: str, found: _Found) -> bool:
+        """Whether a column becomes metadata; if not, that is said."""
+        own = self._schema.field(name).type
+        kind = metadata_type(own)
+        if kind is None:
+            found.note(f"the column {name!r} is left out: {_short(own)} cannot be metadata")
+            return False
+        if found.kinds.setdefault(name, kind) != kind:
+            raise InputError(f"{self._path}: the column {name!r} is {kind}, but {found.kinds[name]} in another table")
+        return True
 
 
-def _plain_path(name: str, row: int, table: Path) -> str:
-    path, refusal = inside(name)
-    if refusal:
-        raise InputError(f"{table}, row {row + 1}: {name!r}: {refusal}; paths are relative to the table's folder")
-    return path
+def _names(columns: TableColumns, cells: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
+    """The labels of a row from its columns and cells, each once."""
+    try:
+        return tuple(dict.fromkeys(name for column, cell in cells for name in columns.names(column, cell)))
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _short(kind: pa.DataType) -> str:
+    text = str(kind)
+    return text if len(text) <= 60 else f"{text[:60]} ..."
+
+
+# ----------------------------------------------------------------------------------------------------------- columns
+
+
+def _chosen(path: Path, names: Sequence[str], columns: TableColumns) -> list[str]:
+    """The label columns; InputError where a column that is asked for is not there, or a name stands for two."""
+    if len(set(names) - {""}) != len([name for name in names if name]):
+        raise InputError(f"{path} has two columns of one name; its columns are {', '.join(names)}")
+    labels = list(columns.labels) if columns.labels is not None else [n for n in names if LABEL_COLUMN.fullmatch(n)]
+    for name in [columns.path, *labels, *([columns.split] if columns.split else [])]:
+        if name not in names:
+            where = "" if path.suffix.lower() == ".parquet" else " (its first line names them)"
+            raise InputError(f"{path} has no column {name!r}; its columns are {', '.join(names)}{where}")
+    if not labels and columns.labels is None:
+        raise InputError(
+            f"{path} has no column 'label'; its columns are {', '.join(names)}: give --label COLUMN, or --unlabelled"
+        )
+    return labels
+
+
+def _extra(names: Sequence[str], columns: TableColumns, labels: Sequence[str], found: _Found) -> list[str]:
+    """The columns that become metadata; those without a name are passed over, and `labels` is a name that is taken."""
+    used = {columns.path, columns.split, *labels, ""}
+    if "" in names:
+        found.note("columns without a name are left out")
+    if "labels" in names and "labels" not in used:
+        found.note("the column 'labels' is left out: a metadata column cannot be called so")
+    return [name for name in names if name not in used and name != "labels"]

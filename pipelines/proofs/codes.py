@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, Part
-from pipelines.codes import has_logits, require_signs
+from pipelines.codes import codes_parts, has_logits, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.lineage import MODEL, carried, passed_on
 from pipelines.proofs.findings import Findings, require_distinct
-from pipelines.schema import REJECTS, Reason, codes_schema, read_parquet, require_schema
+from pipelines.schema import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
 from pipelines.shards import Shard, open_shards
 from pipelines.storage import in_order
 
@@ -35,8 +35,13 @@ class _Receipt:
     shard: str
     shard_sha256: str
     samples: int
-    part: Part
+    codes: tuple[Part, ...]
     rejects: Part | None
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts that it names."""
+        return [*self.codes, *([self.rejects] if self.rejects else [])]
 
 
 def prove_codes(findings: Findings) -> None:
@@ -53,7 +58,9 @@ def prove_codes(findings: Findings) -> None:
         with findings.guard():
             shards = {shard.name: shard for shard in open_shards(source).shards}
     try:
-        columns = {str(name): pa.type_for_alias(kind) for name, kind in meta["carried"].items()}
+        # The manifest sorts its keys; the setting has the order of the columns.
+        carry = meta["settings"].get("encode.carry", ())
+        columns = {str(name): column_type(meta["carried"][name]) for name in carry}
         bits, classes = int(meta["bits"]), [str(name) for name in meta["classes"]]
     except (KeyError, TypeError, ValueError, AttributeError):
         findings.problem(f"{artifact.uri}: the codes manifest does not say its bits, classes and carried columns")
@@ -70,7 +77,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     keys: list[pa.Array] = []
 
     def prove(receipt: _Receipt) -> pa.Table:
-        return _prove_codes_part(artifact, receipt, schema, len(manifest.meta["classes"]))
+        return _prove_shard(artifact, receipt, schema, len(manifest.meta["classes"]))
 
     for receipt, found in zip(receipts, in_order(partial(_outcome, prove), receipts, PARTS_AT_ONCE), strict=True):
         with findings.guard():
@@ -79,7 +86,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
             if receipt.shard in shards:
                 _require_same_samples(artifact, receipt, shards[receipt.shard], places)
     require_distinct(findings, pa.chunked_array(keys, pa.string()))
-    claimed = {part.path for receipt in receipts for part in (receipt.part, receipt.rejects) if part}
+    claimed = {part.path for receipt in receipts for part in receipt.parts}
     for part in manifest.parts:
         findings.require(part.path in claimed, f"{artifact.uri}/{part.path} belongs to no receipt")
     if shards and set(shards) != {receipt.shard for receipt in receipts}:
@@ -87,7 +94,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     rejected = sum(receipt.rejects.rows for receipt in receipts if receipt.rejects)
     counts = {
         "samples": sum(receipt.samples for receipt in receipts),
-        "codes": sum(receipt.part.rows for receipt in receipts),
+        "codes": sum(part.rows for receipt in receipts for part in receipt.codes),
         "rejects": rejected,
     }
     findings.require(
@@ -112,15 +119,15 @@ def _receipts(findings: Findings) -> Iterator[_Receipt]:
                     str(fields["shard"]),
                     str(fields["shard_sha256"]),
                     int(fields["samples"]),
-                    Part.model_validate(fields["part"]),
+                    codes_parts(fields),
                     Part.model_validate(fields["rejects"]) if fields["rejects"] else None,
                 )
             except (ValueError, KeyError, TypeError, ValidationError):
                 raise DamagedArtifact(f"{where} is not a receipt of codes") from None
             if receipt.shard.removesuffix(".tar") != ref.shard:
                 raise DamagedArtifact(f"{where} is the receipt of {receipt.shard}")
-            for part in (receipt.part, receipt.rejects):
-                if part is not None and part not in listed:
+            for part in receipt.parts:
+                if part not in listed:
                     raise DamagedArtifact(f"{where} names {part.path}, which the manifest does not list")
             yield receipt
 
@@ -139,23 +146,9 @@ def _outcome(work: Callable[[_T], _R], item: _T) -> Callable[[], _R]:
     return lambda: result
 
 
-def _prove_codes_part(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, classes: int) -> pa.Table:
+def _prove_shard(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, classes: int) -> pa.Table:
     """Check one shard's codes and rejects. Returns key, row, path and labels, the last two null for a reject."""
-    where = f"{artifact.uri}/{receipt.part.path}"
-    codes = read_parquet(artifact.read(receipt.part), where)
-    require_schema(codes, schema, where)
-    facts = {name: value for name, value in (codes.schema.metadata or {}).items() if name.startswith(b"hhnet.")}
-    if codes.schema.names != schema.names or facts != schema.metadata:
-        raise DamagedArtifact(f"{where}: columns or schema metadata are not those of the manifest")
-    _require_rows(codes, receipt, receipt.part, where)
-    labels = codes["labels"].combine_chunks().flatten() if codes.num_rows else pa.array([], pa.int32())
-    if len(labels) and not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < classes:
-        raise DamagedArtifact(f"{where} has labels outside the {classes} classes of the manifest")
-    bits = int(schema.metadata[b"hhnet.bits"])
-    _require_padding(codes, bits, where)
-    if b"hhnet.logits" in schema.metadata:
-        require_signs(codes, bits, where)
-    columns = [codes.select(_PLACES.names)]
+    columns = [_prove_codes(artifact, receipt, part, schema, classes) for part in receipt.codes]
     if receipt.rejects is not None:
         where = f"{artifact.uri}/{receipt.rejects.path}"
         rejects = read_parquet(artifact.read(receipt.rejects), where)
@@ -175,6 +168,25 @@ def _prove_codes_part(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, 
     return places
 
 
+def _prove_codes(artifact: Artifact, receipt: _Receipt, part: Part, schema: pa.Schema, classes: int) -> pa.Table:
+    """Check one part of a shard's codes. Returns key, row, path and labels of its samples."""
+    where = f"{artifact.uri}/{part.path}"
+    codes = read_parquet(artifact.read(part), where)
+    require_schema(codes, schema, where)
+    facts = {name: value for name, value in (codes.schema.metadata or {}).items() if name.startswith(b"hhnet.")}
+    if codes.schema.names != schema.names or not _same_facts(facts, schema.metadata):
+        raise DamagedArtifact(f"{where}: columns or schema metadata are not those of the manifest")
+    _require_rows(codes, receipt, part, where)
+    labels = codes["labels"].combine_chunks().flatten() if codes.num_rows else pa.array([], pa.int32())
+    if len(labels) and not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < classes:
+        raise DamagedArtifact(f"{where} has labels outside the {classes} classes of the manifest")
+    bits = int(schema.metadata[b"hhnet.bits"])
+    _require_padding(codes, bits, where)
+    if b"hhnet.logits" in schema.metadata:
+        require_signs(codes, bits, where)
+    return codes.select(_PLACES.names)
+
+
 def _require_rows(table: pa.Table, receipt: _Receipt, part: Part, where: str) -> None:
     rows = table["row"].to_numpy()
     if table.num_rows != part.rows:
@@ -185,6 +197,17 @@ def _require_rows(table: pa.Table, receipt: _Receipt, part: Part, where: str) ->
         raise DamagedArtifact(f"{where} has empty cells in a column that has none")
     if set(table["shard"].unique().to_pylist()) - {receipt.shard}:
         raise DamagedArtifact(f"{where} has rows of another shard than {receipt.shard}")
+
+
+def _same_facts(facts: dict[bytes, bytes], expected: dict[bytes, bytes]) -> bool:
+    """Whether a part says what the manifest does; its classes may be those that there were before the shards grew."""
+    if {**facts, b"hhnet.classes": b""} != {**expected, b"hhnet.classes": b""}:
+        return False
+    try:
+        classes = json.loads(facts[b"hhnet.classes"])
+    except (KeyError, ValueError):
+        return False
+    return isinstance(classes, list) and json.loads(expected[b"hhnet.classes"])[: len(classes)] == classes
 
 
 def _require_padding(codes: pa.Table, bits: int, where: str) -> None:

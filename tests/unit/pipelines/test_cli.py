@@ -63,6 +63,9 @@ def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
         (["index", "remove", "--index", "{tmp}", "--keys", "{tmp}/no.txt"], "no.txt cannot be read"),
         (["index", "rollback", "--index", "{tmp}"], "holds no committed index"),
         (["plan", "--index", "{tmp}"], "nothing to compare"),
+        (["ingest", "{tmp}", "--out", "o", "--class-from", "last"], "'last' is not known: give first or parent"),
+        (["ingest", "{tmp}", "--out", "o", "--class-from", "first", "--unlabelled"], "give one of them"),
+        (["ingest", "{tmp}", "--out", "o", "--adopt", "--class-from", "parent"], "cannot be given with"),
         (["status", "{tmp}"], "holds nothing that a verb has begun: name the --out of a verb"),
     ],
 )

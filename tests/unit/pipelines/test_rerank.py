@@ -131,7 +131,7 @@ def test_neither_order_nor_threads_change_a_byte(
 
 def test_duckdb_and_pandas_read_logits(pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path) -> None:
     codes = open_codes(encoded(shards, model, tmp_path / "codes", LOGITS))
-    path = Path(codes.artifact.uri, codes.shards[0].part.path)
+    path = Path(codes.artifact.uri, codes.shards[0].parts[0].path)
     expected = logits_array(codes.read(codes.shards[0])["logits"])
     for column in (
         [row for (row,) in duckdb.sql(f"select logits from '{path}'").fetchall()],

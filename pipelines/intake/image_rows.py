@@ -1,0 +1,85 @@
+"""Images in the rows of Parquet tables, as the Hugging Face Hub serves them: read once, kept in a scratch file."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+from pipelines.intake.folders import folder_reader
+from pipelines.intake.places import Places
+from pipelines.intake.skips import SkipReason
+from pipelines.intake.sources import Listing, unfit
+
+R = TypeVar("R")
+
+_MAGIC = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"BM", ".bmp"),
+    (b"GIF8", ".gif"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+)
+
+
+class ImageRows(Generic[R]):
+    """Images of rows, and what else each row says.
+
+    An image is a struct of its bytes and the path it had, or its bytes alone. Where all rows have paths of images, no
+    two the same, these are the names; else a name is the table's and the row's number, with a suffix by the bytes.
+    """
+
+    def __init__(self, spool: IO[bytes], root: Path) -> None:
+        self._spool, self._places, self._read_file = spool, Places(root), folder_reader(root)
+        self._rows: list[tuple[R, str, str | None, int, int, str]] = []
+        self._held: dict[str, tuple[int, int]] = {}
+
+    def add(self, image: Any, row: R, number: str) -> None:
+        """Keep the image of a row; `number` names it if its path cannot."""
+        path = image.get("path") if isinstance(image, dict) else None
+        data = image.get("bytes") if isinstance(image, dict) else image
+        start, size = self._spool.tell(), -1 if data is None else self._spool.write(data)
+        self._rows.append((row, number, path, start, size, _suffix(data or b"", path)))
+
+    def named(self, listing: Listing) -> Iterator[tuple[str, R]]:
+        """Give each row's image a name below the source; what is no sample is skipped in `listing`."""
+        paths = [path.replace("\\", "/") if path else "" for _, _, path, *_ in self._rows]
+        by_path = len(set(paths)) == len(paths) and all(map(_is_name, paths))
+        self._spool.flush()
+        for (row, number, path, start, size, suffix), own in zip(self._rows, paths, strict=True):
+            name = own if by_path else number + suffix
+            if size < 0:
+                place = self._places.find(path) if path else SkipReason.MISSING
+                if isinstance(place, SkipReason):
+                    listing.skip(path or number, place)
+                    continue
+                name, size = place
+            else:
+                self._held[name] = (start, size)
+            if reason := unfit(name, size):
+                listing.skip(name, reason)
+            else:
+                yield name, row
+        self._rows.clear()
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of an image by its name; threads may share it."""
+        if name in self._held:
+            start, size = self._held[name]
+            return os.pread(self._spool.fileno(), size, start)
+        return self._read_file(name)
+
+
+def _suffix(data: bytes, path: str | None) -> str:
+    for magic, suffix in _MAGIC:
+        if data.startswith(magic):
+            return suffix
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    own = Path(path or "").suffix.lower()
+    return own if unfit("x" + own, 1) is None else ".jpg"
+
+
+def _is_name(path: str) -> bool:
+    parts = path.split("/")
+    return bool(path) and "\0" not in path and not {"", ".", ".."} & set(parts) and unfit(path, 1) is None
