@@ -51,7 +51,8 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     totals = artifact.manifest.totals
     status = "degraded" if over_budget(totals, config) else status
     result = {"verb": "encode", "status": status, "uri": artifact.uri, "digest": artifact.digest, **totals}
-    return result | {name: measured[name] for name in ("images_per_second", "shares", "animated") if name in measured}
+    result |= {"animated": artifact.manifest.meta["animated"]} if "animated" in artifact.manifest.meta else {}
+    return result | {name: measured[name] for name in ("images_per_second", "shares") if name in measured}
 
 
 def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:
@@ -115,12 +116,14 @@ def _commit(
             f"{job.config.encode.reject_budget:g}: see {writer.store.uri}/rejects, then pass --allow-degraded "
             "to publish without them"
         )
+    animated = sum(int(receipt.get("animated", 0)) for receipt in receipts.values())
     meta = {
         "bits": int(job.schema.metadata[b"hhnet.bits"]),
         "classes": list(opened.classes),
         "carried": {name: str(job.schema.field(name).type) for name in job.config.encode.carry},
         "settings": result_settings(job.config, "codes"),
         **({"logits": LOGITS} if job.config.encode.logits else {}),
+        **({"animated": animated} if animated else {}),
         **job.splits,
     }
     if before is None:

@@ -308,6 +308,7 @@ def publish_shard(
         "part": part.model_dump(),
         **({"more": [later.model_dump() for later in more]} if more else {}),
         "rejects": rejects.model_dump() if rejects else None,
+        **({"animated": done.animated} if done.animated else {}),
     }
     winner = writer.put_receipt(receipt, claim)
     if winner != claim:
