@@ -110,7 +110,7 @@ def test_a_part_of_another_class_width_or_count_is_refused(tmp_path, shared):
 def test_unset_parameters_follow_the_number_of_codes():
     assert KIND.parameters(IndexSettings(), 10_000) == {"nlist": 100, "nprobe": 16}
     assert KIND.parameters(IndexSettings(), 9) == {"nlist": 3, "nprobe": 3}
-    with pytest.raises(ConfigError, match="nlist = 50 is more than the 9 codes"):
+    with pytest.raises(ConfigError, match="nlist = 50 is more than the number of codes, 9"):
         KIND.parameters(IndexSettings(nlist=50), 9)
 
 
