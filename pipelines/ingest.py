@@ -85,9 +85,10 @@ def ingest(
     `label_columns` means those called label, label2, ..., and none leaves any source unlabelled; paths lie below
     `table_root`, unset the table's folder, `encoding` is that of a CSV, `label_separator` stands between the labels of
     one cell, and `multi_hot` means a column for each label, with 1 and 0. `class_from` says which folder names the
-    class, see `Layout`. A `protocol` reads the folder `source` of its data set's own files and splits them. Raises
-    InputError for a source that cannot be used, and Degraded where more than `ingest.skip_budget` of the pictures cannot
-    be taken and that was not allowed.
+    class, see `Layout`. A `protocol` reads the folder `source` of its data set's own files and splits them.
+
+    Raises InputError for a source that cannot be used, and Degraded where more than `ingest.skip_budget` of the
+    pictures cannot be taken and that was not allowed.
     """
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
