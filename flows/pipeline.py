@@ -40,6 +40,7 @@ from flows.stages import (
     verify,
 )
 from flows.summary import StageLog, reject_rows, run_page, slowest_rows, stage_rows
+from pipelines.artifacts import open_artifact
 from pipelines.cluster.session import kept_ray, ray_address
 from pipelines.config import Config, load_tree, merged
 from pipelines.errors import ConfigError, HHNetError
@@ -193,7 +194,8 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
     queries = ref_of(log.add(encode, "encode query", shards[roles.query], model, f"{out}/codes/query", config))
     database = []
     for uri in roles.database:
-        name = codes_name(shards[uri], splits)
+        first = {**shards[uri], "digest": open_artifact(uri).digest}  # shards that grow keep the place of their codes
+        name = codes_name(first, splits)
         database.append(ref_of(log.add(encode, f"encode {name}", shards[uri], model, f"{out}/codes/{name}", config)))
 
     # codes -> index -> report; published only when the gate let it pass

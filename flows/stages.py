@@ -18,7 +18,7 @@ from pipelines.artifacts import versions
 from pipelines.config import Config, config_from
 from pipelines.errors import FingerprintMismatch, Unavailable
 from pipelines.runs import closed_records
-from pipelines.storage import Store
+from pipelines.storage import Store, use_unsigned
 from pipelines.versions import lost, open_current
 
 Ref = dict[str, str]
@@ -58,8 +58,10 @@ act = partial(
 
 
 def parse(config: Mapping[str, Any]) -> Config:
-    """The typed tree; ConfigError for anything that is not one."""
-    return config_from(config)
+    """The typed tree, whose public buckets this process asks without keys; ConfigError for anything that is not one."""
+    settings = config_from(config)
+    use_unsigned(settings.store.unsigned)
+    return settings
 
 
 def ref_of(result: Result) -> Ref:

@@ -23,6 +23,8 @@ from pipelines.errors import ConfigError, DamagedArtifact, FingerprintMismatch, 
 from pipelines.storage import Store, canonical_json, in_order, sha256_of
 
 FORMAT = 1
+PART_NAME = r"[A-Za-z0-9_(\[][A-Za-z0-9 ._+=,@()\[\]-]*"
+"""What a part may be called: with what tars are called that browsers and people have copied."""
 DIGEST_CHARS = 16
 COPY_BYTES = 1 << 20
 FETCHES = 4
@@ -233,6 +235,7 @@ def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
     try:
         data = store.read("manifest.json")
     except FileNotFoundError:
+        store.require_bucket()
         raise InputError(f"{store.uri} holds no committed {kind or 'artifact'} (no manifest.json)") from None
     manifest = parse_manifest(data, f"{store.uri}/manifest.json")
     require_kind(store, manifest, kind)
@@ -307,8 +310,10 @@ class ArtifactWriter:
         """Put one part under its content-addressed path. `name` is logical, such as `shard-000000.tar`."""
         digest = sha256_of(data)
         path = PurePosixPath(name)
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-            raise InputError(f"{name!r} cannot name a part: use letters, digits, dot, dash and underscore")
+        if not re.fullmatch(PART_NAME, name):
+            raise InputError(
+                f"{name!r} cannot name a part: use letters, digits, space and any of . _ - + = , @ ( ) [ ]"
+            )
         target = f"{folder}/{path.stem}-{digest[:DIGEST_CHARS]}{path.suffix}"
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
         self.store.put_same(target, data, "part.put")

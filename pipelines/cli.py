@@ -35,7 +35,7 @@ def ingest(
         str | None,
         typer.Argument(
             help="Folder, zip or tar of class folders; a CSV or Parquet table; with --adopt a folder or s3:// prefix "
-            "of WebDataset tars; none with --protocol."
+            "of WebDataset tars, one tar or t-{000..012}.tar; none with --protocol."
         ),
     ] = None,
     split: Annotated[
@@ -96,6 +96,15 @@ def ingest(
         bool,
         typer.Option("--keys-by-tar", help="With --adopt: put a tar's name before its keys, if tars share keys."),
     ] = False,
+    image_member: Annotated[
+        str | None,
+        typer.Option(
+            "--image-member",
+            help="With --adopt: what follows the key in the name of the image, such as input.jpg; default the one "
+            "member with the suffix of an image.",
+            metavar="SUFFIX",
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
         typer.Option("--protocol", help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME"),
@@ -130,7 +139,7 @@ def ingest(
         if protocol is None or root is None:
             raise UsageError("--protocol NAME and --root DIR go together; with a table give SOURCE")
         of_tables = encoding or label_separator or multi_hot or labels is not None or path_column != "path"
-        if source or split or adopt or of_tables or classes or keys_by_tar or rule:
+        if source or split or adopt or of_tables or classes or keys_by_tar or image_member or rule:
             raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
         from pipelines.ingest import ingest as work
         from pipelines.intake.protocols import find_protocol
@@ -149,10 +158,10 @@ def ingest(
         if root is not None or encoding is not None or label_separator is not None or multi_hot:
             raise UsageError("--root, --encoding, --label-separator and --multi-hot are for tables, not for --adopt")
         fields = None if labels is None else tuple(labels)
-        how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar)
-        return index_foreign(source, out, how)
-    if classes is not None or keys_by_tar:
-        raise UsageError("--classes and --keys-by-tar belong to --adopt")
+        how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar, image_member)
+        return index_foreign(source, out, how, settings, allow_degraded)
+    if classes is not None or keys_by_tar or image_member is not None:
+        raise UsageError("--classes, --keys-by-tar and --image-member belong to --adopt")
     from pipelines.ingest import ingest as work
 
     if label_separator == "" or (label_separator and multi_hot):
@@ -428,7 +437,7 @@ def plan(
 def search(
     index: Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")],
     image: Annotated[list[str] | None, typer.Option("--image", help="An image file; repeatable.", metavar="F")] = None,
-    key: Annotated[list[str] | None, typer.Option("--key", help="The key of an indexed sample.", metavar="K")] = None,
+    key: Annotated[list[str] | None, typer.Option("--key", help="A sample, by key or path.", metavar="K")] = None,
     code: Annotated[list[str] | None, typer.Option("--code", help="A packed code in hex.", metavar="HEX")] = None,
     codes: Annotated[
         list[str] | None, typer.Option("--codes", help="Codes, all of them queries.", metavar="URI")

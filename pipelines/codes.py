@@ -1,7 +1,7 @@
 """Codes artifacts, opened: which tars they encode, and their rows as arrays, digest-checked before parsing."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,22 +21,25 @@ from pipelines.versions import open_current, open_input
 
 TABLES_AT_ONCE = 4
 """Parts read at a time where all are wanted one after another; twice as many are in memory."""
-ENCODER_VERSION = 2
+ENCODER_VERSION = 3
 """Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
 
 
 @dataclass(frozen=True)
 class CodesShard:
-    """The codes of one tar: its name and sha256, and the Parquet part that holds its rows."""
+    """The codes of one tar: its name and sha256, and the Parquet parts that hold its rows, each row in one of them.
+
+    What a retry has recovered lies in a part of its own.
+    """
 
     name: str
     sha256: str
-    part: Part
+    parts: tuple[Part, ...]
 
     @property
     def rows(self) -> int:
-        """Codes in the part."""
-        return self.part.rows
+        """Codes in the parts."""
+        return sum(part.rows for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ class CodesSet:
         shards = []
         for reference, data in zip(manifest.receipts, in_order(artifact.read, manifest.receipts), strict=True):
             shard = _shard_of(data, f"{artifact.uri}/{reference.path}")
-            if shard.part not in listed:
-                raise DamagedArtifact(
-                    f"{artifact.uri}/{reference.path} names {shard.part.path}, which the manifest does not list"
-                )
+            for part in shard.parts:
+                if part not in listed:
+                    raise DamagedArtifact(
+                        f"{artifact.uri}/{reference.path} names {part.path}, which the manifest does not list"
+                    )
             shards.append(shard)
         return tuple(sorted(shards, key=lambda shard: shard.name))
 
@@ -76,7 +80,7 @@ class CodesSet:
 
     def read(self, shard: CodesShard) -> pa.Table:
         """The contract's columns of one shard, checked; further columns are left out."""
-        return read_codes(self.artifact.store, shard.part, self.bits, self.logits)
+        return read_codes(self.artifact.store, shard.parts, self.bits, self.logits)
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows of every shard, one table at a time."""
@@ -117,13 +121,23 @@ def has_logits(artifact: Artifact) -> bool:
 def _shard_of(data: bytes, where: str) -> CodesShard:
     try:
         receipt = json.loads(data)
-        return CodesShard(str(receipt["shard"]), str(receipt["shard_sha256"]), Part.model_validate(receipt["part"]))
+        return CodesShard(str(receipt["shard"]), str(receipt["shard_sha256"]), codes_parts(receipt))
     except (ValueError, KeyError, TypeError, ValidationError):
         raise DamagedArtifact(f"{where} is not a receipt of codes") from None
 
 
-def read_codes(store: Store, part: Part, bits: int, logits: bool = False) -> pa.Table:
-    """One codes part as a table of the contract's columns, digest, schema and number of rows checked."""
+def codes_parts(receipt: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The parts that hold a shard's codes by its receipt, in the order of their paths."""
+    return tuple(Part.model_validate(part) for part in [receipt["part"], *receipt.get("more", ())])
+
+
+def read_codes(store: Store, parts: Sequence[Part], bits: int, logits: bool = False) -> pa.Table:
+    """A shard's codes as a table of the contract's columns, by row; digest, schema and number of rows checked."""
+    tables = [_read_part(store, part, bits, logits) for part in parts]
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries().sort_by("row")
+
+
+def _read_part(store: Store, part: Part, bits: int, logits: bool) -> pa.Table:
     where, schema = f"{store.uri}/{part.path}", codes_schema(bits, "", (), logits=logits)
     table = read_parquet(read_part(store, part), where, schema.names)
     require_schema(table, schema, where)
@@ -157,6 +171,11 @@ def require_signs(table: pa.Table, bits: int, where: str) -> None:
     logits, ones = logits_array(table["logits"]), unpack_bits(code_array(table["code"]), bits)
     if not ((logits > 0) == ones).all() or (logits == np.iinfo(np.int8).min).any():
         raise DamagedArtifact(f"{where} has logits that are not those of its codes")
+
+
+def same_classes(first: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether a class id means the same in both lists: one is the other, or what that has grown to."""
+    return all(mine == theirs for mine, theirs in zip(first, other, strict=False))
 
 
 def class_names(labels: Sequence[int], classes: Sequence[str], where: str) -> list[str]:

@@ -360,6 +360,9 @@ class StoreSettings(Section):
 
     shared: bool = False
     """A local --out is a network file system that every node sees."""
+    unsigned: bool | tuple[str, ...] = False
+    """Public S3 buckets that are asked without keys, by name; true = all. On a cluster set HHNET_STORE_UNSIGNED on its
+    nodes: the names, or *."""
 
 
 class RunSettings(Section):

@@ -25,6 +25,7 @@ import typer
 from pipelines.cluster.records import job_records
 from pipelines.config import Config, load_config
 from pipelines.errors import HeadLost, HHNetError, UsageError
+from pipelines.storage import use_unsigned
 
 Result = dict[str, Any]
 
@@ -262,7 +263,9 @@ def _present_query(entry: Mapping[str, Any]) -> str:
 def configure(config: Path | None, sets: list[str] | None, **flags: Any) -> Config:
     """The settings of a verb; `flags` are named by setting, with __ for the dot, and None where not given."""
     named = {name.replace("__", "."): value for name, value in flags.items()}
-    return load_config(config, sets or (), named)
+    settings = load_config(config, sets or (), named)
+    use_unsigned(settings.store.unsigned)
+    return settings
 
 
 def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str] | None]) -> Result | None:

@@ -6,9 +6,10 @@ say which shards are done; the others are encoded, and when every shard has its 
 
 import time
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact
+from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact, versions
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
 from pipelines.config import Config, result_settings
@@ -18,6 +19,7 @@ from pipelines.encoding import (
     ShardTask,
     count_shard,
     encode_shards,
+    finished_codes,
     given_up,
     over_budget,
     plan_job,
@@ -26,23 +28,22 @@ from pipelines.encoding import (
     run_figures,
     what_is_left,
 )
-from pipelines.errors import DamagedArtifact, Degraded
+from pipelines.errors import DamagedArtifact, Degraded, InputError
 from pipelines.runs import RunLog
 from pipelines.schema import LOGITS
 from pipelines.shards import ShardSet, open_shards
-from pipelines.storage import Store
-from pipelines.versions import finished, lost, open_current
+from pipelines.versions import lost, open_current, publish_next
 
 
 def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bool = False) -> dict[str, Any]:
     """Encode all samples of a shards artifact; a rerun does only what is missing.
 
-    Returns verb, status (`done`, `unchanged`, `degraded`), uri, digest, samples, codes, rejects and, unless
-    nothing was done, images_per_second. Raises Degraded when more than `encode.reject_budget` was rejected and
-    that was not allowed.
+    Returns verb, status (`done`, `unchanged`, `degraded`), uri, digest, samples, codes, rejects and, unless nothing was
+    done, images_per_second; `animated` counts pictures of several frames, of which the first was taken. Raises Degraded
+    when more than `encode.reject_budget` was rejected and that was not allowed.
     """
-    job = plan_job(open_artifact(shards, "shards"), open_artifact(model, "model"), out, config)
-    artifact = finished(Store(out), "codes", job.fingerprint)
+    job = plan_job(open_current(shards, "shards"), open_artifact(model, "model"), out, config)
+    artifact = finished_codes(job)
     status = "done" if artifact is None else "unchanged"
     measured: dict[str, Any] = {}
     if artifact is None:
@@ -50,20 +51,20 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     totals = artifact.manifest.totals
     status = "degraded" if over_budget(totals, config) else status
     result = {"verb": "encode", "status": status, "uri": artifact.uri, "digest": artifact.digest, **totals}
-    return result | {name: measured[name] for name in ("images_per_second", "shares") if name in measured}
+    return result | {name: measured[name] for name in ("images_per_second", "shares", "animated") if name in measured}
 
 
 def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:
     """Encode what is missing, and publish; what was published before and lost since is made again."""
     begun = time.monotonic()
     writer = job.writer()
-    opened = open_shards(job.shards)
+    opened = open_shards(job.shards, job.shards_digest)
     published, receipts, tasks = what_is_left(writer.store, opened)
 
     def reject_all(outcome: Outcome[ShardTask]) -> dict[str, Any]:
         shard = opened.shard(outcome.item.shard)
         rejects = given_up(job.schema, shard, outcome)
-        receipt = publish_shard(writer, shard, outcome.item.receipt, rejects)
+        receipt = publish_shard(writer, shard, outcome.item.receipt, rejects, outcome.item.kept)
         count_shard(Meter("encode"), shard, rejects)
         return receipt
 
@@ -73,10 +74,9 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
         runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all, log)
         if runs:
             log.result(**run_figures(runs, time.monotonic() - begun))
-        if published is None:
+        if published is None or published.manifest.input("shards").digest != job.shards_digest:
             receipts |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
-            _commit(job, writer, opened, receipts, allow_degraded)
-            published = open_current(writer.store, "codes")
+            published = _commit(job, writer, opened, receipts, allow_degraded, published)
         gone = lost(published)
         if gone:
             raise DamagedArtifact(
@@ -92,9 +92,17 @@ def _commit(
     opened: ShardSet,
     receipts: Mapping[str, Mapping[str, Any]],
     allow_degraded: bool,
-) -> None:
-    assert set(receipts) == {shard.stem for shard in opened.shards}, "every shard has its receipt"
+    before: Artifact | None,
+) -> Artifact:
+    """Publish the codes, or as the next version those of `before` and those of the shards that are new."""
+    manifest = before.manifest if before else None
+    held = {ref.shard for ref in manifest.receipts} if manifest else set()
+    receipts = {name: receipt for name, receipt in receipts.items() if PurePosixPath(name).name not in held}
+    if lacking := held - {shard.stem for shard in opened.shards}:
+        raise InputError(f"{writer.store.uri} has codes of {min(lacking)}.tar, which {job.shards} has not: it is older")
+    assert {*receipts, *held} == {shard.stem for shard in opened.shards}, "every shard has its receipt"
     parts = [part for receipt in receipts.values() for part in receipt_parts(receipt)]
+    parts += manifest.parts if manifest else ()
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     totals = {
         "samples": opened.samples,
@@ -115,4 +123,12 @@ def _commit(
         **({"logits": LOGITS} if job.config.encode.logits else {}),
         **job.splits,
     }
-    writer.commit(parts, totals, meta, receipts)
+    if before is None:
+        writer.commit(parts, totals, meta, receipts)
+        return open_current(writer.store, "codes")
+    drafted = writer.draft(parts, totals, meta, receipts).manifest
+    inputs = [entry.model_dump() for entry in job.inputs]
+    known = versions(writer.store)
+    number = (known[-1] if known else 1) + 1
+    refs = [*before.manifest.receipts, *drafted.receipts]
+    return publish_next(before, number, parts, refs, totals, inputs=inputs, meta=drafted.meta)

@@ -21,7 +21,7 @@ from hhnet.logits import quantise_logits
 from hhnet.model import HHNet, Preprocess, model_from_bytes
 from pipelines.artifacts import Artifact, open_artifact
 from pipelines.errors import DamagedArtifact
-from pipelines.images import ImageReject, decode_ahead, decode_image
+from pipelines.images import ImageReject, decode_ahead, decode_image, decode_picture
 from pipelines.schema import Reason
 from pipelines.shards import Record, Sample
 
@@ -29,13 +29,14 @@ from pipelines.shards import Record, Sample
 @dataclass
 class Encoded:
     """What one shard became: codes (N, ceil(K/8)) and, if asked for, logits (N, K) of the kept samples in row order,
-    and the rejects."""
+    and the rejects. `animated` counts those kept that are the first of several frames."""
 
     codes: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.int8]
     kept: list[Sample] = field(default_factory=list)
     rejects: list[tuple[Record, ImageReject]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    animated: int = 0
 
 
 class Encoder:
@@ -102,13 +103,15 @@ class Encoder:
             clock["forward"] += time.perf_counter() - begun
 
         timed = _timed(samples, clock)
-        for sample, square, seconds in decode_ahead(timed, partial(_decode, self.preprocess), threads, 2 * batch_size):
+        decode = partial(_decode, self.preprocess)
+        for sample, square, animated, seconds in decode_ahead(timed, decode, threads, 2 * batch_size):
             clock["decode"] += seconds
             advance()
             if isinstance(square, ImageReject):
                 result.rejects.append((sample.record, square))
                 continue
             result.kept.append(sample)
+            result.animated += animated
             squares.append(square)
             if len(squares) == batch_size:
                 flush()
@@ -168,15 +171,18 @@ def _timed(samples: Iterable[Sample], clock: dict[str, float]) -> Iterator[Sampl
         yield sample
 
 
-def _decode(preprocess: Preprocess, sample: Sample) -> tuple[Sample, npt.NDArray[np.uint8] | ImageReject, float]:
+def _decode(preprocess: Preprocess, sample: Sample) -> tuple[Sample, npt.NDArray[np.uint8] | ImageReject, bool, float]:
+    """The sample without its bytes, its square or why there is none, whether it is animated, and seconds."""
     begun = time.perf_counter()
     square: npt.NDArray[np.uint8] | ImageReject
+    animated = False
     if sample.damage is not None:
         square = ImageReject(Reason.DAMAGED, sample.damage)
     else:
         try:
-            square = preprocess.resize_crop(decode_image(sample.image))
+            decoded = decode_picture(sample.image)
+            square, animated = preprocess.resize_crop(decoded.pixels), decoded.animated
         except ImageReject as reject:
             square = reject
     # The image's bytes are done with; holding them for a whole shard would keep the shard in memory.
-    return Sample(sample.record, b"", sample.metadata), square, time.perf_counter() - begun
+    return Sample(sample.record, b"", sample.metadata), square, animated, time.perf_counter() - begun

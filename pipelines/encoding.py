@@ -7,7 +7,7 @@ shards, and what their receipts add up to, is the business of the verb.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -16,23 +16,33 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, read_part
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.codes import ENCODER_VERSION
+from pipelines.codes import ENCODER_VERSION, codes_parts
 from pipelines.config import Config, result_settings
 from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject
 from pipelines.lineage import MODEL, passed_on
 from pipelines.lineage import carried as carried_split
 from pipelines.runs import RunLog
-from pipelines.schema import REJECTS, Reason, codes_schema, column_of, column_type, parquet_bytes, table_of
+from pipelines.schema import (
+    REJECTS,
+    Reason,
+    as_written,
+    codes_schema,
+    column_of,
+    column_type,
+    parquet_bytes,
+    read_parquet,
+    table_of,
+)
 from pipelines.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
-from pipelines.versions import lost, open_current
+from pipelines.versions import finished, lost, open_current
 
 if TYPE_CHECKING:
     from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs
@@ -40,11 +50,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to encode: its tar, the name its receipt gets, and in another go its rejects so far, row -> reason."""
+    """A shard to encode: its tar, the name its receipt gets, and in another go its rejects so far, row -> reason.
+
+    `kept` are the parts of codes that it has already: no row of them is put again, so that who reads all parts of the
+    folder reads each sample once.
+    """
 
     shard: str
     receipt: str
     rejected: Mapping[int, str] = field(default_factory=dict)
+    kept: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,8 @@ class ShardCodes:
     rejected: int
     seconds: Mapping[str, float]
     reasons: Mapping[str, int]
+    animated: int = 0
+    """Of the rows, those of pictures with several frames, of which the first was taken."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,11 @@ class EncodeJob:
     """For the manifest: the split of the shards and that of the model's training images, where there are any."""
     config: Config
 
+    @property
+    def shards_digest(self) -> str:
+        """Which version of the shards it is."""
+        return next(entry.digest for entry in self.inputs if entry.role == "shards")
+
     def writer(self) -> ArtifactWriter:
         """The writer at the job's root."""
         origin = {"shards": self.shards, "model": self.model}
@@ -92,7 +114,8 @@ class EncodeJob:
 def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> EncodeJob:
     """Name the result: its fingerprint, inputs and schema."""
     settings = {**result_settings(config, "codes"), "encoder": ENCODER_VERSION}
-    mark = fingerprint("codes", {"shards": shards.digest, "model": model.digest}, settings)
+    root = shards.manifest.meta.get("grown_from", shards.digest)  # shards that have grown keep the place of their codes
+    mark = fingerprint("codes", {"shards": root, "model": model.digest}, settings)
     inputs = (
         ArtifactInput(role="shards", kind="shards", digest=shards.digest),
         ArtifactInput(role="model", kind="model", digest=model.digest),
@@ -118,6 +141,12 @@ def carried_types(shards: Artifact, names: Sequence[str]) -> dict[str, pa.DataTy
         raise DamagedArtifact(f"{shards.uri} says an unknown type of a column in the manifest") from None
 
 
+def finished_codes(job: EncodeJob) -> Artifact | None:
+    """The codes that a run of this job published, of this version of the shards, if all of it is still there."""
+    found = finished(Store(job.out), "codes", job.fingerprint)
+    return found if found is not None and found.manifest.input("shards").digest == job.shards_digest else None
+
+
 def over_budget(totals: Mapping[str, int], config: Config) -> bool:
     """More was rejected than `encode.reject_budget` allows."""
     return totals["rejects"] > config.encode.reject_budget * totals["samples"]
@@ -126,14 +155,23 @@ def over_budget(totals: Mapping[str, int], config: Config) -> bool:
 def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[str, dict[str, Any]], list[ShardTask]]:
     """The codes, if they were published, the receipts that need not be made again, and the tasks of the other shards.
 
-    Of published codes those shards are done again of which something is gone.
+    Of published codes those shards are done again of which something is gone, and those done that the shards have got
+    since.
     """
+    published, known, lost_tasks = None, set[str](), list[ShardTask]()
     if store.size("manifest.json") is not None:
         published = open_current(store, "codes")
-        return published, {}, _lost_shards(published, opened)
-    receipts = claimed_receipts(store, [shard.stem for shard in opened.shards])
-    missing = [ShardTask(shard.name, shard.stem) for shard in opened.shards if shard.stem not in receipts]
-    return None, receipts, missing
+        known, lost_tasks = {ref.shard for ref in published.manifest.receipts}, _lost_shards(published, opened)
+    new = [shard for shard in opened.shards if shard.stem not in known]
+    receipts = claimed_receipts(store, [shard.stem for shard in new]) if new else {}
+    return (
+        published,
+        receipts,
+        [
+            *lost_tasks,
+            *(ShardTask(shard.name, shard.stem) for shard in new if shard.stem not in receipts),
+        ],
+    )
 
 
 def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
@@ -143,7 +181,22 @@ def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
     stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
     stems |= {ref.shard for ref in manifest.receipts if ref.path in gone}
     names = {ref.shard: ref.path.removeprefix("receipts/").removesuffix(".json") for ref in manifest.receipts}
-    return [ShardTask(shard.name, names[shard.stem]) for shard in opened.shards if shard.stem in stems]
+    kept = codes_by_stem(part for part in manifest.parts if part.path not in gone)
+    return [
+        ShardTask(shard.name, names[shard.stem], kept=kept.get(shard.stem, ()))
+        for shard in opened.shards
+        if shard.stem in stems
+    ]
+
+
+def codes_by_stem(parts: Iterable[Part]) -> dict[str, tuple[Part, ...]]:
+    """Those of the parts that hold codes, by the name of their shard without `.tar`, in the order of their paths."""
+    found: dict[str, tuple[Part, ...]] = {}
+    for part in sorted(parts, key=lambda part: part.path):
+        if part.path.startswith("parts/"):
+            stem = PurePosixPath(part.name).stem
+            found[stem] = (*found.get(stem, ()), part)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ one shard
@@ -169,16 +222,18 @@ def encode_shard(
         len(encoded.rejects),
         encoded.seconds,
         Counter(str(reject.reason) for _, reject in encoded.rejects),
+        encoded.animated,
     )
 
 
 def _columns(encoded: "Encoded", carried: Mapping[str, pa.DataType]) -> dict[str, Any]:
     records = [sample.record for sample in encoded.kept]
-    metadata = [json.loads(sample.metadata) if sample.metadata else {} for sample in encoded.kept]
+    metadata = [_fields(sample.metadata) for sample in encoded.kept] if carried else []
     return {
         "key": [record.key for record in records],
         "shard": [record.shard for record in records],
         "row": [record.row for record in records],
+        "path": [record.path for record in records],
         "code": [row.tobytes() for row in np.ascontiguousarray(encoded.codes)],
         "labels": [list(record.labels) for record in records],
         "logits": [row.tobytes() for row in encoded.logits],
@@ -194,8 +249,18 @@ def _carried(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
         raise DamagedArtifact(f"the metadata column {name!r} is not {kind}, as its shards say: {error}") from None
 
 
+def _fields(metadata: bytes | None) -> dict[str, Any]:
+    """The fields of a sample's JSON. One that is no object, which only an adopted tar can hold, has none."""
+    try:
+        value = json.loads(metadata or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if text is None else text.encode("utf-8", "replace").decode()  # half an emoji is no text
 
 
 def rejects_bytes(rejects: Sequence[tuple[Record, ImageReject]]) -> bytes:
@@ -220,12 +285,17 @@ def given_up(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> Sh
     return ShardCodes(empty, 0, rejects, shard.rows, {}, {str(reject.reason): shard.rows})
 
 
-def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes) -> dict[str, Any]:
+def publish_shard(
+    writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes, kept: Sequence[Part] = ()
+) -> dict[str, Any]:
     """Put a shard's part and rejects, then claim it with the receipt of that name; the first receipt wins.
 
-    Returns the winner. DamagedArtifact where another attempt won and what its receipt promises is gone.
+    Rows that are in parts of codes that are `kept` are left out. Returns the winner. DamagedArtifact where another
+    attempt won and what its receipt promises is gone.
     """
-    part = writer.put_part(f"{shard.stem}.parquet", done.codes, done.rows)
+    codes, rows = _without_rows(writer.store, kept, done) if kept else (done.codes, done.rows)
+    new = [writer.put_part(f"{shard.stem}.parquet", codes, rows)] if rows or not kept else []
+    part, *more = sorted([*kept, *new], key=lambda part: part.path)
     rejects = (
         writer.put_part(f"{shard.stem}.parquet", done.rejects, done.rejected, folder="rejects")
         if done.rejects
@@ -236,6 +306,7 @@ def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: Shar
         "shard_sha256": shard.part.sha256,
         "samples": shard.rows,
         "part": part.model_dump(),
+        **({"more": [later.model_dump() for later in more]} if more else {}),
         "rejects": rejects.model_dump() if rejects else None,
     }
     winner = writer.put_receipt(receipt, claim)
@@ -249,6 +320,15 @@ def publish_shard(writer: ArtifactWriter, shard: Shard, receipt: str, done: Shar
     return winner
 
 
+def _without_rows(store: Store, kept: Sequence[Part], done: ShardCodes) -> tuple[bytes, int]:
+    """The codes of a shard less the rows that parts hold which are there, and how many that are."""
+    table = read_parquet(done.codes, "what was encoded")
+    held = [read_parquet(read_part(store, part), f"{store.uri}/{part.path}", ["row"])["row"] for part in kept]
+    rows = np.concatenate([column.to_numpy() for column in held])
+    left = table.filter(pa.array(~np.isin(table["row"].to_numpy(), rows)))
+    return parquet_bytes(left.cast(as_written(left.schema))), left.num_rows
+
+
 def count_shard(meter: Meter, shard: Shard, done: ShardCodes) -> None:
     """Count what became of a shard's images, and its bytes."""
     meter.images(shard.rows)
@@ -258,7 +338,7 @@ def count_shard(meter: Meter, shard: Shard, done: ShardCodes) -> None:
 
 def receipt_parts(receipt: Mapping[str, Any]) -> list[Part]:
     """The parts a receipt claims: the codes and, where there are any, the rejects."""
-    return [Part.model_validate(receipt[name]) for name in ("part", "rejects") if receipt[name]]
+    return [*codes_parts(receipt), *([Part.model_validate(receipt["rejects"])] if receipt["rejects"] else [])]
 
 
 def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> dict[str, Any] | None:
@@ -294,7 +374,7 @@ class ShardEncoder:
         from pipelines.encoder import Encoder
 
         self.job, self.progress, self.meter = job, 0, Meter(self.verb)
-        self.shards = open_shards(job.shards)
+        self.shards = open_shards(job.shards, job.shards_digest)
         self.encoder = Encoder.open(job.model)
         self.writer = job.writer()
 
@@ -307,7 +387,10 @@ class ShardEncoder:
         shard = self.shards.shard(task.shard)
         claimed = claimed_receipt(self.writer.store, task.receipt)
         if claimed is not None:
-            return claimed, {"samples": shard.rows, "rejects": shard.rows - receipt_parts(claimed)[0].rows}
+            return claimed, {
+                "samples": shard.rows,
+                "rejects": shard.rows - sum(part.rows for part in codes_parts(claimed)),
+            }
         with self.meter.busy():
             done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
             begun = time.perf_counter()
@@ -315,11 +398,11 @@ class ShardEncoder:
             figures = {**done.seconds, "write": time.perf_counter() - begun}
         count_shard(self.meter, shard, done)
         self.meter.seconds(figures)
-        return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected}
+        return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
         """Put what was encoded; None where it is not worth it."""
-        return publish_shard(self.writer, shard, task.receipt, done)
+        return publish_shard(self.writer, shard, task.receipt, done, task.kept)
 
     def _advance(self) -> None:
         self.progress += 1
@@ -381,8 +464,10 @@ def run_figures(runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
     spent = {name: sum(run.figures.get(name, 0.0) for run in runs) for name in ("read", "decode", "forward", "write")}
     total = sum(spent.values()) or 1.0
     samples = sum(int(run.figures["samples"]) for run in runs)
+    animated = sum(int(run.figures.get("animated", 0)) for run in runs)
     return {
         "images": samples,
         "images_per_second": round(samples / wall, 1),
+        **({"animated": animated} if animated else {}),
         "shares": {name: round(value / total, 4) for name, value in spent.items()},
     }

@@ -103,8 +103,8 @@ def index_add(
 @verb(index_app, "remove")
 def index_remove(
     index: Index,
-    key: Annotated[list[str] | None, typer.Option("--key", help="The key of a sample.", metavar="K")] = None,
-    keys: Annotated[Path | None, typer.Option("--keys", help="A file with a key on each line.", metavar="FILE")] = None,
+    key: Annotated[list[str] | None, typer.Option("--key", help="A sample, by key or path.", metavar="K")] = None,
+    keys: Annotated[Path | None, typer.Option("--keys", help="A file, a key or path a line.", metavar="FILE")] = None,
     shard: Annotated[
         list[str] | None, typer.Option("--shard", help="A whole tar, by name or sha256.", metavar="NAME")
     ] = None,

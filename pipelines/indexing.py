@@ -32,7 +32,7 @@ PartReceipt = dict[str, Any]
 def task_of(ordinal: int, entry: CodesSet, shard: CodesShard, later: bool = False) -> PartTask:
     """The work of one shard of a codes artifact."""
     uri, digest = entry.artifact.uri, entry.artifact.digest
-    return PartTask(ordinal, shard.name, shard.sha256, uri, digest, shard.part, entry.bits, entry.logits, later)
+    return PartTask(ordinal, shard.name, shard.sha256, uri, digest, shard.parts, entry.bits, entry.logits, later)
 
 
 def build_parts(
@@ -88,7 +88,7 @@ class CountedBuilder(PartBuilder):
         meter.seconds({"build": time.perf_counter() - begun})
         meter.images(task.rows)
         written = sum(receipt[name]["bytes"] for name in ("part", "keys") if name in receipt)
-        meter.bytes(read=task.part.bytes, written=written)
+        meter.bytes(read=sum(part.bytes for part in task.parts), written=written)
         return receipt
 
 

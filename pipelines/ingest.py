@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,9 @@ def ingest(
     `label_columns` means those called label, label2, ..., and none leaves any source unlabelled; paths lie below
     `table_root`, unset the table's folder, `encoding` is that of a CSV, `label_separator` stands between the labels of
     one cell, and `multi_hot` means a column for each label, with 1 and 0. `class_from` says which folder names the
-    class, see `Layout`. A `protocol` reads the folder `source` of its data set's own files and splits them.
-
-    Raises InputError for a source that cannot be used, and Degraded where more than `ingest.skip_budget` of the
-    pictures cannot be taken and that was not allowed.
+    class, see `Layout`. A `protocol` reads the folder `source` of its data set's own files and splits them. Raises
+    InputError for a source that cannot be used, and Degraded where more than `ingest.skip_budget` of them cannot
+    be taken and that was not allowed.
     """
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
@@ -96,7 +96,7 @@ def ingest(
     with _opened(source, plan, columns, table_root, encoding, class_from) as opened:
         listing = opened.listing
         digests = _read_all(opened, required=protocol is not None)
-        keys = _unique_keys(listing)
+        keys = _in_key_order(listing)
         groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
         classes = class_names(label for entry in listing.entries for label in entry.labels)
         samples = _samples(listing, keys, classes, digests)
@@ -163,9 +163,9 @@ def _opened(
 # --------------------------------------------------------------------------------------------------------- planning
 
 
-def sample_key(path: str) -> str:
-    """The key of a file: its path without suffix, percent-encoded where a key cannot hold a character."""
-    key = _ENCODED.sub(_percent, os.path.splitext(path)[0])  # noqa: PTH122 - a Path per file is slow
+def sample_key(path: str, whole: bool = False) -> str:
+    """The key of a file: its path without suffix, or the `whole` of it, percent-encoded where a key cannot hold it."""
+    key = _ENCODED.sub(_percent, path if whole else os.path.splitext(path)[0])  # noqa: PTH122 - a Path per file is slow
     # The stock webdataset reader passes over names that begin with such a folder.
     return "%5F" + key[1:] if _HIDDEN.match(key) else key
 
@@ -174,18 +174,26 @@ def _percent(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogateescape"))
 
 
-def _unique_keys(listing: Listing) -> list[str]:
-    """Sort the listing by key and return the keys; two samples with one key are an InputError."""
+def _in_key_order(listing: Listing) -> list[str]:
+    """Sort the listing by key and return the keys; a path that comes twice is an InputError."""
     if not listing.entries:
         raise InputError(f"{listing.where} holds no images{_first_skipped(listing)}")
-    listing.entries.sort(key=lambda entry: (sample_key(entry.path), entry.path))
-    keys = [sample_key(entry.path) for entry in listing.entries]
-    for place in range(1, len(keys)):
-        if keys[place] == keys[place - 1]:
-            first, second = (printable(listing.entries[place - step].path) for step in (1, 0))
-            raise InputError(
-                f"{listing.where}: {first} and {second} would both have the key {keys[place]!r}: rename one"
-            )
+    keys = unique_keys([entry.path for entry in listing.entries], listing.where)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    listing.entries[:] = [listing.entries[place] for place in order]
+    return [keys[place] for place in order]
+
+
+def unique_keys(paths: Sequence[str], where: str) -> list[str]:
+    """Return the key of each path; those that would have one key keep their suffixes. InputError for equal paths."""
+    keys = [sample_key(path) for path in paths]
+    while twice := {one for one, other in pairwise(sorted(keys)) if one == other}:
+        # A suffix that was kept may make the key of a third file: `a.png` of a.png beside a.jpg, and of a.png.jpg.
+        longer = [sample_key(path, whole=True) if key in twice else key for path, key in zip(paths, keys, strict=True)]
+        if longer == keys:
+            path = next(path for path, key in zip(paths, keys, strict=True) if key in twice)
+            raise InputError(f"{where} lists {printable(path)} twice: list it once")
+        keys = longer
     return keys
 
 
@@ -195,6 +203,7 @@ def _skips(listing: Listing) -> dict[str, Any]:
         "skipped": listing.skipped,
         "found": len(listing.entries) + listing.skipped,
         "skipped_reasons": listing.skipped_reasons,
+        "skipped_suffixes": listing.skipped_suffixes,
         "skipped_files": listing.skipped_files,
         "notes": listing.notes,
     }
@@ -242,7 +251,7 @@ def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Se
     for said in filter(None, (source.files, source.columns)):
         digest.update(canonical_json(said))
     for sample, group in zip(samples, groups, strict=True):
-        facts = [sample.key, sample.suffix, sample.sha256.hex(), sample.labels, sample.metadata, group]
+        facts = [sample.key, printable(sample.path), sample.sha256.hex(), sample.labels, sample.metadata, group]
         digest.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode() + b"\n")
     return digest.hexdigest()
 
@@ -276,7 +285,8 @@ def build_shard(path: Path, name: str, samples: Sequence[Sample], read: Callable
     """
     write_tar(path, (_members(sample, read(sample.path)) for sample in samples))
     labels = {sample.key: sample.labels for sample in samples}
-    table = scan_tar(path, name, labels, {sample.key: f"{sample.key}.{sample.suffix}" for sample in samples})
+    images = {sample.key: f"{sample.key}.{sample.suffix}" for sample in samples}
+    table = scan_tar(path, name, labels, images, {sample.key: printable(sample.path) for sample in samples})
     written = [members[0]["sha256"] for members in table["members"].to_pylist()]
     for sample, digest in zip(samples, written, strict=True):
         if digest != sample.sha256:

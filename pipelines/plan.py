@@ -10,14 +10,14 @@ from itertools import pairwise
 from typing import Any
 
 from pipelines.aliases import index_root
-from pipelines.artifacts import Artifact, open_artifact, versions
+from pipelines.artifacts import Artifact, versions
 from pipelines.codes import CodesSet, CodesShard, has_logits, open_codes, require_distinct, require_pair
 from pipelines.encoding import claimed_receipts
 from pipelines.errors import InputError
 from pipelines.kinds.artifact import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
 from pipelines.shards import INDEX_NAME, tar_name
 from pipelines.storage import Store, in_order
-from pipelines.versions import open_current
+from pipelines.versions import all_versions, open_current
 
 CHANGES = ("encode", "publish", "add", "replace", "remove")
 SHOWN_SHA = 12
@@ -45,7 +45,8 @@ class State:
     waiting: dict[str, str] = field(default_factory=dict)
     """Where there are codes of a tar that were not published yet, by its sha256: their receipt says they are whole."""
     planned: dict[str, str] = field(default_factory=dict)
-    """Where the codes of shards are to be, by the URI of the shards: the place named with them, where none are yet."""
+    """Where codes of shards are to be, by the URI of the shards: where those of a version before are, which the shards
+    have outgrown, or the place named with them, where none are yet."""
 
 
 def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = None) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = N
         raise InputError("nothing to compare: name shards with --shards, or codes with --codes")
     state = _look(shards, codes, index)
     changes = [*_to_encode(state), *_to_add(state), *_to_replace(state), *_to_remove(state, bool(shards))]
-    root = state.index or next((entry.artifact for entry in state.sets), None) or open_artifact(shards[0], "shards")
+    root = state.index or next((entry.artifact for entry in state.sets), None) or open_current(shards[0], "shards")
     counted = {name: sum(entry["change"] == name for entry in changes) for name in CHANGES}
     return {
         "verb": "plan",
@@ -88,7 +89,7 @@ def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = N
 
 def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> State:
     state = State()
-    for artifact in (open_artifact(uri, "shards") for uri in shards):
+    for artifact in (open_current(uri, "shards") for uri in shards):
         for part in artifact.manifest.parts:
             if part.name != INDEX_NAME:
                 tar = Tar(tar_name(part), part.sha256, part.rows, artifact)
@@ -105,6 +106,7 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
     for uri in codes:
         if uri not in there:
             state.waiting |= dict.fromkeys(_encoded_tars(Store(uri)), uri)
+    state.planned |= dict(_outgrown(state))
     require_distinct(state.sets)
     state.codes = {shard.sha256: (entry, shard) for entry in state.sets for shard in entry.shards}
     if index is not None and versions(root := index_root(index)):
@@ -118,6 +120,16 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
     for one, other in pairwise([*indexed, *state.sets]):
         require_pair(one, other)
     return state
+
+
+def _outgrown(state: State) -> Iterator[tuple[str, str]]:
+    """Shards that have grown since they were encoded, and their codes, each by its URI."""
+    for shards in {tar.shards.uri: tar.shards for tar in state.tars.values()}.values():
+        if "grown_from" in shards.manifest.meta:
+            known = {version.digest for version in all_versions(shards.store).values()}
+            for entry in state.sets:
+                if entry.artifact.manifest.input("shards").digest in known:
+                    yield shards.uri, entry.artifact.uri
 
 
 def _encoded_tars(store: Store) -> list[str]:
@@ -193,7 +205,7 @@ def _commands(state: State, changes: Sequence[dict[str, Any]], index: str | None
         yield shlex.join(["hhnet", "encode", "--shards", uri, "--model", model, "--out", out])
     if index is None:
         return
-    sources = [*dict.fromkeys(entry["where"] for entry in (*of["add"], *of["replace"])), *new]
+    sources = list(dict.fromkeys([*(entry["where"] for entry in (*of["add"], *of["replace"])), *new]))
     named = [word for uri in sources for word in ("--codes", uri)]
     if state.index is None:
         yield shlex.join(["hhnet", "index", "build", *named, "--out", index])

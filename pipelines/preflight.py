@@ -25,6 +25,7 @@ from pipelines.encoding import (
     ShardRun,
     ShardTask,
     encode_shards,
+    finished_codes,
     plan_job,
     receipt_parts,
     what_is_left,
@@ -33,7 +34,7 @@ from pipelines.errors import WorkFailed, counted
 from pipelines.runs import RunLog, allowed_cpus
 from pipelines.shards import INDEX_NAME, Shard, ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
-from pipelines.versions import finished
+from pipelines.versions import open_current
 
 STEPS = ("read", "decode", "forward", "write")
 MILLION = 1_000_000
@@ -49,12 +50,12 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
     and, with a `price` of a worker's hour, the cost. Raises what `encode` would raise before its first shard.
     """
     network = open_artifact(model, "model")
-    job = plan_job(open_artifact(shards, "shards"), network, out, config)
-    store, opened = Store(out), open_shards(job.shards)
+    job = plan_job(open_current(shards, "shards"), network, out, config)
+    store, opened = Store(out), open_shards(job.shards, job.shards_digest)
     with suppress(FileNotFoundError):
         require_identity(store, "codes", job.fingerprint)
     named = {shard.name: shard for shard in opened.shards}
-    tasks = [] if finished(store, "codes", job.fingerprint) else what_is_left(store, opened)[2]
+    tasks = [] if finished_codes(job) else what_is_left(store, opened)[2]
     left = [named[task.shard] for task in tasks]
     images = sum(shard.rows for shard in left)
     counts = {"shards": len(opened.shards), "shards_left": len(left), "images_left": images}

@@ -23,7 +23,7 @@ from pipelines.artifacts import (
     ReceiptRef,
     remember_origin,
 )
-from pipelines.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct
+from pipelines.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct, same_classes
 from pipelines.config import Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.indexing import (
@@ -193,7 +193,7 @@ def _require_same(base: Base, entry: CodesSet) -> None:
     for name, mine, theirs, same in (
         ("bits", reader.bits, entry.bits, reader.bits == entry.bits),
         ("model", model[:12], entry.model[:12], model == entry.model),
-        ("classes", len(reader.classes), len(entry.classes), reader.classes == entry.classes),
+        ("classes", len(reader.classes), len(entry.classes), same_classes(reader.classes, entry.classes)),
         ("encode.logits", reader.logits, entry.logits, reader.logits == entry.logits),
     ):
         if not same:
@@ -244,7 +244,7 @@ def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShar
     """Whether a tar that the index holds has the same codes in this artifact, but for those left out by compacting."""
     if held.codes_digest == entry.artifact.digest:
         return True
-    if (before := _codes_of(base, held, entry)) is not None and before[1].part.sha256 == shard.part.sha256:
+    if (before := _codes_of(base, held, entry)) is not None and before[1].parts == shard.parts:
         return True
     names = keys_schema(entry.bits, entry.logits).names
     theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
@@ -368,7 +368,7 @@ def _compacting(base: Base) -> Change:
             reader.shards[ordinal].shard_sha256,
             base.artifact.uri,
             reader.shards[ordinal].codes_digest,
-            reader.part(keys_name(ordinal)),
+            (reader.part(keys_name(ordinal)),),
             reader.bits,
             reader.logits,
             later=True,
@@ -395,7 +395,9 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool)
     total = sum(task.rows > 0 for task in change.tasks)
     with RunLog(base.artifact.store, verb, config, total=total, unit="parts", **change.facts) as log:
         parts, receipts = _parts(base, change, inputs, config, log)
-        meta = {**base.artifact.manifest.meta, "version": number, "card": _card(base, parts, count)}
+        classes = max([base.reader.classes, *(entry.classes for entry in change.codes)], key=len)
+        meta = {**base.artifact.manifest.meta, "classes": list(classes), "version": number}
+        meta["card"] = _card(base, parts, count)
         totals = {"codes": count, "shards": len(change.shards)}
         changed = {"inputs": [entry.model_dump() for entry in inputs], "meta": meta}
         require_parts(base.artifact, parts, number)

@@ -1,8 +1,9 @@
 """`hhnet retry-rejects`: another go at the rejects of published codes, after their cause is gone.
 
-A shard that has rejects is encoded again as a whole, because its batches close ranks over them: what comes out is
-what an undisturbed run would have made. It counts only if no code is lost by it. The next version then names a new
-manifest, with new parts and receipts for those shards and the old ones for all others.
+A shard that has rejects is encoded again as a whole, because its batches close ranks over them: the codes that come out
+for the rejects are those that an undisturbed run would have made. It counts only if no code is lost by it. The codes of
+what was recovered become a part of their own beside the shard's part, so that who reads all parts of the folder reads
+each sample once. The next version names a new manifest, with new receipts for those shards.
 """
 
 import time
@@ -18,6 +19,7 @@ from pipelines.encoding import (
     ShardEncoder,
     ShardTask,
     claimed_receipts,
+    codes_by_stem,
     encode_shards,
     over_budget,
     plan_job,
@@ -76,12 +78,12 @@ def retry_rejects(codes: str, config: Config, shards: str | None = None, model: 
 
 def _tasks(base: Artifact, number: int) -> list[ShardTask]:
     """The shards that have rejects. Their receipts lie apart from those of other versions."""
-    found = []
+    found, kept = [], codes_by_stem(base.manifest.parts)
     for part in base.manifest.parts:
         if part.path.startswith("rejects/"):
             stem = PurePosixPath(part.name).stem
             reasons = _reasons(base.read(part), f"{base.uri}/{part.path}")
-            found.append(ShardTask(f"{stem}.tar", f"v{number}/{stem}", reasons))
+            found.append(ShardTask(f"{stem}.tar", f"v{number}/{stem}", reasons, kept[stem]))
     return found
 
 

@@ -61,7 +61,7 @@ class RunLog:
         self.store, self.total, self.unit = store, total, unit
         self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}"
         self.done = int(facts.pop("done", 0))
-        self._first = {"verb": verb, **facts}
+        self._first: Record = _recordable({"verb": verb, **facts})
         self._config = config
         self.figures: Record = {}
         self._note = ""
@@ -81,8 +81,8 @@ class RunLog:
             "host": socket.gethostname(),
             "process": process_identity(),
             "versions": _versions(),
-            "settings": _without_secrets(self._config.model_dump(mode="json")) if self._config else {},
-            "command": _without_secrets(sys.argv[1:]),
+            "settings": _recordable(self._config.model_dump(mode="json")) if self._config else {},
+            "command": _recordable(sys.argv[1:]),
             **self._state(),
         }
         self.store.put(f"runs/{self.name}/{BEGIN}", canonical_json(begin))
@@ -124,7 +124,7 @@ class RunLog:
             "ended": ended,
             "seconds": round(ended - self._began, 3),
             **self._state(),
-            **({"error": str(error)} if error is not None else {}),
+            **({"error": _recordable(str(error))} if error is not None else {}),
             "attempts": self._attempts,
             **self.figures,
         }
@@ -207,13 +207,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _without_secrets(value: Any) -> Any:
-    """The same without the keys that a URL may carry before its host."""
+def _recordable(value: Any) -> Any:
+    """The same without the keys that a URL may carry before its host, and with escapes for what is not Unicode."""
     if isinstance(value, str):
-        return re.sub(r"//[^/@\s]*@", "//", value)
+        return re.sub(r"//[^/@\s]*@", "//", value).encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {name: _without_secrets(one) for name, one in value.items()}
-    return [_without_secrets(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: _recordable(one) for name, one in value.items()}
+    return [_recordable(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 # ------------------------------------------------------------------------------------------------------------- read

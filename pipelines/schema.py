@@ -48,11 +48,13 @@ SHARD_INDEX = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("row", pa.int32(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
         pa.field("labels", pa.list_(pa.int32()), nullable=False),
         pa.field("members", pa.list_(MEMBER), nullable=False),
     ]
 )
-"""One row per sample, in tar order. `members[0]` is the image; offsets count bytes from the start of the tar."""
+"""One row per sample, in tar order. `path` is where it lay in its source, `members[0]` the image; offsets count
+bytes from the start of the tar."""
 
 REJECTS = pa.schema(
     [
@@ -79,6 +81,7 @@ def codes_schema(
             pa.field("key", pa.string(), nullable=False),
             pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
             pa.field("row", pa.int32(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
             pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
             pa.field("labels", pa.list_(pa.int32()), nullable=False),
             *([logits_field(bits)] if logits else []),
@@ -118,6 +121,13 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 def logits_field(bits: int) -> pa.Field:
     """The column of logits: one int8 for each bit, as the bytes of a fixed-size binary."""
     return pa.field("logits", pa.binary(bits), nullable=False)
+
+
+def as_written(schema: pa.Schema) -> pa.Schema:
+    """The schema of a table that was read, as it was before: Parquet gives the items of lists another name."""
+    types = [pa.list_(field.type.value_type) if pa.types.is_list(field.type) else field.type for field in schema]
+    fields = [field.with_type(kind) for field, kind in zip(schema, types, strict=True)]
+    return pa.schema(fields, metadata=schema.metadata)
 
 
 def table_of(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:

@@ -75,7 +75,7 @@ def search(
     shards: Sequence[str] = (),
     html: str | None = None,
 ) -> dict[str, Any]:
-    """Search the published `index` by image files, by keys in it, by codes artifacts, and by codes in hexadecimal.
+    """Search the published `index` by image files, by keys or paths in it, by codes artifacts, and by hex codes.
 
     `model` and `shards` say where these lie if not where the artifacts remember; `html` is a file for a page with
     pictures. Neighbours come by (distance, id); with `search.rerank` by (asymmetric distance, distance, id). Raises
@@ -187,6 +187,7 @@ def _plain(neighbour: Neighbour) -> dict[str, Any]:
     return {
         "id": item.id,
         "key": item.key,
+        "path": item.path,
         "shard": item.shard,
         "row": item.row,
         "distance": neighbour.distance,

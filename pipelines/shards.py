@@ -18,11 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts import Artifact, Part, open_artifact
+from pipelines.artifacts import Artifact, Part
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.schema import SHARD_INDEX, ParquetRows, parquet_groups, table_of
 from pipelines.storage import ObjectStream, Store, canonical_json, scratch_folder, sha256_of
 from pipelines.tars import MAX_MEMBER_BYTES, TarDamaged, read_tar
+from pipelines.versions import open_current, open_known
 
 INDEX_NAME = "index.parquet"
 GROUP_ROWS = 1024
@@ -43,11 +44,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Record:
-    """What the shard index knows of a sample; `members[0]` is the image."""
+    """What the shard index knows of a sample; `path` is where it lay in its source, `members[0]` the image."""
 
     key: str
     shard: str
     row: int
+    path: str
     labels: tuple[int, ...]
     members: tuple[Member, ...]
 
@@ -81,10 +83,16 @@ def write_tar(path: Path, samples: Iterable[Mapping[str, Any]]) -> None:
             writer.close()
 
 
-def scan_tar(path: Path, shard: str, labels: Mapping[str, Sequence[int]], image_of: Mapping[str, str]) -> pa.Table:
+def scan_tar(
+    path: Path,
+    shard: str,
+    labels: Mapping[str, Sequence[int]],
+    image_of: Mapping[str, str],
+    paths: Mapping[str, str],
+) -> pa.Table:
     """Re-read a tar that was just written and make its rows of the shard index.
 
-    `labels` and `image_of` (the image's member name) are by key. Members of a sample stand together.
+    `labels`, `image_of` (the image's member name) and the source `paths` are by key. A sample's members stand together.
     """
     groups: dict[str, list[Member]] = {}
     last = None
@@ -102,7 +110,7 @@ def scan_tar(path: Path, shard: str, labels: Mapping[str, Sequence[int]], image_
     except TarDamaged as error:
         raise DamagedArtifact(f"{path.name}: {error}") from None
     records = [
-        Record(key, shard, row, tuple(labels[key]), _image_first(members, image_of[key]))
+        Record(key, shard, row, paths[key], tuple(labels[key]), _image_first(members, image_of[key]))
         for row, (key, members) in enumerate(groups.items())
     ]
     return index_table(records)
@@ -125,6 +133,7 @@ def index_table(records: Sequence[Record]) -> pa.Table:
             "key": [record.key for record in records],
             "shard": [record.shard for record in records],
             "row": [record.row for record in records],
+            "path": [record.path for record in records],
             "labels": [list(record.labels) for record in records],
             "members": [[vars(member) for member in record.members] for record in records],
         },
@@ -175,6 +184,7 @@ class Shard:
                 row["key"],
                 row["shard"],
                 row["row"],
+                row["path"],
                 tuple(row["labels"]),
                 tuple(Member(**m) for m in row["members"]),
             )
@@ -217,9 +227,15 @@ class ShardSet:
         return [labels for shard in self.shards for labels in shard.table()["labels"].to_pylist()]
 
 
-def open_shards(source: str | Artifact) -> ShardSet:
-    """Open a shards artifact by URI, or take one that is open. The index's digest is checked before it is parsed."""
-    artifact = open_artifact(source, "shards") if isinstance(source, str) else source
+def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:
+    """Open the current version of a shards artifact by URI, or the one of a digest, or take one that is open.
+
+    The index's digest is checked before it is parsed.
+    """
+    if isinstance(source, Artifact):
+        artifact = source
+    else:
+        artifact = open_known(source, "shards", digest) if digest else open_current(source, "shards")
     where = f"{artifact.uri}/{INDEX_NAME}"
     with scratch_folder() as folder:
         index = ParquetRows(artifact.fetch(artifact.manifest.part(INDEX_NAME), folder), SHARD_INDEX, where)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from hhnet.flops import forward_flops
 from pipelines import encode, encoding, evaluate, rotate, train
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.cluster.session import kept_ray
 from pipelines.config import Config, result_settings
 from pipelines.console import submit
@@ -158,10 +158,10 @@ def _data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | None:
         raise UsageError(f"the study has no data: give --train, --query and --database{hint}")
     learnt, val, query, database = sources
     return Data(
-        open_artifact(learnt, "shards"),
-        open_artifact(val, "shards") if val else None,
-        open_artifact(query, "shards"),
-        tuple(open_artifact(uri, "shards") for uri in database),
+        open_current(learnt, "shards"),
+        open_current(val, "shards") if val else None,
+        open_current(query, "shards"),
+        tuple(open_current(uri, "shards") for uri in database),
     )
 
 

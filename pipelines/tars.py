@@ -20,6 +20,8 @@ MAX_MEMBER_BYTES = 256 << 20
 MAX_NAME_BYTES = 1024
 SKIP_BYTES = 1 << 20
 
+_SPARSE_GOES_ON, _SPARSE_MORE = 482, 504
+"""Where the header of GNU tar's sparse file, and a further block of its map, say that another block follows."""
 _LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _EXTENDED = {tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}
 
@@ -170,6 +172,8 @@ def read_tar(
                 raise TarDamaged(TarReason.BAD_HEADER, f"two extended headers {where} contradict each other")
             extended |= fields
             continue
+        if info.type == tarfile.GNUTYPE_SPARSE and header[_SPARSE_GOES_ON]:
+            header_bytes = _skip_sparse_map(source, header_bytes)
         entry = _entry(info, extended, source.offset)
         extended, header_bytes = {}, 0
         # Links, folders, devices and FIFOs have no content, whatever size they declare.
@@ -241,6 +245,14 @@ def _header_content(source: _Bounded, size: int, pending: int) -> bytes:
     return content
 
 
+def _skip_sparse_map(source: _Bounded, pending: int) -> int:
+    """Pass over the blocks in which GNU tar goes on with the map of a sparse file; `pending` and their bytes."""
+    while True:
+        block = _header_content(source, BLOCK, pending := pending + BLOCK)
+        if not block[_SPARSE_MORE]:
+            return pending
+
+
 def _header_fields(kind: bytes, content: bytes) -> dict[str, str]:
     """What an extended header says of the next entry. A global one may say nothing of where entries lie."""
     if kind in _LONG_NAMES:
@@ -271,7 +283,8 @@ def _pax_fields(content: bytes) -> dict[str, str]:
 
 
 def _entry(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> TarEntry:
-    name, size = extended.get("path", info.name), extended.get("size", str(info.size))
+    name = extended.get("GNU.sparse.name", extended.get("path", info.name))  # `path` is made up for a sparse file
+    size = extended.get("size", str(info.size))
     if not size.isascii() or not size.isdigit() or len(size) > 19:
         message = f"the tar declares the size {size[:40]!r} for {name[:200]!r}"
         raise TarDamaged(TarReason.BAD_HEADER, message)
@@ -280,13 +293,10 @@ def _entry(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> TarE
         kind = "link"
     elif info.isdir():
         kind = "folder"
-    elif info.isreg() and not info.issparse() and not any(key.startswith("GNU.sparse") for key in extended):
-        kind = "file"
-    else:
+    elif info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended):
         kind = "special"
-    if info.type == tarfile.GNUTYPE_SPARSE:
-        message = f"the tar holds a sparse file, {name[:200]!r}: write it without --sparse"
-        raise TarDamaged(TarReason.BAD_HEADER, message)
+    else:
+        kind = "file" if info.isreg() else "special"
     target = extended.get("linkpath", info.linkname) if info.islnk() else ""
     return TarEntry(name, offset, int(size), kind, target)
 

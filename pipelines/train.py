@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
+from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, read_identity
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, look, shortage, training_need, widest
@@ -27,7 +27,7 @@ from pipelines.lineage import carried
 from pipelines.runs import RunLog
 from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
-from pipelines.versions import finished
+from pipelines.versions import all_versions, finished, open_current
 
 if TYPE_CHECKING:  # they import torch, which a run that finds everything done can do without
     from pipelines.learning.checkpoints import Checkpoint, Checkpoints
@@ -46,6 +46,16 @@ class TrainJob:
     inputs: tuple[ArtifactInput, ...]
     config: Config
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Which versions of the shards it is, by their role."""
+        return {entry.role: entry.digest for entry in self.inputs}
+
+    def opened(self) -> tuple[ShardSet, ShardSet | None]:
+        """The shards to learn from and those to validate on, as they were when the job was begun."""
+        val = open_shards(self.val, self.digests["val"]) if self.val else None
+        return open_shards(self.shards, self.digests["shards"]), val
+
     def writer(self) -> ArtifactWriter:
         """The writer at the model's root."""
         origin = {"shards": self.shards, **({"val": self.val} if self.val else {})}
@@ -62,7 +72,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     was done, images_per_second. A rerun of the same command goes on from the last good checkpoint.
     """
     begun, config = time.monotonic(), _absolute(config)
-    job = plan_job(open_artifact(shards, "shards"), open_artifact(val, "shards") if val else None, out, config)
+    job = _job_of(shards, val, out, config)
     artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
@@ -74,13 +84,32 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     return result
 
 
+def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
+    """The job on the shards as they are now, or on the versions of them with which it was begun at `out`."""
+    job = plan_job(open_current(shards, "shards"), open_current(val, "shards") if val else None, out, config)
+    try:
+        begun = read_identity(Store(out))
+    except FileNotFoundError:
+        return job
+    if begun == ("model", job.fingerprint):
+        return job
+    held_out = all_versions(Store(val)).values() if val else [None]
+    for version, other in product(all_versions(Store(shards)).values(), held_out):
+        older = plan_job(version, other, out, config)
+        if begun == ("model", older.fingerprint):
+            line = "the model is of an earlier version of its shards: train to another --out to learn from what is new"
+            sys.stderr.write(f"hhnet: {older.out}: {line}\n")
+            return older
+    return job
+
+
 def _work(job: TrainJob) -> Artifact:
     """Train from the last good checkpoint to the end, and publish."""
     from pipelines.learning.checkpoints import Checkpoints
     from pipelines.learning.trainset import TrainData
 
-    train_set, config = open_shards(job.shards), job.config
-    data = TrainData.make(train_set, open_shards(job.val) if job.val else None, config)
+    (train_set, val_set), config = job.opened(), job.config
+    data = TrainData.make(train_set, val_set, config)
     check_network(config, len(train_set.classes))
     writer = job.writer()
     checkpoints = Checkpoints(writer.store, job.fingerprint)
@@ -344,8 +373,8 @@ def train_worker(job: TrainJob, post: Any) -> None:
     from pipelines.learning.trainset import TrainData, preprocess_of
 
     config = job.config
-    train_set = open_shards(job.shards)
-    data = TrainData.make(train_set, open_shards(job.val) if job.val else None, config)
+    train_set, val_set = job.opened()
+    data = TrainData.make(train_set, val_set, config)
     learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
     checkpoints = Checkpoints(Store(job.out), job.fingerprint)
     progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0}
@@ -412,7 +441,7 @@ def _stream(
     done = [(workers, steps) for workers, steps in legs]
     position = Position(learner.rank, learner.world, learner.loss.views, epoch, done)
     if learner.device.type == "cuda":
-        return batches_apart(job.shards, job.val, job.config, position)
+        return batches_apart(job.shards, job.val, job.config, position, job.digests)
     return batches(data, job.config, position)
 
 

@@ -23,7 +23,7 @@ from pipelines.proofs.remembered import remember_tars, remembered_tars
 from pipelines.proofs.shards import prove_shards, prove_tar
 from pipelines.shards import Shard, open_shards
 from pipelines.storage import Store, canonical_json
-from pipelines.versions import FOLDERS, named_version, open_current, referenced
+from pipelines.versions import FOLDERS, manifest_path, named_version, open_current, referenced
 
 THREADS = 4
 
@@ -40,8 +40,13 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> dic
     findings = Findings(first, given)
     published = _published(findings)
     kind = first.manifest.kind
-    tars = prove_shards(findings) if kind == "shards" else []
-    _check_bytes(findings, list(published.values()), tars)
+    newest = Findings(open_current(first.store), given) if kind == "shards" and len(published) > 1 else findings
+    tars = prove_shards(newest) if kind == "shards" else []
+    _check_bytes(newest, list(published.values()), tars)
+    if newest is not findings:
+        findings.checks += newest.checks
+        for problem in newest.problems:
+            findings.problem(problem)
     for path, artifact in published.items():
         found = findings if artifact is first else Findings(artifact, given, proven=findings.proven)
         _check_envelope(found, path)
@@ -74,9 +79,9 @@ def verify_tars(uri: str, out: str, config: Config) -> dict[str, Any]:
     tars, and how many were `proven` now, `known` before and `left` for another run; `damaged` says what is wrong with
     which tar. Raises DamagedArtifact where manifest or index are not what was published.
     """
-    artifact = open_artifact(uri, "shards")
+    artifact = open_current(uri, "shards")
     findings = Findings(artifact, {})
-    _check_envelope(findings, "manifest.json")
+    _check_envelope(findings, manifest_path(artifact))
     shards = prove_shards(findings)
     if findings.problems:
         raise DamagedArtifact(_summary(findings))

@@ -39,6 +39,12 @@ def open_version(store: Store, number: int, kind: str | None = None) -> Artifact
     return artifact
 
 
+def manifest_path(artifact: Artifact) -> str:
+    """Where the manifest of an open artifact lies below its root."""
+    path = f"manifests/{artifact.digest[:DIGEST_CHARS]}.json"
+    return path if artifact.store.size(path) is not None else "manifest.json"
+
+
 def named_version(store: Store, number: int) -> tuple[str, Artifact]:
     """The path of a version's manifest, and the artifact; DamagedArtifact where that is not what was published."""
     where = f"{store.uri}/versions/{number}.json"
@@ -63,6 +69,17 @@ def open_current(uri: str | Path | Store, kind: str | None = None) -> Artifact:
     store = uri if isinstance(uri, Store) else Store(uri)
     known = versions(store)
     return open_version(store, known[-1], kind) if known else open_artifact(store, kind)
+
+
+def open_known(uri: str, kind: str, digest: str) -> Artifact:
+    """The version of what was committed at `uri` that has this digest. FingerprintMismatch where there is none."""
+    current = open_current(uri, kind)
+    if current.digest == digest:
+        return current
+    for version in all_versions(current.store).values():
+        if version.digest == digest:
+            return version
+    raise FingerprintMismatch(f"{current.uri} is {kind} {current.digest[:12]}, and no version of it is {digest[:12]}")
 
 
 def require_version(store: Store, number: int, known: Sequence[int]) -> None:
@@ -100,11 +117,16 @@ def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifac
 
 
 def publish_next(
-    base: Artifact, number: int, parts: Sequence[Part], receipts: Sequence[ReceiptRef], totals: dict[str, int]
+    base: Artifact,
+    number: int,
+    parts: Sequence[Part],
+    receipts: Sequence[ReceiptRef],
+    totals: dict[str, int],
+    **changed: Any,
 ) -> Artifact:
     """Publish version `number`, made from `base`, the version before it. CommitConflict if another run was first."""
     require_parts(base, parts, number)
-    artifact = next_artifact(base, parts, receipts, totals)
+    artifact = next_artifact(base, parts, receipts, totals, **changed)
     path = put_manifest(artifact)
     if number == 2 and not publish_version(base.store, 1, "manifest.json", base.digest):
         raise _overtaken(base.store, number)

@@ -55,7 +55,7 @@ def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> li
 def _indexed(index: IndexReader, shard: IndexedShard) -> Source:
     uri, digest = index.artifact.uri, index.artifact.digest
     place = Place(shard.ordinal, shard.shard, shard.shard_sha256, digest, True, index.live(shard))
-    return Source(place, uri, lambda: index.live_keys(shard.ordinal))
+    return Source(place, uri, lambda: index.live_keys(shard.ordinal, COLUMNS))
 
 
 def _encoded(ordinal: int, entry: CodesSet, shard: CodesShard) -> Source:

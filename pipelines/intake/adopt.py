@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,26 @@ import pyarrow as pa
 
 from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
-from pipelines.errors import InputError, WorkFailed
+from pipelines.config import Config
+from pipelines.errors import Degraded, InputError, WorkFailed
 from pipelines.images import SUFFIXES, decode_ahead
-from pipelines.intake.foreign import ForeignTar, scan_foreign_tar
+from pipelines.intake.foreign import ForeignTar, Loss, scan_foreign_tar
+from pipelines.intake.growth import Grown, adopted_before, grown_classes
 from pipelines.intake.sources import MAX_FILES, Listing
+from pipelines.intake.tarlists import tars_of
 from pipelines.runs import write_run_record
 from pipelines.schema import SHARD_INDEX
 from pipelines.shards import INDEX_NAME, Record, index_bytes, index_table
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.tars import TarBeyondLimits, TarReason
-from pipelines.versions import finished
+from pipelines.versions import lost
 
-ADOPT_VERSION = 1
+ADOPT_VERSION = 2
 """Raised by hand when the same tars would give another index; part of the fingerprint."""
-MAX_CLASSES = 100_000
 THREADS = 2
 
-_TAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
-_COMPRESSED = re.compile(r"[^/.][^/]*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2|txz)", re.IGNORECASE)
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,4}")
+"""A whole number below 100,000 as one writes it."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,33 @@ class Adoption:
     """How foreign samples are read.
 
     `fields` are the JSON fields that hold labels (unset: `cls`, else `labels` or `label`; none: no labels), `classes`
-    the names of the class numbers, and `keys_by_tar` puts the tar's name before each key.
+    the names of the class numbers, and `keys_by_tar` puts the tar's name before each key. `image_member` is what
+    follows the key in the name of the image, such as `input.jpg`; unset: the one member with the suffix of an image.
     """
 
     fields: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     keys_by_tar: bool = False
+    image_member: str | None = None
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """What follows the key in the names of images, with its dot, in lower case."""
+        return SUFFIXES if self.image_member is None else (f".{self.image_member.lower().removeprefix('.')}",)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it belongs to a fingerprint beside the tars and their classes."""
+        chosen = {} if self.image_member is None else {"image_member": self.images[0]}
+        return {"adopt": ADOPT_VERSION, "fields": self.fields, "keys_by_tar": self.keys_by_tar, **chosen}
+
+
+_HINTS = {
+    TarReason.NO_IMAGE: "--image-member SUFFIX names the image of a sample",
+    TarReason.SEVERAL_IMAGES: "--image-member SUFFIX chooses among several images",
+    TarReason.DUPLICATE_KEY: "--keys-by-tar tells equal keys of several tars apart",
+}
+"""What helps against a reason where it is the most frequent one."""
 
 
 @dataclass
@@ -64,39 +87,51 @@ class _Indexed:
     labels: list[tuple[str, ...]]
 
 
-def adopt(source: str, out: str, how: Adoption | None = None) -> dict[str, Any]:
-    """Index the .tar files directly below `source`, a folder or s3:// prefix, as a shards artifact at `out`.
+def adopt(
+    source: str, out: str, how: Adoption | None = None, config: Config | None = None, allow_degraded: bool = False
+) -> dict[str, Any]:
+    """Index the tars of `source`, a folder, s3:// prefix, tar or pattern, as a shards artifact at `out`.
 
     Found = samples + skipped; what is skipped is counted by reason, the first by name. Raises InputError where there
-    is no tar or no sample, or where a label is not among the classes given.
+    is no tar or no sample, or where a label is not among the classes given; Degraded where more was skipped than
+    `ingest.skip_budget` and that was not allowed.
     """
     began = time.time()
-    how = how or Adoption()
-    origin, root = Store(source), Store(out)
-    names = _tar_names(origin)
-    listing, losses = Listing(origin.uri), Counter[str]()
-    tars = [tar for tar in _index(origin, names, how, listing, losses) if tar.table.num_rows]
+    how, budget = how or Adoption(), (config or Config()).ingest.skip_budget
+    (origin, names), root = tars_of(source), Store(out)
+    if root.uri == Store(source).uri != origin.uri:
+        raise InputError(f"--out {out} is a tar: give the folder that holds it, {origin.uri}, or another one")
+    listing, base = Listing(origin.uri), adopted_before(root, how.settings)
+    if base is not None:
+        names = base.names(names, origin)
+    tars = [tar for tar in _index(origin, names, how, listing, base) if tar.table.num_rows]
     if not tars:
         raise InputError(_nothing_found(listing))
-    classes, ids = _class_ids((name for tar in tars for own in set(tar.labels) for name in own), how, origin.uri)
-    index = index_bytes(_numbered(tar, ids) for tar in tars)
     samples = sum(tar.table.num_rows for tar in tars)
     totals = {"samples": samples, "skipped": listing.skipped, "found": samples + listing.skipped}
-    result, written = _publish(origin, root, tars, index, classes, how, totals)
-    facts = {"skipped_reasons": dict(sorted(losses.items())), "skipped_files": listing.skipped_files}
+    try:
+        degraded = listing.require_budget(samples, budget, allow_degraded)
+    except Degraded as error:
+        raise Degraded(f"{error}{_hint(listing)}") from None
+    labels = {name for tar in tars for own in set(tar.labels) for name in own}
+    classes, ids = _class_ids(labels, how, origin.uri, base)
+    index = index_bytes(_numbered(tar, ids, base) for tar in tars)
+    result, written = _publish(origin, root, tars, index, classes, how, totals, base)
+    facts = {"skipped_reasons": listing.skipped_reasons, "skipped_files": listing.skipped_files}
     if written:
         seconds = round(time.time() - began, 3)
         figures = {"source": origin.uri, "began": began, "seconds": seconds, **totals, **facts}
         write_run_record(root, "ingest", figures)
     return {
         "verb": "ingest",
-        "status": "done" if written else "unchanged",
+        "status": "degraded" if degraded else "done" if written else "unchanged",
         "uri": root.uri,
         "digest": result.digest,
         **totals,
         **facts,
         "tars": len(tars),
         "classes": list(classes),
+        **({"version": result.manifest.meta["version"]} if "version" in result.manifest.meta else {}),
     }
 
 
@@ -116,98 +151,101 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _tar_names(origin: Store) -> list[str]:
-    beside = [name for name in origin.names("") if "/" not in name]
-    if origin.is_local:
-        for path in sorted(Path(origin.uri).glob("[!.]*.tar")):
-            if path.name not in beside:
-                raise InputError(f"{path} is no plain file, so it cannot be read as a tar: take it away")
-    for name in beside:
-        if _COMPRESSED.fullmatch(name):
-            raise InputError(f"{origin.uri}/{name} is compressed, so no sample can be read by its place: unpack it")
-    tars = [name for name in beside if name.endswith(".tar") and not name.startswith(".")]
-    for name in tars:
-        if not _TAR_NAME.fullmatch(name):
-            raise InputError(f"{origin.uri}/{name} cannot name a shard: use letters, digits, dot, dash and underscore")
-    if not tars:
-        raise InputError(f"{origin.uri} holds no .tar file: --adopt takes a folder or s3:// prefix of WebDataset tars")
-    return tars
-
-
 def _nothing_found(listing: Listing) -> str:
-    first = listing.named[0] if listing.named else {"path": "its tars", "reason": "empty"}
-    path, reason = first["path"], first["reason"]
-    return f"{listing.where} holds no sample that can be taken ({listing.skipped} skipped, the first: {path}, {reason})"
+    why = f"{listing.skipped} skipped: {listing.why_skipped()}" if listing.skipped else "its tars are empty"
+    return f"{listing.where} holds no sample that can be taken ({why}){_hint(listing)}"
+
+
+def _hint(listing: Listing) -> str:
+    """What to do about the most frequent reason, if anything is known to help."""
+    reason = max(listing.reasons, key=lambda name: listing.reasons[name], default="")
+    return f": {_HINTS[TarReason(reason)]}" if reason in _HINTS else ""
 
 
 # --------------------------------------------------------------------------------------------------------- indexing
 
 
 def _index(
-    origin: Store, names: Sequence[str], how: Adoption, listing: Listing, losses: Counter[str]
+    origin: Store, names: Sequence[str], how: Adoption, listing: Listing, base: Grown | None
 ) -> Iterator[_Indexed]:
-    """Scan the tars, several side by side, and index them in order; the first of several equal keys is taken."""
+    """Scan the tars, several side by side, and index them in order.
+
+    The first of several equal keys is taken, those of the tars that were adopted before first of all.
+    """
 
     def scan(name: str) -> ForeignTar:
         try:
             with origin.open(name) as stream:
-                return scan_foreign_tar(stream, SUFFIXES, how.fields)
+                return scan_foreign_tar(stream, how.images, how.fields)
         except FileNotFoundError:
             raise WorkFailed(f"{origin.uri}/{name} went away while it was adopted: run again") from None
         except TarBeyondLimits as error:
             raise InputError(f"{origin.uri}/{name}: {error}: move it away, or cut it into several tars") from None
 
-    seen: set[str] = set()
+    before = base.keys if base else {}
+    seen = {key for keys in before.values() for key in keys}
     with stage("adopt", len(names), unit="tars") as advance:
         for name, tar in zip(names, decode_ahead(names, scan, THREADS, THREADS), strict=True):
-            yield _index_tar(name, tar, how, seen, listing, losses)
+            if base is not None:
+                base.require_same_bytes(name, tar.sha256, origin)
+            yield _index_tar(name, tar, how, seen, before.get(name, frozenset()), listing)
             advance(1)
 
 
 def _index_tar(
-    name: str, tar: ForeignTar, how: Adoption, seen: set[str], listing: Listing, losses: Counter[str]
+    name: str, tar: ForeignTar, how: Adoption, seen: set[str], own: Container[str], listing: Listing
 ) -> _Indexed:
+    """The rows of one tar. Keys `seen` are taken, but for its `own` if it was adopted before."""
     prefix = f"{name.removesuffix('.tar')}/" if how.keys_by_tar else ""
     records: list[Record] = []
     labels = []
-    lost = [(loss.name, loss.reason) for loss in tar.losses]
+    lost = list(tar.losses)
     for sample in tar.samples:
         key = prefix + sample.key
-        if key in seen:
-            lost.append((sample.key, TarReason.DUPLICATE_KEY))
+        if key in seen and key not in own:
+            lost.append(Loss(sample.key, TarReason.DUPLICATE_KEY))
             continue
         seen.add(key)
         if len(seen) > MAX_FILES:
             raise InputError(f"{listing.where} holds more than {MAX_FILES} samples: adopt it in pieces")
-        records.append(Record(key, name, len(records), (), sample.members))
+        records.append(Record(key, name, len(records), sample.members[0].name, (), sample.members))
         labels.append(sample.labels)
-    for member, reason in lost:
-        listing.skip(f"{name}: {member}" if member else name, str(reason))
-        losses[str(reason)] += 1
+    for loss in lost:
+        listing.skip(f"{name}: {loss.name}" if loss.name else name, loss.reason, loss.detail, loss.sample)
     return _Indexed(name, tar.bytes, tar.sha256, index_table(records), labels)
 
 
-def _class_ids(labels: Iterable[str], how: Adoption, where: str) -> tuple[tuple[str, ...], dict[str, int]]:
+def _class_ids(
+    found: set[str], how: Adoption, where: str, base: Grown | None
+) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes, and the id of each label. A number is its own id, unless there are names beside the numbers."""
-    found = set(labels)
-    numbers = {name: int(name) for name in found if name.isascii() and name.isdecimal() and int(name) < MAX_CLASSES}
     if how.classes is not None:
-        ids = {name: number for number, name in enumerate(how.classes)}
-        ids |= {name: number for name, number in numbers.items() if number < len(how.classes)}
+        ids = {name: int(name) for name in found if name.isascii() and name.isdigit()}
+        ids = {name: number for name, number in ids.items() if number < len(how.classes)}
+        ids = {name: number for number, name in enumerate(how.classes)} | ids
         for name in sorted(found - ids.keys()):
             raise InputError(f"{where}: the label {name!r} is not among the {len(how.classes)} classes given")
+        if base is not None and how.classes[: len(base.classes)] != base.classes:
+            raise InputError(f"{base.artifact.uri} has other classes than those given: put new names behind its own")
         return how.classes, ids
+    numbers = {name: int(name) for name in found if _WHOLE.fullmatch(name)}
+    if base is not None:
+        return grown_classes(found, base.classes, numbers)
     if len(numbers) == len(found):
         return tuple(str(number) for number in range(1 + max(numbers.values(), default=-1))), numbers
     names = tuple(sorted(found))
     return names, {name: number for number, name in enumerate(names)}
 
 
-def _numbered(tar: _Indexed, ids: Mapping[str, int]) -> pa.Table:
-    """The rows of a tar with class ids."""
+def _numbered(tar: _Indexed, ids: Mapping[str, int], base: Grown | None) -> pa.Table:
+    """The rows of a tar with class ids, which are those it had before if it was adopted before."""
     place = SHARD_INDEX.get_field_index("labels")
     field = SHARD_INDEX.field(place)
-    return tar.table.set_column(place, field, pa.array([[ids[name] for name in own] for own in tar.labels], field.type))
+    labels = pa.array([[ids[name] for name in own] for own in tar.labels], field.type)
+    rows = tar.table.set_column(place, field, labels)
+    if base is not None:
+        base.require_same_rows(tar.name, rows)
+    return rows
 
 
 # -------------------------------------------------------------------------------------------------------- publishing
@@ -221,22 +259,37 @@ def _publish(
     classes: tuple[str, ...],
     how: Adoption,
     totals: Mapping[str, int],
+    base: Grown | None,
 ) -> tuple[Artifact, bool]:
-    """Commit the artifact, or what is gone of it. The flag is False where it was committed before and is all there."""
+    """Commit the artifact, what is gone of it, or its next version.
+
+    The flag is False where it was committed before and is all there.
+    """
     digest = sha256_of(canonical_json([[[tar.name, tar.sha256] for tar in tars], classes, sha256_of(index), totals]))
-    settings = {"adopt": ADOPT_VERSION, "fields": how.fields, "keys_by_tar": how.keys_by_tar}
-    mark = fingerprint("shards", {"source": digest}, settings)
-    published = finished(root, "shards", mark)
-    if published is not None:
-        return published, False
+    new = [tar for tar in tars if base is None or tar.name not in base.shards]
+    if base is not None and not new and not lost(base.artifact):
+        return base.artifact, False
+    mark = base.artifact.manifest.fingerprint if base else fingerprint("shards", {"source": digest}, how.settings)
     writer = ArtifactWriter(root, "shards", mark, (), {})
+    if base is not None:
+        parts, index_part = _put(origin, root, writer, new or tars, index, totals["samples"])
+        if not new:  # and what was gone is there again
+            return base.artifact, True
+        return base.publish(parts, index_part, dict(totals), classes=classes, source=digest), True
+    parts, index_part = _put(origin, root, writer, tars, index, totals["samples"])
+    meta = {"classes": classes, "source": digest, "split": None, "adopted": True}
+    return writer.commit([*parts, index_part], totals, meta), True
+
+
+def _put(
+    origin: Store, root: Store, writer: ArtifactWriter, tars: Sequence[_Indexed], index: bytes, samples: int
+) -> tuple[list[Part], Part]:
+    """The tars as parts, put unless they lie there already, and the index of all tars."""
     if origin.uri == root.uri:
         parts = [Part(path=tar.name, bytes=tar.bytes, sha256=tar.sha256, rows=tar.table.num_rows) for tar in tars]
     else:
         parts = list(_copied(origin, writer, tars))
-    parts.append(writer.put_part(INDEX_NAME, index, totals["samples"]))
-    meta = {"classes": classes, "source": digest, "split": None, "adopted": True}
-    return writer.commit(parts, totals, meta), True
+    return parts, writer.put_part(INDEX_NAME, index, samples)
 
 
 def _copied(origin: Store, writer: ArtifactWriter, tars: Sequence[_Indexed]) -> Iterator[Part]:

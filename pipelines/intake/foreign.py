@@ -7,6 +7,7 @@ The tar is streamed once, bounded by `TarLimits`; nothing is extracted, decoded 
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,13 @@ from pipelines.tars import Hashed, Readable, TarBeyondLimits, TarDamaged, TarEnt
 
 MAX_LABEL_BYTES = 1 << 20
 MAX_LABEL_CHARS = 200
+
+_FACTS = (".cls", ".json")
+_SHOWN = 60
+
+# What a name on a terminal or a line must not hold: control characters, line separators, what turns the direction of
+# writing, lone surrogates. All else names classes, what joins the parts of a letter or an emoji too.
+_NO_LABEL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,15 @@ class ForeignSample:
 
 @dataclass(frozen=True)
 class Loss:
-    """What cannot be taken: a sample by its key, a lone file by its name, or (no name) the rest of the tar."""
+    """What cannot be taken: a sample by its key, a lone file by its name, or (no name) the rest of the tar.
+
+    `detail` says more than the reason, where there is more to say; `sample` whether it costs a sample.
+    """
 
     name: str
     reason: TarReason
+    detail: str = ""
+    sample: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,9 +63,9 @@ def scan_foreign_tar(
 ) -> ForeignTar:
     """Scan one tar. `images` are the suffixes of images, with their dot; `fields` the JSON fields that hold labels.
 
-    Unset `fields` = the `cls` member, else `labels` or `label` of the JSON; none = no labels. Where the tar breaks,
-    its last sample is given up with it, since members of it may be missing. TarBeyondLimits is raised as it comes: a
-    tar that is not read to its end has no digest.
+    Unset `fields` = the `cls` member, else `labels` or `label` of the JSON; none = no labels. A JSON is parsed only
+    where a label is asked of it. Where the tar breaks, its last sample is given up with it, since members of it may be
+    missing. TarBeyondLimits is raised as it comes: a tar that is not read to its end has no digest.
     """
     source = Hashed(stream)
     runs = _Runs(images, fields)
@@ -78,9 +91,16 @@ class _Run:
     key: str
     suffixes: set[str] = field(default_factory=set)
     images: list[Member] = field(default_factory=list)
-    facts: dict[str, tuple[Member, bytes]] = field(default_factory=dict)
+    facts: dict[str, tuple[Member, bytes | None]] = field(default_factory=dict)
+    beside: list[Loss] = field(default_factory=list)
     labels: tuple[str, ...] = ()
     problem: TarReason | None = None
+    detail: str = ""
+
+    def refuse(self, reason: TarReason, detail: str = "") -> None:
+        """Give the sample up; the first reason stays."""
+        if self.problem is None:
+            self.problem, self.detail = reason, detail
 
 
 class _Runs:
@@ -95,7 +115,7 @@ class _Runs:
     def wants(self, entry: TarEntry) -> bool:
         """Whether the content is needed: of an image for its digest, of `cls` and `json` also for what they say."""
         suffix = _suffix(entry.name)
-        limit = MAX_LABEL_BYTES if suffix in (".cls", ".json") else entry.size if suffix in self._images else -1
+        limit = entry.size if suffix in self._images else MAX_LABEL_BYTES if suffix in _FACTS else -1
         return entry.refusal is None and entry.size <= limit
 
     def add(self, entry: TarEntry, content: bytes | None) -> None:
@@ -103,32 +123,38 @@ class _Runs:
             return
         key, suffix = _key(entry.name), _suffix(entry.name)
         if not key or not suffix:
-            self._losses.append(Loss(entry.name, entry.refusal or TarReason.NO_KEY))
+            self._losses.append(Loss(entry.name, entry.refusal or TarReason.NO_KEY, sample=False))
             return
         if self._open is None or self._open.key != key:
             self.close()
             self._open = _Run(key)
         run = self._open
         if suffix in run.suffixes:
-            run.problem = run.problem or TarReason.DUPLICATE_KEY
+            run.refuse(TarReason.DUPLICATE_KEY, f"the tar has two members {key}{suffix}")
         run.suffixes.add(suffix)
+        if suffix in self._images or suffix in _FACTS:
+            self._take(run, entry, suffix, content)
+        elif entry.refusal not in (None, TarReason.TOO_LARGE):  # nobody reads it, so its size costs nothing
+            run.beside.append(Loss(entry.name, entry.refusal, sample=False))
+
+    def _take(self, run: _Run, entry: TarEntry, suffix: str, content: bytes | None) -> None:
+        """Keep an image or what may state labels; a member that is too large for that has no content."""
         if entry.refusal is not None:
-            run.problem = run.problem or entry.refusal
-        elif content is not None:
-            member = Member(entry.name, entry.offset, entry.size, hashlib.sha256(content).digest())
-            if suffix in self._images:
-                run.images.append(member)
-            else:
-                run.facts[suffix] = member, content
-        elif suffix in (".cls", ".json"):
-            run.problem = run.problem or TarReason.BAD_METADATA
-        elif suffix in self._images:
-            run.problem = run.problem or TarReason.TOO_LARGE
+            run.refuse(entry.refusal, entry.name)
+            return
+        digest = hashlib.sha256(content).digest() if content is not None else b""
+        member = Member(entry.name, entry.offset, entry.size, digest)
+        if suffix not in self._images:
+            run.facts[suffix] = member, content
+        elif content is None:
+            run.refuse(TarReason.TOO_LARGE, entry.name)
+        else:
+            run.images.append(member)
 
     def break_off(self, reason: TarReason) -> None:
         """The tar ends here against its will."""
         if self._open is not None:
-            self._open.problem = self._open.problem or reason
+            self._open.refuse(reason)
 
     def close(self) -> None:
         """The key that is open has no further member here."""
@@ -145,13 +171,17 @@ class _Runs:
                 earlier.problem = TarReason.INTERLEAVED
 
     def _judge(self, run: _Run) -> None:
-        if run.problem is None and len(run.images) != 1:
-            run.problem = TarReason.SEVERAL_IMAGES if run.images else TarReason.NO_IMAGE
+        if not run.images and run.beside:
+            run.refuse(run.beside[0].reason, run.beside[0].name)
+        if len(run.images) != 1:
+            named = ", ".join(suffix.removeprefix(".") for suffix in sorted(run.suffixes))
+            run.refuse(TarReason.SEVERAL_IMAGES if run.images else TarReason.NO_IMAGE, f"its members: {named}")
         try:
             run.labels = _labels({suffix: content for suffix, (_, content) in run.facts.items()}, self._fields)
-        except (ValueError, RecursionError):
-            run.problem = run.problem or TarReason.BAD_METADATA
-        run.facts = {suffix: (member, b"") for suffix, (member, _) in run.facts.items()}
+        except ValueError as error:
+            run.refuse(TarReason.BAD_METADATA, str(error))
+        # What was too large to be read is no metadata either; the contents of the rest have served.
+        run.facts = {name: (member, b"") for name, (member, content) in run.facts.items() if content is not None}
 
     def samples(self) -> list[ForeignSample]:
         return [
@@ -162,7 +192,8 @@ class _Runs:
 
     def losses(self) -> list[Loss]:
         return [
-            *(Loss(run.key, run.problem) for run in self._closed.values() if run.problem is not None),
+            *(Loss(run.key, run.problem, run.detail) for run in self._closed.values() if run.problem is not None),
+            *(loss for run in self._closed.values() if run.problem is None for loss in run.beside),
             *self._losses,
         ]
 
@@ -191,17 +222,36 @@ def _suffix(name: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ labels
 
 
-def _labels(facts: dict[str, bytes], fields: Sequence[str] | None) -> tuple[str, ...]:
-    """The class names that `cls` or `json` states, each once. ValueError where it cannot be read."""
-    value = json.loads(facts[".json"]) if ".json" in facts else {}
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
+def _labels(facts: dict[str, bytes | None], fields: Sequence[str] | None) -> tuple[str, ...]:
+    """The class names that `cls` or `json` states, each once. ValueError, with the value, for what cannot be one."""
     if fields is None and ".cls" in facts:
-        found: list[Any] = [facts[".cls"].decode().strip()]
+        found: list[Any] = [_text(facts[".cls"], "cls").strip()]
+    elif fields == () or ".json" not in facts:
+        return ()
     else:
-        named = [name for name in (("labels", "label") if fields is None else fields) if value.get(name) is not None]
-        found = [one for name in (named[:1] if fields is None else named) for one in _as_list(value[name])]
-    return tuple(dict.fromkeys(_label(one) for one in found))
+        value = _parsed(_text(facts[".json"], "json"))
+        names = ("labels", "label") if fields is None else fields
+        stated = [name for name in names if value.get(name) is not None]
+        found = [one for name in (stated[:1] if fields is None else stated) for one in _as_list(value[name])]
+    return tuple(dict.fromkeys(_label(one) for one in found if one is not None and one != ""))
+
+
+def _text(content: bytes | None, member: str) -> str:
+    if content is None:
+        raise ValueError(f"its {member} has more than {MAX_LABEL_BYTES} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"its {member} is not UTF-8") from None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A JSON object; one of another form states nothing, as boxes in a list do not."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("its json is not JSON") from None
+    return value if isinstance(value, dict) else {}
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -209,10 +259,17 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _label(value: Any) -> str:
-    """A label as the name of a class: a text, or a whole number without leading zeros."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError("a label is neither a text nor a whole number")
+    """A label as the name of a class: a text, true or false, or a whole number, however it is written in JSON."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int):
+        shown = json.dumps(value)
+        raise ValueError(f"the label {shown[:_SHOWN]} is neither a text nor true or false nor a whole number")
     text = str(value)
-    if not text or len(text) > MAX_LABEL_CHARS or not text.isprintable():
-        raise ValueError("a label is empty, too long or not printable")
-    return str(int(text)) if text.isascii() and text.isdigit() else text
+    if len(text) > MAX_LABEL_CHARS:
+        raise ValueError(f"the label {text[:_SHOWN]!r}... has more than {MAX_LABEL_CHARS} characters")
+    if refused := _NO_LABEL.search(text):
+        raise ValueError(f"the label {text[:_SHOWN]!a} holds the character U+{ord(refused[0]):04X}")
+    return text

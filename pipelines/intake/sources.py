@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, cast
 
 from pipelines.errors import Degraded, InputError
@@ -34,6 +35,8 @@ from pipelines.tars import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntr
 
 MAX_FILES = 20_000_000
 SKIPPED_NAMED = 1000
+SUFFIXES_COUNTED = 1000
+SUFFIXES_SHOWN = 5
 MAX_EXPANSION = 200
 """How many times its own size a compressed tar may unfold to; images barely shrink, tar headers do."""
 
@@ -66,10 +69,13 @@ class Listing:
     where: str
     entries: list[Entry] = field(default_factory=list)
     skipped: int = 0
-    lost: int = 0
-    """How many of those skipped would have been samples."""
+    losses: Counter[str] = field(default_factory=Counter)
+    """Those of them that would have been samples, by reason."""
     reasons: Counter[str] = field(default_factory=Counter)
+    suffixes: Counter[str] = field(default_factory=Counter)
+    """Of the files that were skipped for their suffix: how many have which, in lower case."""
     named: list[dict[str, str]] = field(default_factory=list)
+    first_lost: dict[str, str] | None = None
     notes: list[str] = field(default_factory=list)
     """What else the user should know of the source, one line each."""
 
@@ -79,12 +85,26 @@ class Listing:
         Unset, `loss` is whether the reason costs a picture.
         """
         self.skipped += 1
+        if reason is SkipReason.WRONG_SUFFIX:
+            suffix = printable(os.path.splitext(path)[1].lower()) or "none"  # noqa: PTH122 - a Path per file is slow
+            known = suffix in self.suffixes or len(self.suffixes) < SUFFIXES_COUNTED
+            self.suffixes[suffix if known else "others"] += 1
         self.reasons[str(reason)] += 1
-        self.lost += reason not in NO_LOSS if loss is None else loss
-        if len(self.named) < SKIPPED_NAMED:
+        lost = reason not in NO_LOSS if loss is None else loss
+        if lost:
+            self.losses[str(reason)] += 1
+        if len(self.named) < SKIPPED_NAMED or (lost and self.first_lost is None):
             named = {"path": printable(path)[:MAX_NAME_BYTES], "reason": str(reason)}
-            self.named.append({**named, "detail": printable(detail)} if detail else named)
+            named |= {"detail": printable(detail)} if detail else {}
+            self.named += [named] if len(self.named) < SKIPPED_NAMED else []
+            if lost:
+                self.first_lost = self.first_lost or named
         self.bound(0)
+
+    @property
+    def skipped_suffixes(self) -> dict[str, int]:
+        """How many were passed over for each suffix that no picture has, the most frequent first."""
+        return dict(sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0])))
 
     @property
     def skipped_files(self) -> list[dict[str, str]]:
@@ -103,22 +123,20 @@ class Listing:
 
     def require_budget(self, samples: int, budget: float, allow_degraded: bool) -> bool:
         """Return whether more than the share `budget` of the pictures was lost; Degraded unless that is allowed."""
-        if self.lost <= budget * (samples + self.lost):
+        lost = self.losses.total()
+        if lost <= budget * (samples + lost):
             return False
         if not allow_degraded:
             raise Degraded(
-                f"{self.lost} of {samples + self.lost} pictures of {self.where} cannot be taken, more than "
-                f"ingest.skip_budget = {budget:g}: {self.why_skipped()}: mend them, or pass --allow-degraded to "
-                "publish without them"
+                f"{lost} of {samples + lost} pictures of {self.where} cannot be taken, more than ingest.skip_budget = "
+                f"{budget:g}: {_counted(self.losses, self.first_lost)}: mend them, or pass --allow-degraded to publish "
+                "without them"
             )
         return True
 
     def why_skipped(self) -> str:
-        """Name the reasons with their counts, and the first file of those."""
-        first = self.named[0]
-        detail = f", {first['detail']}" if "detail" in first else ""
-        counted = ", ".join(f"{reason} {count}" for reason, count in self.skipped_reasons.items())
-        return f"{counted}; the first is {first['path']}: {first['reason']}{detail}"
+        """Name the reasons with their counts, the suffixes that no picture has, and the first file."""
+        return _counted(self.reasons, next(iter(self.named), None), self.skipped_suffixes)
 
     def add(self, entry: Entry) -> None:
         """Take a sample."""
@@ -129,6 +147,21 @@ class Listing:
         """InputError where these and `more` files are too many."""
         if len(self.entries) + self.skipped + more > MAX_FILES:
             raise InputError(f"{self.where} holds more than {MAX_FILES} files: ingest it in pieces")
+
+
+def _counted(
+    reasons: Mapping[str, int], first: Mapping[str, str] | None, suffixes: Mapping[str, int] = MappingProxyType({})
+) -> str:
+    listed = [f"{suffix} {count}" for suffix, count in suffixes.items()]
+    shown = ", ".join(listed[:SUFFIXES_SHOWN] + ["..."] * (len(listed) > SUFFIXES_SHOWN))
+    counted = ", ".join(
+        f"{reason} {count}" + (f" ({shown})" if reason == SkipReason.WRONG_SUFFIX and shown else "")
+        for reason, count in sorted(reasons.items())
+    )
+    if first is None:
+        return counted
+    path, *why = first.values()
+    return f"{counted}; the first is {path}: {', '.join(why)}"
 
 
 @dataclass(frozen=True)

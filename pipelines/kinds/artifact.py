@@ -1,8 +1,8 @@
 """The index artifact: its tables and names, and a reader that searches it part by part.
 
 For the shard of ordinal n there are `part-<n>.<suffix>` (the kind's own format) and `keys-<n>.parquet`, which makes
-the index self-contained: rows, keys, codes, labels, and logits where the codes have them. `ordinals.parquet` says
-which tar an ordinal belongs to; what the kind's parts share is `quantizer.faiss`.
+the index self-contained: rows, keys, source paths, codes, labels, and logits where the codes have them.
+`ordinals.parquet` says which tar an ordinal belongs to; what the kind's parts share is `quantizer.faiss`.
 
 In a later version `removed.parquet` names the rows of parts that are no longer to be found; these may be all of a part,
 which stays so that the same tar is not taken for a new one. A shard that was removed as a whole has no parts, and keeps
@@ -42,6 +42,8 @@ KEY_ROWS_KEPT = 1 << 22
 DIGESTS_AT_ONCE = 8
 PARTS_KEPT = 128
 """Mapped parts that stay open between searches: each holds some file descriptors, and a mask where rows are removed."""
+NAMES = ("key", "path")
+"""The columns by which a sample is named."""
 NEAR_KEYS = 3
 NEAR_KEYS_AMONG = 20_000
 
@@ -65,6 +67,7 @@ def keys_schema(bits: int, logits: bool = False) -> pa.Schema:
         [
             pa.field("row", pa.int32(), nullable=False),
             pa.field("key", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
             pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
             pa.field("labels", pa.list_(pa.int32()), nullable=False),
             *([logits_field(bits)] if logits else []),
@@ -104,6 +107,7 @@ class Item:
 
     id: int
     key: str
+    path: str
     shard: str
     shard_sha256: str
     row: int
@@ -243,31 +247,35 @@ class IndexReader:
         return np.concatenate(found)
 
     def find(self, keys: Sequence[str]) -> tuple[list[tuple[Item, bytes]], list[str]]:
-        """The samples of these keys with their codes, in the order given, and the keys that are nowhere."""
+        """The samples of these keys or paths with their codes, in the order given, and what is nowhere."""
         found: dict[str, list[tuple[Item, bytes]]] = {key: [] for key in keys}
         wanted = pa.array(filter(_is_text, found), pa.string())
         for shard in self.filled():
             table = self._keys(shard.ordinal)
-            hits = table.filter(pc.is_in(table["key"], value_set=wanted))
+            hits = table.filter(_named(table, wanted))
             items = {item.row: item for item in self._items_of(shard.ordinal, hits["row"].to_numpy())}
             for row, code in zip(hits["row"].to_pylist(), hits["code"].to_pylist(), strict=True):
-                found[items[row].key].append((items[row], code))
+                item = items[row]
+                for name in {item.key, item.path} & found.keys():
+                    found[name].append((item, code))
         return [entry for key in keys for entry in found[key]], [key for key in found if not found[key]]
 
     def find_ids(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
-        """The ids of the samples of these keys, ascending, and the keys that are nowhere; fit for millions of keys."""
+        """The ids of the samples of these keys or paths, ascending, and what is nowhere; fit for millions of them."""
         distinct = dict.fromkeys(keys)
         wanted = pa.array(filter(_is_text, distinct), pa.string())
         known, found = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
         for shards in _by_rows(self.filled(), KEY_ROWS_KEPT) if len(wanted) else ():
-            tables = {shard.ordinal: self.live_keys(shard.ordinal, ["row", "key"]) for shard in shards}
+            tables = {shard.ordinal: self.live_keys(shard.ordinal, ["row", *NAMES]) for shard in shards}
             ids = [index_id(ordinal, table["row"].to_numpy().astype(np.int64)) for ordinal, table in tables.items()]
             # Of many tables at once, since each call hashes all that is wanted.
-            places = pc.index_in(pa.concat_tables(tables.values())["key"], value_set=wanted)
-            known[places.drop_null().to_numpy()] = True
-            found.append(np.concatenate(ids)[places.is_valid().to_numpy()])
+            names = pa.concat_tables(tables.values())
+            for name in NAMES:
+                places = pc.index_in(names[name], value_set=wanted)
+                known[places.drop_null().to_numpy()] = True
+                found.append(np.concatenate(ids)[places.is_valid().to_numpy()])
         lacking = [key for key in distinct if not _is_text(key)] + wanted.filter(pa.array(~known)).to_pylist()
-        return np.sort(np.concatenate(found)), lacking
+        return np.unique(np.concatenate(found)), lacking
 
     def all_keys(self) -> Iterator[str]:
         """Every key, shard by shard."""
@@ -275,13 +283,14 @@ class IndexReader:
             yield from self._keys(shard.ordinal)["key"].to_pylist()
 
     def removed_keys(self, keys: Sequence[str]) -> set[str]:
-        """Which of these keys, none of which is found, were removed since the parts were built."""
+        """Which of these keys or paths, none of which is found, were removed since the parts were built."""
         wanted, gone = pa.array(filter(_is_text, keys), pa.string()), set()
         for ordinal, rows in self.removed.items() if keys else ():
             table = self.read_keys(ordinal)
             table = table.filter(pa.array(np.isin(table["row"].to_numpy(), rows)))
-            gone |= set(table.filter(pc.is_in(table["key"], value_set=wanted))["key"].to_pylist())
-        return gone
+            table = table.filter(_named(table, wanted))
+            gone |= {name for column in NAMES for name in table[column].to_pylist()}
+        return gone & set(keys)
 
     def near_keys(self, key: str) -> list[str]:
         """Keys that look like `key`: those that contain its last component or lie in it, then similar spellings."""
@@ -303,10 +312,11 @@ class IndexReader:
             raise DamagedArtifact(f"{self.artifact.uri}: the ordinal table does not know shard ordinal {ordinal}")
         table = self._keys(ordinal)
         places = self._places(ordinal, table, rows)
-        for entry in table.select(["row", "key", "labels"]).take(places).to_pylist():
+        for entry in table.select(["row", *NAMES, "labels"]).take(places).to_pylist():
             names = class_names(entry["labels"], self.classes, self.artifact.uri)
             number = index_id(ordinal, entry["row"])
-            yield Item(number, entry["key"], shard.shard, shard.shard_sha256, entry["row"], tuple(names))
+            place = shard.shard, shard.shard_sha256, entry["row"]
+            yield Item(number, entry["key"], entry["path"], *place, tuple(names))
 
     def _places(self, ordinal: int, table: pa.Table, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Where rows of a shard stand in its key table, or in columns of it."""
@@ -355,6 +365,11 @@ def _by_ordinal(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[n
     starts = np.flatnonzero(np.diff(ordinals, prepend=-1))
     for chunk in np.split(ids, starts[1:]) if len(ids) else ():
         yield int(chunk[0] >> 32), chunk & 0xFFFFFFFF
+
+
+def _named(table: pa.Table, wanted: pa.Array) -> pa.ChunkedArray:
+    """Which rows have one of the `wanted` texts as their key or source path."""
+    return pc.or_(*(pc.is_in(table[name], value_set=wanted) for name in NAMES))
 
 
 def _is_text(key: str) -> bool:

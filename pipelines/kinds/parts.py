@@ -26,7 +26,7 @@ class PartTask:
     shard_sha256: str
     codes_uri: str
     codes_digest: str
-    part: Part
+    parts: tuple[Part, ...]
     bits: int
     logits: bool
     later: bool = False
@@ -34,7 +34,12 @@ class PartTask:
     @property
     def rows(self) -> int:
         """Codes that the part will hold."""
-        return self.part.rows
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def where(self) -> str:
+        """The Parquet that holds the codes, or the first of those, for messages."""
+        return f"{self.codes_uri}/{self.parts[0].path}"
 
     def receipt(self, quantizer: str | None) -> str:
         """Name of the shard's receipt. After the first version it tells what was built, since other runs may try else.
@@ -43,12 +48,13 @@ class PartTask:
         """
         if not self.later:
             return part_stem(self.ordinal)
-        mark = canonical_json([self.shard_sha256, self.part.sha256, quantizer, self.facts()])
+        digests = [part.sha256 for part in self.parts]
+        mark = canonical_json([self.shard_sha256, digests if len(digests) > 1 else digests[0], quantizer, self.facts()])
         return f"{part_stem(self.ordinal)}-{sha256_of(mark)[:DIGEST_CHARS]}"
 
     def table(self) -> pa.Table:
         """The rows to index, with the columns of a key table among others; digest-checked."""
-        return read_codes(Store(self.codes_uri), self.part, self.bits, self.logits)
+        return read_codes(Store(self.codes_uri), self.parts, self.bits, self.logits)
 
     def facts(self) -> dict[str, Any]:
         """What the receipt tells beside the shard and its parts."""
@@ -59,8 +65,8 @@ class PartTask:
 class CompactTask(PartTask):
     """A shard of an index whose part is built anew without the rows `left_out`, ascending.
 
-    Codes come from its own key table, `part` of the index at `codes_uri`. `compacted` counts the rows that earlier
-    compactions left out.
+    Codes come from its own key table, the one of `parts` in the index at `codes_uri`. `compacted` counts the rows that
+    earlier compactions left out.
     """
 
     left_out: tuple[int, ...] = ()
@@ -69,14 +75,14 @@ class CompactTask(PartTask):
     @property
     def rows(self) -> int:
         """Codes that the part will hold."""
-        return self.part.rows - len(self.left_out)
+        return super().rows - len(self.left_out)
 
     def table(self) -> pa.Table:
         """The rows that stay; DamagedArtifact where the key table lacks one of the others."""
-        table = read_key_table(Store(self.codes_uri), self.part, self.bits, self.logits)
+        table = read_key_table(Store(self.codes_uri), self.parts[0], self.bits, self.logits)
         kept = table.filter(pa.array(~np.isin(table["row"].to_numpy(), self.left_out)))
         if len(kept) != self.rows:
-            raise DamagedArtifact(f"{self.codes_uri}/{self.part.path} lacks rows that were removed from it")
+            raise DamagedArtifact(f"{self.where} lacks rows that were removed from it")
         return kept
 
     def facts(self) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def build_part(
     table = task.table()
     rows = table["row"].to_numpy().astype(np.int64)
     if (np.diff(rows) <= 0).any() or rows[0] < 0:
-        raise DamagedArtifact(f"{task.codes_uri}/{task.part.path}: rows do not ascend")
+        raise DamagedArtifact(f"{task.where}: rows do not ascend")
     data = kind.build(code_array(table["code"]), index_id(task.ordinal, rows), shared, parameters)
     schema = keys_schema(task.bits, task.logits)
     keys = table.select(schema.names).cast(schema)

@@ -5,7 +5,7 @@ Threads that decode in the same process take it away: on an H200, HRNet-W18-smal
 images a second.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,14 @@ def batches(data: TrainData, config: Config, position: Position) -> Iterator[tup
         epoch, legs = epoch + 1, [(world, 0)]
 
 
-def batches_apart(shards: str, val: str | None, config: Config, position: Position) -> Iterator[tuple[Batch, int]]:
-    """What `batches` yields for these shards, made in a process of their own; its errors are raised here."""
-    feed = _Feed(shards, val, config, position)
+def batches_apart(
+    shards: str, val: str | None, config: Config, position: Position, digests: Mapping[str, str] | None = None
+) -> Iterator[tuple[Batch, int]]:
+    """What `batches` yields for these shards, made in a process of their own; its errors are raised here.
+
+    `digests` say which versions of `shards` and `val` are meant; unset = the current ones.
+    """
+    feed = _Feed(shards, val, config, position, digests or {})
     # Spawned, not forked: a forked child has the locks of threads that it has not.
     for item in DataLoader(
         feed, batch_size=None, collate_fn=_alone, num_workers=1, prefetch_factor=AHEAD, multiprocessing_context="spawn"
@@ -55,15 +60,17 @@ def batches_apart(shards: str, val: str | None, config: Config, position: Positi
 
 
 class _Feed(IterableDataset[tuple[Batch, int] | HHNetError]):
-    def __init__(self, shards: str, val: str | None, config: Config, position: Position) -> None:
+    def __init__(
+        self, shards: str, val: str | None, config: Config, position: Position, digests: Mapping[str, str]
+    ) -> None:
         self._shards, self._val, self._config, self._position = shards, val, config, position
+        self._digests = digests
 
     def __iter__(self) -> Iterator[tuple[Batch, int] | HHNetError]:
         try:
-            val = open_shards(self._val) if self._val else None
-            yield from batches(
-                TrainData.make(open_shards(self._shards), val, self._config), self._config, self._position
-            )
+            val = open_shards(self._val, self._digests.get("val")) if self._val else None
+            train_set = open_shards(self._shards, self._digests.get("shards"))
+            yield from batches(TrainData.make(train_set, val, self._config), self._config, self._position)
         except HHNetError as error:
             yield error  # a loader would raise it with a traceback for its message
 

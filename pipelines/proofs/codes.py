@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from pipelines.artifacts import Artifact, Part
-from pipelines.codes import has_logits, require_signs
+from pipelines.codes import codes_parts, has_logits, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.lineage import MODEL, carried, passed_on
 from pipelines.proofs.findings import Findings, require_distinct
@@ -25,7 +25,9 @@ PARTS_AT_ONCE = 4
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_PLACES = pa.schema([("key", pa.string()), ("row", pa.int32()), ("labels", pa.list_(pa.int32()))])
+_PLACES = pa.schema(
+    [("key", pa.string()), ("row", pa.int32()), ("path", pa.string()), ("labels", pa.list_(pa.int32()))]
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,13 @@ class _Receipt:
     shard: str
     shard_sha256: str
     samples: int
-    part: Part
+    codes: tuple[Part, ...]
     rejects: Part | None
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts that it names."""
+        return [*self.codes, *([self.rejects] if self.rejects else [])]
 
 
 def prove_codes(findings: Findings) -> None:
@@ -70,7 +77,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     keys: list[pa.Array] = []
 
     def prove(receipt: _Receipt) -> pa.Table:
-        return _prove_codes_part(artifact, receipt, schema, len(manifest.meta["classes"]))
+        return _prove_shard(artifact, receipt, schema, len(manifest.meta["classes"]))
 
     for receipt, found in zip(receipts, in_order(partial(_outcome, prove), receipts, PARTS_AT_ONCE), strict=True):
         with findings.guard():
@@ -79,7 +86,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
             if receipt.shard in shards:
                 _require_same_samples(artifact, receipt, shards[receipt.shard], places)
     require_distinct(findings, pa.chunked_array(keys, pa.string()))
-    claimed = {part.path for receipt in receipts for part in (receipt.part, receipt.rejects) if part}
+    claimed = {part.path for receipt in receipts for part in receipt.parts}
     for part in manifest.parts:
         findings.require(part.path in claimed, f"{artifact.uri}/{part.path} belongs to no receipt")
     if shards and set(shards) != {receipt.shard for receipt in receipts}:
@@ -87,7 +94,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     rejected = sum(receipt.rejects.rows for receipt in receipts if receipt.rejects)
     counts = {
         "samples": sum(receipt.samples for receipt in receipts),
-        "codes": sum(receipt.part.rows for receipt in receipts),
+        "codes": sum(part.rows for receipt in receipts for part in receipt.codes),
         "rejects": rejected,
     }
     findings.require(
@@ -95,7 +102,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     )
     findings.checks.append(
         f"conservation: {counts['samples']} samples = {counts['codes']} codes + {rejected} rejects, shard by shard"
-        + (", with the keys and labels of the shard index" if shards else "")
+        + (", with the keys, paths and labels of the shard index" if shards else "")
     )
 
 
@@ -112,15 +119,15 @@ def _receipts(findings: Findings) -> Iterator[_Receipt]:
                     str(fields["shard"]),
                     str(fields["shard_sha256"]),
                     int(fields["samples"]),
-                    Part.model_validate(fields["part"]),
+                    codes_parts(fields),
                     Part.model_validate(fields["rejects"]) if fields["rejects"] else None,
                 )
             except (ValueError, KeyError, TypeError, ValidationError):
                 raise DamagedArtifact(f"{where} is not a receipt of codes") from None
             if receipt.shard.removesuffix(".tar") != ref.shard:
                 raise DamagedArtifact(f"{where} is the receipt of {receipt.shard}")
-            for part in (receipt.part, receipt.rejects):
-                if part is not None and part not in listed:
+            for part in receipt.parts:
+                if part not in listed:
                     raise DamagedArtifact(f"{where} names {part.path}, which the manifest does not list")
             yield receipt
 
@@ -139,23 +146,9 @@ def _outcome(work: Callable[[_T], _R], item: _T) -> Callable[[], _R]:
     return lambda: result
 
 
-def _prove_codes_part(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, classes: int) -> pa.Table:
-    """Check one shard's codes and rejects. Returns key, row and labels (null for a reject) of all its samples."""
-    where = f"{artifact.uri}/{receipt.part.path}"
-    codes = read_parquet(artifact.read(receipt.part), where)
-    require_schema(codes, schema, where)
-    facts = {name: value for name, value in (codes.schema.metadata or {}).items() if name.startswith(b"hhnet.")}
-    if codes.schema.names != schema.names or facts != schema.metadata:
-        raise DamagedArtifact(f"{where}: columns or schema metadata are not those of the manifest")
-    _require_rows(codes, receipt, receipt.part, where)
-    labels = codes["labels"].combine_chunks().flatten() if codes.num_rows else pa.array([], pa.int32())
-    if len(labels) and not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < classes:
-        raise DamagedArtifact(f"{where} has labels outside the {classes} classes of the manifest")
-    bits = int(schema.metadata[b"hhnet.bits"])
-    _require_padding(codes, bits, where)
-    if b"hhnet.logits" in schema.metadata:
-        require_signs(codes, bits, where)
-    columns = [codes.select(["key", "row", "labels"])]
+def _prove_shard(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, classes: int) -> pa.Table:
+    """Check one shard's codes and rejects. Returns key, row, path and labels, the last two null for a reject."""
+    columns = [_prove_codes(artifact, receipt, part, schema, classes) for part in receipt.codes]
     if receipt.rejects is not None:
         where = f"{artifact.uri}/{receipt.rejects.path}"
         rejects = read_parquet(artifact.read(receipt.rejects), where)
@@ -164,8 +157,8 @@ def _prove_codes_part(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, 
         unknown = set(rejects["reason"].to_pylist()) - {str(reason) for reason in Reason}
         if unknown:
             raise DamagedArtifact(f"{where} has the reason {min(unknown)!r}, which is not one of the list")
-        nothing = pa.nulls(rejects.num_rows, pa.list_(pa.int32()))
-        columns.append(rejects.select(["key", "row"]).append_column("labels", nothing))
+        nothing = {name: pa.nulls(rejects.num_rows, _PLACES.field(name).type) for name in ("path", "labels")}
+        columns.append(pa.table({"key": rejects["key"], "row": rejects["row"], **nothing}))
     places = pa.concat_tables([table.cast(_PLACES) for table in columns]).sort_by("row")
     if places["row"].to_pylist() != list(range(receipt.samples)):
         raise DamagedArtifact(
@@ -173,6 +166,25 @@ def _prove_codes_part(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, 
             f"have {places.num_rows} rows that are not 0 to {receipt.samples - 1} once each"
         )
     return places
+
+
+def _prove_codes(artifact: Artifact, receipt: _Receipt, part: Part, schema: pa.Schema, classes: int) -> pa.Table:
+    """Check one part of a shard's codes. Returns key, row, path and labels of its samples."""
+    where = f"{artifact.uri}/{part.path}"
+    codes = read_parquet(artifact.read(part), where)
+    require_schema(codes, schema, where)
+    facts = {name: value for name, value in (codes.schema.metadata or {}).items() if name.startswith(b"hhnet.")}
+    if codes.schema.names != schema.names or not _same_facts(facts, schema.metadata):
+        raise DamagedArtifact(f"{where}: columns or schema metadata are not those of the manifest")
+    _require_rows(codes, receipt, part, where)
+    labels = codes["labels"].combine_chunks().flatten() if codes.num_rows else pa.array([], pa.int32())
+    if len(labels) and not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < classes:
+        raise DamagedArtifact(f"{where} has labels outside the {classes} classes of the manifest")
+    bits = int(schema.metadata[b"hhnet.bits"])
+    _require_padding(codes, bits, where)
+    if b"hhnet.logits" in schema.metadata:
+        require_signs(codes, bits, where)
+    return codes.select(_PLACES.names)
 
 
 def _require_rows(table: pa.Table, receipt: _Receipt, part: Part, where: str) -> None:
@@ -187,6 +199,17 @@ def _require_rows(table: pa.Table, receipt: _Receipt, part: Part, where: str) ->
         raise DamagedArtifact(f"{where} has rows of another shard than {receipt.shard}")
 
 
+def _same_facts(facts: dict[bytes, bytes], expected: dict[bytes, bytes]) -> bool:
+    """Whether a part says what the manifest does; its classes may be those that there were before the shards grew."""
+    if {**facts, b"hhnet.classes": b""} != {**expected, b"hhnet.classes": b""}:
+        return False
+    try:
+        classes = json.loads(facts[b"hhnet.classes"])
+    except (KeyError, ValueError):
+        return False
+    return isinstance(classes, list) and json.loads(expected[b"hhnet.classes"])[: len(classes)] == classes
+
+
 def _require_padding(codes: pa.Table, bits: int, where: str) -> None:
     if bits % 8 and any(code[-1] >> (bits % 8) for code in codes["code"].to_pylist()):
         raise DamagedArtifact(f"{where} has bits set beyond the {bits} that count")
@@ -199,6 +222,7 @@ def _require_same_samples(artifact: Artifact, receipt: _Receipt, shard: Shard, p
     index = shard.table()
     if places["key"].to_pylist() != index["key"].to_pylist():
         raise DamagedArtifact(f"{where} have other keys than the shard index")
-    pairs = zip(places["labels"].to_pylist(), index["labels"].to_pylist(), strict=True)
-    if any(labels is not None and labels != expected for labels, expected in pairs):
-        raise DamagedArtifact(f"{where} have other labels than the shard index")
+    for name, what in (("path", "paths"), ("labels", "labels")):
+        pairs = zip(places[name].to_pylist(), index[name].to_pylist(), strict=True)
+        if any(value is not None and value != expected for value, expected in pairs):
+            raise DamagedArtifact(f"{where} have other {what} than the shard index")

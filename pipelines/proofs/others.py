@@ -103,7 +103,7 @@ def _prove_rows(
 ) -> None:
     """Key, code, labels and any logits of every row are those of the codes."""
     part = reader.part(keys_name(shard.ordinal))
-    mark = (part.path, source.part.sha256)
+    mark = (part.path, ",".join(held.sha256 for held in source.parts))
     if mark in findings.proven:
         return
     keys = reader.read_keys(shard.ordinal)
@@ -111,7 +111,7 @@ def _prove_rows(
     table = table.filter(pa.array(np.isin(table["row"].to_numpy(), keys["row"].to_numpy())))
     findings.require(
         len(table) == len(keys) and table.cast(keys.schema).equals(keys),
-        f"{reader.artifact.uri}/{part.path} has other rows than {codes.artifact.uri}/{source.part.path}",
+        f"{reader.artifact.uri}/{part.path} has other rows than {codes.artifact.uri}/{source.parts[0].path}",
     )
     findings.proven.add(mark)
 

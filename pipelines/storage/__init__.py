@@ -5,11 +5,13 @@ local     a folder as a store, and the local files that verbs write beside it
 s3        a prefix of a bucket as a store
 bucket    the requests that it makes, each until it is answered
 writes    put-if-absent among them, whole or in parts
+access    which buckets are asked without keys
 clock     how long an operation is tried again, and what is worth trying
 scratch   temporary folders that are gone with their owner
 many      many reads at a time, their results in order
 """
 
+from pipelines.storage.access import use_unsigned
 from pipelines.storage.digests import canonical_json, sha256_of
 from pipelines.storage.local import scratch_folder, write_output
 from pipelines.storage.many import in_order
@@ -24,5 +26,6 @@ __all__ = [
     "in_order",
     "scratch_folder",
     "sha256_of",
+    "use_unsigned",
     "write_output",
 ]

@@ -9,6 +9,7 @@ from botocore.exceptions import BotoCoreError
 from s3fs import S3FileSystem
 
 from pipelines.errors import ConfigError
+from pipelines.storage.access import is_unsigned
 from pipelines.storage.clock import Clock, Transient
 from pipelines.storage.digests import sha256_of
 
@@ -28,11 +29,12 @@ class Bucket:
     def __init__(self, name: str, seconds: float) -> None:
         self.name, self.seconds = name, seconds
         self.fs = S3FileSystem(
+            anon=is_unsigned(name),
             config_kwargs={
                 "connect_timeout": min(CONNECT_S, seconds / 3),
                 "read_timeout": min(SILENCE_S, seconds / 3),
                 "retries": {"total_max_attempts": 1},
-            }
+            },
         )
 
     async def connect(self) -> None:
@@ -105,6 +107,10 @@ class Bucket:
     async def entries(self, prefix: str) -> list[Answer]:
         """Key, Size and LastModified of the objects whose keys begin with `prefix`."""
         return await self._list("list_objects_v2", "Contents", prefix, _PAGES)
+
+    async def require(self) -> None:
+        """FileNotFoundError unless the bucket is there."""
+        await self.persist("list", "", "list_objects_v2", MaxKeys=1)
 
     async def folders(self, prefix: str) -> list[Answer]:
         """The Prefix of each group of keys that begin with `prefix` and go on to a slash."""

@@ -140,6 +140,9 @@ class Clock:
             return Transient("no answer in time")
         if isinstance(error, _CUT):
             return Transient(error, landed=not _never_sent(error))
+        if isinstance(error, boto.NoCredentialsError):
+            hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or store.unsigned for a public bucket"
+            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}: {hint}")
         if isinstance(error, boto.BotoCoreError):
             return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}")
         return error

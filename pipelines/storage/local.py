@@ -63,6 +63,9 @@ class LocalObjects:
         except FileNotFoundError:
             return []
 
+    def require(self) -> None:
+        """Nothing: a folder is made when something is put into it."""
+
     def delete(self, name: str) -> None:
         """Remove a file."""
         (self._root / name).unlink()

@@ -31,6 +31,9 @@ class Objects(Protocol):
     def folders(self, prefix: str) -> list[str]:
         """First parts of the names below a prefix that go on after a slash, in any order."""
 
+    def require(self) -> None:
+        """FileNotFoundError where the bucket that all objects lie in is not there."""
+
     def delete(self, name: str) -> None:
         """Remove an object."""
 

@@ -84,6 +84,10 @@ class S3Objects:
             return []
         return [entry["Prefix"][len(below) : -1] for entry in found]
 
+    def require(self) -> None:
+        """FileNotFoundError unless the bucket is there."""
+        self._wait(self._bucket.require)
+
     def delete(self, name: str) -> None:
         """Delete an object."""
         key = self._prefix + name

@@ -1,8 +1,8 @@
 """What a store is: objects below one root, on a local path or under `s3://bucket/prefix`, put once, never changed.
 
 How an S3 store is reached comes from the environment of each process, as is the custom there: the endpoint from
-AWS_ENDPOINT_URL, keys from the standard credential chain, and from HHNET_STORE_DEADLINE_S for how many seconds an
-operation is tried again before it fails (60 unless set).
+AWS_ENDPOINT_URL, keys from the standard credential chain, from HHNET_STORE_UNSIGNED which buckets are asked without
+keys, and from HHNET_STORE_DEADLINE_S for how many seconds an operation is tried again before it fails (60 unless set).
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
-from pipelines.errors import CommitConflict, ConfigError, HHNetError, StoreUnavailable
+from pipelines.errors import CommitConflict, ConfigError, HHNetError, InputError, StoreUnavailable
 from pipelines.failpoints import failpoint
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.local import LocalObjects
@@ -91,6 +91,14 @@ class Store:
     def folders(self, prefix: str = "") -> list[str]:
         """Sorted names of the folders directly below `prefix`; asked for without a listing of what lies in them."""
         return sorted(self._ask("list", prefix, lambda: self._objects.folders(prefix)))
+
+    def require_bucket(self) -> None:
+        """InputError where the store lies in a bucket that is not there; for who has found nothing in it."""
+        try:
+            self._ask("list", "", self._objects.require)
+        except FileNotFoundError:
+            bucket = self.root.partition("/")[0]
+            raise InputError(f"the bucket s3://{bucket} does not exist: check its name and AWS_ENDPOINT_URL") from None
 
     def delete(self, name: str) -> None:
         """Delete an object that nothing refers to any more; one that is gone already is fine."""

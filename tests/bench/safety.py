@@ -55,7 +55,8 @@ def plain(shards: str, model: str, out: str) -> None:
         tar = webdataset.WebDataset(f"{shards}/{shard.part.path}", shardshuffle=False)
         samples = (
             Sample(
-                Record(found["__key__"], shard.name, row, (int(found["cls"]),), ()), found.get("jpg") or found["png"]
+                Record(found["__key__"], shard.name, row, "", (int(found["cls"]),), ()),
+                found.get("jpg") or found["png"],
             )
             for row, found in enumerate(tar)
         )
@@ -65,6 +66,7 @@ def plain(shards: str, model: str, out: str) -> None:
             "key": [record.key for record in records],
             "shard": [record.shard for record in records],
             "row": [record.row for record in records],
+            "path": [record.path for record in records],
             "code": [row.tobytes() for row in encoded.codes],
             "labels": [list(record.labels) for record in records],
         }

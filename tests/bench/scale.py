@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.artifacts import ArtifactInput, ArtifactWriter
 from pipelines.kinds import NOTHING_REMOVED
@@ -53,7 +54,8 @@ def shard_rows(stem: str, count: int, classes: tuple[str, ...], mark: str) -> pa
     labels = pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), np.zeros(count, np.int32))
     keys = pa.array([f"{stem}-{row:06d}" for row in range(count)], pa.string())
     rows = pa.array(np.arange(count, dtype=np.int32))
-    return pa.Table.from_arrays([keys, name, rows, code, labels], schema=codes_schema(BITS, mark, classes))
+    paths = pc.binary_join_element_wise(keys, ".png", "")
+    return pa.Table.from_arrays([keys, name, rows, paths, code, labels], schema=codes_schema(BITS, mark, classes))
 
 
 def write_codes(out: Path, prefix: str, count: int, removed: Any = NOTHING_REMOVED) -> str:

@@ -39,6 +39,7 @@ def codes_of(number: int) -> bytes:
         "key": [f"k{row}" for row in range(ROWS)],
         "shard": ["s.tar"] * ROWS,
         "row": list(range(ROWS)),
+        "path": [f"k{row}.png" for row in range(ROWS)],
         "code": [bytes([number]) for _ in range(ROWS)],
         "labels": [[0]] * ROWS,
     }

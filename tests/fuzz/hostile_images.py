@@ -1,6 +1,6 @@
 """Pictures as an enemy or a bad disk would leave them, drawn from a seed, and pictures of formats that are not decoded.
 
-mutated_image(seed, number)   bytes of a JPEG, PNG, WebP or BMP, damaged
+mutated_image(seed, number)   bytes of a picture in a format that is decoded, damaged
 foreign_images()              name -> bytes in every other format that Pillow writes, and in some that it does not know
 outcome_of(seed, number)      what becomes of a damaged picture
 """
@@ -46,10 +46,25 @@ def sources() -> list[bytes]:
         *(saved(image.convert("1"), "PNG"), saved(image.convert("RGBA"), "PNG", exif=exif), pictures.deep_png(48)),
         *(saved(image, "WEBP"), saved(image, "WEBP", lossless=True), saved(image.convert("RGBA"), "WEBP", exif=exif)),
         *(saved(image, "BMP"), saved(image.convert("L"), "BMP"), saved(image.convert("1"), "BMP"), rle_bmp()),
-        *(pictures.animated_png(), saved(image, "WEBP", save_all=True, append_images=[image.rotate(9)])),
+        *(
+            pictures.animated_png(),
+            pictures.animated_webp(),
+            saved(image, "WEBP", save_all=True, append_images=[image.rotate(9)]),
+        ),
         saved(image, "MPO", save_all=True, append_images=[image.rotate(9)]),
     ]
-    for data in drawn[:19]:
+    drawn += [
+        *(saved(image.quantize(16), "GIF", transparency=3), saved(image.convert("L"), "GIF"), pictures.animated_gif()),
+        *(saved(image.convert(mode), "TIFF") for mode in ("RGB", "1", "P", "RGBA", "CMYK")),
+        *(saved(image, "TIFF", compression=how) for how in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")),
+        *(saved(image.convert("1"), "TIFF", compression=how) for how in ("group3", "group4")),
+        *(pictures.big_tiff(), pictures.pages_tiff(), saved(image, "TIFF", exif=exif)),
+        *(saved(image, "AVIF", speed=9), saved(image.convert("RGBA"), "AVIF", speed=9, exif=exif)),
+        pictures.sequence_avif(),
+        *(saved(image.convert(mode), "PPM") for mode in ("RGB", "L", "1")),
+        *(b"P3 4 4 255 " + b"9 99 255 " * 16, saved(Image.fromarray(np.full((48, 48), 999, np.uint16)), "PPM")),
+    ]
+    for data in drawn:
         decode_image(data)
     return drawn
 
@@ -125,7 +140,7 @@ def foreign_images() -> dict[str, bytes]:
     found = {
         form: saved(image.convert(mode), form)
         for form, mode in [
-            *(("GIF", "P"), ("TIFF", "RGB"), ("ICO", "RGBA"), ("PPM", "RGB"), ("TGA", "RGB"), ("PCX", "RGB")),
+            *(("ICO", "RGBA"), ("TGA", "RGB"), ("PCX", "RGB")),
             *(
                 ("SGI", "RGB"),
                 ("DDS", "RGB"),
@@ -139,12 +154,10 @@ def foreign_images() -> dict[str, bytes]:
     }
     if features.check_codec("jpg_2000"):
         found["JPEG2000"] = saved(image, "JPEG2000")
-    if features.check("avif"):
-        found["AVIF"] = saved(image, "AVIF")
     return found | {
         "PSD": b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 48, 48, 8, 3) + bytes(4000),
         "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
-        "HEIC": b"\0\0\0\x18ftypheic" + bytes(100),
+        "MP4": b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + b"\0\0\0\x08free" * 9,
         "WMF": b"\xd7\xcd\xc6\x9a" + bytes(100),
         "FITS": b"SIMPLE  =                    T".ljust(2880),
         "PICKLE": b"cos\nsystem\n(S'true'\ntR.",

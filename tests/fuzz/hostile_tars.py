@@ -188,7 +188,7 @@ def sparse(random: random.Random) -> Hostile:
     header[386:410] = b"7" * 24
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
-    return Hostile("sparse", bytes(header) + bytes(4096), TarReason.BAD_HEADER)
+    return Hostile("sparse", bytes(header) + bytes(4096), TarReason.SPECIAL)
 
 
 def unsafe_names(random: random.Random) -> Hostile:
@@ -250,17 +250,25 @@ def two_images(random: random.Random) -> Hostile:
 def bad_metadata(random: random.Random) -> Hostile:
     suffix, content = random.choice(
         [
-            *(("cls", data) for data in (b"", b"\xff\xfe", b"1" * 5000, b"a\0b", b"\n", b" " * 10)),
-            *(
-                ("json", data)
-                for data in (b"{", b"[1]", b'"x"', b"[" * 100_000, b'{"label": {}}', b"\xff", b"1" * 9000)
-            ),
-            *(("json", data) for data in (b'{"label": 1.5}', b'{"labels": [true]}', b'{"label": ""}', b"null")),
+            *(("cls", data) for data in (b"\xff\xfe", b"1" * 5000, b"a\0b", "\u202e".encode())),
+            *(("json", data) for data in (b"{", b"[" * 100_000, b'{"label": {}}', b"\xff", b"1" * 9000)),
+            *(("json", data) for data in (b'{"label": 1.5}', b'{"labels": [NaN]}', b'{"label": [[1]]}')),
             ("json", b'{"x": "' + b"y" * (1 << 20) + b'"}'),
         ]
     )
     members = [member("m.jpg", b"1"), member(f"m.{suffix}", content)]
     return Hostile("bad metadata", packed([*samples(random), *members]), TarReason.BAD_METADATA)
+
+
+def metadata_without_a_label(random: random.Random) -> Hostile:
+    suffix, content = random.choice(
+        [
+            *(("cls", data) for data in (b"", b"\n", b" " * 10)),
+            *(("json", data) for data in (b"[1]", b'"x"', b"null", b'{"label": ""}', b'{"labels": [null, ""]}')),
+        ]
+    )
+    members = [member("m.jpg", b"1"), member(f"m.{suffix}", content)]
+    return Hostile("metadata without a label", packed([*samples(random), *members]))
 
 
 def huge_label(random: random.Random) -> Hostile:
@@ -284,7 +292,7 @@ HARMS: list[Callable[[random.Random], Hostile]] = [
     *(negative_size, huge_size, huge_pax_size, no_number),
     *(duplicate_keys, duplicate_member, interleaved, links, devices, sparse),
     *(unsafe_names, odd_names, keyless_names, pax_bomb),
-    *(no_image, two_images, bad_metadata, huge_label, noise),
+    *(no_image, two_images, bad_metadata, metadata_without_a_label, huge_label, noise),
 ]
 RANDOM = [cut, flipped, overwritten, spliced]
 """Harms whose effect is drawn rather than made; half of all tars have one of them."""

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from pipelines.config import Config
+from pipelines.containers.limits import MAX_SCANS
 from pipelines.errors import InputError
-from pipelines.images import MAX_SCANS, ImageReject, decode_image
+from pipelines.images import ImageReject, decode_image
 from pipelines.ingest import ingest
 from pipelines.intake.adopt import adopt
 from pipelines.schema import Reason
@@ -88,6 +89,51 @@ def webp_frames(frames: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
+def gif(screen: tuple[int, int], *images: bytes, extension: bytes = b"") -> bytes:
+    return b"GIF89a" + struct.pack("<HH", *screen) + b"\x80\0\0" + bytes(6) + extension + b"".join(images) + b";"
+
+
+def gif_image(left: int = 0, width: int = 32, blocks: bytes | None = None) -> bytes:
+    """One image of 32 rows; its pixels are those of a picture that Pillow wrote, unless given."""
+    whole = saved(Image.new("L", (32, 32)), "GIF")
+    pixels = whole[whole.index(b",") + 11 : -1] if blocks is None else blocks
+    return b"," + struct.pack("<HHHHB", left, 0, width, 32, 0) + b"\x08" + pixels
+
+
+def tiff(*tags: tuple[int, int, int, int], size: tuple[int, int] = (32, 32), strip: bytes = bytes(1024)) -> bytes:
+    """A grey TIFF whose one strip is right behind its header; further tags, and those that replace its own."""
+    width, height = size
+    own = {256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 262: (3, 1, 1), 273: (4, 1, 8)}
+    own |= {277: (3, 1, 1), 278: (4, 1, height), 279: (4, 1, len(strip))}
+    own |= {tag: (kind, count, value) for tag, kind, count, value in tags}
+    entries = b"".join(struct.pack("<HHII", tag, *fields) for tag, fields in sorted(own.items()))
+    directory = 8 + len(strip)
+    # The next directory is this one: a chain without an end.
+    end = struct.pack("<I", directory)
+    return b"II*\0" + struct.pack("<I", directory) + strip + struct.pack("<H", len(own)) + entries + end
+
+
+def box(kind: bytes, *content: bytes) -> bytes:
+    data = b"".join(content)
+    return struct.pack(">I", len(data) + 8) + kind + data
+
+
+def avif_that_is_larger_inside(side: int, items: int = 1) -> bytes:
+    """An AVIF whose AV1 header announces frames of so many pixels a side; nothing else says so."""
+    bits = f"{0:03b}1{1:1b}{0:05b}" + f"{15:04b}" * 2 + f"{side - 1:016b}" * 2
+    header = int(bits.ljust(80, "0"), 2).to_bytes(10, "big")
+    stream = b"\x0a" + bytes([len(header)]) + header
+    head = box(b"ftyp", b"avif\0\0\0\0avifmif1miaf")
+    infos = [box(b"infe", b"\2\0\0\0", struct.pack(">HH", n + 1, 0), b"av01\0") for n in range(items)]
+    places = [struct.pack(">HHHIHII", n + 1, 1, 0, 0, 1, 0, len(stream)) for n in range(items)]
+    return head + box(
+        *(b"meta", bytes(4), box(b"pitm", bytes(4), b"\0\1")),
+        box(b"iinf", bytes(4), struct.pack(">H", items), *infos),
+        box(b"iloc", b"\1\0\0\0\x44\x40", struct.pack(">H", items), *places),
+        box(b"idat", stream),
+    )
+
+
 REJECTED: dict[str, Callable[[], bytes]] = {
     "png between one and two ceilings": lambda: png(size=(8001, 8001)),
     "png of 400 million pixels": lambda: png(size=(20_000, 20_000), pixels=zlib.compress(bytes(1 << 20))),
@@ -104,7 +150,26 @@ REJECTED: dict[str, Callable[[], bytes]] = {
     "png with 20 MiB of text": lambda: png(*[(b"tEXt", b"k\0" + bytes(1 << 20))] * 20),
     "png with 20 MiB of profile": lambda: png((b"iCCP", b"p\0\0" + bytes(20 << 20))),
     "png of a million chunks": lambda: png(*[(b"tEXt", b"k\0v")] * 1_000_000),
-    "apng of four billion frames": lambda: png((b"acTL", struct.pack(">II", 0xFFFFFFFF, 0))),
+    "gif screen of 4 billion pixels": lambda: gif((65_535, 65_535), gif_image()),
+    "gif image far beyond its screen": lambda: gif((6_500, 6_500), gif_image(left=60_000)),
+    "gif of four million blocks": lambda: gif((32, 32), gif_image(blocks=b"\1" * (8 << 20))),
+    "gif with 20 MiB of comments": lambda: gif(
+        (32, 32), gif_image(), extension=b"!\xfe" + b"\xff" * (20 << 20) + b"\0"
+    ),
+    "tiff of 400 million pixels": lambda: tiff(size=(20_000, 20_000)),
+    "tiff with a tile of 3.6 billion pixels": lambda: tiff(
+        (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8), (325, 4, 1, 1024)
+    ),
+    "tiff with 60 MiB of offsets": lambda: tiff((273, 4, 15 << 20, 8), strip=bytes(60 << 20)),
+    "tiff of 65,535 tags": lambda: b"II*\0\x08\0\0\0\xff\xff" + bytes(12 * 65_535 + 4),
+    "tiff of a jpeg of 20,000 scans": lambda: tiff((259, 3, 1, 7), size=(4000, 4000), strip=scans(4000, 20_000)),
+    "avif of 268 million pixels inside": lambda: avif_that_is_larger_inside(16_384),
+    "avif of 100 items of 60 million pixels": lambda: avif_that_is_larger_inside(7_740, 100),
+    "avif of 5,000 items": lambda: avif_that_is_larger_inside(8, 5_000),
+    "avif of 100,000 boxes": lambda: avif_that_is_larger_inside(8) + box(b"free") * 100_000,
+    "ppm of 900 million pixels": lambda: b"P6 30000 30000 255\n" + bytes(1 << 20),
+    "ppm of 60 MiB of text": lambda: b"P3 3000 3000 255\n" + b"0 " * (30 << 20),
+    "ppm of 16 million pixels of 12 bits": lambda: b"P6 4000 4000 4095\n" + bytes(48 << 20),
     "run-length bmp of 60 million pixels": lambda: rle_bmp(7_740, 7_740),
 }
 
@@ -113,6 +178,11 @@ HARMLESS: dict[str, Callable[[], bytes]] = {
     "png profile that unfolds to 256 MiB": lambda: png((b"iCCP", b"p\0\0" + zlib.compress(bytes(256 << 20)))),
     "jpeg exif that names 300 MiB": lambda: jpeg_with(segment(0xE1, b"Exif\0\0" + exif_of_many_values(5_000, 5_000))),
     "png exif that names 16 GiB": lambda: png((b"eXIf", exif_of_many_values(20_000, 1 << 20))),
+    "apng of four billion frames": lambda: png((b"acTL", struct.pack(">II", 0xFFFFFFFF, 0))),
+    "gif of 100,000 frames": lambda: gif((32, 32), *[gif_image()] * 100_000),
+    "tiff whose pages have no end": tiff,
+    "tiff strip that unfolds to 256 MiB": lambda: tiff((259, 3, 1, 8), strip=zlib.compress(bytes(256 << 20))),
+    "tiff tag that names 4 GiB": lambda: tiff((34_675, 7, 0xFFFFFFFF, 8), (700, 1, 0xFFFFFFFF, 8)),
     "pixels that unfold beyond the picture": lambda: png(pixels=zlib.compress(bytes(256 << 20))),
 }
 

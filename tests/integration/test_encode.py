@@ -20,7 +20,7 @@ from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.inline import use_inline_pool
-from tests.support.pictures import truncated_jpeg
+from tests.support.pictures import animated_gif, truncated_jpeg
 from tests.support.runs import run_record
 
 
@@ -68,6 +68,8 @@ def test_other_settings_are_refused_at_the_same_root(shards: Path, model: Path, 
 def test_duckdb_reads_the_codes(codes: Path, shards: Path) -> None:
     table = duckdb.sql(f"select * from '{codes}/train/parts/*.parquet'").arrow().read_all()
     index = duckdb.sql(f"select key, labels from '{shards}/train/parts/index-*.parquet'").fetchall()
+    paths = duckdb.sql(f"select key, path from '{shards}/train/parts/index-*.parquet'").fetchall()
+    assert dict(zip(table["key"].to_pylist(), table["path"].to_pylist(), strict=True)) == dict(paths)
     assert table.num_rows == 36
     assert len(set(table["key"].to_pylist())) == 36
     assert {len(code) for code in table["code"].to_pylist()} == {2}
@@ -84,14 +86,16 @@ def test_rejects_are_rows_with_reasons_and_the_budget_holds(
         (source / f"{number}{path.suffix}").write_bytes(path.read_bytes())
     (source / "text.jpg").write_text("this is no picture")
     (source / "short.jpg").write_bytes(truncated_jpeg())
+    (source / "moving.gif").write_bytes(animated_gif())
     config = load_config(sets=[*SETTINGS, "encode.reject_budget=0.01"])
     ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
     arguments = (str(tmp_path / "shards"), str(model), str(tmp_path / "codes"), config)
-    with pytest.raises(Degraded, match="2 of 12 samples were rejected"):
+    with pytest.raises(Degraded, match="2 of 13 samples were rejected"):
         encode(*arguments)
     assert not (tmp_path / "codes" / "manifest.json").exists()
     result = encode(*arguments, allow_degraded=True)
-    assert (result["status"], result["codes"], result["rejects"]) == ("degraded", 10, 2)
+    assert (result["status"], result["codes"], result["rejects"]) == ("degraded", 11, 2)
+    assert result["animated"] == 1
     rows = duckdb.sql(f"select key, reason from '{tmp_path}/codes/rejects/*.parquet' order by key").fetchall()
     assert rows == [("mixed/short", "truncated"), ("mixed/text", "not_an_image")]
     assert verify(str(tmp_path / "codes"))["status"] == "done"

@@ -92,6 +92,7 @@ def write_codes(
             "key": rows.keys,
             "shard": [name] * count,
             "row": list(rows.row) or list(range(count)),
+            "path": [f"{key}.png" for key in rows.keys],
             "code": [code.tobytes() for code in rows.codes],
             "labels": [list(labels) for labels in rows.labels],
             "logits": [] if rows.logits is None else [row.tobytes() for row in rows.logits],

@@ -153,8 +153,50 @@ def bmp(size: int = 32) -> bytes:
 
 
 def gif(size: int = 32) -> bytes:
-    """A GIF: a picture, but in a format that is not decoded."""
+    """A GIF, as it may hide under another name."""
     return _encode(Image.fromarray(picture(0, 0, size)).quantize(16), "GIF")
+
+
+def frames(form: str, size: int = 32, count: int = 3, **options: object) -> bytes:
+    """Pictures 0, 1, ... of class 0 as the frames or pages of one file."""
+    images = [Image.fromarray(picture(0, number, size)) for number in range(count)]
+    images = [image.quantize(16) for image in images] if form == "GIF" else images
+    return _encode(images[0], form, save_all=True, append_images=images[1:], **options)
+
+
+def animated_webp() -> bytes:
+    """A lossless WebP of several frames."""
+    return frames("WEBP", lossless=True)
+
+
+def animated_gif() -> bytes:
+    """A GIF of several frames."""
+    return frames("GIF")
+
+
+def pages_tiff() -> bytes:
+    """A TIFF of several pages, compressed."""
+    return frames("TIFF", compression="tiff_lzw")
+
+
+def big_tiff() -> bytes:
+    """A TIFF with offsets of 64 bits."""
+    return _encode(Image.fromarray(picture(0, 0)), "TIFF", big_tiff=True)
+
+
+def sequence_avif() -> bytes:
+    """An AVIF with a sequence."""
+    return frames("AVIF", quality=95)
+
+
+def grey_pgm() -> bytes:
+    """A grey netpbm picture with a comment in its header."""
+    return _encode(Image.fromarray(picture(0, 0)[..., 0].copy()), "PPM").replace(b"P5\n", b"P5 # grey\n")
+
+
+def endless_png() -> bytes:
+    """A PNG whose last chunk is missing."""
+    return png(picture(0, 0))[:-12]
 
 
 READABLE: dict[str, Callable[[], bytes]] = {
@@ -167,6 +209,15 @@ READABLE: dict[str, Callable[[], bytes]] = {
     "rotated.jpg": rotated_jpeg,
     "lossless.webp": webp,
     "windows.bmp": bmp,
+    "gif.jpg": gif,
+    "animated.png": animated_png,
+    "animated.webp": animated_webp,
+    "animated.gif": animated_gif,
+    "pages.tif": pages_tiff,
+    "big.tiff": big_tiff,
+    "sequence.avif": sequence_avif,
+    "grey.pgm": grey_pgm,
+    "endless.png": endless_png,
 }
 """File name -> bytes of pictures that are unusual but fine."""
 
@@ -174,8 +225,6 @@ UNREADABLE: dict[str, Callable[[], bytes]] = {
     "text.jpg": text_as_jpeg,
     "truncated.jpg": truncated_jpeg,
     "bomb.png": bomb_png,
-    "animated.png": animated_png,
-    "gif.jpg": gif,
     "empty.jpg": bytes,
 }
 """File name -> bytes of files that must become rejects."""

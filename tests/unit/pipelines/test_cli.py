@@ -63,6 +63,9 @@ def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
         (["index", "remove", "--index", "{tmp}", "--keys", "{tmp}/no.txt"], "no.txt cannot be read"),
         (["index", "rollback", "--index", "{tmp}"], "holds no committed index"),
         (["plan", "--index", "{tmp}"], "nothing to compare"),
+        (["ingest", "{tmp}", "--out", "o", "--class-from", "last"], "'last' is not known: give first or parent"),
+        (["ingest", "{tmp}", "--out", "o", "--class-from", "first", "--unlabelled"], "give one of them"),
+        (["ingest", "{tmp}", "--out", "o", "--adopt", "--class-from", "parent"], "cannot be given with"),
         (["status", "{tmp}"], "holds nothing that a verb has begun: name the --out of a verb"),
     ],
 )
@@ -168,7 +171,7 @@ def test_a_signal_whose_exception_python_drops_still_ends_the_verb(number: signa
 
 
 def test_neighbours_are_shown_as_a_table() -> None:
-    near = {"id": 7, "key": "cat/1", "shard": "s", "row": 7, "distance": 3, "labels": ["cat"]}
+    near = {"id": 7, "key": "cat/1", "path": "cat/1.png", "shard": "s", "row": 7, "distance": 3, "labels": ["cat"]}
     far = near | {"key": "dog/2", "distance": 14, "labels": ["dog", "an uncommonly long name"]}
     text = present({"verb": "search", "status": "done", "results": [{"query": "q.jpg", "neighbours": [near, far]}]})
     assert text.splitlines() == [

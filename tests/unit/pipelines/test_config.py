@@ -135,8 +135,9 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
         "train.recipe",  # the settings that it stands for count
         *("data.workers", "data.cache", "train.workers", "train.checkpoint_steps", "train.max_failures"),
         *(
-            "encode.workers",
             "ingest.skip_budget",
+            "store.unsigned",
+            "encode.workers",
             "encode.reject_budget",
             "encode.max_attempts",
             "encode.stuck_s",

@@ -14,7 +14,7 @@ from pipelines.console import changed_settings, submit
 from pipelines.errors import UsageError
 from pipelines.ingest import ingest
 from tests.support.codes import simple_rows, write_codes
-from tests.support.pictures import write_folder
+from tests.support.pictures import jpeg, picture, write_folder
 
 HHNET = [sys.executable, "-m", "pipelines"]
 
@@ -117,3 +117,39 @@ def test_labels_of_the_driver_are_not_for_the_job() -> None:
     config = load_config(sets=['ray.driver_labels={"ray.io/market-type"="on-demand"}', "ray.address=http://h:1"])
     assert config.ray.driver_labels == {"ray.io/market-type": "on-demand"}
     assert changed_settings(config) == ["ray.address=auto"]
+
+
+ODD = ("emoji\N{GRINNING FACE}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", os.fsdecode(b"lat\xe9"))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_console_cannot_encode_is_shown_escaped(encoding: str, tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"photos\xff")
+    for number, name in enumerate(ODD):
+        (source / name).mkdir(parents=True)
+        (source / name / f"{name}.jpg").write_bytes(jpeg(picture(0, number, 8)))
+        (source / name / f"{name}.txt").write_text("x")
+    command, env = [*HHNET, "ingest", str(source)], os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], env=env, capture_output=True)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    text = done.stdout.decode(encoding)
+    for name in ODD[:2]:
+        assert name.encode(encoding, "backslashreplace").decode(encoding) in text
+    assert r"lat\xe9" in text
+    done = subprocess.run([*command, "--out", str(tmp_path / "out"), "--json"], env=env, capture_output=True)
+    result = json.loads(done.stdout.decode(encoding))
+    assert (result["status"], result["classes"]) == ("unchanged", sorted([*ODD[:2], r"lat\xe9"]))
+
+
+def test_the_first_skipped_files_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", classes=1, per_class=3)
+    for number in range(1500):
+        (tmp_path / "photos" / "class_00" / f"{number:04d}.txt").write_text("a caption")
+    done = subprocess.run(
+        [*HHNET, "ingest", str(tmp_path / "photos"), "--out", str(tmp_path / "out")], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert "skipped_reasons  wrong_suffix 1500" in lines
+    assert "skipped_files    class_00/0000.txt  wrong_suffix" in lines and "class_00/0009.txt  wrong_suffix" in lines
+    assert "... and 1,490 more, the first 1,000 with --json" in lines and "class_00/0010.txt  wrong_suffix" not in lines

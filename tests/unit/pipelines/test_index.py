@@ -312,7 +312,7 @@ def test_a_sample_takes_from_each_shard_its_share(tmp_path):
     tasks = plan_parts([open_codes(write_codes(tmp_path / "c", contents).uri)])
     drawn = parts.sample_rows(tasks, 20, seed=0)
     assert [len(set(rows.tolist())) for _, rows in drawn] == [18, 2]
-    assert all((rows < task.part.rows).all() for task, rows in drawn)
+    assert all((rows < task.rows).all() for task, rows in drawn)
     np.testing.assert_array_equal(drawn[0][1], parts.sample_rows(tasks, 20, seed=0)[0][1])
     assert (drawn[0][1] != parts.sample_rows(tasks, 20, seed=1)[0][1]).any()
     assert sum(len(rows) for _, rows in parts.sample_rows(tasks, 10_000, seed=0)) == 100

@@ -24,7 +24,7 @@ from pipelines import ingest as ingest_module
 from pipelines.artifacts import open_artifact
 from pipelines.config import Config, load_config
 from pipelines.errors import Degraded, FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
-from pipelines.ingest import ingest, sample_key
+from pipelines.ingest import ingest, sample_key, unique_keys
 from pipelines.intake import sources
 from pipelines.shards import ShardSet, open_shards
 from pipelines.verify import verify
@@ -220,8 +220,35 @@ def test_what_is_no_sample_is_skipped_and_named(folder: Path, tmp_path: Path) ->
     assert (result["samples"], result["skipped"], result["found"]) == (25, 6, 31)
     record = run_record(tmp_path / "out")
     assert record["skipped_files"] == result["skipped_files"]
+    assert record["skipped_suffixes"] == result["skipped_suffixes"] == {"none": 1, ".txt": 1}
     assert record["skipped_reasons"] == result["skipped_reasons"]
     assert open_artifact(result["uri"]).manifest.totals == {"samples": 25, "skipped": 6, "found": 31}
+
+
+def test_what_is_skipped_for_its_suffix_is_counted_by_suffix(folder: Path, tmp_path: Path) -> None:
+    for number in range(3000):
+        (folder / f"class_00/{number}.x{number}").touch()
+    for name in ("a.ico", "b.ICO", "c.Ico", "d.jp2", "e"):
+        (folder / "class_01" / name).touch()
+    result = ingest(str(folder), str(tmp_path / "out"), Config())
+    counts = result["skipped_suffixes"]
+    assert sum(counts.values()) == result["skipped"] == 3005
+    assert len(counts) <= sources.SUFFIXES_COUNTED + 1 and max(counts, key=counts.__getitem__) == "others"
+
+
+@pytest.mark.parametrize("kind", ["folder", "x.zip", "x.tar"])
+def test_pictures_of_every_format_are_samples(tmp_path: Path, kind: str) -> None:
+    names = [*("a.jfif", "b.jpe", "c.JPEG", "d.gif", "e.tif", "f.TIFF", "g.avif", "h.ppm", "i.pgm", "j.pbm", "k.pnm")]
+    names += ["l.heic", "m.HEIF", "n.webp", "o.bmp"]
+    (tmp_path / "images/cat").mkdir(parents=True)
+    for name in [*names, "x.ico", "y.jp2"]:
+        (tmp_path / "images/cat" / name).write_bytes(name.encode())
+    make = zip_of if kind == "x.zip" else tar_of
+    source = tmp_path / "images" if kind == "folder" else make(tmp_path / "images", tmp_path / kind)
+    result = ingest(str(source), str(tmp_path / "out"), Config())
+    shards = open_shards(result["uri"])
+    assert {record.path for record in shards.shards[0].records()} == {f"cat/{name}" for name in names}
+    assert result["skipped_suffixes"] == {".ico": 1, ".jp2": 1}
 
 
 def test_a_file_too_large_to_be_read_back_is_skipped(
@@ -247,6 +274,71 @@ def test_a_file_too_large_to_be_read_back_is_skipped(
 )
 def test_keys(path: str, key: str) -> None:
     assert sample_key(path) == key
+
+
+STEMS = [
+    (["cat/1.jpg", "cat/1.png", "cat/2.jpg"], ["cat/1%2Ejpg", "cat/1%2Epng", "cat/2"]),
+    (["cat/1.jpg", "cat/1.JPG", "cat/1.jpeg"], ["cat/1%2Ejpg", "cat/1%2EJPG", "cat/1%2Ejpeg"]),
+    (["cat/1.jpg", "dog/1.png"], ["cat/1", "dog/1"]),
+    # A key that kept its suffix is the key of a third file, which then keeps its own, and so on.
+    (["c/1.jpg", "c/1.png", "c/1.jpg.png"], ["c/1%2Ejpg", "c/1%2Epng", "c/1%2Ejpg%2Epng"]),
+    (
+        ["c/1.jpg", "c/1.png", "c/1.jpg.png", "c/1.jpg.png.bmp"],
+        ["c/1%2Ejpg", "c/1%2Epng", "c/1%2Ejpg%2Epng", "c/1%2Ejpg%2Epng%2Ebmp"],
+    ),
+    (["c/1%2Ejpg.jpg", "c/1.jpg", "c/1.png"], ["c/1%252Ejpg", "c/1%2Ejpg", "c/1%2Epng"]),
+    # One word in two Unicode forms: two names for the file system, and two keys.
+    (["c/\u00fc.jpg", "c/u\u0308.png"], ["c/\u00fc", "c/u\u0308"]),
+]
+
+
+@pytest.mark.parametrize(("paths", "keys"), STEMS)
+def test_files_of_one_stem_keep_their_suffixes_in_their_keys(paths: list[str], keys: list[str]) -> None:
+    assert unique_keys(paths, "here") == keys
+    assert unique_keys(paths[::-1], "here") == keys[::-1]
+
+
+@pytest.mark.parametrize("kind", ["folder", "x.zip", "x.tar", "x.csv"])
+def test_two_files_of_one_stem_are_two_samples(folder: Path, tmp_path: Path, kind: str) -> None:
+    (folder / "class_00/0000.png").write_bytes((folder / "class_00/0003.png").read_bytes())
+    source = folder
+    if kind == "x.csv":
+        source = folder / kind
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*g"))
+        source.write_text("path,label\n" + "".join(f"{name},{name[:8]}\n" for name in names))
+    elif kind != "folder":
+        source = (zip_of if kind == "x.zip" else tar_of)(folder, tmp_path / kind)
+    result = ingest(str(source), str(tmp_path / "out"), SMALL)
+    assert (result["samples"], result["skipped"]) == (25, 0)
+    shards = open_shards(result["uri"])
+    found = {sample.record.key: sample for shard in shards.shards for sample in shards.read(shard)}
+    for suffix in ("jpg", "png"):
+        sample = found[f"class_00/0000%2E{suffix}"]
+        assert sample.image == (folder / f"class_00/0000.{suffix}").read_bytes()
+        assert sample.record.path == f"class_00/0000.{suffix}"
+    assert "class_00/0001" in found and "class_00/0000" not in found
+    assert verify(result["uri"])["status"] == "done"
+
+
+def test_the_shard_index_has_each_path_as_it_was(tmp_path: Path) -> None:
+    names = [
+        "1.jpg",
+        "IMG.2020.0.PNG",
+        "100%.jpg",
+        "x\ny.jpg",
+        "\u00fc \u2603.jpg",
+        "u\u0308.jpg",
+        os.fsdecode(b"\xff.jpg"),
+    ]
+    (tmp_path / "images/a.b").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "images/a.b" / name).write_bytes(os.fsencode(name))
+    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), Config())
+    shards = open_shards(result["uri"])
+    found = {sample.record.path: sample.image for sample in shards.read(shards.shards[0])}
+    assert found == {f"a.b/{sources.printable(name)}": os.fsencode(name) for name in names}
+    (index,) = (tmp_path / "out/parts").glob("index-*.parquet")
+    assert pq.read_schema(index).names == ["key", "shard", "row", "path", "labels", "members"]
 
 
 def test_odd_file_names_travel_through_stock_webdataset(tmp_path: Path) -> None:
@@ -607,13 +699,6 @@ def only_text(root: Path) -> Path:
     return root / "texts"
 
 
-def twins(root: Path) -> Path:
-    (root / "twins/c").mkdir(parents=True)
-    for name in ("a.jpg", "a.png"):
-        (root / "twins/c" / name).write_bytes(b"x")
-    return root / "twins"
-
-
 def unknown(root: Path) -> Path:
     (root / "x.rar").write_bytes(b"Rar!")
     return root / "x.rar"
@@ -629,8 +714,7 @@ def not_zip(root: Path) -> Path:
     [
         (nothing, "nowhere does not exist"),
         (empty, "holds no images$"),
-        (only_text, r"holds no images \(1 skipped: .*; the first is a/x.txt: "),
-        (twins, "c/a.jpg and c/a.png would both have the key 'c/a'"),
+        (only_text, r"holds no images \(1 skipped: wrong_suffix 1 \(.txt 1\); the first is a/x.txt: "),
         (unknown, "x.rar is not a source"),
         (not_zip, "cannot read .*x.zip as a zip"),
         (lambda root: "s3://bucket/images", "read from a local path"),

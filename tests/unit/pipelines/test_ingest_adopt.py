@@ -15,19 +15,24 @@ from typing import Any
 import pytest
 
 from pipelines import tars
-from pipelines.artifacts import manifest_digest, open_artifact
-from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.artifacts import manifest_digest, open_artifact, versions
+from pipelines.config import Config, IngestSettings
+from pipelines.encoding import _fields, _text
+from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch, InputError
 from pipelines.gc import gc
 from pipelines.intake import adopt as adopting
 from pipelines.intake.adopt import Adoption, adopt, read_class_names
 from pipelines.schema import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.shards import INDEX_NAME, Sample, open_shards, write_tar
-from pipelines.storage import canonical_json, sha256_of
+from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.tars import TarLimits, TarReason
 from pipelines.verify import verify
+from pipelines.versions import open_current
 from tests.support import pictures
 from tests.support.runs import run_record
 
+# Names whose characters are held together by one that has no width.
+PERSIAN, SCIENTIST = "\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f52c"
 IMAGES = [pictures.jpeg(pictures.picture(number % 3, number)) for number in range(12)]
 
 
@@ -94,6 +99,7 @@ def test_tars_are_indexed_where_they_lie(wds: Path) -> None:
     ]
     samples = read_all(wds)
     assert [sample.record.key for sample in samples] == [f"{number:05d}" for number in range(12)]
+    assert [sample.record.path for sample in samples] == [sample.record.members[0].name for sample in samples]
     assert [sample.image for sample in samples] == IMAGES
     assert [sample.record.labels for sample in samples] == [(number % 3,) for number in range(12)]
     assert [shard.name for shard in open_shards(str(wds)).shards] == ["train-0000.tar", "train-0001.tar"]
@@ -108,6 +114,24 @@ def test_a_copy_elsewhere_holds_the_same_bytes(wds: Path, tmp_path: Path) -> Non
         assert Path(opened.artifact.uri, shard.part.path).read_bytes() == (wds / shard.name).read_bytes()
     assert [sample.image for sample in read_all(tmp_path / "out")] == IMAGES
     verify(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["laion+en=1.tar", "train 0 (1).tar", "[x] a,b@2.tar"])
+def test_tars_with_names_that_people_give_them(name: str, wds: Path, tmp_path: Path) -> None:
+    (wds / "train-0000.tar").rename(wds / name)
+    for out in (tmp_path / "copy", wds):
+        assert adopt(str(wds), str(out))["samples"] == 12
+        assert name in [shard.name for shard in open_shards(str(out)).shards]
+        assert [sample.damage for sample in read_all(out)] == [None] * 12
+        verify(str(out))
+
+
+def test_one_tar_of_a_folder_is_adopted_in_place(wds: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a tar: give the folder that holds it"):
+        adopt(str(wds / "train-0000.tar"), str(wds / "train-0000.tar"))
+    assert adopt(str(wds / "train-0000.tar"), str(wds))["samples"] == 6
+    assert [shard.name for shard in open_shards(str(wds)).shards] == ["train-0000.tar"]
+    verify(str(wds))
 
 
 def test_an_adopted_folder_can_be_moved(wds: Path, tmp_path: Path) -> None:
@@ -131,13 +155,85 @@ def test_the_document_names_every_reason() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == {reason.value for reason in TarReason}
 
 
-def test_a_rerun_finds_everything_done_and_a_changed_tar_is_refused(wds: Path) -> None:
-    first = adopt(str(wds), str(wds))
-    again = adopt(str(wds), str(wds))
+@pytest.mark.parametrize("out", ["wds", "copy"])
+def test_a_prefix_that_grows_is_the_next_version(out: str, wds: Path, tmp_path: Path) -> None:
+    root = tmp_path / out
+    first = adopt(str(wds), str(root))
+    again = adopt(str(wds), str(root))
     assert (again["status"], again["digest"]) == ("unchanged", first["digest"])
+    before = {part.path for part in open_artifact(str(root)).manifest.parts if part.path.endswith(".tar")}
+    old = read_all(root)
+    # Its name comes before the others, it repeats one of their keys, and it has a class that is new.
+    write_foreign(wds / "evening.tar", {**numbered(11, 2), "00020.jpg": IMAGES[3], "00020.cls": b"4"})
+    second = adopt(str(wds), str(root), allow_degraded=True)
+    assert (second["samples"], second["tars"], second["version"]) == (14, 3, 2)
+    assert (second["classes"], skipped(second)) == (["0", "1", "2", "3", "4"], {"evening.tar: 00011": "duplicate_key"})
+    assert versions(Store(root)) == [1, 2] and open_artifact(str(root)).digest == first["digest"]
+    now = {part.path for part in open_current(str(root)).manifest.parts if part.path.endswith(".tar")}
+    assert before < now and len(now) == 3
+    samples = read_all(root)
+    assert [sample.record.key for sample in samples[:2]] == ["00012", "00020"] and samples[2:] == old
+    assert [sample.damage for sample in samples] == [None] * 14
+    assert verify(str(root))["digest"] == second["digest"]
+    same = adopt(str(wds), str(root), allow_degraded=True)
+    assert (same["digest"], same["version"], versions(Store(root))) == (second["digest"], 2, [1, 2])
+    write_foreign(wds / "zz.tar", numbered(30, 1))
+    assert adopt(str(wds), str(root), allow_degraded=True)["version"] == 3
+    assert gc(str(root), older_than="0s")["deleted"] == 0 and verify(str(root))["orphans"] == []
+
+
+def test_names_of_classes_that_are_new_come_behind_those_that_were_there(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "b.tar", {"b.jpg": IMAGES[0], "b.cls": b"owl", "c.jpg": IMAGES[1], "c.cls": b"yak"})
+    adopt(str(tmp_path), str(tmp_path))
+    write_foreign(tmp_path / "c.tar", {"d.jpg": IMAGES[2], "d.cls": b"cat", "e.jpg": IMAGES[3], "e.cls": b"7"})
+    assert adopt(str(tmp_path), str(tmp_path))["classes"] == ["owl", "yak", "7", "cat"]
+    assert [sample.record.labels for sample in read_all(tmp_path)] == [(0,), (1,), (3,), (2,)]
+    with pytest.raises(InputError, match="put new names behind its own"):
+        adopt(str(tmp_path), str(tmp_path), Adoption(classes=("cat", "owl", "yak", "7")))
+
+
+def test_a_prefix_that_was_adopted_with_names_grows_with_the_same_names(wds: Path) -> None:
+    named = Adoption(classes=("cat", "dog", "owl"))
+    adopt(str(wds), str(wds), named)
     write_foreign(wds / "train-0002.tar", numbered(12, 2))
-    with pytest.raises(FingerprintMismatch):
+    with pytest.raises(InputError, match=r"samples of train-0000\.tar would be of other classes .*--classes"):
         adopt(str(wds), str(wds))
+    with pytest.raises(FingerprintMismatch):
+        adopt(str(wds), str(wds), Adoption(keys_by_tar=True))
+    assert adopt(str(wds), str(wds), Adoption(classes=("cat", "dog", "owl", "yak")))["version"] == 2
+    verify(str(wds))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_tar_that_changed_or_vanished_is_named(version: int, wds: Path) -> None:
+    adopt(str(wds), str(wds))
+    if version == 2:
+        write_foreign(wds / "train-0002.tar", numbered(12, 2))
+        adopt(str(wds), str(wds))
+    data = (wds / "train-0001.tar").read_bytes()
+    write_foreign(wds / "train-0003.tar", numbered(20, 2))
+    write_foreign(wds / "train-0001.tar", numbered(40, 6))
+    with pytest.raises(InputError, match=r"train-0001\.tar changed since it was adopted"):
+        adopt(str(wds), str(wds))
+    (wds / "train-0001.tar").unlink()
+    with pytest.raises(InputError, match=r"train-0001\.tar vanished since it was adopted"):
+        adopt(str(wds), str(wds))
+    (wds / "train-0001.tar").write_bytes(data)
+    assert adopt(str(wds), str(wds))["version"] == version + 1
+    verify(str(wds))
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_what_is_lost_of_adopted_shards_is_made_again(grown: bool, wds: Path, tmp_path: Path) -> None:
+    adopt(str(wds), str(tmp_path / "out"))
+    if grown:
+        write_foreign(wds / "train-0002.tar", numbered(12, 2))
+    result = adopt(str(wds), str(tmp_path / "out"))
+    for part in open_current(str(tmp_path / "out")).manifest.parts:
+        if part.path.endswith(".tar") or not grown:
+            (tmp_path / "out" / part.path).unlink()
+    assert adopt(str(wds), str(tmp_path / "out"))["digest"] == result["digest"]
+    verify(str(tmp_path / "out"))
 
 
 def test_two_adoptions_are_equal_to_the_byte(wds: Path, tmp_path: Path) -> None:
@@ -217,7 +313,7 @@ def test_what_cannot_be_taken_is_named_with_its_reason_and_counted(tmp_path: Pat
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     write_foreign(tmp_path / "b.tar", {**numbered(1, 2), "last.jpg": IMAGES[0]}, end=False)
-    result = adopt(str(tmp_path), str(tmp_path))
+    result = adopt(str(tmp_path), str(tmp_path), allow_degraded=True)
     assert [sample.record.key for sample in read_all(tmp_path)] == ["00000", "00001", "between", "00002"]
     assert skipped(result) == {
         "a.tar: apart": "interleaved",
@@ -244,7 +340,7 @@ def test_what_cannot_be_taken_is_named_with_its_reason_and_counted(tmp_path: Pat
 
 def test_names_are_cut_to_a_thousand_but_counts_are_not(tmp_path: Path) -> None:
     write_foreign(tmp_path / "a.tar", {**numbered(0, 1), **{f"x{number}.txt": b"" for number in range(1500)}})
-    result = adopt(str(tmp_path), str(tmp_path))
+    result = adopt(str(tmp_path), str(tmp_path), allow_degraded=True)
     assert (result["skipped"], len(result["skipped_files"])) == (1500, 1000)
     assert result["skipped_reasons"] == {"no_image": 1500}
 
@@ -252,7 +348,13 @@ def test_names_are_cut_to_a_thousand_but_counts_are_not(tmp_path: Path) -> None:
 def test_keys_that_begin_anew_in_each_tar_can_be_told_apart(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_foreign(tmp_path / "in" / f"{name}.tar", numbered(0, 3))
-    assert adopt(str(tmp_path / "in"), str(tmp_path / "plain"))["skipped_reasons"] == {"duplicate_key": 3}
+    with pytest.raises(Degraded, match=r"3 of 6 pictures .*duplicate_key 3; .*--keys-by-tar tells equal keys"):
+        adopt(str(tmp_path / "in"), str(tmp_path / "plain"))
+    assert not (tmp_path / "plain").exists()
+    plain = adopt(str(tmp_path / "in"), str(tmp_path / "plain"), allow_degraded=True)
+    assert (plain["status"], plain["skipped_reasons"]) == ("degraded", {"duplicate_key": 3})
+    more = Config(ingest=IngestSettings(skip_budget=0.5))
+    assert adopt(str(tmp_path / "in"), str(tmp_path / "plain"), config=more)["status"] == "unchanged"
     result = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(keys_by_tar=True))
     assert result["samples"] == 6
     assert [sample.record.key for sample in read_all(tmp_path / "out")][2:4] == ["a/00002", "b/00000"]
@@ -261,7 +363,7 @@ def test_keys_that_begin_anew_in_each_tar_can_be_told_apart(tmp_path: Path) -> N
 def test_a_tar_without_a_sample_is_named_and_is_no_part(wds: Path) -> None:
     (wds / "empty.tar").write_bytes(bytes(10240))
     (wds / "noise.tar").write_bytes(b"x" * 2000)
-    result = adopt(str(wds), str(wds))
+    result = adopt(str(wds), str(wds), allow_degraded=True)
     assert skipped(result) == {"noise.tar": "bad_header"}
     assert result["tars"] == 2 and len(open_shards(str(wds)).shards) == 2
 
@@ -273,13 +375,27 @@ def test_a_tar_without_a_sample_is_named_and_is_no_part(wds: Path) -> None:
     ("members", "classes", "labels"),
     [
         ({"a.cls": b"2", "b.cls": b" 0\n"}, ["0", "1", "2"], [(2,), (0,)]),
-        ({"a.cls": b"007", "b.cls": b"dog"}, ["7", "dog"], [(0,), (1,)]),
+        ({"a.cls": b"007", "b.cls": b"7"}, ["007", "7"], [(0,), (1,)]),
         ({"a.json": b'{"label": "owl"}', "b.json": b'{"labels": ["cat", "owl"]}'}, ["cat", "owl"], [(1,), (0, 1)]),
         ({"a.json": b'{"labels": [1, 1, 0]}', "b.json": b"{}"}, ["0", "1"], [(1, 0), ()]),
         ({"a.cls": b"1", "a.json": b'{"label": 0}', "b.cls": b"0"}, ["0", "1"], [(1,), (0,)]),
         ({"a.cls": b"100000", "b.cls": b"5"}, ["100000", "5"], [(0,), (1,)]),
         ({"a.cls": b"3", "b.cls": "\u0663".encode()}, ["3", "\u0663"], [(0,), (1,)]),
         ({}, [], [(), ()]),
+        ({"a.json": b'{"label": 3.0}', "b.json": b'{"label": 0.0}'}, ["0", "1", "2", "3"], [(3,), (0,)]),
+        ({"a.json": b'{"label": true}', "b.json": b'{"label": false}'}, ["false", "true"], [(1,), (0,)]),
+        ({"a.cls": b"", "b.cls": b" \n"}, [], [(), ()]),
+        ({"a.json": b'{"label": ""}', "b.json": b'{"labels": ["", null, "owl"]}'}, ["owl"], [(), (0,)]),
+        ({"a.cls": PERSIAN.encode(), "b.cls": SCIENTIST.encode()}, [PERSIAN, SCIENTIST], [(0,), (1,)]),
+        (
+            {"a.cls": "big\u00a0cat".encode(), "b.cls": "\U0001fae8".encode()},
+            ["big\xa0cat", "\U0001fae8"],
+            [(0,), (1,)],
+        ),
+        ({"a.cls": b"\xef\xbb\xbf1", "b.cls": b"0"}, ["0", "1"], [(1,), (0,)]),
+        # Boxes in a list say nothing of a class, and beside a class they are not even parsed.
+        ({"a.cls": b"1", "a.json": b"[[1, 2]]", "b.cls": b"0", "b.json": b"{"}, ["0", "1"], [(1,), (0,)]),
+        ({"a.json": b"[[1, 2]]", "b.json": b'{"label": 0}'}, ["0"], [(), (0,)]),
     ],
 )
 def test_labels_come_from_cls_or_json(
@@ -291,6 +407,70 @@ def test_labels_come_from_cls_or_json(
     assert result["classes"] == classes
     assert [sample.record.labels for sample in read_all(tmp_path)] == labels
     verify(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "detail"),
+    [
+        ("json", b'{"label": 1.5}', "the label 1.5 is neither a text nor true or false nor a whole number"),
+        ("json", b'{"label": {"id": 3}}', 'the label {"id": 3} is neither'),
+        ("json", b'{"label": NaN}', "the label NaN is neither"),
+        ("json", b"[1", "its json is not JSON"),
+        ("json", b"\xff", "its json is not UTF-8"),
+        ("json", b'{"label": "a\\tb"}', "the label 'a\\tb' holds the character U+0009"),
+        ("cls", "cat\u202egod".encode(), "the label 'cat\\u202egod' holds the character U+202E"),
+        ("cls", b"x" * 201, "has more than 200 characters"),
+        ("cls", b" " * (1 << 20) + b"1", "its cls has more than 1048576 bytes"),
+    ],
+)
+def test_a_label_that_is_refused_is_named_with_its_value(
+    member: str, content: bytes, detail: str, tmp_path: Path
+) -> None:
+    write_foreign(tmp_path / "x.tar", {"a.jpg": IMAGES[0], f"a.{member}": content, "b.jpg": IMAGES[1]})
+    result = adopt(str(tmp_path), str(tmp_path), Adoption(), allow_degraded=True)
+    assert skipped(result) == {"x.tar: a": "bad_metadata"} and detail in result["skipped_files"][0]["detail"]
+    assert run_record(tmp_path)["skipped_files"] == result["skipped_files"]
+
+
+def test_json_of_which_no_label_is_asked_costs_its_metadata_at_most(tmp_path: Path) -> None:
+    members = {"a.jpg": IMAGES[0], "a.json": b"[3]", "b.jpg": IMAGES[1], "b.json": b"{" + b" " * (1 << 20)}
+    write_foreign(tmp_path / "x.tar", members)
+    result = adopt(str(tmp_path), str(tmp_path), Adoption(fields=()))
+    assert (result["samples"], result["skipped"]) == (2, 0)
+    assert [sample.metadata for sample in read_all(tmp_path)] == [b"[3]", None]
+    verify(str(tmp_path))
+
+
+def test_a_json_that_is_no_object_carries_nothing_into_the_codes() -> None:
+    fields = [_fields(data) for data in (b'{"age": 3}', b"[3]", b"null", b"{", b"[" * 100_000, b"\xff", None)]
+    assert fields == [{"age": 3}, {}, {}, {}, {}, {}, {}]
+    assert [_text(value) for value in ("x", {"b": 1}, "\ud83d", None)] == ["x", '{"b": 1}', "?", None]
+
+
+def test_the_image_among_several_can_be_named(tmp_path: Path) -> None:
+    members = {"a.input.JPG": IMAGES[0], "a.mask.png": IMAGES[1], "a.cls": b"1", "b.jpg": IMAGES[2], "b.png": IMAGES[3]}
+    write_foreign(tmp_path / "in" / "x.tar", members)
+    with pytest.raises(InputError, match=r"no sample that can be taken .*its members: .*--image-member SUFFIX"):
+        adopt(str(tmp_path / "in"), str(tmp_path / "none"))
+    for name, key in (("input.jpg", "a"), (".png", "b")):
+        out = tmp_path / name
+        result = adopt(str(tmp_path / "in"), str(out), Adoption(image_member=name), allow_degraded=True)
+        assert result["samples"] == 1 and result["skipped_reasons"] == {"no_image": 1}
+        (sample,) = read_all(out)
+        assert sample.record.key == key and sample.image == members[sample.record.members[0].name]
+        verify(str(out))
+    with pytest.raises(FingerprintMismatch):
+        adopt(str(tmp_path / "in"), str(tmp_path / "input.jpg"), Adoption(image_member="png"), allow_degraded=True)
+
+
+def test_a_member_that_nobody_reads_costs_no_sample(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "x.tar", {"a.jpg": IMAGES[0], "a.cls": b"0"})
+    with tarfile.open(tmp_path / "x.tar", "a") as archive:
+        link = tarfile.TarInfo("a.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "b.txt"
+        archive.addfile(link)
+    result = adopt(str(tmp_path), str(tmp_path))
+    assert (result["samples"], skipped(result)) == (1, {"x.tar: a.txt": "link"})
 
 
 def test_a_field_of_the_json_can_be_named_and_labels_can_be_left_out(tmp_path: Path) -> None:
@@ -324,7 +504,7 @@ def test_class_files_that_cannot_be_used(text: str, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- what cannot be adopted
 
 
-@pytest.mark.parametrize("name", ["shard.tar.gz", "shard.tgz", "a b.tar", "ü.tar", "-x.tar"])
+@pytest.mark.parametrize("name", ["shard.tar.gz", "shard.tgz", "a;b.tar", "ü.tar", "-x.tar"])
 def test_tars_that_cannot_be_read_by_place_or_named(name: str, wds: Path) -> None:
     shutil.copy(wds / "train-0000.tar", wds / name)
     with pytest.raises(InputError, match=r"is compressed|cannot name a shard"):
@@ -336,7 +516,9 @@ def test_places_without_anything_to_adopt(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no \.tar file"):
         adopt(str(tmp_path / "nowhere"), str(tmp_path / "out"))
     write_foreign(tmp_path / "in" / "x.tar", {"a.txt": b"x"})
-    with pytest.raises(InputError, match=r"no sample that can be taken \(1 skipped, the first: x\.tar: a, no_image\)"):
+    with pytest.raises(
+        InputError, match=r"can be taken \(1 skipped: no_image 1; the first is x\.tar: a: no_image, its members: txt\)"
+    ):
         adopt(str(tmp_path / "in"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -384,6 +566,7 @@ def test_the_command_line_adopts(wds: Path, tmp_path: Path) -> None:
         (["--adopt", "--split", "folder"], "cannot be given with --split"),
         (["--classes", "names.txt"], "belong to --adopt"),
         (["--keys-by-tar"], "belong to --adopt"),
+        (["--image-member", "jpg"], "belong to --adopt"),
     ],
 )
 def test_options_that_do_not_go_together(words: list[str], message: str, wds: Path) -> None:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import random
 import stat
 import struct
 import tarfile
@@ -172,6 +173,12 @@ def test_the_rule_belongs_to_the_fingerprint(tmp_path: Path) -> None:
             ingest(str(source), str(tmp_path / "out"), Config(), **options)
 
 
+def test_a_table_has_no_folders_to_be_classes(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label\na.jpg,x\n")
+    with pytest.raises(InputError, match="labels are columns"):
+        ingest(str(tmp_path / "t.csv"), str(tmp_path / "out"), Config(), class_from="first")
+
+
 # ---------------------------------------------------------------------------------------- pictures without a class
 
 
@@ -260,6 +267,23 @@ def test_numbers_as_classes_are_classes(form: str, tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- what is skipped
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_tree_gives_one_artifact_as_folder_zip_and_tar(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    folders = ["cat", "Cat", "d\u0301g", "v1.0", ".git", "@eaDir", "sp ace", "00001", "x.jpg", "a\\b/c"]
+    names = ["1.jpg", "2.JPEG", "3.txt", ".4.jpg", "5", "000010007.jpg", "000010007.json", "6.png", "Thumbs.db"]
+    tree = {}
+    for number in range(draw.randrange(1, 40)):
+        path = "/".join([*draw.choices(folders, k=draw.choice([0, 1, 1, 1, 2, 3])), draw.choice(names)])
+        tree[path] = b"" if draw.random() < 0.1 else shot(number)
+    tree = {path: data for path, data in tree.items() if not any(other.startswith(f"{path}/") for other in tree)}
+    tree |= shots("one/01.jpg", "two/02.jpg")
+    results = [taken(made(form, tree, tmp_path), tmp_path / f"out-{form}", allow_degraded=True) for form in FORMS]
+    assert {result["found"] for result in results} == {len(tree)}
+    assert len({result["digest"] for result in results}) == 1
+    assert [reasons_of(result) for result in results] == [reasons_of(results[0])] * len(FORMS)
 
 
 HIDDEN = (

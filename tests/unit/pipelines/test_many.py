@@ -101,14 +101,14 @@ def test_the_part_of_a_task_is_read_without_the_manifest(tmp_path: Path, asked: 
     entry = open_codes(write_codes(tmp_path / "codes", {"a.tar": simple_rows("a", 5)}).uri)
     (shard,) = entry.shards
     asked.clear()
-    task = PartTask(0, shard.name, shard.sha256, entry.artifact.uri, entry.artifact.digest, shard.part, 64, False)
+    task = PartTask(0, shard.name, shard.sha256, entry.artifact.uri, entry.artifact.digest, shard.parts, 64, False)
     assert task.table().num_rows == 5
     assert asked == {"read": 1}
 
 
 def test_a_shard_is_found_by_its_name_in_one_step(roots: dict[int, str]) -> None:
     codes = open_codes(roots[MANY])
-    opened = ShardSet(codes.artifact, (), tuple(Shard(s.name, s.part, None, 0) for s in codes.shards))  # type: ignore[arg-type]
+    opened = ShardSet(codes.artifact, (), tuple(Shard(s.name, s.parts[0], None, 0) for s in codes.shards))  # type: ignore[arg-type]
     opened.shard("many-000000.tar")
     assert calls_of(lambda: opened.shard(f"many-{MANY - 1:06d}.tar")) < 20
     assert codes.artifact.receipts["many-000000"].shard == "many-000000"

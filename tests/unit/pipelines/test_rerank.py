@@ -114,7 +114,7 @@ def test_codes_without_logits_have_the_bytes_that_they_always_had(
     before = bytes_of(encoded(shards, model, tmp_path / "codes", PLAIN))
     assert not [name for name, data in before.items() if b"logits" in data]
     schema = pq.read_schema(next((tmp_path / "codes" / "parts").iterdir()))
-    assert schema.names == ["key", "shard", "row", "code", "labels"]
+    assert schema.names == ["key", "shard", "row", "path", "code", "labels"]
     with pytest.raises(FingerprintMismatch, match="choose another --out"):
         encode(str(shards), model.uri, str(tmp_path / "codes"), LOGITS)
     assert bytes_of(str(tmp_path / "codes")) == before
@@ -131,7 +131,7 @@ def test_neither_order_nor_threads_change_a_byte(
 
 def test_duckdb_and_pandas_read_logits(pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path) -> None:
     codes = open_codes(encoded(shards, model, tmp_path / "codes", LOGITS))
-    path = Path(codes.artifact.uri, codes.shards[0].part.path)
+    path = Path(codes.artifact.uri, codes.shards[0].parts[0].path)
     expected = logits_array(codes.read(codes.shards[0])["logits"])
     for column in (
         [row for (row,) in duckdb.sql(f"select logits from '{path}'").fetchall()],

@@ -2,14 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 import pipelines.encoding
 import pipelines.indexing
 from pipelines import retry as retry_module
 from pipelines.artifacts import Artifact, versions
+from pipelines.codes import open_codes
 from pipelines.config import Config, load_config
 from pipelines.encode import encode
 from pipelines.errors import CommitConflict, FingerprintMismatch, InputError
@@ -70,6 +77,50 @@ def test_a_partly_mended_corpus_makes_a_version_and_stays_degraded(corpus: Corpu
     last = retry_rejects(corpus.out, config)
     assert (last["status"], last["version"], last["rejects"]) == ("done", 3, 0)
     assert verify(corpus.out)["digest"] == last["digest"]
+
+
+def test_whoever_reads_the_parts_reads_each_sample_once(corpus: Corpus, model: Path, config: Config) -> None:
+    """By a glob or by the folder, also after two retries; what was there before keeps its bytes."""
+    encode_damaged(corpus, model, config, {0: [1, 4], 2: list(range(10))})
+    before = {path.name: path.read_bytes() for path in Path(corpus.out, "parts").iterdir()}
+    corpus.damage(0, [4])
+    assert retry_rejects(corpus.out, config)["rejects"] == 1
+    corpus.mend()
+    assert retry_rejects(corpus.out, config)["rejects"] == 0
+    parts = f"{corpus.out}/parts"
+    assert before.items() <= {path.name: path.read_bytes() for path in Path(parts).iterdir()}.items()
+    found = duckdb.sql(f"select count(*), count(distinct key) from '{parts}/*.parquet'").fetchall()
+    keys = {name: set(reader(parts)) for name, reader in READERS.items()}
+    assert found == [(36, 36)] and {name: len(each) for name, each in keys.items()} == dict.fromkeys(keys, 36)
+    assert verify(corpus.out)["orphans"] == []
+    undisturbed = encode(corpus.uri, str(model), corpus.out + "-other", config)
+    tables = [pa.concat_tables(open_codes(uri).tables()).to_pylist() for uri in (corpus.out, undisturbed["uri"])]
+    assert tables[0] == tables[1]
+
+
+READERS: dict[str, Callable[[str], list[str]]] = {
+    "pandas": lambda folder: pd.read_parquet(folder)["key"].tolist(),
+    "pyarrow": lambda folder: pq.read_table(folder)["key"].to_pylist(),
+    "dataset": lambda folder: ds.dataset(folder).to_table()["key"].to_pylist(),
+}
+
+
+@pytest.mark.parametrize("which", ["first", "recovered", "receipt"])
+def test_what_is_lost_of_a_retried_shard_is_made_again(which: str, corpus: Corpus, model: Path, config: Config) -> None:
+    encode_damaged(corpus, model, config, {0: [1, 4]})
+    first = {path.name for path in Path(corpus.out, "parts").glob("*-000000-*")}
+    done = retry_rejects(corpus.out, config)
+    (recovered,) = {path.name for path in Path(corpus.out, "parts").glob("*-000000-*")} - first
+    lost = {
+        "first": f"parts/{min(first)}",
+        "recovered": f"parts/{recovered}",
+        "receipt": "receipts/v2/train-000000.json",
+    }
+    path = next(Path(corpus.out).glob(lost[which].replace("train-", "*-")))
+    data = path.read_bytes()
+    path.unlink()
+    assert encode(corpus.uri, str(model), corpus.out, config)["digest"] == done["digest"]
+    assert path.read_bytes() == data and verify(corpus.out)["orphans"] == []
 
 
 def test_a_code_is_never_lost_to_a_retry(corpus: Corpus, model: Path, config: Config) -> None:

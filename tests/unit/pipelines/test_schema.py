@@ -36,6 +36,7 @@ def codes_table(bits: int = 16) -> pa.Table:
             "key": ["a", "b"],
             "shard": ["shard-000000.tar"] * 2,
             "row": [0, 1],
+            "path": ["a.jpg", "b.tif"],
             "code": [bytes([1] * width), bytes([2] * width)],
             "labels": [[0, 1], []],
             "caption": ["x", None],
@@ -73,7 +74,7 @@ def test_duckdb_and_pandas_read_codes(tmp_path: Path) -> None:
 
 def test_tables_survive_parquet() -> None:
     member = {"name": "a.jpg", "offset": 512, "size": 3, "sha256": bytes(32)}
-    index = {"key": ["a"], "shard": ["s.tar"], "row": [0], "labels": [[1]], "members": [[member]]}
+    index = {"key": ["a"], "shard": ["s.tar"], "row": [0], "path": ["a.jpg"], "labels": [[1]], "members": [[member]]}
     rejects = {
         "key": ["a"],
         "shard": ["s.tar"],
@@ -100,6 +101,7 @@ def test_bytes_that_are_no_parquet_are_damage() -> None:
 
 def numbered(name: str, count: int) -> pa.Table:
     columns = {"key": [f"{name}/{n}" for n in range(count)], "shard": [name] * count, "row": list(range(count))}
+    columns["path"] = [f"{n}.jpg" for n in range(count)]
     members = [[{"name": "a.jpg", "offset": n, "size": 3, "sha256": bytes(32)}] for n in range(count)]
     return table_of(SHARD_INDEX, {**columns, "labels": [[n] for n in range(count)], "members": members})
 

@@ -71,6 +71,7 @@ def test_a_key_finds_itself_first_and_the_answer_is_plain_json(tmp_path, build):
     assert result["neighbours"][0] == {
         "id": 1 << 32 | 8,
         "key": "two/00004",
+        "path": "two/00004.png",
         "shard": "two-000000.tar",
         "row": 8,
         "distance": 0,
@@ -85,6 +86,22 @@ def test_a_key_of_two_shards_is_searched_once_for_each(tmp_path, build):
     ]
     answer = search(build(*uris), CONFIG, keys=["same"], k=1)
     assert [result["neighbours"][0]["shard"] for result in answer["results"]] == ["one-000000.tar", "two-000000.tar"]
+
+
+def test_a_sample_is_named_by_its_key_or_its_path(tmp_path, build):
+    index = build(*two_artifacts(tmp_path)[0])
+    by_key, by_path, both = (
+        search(index, CONFIG, keys=keys) for keys in (["two/00004"], ["two/00004.png"], ["one/00001.png", "one/00001"])
+    )
+    assert by_path["results"] == by_key["results"] and by_path["results"][0]["query"] == "two/00004"
+    assert len(both["results"]) == 2 and both["results"][0] == both["results"][1]
+    with pytest.raises(InputError, match=r"'two/00004.jpg' is not in .*; near it are two/00004"):
+        search(index, CONFIG, keys=["two/00004.jpg"])
+    removed = remove_rows(index, CONFIG, ["two/00004.png", "two/00004", "one/00001.png"])
+    assert removed["removed"] == 2
+    with pytest.raises(InputError, match=r"'two/00004\.png' was removed"):
+        search(index, CONFIG, keys=["two/00004.png"])
+    assert remove_rows(index, CONFIG, ["two/00004.png"])["status"] == "unchanged"
 
 
 @pytest.mark.parametrize("kept", [0, 2, 128])

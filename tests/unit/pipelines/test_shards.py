@@ -52,7 +52,7 @@ def samples() -> list[dict[str, Any]]:
 def scanned(path: Path) -> pa.Table:
     labels = {"a/1": [0], LONG_KEY: [1, 2], "a/3": [1]}
     images = {"a/1": "a/1.jpg", LONG_KEY: f"{LONG_KEY}.PNG", "a/3": "a/3.bmp"}
-    return scan_tar(path, path.name, labels, images)
+    return scan_tar(path, path.name, labels, images, {key: f"{name} as it was" for key, name in images.items()})
 
 
 # --------------------------------------------------------------------------------------------------------- writing
@@ -72,6 +72,7 @@ def test_the_index_knows_where_each_member_lies(tmp_path: Path) -> None:
     assert [row["key"] for row in rows] == ["a/1", LONG_KEY, "a/3"]
     assert [row["row"] for row in rows] == [0, 1, 2]
     assert [row["labels"] for row in rows] == [[0], [1, 2], [1]]
+    assert [row["path"] for row in rows] == ["a/1.jpg as it was", f"{LONG_KEY}.PNG as it was", "a/3.bmp as it was"]
     assert [row["members"][0]["name"] for row in rows] == ["a/1.jpg", f"{LONG_KEY}.PNG", "a/3.bmp"]
     for row, sample in zip(rows, samples(), strict=True):
         for member in row["members"]:

@@ -1,8 +1,10 @@
 """The strict tar reader: what it accepts is read whole, what is cut or altered is an error."""
 
 import io
+import subprocess
 import tarfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,3 +226,33 @@ def test_what_has_no_content_hides_nothing_behind_its_size(kind: bytes) -> None:
     info = tarfile.TarInfo("x.jpg")
     info.type, info.size = kind, 1024
     assert names_of(info.tobuf() + make_tar())[1:] == ["a/1.jpg", "a/2.jpg"]
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix", "oldgnu"])
+@pytest.mark.parametrize("holes", [1, 4, 5, 26, 200])
+def test_a_sparse_file_is_passed_over_and_what_follows_is_read(form: str, holes: int, tmp_path: Path) -> None:
+    """GNU tar writes the map of a file with many holes into further blocks, which do not count for its size."""
+    (tmp_path / "a.jpg").write_bytes(b"first")
+    (tmp_path / "z.jpg").write_bytes(b"last")
+    with (tmp_path / "b.npy").open("wb") as stream:
+        for number in range(holes):
+            stream.seek(number * 65536 + 32768)
+            stream.write(b"x" * 4096)
+    names = ["a.jpg", "b.npy", "z.jpg"]
+    command = ["tar", f"--format={form}", "--sparse", "--hole-detection=raw", "-cf", "x.tar", *names]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with (tmp_path / "x.tar").open("rb") as stream:
+        found = [(entry.name, entry.kind, content) for entry, content in read_tar(stream)]
+    assert found == [("a.jpg", "file", b"first"), ("b.npy", "special", None), ("z.jpg", "file", b"last")]
+
+
+def test_a_map_of_a_sparse_file_without_end_is_refused() -> None:
+    header = bytearray(tarfile.TarInfo("x.npy").tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[482] = tarfile.GNUTYPE_SPARSE, 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    more = bytearray(512)
+    more[504] = 1
+    with pytest.raises(TarDamaged, match="a header of 1049088 bytes") as caught:
+        list(read_tar(io.BytesIO(bytes(header) + bytes(more) * 3000)))
+    assert caught.value.reason is TarReason.TOO_LARGE

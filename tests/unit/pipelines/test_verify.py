@@ -91,6 +91,7 @@ def make_codes(
             "key": [record.key for record in codes],
             "shard": [shard.name] * len(codes),
             "row": [record.row for record in codes],
+            "path": [record.path for record in codes],
             "code": [bytes([record.row, 1]) for record in codes],
             "labels": [list(record.labels) for record in codes],
         }
@@ -187,7 +188,7 @@ def test_everything_the_verbs_write_is_proven(tmp_path: Path, shards: Artifact, 
         }
     checks = "\n".join(verify(codes.uri)["checks"])
     assert "24 samples = 21 codes + 3 rejects" in checks
-    assert "with the keys and labels of the shard index" in checks
+    assert "with the keys, paths and labels of the shard index" in checks
     assert f"input model: {model.uri}" in checks
     assert "24 samples in 3 tars" in "\n".join(verify(shards.uri)["checks"])
     assert "21 codes in 3 parts" in "\n".join(verify(index.uri)["checks"])
@@ -406,6 +407,7 @@ def set_reject(name: str, value: Any) -> Callable[[str, Columns, Columns], None]
         (set_code("labels", [3]), "labels outside the 3 classes"),
         (set_code("labels", [-1]), "labels outside the 3 classes"),
         (set_code("labels", []), "other labels than the shard index"),
+        (set_code("path", "class_00/none.png"), "other paths than the shard index"),
         (set_code("shard", "shard-000009.tar"), "rows of another shard"),
         (set_code("code", b"\x00\x10"), "bits set beyond the 12"),
         (set_reject("reason", "bad luck"), "the reason 'bad luck'"),

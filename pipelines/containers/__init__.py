@@ -1,0 +1,41 @@
+"""The containers of image files, walked by hand: what is picture in them, within limits, and which way is up.
+
+No decoder has seen a byte yet. Size, frames, scans and metadata are held against limits, the orientation is read from
+its one entry, and comments, profiles, thumbnails and all frames but the first are left out, since parsing them
+costs an attacker little and a reader much (one 64 KiB EXIF block can name 300 MiB of values).
+"""
+
+from pipelines.containers.boxes import walk_boxes
+from pipelines.containers.limits import ImageReject, Picture
+from pipelines.containers.tiff import walk_tiff
+from pipelines.containers.usual import walk_bmp, walk_gif, walk_jpeg, walk_png, walk_ppm, walk_webp
+from pipelines.schema import Reason
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+"""What is decoded, as Pillow calls it; HEIF comes with an extra."""
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+
+_WALKS = {
+    b"\xff\xd8\xff": walk_jpeg,
+    b"\x89PNG\r\n\x1a\n": walk_png,
+    b"BM": walk_bmp,
+    b"GIF87a": walk_gif,
+    b"GIF89a": walk_gif,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), walk_tiff),
+    **{b"P%d" % kind: walk_ppm for kind in range(1, 7)},
+}
+
+
+def walk(data: bytes) -> Picture:
+    """The picture in a file of an allowed format, whatever its name, within the limits. Raises ImageReject."""
+    for start, walked in _WALKS.items():
+        if data.startswith(start):
+            return walked(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return walk_webp(data)
+    if data[4:8] == b"ftyp":
+        return walk_boxes(data)
+    raise ImageReject(Reason.NOT_AN_IMAGE, f"none of {', '.join(FORMATS)}")

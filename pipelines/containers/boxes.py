@@ -1,0 +1,215 @@
+"""AVIF and HEIF: boxes within boxes. The decoder gets the primary picture, no sequence and no metadata.
+
+What an item's header says of its size is held against the limits too, since a decoder makes room by the stream's own
+header and not by what the file says of it.
+"""
+
+from collections.abc import Iterator
+
+from pipelines.containers.limits import MAX_CHUNKS, MAX_PIXELS, ImageReject, Metadata, Picture, check_size
+from pipelines.schema import Reason
+
+MAX_ITEMS = 4096
+MAX_ITEM_PIXELS = 4 * MAX_PIXELS
+"""Of all items together: tiles of the picture, its transparency, a preview, a map of brightness."""
+
+_AVIF, _HEIF = {b"avif", b"avis"}, {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
+_SEQUENCES = {b"avis", b"hevc", b"hevx", b"msf1"}
+"""Brands of files whose sequence must be there."""
+_UNREAD = (b"Exif", b"mime", b"uri ")
+_SEQUENCE_HEADER = 1
+
+_Box = tuple[bytes, int, int]
+_Extent = tuple[bool, int, int]
+
+
+def walk_boxes(data: bytes) -> Picture:
+    """The file with its sequence and its metadata renamed to what no decoder knows."""
+    metadata = Metadata()
+    boxes = _boxes(data, 0, len(data), metadata)
+    kind, start, end = next(boxes)
+    major = data[start : start + 4]
+    places = [start, *range(start + 8, min(end, start + 1024) - 3, 4)]
+    brands = {data[at : at + 4] for at in places}
+    form = "AVIF" if brands & _AVIF else "HEIF" if brands & _HEIF else None
+    if kind != b"ftyp" or form is None:
+        raise ImageReject(Reason.NOT_AN_IMAGE, f"a file of boxes of brand {major!r}, which is not decoded")
+    found, whole = list(boxes), bytearray(data)
+    metas = [box for box in found if box[0] == b"meta"]
+    if len(metas) != 1:
+        raise ImageReject(Reason.UNDECODABLE, f"a picture is described in one box, not in {len(metas)}")
+    _walk_meta(whole, metas[0], form, metadata)
+    animated = False
+    for kind, start, _ in found:
+        if kind == b"moov":
+            animated = True
+            whole[start - 4 : start] = b"free"
+    for at in places if animated else ():
+        if data[at : at + 4] in _SEQUENCES:
+            whole[at : at + 4] = b"avif" if form == "AVIF" else b"heic"
+    return Picture(form, bytes(whole), 1, animated)
+
+
+def _boxes(data: bytes | bytearray, start: int, end: int, metadata: Metadata) -> Iterator[_Box]:
+    """Kind, start and end of the content of each box in a range; the type is right before the start."""
+    while start < end:
+        metadata.count()
+        size, kind, head = int.from_bytes(data[start : start + 4], "big"), bytes(data[start + 4 : start + 8]), 8
+        if size == 1:
+            # Its size stands between type and content: such a box is only passed over.
+            size, head = int.from_bytes(data[start + 8 : start + 16], "big"), 16
+            kind = kind if kind == b"mdat" else b""
+        elif size == 0:
+            size = end - start
+        if size < head or start + 8 > end:
+            raise ImageReject(Reason.UNDECODABLE, f"a box of {size} bytes")
+        if start + size > end:
+            raise ImageReject(Reason.TRUNCATED, f"ends inside a box of {size} bytes")
+        yield kind, start + head, start + size
+        start += size
+
+
+def _walk_meta(data: bytearray, meta: _Box, form: str, metadata: Metadata) -> None:
+    """Hide items of metadata, and hold the headers of AV1 items against the limits."""
+    kinds: dict[int, bytes] = {}
+    places: dict[int, list[_Extent]] = {}
+    own = 0
+    for kind, start, end in _boxes(data, meta[1] + 4, meta[2], metadata):
+        if kind == b"iinf":
+            kinds = _item_kinds(data, start, end, metadata)
+        elif kind == b"idat":
+            own = start
+        elif kind == b"iloc":
+            places = _item_places(data, start, end)
+    pixels = 0
+    for item, extents in places.items():
+        if kinds.get(item) == b"av01":
+            starts = [(at + own if inside else at, size) for inside, at, size in extents]
+            content = b"".join(bytes(data[at : at + size]) for at, size in starts)
+            pixels += _av1_pixels(content, metadata)
+    if pixels > MAX_ITEM_PIXELS:
+        raise ImageReject(Reason.TOO_LARGE, f"items of {pixels} pixels together")
+
+
+def _item_kinds(data: bytearray, start: int, end: int, metadata: Metadata) -> dict[int, bytes]:
+    kinds: dict[int, bytes] = {}
+    first = start + (6 if data[start] == 0 else 8)
+    for kind, begin, stop in _boxes(data, first, end, metadata):
+        if kind != b"infe" or data[begin] < 2:
+            continue
+        wide = 2 if data[begin] == 2 else 4
+        at = begin + 4 + wide + 2
+        kinds[int.from_bytes(data[begin + 4 : begin + 4 + wide], "big")] = bytes(data[at : at + 4])
+        if data[at : at + 4] in _UNREAD and at + 4 <= stop:
+            data[at : at + 4] = b"skip"
+    return kinds
+
+
+def _item_places(data: bytearray, start: int, end: int) -> dict[int, list[_Extent]]:
+    """The pieces of each item: whether one lies in the box `idat`, from where on, and its size."""
+    place = start + 4
+
+    def take(size: int) -> int:
+        nonlocal place
+        place += size
+        if place > end:
+            raise ImageReject(Reason.TRUNCATED, "the places of items end before the last")
+        return int.from_bytes(data[place - size : place], "big")
+
+    version = data[start]
+    widths = take(1), take(1)
+    offset_size, length_size, base_size = widths[0] >> 4, widths[0] & 15, widths[1] >> 4
+    index_size = widths[1] & 15 if version else 0
+    wide = 2 if version < 2 else 4
+    places: dict[int, list[_Extent]] = {}
+    extents = total = 0
+    for _ in range(take(wide)):
+        item = take(wide)
+        inside = bool(version and take(2) & 15)
+        take(2)
+        base = take(base_size)
+        found = places.setdefault(item, [])
+        for _ in range(take(2)):
+            take(index_size)
+            at, size = base + take(offset_size), take(length_size) or len(data)
+            found.append((inside, at, size))
+            extents, total = extents + 1, total + min(size, len(data))
+        if len(places) > MAX_ITEMS or extents > MAX_CHUNKS or total > 4 * len(data) + (1 << 20):
+            raise ImageReject(Reason.TOO_LARGE, f"{len(places)} items in {extents} pieces of {total} bytes")
+    return places
+
+
+# ----------------------------------------------------------------------------------------------------------------- AV1
+
+
+def _av1_pixels(content: bytes, metadata: Metadata) -> int:
+    """Pixels of the largest frame that an AV1 item's headers announce; ImageReject where that is too large."""
+    place = most = 0
+    while place < len(content):
+        metadata.count()
+        head = content[place]
+        place += 2 if head & 4 else 1
+        size = shift = 0
+        if head & 2:
+            for _ in range(8):
+                byte = content[place] if place < len(content) else 0
+                size |= (byte & 0x7F) << shift
+                place, shift = place + 1, shift + 7
+                if not byte & 0x80:
+                    break
+        else:
+            size = len(content) - place
+        if head >> 3 & 15 == _SEQUENCE_HEADER:
+            width, height = _av1_size(content[place : place + min(size, 1024)])
+            check_size(width, height)
+            most = max(most, width * height)
+        place += size
+    return most
+
+
+class _Bits:
+    """Reads bits from the front; zeros follow the last."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def take(self, count: int) -> int:
+        self._left -= count
+        return (self._data >> self._left if self._left >= 0 else 0) & ((1 << count) - 1)
+
+
+def _av1_size(header: bytes) -> tuple[int, int]:
+    """The largest width and height of frames, from a sequence header (AV1 specification, 5.5)."""
+    bits = _Bits(header)
+    bits.take(4)
+    if bits.take(1):
+        bits.take(5)
+    else:
+        _pass_operating_points(bits)
+    wide, high = bits.take(4) + 1, bits.take(4) + 1
+    return bits.take(wide) + 1, bits.take(high) + 1
+
+
+def _pass_operating_points(bits: _Bits) -> None:
+    delay = 0
+    model = False
+    if bits.take(1):  # timing
+        bits.take(64)
+        if bits.take(1):
+            zeros = 0
+            while zeros < 32 and not bits.take(1):
+                zeros += 1
+            bits.take(zeros)
+        model = bool(bits.take(1))
+        if model:
+            delay = bits.take(5) + 1
+            bits.take(32 + 10)
+    display = bool(bits.take(1))
+    for _ in range(bits.take(5) + 1):
+        bits.take(12)
+        if bits.take(5) > 7:
+            bits.take(1)
+        if model and bits.take(1):
+            bits.take(2 * delay + 1)
+        if display and bits.take(1):
+            bits.take(4)

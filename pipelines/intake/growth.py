@@ -1,0 +1,111 @@
+"""Tars that were adopted before: adopting again takes those that are new beside them, as the next version.
+
+What stands in a version stays: a tar keeps its rows, a class its id. So codes and an index of the version before are
+right for the next one too, and only what is new is encoded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from pipelines.artifacts import Artifact, Part, fingerprint, open_artifact, versions
+from pipelines.errors import DamagedArtifact, InputError
+from pipelines.shards import INDEX_NAME, Shard, open_shards
+from pipelines.storage import Store
+from pipelines.versions import open_current, publish_next
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The current version of adopted shards, from which the next one is made."""
+
+    artifact: Artifact
+    number: int
+    shards: Mapping[str, Shard]
+    classes: tuple[str, ...]
+
+    @cached_property
+    def keys(self) -> dict[str, set[str]]:
+        """The keys that each tar has in the version, by the tar's name."""
+        return {name: set(shard.table()["key"].to_pylist()) for name, shard in self.shards.items()}
+
+    @property
+    def parts(self) -> list[Part]:
+        """The tars of the version."""
+        return [part for part in self.artifact.manifest.parts if part.name != INDEX_NAME]
+
+    def names(self, found: Sequence[str], origin: Store) -> list[str]:
+        """The tars to look at, in order: those `found` and those of the version. InputError where one vanished."""
+        there = origin.entries()
+        for name in self.shards:
+            if name not in there:
+                raise InputError(
+                    f"{origin.uri}/{name} vanished since it was adopted at {self.artifact.uri}: bring it back, or give "
+                    "another --out"
+                )
+        return sorted({*found, *self.shards})
+
+    def require_same_bytes(self, name: str, sha256: str, origin: Store) -> None:
+        """InputError where a tar of the version has other bytes now."""
+        if name in self.shards and self.shards[name].part.sha256 != sha256:
+            raise InputError(
+                f"{origin.uri}/{name} changed since it was adopted at {self.artifact.uri}: bring its bytes back, or "
+                "give another --out"
+            )
+
+    def require_same_rows(self, name: str, rows: pa.Table) -> None:
+        """InputError where a tar of the version would have other samples or class ids in the next one."""
+        if name not in self.shards:
+            return
+        before, after = (table.select(["key", "labels"]).to_pylist() for table in (self.shards[name].table(), rows))
+        if before != after:
+            raise InputError(
+                f"{self.artifact.uri}: the samples of {name} would be of other classes than before: give the --classes "
+                "with which it was adopted, new names at the end"
+            )
+
+    def publish(self, new: Sequence[Part], index: Part, totals: dict[str, int], **meta: object) -> Artifact:
+        """Publish the next version: the tars of this one, the new ones and their index."""
+        first = self.artifact.manifest.meta.get("grown_from", self.artifact.digest)
+        facts = {**self.artifact.manifest.meta, **meta, "version": self.number + 1, "grown_from": first}
+        return publish_next(self.artifact, self.number + 1, [*self.parts, *new, index], (), totals, meta=facts)
+
+
+def adopted_before(root: Store, settings: Mapping[str, object]) -> Grown | None:
+    """What was adopted at `root` with these settings, or None: nothing, something else, or an index that is gone.
+
+    Who goes on without it finds by the fingerprint what lies there.
+    """
+    if root.size("manifest.json") is None:
+        return None
+    first = open_artifact(root)
+    source = first.manifest.meta.get("source")
+    if first.manifest.kind != "shards" or first.manifest.fingerprint != fingerprint(
+        "shards", {"source": source}, settings
+    ):
+        return None
+    known = versions(root)
+    try:
+        opened = open_shards(open_current(root, "shards"))
+        number = known[-1] if known else 1
+        return Grown(opened.artifact, number, {shard.name: shard for shard in opened.shards}, opened.classes)
+    except DamagedArtifact:
+        if known:
+            raise
+        return None  # what is gone of a first version is made again
+
+
+def grown_classes(
+    found: set[str], before: tuple[str, ...], numbers: Mapping[str, int]
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The classes `before`, and behind them those that are new, so that ids of old ones stay.
+
+    `numbers` are the labels that are numbers.
+    """
+    if len(numbers) == len(found) and before == tuple(map(str, range(len(before)))):
+        count = max([len(before), *(number + 1 for number in numbers.values())])
+        return tuple(map(str, range(count))), dict(numbers)
+    classes = (*before, *sorted(found - set(before)))
+    return classes, {name: number for number, name in enumerate(classes)}

@@ -1,0 +1,103 @@
+"""Which tars a SOURCE of `--adopt` names: all of a folder or prefix, one of them, or those of a pattern in braces."""
+
+import re
+from itertools import product
+from pathlib import Path
+
+from pipelines.artifacts import PART_NAME
+from pipelines.errors import InputError
+from pipelines.storage import Store
+
+MAX_TARS = 1_000_000
+
+_COMPRESSED = re.compile(r"[^/.][^/]*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2|txz)", re.IGNORECASE)
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
+
+
+def tars_of(source: str) -> tuple[Store, list[str]]:
+    """The place where the tars of `source` lie, and their names in order.
+
+    `source` is a folder or s3:// prefix with tars directly in it, a tar, or several as `t-{000..012}.tar` or
+    `{train,val}.tar`, as the webdataset library writes them. InputError where there is none, or one is not there,
+    cannot be read by place or cannot name a shard.
+    """
+    origin, wanted = _place(source)
+    beside = [name for name in origin.names("") if "/" not in name]
+    tars = [name for name in beside if name.endswith(".tar") and not name.startswith(".")]
+    if wanted is None:
+        _require_readable(origin, beside)
+        wanted = tars
+    for name in wanted:
+        if name not in beside:
+            origin.require_bucket()
+            raise InputError(f"{origin.uri}/{name} does not exist, or is no plain file")
+        if not re.fullmatch(PART_NAME, name):
+            allowed = "letters, digits, space and any of . _ - + = , @ ( ) [ ]"
+            raise InputError(f"{origin.uri}/{name} cannot name a shard: rename it, or a copy, with {allowed}")
+    if not wanted:
+        origin.require_bucket()
+        raise InputError(
+            f"{origin.uri} holds no .tar file: --adopt takes a folder or s3:// prefix of WebDataset tars, or a tar"
+        )
+    return origin, wanted
+
+
+def _place(source: str) -> tuple[Store, list[str] | None]:
+    """The folder of what is named, and the names; None for all that lie in it."""
+    whole = Store(source)
+    literal = whole.is_local and Path(whole.uri).exists()
+    sources = [source] if literal or "{" not in source else _expanded(source)
+    above = [named.rpartition("/") for named in sources]
+    if not all(name.endswith(".tar") for _, _, name in above):
+        if len(sources) > 1:
+            raise InputError(f"{source} does not name .tar files: write a pattern such as wds/t-{{000..012}}.tar")
+        return whole, None
+    folders = dict.fromkeys(folder + slash or "." for folder, slash, _ in above)
+    if len(folders) > 1:
+        raise InputError(f"{source} names tars of {len(folders)} folders: adopt those of one folder at a time")
+    if len(sources) == 1 and _is_folder(whole):
+        return whole, None
+    origin = Store(next(iter(folders)))
+    return origin, sorted({name for _, _, name in above})
+
+
+def _is_folder(store: Store) -> bool:
+    """Whether a name that ends in .tar is that of a folder or prefix."""
+    return Path(store.uri).is_dir() if store.is_local else bool(store.entries())
+
+
+def _expanded(source: str) -> list[str]:
+    """Every name that a pattern in braces stands for; braces do not lie in one another."""
+    pieces = _BRACES.split(source)
+    choices = [_choices(piece, source) if place % 2 else [piece] for place, piece in enumerate(pieces)]
+    count = 1
+    for each in choices:
+        count *= len(each)
+    if count > MAX_TARS or "{" in "".join(pieces[::2]):
+        raise InputError(f"{source}: write at most {MAX_TARS} tars, with braces that do not lie in one another")
+    return ["".join(chosen) for chosen in product(*choices)]
+
+
+def _choices(inside: str, source: str) -> list[str]:
+    """What one pair of braces stands for: numbers from the first to the last, as wide as these, or a list of texts."""
+    span = _RANGE.fullmatch(inside)
+    if span is None:
+        return inside.split(",")
+    first, last = int(span[1]), int(span[2])
+    if not first <= last < first + MAX_TARS:
+        raise InputError(f"{source}: {{{inside}}} is to count up, over at most {MAX_TARS} tars")
+    padded = any(text.startswith("0") and len(text) > 1 for text in span.groups())
+    width = max(map(len, span.groups())) if padded else 0
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]
+
+
+def _require_readable(origin: Store, beside: list[str]) -> None:
+    """InputError for what lies among the tars of a folder and would be passed over without a word."""
+    if origin.is_local:
+        for path in sorted(Path(origin.uri).glob("[!.]*.tar")):
+            if path.name not in beside:
+                raise InputError(f"{path} is no plain file, so it cannot be read as a tar: take it away")
+    for name in beside:
+        if _COMPRESSED.fullmatch(name):
+            raise InputError(f"{origin.uri}/{name} is compressed, so no sample can be read by its place: unpack it")
