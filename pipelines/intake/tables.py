@@ -202,7 +202,7 @@ def _list_paths(path: Path, root: Path | None, rows: Iterator[Row], found: _Foun
     for row in read:
         place = at[row.number]
         if isinstance(place, SkipReason):
-            found.listing.skip(row.image, place)
+            found.listing.skip(row.image, place, f"row {row.number}")
         elif place[0] in found.rows:
             found.keep(place[0], row, str(path))
         elif reason := unfit(*place):

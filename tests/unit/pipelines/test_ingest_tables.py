@@ -276,7 +276,7 @@ def test_missing_files_are_all_counted(folder: Path, tmp_path: Path) -> None:
     result = take(csv_of(folder, "path,label\n" + "\n".join(rows) + "\n"), tmp_path, allow_degraded=True)
     assert (result["samples"], result["skipped"], result["found"]) == (2, 1202, 1204)
     assert result["skipped_reasons"] == {"missing": 1200, "special": 1, "unsafe_name": 1}
-    assert result["skipped_files"][0] == {"path": "im/no0.jpg", "reason": "missing"}
+    assert result["skipped_files"][0] == {"path": "im/no0.jpg", "reason": "missing", "detail": "row 2"}
     assert result["classes"] == ["a"]
 
 
@@ -478,7 +478,7 @@ def test_names_without_their_suffix(folder: Path, tmp_path: Path) -> None:
         csv_of(folder, "id,label\nim/000bec18,a\nim/1,b\nim/5,c\n"), tmp_path, path_column="id", allow_degraded=True
     )
     assert labels_of(result) == {"im/000bec18": ["a"], "im/1": ["b"]}
-    assert result["skipped_files"] == [{"path": "im/5", "reason": "missing"}]
+    assert result["skipped_files"] == [{"path": "im/5", "reason": "missing", "detail": "row 3"}]
 
 
 def test_other_tables_from_the_field(folder: Path, tmp_path: Path) -> None:
