@@ -173,3 +173,15 @@ def _report_all() -> None:
     for handler in logging.getLogger("prefect.flow_runs").handlers:
         handler.flush()
     EventsWorker.drain_all(timeout=REPORT_S)
+    _drop_unsent()
+
+
+def _drop_unsent() -> None:
+    """Drop what could not be sent: at the end of the process Prefect would try each piece once more, for minutes."""
+    from prefect._internal.concurrency.services import _active_services
+
+    for service in tuple(_active_services):
+        waiting = service._queue
+        with waiting.mutex:
+            waiting.queue.clear()
+        waiting.put_nowait(None)  # the mark at which the service ends

@@ -73,6 +73,9 @@ def open_current(uri: str | Path | Store, kind: str | None = None) -> Artifact:
 
 def open_known(uri: str, kind: str, digest: str) -> Artifact:
     """The version of what was committed at `uri` that has this digest. FingerprintMismatch where there is none."""
+    with suppress(InputError):  # the first version needs no listing, and most artifacts have no other
+        if (first := open_artifact(uri, kind)).digest == digest:
+            return first
     current = open_current(uri, kind)
     if current.digest == digest:
         return current

@@ -160,8 +160,11 @@ def test_ingest_writes_the_same_bytes_as_on_a_disk(server: Seaweed, tmp_path: Pa
 
 
 def test_nothing_there_and_no_such_bucket(server: Seaweed) -> None:
-    for uri in (server.uri("nowhere"), "s3://no-such-bucket/x"):
-        with pytest.raises(InputError, match=r"no manifest\.json"):
+    for uri, said in (
+        (server.uri("nowhere"), r"no manifest\.json"),
+        ("s3://no-such-bucket/x", "does not exist: check"),
+    ):
+        with pytest.raises(InputError, match=said):
             open_artifact(uri)
         assert Store(uri).names("parts") == []
 
