@@ -74,11 +74,12 @@ def best_effort() -> Iterator[None]:
 def await_prefect(seconds: float) -> None:
     """Wait up to `seconds` until Prefect's server answers, so that one that restarts hears how a run ended."""
     deadline = time.monotonic() + seconds
-    while not _answers() and time.monotonic() < deadline:
+    while not answers() and time.monotonic() < deadline:
         time.sleep(UPDATE_EVERY_S)
 
 
-def _answers() -> bool:
+def answers() -> bool:
+    """Tell whether Prefect's server answers now."""
     with best_effort(), get_client(sync_client=True) as client:
         return client.api_healthcheck() is None
     return False

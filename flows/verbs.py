@@ -170,10 +170,13 @@ def _report_all() -> None:
     """Send what Prefect's threads still hold: a temporary server is gone before they would do so by themselves."""
     from prefect.events.worker import EventsWorker
 
+    from flows.reporting import answers
+
     for handler in logging.getLogger("prefect.flow_runs").handlers:
         handler.flush()
     EventsWorker.drain_all(timeout=REPORT_S)
-    _drop_unsent()
+    if not answers():
+        _drop_unsent()
 
 
 def _drop_unsent() -> None:

@@ -94,6 +94,7 @@ def test_a_run_that_does_not_move_on_is_known_to_live(tmp_path: Path, monkeypatc
     store = Store(tmp_path)
     with RunLog(store, "work", total=100):
         wait_for(lambda: len(read_runs(store)[0].beats) >= 3)
+        assert read_runs(store)[0].state() == "working"
 
 
 def test_a_store_that_fails_for_a_while_costs_no_attempt_and_no_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,7 @@ def test_scratch_of_a_killed_process_goes_with_the_next_one_and_nobody_elses(bas
 def test_kept_scratch_goes_when_its_process_is_killed(base: Path, scratch_in_base: None) -> None:
     left = killed_at_work(kept=True)
     await_true(lambda: not left.exists())
+    assert list(base.iterdir()) == []
 
 
 @pytest.fixture
