@@ -17,8 +17,8 @@ from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config import Config
 from pipelines.errors import DamagedArtifact
-from pipelines.proofs import PROOFS
 from pipelines.proofs.findings import MAX_PROBLEMS, Findings
+from pipelines.proofs.proofs import PROOFS
 from pipelines.proofs.remembered import remember_tars, remembered_tars
 from pipelines.proofs.shards import prove_shards, prove_tar
 from pipelines.shards import Shard, open_shards

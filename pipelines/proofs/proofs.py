@@ -1,0 +1,25 @@
+"""What must hold inside an artifact of each kind beyond its digests, and between it and its inputs.
+
+A proof adds problems to `Findings` instead of raising, so that one run names all of them. It reads parts through
+`Artifact.read`, which checks their digests before anything is parsed.
+"""
+
+from collections.abc import Callable, Mapping
+
+from pipelines.proofs.codes import prove_codes
+from pipelines.proofs.duplicates import prove_duplicates
+from pipelines.proofs.findings import Findings
+from pipelines.proofs.others import prove_alias, prove_checkpoint, prove_index, prove_model, prove_report
+from pipelines.proofs.studies import prove_study
+
+PROOFS: Mapping[str, Callable[[Findings], None]] = {
+    "codes": prove_codes,
+    "index": prove_index,
+    "model": prove_model,
+    "checkpoint": prove_checkpoint,
+    "report": prove_report,
+    "duplicates": prove_duplicates,
+    "alias": prove_alias,
+    "study": prove_study,
+}
+"""By kind; `shards` has its own way, since its tars are digested and read in one pass."""
