@@ -15,9 +15,9 @@ from typing import Any
 from pipelines.artifacts import Artifact, versions
 from pipelines.config import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
-from pipelines.failpoints import failpoint
 from pipelines.kinds.artifact import newest_made
 from pipelines.storage import Entry, Store
+from pipelines.storage.failpoints import failpoint
 from pipelines.versions import FOLDERS, all_versions, open_current, open_version, referenced
 
 TEMPORARY = ".tmp-"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.errors import StoreUnavailable
-from pipelines.failpoints import failpoint
+from pipelines.storage.failpoints import failpoint
 from pipelines.storage.objects import Entry
 from pipelines.storage.scratch import PrivateFolder
 

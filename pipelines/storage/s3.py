@@ -8,11 +8,11 @@ from typing import TypeVar, cast
 from fsspec.asyn import sync
 
 from pipelines.errors import DamagedArtifact
-from pipelines.failpoints import failpoint
 from pipelines.storage import writes
 from pipelines.storage.bucket import Bucket
 from pipelines.storage.clock import Transient, deadline_s
 from pipelines.storage.digests import sha256_of
+from pipelines.storage.failpoints import failpoint
 from pipelines.storage.objects import Entry
 
 BLOCK_BYTES = 8 << 20

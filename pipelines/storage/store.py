@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from pipelines.errors import CommitConflict, ConfigError, HHNetError, InputError, StoreUnavailable
-from pipelines.failpoints import failpoint
 from pipelines.storage.digests import sha256_of
+from pipelines.storage.failpoints import failpoint
 from pipelines.storage.local import LocalObjects
 from pipelines.storage.objects import Entry, Objects
 

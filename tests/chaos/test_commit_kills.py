@@ -17,9 +17,9 @@ import pytest
 
 from pipelines.artifacts import open_artifact
 from pipelines.errors import InputError
-from pipelines.failpoints import failpoint
 from pipelines.learning.checkpoints import Checkpoints
 from pipelines.storage import Store
+from pipelines.storage.failpoints import failpoint
 from pipelines.storage.local import LocalObjects
 from tests.support.checker import stored, violations
 from tests.support.drivers import MARK, run, save_checkpoints, verb

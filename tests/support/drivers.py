@@ -23,13 +23,13 @@ import torch
 
 import pipelines.encoding
 import pipelines.indexing
-from pipelines import failpoints as places
 from pipelines.__main__ import main
 from pipelines.artifacts import open_artifact
 from pipelines.config import load_config
 from pipelines.errors import HHNetError
 from pipelines.learning.checkpoints import Checkpoints
 from pipelines.storage import Store
+from pipelines.storage import failpoints as places
 from pipelines.train import plan_job, train_worker
 from tests.support.inline import use_inline_pool
 

@@ -7,8 +7,8 @@ MemoryStore(OverwritingObjects)   a put replaces what was there
 import io
 from pathlib import Path
 
-from pipelines.failpoints import failpoint
 from pipelines.storage import Entry, Store
+from pipelines.storage.failpoints import failpoint
 
 
 class MemoryObjects:

@@ -13,7 +13,6 @@ import pytest
 
 import pipelines.indexing
 from hhnet import hamming_distances, pack_bits
-from pipelines import failpoints
 from pipelines.artifacts import open_artifact
 from pipelines.config import Config, DedupeSettings, IndexSettings
 from pipelines.dedupe import dedupe
@@ -23,6 +22,7 @@ from pipelines.errors import ConfigError, FingerprintMismatch, InputError, Store
 from pipelines.index import build_index
 from pipelines.kinds.artifact import open_index
 from pipelines.reindex import add_codes, remove_rows
+from pipelines.storage import failpoints
 from pipelines.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool

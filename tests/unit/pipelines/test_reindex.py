@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pipelines.indexing
-from pipelines import failpoints, reindex
+from pipelines import reindex
 from pipelines.artifacts import Artifact, manifest_digest, open_artifact, publish_version, versions
 from pipelines.codes import open_codes
 from pipelines.config import Config, GateSettings, IndexSettings
@@ -29,7 +29,7 @@ from pipelines.reindex import add_codes, compact_index, remove_rows
 from pipelines.releases import index_info, publish_index, rollback_index
 from pipelines.schema import parquet_bytes, read_parquet, table_of
 from pipelines.search import search
-from pipelines.storage import Store, canonical_json, sha256_of
+from pipelines.storage import Store, canonical_json, failpoints, sha256_of
 from pipelines.verify import verify
 from pipelines.versions import open_current, publish_next
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes

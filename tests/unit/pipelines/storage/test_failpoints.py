@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pipelines.failpoints import VARIABLE, failpoint
+from pipelines.storage.failpoints import VARIABLE, failpoint
 
 
 def test_unset_a_failpoint_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +28,9 @@ def test_a_full_disk_at_the_hit_that_was_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_kill_ends_the_process_at_once() -> None:
-    program = "from pipelines.failpoints import failpoint; failpoint('x'); print('alive', flush=True); failpoint('x')"
+    program = (
+        "from pipelines.storage.failpoints import failpoint; failpoint('x'); print('alive', flush=True); failpoint('x')"
+    )
     done = subprocess.run([sys.executable, "-c", program], env=os.environ | {VARIABLE: "x=kill@2"}, capture_output=True)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"alive\n")
 
