@@ -16,7 +16,7 @@ import typer
 
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
 from flows.verbs import ConfigFile, Sets, check_access
-from pipelines.config import config_from, load_tree, parse_duration
+from pipelines.config.settings import config_from, load_tree, parse_duration
 from pipelines.errors import ConfigError, HHNetError, Unavailable
 
 NAME = "hhnet"

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import InputError
 from pipelines.images import FORMATS, SUFFIXES
 

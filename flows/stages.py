@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 
 from flows.reporting import progress
 from pipelines.artifacts import versions
-from pipelines.config import Config, config_from
+from pipelines.config.settings import Config, config_from
 from pipelines.errors import FingerprintMismatch, Unavailable
 from pipelines.runs import closed_records
 from pipelines.storage import Store, use_unsigned

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError, Unavailable
 
 Result = dict[str, Any]

@@ -7,7 +7,7 @@ import numpy as np
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.cluster.progress import stage
 from pipelines.codes import CodesSet, open_codes
-from pipelines.config import Config, result_settings
+from pipelines.config.settings import Config, result_settings
 from pipelines.errors import InputError
 from pipelines.gallery import plots
 from pipelines.gallery.agreement import Matched, agreement_page, match, measure_agreement

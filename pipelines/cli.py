@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipelines.config.recipes import recipe_names
 from pipelines.console import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
 from pipelines.errors import UsageError
 from pipelines.index_cli import index_app
-from pipelines.recipes import recipe_names
 from pipelines.study_cli import study
 
 app = typer.Typer(

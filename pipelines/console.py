@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cluster.records import job_records
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import HeadLost, HHNetError, UsageError
 from pipelines.storage import use_unsigned
 

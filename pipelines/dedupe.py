@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.aliases import index_root
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.codes import CodesSet, open_codes, require_distinct
-from pipelines.config import Config, DedupeSettings, result_settings
+from pipelines.config.settings import Config, DedupeSettings, result_settings
 from pipelines.duplicates.artifact import SHARDS, SHARDS_NAME
 from pipelines.duplicates.sources import Source, sources_of
 from pipelines.errors import InputError

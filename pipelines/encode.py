@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact, versions
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
-from pipelines.config import Config, result_settings
+from pipelines.config.settings import Config, result_settings
 from pipelines.encoding import (
     EncodeJob,
     ShardEncoder,

@@ -23,7 +23,7 @@ from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.codes import ENCODER_VERSION, codes_parts
-from pipelines.config import Config, result_settings
+from pipelines.config.settings import Config, result_settings
 from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject
 from pipelines.lineage import MODEL, passed_on

@@ -14,7 +14,7 @@ import hhnet
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
-from pipelines.config import Config, EvaluateSettings, result_settings
+from pipelines.config.settings import Config, EvaluateSettings, result_settings
 from pipelines.errors import HHNetError, InputError
 from pipelines.gallery import plots
 from pipelines.gallery.figures import Figures, measure, require_findable

@@ -17,7 +17,7 @@ from pipelines.artifacts import Artifact, parse_manifest
 from pipelines.cluster.placement import Need, look, need_of, shortage
 from pipelines.cluster.pool import ASK_EVERY_S, BESIDE, OWN_FAULT, STUCK_S, cause_of_death, first_line
 from pipelines.cluster.session import ray_session, require_node, require_shared_store
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import ClusterUnavailable, WorkFailed
 from pipelines.kinds import Codes, Neighbours
 from pipelines.kinds.artifact import IndexReader, merge

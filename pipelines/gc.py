@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts import Artifact, versions
-from pipelines.config import parse_duration
+from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
 from pipelines.kinds.artifact import newest_made
 from pipelines.storage import Entry, Store

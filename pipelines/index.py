@@ -17,7 +17,7 @@ from pipelines.artifacts import (
     versions,
 )
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
-from pipelines.config import Config, result_settings
+from pipelines.config.settings import Config, result_settings
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.indexing import (
     build_parts,

@@ -14,7 +14,7 @@ from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.codes import CodesSet, CodesShard
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed
 from pipelines.kinds import gate, index_kind
 from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader

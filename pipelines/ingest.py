@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
-from pipelines.config import Config, result_settings
+from pipelines.config.settings import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
 from pipelines.intake.classes import class_names
 from pipelines.intake.found import Unreadable

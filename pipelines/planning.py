@@ -32,7 +32,7 @@ from pydantic import ByteSize
 
 from hhnet import hamming_knn
 from pipelines.cluster.progress import stage
-from pipelines.config import Config, IndexSettings
+from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
 from pipelines.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
 from pipelines.kinds.gate import one_by_one, tie_aware_recall

@@ -18,7 +18,7 @@ from pipelines.artifacts import Artifact, open_artifact, require_identity
 from pipelines.cluster.placement import need_of, room_on_nodes
 from pipelines.cluster.pool import Outcome
 from pipelines.cluster.session import ray_session
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.encoding import (
     EncodeJob,
     ShardEncoder,

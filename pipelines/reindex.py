@@ -24,7 +24,7 @@ from pipelines.artifacts import (
     remember_origin,
 )
 from pipelines.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct, same_classes
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.indexing import (
     build_parts,

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipelines.aliases import index_root
 from pipelines.artifacts import Artifact, open_artifact, parse_manifest, versions
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.indexing import measure, pass_gate, summary
 from pipelines.kinds.artifact import ORDINALS_NAME, REMOVED_NAME

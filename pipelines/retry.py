@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts import Artifact, ReceiptRef, open_artifact, versions
-from pipelines.config import RESULT_SETTINGS, Config, EncodeSettings
+from pipelines.config.settings import RESULT_SETTINGS, Config, EncodeSettings
 from pipelines.encoding import (
     EncodeJob,
     ShardCodes,

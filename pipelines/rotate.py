@@ -20,7 +20,7 @@ from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.config import Config, config_of, result_settings
+from pipelines.config.settings import Config, config_of, result_settings
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.lineage import passed_on

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import HHNetError, StoreUnavailable
 from pipelines.storage import Entry, Store, canonical_json, in_order
 

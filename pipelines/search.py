@@ -17,7 +17,7 @@ from hhnet import asymmetric_distances, pack_bits
 from hhnet.codes import sign_bits
 from pipelines.artifacts import Artifact
 from pipelines.codes import CodesSet, code_array, logits_array, open_codes, require_logits
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.gallery.page import Row, Tile, document, gallery, note
 from pipelines.gallery.pictures import Pictures, Place, find_pictures, thumbnail

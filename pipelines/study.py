@@ -18,7 +18,7 @@ from hhnet.flops import forward_flops
 from pipelines import encode, encoding, evaluate, rotate, train
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.cluster.session import kept_ray
-from pipelines.config import Config, result_settings
+from pipelines.config.settings import Config, result_settings
 from pipelines.console import submit
 from pipelines.encoder import Encoder
 from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed

@@ -21,7 +21,7 @@ from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, look, shortage, training_need, widest
 from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
-from pipelines.config import Config, result_settings
+from pipelines.config.settings import Config, result_settings
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.lineage import carried
 from pipelines.runs import RunLog

@@ -15,7 +15,7 @@ from pipelines.cluster.placement import Need
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs.findings import MAX_PROBLEMS, Findings
 from pipelines.proofs.proofs import PROOFS

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pipelines.cluster.head import require_head
 from pipelines.cluster.ray_private import draining_nodes, free_resources
-from pipelines.config import Config, GpuPlacedSettings, PlacedSettings
+from pipelines.config.settings import Config, GpuPlacedSettings, PlacedSettings
 from pipelines.errors import ClusterUnavailable
 
 T = TypeVar("T")

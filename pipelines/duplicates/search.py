@@ -19,7 +19,7 @@ from hhnet.multihash import MultiHash, default_substrings, table_length
 from hhnet.pairs import MOST_CODES, equal_groups, near_pairs
 from pipelines.artifacts import ArtifactWriter
 from pipelines.cluster.progress import stage
-from pipelines.config import DedupeSettings
+from pipelines.config.settings import DedupeSettings
 from pipelines.duplicates import artifact
 from pipelines.duplicates.artifact import PAIRS_SCHEMA, pairs_name, unit_name
 from pipelines.duplicates.corpus import Corpus, Numbers

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 import hhnet
-from pipelines.config import AgreementSettings
+from pipelines.config.settings import AgreementSettings
 from pipelines.gallery.page import cards, document, facts, plots, section, table
 from pipelines.gallery.pair import Pair, Side
 from pipelines.gallery.rounding import all_rounded, rounded

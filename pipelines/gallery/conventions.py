@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 import hhnet
 from hhnet.conventions import CONVENTIONS, Convention
-from pipelines.config import EvaluateSettings
+from pipelines.config.settings import EvaluateSettings
 from pipelines.errors import UsageError
 from pipelines.gallery.pair import Pair
 from pipelines.gallery.rounding import rounded

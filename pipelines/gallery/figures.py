@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 import hhnet
 from hhnet.metrics import relevant_share
-from pipelines.config import EvaluateSettings
+from pipelines.config.settings import EvaluateSettings
 from pipelines.errors import InputError
 from pipelines.gallery.conventions import ConventionFigures, average_precisions, by_convention, chance
 from pipelines.gallery.health import Examined, HealthFigures, health_figures

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from pipelines.cluster.progress import stage
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError, WorkFailed
 from pipelines.images import SUFFIXES, decode_ahead
 from pipelines.intake.foreign import ForeignTar, Loss, scan_foreign_tar

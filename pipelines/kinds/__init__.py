@@ -11,7 +11,7 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.config import IndexSettings
+from pipelines.config.settings import IndexSettings
 from pipelines.errors import ConfigError
 
 Codes = npt.NDArray[np.uint8]

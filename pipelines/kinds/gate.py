@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hhnet import hamming_knn, hamming_range
 from pipelines.codes import code_array
-from pipelines.config import GateSettings
+from pipelines.config.settings import GateSettings
 from pipelines.errors import WorkFailed
 from pipelines.kinds import NO_ID, Codes, Ids, Neighbours, Searcher
 from pipelines.kinds.artifact import IndexReader, index_id, merge

@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 
 from hhnet import hamming_range
-from pipelines.config import IndexSettings
+from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
 from pipelines.kinds.faiss_io import bytes_of, one_thread, readable

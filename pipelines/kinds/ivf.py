@@ -12,7 +12,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from pipelines.config import IndexSettings
+from pipelines.config.settings import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
 from pipelines.kinds import Codes, Hits, Ids, Neighbours, Radii
 from pipelines.kinds.faiss_io import bytes_of, one_thread, readable

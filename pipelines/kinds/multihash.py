@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from hhnet.kernels import NO_ROW
 from hhnet.multihash import MultiHash, TablesDamagedError, default_substrings, table_length
-from pipelines.config import IndexSettings
+from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
 from pipelines.kinds.mapped import mapped

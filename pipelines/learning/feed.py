@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
 from pipelines.learning.learner import Batch
 from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg

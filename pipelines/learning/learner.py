@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hhnet.distillation import neighbour_divergence
 from hhnet.losses import make_loss
 from hhnet.model import HHNet, Preprocess
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.encoder import autocast
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
 from pipelines.learning.optimising import make_optimizer, rate_factor

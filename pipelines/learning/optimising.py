@@ -6,7 +6,7 @@ import torch
 
 from hhnet.losses import HashLoss
 from hhnet.model import HHNet
-from pipelines.config import TrainSettings
+from pipelines.config.settings import TrainSettings
 from pipelines.errors import ConfigError
 
 _MOMENTUM = 0.9

@@ -3,7 +3,7 @@
 import numpy as np
 
 from hhnet.augment import sample_rng
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.learning.learner import Batch
 
 

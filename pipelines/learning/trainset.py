@@ -17,7 +17,7 @@ import numpy.typing as npt
 from hhnet.augment import Augment, sample_rng
 from hhnet.model import Preprocess
 from hhnet.trivial import trivial_augment
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import InputError, counted
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.learning.learner import Batch

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from hhnet import mean_average_precision
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.encoder import Encoder
 from pipelines.learning.learner import Learner, gather_rows
 from pipelines.learning.trainset import TrainData

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.runs import Record, Run
 
 RATE_S = 600.0

@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.config import Config, load_config, read_toml, result_settings
+from pipelines.config.settings import Config, load_config, read_toml, result_settings
 from pipelines.errors import ConfigError
 
 SHIPPED = ("small", "baselines", "losses", "resolution", "paper")

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import hamming_range
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.dedupe import dedupe
 from pipelines.verify import verify
 from tests.bench.multihash import BITS, clustered

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hhnet import hamming_knn
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
 from pipelines.kinds.artifact import merge
 from pipelines.kinds.gate import one_by_one, tie_aware_recall

@@ -24,7 +24,7 @@ import pytest
 import webdataset
 
 import pipelines.encoding
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.encode import encode
 from pipelines.encoder import Encoder
 from pipelines.ingest import ingest

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.ingest import ingest
 from pipelines.learning.learner import Batch, Learner
 from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg, preprocess_of

@@ -12,7 +12,7 @@ import pipelines.indexing
 from pipelines.alias import set_alias
 from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact
 from pipelines.codes import open_codes
-from pipelines.config import Config, DedupeSettings, IndexSettings
+from pipelines.config.settings import Config, DedupeSettings, IndexSettings
 from pipelines.dedupe import dedupe
 from pipelines.errors import HHNetError
 from pipelines.index import build_index

@@ -21,7 +21,7 @@ import pytest
 
 from pipelines.artifacts import open_artifact
 from pipelines.cluster.session import ray_session
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.encode import encode
 from pipelines.ingest import ingest
 from pipelines.storage import Store

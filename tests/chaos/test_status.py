@@ -16,7 +16,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.ingest import ingest
 from pipelines.runs import closed_records
 from pipelines.storage import Store

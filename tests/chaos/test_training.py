@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from pipelines.artifacts import open_artifact
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.ingest import ingest
 from pipelines.learning.checkpoints import Checkpoints
 from pipelines.learning.trainset import TrainData

@@ -20,7 +20,7 @@ import pytest
 
 import pipelines.encoding
 from pipelines.codes import open_codes
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.encode import encode
 from pipelines.gc import gc
 from pipelines.shards import open_shards

@@ -9,7 +9,7 @@ import torch
 import pipelines.indexing
 import pipelines.reindex
 from hhnet import device as gpu
-from pipelines.config import Config, IndexSettings
+from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
 from pipelines.gpu import on_gpu
 from pipelines.index import build_index

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.containers.limits import MAX_SCANS
 from pipelines.errors import InputError
 from pipelines.images import ImageReject, decode_image

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts import manifest_digest, open_artifact
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
 from pipelines.images import ImageReject, decode_image
 from pipelines.ingest import ingest
@@ -179,7 +179,7 @@ def make_parts(root: Path) -> dict[str, Path]:
 
     import pipelines.indexing
     from pipelines.artifacts import ArtifactWriter
-    from pipelines.config import IndexSettings
+    from pipelines.config.settings import IndexSettings
     from pipelines.index import build_index
     from pipelines.storage import Store
     from tests.support.inline import use_inline_pool

@@ -20,7 +20,7 @@ from hhnet import multihash
 from hhnet.multihash import MultiHash
 from pipelines.artifacts import Artifact, open_artifact
 from pipelines.codes import code_array, open_codes
-from pipelines.config import Config, IndexSettings
+from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import DamagedArtifact, HHNetError
 from pipelines.index import build_index
 from pipelines.kinds import KINDS, NOTHING_REMOVED, index_kind

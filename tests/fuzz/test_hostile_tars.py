@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, HHNetError
 from pipelines.images import SUFFIXES
 from pipelines.ingest import ingest

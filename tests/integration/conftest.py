@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from pipelines.cluster.session import ray_session
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.ingest import ingest
 from pipelines.train import train

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts import open_artifact
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.encode import encode
 from pipelines.errors import InputError
 from pipelines.intake.adopt import adopt

@@ -7,7 +7,7 @@ import pytest
 
 import pipelines.indexing
 from pipelines.alias import set_alias
-from pipelines.config import Config, GateSettings, IndexSettings
+from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.index import build_index
 from pipelines.search import search
 from pipelines.storage import Store

@@ -13,7 +13,7 @@ import pytest
 
 import pipelines.fanout
 import pipelines.indexing
-from pipelines.config import Config, IndexSettings, RaySettings, SearchSettings
+from pipelines.config.settings import Config, IndexSettings, RaySettings, SearchSettings
 from pipelines.errors import ClusterUnavailable, DamagedArtifact, WorkFailed
 from pipelines.fanout import spread
 from pipelines.index import build_index

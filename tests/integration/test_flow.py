@@ -16,7 +16,7 @@ import pytest
 
 from flows.reporting import artifact_key
 from pipelines.artifacts import open_artifact, versions
-from pipelines.config import Config, IngestSettings
+from pipelines.config.settings import Config, IngestSettings
 from pipelines.ingest import ingest
 from pipelines.kinds.artifact import open_index
 from pipelines.storage import Store

@@ -13,7 +13,7 @@ import pytest
 import pipelines.index
 import pipelines.indexing
 from pipelines.alias import set_alias
-from pipelines.config import Config, DedupeSettings, EvaluateSettings, IndexSettings
+from pipelines.config.settings import Config, DedupeSettings, EvaluateSettings, IndexSettings
 from pipelines.dedupe import dedupe
 from pipelines.evaluate import evaluate
 from pipelines.gc import gc

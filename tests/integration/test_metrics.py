@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.artifacts import open_artifact
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.ingest import ingest
 from tests.integration.conftest import SETTINGS
 from tests.integration.test_ray_job import BIN, environment, free_port

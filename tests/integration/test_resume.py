@@ -13,7 +13,7 @@ import pytest
 import pipelines.encoding
 import pipelines.indexing
 from pipelines.artifacts import ArtifactInput, ArtifactWriter, Part, open_artifact
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.dedupe import dedupe
 from pipelines.encode import encode
 from pipelines.encoding import plan_job

@@ -10,7 +10,7 @@ import pipelines.encoding
 from pipelines import encode as encode_module
 from pipelines.artifacts import Artifact, open_artifact, versions
 from pipelines.codes import open_codes
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask
 from pipelines.errors import Degraded, InputError

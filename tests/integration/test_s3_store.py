@@ -12,7 +12,7 @@ import s3fs
 
 from pipelines.artifacts import ArtifactWriter, open_artifact, publish_version, versions
 from pipelines.codes import open_codes
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.errors import (
     CommitConflict,
     CommitUnknown,

@@ -9,7 +9,7 @@ import pytest
 
 from hhnet import hamming_knn
 from pipelines.codes import code_array, open_codes
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.evaluate import evaluate

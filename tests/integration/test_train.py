@@ -15,7 +15,7 @@ import pytest
 from pipelines.artifacts import open_artifact
 from pipelines.cluster.progress import reporting
 from pipelines.codes import code_array, open_codes
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.encode import encode
 from pipelines.errors import InputError
 from pipelines.evaluate import evaluate

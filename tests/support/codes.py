@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from hhnet import pack_bits, unpack_bits
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
-from pipelines.config import Config, IngestSettings
+from pipelines.config.settings import Config, IngestSettings
 from pipelines.schema import LOGITS, codes_schema, parquet_bytes, table_of
 from pipelines.shards import open_shards
 from pipelines.storage import Store, canonical_json, sha256_of

@@ -25,7 +25,7 @@ import pipelines.encoding
 import pipelines.indexing
 from pipelines.__main__ import main
 from pipelines.artifacts import open_artifact
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.errors import HHNetError
 from pipelines.learning.checkpoints import Checkpoints
 from pipelines.storage import Store

@@ -7,7 +7,7 @@ import torch
 from hhnet.model import HHNet, card, model_to_bytes
 from hhnet.preprocess import Preprocess
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, open_artifact
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.learning.checkpoints import Checkpoints
 from pipelines.lineage import carried
 from pipelines.shards import open_shards

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.cli import app
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.ingest import ingest
 from pipelines.intake.protocols.base import Protocol
 from pipelines.shards import Sample, open_shards

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 import pipelines.learning.learner
 from pipelines.artifacts import open_artifact
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.learning.learner import Batch, Learner, StepLoss
 from pipelines.train import plan_job, train_worker
 

@@ -9,7 +9,7 @@ from flows.pipeline import assign, codes_name, place, settings_of
 from flows.reporting import artifact_key
 from flows.stages import out_of_reach, parse
 from flows.summary import StageLog, encode_rate, run_page, stage_rows
-from pipelines.config import Config, RunSettings
+from pipelines.config.settings import Config, RunSettings
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, StoreUnavailable
 
 SPLITS = {name: {"uri": f"/out/shards/{name}", "digest": name} for name in ("train", "query", "database")}

@@ -17,7 +17,7 @@ import yaml
 
 from flows import deploy
 from pipelines.cli import build_app
-from pipelines.config import Config
+from pipelines.config.settings import Config
 
 ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"

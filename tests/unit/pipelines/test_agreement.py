@@ -9,7 +9,7 @@ import pytest
 import hhnet
 from pipelines.agreement import agreement
 from pipelines.artifacts import open_artifact
-from pipelines.config import AgreementSettings, Config
+from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.gallery.agreement import nearest_probabilities, overlaps
 from pipelines.verify import verify

@@ -14,7 +14,7 @@ import pipelines.indexing
 from pipelines.alias import alias_history, rollback_alias, set_alias
 from pipelines.artifacts import open_artifact, publish_version, versions
 from pipelines.cli import build_app
-from pipelines.config import Config, GateSettings, IndexSettings
+from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.gc import gc
 from pipelines.index import build_index

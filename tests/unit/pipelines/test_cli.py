@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.console import changed_settings, present, verb
 from pipelines.errors import Degraded, HHNetError, StoreUnavailable, UsageError, WorkFailed
 from tests.support.pictures import write_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cluster.records import JOB_CONFIG, METADATA, mark, read_record
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.console import changed_settings, submit
 from pipelines.errors import UsageError
 from pipelines.ingest import ingest

@@ -14,7 +14,7 @@ from PIL import Image
 
 import hhnet
 from pipelines.codes import open_codes
-from pipelines.config import Config, EvaluateSettings
+from pipelines.config.settings import Config, EvaluateSettings
 from pipelines.errors import FingerprintMismatch, InputError, UsageError
 from pipelines.evaluate import choose_queries, evaluate
 from pipelines.gallery.conventions import convention_settings

@@ -18,7 +18,7 @@ import hhnet
 from hhnet.codes import sign_bits
 from pipelines import export as module
 from pipelines.artifacts import Artifact, open_artifact
-from pipelines.config import Config
+from pipelines.config.settings import Config
 from pipelines.encoder import Encoder
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.export import compare, export, find_images

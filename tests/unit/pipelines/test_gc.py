@@ -11,7 +11,7 @@ import pytest
 import pipelines.indexing
 from pipelines import gc as gc_module
 from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact, versions
-from pipelines.config import Config, IndexSettings
+from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
 from pipelines.gc import gc
 from pipelines.index import build_index

@@ -9,7 +9,7 @@ import pipelines.encoding
 import pipelines.indexing
 from pipelines.artifacts import open_artifact, versions
 from pipelines.codes import open_codes
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.errors import FingerprintMismatch
 from pipelines.index import build_index

@@ -16,7 +16,7 @@ import pytest
 
 from pipelines import tars
 from pipelines.artifacts import manifest_digest, open_artifact, versions
-from pipelines.config import Config, IngestSettings
+from pipelines.config.settings import Config, IngestSettings
 from pipelines.encoding import _fields, _text
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch, InputError
 from pipelines.gc import gc

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import Degraded, FingerprintMismatch, InputError
 from pipelines.ingest import ingest
 from pipelines.intake import sources

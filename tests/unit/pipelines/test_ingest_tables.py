@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import FingerprintMismatch, InputError

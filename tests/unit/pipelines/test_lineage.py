@@ -11,7 +11,7 @@ import pytest
 import pipelines.encoding
 from pipelines import rotate as rotation
 from pipelines.artifacts import Manifest, manifest_digest, open_artifact
-from pipelines.config import Config, EvaluateSettings, load_config
+from pipelines.config.settings import Config, EvaluateSettings, load_config
 from pipelines.encode import encode
 from pipelines.errors import DamagedArtifact, FingerprintMismatch
 from pipelines.evaluate import evaluate

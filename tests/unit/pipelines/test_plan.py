@@ -10,7 +10,7 @@ import pipelines.indexing
 from pipelines.artifacts import versions
 from pipelines.cli import build_app
 from pipelines.codes import open_codes
-from pipelines.config import Config, IndexSettings
+from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index import build_index
 from pipelines.indexing import require_settings

@@ -12,7 +12,7 @@ import pytest
 import pipelines.index
 import pipelines.indexing
 from pipelines.artifacts import open_artifact
-from pipelines.config import Config, IndexSettings, load_config
+from pipelines.config.settings import Config, IndexSettings, load_config
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
 from pipelines.index import build_index
 from pipelines.index_cli import index_build

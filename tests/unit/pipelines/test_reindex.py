@@ -12,7 +12,7 @@ import pipelines.indexing
 from pipelines import reindex
 from pipelines.artifacts import Artifact, manifest_digest, open_artifact, publish_version, versions
 from pipelines.codes import open_codes
-from pipelines.config import Config, GateSettings, IndexSettings
+from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.dedupe import dedupe
 from pipelines.errors import (
     CommitConflict,

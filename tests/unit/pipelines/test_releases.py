@@ -16,7 +16,7 @@ from pipelines import reindex
 from pipelines.alias import alias_history, set_alias
 from pipelines.artifacts import versions
 from pipelines.cli import build_app
-from pipelines.config import Config, IndexSettings
+from pipelines.config.settings import Config, IndexSettings
 from pipelines.dedupe import dedupe
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.gc import gc

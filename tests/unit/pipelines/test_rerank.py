@@ -23,7 +23,7 @@ from hhnet.codes import sign_bits
 from pipelines import search as search_module
 from pipelines.artifacts import Artifact, manifest_digest
 from pipelines.codes import code_array, logits_array, open_codes
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.console import present
 from pipelines.encode import encode
 from pipelines.encoder import Encoder

@@ -17,7 +17,7 @@ import pipelines.indexing
 from pipelines import retry as retry_module
 from pipelines.artifacts import Artifact, versions
 from pipelines.codes import open_codes
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.errors import CommitConflict, FingerprintMismatch, InputError
 from pipelines.index import build_index

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import runs
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import StoreUnavailable, WorkFailed
 from pipelines.runs import RunLog, allowed_cpus, closed_records, read_runs, write_run_record
 from pipelines.storage import Store

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.artifacts import Artifact
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest import ingest
 from pipelines.schema import parquet_bytes

@@ -19,7 +19,7 @@ import pipelines.encoding
 import pipelines.indexing
 from pipelines import status as status_module
 from pipelines.artifacts import ArtifactWriter
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask
 from pipelines.errors import InputError, WorkFailed

@@ -13,7 +13,7 @@ import torch
 import pipelines.encoding
 import pipelines.train
 from pipelines.artifacts import ArtifactWriter, open_artifact
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed
 from pipelines.ingest import ingest
 from pipelines.schema import parquet_bytes

@@ -23,7 +23,7 @@ from pipelines.artifacts import (
     publish_version,
 )
 from pipelines.codes import code_array, open_codes
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest import ingest
 from pipelines.kinds import index_kind

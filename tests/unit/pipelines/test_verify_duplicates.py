@@ -11,7 +11,7 @@ import pytest
 
 from hhnet import pack_bits
 from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, open_artifact
-from pipelines.config import Config, DedupeSettings
+from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe import dedupe
 from pipelines.duplicates.artifact import (
     COMPONENTS_SCHEMA,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from hhnet import hamming_knn, hamming_range
-from pipelines.config import IndexSettings
+from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import NO_ID, NOTHING_REMOVED
 from pipelines.kinds.gate import tie_aware_recall

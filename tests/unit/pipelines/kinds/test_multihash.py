@@ -4,7 +4,7 @@ from safetensors.numpy import load, save
 
 from hhnet import hamming_knn, hamming_range, multihash
 from hhnet.multihash import MultiHash
-from pipelines.config import IndexSettings
+from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import NOTHING_REMOVED
 from pipelines.kinds.multihash import MultiHashKind

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import InputError
 from pipelines.ingest import ingest
 from pipelines.learning.feed import Position, batches, batches_apart

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
 from pipelines.learning.learner import Batch, Learner
 from pipelines.learning.trainset import preprocess_of

@@ -5,7 +5,7 @@ import torch
 
 from hhnet.losses import make_loss
 from hhnet.model import HHNet
-from pipelines.config import TrainSettings, load_config
+from pipelines.config.settings import TrainSettings, load_config
 from pipelines.errors import ConfigError
 from pipelines.learning.optimising import make_optimizer, rate_factor
 

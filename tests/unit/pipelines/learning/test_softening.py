@@ -5,7 +5,7 @@ import pytest
 
 from hhnet.augment import sample_rng
 from hhnet.losses import loss_names
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError
 from pipelines.learning.learner import Batch, make_training_loss
 from pipelines.learning.softening import softened

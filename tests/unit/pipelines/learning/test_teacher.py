@@ -10,7 +10,7 @@ import torch
 
 from hhnet.distillation import neighbour_divergence
 from pipelines.artifacts import open_artifact
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest import ingest
 from pipelines.learning.learner import Batch, Learner

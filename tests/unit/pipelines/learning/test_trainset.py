@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hhnet.trivial import trivial_augment
-from pipelines.config import Config, load_config
+from pipelines.config.settings import Config, load_config
 from pipelines.errors import InputError
 from pipelines.images import decode_image
 from pipelines.ingest import ingest

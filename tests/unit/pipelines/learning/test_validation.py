@@ -8,7 +8,7 @@ import timm
 import torch
 
 import pipelines.train
-from pipelines.config import load_config
+from pipelines.config.settings import load_config
 from pipelines.ingest import ingest
 from pipelines.learning.learner import Learner
 from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of

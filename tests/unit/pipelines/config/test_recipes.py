@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.config import Config, load_config, result_settings
+from pipelines.config.recipes import _RECIPES, recipe_names, recipe_settings
+from pipelines.config.settings import Config, load_config, result_settings
 from pipelines.console import changed_settings
 from pipelines.errors import ConfigError
 from pipelines.learning.learner import make_network, make_training_loss
 from pipelines.learning.optimising import make_optimizer
-from pipelines.recipes import _RECIPES, recipe_names, recipe_settings
 from pipelines.train import check_network
 
 PAGE = Path(__file__).parents[3] / "docs" / "recipes.md"

@@ -25,8 +25,8 @@ from pydantic import (
     field_validator,
 )
 
+from pipelines.config.recipes import recipe_settings
 from pipelines.errors import ConfigError
-from pipelines.recipes import recipe_settings
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -146,7 +146,7 @@ class TrainSettings(GpuPlacedSettings):
     """How it learns."""
 
     recipe: str | None = None
-    """A preset of pipelines/recipes.py from which all other settings start: docs/recipes.md."""
+    """A preset of pipelines/config/recipes.py from which all other settings start: docs/recipes.md."""
     epochs: int = Field(20, ge=1, le=100_000)
     """Passes over the training samples."""
     loss: str = "orthohash"

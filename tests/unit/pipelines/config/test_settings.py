@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config import (
+from pipelines.config.settings import (
     LATER_SETTINGS,
     RESULT_SETTINGS,
     Config,
