@@ -14,12 +14,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from flows.reporting import progress
-from pipelines.artifacts import versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.runs import closed_records
+from pipelines.artifacts.versions import lost, open_current
 from pipelines.config.settings import Config, config_from
 from pipelines.errors import FingerprintMismatch, Unavailable
-from pipelines.runs import closed_records
 from pipelines.storage import Store, use_unsigned
-from pipelines.versions import lost, open_current
 
 Ref = dict[str, str]
 """Where an artifact lies and what it is: {"uri": ..., "digest": ...}."""

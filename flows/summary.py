@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from flows.stages import Result
-from pipelines.artifacts import Part
+from pipelines.artifacts.commit import Part
+from pipelines.artifacts.runs import read_runs
+from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
+from pipelines.artifacts.versions import open_current
 from pipelines.encoding import receipt_parts
 from pipelines.errors import InputError
-from pipelines.runs import read_runs
-from pipelines.schema import REJECTS, read_parquet, require_schema
 from pipelines.status.figures import attempts_of, slowest
 from pipelines.storage import Store
-from pipelines.versions import open_current
 
 SLOWEST = 20
 """Shards in the table of the slowest."""

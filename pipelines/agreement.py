@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint
+from pipelines.artifacts.versions import finished
 from pipelines.cluster.progress import stage
 from pipelines.codes import CodesSet, open_codes
 from pipelines.config.settings import Config, result_settings
@@ -13,7 +14,6 @@ from pipelines.gallery import plots
 from pipelines.gallery.agreement import Matched, agreement_page, match, measure_agreement
 from pipelines.gallery.pair import load_pair
 from pipelines.storage import Store, canonical_json
-from pipelines.versions import finished
 
 HEADLINE = ("overlap", "chance", "k", "correlation", "bits_old", "bits_new")
 STEPS = 3

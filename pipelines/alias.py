@@ -3,10 +3,8 @@
 from typing import Any
 
 from pipelines.aliases import KIND, AliasTarget, current_alias, holds_alias, open_published
-from pipelines.artifacts import Artifact, ArtifactWriter, fingerprint, open_artifact, versions
-from pipelines.errors import InputError
-from pipelines.storage import Store
-from pipelines.versions import (
+from pipelines.artifacts.commit import Artifact, ArtifactWriter, fingerprint, open_artifact, versions
+from pipelines.artifacts.versions import (
     made_as,
     next_artifact,
     open_version,
@@ -15,6 +13,8 @@ from pipelines.versions import (
     roll_back,
     version_before,
 )
+from pipelines.errors import InputError
+from pipelines.storage import Store
 
 
 def set_alias(alias: str, to: str) -> dict[str, Any]:

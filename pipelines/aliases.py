@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.artifacts import Artifact, open_artifact, versions
+from pipelines.artifacts.commit import Artifact, open_artifact, versions
+from pipelines.artifacts.versions import open_version, require_version
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store
-from pipelines.versions import open_version, require_version
 
 KIND = "alias"
 

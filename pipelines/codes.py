@@ -13,11 +13,11 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from hhnet import unpack_bits
-from pipelines.artifacts import Artifact, Part, read_part
+from pipelines.artifacts.commit import Artifact, Part, read_part
+from pipelines.artifacts.tables import LOGITS, codes_schema, read_parquet, require_schema
+from pipelines.artifacts.versions import open_current, open_input
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.schema import LOGITS, codes_schema, read_parquet, require_schema
 from pipelines.storage import Store, in_order
-from pipelines.versions import open_current, open_input
 
 TABLES_AT_ONCE = 4
 """Parts read at a time where all are wanted one after another; twice as many are in memory."""

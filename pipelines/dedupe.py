@@ -5,16 +5,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.aliases import index_root
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.tables import parquet_bytes, table_of
+from pipelines.artifacts.versions import finished, open_current
 from pipelines.codes import CodesSet, open_codes, require_distinct
 from pipelines.config.settings import Config, DedupeSettings, result_settings
 from pipelines.duplicates.artifact import SHARDS, SHARDS_NAME
 from pipelines.duplicates.sources import Source, sources_of
 from pipelines.errors import InputError
 from pipelines.kinds.artifact import IndexReader
-from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import Store, scratch_folder
-from pipelines.versions import finished, open_current
 
 AGAINST = "against"
 

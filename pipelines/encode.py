@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact, versions
+from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact, versions
+from pipelines.artifacts.runs import RunLog
+from pipelines.artifacts.tables import LOGITS
+from pipelines.artifacts.versions import lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
 from pipelines.config.settings import Config, result_settings
@@ -29,10 +32,7 @@ from pipelines.encoding import (
     what_is_left,
 )
 from pipelines.errors import DamagedArtifact, Degraded, InputError
-from pipelines.runs import RunLog
-from pipelines.schema import LOGITS
 from pipelines.shards import ShardSet, open_shards
-from pipelines.versions import lost, open_current, publish_next
 
 
 def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bool = False) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from torch import nn
 from hhnet.codes import pack_bits, sign_bits
 from hhnet.logits import quantise_logits
 from hhnet.model import HHNet, Preprocess, model_from_bytes
-from pipelines.artifacts import Artifact, open_artifact
+from pipelines.artifacts.commit import Artifact, open_artifact
+from pipelines.artifacts.tables import Reason
 from pipelines.errors import DamagedArtifact
 from pipelines.images import ImageReject, decode_ahead, decode_image, decode_picture
-from pipelines.schema import Reason
 from pipelines.shards import Record, Sample
 
 

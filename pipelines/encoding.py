@@ -16,20 +16,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, read_part
-from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import need_of
-from pipelines.cluster.pool import End, Outcome, map_items
-from pipelines.cluster.progress import stage
-from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.codes import ENCODER_VERSION, codes_parts
-from pipelines.config.settings import Config, result_settings
-from pipelines.errors import DamagedArtifact
-from pipelines.images import ImageReject
-from pipelines.lineage import MODEL, passed_on
-from pipelines.lineage import carried as carried_split
-from pipelines.runs import RunLog
-from pipelines.schema import (
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, read_part
+from pipelines.artifacts.runs import RunLog
+from pipelines.artifacts.splits import MODEL, passed_on
+from pipelines.artifacts.splits import carried as carried_split
+from pipelines.artifacts.tables import (
     REJECTS,
     Reason,
     as_written,
@@ -40,9 +31,18 @@ from pipelines.schema import (
     read_parquet,
     table_of,
 )
+from pipelines.artifacts.versions import finished, lost, open_current
+from pipelines.cluster.metrics import Meter
+from pipelines.cluster.placement import need_of
+from pipelines.cluster.pool import End, Outcome, map_items
+from pipelines.cluster.progress import stage
+from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.codes import ENCODER_VERSION, codes_parts
+from pipelines.config.settings import Config, result_settings
+from pipelines.errors import DamagedArtifact
+from pipelines.images import ImageReject
 from pipelines.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
-from pipelines.versions import finished, lost, open_current
 
 if TYPE_CHECKING:
     from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs

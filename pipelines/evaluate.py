@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 import hhnet
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.runs import RunLog, closed_records
+from pipelines.artifacts.splits import LEARNED, SplitPart, require_one_split, split_facts, split_notes, split_part
+from pipelines.artifacts.versions import finished, open_input
 from pipelines.cluster.progress import stage
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
 from pipelines.config.settings import Config, EvaluateSettings, result_settings
@@ -23,10 +26,7 @@ from pipelines.gallery.page import Row, Tile
 from pipelines.gallery.pair import Pair, Side, load_pair
 from pipelines.gallery.pictures import Pictures, find_pictures
 from pipelines.gallery.report import convention_name, report_page
-from pipelines.lineage import LEARNED, SplitPart, require_one_split, split_facts, split_notes, split_part
-from pipelines.runs import RunLog, closed_records
 from pipelines.storage import Store, canonical_json
-from pipelines.versions import finished, open_input
 
 STEPS = 5
 NEIGHBOURS = 10

@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.codes import pack_bits, sign_bits, unpack_bits
-from pipelines.artifacts import Artifact, open_artifact
+from pipelines.artifacts.commit import Artifact, open_artifact
+from pipelines.artifacts.tables import BIT_ORDER
+from pipelines.artifacts.versions import open_input
 from pipelines.cluster.progress import stage
 from pipelines.errors import HHNetError, InputError, UsageError, WorkFailed
 from pipelines.images import MAX_BYTES, ImageReject, decode_image
-from pipelines.schema import BIT_ORDER
 from pipelines.shards import open_shards
 from pipelines.storage import canonical_json, sha256_of, write_output
-from pipelines.versions import open_input
 
 if TYPE_CHECKING:  # it imports torch, which must not be loaded before the packages and the model are known to be there
     from hhnet.preprocess import Preprocess

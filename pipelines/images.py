@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
+from pipelines.artifacts.tables import Reason
 from pipelines.containers import FORMATS as FORMATS
 from pipelines.containers import SUFFIXES as SUFFIXES
 from pipelines.containers import walk
 from pipelines.containers.limits import MAX_PIXELS, check_size
 from pipelines.containers.limits import ImageReject as ImageReject
-from pipelines.schema import Reason
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts import (
+from pipelines.artifacts.commit import (
     Artifact,
     ArtifactInput,
     ArtifactWriter,
@@ -16,6 +16,9 @@ from pipelines.artifacts import (
     read_identity,
     versions,
 )
+from pipelines.artifacts.runs import RunLog, write_run_record
+from pipelines.artifacts.tables import LOGITS
+from pipelines.artifacts.versions import finished, publish_number
 from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.config.settings import Config, result_settings
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
@@ -38,10 +41,7 @@ from pipelines.kinds.artifact import ORDINALS_NAME, QUANTIZER_NAME
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartTask, codes_of, sample_rows
 from pipelines.planning import plan
-from pipelines.runs import RunLog, write_run_record
-from pipelines.schema import LOGITS
 from pipelines.storage import Store, sha256_of
-from pipelines.versions import finished, publish_number
 
 QUANTIZER = "quantizer"
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.artifacts import Artifact, ArtifactWriter, Part
+from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part
+from pipelines.artifacts.runs import RunLog, allowed_cpus
+from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
@@ -20,8 +22,6 @@ from pipelines.kinds import gate, index_kind
 from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader
 from pipelines.kinds.gate import Figures
 from pipelines.kinds.parts import PartBuilder, PartTask
-from pipelines.runs import RunLog, allowed_cpus
-from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import Entry, scratch_folder, sha256_of
 
 PartReceipt = dict[str, Any]

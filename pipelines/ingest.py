@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.runs import RunLog
+from pipelines.artifacts.versions import finished
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
@@ -34,10 +36,8 @@ from pipelines.intake.skips import SkipReason
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
 from pipelines.intake.tables import TableColumns, open_table, tables_at
-from pipelines.runs import RunLog
 from pipelines.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
-from pipelines.versions import finished
 
 INGEST_VERSION = 2
 """Raised by hand when the same source would give other keys, classes or samples; part of the fingerprint."""

@@ -14,7 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.artifacts import Artifact, open_artifact, require_identity
+from pipelines.artifacts.commit import Artifact, open_artifact, require_identity
+from pipelines.artifacts.runs import RunLog, allowed_cpus
+from pipelines.artifacts.versions import open_current
 from pipelines.cluster.placement import need_of, room_on_nodes
 from pipelines.cluster.pool import Outcome
 from pipelines.cluster.session import ray_session
@@ -31,10 +33,8 @@ from pipelines.encoding import (
     what_is_left,
 )
 from pipelines.errors import WorkFailed, counted
-from pipelines.runs import RunLog, allowed_cpus
 from pipelines.shards import INDEX_NAME, Shard, ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
-from pipelines.versions import open_current
 
 STEPS = ("read", "decode", "forward", "write")
 MILLION = 1_000_000

@@ -15,14 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.artifacts import (
-    Artifact,
-    ArtifactInput,
-    ArtifactWriter,
-    Part,
-    ReceiptRef,
-    remember_origin,
-)
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, ReceiptRef, remember_origin
+from pipelines.artifacts.runs import RunLog
+from pipelines.artifacts.tables import parquet_bytes, table_of
+from pipelines.artifacts.versions import next_artifact, publish_number, put_manifest, require_parts
 from pipelines.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct, same_classes
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
@@ -54,10 +50,7 @@ from pipelines.kinds.artifact import (
     read_ordinals,
 )
 from pipelines.kinds.parts import CompactTask, PartTask
-from pipelines.runs import RunLog
-from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import canonical_json, sha256_of
-from pipelines.versions import next_artifact, publish_number, put_manifest, require_parts
 
 GROWN = 4
 """Times the codes that a quantizer was trained on, above which the card says that it has grown out of it."""

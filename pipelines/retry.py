@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts import Artifact, ReceiptRef, open_artifact, versions
+from pipelines.artifacts.commit import Artifact, ReceiptRef, open_artifact, versions
+from pipelines.artifacts.runs import RunLog
+from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
+from pipelines.artifacts.versions import open_input, open_version, publish_next
 from pipelines.config.settings import RESULT_SETTINGS, Config, EncodeSettings
 from pipelines.encoding import (
     EncodeJob,
@@ -27,11 +30,8 @@ from pipelines.encoding import (
     run_figures,
 )
 from pipelines.errors import FingerprintMismatch
-from pipelines.runs import RunLog
-from pipelines.schema import REJECTS, read_parquet, require_schema
 from pipelines.shards import Shard, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
-from pipelines.versions import open_input, open_version, publish_next
 
 
 class ShardRetrier(ShardEncoder):

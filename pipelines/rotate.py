@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
+from pipelines.artifacts.runs import write_run_record
+from pipelines.artifacts.splits import passed_on
+from pipelines.artifacts.versions import finished, open_input
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import BoardView, start_board
@@ -23,11 +26,8 @@ from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config, config_of, result_settings
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.images import ImageReject, decode_ahead, decode_image
-from pipelines.lineage import passed_on
-from pipelines.runs import write_run_record
 from pipelines.shards import Sample, open_shards
 from pipelines.storage import Store, canonical_json
-from pipelines.versions import finished, open_input
 
 if TYPE_CHECKING:  # they import torch, which only the worker needs
     from hhnet.model import HHNet, Preprocess

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from hhnet import asymmetric_distances, pack_bits
 from hhnet.codes import sign_bits
-from pipelines.artifacts import Artifact
+from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.versions import open_input
 from pipelines.codes import CodesSet, code_array, logits_array, open_codes, require_logits
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
@@ -25,7 +26,6 @@ from pipelines.images import MAX_BYTES, ImageReject, decode_image
 from pipelines.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.kinds.artifact import IndexReader, Item, code_bytes, open_index
 from pipelines.storage import write_output
-from pipelines.versions import open_input
 
 BATCH = 4096
 PAIRS = 1 << 20

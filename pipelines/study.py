@@ -16,7 +16,10 @@ from typing import Any, TypeVar
 
 from hhnet.flops import forward_flops
 from pipelines import encode, encoding, evaluate, rotate, train
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint
+from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
+from pipelines.artifacts.tables import parquet_bytes
+from pipelines.artifacts.versions import finished, open_current
 from pipelines.cluster.session import kept_ray
 from pipelines.config.settings import Config, result_settings
 from pipelines.console import submit
@@ -26,13 +29,10 @@ from pipelines.gallery.study import study_page, study_plots
 from pipelines.ingest import ingest
 from pipelines.intake.protocols import find_protocol
 from pipelines.learning.trainset import TrainData
-from pipelines.runs import RunLog, closed_records, write_run_record
-from pipelines.schema import parquet_bytes
 from pipelines.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, Group
 from pipelines.studies.results import AXIS, Trial, cells_table, searches_table, summarise
-from pipelines.versions import finished, open_current
 
 T = TypeVar("T")
 

@@ -15,7 +15,10 @@ from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, fingerprint, read_identity
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint, read_identity
+from pipelines.artifacts.runs import RunLog
+from pipelines.artifacts.splits import carried
+from pipelines.artifacts.versions import all_versions, finished, open_current
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, look, shortage, training_need, widest
@@ -23,11 +26,8 @@ from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.config.settings import Config, result_settings
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
-from pipelines.lineage import carried
-from pipelines.runs import RunLog
 from pipelines.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
-from pipelines.versions import all_versions, finished, open_current
 
 if TYPE_CHECKING:  # they import torch, which a run that finds everything done can do without
     from pipelines.learning.checkpoints import Checkpoint, Checkpoints

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipelines.artifacts import Artifact, Part, ReceiptRef, open_artifact, versions
+from pipelines.artifacts.commit import Artifact, Part, ReceiptRef, open_artifact, versions
+from pipelines.artifacts.versions import FOLDERS, manifest_path, named_version, open_current, referenced
 from pipelines.cluster.placement import Need
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
@@ -23,7 +24,6 @@ from pipelines.proofs.remembered import remember_tars, remembered_tars
 from pipelines.proofs.shards import prove_shards, prove_tar
 from pipelines.shards import Shard, open_shards
 from pipelines.storage import Store, canonical_json
-from pipelines.versions import FOLDERS, manifest_path, named_version, open_current, referenced
 
 THREADS = 4
 

@@ -20,13 +20,13 @@ from typing import Any
 
 import psutil
 
+from pipelines.artifacts.runs import allowed_cpus
 from pipelines.cluster.access import has_ray_token, require_ray_token, token_refused
 from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible
 from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
 from pipelines.config.settings import Config, RaySettings
 from pipelines.errors import ClusterUnavailable, UsageError
-from pipelines.runs import allowed_cpus
 from pipelines.storage import Store
 from pipelines.storage.scratch import DRAWN, PrivateFolder
 

@@ -5,11 +5,11 @@ its one entry, and comments, profiles, thumbnails and all frames but the first a
 costs an attacker little and a reader much (one 64 KiB EXIF block can name 300 MiB of values).
 """
 
+from pipelines.artifacts.tables import Reason
 from pipelines.containers.boxes import walk_boxes
 from pipelines.containers.limits import ImageReject, Picture
 from pipelines.containers.tiff import walk_tiff
 from pipelines.containers.usual import walk_bmp, walk_gif, walk_jpeg, walk_png, walk_ppm, walk_webp
-from pipelines.schema import Reason
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 """What is decoded, as Pillow calls it; HEIF comes with an extra."""

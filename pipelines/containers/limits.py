@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.schema import Reason
+from pipelines.artifacts.tables import Reason
 
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 200

@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.artifacts.tables import Reason
 from pipelines.containers.limits import ImageReject, Picture, check_size
 from pipelines.containers.usual import walk_jpeg
-from pipelines.schema import Reason
 
 MAX_ENTRIES = 4096
 """Tags of a directory."""

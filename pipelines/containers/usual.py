@@ -4,6 +4,7 @@ import re
 import struct
 import zlib
 
+from pipelines.artifacts.tables import Reason
 from pipelines.containers.limits import (
     MAX_GIF_BLOCKS,
     MAX_RUN_LENGTH,
@@ -14,7 +15,6 @@ from pipelines.containers.limits import (
     Picture,
     check_size,
 )
-from pipelines.schema import Reason
 
 # A marker is FF and a byte that is neither stuffing (00), filling (FF) nor a restart inside a scan (D0 to D7).
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipelines.artifacts import Artifact, Part
+from pipelines.artifacts.commit import Artifact, Part
+from pipelines.artifacts.tables import read_parquet, require_schema
 from pipelines.errors import DamagedArtifact
-from pipelines.schema import read_parquet, require_schema
 
 SHARDS_NAME = "shards.parquet"
 PAIRS, COMPONENTS = "pairs-", "components-"

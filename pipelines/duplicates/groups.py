@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from hhnet.pairs import Forest
-from pipelines.artifacts import Artifact, ArtifactWriter, Part
+from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part
+from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage
 from pipelines.duplicates import artifact
 from pipelines.duplicates.artifact import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name, read_table
 from pipelines.duplicates.corpus import Corpus
 from pipelines.duplicates.spool import Spool, cut
-from pipelines.schema import parquet_bytes, table_of
 
 NUMBER_BITS = 31
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from hhnet.multihash import MultiHash, default_substrings, table_length
 from hhnet.pairs import MOST_CODES, equal_groups, near_pairs
-from pipelines.artifacts import ArtifactWriter
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings
 from pipelines.duplicates import artifact
@@ -25,7 +26,6 @@ from pipelines.duplicates.artifact import PAIRS_SCHEMA, pairs_name, unit_name
 from pipelines.duplicates.corpus import Corpus, Numbers
 from pipelines.duplicates.spool import Spool, cut
 from pipelines.errors import ConfigError, InputError, WorkFailed
-from pipelines.schema import parquet_bytes, table_of
 from pipelines.storage import Entry
 
 DISTANCE_BITS, NUMBER_BITS = 13, 31  # of a pair as one integer: below them the distance, above them the place in UNIT

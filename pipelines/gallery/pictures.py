@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipelines.artifacts import Artifact
+from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.versions import open_input
 from pipelines.errors import HHNetError
 from pipelines.images import ImageReject, decode_image
 from pipelines.shards import Shard, ShardSet, open_shards
-from pipelines.versions import open_input
 
 SIDE = 128
 LOSSLESS_SIDE = 64

@@ -18,7 +18,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.artifacts import Artifact, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.runs import write_run_record
+from pipelines.artifacts.tables import SHARD_INDEX
+from pipelines.artifacts.versions import lost
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError, WorkFailed
@@ -27,12 +30,9 @@ from pipelines.intake.foreign import ForeignTar, Loss, scan_foreign_tar
 from pipelines.intake.growth import Grown, adopted_before, grown_classes
 from pipelines.intake.sources import MAX_FILES, Listing
 from pipelines.intake.tarlists import tars_of
-from pipelines.runs import write_run_record
-from pipelines.schema import SHARD_INDEX
 from pipelines.shards import INDEX_NAME, Record, index_bytes, index_table
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.tars import TarBeyondLimits, TarReason
-from pipelines.versions import lost
 
 ADOPT_VERSION = 2
 """Raised by hand when the same tars would give another index; part of the fingerprint."""

@@ -10,11 +10,11 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from pipelines.artifacts import Artifact, Part, fingerprint, open_artifact, versions
+from pipelines.artifacts.commit import Artifact, Part, fingerprint, open_artifact, versions
+from pipelines.artifacts.versions import open_current, publish_next
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.shards import INDEX_NAME, Shard, open_shards
 from pipelines.storage import Store
-from pipelines.versions import open_current, publish_next
 
 
 @dataclass(frozen=True)

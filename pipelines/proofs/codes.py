@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from pipelines.artifacts import Artifact, Part
+from pipelines.artifacts.commit import Artifact, Part
+from pipelines.artifacts.splits import MODEL, carried, passed_on
+from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
 from pipelines.codes import codes_parts, has_logits, require_signs
 from pipelines.errors import DamagedArtifact
-from pipelines.lineage import MODEL, carried, passed_on
 from pipelines.proofs.findings import Findings, require_distinct
-from pipelines.schema import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
 from pipelines.shards import Shard, open_shards
 from pipelines.storage import in_order
 

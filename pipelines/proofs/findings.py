@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts import Artifact
+from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.splits import OWN
+from pipelines.artifacts.versions import open_input
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
-from pipelines.lineage import OWN
-from pipelines.versions import open_input
 
 MAX_PROBLEMS = 20
 

@@ -10,15 +10,15 @@ import pyarrow as pa
 import safetensors
 
 from pipelines.aliases import AliasTarget
-from pipelines.artifacts import versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.splits import carried
+from pipelines.artifacts.versions import made_as, named_version
 from pipelines.codes import CodesSet, CodesShard, open_codes, require_signs
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
 from pipelines.kinds import NOTHING_REMOVED
 from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, part_receipt
-from pipelines.lineage import carried
 from pipelines.proofs.findings import Findings, count
 from pipelines.storage import scratch_folder
-from pipelines.versions import made_as, named_version
 
 
 def prove_index(findings: Findings) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-from pipelines.artifacts import Artifact
+from pipelines.artifacts.commit import Artifact
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs.findings import Findings, count, require_distinct
 from pipelines.shards import Member, Record, Shard, ShardSet, open_shards, part_proof, split_digest

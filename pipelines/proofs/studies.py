@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
-from pipelines.artifacts import Artifact
+from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.tables import read_parquet, require_schema
+from pipelines.artifacts.versions import open_input
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
 from pipelines.proofs.findings import Findings, count
-from pipelines.schema import read_parquet, require_schema
 from pipelines.studies.results import cells_schema, summarise
-from pipelines.versions import open_input
 
 
 def prove_study(findings: Findings) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.runs import Record
+from pipelines.artifacts.runs import Record
 from pipelines.status.survey import Survey
 from pipelines.status.words import describe, one_line
 

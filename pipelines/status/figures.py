@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipelines.artifacts.runs import Record, Run
 from pipelines.config.settings import Config
-from pipelines.runs import Record, Run
 
 RATE_S = 600.0
 """The rate is that of the last so many seconds, so that it follows a cluster that grows or shrinks."""

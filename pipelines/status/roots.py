@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts import Artifact, Part, open_artifact, read_identity, read_part, versions
+from pipelines.artifacts.commit import Artifact, Part, open_artifact, read_identity, read_part, versions
+from pipelines.artifacts.runs import Record, Run, read_runs
+from pipelines.artifacts.tables import read_parquet
+from pipelines.artifacts.versions import open_current
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.runs import Record, Run, read_runs
-from pipelines.schema import read_parquet
 from pipelines.status import figures
 from pipelines.storage import Store, in_order
-from pipelines.versions import open_current
 
 RUNS = 3
 """Runs whose attempts are looked at, the newest of them."""

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
+from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.errors import InputError
-from pipelines.runs import Record, Run, read_runs
 from pipelines.status import figures
 from pipelines.status.roots import RUNS, is_root, look
 from pipelines.storage import Store, in_order

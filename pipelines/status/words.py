@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.runs import Record
+from pipelines.artifacts.runs import Record
 
 STAGES_SHOWN = 40
 SETTINGS_SHOWN = 12

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.schema import table_of
+from pipelines.artifacts.tables import table_of
 
 AXIS = "axis."
 """Before the name of an axis, the column that holds its labels."""

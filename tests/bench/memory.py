@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
-from pipelines.artifacts import ArtifactWriter
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.ingest import Sample, build_shard
-from pipelines.schema import SHARD_INDEX
 from pipelines.shards import INDEX_NAME, index_bytes
 from pipelines.storage import Store, sha256_of
 from tests.support.models import write_model

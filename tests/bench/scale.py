@@ -25,10 +25,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts import ArtifactInput, ArtifactWriter
+from pipelines.artifacts.commit import ArtifactInput, ArtifactWriter
+from pipelines.artifacts.tables import codes_schema, parquet_bytes
 from pipelines.kinds import NOTHING_REMOVED
 from pipelines.kinds.artifact import IndexReader, open_index
-from pipelines.schema import codes_schema, parquet_bytes
 from pipelines.storage import Store, sha256_of
 from tests.bench.memory import watched
 

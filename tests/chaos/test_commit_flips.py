@@ -10,7 +10,8 @@ import safetensors.numpy
 
 import pipelines.indexing
 from pipelines.alias import set_alias
-from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact
+from pipelines.artifacts.versions import open_current
 from pipelines.codes import open_codes
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
 from pipelines.dedupe import dedupe
@@ -21,7 +22,6 @@ from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, read_description
 from pipelines.study import Cell, Data, _publish
 from pipelines.verify import verify
-from pipelines.versions import open_current
 from tests.support.codes import write_shards
 from tests.support.inline import use_inline_pool
 from tests.support.report import SEED, report, scaled

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts import ArtifactWriter, Part, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter, Part, open_artifact
+from pipelines.artifacts.tables import codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.errors import CommitConflict, HHNetError, InputError, WorkFailed
-from pipelines.schema import codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.storage import Store
 from tests.support.checker import stored_on_s3, violations
 from tests.support.memory import MemoryObjects, MemoryStore, OverwritingObjects

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.errors import InputError
 from pipelines.learning.checkpoints import Checkpoints
 from pipelines.storage import Store

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.cluster.session import ray_session
 from pipelines.config.settings import load_config
 from pipelines.encode import encode

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import load_config
 from pipelines.ingest import ingest
 from pipelines.learning.checkpoints import Checkpoints

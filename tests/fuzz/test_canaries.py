@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts import manifest_digest, open_artifact
+from pipelines.artifacts.commit import manifest_digest, open_artifact
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
 from pipelines.images import ImageReject, decode_image
@@ -178,7 +178,7 @@ def make_parts(root: Path) -> dict[str, Path]:
     import safetensors.numpy
 
     import pipelines.indexing
-    from pipelines.artifacts import ArtifactWriter
+    from pipelines.artifacts.commit import ArtifactWriter
     from pipelines.config.settings import IndexSettings
     from pipelines.index import build_index
     from pipelines.storage import Store

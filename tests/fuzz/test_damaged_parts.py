@@ -18,7 +18,8 @@ import pytest
 import pipelines.indexing
 from hhnet import multihash
 from hhnet.multihash import MultiHash
-from pipelines.artifacts import Artifact, open_artifact
+from pipelines.artifacts.commit import Artifact, open_artifact
+from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
 from pipelines.codes import code_array, open_codes
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import DamagedArtifact, HHNetError
@@ -26,7 +27,6 @@ from pipelines.index import build_index
 from pipelines.kinds import KINDS, NOTHING_REMOVED, index_kind
 from pipelines.kinds.artifact import QUANTIZER_NAME, open_index
 from pipelines.kinds.ivf import IvfKind
-from pipelines.schema import codes_schema, read_parquet, require_schema
 from pipelines.verify import verify
 from tests.fuzz.apart import do_apart
 from tests.support.codes import random_codes, simple_rows, write_codes

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipelines.artifacts.tables import Reason
 from pipelines.images import ImageReject, decode_image
-from pipelines.schema import Reason
 from tests.fuzz.apart import do_apart
 from tests.fuzz.hostile_images import foreign_images, outcome_of
 from tests.support.report import SEED, report, scaled

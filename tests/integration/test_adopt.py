@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.tables import read_parquet
 from pipelines.config.settings import Config
 from pipelines.encode import encode
 from pipelines.errors import InputError
 from pipelines.intake.adopt import adopt
-from pipelines.schema import read_parquet
 from pipelines.shards import open_shards, write_tar
 from pipelines.storage import Store
 from pipelines.verify import verify

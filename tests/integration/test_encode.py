@@ -9,7 +9,7 @@ import pytest
 
 import pipelines.encoding
 from pipelines import encode as encode_module
-from pipelines.artifacts import ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter, open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask, plan_job

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from flows.reporting import artifact_key
-from pipelines.artifacts import open_artifact, versions
+from pipelines.artifacts.commit import open_artifact, versions
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.ingest import ingest
 from pipelines.kinds.artifact import open_index

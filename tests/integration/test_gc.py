@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.errors import InputError
 from pipelines.gc import gc
 from pipelines.storage import Store

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask, plan_job

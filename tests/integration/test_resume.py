@@ -12,7 +12,7 @@ import pytest
 
 import pipelines.encoding
 import pipelines.indexing
-from pipelines.artifacts import ArtifactInput, ArtifactWriter, Part, open_artifact
+from pipelines.artifacts.commit import ArtifactInput, ArtifactWriter, Part, open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.dedupe import dedupe
 from pipelines.encode import encode

@@ -8,7 +8,8 @@ import pytest
 
 import pipelines.encoding
 from pipelines import encode as encode_module
-from pipelines.artifacts import Artifact, open_artifact, versions
+from pipelines.artifacts.commit import Artifact, open_artifact, versions
+from pipelines.artifacts.versions import open_current, open_version
 from pipelines.codes import open_codes
 from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
@@ -19,7 +20,6 @@ from pipelines.index import build_index
 from pipelines.retry import retry_rejects
 from pipelines.storage import Store
 from pipelines.verify import verify
-from pipelines.versions import open_current, open_version
 from tests.integration.conftest import SETTINGS
 from tests.support.checker import client_of
 from tests.support.corpus import Corpus

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from pipelines.artifacts import ArtifactWriter, open_artifact, publish_version, versions
+from pipelines.artifacts.commit import ArtifactWriter, open_artifact, publish_version, versions
+from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.codes import open_codes
 from pipelines.config.settings import load_config
 from pipelines.errors import (
@@ -23,7 +24,6 @@ from pipelines.errors import (
     StoreUnavailable,
 )
 from pipelines.ingest import ingest
-from pipelines.runs import RunLog, closed_records
 from pipelines.shards import INDEX_NAME, open_shards
 from pipelines.status import status
 from pipelines.storage import Store, sha256_of

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.cluster.progress import reporting
 from pipelines.codes import code_array, open_codes
 from pipelines.config.settings import load_config

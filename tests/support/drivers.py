@@ -24,7 +24,7 @@ import torch
 import pipelines.encoding
 import pipelines.indexing
 from pipelines.__main__ import main
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import load_config
 from pipelines.errors import HHNetError
 from pipelines.learning.checkpoints import Checkpoints

@@ -6,10 +6,10 @@ import torch
 
 from hhnet.model import HHNet, card, model_to_bytes
 from hhnet.preprocess import Preprocess
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, open_artifact
+from pipelines.artifacts.splits import carried
 from pipelines.config.settings import Config
 from pipelines.learning.checkpoints import Checkpoints
-from pipelines.lineage import carried
 from pipelines.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.train import _publish, plan_job, train_worker

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs import read_runs
+from pipelines.artifacts.runs import read_runs
 from pipelines.storage import Store
 
 

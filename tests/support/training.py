@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 import pipelines.learning.learner
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import load_config
 from pipelines.learning.learner import Batch, Learner, StepLoss
 from pipelines.train import plan_job, train_worker

@@ -8,7 +8,7 @@ import pytest
 
 import hhnet
 from pipelines.agreement import agreement
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.gallery.agreement import nearest_probabilities, overlaps

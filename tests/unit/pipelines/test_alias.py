@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import pipelines.alias
 import pipelines.indexing
 from pipelines.alias import alias_history, rollback_alias, set_alias
-from pipelines.artifacts import open_artifact, publish_version, versions
+from pipelines.artifacts.commit import open_artifact, publish_version, versions
+from pipelines.artifacts.versions import next_artifact, put_manifest
 from pipelines.cli import build_app
 from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
@@ -23,7 +24,6 @@ from pipelines.reindex import add_codes
 from pipelines.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
-from pipelines.versions import next_artifact, put_manifest
 from tests.support.codes import simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 

@@ -13,7 +13,7 @@ import pytest
 
 import pipelines.indexing
 from hhnet import hamming_distances, pack_bits
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
 from pipelines.dedupe import dedupe
 from pipelines.duplicates import artifact as tables

@@ -17,7 +17,7 @@ from PIL import Image
 import hhnet
 from hhnet.codes import sign_bits
 from pipelines import export as module
-from pipelines.artifacts import Artifact, open_artifact
+from pipelines.artifacts.commit import Artifact, open_artifact
 from pipelines.config.settings import Config
 from pipelines.encoder import Encoder
 from pipelines.errors import InputError, UsageError, WorkFailed

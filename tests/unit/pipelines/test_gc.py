@@ -10,7 +10,8 @@ import pytest
 
 import pipelines.indexing
 from pipelines import gc as gc_module
-from pipelines.artifacts import Artifact, ArtifactWriter, open_artifact, versions
+from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact, versions
+from pipelines.artifacts.versions import all_versions, open_current, publish_next
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
 from pipelines.gc import gc
@@ -21,7 +22,6 @@ from pipelines.releases import index_info, rollback_index
 from pipelines.storage import Store, canonical_json
 from pipelines.verify import _orphans as orphans_of  # the codes here have no shards to verify against
 from pipelines.verify import verify
-from pipelines.versions import all_versions, open_current, publish_next
 from tests.support.codes import simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 

@@ -7,7 +7,8 @@ import pytest
 
 import pipelines.encoding
 import pipelines.indexing
-from pipelines.artifacts import open_artifact, versions
+from pipelines.artifacts.commit import open_artifact, versions
+from pipelines.artifacts.versions import all_versions, open_current
 from pipelines.codes import open_codes
 from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
@@ -21,7 +22,6 @@ from pipelines.shards import write_tar
 from pipelines.storage import Store
 from pipelines.train import _job_of, plan_job
 from pipelines.verify import verify
-from pipelines.versions import all_versions, open_current
 from tests.support import pictures
 from tests.support.inline import InlinePool, use_inline_pool
 from tests.support.models import write_model

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipelines import images
+from pipelines.artifacts.tables import Reason
 from pipelines.images import ImageReject, decode_image, decode_picture
-from pipelines.schema import Reason
 from tests.support import pictures
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import pipelines.indexing
 from hhnet import hamming_knn, kernels
-from pipelines.artifacts import Artifact, open_artifact, publish_version, versions
+from pipelines.artifacts.commit import Artifact, open_artifact, publish_version, versions
 from pipelines.codes import open_codes
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed

@@ -21,7 +21,7 @@ import pytest
 import webdataset
 
 from pipelines import ingest as ingest_module
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import Degraded, FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
 from pipelines.ingest import ingest, sample_key, unique_keys

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 
 from pipelines import tars
-from pipelines.artifacts import manifest_digest, open_artifact, versions
+from pipelines.artifacts.commit import manifest_digest, open_artifact, versions
+from pipelines.artifacts.tables import SHARD_INDEX, parquet_bytes, read_parquet, table_of
+from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.encoding import _fields, _text
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch, InputError
 from pipelines.gc import gc
 from pipelines.intake import adopt as adopting
 from pipelines.intake.adopt import Adoption, adopt, read_class_names
-from pipelines.schema import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.shards import INDEX_NAME, Sample, open_shards, write_tar
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.tars import TarLimits, TarReason
 from pipelines.verify import verify
-from pipelines.versions import open_current
 from tests.support import pictures
 from tests.support.runs import run_record
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import pipelines.indexing
-from pipelines.artifacts import versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.versions import open_current
 from pipelines.cli import build_app
 from pipelines.codes import open_codes
 from pipelines.config.settings import Config, IndexSettings
@@ -21,7 +22,6 @@ from pipelines.releases import publish_index
 from pipelines.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
-from pipelines.versions import open_current
 from tests.support.codes import Rows, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
 from tests.support.inline import use_inline_pool
 

@@ -11,14 +11,14 @@ import pytest
 
 import pipelines.index
 import pipelines.indexing
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.runs import closed_records
 from pipelines.config.settings import Config, IndexSettings, load_config
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
 from pipelines.index import build_index
 from pipelines.index_cli import index_build
 from pipelines.kinds import KINDS
 from pipelines.planning import Plan, Prediction, along, choose, predict
-from pipelines.runs import closed_records
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool

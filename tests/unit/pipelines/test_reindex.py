@@ -10,7 +10,9 @@ import pytest
 
 import pipelines.indexing
 from pipelines import reindex
-from pipelines.artifacts import Artifact, manifest_digest, open_artifact, publish_version, versions
+from pipelines.artifacts.commit import Artifact, manifest_digest, open_artifact, publish_version, versions
+from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
+from pipelines.artifacts.versions import open_current, publish_next
 from pipelines.codes import open_codes
 from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.dedupe import dedupe
@@ -27,11 +29,9 @@ from pipelines.kinds.artifact import QUANTIZER_NAME, REMOVED, REMOVED_NAME, open
 from pipelines.kinds.flat import FlatKind
 from pipelines.reindex import add_codes, compact_index, remove_rows
 from pipelines.releases import index_info, publish_index, rollback_index
-from pipelines.schema import parquet_bytes, read_parquet, table_of
 from pipelines.search import search
 from pipelines.storage import Store, canonical_json, failpoints, sha256_of
 from pipelines.verify import verify
-from pipelines.versions import open_current, publish_next
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+import pipelines.artifacts.versions
 import pipelines.indexing
-import pipelines.versions
 from pipelines import reindex
 from pipelines.alias import alias_history, set_alias
-from pipelines.artifacts import versions
+from pipelines.artifacts.commit import versions
 from pipelines.cli import build_app
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.dedupe import dedupe
@@ -172,14 +172,14 @@ def test_a_manifest_that_gc_takes_while_it_is_published_is_put_again(
 @contextmanager
 def deleted_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Between the look for all that a version names and its record."""
-    real = pipelines.versions.publish_version
+    real = pipelines.artifacts.versions.publish_version
 
     def after_gc(*args: Any) -> bool:
         path.unlink()
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.versions, "publish_version", after_gc)
+        patch.setattr(pipelines.artifacts.versions, "publish_version", after_gc)
         yield
 
 

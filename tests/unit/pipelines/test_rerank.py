@@ -21,7 +21,9 @@ import pipelines.indexing
 from hhnet import pack_bits, quantise_logits
 from hhnet.codes import sign_bits
 from pipelines import search as search_module
-from pipelines.artifacts import Artifact, manifest_digest
+from pipelines.artifacts.commit import Artifact, manifest_digest
+from pipelines.artifacts.tables import parquet_bytes, read_parquet
+from pipelines.artifacts.versions import open_current, open_input
 from pipelines.codes import code_array, logits_array, open_codes
 from pipelines.config.settings import Config, load_config
 from pipelines.console import present
@@ -33,11 +35,9 @@ from pipelines.ingest import ingest
 from pipelines.kinds.artifact import index_id, open_index
 from pipelines.reindex import add_codes, compact_index, remove_rows
 from pipelines.retry import retry_rejects
-from pipelines.schema import parquet_bytes, read_parquet
 from pipelines.search import search
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify import verify
-from pipelines.versions import open_current, open_input
 from tests.support.codes import Rows, random_codes, simple_rows, with_logits, write_codes
 from tests.support.corpus import Corpus
 from tests.support.inline import InlinePool, use_inline_pool

@@ -15,7 +15,8 @@ import pytest
 import pipelines.encoding
 import pipelines.indexing
 from pipelines import retry as retry_module
-from pipelines.artifacts import Artifact, versions
+from pipelines.artifacts.commit import Artifact, versions
+from pipelines.artifacts.versions import open_current
 from pipelines.codes import open_codes
 from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
@@ -25,7 +26,6 @@ from pipelines.ingest import ingest
 from pipelines.retry import retry_rejects
 from pipelines.storage import Store
 from pipelines.verify import verify
-from pipelines.versions import open_current
 from tests.support.corpus import Corpus
 from tests.support.inline import use_inline_pool
 from tests.support.models import write_model

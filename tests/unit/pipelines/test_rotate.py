@@ -13,7 +13,7 @@ import torch
 import hhnet
 from hhnet.rotation import quantisation_error
 from pipelines import rotate as verb
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.encoder import Encoder
 from pipelines.errors import InputError, UsageError

@@ -9,7 +9,7 @@ import pytest
 
 import pipelines.indexing
 from hhnet import unpack_bits
-from pipelines.artifacts import ArtifactWriter
+from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.config.settings import Config, IndexSettings, SearchSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, InputError
 from pipelines.index import build_index

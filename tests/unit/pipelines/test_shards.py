@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts import Artifact
+from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.tables import parquet_bytes
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest import ingest
-from pipelines.schema import parquet_bytes
 from pipelines.shards import (
     GROUP_ROWS,
     INDEX_NAME,

@@ -18,7 +18,8 @@ import pytest
 import pipelines.encoding
 import pipelines.indexing
 from pipelines import status as status_module
-from pipelines.artifacts import ArtifactWriter
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.runs import RunLog
 from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask
@@ -27,7 +28,6 @@ from pipelines.gc import gc
 from pipelines.index import build_index
 from pipelines.ingest import ingest
 from pipelines.plan import plan
-from pipelines.runs import RunLog
 from pipelines.status import status
 from pipelines.status.words import describe, lasting, one_line
 from pipelines.storage import Store
@@ -180,7 +180,7 @@ def test_rate_and_time_left_count_from_the_first_shard_that_was_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers took 100 s to start: 10 images a second after that, and 80 of 110 are left."""
-    monkeypatch.setattr("pipelines.runs.EVERY_S", 0.05)
+    monkeypatch.setattr("pipelines.artifacts.runs.EVERY_S", 0.05)
     store, now = begun_codes(tmp_path), time.time()
     with RunLog(store, "encode", total=110, unit="images", shards=11) as log:
         for number in range(3):

@@ -12,11 +12,11 @@ import torch
 
 import pipelines.encoding
 import pipelines.train
-from pipelines.artifacts import ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter, open_artifact
+from pipelines.artifacts.tables import parquet_bytes
 from pipelines.config.settings import load_config
 from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed
 from pipelines.ingest import ingest
-from pipelines.schema import parquet_bytes
 from pipelines.status import status
 from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, read_description

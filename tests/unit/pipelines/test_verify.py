@@ -13,7 +13,7 @@ import ray
 import safetensors.numpy
 
 from pipelines import verify as verify_module
-from pipelines.artifacts import (
+from pipelines.artifacts.commit import (
     Artifact,
     ArtifactInput,
     ArtifactWriter,
@@ -22,13 +22,13 @@ from pipelines.artifacts import (
     open_artifact,
     publish_version,
 )
+from pipelines.artifacts.tables import REJECTS, SHARD_INDEX, codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.codes import code_array, open_codes
 from pipelines.config.settings import load_config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest import ingest
 from pipelines.kinds import index_kind
 from pipelines.kinds.artifact import ORDINALS, ORDINALS_NAME, index_id, keys_name, keys_schema, part_stem
-from pipelines.schema import REJECTS, SHARD_INDEX, codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.shards import INDEX_NAME, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.verify import verify, verify_tars

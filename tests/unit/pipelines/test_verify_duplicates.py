@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hhnet import pack_bits
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, open_artifact
+from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
 from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe import dedupe
 from pipelines.duplicates.artifact import (
@@ -22,7 +23,6 @@ from pipelines.duplicates.artifact import (
     pairs_name,
 )
 from pipelines.errors import DamagedArtifact
-from pipelines.schema import parquet_bytes, read_parquet, table_of
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.support.codes import Rows, write_codes

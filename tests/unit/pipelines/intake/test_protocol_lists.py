@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.intake import protocols
 from pipelines.intake.protocols import coco, imagenet100, lists, nuswide

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipelines.artifacts import manifest_digest, open_artifact
+from pipelines.artifacts.commit import manifest_digest, open_artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.images import decode_image
 from pipelines.intake import protocols

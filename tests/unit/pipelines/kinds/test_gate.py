@@ -9,7 +9,7 @@ import safetensors.numpy
 
 import pipelines.indexing
 from hhnet import hamming_distances
-from pipelines.artifacts import Artifact, open_artifact, versions
+from pipelines.artifacts.commit import Artifact, open_artifact, versions
 from pipelines.config.settings import Config, GateSettings, load_config
 from pipelines.errors import ConfigError, WorkFailed
 from pipelines.index import build_index

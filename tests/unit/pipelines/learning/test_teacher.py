@@ -9,7 +9,7 @@ import timm
 import torch
 
 from hhnet.distillation import neighbour_divergence
-from pipelines.artifacts import open_artifact
+from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest import ingest

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts import ArtifactWriter
+from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.codes import open_codes
 from pipelines.encoding import claimed_receipts
 from pipelines.errors import DamagedArtifact

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from pipelines.artifacts import (
+from pipelines.artifacts.commit import (
     FORMAT,
     Artifact,
     ArtifactInput,
@@ -23,6 +23,7 @@ from pipelines.artifacts import (
     publish_version,
     versions,
 )
+from pipelines.artifacts.runs import closed_records, write_run_record
 from pipelines.errors import (
     CommitConflict,
     ConfigError,
@@ -31,7 +32,6 @@ from pipelines.errors import (
     InputError,
     StoreUnavailable,
 )
-from pipelines.runs import closed_records, write_run_record
 from pipelines.storage import ObjectStream, Store, canonical_json, sha256_of
 from tests.support.memory import MemoryObjects, MemoryStore
 

@@ -5,11 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.artifacts import Artifact, ArtifactInput, ArtifactWriter, open_artifact, publish_version, versions
+from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, open_artifact, publish_version, versions
+from pipelines.artifacts.versions import (
+    all_versions,
+    finished,
+    lost,
+    open_current,
+    open_input,
+    open_version,
+    publish_next,
+)
 from pipelines.codes import open_codes
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store
-from pipelines.versions import all_versions, finished, lost, open_current, open_input, open_version, publish_next
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 
 

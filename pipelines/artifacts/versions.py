@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines import artifacts
-from pipelines.artifacts import (
+from pipelines.artifacts import commit as artifacts
+from pipelines.artifacts.commit import (
     DIGEST_CHARS,
     Artifact,
     Manifest,

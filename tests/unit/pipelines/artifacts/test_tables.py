@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.errors import DamagedArtifact
-from pipelines.schema import (
+from pipelines.artifacts.tables import (
     REJECTS,
     SHARD_INDEX,
     ParquetRows,
@@ -25,6 +24,7 @@ from pipelines.schema import (
     require_schema,
     table_of,
 )
+from pipelines.errors import DamagedArtifact
 
 
 def codes_table(bits: int = 16) -> pa.Table:

@@ -10,14 +10,14 @@ import pytest
 
 import pipelines.encoding
 from pipelines import rotate as rotation
-from pipelines.artifacts import Manifest, manifest_digest, open_artifact
+from pipelines.artifacts.commit import Manifest, manifest_digest, open_artifact
+from pipelines.artifacts.splits import carried, split_part
 from pipelines.config.settings import Config, EvaluateSettings, load_config
 from pipelines.encode import encode
 from pipelines.errors import DamagedArtifact, FingerprintMismatch
 from pipelines.evaluate import evaluate
 from pipelines.ingest import ingest
 from pipelines.intake.protocols.cifar10 import CLASSES, Cifar10
-from pipelines.lineage import carried, split_part
 from pipelines.storage import canonical_json
 from pipelines.verify import verify
 from tests.support.inline import use_inline_pool
