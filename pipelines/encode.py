@@ -32,7 +32,7 @@ from pipelines.encoding import (
     what_is_left,
 )
 from pipelines.errors import DamagedArtifact, Degraded, InputError
-from pipelines.shards import ShardSet, open_shards
+from pipelines.shards.shards import ShardSet, open_shards
 
 
 def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bool = False) -> dict[str, Any]:

@@ -40,8 +40,8 @@ from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.codes import ENCODER_VERSION, codes_parts
 from pipelines.config.settings import Config, result_settings
 from pipelines.errors import DamagedArtifact
-from pipelines.images import ImageReject
-from pipelines.shards import Record, Shard, ShardSet, open_shards
+from pipelines.shards.images import ImageReject
+from pipelines.shards.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from pipelines.intake.skips import SkipReason
 from pipelines.intake.sources import Listing, Source, open_source, printable
 from pipelines.intake.split import SplitPlan, parse_split
 from pipelines.intake.tables import TableColumns, open_table, tables_at
-from pipelines.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
+from pipelines.shards.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 
 INGEST_VERSION = 2

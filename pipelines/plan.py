@@ -16,7 +16,7 @@ from pipelines.codes import CodesSet, CodesShard, has_logits, open_codes, requir
 from pipelines.encoding import claimed_receipts
 from pipelines.errors import InputError
 from pipelines.kinds.artifact import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
-from pipelines.shards import INDEX_NAME, tar_name
+from pipelines.shards.shards import INDEX_NAME, tar_name
 from pipelines.storage import Store, in_order
 
 CHANGES = ("encode", "publish", "add", "replace", "remove")

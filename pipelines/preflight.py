@@ -33,7 +33,7 @@ from pipelines.encoding import (
     what_is_left,
 )
 from pipelines.errors import WorkFailed, counted
-from pipelines.shards import INDEX_NAME, Shard, ShardSet, open_shards
+from pipelines.shards.shards import INDEX_NAME, Shard, ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
 
 STEPS = ("read", "decode", "forward", "write")

@@ -30,7 +30,7 @@ from pipelines.encoding import (
     run_figures,
 )
 from pipelines.errors import FingerprintMismatch
-from pipelines.shards import Shard, open_shards
+from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
 
 

@@ -22,9 +22,9 @@ from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.gallery.page import Row, Tile, document, gallery, note
 from pipelines.gallery.pictures import Pictures, Place, find_pictures, thumbnail
-from pipelines.images import MAX_BYTES, ImageReject, decode_image
 from pipelines.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.kinds.artifact import IndexReader, Item, code_bytes, open_index
+from pipelines.shards.images import MAX_BYTES, ImageReject, decode_image
 from pipelines.storage import write_output
 
 BATCH = 4096

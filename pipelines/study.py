@@ -29,7 +29,7 @@ from pipelines.gallery.study import study_page, study_plots
 from pipelines.ingest import ingest
 from pipelines.intake.protocols import find_protocol
 from pipelines.learning.trainset import TrainData
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, Group
 from pipelines.studies.results import AXIS, Trial, cells_table, searches_table, summarise

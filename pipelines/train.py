@@ -26,7 +26,7 @@ from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.config.settings import Config, result_settings
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
-from pipelines.shards import ShardSet, open_shards
+from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
 
 if TYPE_CHECKING:  # they import torch, which a run that finds everything done can do without

@@ -22,7 +22,7 @@ from pipelines.proofs.findings import MAX_PROBLEMS, Findings
 from pipelines.proofs.proofs import PROOFS
 from pipelines.proofs.remembered import remember_tars, remembered_tars
 from pipelines.proofs.shards import prove_shards, prove_tar
-from pipelines.shards import Shard, open_shards
+from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import Store, canonical_json
 
 THREADS = 4

@@ -25,14 +25,14 @@ from pipelines.artifacts.versions import lost
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError, WorkFailed
-from pipelines.images import SUFFIXES, decode_ahead
 from pipelines.intake.foreign import ForeignTar, Loss, scan_foreign_tar
 from pipelines.intake.growth import Grown, adopted_before, grown_classes
 from pipelines.intake.sources import MAX_FILES, Listing
 from pipelines.intake.tarlists import tars_of
-from pipelines.shards import INDEX_NAME, Record, index_bytes, index_table
+from pipelines.shards.images import SUFFIXES, decode_ahead
+from pipelines.shards.shards import INDEX_NAME, Record, index_bytes, index_table
+from pipelines.shards.tar import TarBeyondLimits, TarReason
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
-from pipelines.tars import TarBeyondLimits, TarReason
 
 ADOPT_VERSION = 2
 """Raised by hand when the same tars would give another index; part of the fingerprint."""

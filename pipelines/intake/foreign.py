@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.shards import Member, key_end
-from pipelines.tars import Hashed, Readable, TarBeyondLimits, TarDamaged, TarEntry, TarLimits, TarReason, read_tar
+from pipelines.shards.shards import Member, key_end
+from pipelines.shards.tar import Hashed, Readable, TarBeyondLimits, TarDamaged, TarEntry, TarLimits, TarReason, read_tar
 
 MAX_LABEL_BYTES = 1 << 20
 MAX_LABEL_CHARS = 200

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.artifacts.commit import Artifact, Part, fingerprint, open_artifact, versions
 from pipelines.artifacts.versions import open_current, publish_next
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.shards import INDEX_NAME, Shard, open_shards
+from pipelines.shards.shards import INDEX_NAME, Shard, open_shards
 from pipelines.storage import Store
 
 

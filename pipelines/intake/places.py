@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from pipelines.images import SUFFIXES
 from pipelines.intake.skips import SkipReason
+from pipelines.shards.images import SUFFIXES
 
 TRIED = 1000
 """Paths, evenly taken from those that were not found, on which leading folders are tried."""

@@ -15,7 +15,7 @@ from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
 from pipelines.learning.learner import Batch
 from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 
 AHEAD = 8
 """Batches that wait for the GPU."""

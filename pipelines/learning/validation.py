@@ -12,7 +12,7 @@ from pipelines.config.settings import Config
 from pipelines.encoder import Encoder
 from pipelines.learning.learner import Learner, gather_rows
 from pipelines.learning.trainset import TrainData
-from pipelines.shards import Sample
+from pipelines.shards.shards import Sample
 
 
 def validate(learner: Learner, data: TrainData) -> float:

@@ -17,7 +17,7 @@ from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, column_typ
 from pipelines.codes import codes_parts, has_logits, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs.findings import Findings, require_distinct
-from pipelines.shards import Shard, open_shards
+from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import in_order
 
 PARTS_AT_ONCE = 4

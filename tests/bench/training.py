@@ -26,7 +26,7 @@ from pipelines.config.settings import Config, load_config
 from pipelines.ingest import ingest
 from pipelines.learning.learner import Batch, Learner
 from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg, preprocess_of
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from tests.support.pictures import write_folder
 
 CLASSES = 10

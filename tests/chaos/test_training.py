@@ -26,7 +26,7 @@ from pipelines.config.settings import load_config
 from pipelines.ingest import ingest
 from pipelines.learning.checkpoints import Checkpoints
 from pipelines.learning.trainset import TrainData
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store
 from pipelines.train import plan_job
 from tests.support.pictures import write_folder

@@ -23,7 +23,7 @@ from pipelines.codes import open_codes
 from pipelines.config.settings import load_config
 from pipelines.encode import encode
 from pipelines.gc import gc
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from pipelines.verify import verify
 from tests.support.encodes import (
     IMAGES,

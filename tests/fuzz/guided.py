@@ -15,10 +15,10 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["pipelines.tars", "pipelines.intake.foreign"]):
-    from pipelines.images import SUFFIXES
+with atheris.instrument_imports(include=["pipelines.shards.tar", "pipelines.intake.foreign"]):
     from pipelines.intake.foreign import scan_foreign_tar
-    from pipelines.tars import TarDamaged, read_tar
+    from pipelines.shards.images import SUFFIXES
+    from pipelines.shards.tar import TarDamaged, read_tar
 
 from tests.fuzz.guards import HANG_S, watched
 from tests.fuzz.hostile_tars import Hostile, hostile_tar

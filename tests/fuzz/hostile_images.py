@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, features
 
-from pipelines.images import ImageReject, decode_image
+from pipelines.shards.images import ImageReject, decode_image
 from tests.support import pictures
 
 INTERESTING = [

@@ -15,11 +15,11 @@ from PIL import Image
 
 from pipelines.artifacts.tables import Reason
 from pipelines.config.settings import Config
-from pipelines.containers.limits import MAX_SCANS
 from pipelines.errors import InputError
-from pipelines.images import ImageReject, decode_image
 from pipelines.ingest import ingest
 from pipelines.intake.adopt import adopt
+from pipelines.shards.containers.limits import MAX_SCANS
+from pipelines.shards.images import ImageReject, decode_image
 from tests.fuzz.guards import peak_growth, within
 from tests.fuzz.hostile_images import rle_bmp, saved
 from tests.support import pictures

@@ -15,11 +15,11 @@ import pytest
 from pipelines.artifacts.commit import manifest_digest, open_artifact
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
-from pipelines.images import ImageReject, decode_image
 from pipelines.ingest import ingest
 from pipelines.intake.adopt import adopt
 from pipelines.kinds.artifact import open_index
-from pipelines.shards import open_shards
+from pipelines.shards.images import ImageReject, decode_image
+from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify import verify
 from tests.fuzz.canaries import made, mark_of

@@ -12,13 +12,13 @@ import pytest
 
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, HHNetError
-from pipelines.images import SUFFIXES
 from pipelines.ingest import ingest
 from pipelines.intake.adopt import Adoption, adopt
 from pipelines.intake.foreign import ForeignTar, scan_foreign_tar
 from pipelines.intake.skips import SkipReason
-from pipelines.shards import open_shards
-from pipelines.tars import TarDamaged, TarReason, read_tar
+from pipelines.shards.images import SUFFIXES
+from pipelines.shards.shards import open_shards
+from pipelines.shards.tar import TarDamaged, TarReason, read_tar
 from pipelines.verify import verify
 from tests.fuzz.guards import HANG_S, files_below, peak_growth, watched, within
 from tests.fuzz.hostile_tars import Hostile, hostile_tar, packed, samples, stock_members

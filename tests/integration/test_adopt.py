@@ -14,7 +14,7 @@ from pipelines.config.settings import Config
 from pipelines.encode import encode
 from pipelines.errors import InputError
 from pipelines.intake.adopt import adopt
-from pipelines.shards import open_shards, write_tar
+from pipelines.shards.shards import open_shards, write_tar
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.support import pictures as drawn

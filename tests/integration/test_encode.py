@@ -15,7 +15,7 @@ from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch
 from pipelines.ingest import ingest
-from pipelines.shards import INDEX_NAME, index_bytes, open_shards
+from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS

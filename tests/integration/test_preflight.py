@@ -17,7 +17,7 @@ from pipelines.encoding import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import FingerprintMismatch
 from pipelines.ingest import ingest
 from pipelines.preflight import preflight
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from pipelines.storage.bucket import Bucket
 from tests.integration.conftest import SETTINGS
 from tests.support.models import write_model

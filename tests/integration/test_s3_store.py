@@ -24,7 +24,7 @@ from pipelines.errors import (
     StoreUnavailable,
 )
 from pipelines.ingest import ingest
-from pipelines.shards import INDEX_NAME, open_shards
+from pipelines.shards.shards import INDEX_NAME, open_shards
 from pipelines.status import status
 from pipelines.storage import Store, sha256_of
 from pipelines.storage.bucket import Answer, Bucket

@@ -22,7 +22,7 @@ from hhnet import pack_bits, unpack_bits
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.artifacts.tables import LOGITS, codes_schema, parquet_bytes, table_of
 from pipelines.config.settings import Config, IngestSettings
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
 
 from .pictures import write_folder

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 
 
 class Corpus:

@@ -10,7 +10,7 @@ from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, 
 from pipelines.artifacts.splits import carried
 from pipelines.config.settings import Config
 from pipelines.learning.checkpoints import Checkpoints
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.train import _publish, plan_job, train_worker
 

@@ -11,7 +11,7 @@ from pipelines.cli import app
 from pipelines.config.settings import load_config
 from pipelines.ingest import ingest
 from pipelines.intake.protocols.base import Protocol
-from pipelines.shards import Sample, open_shards
+from pipelines.shards.shards import Sample, open_shards
 from tests.support.pictures import jpeg
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.intake.sources import Entry, Source
-from pipelines.shards import keys_digest, part_proof, split_digest
+from pipelines.shards.shards import keys_digest, part_proof, split_digest
 
 ROLES = ("query", "train", "val", "database")
 """What a part can be called; `database` are the images that are nothing else."""

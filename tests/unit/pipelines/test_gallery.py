@@ -8,7 +8,7 @@ from PIL import Image
 from pipelines.errors import InputError
 from pipelines.gallery import page, plots
 from pipelines.gallery.pictures import Place, find_pictures, thumbnail
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from tests.support.codes import codes_of_shards, write_shards
 from tests.support.pictures import jpeg, picture, png
 

@@ -18,7 +18,7 @@ from pipelines.intake.adopt import adopt
 from pipelines.plan import plan
 from pipelines.reindex import add_codes
 from pipelines.retry import retry_rejects
-from pipelines.shards import write_tar
+from pipelines.shards.shards import write_tar
 from pipelines.storage import Store
 from pipelines.train import _job_of, plan_job
 from pipelines.verify import verify

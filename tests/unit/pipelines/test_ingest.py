@@ -26,7 +26,7 @@ from pipelines.config.settings import Config, load_config
 from pipelines.errors import Degraded, FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
 from pipelines.ingest import ingest, sample_key, unique_keys
 from pipelines.intake import sources
-from pipelines.shards import ShardSet, open_shards
+from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.verify import verify
 from tests.support import pictures
 from tests.support.runs import run_record

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from pipelines import tars
 from pipelines.artifacts.commit import manifest_digest, open_artifact, versions
 from pipelines.artifacts.tables import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current
@@ -24,9 +23,10 @@ from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch, Inp
 from pipelines.gc import gc
 from pipelines.intake import adopt as adopting
 from pipelines.intake.adopt import Adoption, adopt, read_class_names
-from pipelines.shards import INDEX_NAME, Sample, open_shards, write_tar
+from pipelines.shards import tar as tars
+from pipelines.shards.shards import INDEX_NAME, Sample, open_shards, write_tar
+from pipelines.shards.tar import TarLimits, TarReason
 from pipelines.storage import Store, canonical_json, sha256_of
-from pipelines.tars import TarLimits, TarReason
 from pipelines.verify import verify
 from tests.support import pictures
 from tests.support.runs import run_record

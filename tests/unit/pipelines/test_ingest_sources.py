@@ -23,8 +23,8 @@ from pipelines.errors import Degraded, FingerprintMismatch, InputError
 from pipelines.ingest import ingest
 from pipelines.intake import sources
 from pipelines.intake.skips import SkipReason
-from pipelines.shards import open_shards
-from pipelines.tars import MAX_NAME_BYTES
+from pipelines.shards.shards import open_shards
+from pipelines.shards.tar import MAX_NAME_BYTES
 from pipelines.verify import verify
 from tests.support.pictures import jpeg, picture
 

@@ -15,7 +15,7 @@ from pipelines.encoding import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.ingest import ingest
 from pipelines.intake.csv_rows import MAX_CELL_CHARS, MAX_LINE_CHARS
-from pipelines.shards import ShardSet, open_shards
+from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.verify import verify
 from tests.support import pictures
 from tests.support.models import write_model

@@ -19,7 +19,7 @@ from pipelines.encoder import Encoder
 from pipelines.errors import InputError, UsageError
 from pipelines.ingest import ingest
 from pipelines.rotate import Fitted, Fitter, plan_job
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from pipelines.train import plan_job as plan_training
 from pipelines.verify import verify
 from tests.support.models import train_model

@@ -184,7 +184,7 @@ class MeanColourEncoder:
         return cls()
 
     def real_codes(self, images):
-        from pipelines.images import decode_image
+        from pipelines.shards.images import decode_image
 
         colours = np.stack([decode_image(image).mean((0, 1)) for image in images])
         known = np.stack([picture(klass, 0).mean((0, 1)) for klass in range(3)])

@@ -29,7 +29,7 @@ from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest import ingest
 from pipelines.kinds import index_kind
 from pipelines.kinds.artifact import ORDINALS, ORDINALS_NAME, index_id, keys_name, keys_schema, part_stem
-from pipelines.shards import INDEX_NAME, open_shards
+from pipelines.shards.shards import INDEX_NAME, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.verify import verify, verify_tars
 from tests.support import pictures

@@ -15,11 +15,11 @@ import pytest
 
 from pipelines.artifacts.commit import manifest_digest, open_artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
-from pipelines.images import decode_image
 from pipelines.intake import protocols
 from pipelines.intake.protocols.cifar10 import Cifar10
 from pipelines.intake.sources import Entry
-from pipelines.shards import open_shards
+from pipelines.shards.images import decode_image
+from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json
 from pipelines.verify import verify
 from tests.support.pictures import png

@@ -11,10 +11,10 @@ import torch
 from hhnet.trivial import trivial_augment
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import InputError
-from pipelines.images import decode_image
 from pipelines.ingest import ingest
 from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg, views_of
-from pipelines.shards import ShardSet, open_shards
+from pipelines.shards.images import decode_image
+from pipelines.shards.shards import ShardSet, open_shards
 from tests.support.pictures import write_folder, write_specimens
 
 STRONG = ("data.policy=trivial", "train.mixup=0.4", "train.label_smoothing=0.1")

@@ -13,7 +13,7 @@ from pipelines.ingest import ingest
 from pipelines.learning.learner import Learner
 from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of
 from pipelines.learning.validation import validate
-from pipelines.shards import open_shards
+from pipelines.shards.shards import open_shards
 from pipelines.train import TrainJob, train, train_worker
 from tests.support.pictures import write_folder
 

@@ -17,7 +17,7 @@ from pipelines.errors import DamagedArtifact
 from pipelines.kinds.parts import PartTask
 from pipelines.proofs.codes import _receipts
 from pipelines.proofs.findings import Findings
-from pipelines.shards import Shard, ShardSet
+from pipelines.shards.shards import Shard, ShardSet
 from pipelines.storage import Store, in_order
 from pipelines.storage.local import LocalObjects
 from tests.support.codes import simple_rows, write_codes, write_many_codes

@@ -1,6 +1,6 @@
 """From untrusted bytes to pixels: a guarded decoder that either returns RGB or says why not, and a pool to run it.
 
-Pillow sees only what makes pixels: `pipelines.containers` has walked the file first.
+Pillow sees only what makes pixels: `pipelines.shards.containers` has walked the file first.
 """
 
 import functools
@@ -18,11 +18,8 @@ import numpy.typing as npt
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from pipelines.artifacts.tables import Reason
-from pipelines.containers import FORMATS as FORMATS
-from pipelines.containers import SUFFIXES as SUFFIXES
-from pipelines.containers import walk
-from pipelines.containers.limits import MAX_PIXELS, check_size
-from pipelines.containers.limits import ImageReject as ImageReject
+from pipelines.shards.containers import FORMATS, SUFFIXES, walk
+from pipelines.shards.containers.limits import MAX_PIXELS, ImageReject, check_size
 
 T = TypeVar("T")
 R = TypeVar("R")

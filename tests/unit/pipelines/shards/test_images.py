@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines import images
 from pipelines.artifacts.tables import Reason
-from pipelines.images import ImageReject, decode_image, decode_picture
+from pipelines.shards import images
+from pipelines.shards.images import ImageReject, decode_image, decode_picture
 from tests.support import pictures
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.intake.foreign import scan_foreign_tar
-from pipelines.tars import MAX_HEADER_BYTES, TarBeyondLimits, TarDamaged, TarLimits, TarReason, read_tar
+from pipelines.shards.tar import MAX_HEADER_BYTES, TarBeyondLimits, TarDamaged, TarLimits, TarReason, read_tar
 
 
 def make_tar(form: int = tarfile.PAX_FORMAT, names: tuple[str, ...] = ("a/1.jpg", "a/2.jpg")) -> bytes:

@@ -5,7 +5,7 @@ import struct
 import zlib
 
 from pipelines.artifacts.tables import Reason
-from pipelines.containers.limits import (
+from pipelines.shards.containers.limits import (
     MAX_GIF_BLOCKS,
     MAX_RUN_LENGTH,
     MAX_SCANNED_PIXELS,

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.artifacts.tables import Reason
-from pipelines.containers.limits import ImageReject, Picture, check_size
-from pipelines.containers.usual import walk_jpeg
+from pipelines.shards.containers.limits import ImageReject, Picture, check_size
+from pipelines.shards.containers.usual import walk_jpeg
 
 MAX_ENTRIES = 4096
 """Tags of a directory."""

@@ -6,10 +6,10 @@ costs an attacker little and a reader much (one 64 KiB EXIF block can name 300 M
 """
 
 from pipelines.artifacts.tables import Reason
-from pipelines.containers.boxes import walk_boxes
-from pipelines.containers.limits import ImageReject, Picture
-from pipelines.containers.tiff import walk_tiff
-from pipelines.containers.usual import walk_bmp, walk_gif, walk_jpeg, walk_png, walk_ppm, walk_webp
+from pipelines.shards.containers.boxes import walk_boxes
+from pipelines.shards.containers.limits import ImageReject, Picture
+from pipelines.shards.containers.tiff import walk_tiff
+from pipelines.shards.containers.usual import walk_bmp, walk_gif, walk_jpeg, walk_png, walk_ppm, walk_webp
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 """What is decoded, as Pillow calls it; HEIF comes with an extra."""

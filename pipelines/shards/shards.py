@@ -22,8 +22,8 @@ from pipelines.artifacts.commit import Artifact, Part
 from pipelines.artifacts.tables import SHARD_INDEX, ParquetRows, parquet_groups, table_of
 from pipelines.artifacts.versions import open_current, open_known
 from pipelines.errors import DamagedArtifact, InputError
+from pipelines.shards.tar import MAX_MEMBER_BYTES, TarDamaged, read_tar
 from pipelines.storage import ObjectStream, Store, canonical_json, scratch_folder, sha256_of
-from pipelines.tars import MAX_MEMBER_BYTES, TarDamaged, read_tar
 
 INDEX_NAME = "index.parquet"
 GROUP_ROWS = 1024

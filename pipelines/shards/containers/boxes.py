@@ -7,7 +7,7 @@ header and not by what the file says of it.
 from collections.abc import Iterator
 
 from pipelines.artifacts.tables import Reason
-from pipelines.containers.limits import MAX_CHUNKS, MAX_PIXELS, ImageReject, Metadata, Picture, check_size
+from pipelines.shards.containers.limits import MAX_CHUNKS, MAX_PIXELS, ImageReject, Metadata, Picture, check_size
 
 MAX_ITEMS = 4096
 MAX_ITEM_PIXELS = 4 * MAX_PIXELS
