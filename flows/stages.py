@@ -72,7 +72,7 @@ def ref_of(result: Result) -> Ref:
 @act(name="ingest")
 def ingest(name: str, source: str, out: str, split: str, config: dict[str, Any]) -> Result:
     """Images to shards, one artifact per split."""
-    from pipelines.ingest import ingest as job
+    from pipelines.ingest.ingest import ingest as job
 
     with progress(name):
         return job(source, out, parse(config), split=split)

@@ -141,15 +141,15 @@ def ingest(
         of_tables = encoding or label_separator or multi_hot or labels is not None or path_column != "path"
         if source or split or adopt or of_tables or classes or keys_by_tar or image_member or rule:
             raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
-        from pipelines.ingest import ingest as work
-        from pipelines.intake.protocols import find_protocol
+        from pipelines.ingest.ingest import ingest as work
+        from pipelines.ingest.protocols import find_protocol
 
         return work(root, out, settings, protocol=find_protocol(protocol))
     if source is None:
         raise UsageError("nothing to ingest: give SOURCE, or --protocol and --root")
     if adopt:
-        from pipelines.intake.adopt import Adoption, read_class_names
-        from pipelines.intake.adopt import adopt as index_foreign
+        from pipelines.ingest.adopt import Adoption, read_class_names
+        from pipelines.ingest.adopt import adopt as index_foreign
 
         if split is not None or path_column != "path" or rule:
             raise UsageError(
@@ -162,7 +162,7 @@ def ingest(
         return index_foreign(source, out, how, settings, allow_degraded)
     if classes is not None or keys_by_tar or image_member is not None:
         raise UsageError("--classes, --keys-by-tar and --image-member belong to --adopt")
-    from pipelines.ingest import ingest as work
+    from pipelines.ingest.ingest import ingest as work
 
     if label_separator == "" or (label_separator and multi_hot):
         raise UsageError("--label-separator is the text between two labels in a cell; --multi-hot goes without it")

@@ -26,8 +26,8 @@ from pipelines.console import submit
 from pipelines.encoder import Encoder
 from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed
 from pipelines.gallery.study import study_page, study_plots
-from pipelines.ingest import ingest
-from pipelines.intake.protocols import find_protocol
+from pipelines.ingest.ingest import ingest
+from pipelines.ingest.protocols import find_protocol
 from pipelines.learning.trainset import TrainData
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.tables import SHARD_INDEX
-from pipelines.ingest import Sample, build_shard
+from pipelines.ingest.ingest import Sample, build_shard
 from pipelines.shards.shards import INDEX_NAME, index_bytes
 from pipelines.storage import Store, sha256_of
 from tests.support.models import write_model

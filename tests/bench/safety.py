@@ -28,7 +28,7 @@ from pipelines.artifacts.tables import codes_schema, table_of
 from pipelines.config.settings import load_config
 from pipelines.encode import encode
 from pipelines.encoder import Encoder
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import Record, Sample, open_shards
 from tests.support.inline import use_inline_pool
 from tests.support.models import write_model

@@ -23,7 +23,7 @@ from pipelines.artifacts.commit import open_artifact
 from pipelines.cluster.session import ray_session
 from pipelines.config.settings import load_config
 from pipelines.encode import encode
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.support.models import write_model

@@ -18,7 +18,7 @@ import pytest
 
 from pipelines.artifacts.runs import closed_records
 from pipelines.config.settings import load_config
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store
 from tests.support.encodes import encoders, started
 from tests.support.models import write_model

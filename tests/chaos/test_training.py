@@ -23,7 +23,7 @@ import torch
 
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import load_config
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.learning.checkpoints import Checkpoints
 from pipelines.learning.trainset import TrainData
 from pipelines.shards.shards import open_shards

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["pipelines.shards.tar", "pipelines.intake.foreign"]):
-    from pipelines.intake.foreign import scan_foreign_tar
+with atheris.instrument_imports(include=["pipelines.shards.tar", "pipelines.ingest.foreign"]):
+    from pipelines.ingest.foreign import scan_foreign_tar
     from pipelines.shards.images import SUFFIXES
     from pipelines.shards.tar import TarDamaged, read_tar
 

@@ -16,8 +16,8 @@ from PIL import Image
 from pipelines.artifacts.tables import Reason
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
-from pipelines.ingest import ingest
-from pipelines.intake.adopt import adopt
+from pipelines.ingest.adopt import adopt
+from pipelines.ingest.ingest import ingest
 from pipelines.shards.containers.limits import MAX_SCANS
 from pipelines.shards.images import ImageReject, decode_image
 from tests.fuzz.guards import peak_growth, within

@@ -15,8 +15,8 @@ import pytest
 from pipelines.artifacts.commit import manifest_digest, open_artifact
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
-from pipelines.ingest import ingest
-from pipelines.intake.adopt import adopt
+from pipelines.ingest.adopt import adopt
+from pipelines.ingest.ingest import ingest
 from pipelines.kinds.artifact import open_index
 from pipelines.shards.images import ImageReject, decode_image
 from pipelines.shards.shards import open_shards

@@ -12,10 +12,10 @@ import pytest
 
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, HHNetError
-from pipelines.ingest import ingest
-from pipelines.intake.adopt import Adoption, adopt
-from pipelines.intake.foreign import ForeignTar, scan_foreign_tar
-from pipelines.intake.skips import SkipReason
+from pipelines.ingest.adopt import Adoption, adopt
+from pipelines.ingest.foreign import ForeignTar, scan_foreign_tar
+from pipelines.ingest.ingest import ingest
+from pipelines.ingest.skips import SkipReason
 from pipelines.shards.images import SUFFIXES
 from pipelines.shards.shards import open_shards
 from pipelines.shards.tar import TarDamaged, TarReason, read_tar

@@ -13,7 +13,7 @@ from pipelines.artifacts.tables import read_parquet
 from pipelines.config.settings import Config
 from pipelines.encode import encode
 from pipelines.errors import InputError
-from pipelines.intake.adopt import adopt
+from pipelines.ingest.adopt import adopt
 from pipelines.shards.shards import open_shards, write_tar
 from pipelines.storage import Store
 from pipelines.verify import verify

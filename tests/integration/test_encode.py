@@ -14,7 +14,7 @@ from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards
 from pipelines.storage import Store
 from pipelines.verify import verify

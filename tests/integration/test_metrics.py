@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from tests.integration.conftest import SETTINGS
 from tests.integration.test_ray_job import BIN, environment, free_port
 from tests.support.models import write_model

@@ -15,7 +15,7 @@ from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import FingerprintMismatch
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.preflight import preflight
 from pipelines.shards.shards import open_shards
 from pipelines.storage.bucket import Bucket

@@ -20,8 +20,8 @@ from pipelines.encoding import plan_job
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch
 from pipelines.evaluate import evaluate
 from pipelines.index import build_index
-from pipelines.ingest import ingest
-from pipelines.intake.adopt import adopt
+from pipelines.ingest.adopt import adopt
+from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.train import train
 from pipelines.verify import verify

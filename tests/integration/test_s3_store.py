@@ -23,7 +23,7 @@ from pipelines.errors import (
     InputError,
     StoreUnavailable,
 )
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, open_shards
 from pipelines.status import status
 from pipelines.storage import Store, sha256_of

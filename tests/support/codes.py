@@ -115,7 +115,7 @@ def write_codes(
 
 def write_shards(root: Path, name: str, classes: int = 3, per_class: int = 8, seed: int = 0, size: int = 32) -> str:
     """Shards of drawn pictures, ten to a tar; returns their URI."""
-    from pipelines.ingest import ingest
+    from pipelines.ingest.ingest import ingest
 
     write_folder(root / f"{name}-images", classes, per_class, size, seed, first=1000 * seed)
     config = Config(ingest=IngestSettings(samples_per_shard=10, name=name))

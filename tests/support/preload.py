@@ -16,7 +16,7 @@ import pipelines.dedupe
 import pipelines.duplicates.search
 import pipelines.encoder
 import pipelines.evaluate
-import pipelines.ingest
+import pipelines.ingest.ingest
 import pipelines.planning
 import pipelines.storage.s3
 import tests.support.drivers

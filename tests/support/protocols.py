@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.cli import app
 from pipelines.config.settings import load_config
-from pipelines.ingest import ingest
-from pipelines.intake.protocols.base import Protocol
+from pipelines.ingest.ingest import ingest
+from pipelines.ingest.protocols.base import Protocol
 from pipelines.shards.shards import Sample, open_shards
 from tests.support.pictures import jpeg
 

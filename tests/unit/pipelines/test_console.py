@@ -12,7 +12,7 @@ from pipelines.cluster.records import JOB_CONFIG, METADATA, mark, read_record
 from pipelines.config.settings import load_config
 from pipelines.console import changed_settings, submit
 from pipelines.errors import UsageError
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from tests.support.codes import simple_rows, write_codes
 from tests.support.pictures import jpeg, picture, write_folder
 

@@ -22,7 +22,7 @@ from pipelines.config.settings import Config
 from pipelines.encoder import Encoder
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.export import compare, export, find_images
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from tests.support.models import SIDE, write_model
 from tests.support.pictures import jpeg, picture, write_folder, write_specimens
 

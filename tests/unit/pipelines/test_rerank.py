@@ -31,7 +31,7 @@ from pipelines.encode import encode
 from pipelines.encoder import Encoder
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index import build_index
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.kinds.artifact import index_id, open_index
 from pipelines.reindex import add_codes, compact_index, remove_rows
 from pipelines.retry import retry_rejects

@@ -22,7 +22,7 @@ from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.errors import CommitConflict, FingerprintMismatch, InputError
 from pipelines.index import build_index
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.retry import retry_rejects
 from pipelines.storage import Store
 from pipelines.verify import verify

@@ -17,7 +17,7 @@ from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.encoder import Encoder
 from pipelines.errors import InputError, UsageError
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.rotate import Fitted, Fitter, plan_job
 from pipelines.shards.shards import open_shards
 from pipelines.train import plan_job as plan_training

@@ -26,7 +26,7 @@ from pipelines.encoding import ShardEncoder, ShardTask
 from pipelines.errors import InputError, WorkFailed
 from pipelines.gc import gc
 from pipelines.index import build_index
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.plan import plan
 from pipelines.status import status
 from pipelines.status.words import describe, lasting, one_line

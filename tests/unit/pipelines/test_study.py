@@ -16,7 +16,7 @@ from pipelines.artifacts.commit import ArtifactWriter, open_artifact
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.config.settings import load_config
 from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.status import status
 from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, read_description

@@ -26,7 +26,7 @@ from pipelines.artifacts.tables import REJECTS, SHARD_INDEX, codes_schema, parqu
 from pipelines.codes import code_array, open_codes
 from pipelines.config.settings import load_config
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.kinds import index_kind
 from pipelines.kinds.artifact import ORDINALS, ORDINALS_NAME, index_id, keys_name, keys_schema, part_stem
 from pipelines.shards.shards import INDEX_NAME, open_shards

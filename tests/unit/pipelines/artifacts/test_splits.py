@@ -16,8 +16,8 @@ from pipelines.config.settings import Config, EvaluateSettings, load_config
 from pipelines.encode import encode
 from pipelines.errors import DamagedArtifact, FingerprintMismatch
 from pipelines.evaluate import evaluate
-from pipelines.ingest import ingest
-from pipelines.intake.protocols.cifar10 import CLASSES, Cifar10
+from pipelines.ingest.ingest import ingest
+from pipelines.ingest.protocols.cifar10 import CLASSES, Cifar10
 from pipelines.storage import canonical_json
 from pipelines.verify import verify
 from tests.support.inline import use_inline_pool

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import InputError
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.learning.feed import Position, batches, batches_apart
 from pipelines.learning.trainset import TrainData
 from pipelines.shards.shards import open_shards

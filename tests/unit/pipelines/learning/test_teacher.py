@@ -12,7 +12,7 @@ from hhnet.distillation import neighbour_divergence
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError, InputError
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.learning.learner import Batch, Learner
 from pipelines.learning.teacher import Teacher
 from pipelines.learning.trainset import preprocess_of

@@ -11,7 +11,7 @@ import torch
 from hhnet.trivial import trivial_augment
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import InputError
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg, views_of
 from pipelines.shards.images import decode_image
 from pipelines.shards.shards import ShardSet, open_shards

@@ -9,7 +9,7 @@ import torch
 
 import pipelines.train
 from pipelines.config.settings import load_config
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.learning.learner import Learner
 from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of
 from pipelines.learning.validation import validate

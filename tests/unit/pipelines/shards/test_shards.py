@@ -19,7 +19,7 @@ from pipelines.artifacts.commit import Artifact
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import (
     GROUP_ROWS,
     INDEX_NAME,

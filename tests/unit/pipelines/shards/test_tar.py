@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.intake.foreign import scan_foreign_tar
+from pipelines.ingest.foreign import scan_foreign_tar
 from pipelines.shards.tar import MAX_HEADER_BYTES, TarBeyondLimits, TarDamaged, TarLimits, TarReason, read_tar
 
 

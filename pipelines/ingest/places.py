@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from pipelines.intake.skips import SkipReason
+from pipelines.ingest.skips import SkipReason
 from pipelines.shards.images import SUFFIXES
 
 TRIED = 1000

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.intake.folders import folder_reader
-from pipelines.intake.protocols.base import Protocol
-from pipelines.intake.protocols.draws import draw
-from pipelines.intake.protocols.files import read_bounded, require_image
-from pipelines.intake.protocols.lists import Listed
-from pipelines.intake.skips import SkipReason
-from pipelines.intake.sources import Entry, Listing, Source
+from pipelines.ingest.folders import folder_reader
+from pipelines.ingest.protocols.base import Protocol
+from pipelines.ingest.protocols.draws import draw
+from pipelines.ingest.protocols.files import read_bounded, require_image
+from pipelines.ingest.protocols.lists import Listed
+from pipelines.ingest.skips import SkipReason
+from pipelines.ingest.sources import Entry, Listing, Source
 
 CLASSES = (
     *("airplane", "apple", "backpack", "banana", "baseball bat", "baseball glove", "bear", "bed", "bench", "bicycle"),

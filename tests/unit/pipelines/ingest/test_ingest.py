@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from pipelines import ingest as ingest_module
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import Degraded, FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
-from pipelines.ingest import ingest, sample_key, unique_keys
-from pipelines.intake import sources
+from pipelines.ingest import ingest as ingest_module
+from pipelines.ingest import sources
+from pipelines.ingest.ingest import ingest, sample_key, unique_keys
 from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.verify import verify
 from tests.support import pictures
@@ -735,7 +735,7 @@ def test_a_store_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_share_is_exact_where_floats_are_not() -> None:
-    from pipelines.intake.split import parse_split, split_by_shares
+    from pipelines.ingest.split import parse_split, split_by_shares
 
     plan = parse_split("a=.29,b=.71")
     parts = split_by_shares([("x",)] * 100, plan.shares, 0)

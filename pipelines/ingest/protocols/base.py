@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.intake.sources import Entry, Source
+from pipelines.ingest.sources import Entry, Source
 from pipelines.shards.shards import keys_digest, part_proof, split_digest
 
 ROLES = ("query", "train", "val", "database")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.intake.columns import (
+from pipelines.ingest.columns import (
     classes_of,
     columns_of_bytes,
     features_of,
@@ -26,12 +26,12 @@ from pipelines.intake.columns import (
     lists_of_images,
     metadata_type,
 )
-from pipelines.intake.csv_rows import read_csv
-from pipelines.intake.folders import folder_reader
-from pipelines.intake.image_rows import ImageRows
-from pipelines.intake.places import Places
-from pipelines.intake.skips import SkipReason
-from pipelines.intake.sources import Entry, Listing, Source, unfit
+from pipelines.ingest.csv_rows import read_csv
+from pipelines.ingest.folders import folder_reader
+from pipelines.ingest.image_rows import ImageRows
+from pipelines.ingest.places import Places
+from pipelines.ingest.skips import SkipReason
+from pipelines.ingest.sources import Entry, Listing, Source, unfit
 from pipelines.storage import scratch_folder
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")

@@ -13,8 +13,8 @@ from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.encoding import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import FingerprintMismatch, InputError
-from pipelines.ingest import ingest
-from pipelines.intake.csv_rows import MAX_CELL_CHARS, MAX_LINE_CHARS
+from pipelines.ingest.csv_rows import MAX_CELL_CHARS, MAX_LINE_CHARS
+from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.verify import verify
 from tests.support import pictures

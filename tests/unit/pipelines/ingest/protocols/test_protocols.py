@@ -15,9 +15,9 @@ import pytest
 
 from pipelines.artifacts.commit import manifest_digest, open_artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
-from pipelines.intake import protocols
-from pipelines.intake.protocols.cifar10 import Cifar10
-from pipelines.intake.sources import Entry
+from pipelines.ingest import protocols
+from pipelines.ingest.protocols.cifar10 import Cifar10
+from pipelines.ingest.sources import Entry
 from pipelines.shards.images import decode_image
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json

@@ -23,12 +23,12 @@ from types import MappingProxyType
 from typing import IO, Any, cast
 
 from pipelines.errors import Degraded, InputError
-from pipelines.intake.beside import MAX_BESIDE_BYTES, beside_picture
-from pipelines.intake.folders import folder_reader, walk_folder
-from pipelines.intake.found import Found
-from pipelines.intake.layout import Layout, is_hidden, is_numbered, may_stand_beside, place_pictures, wrapping_folders
-from pipelines.intake.skips import NO_LOSS, SkipReason
-from pipelines.intake.zips import list_zip, open_zip, zip_reader
+from pipelines.ingest.beside import MAX_BESIDE_BYTES, beside_picture
+from pipelines.ingest.folders import folder_reader, walk_folder
+from pipelines.ingest.found import Found
+from pipelines.ingest.layout import Layout, is_hidden, is_numbered, may_stand_beside, place_pictures, wrapping_folders
+from pipelines.ingest.skips import NO_LOSS, SkipReason
+from pipelines.ingest.zips import list_zip, open_zip, zip_reader
 from pipelines.shards.images import SUFFIXES
 from pipelines.shards.tar import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 from pipelines.storage import scratch_folder

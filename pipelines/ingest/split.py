@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 
 from pipelines.errors import InputError
-from pipelines.intake.protocols.base import Protocol
-from pipelines.intake.sources import Entry
+from pipelines.ingest.protocols.base import Protocol
+from pipelines.ingest.sources import Entry
 
 USAGE = "write train=.8,query=.1,database=.1, or folder, or column:NAME"
 

@@ -25,10 +25,10 @@ from pipelines.artifacts.versions import lost
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError, WorkFailed
-from pipelines.intake.foreign import ForeignTar, Loss, scan_foreign_tar
-from pipelines.intake.growth import Grown, adopted_before, grown_classes
-from pipelines.intake.sources import MAX_FILES, Listing
-from pipelines.intake.tarlists import tars_of
+from pipelines.ingest.foreign import ForeignTar, Loss, scan_foreign_tar
+from pipelines.ingest.growth import Grown, adopted_before, grown_classes
+from pipelines.ingest.sources import MAX_FILES, Listing
+from pipelines.ingest.tarlists import tars_of
 from pipelines.shards.images import SUFFIXES, decode_ahead
 from pipelines.shards.shards import INDEX_NAME, Record, index_bytes, index_table
 from pipelines.shards.tar import TarBeyondLimits, TarReason

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import InputError
-from pipelines.intake.folders import folder_reader
-from pipelines.intake.protocols.base import ROLES, Protocol
-from pipelines.intake.protocols.files import read_bounded, require_image
-from pipelines.intake.sources import Entry, Listing, Source, inside, printable
+from pipelines.ingest.folders import folder_reader
+from pipelines.ingest.protocols.base import ROLES, Protocol
+from pipelines.ingest.protocols.files import read_bounded, require_image
+from pipelines.ingest.sources import Entry, Listing, Source, inside, printable
 
 MAX_LIST_BYTES = 256 << 20
 """Seven times the largest list of the field, the 128,503 images of ImageNet-100."""

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
-from pipelines.intake.folders import folder_reader
-from pipelines.intake.places import Places
-from pipelines.intake.skips import SkipReason
-from pipelines.intake.sources import Listing, unfit
+from pipelines.ingest.folders import folder_reader
+from pipelines.ingest.places import Places
+from pipelines.ingest.skips import SkipReason
+from pipelines.ingest.sources import Listing, unfit
 
 R = TypeVar("R")
 

@@ -21,8 +21,8 @@ from pipelines.config.settings import Config, IngestSettings
 from pipelines.encoding import _fields, _text
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch, InputError
 from pipelines.gc import gc
-from pipelines.intake import adopt as adopting
-from pipelines.intake.adopt import Adoption, adopt, read_class_names
+from pipelines.ingest import adopt as adopting
+from pipelines.ingest.adopt import Adoption, adopt, read_class_names
 from pipelines.shards import tar as tars
 from pipelines.shards.shards import INDEX_NAME, Sample, open_shards, write_tar
 from pipelines.shards.tar import TarLimits, TarReason

@@ -11,11 +11,11 @@ import pytest
 
 from pipelines.artifacts.commit import open_artifact
 from pipelines.errors import FingerprintMismatch, InputError
-from pipelines.intake import protocols
-from pipelines.intake.protocols import coco, imagenet100, lists, nuswide
-from pipelines.intake.protocols.base import REST
-from pipelines.intake.protocols.imagenet100 import Imagenet100
-from pipelines.intake.protocols.lists import Listed
+from pipelines.ingest import protocols
+from pipelines.ingest.protocols import coco, imagenet100, lists, nuswide
+from pipelines.ingest.protocols.base import REST
+from pipelines.ingest.protocols.imagenet100 import Imagenet100
+from pipelines.ingest.protocols.lists import Listed
 from pipelines.verify import verify
 from tests.support.protocols import hhnet, ingested, keys_of, labels_of, warnings_in, write_pictures
 

@@ -28,14 +28,14 @@ from pipelines.artifacts.versions import finished
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, result_settings
 from pipelines.errors import InputError, WorkFailed
-from pipelines.intake.classes import class_names
-from pipelines.intake.found import Unreadable
-from pipelines.intake.layout import ClassFrom, Layout
-from pipelines.intake.protocols.base import Protocol
-from pipelines.intake.skips import SkipReason
-from pipelines.intake.sources import Listing, Source, open_source, printable
-from pipelines.intake.split import SplitPlan, parse_split
-from pipelines.intake.tables import TableColumns, open_table, tables_at
+from pipelines.ingest.classes import class_names
+from pipelines.ingest.found import Unreadable
+from pipelines.ingest.layout import ClassFrom, Layout
+from pipelines.ingest.protocols.base import Protocol
+from pipelines.ingest.skips import SkipReason
+from pipelines.ingest.sources import Listing, Source, open_source, printable
+from pipelines.ingest.split import SplitPlan, parse_split
+from pipelines.ingest.tables import TableColumns, open_table, tables_at
 from pipelines.shards.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 

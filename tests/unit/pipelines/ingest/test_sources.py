@@ -20,9 +20,9 @@ import pytest
 
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import Degraded, FingerprintMismatch, InputError
-from pipelines.ingest import ingest
-from pipelines.intake import sources
-from pipelines.intake.skips import SkipReason
+from pipelines.ingest import sources
+from pipelines.ingest.ingest import ingest
+from pipelines.ingest.skips import SkipReason
 from pipelines.shards.shards import open_shards
 from pipelines.shards.tar import MAX_NAME_BYTES
 from pipelines.verify import verify

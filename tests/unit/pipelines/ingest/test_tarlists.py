@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.intake.tarlists import tars_of
+from pipelines.ingest.tarlists import tars_of
 
 
 @pytest.fixture

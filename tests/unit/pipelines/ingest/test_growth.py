@@ -14,7 +14,7 @@ from pipelines.config.settings import Config, load_config
 from pipelines.encode import encode
 from pipelines.errors import FingerprintMismatch
 from pipelines.index import build_index
-from pipelines.intake.adopt import adopt
+from pipelines.ingest.adopt import adopt
 from pipelines.plan import plan
 from pipelines.reindex import add_codes
 from pipelines.retry import retry_rejects

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.errors import InputError
-from pipelines.intake.found import Found, Unreadable
-from pipelines.intake.layout import is_hidden
+from pipelines.ingest.found import Found, Unreadable
+from pipelines.ingest.layout import is_hidden
 
 _Identity = tuple[int, int]
 

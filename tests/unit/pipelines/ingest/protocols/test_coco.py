@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import FingerprintMismatch, InputError
-from pipelines.intake import protocols
-from pipelines.intake.protocols import coco
-from pipelines.intake.protocols.coco import CLASSES, Coco
+from pipelines.ingest import protocols
+from pipelines.ingest.protocols import coco
+from pipelines.ingest.protocols.coco import CLASSES, Coco
 from pipelines.verify import verify
 from tests.support.protocols import hhnet, ingested, keys_of, labels_of, warnings_in, write_pictures
 

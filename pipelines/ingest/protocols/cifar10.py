@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import InputError, WorkFailed
-from pipelines.intake.layout import Layout
-from pipelines.intake.protocols.base import Protocol
-from pipelines.intake.protocols.draws import draw
-from pipelines.intake.sources import Entry, Listing, Source, open_source, printable
+from pipelines.ingest.layout import Layout
+from pipelines.ingest.protocols.base import Protocol
+from pipelines.ingest.protocols.draws import draw
+from pipelines.ingest.sources import Entry, Listing, Source, open_source, printable
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines.errors import InputError
-from pipelines.intake.sources import file_size, printable, unfit
+from pipelines.ingest.sources import file_size, printable, unfit
 
 
 def read_bounded(path: Path, limit: int, wanted: str) -> bytes:

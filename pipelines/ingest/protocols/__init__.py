@@ -9,11 +9,11 @@ which stand in `PROTOCOLS`.
 from collections.abc import Mapping
 
 from pipelines.errors import UsageError
-from pipelines.intake.protocols.base import Protocol
-from pipelines.intake.protocols.cifar10 import CIFAR10
-from pipelines.intake.protocols.coco import COCO
-from pipelines.intake.protocols.imagenet100 import IMAGENET100
-from pipelines.intake.protocols.nuswide import NUSWIDE
+from pipelines.ingest.protocols.base import Protocol
+from pipelines.ingest.protocols.cifar10 import CIFAR10
+from pipelines.ingest.protocols.coco import COCO
+from pipelines.ingest.protocols.imagenet100 import IMAGENET100
+from pipelines.ingest.protocols.nuswide import NUSWIDE
 
 PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (*CIFAR10, *IMAGENET100, *NUSWIDE, *COCO)}
 

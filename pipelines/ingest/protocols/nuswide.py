@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import InputError
-from pipelines.intake.folders import folder_reader
-from pipelines.intake.protocols.base import REST, Protocol
-from pipelines.intake.protocols.draws import draw, fill
-from pipelines.intake.protocols.files import read_bounded, require_image
-from pipelines.intake.protocols.lists import Listed
-from pipelines.intake.skips import SkipReason
-from pipelines.intake.sources import Entry, Listing, Source, inside, printable
+from pipelines.ingest.folders import folder_reader
+from pipelines.ingest.protocols.base import REST, Protocol
+from pipelines.ingest.protocols.draws import draw, fill
+from pipelines.ingest.protocols.files import read_bounded, require_image
+from pipelines.ingest.protocols.lists import Listed
+from pipelines.ingest.skips import SkipReason
+from pipelines.ingest.sources import Entry, Listing, Source, inside, printable
 
 CLASSES = (
     *("sky", "clouds", "person", "water", "animal", "grass", "buildings", "window", "plants", "lake", "ocean", "road"),

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import InputError
-from pipelines.intake.protocols.lists import Line, Listed
-from pipelines.intake.sources import printable
+from pipelines.ingest.protocols.lists import Line, Listed
+from pipelines.ingest.sources import printable
 
 SYNSETS = (
     *("n01514668", "n01537544", "n01560419", "n01629819", "n01632458", "n01664065", "n01685808", "n01687978"),

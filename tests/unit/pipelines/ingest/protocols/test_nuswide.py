@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.intake import protocols
-from pipelines.intake.protocols.base import REST
-from pipelines.intake.protocols.nuswide import CLASSES, NusWide
+from pipelines.ingest import protocols
+from pipelines.ingest.protocols.base import REST
+from pipelines.ingest.protocols.nuswide import CLASSES, NusWide
 from pipelines.verify import verify
 from tests.support.protocols import hhnet, ingested, keys_of, labels_of, warnings_in, write_pictures
 

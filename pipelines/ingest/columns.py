@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.intake.classes import label_name
+from pipelines.ingest.classes import label_name
 
 MAX_FEATURES_BYTES = 16 << 20
 
