@@ -126,7 +126,7 @@ def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Result:
 def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Result:
     """Shards and a model to codes."""
     from pipelines.console import submit
-    from pipelines.encode import encode as job
+    from pipelines.encode.encode import encode as job
 
     settings, source, network = parse(config), located(shards), located(model)
     with progress(name):

@@ -11,7 +11,7 @@ from pipelines.artifacts.commit import Part
 from pipelines.artifacts.runs import read_runs
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current
-from pipelines.encoding import receipt_parts
+from pipelines.encode.shard import receipt_parts
 from pipelines.errors import InputError
 from pipelines.status.figures import attempts_of, slowest
 from pipelines.storage import Store

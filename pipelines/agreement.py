@@ -7,8 +7,8 @@ import numpy as np
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.artifacts.versions import finished
 from pipelines.cluster.progress import stage
-from pipelines.codes import CodesSet, open_codes
 from pipelines.config.settings import Config, result_settings
+from pipelines.encode.codes import CodesSet, open_codes
 from pipelines.errors import InputError
 from pipelines.gallery import plots
 from pipelines.gallery.agreement import Matched, agreement_page, match, measure_agreement

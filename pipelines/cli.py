@@ -304,10 +304,10 @@ def encode(
     if submitted is not None:
         return submitted
     if dry_run:
-        from pipelines.preflight import preflight
+        from pipelines.encode.preflight import preflight
 
         return preflight(shards, model, out, settings, price=price)
-    from pipelines.encode import encode as work
+    from pipelines.encode.encode import encode as work
 
     return work(shards, model, out, settings, allow_degraded=allow_degraded)
 
@@ -330,7 +330,7 @@ def retry_rejects(
     submitted = submit(settings, ["retry-rejects"], flags)
     if submitted is not None:
         return submitted
-    from pipelines.retry import retry_rejects as work
+    from pipelines.encode.retry_rejects import retry_rejects as work
 
     return work(codes, settings, shards=shards, model=model)
 

@@ -16,8 +16,8 @@ from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.artifacts.splits import LEARNED, SplitPart, require_one_split, split_facts, split_notes, split_part
 from pipelines.artifacts.versions import finished, open_input
 from pipelines.cluster.progress import stage
-from pipelines.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
 from pipelines.config.settings import Config, EvaluateSettings, result_settings
+from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
 from pipelines.errors import HHNetError, InputError
 from pipelines.gallery import plots
 from pipelines.gallery.figures import Figures, measure, require_findable

@@ -30,7 +30,7 @@ from pipelines.storage import canonical_json, sha256_of, write_output
 
 if TYPE_CHECKING:  # it imports torch, which must not be loaded before the packages and the model are known to be there
     from hhnet.preprocess import Preprocess
-    from pipelines.encoder import Encoder
+    from pipelines.encode.encoder import Encoder
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
@@ -74,7 +74,7 @@ def export(model: str, out: str, batch: int | None = None, images: Path | None =
         raise UsageError(f"--out {out} must be a local file in a folder that exists")
     artifact = open_artifact(model, "model")
     with stage("export", STEPS, unit="steps") as advance:
-        from pipelines.encoder import Encoder
+        from pipelines.encode.encoder import Encoder
 
         encoder = Encoder.open(artifact)
         squares_NSS3, checked_on = find_images(artifact, encoder.preprocess, images)

@@ -19,8 +19,8 @@ from pipelines.artifacts.commit import (
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import LOGITS
 from pipelines.artifacts.versions import finished, publish_number
-from pipelines.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.config.settings import Config, result_settings
+from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.indexing import (
     build_parts,

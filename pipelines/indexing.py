@@ -15,8 +15,8 @@ from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.codes import CodesSet, CodesShard
 from pipelines.config.settings import Config
+from pipelines.encode.codes import CodesSet, CodesShard
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed
 from pipelines.kinds import gate, index_kind
 from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader

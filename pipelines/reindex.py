@@ -19,8 +19,8 @@ from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, 
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import next_artifact, publish_number, put_manifest, require_parts
-from pipelines.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct, same_classes
 from pipelines.config.settings import Config
+from pipelines.encode.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct, same_classes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.indexing import (
     build_parts,

@@ -152,7 +152,7 @@ class Fitter:
     """Fits the hash layer of a job; lives in a worker. `post(steps, note)` reports progress: images, then epochs."""
 
     def __init__(self, job: RotateJob, post: Any) -> None:
-        from pipelines.encoder import Encoder, read_model_card
+        from pipelines.encode.encoder import Encoder, read_model_card
         from pipelines.learning.trainset import TrainData
 
         self.job, self.post, self.train = job, post, job.config.train
@@ -167,7 +167,7 @@ class Fitter:
     def run(self, _model: str) -> Fitted:
         """Make the model of the method."""
         from hhnet.model import card, model_to_bytes
-        from pipelines.encoder import Encoder
+        from pipelines.encode.encoder import Encoder
         from pipelines.learning.validation import map_of
 
         made, figures = self._made()

@@ -17,8 +17,8 @@ from hhnet import asymmetric_distances, pack_bits
 from hhnet.codes import sign_bits
 from pipelines.artifacts.commit import Artifact
 from pipelines.artifacts.versions import open_input
-from pipelines.codes import CodesSet, code_array, logits_array, open_codes, require_logits
 from pipelines.config.settings import Config
+from pipelines.encode.codes import CodesSet, code_array, logits_array, open_codes, require_logits
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.gallery.page import Row, Tile, document, gallery, note
 from pipelines.gallery.pictures import Pictures, Place, find_pictures, thumbnail
@@ -226,7 +226,7 @@ def _queries(
 def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> Iterator[Query]:
     data = [_read_image(name) for name in images]
     artifact = open_input(reader.artifact, "model", model)
-    from pipelines.encoder import Encoder  # imports torch, which the other queries can do without
+    from pipelines.encode.encoder import Encoder  # imports torch, which the other queries can do without
 
     z_NK = Encoder.open(artifact).real_codes(data)  # as it was opened, not what lies there by now
     if z_NK.shape[1] != reader.bits:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from hhnet.flops import forward_flops
-from pipelines import encode, encoding, evaluate, rotate, train
+from pipelines import evaluate, rotate, train
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes
@@ -23,7 +23,9 @@ from pipelines.artifacts.versions import finished, open_current
 from pipelines.cluster.session import kept_ray
 from pipelines.config.settings import Config, result_settings
 from pipelines.console import submit
-from pipelines.encoder import Encoder
+from pipelines.encode import encode
+from pipelines.encode import shard as encoding
+from pipelines.encode.encoder import Encoder
 from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed
 from pipelines.gallery.study import study_page, study_plots
 from pipelines.ingest.ingest import ingest

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from hhnet.multihash import Codes, padded
 from pipelines.cluster.progress import stage
-from pipelines.codes import code_array
 from pipelines.duplicates.sources import Source
+from pipelines.encode.codes import code_array
 from pipelines.kinds.artifact import index_id
 
 ROW_MASK = (1 << 32) - 1

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.codes import CodesSet, CodesShard, has_logits, require_pair
 from pipelines.duplicates.artifact import Place
+from pipelines.encode.codes import CodesSet, CodesShard, has_logits, require_pair
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds.artifact import IndexedShard, IndexReader
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.codes import CodesSet, class_names, code_array, logits_array
+from pipelines.encode.codes import CodesSet, class_names, code_array, logits_array
 from pipelines.gallery.pictures import Place
 
 

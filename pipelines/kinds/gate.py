@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import hamming_knn, hamming_range
-from pipelines.codes import code_array
 from pipelines.config.settings import GateSettings
+from pipelines.encode.codes import code_array
 from pipelines.errors import WorkFailed
 from pipelines.kinds import NO_ID, Codes, Ids, Neighbours, Searcher
 from pipelines.kinds.artifact import IndexReader, index_id, merge

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines.artifacts.commit import DIGEST_CHARS, ArtifactInput, ArtifactWriter, Part
 from pipelines.artifacts.tables import parquet_bytes
-from pipelines.codes import code_array, read_codes
+from pipelines.encode.codes import code_array, read_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import Codes, IndexKind, index_kind
 from pipelines.kinds.artifact import index_id, keys_name, keys_schema, part_stem, read_key_table

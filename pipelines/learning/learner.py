@@ -27,7 +27,7 @@ from hhnet.distillation import neighbour_divergence
 from hhnet.losses import make_loss
 from hhnet.model import HHNet, Preprocess
 from pipelines.config.settings import Config
-from pipelines.encoder import autocast
+from pipelines.encode.encoder import autocast
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
 from pipelines.learning.optimising import make_optimizer, rate_factor
 from pipelines.learning.teacher import Teacher

@@ -8,7 +8,7 @@ from torch import Tensor
 from hhnet.backbones import Backbone
 from hhnet.model import Preprocess
 from pipelines.config.settings import Config
-from pipelines.encoder import autocast
+from pipelines.encode.encoder import autocast
 from pipelines.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ import torch
 
 from hhnet import mean_average_precision
 from pipelines.config.settings import Config
-from pipelines.encoder import Encoder
+from pipelines.encode.encoder import Encoder
 from pipelines.learning.learner import Learner, gather_rows
 from pipelines.learning.trainset import TrainData
 from pipelines.shards.shards import Sample

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pipelines.artifacts.commit import Artifact, Part
 from pipelines.artifacts.splits import MODEL, carried, passed_on
 from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
-from pipelines.codes import codes_parts, has_logits, require_signs
+from pipelines.encode.codes import codes_parts, has_logits, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.proofs.findings import Findings, require_distinct
 from pipelines.shards.shards import Shard, open_shards

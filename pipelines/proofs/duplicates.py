@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import hhnet
-from pipelines.codes import open_codes
 from pipelines.duplicates import artifact as tables
 from pipelines.duplicates.artifact import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Place, read_places, read_table
 from pipelines.duplicates.sources import Source, sources_of
+from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds import Codes
 from pipelines.kinds.artifact import IndexReader

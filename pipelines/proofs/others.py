@@ -13,7 +13,7 @@ from pipelines.aliases import AliasTarget
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.splits import carried
 from pipelines.artifacts.versions import made_as, named_version
-from pipelines.codes import CodesSet, CodesShard, open_codes, require_signs
+from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_signs
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
 from pipelines.kinds import NOTHING_REMOVED
 from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, part_receipt

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-import pipelines.encoding
+import pipelines.encode.shard
 from pipelines.artifacts.tables import codes_schema, table_of
 from pipelines.config.settings import load_config
-from pipelines.encode import encode
-from pipelines.encoder import Encoder
+from pipelines.encode.encode import encode
+from pipelines.encode.encoder import Encoder
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import Record, Sample, open_shards
 from tests.support.inline import use_inline_pool
@@ -40,7 +40,7 @@ SETTINGS = ("ingest.samples_per_shard=1024", "encode.batch_size=64", "data.worke
 
 def safe(shards: str, model: str, out: str) -> None:
     """The verb, its pool in this process."""
-    use_inline_pool(pytest.MonkeyPatch(), pipelines.encoding)
+    use_inline_pool(pytest.MonkeyPatch(), pipelines.encode.shard)
     encode(shards, model, out, load_config(sets=SETTINGS))
 
 

@@ -12,9 +12,9 @@ import pipelines.indexing
 from pipelines.alias import set_alias
 from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact
 from pipelines.artifacts.versions import open_current
-from pipelines.codes import open_codes
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
 from pipelines.dedupe import dedupe
+from pipelines.encode.codes import open_codes
 from pipelines.errors import HHNetError
 from pipelines.index import build_index
 from pipelines.reindex import remove_rows

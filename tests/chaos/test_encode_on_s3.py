@@ -22,7 +22,7 @@ import pytest
 from pipelines.artifacts.commit import open_artifact
 from pipelines.cluster.session import ray_session
 from pipelines.config.settings import load_config
-from pipelines.encode import encode
+from pipelines.encode.encode import encode
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store
 from pipelines.verify import verify

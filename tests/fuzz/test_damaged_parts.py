@@ -20,8 +20,8 @@ from hhnet import multihash
 from hhnet.multihash import MultiHash
 from pipelines.artifacts.commit import Artifact, open_artifact
 from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
-from pipelines.codes import code_array, open_codes
 from pipelines.config.settings import Config, IndexSettings
+from pipelines.encode.codes import code_array, open_codes
 from pipelines.errors import DamagedArtifact, HHNetError
 from pipelines.index import build_index
 from pipelines.kinds import KINDS, NOTHING_REMOVED, index_kind

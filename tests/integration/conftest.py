@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from pipelines.cluster.session import ray_session
 from pipelines.config.settings import Config, load_config
-from pipelines.encode import encode
+from pipelines.encode.encode import encode
 from pipelines.ingest.ingest import ingest
 from pipelines.train import train
 from tests.support.pictures import write_folder

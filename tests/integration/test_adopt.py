@@ -11,7 +11,7 @@ import pytest
 from pipelines.artifacts.commit import open_artifact
 from pipelines.artifacts.tables import read_parquet
 from pipelines.config.settings import Config
-from pipelines.encode import encode
+from pipelines.encode.encode import encode
 from pipelines.errors import InputError
 from pipelines.ingest.adopt import adopt
 from pipelines.shards.shards import open_shards, write_tar

@@ -7,12 +7,12 @@ import duckdb
 import numpy as np
 import pytest
 
-import pipelines.encoding
-from pipelines import encode as encode_module
+import pipelines.encode.shard
 from pipelines.artifacts.commit import ArtifactWriter, open_artifact
 from pipelines.config.settings import Config, load_config
-from pipelines.encode import encode
-from pipelines.encoding import ShardEncoder, ShardTask, plan_job
+from pipelines.encode import encode as encode_module
+from pipelines.encode.encode import encode
+from pipelines.encode.shard import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards
@@ -105,7 +105,7 @@ def test_nothing_is_published_of_a_tar_that_the_index_lies_about(
     shards: Path, model: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every digest fits, but the second of three tars has its rows in another order."""
-    use_inline_pool(monkeypatch, pipelines.encoding)
+    use_inline_pool(monkeypatch, pipelines.encode.shard)
     true = open_shards(str(shards / "train"))
     tables = [shard.table() for shard in true.shards]
     tables[1] = tables[1].take(list(reversed(range(10))))

@@ -12,11 +12,11 @@ import pytest
 
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
-from pipelines.encode import encode
-from pipelines.encoding import ShardEncoder, ShardTask, plan_job
+from pipelines.encode.encode import encode
+from pipelines.encode.preflight import preflight
+from pipelines.encode.shard import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import FingerprintMismatch
 from pipelines.ingest.ingest import ingest
-from pipelines.preflight import preflight
 from pipelines.shards.shards import open_shards
 from pipelines.storage.bucket import Bucket
 from tests.integration.conftest import SETTINGS

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-import pipelines.encoding
+import pipelines.encode.shard
 import pipelines.indexing
 from pipelines.artifacts.commit import ArtifactInput, ArtifactWriter, Part, open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.dedupe import dedupe
-from pipelines.encode import encode
-from pipelines.encoding import plan_job
+from pipelines.encode.encode import encode
+from pipelines.encode.shard import plan_job
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch
 from pipelines.evaluate import evaluate
 from pipelines.index import build_index
@@ -168,7 +168,7 @@ def verbs(
     pictures: Path, shards: Path, model: Path, codes: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Again]:
     """By kind, the run that makes it at a root; what makes it again is not about Ray."""
-    for module in (pipelines.encoding, pipelines.indexing):
+    for module in (pipelines.encode.shard, pipelines.indexing):
         use_inline_pool(monkeypatch, module)
     ivf = load_config(sets=[*SETTINGS, "index.kind=ivf", "index.nlist=2"])
     query, database = str(codes / "query"), str(codes / "database")

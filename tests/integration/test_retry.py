@@ -6,18 +6,18 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-import pipelines.encoding
-from pipelines import encode as encode_module
+import pipelines.encode.shard
 from pipelines.artifacts.commit import Artifact, open_artifact, versions
 from pipelines.artifacts.versions import open_current, open_version
-from pipelines.codes import open_codes
 from pipelines.config.settings import Config, load_config
-from pipelines.encode import encode
-from pipelines.encoding import ShardEncoder, ShardTask
+from pipelines.encode import encode as encode_module
+from pipelines.encode.codes import open_codes
+from pipelines.encode.encode import encode
+from pipelines.encode.retry_rejects import retry_rejects
+from pipelines.encode.shard import ShardEncoder, ShardTask
 from pipelines.errors import Degraded, InputError
 from pipelines.gc import gc
 from pipelines.index import build_index
-from pipelines.retry import retry_rejects
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
@@ -105,7 +105,7 @@ def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monk
 def test_on_s3_too(
     corpus: Corpus, model: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_inline_pool(monkeypatch, pipelines.encoding)
+    use_inline_pool(monkeypatch, pipelines.encode.shard)
     corpus.damage(1, [2, 3])
     with seaweed(tmp_path / "weed") as server, server.environment():
         shards, out = server.uri("shards"), server.uri("codes")

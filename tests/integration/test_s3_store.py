@@ -12,8 +12,8 @@ import s3fs
 
 from pipelines.artifacts.commit import ArtifactWriter, open_artifact, publish_version, versions
 from pipelines.artifacts.runs import RunLog, closed_records
-from pipelines.codes import open_codes
 from pipelines.config.settings import load_config
+from pipelines.encode.codes import open_codes
 from pipelines.errors import (
     CommitConflict,
     CommitUnknown,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hhnet import hamming_knn
-from pipelines.codes import code_array, open_codes
 from pipelines.config.settings import Config, load_config
-from pipelines.encode import encode
+from pipelines.encode.codes import code_array, open_codes
+from pipelines.encode.encode import encode
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.evaluate import evaluate
 from pipelines.index import build_index

@@ -14,9 +14,9 @@ import pytest
 
 from pipelines.artifacts.commit import open_artifact
 from pipelines.cluster.progress import reporting
-from pipelines.codes import code_array, open_codes
 from pipelines.config.settings import load_config
-from pipelines.encode import encode
+from pipelines.encode.codes import code_array, open_codes
+from pipelines.encode.encode import encode
 from pipelines.errors import InputError
 from pipelines.evaluate import evaluate
 from pipelines.index import build_index

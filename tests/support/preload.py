@@ -14,7 +14,7 @@ import scipy.special
 import pipelines.cli
 import pipelines.dedupe
 import pipelines.duplicates.search
-import pipelines.encoder
+import pipelines.encode.encoder
 import pipelines.evaluate
 import pipelines.ingest.ingest
 import pipelines.planning

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import hhnet
-from pipelines.codes import open_codes
 from pipelines.config.settings import Config, EvaluateSettings
+from pipelines.encode.codes import open_codes
 from pipelines.errors import FingerprintMismatch, InputError, UsageError
 from pipelines.evaluate import choose_queries, evaluate
 from pipelines.gallery.conventions import convention_settings

@@ -19,7 +19,7 @@ from hhnet.codes import sign_bits
 from pipelines import export as module
 from pipelines.artifacts.commit import Artifact, open_artifact
 from pipelines.config.settings import Config
-from pipelines.encoder import Encoder
+from pipelines.encode.encoder import Encoder
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.export import compare, export, find_images
 from pipelines.ingest.ingest import ingest

@@ -8,8 +8,8 @@ import pytest
 import pipelines.indexing
 from hhnet import hamming_knn, kernels
 from pipelines.artifacts.commit import Artifact, open_artifact, publish_version, versions
-from pipelines.codes import open_codes
 from pipelines.config.settings import Config, IndexSettings
+from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.index import build_index, plan_parts
 from pipelines.kinds import parts

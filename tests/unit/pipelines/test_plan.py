@@ -10,8 +10,8 @@ import pipelines.indexing
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.versions import open_current
 from pipelines.cli import build_app
-from pipelines.codes import open_codes
 from pipelines.config.settings import Config, IndexSettings
+from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index import build_index
 from pipelines.indexing import require_settings

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import pipelines.encoder
-import pipelines.encoding
+import pipelines.encode.encoder
+import pipelines.encode.shard
 import pipelines.indexing
 from hhnet import pack_bits, quantise_logits
 from hhnet.codes import sign_bits
@@ -24,17 +24,17 @@ from pipelines import search as search_module
 from pipelines.artifacts.commit import Artifact, manifest_digest
 from pipelines.artifacts.tables import parquet_bytes, read_parquet
 from pipelines.artifacts.versions import open_current, open_input
-from pipelines.codes import code_array, logits_array, open_codes
 from pipelines.config.settings import Config, load_config
 from pipelines.console import present
-from pipelines.encode import encode
-from pipelines.encoder import Encoder
+from pipelines.encode.codes import code_array, logits_array, open_codes
+from pipelines.encode.encode import encode
+from pipelines.encode.encoder import Encoder
+from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index import build_index
 from pipelines.ingest.ingest import ingest
 from pipelines.kinds.artifact import index_id, open_index
 from pipelines.reindex import add_codes, compact_index, remove_rows
-from pipelines.retry import retry_rejects
 from pipelines.search import search
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify import verify
@@ -56,7 +56,7 @@ def reranking(n: int) -> Config:
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
     use_inline_pool(monkeypatch, pipelines.indexing)
-    return use_inline_pool(monkeypatch, pipelines.encoding)
+    return use_inline_pool(monkeypatch, pipelines.encode.shard)
 
 
 # ---------------------------------------------------------------------------------------------------------- encoding
@@ -376,7 +376,7 @@ def test_logits_that_are_not_those_of_the_codes_are_noticed(codes: str, index: s
 def test_codes_whose_logits_lie_on_the_wrong_side_are_noticed(
     pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.encoder, "quantise_logits", lambda z: -quantise_logits(z))
+    monkeypatch.setattr(pipelines.encode.encoder, "quantise_logits", lambda z: -quantise_logits(z))
     uri = encoded(shards, model, tmp_path / "codes", LOGITS)
     with pytest.raises(DamagedArtifact, match="has logits that are not those of its codes"):
         verify(uri)

@@ -15,7 +15,7 @@ from hhnet.rotation import quantisation_error
 from pipelines import rotate as verb
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
-from pipelines.encoder import Encoder
+from pipelines.encode.encoder import Encoder
 from pipelines.errors import InputError, UsageError
 from pipelines.ingest.ingest import ingest
 from pipelines.rotate import Fitted, Fitter, plan_job

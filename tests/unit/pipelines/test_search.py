@@ -199,7 +199,7 @@ def commit_model(root):
 
 @pytest.fixture
 def with_model(tmp_path, monkeypatch, build):
-    monkeypatch.setitem(sys.modules, "pipelines.encoder", SimpleNamespace(Encoder=MeanColourEncoder))
+    monkeypatch.setitem(sys.modules, "pipelines.encode.encoder", SimpleNamespace(Encoder=MeanColourEncoder))
     model = commit_model(tmp_path / "model")
     rows = {"x-000000.tar": simple_rows("x", 30, flip=0.1)}
     codes = write_codes(tmp_path / "codes", rows, model=model.digest, origin={"model": model.uri}).uri

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-import pipelines.encoding
+import pipelines.encode.shard
 import pipelines.indexing
 from pipelines import status as status_module
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.runs import RunLog
 from pipelines.config.settings import Config, load_config
-from pipelines.encode import encode
-from pipelines.encoding import ShardEncoder, ShardTask
+from pipelines.encode.encode import encode
+from pipelines.encode.shard import ShardEncoder, ShardTask
 from pipelines.errors import InputError, WorkFailed
 from pipelines.gc import gc
 from pipelines.index import build_index
@@ -53,7 +53,7 @@ class Tried:
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pipelines.encoding, pipelines.indexing):
+    for module in (pipelines.encode.shard, pipelines.indexing):
         use_inline_pool(monkeypatch, module)
 
 
@@ -102,7 +102,7 @@ def test_an_encode_is_seen_while_it_works_when_it_failed_and_when_it_is_done(
     out = str(tmp_path / "codes")
     arguments = (str(root / "shards"), str(root / "model"), out, config)
     Interrupted.turns = itertools.count()
-    monkeypatch.setattr("pipelines.encode.ShardEncoder", Interrupted)
+    monkeypatch.setattr("pipelines.encode.encode.ShardEncoder", Interrupted)
     with pytest.raises(WorkFailed):
         encode(*arguments)
     seen = Interrupted.seen
@@ -117,7 +117,7 @@ def test_an_encode_is_seen_while_it_works_when_it_failed_and_when_it_is_done(
     assert (failed["shards"]["done"], failed["done"], failed["left_s"]) == (3, 30, None)
     assert (plan([arguments[0]], [out])["encode"], plan([arguments[0]], [out])["publish"]) == (1, 3)
 
-    monkeypatch.setattr("pipelines.encode.ShardEncoder", ShardEncoder)
+    monkeypatch.setattr("pipelines.encode.encode.ShardEncoder", ShardEncoder)
     result = encode(*arguments)
     done = status(out)
     assert (done["status"], done["digest"], done["shards"]["done"]) == ("done", result["digest"], 4)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import pipelines.encoding
+import pipelines.encode.shard
 import pipelines.train
 from pipelines.artifacts.commit import ArtifactWriter, open_artifact
 from pipelines.artifacts.tables import parquet_bytes
@@ -69,7 +69,7 @@ class Trainings:
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
     found = Trainings()
     monkeypatch.setattr(pipelines.train, "_run_workers", found.run)
-    use_inline_pool(monkeypatch, pipelines.encoding)
+    use_inline_pool(monkeypatch, pipelines.encode.shard)
     threads = torch.get_num_threads()
     yield found
     torch.set_num_threads(threads)

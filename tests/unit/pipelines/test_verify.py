@@ -23,8 +23,8 @@ from pipelines.artifacts.commit import (
     publish_version,
 )
 from pipelines.artifacts.tables import REJECTS, SHARD_INDEX, codes_schema, parquet_bytes, read_parquet, table_of
-from pipelines.codes import code_array, open_codes
 from pipelines.config.settings import load_config
+from pipelines.encode.codes import code_array, open_codes
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest.ingest import ingest
 from pipelines.kinds import index_kind

@@ -15,7 +15,7 @@ from pipelines.artifacts.versions import (
     open_version,
     publish_next,
 )
-from pipelines.codes import open_codes
+from pipelines.encode.codes import open_codes
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes

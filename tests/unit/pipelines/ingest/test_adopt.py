@@ -18,7 +18,7 @@ from pipelines.artifacts.commit import manifest_digest, open_artifact, versions
 from pipelines.artifacts.tables import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, IngestSettings
-from pipelines.encoding import _fields, _text
+from pipelines.encode.shard import _fields, _text
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch, InputError
 from pipelines.gc import gc
 from pipelines.ingest import adopt as adopting

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.encoding
+import pipelines.encode.shard
 import pipelines.indexing
 from pipelines.artifacts.commit import open_artifact, versions
 from pipelines.artifacts.versions import all_versions, open_current
-from pipelines.codes import open_codes
 from pipelines.config.settings import Config, load_config
-from pipelines.encode import encode
+from pipelines.encode.codes import open_codes
+from pipelines.encode.encode import encode
+from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.errors import FingerprintMismatch
 from pipelines.index import build_index
 from pipelines.ingest.adopt import adopt
 from pipelines.plan import plan
 from pipelines.reindex import add_codes
-from pipelines.retry import retry_rejects
 from pipelines.shards.shards import write_tar
 from pipelines.storage import Store
 from pipelines.train import _job_of, plan_job
@@ -45,7 +45,7 @@ def write_night(folder: Path, night: int, classes: int = 2) -> None:
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
     use_inline_pool(monkeypatch, pipelines.indexing)
-    return use_inline_pool(monkeypatch, pipelines.encoding)
+    return use_inline_pool(monkeypatch, pipelines.encode.shard)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config.settings import Config, load_config
-from pipelines.encode import encode
-from pipelines.encoding import ShardEncoder, ShardTask, plan_job
+from pipelines.encode.encode import encode
+from pipelines.encode.shard import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.ingest.csv_rows import MAX_CELL_CHARS, MAX_LINE_CHARS
 from pipelines.ingest.ingest import ingest

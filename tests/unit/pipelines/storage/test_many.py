@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.codes import open_codes
-from pipelines.encoding import claimed_receipts
+from pipelines.encode.codes import open_codes
+from pipelines.encode.shard import claimed_receipts
 from pipelines.errors import DamagedArtifact
 from pipelines.kinds.parts import PartTask
 from pipelines.proofs.codes import _receipts

@@ -37,15 +37,15 @@ from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.codes import ENCODER_VERSION, codes_parts
 from pipelines.config.settings import Config, result_settings
+from pipelines.encode.codes import ENCODER_VERSION, codes_parts
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.images import ImageReject
 from pipelines.shards.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
 
 if TYPE_CHECKING:
-    from pipelines.encoder import Encoded, Encoder  # imports torch, which only a worker needs
+    from pipelines.encode.encoder import Encoded, Encoder  # imports torch, which only a worker needs
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,7 @@ class ShardEncoder:
     verb = "encode"
 
     def __init__(self, job: EncodeJob) -> None:
-        from pipelines.encoder import Encoder
+        from pipelines.encode.encoder import Encoder
 
         self.job, self.progress, self.meter = job, 0, Meter(self.verb)
         self.shards = open_shards(job.shards, job.shards_digest)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.preflight import Estimate, Fleet, Trial, duration
+from pipelines.encode.preflight import Estimate, Fleet, Trial, duration
 
 GPU = Fleet(workers=2, gpus=1, hosts=1)
 TRIAL = Trial(

@@ -12,18 +12,18 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.encoding
+import pipelines.encode.shard
 import pipelines.indexing
-from pipelines import retry as retry_module
 from pipelines.artifacts.commit import Artifact, versions
 from pipelines.artifacts.versions import open_current
-from pipelines.codes import open_codes
 from pipelines.config.settings import Config, load_config
-from pipelines.encode import encode
+from pipelines.encode import retry_rejects as retry_module
+from pipelines.encode.codes import open_codes
+from pipelines.encode.encode import encode
+from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.errors import CommitConflict, FingerprintMismatch, InputError
 from pipelines.index import build_index
 from pipelines.ingest.ingest import ingest
-from pipelines.retry import retry_rejects
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.support.corpus import Corpus
@@ -54,7 +54,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    for module in (pipelines.encoding, pipelines.indexing):
+    for module in (pipelines.encode.shard, pipelines.indexing):
         use_inline_pool(monkeypatch, module)
     return Corpus(shards, tmp_path)
 

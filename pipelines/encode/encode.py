@@ -16,7 +16,7 @@ from pipelines.artifacts.versions import lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
 from pipelines.config.settings import Config, result_settings
-from pipelines.encoding import (
+from pipelines.encode.shard import (
     EncodeJob,
     ShardEncoder,
     ShardTask,

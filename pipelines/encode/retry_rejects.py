@@ -16,7 +16,7 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input, open_version, publish_next
 from pipelines.config.settings import RESULT_SETTINGS, Config, EncodeSettings
-from pipelines.encoding import (
+from pipelines.encode.shard import (
     EncodeJob,
     ShardCodes,
     ShardEncoder,

@@ -21,7 +21,7 @@ from pipelines.cluster.placement import need_of, room_on_nodes
 from pipelines.cluster.pool import Outcome
 from pipelines.cluster.session import ray_session
 from pipelines.config.settings import Config
-from pipelines.encoding import (
+from pipelines.encode.shard import (
     EncodeJob,
     ShardEncoder,
     ShardRun,
