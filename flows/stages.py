@@ -142,9 +142,9 @@ def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Resu
     It is not published yet. A first version that lost a part is built again.
     """
     from pipelines.console import submit
-    from pipelines.index import build_index
-    from pipelines.indexing import require_settings
-    from pipelines.reindex import add_codes
+    from pipelines.index.build import build_index
+    from pipelines.index.indexing import require_settings
+    from pipelines.index.update import add_codes
 
     settings, sources = parse(config), [located(ref) for ref in codes]
     with progress(name):
@@ -177,7 +177,7 @@ def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dic
 def publish(name: str, index: Ref, config: dict[str, Any]) -> Result:
     """Let the index, or its next version, through the gate and make it current."""
     from pipelines.console import submit
-    from pipelines.releases import publish_index as job
+    from pipelines.index.publish import publish_index as job
 
     settings, uri, digest = parse(config), index["uri"], index["digest"]
     with progress(name):

@@ -428,7 +428,7 @@ def plan(
     """
     if not (shards or codes):
         raise UsageError("nothing to compare: give --shards or --codes")
-    from pipelines.plan import plan as work
+    from pipelines.index.diff import plan as work
 
     return work(shards or (), codes or (), index)
 
@@ -570,7 +570,7 @@ def alias(
     """
     if to is not None and rollback:
         raise UsageError("--to and --rollback exclude each other")
-    from pipelines.alias import alias_history, rollback_alias, set_alias
+    from pipelines.index.alias import alias_history, rollback_alias, set_alias
 
     if rollback:
         return rollback_alias(alias_)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.aliases import index_root
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import finished, open_current
@@ -13,7 +12,8 @@ from pipelines.duplicates.artifact import SHARDS, SHARDS_NAME
 from pipelines.duplicates.sources import Source, sources_of
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct
 from pipelines.errors import InputError
-from pipelines.kinds.artifact import IndexReader
+from pipelines.index.aliases import index_root
+from pipelines.index.reader import IndexReader
 from pipelines.storage import Store, scratch_folder
 
 AGAINST = "against"

@@ -19,8 +19,8 @@ from pipelines.cluster.pool import ASK_EVERY_S, BESIDE, OWN_FAULT, STUCK_S, caus
 from pipelines.cluster.session import ray_session, require_node, require_shared_store
 from pipelines.config.settings import Config
 from pipelines.errors import ClusterUnavailable, WorkFailed
-from pipelines.kinds import Codes, Neighbours
-from pipelines.kinds.artifact import IndexReader, merge
+from pipelines.index.kinds import Codes, Neighbours
+from pipelines.index.reader import IndexReader, merge
 from pipelines.storage import Store, scratch_folder
 
 ATTEMPTS = 3

@@ -16,7 +16,7 @@ from pipelines.artifacts.commit import Artifact, versions
 from pipelines.artifacts.versions import FOLDERS, all_versions, open_current, open_version, referenced
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
-from pipelines.kinds.artifact import newest_made
+from pipelines.index.reader import newest_made
 from pipelines.storage import Entry, Store
 from pipelines.storage.failpoints import failpoint
 

@@ -7,9 +7,9 @@ import torch
 
 from hhnet.device import WORD, DeviceCodes
 from pipelines.errors import ConfigError
-from pipelines.kinds import Codes, Neighbours
-from pipelines.kinds.artifact import IndexReader
-from pipelines.kinds.flat import FlatSearcher
+from pipelines.index.kinds import Codes, Neighbours
+from pipelines.index.kinds.flat import FlatSearcher
+from pipelines.index.reader import IndexReader
 
 
 def on_gpu(reader: IndexReader, device: str = "cuda") -> Callable[[Codes, int], Neighbours]:

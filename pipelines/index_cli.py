@@ -62,7 +62,7 @@ def index_build(
     submitted = submit(settings, words, {"--codes": list(codes), "--out": out})
     if submitted is not None:
         return submitted
-    from pipelines.index import build_index as work
+    from pipelines.index.build import build_index as work
 
     return work(codes, out, settings, publish=publish, dry_run=dry_run)
 
@@ -95,7 +95,7 @@ def index_add(
     submitted = submit(settings, words, {"--index": index, "--codes": list(codes)})
     if submitted is not None:
         return submitted
-    from pipelines.reindex import add_codes as work
+    from pipelines.index.update import add_codes as work
 
     return work(index, codes, settings, publish=publish, prune=prune, replace_changed=replace)
 
@@ -122,7 +122,7 @@ def index_remove(
     wanted = [*(key or ()), *(_read_keys(keys) if keys else ())]
     if not (wanted or shard or keys):
         raise UsageError("nothing to remove: give --key, --keys or --shard")
-    from pipelines.reindex import remove_rows as work
+    from pipelines.index.update import remove_rows as work
 
     settings = configure(config, sets)
     return work(index, settings, wanted, shard or (), ignore_missing=ignore_missing, publish=publish)
@@ -154,7 +154,7 @@ def index_compact(
     submitted = submit(settings, words, {"--index": index})
     if submitted is not None:
         return submitted
-    from pipelines.reindex import compact_index as work
+    from pipelines.index.update import compact_index as work
 
     return work(index, settings, publish=publish)
 
@@ -172,7 +172,7 @@ def index_publish(
 
     Example: hhnet index publish --index index
     """
-    from pipelines.releases import publish_index as work
+    from pipelines.index.publish import publish_index as work
 
     return work(index, configure(config, sets), digest=digest)
 
@@ -186,7 +186,7 @@ def index_rollback(
 
     Example: hhnet index rollback --index index --to 3
     """
-    from pipelines.releases import rollback_index as work
+    from pipelines.index.publish import rollback_index as work
 
     return work(index, to=to)
 
@@ -197,6 +197,6 @@ def index_info(index: Index) -> Result:
 
     Example: hhnet index info --index index
     """
-    from pipelines.releases import index_info as work
+    from pipelines.index.publish import index_info as work
 
     return work(index)

@@ -22,8 +22,8 @@ from pipelines.encode.codes import CodesSet, code_array, logits_array, open_code
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.gallery.page import Row, Tile, document, gallery, note
 from pipelines.gallery.pictures import Pictures, Place, find_pictures, thumbnail
-from pipelines.kinds import NO_ID, Codes, Ids, Neighbours
-from pipelines.kinds.artifact import IndexReader, Item, code_bytes, open_index
+from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
+from pipelines.index.reader import IndexReader, Item, code_bytes, open_index
 from pipelines.shards.images import MAX_BYTES, ImageReject, decode_image
 from pipelines.storage import write_output
 
@@ -100,7 +100,7 @@ def search(
         if asked * each > ANSWER:
             raise InputError(
                 f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds {ANSWER:,}: "
-                "ask for fewer at a time, or search in batches from Python with pipelines.kinds.artifact.open_index"
+                "ask for fewer at a time, or search in batches from Python with pipelines.index.reader.open_index"
             )
         for batch in _batches(queries, max(1, min(BATCH, PAIRS // max(each, rerank or 1)))):
             found = nearest(code_bytes([query.code for query in batch], reader.width), rerank or k)

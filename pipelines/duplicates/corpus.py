@@ -15,7 +15,7 @@ from hhnet.multihash import Codes, padded
 from pipelines.cluster.progress import stage
 from pipelines.duplicates.sources import Source
 from pipelines.encode.codes import code_array
-from pipelines.kinds.artifact import index_id
+from pipelines.index.reader import index_id
 
 ROW_MASK = (1 << 32) - 1
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipelines.duplicates.artifact import Place
 from pipelines.encode.codes import CodesSet, CodesShard, has_logits, require_pair
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds.artifact import IndexedShard, IndexReader
+from pipelines.index.reader import IndexedShard, IndexReader
 
 COLUMNS = ("row", "key", "code")
 

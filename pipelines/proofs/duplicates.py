@@ -19,8 +19,8 @@ from pipelines.duplicates.artifact import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Place
 from pipelines.duplicates.sources import Source, sources_of
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import Codes
-from pipelines.kinds.artifact import IndexReader
+from pipelines.index.kinds import Codes
+from pipelines.index.reader import IndexReader
 from pipelines.proofs.findings import Findings, count
 from pipelines.storage import scratch_folder
 

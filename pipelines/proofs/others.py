@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import safetensors
 
-from pipelines.aliases import AliasTarget
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.splits import carried
 from pipelines.artifacts.versions import made_as, named_version
 from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_signs
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
-from pipelines.kinds import NOTHING_REMOVED
-from pipelines.kinds.artifact import IndexedShard, IndexReader, keys_name, part_receipt
+from pipelines.index.aliases import AliasTarget
+from pipelines.index.kinds import NOTHING_REMOVED
+from pipelines.index.reader import IndexedShard, IndexReader, keys_name, part_receipt
 from pipelines.proofs.findings import Findings, count
 from pipelines.storage import scratch_folder
 

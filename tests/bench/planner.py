@@ -19,10 +19,10 @@ import numpy as np
 
 from hhnet import hamming_knn
 from pipelines.config.settings import Config, load_config
-from pipelines.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
-from pipelines.kinds.artifact import merge
-from pipelines.kinds.gate import one_by_one, tie_aware_recall
-from pipelines.planning import LEAST_SAMPLE, QUERIES, SAMPLE, predict
+from pipelines.index.gate import one_by_one, tie_aware_recall
+from pipelines.index.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
+from pipelines.index.planner import LEAST_SAMPLE, QUERIES, SAMPLE, predict
+from pipelines.index.reader import merge
 from pipelines.storage import scratch_folder
 from tests.bench.multihash import clustered
 

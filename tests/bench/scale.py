@@ -27,8 +27,8 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.commit import ArtifactInput, ArtifactWriter
 from pipelines.artifacts.tables import codes_schema, parquet_bytes
-from pipelines.kinds import NOTHING_REMOVED
-from pipelines.kinds.artifact import IndexReader, open_index
+from pipelines.index.kinds import NOTHING_REMOVED
+from pipelines.index.reader import IndexReader, open_index
 from pipelines.storage import Store, sha256_of
 from tests.bench.memory import watched
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import pipelines.indexing
-from pipelines.alias import set_alias
+import pipelines.index.indexing
 from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
 from pipelines.dedupe import dedupe
 from pipelines.encode.codes import open_codes
 from pipelines.errors import HHNetError
-from pipelines.index import build_index
-from pipelines.reindex import remove_rows
+from pipelines.index.alias import set_alias
+from pipelines.index.build import build_index
+from pipelines.index.update import remove_rows
 from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, read_description
 from pipelines.study import Cell, Data, _publish
@@ -38,7 +38,7 @@ def make_all(folder: Path) -> dict[str, Artifact]:
     codes = make_codes(folder / "codes", shards, model)
     index = str(folder / "index")
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.indexing)
+        use_inline_pool(patch, pipelines.index.indexing)
         build_index([codes.uri], index, INDEXED)
     remove_rows(index, INDEXED, [next(open_codes(codes).tables())["key"][0].as_py()])  # a second version
     set_alias(str(folder / "alias"), index)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-import pipelines.indexing
-import pipelines.reindex
+import pipelines.index.indexing
+import pipelines.index.update
 from hhnet import device as gpu
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
 from pipelines.gpu import on_gpu
-from pipelines.index import build_index
-from pipelines.kinds.artifact import open_index
-from pipelines.reindex import remove_rows
+from pipelines.index.build import build_index
+from pipelines.index.reader import open_index
+from pipelines.index.update import remove_rows
 from tests.support.codes import random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 
@@ -23,7 +23,7 @@ CONFIG = Config(index=IndexSettings(workers=1))
 
 
 def build(root: Path, monkeypatch: pytest.MonkeyPatch, config: Config = CONFIG) -> str:
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
     rows = {f"{name}-000000.tar": simple_rows(name, 40, 16, seed=seed) for seed, name in enumerate(("one", "two"))}
     return str(build_index([write_codes(root / "codes", rows, 16).uri], str(root / "index"), config)["uri"])
 

@@ -15,9 +15,9 @@ import pytest
 from pipelines.artifacts.commit import manifest_digest, open_artifact
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
+from pipelines.index.reader import open_index
 from pipelines.ingest.adopt import adopt
 from pipelines.ingest.ingest import ingest
-from pipelines.kinds.artifact import open_index
 from pipelines.shards.images import ImageReject, decode_image
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json, sha256_of
@@ -177,17 +177,17 @@ def make_parts(root: Path) -> dict[str, Path]:
     import numpy as np
     import safetensors.numpy
 
-    import pipelines.indexing
+    import pipelines.index.indexing
     from pipelines.artifacts.commit import ArtifactWriter
     from pipelines.config.settings import IndexSettings
-    from pipelines.index import build_index
+    from pipelines.index.build import build_index
     from pipelines.storage import Store
     from tests.support.inline import use_inline_pool
 
     shards = write_shards(root, "shards")
     codes = codes_of_shards(root / "codes", shards)
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.indexing)
+        use_inline_pool(patch, pipelines.index.indexing)
         for kind in ("flat", "ivf"):
             settings = Config(index=IndexSettings(kind=kind, nlist=2, nprobe=2, workers=1))
             build_index([codes.uri], str(root / kind), settings)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.indexing
+import pipelines.index.indexing
 from hhnet import multihash
 from hhnet.multihash import MultiHash
 from pipelines.artifacts.commit import Artifact, open_artifact
@@ -23,10 +23,10 @@ from pipelines.artifacts.tables import codes_schema, read_parquet, require_schem
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.errors import DamagedArtifact, HHNetError
-from pipelines.index import build_index
-from pipelines.kinds import KINDS, NOTHING_REMOVED, index_kind
-from pipelines.kinds.artifact import QUANTIZER_NAME, open_index
-from pipelines.kinds.ivf import IvfKind
+from pipelines.index.build import build_index
+from pipelines.index.kinds import KINDS, NOTHING_REMOVED, index_kind
+from pipelines.index.kinds.ivf import IvfKind
+from pipelines.index.reader import QUANTIZER_NAME, open_index
 from pipelines.verify import verify
 from tests.fuzz.apart import do_apart
 from tests.support.codes import random_codes, simple_rows, write_codes
@@ -47,7 +47,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     names = {f"x-{number:06d}.tar": simple_rows(f"x/{number}", ROWS, seed=number) for number in range(3)}
     found = {"codes": write_codes(root / "codes", names)}
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.indexing)
+        use_inline_pool(patch, pipelines.index.indexing)
         for kind in KINDS:
             settings = Config(index=IndexSettings(kind=kind, nlist=LISTS, nprobe=LISTS, workers=1))
             found[kind] = open_artifact(build_index([found["codes"].uri], str(root / kind), settings)["uri"])

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.indexing
-from pipelines.alias import set_alias
+import pipelines.index.indexing
 from pipelines.config.settings import Config, GateSettings, IndexSettings
-from pipelines.index import build_index
+from pipelines.index.alias import set_alias
+from pipelines.index.build import build_index
 from pipelines.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 
 def test_a_copied_prefix_names_its_own_index(server: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
     codes = write_codes(tmp_path / "codes", {"base-000000.tar": simple_rows("base", 20)}).uri
 
     def build(out: str) -> str:

@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 import pipelines.fanout
-import pipelines.indexing
+import pipelines.index.indexing
 from pipelines.config.settings import Config, IndexSettings, RaySettings, SearchSettings
 from pipelines.errors import ClusterUnavailable, DamagedArtifact, WorkFailed
 from pipelines.fanout import spread
-from pipelines.index import build_index
-from pipelines.kinds.artifact import open_index
-from pipelines.reindex import remove_rows
+from pipelines.index.build import build_index
+from pipelines.index.reader import open_index
+from pipelines.index.update import remove_rows
 from pipelines.search import search
 from tests.support.codes import random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
@@ -33,7 +33,7 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 40 + n, 16, seed=n, flip=0.3) for n in range(PARTS)}
     config = Config(index=IndexSettings(kind=request.param, workers=1))
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.indexing)
+        use_inline_pool(patch, pipelines.index.indexing)
         uri = build_index([write_codes(root / "codes", contents, 16).uri], str(root / "index"), config)["uri"]
         remove_rows(uri, config, ["x/1/00003", "x/1/00007", "x/4/00000"])
     yield uri

@@ -17,8 +17,8 @@ import pytest
 from flows.reporting import artifact_key
 from pipelines.artifacts.commit import open_artifact, versions
 from pipelines.config.settings import Config, IngestSettings
+from pipelines.index.reader import open_index
 from pipelines.ingest.ingest import ingest
-from pipelines.kinds.artifact import open_index
 from pipelines.storage import Store
 from tests.support.corpus import Corpus
 from tests.support.pictures import write_folder

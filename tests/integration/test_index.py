@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipelines.index
-import pipelines.indexing
-from pipelines.alias import set_alias
+import pipelines.index.build
+import pipelines.index.indexing
 from pipelines.config.settings import Config, DedupeSettings, EvaluateSettings, IndexSettings
 from pipelines.dedupe import dedupe
 from pipelines.evaluate import evaluate
 from pipelines.gc import gc
-from pipelines.index import build_index
-from pipelines.reindex import add_codes, compact_index, remove_rows
-from pipelines.releases import rollback_index
+from pipelines.index.alias import set_alias
+from pipelines.index.build import build_index
+from pipelines.index.publish import rollback_index
+from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
@@ -72,7 +72,7 @@ def test_one_and_two_workers_change_an_index_to_the_same_bytes(tmp_path: Path, k
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "multihash"])
 def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
     shards = write_shards(tmp_path, "shard")
     config = Config(
         index=IndexSettings(kind=kind, workers=1),
@@ -109,7 +109,7 @@ def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.M
 def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
     uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", 200)}).uri
     command = [sys.executable, "-m", "pipelines", "index", "build", "--codes", uri, "--out", str(tmp_path / "index")]
     environment = {**os.environ, "HHNET_FAILPOINTS": "identity.put.after=kill"}
@@ -120,7 +120,7 @@ def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
     def asked_again(*_: object) -> None:
         raise AssertionError("a second run plans anew")
 
-    monkeypatch.setattr(pipelines.index, "plan", asked_again)
+    monkeypatch.setattr(pipelines.index.build, "plan", asked_again)
     resumed = build_index([uri], str(tmp_path / "index"), Config(index=IndexSettings(kind="auto", workers=1)))
     named = build_index([uri], str(tmp_path / "named"), Config(index=IndexSettings(kind="flat", workers=1)))
     assert resumed["digest"] == named["digest"]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 import pipelines.encode.shard
-import pipelines.indexing
+import pipelines.index.indexing
 from pipelines.artifacts.commit import ArtifactInput, ArtifactWriter, Part, open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.dedupe import dedupe
@@ -19,7 +19,7 @@ from pipelines.encode.encode import encode
 from pipelines.encode.shard import plan_job
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch
 from pipelines.evaluate import evaluate
-from pipelines.index import build_index
+from pipelines.index.build import build_index
 from pipelines.ingest.adopt import adopt
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store, canonical_json, sha256_of
@@ -168,7 +168,7 @@ def verbs(
     pictures: Path, shards: Path, model: Path, codes: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Again]:
     """By kind, the run that makes it at a root; what makes it again is not about Ray."""
-    for module in (pipelines.encode.shard, pipelines.indexing):
+    for module in (pipelines.encode.shard, pipelines.index.indexing):
         use_inline_pool(monkeypatch, module)
     ivf = load_config(sets=[*SETTINGS, "index.kind=ivf", "index.nlist=2"])
     query, database = str(codes / "query"), str(codes / "database")

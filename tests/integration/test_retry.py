@@ -17,7 +17,7 @@ from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.encode.shard import ShardEncoder, ShardTask
 from pipelines.errors import Degraded, InputError
 from pipelines.gc import gc
-from pipelines.index import build_index
+from pipelines.index.build import build_index
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS

@@ -13,7 +13,7 @@ from pipelines.encode.codes import code_array, open_codes
 from pipelines.encode.encode import encode
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.evaluate import evaluate
-from pipelines.index import build_index
+from pipelines.index.build import build_index
 from pipelines.search import search
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS

@@ -19,7 +19,7 @@ from pipelines.encode.codes import code_array, open_codes
 from pipelines.encode.encode import encode
 from pipelines.errors import InputError
 from pipelines.evaluate import evaluate
-from pipelines.index import build_index
+from pipelines.index.build import build_index
 from pipelines.rotate import rotate
 from pipelines.search import search
 from pipelines.train import train

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import pipelines.encode.shard
-import pipelines.indexing
+import pipelines.index.indexing
 from pipelines.__main__ import main
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import load_config
@@ -99,7 +99,7 @@ def _child(work: Callable[..., None], args: tuple[Any, ...], variables: dict[str
 
 def verb(*words: str) -> None:
     """The command line; shards are encoded and an index is built in this process instead of on Ray."""
-    for module in (pipelines.encode.shard, pipelines.indexing):
+    for module in (pipelines.encode.shard, pipelines.index.indexing):
         use_inline_pool(pytest.MonkeyPatch(), module)
     sys.argv = ["hhnet", *words, "--json"]
     main()

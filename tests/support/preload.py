@@ -16,8 +16,8 @@ import pipelines.dedupe
 import pipelines.duplicates.search
 import pipelines.encode.encoder
 import pipelines.evaluate
+import pipelines.index.planner
 import pipelines.ingest.ingest
-import pipelines.planning
 import pipelines.storage.s3
 import tests.support.drivers
 

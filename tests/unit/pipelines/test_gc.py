@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import pipelines.indexing
+import pipelines.index.indexing
 from pipelines import gc as gc_module
 from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact, versions
 from pipelines.artifacts.versions import all_versions, open_current, publish_next
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
 from pipelines.gc import gc
-from pipelines.index import build_index
-from pipelines.kinds.artifact import open_index
-from pipelines.reindex import add_codes, remove_rows
-from pipelines.releases import index_info, rollback_index
+from pipelines.index.build import build_index
+from pipelines.index.publish import index_info, rollback_index
+from pipelines.index.reader import open_index
+from pipelines.index.update import add_codes, remove_rows
 from pipelines.storage import Store, canonical_json
 from pipelines.verify import _orphans as orphans_of  # the codes here have no shards to verify against
 from pipelines.verify import verify
@@ -192,7 +192,7 @@ CONFIG = Config(index=IndexSettings(workers=1))
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Versions 1 to 4: 30 codes, two keys removed, 5 codes added, a tar removed; all of them two days old."""
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
     base = {f"b-{n:06d}.tar": simple_rows(f"b{n}", 10, seed=n) for n in range(3)}
     uri = str(build_index([write_codes(tmp_path / "b", base).uri], str(tmp_path / "index"), CONFIG)["uri"])
     remove_rows(uri, CONFIG, ["b0/00000", "b1/00000"])

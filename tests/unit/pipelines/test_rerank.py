@@ -17,7 +17,7 @@ import torch
 
 import pipelines.encode.encoder
 import pipelines.encode.shard
-import pipelines.indexing
+import pipelines.index.indexing
 from hhnet import pack_bits, quantise_logits
 from hhnet.codes import sign_bits
 from pipelines import search as search_module
@@ -31,10 +31,10 @@ from pipelines.encode.encode import encode
 from pipelines.encode.encoder import Encoder
 from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.index import build_index
+from pipelines.index.build import build_index
+from pipelines.index.reader import index_id, open_index
+from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.ingest.ingest import ingest
-from pipelines.kinds.artifact import index_id, open_index
-from pipelines.reindex import add_codes, compact_index, remove_rows
 from pipelines.search import search
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify import verify
@@ -55,7 +55,7 @@ def reranking(n: int) -> Config:
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
     return use_inline_pool(monkeypatch, pipelines.encode.shard)
 
 

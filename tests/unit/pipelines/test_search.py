@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import pipelines.indexing
+import pipelines.index.indexing
 from hhnet import unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.config.settings import Config, IndexSettings, SearchSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, InputError
-from pipelines.index import build_index
-from pipelines.kinds.artifact import open_index
-from pipelines.reindex import remove_rows
+from pipelines.index.build import build_index
+from pipelines.index.reader import open_index
+from pipelines.index.update import remove_rows
 from pipelines.search import search
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
@@ -26,7 +26,7 @@ CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
 
     def build(*codes, name="index", config=CONFIG):
         return build_index(list(codes), str(tmp_path / name), config)["uri"]
@@ -106,7 +106,7 @@ def test_a_sample_is_named_by_its_key_or_its_path(tmp_path, build):
 
 @pytest.mark.parametrize("kept", [0, 2, 128])
 def test_answers_do_not_depend_on_how_many_parts_stay_open(tmp_path, build, monkeypatch, kept):
-    monkeypatch.setattr("pipelines.kinds.artifact.PARTS_KEPT", kept)
+    monkeypatch.setattr("pipelines.index.reader.PARTS_KEPT", kept)
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 20, seed=n) for n in range(4)}
     index = build(write_codes(tmp_path / "codes", contents).uri)
     queries = random_codes(3, seed=8)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import pipelines.encode.shard
-import pipelines.indexing
+import pipelines.index.indexing
 from pipelines import status as status_module
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.runs import RunLog
@@ -25,9 +25,9 @@ from pipelines.encode.encode import encode
 from pipelines.encode.shard import ShardEncoder, ShardTask
 from pipelines.errors import InputError, WorkFailed
 from pipelines.gc import gc
-from pipelines.index import build_index
+from pipelines.index.build import build_index
+from pipelines.index.diff import plan
 from pipelines.ingest.ingest import ingest
-from pipelines.plan import plan
 from pipelines.status import status
 from pipelines.status.words import describe, lasting, one_line
 from pipelines.storage import Store
@@ -53,7 +53,7 @@ class Tried:
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pipelines.encode.shard, pipelines.indexing):
+    for module in (pipelines.encode.shard, pipelines.index.indexing):
         use_inline_pool(monkeypatch, module)
 
 

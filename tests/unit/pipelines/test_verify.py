@@ -26,9 +26,9 @@ from pipelines.artifacts.tables import REJECTS, SHARD_INDEX, codes_schema, parqu
 from pipelines.config.settings import load_config
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.errors import DamagedArtifact, InputError
+from pipelines.index.kinds import index_kind
+from pipelines.index.reader import ORDINALS, ORDINALS_NAME, index_id, keys_name, keys_schema, part_stem
 from pipelines.ingest.ingest import ingest
-from pipelines.kinds import index_kind
-from pipelines.kinds.artifact import ORDINALS, ORDINALS_NAME, index_id, keys_name, keys_schema, part_stem
 from pipelines.shards.shards import INDEX_NAME, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.verify import verify, verify_tars

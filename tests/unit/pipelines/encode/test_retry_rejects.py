@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.encode.shard
-import pipelines.indexing
+import pipelines.index.indexing
 from pipelines.artifacts.commit import Artifact, versions
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, load_config
@@ -22,7 +22,7 @@ from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
 from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.errors import CommitConflict, FingerprintMismatch, InputError
-from pipelines.index import build_index
+from pipelines.index.build import build_index
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store
 from pipelines.verify import verify
@@ -54,7 +54,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    for module in (pipelines.encode.shard, pipelines.indexing):
+    for module in (pipelines.encode.shard, pipelines.index.indexing):
         use_inline_pool(monkeypatch, module)
     return Corpus(shards, tmp_path)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import pipelines.encode.shard
-import pipelines.indexing
+import pipelines.index.indexing
 from pipelines.artifacts.commit import open_artifact, versions
 from pipelines.artifacts.versions import all_versions, open_current
 from pipelines.config.settings import Config, load_config
@@ -14,10 +14,10 @@ from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
 from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.errors import FingerprintMismatch
-from pipelines.index import build_index
+from pipelines.index.build import build_index
+from pipelines.index.diff import plan
+from pipelines.index.update import add_codes
 from pipelines.ingest.adopt import adopt
-from pipelines.plan import plan
-from pipelines.reindex import add_codes
 from pipelines.shards.shards import write_tar
 from pipelines.storage import Store
 from pipelines.train import _job_of, plan_job
@@ -44,7 +44,7 @@ def write_night(folder: Path, night: int, classes: int = 2) -> None:
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
     return use_inline_pool(monkeypatch, pipelines.encode.shard)
 
 

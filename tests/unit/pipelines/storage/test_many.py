@@ -14,7 +14,7 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.encode.codes import open_codes
 from pipelines.encode.shard import claimed_receipts
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds.parts import PartTask
+from pipelines.index.parts import PartTask
 from pipelines.proofs.codes import _receipts
 from pipelines.proofs.findings import Findings
 from pipelines.shards.shards import Shard, ShardSet

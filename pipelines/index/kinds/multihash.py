@@ -17,8 +17,8 @@ from hhnet.kernels import NO_ROW
 from hhnet.multihash import MultiHash, TablesDamagedError, default_substrings, table_length
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
-from pipelines.kinds.mapped import mapped
+from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
+from pipelines.index.kinds.mapped import mapped
 
 _T = TypeVar("_T")
 

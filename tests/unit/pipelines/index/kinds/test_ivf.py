@@ -5,8 +5,8 @@ import pytest
 from hhnet import hamming_knn, hamming_range
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.kinds import NO_DISTANCE, NO_ID, NOTHING_REMOVED
-from pipelines.kinds.ivf import IvfKind
+from pipelines.index.kinds import NO_DISTANCE, NO_ID, NOTHING_REMOVED
+from pipelines.index.kinds.ivf import IvfKind
 from tests.support.codes import class_codes, random_codes
 
 KIND = IvfKind()

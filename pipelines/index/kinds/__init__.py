@@ -32,10 +32,10 @@ NO_DISTANCE = np.iinfo(np.int32).max
 """What fills a row that has fewer than k neighbours."""
 
 KINDS: Mapping[str, str] = {
-    "flat": "pipelines.kinds.flat:FlatKind",
-    "hnsw": "pipelines.kinds.hnsw:HnswKind",
-    "ivf": "pipelines.kinds.ivf:IvfKind",
-    "multihash": "pipelines.kinds.multihash:MultiHashKind",
+    "flat": "pipelines.index.kinds.flat:FlatKind",
+    "hnsw": "pipelines.index.kinds.hnsw:HnswKind",
+    "ivf": "pipelines.index.kinds.ivf:IvfKind",
+    "multihash": "pipelines.index.kinds.multihash:MultiHashKind",
 }
 
 

@@ -22,7 +22,7 @@ from pipelines.artifacts.versions import next_artifact, publish_number, put_mani
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct, same_classes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.indexing import (
+from pipelines.index.indexing import (
     build_parts,
     card_of,
     gated_meta,
@@ -34,7 +34,8 @@ from pipelines.indexing import (
     summary,
     task_of,
 )
-from pipelines.kinds.artifact import (
+from pipelines.index.parts import CompactTask, PartTask
+from pipelines.index.reader import (
     ORDINALS_NAME,
     QUANTIZER_NAME,
     REMOVED,
@@ -49,7 +50,6 @@ from pipelines.kinds.artifact import (
     part_stem,
     read_ordinals,
 )
-from pipelines.kinds.parts import CompactTask, PartTask
 from pipelines.storage import canonical_json, sha256_of
 
 GROWN = 4

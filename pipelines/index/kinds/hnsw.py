@@ -18,8 +18,8 @@ import numpy as np
 from hhnet import hamming_range
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
-from pipelines.kinds.faiss_io import bytes_of, one_thread, readable
+from pipelines.index.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
+from pipelines.index.kinds.faiss_io import bytes_of, one_thread, readable
 
 _untyped: Any = faiss
 """Faiss's stubs lack the search parameters, and that a selector takes an array."""

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from pipelines.aliases import index_root
 from pipelines.artifacts.commit import Artifact, versions
 from pipelines.artifacts.versions import all_versions, open_current
 from pipelines.encode.codes import CodesSet, CodesShard, has_logits, open_codes, require_distinct, require_pair
 from pipelines.encode.shard import claimed_receipts
 from pipelines.errors import InputError
-from pipelines.kinds.artifact import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
+from pipelines.index.aliases import index_root
+from pipelines.index.reader import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
 from pipelines.shards.shards import INDEX_NAME, tar_name
 from pipelines.storage import Store, in_order
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pipelines.aliases import KIND, AliasTarget, current_alias, holds_alias, open_published
 from pipelines.artifacts.commit import Artifact, ArtifactWriter, fingerprint, open_artifact, versions
 from pipelines.artifacts.versions import (
     made_as,
@@ -14,6 +13,7 @@ from pipelines.artifacts.versions import (
     version_before,
 )
 from pipelines.errors import InputError
+from pipelines.index.aliases import KIND, AliasTarget, current_alias, holds_alias, open_published
 from pipelines.storage import Store
 
 

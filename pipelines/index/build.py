@@ -22,7 +22,8 @@ from pipelines.artifacts.versions import finished, publish_number
 from pipelines.config.settings import Config, result_settings
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.indexing import (
+from pipelines.index.gate import Figures
+from pipelines.index.indexing import (
     build_parts,
     built,
     card_of,
@@ -36,11 +37,10 @@ from pipelines.indexing import (
     summary,
     task_of,
 )
-from pipelines.kinds import KINDS, IndexKind, index_kind
-from pipelines.kinds.artifact import ORDINALS_NAME, QUANTIZER_NAME
-from pipelines.kinds.gate import Figures
-from pipelines.kinds.parts import PartTask, codes_of, sample_rows
-from pipelines.planning import plan
+from pipelines.index.kinds import KINDS, IndexKind, index_kind
+from pipelines.index.parts import PartTask, codes_of, sample_rows
+from pipelines.index.planner import plan
+from pipelines.index.reader import ORDINALS_NAME, QUANTIZER_NAME
 from pipelines.storage import Store, sha256_of
 
 QUANTIZER = "quantizer"

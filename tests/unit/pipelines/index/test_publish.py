@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 
 import pipelines.artifacts.versions
-import pipelines.indexing
-from pipelines import reindex
-from pipelines.alias import alias_history, set_alias
+import pipelines.index.indexing
 from pipelines.artifacts.commit import versions
 from pipelines.cli import build_app
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.dedupe import dedupe
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.gc import gc
-from pipelines.index import build_index
-from pipelines.kinds.artifact import open_index
-from pipelines.plan import plan
-from pipelines.reindex import add_codes, remove_rows
-from pipelines.releases import index_info, publish_index, rollback_index
+from pipelines.index import update as reindex
+from pipelines.index.alias import alias_history, set_alias
+from pipelines.index.build import build_index
+from pipelines.index.diff import plan
+from pipelines.index.publish import index_info, publish_index, rollback_index
+from pipelines.index.reader import open_index
+from pipelines.index.update import add_codes, remove_rows
 from pipelines.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
@@ -36,7 +36,7 @@ FLAT = Config(index=IndexSettings(workers=1))
 
 @pytest.fixture(autouse=True)
 def pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
 
 
 def codes_at(root: Path, name: str) -> str:

@@ -9,8 +9,8 @@ from safetensors.numpy import save
 from hhnet import hamming_knn, hamming_range
 from hhnet.kernels import NO_ROW
 from pipelines.config.settings import IndexSettings
-from pipelines.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
-from pipelines.kinds.mapped import mapped
+from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
+from pipelines.index.kinds.mapped import mapped
 
 
 class FlatKind(Untrained):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.kinds import NO_DISTANCE, NO_ID, NOTHING_REMOVED, index_kind
-from pipelines.kinds.flat import FlatKind
+from pipelines.index.kinds import NO_DISTANCE, NO_ID, NOTHING_REMOVED, index_kind
+from pipelines.index.kinds.flat import FlatKind
 from tests.support.codes import random_codes
 
 KIND = FlatKind()

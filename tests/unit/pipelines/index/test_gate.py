@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import pipelines.indexing
+import pipelines.index.indexing
 from hhnet import hamming_distances
 from pipelines.artifacts.commit import Artifact, open_artifact, versions
 from pipelines.config.settings import Config, GateSettings, load_config
 from pipelines.errors import ConfigError, WorkFailed
-from pipelines.index import build_index
-from pipelines.kinds import gate
-from pipelines.kinds.artifact import IndexReader, open_index
-from pipelines.kinds.flat import FlatKind, FlatSearcher
-from pipelines.kinds.gate import measure
+from pipelines.index import gate
+from pipelines.index.build import build_index
+from pipelines.index.gate import measure
+from pipelines.index.kinds.flat import FlatKind, FlatSearcher
+from pipelines.index.reader import IndexReader, open_index
 from pipelines.search import search
 from pipelines.storage import Store
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
@@ -26,7 +26,7 @@ from tests.support.runs import run_record
 
 @pytest.fixture(autouse=True)
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    return use_inline_pool(monkeypatch, pipelines.indexing)
+    return use_inline_pool(monkeypatch, pipelines.index.indexing)
 
 
 def settings(*sets: str) -> Config:

@@ -6,8 +6,8 @@ from hhnet import hamming_knn, hamming_range, multihash
 from hhnet.multihash import MultiHash
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import NOTHING_REMOVED
-from pipelines.kinds.multihash import MultiHashKind
+from pipelines.index.kinds import NOTHING_REMOVED
+from pipelines.index.kinds.multihash import MultiHashKind
 from tests.support.codes import class_codes, random_codes
 
 KIND = MultiHashKind()

@@ -5,18 +5,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import pipelines.indexing
+import pipelines.index.indexing
 from hhnet import hamming_knn, kernels
 from pipelines.artifacts.commit import Artifact, open_artifact, publish_version, versions
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
-from pipelines.index import build_index, plan_parts
-from pipelines.kinds import parts
-from pipelines.kinds.artifact import index_id, open_index
-from pipelines.kinds.flat import FlatKind
-from pipelines.kinds.gate import tie_aware_recall
-from pipelines.reindex import add_codes
+from pipelines.index import parts
+from pipelines.index.build import build_index, plan_parts
+from pipelines.index.gate import tie_aware_recall
+from pipelines.index.kinds.flat import FlatKind
+from pipelines.index.reader import index_id, open_index
+from pipelines.index.update import add_codes
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
@@ -28,7 +28,7 @@ HNSW = Config(index=IndexSettings(kind="hnsw", workers=1))
 
 @pytest.fixture
 def pool(monkeypatch):
-    return use_inline_pool(monkeypatch, pipelines.indexing)
+    return use_inline_pool(monkeypatch, pipelines.index.indexing)
 
 
 def some_codes(root, name="codes", shards=3, count=40, **options):

@@ -12,8 +12,8 @@ from pipelines.artifacts.commit import DIGEST_CHARS, ArtifactInput, ArtifactWrit
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.encode.codes import code_array, read_codes
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import Codes, IndexKind, index_kind
-from pipelines.kinds.artifact import index_id, keys_name, keys_schema, part_stem, read_key_table
+from pipelines.index.kinds import Codes, IndexKind, index_kind
+from pipelines.index.reader import index_id, keys_name, keys_schema, part_stem, read_key_table
 from pipelines.storage import Store, canonical_json, sha256_of
 
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from pipelines.aliases import index_root
 from pipelines.artifacts.commit import Artifact, open_artifact, parse_manifest, versions
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import made_as, named_version, open_version, publish_number, roll_back, version_before
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
-from pipelines.indexing import measure, pass_gate, summary
-from pipelines.kinds.artifact import ORDINALS_NAME, REMOVED_NAME
+from pipelines.index.aliases import index_root
+from pipelines.index.indexing import measure, pass_gate, summary
+from pipelines.index.reader import ORDINALS_NAME, REMOVED_NAME
 from pipelines.storage import Store
 
 

@@ -25,13 +25,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.aliases import open_published
 from pipelines.artifacts.commit import Artifact, Part, read_part, versions
 from pipelines.artifacts.tables import logits_field, read_parquet, require_schema
 from pipelines.artifacts.versions import made_as, open_version
 from pipelines.encode.codes import class_names, has_logits, logits_array
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
+from pipelines.index.aliases import open_published
+from pipelines.index.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
 from pipelines.storage import Store, scratch_folder
 
 ORDINALS_NAME = "ordinals.parquet"

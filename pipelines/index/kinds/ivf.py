@@ -14,8 +14,8 @@ import numpy as np
 
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.kinds import Codes, Hits, Ids, Neighbours, Radii
-from pipelines.kinds.faiss_io import bytes_of, one_thread, readable
+from pipelines.index.kinds import Codes, Hits, Ids, Neighbours, Radii
+from pipelines.index.kinds.faiss_io import bytes_of, one_thread, readable
 from pipelines.storage import sha256_of
 
 SAMPLES_PER_LIST = 64

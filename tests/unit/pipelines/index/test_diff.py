@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-import pipelines.indexing
+import pipelines.index.indexing
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.versions import open_current
 from pipelines.cli import build_app
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.index import build_index
-from pipelines.indexing import require_settings
-from pipelines.kinds.artifact import open_index
-from pipelines.plan import plan
-from pipelines.reindex import add_codes, compact_index, remove_rows
-from pipelines.releases import publish_index
+from pipelines.index.build import build_index
+from pipelines.index.diff import plan
+from pipelines.index.indexing import require_settings
+from pipelines.index.publish import publish_index
+from pipelines.index.reader import open_index
+from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
@@ -30,7 +30,7 @@ FLAT = Config(index=IndexSettings(workers=1))
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, CodesShard
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed
-from pipelines.kinds import gate, index_kind
-from pipelines.kinds.artifact import ORDINALS, IndexedShard, IndexReader
-from pipelines.kinds.gate import Figures
-from pipelines.kinds.parts import PartBuilder, PartTask
+from pipelines.index import gate
+from pipelines.index.gate import Figures
+from pipelines.index.kinds import index_kind
+from pipelines.index.parts import PartBuilder, PartTask
+from pipelines.index.reader import ORDINALS, IndexedShard, IndexReader
 from pipelines.storage import Entry, scratch_folder, sha256_of
 
 PartReceipt = dict[str, Any]

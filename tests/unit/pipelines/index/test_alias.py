@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import pipelines.alias
-import pipelines.indexing
-from pipelines.alias import alias_history, rollback_alias, set_alias
+import pipelines.index.alias
+import pipelines.index.indexing
 from pipelines.artifacts.commit import open_artifact, publish_version, versions
 from pipelines.artifacts.versions import next_artifact, put_manifest
 from pipelines.cli import build_app
 from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.gc import gc
-from pipelines.index import build_index
-from pipelines.kinds.artifact import open_index
-from pipelines.reindex import add_codes
+from pipelines.index.alias import alias_history, rollback_alias, set_alias
+from pipelines.index.build import build_index
+from pipelines.index.reader import open_index
+from pipelines.index.update import add_codes
 from pipelines.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
@@ -37,7 +37,7 @@ Build = Callable[..., str]
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Codes of the same samples by the model of that name, and the index of them below `under`."""
-    use_inline_pool(monkeypatch, pipelines.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.indexing)
 
     def build(name: str, under: Path = tmp_path, publish: bool = True, bits: int = 64) -> str:
         rows = {"base-000000.tar": simple_rows("base", 20, bits, seed=sorted(MODELS).index(name), flip=0.3)}
@@ -145,20 +145,20 @@ def test_of_two_switches_at_once_one_wins(
     indexes = [build(name) for name in MODELS]
     if begun:
         set_alias(alias, indexes[2])
-    both, publish = Barrier(2), pipelines.alias.publish_number
+    both, publish = Barrier(2), pipelines.index.alias.publish_number
 
     def publish_together(*args: Any) -> None:
         both.wait(30)
         publish(*args)
 
-    monkeypatch.setattr(pipelines.alias, "publish_number", publish_together)
+    monkeypatch.setattr(pipelines.index.alias, "publish_number", publish_together)
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(set_alias, alias, index) for index in indexes[:2]]
     (lost,) = [error for run in runs if (error := run.exception())]
     assert isinstance(lost, CommitConflict) and "run again" in str(lost)
     (won,) = [run.result() for run in runs if not run.exception()]
     assert found(alias)[0] == won["index"] and len(versions(Store(alias))) == 1 + begun
-    monkeypatch.setattr(pipelines.alias, "publish_number", publish)
+    monkeypatch.setattr(pipelines.index.alias, "publish_number", publish)
     assert [set_alias(alias, index)["status"] for index in indexes[:2]].count("unchanged") <= 1
     assert verify(alias)["kind"] == "alias"
 
@@ -171,7 +171,7 @@ def test_an_alias_whose_first_setting_was_killed_is_set_by_the_next(
 
     first, second = build("v1"), build("v2")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipelines.alias, "publish_number", killed)
+        patch.setattr(pipelines.index.alias, "publish_number", killed)
         set_alias(alias, first)
     for use in (lambda: found(alias), lambda: alias_history(alias), lambda: rollback_alias(alias)):
         with pytest.raises(InputError, match="names no index yet: set it with --to"):

@@ -17,9 +17,9 @@ from hhnet import hamming_knn, hamming_range
 from pipelines.config.settings import GateSettings
 from pipelines.encode.codes import code_array
 from pipelines.errors import WorkFailed
-from pipelines.kinds import NO_ID, Codes, Ids, Neighbours, Searcher
-from pipelines.kinds.artifact import IndexReader, index_id, merge
-from pipelines.kinds.parts import sample_places
+from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours, Searcher
+from pipelines.index.parts import sample_places
+from pipelines.index.reader import IndexReader, index_id, merge
 
 HITS = 1 << 22
 """Hits within the radius that are looked at together."""

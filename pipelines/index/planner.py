@@ -35,9 +35,9 @@ from pipelines.artifacts.runs import allowed_cpus
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
-from pipelines.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
-from pipelines.kinds.gate import one_by_one, tie_aware_recall
-from pipelines.kinds.parts import PartTask, codes_of
+from pipelines.index.gate import one_by_one, tie_aware_recall
+from pipelines.index.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
+from pipelines.index.parts import PartTask, codes_of
 from pipelines.storage import scratch_folder
 
 LEAST_SAMPLE, SAMPLE = 1 << 15, 1 << 18

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipelines.index
-import pipelines.indexing
+import pipelines.index.build
+import pipelines.index.indexing
 from pipelines.artifacts.commit import open_artifact
 from pipelines.artifacts.runs import closed_records
 from pipelines.config.settings import Config, IndexSettings, load_config
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
-from pipelines.index import build_index
+from pipelines.index.build import build_index
+from pipelines.index.kinds import KINDS
+from pipelines.index.planner import Plan, Prediction, along, choose, predict
 from pipelines.index_cli import index_build
-from pipelines.kinds import KINDS
-from pipelines.planning import Plan, Prediction, along, choose, predict
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool
@@ -28,7 +28,7 @@ AUTO = ("index.kind=auto", "index.workers=1")
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    return use_inline_pool(monkeypatch, pipelines.indexing)
+    return use_inline_pool(monkeypatch, pipelines.index.indexing)
 
 
 def settings(*sets: str) -> Config:
@@ -185,9 +185,9 @@ def test_a_rerun_stays_with_the_kind_that_was_chosen(
 ) -> None:
     """As `hhnet run` does: built unpublished, then published by a second call."""
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
-    monkeypatch.setattr(pipelines.index, "plan", choosing(kind))
+    monkeypatch.setattr(pipelines.index.build, "plan", choosing(kind))
     first = build_index([uri], out, settings("index.latency=3ms"), publish=False)
-    monkeypatch.setattr(pipelines.index, "plan", asked_again)
+    monkeypatch.setattr(pipelines.index.build, "plan", asked_again)
     second = build_index([uri], out, settings("index.memory=1KiB"))
     assert (second["status"], second["kind"], second["version"]) == ("done", kind, 1)
     assert second["digest"] == first["digest"]
@@ -200,12 +200,12 @@ def test_a_build_broken_off_after_the_choice_goes_on_with_it(
     tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
-    monkeypatch.setattr(pipelines.index, "plan", choosing("multihash"))
+    monkeypatch.setattr(pipelines.index.build, "plan", choosing("multihash"))
     pool.fatal = lambda task: True
     with pytest.raises(WorkFailed, match="run again to resume"):
         build_index([uri], out, settings())
     pool.fatal = lambda task: False
-    monkeypatch.setattr(pipelines.index, "plan", asked_again)
+    monkeypatch.setattr(pipelines.index.build, "plan", asked_again)
     assert build_index([uri], out, settings())["kind"] == "multihash"
 
 
@@ -218,7 +218,7 @@ def test_of_two_runs_that_choose_otherwise_the_first_wins(
         build_index([uri], out, settings("index.kind=multihash"))
         return choosing("flat")(tasks, config)
 
-    monkeypatch.setattr(pipelines.index, "plan", overtaken)
+    monkeypatch.setattr(pipelines.index.build, "plan", overtaken)
     result = build_index([uri], out, settings())
     assert (result["kind"], result["status"]) == ("multihash", "unchanged")
 
@@ -228,7 +228,7 @@ def test_a_root_of_other_codes_is_refused_before_anything_is_tried(
 ) -> None:
     build_index([some_codes(tmp_path)], str(tmp_path / "index"), settings("index.kind=flat"))
     other = write_codes(tmp_path / "other", {"y-000000.tar": simple_rows("y", 9)}).uri
-    monkeypatch.setattr(pipelines.index, "plan", asked_again)
+    monkeypatch.setattr(pipelines.index.build, "plan", asked_again)
     with pytest.raises(FingerprintMismatch, match=r"which no kind of index of these codes .*: choose another --out"):
         build_index([other], str(tmp_path / "index"), settings())
 

@@ -5,9 +5,9 @@ import pytest
 from hhnet import hamming_knn, hamming_range
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.kinds import NO_ID, NOTHING_REMOVED
-from pipelines.kinds.gate import tie_aware_recall
-from pipelines.kinds.hnsw import HnswKind
+from pipelines.index.gate import tie_aware_recall
+from pipelines.index.kinds import NO_ID, NOTHING_REMOVED
+from pipelines.index.kinds.hnsw import HnswKind
 from tests.support.codes import class_codes, random_codes
 
 KIND = HnswKind()

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipelines.indexing
-from pipelines import reindex
+import pipelines.index.indexing
 from pipelines.artifacts.commit import Artifact, manifest_digest, open_artifact, publish_version, versions
 from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current, publish_next
@@ -24,11 +23,12 @@ from pipelines.errors import (
     StoreUnavailable,
     WorkFailed,
 )
-from pipelines.index import build_index
-from pipelines.kinds.artifact import QUANTIZER_NAME, REMOVED, REMOVED_NAME, open_index
-from pipelines.kinds.flat import FlatKind
-from pipelines.reindex import add_codes, compact_index, remove_rows
-from pipelines.releases import index_info, publish_index, rollback_index
+from pipelines.index import update as reindex
+from pipelines.index.build import build_index
+from pipelines.index.kinds.flat import FlatKind
+from pipelines.index.publish import index_info, publish_index, rollback_index
+from pipelines.index.reader import QUANTIZER_NAME, REMOVED, REMOVED_NAME, open_index
+from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.search import search
 from pipelines.storage import Store, canonical_json, failpoints, sha256_of
 from pipelines.verify import verify
@@ -44,7 +44,7 @@ KINDS = pytest.mark.parametrize("config", [FLAT, IVF, HNSW], ids=["flat", "ivf",
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    return use_inline_pool(monkeypatch, pipelines.indexing)
+    return use_inline_pool(monkeypatch, pipelines.index.indexing)
 
 
 @pytest.fixture(autouse=True)
