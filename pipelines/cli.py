@@ -467,7 +467,7 @@ def search(
     """
     if not (image or key or code or codes):
         raise UsageError("nothing to search for: give --image, --key, --code or --codes")
-    from pipelines.search import search as work
+    from pipelines.search.search import search as work
 
     return work(
         index,

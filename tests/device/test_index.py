@@ -11,10 +11,10 @@ import pipelines.index.update
 from hhnet import device as gpu
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
-from pipelines.gpu import on_gpu
 from pipelines.index.build import build_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import remove_rows
+from pipelines.search.gpu import on_gpu
 from tests.support.codes import random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 

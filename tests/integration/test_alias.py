@@ -9,7 +9,7 @@ import pipelines.index.indexing
 from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.index.alias import set_alias
 from pipelines.index.build import build_index
-from pipelines.search import search
+from pipelines.search.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.support.codes import simple_rows, write_codes

@@ -11,15 +11,15 @@ import numpy as np
 import psutil
 import pytest
 
-import pipelines.fanout
 import pipelines.index.indexing
+import pipelines.search.actors
 from pipelines.config.settings import Config, IndexSettings, RaySettings, SearchSettings
 from pipelines.errors import ClusterUnavailable, DamagedArtifact, WorkFailed
-from pipelines.fanout import spread
 from pipelines.index.build import build_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import remove_rows
-from pipelines.search import search
+from pipelines.search.actors import spread
+from pipelines.search.search import search
 from tests.support.codes import random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 
@@ -97,7 +97,7 @@ def test_the_share_of_a_killed_actor_is_asked_again(index: str, local_ray: None)
 def test_a_share_that_loses_every_actor_ends_the_search(
     index: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.fanout, "ATTEMPTS", 1)
+    monkeypatch.setattr(pipelines.search.actors, "ATTEMPTS", 1)
     with (
         open_index(index) as reader,
         pytest.raises(WorkFailed, match=r"index: the worker that searches \d of its parts died .* last of 1 attempts"),
@@ -109,7 +109,7 @@ def test_a_share_that_loses_every_actor_ends_the_search(
 def test_the_share_of_a_stopped_actor_is_asked_again(
     index: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.fanout, "STUCK_S", 2.0)
+    monkeypatch.setattr(pipelines.search.actors, "STUCK_S", 2.0)
     queries = random_codes(9, 16, seed=8)
     with open_index(index) as reader, spread(reader, 2, Config(ray=RaySettings(wait_s=4))) as nearest:
         nearest(queries, 20)

@@ -20,7 +20,7 @@ from pipelines.index.alias import set_alias
 from pipelines.index.build import build_index
 from pipelines.index.publish import rollback_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
-from pipelines.search import search
+from pipelines.search.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.support.codes import codes_of_shards, random_codes, simple_rows, write_codes, write_shards

@@ -14,7 +14,7 @@ from pipelines.encode.encode import encode
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.evaluate import evaluate
 from pipelines.index.build import build_index
-from pipelines.search import search
+from pipelines.search.search import search
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.models import write_model

@@ -21,7 +21,7 @@ from pipelines.index.alias import alias_history, rollback_alias, set_alias
 from pipelines.index.build import build_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes
-from pipelines.search import search
+from pipelines.search.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.support.codes import simple_rows, write_codes

@@ -17,7 +17,7 @@ from pipelines.index.build import build_index
 from pipelines.index.gate import measure
 from pipelines.index.kinds.flat import FlatKind, FlatSearcher
 from pipelines.index.reader import IndexReader, open_index
-from pipelines.search import search
+from pipelines.search.search import search
 from pipelines.storage import Store
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool

@@ -25,7 +25,7 @@ from pipelines.index.diff import plan
 from pipelines.index.publish import index_info, publish_index, rollback_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, remove_rows
-from pipelines.search import search
+from pipelines.search.search import search
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes

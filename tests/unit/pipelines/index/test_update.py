@@ -29,7 +29,7 @@ from pipelines.index.kinds.flat import FlatKind
 from pipelines.index.publish import index_info, publish_index, rollback_index
 from pipelines.index.reader import QUANTIZER_NAME, REMOVED, REMOVED_NAME, open_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
-from pipelines.search import search
+from pipelines.search.search import search
 from pipelines.storage import Store, canonical_json, failpoints, sha256_of
 from pipelines.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes

@@ -20,7 +20,6 @@ import pipelines.encode.shard
 import pipelines.index.indexing
 from hhnet import pack_bits, quantise_logits
 from hhnet.codes import sign_bits
-from pipelines import search as search_module
 from pipelines.artifacts.commit import Artifact, manifest_digest
 from pipelines.artifacts.tables import parquet_bytes, read_parquet
 from pipelines.artifacts.versions import open_current, open_input
@@ -35,7 +34,8 @@ from pipelines.index.build import build_index
 from pipelines.index.reader import index_id, open_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.ingest.ingest import ingest
-from pipelines.search import search
+from pipelines.search import search as search_module
+from pipelines.search.search import search
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, with_logits, write_codes
@@ -285,7 +285,7 @@ def test_an_image_is_encoded_by_the_model_that_was_checked_not_by_what_lies_ther
         shutil.copytree(other.uri, tmp_path / "model")
         return opened
 
-    monkeypatch.setattr("pipelines.search.open_input", swapped)
+    monkeypatch.setattr("pipelines.search.search.open_input", swapped)
     with pytest.raises(DamagedArtifact):
         search(index, PLAIN, images=[str(next(pictures.rglob("*.*")))], model=str(tmp_path / "model"))
 

@@ -129,14 +129,14 @@ def _nearest(reader: IndexReader, config: Config) -> Iterator[Nearest]:
     if config.search.device == "cuda":
         if config.search.workers is not None:
             raise ConfigError("search.workers and search.device = cuda exclude each other: the GPU is in one process")
-        from pipelines.gpu import on_gpu  # imports torch, which a search on CPUs can do without
+        from pipelines.search.gpu import on_gpu  # imports torch, which a search on CPUs can do without
 
         yield on_gpu(reader)
         return
     if config.search.workers is None:
         yield reader.search
         return
-    from pipelines.fanout import spread  # a search in this process needs no Ray
+    from pipelines.search.actors import spread  # a search in this process needs no Ray
 
     with spread(reader, config.search.workers, config) as nearest:
         yield nearest
