@@ -102,7 +102,7 @@ def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
 def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Result:
     """Shards to a model."""
     from pipelines.console import submit
-    from pipelines.train import train as job
+    from pipelines.train.train import train as job
 
     settings, source, held_out = parse(config), located(shards), located(val) if val else None
     with progress(name):
@@ -114,7 +114,7 @@ def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, A
 def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Result:
     """Another hash layer for the model."""
     from pipelines.console import submit
-    from pipelines.rotate import rotate as job
+    from pipelines.train.rehead import rotate as job
 
     settings, source = parse(config), located(model)
     with progress(name):

@@ -253,7 +253,7 @@ def train(
         submitted = submit(settings, ["train"], flags)
         if submitted is not None:
             return submitted
-        from pipelines.rotate import rotate as turn
+        from pipelines.train.rehead import rotate as turn
 
         return turn(model, out, settings, shards=shards)
     if shards is None:
@@ -261,7 +261,7 @@ def train(
     submitted = submit(settings, ["train"], {"--shards": shards, "--out": out, "--val": val})
     if submitted is not None:
         return submitted
-    from pipelines.train import train as work
+    from pipelines.train.train import train as work
 
     return work(shards, out, settings, val=val)
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from hhnet.flops import forward_flops
-from pipelines import evaluate, rotate, train
+from pipelines import evaluate
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes
@@ -30,11 +30,13 @@ from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed
 from pipelines.gallery.study import study_page, study_plots
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols import find_protocol
-from pipelines.learning.trainset import TrainData
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, Group
 from pipelines.studies.results import AXIS, Trial, cells_table, searches_table, summarise
+from pipelines.train import rehead as rotate
+from pipelines.train import train
+from pipelines.train.batches import TrainData
 
 T = TypeVar("T")
 

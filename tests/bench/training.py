@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.config.settings import Config, load_config
 from pipelines.ingest.ingest import ingest
-from pipelines.learning.learner import Batch, Learner
-from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg, preprocess_of
 from pipelines.shards.shards import open_shards
+from pipelines.train.batches import DecodedCache, TrainData, epoch_batches, epoch_leg, preprocess_of
+from pipelines.train.learner import Batch, Learner
 from tests.support.pictures import write_folder
 
 CLASSES = 10

@@ -17,10 +17,10 @@ import pytest
 
 from pipelines.artifacts.commit import open_artifact
 from pipelines.errors import InputError
-from pipelines.learning.checkpoints import Checkpoints
 from pipelines.storage import Store
 from pipelines.storage.failpoints import failpoint
 from pipelines.storage.local import LocalObjects
+from pipelines.train.checkpoints import Checkpoints
 from tests.support.checker import stored, violations
 from tests.support.drivers import MARK, run, save_checkpoints, verb
 from tests.support.jobs import (

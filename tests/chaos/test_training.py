@@ -24,11 +24,11 @@ import torch
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import load_config
 from pipelines.ingest.ingest import ingest
-from pipelines.learning.checkpoints import Checkpoints
-from pipelines.learning.trainset import TrainData
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store
-from pipelines.train import plan_job
+from pipelines.train.batches import TrainData
+from pipelines.train.checkpoints import Checkpoints
+from pipelines.train.train import plan_job
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
 from tests.support.seaweed import seaweed

@@ -10,7 +10,7 @@ from pipelines.cluster.session import ray_session
 from pipelines.config.settings import Config, load_config
 from pipelines.encode.encode import encode
 from pipelines.ingest.ingest import ingest
-from pipelines.train import train
+from pipelines.train.train import train
 from tests.support.pictures import write_folder
 
 SETTINGS = (

@@ -20,9 +20,9 @@ from pipelines.encode.encode import encode
 from pipelines.errors import InputError
 from pipelines.evaluate import evaluate
 from pipelines.index.build import build_index
-from pipelines.rotate import rotate
 from pipelines.search.search import search
-from pipelines.train import train
+from pipelines.train.rehead import rotate
+from pipelines.train.train import train
 from pipelines.verify import verify
 from tests.integration.conftest import SETTINGS
 

@@ -27,10 +27,10 @@ from pipelines.__main__ import main
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import load_config
 from pipelines.errors import HHNetError
-from pipelines.learning.checkpoints import Checkpoints
 from pipelines.storage import Store
 from pipelines.storage import failpoints as places
-from pipelines.train import plan_job, train_worker
+from pipelines.train.checkpoints import Checkpoints
+from pipelines.train.train import plan_job, train_worker
 from tests.support.inline import use_inline_pool
 
 LIMIT_S = 120

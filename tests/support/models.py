@@ -9,10 +9,10 @@ from hhnet.preprocess import Preprocess
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, open_artifact
 from pipelines.artifacts.splits import carried
 from pipelines.config.settings import Config
-from pipelines.learning.checkpoints import Checkpoints
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
-from pipelines.train import _publish, plan_job, train_worker
+from pipelines.train.checkpoints import Checkpoints
+from pipelines.train.train import _publish, plan_job, train_worker
 
 SIDE = 32
 

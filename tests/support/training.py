@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import pipelines.learning.learner
+import pipelines.train.learner
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import load_config
-from pipelines.learning.learner import Batch, Learner, StepLoss
-from pipelines.train import plan_job, train_worker
+from pipelines.train.learner import Batch, Learner, StepLoss
+from pipelines.train.train import plan_job, train_worker
 
 
 def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
@@ -43,7 +43,7 @@ def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
                 say({"step": step, "loss": loss.value().hex()})
                 return loss
 
-        pipelines.learning.learner.Learner = Recorded  # type: ignore[misc]
+        pipelines.train.learner.Learner = Recorded  # type: ignore[misc]
         facts = json.loads(Path(job_file).read_text())
         config = load_config(sets=[*facts["sets"], f"train.workers={world}"])
         job = plan_job(open_artifact(facts["shards"], "shards"), None, facts["out"], config)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pipelines.encode.shard
-import pipelines.train
+import pipelines.train.train
 from pipelines.artifacts.commit import ArtifactWriter, open_artifact
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.config.settings import load_config
@@ -22,7 +22,7 @@ from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, read_description
 from pipelines.studies.results import cells_table, summarise
 from pipelines.study import study
-from pipelines.train import TrainJob, train_worker
+from pipelines.train.train import TrainJob, train_worker
 from pipelines.verify import verify
 from tests.support.inline import use_inline_pool
 from tests.support.pictures import write_folder
@@ -68,7 +68,7 @@ class Trainings:
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
     found = Trainings()
-    monkeypatch.setattr(pipelines.train, "_run_workers", found.run)
+    monkeypatch.setattr(pipelines.train.train, "_run_workers", found.run)
     use_inline_pool(monkeypatch, pipelines.encode.shard)
     threads = torch.get_num_threads()
     yield found

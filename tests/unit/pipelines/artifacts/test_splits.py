@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import pipelines.encode.shard
-from pipelines import rotate as rotation
 from pipelines.artifacts.commit import Manifest, manifest_digest, open_artifact
 from pipelines.artifacts.splits import carried, split_part
 from pipelines.config.settings import Config, EvaluateSettings, load_config
@@ -19,6 +18,7 @@ from pipelines.evaluate import evaluate
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols.cifar10 import CLASSES, Cifar10
 from pipelines.storage import canonical_json
+from pipelines.train import rehead as rotation
 from pipelines.verify import verify
 from tests.support.inline import use_inline_pool
 from tests.support.models import train_model, write_model

@@ -10,9 +10,9 @@ from pipelines.config.recipes import _RECIPES, recipe_names, recipe_settings
 from pipelines.config.settings import Config, load_config, result_settings
 from pipelines.console import changed_settings
 from pipelines.errors import ConfigError
-from pipelines.learning.learner import make_network, make_training_loss
-from pipelines.learning.optimising import make_optimizer
-from pipelines.train import check_network
+from pipelines.train.learner import make_network, make_training_loss
+from pipelines.train.optimizer import make_optimizer
+from pipelines.train.train import check_network
 
 PAGE = Path(__file__).parents[3] / "docs" / "recipes.md"
 

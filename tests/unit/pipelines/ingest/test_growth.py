@@ -20,7 +20,7 @@ from pipelines.index.update import add_codes
 from pipelines.ingest.adopt import adopt
 from pipelines.shards.shards import write_tar
 from pipelines.storage import Store
-from pipelines.train import _job_of, plan_job
+from pipelines.train.train import _job_of, plan_job
 from pipelines.verify import verify
 from tests.support import pictures
 from tests.support.inline import InlinePool, use_inline_pool

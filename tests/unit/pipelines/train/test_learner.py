@@ -13,9 +13,9 @@ import torch.multiprocessing as mp
 
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
-from pipelines.learning.learner import Batch, Learner
-from pipelines.learning.trainset import preprocess_of
-from pipelines.train import check_network
+from pipelines.train.batches import preprocess_of
+from pipelines.train.learner import Batch, Learner
+from pipelines.train.train import check_network
 
 CLASSES = 3
 STEPS = 4

@@ -7,14 +7,14 @@ import safetensors.torch
 import timm
 import torch
 
-import pipelines.train
+import pipelines.train.train
 from pipelines.config.settings import load_config
 from pipelines.ingest.ingest import ingest
-from pipelines.learning.learner import Learner
-from pipelines.learning.trainset import TrainData, epoch_batches, epoch_leg, preprocess_of
-from pipelines.learning.validation import validate
 from pipelines.shards.shards import open_shards
-from pipelines.train import TrainJob, train, train_worker
+from pipelines.train.batches import TrainData, epoch_batches, epoch_leg, preprocess_of
+from pipelines.train.learner import Learner
+from pipelines.train.train import TrainJob, train, train_worker
+from pipelines.train.validation import validate
 from tests.support.pictures import write_folder
 
 SETS = ("data.image_size=32", "data.batch_size=8", "train.val_share=0.3", "train.epochs=1", "train.lr=0.01")
@@ -46,8 +46,10 @@ def test_of_equal_epochs_the_last_is_published_and_a_map_that_never_moves_is_sai
     write_folder(tmp_path / "photos", classes=2, per_class=8)
     ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
     left = iter(maps)
-    monkeypatch.setattr("pipelines.learning.validation.validate", lambda learner, data: next(left))
-    monkeypatch.setattr(pipelines.train, "_run_workers", lambda job, data, log: train_worker(job, lambda *report: None))
+    monkeypatch.setattr("pipelines.train.validation.validate", lambda learner, data: next(left))
+    monkeypatch.setattr(
+        pipelines.train.train, "_run_workers", lambda job, data, log: train_worker(job, lambda *report: None)
+    )
     result = train(str(tmp_path / "shards"), str(tmp_path / "model"), config)
     assert (result["map"], result["epoch"]) == (max(maps), epoch)
     said = "the validation mAP was 0.5000 in all 3 validations" in capsys.readouterr().err
@@ -66,7 +68,7 @@ def test_relative_weights_are_found_by_workers_in_other_folders_and_name_the_mod
         monkeypatch.chdir("/")
         train_worker(job, lambda *report: None)
 
-    monkeypatch.setattr(pipelines.train, "_run_workers", elsewhere)
+    monkeypatch.setattr(pipelines.train.train, "_run_workers", elsewhere)
     digests = set()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -29,8 +29,8 @@ from hhnet.model import HHNet, Preprocess
 from pipelines.config.settings import Config
 from pipelines.encode.encoder import autocast
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
-from pipelines.learning.optimising import make_optimizer, rate_factor
-from pipelines.learning.teacher import Teacher
+from pipelines.train.optimizer import make_optimizer, rate_factor
+from pipelines.train.teacher import Teacher
 
 KEY_BYTES = 16
 KEYS_SHOWN = 3

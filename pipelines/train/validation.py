@@ -10,9 +10,9 @@ import torch
 from hhnet import mean_average_precision
 from pipelines.config.settings import Config
 from pipelines.encode.encoder import Encoder
-from pipelines.learning.learner import Learner, gather_rows
-from pipelines.learning.trainset import TrainData
 from pipelines.shards.shards import Sample
+from pipelines.train.batches import TrainData
+from pipelines.train.learner import Learner, gather_rows
 
 
 def validate(learner: Learner, data: TrainData) -> float:

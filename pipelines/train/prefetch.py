@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
-from pipelines.learning.learner import Batch
-from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg
 from pipelines.shards.shards import open_shards
+from pipelines.train.batches import DecodedCache, TrainData, epoch_batches, epoch_leg
+from pipelines.train.learner import Batch
 
 AHEAD = 8
 """Batches that wait for the GPU."""

@@ -19,10 +19,10 @@ from hhnet.model import Preprocess
 from hhnet.trivial import trivial_augment
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, counted
-from pipelines.learning.learner import Batch
-from pipelines.learning.softening import softened
 from pipelines.shards.images import ImageReject, decode_ahead, decode_image
 from pipelines.shards.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed
+from pipelines.train.learner import Batch
+from pipelines.train.mixup import softened
 
 T = TypeVar("T")
 View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]

@@ -153,7 +153,7 @@ class Fitter:
 
     def __init__(self, job: RotateJob, post: Any) -> None:
         from pipelines.encode.encoder import Encoder, read_model_card
-        from pipelines.learning.trainset import TrainData
+        from pipelines.train.batches import TrainData
 
         self.job, self.post, self.train = job, post, job.config.train
         self.base = open_artifact(job.model, "model")
@@ -168,7 +168,7 @@ class Fitter:
         """Make the model of the method."""
         from hhnet.model import card, model_to_bytes
         from pipelines.encode.encoder import Encoder
-        from pipelines.learning.validation import map_of
+        from pipelines.train.validation import map_of
 
         made, figures = self._made()
         encoder = Encoder(made, self.encoder.preprocess, self.encoder.precision, "")
@@ -230,7 +230,7 @@ class Fitter:
     def _class_index(self) -> "HHNet":
         """The classifier that the loss learned beside the network, which only checkpoints have."""
         from hhnet import heads
-        from pipelines.learning.checkpoints import Checkpoints
+        from pipelines.train.checkpoints import Checkpoints
 
         if self.card.get("loss") != "ce":
             raise InputError(

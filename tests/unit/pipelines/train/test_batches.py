@@ -12,9 +12,9 @@ from hhnet.trivial import trivial_augment
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import InputError
 from pipelines.ingest.ingest import ingest
-from pipelines.learning.trainset import DecodedCache, TrainData, epoch_batches, epoch_leg, views_of
 from pipelines.shards.images import decode_image
 from pipelines.shards.shards import ShardSet, open_shards
+from pipelines.train.batches import DecodedCache, TrainData, epoch_batches, epoch_leg, views_of
 from tests.support.pictures import write_folder, write_specimens
 
 STRONG = ("data.policy=trivial", "train.mixup=0.4", "train.label_smoothing=0.1")

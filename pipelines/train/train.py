@@ -30,9 +30,9 @@ from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
 
 if TYPE_CHECKING:  # they import torch, which a run that finds everything done can do without
-    from pipelines.learning.checkpoints import Checkpoint, Checkpoints
-    from pipelines.learning.learner import Batch, Learner
-    from pipelines.learning.trainset import TrainData
+    from pipelines.train.batches import TrainData
+    from pipelines.train.checkpoints import Checkpoint, Checkpoints
+    from pipelines.train.learner import Batch, Learner
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
 
 def _work(job: TrainJob) -> Artifact:
     """Train from the last good checkpoint to the end, and publish."""
-    from pipelines.learning.checkpoints import Checkpoints
-    from pipelines.learning.trainset import TrainData
+    from pipelines.train.batches import TrainData
+    from pipelines.train.checkpoints import Checkpoints
 
     (train_set, val_set), config = job.opened(), job.config
     data = TrainData.make(train_set, val_set, config)
@@ -148,10 +148,10 @@ def check_network(config: Config, classes: int) -> None:
     import torch
 
     from hhnet.losses.base import shortage
-    from pipelines.learning.learner import make_network, make_training_loss
-    from pipelines.learning.optimising import make_optimizer
-    from pipelines.learning.teacher import Teacher
-    from pipelines.learning.trainset import preprocess_of
+    from pipelines.train.batches import preprocess_of
+    from pipelines.train.learner import make_network, make_training_loss
+    from pipelines.train.optimizer import make_optimizer
+    from pipelines.train.teacher import Teacher
 
     loss = make_training_loss(config, classes)
     network = make_network(config, loss.default_head).eval()
@@ -331,8 +331,8 @@ def _publish(
 ) -> Artifact:
     """The averaged weights of the best validation epoch become the model."""
     from hhnet.model import card, model_to_bytes
-    from pipelines.learning.learner import make_network, make_training_loss
-    from pipelines.learning.trainset import preprocess_of
+    from pipelines.train.batches import preprocess_of
+    from pipelines.train.learner import make_network, make_training_loss
 
     best = checkpoints.named(last.progress["best"]["checkpoint"])
     loss = make_training_loss(config, len(train_set.classes))
@@ -368,9 +368,9 @@ def _publish(
 
 def train_worker(job: TrainJob, post: Any) -> None:
     """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
-    from pipelines.learning.checkpoints import Checkpoints
-    from pipelines.learning.learner import Learner, StepLoss
-    from pipelines.learning.trainset import TrainData, preprocess_of
+    from pipelines.train.batches import TrainData, preprocess_of
+    from pipelines.train.checkpoints import Checkpoints
+    from pipelines.train.learner import Learner, StepLoss
 
     config = job.config
     train_set, val_set = job.opened()
@@ -436,7 +436,7 @@ def _stream(
     job: TrainJob, data: "TrainData", learner: "Learner", epoch: int, legs: list[list[int]]
 ) -> "Iterator[tuple[Batch, int]]":
     """The batches from here on, made in a process of their own where a GPU waits for them."""
-    from pipelines.learning.feed import Position, batches, batches_apart
+    from pipelines.train.prefetch import Position, batches, batches_apart
 
     done = [(workers, steps) for workers, steps in legs]
     position = Position(learner.rank, learner.world, learner.loss.views, epoch, done)
@@ -454,7 +454,7 @@ def _end_epoch(
     loss: float,
 ) -> None:
     """Validate when it is time, remember the best, and save then and when a checkpoint is due."""
-    from pipelines.learning.validation import validate
+    from pipelines.train.validation import validate
 
     train_config = learner.config.train
     entry: dict[str, Any] = {"epoch": epoch + 1, "step": learner.step_count, "loss": loss}

@@ -7,8 +7,8 @@ from hhnet.augment import sample_rng
 from hhnet.losses import loss_names
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError
-from pipelines.learning.learner import Batch, make_training_loss
-from pipelines.learning.softening import softened
+from pipelines.train.learner import Batch, make_training_loss
+from pipelines.train.mixup import softened
 
 CLASSES = 5
 

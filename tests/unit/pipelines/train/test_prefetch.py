@@ -8,9 +8,9 @@ import pytest
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import InputError
 from pipelines.ingest.ingest import ingest
-from pipelines.learning.feed import Position, batches, batches_apart
-from pipelines.learning.trainset import TrainData
 from pipelines.shards.shards import open_shards
+from pipelines.train.batches import TrainData
+from pipelines.train.prefetch import Position, batches, batches_apart
 from tests.support.pictures import write_folder
 
 SETS = ("ingest.samples_per_shard=7", "data.image_size=32", "data.batch_size=8", "train.val_share=0.2")

@@ -4,7 +4,7 @@ import numpy as np
 
 from hhnet.augment import sample_rng
 from pipelines.config.settings import Config
-from pipelines.learning.learner import Batch
+from pipelines.train.learner import Batch
 
 
 def softened(batch: Batch, config: Config, epoch: int, views: int) -> Batch:

@@ -13,10 +13,10 @@ from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest.ingest import ingest
-from pipelines.learning.learner import Batch, Learner
-from pipelines.learning.teacher import Teacher
-from pipelines.learning.trainset import preprocess_of
-from pipelines.train import check_network, plan_job
+from pipelines.train.batches import preprocess_of
+from pipelines.train.learner import Batch, Learner
+from pipelines.train.teacher import Teacher
+from pipelines.train.train import check_network, plan_job
 from tests.support.pictures import write_folder
 
 CLASSES = 3

@@ -7,7 +7,7 @@ from hhnet.losses import make_loss
 from hhnet.model import HHNet
 from pipelines.config.settings import TrainSettings, load_config
 from pipelines.errors import ConfigError
-from pipelines.learning.optimising import make_optimizer, rate_factor
+from pipelines.train.optimizer import make_optimizer, rate_factor
 
 KINDS = {
     "adamw": torch.optim.AdamW,

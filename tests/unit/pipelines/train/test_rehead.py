@@ -12,15 +12,15 @@ import torch
 
 import hhnet
 from hhnet.rotation import quantisation_error
-from pipelines import rotate as verb
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.encode.encoder import Encoder
 from pipelines.errors import InputError, UsageError
 from pipelines.ingest.ingest import ingest
-from pipelines.rotate import Fitted, Fitter, plan_job
 from pipelines.shards.shards import open_shards
-from pipelines.train import plan_job as plan_training
+from pipelines.train import rehead as verb
+from pipelines.train.rehead import Fitted, Fitter, plan_job
+from pipelines.train.train import plan_job as plan_training
 from pipelines.verify import verify
 from tests.support.models import train_model
 from tests.support.pictures import write_folder
@@ -57,7 +57,7 @@ def run(root: Path, out: Path, method: str, *more: str, model: str = "model") ->
 
 def training_images(root: Path) -> tuple[list[bytes], set[str]]:
     """Those that were trained on, by the rule of the split, and the keys of the others."""
-    from pipelines.learning.trainset import TrainData
+    from pipelines.train.batches import TrainData
 
     data = TrainData.make(open_shards(str(root / "shards")), None, settings())
     rows = [(shard, set(rows.tolist())) for shard, rows in zip(data.train.shards, data.rows, strict=True)]
@@ -92,7 +92,7 @@ def test_a_rotation_turns_the_outputs_and_lessens_their_error(root: Path, tmp_pa
 
 def test_validation_measures_it_on_what_was_held_out(root: Path, tmp_path: Path) -> None:
     """By hand: the first fifth of the held-out samples is searched in the others."""
-    from pipelines.learning.trainset import TrainData
+    from pipelines.train.batches import TrainData
 
     result = run(root, tmp_path / "out", "itq")
     shards = open_shards(str(root / "shards"))
@@ -127,7 +127,7 @@ def test_a_projection_takes_the_features(root: Path, tmp_path: Path, method: str
 
 
 def test_the_class_index_is_that_of_the_classifier_in_the_checkpoint(root: Path, tmp_path: Path) -> None:
-    from pipelines.learning.checkpoints import Checkpoints
+    from pipelines.train.checkpoints import Checkpoints
 
     result = run(root, tmp_path / "out", "classes")
     assert (result["bits"], result["images"]) == (3, 0)
