@@ -164,8 +164,8 @@ def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dic
 
     Each night has other codes, and a report that was published is never edited.
     """
-    from pipelines.evaluate import evaluate as job
-    from pipelines.evaluate import report_fingerprint
+    from pipelines.evaluate.evaluate import evaluate as job
+    from pipelines.evaluate.evaluate import report_fingerprint
 
     settings = parse(config)
     mark = report_fingerprint(queries["digest"], [ref["digest"] for ref in database], settings)[:NAME_CHARS]

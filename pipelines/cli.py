@@ -507,8 +507,8 @@ def evaluate(
 
     Example: hhnet evaluate --queries codes/query --database codes/database --out report --convention hashnet --at 1000
     """
-    from pipelines.evaluate import evaluate as work
-    from pipelines.gallery.conventions import convention_settings
+    from pipelines.evaluate.conventions import convention_settings
+    from pipelines.evaluate.evaluate import evaluate as work
 
     named = convention_settings(convention) if convention else {}
     return work(queries, database, out, configure(config, sets, **{"evaluate.at": at, **named}))
@@ -551,7 +551,7 @@ def agreement(
 
     Example: hhnet agreement --old codes/v1 --new codes/v2 --out reports/v1-v2
     """
-    from pipelines.agreement import agreement as work
+    from pipelines.evaluate.agreement_verb import agreement as work
 
     return work(old, new, out, configure(config, sets))
 

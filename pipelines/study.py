@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from hhnet.flops import forward_flops
-from pipelines import evaluate
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes
@@ -27,6 +26,7 @@ from pipelines.encode import encode
 from pipelines.encode import shard as encoding
 from pipelines.encode.encoder import Encoder
 from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed
+from pipelines.evaluate import evaluate
 from pipelines.gallery.study import study_page, study_plots
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols import find_protocol

@@ -14,7 +14,7 @@ import pipelines.index.build
 import pipelines.index.indexing
 from pipelines.config.settings import Config, DedupeSettings, EvaluateSettings, IndexSettings
 from pipelines.dedupe import dedupe
-from pipelines.evaluate import evaluate
+from pipelines.evaluate.evaluate import evaluate
 from pipelines.gc import gc
 from pipelines.index.alias import set_alias
 from pipelines.index.build import build_index

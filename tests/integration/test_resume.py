@@ -18,7 +18,7 @@ from pipelines.dedupe import dedupe
 from pipelines.encode.encode import encode
 from pipelines.encode.shard import plan_job
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch
-from pipelines.evaluate import evaluate
+from pipelines.evaluate.evaluate import evaluate
 from pipelines.index.build import build_index
 from pipelines.ingest.adopt import adopt
 from pipelines.ingest.ingest import ingest

@@ -18,7 +18,7 @@ from pipelines.config.settings import load_config
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.encode.encode import encode
 from pipelines.errors import InputError
-from pipelines.evaluate import evaluate
+from pipelines.evaluate.evaluate import evaluate
 from pipelines.index.build import build_index
 from pipelines.search.search import search
 from pipelines.train.rehead import rotate

@@ -15,7 +15,7 @@ import pipelines.cli
 import pipelines.dedupe
 import pipelines.duplicates.search
 import pipelines.encode.encoder
-import pipelines.evaluate
+import pipelines.evaluate.evaluate
 import pipelines.index.planner
 import pipelines.ingest.ingest
 import pipelines.storage.s3

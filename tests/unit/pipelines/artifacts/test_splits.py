@@ -14,7 +14,7 @@ from pipelines.artifacts.splits import carried, split_part
 from pipelines.config.settings import Config, EvaluateSettings, load_config
 from pipelines.encode.encode import encode
 from pipelines.errors import DamagedArtifact, FingerprintMismatch
-from pipelines.evaluate import evaluate
+from pipelines.evaluate.evaluate import evaluate
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols.cifar10 import CLASSES, Cifar10
 from pipelines.storage import canonical_json

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import hhnet
-from pipelines.agreement import agreement
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.gallery.agreement import nearest_probabilities, overlaps
+from pipelines.evaluate.agreement import nearest_probabilities, overlaps
+from pipelines.evaluate.agreement_verb import agreement
 from pipelines.verify import verify
 from tests.support.codes import Rows, class_codes, random_codes, write_codes
 

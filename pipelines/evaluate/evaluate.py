@@ -19,13 +19,13 @@ from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, EvaluateSettings, result_settings
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
 from pipelines.errors import HHNetError, InputError
+from pipelines.evaluate.figures import Figures, measure, require_findable
+from pipelines.evaluate.health import Examined, examine
+from pipelines.evaluate.pair import Pair, Side, load_pair
+from pipelines.evaluate.report import convention_name, report_page
 from pipelines.gallery import plots
-from pipelines.gallery.figures import Figures, measure, require_findable
-from pipelines.gallery.health import Examined, examine
 from pipelines.gallery.page import Row, Tile
-from pipelines.gallery.pair import Pair, Side, load_pair
 from pipelines.gallery.pictures import Pictures, find_pictures
-from pipelines.gallery.report import convention_name, report_page
 from pipelines.storage import Store, canonical_json
 
 STEPS = 5

@@ -11,10 +11,10 @@ import hhnet
 from hhnet.metrics import relevant_share
 from pipelines.config.settings import EvaluateSettings
 from pipelines.errors import InputError
-from pipelines.gallery.conventions import ConventionFigures, average_precisions, by_convention, chance
-from pipelines.gallery.health import Examined, HealthFigures, health_figures
-from pipelines.gallery.pair import Pair
-from pipelines.gallery.rounding import all_rounded, rounded
+from pipelines.evaluate.conventions import ConventionFigures, average_precisions, by_convention, chance
+from pipelines.evaluate.health import Examined, HealthFigures, health_figures
+from pipelines.evaluate.pair import Pair
+from pipelines.evaluate.rounding import all_rounded, rounded
 
 RANKS = (10, 100, 1000)
 CURVE_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)

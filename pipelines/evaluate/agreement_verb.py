@@ -10,9 +10,9 @@ from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, result_settings
 from pipelines.encode.codes import CodesSet, open_codes
 from pipelines.errors import InputError
+from pipelines.evaluate.agreement import Matched, agreement_page, match, measure_agreement
+from pipelines.evaluate.pair import load_pair
 from pipelines.gallery import plots
-from pipelines.gallery.agreement import Matched, agreement_page, match, measure_agreement
-from pipelines.gallery.pair import load_pair
 from pipelines.storage import Store, canonical_json
 
 HEADLINE = ("overlap", "chance", "k", "correlation", "bits_old", "bits_new")

@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 import hhnet
 from pipelines.config.settings import AgreementSettings
+from pipelines.evaluate.pair import Pair, Side
+from pipelines.evaluate.rounding import all_rounded, rounded
 from pipelines.gallery.page import cards, document, facts, plots, section, table
-from pipelines.gallery.pair import Pair, Side
-from pipelines.gallery.rounding import all_rounded, rounded
 
 BINS = 32
 BLOCK_PAIRS = 1 << 22

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.config.settings import EvaluateSettings
-from pipelines.gallery.figures import Figures
-from pipelines.gallery.health import HealthFigures
+from pipelines.evaluate.figures import Figures
+from pipelines.evaluate.health import HealthFigures
 from pipelines.gallery.page import Row, cards, document, facts, folded, gallery, note, plots, points, section, table
 
 _TIES = {

@@ -10,8 +10,8 @@ import hhnet
 from hhnet.conventions import CONVENTIONS, Convention
 from pipelines.config.settings import EvaluateSettings
 from pipelines.errors import UsageError
-from pipelines.gallery.pair import Pair
-from pipelines.gallery.rounding import rounded
+from pipelines.evaluate.pair import Pair
+from pipelines.evaluate.rounding import rounded
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import hhnet
 from pipelines.config.settings import Config, EvaluateSettings
 from pipelines.encode.codes import open_codes
 from pipelines.errors import FingerprintMismatch, InputError, UsageError
-from pipelines.evaluate import choose_queries, evaluate
-from pipelines.gallery.conventions import convention_settings
-from pipelines.gallery.figures import measure
-from pipelines.gallery.health import examine
-from pipelines.gallery.pair import load_pair
+from pipelines.evaluate.conventions import convention_settings
+from pipelines.evaluate.evaluate import choose_queries, evaluate
+from pipelines.evaluate.figures import measure
+from pipelines.evaluate.health import examine
+from pipelines.evaluate.pair import load_pair
 from tests.support.codes import (
     Rows,
     class_codes,

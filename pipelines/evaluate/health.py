@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 import hhnet
 from hhnet.health import CodeDrift, CodeHealth
-from pipelines.gallery.rounding import all_rounded, rounded
+from pipelines.evaluate.rounding import all_rounded, rounded
 
 LISTED = 10
 WEAK = 0.5
