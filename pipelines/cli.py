@@ -534,7 +534,7 @@ def dedupe(
 
     Example: hhnet dedupe --codes codes/tonight --against index --radius 3 --out duplicates
     """
-    from pipelines.dedupe import dedupe as work
+    from pipelines.dedupe.dedupe import dedupe as work
 
     return work(codes, out, configure(config, sets, dedupe__radius=radius, dedupe__memory=memory), against=against)
 

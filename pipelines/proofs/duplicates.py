@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import hhnet
-from pipelines.duplicates import artifact as tables
-from pipelines.duplicates.artifact import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Place, read_places, read_table
-from pipelines.duplicates.sources import Source, sources_of
+from pipelines.dedupe import tables
+from pipelines.dedupe.sources import Source, sources_of
+from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Place, read_places, read_table
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import Codes
@@ -232,7 +232,7 @@ def _prove_codes(findings: Findings, places: list[Place], pairs: _Pairs) -> None
 
 def _prove_pairs(findings: Findings, sources: list[Source], pairs: _Pairs, width: int) -> None:
     from hhnet.pairs import equal_groups
-    from pipelines.duplicates.corpus import read_corpus
+    from pipelines.dedupe.corpus import read_corpus
 
     uri, joined = findings.artifact.uri, pairs.joined
     with scratch_folder() as folder:

@@ -12,7 +12,7 @@ import pipelines.index.indexing
 from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
-from pipelines.dedupe import dedupe
+from pipelines.dedupe.dedupe import dedupe
 from pipelines.encode.codes import open_codes
 from pipelines.errors import HHNetError
 from pipelines.index.alias import set_alias

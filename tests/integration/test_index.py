@@ -13,7 +13,7 @@ import pytest
 import pipelines.index.build
 import pipelines.index.indexing
 from pipelines.config.settings import Config, DedupeSettings, EvaluateSettings, IndexSettings
-from pipelines.dedupe import dedupe
+from pipelines.dedupe.dedupe import dedupe
 from pipelines.evaluate.evaluate import evaluate
 from pipelines.gc import gc
 from pipelines.index.alias import set_alias

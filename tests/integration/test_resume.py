@@ -14,7 +14,7 @@ import pipelines.encode.shard
 import pipelines.index.indexing
 from pipelines.artifacts.commit import ArtifactInput, ArtifactWriter, Part, open_artifact
 from pipelines.config.settings import Config, load_config
-from pipelines.dedupe import dedupe
+from pipelines.dedupe.dedupe import dedupe
 from pipelines.encode.encode import encode
 from pipelines.encode.shard import plan_job
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch

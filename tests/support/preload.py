@@ -12,8 +12,8 @@ import pandas as pd
 import scipy.special
 
 import pipelines.cli
-import pipelines.dedupe
-import pipelines.duplicates.search
+import pipelines.dedupe.dedupe
+import pipelines.dedupe.pairs
 import pipelines.encode.encoder
 import pipelines.evaluate.evaluate
 import pipelines.index.planner

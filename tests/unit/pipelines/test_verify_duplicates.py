@@ -13,15 +13,8 @@ from hhnet import pack_bits
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, open_artifact
 from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
 from pipelines.config.settings import Config, DedupeSettings
-from pipelines.dedupe import dedupe
-from pipelines.duplicates.artifact import (
-    COMPONENTS_SCHEMA,
-    PAIRS_SCHEMA,
-    SHARDS,
-    SHARDS_NAME,
-    components_name,
-    pairs_name,
-)
+from pipelines.dedupe.dedupe import dedupe
+from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, SHARDS, SHARDS_NAME, components_name, pairs_name
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import Store
 from pipelines.verify import verify

@@ -15,7 +15,7 @@ import pipelines.index.indexing
 from pipelines.artifacts.commit import versions
 from pipelines.cli import build_app
 from pipelines.config.settings import Config, IndexSettings
-from pipelines.dedupe import dedupe
+from pipelines.dedupe.dedupe import dedupe
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.gc import gc
 from pipelines.index import update as reindex

@@ -13,7 +13,7 @@ from pipelines.artifacts.commit import Artifact, manifest_digest, open_artifact,
 from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current, publish_next
 from pipelines.config.settings import Config, GateSettings, IndexSettings
-from pipelines.dedupe import dedupe
+from pipelines.dedupe.dedupe import dedupe
 from pipelines.encode.codes import open_codes
 from pipelines.errors import (
     CommitConflict,

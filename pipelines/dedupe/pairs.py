@@ -21,10 +21,10 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings
-from pipelines.duplicates import artifact
-from pipelines.duplicates.artifact import PAIRS_SCHEMA, pairs_name, unit_name
-from pipelines.duplicates.corpus import Corpus, Numbers
-from pipelines.duplicates.spool import Spool, cut
+from pipelines.dedupe import tables as artifact
+from pipelines.dedupe.corpus import Corpus, Numbers
+from pipelines.dedupe.external_sort import Spool, cut
+from pipelines.dedupe.tables import PAIRS_SCHEMA, pairs_name, unit_name
 from pipelines.errors import ConfigError, InputError, WorkFailed
 from pipelines.storage import Entry
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.duplicates.artifact import Place
+from pipelines.dedupe.tables import Place
 from pipelines.encode.codes import CodesSet, CodesShard, has_logits, require_pair
 from pipelines.errors import DamagedArtifact
 from pipelines.index.reader import IndexedShard, IndexReader

@@ -15,9 +15,9 @@ import pipelines.index.indexing
 from hhnet import hamming_distances, pack_bits
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
-from pipelines.dedupe import dedupe
-from pipelines.duplicates import artifact as tables
-from pipelines.duplicates import search
+from pipelines.dedupe import pairs as search
+from pipelines.dedupe import tables
+from pipelines.dedupe.dedupe import dedupe
 from pipelines.errors import ConfigError, FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
 from pipelines.index.build import build_index
 from pipelines.index.reader import open_index

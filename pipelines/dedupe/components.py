@@ -10,10 +10,10 @@ from hhnet.pairs import Forest
 from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage
-from pipelines.duplicates import artifact
-from pipelines.duplicates.artifact import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name, read_table
-from pipelines.duplicates.corpus import Corpus
-from pipelines.duplicates.spool import Spool, cut
+from pipelines.dedupe import tables as artifact
+from pipelines.dedupe.corpus import Corpus
+from pipelines.dedupe.external_sort import Spool, cut
+from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name, read_table
 
 NUMBER_BITS = 31
 

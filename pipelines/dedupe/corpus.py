@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from hhnet.multihash import Codes, padded
 from pipelines.cluster.progress import stage
-from pipelines.duplicates.sources import Source
+from pipelines.dedupe.sources import Source
 from pipelines.encode.codes import code_array
 from pipelines.index.reader import index_id
 

@@ -8,8 +8,8 @@ from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, 
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import finished, open_current
 from pipelines.config.settings import Config, DedupeSettings, result_settings
-from pipelines.duplicates.artifact import SHARDS, SHARDS_NAME
-from pipelines.duplicates.sources import Source, sources_of
+from pipelines.dedupe.sources import Source, sources_of
+from pipelines.dedupe.tables import SHARDS, SHARDS_NAME
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct
 from pipelines.errors import InputError
 from pipelines.index.aliases import index_root
@@ -60,9 +60,9 @@ def _find(
     writer: ArtifactWriter, sets: Sequence[CodesSet], sources: Sequence[Source], settings: DedupeSettings
 ) -> Artifact:
     # numba, which an unchanged result has no need of
-    from pipelines.duplicates.corpus import read_corpus
-    from pipelines.duplicates.groups import write_components
-    from pipelines.duplicates.search import PairSearch, find_leaders, require_memory
+    from pipelines.dedupe.components import write_components
+    from pipelines.dedupe.corpus import read_corpus
+    from pipelines.dedupe.pairs import PairSearch, find_leaders, require_memory
 
     bits = sets[0].bits
     require_memory(sum(source.place.rows for source in sources), settings)
