@@ -592,7 +592,7 @@ def export(
 
     Example: hhnet export --onnx --model model --out model.onnx
     """
-    from pipelines.export import export as work
+    from pipelines.export.onnx import export as work
 
     return work(model, out, batch=batch, images=check_images)
 

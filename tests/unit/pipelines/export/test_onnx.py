@@ -16,12 +16,12 @@ from PIL import Image
 
 import hhnet
 from hhnet.codes import sign_bits
-from pipelines import export as module
 from pipelines.artifacts.commit import Artifact, open_artifact
 from pipelines.config.settings import Config
 from pipelines.encode.encoder import Encoder
 from pipelines.errors import InputError, UsageError, WorkFailed
-from pipelines.export import compare, export, find_images
+from pipelines.export import onnx as module
+from pipelines.export.onnx import compare, export, find_images
 from pipelines.ingest.ingest import ingest
 from tests.support.models import SIDE, write_model
 from tests.support.pictures import jpeg, picture, write_folder, write_specimens
