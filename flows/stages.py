@@ -85,7 +85,7 @@ def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
     A damaged tar does not end the run: `encode` makes rejects of the damaged samples, and the reject budget decides.
     """
     from pipelines.console import submit
-    from pipelines.verify import verify_tars
+    from pipelines.verify.verify import verify_tars
 
     settings = parse(config)
     with progress(name):

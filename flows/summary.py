@@ -13,8 +13,8 @@ from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current
 from pipelines.encode.shard import receipt_parts
 from pipelines.errors import InputError
-from pipelines.status.figures import attempts_of, slowest
 from pipelines.storage import Store
+from pipelines.verify.status.figures import attempts_of, slowest
 
 SLOWEST = 20
 """Shards in the table of the slowest."""

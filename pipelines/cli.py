@@ -352,7 +352,7 @@ def gc(
 
     Example: hhnet gc index --keep 7
     """
-    from pipelines.gc import gc as work
+    from pipelines.verify.gc import gc as work
 
     return work(uri, older_than=older_than, dry_run=dry_run, keep=keep)
 
@@ -382,17 +382,17 @@ def verify(
     if for_run is not None:
         if shards or model:
             raise UsageError("--for-run proves shards, which have no inputs: it cannot be given with --shards, --model")
-        from pipelines.verify import verify_tars
+        from pipelines.verify.verify import verify_tars
 
         sent = submit(settings, ["verify", uri], {"--for-run": for_run})
         return sent or verify_tars(uri, for_run, settings)
-    from pipelines.verify import verify as work
+    from pipelines.verify.verify import verify as work
 
     return work(uri, shards=shards, model=model)
 
 
 def _in_words(result: Result) -> str:
-    from pipelines.status.words import describe
+    from pipelines.verify.status.words import describe
 
     return describe(result)
 
@@ -408,7 +408,7 @@ def status(
 
     Example: hhnet status s3://bucket/run --json
     """
-    from pipelines.status import status as work
+    from pipelines.verify.status import status as work
 
     return work(uri, watch=watch)
 

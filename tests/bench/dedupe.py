@@ -26,7 +26,7 @@ import numpy.typing as npt
 from hhnet import hamming_range
 from pipelines.config.settings import load_config
 from pipelines.dedupe.dedupe import dedupe
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.bench.multihash import BITS, clustered
 from tests.bench.search import THREADS
 from tests.support.codes import Rows, write_codes

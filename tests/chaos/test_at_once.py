@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.checker import stored
 from tests.support.drivers import Done, run, train_checkpoints, verb
 from tests.support.jobs import STEPS, TRAINING, Jobs, assert_whole

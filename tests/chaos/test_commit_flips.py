@@ -21,7 +21,7 @@ from pipelines.index.update import remove_rows
 from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, read_description
 from pipelines.study import Cell, Data, _publish
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.codes import write_shards
 from tests.support.inline import use_inline_pool
 from tests.support.report import SEED, report, scaled

@@ -25,7 +25,7 @@ from pipelines.config.settings import load_config
 from pipelines.encode.encode import encode
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.models import write_model
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled

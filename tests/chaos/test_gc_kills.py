@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.checker import Stored, stored
 from tests.support.drivers import Done, run, verb
 from tests.support.jobs import Jobs

@@ -22,9 +22,9 @@ import pipelines.encode.shard
 from pipelines.config.settings import load_config
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
-from pipelines.gc import gc
 from pipelines.shards.shards import open_shards
-from pipelines.verify import verify
+from pipelines.verify.gc import gc
+from pipelines.verify.verify import verify
 from tests.support.encodes import (
     IMAGES,
     PATIENCE,

@@ -21,7 +21,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.shards.images import ImageReject, decode_image
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json, sha256_of
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.fuzz.canaries import made, mark_of
 from tests.fuzz.guards import watched
 from tests.support import pictures

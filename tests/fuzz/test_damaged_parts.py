@@ -27,7 +27,7 @@ from pipelines.index.build import build_index
 from pipelines.index.kinds import KINDS, NOTHING_REMOVED, index_kind
 from pipelines.index.kinds.ivf import IvfKind
 from pipelines.index.reader import QUANTIZER_NAME, open_index
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.fuzz.apart import do_apart
 from tests.support.codes import random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool

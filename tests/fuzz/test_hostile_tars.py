@@ -19,7 +19,7 @@ from pipelines.ingest.skips import SkipReason
 from pipelines.shards.images import SUFFIXES
 from pipelines.shards.shards import open_shards
 from pipelines.shards.tar import TarDamaged, TarReason, read_tar
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.fuzz.guards import HANG_S, files_below, peak_growth, watched, within
 from tests.fuzz.hostile_tars import Hostile, hostile_tar, packed, samples, stock_members
 from tests.support.report import SEED, report, scaled

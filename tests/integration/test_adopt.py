@@ -16,7 +16,7 @@ from pipelines.errors import InputError
 from pipelines.ingest.adopt import adopt
 from pipelines.shards.shards import open_shards, write_tar
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support import pictures as drawn
 from tests.support.checker import client_of
 from tests.support.seaweed import BUCKET, Seaweed, seaweed

@@ -11,7 +11,7 @@ from pipelines.index.alias import set_alias
 from pipelines.index.build import build_index
 from pipelines.search.search import search
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.codes import simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 from tests.support.seaweed import Seaweed, seaweed

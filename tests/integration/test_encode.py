@@ -17,7 +17,7 @@ from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.inline import use_inline_pool
 from tests.support.pictures import animated_gif, truncated_jpeg

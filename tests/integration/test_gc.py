@@ -11,8 +11,8 @@ import pytest
 
 from pipelines.artifacts.commit import open_artifact
 from pipelines.errors import InputError
-from pipelines.gc import gc
 from pipelines.storage import Store
+from pipelines.verify.gc import gc
 from tests.support.checker import client_of
 from tests.support.codes import simple_rows, write_codes
 from tests.support.seaweed import BUCKET, seaweed

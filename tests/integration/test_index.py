@@ -15,14 +15,14 @@ import pipelines.index.indexing
 from pipelines.config.settings import Config, DedupeSettings, EvaluateSettings, IndexSettings
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.evaluate.evaluate import evaluate
-from pipelines.gc import gc
 from pipelines.index.alias import set_alias
 from pipelines.index.build import build_index
 from pipelines.index.publish import rollback_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.search.search import search
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.gc import gc
+from pipelines.verify.verify import verify
 from tests.support.codes import codes_of_shards, random_codes, simple_rows, write_codes, write_shards
 from tests.support.inline import use_inline_pool
 from tests.support.pictures import class_names

@@ -24,7 +24,7 @@ from pipelines.ingest.adopt import adopt
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.train.train import train
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.integration.test_encode import tree
 from tests.support.inline import use_inline_pool

@@ -16,10 +16,10 @@ from pipelines.encode.encode import encode
 from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.encode.shard import ShardEncoder, ShardTask
 from pipelines.errors import Degraded, InputError
-from pipelines.gc import gc
 from pipelines.index.build import build_index
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.gc import gc
+from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.checker import client_of
 from tests.support.corpus import Corpus

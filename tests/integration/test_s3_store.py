@@ -25,10 +25,10 @@ from pipelines.errors import (
 )
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, open_shards
-from pipelines.status import status
 from pipelines.storage import Store, sha256_of
 from pipelines.storage.bucket import Answer, Bucket
-from pipelines.verify import verify
+from pipelines.verify.status import status
+from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.codes import write_many_codes
 from tests.support.faults import FaultProxy

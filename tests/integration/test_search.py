@@ -15,7 +15,7 @@ from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.evaluate.evaluate import evaluate
 from pipelines.index.build import build_index
 from pipelines.search.search import search
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.models import write_model
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 
 STUDY = """
 title = "Two lengths, one of them turned as well"

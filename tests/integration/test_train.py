@@ -23,7 +23,7 @@ from pipelines.index.build import build_index
 from pipelines.search.search import search
 from pipelines.train.rehead import rotate
 from pipelines.train.train import train
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
 
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.checker import PENDING, Stored, stored, violations
 from tests.support.codes import simple_rows, write_codes
 from tests.support.corpus import Corpus

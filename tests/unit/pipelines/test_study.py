@@ -17,13 +17,13 @@ from pipelines.artifacts.tables import parquet_bytes
 from pipelines.config.settings import load_config
 from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed
 from pipelines.ingest.ingest import ingest
-from pipelines.status import status
 from pipelines.storage import Store, canonical_json
 from pipelines.studies.grid import Grid, read_description
 from pipelines.studies.results import cells_table, summarise
 from pipelines.study import study
 from pipelines.train.train import TrainJob, train_worker
-from pipelines.verify import verify
+from pipelines.verify.status import status
+from pipelines.verify.verify import verify
 from tests.support.inline import use_inline_pool
 from tests.support.pictures import write_folder
 

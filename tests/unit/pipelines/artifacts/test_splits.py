@@ -19,7 +19,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols.cifar10 import CLASSES, Cifar10
 from pipelines.storage import canonical_json
 from pipelines.train import rehead as rotation
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.inline import use_inline_pool
 from tests.support.models import train_model, write_model
 from tests.support.protocols import warnings_in, write_pictures

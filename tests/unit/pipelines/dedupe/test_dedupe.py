@@ -23,7 +23,7 @@ from pipelines.index.build import build_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, remove_rows
 from pipelines.storage import failpoints
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 

@@ -25,7 +25,7 @@ from pipelines.errors import CommitConflict, FingerprintMismatch, InputError
 from pipelines.index.build import build_index
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.corpus import Corpus
 from tests.support.inline import use_inline_pool
 from tests.support.models import write_model

@@ -12,7 +12,7 @@ from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.evaluate.agreement import nearest_probabilities, overlaps
 from pipelines.evaluate.agreement_verb import agreement
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.codes import Rows, class_codes, random_codes, write_codes
 
 CONFIG = Config(agreement=AgreementSettings(queries=1000, k=3))

@@ -16,14 +16,14 @@ from pipelines.artifacts.versions import next_artifact, put_manifest
 from pipelines.cli import build_app
 from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.gc import gc
 from pipelines.index.alias import alias_history, rollback_alias, set_alias
 from pipelines.index.build import build_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes
 from pipelines.search.search import search
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.gc import gc
+from pipelines.verify.verify import verify
 from tests.support.codes import simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 

@@ -21,7 +21,7 @@ from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.search.search import search
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.codes import Rows, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
 from tests.support.inline import use_inline_pool
 

@@ -17,7 +17,6 @@ from pipelines.cli import build_app
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.gc import gc
 from pipelines.index import update as reindex
 from pipelines.index.alias import alias_history, set_alias
 from pipelines.index.build import build_index
@@ -27,7 +26,8 @@ from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, remove_rows
 from pipelines.search.search import search
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.gc import gc
+from pipelines.verify.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 

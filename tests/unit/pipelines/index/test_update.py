@@ -31,7 +31,7 @@ from pipelines.index.reader import QUANTIZER_NAME, REMOVED, REMOVED_NAME, open_i
 from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.search.search import search
 from pipelines.storage import Store, canonical_json, failpoints, sha256_of
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool
 

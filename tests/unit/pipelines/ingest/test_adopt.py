@@ -20,14 +20,14 @@ from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.encode.shard import _fields, _text
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch, InputError
-from pipelines.gc import gc
 from pipelines.ingest import adopt as adopting
 from pipelines.ingest.adopt import Adoption, adopt, read_class_names
 from pipelines.shards import tar as tars
 from pipelines.shards.shards import INDEX_NAME, Sample, open_shards, write_tar
 from pipelines.shards.tar import TarLimits, TarReason
 from pipelines.storage import Store, canonical_json, sha256_of
-from pipelines.verify import verify
+from pipelines.verify.gc import gc
+from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.runs import run_record
 

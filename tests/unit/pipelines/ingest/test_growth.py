@@ -21,7 +21,7 @@ from pipelines.ingest.adopt import adopt
 from pipelines.shards.shards import write_tar
 from pipelines.storage import Store
 from pipelines.train.train import _job_of, plan_job
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.inline import InlinePool, use_inline_pool
 from tests.support.models import write_model

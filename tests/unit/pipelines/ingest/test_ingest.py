@@ -27,7 +27,7 @@ from pipelines.ingest import ingest as ingest_module
 from pipelines.ingest import sources
 from pipelines.ingest.ingest import ingest, sample_key, unique_keys
 from pipelines.shards.shards import ShardSet, open_shards
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.runs import run_record
 

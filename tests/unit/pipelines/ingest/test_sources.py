@@ -25,7 +25,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.ingest.skips import SkipReason
 from pipelines.shards.shards import open_shards
 from pipelines.shards.tar import MAX_NAME_BYTES
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.pictures import jpeg, picture
 
 FORMS = ["folder", "x.zip", "x.tar", "x.tar.gz"]

@@ -16,7 +16,7 @@ from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.ingest.csv_rows import MAX_CELL_CHARS, MAX_LINE_CHARS
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import ShardSet, open_shards
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.models import write_model
 

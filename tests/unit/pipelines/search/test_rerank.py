@@ -37,7 +37,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.search import search as search_module
 from pipelines.search.search import search
 from pipelines.storage import canonical_json, sha256_of
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, with_logits, write_codes
 from tests.support.corpus import Corpus
 from tests.support.inline import InlinePool, use_inline_pool

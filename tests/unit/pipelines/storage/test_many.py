@@ -15,11 +15,11 @@ from pipelines.encode.codes import open_codes
 from pipelines.encode.shard import claimed_receipts
 from pipelines.errors import DamagedArtifact
 from pipelines.index.parts import PartTask
-from pipelines.proofs.codes import _receipts
-from pipelines.proofs.findings import Findings
 from pipelines.shards.shards import Shard, ShardSet
 from pipelines.storage import Store, in_order
 from pipelines.storage.local import LocalObjects
+from pipelines.verify.codes import _receipts
+from pipelines.verify.findings import Findings
 from tests.support.codes import simple_rows, write_codes, write_many_codes
 
 FEW, MANY = 1000, 4000

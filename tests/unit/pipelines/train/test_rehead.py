@@ -21,7 +21,7 @@ from pipelines.shards.shards import open_shards
 from pipelines.train import rehead as verb
 from pipelines.train.rehead import Fitted, Fitter, plan_job
 from pipelines.train.train import plan_job as plan_training
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.models import train_model
 from tests.support.pictures import write_folder
 

@@ -13,7 +13,7 @@ from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.ingest import protocols
 from pipelines.ingest.protocols import coco
 from pipelines.ingest.protocols.coco import CLASSES, Coco
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.protocols import hhnet, ingested, keys_of, labels_of, warnings_in, write_pictures
 
 SMALL = Coco(name="small", parts={"train": 3, "query": 2, "database": 3}, database=("train", "database"))

@@ -16,7 +16,7 @@ from pipelines.ingest.protocols import coco, imagenet100, lists, nuswide
 from pipelines.ingest.protocols.base import REST
 from pipelines.ingest.protocols.imagenet100 import Imagenet100
 from pipelines.ingest.protocols.lists import Listed
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.protocols import hhnet, ingested, keys_of, labels_of, warnings_in, write_pictures
 
 SYNSETS = ("n01514668", "n01537544", "n01560419", "n01629819")

@@ -13,7 +13,7 @@ from pipelines.errors import InputError
 from pipelines.ingest import protocols
 from pipelines.ingest.protocols.base import REST
 from pipelines.ingest.protocols.nuswide import CLASSES, NusWide
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.protocols import hhnet, ingested, keys_of, labels_of, warnings_in, write_pictures
 
 IMAGES, LABELLED = 180, 170

@@ -21,7 +21,7 @@ from pipelines.ingest.sources import Entry
 from pipelines.shards.images import decode_image
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.pictures import png
 from tests.support.protocols import hhnet, keys_of, samples_of
 from tests.support.protocols import ingested as ingested_by

@@ -18,12 +18,12 @@ from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
-from pipelines.proofs.findings import MAX_PROBLEMS, Findings
-from pipelines.proofs.proofs import PROOFS
-from pipelines.proofs.remembered import remember_tars, remembered_tars
-from pipelines.proofs.shards import prove_shards, prove_tar
 from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import Store, canonical_json
+from pipelines.verify.findings import MAX_PROBLEMS, Findings
+from pipelines.verify.proofs import PROOFS
+from pipelines.verify.remembered import remember_tars, remembered_tars
+from pipelines.verify.shards import prove_shards, prove_tar
 
 THREADS = 4
 

@@ -17,21 +17,21 @@ import pytest
 
 import pipelines.encode.shard
 import pipelines.index.indexing
-from pipelines import status as status_module
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.runs import RunLog
 from pipelines.config.settings import Config, load_config
 from pipelines.encode.encode import encode
 from pipelines.encode.shard import ShardEncoder, ShardTask
 from pipelines.errors import InputError, WorkFailed
-from pipelines.gc import gc
 from pipelines.index.build import build_index
 from pipelines.index.diff import plan
 from pipelines.ingest.ingest import ingest
-from pipelines.status import status
-from pipelines.status.words import describe, lasting, one_line
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify import status as status_module
+from pipelines.verify.gc import gc
+from pipelines.verify.status import status
+from pipelines.verify.status.words import describe, lasting, one_line
+from pipelines.verify.verify import verify
 from tests.support.inline import use_inline_pool
 from tests.support.models import train_model, write_model
 from tests.support.pictures import truncated_jpeg, write_folder

@@ -7,9 +7,9 @@ from contextlib import suppress
 
 from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.errors import InputError
-from pipelines.status import figures
-from pipelines.status.roots import RUNS, is_root, look
 from pipelines.storage import Store, in_order
+from pipelines.verify.status import figures
+from pipelines.verify.status.roots import RUNS, is_root, look
 
 STAGES = ("shards", "model", "codes", "index", "reports")
 """Folders of `hhnet run`, in the order in which it makes them; `model-<method>` is a rotated model."""

@@ -16,9 +16,9 @@ from pipelines.artifacts.splits import MODEL, carried, passed_on
 from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
 from pipelines.encode.codes import codes_parts, has_logits, require_signs
 from pipelines.errors import DamagedArtifact
-from pipelines.proofs.findings import Findings, require_distinct
 from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import in_order
+from pipelines.verify.findings import Findings, require_distinct
 
 PARTS_AT_ONCE = 4
 """Parts that are read and parsed at a time, each of which is in memory."""

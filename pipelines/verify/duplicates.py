@@ -21,8 +21,8 @@ from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import Codes
 from pipelines.index.reader import IndexReader
-from pipelines.proofs.findings import Findings, count
 from pipelines.storage import scratch_folder
+from pipelines.verify.findings import Findings, count
 
 PROBES = 64
 SLICE = 1 << 18

@@ -12,7 +12,6 @@ import pytest
 import ray
 import safetensors.numpy
 
-from pipelines import verify as verify_module
 from pipelines.artifacts.commit import (
     Artifact,
     ArtifactInput,
@@ -31,7 +30,8 @@ from pipelines.index.reader import ORDINALS, ORDINALS_NAME, index_id, keys_name,
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
-from pipelines.verify import verify, verify_tars
+from pipelines.verify import verify as verify_module
+from pipelines.verify.verify import verify, verify_tars
 from tests.support import pictures
 from tests.support.inline import InlinePool, use_inline_pool
 

@@ -9,19 +9,19 @@ import numpy.typing as npt
 import pytest
 
 import pipelines.index.indexing
-from pipelines import gc as gc_module
 from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact, versions
 from pipelines.artifacts.versions import all_versions, open_current, publish_next
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
-from pipelines.gc import gc
 from pipelines.index.build import build_index
 from pipelines.index.publish import index_info, rollback_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, remove_rows
 from pipelines.storage import Store, canonical_json
-from pipelines.verify import _orphans as orphans_of  # the codes here have no shards to verify against
-from pipelines.verify import verify
+from pipelines.verify import gc as gc_module
+from pipelines.verify.gc import gc
+from pipelines.verify.verify import _orphans as orphans_of  # the codes here have no shards to verify against
+from pipelines.verify.verify import verify
 from tests.support.codes import simple_rows, write_codes
 from tests.support.inline import use_inline_pool
 

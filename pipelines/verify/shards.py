@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from pipelines.artifacts.commit import Artifact
 from pipelines.errors import DamagedArtifact
-from pipelines.proofs.findings import Findings, count, require_distinct
 from pipelines.shards.shards import Member, Record, Shard, ShardSet, open_shards, part_proof, split_digest
 from pipelines.shards.tar import Hashed, TarDamaged, TarEntry, read_tar
+from pipelines.verify.findings import Findings, count, require_distinct
 
 
 def _is_adopted(artifact: Artifact) -> bool:

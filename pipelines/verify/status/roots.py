@@ -13,8 +13,8 @@ from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.artifacts.tables import read_parquet
 from pipelines.artifacts.versions import open_current
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.status import figures
 from pipelines.storage import Store, in_order
+from pipelines.verify.status import figures
 
 RUNS = 3
 """Runs whose attempts are looked at, the newest of them."""

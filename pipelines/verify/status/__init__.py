@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.artifacts.runs import Record
-from pipelines.status.survey import Survey
-from pipelines.status.words import describe, one_line
+from pipelines.verify.status.survey import Survey
+from pipelines.verify.status.words import describe, one_line
 
 WATCH_S = 5.0
 """Between two looks of --watch."""

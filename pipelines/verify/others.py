@@ -17,8 +17,8 @@ from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
 from pipelines.index.aliases import AliasTarget
 from pipelines.index.kinds import NOTHING_REMOVED
 from pipelines.index.reader import IndexedShard, IndexReader, keys_name, part_receipt
-from pipelines.proofs.findings import Findings, count
 from pipelines.storage import scratch_folder
+from pipelines.verify.findings import Findings, count
 
 
 def prove_index(findings: Findings) -> None:

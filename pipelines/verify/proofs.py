@@ -6,11 +6,11 @@ A proof adds problems to `Findings` instead of raising, so that one run names al
 
 from collections.abc import Callable, Mapping
 
-from pipelines.proofs.codes import prove_codes
-from pipelines.proofs.duplicates import prove_duplicates
-from pipelines.proofs.findings import Findings
-from pipelines.proofs.others import prove_alias, prove_checkpoint, prove_index, prove_model, prove_report
-from pipelines.proofs.studies import prove_study
+from pipelines.verify.codes import prove_codes
+from pipelines.verify.duplicates import prove_duplicates
+from pipelines.verify.findings import Findings
+from pipelines.verify.others import prove_alias, prove_checkpoint, prove_index, prove_model, prove_report
+from pipelines.verify.studies import prove_study
 
 PROOFS: Mapping[str, Callable[[Findings], None]] = {
     "codes": prove_codes,

@@ -17,7 +17,7 @@ from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, SHARDS, SHARDS_NAME, components_name, pairs_name
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import Store
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.support.codes import Rows, write_codes
 
 RADIUS = 4
