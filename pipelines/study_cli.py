@@ -40,7 +40,7 @@ def study(
 
     Example: hhnet study grid.toml --train shards/train --query shards/query --database shards/database --out study
     """
-    from pipelines.studies.grid import Grid, read_description
+    from pipelines.study.grid import Grid, read_description
 
     match = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", share)
     if match is None or int(match[1]) > int(match[2]):
@@ -48,6 +48,6 @@ def study(
     named = {"train": train, "query": query, "database": database, "val": val}
     sources = [f"run.{name}={json.dumps(value)}" for name, value in named.items() if value]
     grid = Grid.make(read_description(source, protocol), config, [*(sets or ()), *sources])
-    from pipelines.study import study as work
+    from pipelines.study.study import study as work
 
     return work(grid, out, root=root, share=(int(match[1]), int(match[2])), dry_run=dry_run)

@@ -7,7 +7,7 @@ from pipelines.artifacts.commit import Artifact
 from pipelines.artifacts.tables import read_parquet, require_schema
 from pipelines.artifacts.versions import open_input
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
-from pipelines.studies.results import cells_schema, summarise
+from pipelines.study.results import cells_schema, summarise
 from pipelines.verify.findings import Findings, count
 
 

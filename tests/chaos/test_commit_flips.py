@@ -19,8 +19,8 @@ from pipelines.index.alias import set_alias
 from pipelines.index.build import build_index
 from pipelines.index.update import remove_rows
 from pipelines.storage import Store, canonical_json
-from pipelines.studies.grid import Grid, read_description
-from pipelines.study import Cell, Data, _publish
+from pipelines.study.grid import Grid, read_description
+from pipelines.study.study import Cell, Data, _publish
 from pipelines.verify.verify import verify
 from tests.support.codes import write_shards
 from tests.support.inline import use_inline_pool

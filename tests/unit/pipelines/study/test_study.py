@@ -18,9 +18,9 @@ from pipelines.config.settings import load_config
 from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store, canonical_json
-from pipelines.studies.grid import Grid, read_description
-from pipelines.studies.results import cells_table, summarise
-from pipelines.study import study
+from pipelines.study.grid import Grid, read_description
+from pipelines.study.results import cells_table, summarise
+from pipelines.study.study import study
 from pipelines.train.train import TrainJob, train_worker
 from pipelines.verify.status import status
 from pipelines.verify.verify import verify

@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.config.settings import result_settings
 from pipelines.errors import ConfigError
-from pipelines.studies.grid import SHIPPED, Grid, read_description
+from pipelines.study.grid import SHIPPED, Grid, read_description
 
 TINY = """
 title = "Tiny"

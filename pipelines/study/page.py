@@ -6,8 +6,8 @@ from typing import Any
 
 from pipelines.gallery.page import cards, document, facts, folded, note, plots, section, table
 from pipelines.gallery.plots import study_curves
-from pipelines.studies.grid import Description
-from pipelines.studies.results import AXIS, Trial
+from pipelines.study.grid import Description
+from pipelines.study.results import AXIS, Trial
 
 Entry = Mapping[str, Any]
 

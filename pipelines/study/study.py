@@ -27,13 +27,13 @@ from pipelines.encode import shard as encoding
 from pipelines.encode.encoder import Encoder
 from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed
 from pipelines.evaluate import evaluate
-from pipelines.gallery.study import study_page, study_plots
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols import find_protocol
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
-from pipelines.studies.grid import Grid, Group
-from pipelines.studies.results import AXIS, Trial, cells_table, searches_table, summarise
+from pipelines.study.grid import Grid, Group
+from pipelines.study.page import study_page, study_plots
+from pipelines.study.results import AXIS, Trial, cells_table, searches_table, summarise
 from pipelines.train import rehead as rotate
 from pipelines.train import train
 from pipelines.train.batches import TrainData
