@@ -11,7 +11,7 @@ import hhnet
 from pipelines.config.settings import AgreementSettings
 from pipelines.evaluate.pair import Pair, Side
 from pipelines.evaluate.rounding import all_rounded, rounded
-from pipelines.gallery.page import cards, document, facts, plots, section, table
+from pipelines.report.page import cards, document, facts, plots, section, table
 
 BINS = 32
 BLOCK_PAIRS = 1 << 22

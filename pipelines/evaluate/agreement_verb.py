@@ -12,7 +12,7 @@ from pipelines.encode.codes import CodesSet, open_codes
 from pipelines.errors import InputError
 from pipelines.evaluate.agreement import Matched, agreement_page, match, measure_agreement
 from pipelines.evaluate.pair import load_pair
-from pipelines.gallery import plots
+from pipelines.report import plots
 from pipelines.storage import Store, canonical_json
 
 HEADLINE = ("overlap", "chance", "k", "correlation", "bits_old", "bits_new")

@@ -23,9 +23,9 @@ from pipelines.evaluate.figures import Figures, measure, require_findable
 from pipelines.evaluate.health import Examined, examine
 from pipelines.evaluate.pair import Pair, Side, load_pair
 from pipelines.evaluate.report import convention_name, report_page
-from pipelines.gallery import plots
-from pipelines.gallery.page import Row, Tile
-from pipelines.gallery.pictures import Pictures, find_pictures
+from pipelines.report import plots
+from pipelines.report.page import Row, Tile
+from pipelines.report.pictures import Pictures, find_pictures
 from pipelines.storage import Store, canonical_json
 
 STEPS = 5

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.encode.codes import CodesSet, class_names, code_array, logits_array
-from pipelines.gallery.pictures import Place
+from pipelines.report.pictures import Place
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.config.settings import EvaluateSettings
 from pipelines.evaluate.figures import Figures
 from pipelines.evaluate.health import HealthFigures
-from pipelines.gallery.page import Row, cards, document, facts, folded, gallery, note, plots, points, section, table
+from pipelines.report.page import Row, cards, document, facts, folded, gallery, note, plots, points, section, table
 
 _TIES = {
     "expected": "ties at equal distance count by their expectation over every order",

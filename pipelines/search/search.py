@@ -20,10 +20,10 @@ from pipelines.artifacts.versions import open_input
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, code_array, logits_array, open_codes, require_logits
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
-from pipelines.gallery.page import Row, Tile, document, gallery, note
-from pipelines.gallery.pictures import Pictures, Place, find_pictures, thumbnail
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, code_bytes, open_index
+from pipelines.report.page import Row, Tile, document, gallery, note
+from pipelines.report.pictures import Pictures, Place, find_pictures, thumbnail
 from pipelines.shards.images import MAX_BYTES, ImageReject, decode_image
 from pipelines.storage import write_output
 

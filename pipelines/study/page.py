@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.gallery.page import cards, document, facts, folded, note, plots, section, table
-from pipelines.gallery.plots import study_curves
+from pipelines.report.page import cards, document, facts, folded, note, plots, section, table
+from pipelines.report.plots import study_curves
 from pipelines.study.grid import Description
 from pipelines.study.results import AXIS, Trial
 

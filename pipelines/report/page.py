@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from pipelines.gallery.pictures import data_uri
-from pipelines.gallery.style import CSS
+from pipelines.report.pictures import data_uri
+from pipelines.report.style import CSS
 
 # A page that runs and loads nothing cannot be made to by a file name or a class name that slipped through.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

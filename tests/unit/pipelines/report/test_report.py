@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import InputError
-from pipelines.gallery import page, plots
-from pipelines.gallery.pictures import Place, find_pictures, thumbnail
+from pipelines.report import page, plots
+from pipelines.report.pictures import Place, find_pictures, thumbnail
 from pipelines.shards.shards import open_shards
 from tests.support.codes import codes_of_shards, write_shards
 from tests.support.pictures import jpeg, picture, png
