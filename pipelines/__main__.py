@@ -8,7 +8,7 @@ def main() -> None:
     """Run the command line. Its imports take a moment, in which an interrupt needs no traceback either."""
     _fill_closed()
     try:
-        from pipelines.cli import build_app
+        from pipelines.cli.main import build_app
 
         build_app()()
     except KeyboardInterrupt:

@@ -19,9 +19,9 @@ from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, 
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.artifacts.versions import finished, open_current
+from pipelines.cli.verb import submit
 from pipelines.cluster.session import kept_ray
 from pipelines.config.settings import Config, result_settings
-from pipelines.console import submit
 from pipelines.encode import encode
 from pipelines.encode import shard as encoding
 from pipelines.encode.encoder import Encoder

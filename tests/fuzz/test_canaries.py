@@ -146,7 +146,7 @@ def test_a_command_in_the_place_of_a_uri(words: list[str], url: str, folder: Pat
 
 def run_here(words: list[str]) -> None:
     """The command line in this process, so that what it starts is seen."""
-    from pipelines.cli import build_app
+    from pipelines.cli.main import build_app
 
     build_app()(words)
 

@@ -11,7 +11,7 @@ import numba
 import pandas as pd
 import scipy.special
 
-import pipelines.cli
+import pipelines.cli.main
 import pipelines.dedupe.dedupe
 import pipelines.dedupe.pairs
 import pipelines.encode.encoder

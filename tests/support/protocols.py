@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.cli import app
+from pipelines.cli.main import app
 from pipelines.config.settings import load_config
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols.base import Protocol

@@ -77,7 +77,7 @@ def test_the_lock_has_every_dependency_and_no_second_faiss() -> None:
 )
 def test_help_has_an_example_and_imports_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys\nfrom pipelines.cli import build_app\n"
+        "import sys\nfrom pipelines.cli.main import build_app\n"
         f"try: build_app()({[*words, '--help']!r})\n"
         "except SystemExit as end: status = end.code\n"
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"

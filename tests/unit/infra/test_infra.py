@@ -16,7 +16,7 @@ import typer.main
 import yaml
 
 from flows import deploy
-from pipelines.cli import build_app
+from pipelines.cli.main import build_app
 from pipelines.config.settings import Config
 
 ROOT = Path(__file__).parents[3]

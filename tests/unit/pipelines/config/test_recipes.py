@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.cli.verb import changed_settings
 from pipelines.config.recipes import _RECIPES, recipe_names, recipe_settings
 from pipelines.config.settings import Config, load_config, result_settings
-from pipelines.console import changed_settings
 from pipelines.errors import ConfigError
 from pipelines.train.learner import make_network, make_training_loss
 from pipelines.train.optimizer import make_optimizer

@@ -13,7 +13,7 @@ import pipelines.index.alias
 import pipelines.index.indexing
 from pipelines.artifacts.commit import open_artifact, publish_version, versions
 from pipelines.artifacts.versions import next_artifact, put_manifest
-from pipelines.cli import build_app
+from pipelines.cli.main import build_app
 from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.alias import alias_history, rollback_alias, set_alias

@@ -9,7 +9,7 @@ import pytest
 import pipelines.index.indexing
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.versions import open_current
-from pipelines.cli import build_app
+from pipelines.cli.main import build_app
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError

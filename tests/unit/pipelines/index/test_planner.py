@@ -13,12 +13,12 @@ import pipelines.index.build
 import pipelines.index.indexing
 from pipelines.artifacts.commit import open_artifact
 from pipelines.artifacts.runs import closed_records
+from pipelines.cli.index import index_build
 from pipelines.config.settings import Config, IndexSettings, load_config
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
 from pipelines.index.build import build_index
 from pipelines.index.kinds import KINDS
 from pipelines.index.planner import Plan, Prediction, along, choose, predict
-from pipelines.index_cli import index_build
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool

@@ -13,7 +13,7 @@ import pytest
 import pipelines.artifacts.versions
 import pipelines.index.indexing
 from pipelines.artifacts.commit import versions
-from pipelines.cli import build_app
+from pipelines.cli.main import build_app
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError

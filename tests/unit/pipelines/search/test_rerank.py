@@ -23,8 +23,8 @@ from hhnet.codes import sign_bits
 from pipelines.artifacts.commit import Artifact, manifest_digest
 from pipelines.artifacts.tables import parquet_bytes, read_parquet
 from pipelines.artifacts.versions import open_current, open_input
+from pipelines.cli.verb import present
 from pipelines.config.settings import Config, load_config
-from pipelines.console import present
 from pipelines.encode.codes import code_array, logits_array, open_codes
 from pipelines.encode.encode import encode
 from pipelines.encode.encoder import Encoder

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.console import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
+from pipelines.cli.verb import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
 from pipelines.errors import InputError, UsageError
 
 index_app = typer.Typer(help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True)

@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipelines.cli.index import index_app
+from pipelines.cli.study import study
+from pipelines.cli.verb import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
 from pipelines.config.recipes import recipe_names
-from pipelines.console import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
 from pipelines.errors import UsageError
-from pipelines.index_cli import index_app
-from pipelines.study_cli import study
 
 app = typer.Typer(
     name="hhnet",

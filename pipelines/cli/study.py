@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.console import ConfigFile, Result, Sets
+from pipelines.cli.verb import ConfigFile, Result, Sets
 from pipelines.errors import UsageError
 
 

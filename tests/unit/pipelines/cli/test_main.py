@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from pipelines.cli.verb import changed_settings, present, verb
 from pipelines.config.settings import load_config
-from pipelines.console import changed_settings, present, verb
 from pipelines.errors import Degraded, HHNetError, StoreUnavailable, UsageError, WorkFailed
 from tests.support.pictures import write_folder
 
