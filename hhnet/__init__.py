@@ -7,12 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hhnet.centres import hash_centres
     from hhnet.codes import pack_bits, unpack_bits
     from hhnet.health import code_drift, code_health
     from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
     from hhnet.logits import asymmetric_distances, quantise_logits, saturate
-    from hhnet.losses import loss_names, make_loss
     from hhnet.metrics import (
         average_precisions,
         chance_map,
@@ -23,7 +21,9 @@ if TYPE_CHECKING:
         precision_within_radius,
         tie_bounds,
     )
-    from hhnet.model import HHNet, load_model
+    from hhnet.nn.centres import hash_centres
+    from hhnet.nn.losses import loss_names, make_loss
+    from hhnet.nn.model import HHNet, load_model
     from hhnet.preprocess import Preprocess
 
 __all__ = [

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from hhnet.flops import forward_flops
+from hhnet.nn.flops import forward_flops
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.augment import Augment, sample_rng
-from hhnet.model import Preprocess
+from hhnet.nn.model import Preprocess
 from hhnet.trivial import trivial_augment
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, counted

@@ -23,9 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hhnet.distillation import neighbour_divergence
-from hhnet.losses import make_loss
-from hhnet.model import HHNet, Preprocess
+from hhnet.nn.distillation import neighbour_divergence
+from hhnet.nn.losses import make_loss
+from hhnet.nn.model import HHNet, Preprocess
 from pipelines.config.settings import Config
 from pipelines.encode.encoder import autocast
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed

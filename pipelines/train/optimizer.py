@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from hhnet.losses import HashLoss
-from hhnet.model import HHNet
+from hhnet.nn.losses import HashLoss
+from hhnet.nn.model import HHNet
 from pipelines.config.settings import TrainSettings
 from pipelines.errors import ConfigError
 

@@ -30,7 +30,7 @@ from pipelines.shards.shards import Sample, open_shards
 from pipelines.storage import Store, canonical_json
 
 if TYPE_CHECKING:  # they import torch, which only the worker needs
-    from hhnet.model import HHNet, Preprocess
+    from hhnet.nn.model import HHNet, Preprocess
 
 FEATURES = ("lsh", "pca", "pca-itq")
 """Methods that look at the features and not at the outputs."""
@@ -80,7 +80,7 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> d
 
     Its training shards are looked for at `shards`, else where they lay. Returns verb, status (`done` or `unchanged`),
     uri, digest, rotated, map and map_before (validation), bits, images, error and, of rotations, error_before: the mean
-    squared difference of outputs and signs, see `hhnet.rotation`. Raises InputError where the method cannot be applied.
+    squared difference of outputs and signs, see `hhnet.nn.rotation`. Raises InputError where the method cannot be applied.
     """
     begun = time.monotonic()
     job = plan_job(open_artifact(model, "model"), out, config, shards)
@@ -166,7 +166,7 @@ class Fitter:
 
     def run(self, _model: str) -> Fitted:
         """Make the model of the method."""
-        from hhnet.model import card, model_to_bytes
+        from hhnet.nn.model import card, model_to_bytes
         from pipelines.encode.encoder import Encoder
         from pipelines.train.validation import map_of
 
@@ -189,7 +189,7 @@ class Fitter:
         return Fitted(model_to_bytes(made), {**described, **kept}, parameters, figures)
 
     def _made(self) -> tuple["HHNet", dict[str, Any]]:
-        from hhnet import heads, rotation
+        from hhnet.nn import heads, rotation
 
         method, seed = self.train.rotate, self.train.seed
         if method == "classes":
@@ -215,7 +215,7 @@ class Fitter:
         self.post(images + epochs, f"epoch {epochs}/{EPOCHS}")
 
     def _projected(self, x_ND: Reals) -> tuple["HHNet", dict[str, Any]]:
-        from hhnet import heads, rotation
+        from hhnet.nn import heads, rotation
 
         bits, seed = self.encoder.bits, self.train.seed
         if self.train.rotate == "lsh":
@@ -229,7 +229,7 @@ class Fitter:
 
     def _class_index(self) -> "HHNet":
         """The classifier that the loss learned beside the network, which only checkpoints have."""
-        from hhnet import heads
+        from hhnet.nn import heads
         from pipelines.train.checkpoints import Checkpoints
 
         if self.card.get("loss") != "ce":

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hhnet.backbones import Backbone
-from hhnet.model import Preprocess
+from hhnet.nn.backbones import Backbone
+from hhnet.nn.model import Preprocess
 from pipelines.config.settings import Config
 from pipelines.encode.encoder import autocast
 from pipelines.errors import ConfigError

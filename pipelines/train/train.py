@@ -147,7 +147,7 @@ def check_network(config: Config, classes: int) -> None:
     """
     import torch
 
-    from hhnet.losses.base import shortage
+    from hhnet.nn.losses.base import shortage
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
     from pipelines.train.optimizer import make_optimizer
@@ -330,7 +330,7 @@ def _publish(
     writer: ArtifactWriter, checkpoints: "Checkpoints", last: "Checkpoint", train_set: ShardSet, config: Config
 ) -> Artifact:
     """The averaged weights of the best validation epoch become the model."""
-    from hhnet.model import card, model_to_bytes
+    from hhnet.nn.model import card, model_to_bytes
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
 

@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from hhnet.backbones import Backbone
+from hhnet.nn.backbones import Backbone
 
 
 def seconds(work: Callable[[], object]) -> float:

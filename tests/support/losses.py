@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hhnet.losses import make_loss
+from hhnet.nn.losses import make_loss
 
 BITS, CLASSES = 16, 5
 KINDS = ("single", "multi", "alike", "apart", "unlabelled")

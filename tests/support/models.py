@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from hhnet.model import HHNet, card, model_to_bytes
+from hhnet.nn.model import HHNet, card, model_to_bytes
 from hhnet.preprocess import Preprocess
 from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, open_artifact
 from pipelines.artifacts.splits import carried

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hhnet.augment import sample_rng
-from hhnet.losses import loss_names
+from hhnet.nn.losses import loss_names
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError
 from pipelines.train.learner import Batch, make_training_loss

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hhnet.losses import make_loss
-from hhnet.model import HHNet
+from hhnet.nn.losses import make_loss
+from hhnet.nn.model import HHNet
 from pipelines.config.settings import TrainSettings, load_config
 from pipelines.errors import ConfigError
 from pipelines.train.optimizer import make_optimizer, rate_factor

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hhnet
-from hhnet.rotation import quantisation_error
+from hhnet.nn.rotation import quantisation_error
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.encode.encoder import Encoder

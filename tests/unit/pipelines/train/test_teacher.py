@@ -8,7 +8,7 @@ import safetensors.torch
 import timm
 import torch
 
-from hhnet.distillation import neighbour_divergence
+from hhnet.nn.distillation import neighbour_divergence
 from pipelines.artifacts.commit import open_artifact
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import ConfigError, InputError

@@ -1,0 +1,37 @@
+"""Cross-entropy of a linear classifier of the real codes: the baseline that knows nothing of hashing.
+
+    mean over samples of  - sum_k t_k log softmax_k(W z + v),   t = y / sum(y)
+
+W (C, K) and v (C,) are learned by the loss. The signs of z are the codes, or the index of the largest class is:
+`hhnet train --rotate classes`. With several labels the target is spread over them. OrthoHash (Hoe et al. 2021) has
+this baseline as "CE".
+
+Shape suffixes: B samples, K bits, C classes.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from hhnet.nn.losses.base import HashLoss, masked_mean
+
+
+class CE(HashLoss):
+    """See the module. No options."""
+
+    soft_labels: ClassVar[bool] = True
+
+    def __init__(self, bits: int, classes: int) -> None:
+        super().__init__(bits, classes)
+        self.classifier = nn.Linear(bits, classes)
+
+    def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
+        """See `HashLoss.forward`."""
+        weight, bias = self.classifier.weight.to(z_BK.dtype), self.classifier.bias.to(z_BK.dtype)
+        log_p_BC = torch.log_softmax(linear(z_BK, weight, bias), dim=1)
+        counts_B = labels_BC.sum(1)
+        cross_entropy_B = -(labels_BC * log_p_BC).sum(1) / counts_B.clamp(min=1)
+        return masked_mean(cross_entropy_B, (counts_B > 0).to(z_BK.dtype))

@@ -1,0 +1,42 @@
+"""GreedyHash: a linear classifier of the codes themselves, whose gradient passes the sign as if it were not there.
+
+    mean over samples of  - sum_k t_k log softmax_k(W b)   +   alpha * mean | |z| - 1 |^3,   t = y / sum(y)
+
+b is the sign of z; the derivative of b by z is taken as 1. W (C, K), without bias, is learned by the loss.
+alpha = 0.1 (CIFAR; 1 for ImageNet). With several labels the target is spread over them, as in OrthoHash. Not so in
+public code: swuxyj/DeepHash-pytorch takes the first label of several (issue 40), and torch.sign makes a third value
+of 0, which is -1 here. Source: Su et al. 2018, ssppp/GreedyHash `cifar1.py`, `imagenet.py`.
+
+Shape suffixes: B samples, K bits, C classes.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from hhnet.nn.losses.base import HashLoss, at_least, binary, masked_mean
+
+
+class GreedyHash(HashLoss):
+    """See the module. Option: `alpha`, the weight of the cubic penalty."""
+
+    soft_labels: ClassVar[bool] = True
+
+    def __init__(self, bits: int, classes: int, *, alpha: float = 0.1) -> None:
+        super().__init__(bits, classes)
+        at_least(0, alpha=alpha)
+        self.alpha = alpha
+        self.classifier = nn.Linear(bits, classes, bias=False)
+
+    def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
+        """See `HashLoss.forward`."""
+        # z - z.detach() is 0 with the gradient of z: b stays exactly -1 or 1.
+        b_BK = binary(z_BK) + (z_BK - z_BK.detach())
+        log_p_BC = torch.log_softmax(linear(b_BK, self.classifier.weight.to(z_BK.dtype)), dim=1)
+        counts_B = labels_BC.sum(1)
+        cross_entropy_B = -(labels_BC * log_p_BC).sum(1) / counts_B.clamp(min=1)
+        penalty = (z_BK.abs() - 1).abs().pow(3).mean()
+        return masked_mean(cross_entropy_B, (counts_B > 0).to(z_BK.dtype)) + self.alpha * penalty
