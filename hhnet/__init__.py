@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hhnet.health import code_drift, code_health
     from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
     from hhnet.logits import asymmetric_distances, quantise_logits, saturate
-    from hhnet.metrics import (
+    from hhnet.metrics.retrieval import (
         average_precisions,
         chance_map,
         mean_average_precision,

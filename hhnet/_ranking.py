@@ -1,4 +1,4 @@
-"""The compiled loops behind `hhnet.metrics`.
+"""The compiled loops behind `hhnet.metrics.retrieval`.
 
 A ranking by Hamming distance is a sequence of groups of equal distance. What is counted per query and
 distance, all samples and relevant ones, is enough for every metric that does not depend on the order inside a

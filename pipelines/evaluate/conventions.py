@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 import hhnet
-from hhnet.conventions import CONVENTIONS, Convention
+from hhnet.metrics.conventions import CONVENTIONS, Convention
 from pipelines.config.settings import EvaluateSettings
 from pipelines.errors import UsageError
 from pipelines.evaluate.pair import Pair

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 import hhnet
-from hhnet.metrics import relevant_share
+from hhnet.metrics.retrieval import relevant_share
 from pipelines.config.settings import EvaluateSettings
 from pipelines.errors import InputError
 from pipelines.evaluate.conventions import ConventionFigures, average_precisions, by_convention, chance

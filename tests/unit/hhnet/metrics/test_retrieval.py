@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hhnet import metrics
 from hhnet.codes import unpack_bits
+from hhnet.metrics import retrieval as metrics
 
 DENOMINATORS = ["retrieved", "min", "all"]
 Array = npt.NDArray[Any]
@@ -312,7 +312,7 @@ def test_single_labels_equal_one_hot_labels_and_unpacked_bits() -> None:
 def test_many_queries_span_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     q, ql, d, dl = random_case(5, 100, 6000, 8, 10, False)
     expected = metrics.average_precisions(q, ql, d, dl, at=50)
-    monkeypatch.setattr("hhnet._relevance._QUERY_BLOCK", 33)
+    monkeypatch.setattr("hhnet.metrics._relevance._QUERY_BLOCK", 33)
     np.testing.assert_array_equal(metrics.average_precisions(q, ql, d, dl, at=50), expected)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import hhnet
-from hhnet.conventions import CONVENTIONS
+from hhnet.metrics.conventions import CONVENTIONS
 
 FIGURES = {
     # (several labels, K): the mAP of each code base
