@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hhnet.codes import pack_bits, unpack_bits
     from hhnet.health import code_drift, code_health
-    from hhnet.kernels import hamming_distances, hamming_knn, hamming_range
     from hhnet.logits import asymmetric_distances, quantise_logits, saturate
     from hhnet.metrics.retrieval import (
         average_precisions,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from hhnet.nn.losses import loss_names, make_loss
     from hhnet.nn.model import HHNet, load_model
     from hhnet.preprocess import Preprocess
+    from hhnet.search.kernels import hamming_distances, hamming_knn, hamming_range
 
 __all__ = [
     "HHNet",

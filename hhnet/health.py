@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.codes import unpack_bits
-from hhnet.kernels import hamming_distances
+from hhnet.search.kernels import hamming_distances
 
 _Codes = npt.NDArray[np.uint8]
 _Counts = npt.NDArray[np.int64]

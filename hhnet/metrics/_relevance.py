@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hhnet import _ranking
-from hhnet.kernels import Words, code_pair, run_blocks
+from hhnet.search import _ranking
+from hhnet.search.kernels import Words, code_pair, run_blocks
 
 _QUERY_BLOCK = 4096  # queries whose counts are held at once
 

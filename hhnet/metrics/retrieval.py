@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hhnet import _ranking
-from hhnet.kernels import run_blocks
 from hhnet.metrics._relevance import Codes, Labels, Task, label_pair, make_task
+from hhnet.search import _ranking
+from hhnet.search.kernels import run_blocks
 
 _DENOMINATORS = {"retrieved": _ranking.RETRIEVED, "min": _ranking.MINIMUM, "all": _ranking.ALL}
 _SCORE_BLOCK = 32  # queries whose real-valued scores against the whole database are held at once

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hhnet.pairs import Forest
+from hhnet.search.pairs import Forest
 from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage

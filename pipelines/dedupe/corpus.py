@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hhnet.multihash import Codes, padded
+from hhnet.search.multi_index import Codes, padded
 from pipelines.cluster.progress import stage
 from pipelines.dedupe.sources import Source
 from pipelines.encode.codes import code_array

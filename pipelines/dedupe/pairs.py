@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hhnet.multihash import MultiHash, default_substrings, table_length
-from hhnet.pairs import MOST_CODES, equal_groups, near_pairs
+from hhnet.search.multi_index import MultiHash, default_substrings, table_length
+from hhnet.search.pairs import MOST_CODES, equal_groups, near_pairs
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage

@@ -162,7 +162,7 @@ class IndexReader:
 
     def search(self, queries: Codes, k: int, among: Sequence[IndexedShard] | None = None) -> Neighbours:
         """The k nearest over all parts, or those `among`: int32 and int64 (Q, min(k, count)), by (distance, id)."""
-        from hhnet.kernels import run_blocks  # compiles on import what an index that is only described needs not
+        from hhnet.search.kernels import run_blocks  # compiles on import what an index that is only described needs not
 
         if k < 1:
             raise ValueError(f"k must be at least 1: got {k}")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from hhnet.device import WORD, DeviceCodes
+from hhnet.search.device import WORD, DeviceCodes
 from pipelines.errors import ConfigError
 from pipelines.index.kinds import Codes, Neighbours
 from pipelines.index.kinds.flat import FlatSearcher

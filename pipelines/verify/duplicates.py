@@ -189,7 +189,7 @@ def _prove_groups(findings: Findings, pairs: _Pairs) -> int:
 
 def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> tuple[int, int]:
     """The components are those of the pairs; how many there are, and how many samples of them can go."""
-    from hhnet.pairs import Forest  # numba, which other kinds are proven without
+    from hhnet.search.pairs import Forest  # numba, which other kinds are proven without
 
     joined = pairs.joined
     forest = Forest(len(joined.ids))
@@ -231,7 +231,7 @@ def _prove_codes(findings: Findings, places: list[Place], pairs: _Pairs) -> None
 
 
 def _prove_pairs(findings: Findings, sources: list[Source], pairs: _Pairs, width: int) -> None:
-    from hhnet.pairs import equal_groups
+    from hhnet.search.pairs import equal_groups
     from pipelines.dedupe.corpus import read_corpus
 
     uri, joined = findings.artifact.uri, pairs.joined

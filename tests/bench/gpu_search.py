@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from hhnet import hamming_knn
-from hhnet.device import DeviceCodes
+from hhnet.search.device import DeviceCodes
 
 CHECKED = 8
 """Queries whose answers are compared with the scan's."""

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import hamming_knn, hamming_range
-from hhnet.multihash import MultiHash
+from hhnet.search.multi_index import MultiHash
 from tests.bench.search import THREADS, medians
 
 Codes = npt.NDArray[np.uint8]

@@ -8,7 +8,7 @@ import torch
 
 import pipelines.index.indexing
 import pipelines.index.update
-from hhnet import device as gpu
+from hhnet.search import device as gpu
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
 from pipelines.index.build import build_index

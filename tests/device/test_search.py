@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hhnet import device as gpu
 from hhnet import hamming_knn
-from hhnet.device import DeviceCodes
+from hhnet.search import device as gpu
+from hhnet.search.device import DeviceCodes
 
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
 

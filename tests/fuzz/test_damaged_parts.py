@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.index.indexing
-from hhnet import multihash
-from hhnet.multihash import MultiHash
+from hhnet.search import multi_index as multihash
+from hhnet.search.multi_index import MultiHash
 from pipelines.artifacts.commit import Artifact, open_artifact
 from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
 from pipelines.config.settings import Config, IndexSettings

@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from hhnet import hamming_knn, hamming_range
-from hhnet.kernels import NO_ROW
+from hhnet.search.kernels import NO_ROW
 from pipelines.config.settings import IndexSettings
 from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
 from pipelines.index.kinds.mapped import mapped

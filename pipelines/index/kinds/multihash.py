@@ -1,7 +1,7 @@
 """Multi-index hashing of a memory-mapped part: exact, and sublinear for near neighbours of short codes.
 
 A part is a safetensors file with `codes`, uint64 (N, W), the packed codes as little-endian words; `ids`, int64 (N,);
-and the tables of `hhnet.multihash`, `starts` and `rows`, uint32. How many substrings a part has follows from its number
+and the tables of `hhnet.search.multi_index`, `starts` and `rows`, uint32. How many substrings a part has follows from its number
 of codes. A part of less than some ten thousand codes is scanned sooner than its tables are asked.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from hhnet.kernels import NO_ROW
-from hhnet.multihash import MultiHash, TablesDamagedError, default_substrings, table_length
+from hhnet.search.kernels import NO_ROW
+from hhnet.search.multi_index import MultiHash, TablesDamagedError, default_substrings, table_length
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hhnet.kernels import run_blocks
+from hhnet.search.kernels import run_blocks
 
 COST = 1 << 40  # worth every thread
 WAIT = 20  # seconds, for what must happen at once

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hhnet import kernels
-from hhnet.kernels import NO_DISTANCE, NO_ROW, hamming_distances, hamming_knn, hamming_range
+from hhnet.search import kernels
+from hhnet.search.kernels import NO_DISTANCE, NO_ROW, hamming_distances, hamming_knn, hamming_range
 
 WIDTHS = [3, 8, 12, 32]  # each is compiled for itself
 THREADS = [1, 2, 9]  # 9 is more than the queries, which shares out the database instead

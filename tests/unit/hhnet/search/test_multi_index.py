@@ -6,8 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hhnet import _buckets, hamming_knn, hamming_range, multihash, pack_bits
-from hhnet.multihash import MultiHash, TablesDamagedError, default_substrings, substring_widths
+from hhnet import hamming_knn, hamming_range, pack_bits
+from hhnet.search import _buckets
+from hhnet.search import multi_index as multihash
+from hhnet.search.multi_index import MultiHash, TablesDamagedError, default_substrings, substring_widths
 
 Codes = npt.NDArray[np.uint8]
 
@@ -130,7 +132,7 @@ def test_only_allowed_rows_are_found(share: float, way: str) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_nothing(threads: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hhnet import kernels
+    from hhnet.search import kernels
 
     monkeypatch.setattr(kernels, "_SMALL", 0)
     monkeypatch.setattr(kernels, "_SHARED", 0)

@@ -4,9 +4,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hhnet import hamming_distances, pack_bits, pairs, unpack_bits
-from hhnet.multihash import MultiHash, padded
-from hhnet.pairs import Forest, equal_groups, near_pairs
+from hhnet import hamming_distances, pack_bits, unpack_bits
+from hhnet.search import pairs
+from hhnet.search.multi_index import MultiHash, padded
+from hhnet.search.pairs import Forest, equal_groups, near_pairs
 
 Codes = npt.NDArray[np.uint8]
 

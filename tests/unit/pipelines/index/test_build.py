@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import pipelines.index.indexing
-from hhnet import hamming_knn, kernels
+from hhnet import hamming_knn
+from hhnet.search import kernels
 from pipelines.artifacts.commit import Artifact, open_artifact, publish_version, versions
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import open_codes

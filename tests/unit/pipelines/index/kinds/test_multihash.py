@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from hhnet import hamming_knn, hamming_range, multihash
-from hhnet.multihash import MultiHash
+from hhnet import hamming_knn, hamming_range
+from hhnet.search import multi_index as multihash
+from hhnet.search.multi_index import MultiHash
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import NOTHING_REMOVED

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hhnet._compiled import CHUNK, chunk_distances, compiled
+from hhnet.search._compiled import CHUNK, chunk_distances, compiled
 
 RETRIEVED, MINIMUM, ALL = 0, 1, 2  # denominators
 

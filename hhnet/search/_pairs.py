@@ -1,4 +1,4 @@
-"""The compiled loops behind `hhnet.pairs`: equal codes, near pairs through the tables of substrings, and a forest.
+"""The compiled loops behind `hhnet.search.pairs`: equal codes, near pairs through the tables of substrings, and a forest.
 
 Shape suffixes: Q queries, N codes, W 64-bit words per code, M substrings, S slots of a hash table, P pairs.
 """
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hhnet._buckets import LOOKUP, _cost, _distance, _found_before, _next, _substring, choose
-from hhnet._compiled import compiled
+from hhnet.search._buckets import LOOKUP, _cost, _distance, _found_before, _next, _substring, choose
+from hhnet.search._compiled import compiled
 
 ANSWERED, SCAN = 1, 2
 """What became of a query: all its pairs were found, or a scan is the cheaper way."""
@@ -107,7 +107,7 @@ def join(
 
     Goes from query `begin` on until `found` is full; returns the query to go on with, whose pairs are not in it, and
     how many are. A query that alone does not fit is left to a scan, and so is one that a scan answers sooner, where it
-    pays `word` for each, in the unit of the costs in `hhnet._buckets`.
+    pays `word` for each, in the unit of the costs in `hhnet.search._buckets`.
     """
     num, substrings = codes_NW.shape[0], layout_M3.shape[0]
     out_q, out_r, out_d = found

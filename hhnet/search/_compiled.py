@@ -1,4 +1,4 @@
-"""The compiled loops behind `hhnet.kernels` and `hhnet.metrics.retrieval`.
+"""The compiled loops behind `hhnet.search.kernels` and `hhnet.metrics.retrieval`.
 
 A scan looks for codes nearer than a limit. It tests a group of codes at once, and only in a group that holds one does
 it look at each: nearly all groups of a large database hold none, so what counts is how few instructions the test takes

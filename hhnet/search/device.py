@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hhnet._closer import closer
-from hhnet.kernels import as_words
+from hhnet.search._closer import closer
+from hhnet.search.kernels import as_words
 
 Codes = npt.NDArray[np.uint8]
 

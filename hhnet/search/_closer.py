@@ -1,4 +1,4 @@
-"""The GPU kernel of `hhnet.device`: which codes are closer than what is known already, by matrix products.
+"""The GPU kernel of `hhnet.search.device`: which codes are closer than what is known already, by matrix products.
 
 With the bits of a query as signs s = 1 - 2q, and those of a code as c in {0, 1}, q xor c is q + s c, so the Hamming
 distance is popcount(q) + sum of s c: an int8 product with int32 sums, which is exact, and which tensor cores do several

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from hhnet import _compiled
+from hhnet.search import _compiled
 
 _T = TypeVar("_T")
 Words = npt.NDArray[Any]

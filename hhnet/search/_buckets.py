@@ -1,4 +1,4 @@
-"""The compiled loops behind `hhnet.multihash`: counting sorts, and searches through the buckets of substrings.
+"""The compiled loops behind `hhnet.search.multi_index`: counting sorts, and searches through the buckets of substrings.
 
 The tables may be bytes that nobody checked, so every subscript that comes from one is compared with the number of
 codes before it is used. That costs a predicted branch per candidate, which a cache miss hides; a check of all the
@@ -13,7 +13,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
-from hhnet._compiled import VECTOR_COUNT, compiled
+from hhnet.search._compiled import VECTOR_COUNT, compiled
 
 ANSWERED, SCAN, DAMAGED = 0, 1, 2
 """What became of a query: answered from the buckets, cheaper by a scan, or met a subscript outside the codes."""

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from hhnet import _pairs
-from hhnet._buckets import COMPARE
-from hhnet.kernels import as_words, hamming_range, run_blocks
-from hhnet.multihash import Codes, MultiHash, padded
+from hhnet.search import _pairs
+from hhnet.search._buckets import COMPARE
+from hhnet.search.kernels import as_words, hamming_range, run_blocks
+from hhnet.search.multi_index import Codes, MultiHash, padded
 
 MOST_CODES = (1 << 31) - 1
 LEAST_TABLE = 1 << 16
