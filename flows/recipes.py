@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.config.settings import Config, load_config
 from pipelines.errors import InputError
-from pipelines.shards.images import FORMATS, SUFFIXES
+from pipelines.shards.containers import FORMATS, SUFFIXES
 
 RECIPE = Path(__file__).parent / "demo.toml"
 RECIPE_IMAGES = 60_000

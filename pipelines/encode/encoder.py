@@ -22,7 +22,8 @@ from hhnet.nn.model import HHNet, Preprocess, model_from_bytes
 from pipelines.artifacts.commit import Artifact, open_artifact
 from pipelines.artifacts.tables import Reason
 from pipelines.errors import DamagedArtifact
-from pipelines.shards.images import ImageReject, decode_ahead, decode_image, decode_picture
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import decode_ahead, decode_image, decode_picture
 from pipelines.shards.shards import Record, Sample
 
 

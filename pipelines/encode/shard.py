@@ -40,7 +40,7 @@ from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config, result_settings
 from pipelines.encode.codes import ENCODER_VERSION, codes_parts
 from pipelines.errors import DamagedArtifact
-from pipelines.shards.images import ImageReject
+from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.shards import Record, Shard, ShardSet, open_shards
 from pipelines.storage import Entry, Store, in_order
 

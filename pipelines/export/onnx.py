@@ -24,7 +24,8 @@ from pipelines.artifacts.tables import BIT_ORDER
 from pipelines.artifacts.versions import open_input
 from pipelines.cluster.progress import stage
 from pipelines.errors import HHNetError, InputError, UsageError, WorkFailed
-from pipelines.shards.images import MAX_BYTES, ImageReject, decode_image
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import MAX_BYTES, decode_image
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json, sha256_of, write_output
 

@@ -29,7 +29,8 @@ from pipelines.ingest.foreign import ForeignTar, Loss, scan_foreign_tar
 from pipelines.ingest.growth import Grown, adopted_before, grown_classes
 from pipelines.ingest.sources import MAX_FILES, Listing
 from pipelines.ingest.tarlists import tars_of
-from pipelines.shards.images import SUFFIXES, decode_ahead
+from pipelines.shards.containers import SUFFIXES
+from pipelines.shards.images import decode_ahead
 from pipelines.shards.shards import INDEX_NAME, Record, index_bytes, index_table
 from pipelines.shards.tar import TarBeyondLimits, TarReason
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of

@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from pipelines.ingest.skips import SkipReason
-from pipelines.shards.images import SUFFIXES
+from pipelines.shards.containers import SUFFIXES
 
 TRIED = 1000
 """Paths, evenly taken from those that were not found, on which leading folders are tried."""

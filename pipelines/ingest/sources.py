@@ -29,7 +29,7 @@ from pipelines.ingest.found import Found
 from pipelines.ingest.layout import Layout, is_hidden, is_numbered, may_stand_beside, place_pictures, wrapping_folders
 from pipelines.ingest.skips import NO_LOSS, SkipReason
 from pipelines.ingest.zips import list_zip, open_zip, zip_reader
-from pipelines.shards.images import SUFFIXES
+from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.tar import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 from pipelines.storage import scratch_folder
 

@@ -12,7 +12,8 @@ from PIL import Image
 from pipelines.artifacts.commit import Artifact
 from pipelines.artifacts.versions import open_input
 from pipelines.errors import HHNetError
-from pipelines.shards.images import ImageReject, decode_image
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import decode_image
 from pipelines.shards.shards import Shard, ShardSet, open_shards
 
 SIDE = 128

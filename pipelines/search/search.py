@@ -24,7 +24,8 @@ from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, code_bytes, open_index
 from pipelines.report.page import Row, Tile, document, gallery, note
 from pipelines.report.pictures import Pictures, Place, find_pictures, thumbnail
-from pipelines.shards.images import MAX_BYTES, ImageReject, decode_image
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import MAX_BYTES, decode_image
 from pipelines.storage import write_output
 
 BATCH = 4096

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from pipelines.artifacts.tables import Reason
-from pipelines.shards.containers import FORMATS, SUFFIXES, walk
+from pipelines.shards.containers import walk
 from pipelines.shards.containers.limits import MAX_PIXELS, ImageReject, check_size
 
 T = TypeVar("T")

@@ -19,7 +19,8 @@ from hhnet.nn.model import Preprocess
 from hhnet.trivial import trivial_augment
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, counted
-from pipelines.shards.images import ImageReject, decode_ahead, decode_image
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed
 from pipelines.train.learner import Batch
 from pipelines.train.mixup import softened

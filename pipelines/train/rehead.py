@@ -25,7 +25,8 @@ from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config, config_of, result_settings
 from pipelines.errors import InputError, UsageError, WorkFailed
-from pipelines.shards.images import ImageReject, decode_ahead, decode_image
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.shards import Sample, open_shards
 from pipelines.storage import Store, canonical_json
 

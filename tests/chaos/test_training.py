@@ -44,7 +44,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 SAVER = """
 import sys, torch
-from pipelines.learning.checkpoints import Checkpoints
+from pipelines.train.checkpoints import Checkpoints
 from pipelines.storage import Store
 store = Checkpoints(Store(sys.argv[1]), "c" * 64)
 last = store.latest()

@@ -17,7 +17,7 @@ import atheris
 
 with atheris.instrument_imports(include=["pipelines.shards.tar", "pipelines.ingest.foreign"]):
     from pipelines.ingest.foreign import scan_foreign_tar
-    from pipelines.shards.images import SUFFIXES
+    from pipelines.shards.containers import SUFFIXES
     from pipelines.shards.tar import TarDamaged, read_tar
 
 from tests.fuzz.guards import HANG_S, watched

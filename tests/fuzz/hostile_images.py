@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, features
 
-from pipelines.shards.images import ImageReject, decode_image
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import decode_image
 from tests.support import pictures
 
 INTERESTING = [

@@ -18,8 +18,8 @@ from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.ingest.adopt import adopt
 from pipelines.ingest.ingest import ingest
-from pipelines.shards.containers.limits import MAX_SCANS
-from pipelines.shards.images import ImageReject, decode_image
+from pipelines.shards.containers.limits import MAX_SCANS, ImageReject
+from pipelines.shards.images import decode_image
 from tests.fuzz.guards import peak_growth, within
 from tests.fuzz.hostile_images import rle_bmp, saved
 from tests.support import pictures

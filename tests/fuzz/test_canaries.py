@@ -18,7 +18,8 @@ from pipelines.errors import HHNetError
 from pipelines.index.reader import open_index
 from pipelines.ingest.adopt import adopt
 from pipelines.ingest.ingest import ingest
-from pipelines.shards.images import ImageReject, decode_image
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import decode_image
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify.verify import verify

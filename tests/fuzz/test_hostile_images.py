@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pipelines.artifacts.tables import Reason
-from pipelines.shards.images import ImageReject, decode_image
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import decode_image
 from tests.fuzz.apart import do_apart
 from tests.fuzz.hostile_images import foreign_images, outcome_of
 from tests.support.report import SEED, report, scaled

@@ -16,7 +16,7 @@ from pipelines.ingest.adopt import Adoption, adopt
 from pipelines.ingest.foreign import ForeignTar, scan_foreign_tar
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.skips import SkipReason
-from pipelines.shards.images import SUFFIXES
+from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.shards import open_shards
 from pipelines.shards.tar import TarDamaged, TarReason, read_tar
 from pipelines.verify.verify import verify

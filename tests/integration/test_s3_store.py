@@ -266,7 +266,7 @@ def test_opening_codes_on_s3_is_one_request_for_each_shard(server: Seaweed, tmp_
 
 WORKS = """
 import sys, time
-from pipelines.runs import RunLog
+from pipelines.artifacts.runs import RunLog
 from pipelines.storage import Store
 with RunLog(Store(sys.argv[1]), "encode", total=40, unit="images", shards=4) as log:
     log.reach(10)

@@ -129,7 +129,7 @@ def test_a_store_that_is_gone_is_not_waited_for_once_more() -> None:
 
 BEGINS = """
 import sys, time
-from pipelines.runs import RunLog
+from pipelines.artifacts.runs import RunLog
 from pipelines.storage import Store
 with RunLog(Store(sys.argv[1]), "work", fingerprint="f" * 64):
     print("begun", flush=True)

@@ -180,7 +180,7 @@ def test_reading_parquet_leaves_no_thread(tmp_path: Path) -> None:
     code = """
 import os, sys
 import pyarrow.parquet
-from pipelines.schema import read_parquet
+from pipelines.artifacts.tables import read_parquet
 data = open(sys.argv[1], "rb").read()
 before = set(os.listdir("/proc/self/task"))
 assert read_parquet(data, "table", ["b"]).num_rows == 1000

@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 
 from pipelines.artifacts.tables import Reason
 from pipelines.shards import images
-from pipelines.shards.images import ImageReject, decode_image, decode_picture
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import decode_image, decode_picture
 from tests.support import pictures
 
 
