@@ -16,7 +16,8 @@ import typer
 
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
 from flows.verbs import ConfigFile, Sets, check_access
-from pipelines.config.settings import config_from, load_tree, parse_duration
+from pipelines.config.loading import config_from, load_tree
+from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, HHNetError, Unavailable
 
 NAME = "hhnet"

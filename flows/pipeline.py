@@ -40,9 +40,10 @@ from flows.stages import (
     verify,
 )
 from flows.summary import StageLog, reject_rows, run_page, slowest_rows, stage_rows
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.cluster.session import kept_ray, ray_address
-from pipelines.config.settings import Config, load_tree, merged
+from pipelines.config.loading import load_tree, merged
+from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, HHNetError
 from pipelines.storage import Store
 

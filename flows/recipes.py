@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.shards.containers import FORMATS, SUFFIXES
 

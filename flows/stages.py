@@ -17,7 +17,8 @@ from flows.reporting import progress
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.runs import closed_records
 from pipelines.artifacts.versions import lost, open_current
-from pipelines.config.settings import Config, config_from
+from pipelines.config.loading import config_from
+from pipelines.config.settings import Config
 from pipelines.errors import FingerprintMismatch, Unavailable
 from pipelines.storage import Store, use_unsigned
 
@@ -84,7 +85,7 @@ def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
 
     A damaged tar does not end the run: `encode` makes rejects of the damaged samples, and the reject budget decides.
     """
-    from pipelines.cli.verb import submit
+    from pipelines.cluster.submit import submit
     from pipelines.verify.verify import verify_tars
 
     settings = parse(config)
@@ -101,7 +102,7 @@ def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
 @act(name="train")
 def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Result:
     """Shards to a model."""
-    from pipelines.cli.verb import submit
+    from pipelines.cluster.submit import submit
     from pipelines.train.train import train as job
 
     settings, source, held_out = parse(config), located(shards), located(val) if val else None
@@ -113,7 +114,7 @@ def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, A
 @act(name="rotate")
 def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Result:
     """Another hash layer for the model."""
-    from pipelines.cli.verb import submit
+    from pipelines.cluster.submit import submit
     from pipelines.train.rehead import rotate as job
 
     settings, source = parse(config), located(model)
@@ -125,7 +126,7 @@ def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Result:
 @act(name="encode")
 def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Result:
     """Shards and a model to codes."""
-    from pipelines.cli.verb import submit
+    from pipelines.cluster.submit import submit
     from pipelines.encode.encode import encode as job
 
     settings, source, network = parse(config), located(shards), located(model)
@@ -141,7 +142,7 @@ def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Resu
 
     It is not published yet. A first version that lost a part is built again.
     """
-    from pipelines.cli.verb import submit
+    from pipelines.cluster.submit import submit
     from pipelines.index.build import build_index
     from pipelines.index.indexing import require_settings
     from pipelines.index.update import add_codes
@@ -176,7 +177,7 @@ def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dic
 @act(name="publish")
 def publish(name: str, index: Ref, config: dict[str, Any]) -> Result:
     """Let the index, or its next version, through the gate and make it current."""
-    from pipelines.cli.verb import submit
+    from pipelines.cluster.submit import submit
     from pipelines.index.publish import publish_index as job
 
     settings, uri, digest = parse(config), index["uri"], index["digest"]

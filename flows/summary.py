@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from flows.stages import Result
-from pipelines.artifacts.commit import Part
+from pipelines.artifacts.manifest import Part
 from pipelines.artifacts.runs import read_runs
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current

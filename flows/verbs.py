@@ -7,7 +7,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, Unavailable
 
 Result = dict[str, Any]

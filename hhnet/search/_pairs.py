@@ -1,4 +1,4 @@
-"""The compiled loops behind `hhnet.search.pairs`: equal codes, near pairs through the tables of substrings, and a forest.
+"""The compiled loops behind `hhnet.search.pairs`: equal codes, near pairs by tables of substrings, a forest.
 
 Shape suffixes: Q queries, N codes, W 64-bit words per code, M substrings, S slots of a hash table, P pairs.
 """

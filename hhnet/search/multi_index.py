@@ -7,8 +7,8 @@ visit, where step s looks at substring s % M with exactly s // M bits flipped: i
 than those steps allow it, the distance would be at least r + 1.
 
 Real codes lie in clusters and have large buckets. Each search therefore adds up the sizes of the buckets before it
-goes through them, and what a scan would answer sooner is answered by a scan (`hhnet.search.kernels`). Either way the answers
-are those of the scan, in its order.
+goes through them, and what a scan would answer sooner is answered by a scan (`hhnet.search.kernels`). Either way the
+answers are those of the scan, in its order.
 
 Shape suffixes: Q queries, N database codes, W 64-bit words per code, M substrings, K neighbours.
 """

@@ -1,1 +1,9 @@
-""" """
+"""Artifacts: what verbs publish at a root and read from it again.
+
+manifest  what an artifact holds, and how it is opened
+commit    the protocol that publishes it
+versions  the versions of one root, and which is current
+tables    the Parquet tables of shards, codes and rejects
+splits    which part of which split an artifact is of
+runs      what was done when and where, outside every digest
+"""

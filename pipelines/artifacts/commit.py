@@ -1,4 +1,4 @@
-"""Artifacts: what a verb publishes at a root, by one commit protocol, and how it is opened again.
+"""The commit protocol: how a verb publishes an artifact at a root.
 
 An artifact is a root that was committed in this order, so that a kill at any byte leaves nothing half-published:
 
@@ -8,270 +8,27 @@ The existence of the manifest is success. Readers start there, never list, and c
 before anything parses it.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from pipelines.errors import ConfigError, DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.artifacts.manifest import (
+    DIGEST_CHARS,
+    FORMAT,
+    PART_NAME,
+    Artifact,
+    ArtifactInput,
+    Manifest,
+    Part,
+    ReceiptRef,
+    manifest_digest,
+    open_artifact,
+    read_identity,
+)
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, canonical_json, in_order, sha256_of
-
-FORMAT = 1
-PART_NAME = r"[A-Za-z0-9_(\[][A-Za-z0-9 ._+=,@()\[\]-]*"
-"""What a part may be called: with what tars are called that browsers and people have copied."""
-DIGEST_CHARS = 16
-COPY_BYTES = 1 << 20
-FETCHES = 4
-
-
-def fingerprint(kind: str, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Hex sha256 that names the result of `kind` made from `inputs` (digests) under `settings`."""
-    return sha256_of(canonical_json({"format": FORMAT, "kind": kind, "inputs": inputs, "settings": settings}))
-
-
-# ------------------------------------------------------------------------------------------------------ manifest
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Part(_Record):
-    """One immutable object of an artifact: its path below the root, size, digest and number of rows."""
-
-    path: str
-    bytes: int = Field(ge=0)
-    sha256: str
-    rows: int = Field(ge=0)
-
-    @property
-    def name(self) -> str:
-        """The logical name, without digest: `shard-000000.tar`."""
-        path = PurePosixPath(self.path)
-        return path.stem[: -DIGEST_CHARS - 1] + path.suffix
-
-
-class ArtifactInput(_Record):
-    """An upstream artifact: its role here, its kind and its digest. Never where it lay."""
-
-    role: str
-    kind: str
-    digest: str
-
-
-class ReceiptRef(_Record):
-    """A shard's receipt, as the manifest lists it."""
-
-    shard: str
-    path: str
-    bytes: int
-    sha256: str
-
-
-class Manifest(_Record):
-    """What was published. `meta` holds the kind's own facts (classes, bits, card, settings)."""
-
-    format: int
-    kind: str
-    fingerprint: str
-    inputs: tuple[ArtifactInput, ...]
-    parts: tuple[Part, ...]
-    receipts: tuple[ReceiptRef, ...]
-    totals: dict[str, int]
-    meta: dict[str, Any]
-    digest: str
-
-    def part(self, name: str) -> Part:
-        """The part of this logical name; DamagedArtifact where there is none."""
-        for part in self.parts:
-            if part.name == name:
-                return part
-        raise DamagedArtifact(f"the {self.kind} manifest lists no part {name}")
-
-    def input(self, role: str) -> ArtifactInput:
-        """The input of this role; DamagedArtifact where there is none."""
-        for entry in self.inputs:
-            if entry.role == role:
-                return entry
-        raise DamagedArtifact(f"the {self.kind} manifest names no input {role}")
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON, digest included."""
-        return canonical_json(self.model_dump(mode="json"))
-
-
-def manifest_digest(fields: Mapping[str, Any]) -> str:
-    """sha256 of the canonical manifest without its own digest."""
-    return sha256_of(canonical_json({key: value for key, value in fields.items() if key != "digest"}))
-
-
-def parse_manifest(data: bytes, where: str) -> Manifest:
-    """Check and parse a manifest's bytes; DamagedArtifact or ConfigError (newer format) otherwise."""
-    try:
-        fields = json.loads(data)
-        if isinstance(fields, dict) and isinstance(fields.get("format"), int) and fields["format"] > FORMAT:
-            if fields.get("digest") != manifest_digest(fields):  # which every format has: a flipped bit is no upgrade
-                raise DamagedArtifact(f"{where} does not match its own digest")
-            raise ConfigError(f"{where} has format {fields['format']}, newer than {FORMAT}: upgrade hhnet")
-        manifest = Manifest.model_validate(fields)
-    except (ValueError, ValidationError, RecursionError) as error:
-        raise DamagedArtifact(f"{where} is not a manifest: {str(error).splitlines()[0]}") from None
-    if manifest.digest != manifest_digest(manifest.model_dump(mode="json")):
-        raise DamagedArtifact(f"{where} does not match its own digest")
-    for path in [*(part.path for part in manifest.parts), *(ref.path for ref in manifest.receipts)]:
-        if path.startswith("/") or ".." in PurePosixPath(path).parts:
-            raise DamagedArtifact(f"{where} names a path outside its artifact: {path!r}")
-    return manifest
-
-
-# ------------------------------------------------------------------------------------------------------ artifact
-
-
-def read_part(store: Store, part: Part | ReceiptRef) -> bytes:
-    """All bytes of a part, by one request, checked against size and sha256 before they are returned."""
-    try:
-        data = store.read(part.path, limit=part.bytes)
-    except FileNotFoundError:
-        raise DamagedArtifact(f"{store.uri}/{part.path} is missing") from None
-    if len(data) != part.bytes or sha256_of(data) != part.sha256:
-        raise DamagedArtifact(f"{store.uri}/{part.path} does not match the digest in its manifest")
-    return data
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A committed artifact, opened at its manifest."""
-
-    store: Store
-    manifest: Manifest
-
-    @property
-    def uri(self) -> str:
-        """Where it lies."""
-        return self.store.uri
-
-    @property
-    def digest(self) -> str:
-        """The manifest's digest, which names the artifact wherever it lies."""
-        return self.manifest.digest
-
-    @cached_property
-    def parts(self) -> Mapping[str, Part]:
-        """The parts by logical name, for those who look for one after another."""
-        return {part.name: part for part in self.manifest.parts}
-
-    @cached_property
-    def receipts(self) -> Mapping[str, ReceiptRef]:
-        """The receipts by shard."""
-        return {reference.shard: reference for reference in self.manifest.receipts}
-
-    def read(self, part: Part | ReceiptRef) -> bytes:
-        """All bytes of a part, checked against size and sha256 before they are returned."""
-        return read_part(self.store, part)
-
-    def fetch(self, part: Part, folder: Path) -> Path:
-        """A local file with the part's checked bytes: the stored file itself on a local store, else a copy.
-
-        The part may be larger than memory. Bytes that differ are copied again, for they may have changed on the way;
-        if they come the same twice they lie so in the store.
-        """
-        size = self.store.size(part.path)
-        if size is None:
-            raise DamagedArtifact(f"{self.uri}/{part.path} is missing")
-        local = self.store.is_local
-        path = Path(self.store.path(part.path)) if local else folder / PurePosixPath(part.path).name
-        wrong: set[str] = set()
-        while size == part.bytes and len(wrong) < FETCHES:
-            digest = sha256_of(path) if local else self._copy(part, path)
-            if digest == part.sha256:
-                return path
-            if local or digest in wrong:
-                break
-            wrong.add(digest)
-        raise DamagedArtifact(f"{self.uri}/{part.path} does not match the digest in its manifest")
-
-    def _copy(self, part: Part, path: Path) -> str:
-        """Copy a part as it comes; the sha256 of what is in the copy."""
-        digest = hashlib.sha256()
-        with self.store.open(part.path) as stream, path.open("wb") as sink:
-            while data := stream.read(COPY_BYTES):
-                digest.update(data)
-                sink.write(data)
-        return digest.hexdigest()
-
-    def origin(self, role: str) -> str | None:
-        """Where the input of `role` lay when this artifact was made, if that was remembered.
-
-        Inputs that a later version brought in are remembered by their digest, since origin.json is put only once.
-        """
-        added = [_origin_name(entry.digest) for entry in self.manifest.inputs if entry.role == role]
-        for name, field in [*((name, "uri") for name in added), ("origin.json", role)]:
-            try:
-                if (where := json.loads(self.store.read(name)).get(field)) is not None:
-                    return str(where)
-            except (FileNotFoundError, ValueError, AttributeError):
-                continue
-        return None
-
-
-def _origin_name(digest: str) -> str:
-    return f"origins/{digest[:DIGEST_CHARS]}.json"
-
-
-def remember_origin(store: Store, digest: str, uri: str) -> None:
-    """Keep where an input lies that a version of the artifact at `store` brings in; the first place is kept."""
-    store.put(_origin_name(digest), canonical_json({"uri": uri}))
-
-
-def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
-    """Open what was committed at `uri`. InputError where nothing was, or where it is of another kind."""
-    store = uri if isinstance(uri, Store) else Store(uri)
-    try:
-        data = store.read("manifest.json")
-    except FileNotFoundError:
-        store.require_bucket()
-        raise InputError(f"{store.uri} holds no committed {kind or 'artifact'} (no manifest.json)") from None
-    manifest = parse_manifest(data, f"{store.uri}/manifest.json")
-    require_kind(store, manifest, kind)
-    return Artifact(store, manifest)
-
-
-def require_kind(store: Store, manifest: Manifest, kind: str | None) -> None:
-    """InputError where an artifact is of another kind than the one that was asked for, if one was."""
-    if kind is not None and manifest.kind != kind:
-        article = "an" if manifest.kind[0] in "aeiou" else "a"
-        hint = f": `hhnet alias --alias {store.uri}` shows what it names" if manifest.kind == "alias" else ""
-        raise InputError(f"{store.uri} is {article} {manifest.kind} artifact, not {kind}{hint}")
-
-
-def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
-    """The input of `role` from `uri`, else from where it lay; its digest is checked either way."""
-    expected = artifact.manifest.input(role)
-    where = uri or artifact.origin(role)
-    if where is None:
-        raise InputError(f"{artifact.uri} does not remember where its {role} lies: name it with --{expected.kind}")
-    found = open_artifact(where, expected.kind)
-    if found.digest != expected.digest:
-        raise FingerprintMismatch(
-            f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is "
-            f"{found.digest[:12]}"
-        )
-    return found
-
-
-def read_identity(store: Store) -> tuple[str, str]:
-    """Kind and fingerprint of what the root was begun with; FileNotFoundError where it was not."""
-    try:
-        found = json.loads(store.read("identity.json"))
-        return str(found["kind"]), str(found["fingerprint"])
-    except (ValueError, KeyError, TypeError):
-        raise DamagedArtifact(f"{store.uri}/identity.json is not readable") from None
 
 
 def require_identity(store: Store, kind: str, fingerprint: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, Manifest
+from pipelines.artifacts.manifest import Artifact, Manifest
 from pipelines.errors import DamagedArtifact, FingerprintMismatch
 
 DIGEST_CHARS = 12

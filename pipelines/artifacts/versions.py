@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.artifacts import commit as artifacts
-from pipelines.artifacts.commit import (
+from pipelines.artifacts import manifest as manifests
+from pipelines.artifacts.commit import publish_version, versions
+from pipelines.artifacts.manifest import (
     DIGEST_CHARS,
     Artifact,
     Manifest,
@@ -21,9 +22,7 @@ from pipelines.artifacts.commit import (
     manifest_digest,
     open_artifact,
     parse_manifest,
-    publish_version,
     require_kind,
-    versions,
 )
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Entry, Store, canonical_json
@@ -109,7 +108,7 @@ def all_versions(store: Store, but: Container[int] = ()) -> dict[str, Artifact]:
 def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
     """The input of `role` from `uri`, else from where it lay: the version that was used, known by its digest."""
     try:
-        return artifacts.open_input(artifact, role, uri)
+        return manifests.open_input(artifact, role, uri)
     except FingerprintMismatch:
         expected = artifact.manifest.input(role)
         where = uri or artifact.origin(role)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.verb import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
+from pipelines.cli.verb import Codes, ConfigFile, Out, Result, Sets, configure, verb
+from pipelines.cluster.submit import submit
 from pipelines.errors import InputError, UsageError
 
 index_app = typer.Typer(help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True)

@@ -13,7 +13,8 @@ import typer
 
 from pipelines.cli.index import index_app
 from pipelines.cli.study import study
-from pipelines.cli.verb import Codes, ConfigFile, Out, Result, Sets, configure, submit, verb
+from pipelines.cli.verb import Codes, ConfigFile, Out, Result, Sets, configure, verb
+from pipelines.cluster.submit import submit
 from pipelines.config.recipes import recipe_names
 from pipelines.errors import UsageError
 

@@ -9,12 +9,11 @@ import functools
 import inspect
 import json
 import os
-import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,9 +21,11 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli.present import present
 from pipelines.cluster.records import job_records
-from pipelines.config.settings import Config, load_config
-from pipelines.errors import HeadLost, HHNetError, UsageError
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
+from pipelines.errors import HeadLost, HHNetError
 from pipelines.storage import use_unsigned
 
 Result = dict[str, Any]
@@ -32,12 +33,6 @@ Result = dict[str, Any]
 SEND_AGAIN_S = 0.1
 LINE_CHARS = 300
 """Longest message of an error; --debug shows all of it."""
-PATHS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
-"""Flags of submitted verbs whose values are folders or URIs."""
-TABLES = ("versions", "changes", "states", "summary", "by_step")
-"""What of a result there are several of."""
-ROWS_SHOWN = 50
-FILES_SHOWN = 10
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 Sets = Annotated[
@@ -185,154 +180,9 @@ def _complain(message: str) -> None:
         sys.stderr.flush()
 
 
-def present(result: Mapping[str, Any]) -> str:
-    """A result for people: what happened, then its facts, one per line, and what there are several of as a table."""
-    if result.get("results"):
-        page = [f"page  {result['html']}"] if "html" in result else []
-        return "\n\n".join([*(_present_query(entry) for entry in result["results"]), *page])
-    lines = [f"{result['verb']}: {result['status']}"]
-    elsewhere = ("verb", "status", *TABLES, "commands", "kinds")  # the planner shows its kinds before any work
-    facts = {key: value for key, value in result.items() if key not in elsewhere and value not in (None, "", [], {})}
-    if "skipped_files" in facts:
-        facts["skipped_files"] = _first_skipped(result)
-    width = max((len(key) for key in facts), default=0)
-    for key, value in facts.items():
-        first, *rest = _fact(value)
-        lines += [f"  {key:<{width}}  {first}", *(f"  {'':<{width}}  {text}" for text in rest)]
-    for name in TABLES:
-        lines += _table(result.get(name, []))
-    commands = [f"  {command}" for command in result.get("commands", [])]
-    return "\n".join([*lines, *(["", "next:", *commands] if commands else [])])
-
-
-def _first_skipped(result: Mapping[str, Any]) -> list[str]:
-    """The first files that were skipped, one per line with its reason, and how many more there are."""
-    named, total = result["skipped_files"], result["skipped"]
-    lines = ["  ".join(map(str, file.values())) for file in named[:FILES_SHOWN]]
-    if total <= len(lines):
-        return lines
-    there = "all of them" if total == len(named) else f"the first {len(named):,}"
-    return [*lines, f"... and {total - len(lines):,} more, {there} with --json"]
-
-
-def _fact(value: Any) -> list[str]:
-    """Its lines: what is counted by name on one, texts on one each."""
-    if isinstance(value, Mapping):
-        return [", ".join(f"{name} {one}" for name, one in value.items())]
-    if isinstance(value, list):
-        texts = [str(one) for one in value[:ROWS_SHOWN]]
-        more = [f"... and {len(value) - ROWS_SHOWN:,} more, all of them with --json"] if len(value) > ROWS_SHOWN else []
-        return [*(texts if isinstance(value[0], str) else [", ".join(texts)]), *more]
-    if isinstance(value, bool):
-        return ["yes" if value else "no"]
-    if isinstance(value, float):
-        return [f"{value:.4g}"]
-    return [f"{value:,}" if isinstance(value, int) else str(value)]
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The first rows under a heading; a digest by its first digits."""
-    if not rows:
-        return []
-    heading = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [heading, *([_cell(row.get(name)) for name in heading] for row in rows[:ROWS_SHOWN])]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["", *("  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in cells)]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    text = str(value)
-    return text[:12] if re.fullmatch(r"[0-9a-f]{13,}", text) else text
-
-
-def _present_query(entry: Mapping[str, Any]) -> str:
-    near = entry["neighbours"]
-    scored = bool(near) and "score" in near[0]
-    heading = f"  {'score':>6}" if scored else ""
-    labels = [", ".join(map(str, found["labels"])) or "-" for found in near]
-    width = max(map(len, ["labels", *labels]))
-    lines = [f"query {entry['query']}", f"  {'rank':>4}{heading}  {'distance':>8}  {'labels':<{width}}  key"]
-    for rank, (found, label) in enumerate(zip(near, labels, strict=True), start=1):
-        score = f"  {found['score']:>6.4f}" if scored else ""
-        lines.append(f"  {rank:>4}{score}  {found['distance']:>8}  {label:<{width}}  {found['key']}")
-    return "\n".join(lines)
-
-
 def configure(config: Path | None, sets: list[str] | None, **flags: Any) -> Config:
     """The settings of a verb; `flags` are named by setting, with __ for the dot, and None where not given."""
     named = {name.replace("__", "."): value for name, value in flags.items()}
     settings = load_config(config, sets or (), named)
     use_unsigned(settings.store.unsigned)
     return settings
-
-
-def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str] | None]) -> Result | None:
-    """Run the verb as a Ray job when `ray.address` is an http(s) URL; None when it runs here."""
-    address = config.ray.address or os.environ.get("RAY_ADDRESS", "")
-    if not address.startswith(("http://", "https://")):
-        return None
-    from pipelines.cluster.access import is_loopback, require_ray_token
-    from pipelines.cluster.jobs import submit_verb
-
-    require_ray_token(address)
-    same_disk = config.store.shared or is_loopback(address)
-    arguments = list(words)
-    for name, value in flags.items():
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None:
-                arguments += [name, _seen_by_job(name, one, same_disk) if name in PATHS else one]
-    for setting in changed_settings(_with_seen_files(config, same_disk)):
-        arguments += ["--set", setting]
-    return submit_verb(address, arguments, wait_s=config.ray.wait_s, labels=config.ray.driver_labels)
-
-
-def _seen_by_job(name: str, value: str, same_disk: bool) -> str:
-    """A path as a job has to be told it, since it runs in another folder; UsageError where it means nothing there."""
-    path = os.path.expanduser(value)  # noqa: PTH111 (Path would make one slash of the two in s3://)
-    if "://" in path or os.path.isabs(path):  # noqa: PTH117
-        return path
-    if not same_disk:
-        raise UsageError(
-            f"{name} {value} is relative to this folder, and the job runs in another one: give s3://..., or an "
-            "absolute path that all nodes see; with store.shared=true it is taken from this folder"
-        )
-    return os.path.abspath(path)  # noqa: PTH100
-
-
-def _with_seen_files(config: Config, same_disk: bool) -> Config:
-    """The settings with the files of weights named as the job has to find them."""
-    model, train = config.model, config.train
-    if model.weights not in (None, "timm"):
-        model = model.model_copy(update={"weights": _seen_by_job("model.weights", str(model.weights), same_disk)})
-    if train.teacher_weights != "timm":
-        seen = _seen_by_job("train.teacher_weights", train.teacher_weights, same_disk)
-        train = train.model_copy(update={"teacher_weights": seen})
-    return config.model_copy(update={"model": model, "train": train})
-
-
-def changed_settings(config: Config) -> list[str]:
-    """Every setting that is not a default or its recipe's, as section.key=value; `ray.address` points at the job's own
-    cluster, and where its driver runs is decided."""
-    changed = [] if config.train.recipe is None else [f"train.recipe={config.train.recipe}"]
-    defaults = load_config(sets=changed).model_dump(mode="json")
-    for section, settings in config.model_dump(mode="json").items():
-        for key, value in settings.items():
-            if value == defaults[section][key] or (section, key) in (("ray", "address"), ("ray", "driver_labels")):
-                continue
-            usual = defaults[section][key]
-            if isinstance(value, dict) and usual:  # a group of settings
-                changed += [
-                    f"{section}.{key}.{name}={json.dumps(one)}" for name, one in value.items() if one != usual[name]
-                ]
-            else:
-                changed.append(f"{section}.{key}={_toml(value)}")
-    return [*changed, "ray.address=auto"]
-
-
-def _toml(value: Any) -> str:
-    """Write a value as TOML, which reads JSON's values but for its objects."""
-    if not isinstance(value, dict):
-        return json.dumps(value)
-    return "{" + ", ".join(f"{json.dumps(name)} = {json.dumps(one)}" for name, one in value.items()) + "}"

@@ -1,16 +1,11 @@
 """One typed configuration tree: defaults < recipe < `--config FILE.toml` < `--set section.key=value` < named flags.
 
-Every setting of every verb stands here, with its default, its bounds and one line of meaning. The list of those
-settings that change a result, and so belong to an artifact's fingerprint, stands here too (`RESULT_SETTINGS`).
+Every setting of every verb stands here, with its default, its bounds and one line of meaning. Those that change
+a result, and so belong to an artifact's fingerprint, are listed in `pipelines.config.fingerprint`.
 """
 
-import difflib
 import os
 import re
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from functools import reduce
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,13 +15,9 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
-
-from pipelines.config.recipes import recipe_settings
-from pipelines.errors import ConfigError
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -407,189 +398,3 @@ class Config(Section):
     ray: RaySettings = RaySettings()
     store: StoreSettings = StoreSettings()
     run: RunSettings = RunSettings()
-
-
-# The settings that change the bytes of each kind of artifact. Never workers, threads, URIs: a result must not
-# depend on where or how wide it was computed.
-RESULT_SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "shards": ("ingest.samples_per_shard", "ingest.seed", "ingest.name"),
-    "model": (
-        *("data.image_size", "data.resize", "data.batch_size", "data.augment"),
-        *("data.shuffle_buffer", "data.interleave"),
-        *(
-            "model.backbone",
-            "model.weights",
-            "model.bits",
-            "model.head",
-            "model.stem_stride",
-            "model.branches",
-            "model.precision",
-        ),
-        *("train.epochs", "train.loss", "train.loss_options", "train.lr", "train.backbone_lr_scale"),
-        *("train.weight_decay", "train.warmup", "train.ema_decay", "train.grad_clip", "train.seed"),
-        *("train.val_share", "train.val_limit", "train.val_every"),
-        *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
-        *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
-    ),
-    "rotation": ("train.rotate", "train.rotate_samples", "train.seed"),
-    "codes": ("encode.batch_size", "encode.carry", "encode.logits"),
-    "index": (
-        *("index.kind", "index.nlist", "index.nprobe", "index.m", "index.ef_search", "index.seed"),
-        *("index.gate.probes", "index.gate.k", "index.gate.radius"),
-    ),
-    "duplicates": ("dedupe.radius",),
-    "report": (
-        *("evaluate.at", "evaluate.ties", "evaluate.denominator", "evaluate.empty", "evaluate.gallery"),
-        *("evaluate.rerank", "evaluate.unlabelled"),
-    ),
-    "agreement": ("agreement.queries", "agreement.k", "agreement.seed"),
-}
-
-# Settings that came later. At their default they are no part of a fingerprint, so that what was made before them keeps
-# its name, and with it its bytes.
-LATER_SETTINGS = frozenset(
-    {
-        *("encode.logits", "evaluate.rerank", "evaluate.unlabelled", "index.m", "index.ef_search", "model.branches"),
-        *("data.policy", "train.mixup", "train.label_smoothing", "train.optimizer", "train.schedule"),
-        *("train.layer_decay", "train.accumulate", "train.teacher", "train.teacher_weights", "train.distillation"),
-    }
-)
-
-
-def result_settings(config: Config, kind: str) -> dict[str, Any]:
-    """The settings of `config` that change an artifact of `kind`, by dotted name, as plain JSON values."""
-    values, defaults = (_by_name(each.model_dump(mode="json"), RESULT_SETTINGS[kind]) for each in (config, Config()))
-    return {name: v for name, v in values.items() if name not in LATER_SETTINGS or v != defaults[name]}
-
-
-def _by_name(tree: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: reduce(lambda node, key: node[key], name.split("."), tree) for name in names}
-
-
-def config_of(settings: Mapping[str, Any]) -> Config:
-    """The tree in which the settings of these dotted names are as given and all others at their defaults."""
-    tree: dict[str, Any] = {}
-    for name, value in settings.items():
-        _assign(tree, name, value)
-    return _validated(tree)
-
-
-def load_config(
-    file: str | Path | None = None,
-    sets: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> Config:
-    """Build the tree from a TOML file, `section.key=value` strings and named flags, later ones winning.
-
-    `flags` maps dotted names to values; None means that the flag was not given. Where they set `train.recipe`, the
-    settings of that recipe stand below all of them. Raises ConfigError.
-    """
-    return config_from(load_tree(file, sets, flags))
-
-
-def load_tree(
-    base: str | Path | Mapping[str, Any] | None = None,
-    sets: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Collect what the user says, as `load_config` does: sections of plain values, without defaults or recipe.
-
-    `base` is a TOML file or such a tree, which stays as it is.
-    """
-    tree = merged({}, base) if isinstance(base, Mapping) else read_toml(Path(base)) if base is not None else {}
-    for text in sets:
-        name, separator, value = text.partition("=")
-        if not separator or not name.strip():
-            raise ConfigError(f"--set {text!r}: write section.key=value, as in --set train.epochs=5")
-        _assign(tree, name.strip(), _parse_value(value.strip()))
-    for name, value in (flags or {}).items():
-        if value is not None:
-            _assign(tree, name, value)
-    return tree
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one tree of settings over another: sections are merged key by key, values replaced."""
-    tree = dict(below)
-    for key, value in above.items():
-        under = tree.get(key)
-        tree[key] = merged(under if isinstance(under, Mapping) else {}, value) if isinstance(value, Mapping) else value
-    return tree
-
-
-def config_from(tree: Mapping[str, Any]) -> Config:
-    """Validate a tree of `load_tree`, its recipe below it. Raises ConfigError."""
-    whole = merged({}, tree)
-    _start_from_recipe(whole)
-    return _validated(whole)
-
-
-def _validated(tree: Mapping[str, Any]) -> Config:
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; ConfigError where there is none or it is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"configuration {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"configuration {path} cannot be read as TOML: {error}") from None
-
-
-def _parse_value(text: str) -> Any:
-    """Read `text` as a TOML value; what is not one is a plain string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
-    *parents, leaf = name.split(".")
-    for parent in parents:
-        node = tree.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"{name}: {parent} is a value, not a section")
-        tree = node
-    tree[leaf] = value
-
-
-def _start_from_recipe(tree: dict[str, Any]) -> None:
-    """Add what the recipe says to what the user says, which stays."""
-    train = tree.get("train")
-    name = train.get("recipe") if isinstance(train, dict) else None
-    for path, value in recipe_settings(name).items() if isinstance(name, str) else ():
-        section, key = path.split(".")
-        if isinstance(said := tree.setdefault(section, {}), dict):
-            said.setdefault(key, value)
-
-
-def _explain(error: ValidationError) -> str:
-    """One line for the first problem, naming the nearest known key where a key is unknown."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = known_names()
-        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see `hhnet VERB --help`"
-        return f"unknown setting {where}: {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where} = {problem['input']!r}: {message}{more}"
-
-
-def known_names() -> list[str]:
-    """Every section and setting, by dotted name."""
-    return list(_names_below("", Config()))
-
-
-def _names_below(prefix: str, section: Section) -> Iterator[str]:
-    for name in type(section).model_fields:
-        yield f"{prefix}{name}"
-        if isinstance(below := getattr(section, name), Section):
-            yield from _names_below(f"{prefix}{name}.", below)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from hhnet.search.pairs import Forest
-from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage
 from pipelines.dedupe import tables as artifact

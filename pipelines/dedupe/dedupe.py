@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import finished, open_current
-from pipelines.config.settings import Config, DedupeSettings, result_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe.sources import Source, sources_of
 from pipelines.dedupe.tables import SHARDS, SHARDS_NAME
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct

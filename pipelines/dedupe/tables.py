@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipelines.artifacts.commit import Artifact, Part
+from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.tables import read_parquet, require_schema
 from pipelines.errors import DamagedArtifact
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from hhnet import unpack_bits
-from pipelines.artifacts.commit import Artifact, Part, read_part
+from pipelines.artifacts.manifest import Artifact, Part, read_part
 from pipelines.artifacts.tables import LOGITS, codes_schema, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current, open_input
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError

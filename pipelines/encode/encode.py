@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact, versions
+from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import LOGITS
 from pipelines.artifacts.versions import lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
-from pipelines.config.settings import Config, result_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.settings import Config
 from pipelines.encode.shard import (
     EncodeJob,
     ShardEncoder,

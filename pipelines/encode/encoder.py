@@ -19,7 +19,7 @@ from torch import nn
 from hhnet.codes import pack_bits, sign_bits
 from hhnet.logits import quantise_logits
 from hhnet.nn.model import HHNet, Preprocess, model_from_bytes
-from pipelines.artifacts.commit import Artifact, open_artifact
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import Reason
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject

@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, open_artifact, require_identity
+from pipelines.artifacts.commit import require_identity
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.versions import open_current
 from pipelines.cluster.placement import need_of, room_on_nodes

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, ReceiptRef, open_artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input, open_version, publish_next
-from pipelines.config.settings import RESULT_SETTINGS, Config, EncodeSettings
+from pipelines.config.fingerprint import RESULT_SETTINGS
+from pipelines.config.settings import Config, EncodeSettings
 from pipelines.encode.shard import (
     EncodeJob,
     ShardCodes,

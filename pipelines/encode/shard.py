@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint, read_part
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint, read_part
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.splits import MODEL, passed_on
 from pipelines.artifacts.splits import carried as carried_split
@@ -37,7 +38,8 @@ from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.config.settings import Config, result_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.settings import Config
 from pipelines.encode.codes import ENCODER_VERSION, codes_parts
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject

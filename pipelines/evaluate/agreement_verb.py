@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
 from pipelines.artifacts.versions import finished
 from pipelines.cluster.progress import stage
-from pipelines.config.settings import Config, result_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, open_codes
 from pipelines.errors import InputError
 from pipelines.evaluate.agreement import Matched, agreement_page, match, measure_agreement

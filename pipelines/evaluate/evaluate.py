@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 import hhnet
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.artifacts.splits import LEARNED, SplitPart, require_one_split, split_facts, split_notes, split_part
 from pipelines.artifacts.versions import finished, open_input
 from pipelines.cluster.progress import stage
-from pipelines.config.settings import Config, EvaluateSettings, result_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.settings import Config, EvaluateSettings
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
 from pipelines.errors import HHNetError, InputError
 from pipelines.evaluate.figures import Figures, measure, require_findable

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.codes import pack_bits, sign_bits, unpack_bits
-from pipelines.artifacts.commit import Artifact, open_artifact
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import BIT_ORDER
 from pipelines.artifacts.versions import open_input
 from pipelines.cluster.progress import stage

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, ArtifactWriter, fingerprint, open_artifact, versions
+from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.manifest import Artifact, fingerprint, open_artifact
 from pipelines.artifacts.versions import (
     made_as,
     next_artifact,

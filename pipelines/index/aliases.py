@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.artifacts.commit import Artifact, open_artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_version, require_version
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store

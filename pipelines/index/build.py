@@ -6,20 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts.commit import (
-    Artifact,
-    ArtifactInput,
-    ArtifactWriter,
-    Part,
-    fingerprint,
-    open_artifact,
-    read_identity,
-    versions,
-)
+from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint, open_artifact, read_identity
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import LOGITS
 from pipelines.artifacts.versions import finished, publish_number
-from pipelines.config.settings import Config, result_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import Figures

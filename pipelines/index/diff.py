@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import all_versions, open_current
 from pipelines.encode.codes import CodesSet, CodesShard, has_logits, open_codes, require_distinct, require_pair
 from pipelines.encode.shard import claimed_receipts

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.metrics import Meter

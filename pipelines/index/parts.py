@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.artifacts.commit import DIGEST_CHARS, ArtifactInput, ArtifactWriter, Part
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import DIGEST_CHARS, ArtifactInput, Part
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.encode.codes import code_array, read_codes
 from pipelines.errors import DamagedArtifact

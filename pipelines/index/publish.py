@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, open_artifact, parse_manifest, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact, open_artifact, parse_manifest
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import made_as, named_version, open_version, publish_number, roll_back, version_before
 from pipelines.config.settings import Config

@@ -25,7 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.commit import Artifact, Part, read_part, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact, Part, read_part
 from pipelines.artifacts.tables import logits_field, read_parquet, require_schema
 from pipelines.artifacts.versions import made_as, open_version
 from pipelines.encode.codes import class_names, has_logits, logits_array

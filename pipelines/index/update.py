@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, ReceiptRef, remember_origin
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, ReceiptRef, remember_origin
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import next_artifact, publish_number, put_manifest, require_parts

@@ -18,7 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.runs import write_run_record
 from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.artifacts.versions import lost

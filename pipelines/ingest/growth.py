@@ -10,7 +10,8 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from pipelines.artifacts.commit import Artifact, Part, fingerprint, open_artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact, Part, fingerprint, open_artifact
 from pipelines.artifacts.versions import open_current, publish_next
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.shards.shards import INDEX_NAME, Shard, open_shards

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.artifacts.commit import Artifact, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import finished
 from pipelines.cluster.progress import stage
-from pipelines.config.settings import Config, result_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.settings import Config
 from pipelines.errors import InputError, WorkFailed
 from pipelines.ingest.classes import class_names
 from pipelines.ingest.found import Unreadable

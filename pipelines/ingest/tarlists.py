@@ -4,7 +4,7 @@ import re
 from itertools import product
 from pathlib import Path
 
-from pipelines.artifacts.commit import PART_NAME
+from pipelines.artifacts.manifest import PART_NAME
 from pipelines.errors import InputError
 from pipelines.storage import Store
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import open_input
 from pipelines.errors import HHNetError
 from pipelines.shards.containers.limits import ImageReject

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hhnet import asymmetric_distances, pack_bits
 from hhnet.codes import sign_bits
-from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import open_input
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, code_array, logits_array, open_codes, require_logits

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.commit import Artifact, Part
+from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.tables import SHARD_INDEX, ParquetRows, parquet_groups, table_of
 from pipelines.artifacts.versions import open_current, open_known
 from pipelines.errors import DamagedArtifact, InputError

@@ -27,7 +27,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.config.settings import Config, load_config, read_toml, result_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.loading import load_config, read_toml
+from pipelines.config.settings import Config
 from pipelines.errors import ConfigError
 
 SHIPPED = ("small", "baselines", "losses", "resolution", "paper")

@@ -15,13 +15,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from hhnet.nn.flops import forward_flops
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.artifacts.versions import finished, open_current
-from pipelines.cli.verb import submit
 from pipelines.cluster.session import kept_ray
-from pipelines.config.settings import Config, result_settings
+from pipelines.cluster.submit import submit
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.settings import Config
 from pipelines.encode import encode
 from pipelines.encode import shard as encoding
 from pipelines.encode.encoder import Encoder

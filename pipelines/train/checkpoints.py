@@ -16,7 +16,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.storage import Store, canonical_json
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact
 from pipelines.artifacts.runs import write_run_record
 from pipelines.artifacts.splits import passed_on
 from pipelines.artifacts.versions import finished, open_input
@@ -23,7 +24,8 @@ from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.config.settings import Config, config_of, result_settings
+from pipelines.config.fingerprint import config_of, result_settings
+from pipelines.config.settings import Config
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
@@ -81,7 +83,8 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> d
 
     Its training shards are looked for at `shards`, else where they lay. Returns verb, status (`done` or `unchanged`),
     uri, digest, rotated, map and map_before (validation), bits, images, error and, of rotations, error_before: the mean
-    squared difference of outputs and signs, see `hhnet.nn.rotation`. Raises InputError where the method cannot be applied.
+    squared difference of outputs and signs, see `hhnet.nn.rotation`. Raises InputError where the method cannot be
+    applied.
     """
     begun = time.monotonic()
     job = plan_job(open_artifact(model, "model"), out, config, shards)
@@ -190,7 +193,7 @@ class Fitter:
         return Fitted(model_to_bytes(made), {**described, **kept}, parameters, figures)
 
     def _made(self) -> tuple["HHNet", dict[str, Any]]:
-        from hhnet.nn import heads, rotation
+        from hhnet.nn import rehead, rotation
 
         method, seed = self.train.rotate, self.train.seed
         if method == "classes":
@@ -206,7 +209,7 @@ class Fitter:
             else:
                 done = partial(self._fitted, len(x_ND))
                 rotation_KK = rotation.householder_rotation(x_ND, epochs=EPOCHS, seed=seed, advance=done)
-            made = heads.rotated(self.encoder.model, rotation_KK)
+            made = rehead.rotated(self.encoder.model, rotation_KK)
         except ValueError as error:
             raise InputError(f"{self.base.uri}: {method}: {error}") from None
         before, after = (rotation.quantisation_error(z) for z in (x_ND, x_ND @ rotation_KK))
@@ -216,7 +219,7 @@ class Fitter:
         self.post(images + epochs, f"epoch {epochs}/{EPOCHS}")
 
     def _projected(self, x_ND: Reals) -> tuple["HHNet", dict[str, Any]]:
-        from hhnet.nn import heads, rotation
+        from hhnet.nn import rehead, rotation
 
         bits, seed = self.encoder.bits, self.train.seed
         if self.train.rotate == "lsh":
@@ -225,12 +228,12 @@ class Fitter:
             directions_DK, mean_D = rotation.principal_directions(x_ND, bits)
         if self.train.rotate == "pca-itq":
             directions_DK = directions_DK @ rotation.itq_rotation((x_ND - mean_D) @ directions_DK, seed=seed)
-        made = heads.projected(self.encoder.model, directions_DK, mean_D)
+        made = rehead.projected(self.encoder.model, directions_DK, mean_D)
         return made, {"images": len(x_ND), "error": rotation.quantisation_error((x_ND - mean_D) @ directions_DK)}
 
     def _class_index(self) -> "HHNet":
         """The classifier that the loss learned beside the network, which only checkpoints have."""
-        from hhnet.nn import heads
+        from hhnet.nn import rehead
         from pipelines.train.checkpoints import Checkpoints
 
         if self.card.get("loss") != "ce":
@@ -246,7 +249,7 @@ class Fitter:
             )
         learned = checkpoints.named(last.best).tensors("loss.classifier.")
         try:
-            return heads.as_class_index(self.encoder.model.cpu(), learned["weight"], learned["bias"])
+            return rehead.as_class_index(self.encoder.model.cpu(), learned["weight"], learned["bias"])
         except ValueError as error:
             raise InputError(f"{self.base.uri}: {error}") from None
 

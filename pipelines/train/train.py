@@ -15,7 +15,8 @@ from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, fingerprint, read_identity
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, read_identity
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.splits import carried
 from pipelines.artifacts.versions import all_versions, finished, open_current
@@ -24,7 +25,8 @@ from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, look, shortage, training_need, widest
 from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
-from pipelines.config.settings import Config, result_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.settings import Config
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from pipelines.artifacts.commit import Artifact, Part
+from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.splits import MODEL, carried, passed_on
 from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
 from pipelines.encode.codes import codes_parts, has_logits, require_signs

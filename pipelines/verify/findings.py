@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.splits import OWN
 from pipelines.artifacts.versions import open_input
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable

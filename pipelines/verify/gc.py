@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import FOLDERS, all_versions, open_current, open_version, referenced
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable

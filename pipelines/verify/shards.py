@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.manifest import Artifact
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Member, Record, Shard, ShardSet, open_shards, part_proof, split_digest
 from pipelines.shards.tar import Hashed, TarDamaged, TarEntry, read_tar

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.tables import read_parquet, require_schema
 from pipelines.artifacts.versions import open_input
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable

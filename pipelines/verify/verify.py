@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, Part, ReceiptRef, open_artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.versions import FOLDERS, manifest_path, named_version, open_current, referenced
 from pipelines.cluster.placement import Need
 from pipelines.cluster.pool import map_items

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import hamming_range
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.verify.verify import verify
 from tests.bench.multihash import BITS, clustered

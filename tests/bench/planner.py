@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from hhnet import hamming_knn
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.index.gate import one_by_one, tie_aware_recall
 from pipelines.index.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
 from pipelines.index.planner import LEAST_SAMPLE, QUERIES, SAMPLE, predict

@@ -25,7 +25,7 @@ import webdataset
 
 import pipelines.encode.shard
 from pipelines.artifacts.tables import codes_schema, table_of
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
 from pipelines.encode.encoder import Encoder
 from pipelines.ingest.ingest import ingest

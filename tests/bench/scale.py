@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.commit import ArtifactInput, ArtifactWriter
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import ArtifactInput
 from pipelines.artifacts.tables import codes_schema, parquet_bytes
 from pipelines.index.kinds import NOTHING_REMOVED
 from pipelines.index.reader import IndexReader, open_index

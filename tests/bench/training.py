@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.train.batches import DecodedCache, TrainData, epoch_batches, epoch_leg, preprocess_of

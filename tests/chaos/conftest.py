@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from tests.support.encodes import IMAGES, RUN_LIMIT_S, SETTINGS, SHARDS, Corpus, encode_words
 from tests.support.models import write_model

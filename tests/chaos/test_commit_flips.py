@@ -9,7 +9,8 @@ import pytest
 import safetensors.numpy
 
 import pipelines.index.indexing
-from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
 from pipelines.dedupe.dedupe import dedupe

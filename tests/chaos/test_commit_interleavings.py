@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts.commit import ArtifactWriter, Part, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Part, open_artifact
 from pipelines.artifacts.tables import codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.errors import CommitConflict, HHNetError, InputError, WorkFailed
 from pipelines.storage import Store

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.errors import InputError
 from pipelines.storage import Store
 from pipelines.storage.failpoints import failpoint

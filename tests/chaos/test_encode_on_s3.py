@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.cluster.session import ray_session
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store

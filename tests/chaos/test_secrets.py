@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.storage import Store
 from tests.integration.conftest import SETTINGS
 from tests.support import seaweed

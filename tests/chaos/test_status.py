@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from pipelines.artifacts.runs import closed_records
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store
 from tests.support.encodes import encoders, started

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fsspec.asyn import sync
 
-from pipelines.artifacts.commit import ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.errors import CommitConflict, CommitUnknown, DamagedArtifact, HHNetError, InputError, StoreUnavailable
 from pipelines.storage import Store, bucket, sha256_of, writes
 from pipelines.storage.bucket import Answer, Bucket

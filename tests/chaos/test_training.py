@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.artifacts.commit import open_artifact
-from pipelines.config.settings import load_config
+from pipelines.artifacts.manifest import open_artifact
+from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store

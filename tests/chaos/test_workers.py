@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.encode.shard
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
 from pipelines.shards.shards import open_shards

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts.commit import manifest_digest, open_artifact
+from pipelines.artifacts.manifest import manifest_digest, open_artifact
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
 from pipelines.index.reader import open_index

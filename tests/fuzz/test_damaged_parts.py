@@ -18,7 +18,7 @@ import pytest
 import pipelines.index.indexing
 from hhnet.search import multi_index as multihash
 from hhnet.search.multi_index import MultiHash
-from pipelines.artifacts.commit import Artifact, open_artifact
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import code_array, open_codes

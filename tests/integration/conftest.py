@@ -7,7 +7,8 @@ import pytest
 from filelock import FileLock
 
 from pipelines.cluster.session import ray_session
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
 from pipelines.ingest.ingest import ingest
 from pipelines.train.train import train

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.tables import read_parquet
 from pipelines.config.settings import Config
 from pipelines.encode.encode import encode

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import pipelines.encode.shard
-from pipelines.artifacts.commit import ArtifactWriter, open_artifact
-from pipelines.config.settings import Config, load_config
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import open_artifact
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode import encode as encode_module
 from pipelines.encode.encode import encode
 from pipelines.encode.shard import ShardEncoder, ShardTask, plan_job

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from flows.reporting import artifact_key
-from pipelines.artifacts.commit import open_artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.index.reader import open_index
 from pipelines.ingest.ingest import ingest

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.errors import InputError
 from pipelines.storage import Store
 from pipelines.verify.gc import gc

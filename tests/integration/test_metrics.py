@@ -14,7 +14,7 @@ import duckdb
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import Config
 from pipelines.ingest.ingest import ingest
 from tests.integration.conftest import SETTINGS

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts.commit import open_artifact
-from pipelines.config.settings import Config, load_config
+from pipelines.artifacts.manifest import open_artifact
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
 from pipelines.encode.preflight import preflight
 from pipelines.encode.shard import ShardEncoder, ShardTask, plan_job

@@ -116,7 +116,7 @@ WATCHED = """
 import json, sys
 from pipelines.cluster.progress import reporting
 from pipelines.config import load_config
-from pipelines.cli.verb import submit
+from pipelines.cluster.submit import submit
 seen = []
 flags = {"--shards": sys.argv[1], "--model": sys.argv[2], "--out": sys.argv[3]}
 with reporting(lambda *told: seen.append(told)):

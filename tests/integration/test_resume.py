@@ -12,8 +12,10 @@ import pytest
 
 import pipelines.encode.shard
 import pipelines.index.indexing
-from pipelines.artifacts.commit import ArtifactInput, ArtifactWriter, Part, open_artifact
-from pipelines.config.settings import Config, load_config
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import ArtifactInput, Part, open_artifact
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.encode.encode import encode
 from pipelines.encode.shard import plan_job

@@ -7,9 +7,11 @@ import pyarrow as pa
 import pytest
 
 import pipelines.encode.shard
-from pipelines.artifacts.commit import Artifact, open_artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current, open_version
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode import encode as encode_module
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode

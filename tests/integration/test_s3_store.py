@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from pipelines.artifacts.commit import ArtifactWriter, open_artifact, publish_version, versions
+from pipelines.artifacts.commit import ArtifactWriter, publish_version, versions
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.runs import RunLog, closed_records
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.encode.codes import open_codes
 from pipelines.errors import (
     CommitConflict,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hhnet import hamming_knn
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.encode.encode import encode
 from pipelines.errors import FingerprintMismatch, InputError

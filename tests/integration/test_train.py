@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.cluster.progress import reporting
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.encode.encode import encode
 from pipelines.errors import InputError

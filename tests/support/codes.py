@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import pack_bits, unpack_bits
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, Part, fingerprint
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.tables import LOGITS, codes_schema, parquet_bytes, table_of
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.shards.shards import open_shards

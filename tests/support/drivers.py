@@ -24,8 +24,8 @@ import torch
 import pipelines.encode.shard
 import pipelines.index.indexing
 from pipelines.__main__ import main
-from pipelines.artifacts.commit import open_artifact
-from pipelines.config.settings import load_config
+from pipelines.artifacts.manifest import open_artifact
+from pipelines.config.loading import load_config
 from pipelines.errors import HHNetError
 from pipelines.storage import Store
 from pipelines.storage import failpoints as places

@@ -6,7 +6,8 @@ import torch
 
 from hhnet.nn.model import HHNet, card, model_to_bytes
 from hhnet.preprocess import Preprocess
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, open_artifact
 from pipelines.artifacts.splits import carried
 from pipelines.config.settings import Config
 from pipelines.shards.shards import open_shards

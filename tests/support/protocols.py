@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.cli.main import app
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols.base import Protocol
 from pipelines.shards.shards import Sample, open_shards

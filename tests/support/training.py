@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 import pipelines.train.learner
-from pipelines.artifacts.commit import open_artifact
-from pipelines.config.settings import load_config
+from pipelines.artifacts.manifest import open_artifact
+from pipelines.config.loading import load_config
 from pipelines.train.learner import Batch, Learner, StepLoss
 from pipelines.train.train import plan_job, train_worker
 

@@ -18,7 +18,8 @@ FLOORS = {
     "fastapi": (0, 150),
 }
 # CVE-2025-8194: before these patch levels `tarfile` reads a prepared archive for ever. Archives are read by
-# `pipelines/shards/tar.py`, which does not use that loop, so an older Python is no reason to refuse; the image has a newer.
+# `pipelines/shards/tar.py`, which does not use that loop, so an older Python is no reason to refuse; the image has a
+# newer one.
 PYTHON_FLOORS = {(3, 11): 14, (3, 12): 12, (3, 13): 6}
 HEAVY = ("torch", "ray", "faiss", "prefect", "numba", "pyarrow", "webdataset", "onnx", "onnxruntime")
 

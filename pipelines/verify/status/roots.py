@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts.commit import Artifact, Part, open_artifact, read_identity, read_part, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact, Part, open_artifact, read_identity, read_part
 from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.artifacts.tables import read_parquet
 from pipelines.artifacts.versions import open_current

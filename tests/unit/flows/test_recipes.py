@@ -8,7 +8,7 @@ from PIL import Image
 
 from flows.recipes import RECIPE, demo_recipe, fitted, probe
 from flows.verbs import _own_images, _with_flags, demo_summary, run
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.errors import ConfigError, InputError
 from tests.support.pictures import write_folder
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hhnet.codes import pack_bits, sign_bits, unpack_bits
-from hhnet.nn.heads import ClassIndex, as_class_index, class_bits, projected, rotated
+from hhnet.nn.heads import ClassIndex, class_bits
 from hhnet.nn.model import HHNet, Preprocess, card, model_from_bytes, model_to_bytes
+from hhnet.nn.rehead import as_class_index, projected, rotated
 from hhnet.nn.rotation import random_hyperplanes
 
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))

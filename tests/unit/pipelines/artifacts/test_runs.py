@@ -14,7 +14,8 @@ import pytest
 
 from pipelines.artifacts import runs
 from pipelines.artifacts.runs import RunLog, allowed_cpus, closed_records, read_runs, write_run_record
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import StoreUnavailable, WorkFailed
 from pipelines.storage import Store
 from tests.support.memory import MemoryStore
@@ -227,7 +228,10 @@ def wait_for(condition: object) -> None:
 
 
 def test_the_cpus_of_a_process_are_those_it_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = "import os; os.sched_setaffinity(0, {0}); from pipelines.artifacts.runs import allowed_cpus; print(allowed_cpus())"
+    command = (
+        "import os; os.sched_setaffinity(0, {0}); "
+        "from pipelines.artifacts.runs import allowed_cpus; print(allowed_cpus())"
+    )
     assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "1\n"
     monkeypatch.delattr(os, "sched_getaffinity")
     assert allowed_cpus() == os.cpu_count()

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import pipelines.encode.shard
-from pipelines.artifacts.commit import Manifest, manifest_digest, open_artifact
+from pipelines.artifacts.manifest import Manifest, manifest_digest, open_artifact
 from pipelines.artifacts.splits import carried, split_part
-from pipelines.config.settings import Config, EvaluateSettings, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config, EvaluateSettings
 from pipelines.encode.encode import encode
 from pipelines.errors import DamagedArtifact, FingerprintMismatch
 from pipelines.evaluate.evaluate import evaluate

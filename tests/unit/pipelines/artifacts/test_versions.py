@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.artifacts.commit import Artifact, ArtifactInput, ArtifactWriter, open_artifact, publish_version, versions
+from pipelines.artifacts.commit import ArtifactWriter, publish_version, versions
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, open_artifact
 from pipelines.artifacts.versions import (
     all_versions,
     finished,

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipelines.cli.verb import changed_settings, present, verb
-from pipelines.config.settings import load_config
+from pipelines.cli.present import present
+from pipelines.cli.verb import verb
+from pipelines.config.loading import changed_settings, load_config
 from pipelines.errors import Degraded, HHNetError, StoreUnavailable, UsageError, WorkFailed
 from tests.support.pictures import write_folder
 

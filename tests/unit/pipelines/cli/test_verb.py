@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli.verb import changed_settings, submit
 from pipelines.cluster.records import JOB_CONFIG, METADATA, mark, read_record
-from pipelines.config.settings import load_config
+from pipelines.cluster.submit import submit
+from pipelines.config.loading import changed_settings, load_config
 from pipelines.errors import UsageError
 from pipelines.ingest.ingest import ingest
 from tests.support.codes import simple_rows, write_codes

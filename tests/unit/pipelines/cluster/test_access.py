@@ -13,7 +13,7 @@ import pytest
 from pipelines.cluster import access
 from pipelines.cluster.access import has_ray_token, is_loopback, refuse_credentials, require_ray_token
 from pipelines.cluster.session import ray_session
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.errors import UsageError
 
 NEAR = (

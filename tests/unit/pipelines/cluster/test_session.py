@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from pipelines.cluster.session import is_rays, ray_session, usable_cpus
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.errors import ClusterUnavailable
 
 RAY = Path(ray.__file__).parent

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.cli.verb import changed_settings
+from pipelines.config.fingerprint import result_settings
+from pipelines.config.loading import changed_settings, load_config
 from pipelines.config.recipes import _RECIPES, recipe_names, recipe_settings
-from pipelines.config.settings import Config, load_config, result_settings
+from pipelines.config.settings import Config
 from pipelines.errors import ConfigError
 from pipelines.train.learner import make_network, make_training_loss
 from pipelines.train.optimizer import make_optimizer

@@ -5,17 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config.settings import (
-    LATER_SETTINGS,
-    RESULT_SETTINGS,
-    Config,
-    config_from,
-    known_names,
-    load_config,
-    load_tree,
-    merged,
-    result_settings,
-)
+from pipelines.config.fingerprint import LATER_SETTINGS, RESULT_SETTINGS, result_settings
+from pipelines.config.loading import config_from, known_names, load_config, load_tree, merged
+from pipelines.config.settings import Config
 from pipelines.errors import ConfigError
 
 

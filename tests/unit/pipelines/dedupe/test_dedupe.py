@@ -13,7 +13,7 @@ import pytest
 
 import pipelines.index.indexing
 from hhnet import hamming_distances, pack_bits
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
 from pipelines.dedupe import pairs as search
 from pipelines.dedupe import tables

@@ -14,9 +14,11 @@ import pytest
 
 import pipelines.encode.shard
 import pipelines.index.indexing
-from pipelines.artifacts.commit import Artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import open_current
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode import retry_rejects as retry_module
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode

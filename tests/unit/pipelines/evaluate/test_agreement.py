@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hhnet
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.evaluate.agreement import nearest_probabilities, overlaps

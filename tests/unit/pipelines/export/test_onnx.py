@@ -16,7 +16,7 @@ from PIL import Image
 
 import hhnet
 from hhnet.codes import sign_bits
-from pipelines.artifacts.commit import Artifact, open_artifact
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.config.settings import Config
 from pipelines.encode.encoder import Encoder
 from pipelines.errors import InputError, UsageError, WorkFailed

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import pipelines.index.alias
 import pipelines.index.indexing
-from pipelines.artifacts.commit import open_artifact, publish_version, versions
+from pipelines.artifacts.commit import publish_version, versions
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.versions import next_artifact, put_manifest
 from pipelines.cli.main import build_app
 from pipelines.config.settings import Config, GateSettings, IndexSettings

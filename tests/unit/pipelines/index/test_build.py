@@ -8,7 +8,8 @@ import pytest
 import pipelines.index.indexing
 from hhnet import hamming_knn
 from hhnet.search import kernels
-from pipelines.artifacts.commit import Artifact, open_artifact, publish_version, versions
+from pipelines.artifacts.commit import publish_version, versions
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed

@@ -9,8 +9,10 @@ import safetensors.numpy
 
 import pipelines.index.indexing
 from hhnet import hamming_distances
-from pipelines.artifacts.commit import Artifact, open_artifact, versions
-from pipelines.config.settings import Config, GateSettings, load_config
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import Artifact, open_artifact
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config, GateSettings
 from pipelines.errors import ConfigError, WorkFailed
 from pipelines.index import gate
 from pipelines.index.build import build_index

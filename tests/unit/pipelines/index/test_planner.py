@@ -11,10 +11,11 @@ import pytest
 
 import pipelines.index.build
 import pipelines.index.indexing
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.runs import closed_records
 from pipelines.cli.index import index_build
-from pipelines.config.settings import Config, IndexSettings, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
 from pipelines.index.build import build_index
 from pipelines.index.kinds import KINDS

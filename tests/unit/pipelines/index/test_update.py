@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import pipelines.index.indexing
-from pipelines.artifacts.commit import Artifact, manifest_digest, open_artifact, publish_version, versions
+from pipelines.artifacts.commit import publish_version, versions
+from pipelines.artifacts.manifest import Artifact, manifest_digest, open_artifact
 from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current, publish_next
 from pipelines.config.settings import Config, GateSettings, IndexSettings

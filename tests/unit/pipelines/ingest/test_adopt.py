@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts.commit import manifest_digest, open_artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import manifest_digest, open_artifact
 from pipelines.artifacts.tables import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, IngestSettings

@@ -7,9 +7,11 @@ import pytest
 
 import pipelines.encode.shard
 import pipelines.index.indexing
-from pipelines.artifacts.commit import open_artifact, versions
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.versions import all_versions, open_current
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
 from pipelines.encode.retry_rejects import retry_rejects

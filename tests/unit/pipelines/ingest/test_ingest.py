@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from pipelines.artifacts.commit import open_artifact
-from pipelines.config.settings import Config, load_config
+from pipelines.artifacts.manifest import open_artifact
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import Degraded, FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
 from pipelines.ingest import ingest as ingest_module
 from pipelines.ingest import sources

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import Degraded, FingerprintMismatch, InputError
 from pipelines.ingest import sources
 from pipelines.ingest.ingest import ingest

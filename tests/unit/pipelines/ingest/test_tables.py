@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
 from pipelines.encode.shard import ShardEncoder, ShardTask, plan_job
 from pipelines.errors import FingerprintMismatch, InputError

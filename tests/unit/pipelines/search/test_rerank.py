@@ -20,11 +20,12 @@ import pipelines.encode.shard
 import pipelines.index.indexing
 from hhnet import pack_bits, quantise_logits
 from hhnet.codes import sign_bits
-from pipelines.artifacts.commit import Artifact, manifest_digest
+from pipelines.artifacts.manifest import Artifact, manifest_digest
 from pipelines.artifacts.tables import parquet_bytes, read_parquet
 from pipelines.artifacts.versions import open_current, open_input
-from pipelines.cli.verb import present
-from pipelines.config.settings import Config, load_config
+from pipelines.cli.present import present
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode.codes import code_array, logits_array, open_codes
 from pipelines.encode.encode import encode
 from pipelines.encode.encoder import Encoder

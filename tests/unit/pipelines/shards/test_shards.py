@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts.commit import Artifact
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.tables import parquet_bytes
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import (

@@ -10,18 +10,16 @@ from typing import cast
 
 import pytest
 
-from pipelines.artifacts.commit import (
+from pipelines.artifacts.commit import ArtifactWriter, publish_version, versions
+from pipelines.artifacts.manifest import (
     FORMAT,
     Artifact,
     ArtifactInput,
-    ArtifactWriter,
     fingerprint,
     manifest_digest,
     open_artifact,
     open_input,
     parse_manifest,
-    publish_version,
-    versions,
 )
 from pipelines.artifacts.runs import closed_records, write_run_record
 from pipelines.errors import (

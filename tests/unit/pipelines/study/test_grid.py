@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.settings import result_settings
+from pipelines.config.fingerprint import result_settings
 from pipelines.errors import ConfigError
 from pipelines.study.grid import SHIPPED, Grid, read_description
 

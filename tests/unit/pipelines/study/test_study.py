@@ -12,9 +12,10 @@ import torch
 
 import pipelines.encode.shard
 import pipelines.train.train
-from pipelines.artifacts.commit import ArtifactWriter, open_artifact
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.tables import parquet_bytes
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store, canonical_json

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hhnet.trivial import trivial_augment
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.images import decode_image

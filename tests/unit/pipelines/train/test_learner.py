@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
 from pipelines.train.batches import preprocess_of
 from pipelines.train.learner import Batch, Learner

@@ -5,7 +5,8 @@ import pytest
 
 from hhnet.augment import sample_rng
 from hhnet.nn.losses import loss_names
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import ConfigError
 from pipelines.train.learner import Batch, make_training_loss
 from pipelines.train.mixup import softened

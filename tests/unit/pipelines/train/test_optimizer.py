@@ -5,7 +5,8 @@ import torch
 
 from hhnet.nn.losses import make_loss
 from hhnet.nn.model import HHNet
-from pipelines.config.settings import TrainSettings, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import TrainSettings
 from pipelines.errors import ConfigError
 from pipelines.train.optimizer import make_optimizer, rate_factor
 

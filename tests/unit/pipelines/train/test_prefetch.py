@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards

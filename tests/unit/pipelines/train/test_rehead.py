@@ -12,8 +12,9 @@ import torch
 
 import hhnet
 from hhnet.nn.rotation import quantisation_error
-from pipelines.artifacts.commit import open_artifact
-from pipelines.config.settings import Config, load_config
+from pipelines.artifacts.manifest import open_artifact
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode.encoder import Encoder
 from pipelines.errors import InputError, UsageError
 from pipelines.ingest.ingest import ingest

@@ -9,8 +9,9 @@ import timm
 import torch
 
 from hhnet.nn.distillation import neighbour_divergence
-from pipelines.artifacts.commit import open_artifact
-from pipelines.config.settings import Config, load_config
+from pipelines.artifacts.manifest import open_artifact
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest.ingest import ingest
 from pipelines.train.batches import preprocess_of

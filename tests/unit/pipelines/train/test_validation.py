@@ -8,7 +8,7 @@ import timm
 import torch
 
 import pipelines.train.train
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.train.batches import TrainData, epoch_batches, epoch_leg, preprocess_of

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 
 import pipelines.index.indexing
-from pipelines.artifacts.commit import Artifact, ArtifactWriter, open_artifact, versions
+from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import all_versions, open_current, publish_next
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact, InputError

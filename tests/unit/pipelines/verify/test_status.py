@@ -19,7 +19,8 @@ import pipelines.encode.shard
 import pipelines.index.indexing
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.runs import RunLog
-from pipelines.config.settings import Config, load_config
+from pipelines.config.loading import load_config
+from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
 from pipelines.encode.shard import ShardEncoder, ShardTask
 from pipelines.errors import InputError, WorkFailed

@@ -12,17 +12,10 @@ import pytest
 import ray
 import safetensors.numpy
 
-from pipelines.artifacts.commit import (
-    Artifact,
-    ArtifactInput,
-    ArtifactWriter,
-    Part,
-    manifest_digest,
-    open_artifact,
-    publish_version,
-)
+from pipelines.artifacts.commit import ArtifactWriter, publish_version
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, manifest_digest, open_artifact
 from pipelines.artifacts.tables import REJECTS, SHARD_INDEX, codes_schema, parquet_bytes, read_parquet, table_of
-from pipelines.config.settings import load_config
+from pipelines.config.loading import load_config
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.index.kinds import index_kind

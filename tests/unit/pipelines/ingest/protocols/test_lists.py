@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts.commit import open_artifact
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.ingest import protocols
 from pipelines.ingest.protocols import coco, imagenet100, lists, nuswide

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipelines.artifacts.commit import manifest_digest, open_artifact
+from pipelines.artifacts.manifest import manifest_digest, open_artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.ingest import protocols
 from pipelines.ingest.protocols.cifar10 import Cifar10

@@ -1,0 +1,56 @@
+"""Send a verb to a cluster: as it was given here, with paths that the job's own folder can resolve."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.config.loading import changed_settings
+from pipelines.config.settings import Config
+from pipelines.errors import UsageError
+
+PATHS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
+"""Flags of submitted verbs whose values are folders or URIs."""
+
+
+def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str] | None]) -> dict[str, Any] | None:
+    """Run the verb as a Ray job when `ray.address` is an http(s) URL; None when it runs here."""
+    address = config.ray.address or os.environ.get("RAY_ADDRESS", "")
+    if not address.startswith(("http://", "https://")):
+        return None
+    from pipelines.cluster.access import is_loopback, require_ray_token
+    from pipelines.cluster.jobs import submit_verb
+
+    require_ray_token(address)
+    same_disk = config.store.shared or is_loopback(address)
+    arguments = list(words)
+    for name, value in flags.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                arguments += [name, _seen_by_job(name, one, same_disk) if name in PATHS else one]
+    for setting in changed_settings(_with_seen_files(config, same_disk)):
+        arguments += ["--set", setting]
+    return submit_verb(address, arguments, wait_s=config.ray.wait_s, labels=config.ray.driver_labels)
+
+
+def _seen_by_job(name: str, value: str, same_disk: bool) -> str:
+    """A path as a job has to be told it, since it runs in another folder; UsageError where it means nothing there."""
+    path = os.path.expanduser(value)  # noqa: PTH111 (Path would make one slash of the two in s3://)
+    if "://" in path or os.path.isabs(path):  # noqa: PTH117
+        return path
+    if not same_disk:
+        raise UsageError(
+            f"{name} {value} is relative to this folder, and the job runs in another one: give s3://..., or an "
+            "absolute path that all nodes see; with store.shared=true it is taken from this folder"
+        )
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def _with_seen_files(config: Config, same_disk: bool) -> Config:
+    """The settings with the files of weights named as the job has to find them."""
+    model, train = config.model, config.train
+    if model.weights not in (None, "timm"):
+        model = model.model_copy(update={"weights": _seen_by_job("model.weights", str(model.weights), same_disk)})
+    if train.teacher_weights != "timm":
+        seen = _seen_by_job("train.teacher_weights", train.teacher_weights, same_disk)
+        train = train.model_copy(update={"teacher_weights": seen})
+    return config.model_copy(update={"model": model, "train": train})

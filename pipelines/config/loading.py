@@ -1,0 +1,165 @@
+"""Settings from files, flags and recipes: one tree, checked, with errors that name the nearest setting."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    ValidationError,
+)
+
+from pipelines.config.recipes import recipe_settings
+from pipelines.config.settings import Config, Section
+from pipelines.errors import ConfigError
+
+
+def changed_settings(config: Config) -> list[str]:
+    """Every setting that is not a default or its recipe's, as section.key=value; `ray.address` points at the job's own
+    cluster, and where its driver runs is decided."""
+    changed = [] if config.train.recipe is None else [f"train.recipe={config.train.recipe}"]
+    defaults = load_config(sets=changed).model_dump(mode="json")
+    for section, settings in config.model_dump(mode="json").items():
+        for key, value in settings.items():
+            if value == defaults[section][key] or (section, key) in (("ray", "address"), ("ray", "driver_labels")):
+                continue
+            usual = defaults[section][key]
+            if isinstance(value, dict) and usual:  # a group of settings
+                changed += [
+                    f"{section}.{key}.{name}={json.dumps(one)}" for name, one in value.items() if one != usual[name]
+                ]
+            else:
+                changed.append(f"{section}.{key}={_toml(value)}")
+    return [*changed, "ray.address=auto"]
+
+
+def _toml(value: Any) -> str:
+    """Write a value as TOML, which reads JSON's values but for its objects."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return "{" + ", ".join(f"{json.dumps(name)} = {json.dumps(one)}" for name, one in value.items()) + "}"
+
+
+def load_config(
+    file: str | Path | None = None,
+    sets: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Build the tree from a TOML file, `section.key=value` strings and named flags, later ones winning.
+
+    `flags` maps dotted names to values; None means that the flag was not given. Where they set `train.recipe`, the
+    settings of that recipe stand below all of them. Raises ConfigError.
+    """
+    return config_from(load_tree(file, sets, flags))
+
+
+def load_tree(
+    base: str | Path | Mapping[str, Any] | None = None,
+    sets: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Collect what the user says, as `load_config` does: sections of plain values, without defaults or recipe.
+
+    `base` is a TOML file or such a tree, which stays as it is.
+    """
+    tree = merged({}, base) if isinstance(base, Mapping) else read_toml(Path(base)) if base is not None else {}
+    for text in sets:
+        name, separator, value = text.partition("=")
+        if not separator or not name.strip():
+            raise ConfigError(f"--set {text!r}: write section.key=value, as in --set train.epochs=5")
+        assign(tree, name.strip(), _parse_value(value.strip()))
+    for name, value in (flags or {}).items():
+        if value is not None:
+            assign(tree, name, value)
+    return tree
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one tree of settings over another: sections are merged key by key, values replaced."""
+    tree = dict(below)
+    for key, value in above.items():
+        under = tree.get(key)
+        tree[key] = merged(under if isinstance(under, Mapping) else {}, value) if isinstance(value, Mapping) else value
+    return tree
+
+
+def config_from(tree: Mapping[str, Any]) -> Config:
+    """Validate a tree of `load_tree`, its recipe below it. Raises ConfigError."""
+    whole = merged({}, tree)
+    _start_from_recipe(whole)
+    return validated(whole)
+
+
+def validated(tree: Mapping[str, Any]) -> Config:
+    """Check a tree of settings; ConfigError names the setting, its value and what is allowed."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; ConfigError where there is none or it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"configuration {path} cannot be read as TOML: {error}") from None
+
+
+def _parse_value(text: str) -> Any:
+    """Read `text` as a TOML value; what is not one is a plain string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def assign(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Enter a value in the tree under its dotted name."""
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        node = tree.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{name}: {parent} is a value, not a section")
+        tree = node
+    tree[leaf] = value
+
+
+def _start_from_recipe(tree: dict[str, Any]) -> None:
+    """Add what the recipe says to what the user says, which stays."""
+    train = tree.get("train")
+    name = train.get("recipe") if isinstance(train, dict) else None
+    for path, value in recipe_settings(name).items() if isinstance(name, str) else ():
+        section, key = path.split(".")
+        if isinstance(said := tree.setdefault(section, {}), dict):
+            said.setdefault(key, value)
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first problem, naming the nearest known key where a key is unknown."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = known_names()
+        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see `hhnet VERB --help`"
+        return f"unknown setting {where}: {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where} = {problem['input']!r}: {message}{more}"
+
+
+def known_names() -> list[str]:
+    """Every section and setting, by dotted name."""
+    return list(_names_below("", Config()))
+
+
+def _names_below(prefix: str, section: Section) -> Iterator[str]:
+    for name in type(section).model_fields:
+        yield f"{prefix}{name}"
+        if isinstance(below := getattr(section, name), Section):
+            yield from _names_below(f"{prefix}{name}.", below)
