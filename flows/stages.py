@@ -144,7 +144,7 @@ def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Resu
     """
     from pipelines.cluster.submit import submit
     from pipelines.index.build import build_index
-    from pipelines.index.indexing import require_settings
+    from pipelines.index.pool import require_settings
     from pipelines.index.update import add_codes
 
     settings, sources = parse(config), [located(ref) for ref in codes]

@@ -11,7 +11,7 @@ from pipelines.artifacts.manifest import Part
 from pipelines.artifacts.runs import read_runs
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current
-from pipelines.encode.shard import receipt_parts
+from pipelines.encode.receipts import receipt_parts
 from pipelines.errors import InputError
 from pipelines.storage import Store
 from pipelines.verify.status.figures import attempts_of, slowest

@@ -1,1 +1,1 @@
-""" """
+"""Retrieval metrics over packed codes."""

@@ -4,12 +4,13 @@ Figures of two splits cannot be compared, and a split's name does not tell: its 
 of every part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.artifacts.manifest import Artifact, Manifest
 from pipelines.errors import DamagedArtifact, FingerprintMismatch
+from pipelines.storage import canonical_json, sha256_of
 
 DIGEST_CHARS = 12
 OWN, MODEL = "protocol", "trained_on"
@@ -102,3 +103,25 @@ def split_notes(queries: Artifact, database: Sequence[Artifact]) -> list[str]:
 
 def _listed(parts: Sequence[str]) -> str:
     return " and ".join(parts) or "nothing"
+
+
+def part_proof(samples: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+    """By what a part of a split is known again, from the key and the image's sha256 of each sample, in any order.
+
+    `keys` is the sha256 of the sorted keys, one a line; `images` that of a line `<sha256>  <key>` for each of them.
+    """
+    ordered = sorted(samples)
+    images = "".join(f"{digest.hex()}  {key}\n" for key, digest in ordered)
+    keys = keys_digest(key for key, _ in ordered)
+    return {"samples": len(ordered), "keys": keys, "images": sha256_of(images.encode())}
+
+
+def keys_digest(keys: Iterable[str]) -> str:
+    """The sha256 of the sorted keys, one a line."""
+    return sha256_of("".join(f"{key}\n" for key in sorted(keys)).encode())
+
+
+def split_digest(parts: Mapping[str, Any], database: Sequence[str], files: Mapping[str, str] | None = None) -> str:
+    """The digest of a whole split: the proofs of its parts, which of them are searched, and any files that say so."""
+    whole = {"parts": parts, "database": list(database)}
+    return sha256_of(canonical_json({**whole, "files": files} if files else whole))

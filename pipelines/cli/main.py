@@ -552,7 +552,7 @@ def agreement(
 
     Example: hhnet agreement --old codes/v1 --new codes/v2 --out reports/v1-v2
     """
-    from pipelines.evaluate.agreement_verb import agreement as work
+    from pipelines.evaluate.agreement import agreement as work
 
     return work(old, new, out, configure(config, sets))
 

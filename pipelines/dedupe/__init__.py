@@ -1,9 +1,10 @@
-"""Near-duplicates among codes: who takes part, how their pairs are found in bounded memory, and what is written.
+"""Near-duplicates among codes, found in bounded memory.
 
-artifact  the tables of a duplicates artifact
-sources   the tars whose codes take part, from codes artifacts and from an index
-corpus    their codes, ids and keys in files of a scratch folder, mapped
-spool     integers in a file, had back in order
-search    the pairs, unit by unit of the samples
-groups    the connected components of the pairs
+dedupe         the verb
+sources        the tars whose codes take part
+corpus         their codes, ids and keys in files of a scratch folder, mapped
+pairs          the pairs within a radius, unit by unit
+components     the connected components of the pairs
+external_sort  integers in a file, had back in order
+tables         the tables of the artifact
 """

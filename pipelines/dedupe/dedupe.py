@@ -14,7 +14,7 @@ from pipelines.dedupe.sources import Source, sources_of
 from pipelines.dedupe.tables import SHARDS, SHARDS_NAME
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct
 from pipelines.errors import InputError
-from pipelines.index.aliases import index_root
+from pipelines.index.alias import index_root
 from pipelines.index.reader import IndexReader
 from pipelines.storage import Store, scratch_folder
 

@@ -18,21 +18,9 @@ from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
-from pipelines.encode.shard import (
-    EncodeJob,
-    ShardEncoder,
-    ShardTask,
-    count_shard,
-    encode_shards,
-    finished_codes,
-    given_up,
-    over_budget,
-    plan_job,
-    publish_shard,
-    receipt_parts,
-    run_figures,
-    what_is_left,
-)
+from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_job, what_is_left
+from pipelines.encode.receipts import publish_shard, receipt_parts
+from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, given_up, run_figures
 from pipelines.errors import DamagedArtifact, Degraded, InputError
 from pipelines.shards.shards import ShardSet, open_shards
 

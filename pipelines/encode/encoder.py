@@ -20,10 +20,10 @@ from hhnet.codes import pack_bits, sign_bits
 from hhnet.logits import quantise_logits
 from hhnet.nn.model import HHNet, Preprocess, model_from_bytes
 from pipelines.artifacts.manifest import Artifact, open_artifact
-from pipelines.artifacts.tables import Reason
+from pipelines.encode.decode import decode_square, timed
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import decode_ahead, decode_image, decode_picture
+from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.shards import Record, Sample
 
 
@@ -103,9 +103,9 @@ class Encoder:
             advance()
             clock["forward"] += time.perf_counter() - begun
 
-        timed = _timed(samples, clock)
-        decode = partial(_decode, self.preprocess)
-        for sample, square, animated, seconds in decode_ahead(timed, decode, threads, 2 * batch_size):
+        decode = partial(decode_square, self.preprocess)
+        ahead = decode_ahead(timed(samples, clock), decode, threads, 2 * batch_size)
+        for sample, square, animated, seconds in ahead:
             clock["decode"] += seconds
             advance()
             if isinstance(square, ImageReject):
@@ -159,31 +159,3 @@ def read_model_card(artifact: Artifact) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise DamagedArtifact(f"{artifact.uri}: model.json is not a JSON object")
     return card
-
-
-def _timed(samples: Iterable[Sample], clock: dict[str, float]) -> Iterator[Sample]:
-    iterator = iter(samples)
-    while True:
-        begun = time.perf_counter()
-        sample = next(iterator, None)
-        clock["read"] += time.perf_counter() - begun
-        if sample is None:
-            return
-        yield sample
-
-
-def _decode(preprocess: Preprocess, sample: Sample) -> tuple[Sample, npt.NDArray[np.uint8] | ImageReject, bool, float]:
-    """The sample without its bytes, its square or why there is none, whether it is animated, and seconds."""
-    begun = time.perf_counter()
-    square: npt.NDArray[np.uint8] | ImageReject
-    animated = False
-    if sample.damage is not None:
-        square = ImageReject(Reason.DAMAGED, sample.damage)
-    else:
-        try:
-            decoded = decode_picture(sample.image)
-            square, animated = preprocess.resize_crop(decoded.pixels), decoded.animated
-        except ImageReject as reject:
-            square = reject
-    # The image's bytes are done with; holding them for a whole shard would keep the shard in memory.
-    return Sample(sample.record, b"", sample.metadata), square, animated, time.perf_counter() - begun

@@ -22,17 +22,9 @@ from pipelines.cluster.placement import need_of, room_on_nodes
 from pipelines.cluster.pool import Outcome
 from pipelines.cluster.session import ray_session
 from pipelines.config.settings import Config
-from pipelines.encode.shard import (
-    EncodeJob,
-    ShardEncoder,
-    ShardRun,
-    ShardTask,
-    encode_shards,
-    finished_codes,
-    plan_job,
-    receipt_parts,
-    what_is_left,
-)
+from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, plan_job, what_is_left
+from pipelines.encode.receipts import receipt_parts
+from pipelines.encode.workers import ShardEncoder, ShardRun, encode_shards
 from pipelines.errors import WorkFailed, counted
 from pipelines.shards.shards import INDEX_NAME, Shard, ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder

@@ -18,19 +18,10 @@ from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input, open_version, publish_next
 from pipelines.config.fingerprint import RESULT_SETTINGS
 from pipelines.config.settings import Config, EncodeSettings
-from pipelines.encode.shard import (
-    EncodeJob,
-    ShardCodes,
-    ShardEncoder,
-    ShardTask,
-    claimed_receipts,
-    codes_by_stem,
-    encode_shards,
-    over_budget,
-    plan_job,
-    receipt_parts,
-    run_figures,
-)
+from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_job
+from pipelines.encode.receipts import claimed_receipts, receipt_parts
+from pipelines.encode.shard import ShardCodes
+from pipelines.encode.workers import ShardEncoder, encode_shards, run_figures
 from pipelines.errors import FingerprintMismatch
 from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of

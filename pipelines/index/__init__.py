@@ -1,1 +1,14 @@
-""" """
+"""Sharded Hamming indexes: built, changed, published through a gate, and read.
+
+build     `hhnet index build`
+update    `hhnet index add | remove | compact`: the next version
+publish   `hhnet index publish | rollback | info`
+alias     names that stand for a published index
+diff      `hhnet plan`: what is new, changed or gone between shards, codes and an index
+parts     one shard's codes to an index part, without Ray
+pool      many of them on a pool of Ray workers, measured and carded
+gate      what an index must show before it is published
+planner   which kind suits these codes, predicted before any work
+reader    an index, opened and searched part by part
+kinds/    the kinds of parts, one module each
+"""

@@ -1,6 +1,17 @@
-"""`hhnet alias`: a name that stands for a published index, switched in one step, with its history."""
+"""Aliases: a root whose current version names a published index, and how an index is found through one.
 
+An alias names the root of an index, not a version of it, so that what `index add` publishes is found through it at
+once. The index is known by its fingerprint, bits and model: another index at the same place is refused. Its place is
+kept relative to the alias where both lie below one folder or in one bucket; a copied tree stays valid. `manifest.json`
+of an alias is empty and the same for all; each version has a manifest of its own.
+"""
+
+import json
+import posixpath
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.artifacts.commit import ArtifactWriter, versions
 from pipelines.artifacts.manifest import Artifact, fingerprint, open_artifact
@@ -10,12 +21,147 @@ from pipelines.artifacts.versions import (
     open_version,
     publish_number,
     put_manifest,
+    require_version,
     roll_back,
     version_before,
 )
-from pipelines.errors import InputError
-from pipelines.index.aliases import KIND, AliasTarget, current_alias, holds_alias, open_published
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store
+
+KIND = "alias"
+
+
+class _Named(BaseModel):
+    """What a version of an alias says; `version` is the number that it was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(ge=1)
+    index: str = Field(min_length=1)
+    fingerprint: str
+    bits: int
+    model: str
+
+
+@dataclass(frozen=True)
+class AliasTarget:
+    """The index that a version of an alias names: where it lies now, and what it must be."""
+
+    uri: str
+    fingerprint: str
+    bits: int
+    model: str
+
+    @classmethod
+    def of(cls, alias: Artifact) -> "AliasTarget":
+        """What the version names; DamagedArtifact where it names nothing."""
+        try:
+            named = _Named.model_validate(alias.manifest.meta, strict=True)
+        except ValidationError:
+            raise DamagedArtifact(f"{alias.uri}: manifest {alias.digest[:12]} of the alias names no index") from None
+        return cls(_locate(named.index, alias.store), named.fingerprint, named.bits, named.model)
+
+    @classmethod
+    def of_index(cls, index: Artifact) -> "AliasTarget":
+        """The target that an index is."""
+        manifest = index.manifest
+        try:
+            bits = int(manifest.meta["bits"])
+        except (KeyError, TypeError, ValueError):
+            raise DamagedArtifact(f"{index.uri}: the index manifest does not say its bits") from None
+        return cls(index.uri, manifest.fingerprint, bits, manifest.input("model").digest)
+
+    def meta(self, alias: Store, version: int) -> dict[str, Any]:
+        """What version `version` of the alias says to name this index."""
+        return _Named(
+            version=version,
+            index=_place(self.uri, alias),
+            fingerprint=self.fingerprint,
+            bits=self.bits,
+            model=self.model,
+        ).model_dump()
+
+    def open(self, version: int | None = None) -> tuple[int, Artifact]:
+        """A published version of the index, by default the current one, and its number.
+
+        InputError where it is not there any more, FingerprintMismatch where another index is in its place.
+        """
+        number, index = _published(Store(self.uri), version)
+        found = AliasTarget.of_index(index)
+        for name in ("fingerprint", "bits", "model"):
+            mine, theirs = str(getattr(self, name))[:12], str(getattr(found, name))[:12]
+            if mine != theirs:
+                raise FingerprintMismatch(
+                    f"the alias names an index with {name} {mine}, but {index.uri} has {theirs}: set the alias again"
+                )
+        return number, index
+
+
+def open_published(uri: str, version: int | None = None) -> tuple[int, Artifact]:
+    """A published version of the index at `uri`, or of the one that the alias there names now, and its number.
+
+    The alias is read once: who has the artifact stays on it whatever the alias names later. InputError where nothing
+    is published, or no such version; FingerprintMismatch where the alias names another index than is there.
+    """
+    store = Store(uri)
+    if not holds_alias(store):
+        return _published(store, version)
+    target = AliasTarget.of(current_alias(store)[1])
+    try:
+        return target.open(version)
+    except InputError as error:
+        raise InputError(f"alias {store.uri}: {error}") from None
+
+
+def index_root(uri: str) -> Store:
+    """The root of the index at `uri`, whether it is there or not, or of the one that the alias there names now.
+
+    Raises as `open_published` does where the alias names none that is there, or another one.
+    """
+    store = Store(uri)
+    return open_published(uri)[1].store if holds_alias(store) else store
+
+
+def holds_alias(store: Store) -> bool:
+    """Whether the root is that of an alias; what cannot be read is none, and is refused by whatever opens it."""
+    try:
+        return bool(json.loads(store.read("identity.json"))["kind"] == KIND)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def current_alias(store: Store) -> tuple[int, Artifact]:
+    """The current version of an alias, and its number; InputError where it was never set."""
+    known = versions(store)
+    if not known:
+        open_artifact(store, KIND)
+        raise InputError(f"alias {store.uri} was begun and names no index yet: set it with --to")
+    return known[-1], open_version(store, known[-1], KIND)
+
+
+def _published(store: Store, version: int | None) -> tuple[int, Artifact]:
+    known = versions(store)
+    if not known:
+        open_artifact(store, "index")  # says so if there is no index at all
+        raise InputError(f"{store.uri} holds an index that was never published: build it without --no-publish")
+    number = known[-1] if version is None else version
+    require_version(store, number, known)
+    return number, open_version(store, number, "index")
+
+
+def _place(uri: str, alias: Store) -> str:
+    """How the alias writes down a place: from itself where both lie below one folder or in one bucket, else whole."""
+    index = Store(uri)
+    shared = index.is_local == alias.is_local and posixpath.commonpath([index.root, alias.root]) not in ("", "/")
+    return posixpath.relpath(index.root, alias.root) if shared else uri
+
+
+def _locate(place: str, alias: Store) -> str:
+    """The URI of a place that an alias names."""
+    if place.startswith("/") or "://" in place:
+        return place
+    root = posixpath.normpath(f"{alias.root}/{place}")
+    return root if alias.is_local else f"s3://{root}"
 
 
 def set_alias(alias: str, to: str) -> dict[str, Any]:

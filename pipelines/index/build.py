@@ -16,7 +16,10 @@ from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import Figures
-from pipelines.index.indexing import (
+from pipelines.index.kinds import KINDS, IndexKind, index_kind
+from pipelines.index.parts import PartTask, codes_of, sample_rows
+from pipelines.index.planner import plan
+from pipelines.index.pool import (
     build_parts,
     built,
     card_of,
@@ -30,9 +33,6 @@ from pipelines.index.indexing import (
     summary,
     task_of,
 )
-from pipelines.index.kinds import KINDS, IndexKind, index_kind
-from pipelines.index.parts import PartTask, codes_of, sample_rows
-from pipelines.index.planner import plan
 from pipelines.index.reader import ORDINALS_NAME, QUANTIZER_NAME
 from pipelines.storage import Store, sha256_of
 

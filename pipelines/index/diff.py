@@ -13,9 +13,9 @@ from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import all_versions, open_current
 from pipelines.encode.codes import CodesSet, CodesShard, has_logits, open_codes, require_distinct, require_pair
-from pipelines.encode.shard import claimed_receipts
+from pipelines.encode.receipts import claimed_receipts
 from pipelines.errors import InputError
-from pipelines.index.aliases import index_root
+from pipelines.index.alias import index_root
 from pipelines.index.reader import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
 from pipelines.shards.shards import INDEX_NAME, tar_name
 from pipelines.storage import Store, in_order

@@ -8,8 +8,8 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import made_as, named_version, open_version, publish_number, roll_back, version_before
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
-from pipelines.index.aliases import index_root
-from pipelines.index.indexing import measure, pass_gate, summary
+from pipelines.index.alias import index_root
+from pipelines.index.pool import measure, pass_gate, summary
 from pipelines.index.reader import ORDINALS_NAME, REMOVED_NAME
 from pipelines.storage import Store
 

@@ -31,7 +31,7 @@ from pipelines.artifacts.tables import logits_field, read_parquet, require_schem
 from pipelines.artifacts.versions import made_as, open_version
 from pipelines.encode.codes import class_names, has_logits, logits_array
 from pipelines.errors import DamagedArtifact
-from pipelines.index.aliases import open_published
+from pipelines.index.alias import open_published
 from pipelines.index.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
 from pipelines.storage import Store, scratch_folder
 

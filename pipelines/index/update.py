@@ -23,7 +23,8 @@ from pipelines.artifacts.versions import next_artifact, publish_number, put_mani
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct, same_classes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.index.indexing import (
+from pipelines.index.parts import CompactTask, PartTask
+from pipelines.index.pool import (
     build_parts,
     card_of,
     gated_meta,
@@ -35,7 +36,6 @@ from pipelines.index.indexing import (
     summary,
     task_of,
 )
-from pipelines.index.parts import CompactTask, PartTask
 from pipelines.index.reader import (
     ORDINALS_NAME,
     QUANTIZER_NAME,

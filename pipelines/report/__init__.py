@@ -1,1 +1,7 @@
-"""What people look at: thumbnails from the shards, plots, and self-contained HTML pages."""
+"""What pages share.
+
+page      self-contained HTML
+style     its colours and measures
+plots     curves and histograms as PNG
+pictures  thumbnails from the shards
+"""

@@ -1,1 +1,8 @@
-""" """
+"""WebDataset shards: written, read against their index, and decoded.
+
+shards       the shard index, and samples read by it
+tar          a strict, bounded reader of tar streams
+images       image bytes to pixels
+containers/  the containers of image files, walked before anything decodes them
+plan         the order of an epoch
+"""

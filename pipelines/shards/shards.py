@@ -7,14 +7,12 @@ instead of ending the stream early.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,13 +21,11 @@ from pipelines.artifacts.tables import SHARD_INDEX, ParquetRows, parquet_groups,
 from pipelines.artifacts.versions import open_current, open_known
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.shards.tar import MAX_MEMBER_BYTES, TarDamaged, read_tar
-from pipelines.storage import ObjectStream, Store, canonical_json, scratch_folder, sha256_of
+from pipelines.storage import ObjectStream, Store, scratch_folder
 
 INDEX_NAME = "index.parquet"
 GROUP_ROWS = 1024
 """Rows of the shard index that are read at once, at most, to know the samples of one tar."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -306,103 +302,4 @@ def _read_member(stream: ObjectStream, member: Member) -> tuple[bytes, str | Non
 # -------------------------------------------------------------------------------------------------- named splits
 
 
-def part_proof(samples: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
-    """By what a part of a split is known again, from the key and the image's sha256 of each sample, in any order.
-
-    `keys` is the sha256 of the sorted keys, one a line; `images` that of a line `<sha256>  <key>` for each of them.
-    """
-    ordered = sorted(samples)
-    images = "".join(f"{digest.hex()}  {key}\n" for key, digest in ordered)
-    keys = keys_digest(key for key, _ in ordered)
-    return {"samples": len(ordered), "keys": keys, "images": sha256_of(images.encode())}
-
-
-def keys_digest(keys: Iterable[str]) -> str:
-    """The sha256 of the sorted keys, one a line."""
-    return sha256_of("".join(f"{key}\n" for key in sorted(keys)).encode())
-
-
-def split_digest(parts: Mapping[str, Any], database: Sequence[str], files: Mapping[str, str] | None = None) -> str:
-    """The digest of a whole split: the proofs of its parts, which of them are searched, and any files that say so."""
-    whole = {"parts": parts, "database": list(database)}
-    return sha256_of(canonical_json({**whole, "files": files} if files else whole))
-
-
 # ---------------------------------------------------------------------------------------------------- epoch plan
-
-
-def epoch_spans(
-    rows: Sequence[npt.NDArray[np.int64]], seed: int, epoch: int, world: int, rank: int
-) -> list[tuple[int, npt.NDArray[np.int64]]]:
-    """The (shard, rows) pairs that `rank` of `world` reads in `epoch`; a pure function of its arguments.
-
-    `rows[s]` lists the rows of shard s that take part. Shards are permuted and laid end to end, and each rank takes
-    an equal stretch of that line (to within one sample), so that two ranks share a shard only at a border and
-    every sample belongs to exactly one rank.
-    """
-    order = _generator(seed, epoch).permutation(len(rows))
-    total = sum(len(part) for part in rows)
-    first, last = rank * total // world, (rank + 1) * total // world
-    spans = []
-    start = 0
-    for shard in order:
-        stop = start + len(rows[shard])
-        taken = rows[shard][max(first - start, 0) : max(last - start, 0)]
-        if len(taken):
-            spans.append((int(shard), taken))
-        start = stop
-    return spans
-
-
-def batch_sizes(total: int, steps: int, world: int, rank: int) -> list[int]:
-    """How many of `total` samples `rank` puts into each of `steps` steps, which all ranks take together.
-
-    A rank's samples are spread over the steps as evenly as can be, so the ragged end is a fraction of a sample per
-    step instead of one small last batch.
-    """
-    mine = (rank + 1) * total // world - rank * total // world
-    return [(step + 1) * mine // steps - step * mine // steps for step in range(steps)]
-
-
-def mixed(
-    sources: Iterable[Callable[[], Iterator[_T]]], interleave: int, buffer: int, key: tuple[int, ...]
-) -> Iterator[_T]:
-    """Draw from up to `interleave` sources at once through a shuffle buffer; the order depends on `key` alone."""
-    random = _generator(*key)
-    held: list[_T] = []
-    for item in _interleaved(iter(sources), interleave, random):
-        held.append(item)
-        if len(held) >= buffer:
-            yield _pop(held, random)
-    while held:
-        yield _pop(held, random)
-
-
-def _interleaved(
-    sources: Iterator[Callable[[], Iterator[_T]]], width: int, random: np.random.Generator
-) -> Iterator[_T]:
-    active: list[Iterator[_T]] = []
-    exhausted = False
-    while True:
-        while len(active) < width and not exhausted:
-            source = next(sources, None)
-            exhausted = source is None
-            if source is not None:
-                active.append(source())
-        if not active:
-            return
-        chosen = int(random.integers(len(active)))
-        try:
-            yield next(active[chosen])
-        except StopIteration:
-            active.pop(chosen)
-
-
-def _pop(held: list[_T], random: np.random.Generator) -> _T:
-    place = int(random.integers(len(held)))
-    held[place], held[-1] = held[-1], held[place]
-    return held.pop()
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

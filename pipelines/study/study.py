@@ -25,7 +25,7 @@ from pipelines.cluster.submit import submit
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode import encode
-from pipelines.encode import shard as encoding
+from pipelines.encode import job as encoding
 from pipelines.encode.encoder import Encoder
 from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed
 from pipelines.evaluate import evaluate
@@ -36,8 +36,7 @@ from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, Group
 from pipelines.study.page import study_page, study_plots
 from pipelines.study.results import AXIS, Trial, cells_table, searches_table, summarise
-from pipelines.train import rehead as rotate
-from pipelines.train import train
+from pipelines.train import rehead, train
 from pipelines.train.batches import TrainData
 
 T = TypeVar("T")
@@ -186,12 +185,12 @@ class Steps:
         if trained is None or config.train.rotate == "none":
             return trained
         base = trained
-        mark = rotate.plan_job(base, self.out, config, self.data.train.uri).fingerprint
+        mark = rehead.plan_job(base, self.out, config, self.data.train.uri).fingerprint
 
         def make(uri: str) -> None:
             flags = {"--rotate": config.train.rotate, "--model": base.uri, "--out": uri}
             if submit(config, ["train"], flags) is None:
-                rotate.rotate(base.uri, uri, config)
+                rehead.rotate(base.uri, uri, config)
 
         return self._found_or_made("model", mark, make)
 

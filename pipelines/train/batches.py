@@ -21,7 +21,8 @@ from pipelines.config.settings import Config
 from pipelines.errors import InputError, counted
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
-from pipelines.shards.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed
+from pipelines.shards.plan import batch_sizes, epoch_spans, mixed
+from pipelines.shards.shards import Sample, ShardSet
 from pipelines.train.learner import Batch
 from pipelines.train.mixup import softened
 

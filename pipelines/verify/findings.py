@@ -1,5 +1,6 @@
 """What one verification has proven and found wrong so far."""
 
+import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,3 +117,18 @@ def require_distinct(findings: Findings, keys: pa.ChunkedArray) -> None:
         f"{findings.artifact.uri}: {count(len(twice), 'key')} stand for several samples, such as "
         f"{twice[0]['values'].as_py()!r}"
     )
+
+
+def json_object(findings: Findings, name: str) -> dict[str, Any]:
+    """Read a part that must be a JSON object; where it is none, a finding and an empty one."""
+    artifact = findings.artifact
+    with findings.guard():
+        try:
+            value = json.loads(artifact.read(artifact.manifest.part(name)))
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise DamagedArtifact(f"{artifact.uri}: {name} is not a JSON object")
+        findings.checks.append(f"{name} is a JSON object")
+        return value
+    return {}

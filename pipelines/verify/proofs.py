@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from pipelines.verify.codes import prove_codes
 from pipelines.verify.duplicates import prove_duplicates
 from pipelines.verify.findings import Findings
-from pipelines.verify.others import prove_alias, prove_checkpoint, prove_index, prove_model, prove_report
-from pipelines.verify.studies import prove_study
+from pipelines.verify.index import prove_index
+from pipelines.verify.model import prove_checkpoint, prove_model
+from pipelines.verify.report import prove_alias, prove_report
+from pipelines.verify.study import prove_study
 
 PROOFS: Mapping[str, Callable[[Findings], None]] = {
     "codes": prove_codes,

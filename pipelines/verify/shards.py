@@ -8,8 +8,9 @@ from contextlib import suppress
 import pyarrow as pa
 
 from pipelines.artifacts.manifest import Artifact
+from pipelines.artifacts.splits import part_proof, split_digest
 from pipelines.errors import DamagedArtifact
-from pipelines.shards.shards import Member, Record, Shard, ShardSet, open_shards, part_proof, split_digest
+from pipelines.shards.shards import Member, Record, Shard, ShardSet, open_shards
 from pipelines.shards.tar import Hashed, TarDamaged, TarEntry, read_tar
 from pipelines.verify.findings import Findings, count, require_distinct
 

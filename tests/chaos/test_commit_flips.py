@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current
@@ -39,7 +39,7 @@ def make_all(folder: Path) -> dict[str, Artifact]:
     codes = make_codes(folder / "codes", shards, model)
     index = str(folder / "index")
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.indexing)
+        use_inline_pool(patch, pipelines.index.pool)
         build_index([codes.uri], index, INDEXED)
     remove_rows(index, INDEXED, [next(open_codes(codes).tables())["key"][0].as_py()])  # a second version
     set_alias(str(folder / "alias"), index)

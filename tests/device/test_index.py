@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import pipelines.index.indexing
+import pipelines.index.pool
 import pipelines.index.update
 from hhnet.search import device as gpu
 from pipelines.config.settings import Config, IndexSettings
@@ -23,7 +23,7 @@ CONFIG = Config(index=IndexSettings(workers=1))
 
 
 def build(root: Path, monkeypatch: pytest.MonkeyPatch, config: Config = CONFIG) -> str:
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
     rows = {f"{name}-000000.tar": simple_rows(name, 40, 16, seed=seed) for seed, name in enumerate(("one", "two"))}
     return str(build_index([write_codes(root / "codes", rows, 16).uri], str(root / "index"), config)["uri"])
 

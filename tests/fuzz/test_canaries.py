@@ -178,7 +178,7 @@ def make_parts(root: Path) -> dict[str, Path]:
     import numpy as np
     import safetensors.numpy
 
-    import pipelines.index.indexing
+    import pipelines.index.pool
     from pipelines.artifacts.commit import ArtifactWriter
     from pipelines.config.settings import IndexSettings
     from pipelines.index.build import build_index
@@ -188,7 +188,7 @@ def make_parts(root: Path) -> dict[str, Path]:
     shards = write_shards(root, "shards")
     codes = codes_of_shards(root / "codes", shards)
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.indexing)
+        use_inline_pool(patch, pipelines.index.pool)
         for kind in ("flat", "ivf"):
             settings = Config(index=IndexSettings(kind=kind, nlist=2, nprobe=2, workers=1))
             build_index([codes.uri], str(root / kind), settings)

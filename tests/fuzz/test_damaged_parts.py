@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from hhnet.search import multi_index as multihash
 from hhnet.search.multi_index import MultiHash
 from pipelines.artifacts.manifest import Artifact, open_artifact
@@ -47,7 +47,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     names = {f"x-{number:06d}.tar": simple_rows(f"x/{number}", ROWS, seed=number) for number in range(3)}
     found = {"codes": write_codes(root / "codes", names)}
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.indexing)
+        use_inline_pool(patch, pipelines.index.pool)
         for kind in KINDS:
             settings = Config(index=IndexSettings(kind=kind, nlist=LISTS, nprobe=LISTS, workers=1))
             found[kind] = open_artifact(build_index([found["codes"].uri], str(root / kind), settings)["uri"])

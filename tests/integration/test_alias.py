@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.index.alias import set_alias
 from pipelines.index.build import build_index
@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 
 def test_a_copied_prefix_names_its_own_index(server: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
     codes = write_codes(tmp_path / "codes", {"base-000000.tar": simple_rows("base", 20)}).uri
 
     def build(out: str) -> str:

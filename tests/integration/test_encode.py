@@ -14,7 +14,8 @@ from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode import encode as encode_module
 from pipelines.encode.encode import encode
-from pipelines.encode.shard import ShardEncoder, ShardTask, plan_job
+from pipelines.encode.job import ShardTask, plan_job
+from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards

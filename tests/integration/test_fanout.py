@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-import pipelines.index.indexing
+import pipelines.index.pool
 import pipelines.search.actors
 from pipelines.config.settings import Config, IndexSettings, RaySettings, SearchSettings
 from pipelines.errors import ClusterUnavailable, DamagedArtifact, WorkFailed
@@ -33,7 +33,7 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 40 + n, 16, seed=n, flip=0.3) for n in range(PARTS)}
     config = Config(index=IndexSettings(kind=request.param, workers=1))
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.indexing)
+        use_inline_pool(patch, pipelines.index.pool)
         uri = build_index([write_codes(root / "codes", contents, 16).uri], str(root / "index"), config)["uri"]
         remove_rows(uri, config, ["x/1/00003", "x/1/00007", "x/4/00000"])
     yield uri

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pipelines.index.build
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.config.settings import Config, DedupeSettings, EvaluateSettings, IndexSettings
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.evaluate.evaluate import evaluate
@@ -72,7 +72,7 @@ def test_one_and_two_workers_change_an_index_to_the_same_bytes(tmp_path: Path, k
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "multihash"])
 def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
     shards = write_shards(tmp_path, "shard")
     config = Config(
         index=IndexSettings(kind=kind, workers=1),
@@ -109,7 +109,7 @@ def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.M
 def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
     uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", 200)}).uri
     command = [sys.executable, "-m", "pipelines", "index", "build", "--codes", uri, "--out", str(tmp_path / "index")]
     environment = {**os.environ, "HHNET_FAILPOINTS": "identity.put.after=kill"}

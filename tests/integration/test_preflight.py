@@ -14,8 +14,9 @@ from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
+from pipelines.encode.job import ShardTask, plan_job
 from pipelines.encode.preflight import preflight
-from pipelines.encode.shard import ShardEncoder, ShardTask, plan_job
+from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import FingerprintMismatch
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards

@@ -11,14 +11,14 @@ from typing import Any, cast
 import pytest
 
 import pipelines.encode.shard
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import ArtifactInput, Part, open_artifact
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.encode.encode import encode
-from pipelines.encode.shard import plan_job
+from pipelines.encode.job import plan_job
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch
 from pipelines.evaluate.evaluate import evaluate
 from pipelines.index.build import build_index
@@ -170,7 +170,7 @@ def verbs(
     pictures: Path, shards: Path, model: Path, codes: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Again]:
     """By kind, the run that makes it at a root; what makes it again is not about Ray."""
-    for module in (pipelines.encode.shard, pipelines.index.indexing):
+    for module in (pipelines.encode.shard, pipelines.index.pool):
         use_inline_pool(monkeypatch, module)
     ivf = load_config(sets=[*SETTINGS, "index.kind=ivf", "index.nlist=2"])
     query, database = str(codes / "query"), str(codes / "database")

@@ -15,8 +15,9 @@ from pipelines.config.settings import Config
 from pipelines.encode import encode as encode_module
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
+from pipelines.encode.job import ShardTask
 from pipelines.encode.retry_rejects import retry_rejects
-from pipelines.encode.shard import ShardEncoder, ShardTask
+from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import Degraded, InputError
 from pipelines.index.build import build_index
 from pipelines.storage import Store

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import pipelines.encode.shard
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.__main__ import main
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
@@ -99,7 +99,7 @@ def _child(work: Callable[..., None], args: tuple[Any, ...], variables: dict[str
 
 def verb(*words: str) -> None:
     """The command line; shards are encoded and an index is built in this process instead of on Ray."""
-    for module in (pipelines.encode.shard, pipelines.index.indexing):
+    for module in (pipelines.encode.shard, pipelines.index.pool):
         use_inline_pool(pytest.MonkeyPatch(), module)
     sys.argv = ["hhnet", *words, "--json"]
     main()

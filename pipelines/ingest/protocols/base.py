@@ -9,9 +9,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from pipelines.artifacts.splits import keys_digest, part_proof, split_digest
 from pipelines.errors import InputError
 from pipelines.ingest.sources import Entry, Source
-from pipelines.shards.shards import keys_digest, part_proof, split_digest
 
 ROLES = ("query", "train", "val", "database")
 """What a part can be called; `database` are the images that are nothing else."""

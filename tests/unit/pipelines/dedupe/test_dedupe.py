@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from hhnet import hamming_distances, pack_bits
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
@@ -187,7 +187,7 @@ def test_what_a_row_says_of_a_sample(tmp_path: Path) -> None:
 
 def build_flat(root: Path, uris: list[str], name: str = "index") -> str:
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.indexing)
+        use_inline_pool(patch, pipelines.index.pool)
         return str(build_index(uris, str(root / name), FLAT)["uri"])
 
 
@@ -320,7 +320,7 @@ def test_removed_rows_take_no_part_and_tars_of_the_index_are_passed_over(
     old = Rows(["a", "b", "c", "d"], codes[:4], [[0]] * 4, sha256="1" * 64)
     new = Rows(["e", "f"], codes[[1, 2]], [[0]] * 2, sha256="2" * 64)
     index = build_flat(tmp_path, [write_codes(tmp_path / "base", {"old-0.tar": old}).uri])
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
     remove_rows(index, FLAT, ["b"])
     grown = write_codes(tmp_path / "grown", {"new-0.tar": new, "old-0.tar": old}).uri
     out = str(tmp_path / "out")
@@ -337,7 +337,7 @@ def test_dropping_what_is_not_kept_leaves_no_pair(tmp_path: Path, monkeypatch: p
     out = str(tmp_path / "out")
     dropped = dedupe([codes], out, settings(2))["droppable"]
     index = build_flat(tmp_path, [codes])
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
     keys = [row["key"] for row in rows_of(out, "components-") if not row["keep"]]
     assert remove_rows(index, FLAT, keys)["removed"] == dropped == len(keys)
     with open_index(index) as reader:

@@ -10,8 +10,7 @@ import hhnet
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.evaluate.agreement import nearest_probabilities, overlaps
-from pipelines.evaluate.agreement_verb import agreement
+from pipelines.evaluate.agreement import agreement, nearest_probabilities, overlaps
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, class_codes, random_codes, write_codes
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pipelines.index.alias
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.commit import publish_version, versions
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.versions import next_artifact, put_manifest
@@ -38,7 +38,7 @@ Build = Callable[..., str]
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Codes of the same samples by the model of that name, and the index of them below `under`."""
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
 
     def build(name: str, under: Path = tmp_path, publish: bool = True, bits: int = 64) -> str:
         rows = {"base-000000.tar": simple_rows("base", 20, bits, seed=sorted(MODELS).index(name), flip=0.3)}

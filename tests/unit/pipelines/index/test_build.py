@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from hhnet import hamming_knn
 from hhnet.search import kernels
 from pipelines.artifacts.commit import publish_version, versions
@@ -30,7 +30,7 @@ HNSW = Config(index=IndexSettings(kind="hnsw", workers=1))
 
 @pytest.fixture
 def pool(monkeypatch):
-    return use_inline_pool(monkeypatch, pipelines.index.indexing)
+    return use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 def some_codes(root, name="codes", shards=3, count=40, **options):

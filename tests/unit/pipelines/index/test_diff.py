@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.versions import open_current
 from pipelines.cli.main import build_app
@@ -15,7 +15,7 @@ from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.build import build_index
 from pipelines.index.diff import plan
-from pipelines.index.indexing import require_settings
+from pipelines.index.pool import require_settings
 from pipelines.index.publish import publish_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
@@ -30,7 +30,7 @@ FLAT = Config(index=IndexSettings(workers=1))
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 @pytest.fixture(scope="module")

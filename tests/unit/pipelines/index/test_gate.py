@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from hhnet import hamming_distances
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
@@ -28,7 +28,7 @@ from tests.support.runs import run_record
 
 @pytest.fixture(autouse=True)
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    return use_inline_pool(monkeypatch, pipelines.index.indexing)
+    return use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 def settings(*sets: str) -> Config:

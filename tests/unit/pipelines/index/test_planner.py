@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pipelines.index.build
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.runs import closed_records
 from pipelines.cli.index import index_build
@@ -29,7 +29,7 @@ AUTO = ("index.kind=auto", "index.workers=1")
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    return use_inline_pool(monkeypatch, pipelines.index.indexing)
+    return use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 def settings(*sets: str) -> Config:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import pipelines.artifacts.versions
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.commit import versions
 from pipelines.cli.main import build_app
 from pipelines.config.settings import Config, IndexSettings
@@ -36,7 +36,7 @@ FLAT = Config(index=IndexSettings(workers=1))
 
 @pytest.fixture(autouse=True)
 def pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 def codes_at(root: Path, name: str) -> str:

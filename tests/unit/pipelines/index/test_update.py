@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.commit import publish_version, versions
 from pipelines.artifacts.manifest import Artifact, manifest_digest, open_artifact
 from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
@@ -45,7 +45,7 @@ KINDS = pytest.mark.parametrize("config", [FLAT, IVF, HNSW], ids=["flat", "ivf",
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    return use_inline_pool(monkeypatch, pipelines.index.indexing)
+    return use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 @pytest.fixture(autouse=True)

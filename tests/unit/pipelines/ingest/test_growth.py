@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import pipelines.encode.shard
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.versions import all_versions, open_current
@@ -46,7 +46,7 @@ def write_night(folder: Path, night: int, classes: int = 2) -> None:
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
     return use_inline_pool(monkeypatch, pipelines.encode.shard)
 
 

@@ -12,7 +12,8 @@ import pytest
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
-from pipelines.encode.shard import ShardEncoder, ShardTask, plan_job
+from pipelines.encode.job import ShardTask, plan_job
+from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.ingest.csv_rows import MAX_CELL_CHARS, MAX_LINE_CHARS
 from pipelines.ingest.ingest import ingest

@@ -17,7 +17,7 @@ import torch
 
 import pipelines.encode.encoder
 import pipelines.encode.shard
-import pipelines.index.indexing
+import pipelines.index.pool
 from hhnet import pack_bits, quantise_logits
 from hhnet.codes import sign_bits
 from pipelines.artifacts.manifest import Artifact, manifest_digest
@@ -56,7 +56,7 @@ def reranking(n: int) -> Config:
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
     return use_inline_pool(monkeypatch, pipelines.encode.shard)
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from hhnet import unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.config.settings import Config, IndexSettings, SearchSettings
@@ -26,7 +26,7 @@ CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
 
     def build(*codes, name="index", config=CONFIG):
         return build_index(list(codes), str(tmp_path / name), config)["uri"]

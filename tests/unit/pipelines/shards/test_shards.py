@@ -21,16 +21,14 @@ from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest.ingest import ingest
+from pipelines.shards.plan import batch_sizes, epoch_spans, mixed
 from pipelines.shards.shards import (
     GROUP_ROWS,
     INDEX_NAME,
     Sample,
     Shard,
     ShardSet,
-    batch_sizes,
-    epoch_spans,
     index_bytes,
-    mixed,
     open_shards,
     scan_tar,
     write_tar,

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.encode.codes import open_codes
-from pipelines.encode.shard import claimed_receipts
+from pipelines.encode.receipts import claimed_receipts
 from pipelines.errors import DamagedArtifact
 from pipelines.index.parts import PartTask
 from pipelines.shards.shards import Shard, ShardSet

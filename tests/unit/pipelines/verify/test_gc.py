@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter, versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import all_versions, open_current, publish_next
@@ -193,7 +193,7 @@ CONFIG = Config(index=IndexSettings(workers=1))
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Versions 1 to 4: 30 codes, two keys removed, 5 codes added, a tar removed; all of them two days old."""
-    use_inline_pool(monkeypatch, pipelines.index.indexing)
+    use_inline_pool(monkeypatch, pipelines.index.pool)
     base = {f"b-{n:06d}.tar": simple_rows(f"b{n}", 10, seed=n) for n in range(3)}
     uri = str(build_index([write_codes(tmp_path / "b", base).uri], str(tmp_path / "index"), CONFIG)["uri"])
     remove_rows(uri, CONFIG, ["b0/00000", "b1/00000"])

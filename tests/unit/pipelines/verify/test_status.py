@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 import pipelines.encode.shard
-import pipelines.index.indexing
+import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.runs import RunLog
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
-from pipelines.encode.shard import ShardEncoder, ShardTask
+from pipelines.encode.job import ShardTask
+from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import InputError, WorkFailed
 from pipelines.index.build import build_index
 from pipelines.index.diff import plan
@@ -54,7 +55,7 @@ class Tried:
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pipelines.encode.shard, pipelines.index.indexing):
+    for module in (pipelines.encode.shard, pipelines.index.pool):
         use_inline_pool(monkeypatch, module)
 
 

@@ -1,20 +1,14 @@
-"""Proofs of index, model, checkpoint, report and alias artifacts."""
+"""Proofs of an index: its parts, keys and ordinals, and the codes it was made from."""
 
-import json
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import safetensors
 
-from pipelines.artifacts.commit import versions
-from pipelines.artifacts.splits import carried
-from pipelines.artifacts.versions import made_as, named_version
+from pipelines.artifacts.versions import made_as
 from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_signs
-from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
-from pipelines.index.aliases import AliasTarget
+from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import NOTHING_REMOVED
 from pipelines.index.reader import IndexedShard, IndexReader, keys_name, part_receipt
 from pipelines.storage import scratch_folder
@@ -114,85 +108,3 @@ def _prove_rows(
         f"{reader.artifact.uri}/{part.path} has other rows than {codes.artifact.uri}/{source.parts[0].path}",
     )
     findings.proven.add(mark)
-
-
-def prove_model(findings: Findings) -> None:
-    """The weights are safetensors and the card agrees with the manifest."""
-    artifact = findings.artifact
-    card = _json_object(findings, "model.json")
-    _tensors(findings, "model.safetensors")
-    for name in ("bits", "classes"):
-        findings.require(
-            card.get(name) == artifact.manifest.meta.get(name),
-            f"{artifact.uri}: model.json and the manifest differ in {name}",
-        )
-    inputs = {entry.role: findings.input(entry.role) for entry in artifact.manifest.inputs}
-    if (shards := inputs.get("shards")) is not None:
-        findings.split(carried(shards.manifest))
-
-
-def prove_checkpoint(findings: Findings) -> None:
-    """The state is safetensors with as many tensors as the totals say."""
-    artifact = findings.artifact
-    _json_object(findings, "progress.json")
-    count = _tensors(findings, "state.safetensors")
-    total = artifact.manifest.totals.get("tensors")
-    findings.require(count == total, f"{artifact.uri}: the totals say {total} tensors, the state has {count}")
-
-
-def prove_report(findings: Findings) -> None:
-    """The metrics are JSON and agree with the manifest; only a report on agreement compares codes of several models."""
-    artifact = findings.artifact
-    metrics = _json_object(findings, "metrics.json")
-    on_agreement = [entry.role for entry in artifact.manifest.inputs] == ["old", "new"]
-    for name in ("overlap", "chance", "correlation") if on_agreement else ("map", "chance"):
-        findings.require(
-            metrics.get(name) == artifact.manifest.meta.get(name),
-            f"{artifact.uri}: metrics.json and the manifest differ in {name}",
-        )
-    inputs = [findings.input(entry.role) for entry in artifact.manifest.inputs]
-    if not on_agreement:
-        findings.one_model(entry for entry in inputs if entry is not None)
-
-
-def prove_alias(findings: Findings) -> None:
-    """The version names an index that is published where it says, unless that is out of reach; the root names none."""
-    artifact = findings.artifact
-    if not artifact.manifest.meta:
-        empty = [n for n in versions(artifact.store) if named_version(artifact.store, n)[1].digest == artifact.digest]
-        findings.require(not empty, f"{artifact.uri}: versions {empty} name no index")
-        return
-    with findings.guard():
-        target = AliasTarget.of(artifact)
-        try:
-            _, index = target.open()
-        except (InputError, StoreUnavailable) as error:
-            findings.checks.append(f"index {target.uri}: not checked ({error})")
-        else:
-            findings.checks.append(f"index {index.uri} is published, with the fingerprint, bits and model named here")
-
-
-def _json_object(findings: Findings, name: str) -> dict[str, Any]:
-    artifact = findings.artifact
-    with findings.guard():
-        try:
-            value = json.loads(artifact.read(artifact.manifest.part(name)))
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise DamagedArtifact(f"{artifact.uri}: {name} is not a JSON object")
-        findings.checks.append(f"{name} is a JSON object")
-        return value
-    return {}
-
-
-def _tensors(findings: Findings, name: str) -> int:
-    artifact = findings.artifact
-    with findings.guard():
-        try:
-            found = safetensors.deserialize(artifact.read(artifact.manifest.part(name)))  # type: ignore[no-untyped-call]
-        except safetensors.SafetensorError as error:
-            raise DamagedArtifact(f"{artifact.uri}: {name} is not safetensors: {error}") from None
-        findings.checks.append(f"{name} is safetensors with {count(len(found), 'tensor')}")
-        return len(found)
-    return 0

@@ -1,0 +1,99 @@
+"""Receipts of encoded shards: what was put for a shard, claimed once, and read again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Part, read_part
+from pipelines.artifacts.tables import (
+    as_written,
+    parquet_bytes,
+    read_parquet,
+)
+from pipelines.encode.codes import codes_parts
+from pipelines.errors import DamagedArtifact
+from pipelines.shards.shards import Shard
+from pipelines.storage import Entry, Store, in_order
+
+if TYPE_CHECKING:
+    pass  # imports torch, which only a worker needs
+from pipelines.encode.shard import ShardCodes
+
+
+def publish_shard(
+    writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes, kept: Sequence[Part] = ()
+) -> dict[str, Any]:
+    """Put a shard's part and rejects, then claim it with the receipt of that name; the first receipt wins.
+
+    Rows that are in parts of codes that are `kept` are left out. Returns the winner. DamagedArtifact where another
+    attempt won and what its receipt promises is gone.
+    """
+    codes, rows = _without_rows(writer.store, kept, done) if kept else (done.codes, done.rows)
+    new = [writer.put_part(f"{shard.stem}.parquet", codes, rows)] if rows or not kept else []
+    part, *more = sorted([*kept, *new], key=lambda part: part.path)
+    rejects = (
+        writer.put_part(f"{shard.stem}.parquet", done.rejects, done.rejected, folder="rejects")
+        if done.rejects
+        else None
+    )
+    claim = {
+        "shard": shard.name,
+        "shard_sha256": shard.part.sha256,
+        "samples": shard.rows,
+        "part": part.model_dump(),
+        **({"more": [later.model_dump() for later in more]} if more else {}),
+        "rejects": rejects.model_dump() if rejects else None,
+        **({"animated": done.animated} if done.animated else {}),
+    }
+    winner = writer.put_receipt(receipt, claim)
+    if winner != claim:
+        for lost in receipt_parts(winner):
+            if writer.store.size(lost.path) != lost.bytes:
+                raise DamagedArtifact(
+                    f"{writer.store.uri}/{lost.path} is gone and encoding {shard.name} again gave other bytes: "
+                    f"delete receipts/{receipt}.json, or encode to another --out"
+                )
+    return winner
+
+
+def _without_rows(store: Store, kept: Sequence[Part], done: ShardCodes) -> tuple[bytes, int]:
+    """The codes of a shard less the rows that parts hold which are there, and how many that are."""
+    table = read_parquet(done.codes, "what was encoded")
+    held = [read_parquet(read_part(store, part), f"{store.uri}/{part.path}", ["row"])["row"] for part in kept]
+    rows = np.concatenate([column.to_numpy() for column in held])
+    left = table.filter(pa.array(~np.isin(table["row"].to_numpy(), rows)))
+    return parquet_bytes(left.cast(as_written(left.schema))), left.num_rows
+
+
+def receipt_parts(receipt: Mapping[str, Any]) -> list[Part]:
+    """The parts a receipt claims: the codes and, where there are any, the rejects."""
+    return [*codes_parts(receipt), *([Part.model_validate(receipt["rejects"])] if receipt["rejects"] else [])]
+
+
+def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> dict[str, Any] | None:
+    """The receipt of this name, if it was put and the bytes it promises are there: by `there`, a listing, if given."""
+
+    def size(path: str) -> int | None:
+        return store.size(path) if there is None else there[path].size if path in there else None
+
+    path = f"receipts/{name}.json"
+    if size(path) is None:
+        return None
+    try:
+        receipt = json.loads(store.read(path))
+        parts = receipt_parts(receipt)
+    except (ValueError, KeyError, TypeError, ValidationError):
+        raise DamagedArtifact(f"{store.uri}/{path} is not a receipt of codes: delete it and run again") from None
+    return receipt if all(size(part.path) == part.bytes for part in parts) else None
+
+
+def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of these receipts, those whose shards need not be encoded again."""
+    there = store.entries()
+    found = in_order(lambda name: claimed_receipt(store, name, there), names)
+    return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}

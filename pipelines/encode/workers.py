@@ -1,0 +1,160 @@
+"""Many shards on a pool of Ray workers, each attempt counted and each shard settled."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipelines.artifacts.runs import RunLog
+from pipelines.artifacts.tables import (
+    Reason,
+    parquet_bytes,
+)
+from pipelines.cluster.metrics import Meter
+from pipelines.cluster.placement import need_of
+from pipelines.cluster.pool import End, Outcome, map_items
+from pipelines.cluster.progress import stage
+from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.encode.codes import codes_parts
+from pipelines.encode.job import EncodeJob, ShardTask
+from pipelines.encode.receipts import claimed_receipt, publish_shard
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.shards import Shard, ShardSet, open_shards
+from pipelines.storage import Store
+
+if TYPE_CHECKING:
+    pass  # imports torch, which only a worker needs
+from pipelines.encode.shard import ShardCodes, encode_shard, rejects_bytes
+
+
+@dataclass(frozen=True)
+class ShardRun:
+    """What became of a shard: the receipt that stands for it, None where nothing was put, and what it took."""
+
+    task: ShardTask
+    receipt: dict[str, Any] | None
+    attempts: int
+    figures: Mapping[str, float]
+
+
+def given_up(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> ShardCodes:
+    """Reject every sample of a shard that all workers died of or stood still on."""
+    reasons = {End.STUCK: Reason.STUCK, End.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY}
+    reject = ImageReject(reasons.get(outcome.end, Reason.WORKER_DIED), str(outcome.error))
+    empty = parquet_bytes(schema.empty_table())
+    rejects = rejects_bytes([(record, reject) for record in shard.records()])
+    return ShardCodes(empty, 0, rejects, shard.rows, {}, {str(reject.reason): shard.rows})
+
+
+def count_shard(meter: Meter, shard: Shard, done: ShardCodes) -> None:
+    """Count what became of a shard's images, and its bytes."""
+    meter.images(shard.rows)
+    meter.rejects(done.reasons)
+    meter.bytes(read=shard.part.bytes if done.seconds else 0, written=len(done.codes) + len(done.rejects or b""))
+
+
+class ShardEncoder:
+    """One Ray worker: a model in memory, shards in, receipts out. `progress` counts images and batches."""
+
+    verb = "encode"
+
+    def __init__(self, job: EncodeJob) -> None:
+        from pipelines.encode.encoder import Encoder
+
+        self.job, self.progress, self.meter = job, 0, Meter(self.verb)
+        self.shards = open_shards(job.shards, job.shards_digest)
+        self.encoder = Encoder.open(job.model)
+        self.writer = job.writer()
+
+    def run(self, task: ShardTask) -> tuple[dict[str, Any] | None, dict[str, float]]:
+        """Encode a shard and put its part and receipt; returns the receipt that won, and what it took.
+
+        A shard that was claimed since it was handed out, by a worker that died right after or by another run, is
+        not encoded again.
+        """
+        shard = self.shards.shard(task.shard)
+        claimed = claimed_receipt(self.writer.store, task.receipt)
+        if claimed is not None:
+            return claimed, {
+                "samples": shard.rows,
+                "rejects": shard.rows - sum(part.rows for part in codes_parts(claimed)),
+            }
+        with self.meter.busy():
+            done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
+            begun = time.perf_counter()
+            receipt = self.publish(task, shard, done)
+            figures = {**done.seconds, "write": time.perf_counter() - begun}
+        count_shard(self.meter, shard, done)
+        self.meter.seconds(figures)
+        return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
+
+    def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
+        """Put what was encoded; None where it is not worth it."""
+        return publish_shard(self.writer, shard, task.receipt, done, task.kept)
+
+    def _advance(self) -> None:
+        self.progress += 1
+
+
+def encode_shards(
+    job: EncodeJob,
+    shards: ShardSet,
+    tasks: Sequence[ShardTask],
+    worker: type[ShardEncoder],
+    give_up: Callable[[Outcome[ShardTask]], dict[str, Any] | None],
+    log: RunLog,
+) -> list[ShardRun]:
+    """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived; `log` follows."""
+    if not tasks:
+        return []
+    rows = {shard.name: shard.rows for shard in shards.shards}
+    runs: list[ShardRun] = []
+    with ray_session(job.config):
+        settings = job.config.encode
+        require_shared_store(Store(job.out), job.config)
+        need = need_of(settings, job.config)
+        with stage("encode", sum(rows[task.shard] for task in tasks), "images") as advance:
+            begun = time.monotonic()
+            done = 0
+            pool = map_items(
+                worker,
+                (job,),
+                tasks,
+                verb=worker.verb,
+                need=need,
+                workers=settings.workers,
+                wait_s=job.config.ray.wait_s,
+                max_attempts=settings.max_attempts,
+                stuck_s=settings.stuck_s,
+                label=lambda task: task.shard,
+                failed=lambda task, attempt: log.tried(task.shard, (attempt,), {}),
+            )
+            for outcome in pool:
+                task = outcome.item
+                if outcome.error is None:
+                    receipt, figures = outcome.result
+                else:
+                    receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
+                runs.append(ShardRun(task, receipt, outcome.attempts, figures))
+                if outcome.error is None:
+                    log.tried(task.shard, outcome.tries[-1:], figures)
+                log.advance(rows[task.shard])
+                done += rows[task.shard]
+                advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")
+    return runs
+
+
+def run_figures(runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
+    """Images per second, and how the workers' time was shared out; decode and read run beside forward."""
+    spent = {name: sum(run.figures.get(name, 0.0) for run in runs) for name in ("read", "decode", "forward", "write")}
+    total = sum(spent.values()) or 1.0
+    samples = sum(int(run.figures["samples"]) for run in runs)
+    animated = sum(int(run.figures.get("animated", 0)) for run in runs)
+    return {
+        "images": samples,
+        "images_per_second": round(samples / wall, 1),
+        **({"animated": animated} if animated else {}),
+        "shares": {name: round(value / total, 4) for name, value in spent.items()},
+    }

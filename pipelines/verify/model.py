@@ -1,0 +1,43 @@
+"""Proofs of a model and of a checkpoint."""
+
+import safetensors
+
+from pipelines.artifacts.splits import carried
+from pipelines.errors import DamagedArtifact
+from pipelines.verify.findings import Findings, count, json_object
+
+
+def prove_model(findings: Findings) -> None:
+    """The weights are safetensors and the card agrees with the manifest."""
+    artifact = findings.artifact
+    card = json_object(findings, "model.json")
+    _tensors(findings, "model.safetensors")
+    for name in ("bits", "classes"):
+        findings.require(
+            card.get(name) == artifact.manifest.meta.get(name),
+            f"{artifact.uri}: model.json and the manifest differ in {name}",
+        )
+    inputs = {entry.role: findings.input(entry.role) for entry in artifact.manifest.inputs}
+    if (shards := inputs.get("shards")) is not None:
+        findings.split(carried(shards.manifest))
+
+
+def prove_checkpoint(findings: Findings) -> None:
+    """The state is safetensors with as many tensors as the totals say."""
+    artifact = findings.artifact
+    json_object(findings, "progress.json")
+    count = _tensors(findings, "state.safetensors")
+    total = artifact.manifest.totals.get("tensors")
+    findings.require(count == total, f"{artifact.uri}: the totals say {total} tensors, the state has {count}")
+
+
+def _tensors(findings: Findings, name: str) -> int:
+    artifact = findings.artifact
+    with findings.guard():
+        try:
+            found = safetensors.deserialize(artifact.read(artifact.manifest.part(name)))  # type: ignore[no-untyped-call]
+        except safetensors.SafetensorError as error:
+            raise DamagedArtifact(f"{artifact.uri}: {name} is not safetensors: {error}") from None
+        findings.checks.append(f"{name} is safetensors with {count(len(found), 'tensor')}")
+        return len(found)
+    return 0

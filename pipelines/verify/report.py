@@ -1,0 +1,39 @@
+"""Proofs of a report and of an alias."""
+
+from pipelines.artifacts.commit import versions
+from pipelines.artifacts.versions import named_version
+from pipelines.errors import InputError, StoreUnavailable
+from pipelines.index.alias import AliasTarget
+from pipelines.verify.findings import Findings, json_object
+
+
+def prove_report(findings: Findings) -> None:
+    """The metrics are JSON and agree with the manifest; only a report on agreement compares codes of several models."""
+    artifact = findings.artifact
+    metrics = json_object(findings, "metrics.json")
+    on_agreement = [entry.role for entry in artifact.manifest.inputs] == ["old", "new"]
+    for name in ("overlap", "chance", "correlation") if on_agreement else ("map", "chance"):
+        findings.require(
+            metrics.get(name) == artifact.manifest.meta.get(name),
+            f"{artifact.uri}: metrics.json and the manifest differ in {name}",
+        )
+    inputs = [findings.input(entry.role) for entry in artifact.manifest.inputs]
+    if not on_agreement:
+        findings.one_model(entry for entry in inputs if entry is not None)
+
+
+def prove_alias(findings: Findings) -> None:
+    """The version names an index that is published where it says, unless that is out of reach; the root names none."""
+    artifact = findings.artifact
+    if not artifact.manifest.meta:
+        empty = [n for n in versions(artifact.store) if named_version(artifact.store, n)[1].digest == artifact.digest]
+        findings.require(not empty, f"{artifact.uri}: versions {empty} name no index")
+        return
+    with findings.guard():
+        target = AliasTarget.of(artifact)
+        try:
+            _, index = target.open()
+        except (InputError, StoreUnavailable) as error:
+            findings.checks.append(f"index {target.uri}: not checked ({error})")
+        else:
+            findings.checks.append(f"index {index.uri} is published, with the fingerprint, bits and model named here")
