@@ -2,7 +2,7 @@
 
 All of them sum precision over the relevant ranks; they differ in what AP is divided by, in what becomes of a query that
 finds nothing, and in the order inside ties. Seven of the code bases were run once on codes whose ties do not matter:
-`tests/unit/hhnet/test_conventions.py` has the figures.
+`tests/unit/hhnet/metrics/test_conventions.py` has the figures.
 """
 
 from collections.abc import Mapping

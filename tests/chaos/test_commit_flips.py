@@ -26,7 +26,7 @@ from pipelines.verify.verify import verify
 from tests.support.codes import write_shards
 from tests.support.inline import use_inline_pool
 from tests.support.report import SEED, report, scaled
-from tests.unit.pipelines.test_verify import BITS, CLASSES, MARK, make_codes, make_model
+from tests.unit.pipelines.verify.test_verify import BITS, CLASSES, MARK, make_codes, make_model
 
 INDEXED = Config(index=IndexSettings(workers=1))
 KINDS = ["shards", "model", "codes", "index", "checkpoint", "report", "alias", "duplicates", "study"]
