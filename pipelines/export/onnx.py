@@ -172,7 +172,7 @@ def metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
     """What the file says of itself; values that are no plain text are JSON."""
     return {
         "hhnet.version": version("hhnet"),
-        "hhnet.nn.model": artifact.digest,
+        "hhnet.model": artifact.digest,
         "hhnet.backbone": encoder.model.backbone_name,
         "hhnet.bits": str(encoder.bits),
         "hhnet.bit_order": BIT_ORDER,

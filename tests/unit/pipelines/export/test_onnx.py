@@ -80,7 +80,7 @@ def test_the_file_says_what_it_is_and_not_where_it_was_made(
     exported: dict[str, Any], file: Path, model: Artifact, encoder: Encoder
 ) -> None:
     said = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
-    assert said.items() >= {"hhnet.nn.model": model.digest, "hhnet.bits": "24", "hhnet.bit_order": "little"}.items()
+    assert said.items() >= {"hhnet.model": model.digest, "hhnet.bits": "24", "hhnet.bit_order": "little"}.items()
     assert json.loads(said["hhnet.classes"]) == ["class_00", "class_01", "class_02"]
     assert hhnet.Preprocess.from_dict(json.loads(said["hhnet.preprocess"])) == encoder.preprocess
     data = file.read_bytes()
