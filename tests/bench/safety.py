@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 from pipelines.artifacts.tables import codes_schema, table_of
 from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
@@ -40,7 +40,7 @@ SETTINGS = ("ingest.samples_per_shard=1024", "encode.batch_size=64", "data.worke
 
 def safe(shards: str, model: str, out: str) -> None:
     """The verb, its pool in this process."""
-    use_inline_pool(pytest.MonkeyPatch(), pipelines.encode.shard)
+    use_inline_pool(pytest.MonkeyPatch(), pipelines.encode.workers)
     encode(shards, model, out, load_config(sets=SETTINGS))
 
 

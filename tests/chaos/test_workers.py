@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 from pipelines.config.loading import load_config
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
@@ -158,7 +158,7 @@ def test_four_workers_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
 def test_the_order_of_the_shards_changes_no_byte(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = use_inline_pool(monkeypatch, pipelines.encode.shard)
+    pool = use_inline_pool(monkeypatch, pipelines.encode.workers)
     pool.reverse = True
     encode(corpus.shards, corpus.model, str(tmp_path / "codes"), load_config(sets=SETTINGS))
     assert [task.shard for task in pool.done] == [shard.name for shard in reversed(open_shards(corpus.shards).shards)]

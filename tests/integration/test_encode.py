@@ -7,7 +7,7 @@ import duckdb
 import numpy as np
 import pytest
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
@@ -108,7 +108,7 @@ def test_nothing_is_published_of_a_tar_that_the_index_lies_about(
     shards: Path, model: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every digest fits, but the second of three tars has its rows in another order."""
-    use_inline_pool(monkeypatch, pipelines.encode.shard)
+    use_inline_pool(monkeypatch, pipelines.encode.workers)
     true = open_shards(str(shards / "train"))
     tables = [shard.table() for shard in true.shards]
     tables[1] = tables[1].take(list(reversed(range(10))))

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import ArtifactInput, Part, open_artifact
@@ -170,7 +170,7 @@ def verbs(
     pictures: Path, shards: Path, model: Path, codes: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Again]:
     """By kind, the run that makes it at a root; what makes it again is not about Ray."""
-    for module in (pipelines.encode.shard, pipelines.index.pool):
+    for module in (pipelines.encode.workers, pipelines.index.pool):
         use_inline_pool(monkeypatch, module)
     ivf = load_config(sets=[*SETTINGS, "index.kind=ivf", "index.nlist=2"])
     query, database = str(codes / "query"), str(codes / "database")

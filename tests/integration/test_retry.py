@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current, open_version
@@ -108,7 +108,7 @@ def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monk
 def test_on_s3_too(
     corpus: Corpus, model: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_inline_pool(monkeypatch, pipelines.encode.shard)
+    use_inline_pool(monkeypatch, pipelines.encode.workers)
     corpus.damage(1, [2, 3])
     with seaweed(tmp_path / "weed") as server, server.environment():
         shards, out = server.uri("shards"), server.uri("codes")

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.__main__ import main
 from pipelines.artifacts.manifest import open_artifact
@@ -99,7 +99,7 @@ def _child(work: Callable[..., None], args: tuple[Any, ...], variables: dict[str
 
 def verb(*words: str) -> None:
     """The command line; shards are encoded and an index is built in this process instead of on Ray."""
-    for module in (pipelines.encode.shard, pipelines.index.pool):
+    for module in (pipelines.encode.workers, pipelines.index.pool):
         use_inline_pool(pytest.MonkeyPatch(), module)
     sys.argv = ["hhnet", *words, "--json"]
     main()

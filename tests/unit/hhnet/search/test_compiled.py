@@ -10,7 +10,7 @@ import hhnet
 
 SEARCH = """
 import numpy as np
-from hhnet.kernels import hamming_distances
+from hhnet.search.kernels import hamming_distances
 print(hamming_distances(np.zeros((1, 8), np.uint8), np.full((1, 8), 255, np.uint8)))
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 from pipelines.artifacts.manifest import Manifest, manifest_digest, open_artifact
 from pipelines.artifacts.splits import carried, split_part
 from pipelines.config.loading import load_config
@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ingest(str(folder / "images" / "test"), str(folder / "none"), load_config())
     write_model(folder / "model", str(folder / "a" / "train"))
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.encode.shard)
+        use_inline_pool(patch, pipelines.encode.workers)
         for name in ("a/train", "a/query", "a/database", "b/train", "b/query", "b/database", "none"):
             out = folder / "codes" / name
             encode(str(folder / name), str(folder / "model"), str(out), ENCODE)
@@ -150,7 +150,7 @@ def test_what_is_not_the_protocols_figure_is_said(
 def test_queries_that_were_learned_are_told_without_a_split_too(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    use_inline_pool(monkeypatch, pipelines.encode.shard)
+    use_inline_pool(monkeypatch, pipelines.encode.workers)
     write_model(tmp_path / "model", str(root / "none"))
     for name in ("none", "a/database"):
         encode(str(root / name), str(tmp_path / "model"), str(tmp_path / "codes" / name), ENCODE)

@@ -15,7 +15,7 @@ from pipelines.train.learner import make_network, make_training_loss
 from pipelines.train.optimizer import make_optimizer
 from pipelines.train.train import check_network
 
-PAGE = Path(__file__).parents[3] / "docs" / "recipes.md"
+PAGE = Path(__file__).parents[4] / "docs" / "recipes.md"
 
 
 def recipe(name: str, *sets: str) -> Config:

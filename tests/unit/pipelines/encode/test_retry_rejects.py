@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import Artifact
@@ -56,7 +56,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    for module in (pipelines.encode.shard, pipelines.index.pool):
+    for module in (pipelines.encode.workers, pipelines.index.pool):
         use_inline_pool(monkeypatch, module)
     return Corpus(shards, tmp_path)
 

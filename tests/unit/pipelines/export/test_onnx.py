@@ -26,7 +26,7 @@ from pipelines.ingest.ingest import ingest
 from tests.support.models import SIDE, write_model
 from tests.support.pictures import jpeg, picture, write_folder, write_specimens
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PICTURES = np.stack([picture(number % 3, 100 + number, SIDE) for number in range(13)])
 
 

@@ -152,7 +152,7 @@ def test_gc_leaves_the_tars_alone(wds: Path) -> None:
 
 
 def test_the_document_names_every_reason() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "adopt.md").read_text()
+    text = (Path(__file__).parents[4] / "docs" / "adopt.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == {reason.value for reason in TarReason}
 
 

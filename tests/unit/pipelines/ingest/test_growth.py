@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import open_artifact
@@ -47,7 +47,7 @@ def write_night(folder: Path, night: int, classes: int = 2) -> None:
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
     use_inline_pool(monkeypatch, pipelines.index.pool)
-    return use_inline_pool(monkeypatch, pipelines.encode.shard)
+    return use_inline_pool(monkeypatch, pipelines.encode.workers)
 
 
 @pytest.fixture

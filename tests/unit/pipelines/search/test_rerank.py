@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import pipelines.encode.encoder
-import pipelines.encode.shard
+import pipelines.encode.workers
 import pipelines.index.pool
 from hhnet import pack_bits, quantise_logits
 from hhnet.codes import sign_bits
@@ -57,7 +57,7 @@ def reranking(n: int) -> Config:
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
     use_inline_pool(monkeypatch, pipelines.index.pool)
-    return use_inline_pool(monkeypatch, pipelines.encode.shard)
+    return use_inline_pool(monkeypatch, pipelines.encode.workers)
 
 
 # ---------------------------------------------------------------------------------------------------------- encoding

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 import pipelines.train.train
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import open_artifact
@@ -70,7 +70,7 @@ class Trainings:
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
     found = Trainings()
     monkeypatch.setattr(pipelines.train.train, "_run_workers", found.run)
-    use_inline_pool(monkeypatch, pipelines.encode.shard)
+    use_inline_pool(monkeypatch, pipelines.encode.workers)
     threads = torch.get_num_threads()
     yield found
     torch.set_num_threads(threads)

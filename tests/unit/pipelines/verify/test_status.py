@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.runs import RunLog
@@ -55,7 +55,7 @@ class Tried:
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pipelines.encode.shard, pipelines.index.pool):
+    for module in (pipelines.encode.workers, pipelines.index.pool):
         use_inline_pool(monkeypatch, module)
 
 
