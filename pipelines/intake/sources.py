@@ -27,7 +27,15 @@ from pipelines.images import SUFFIXES
 from pipelines.intake.beside import MAX_BESIDE_BYTES, beside_picture
 from pipelines.intake.folders import folder_reader, walk_folder
 from pipelines.intake.found import Found
-from pipelines.intake.layout import Layout, is_hidden, is_numbered, may_stand_beside, place_pictures, wrapping_folders
+from pipelines.intake.layout import (
+    Layout,
+    is_hidden,
+    is_numbered,
+    is_statistics,
+    may_stand_beside,
+    place_pictures,
+    wrapping_folders,
+)
 from pipelines.intake.skips import NO_LOSS, SkipReason
 from pipelines.intake.zips import list_zip, open_zip, zip_reader
 from pipelines.storage import scratch_folder
@@ -224,6 +232,7 @@ class _Files:
         self.places: dict[str, Any] = {}
         self._beside: set[str] = set()
         self._folders = 0
+        self._statistics = False
         self._common: str | None = None
         """The folder that holds all files met so far, with a slash behind."""
 
@@ -254,6 +263,7 @@ class _Files:
             self.places[path] = found.place
             self._beside.add(path)
         else:
+            self._statistics |= is_statistics(path)
             self.listing.skip(path, reason, found.detail, loss=False if found.kind == "loop" else None)
 
     def _share(self, path: str) -> None:
@@ -270,7 +280,8 @@ class _Files:
             self.listing.notes.append(f"all files lie in {printable(wrapper)}, so paths and classes begin below it")
         paths = [path[len(wrapper) :] for path in pictures]
         beside = {path[len(wrapper) :] for path in self._beside}
-        numbered = bool(beside and paths) and layout.class_from is None and not layout.parts and is_numbered(paths)
+        may_be = bool(beside and paths) and layout.class_from is None and not layout.parts
+        numbered = may_be and is_numbered(paths, self._statistics)
         found = place_pictures(paths, layout, self.listing.where, numbered)
         self.listing.notes += map(printable, found.notes)
 

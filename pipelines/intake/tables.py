@@ -148,9 +148,16 @@ def tables_at(path: Path, is_folder: bool) -> list[Path]:
                         tables.append(Path(item.path))
                     elif unfit(item.name, 1) is None:
                         return []
-        return sorted(table for table in tables if image_columns(pq.read_schema(table)))
+        schemas = {table: pq.read_schema(table) for table in sorted(tables)}
+        images = [table for table, schema in schemas.items() if image_columns(schema)]
+        return images or [table for table, schema in schemas.items() if _holds_bytes_only(schema)]
     except (pa.ArrowException, OSError, ValueError):
         return []  # listing it as a folder says what is wrong
+
+
+def _holds_bytes_only(schema: pa.Schema) -> bool:
+    """Return whether a table names no files but has a column of bytes, as img2dataset writes it."""
+    return len(columns_of_bytes(schema)) == 1 and "path" not in schema.names
 
 
 @contextmanager

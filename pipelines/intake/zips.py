@@ -21,11 +21,17 @@ _WINDOWS = frozenset({0, 10, 11, 14})
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip; InputError where it is none."""
+    """Open a zip; InputError where it is none, or but one part of several."""
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path} as a zip: {error}") from None
+    if any(info.volume for info in archive.infolist()):
+        archive.close()
+        raise InputError(
+            f"{path} is a part of a split zip: join the parts, as zip -s 0 {path.name} --out joined.zip does"
+        )
+    return archive
 
 
 def list_zip(archive: zipfile.ZipFile) -> Iterator[Found]:
@@ -61,9 +67,9 @@ def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo])
 def _hindrance(info: zipfile.ZipInfo) -> str:
     """Why a member cannot be unpacked here; empty where it can."""
     if info.flag_bits & 1:
-        return "encrypted"
+        return "encrypted: unpack it"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "compressed by a method other than deflate"
+        return "compressed by a method other than deflate: pack it anew"
     return ""
 
 
