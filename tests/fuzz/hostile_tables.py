@@ -429,23 +429,24 @@ def many_parquet_columns(draw: random.Random) -> Hostile:
     return Hostile("very many columns", parquet(pa.table(columns)))
 
 
+def shared(cell: str | bytes, rows: int) -> pa.Array:
+    """A column whose rows share one cell, which is held once here too."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([cell]))
+
+
 def image_bomb(draw: random.Random) -> Hostile:
     """One picture that many rows share: the dictionary holds it once."""
-    cell = {"bytes": b"\xff\xd8\xff" + bytes(draw.choice([4, 7]) * MIB), "path": None}
-    table = pa.table({"image": pa.array([cell] * 64, IMAGE), "label": ["a"] * 64})
-    return Hostile("bomb of images", parquet(table, compression="zstd"), refused=True)
+    column = shared(b"\xff\xd8\xff" + bytes(draw.choice([2, 7]) * MIB), draw.choice([40, 1000]))
+    table = pa.table({"image": column, "label": ["a"] * len(column)})
+    return Hostile("bomb of images", parquet(table, compression="zstd", store_schema=False), refused=True)
 
 
 def text_bomb(draw: random.Random) -> Hostile:
-    column = draw.choice(["x", "label", "path"])
-    cell = draw.choice(["y" * MIB, ["y" * MIB]]) if column != "path" else "y" * MIB
-    columns: dict[str, Any] = {"path": ["im/0.jpg"] * 80, "label": ["a"] * 80, column: pa.array([cell] * 80)}
-    table = pa.table(columns)
-    if column == "x":
-        table = table.set_column(
-            2, "x", table["x"].cast(pa.string()) if isinstance(cell, str) else pa.array(["y" * MIB] * 80)
-        )
-    return Hostile("bomb of texts", parquet(table, compression="zstd"), refused=True)
+    """The same with texts, of which more rows are read at once: up to 4 GiB."""
+    rows = draw.choice([80, 4000])
+    columns = {"path": shared("im/0.jpg", rows), "label": shared("a", rows)}
+    table = pa.table(columns | {draw.choice(["x", "label", "path"]): shared("y" * MIB, rows)})
+    return Hostile("bomb of texts", parquet(table, compression="zstd", store_schema=False), refused=True)
 
 
 HARMS: list[Callable[[random.Random], Hostile]] = [

@@ -18,7 +18,7 @@ from tests.support.report import SEED, report, scaled
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
 
-ZIPS = scaled(6, 300) * len(HARMS)
+ZIPS = scaled(4, 300) * len(HARMS)
 MEMORY_MIB = 256
 DISK_BYTES = 70 << 20
 LONGEST_LINE = 4_000
