@@ -25,6 +25,7 @@ from typing import IO, Any, cast
 from pipelines.errors import Degraded, InputError
 from pipelines.images import SUFFIXES
 from pipelines.intake.beside import MAX_BESIDE_BYTES, beside_picture
+from pipelines.intake.bounds import largest, require_bounded
 from pipelines.intake.folders import folder_reader, walk_folder
 from pipelines.intake.found import Found
 from pipelines.intake.layout import (
@@ -45,8 +46,6 @@ MAX_FILES = 20_000_000
 SKIPPED_NAMED = 1000
 SUFFIXES_COUNTED = 1000
 SUFFIXES_SHOWN = 5
-MAX_EXPANSION = 200
-"""How many times its own size a compressed tar may unfold to; images barely shrink, tar headers do."""
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _LONGEST_FIRST = sorted(_TAR_SUFFIXES, key=len, reverse=True)
@@ -203,6 +202,7 @@ def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
     elif path.name.lower().endswith(".zip"):
         with open_zip(path) as archive:
             files.meet_all(list_zip(archive))
+            require_bounded(path, sum(info.file_size for info in files.places.values()))
             yield files.source(layout, zip_reader(archive, files.places), _stem(path))
     elif not path.exists():
         raise InputError(f"{path} does not exist: SOURCE is a folder, zip or tar of class folders, or a table")
@@ -388,7 +388,7 @@ def _is_spooled(entry: TarEntry) -> bool:
 
 def _limits(path: Path, stream: IO[bytes]) -> TarLimits:
     if isinstance(stream, tuple(_MAGIC.values())):
-        return TarLimits(total_bytes=max(64 << 20, MAX_EXPANSION * path.stat().st_size))
+        return TarLimits(total_bytes=largest(path))
     return TarLimits()
 
 

@@ -16,6 +16,8 @@ from pipelines.intake.found import Found, Unreadable
 
 _UTF8_FLAG = 0x800
 _UNICODE_PATH = 0x7075
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError, OverflowError)
+"""What a damaged member ends in; the last two are names that are no text, and places before or far behind the zip."""
 _WINDOWS = frozenset({0, 10, 11, 14})
 """Systems, as a zip numbers them, on which no name can hold a backslash: FAT, NTFS and VFAT."""
 
@@ -57,9 +59,13 @@ def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo])
         try:
             with archive.open(info) as stream:
                 # With a size the decompressor stops there, whatever the compressed bytes would unfold to.
-                return stream.read(info.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+                data = stream.read(info.file_size + 1)
+        except _BROKEN as error:
             raise Unreadable(f"{archive.filename}: cannot read {path}: {error}", str(error)) from None
+        if len(data) != info.file_size:
+            detail = f"it has {len(data)} bytes, not {info.file_size}"
+            raise Unreadable(f"{archive.filename}: cannot read {path}: {detail}", detail)
+        return data
 
     return read
 
