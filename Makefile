@@ -29,7 +29,7 @@ unit: $(READY) ## Run the unit tests only
 chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the counts of a release
 	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/chaos
 
-fuzz: $(READY) ## Hostile tars, images, bombs and artifacts; HHNET_SCALE=full for the counts of a release
+fuzz: $(READY) ## Hostile tars, zips, tables, images, bombs and artifacts; HHNET_SCALE=full for the counts of a release
 	@$(PYTEST) tests/fuzz
 
 guided: $(READY) ## An hour of tars changed by atheris wherever that reaches new code (Linux, x86-64)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
 from pipelines.cluster.placement import SETTLE_S, Need, Node, look, places, shortage
-from pipelines.cluster.session import require_node
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 T = TypeVar("T")

@@ -71,9 +71,11 @@ class Adoption:
 
 
 _HINTS = {
-    TarReason.NO_IMAGE: "--image-member SUFFIX names the image of a sample",
+    TarReason.NO_IMAGE: "--image-member SUFFIX names the image of a sample; its key ends at the first dot of the name",
     TarReason.SEVERAL_IMAGES: "--image-member SUFFIX chooses among several images",
-    TarReason.DUPLICATE_KEY: "--keys-by-tar tells equal keys of several tars apart",
+    TarReason.DUPLICATE_KEY: "--keys-by-tar tells equal keys of several tars apart; write a tar anew that has a member "
+    "twice",
+    TarReason.INTERLEAVED: "write the tar anew with its members in order, as tar --sort=name does",
 }
 """What helps against a reason where it is the most frequent one."""
 

@@ -6,6 +6,7 @@ metadata of the schema.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ import pyarrow as pa
 from pipelines.ingest.classes import label_name
 
 MAX_FEATURES_BYTES = 16 << 20
+
+_LISTS = ("Sequence", "List", "LargeList")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, which JSON can spell and nothing can store."""
 
 
 def features_of(schema: pa.Schema) -> Mapping[str, Any]:
@@ -28,15 +33,21 @@ def features_of(schema: pa.Schema) -> Mapping[str, Any]:
 
 def classes_of(feature: Any) -> list[str] | None:
     """Return the class names of a `ClassLabel`, or of a list of them; None for any other feature."""
-    if isinstance(feature, list) and len(feature) == 1:
-        return classes_of(feature[0])
-    if not isinstance(feature, dict):
-        return None
-    if feature.get("_type") in ("Sequence", "List", "LargeList"):
-        return classes_of(feature.get("feature"))
-    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
-    usable = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    while True:  # and no recursion: a stranger says how deep it is
+        if isinstance(feature, list) and len(feature) == 1:
+            feature = feature[0]
+        elif isinstance(feature, dict) and feature.get("_type") in _LISTS:
+            feature = feature.get("feature")
+        else:
+            break
+    named = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    names = feature.get("names") if named else None
+    usable = isinstance(names, list) and all(map(_is_class_name, names))
     return names if usable else None
+
+
+def _is_class_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name.strip()) and _SURROGATE.search(name) is None
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
@@ -106,6 +117,18 @@ def json_values(column: pa.Array, kind: pa.DataType) -> list[Any]:
 
 def _as_text(kind: pa.DataType) -> bool:
     return (pa.types.is_temporal(kind) and not pa.types.is_interval(kind)) or pa.types.is_decimal(kind)
+
+
+def bytes_unfolded(column: pa.Array) -> int:
+    """Return how many bytes of text and pictures the cells of a column have, each counted as often as it is there."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return bytes_unfolded(column.dictionary_decode()) if _is_text(kind.value_type) else 0
+    if pa.types.is_struct(kind) or _is_list(kind):
+        return (
+            sum(map(bytes_unfolded, column.flatten())) if pa.types.is_struct(kind) else bytes_unfolded(column.flatten())
+        )
+    return int(column.nbytes) if _is_text(kind) or _is_bytes(kind) else 0
 
 
 # ------------------------------------------------------------------------------------------------------------- labels

@@ -37,8 +37,8 @@ def read_csv(path: Path, column: str, encoding: str | None = None) -> Iterator[t
             yield from _rows(path, column, text)
     except UnicodeError as error:
         raise InputError(_undecodable(path, chosen, error)) from None
-    except LookupError:
-        raise InputError(f"--encoding {encoding}: there is no such text encoding; give cp1252 for example") from None
+    except (LookupError, ValueError):  # the latter for a NUL in its name
+        raise InputError(f"--encoding {encoding!r}: there is no such text encoding; give cp1252 for example") from None
     except OSError as error:
         raise InputError(f"cannot read {path} as a table: {error.strerror}") from None
 
@@ -78,6 +78,7 @@ def _lines(path: Path, text: IO[str]) -> Iterator[str]:
     while line := text.readline(MAX_LINE_CHARS):
         if len(line) == MAX_LINE_CHARS:
             raise InputError(f"{path} has a line of more than {MAX_LINE_CHARS} characters: it is no table")
+        line.encode()  # UnicodeError for half a character, which a few encodings can spell and nothing can store
         yield line
 
 

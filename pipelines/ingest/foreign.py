@@ -20,6 +20,10 @@ MAX_LABEL_CHARS = 200
 
 _FACTS = (".cls", ".json")
 _SHOWN = 60
+_COMPRESSED = re.compile(
+    rb"(?P<gzip>\x1f\x8b\x08)|(?P<xz>\xfd7zXZ\0)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<zip>PK\3\4)"
+)
+"""The first bytes of files that are compressed though they may be called .tar."""
 
 # What a name on a terminal or a line must not hold: control characters, line separators, what turns the direction of
 # writing, lone surrogates. All else names classes, what joins the parts of a letter or an emoji too.
@@ -76,12 +80,18 @@ def scan_foreign_tar(
     except TarBeyondLimits:
         raise
     except TarDamaged as damage:
-        losses.append(Loss("", damage.reason))
+        losses.append(Loss("", damage.reason, _compression(source.head)))
         if damage.reason is not TarReason.TRAILING_DATA:
             runs.break_off(damage.reason)
     runs.close()
     size, digest = source.finish()
     return ForeignTar(runs.samples(), [*runs.losses(), *losses], size, digest)
+
+
+def _compression(head: bytes) -> str:
+    """What to do about a tar that is compressed, by its first bytes; empty where it is not."""
+    found = _COMPRESSED.match(head)
+    return f"it is compressed by {found.lastgroup}: unpack it, for samples are read by their place" if found else ""
 
 
 @dataclass

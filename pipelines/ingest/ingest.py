@@ -46,6 +46,8 @@ INGEST_VERSION = 2
 MAX_SHARDS = 1_000_000
 THREADS = 2
 
+_ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".zst", ".7z", ".rar"})
+
 # Beyond `.` and `%`: what a tar, a Parquet string or the stock webdataset reader cannot hold.
 _ENCODED = re.compile(r"[.%\x00-\x1f\x7f\ud800-\udfff]")
 _HIDDEN = re.compile(r"__[^/]*__(/|$)")
@@ -179,7 +181,7 @@ def _percent(match: re.Match[str]) -> str:
 def _in_key_order(listing: Listing) -> list[str]:
     """Sort the listing by key and return the keys; a path that comes twice is an InputError."""
     if not listing.entries:
-        raise InputError(f"{listing.where} holds no images{_first_skipped(listing)}")
+        raise InputError(f"{listing.where} holds no images{_first_skipped(listing)}{_what_helps(listing)}")
     keys = unique_keys([entry.path for entry in listing.entries], listing.where)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     listing.entries[:] = [listing.entries[place] for place in order]
@@ -209,6 +211,17 @@ def _skips(listing: Listing) -> dict[str, Any]:
         "skipped_files": listing.skipped_files,
         "notes": listing.notes,
     }
+
+
+def _what_helps(listing: Listing) -> str:
+    """What to do about a source whose files are passed over, if that is known."""
+    if SkipReason.MISSING in listing.reasons:
+        return ": --root DIR says where the files of a table lie"
+    if ".tar" in listing.suffixes:
+        return ": --adopt takes tars of WebDataset; others are to be unpacked, or each given as SOURCE"
+    if not listing.suffixes.keys().isdisjoint(_ARCHIVES):
+        return ": unpack the archives, or give one as SOURCE"
+    return ""
 
 
 def _first_skipped(listing: Listing) -> str:

@@ -24,8 +24,17 @@ HIDDEN_NAMES = frozenset(
 )
 """What systems keep for themselves under names without a leading dot, in lower case."""
 
-_NUMBERED = re.compile(r"(\d{3,})/\1\d+\.[^./]+")
-_BESIDE = re.compile(r"(?:.*/)?(\d{3,})/\1\d+\.(?:json|txt)", re.DOTALL)
+SPLIT_NAMES = frozenset(
+    {
+        *("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"),
+        *("query", "queries", "gallery", "database"),
+    }
+)
+"""Names of folders, in lower case, that are rather the parts of a split than classes."""
+
+_NUMBERED = re.compile(r"(\d+)/\1\d*\.[^./]+")
+_BESIDE = re.compile(r"(?:.*/)?(\d+)/\1\d*\.(?:json|txt)", re.DOTALL)
+_STATS = re.compile(r"(?:.*/)?\d+_stats\.json", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -55,9 +64,19 @@ def may_stand_beside(path: str) -> bool:
     return _BESIDE.fullmatch(path) is not None
 
 
-def is_numbered(paths: Sequence[str]) -> bool:
-    """Return whether all pictures are named as img2dataset names them: a shard's number, and below it longer ones."""
-    return all(map(_NUMBERED.fullmatch, paths))
+def is_statistics(path: str) -> bool:
+    """Return whether a file is named as the counts that img2dataset writes beside the folder of each shard."""
+    return _STATS.fullmatch(path) is not None
+
+
+def is_numbered(paths: Sequence[str], statistics: bool) -> bool:
+    """Return whether all pictures are named as img2dataset names them: a shard's number, and below it longer ones.
+
+    How long they are is set by its options, and a shard of one picture has the shard's number for its name. Without
+    its `statistics` beside the folders, only the longer ones are told from numbered classes.
+    """
+    found = [_NUMBERED.fullmatch(path) for path in paths]
+    return all(match and (statistics or len(match[1]) > 2) for match in found)
 
 
 def wrapping_folders(common: str, paths: Iterable[str], depth: int, stem: str) -> str:
@@ -126,10 +145,38 @@ def _labelled(paths: Sequence[str], layout: Layout, classed: set[str]) -> Places
             flat[part] += 1
             labels.append(())
     notes = [_difference(differing, example, layout)] if differing else []
+    notes += _doubtful_classes(sorted({label[0] for label in labels if label}), layout)
+    notes += _lone_classes(paths, labels) if layout.parts else []
     for part, count in sorted(flat.items()):
         where = f"{part} has no class folders: its" if part else "there are no class folders: all"
         notes.append(f"{where} {count:,} pictures are taken unlabelled")
     return Places(labels, notes)
+
+
+def _doubtful_classes(names: Sequence[str], layout: Layout) -> list[str]:
+    """Say so where all classes are named as the parts of a split, or as folders that only number the pictures."""
+    if names and not layout.parts and all(name.lower() in SPLIT_NAMES for name in names):
+        return [f"the classes are {', '.join(names)}: where these are parts of a split, pass --split folder"]
+    first = names[0] if names else ""
+    if len(first) > 3 and not first.strip("0") and all(map(re.compile(rf"\d{{{len(first)}}}").fullmatch, names)):
+        return [f"the classes are numbers from {first} on: where folders only number the pictures, pass --unlabelled"]
+    return []
+
+
+def _lone_classes(paths: Sequence[str], labels: Sequence[tuple[str, ...] | None]) -> list[str]:
+    """Name the parts whose only class is none of a part that has several, as val/images/ beside train/CLASS/."""
+    classes: dict[str, set[str]] = {}
+    for path, label in zip(paths, labels, strict=True):
+        if label:
+            classes.setdefault(path.partition("/")[0], set()).update(label)
+    usual = {name for names in classes.values() if len(names) > 1 for name in names}
+    return [
+        f"{part} has one class, {name}, which parts with several do not have: if it is none, ingest {part} by itself "
+        "with --unlabelled"
+        for part, names in sorted(classes.items())
+        for name in names
+        if usual and len(names) == 1 and name not in usual
+    ]
 
 
 def _difference(count: int, example: tuple[str, str, str], layout: Layout) -> str:

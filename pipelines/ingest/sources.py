@@ -24,9 +24,18 @@ from typing import IO, Any, cast
 
 from pipelines.errors import Degraded, InputError
 from pipelines.ingest.beside import MAX_BESIDE_BYTES, beside_picture
+from pipelines.ingest.bounds import largest, require_bounded
 from pipelines.ingest.folders import folder_reader, walk_folder
 from pipelines.ingest.found import Found
-from pipelines.ingest.layout import Layout, is_hidden, is_numbered, may_stand_beside, place_pictures, wrapping_folders
+from pipelines.ingest.layout import (
+    Layout,
+    is_hidden,
+    is_numbered,
+    is_statistics,
+    may_stand_beside,
+    place_pictures,
+    wrapping_folders,
+)
 from pipelines.ingest.skips import NO_LOSS, SkipReason
 from pipelines.ingest.zips import list_zip, open_zip, zip_reader
 from pipelines.shards.containers import SUFFIXES
@@ -37,8 +46,6 @@ MAX_FILES = 20_000_000
 SKIPPED_NAMED = 1000
 SUFFIXES_COUNTED = 1000
 SUFFIXES_SHOWN = 5
-MAX_EXPANSION = 200
-"""How many times its own size a compressed tar may unfold to; images barely shrink, tar headers do."""
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _LONGEST_FIRST = sorted(_TAR_SUFFIXES, key=len, reverse=True)
@@ -195,6 +202,7 @@ def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
     elif path.name.lower().endswith(".zip"):
         with open_zip(path) as archive:
             files.meet_all(list_zip(archive))
+            require_bounded(path, sum(info.file_size for info in files.places.values()))
             yield files.source(layout, zip_reader(archive, files.places), _stem(path))
     elif not path.exists():
         raise InputError(f"{path} does not exist: SOURCE is a folder, zip or tar of class folders, or a table")
@@ -224,6 +232,7 @@ class _Files:
         self.places: dict[str, Any] = {}
         self._beside: set[str] = set()
         self._folders = 0
+        self._statistics = False
         self._common: str | None = None
         """The folder that holds all files met so far, with a slash behind."""
 
@@ -254,6 +263,7 @@ class _Files:
             self.places[path] = found.place
             self._beside.add(path)
         else:
+            self._statistics |= is_statistics(path)
             self.listing.skip(path, reason, found.detail, loss=False if found.kind == "loop" else None)
 
     def _share(self, path: str) -> None:
@@ -270,7 +280,8 @@ class _Files:
             self.listing.notes.append(f"all files lie in {printable(wrapper)}, so paths and classes begin below it")
         paths = [path[len(wrapper) :] for path in pictures]
         beside = {path[len(wrapper) :] for path in self._beside}
-        numbered = bool(beside and paths) and layout.class_from is None and not layout.parts and is_numbered(paths)
+        may_be = bool(beside and paths) and layout.class_from is None and not layout.parts
+        numbered = may_be and is_numbered(paths, self._statistics)
         found = place_pictures(paths, layout, self.listing.where, numbered)
         self.listing.notes += map(printable, found.notes)
 
@@ -377,7 +388,7 @@ def _is_spooled(entry: TarEntry) -> bool:
 
 def _limits(path: Path, stream: IO[bytes]) -> TarLimits:
     if isinstance(stream, tuple(_MAGIC.values())):
-        return TarLimits(total_bytes=max(64 << 20, MAX_EXPANSION * path.stat().st_size))
+        return TarLimits(total_bytes=largest(path))
     return TarLimits()
 
 

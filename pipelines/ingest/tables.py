@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
+from pipelines.ingest.bounds import memory_for, require_bounded
 from pipelines.ingest.columns import (
+    bytes_unfolded,
     classes_of,
     columns_of_bytes,
     features_of,
@@ -41,7 +43,12 @@ PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false", "-1", "")
 """Cells of a table that has a column for each class, in lower case."""
 ROWS_AT_ONCE = 8192
+COLUMNS_NAMED = 50
+"""Columns that an error names."""
 IMAGES_AT_ONCE = 64
+
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError)
+"""What damaged Parquet ends in: the last ones where names are no text, and dates or zones are none of Python's."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +155,16 @@ def tables_at(path: Path, is_folder: bool) -> list[Path]:
                         tables.append(Path(item.path))
                     elif unfit(item.name, 1) is None:
                         return []
-        return sorted(table for table in tables if image_columns(pq.read_schema(table)))
+        schemas = {table: pq.read_schema(table) for table in sorted(tables)}
+        images = [table for table, schema in schemas.items() if image_columns(schema)]
+        return images or [table for table, schema in schemas.items() if _holds_bytes_only(schema)]
     except (pa.ArrowException, OSError, ValueError):
         return []  # listing it as a folder says what is wrong
+
+
+def _holds_bytes_only(schema: pa.Schema) -> bool:
+    """Return whether a table names no files but has a column of bytes, as img2dataset writes it."""
+    return len(columns_of_bytes(schema)) == 1 and "path" not in schema.names
 
 
 @contextmanager
@@ -259,12 +273,18 @@ class _ParquetTable:
     def __init__(self, path: Path, columns: TableColumns) -> None:
         self._path = path
         try:
-            self._file = pq.ParquetFile(path)
-            self._schema = self._file.schema_arrow
+            with memory_for(path):
+                self._file = pq.ParquetFile(path)
+                self._schema = self._file.schema_arrow
+            self._choose(columns)
         except FileNotFoundError:
             raise InputError(f"{path} does not exist") from None
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except _UNREADABLE as error:
             raise InputError(f"cannot read {path} as a table: {error}") from None
+
+    def _choose(self, columns: TableColumns) -> None:
+        """Say what each column is for."""
+        path = self._path
         self._features = features_of(self._schema)
         self._names = [name for name in self._schema.names if not PANDAS_INDEX.fullmatch(name)]
         self._columns = columns
@@ -300,12 +320,30 @@ class _ParquetTable:
         number = 0
         try:
             size = IMAGES_AT_ONCE if self.with_images else ROWS_AT_ONCE
-            for batch in self._file.iter_batches(size, columns=wanted, use_threads=False):
-                batch.validate(full=True)
+            batches = self._file.iter_batches(size, columns=wanted, use_threads=False)
+            unfolded = 0
+            while (read := self._next(batches)) is not None:
+                batch, more = read
+                unfolded += more
+                require_bounded(self._path, unfolded)
+                found.listing.bound(number + batch.num_rows)
                 yield from self._rows_of(batch, extra, number)
                 number += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except MemoryError:
+            raise InputError(
+                f"cannot read {self._path} as a table: a few rows take more memory than is given"
+            ) from None
+        except _UNREADABLE as error:
             raise InputError(f"cannot read {self._path} as a table: {error}") from None
+
+    def _next(self, batches: Iterator[pa.RecordBatch]) -> tuple[pa.RecordBatch, int] | None:
+        """The next rows, and how many bytes of text and pictures they unfold to."""
+        with memory_for(self._path):
+            batch = next(batches, None)
+            if batch is None:
+                return None
+            batch.validate(full=True)
+            return batch, sum(map(bytes_unfolded, batch.columns))
 
     def _rows_of(self, batch: pa.RecordBatch, extra: Sequence[str], before: int) -> Iterator[Row]:
         images = batch[self._columns.path]
@@ -367,15 +405,15 @@ def _short(kind: pa.DataType) -> str:
 def _chosen(path: Path, names: Sequence[str], columns: TableColumns) -> list[str]:
     """The label columns; InputError where a column that is asked for is not there, or a name stands for two."""
     if len(set(names) - {""}) != len([name for name in names if name]):
-        raise InputError(f"{path} has two columns of one name; its columns are {', '.join(names)}")
+        raise InputError(f"{path} has two columns of one name; its columns are {_listed(names)}")
     labels = list(columns.labels) if columns.labels is not None else [n for n in names if LABEL_COLUMN.fullmatch(n)]
     for name in [columns.path, *labels, *([columns.split] if columns.split else [])]:
         if name not in names:
             where = "" if path.suffix.lower() == ".parquet" else " (its first line names them)"
-            raise InputError(f"{path} has no column {name!r}; its columns are {', '.join(names)}{where}")
+            raise InputError(f"{path} has no column {name!r}; its columns are {_listed(names)}{where}")
     if not labels and columns.labels is None:
         raise InputError(
-            f"{path} has no column 'label'; its columns are {', '.join(names)}: give --label COLUMN, or --unlabelled"
+            f"{path} has no column 'label'; its columns are {_listed(names)}: give --label COLUMN, or --unlabelled"
         )
     return labels
 
@@ -388,3 +426,8 @@ def _extra(names: Sequence[str], columns: TableColumns, labels: Sequence[str], f
     if "labels" in names and "labels" not in used:
         found.note("the column 'labels' is left out: a metadata column cannot be called so")
     return [name for name in names if name not in used and name != "labels"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > COLUMNS_NAMED else ""
+    return ", ".join(name if len(name) <= 60 else f"{name[:60]}..." for name in names[:COLUMNS_NAMED]) + more

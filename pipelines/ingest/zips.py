@@ -16,16 +16,24 @@ from pipelines.ingest.found import Found, Unreadable
 
 _UTF8_FLAG = 0x800
 _UNICODE_PATH = 0x7075
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError, OverflowError)
+"""What a damaged member ends in; the last two are names that are no text, and places before or far behind the zip."""
 _WINDOWS = frozenset({0, 10, 11, 14})
 """Systems, as a zip numbers them, on which no name can hold a backslash: FAT, NTFS and VFAT."""
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip; InputError where it is none."""
+    """Open a zip; InputError where it is none, or but one part of several."""
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path} as a zip: {error}") from None
+    if any(info.volume for info in archive.infolist()):
+        archive.close()
+        raise InputError(
+            f"{path} is a part of a split zip: join the parts, as zip -s 0 {path.name} --out joined.zip does"
+        )
+    return archive
 
 
 def list_zip(archive: zipfile.ZipFile) -> Iterator[Found]:
@@ -51,9 +59,13 @@ def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo])
         try:
             with archive.open(info) as stream:
                 # With a size the decompressor stops there, whatever the compressed bytes would unfold to.
-                return stream.read(info.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+                data = stream.read(info.file_size + 1)
+        except _BROKEN as error:
             raise Unreadable(f"{archive.filename}: cannot read {path}: {error}", str(error)) from None
+        if len(data) != info.file_size:
+            detail = f"it has {len(data)} bytes, not {info.file_size}"
+            raise Unreadable(f"{archive.filename}: cannot read {path}: {detail}", detail)
+        return data
 
     return read
 
@@ -61,9 +73,9 @@ def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo])
 def _hindrance(info: zipfile.ZipInfo) -> str:
     """Why a member cannot be unpacked here; empty where it can."""
     if info.flag_bits & 1:
-        return "encrypted"
+        return "encrypted: unpack it"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "compressed by a method other than deflate"
+        return "compressed by a method other than deflate: pack it anew"
     return ""
 
 

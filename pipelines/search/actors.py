@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.artifacts.manifest import Artifact, parse_manifest
+from pipelines.cluster.head import require_node
 from pipelines.cluster.placement import Need, look, need_of, shortage
 from pipelines.cluster.pool import ASK_EVERY_S, BESIDE, OWN_FAULT, STUCK_S, cause_of_death, first_line
-from pipelines.cluster.session import ray_session, require_node, require_shared_store
+from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config
 from pipelines.errors import ClusterUnavailable, WorkFailed
 from pipelines.index.kinds import Codes, Neighbours

@@ -88,11 +88,14 @@ class Hashed:
 
     def __init__(self, stream: Readable) -> None:
         self._stream, self._digest, self._size = stream, hashlib.sha256(), 0
+        self.head = b""
+        """What the first read gave."""
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes, none at the end."""
         data = self._stream.read(size)
         self._digest.update(data)
+        self.head = data if not self._size else self.head
         self._size += len(data)
         return data
 

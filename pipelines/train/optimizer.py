@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from hhnet.nn.losses import HashLoss
+from hhnet.nn.losses.base import HashLoss
 from hhnet.nn.model import HHNet
 from pipelines.config.settings import TrainSettings
 from pipelines.errors import ConfigError

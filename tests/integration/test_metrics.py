@@ -30,7 +30,7 @@ WAIT_S = 60
 ENCODE_AND_STAY = """
 import sys
 from pipelines.cluster.session import ray_session
-from pipelines.config import load_config
+from pipelines.config.loading import load_config
 from pipelines.encode import encode
 shards, model, out, *sets = sys.argv[1:]
 with ray_session(config := load_config(sets=sets)):

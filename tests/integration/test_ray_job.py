@@ -115,7 +115,7 @@ def test_an_http_address_submits_the_verb_itself(
 WATCHED = """
 import json, sys
 from pipelines.cluster.progress import reporting
-from pipelines.config import load_config
+from pipelines.config.loading import load_config
 from pipelines.cluster.submit import submit
 seen = []
 flags = {"--shards": sys.argv[1], "--model": sys.argv[2], "--out": sys.argv[3]}

@@ -51,7 +51,7 @@ def counted(name):
     return call
 for name in ("read", "open", "size", "names", "entries", "put", "delete"):
     setattr(Store, name, counted(name))
-from pipelines.cli import build_app
+from pipelines.cli.main import build_app
 try:
     build_app()(sys.argv[1:], standalone_mode=False)
 finally:

@@ -29,7 +29,7 @@ short_turned = { model.bits = 16, train.rotate = "itq" }
 LOOK = """
 import ray
 from pipelines.cluster.session import ray_session
-from pipelines.config import load_config
+from pipelines.config.loading import load_config
 with ray_session(load_config(sets=["ray.cpus=3"])):
     print(ray.cluster_resources()["CPU"])
 """

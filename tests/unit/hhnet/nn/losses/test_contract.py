@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hhnet.nn.losses import HashLoss, loss_names, make_loss
+from hhnet.nn.losses import loss_names, make_loss
+from hhnet.nn.losses.base import HashLoss
 from tests.support.losses import BITS, CLASSES, KINDS, batch, pairs
 
 # Each value is one that makes no sense.
