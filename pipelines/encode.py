@@ -17,6 +17,7 @@ from pipelines.encoding import (
     EncodeJob,
     ShardEncoder,
     ShardTask,
+    animated_of,
     count_shard,
     encode_shards,
     finished_codes,
@@ -116,7 +117,7 @@ def _commit(
             f"{job.config.encode.reject_budget:g}: see {writer.store.uri}/rejects, then pass --allow-degraded "
             "to publish without them"
         )
-    animated = sum(int(receipt.get("animated", 0)) for receipt in receipts.values())
+    animated = animated_of(receipts.values()) + (manifest.meta.get("animated", 0) if manifest else 0)
     meta = {
         "bits": int(job.schema.metadata[b"hhnet.bits"]),
         "classes": list(opened.classes),

@@ -366,6 +366,11 @@ def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, 
     return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
 
 
+def animated_of(receipts: Iterable[Mapping[str, Any]]) -> int:
+    """Pictures of several frames in the shards of these receipts."""
+    return sum(int(receipt.get("animated", 0)) for receipt in receipts)
+
+
 class ShardEncoder:
     """One Ray worker: a model in memory, shards in, receipts out. `progress` counts images and batches."""
 

@@ -6,6 +6,7 @@ what was recovered become a part of their own beside the shard's part, so that w
 each sample once. The next version names a new manifest, with new receipts for those shards.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -18,6 +19,7 @@ from pipelines.encoding import (
     ShardCodes,
     ShardEncoder,
     ShardTask,
+    animated_of,
     claimed_receipts,
     codes_by_stem,
     encode_shards,
@@ -141,4 +143,9 @@ def _publish(base: Artifact, number: int, put: Mapping[str, dict[str, Any]]) -> 
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     samples = manifest.totals["samples"]
     totals = {"samples": samples, "codes": samples - rejected, "rejects": rejected}
-    return publish_next(base, number, parts, refs, totals)
+    meta, animated = dict(manifest.meta), animated_of(put.values())
+    if "animated" in meta:
+        animated += meta.pop("animated")
+        animated -= animated_of(json.loads(base.read(ref)) for ref in manifest.receipts if ref.shard in replaced)
+    meta |= {"animated": animated} if animated else {}
+    return publish_next(base, number, parts, refs, totals, meta=meta)

@@ -22,6 +22,7 @@ from pipelines.errors import InputError, counted
 from pipelines.images import ImageReject, decode_ahead, decode_image
 from pipelines.learning.learner import Batch
 from pipelines.learning.softening import softened
+from pipelines.schema import class_ids_in
 from pipelines.shards import Sample, ShardSet, batch_sizes, epoch_spans, mixed
 
 T = TypeVar("T")
@@ -95,8 +96,11 @@ class TrainData:
         if len(chosen) < 2:
             raise InputError(_too_few(len(keys), len(chosen), val_set, train_set, config))
         if val_set and not set(val_set.classes) <= set(train_set.classes):
-            unknown = sorted(set(val_set.classes) - set(train_set.classes))
-            raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {', '.join(unknown[:5])}")
+            used = class_ids_in(shard.table()["labels"] for shard in val_set.shards)
+            unknown = sorted({name for n, name in enumerate(val_set.classes) if n in used} - set(train_set.classes))
+            if unknown:
+                named = ", ".join(unknown[:5])
+                raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {named}")
         held = set() if val_set else set(held_out)
         rows = tuple(
             np.array([row for row in range(shard.rows) if (s, row) not in held], dtype=np.int64)
