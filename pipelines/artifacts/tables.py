@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import DamagedArtifact
@@ -215,3 +216,8 @@ def require_schema(table: pa.Table | ParquetRows, schema: pa.Schema, where: str)
         found = table.schema.field(position) if position < len(table.schema) else None
         if found is None or found.name != field.name or found.type != field.type:
             raise DamagedArtifact(f"{where}: column {position} is {found}, expected {field.name}: {field.type}")
+
+
+def class_ids_in(columns: Iterable[pa.ChunkedArray]) -> set[int]:
+    """Return the class ids that rows have in columns of labels."""
+    return {number for column in columns for number in pc.unique(pc.list_flatten(column)).to_pylist()}

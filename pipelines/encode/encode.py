@@ -19,7 +19,7 @@ from pipelines.cluster.pool import Outcome
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_job, what_is_left
-from pipelines.encode.receipts import publish_shard, receipt_parts
+from pipelines.encode.receipts import animated_of, publish_shard, receipt_parts
 from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, given_up, run_figures
 from pipelines.errors import DamagedArtifact, Degraded, InputError
 from pipelines.shards.shards import ShardSet, open_shards
@@ -106,7 +106,7 @@ def _commit(
             f"{job.config.encode.reject_budget:g}: see {writer.store.uri}/rejects, then pass --allow-degraded "
             "to publish without them"
         )
-    animated = sum(int(receipt.get("animated", 0)) for receipt in receipts.values())
+    animated = animated_of(receipts.values()) + (manifest.meta.get("animated", 0) if manifest else 0)
     meta = {
         "bits": int(job.schema.metadata[b"hhnet.bits"]),
         "classes": list(opened.classes),

@@ -1,7 +1,7 @@
 """Receipts of encoded shards: what was put for a shard, claimed once, and read again."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,3 +97,8 @@ def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, 
     there = store.entries()
     found = in_order(lambda name: claimed_receipt(store, name, there), names)
     return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
+
+
+def animated_of(receipts: Iterable[Mapping[str, Any]]) -> int:
+    """Count the pictures of several frames in the shards of these receipts."""
+    return sum(int(receipt.get("animated", 0)) for receipt in receipts)

@@ -6,6 +6,7 @@ what was recovered become a part of their own beside the shard's part, so that w
 each sample once. The next version names a new manifest, with new receipts for those shards.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -19,7 +20,7 @@ from pipelines.artifacts.versions import open_input, open_version, publish_next
 from pipelines.config.fingerprint import RESULT_SETTINGS
 from pipelines.config.settings import Config, EncodeSettings
 from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_job
-from pipelines.encode.receipts import claimed_receipts, receipt_parts
+from pipelines.encode.receipts import animated_of, claimed_receipts, receipt_parts
 from pipelines.encode.shard import ShardCodes
 from pipelines.encode.workers import ShardEncoder, encode_shards, run_figures
 from pipelines.errors import FingerprintMismatch
@@ -134,4 +135,9 @@ def _publish(base: Artifact, number: int, put: Mapping[str, dict[str, Any]]) -> 
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     samples = manifest.totals["samples"]
     totals = {"samples": samples, "codes": samples - rejected, "rejects": rejected}
-    return publish_next(base, number, parts, refs, totals)
+    meta, animated = dict(manifest.meta), animated_of(put.values())
+    if "animated" in meta:
+        animated += meta.pop("animated")
+        animated -= animated_of(json.loads(base.read(ref)) for ref in manifest.receipts if ref.shard in replaced)
+    meta |= {"animated": animated} if animated else {}
+    return publish_next(base, number, parts, refs, totals, meta=meta)

@@ -15,6 +15,7 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.artifacts.splits import LEARNED, SplitPart, require_one_split, split_facts, split_notes, split_part
+from pipelines.artifacts.tables import class_ids_in
 from pipelines.artifacts.versions import finished, open_input
 from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
@@ -73,6 +74,9 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
             raise InputError(f"{name} holds no codes to evaluate")
     known = {name for entry in sets for name in entry.classes}
     unknown = [name for name in query_set.classes if name not in known]
+    if unknown:  # a class that no sample has, as adopted numbers leave them between theirs, is nothing to know
+        used = class_ids_in(table["labels"] for table in query_set.tables())
+        unknown = [name for n, name in enumerate(query_set.classes) if n in used and name not in known]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise InputError(

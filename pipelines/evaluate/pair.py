@@ -79,7 +79,7 @@ def _load(sets: Sequence[CodesSet], classes: Sequence[str], with_logits: bool) -
     shards: list[npt.NDArray[np.int32]] = []
     rows: list[npt.NDArray[np.int32]] = []
     for entry in sets:
-        ids = np.array([place[name] for name in entry.classes], np.int64)
+        ids = np.array([place.get(name, -1) for name in entry.classes], np.int64)  # -1: no sample has it
         for table in entry.tables():
             codes.append(code_array(table["code"]))
             labels.append(_multi_hot(table["labels"], ids, len(classes), entry))

@@ -153,7 +153,7 @@ def _opened(
         if class_from is not None:
             raise InputError(f"{path} is a table, whose labels are columns: --class-from is for folders and archives")
         root = Path(table_root).expanduser() if table_root else None
-        with open_table(path, tables, columns, root, encoding) as opened:
+        with open_table(path, tables, columns, root, encoding, plan.by == "folder") as opened:
             yield opened
         return
     if plan.column is not None or columns.labels:

@@ -61,7 +61,7 @@ _BROKEN = (TarDamaged, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One sample to be: its path below the source, its class names, metadata, and its cell of the split column."""
+    """One sample to be: its path below the source, its class names, metadata, and the part its table puts it into."""
 
     path: str
     labels: tuple[str, ...]

@@ -31,7 +31,7 @@ class SplitPlan:
         if self.by == "shares":
             return split_by_shares([entry.labels for entry in entries], self.shares, seed)
         if self.by == "folder":
-            groups = [_top_folder(entry.path, where) for entry in entries]
+            groups = [entry.group or _top_folder(entry.path, where) for entry in entries]
         elif self.by == "column":
             groups = [entry.group or "" for entry in entries]
         elif self.protocol is not None:

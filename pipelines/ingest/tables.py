@@ -40,6 +40,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 LABEL_COLUMN = re.compile(r"labels?\d*")
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 """A column that pandas makes of the numbers of rows; nobody has asked for it."""
+HUB_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
 YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false", "-1", "")
 """Cells of a table that has a column for each class, in lower case."""
 ROWS_AT_ONCE = 8192
@@ -169,30 +170,41 @@ def _holds_bytes_only(schema: pa.Schema) -> bool:
 
 @contextmanager
 def open_table(
-    path: Path, tables: Sequence[Path], columns: TableColumns, root: Path | None = None, encoding: str | None = None
+    path: Path,
+    tables: Sequence[Path],
+    columns: TableColumns,
+    root: Path | None = None,
+    encoding: str | None = None,
+    by_file: bool = False,
 ) -> Iterator[Source]:
     """Open the `tables_at` a path, which are one source, and list the images.
 
-    Paths lie below `root`, unset the folder of the table. `encoding` is that of a CSV. Raises InputError.
+    Paths lie below `root`, unset the folder of the table. `encoding` is that of a CSV. `by_file` puts images that lie
+    in rows into the part of a split that the name of their table says. Raises InputError.
     """
     found = _Found(Listing(str(path)))
     if path.suffix.lower() != ".parquet" and tables == [path]:
-        _list_paths(path, root, _csv_rows(path, columns, encoding, found), found)
+        _list_paths(path, root, columns.path, _csv_rows(path, columns, encoding, found), found)
         yield found.source(folder_reader(root or path.parent))
         return
     if encoding is not None:
         raise InputError(f"{path}: --encoding is for a CSV: a Parquet file is UTF-8")
     first = _ParquetTable(tables[0], columns)
     if not first.with_images:
-        _list_paths(path, root, first.rows(found), found)
+        _list_paths(path, root, columns.path, first.rows(found), found)
         yield found.source(folder_reader(root or path.parent))
         return
     base = path.parent if tables == [path] else path
+    splits = sorted({split for name in tables if (split := _split_of(name))})
+    if len(splits) > 1 and not by_file and columns.split is None:
+        found.note(f"tables of {', '.join(splits)} are taken together: --split folder makes parts of them")
     with scratch_folder() as scratch, (scratch / "spool").open("w+b") as spool:
         images: ImageRows[Row] = ImageRows(spool, root or base)
         for number, name in enumerate(tables):
             table = _ParquetTable(name, columns) if number else first
+            part = _split_of(name) if by_file else None
             for row in table.rows(found):
+                row = replace(row, group=part) if part else row
                 images.add(row.image, row, f"{name.relative_to(base).with_suffix('')}/{row.number - 1:06d}")
         for file, row in images.named(found.listing):
             found.keep(file, row, str(path))
@@ -200,22 +212,33 @@ def open_table(
         yield found.source(images.read)
 
 
-def _list_paths(path: Path, root: Path | None, rows: Iterator[Row], found: _Found) -> None:
-    """List the files that rows name."""
+def _split_of(table: Path) -> str | None:
+    """The part that the Hub's name of a table says: train of train-00000-of-00002.parquet."""
+    named = HUB_NAME.fullmatch(table.name)
+    return named[1] if named else None
+
+
+def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Row], found: _Found) -> None:
+    """List the files that rows name in a column."""
     read, places = list(rows), Places(root or path.parent)
-    at: dict[int, tuple[str, int] | SkipReason] = {row.number: places.find(row.image) for row in read}
-    lost = [row for row in read if isinstance(at[row.number], SkipReason)]
+    named = [row for row in read if row.image.strip()]
+    if read and not named:
+        raise InputError(f"{path}: the column {column!r} is empty in every row: --path-column names another")
+    at: dict[int, tuple[str, int] | SkipReason] = {row.number: places.find(row.image) for row in named}
+    lost = [row for row in named if isinstance(at[row.number], SkipReason)]
     if root is not None and lost:
         foreign = places.foreign_folders([row.image for row in lost])
         at |= {row.number: places.find(row.image, foreign) for row in lost} if foreign else {}
         if foreign:
             found.note(f"paths that begin with {'/'.join(foreign)}/ were found below {root} without it")
         lost = [row for row in lost if isinstance(at[row.number], SkipReason)]
-    if lost and len(lost) == len(read):
+    if lost and len(lost) == len(named):
         raise InputError(_nowhere(path, root or path.parent, lost, at[lost[0].number]))
     for row in read:
-        place = at[row.number]
-        if isinstance(place, SkipReason):
+        place = at.get(row.number)
+        if place is None:
+            found.listing.skip(path.name, SkipReason.MISSING, f"row {row.number}: the column {column!r} is empty")
+        elif isinstance(place, SkipReason):
             found.listing.skip(row.image, place, f"row {row.number}")
         elif place[0] in found.rows:
             found.keep(place[0], row, str(path))
@@ -252,8 +275,6 @@ def _csv_rows(path: Path, columns: TableColumns, encoding: str | None, found: _F
     for number, (line, cells) in enumerate(lines, 1):
         where = f"{path}, row {number} (line {line})"
         image = cells[place[columns.path]]
-        if not image.strip():
-            raise InputError(f"{where}: the column {columns.path!r} is empty")
         texts = {name: cells[place[name]] for name in labels}
         yield Row(
             number,
@@ -355,12 +376,10 @@ class _ParquetTable:
         values = {name: json_values(batch[name], self._schema.field(name).type) for name in extra}
         for row, image in enumerate(images):
             cell = image.as_py()
-            if not self.with_images and not cell:
-                raise InputError(f"{self._path}, row {before + row + 1}: the column {self._columns.path!r} is empty")
             cells = ((own, text) for own, column in zip(self._labels, labels, strict=True) for text in column[row])
             names = _names(self._columns, cells, f"{self._path}, row {before + row + 1}")
             metadata = {name: column[row] for name, column in values.items()} if extra else None
-            yield Row(before + row + 1, cell, names, metadata, groups[row])
+            yield Row(before + row + 1, cell if self.with_images else cell or "", names, metadata, groups[row])
 
     def _label_cells(self, column: pa.Array, name: str, before: int) -> list[list[str]]:
         try:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from hhnet.augment import Augment, sample_rng
 from hhnet.nn.model import Preprocess
 from hhnet.trivial import trivial_augment
+from pipelines.artifacts.tables import class_ids_in
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, counted
 from pipelines.shards.containers.limits import ImageReject
@@ -97,8 +98,11 @@ class TrainData:
         if len(chosen) < 2:
             raise InputError(_too_few(len(keys), len(chosen), val_set, train_set, config))
         if val_set and not set(val_set.classes) <= set(train_set.classes):
-            unknown = sorted(set(val_set.classes) - set(train_set.classes))
-            raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {', '.join(unknown[:5])}")
+            used = class_ids_in(shard.table()["labels"] for shard in val_set.shards)
+            unknown = sorted({name for n, name in enumerate(val_set.classes) if n in used} - set(train_set.classes))
+            if unknown:
+                named = ", ".join(unknown[:5])
+                raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {named}")
         held = set() if val_set else set(held_out)
         rows = tuple(
             np.array([row for row in range(shard.rows) if (s, row) not in held], dtype=np.int64)

@@ -71,7 +71,8 @@ def _val_samples(data: TrainData, places: Sequence[int]) -> Iterator[Sample]:
 
 def _val_labels(data: TrainData) -> npt.NDArray[np.bool_]:
     """Multi-hot labels (V, C) of the validation samples, by the training set's class ids."""
-    ids = [data.train.classes.index(name) for name in data.val.classes]
+    places = {name: number for number, name in enumerate(data.train.classes)}
+    ids = [places.get(name, -1) for name in data.val.classes]  # -1: no sample has it
     labels = np.zeros((len(data.val_rows), len(data.train.classes)), np.bool_)
     lists = [shard.table()["labels"].to_pylist() for shard in data.val.shards]
     for i, (shard, row) in enumerate(data.val_rows):

@@ -62,6 +62,7 @@ def sources() -> list[bytes]:
         *(pictures.big_tiff(), pictures.pages_tiff(), saved(image, "TIFF", exif=exif)),
         *(saved(image, "AVIF", speed=9), saved(image.convert("RGBA"), "AVIF", speed=9, exif=exif)),
         pictures.sequence_avif(),
+        *map(pictures.heic, ("turned", "veiled", "tiled")),
         *(saved(image.convert(mode), "PPM") for mode in ("RGB", "L", "1")),
         *(b"P3 4 4 255 " + b"9 99 255 " * 16, saved(Image.fromarray(np.full((48, 48), 999, np.uint16)), "PPM")),
     ]

@@ -134,6 +134,12 @@ def avif_that_is_larger_inside(side: int, items: int = 1) -> bytes:
     )
 
 
+def heic_of_size(side: int, name: str = "turned") -> bytes:
+    """A HEIC whose picture, or each of whose tiles, has so many pixels a side, as its container has it."""
+    here, there = (b"ispe" + struct.pack(">III", 0, size, size) for size in (64, side))
+    return pictures.heic(name).replace(here, there)
+
+
 REJECTED: dict[str, Callable[[], bytes]] = {
     "png between one and two ceilings": lambda: png(size=(8001, 8001)),
     "png of 400 million pixels": lambda: png(size=(20_000, 20_000), pixels=zlib.compress(bytes(1 << 20))),
@@ -167,6 +173,8 @@ REJECTED: dict[str, Callable[[], bytes]] = {
     "avif of 100 items of 60 million pixels": lambda: avif_that_is_larger_inside(7_740, 100),
     "avif of 5,000 items": lambda: avif_that_is_larger_inside(8, 5_000),
     "avif of 100,000 boxes": lambda: avif_that_is_larger_inside(8) + box(b"free") * 100_000,
+    "heic of 400 million pixels cropped to 1,024": lambda: heic_of_size(20_000),
+    "heic of four tiles of 64 million pixels": lambda: heic_of_size(8_000, "tiled"),
     "ppm of 900 million pixels": lambda: b"P6 30000 30000 255\n" + bytes(1 << 20),
     "ppm of 60 MiB of text": lambda: b"P3 3000 3000 255\n" + b"0 " * (30 << 20),
     "ppm of 16 million pixels of 12 bits": lambda: b"P6 4000 4000 4095\n" + bytes(48 << 20),

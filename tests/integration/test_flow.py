@@ -17,12 +17,15 @@ import pytest
 from flows.reporting import artifact_key
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import open_artifact
+from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.index.reader import open_index
+from pipelines.ingest.adopt import Adoption, adopt
 from pipelines.ingest.ingest import ingest
+from pipelines.shards.shards import write_tar
 from pipelines.storage import Store
 from tests.support.corpus import Corpus
-from tests.support.pictures import write_folder
+from tests.support.pictures import class_names, jpeg, picture, write_folder
 from tests.support.prefect import DEADLINE_S, Prefect, environment, serving, until
 
 from .conftest import SETTINGS
@@ -252,6 +255,37 @@ def test_a_damaged_image_is_a_reject_and_the_night_goes_on(local: dict[str, Any]
     again = json.loads(run(recipe, home, out, *arguments).stdout.splitlines()[-1])["stages"]
     known = {row["stage"]: (row["known"], row["proven"]) for row in again if row["verb"] == "verify"}
     assert sum(proven for _, proven in known.values()) == 0 and known["verify shards/train"][0] == 4
+
+
+def test_a_prefix_that_grows_is_encoded_from_its_new_tar_on(local: dict[str, Any], recipe: Path, home: Path) -> None:
+    """Adopt and run, then a night later again: what was encoded and indexed before stays as it lies."""
+    wds, out, how = home / "wds", home / "local", Adoption(classes=tuple(class_names(3)))
+    wds.mkdir()
+
+    def night(number: int) -> dict[str, dict[str, Any]]:
+        """A tar of five samples comes, is adopted and goes through a run; the stages of that by name."""
+        samples = [jpeg(picture(place % 3, 700 + 10 * number + place)) for place in range(5)]
+        named = ({"__key__": f"{number}-{place}", "jpg": image, "cls": b"0"} for place, image in enumerate(samples))
+        write_tar(wds / f"night-{number}.tar", named)
+        assert adopt(str(wds), str(wds), how)["samples"] == 5 * number
+        done = run(recipe, home, out, "--json", "--set", f'run.database=["database", "{wds}"]')
+        assert done.returncode == 0, done.stderr
+        return {row["stage"]: row for row in json.loads(done.stdout.splitlines()[-1])["stages"]}
+
+    night(1)
+    (codes,) = (out / "codes").glob(f"database-{open_artifact(wds).digest[:12]}")
+    before = {path: path.read_bytes() for path in (codes / "parts").iterdir()}
+    version, keys = versions(Store(out / "index"))[-1], index_keys(out)
+    assert {key for key in keys if key.startswith("1-")} == {f"1-{place}" for place in range(5)}
+
+    rows = night(2)
+    new = set((codes / "parts").iterdir()) - before.keys()
+    assert [path.name.rpartition("-")[0] for path in new] == ["night-2"]
+    assert {path: path.read_bytes() for path in before} == before
+    assert rows["encode database"]["status"] == "unchanged" and rows[f"encode {codes.name}"]["status"] == "done"
+    assert open_current(Store(codes), "codes").manifest.totals == {"samples": 10, "codes": 10, "rejects": 0}
+    assert versions(Store(out / "index"))[-1] == version + 1
+    assert index_keys(out) == keys | {f"2-{place}" for place in range(5)}
 
 
 def test_a_run_that_loses_its_terminal_leaves_nothing_behind(recipe: Path, home: Path) -> None:

@@ -4,7 +4,7 @@ What an item's header says of its size is held against the limits too, since a d
 header and not by what the file says of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pipelines.artifacts.tables import Reason
 from pipelines.shards.containers.limits import MAX_CHUNKS, MAX_PIXELS, ImageReject, Metadata, Picture, check_size
@@ -56,9 +56,9 @@ def _boxes(data: bytes | bytearray, start: int, end: int, metadata: Metadata) ->
         metadata.count()
         size, kind, head = int.from_bytes(data[start : start + 4], "big"), bytes(data[start + 4 : start + 8]), 8
         if size == 1:
-            # Its size stands between type and content: such a box is only passed over.
+            if kind != b"mdat":  # nobody writes such, and what is to be hidden would lie elsewhere
+                raise ImageReject(Reason.UNDECODABLE, f"a box {kind!r} with a size of 64 bits")
             size, head = int.from_bytes(data[start + 8 : start + 16], "big"), 16
-            kind = kind if kind == b"mdat" else b""
         elif size == 0:
             size = end - start
         if size < head or start + 8 > end:
@@ -70,9 +70,10 @@ def _boxes(data: bytes | bytearray, start: int, end: int, metadata: Metadata) ->
 
 
 def _walk_meta(data: bytearray, meta: _Box, form: str, metadata: Metadata) -> None:
-    """Hide items of metadata, and hold the headers of AV1 items against the limits."""
+    """Hide items of metadata, and hold what the file and the headers of AV1 items say of sizes against the limits."""
     kinds: dict[int, bytes] = {}
     places: dict[int, list[_Extent]] = {}
+    sizes: dict[int, int] = {}
     own = 0
     for kind, start, end in _boxes(data, meta[1] + 4, meta[2], metadata):
         if kind == b"iinf":
@@ -81,12 +82,15 @@ def _walk_meta(data: bytearray, meta: _Box, form: str, metadata: Metadata) -> No
             own = start
         elif kind == b"iloc":
             places = _item_places(data, start, end)
+        elif kind == b"iprp":
+            sizes = _item_sizes(data, start, end, metadata)
     pixels = 0
     for item, extents in places.items():
         if kinds.get(item) == b"av01":
             starts = [(at + own if inside else at, size) for inside, at, size in extents]
             content = b"".join(bytes(data[at : at + size]) for at, size in starts)
             pixels += _av1_pixels(content, metadata)
+    pixels = max(pixels, sum(sizes.values()))
     if pixels > MAX_ITEM_PIXELS:
         raise ImageReject(Reason.TOO_LARGE, f"items of {pixels} pixels together")
 
@@ -105,17 +109,46 @@ def _item_kinds(data: bytearray, start: int, end: int, metadata: Metadata) -> di
     return kinds
 
 
-def _item_places(data: bytearray, start: int, end: int) -> dict[int, list[_Extent]]:
-    """The pieces of each item: whether one lies in the box `idat`, from where on, and its size."""
-    place = start + 4
+def _item_sizes(data: bytearray, start: int, end: int, metadata: Metadata) -> dict[int, int]:
+    """Pixels of each item before it is cropped, as its property `ispe` says; ImageReject where one is too large."""
+    pixels: list[int] = []
+    sizes: dict[int, int] = {}
+    for kind, begin, stop in _boxes(data, start, end, metadata):
+        if kind == b"ipco":
+            for own, at, _ in _boxes(data, begin, stop, metadata):
+                width, height = (int.from_bytes(data[at + 4 * n : at + 4 * n + 4], "big") for n in (1, 2))
+                pixels.append(width * height if own == b"ispe" else 0)
+                if own == b"ispe":
+                    check_size(width, height)
+        elif kind == b"ipma":
+            take = _taker(data, begin + 4, stop)
+            wide, index_size = 4 if data[begin] else 2, 2 if data[begin + 3] & 1 else 1
+            for _ in range(take(4)):
+                metadata.count()
+                item = take(wide)
+                for _ in range(take(1)):
+                    index = (take(index_size) & (0x7F if index_size == 1 else 0x7FFF)) - 1
+                    sizes[item] = sizes.get(item, 0) + (pixels[index] if 0 <= index < len(pixels) else 0)
+    return sizes
+
+
+def _taker(data: bytearray, start: int, end: int) -> Callable[[int], int]:
+    """Return what takes the number in the next bytes of a range; ImageReject behind its end."""
+    place = start
 
     def take(size: int) -> int:
         nonlocal place
         place += size
         if place > end:
-            raise ImageReject(Reason.TRUNCATED, "the places of items end before the last")
+            raise ImageReject(Reason.TRUNCATED, "a list of items ends before the last")
         return int.from_bytes(data[place - size : place], "big")
 
+    return take
+
+
+def _item_places(data: bytearray, start: int, end: int) -> dict[int, list[_Extent]]:
+    """The pieces of each item: whether one lies in the box `idat`, from where on, and its size."""
+    take = _taker(data, start + 4, end)
     version = data[start]
     widths = take(1), take(1)
     offset_size, length_size, base_size = widths[0] >> 4, widths[0] & 15, widths[1] >> 4

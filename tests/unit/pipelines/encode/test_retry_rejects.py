@@ -12,10 +12,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+import pipelines.encode.shard
 import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.artifacts.commit import versions
-from pipelines.artifacts.manifest import Artifact
+from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
@@ -26,12 +27,13 @@ from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.errors import CommitConflict, FingerprintMismatch, InputError
 from pipelines.index.build import build_index
 from pipelines.ingest.ingest import ingest
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store
 from pipelines.verify.verify import verify
 from tests.support.corpus import Corpus
 from tests.support.inline import use_inline_pool
 from tests.support.models import write_model
-from tests.support.pictures import write_folder
+from tests.support.pictures import animated_gif, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,28 @@ READERS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
+def test_animations_are_counted_of_the_version_that_is_current(
+    tmp_path: Path, model: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "photos", classes=3, per_class=8)
+    for number in range(3):
+        (tmp_path / "photos" / "class_00" / f"moving{number}.gif").write_bytes(animated_gif())
+    shards = Path(ingest(str(tmp_path / "photos"), str(tmp_path / "train"), config)["uri"])
+    use_inline_pool(monkeypatch, pipelines.encode.workers)
+    corpus = Corpus(shards, tmp_path)
+    rows = {
+        number: [row for row, record in enumerate(shard.records()) if "moving" in record.key]
+        for number, shard in enumerate(open_shards(str(shards)).shards)
+    }
+    assert sum(map(len, rows.values())) == 3
+    damaged = {number: some[:1] for number, some in rows.items() if some}
+    encode_damaged(corpus, model, config, damaged)
+    assert open_artifact(corpus.out).manifest.meta.get("animated", 0) == 3 - len(damaged)
+    retry_rejects(corpus.out, config)
+    assert open_current(Store(corpus.out), "codes").manifest.meta["animated"] == 3
+    assert encode(corpus.uri, str(model), corpus.out, config)["animated"] == 3
+
+
 @pytest.mark.parametrize("which", ["first", "recovered", "receipt"])
 def test_what_is_lost_of_a_retried_shard_is_made_again(which: str, corpus: Corpus, model: Path, config: Config) -> None:
     encode_damaged(corpus, model, config, {0: [1, 4]})
@@ -140,7 +164,7 @@ def test_a_retry_that_was_cut_off_goes_on_from_its_receipts(
 ) -> None:
     encode_damaged(corpus, model, config, {0: [1, 4], 2: [0]})
 
-    def cut_off(*_: object) -> None:
+    def cut_off(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -161,10 +185,10 @@ def test_of_two_retries_with_other_results_one_publishes(
     encode_damaged(corpus, model, config, {0: [1, 4], 2: [0]})
     publish = retry_module.publish_next
 
-    def overtaken(*arguments: object) -> Artifact:
+    def overtaken(*arguments: object, **changed: object) -> Artifact:
         base, number, parts, refs, totals = arguments
-        publish(base, number, parts, refs, {**totals, "codes": 0})  # type: ignore[arg-type,dict-item]
-        return publish(*arguments)  # type: ignore[arg-type]
+        publish(base, number, parts, refs, {**totals, "codes": 0}, **changed)  # type: ignore[arg-type,dict-item]
+        return publish(*arguments, **changed)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(retry_module, "publish_next", overtaken)

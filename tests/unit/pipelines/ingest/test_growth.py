@@ -144,3 +144,15 @@ def test_a_training_goes_on_with_the_shards_it_was_begun_with(
     assert "an earlier version of its shards" in capsys.readouterr().err
     assert _job_of(str(wds), None, str(tmp_path / "new"), config).opened()[0].samples == 15
     assert len(all_versions(Store(str(wds)))) == 2
+
+
+def test_animations_of_old_and_new_tars_are_counted(wds: Path, tmp_path: Path, pool: InlinePool) -> None:
+    def write_moving(night: int, count: int) -> None:
+        samples = ({"__key__": f"{night}-{n}", "gif": pictures.animated_gif(), "cls": b"0"} for n in range(count))
+        write_tar(wds / f"night-{night}.tar", samples)
+
+    codes = str(tmp_path / "moving")
+    for night, count, expected in ((7, 2, 2), (8, 3, 5)):
+        write_moving(night, count)
+        adopt(str(wds), str(wds))
+        assert encode(str(wds), str(tmp_path / "model"), codes, CONFIG)["animated"] == expected

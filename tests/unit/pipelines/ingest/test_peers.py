@@ -20,8 +20,8 @@ from torchvision.datasets import FakeData, ImageFolder
 
 from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError
-from pipelines.ingest import ingest
 from pipelines.ingest.adopt import Adoption, adopt
+from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from tests.support.pictures import jpeg, picture
 

@@ -11,6 +11,7 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -293,6 +294,31 @@ HIDDEN = (
 )
 
 
+def with_faults(form: str, source: Path) -> dict[str, str]:
+    """Put a link to nothing and, in all but a tar, a picture that cannot be read into a source: name -> reason."""
+    gone, locked = "cat/gone.jpg", "cat/locked.jpg"
+    if form == "folder":
+        (source / gone).symlink_to("nowhere.jpg")
+        (source / locked).write_bytes(shot(9))
+        (source / locked).chmod(0)
+    elif form.endswith(".zip"):
+        with zipfile.ZipFile(source, "a") as archive:
+            link = zipfile.ZipInfo(gone)
+            link.create_system, link.external_attr = 3, 0o120777 << 16
+            archive.writestr(link, "nowhere.jpg")
+            archive.writestr(locked, b"as it was written")
+        source.write_bytes(source.read_bytes().replace(b"as it was written", b"as it is now read"))
+    else:
+        sink = io.BytesIO(gzip.decompress(source.read_bytes()) if form.endswith(".gz") else source.read_bytes())
+        with tarfile.open(fileobj=sink, mode="a") as tar:
+            info = tarfile.TarInfo(gone)
+            info.type, info.linkname = tarfile.SYMTYPE, "nowhere.jpg"
+            tar.addfile(info)
+        source.write_bytes(gzip.compress(sink.getvalue()) if form.endswith(".gz") else sink.getvalue())
+        return {gone: "link"}
+    return {gone: "link", locked: "unreadable"}
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_found_is_samples_and_skipped_and_each_skip_is_named(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -309,13 +335,20 @@ def test_found_is_samples_and_skipped_and_each_skip_is_named(
         **dict.fromkeys(HIDDEN, (b"x", "hidden")),
     }
     source = made(form, {**good, **{name: data for name, (data, _) in bad.items()}}, tmp_path)
-    result = taken(source, tmp_path / "out", allow_degraded=True)
+    reasons = {name[:MAX_NAME_BYTES]: reason for name, (_, reason) in bad.items()} | with_faults(form, source)
+    taken(made("folder", good, tmp_path / "root"), tmp_path / "root/out")  # what Python loads late nobody may not find
+    for folder in tmp_path.parents[:-2]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    tmp_path.chmod(0o777)
+    with as_nobody():
+        result = taken(source, tmp_path / "out", allow_degraded=True)
+        with pytest.raises(Degraded, match=r"[45] of [78] pictures .*ingest\.skip_budget = 0\.01.*--allow-degraded"):
+            ingest(str(source), str(tmp_path / "no"), Config())
     assert sorted(classes_of(result["uri"])) == ["cat/1", "cat/2", "dog/3"]
-    assert reasons_of(result) == {name[:MAX_NAME_BYTES]: reason for name, (_, reason) in bad.items()}
-    assert result["found"] == len(good) + len(bad)
+    assert reasons_of(result) == reasons
+    assert result["skipped_reasons"] == Counter(reasons.values())
+    assert result["found"] == result["samples"] + sum(result["skipped_reasons"].values()) == len(good) + len(reasons)
     assert result["status"] == "degraded"
-    with pytest.raises(Degraded, match=r"3 of 6 pictures .*ingest\.skip_budget = 0\.01.*--allow-degraded"):
-        ingest(str(source), str(tmp_path / "no"), Config())
     assert not (tmp_path / "no").exists()
 
 

@@ -14,7 +14,7 @@ from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
 from pipelines.encode.job import ShardTask, plan_job
 from pipelines.encode.workers import ShardEncoder
-from pipelines.errors import FingerprintMismatch, InputError
+from pipelines.errors import Degraded, FingerprintMismatch, InputError
 from pipelines.ingest.csv_rows import MAX_CELL_CHARS, MAX_LINE_CHARS
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import ShardSet, open_shards
@@ -248,7 +248,7 @@ def test_another_encoding_is_named_and_can_be_given(folder: Path, tmp_path: Path
         ('path,label\nim/0.jpg,"a\nim/1.jpg,b\n', {}, r"row 1 \(line 2\): unexpected end of data"),
         ('path,label\nim/0.jpg,"' + "a\n" * MAX_CELL_CHARS, {}, "field larger than field limit"),
         ("path,label\n" + "x" * MAX_LINE_CHARS, {}, "has a line of more than"),
-        ("path,label\n,a\n", {}, r"row 1 \(line 2\): the column 'path' is empty"),
+        ("path,label\n,a\n", {}, r"the column 'path' is empty in every row"),
         ("path,label\nim/0.jpg,a\n", {"encoding": "klingon"}, "no such text encoding"),
         ("path,label\nim/0.jpg,a\n", {"encoding": "hex"}, "no such text encoding"),
         ("path,label\nim/0.jpg,a\n".encode("utf-16-le"), {}, "give --encoding utf-16-le"),
@@ -280,6 +280,24 @@ def test_missing_files_are_all_counted(folder: Path, tmp_path: Path) -> None:
     assert result["skipped_reasons"] == {"missing": 1200, "special": 1, "unsafe_name": 1}
     assert result["skipped_files"][0] == {"path": "im/no0.jpg", "reason": "missing", "detail": "row 2"}
     assert result["classes"] == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_row_whose_path_is_empty_is_skipped_and_named(folder: Path, tmp_path: Path, kind: str) -> None:
+    paths, labels = ["im/0.jpg", "", "im/1.jpg", " "], ["a", "b", "b", "c"]
+    table = (
+        csv_of(folder, "path,label\n" + "".join(f"{path},{label}\n" for path, label in zip(paths, labels, strict=True)))
+        if kind == "csv"
+        else parquet_of(folder, {"path": [*paths[:3], None], "label": labels})
+    )
+    with pytest.raises(Degraded, match=r"missing 2; the first is t\.\w+: missing, row 2: the column 'path' is empty"):
+        take(table, tmp_path)
+    result = take(table, tmp_path, allow_degraded=True)
+    assert (result["found"], result["samples"], result["skipped_reasons"]) == (4, 2, {"missing": 2})
+    assert result["classes"] == ["a", "b"] and result["status"] == "degraded"
+    assert [file["detail"] for file in result["skipped_files"]] == [
+        f"row {number}: the column 'path' is empty" for number in (2, 4)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -367,6 +385,34 @@ def test_a_folder_of_image_tables(tmp_path: Path, path: str | None, keys: list[s
     ]  # fmt: skip
     assert verify(result["uri"])["status"] == "done"
     assert take(tmp_path / "hub", tmp_path)["status"] == "unchanged"
+
+
+@pytest.mark.parametrize("under", ["", "data/"])
+@pytest.mark.parametrize("path", ["im/{}.jpg", None])
+def test_a_hub_folder_is_split_by_the_names_of_its_files(tmp_path: Path, under: str, path: str | None) -> None:
+    files = {"train-00000-of-00002": [0, 1], "train-00001-of-00002-0a1b2c": [2], "test-00000-of-00001": [3]}
+    files["validation-00000-of-00001"] = [4, 5]
+    for name, numbers in files.items():
+        columns = {"image": rows_of(numbers, path), "label": [number % 2 for number in numbers]}
+        parquet_of(tmp_path / "hub", columns, name=f"{under}{name}.parquet")
+    result = take(tmp_path / "hub", tmp_path, split="folder")
+    sizes = {name: part["samples"] for name, part in result["splits"].items()}
+    assert sizes == {"test": 1, "train": 3, "validation": 2} and result["notes"] == []
+    (data, _, _) = next(iter(samples_of(open_shards(str(tmp_path / "out" / "test"))).values()))
+    assert data == PICTURES[3]
+
+    whole = take(tmp_path / "hub", tmp_path, "whole")
+    assert whole["samples"] == 6 and len(whole["notes"]) == 1
+    assert "test, train, validation" in whole["notes"][0] and "--split folder" in whole["notes"][0]
+
+
+def test_tables_that_are_not_called_as_a_split_go_by_the_folders_of_their_images(tmp_path: Path) -> None:
+    parquet_of(tmp_path / "hub", {"image": rows_of([0], "train/{}.jpg"), "label": [0]}, name="one.parquet")
+    parquet_of(tmp_path / "hub", {"image": rows_of([1], "test/{}.jpg"), "label": [0]}, name="two.parquet")
+    assert set(take(tmp_path / "hub", tmp_path, split="folder")["splits"]) == {"train", "test"}
+    parquet_of(tmp_path / "hub", {"image": rows_of([2], "{}.jpg"), "label": [0]}, name="three.parquet")
+    with pytest.raises(InputError, match=r"2\.jpg lies in no folder"):
+        take(tmp_path / "hub", tmp_path, "other", split="folder")
 
 
 def test_the_columns_of_an_image_table(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The guarded decoder on unusual and on broken pictures."""
 
 import io
+import struct
 import sys
 import warnings
 
@@ -277,8 +278,72 @@ def test_broken_pictures_of_the_other_formats_are_rejected_with_their_reason(dat
     assert caught.value.reason is reason
 
 
+def heic_pixels(height: int, width: int, step: int) -> np.ndarray:
+    """What `pictures.heic` shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([y * step, x * step, 255 - y * (step if step == 8 else 1)], -1)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("turned", heic_pixels(32, 32, 8)), ("tiled", heic_pixels(96, 128, 2))])
+def test_a_heic_decodes_upright_to_about_its_pixels(name: str, shown: np.ndarray) -> None:
+    decoded = decode_picture(pictures.heic(name))
+    assert decoded.pixels.shape == shown.shape and not decoded.animated
+    assert np.abs(decoded.pixels - shown).mean() < 12
+
+
+def test_a_see_through_heic_lies_on_white() -> None:
+    pixels = decode_image(pictures.heic("veiled"))
+    assert pixels[:, :12].min() > 240
+    assert np.abs(pixels[:, 20:] - heic_pixels(32, 32, 8)[:, 20:]).mean() < 12
+
+
+def heic_that_says(width: int, height: int, name: str = "turned") -> bytes:
+    """A HEIC whose picture, or each of whose tiles, of 64 x 64 pixels is of another size as the container has it."""
+    said = b"ispe" + struct.pack(">III", 0, 64, 64)
+    assert pictures.heic(name).count(said) == 1
+    return pictures.heic(name).replace(said, b"ispe" + struct.pack(">III", 0, width, height))
+
+
+@pytest.mark.parametrize("size", [(8_001, 8_001), (30_000, 30_000), (20_100, 100)])
+@pytest.mark.parametrize("name", ["turned", "tiled"])
+def test_a_heic_that_says_it_is_large_is_refused_also_where_it_is_cropped(size: tuple[int, int], name: str) -> None:
+    assert (b"clap" in pictures.heic(name)) == (name == "turned")
+    with pytest.raises(ImageReject) as caught:
+        decode_image(heic_that_says(*size, name))
+    assert caught.value.reason is Reason.TOO_LARGE
+
+
+def test_a_heic_of_many_large_tiles_is_refused() -> None:
+    with pytest.raises(ImageReject, match=r"items of \d+ pixels together"):
+        decode_image(heic_that_says(8_000, 8_000, "tiled"))
+    with pytest.raises(ImageReject, match="size of 64 bits"):
+        decode_image(pictures.heic().replace(b"\0\0\0\x14ispe", b"\0\0\0\1ispe"))
+
+
+def test_a_heic_that_is_larger_than_it_says_is_refused() -> None:
+    with pytest.raises(ImageReject) as caught:
+        decode_image(heic_that_says(16, 16))
+    assert caught.value.reason is Reason.UNDECODABLE
+
+
+def test_a_damaged_heic_is_decoded_or_rejected_with_a_reason() -> None:
+    random, whole, reasons = np.random.default_rng(0), pictures.heic(), set()
+    for _ in range(300):
+        data = bytearray(whole[: random.integers(8, len(whole) + 1)] if random.random() < 0.3 else whole)
+        data[random.integers(len(data))] ^= 1 << random.integers(8)
+        try:
+            assert decode_image(bytes(data)).ndim == 3
+        except ImageReject as reject:
+            reasons.add(reject.reason)
+    assert {Reason.TRUNCATED, Reason.UNDECODABLE} <= reasons
+    with pytest.raises(ImageReject) as caught:
+        decode_image(whole[:-40])
+    assert caught.value.reason is Reason.TRUNCATED
+
+
 def test_heic_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pi_heif", None)
+    images._register_heif.cache_clear()
     item = b"\0\0\0\x0cmeta\0\0\0\0"
     with pytest.raises(ImageReject, match=r"hhnet\[heic\]"):
         decode_image(b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + item)
