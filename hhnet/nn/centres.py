@@ -8,7 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from hhnet.nn._linear_codes import MAX_DIMENSION, as_bits, generator, minimum_distance
+from hhnet.nn._linear_codes import TABLE_DIMENSION, as_bits, generator, minimum_distance
 
 # Best known minimum distance d of a binary linear [K, k] code, k = 1, 2, ... 16 (as far as k <= K), for every
 # K that is a multiple of 8 up to 128 (Grassl's codetables.de, after the copy in Lucas-Schwengber/h2q
@@ -34,6 +34,7 @@ _BEST_DISTANCE: dict[int, tuple[int, ...]] = {
 _LONGEST = 128
 _MAX_SHUFFLED_BITS = 20  # all words of so many bits fit into memory
 _LEXICODE_CHECKS = 16  # and all sums of check columns of so many
+_GREEDY_DIMENSION = 14  # a greedy code of more takes seconds and is no better than a random one
 _DRAWS = 16
 _CHUNK = 1 << 16
 
@@ -47,7 +48,7 @@ def code_distance(bits: int, dimension: int) -> int:
     """
     if not 1 <= dimension <= bits:
         raise ValueError(f"a code of {bits} bits has a dimension from 1 to {bits}: got {dimension}")
-    if dimension > MAX_DIMENSION or bits < 8:
+    if dimension > len(_BEST_DISTANCE[_LONGEST]) or bits < 8:
         return _gilbert_varshamov(bits, dimension)
     whole, rest = divmod(bits, _LONGEST)
     rest -= rest % 8
@@ -90,13 +91,14 @@ def _check(classes: int, bits: int) -> None:
 def hash_centres(classes: int, bits: int, seed: int = 0, *, orthogonal: bool = False) -> npt.NDArray[np.int8]:
     """Distinct codes of +-1, one per class, with a large minimum Hamming distance.
 
-    Up to 2^16 classes they are words of the best binary linear code [K, ceil(log2 C)] that is known here, or rows
+    Up to 2^10 classes they are words of the best binary linear code [K, ceil(log2 C)] that is known here, or rows
     of [H; -H], where classes <= 2 K and a Hadamard matrix H of order K is at hand (powers of two, and p + 1 for
     primes p = 3 mod 4, and doublings of both), if these are farther apart: any two rows differ in K / 2 bits or in
     all. The distance is at least the Gilbert-Varshamov bound; `docs/losses.md` compares it with the best known.
     CSQ (yuanli2333/Hadamard-Matrix-for-hashing README) takes random codes where it has no Hadamard matrix, which
-    lie closer together. Beyond 2^16 classes the code is a lexicode, if K exceeds ceil(log2 C) by at most 16, which
-    reaches the bound too; or else a random linear code, the best of several up to 2^20 classes.
+    lie closer together. Beyond 2^10 classes the code is a lexicode, if K exceeds ceil(log2 C) by at most 16, which
+    reaches the bound too; or else one whose columns are chosen greedily, up to 2^14 classes and 128 bits; or else a
+    random linear code, the best of several up to 2^20 classes.
 
     Args:
         classes: C, at most 2^bits.
@@ -117,14 +119,14 @@ def hash_centres(classes: int, bits: int, seed: int = 0, *, orthogonal: bool = F
     if hadamard is not None and orthogonal:
         return _hadamard_rows(hadamard, classes, rng)
     dimension = max(1, (classes - 1).bit_length())
-    if dimension <= MAX_DIMENSION:
-        code = generator(bits, dimension)
-        if hadamard is not None and bits // 2 > minimum_distance(code):
-            return _hadamard_rows(hadamard, classes, rng)
-    elif 0 < bits - dimension <= _LEXICODE_CHECKS:
+    if dimension > TABLE_DIMENSION and 0 < bits - dimension <= _LEXICODE_CHECKS:
         code = _lexicode(bits, dimension)
+    elif dimension <= TABLE_DIMENSION or (dimension <= _GREEDY_DIMENSION and bits <= _LONGEST):
+        code = generator(bits, dimension)
     else:
         code = _random_code(bits, dimension)
+    if hadamard is not None and bits // 2 > minimum_distance(code):
+        return _hadamard_rows(hadamard, classes, rng)
     return _words(_messages(classes, dimension, rng), code)
 
 

@@ -1,7 +1,7 @@
 """Recipes: presets of the settings of a training, by name, as `--recipe NAME` or `train.recipe` takes them.
 
 A recipe is a function that returns settings by dotted name. They stand above the defaults and below everything that the
-user says. Its docstring has the command and the mAP that docs/results.md measured: a preset without a figure is not kept.
+user says. Its docstring has the command and a mAP of docs/results.md: a preset without a figure is not kept.
 """
 
 from collections.abc import Callable, Mapping
