@@ -17,7 +17,6 @@ from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input, open_version, publish_next
-from pipelines.config.fingerprint import RESULT_SETTINGS
 from pipelines.config.settings import Config, EncodeSettings
 from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_job
 from pipelines.encode.receipts import animated_of, claimed_receipts, receipt_parts
@@ -89,14 +88,9 @@ def _reasons(rejects: bytes, where: str) -> dict[int, str]:
 
 
 def _plan(base: Artifact, config: Config, shards: str | None, model: str | None) -> EncodeJob:
-    """The job that made the codes, with the settings that they were made with; one that they do not tell is unset."""
-    made = {
-        name.removeprefix("encode."): value
-        for name, value in base.manifest.meta.get("settings", {}).items()
-        if name.startswith("encode.")
-    }
-    free = {n: v for n, v in config.encode.model_dump().items() if f"encode.{n}" not in RESULT_SETTINGS["codes"]}
-    encode = EncodeSettings.model_validate({**free, **made})
+    """The job that made the codes, with the settings that they were made with."""
+    made = {name.removeprefix("encode."): value for name, value in base.manifest.meta.get("settings", {}).items()}
+    encode = EncodeSettings.model_validate({**config.encode.model_dump(), **made})
     source, network = open_input(base, "shards", shards), open_input(base, "model", model)
     job = plan_job(source, network, base.uri, config.model_copy(update={"encode": encode}))
     if job.fingerprint != base.manifest.fingerprint:
