@@ -149,6 +149,8 @@ def _opened(
         if class_from is not None:
             raise InputError(f"{path} is a table, whose labels are columns: --class-from is for folders and archives")
         root = Path(table_root).expanduser() if table_root else None
+        if root is not None and not root.is_dir():
+            raise InputError(f"--root {root} is no folder: give the one below which the paths of {path} lie")
         with open_table(path, tables, columns, root, encoding) as opened:
             yield opened
         return
