@@ -34,7 +34,7 @@ from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.tars import TarBeyondLimits, TarReason
 from pipelines.versions import lost
 
-ADOPT_VERSION = 2
+ADOPT_VERSION = 3
 """Raised by hand when the same tars would give another index; part of the fingerprint."""
 THREADS = 2
 

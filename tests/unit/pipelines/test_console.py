@@ -141,6 +141,20 @@ def test_what_a_console_cannot_encode_is_shown_escaped(encoding: str, tmp_path: 
     assert (result["status"], result["classes"]) == ("unchanged", sorted([*ODD[:2], r"lat\xe9"]))
 
 
+def test_names_do_nothing_to_the_console(tmp_path: Path) -> None:
+    for number, name in enumerate(("esc\x1b[31m", "turn\u202e", "two\nlines")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.jpg").write_bytes(jpeg(picture(0, number, 8)))
+    command = [*HHNET, "ingest", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    shown = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert {r"esc\x1b[31m", r"turn\u202e", r"two\nlines"} <= set(shown)
+    done = subprocess.run(
+        [*HHNET, "ingest", "no\x1b[31m", "--out", str(tmp_path / "no")], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and r"no\x1b[31m does not exist" in done.stderr
+
+
 def test_the_first_skipped_files_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     write_folder(tmp_path / "photos", classes=1, per_class=3)
     for number in range(1500):
