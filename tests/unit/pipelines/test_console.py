@@ -44,6 +44,14 @@ def test_a_result_that_cannot_be_written_is_one_line(redirect: str, reason: str,
     assert "Traceback" not in done.stderr and (out / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("words", ["--help", "search --help", "--version"])
+def test_help_that_cannot_be_written_is_one_line(words: str) -> None:
+    command = f"{sys.executable} -m pipelines {words} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "hhnet: the help cannot be written to stdout: No space left on device\n"
+
+
 @pytest.mark.parametrize("redirect", ["2> /dev/full", "2>&-"])
 def test_progress_that_nobody_reads_is_no_error(redirect: str, shards: str) -> None:
     command = f"{sys.executable} -m pipelines verify {shards} --json {redirect}"
