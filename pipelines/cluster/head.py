@@ -21,6 +21,7 @@ LEAST_PATIENCE_S = 1.0
 ASK_EVERY_S = 5.0
 ASK_S = 5.0
 """How long one question may take at most."""
+SETTLE_S = 0.1
 AGAIN_MS = 1000
 """Longest pause between two attempts to connect."""
 _ASK = "/ray.rpc.InternalKVGcsService/InternalKVGet"
@@ -67,6 +68,8 @@ class HeadWatch:
         # Taken here, since Ray's functions connect to some cluster again when they are called after it was left.
         self._gcs = ray._private.worker.global_worker.gcs_client
         self._here = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
+        self._heard = time.monotonic()
+        """When the last question was asked that the head answered."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="head", daemon=True)
 
@@ -87,6 +90,13 @@ class HeadWatch:
                 "again"
             )
 
+    def settle(self) -> None:
+        """Wait for the head's next answer; HeadLost where none comes."""
+        failed = time.monotonic()
+        while not self.lost and self._heard < failed and not self._ended.wait(SETTLE_S):
+            pass
+        self.require_head()
+
     def begin(self) -> None:
         """Begin to ask."""
         _current.append(self)
@@ -102,12 +112,12 @@ class HeadWatch:
         _current.remove(self)
 
     def _watch(self) -> None:
-        heard = time.monotonic()
         every = min(ASK_EVERY_S, self.patience_s / 4)
         while not self._ended.wait(every):
+            asked = time.monotonic()
             if not self.lost and self._hear(min(ASK_S, every)):
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self.patience_s:
+                self._heard = asked
+            elif time.monotonic() - self._heard > self.patience_s:
                 self.lost = True
                 _interrupt()  # again and again: what cleans up may wait for the head too
 
@@ -160,6 +170,12 @@ def require_head() -> None:
     """HeadLost once the head of the session's Ray has not answered for too long."""
     for watch in _current:
         watch.require_head()
+
+
+def settle_head() -> None:
+    """Wait until the head of the session's Ray answers once more; HeadLost where it does not."""
+    for watch in _current:
+        watch.settle()
 
 
 def require_node() -> None:

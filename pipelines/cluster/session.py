@@ -22,7 +22,7 @@ import psutil
 
 from pipelines.artifacts.runs import allowed_cpus
 from pipelines.cluster.access import has_ray_token, require_ray_token, token_refused
-from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible
+from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, settle_head
 from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
 from pipelines.config.settings import Config, RaySettings
@@ -103,10 +103,16 @@ def _interrupts() -> Iterator[None]:
         arrived = arrived or not head_is_lost()
         raise KeyboardInterrupt
 
+    from ray.exceptions import RayActorError, RaySystemError, RpcError
+
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         with interruptible():
-            yield
+            try:
+                yield
+            except (RayActorError, RaySystemError, RpcError):
+                settle_head()  # actors and calls may fail long before their head counts as lost
+                raise
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, before)
         if arrived:
