@@ -17,18 +17,19 @@ from hhnet.search.kernels import NO_ROW
 from hhnet.search.multi_index import MultiHash, TablesDamagedError, default_substrings, table_length
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
-from pipelines.index.kinds.mapped import mapped
+from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
+from pipelines.index.mapped import mapped
 
 _T = TypeVar("_T")
 
 
-class MultiHashKind(Untrained):
+class MultiHashKind(IndexKind):
     """The exact kind with tables: nothing to learn, nothing to set."""
 
     suffix = ".safetensors"
     exact = True
     mapped = True
+    max_scans = 1.1  # it falls back to a scan
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """None: each part's tables follow its own number of codes."""
@@ -93,3 +94,6 @@ class MultiHashSearcher:
             return search()
         except TablesDamagedError as error:
             raise DamagedArtifact(f"{self._path}: {error}") from None
+
+
+KIND = MultiHashKind()

@@ -1,4 +1,4 @@
-"""A data set is one module of the package: a toy one is ingested by its name, and forgotten with its module."""
+"""A data set is one module of the package: a toy one is ingested by its name."""
 
 import json
 from pathlib import Path
