@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.index.pool
-from hhnet.search import multi_index as multihash
-from hhnet.search.multi_index import MultiHash
+from hhnet.search import multi_index as mih
+from hhnet.search.multi_index import MultiIndexHash
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
 from pipelines.config.settings import Config, IndexSettings
@@ -161,7 +161,7 @@ def _parse(name: str, data: bytes, shared: bytes, folder: Path) -> None:
     path = folder / "part"
     path.write_bytes(data)
     queries = random_codes(2)
-    multihash.CLEARLY_A_SCAN, MultiHash._scan_cost = 0, lambda *_: 1e18  # type: ignore[method-assign]
+    mih.CLEARLY_A_SCAN, MultiIndexHash._scan_cost = 0, lambda *_: 1e18  # type: ignore[method-assign]
     if name == "quantizer":
         IvfKind().build(random_codes(20), np.arange(20, dtype=np.int64), data, {})
     elif name in kind_names():
