@@ -73,7 +73,7 @@ class TablesDamagedError(ValueError):
 
 
 @dataclass(frozen=True)
-class MultiHash:
+class MultiIndexHash:
     """Codes and the tables of their substrings; plain arrays, so that they can be mapped from a file.
 
     Attributes:
@@ -92,7 +92,7 @@ class MultiHash:
     rows: npt.NDArray[np.uint32]
 
     @classmethod
-    def build(cls, codes: Codes, bits: int | None = None, substrings: int | None = None) -> "MultiHash":
+    def build(cls, codes: Codes, bits: int | None = None, substrings: int | None = None) -> "MultiIndexHash":
         """Sort the rows by each substring of `codes`, uint8 (N, bytes).
 
         Args:

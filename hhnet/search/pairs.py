@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hhnet.search import _pairs
 from hhnet.search._buckets import COMPARE
 from hhnet.search.kernels import as_words, hamming_range, run_blocks
-from hhnet.search.multi_index import Codes, MultiHash, padded
+from hhnet.search.multi_index import Codes, MultiIndexHash, padded
 
 MOST_CODES = (1 << 31) - 1
 LEAST_TABLE = 1 << 16
@@ -65,7 +65,7 @@ def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArra
 def near_pairs(
     queries: Codes,
     first: npt.NDArray[np.int64],
-    table: MultiHash,
+    table: MultiIndexHash,
     radius: int,
     emit: Emit,
     threads: int | None = None,
@@ -75,7 +75,7 @@ def near_pairs(
     Args:
         queries: uint8 (Q, bytes), as wide as the table's codes before or after padding.
         first: int64 (Q,), the first row that each may find: its own plus one where the queries are the codes.
-        table: the codes with their tables, as `MultiHash.build` makes them.
+        table: the codes with their tables, as `MultiIndexHash.build` makes them.
         radius: largest distance in bits, inclusive.
         emit: is called with up to some hundred thousand pairs at a time, in no order, each pair once.
         threads: how many threads to use; by default the CPUs this process may use.

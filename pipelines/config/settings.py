@@ -267,7 +267,7 @@ class GateSettings(Section):
 class IndexSettings(PlacedSettings):
     """How codes are indexed."""
 
-    kind: Annotated[Literal["auto", "flat", "multihash", "ivf", "hnsw"], ChangesResult("index")] = "flat"
+    kind: Annotated[str, ChangesResult("index")] = "flat"
     """flat = exact scan; multihash = exact, by tables of substrings; ivf = inverted lists under one quantizer; hnsw = a
     graph in memory, 288 bytes for a code of 64 bits; auto = what the planner chooses within the next three."""
     memory: ByteSize | None = Field(None, gt=0)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hhnet.search.multi_index import MultiHash, default_substrings, table_length
+from hhnet.search.multi_index import MultiIndexHash, default_substrings, table_length
 from hhnet.search.pairs import MOST_CODES, equal_groups, near_pairs
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.tables import parquet_bytes, table_of
@@ -86,7 +86,7 @@ class PairSearch:
         total = len(leaders.numbers)
         self._blocks = [slice(start, min(start + size, total)) for start in range(0, total, size)]
         self._new = int(np.searchsorted(leaders.numbers, corpus.known))
-        self._built: tuple[slice, MultiHash] | None = None
+        self._built: tuple[slice, MultiIndexHash] | None = None
         self._pairs = 0
 
     def run(self) -> dict[str, dict[str, Any]]:
@@ -157,11 +157,11 @@ class PairSearch:
                 self._settings.threads,
             )
 
-    def _table(self, block: slice) -> MultiHash:
+    def _table(self, block: slice) -> MultiIndexHash:
         """The tables of a block; those of the block before are gone."""
         if self._built is None or self._built[0] != block:
             self._built = None
-            self._built = block, MultiHash.build(self._corpus.codes[self._leaders.numbers[block]])
+            self._built = block, MultiIndexHash.build(self._corpus.codes[self._leaders.numbers[block]])
         return self._built[1]
 
     def _link(self, unit: int) -> None:

@@ -16,7 +16,7 @@ from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import Figures
-from pipelines.index.kinds import KINDS, IndexKind, index_kind
+from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_kind
 from pipelines.index.parts import PartTask, codes_of, sample_rows
 from pipelines.index.planner import plan
 from pipelines.index.pool import (
@@ -46,10 +46,11 @@ def build_index(
 
     An index that was built before is left as it is, with the versions it has by now. The kind `auto` is the one that
     `out` was begun with, else what the planner chooses; with `dry_run` nothing is built or written. Raises
-    FingerprintMismatch where the codes do not belong together, ConfigError where no kind keeps within the planner's
-    budget, InputError where a tar comes twice or there is nothing to index, WorkFailed where the gate finds less than
-    `index.gate` asks for.
+    FingerprintMismatch where the codes do not belong together, ConfigError for an unknown kind and where none keeps
+    within the planner's budget, InputError where a tar comes twice or there is nothing to index, WorkFailed where the
+    gate finds less than `index.gate` asks for.
     """
+    require_kind(config.index.kind, "auto")
     sets = _open_all(codes)
     store = Store(out)
     if dry_run:
@@ -152,7 +153,7 @@ def _begun(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None
         if store.size("manifest.json") is None:
             return None
         held, name = "index", open_artifact(store, "index").manifest.fingerprint
-    for kind in KINDS:
+    for kind in kind_names():
         if name == _fingerprint(sets, _of_kind(config, kind)):
             return kind
     raise FingerprintMismatch(
