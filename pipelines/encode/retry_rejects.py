@@ -6,20 +6,20 @@ what was recovered become a part of their own beside the shard's part, so that w
 each sample once. The next version names a new manifest, with new receipts for those shards.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts.commit import versions
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input, open_version, publish_next
 from pipelines.config.settings import Config, EncodeSettings
 from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_job
-from pipelines.encode.receipts import animated_of, claimed_receipts, receipt_parts
+from pipelines.encode.receipts import animated_of, claimed_receipts, read_receipt
 from pipelines.encode.shard import ShardCodes
 from pipelines.encode.workers import ShardEncoder, encode_shards, run_figures
 from pipelines.errors import FingerprintMismatch
@@ -32,7 +32,7 @@ class ShardRetrier(ShardEncoder):
 
     verb = "retry-rejects"
 
-    def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
+    def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:
         """Claim the shard for the next version if its rejects became fewer, or others among the same rows."""
         now = _reasons(done.rejects, shard.name) if done.rejects else {}
         if now == task.rejected or not now.keys() <= task.rejected.keys():
@@ -115,7 +115,7 @@ def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -
     return _publish(base, number, put) if put else base
 
 
-def _publish(base: Artifact, number: int, put: Mapping[str, dict[str, Any]]) -> Artifact:
+def _publish(base: Artifact, number: int, put: Mapping[str, Receipt]) -> Artifact:
     """The next version: the shards of `put` by their new receipts, all others as they were."""
     replaced = {PurePosixPath(name).name for name in put}
     manifest = base.manifest
@@ -125,13 +125,13 @@ def _publish(base: Artifact, number: int, put: Mapping[str, dict[str, Any]]) -> 
         data = canonical_json(receipt)
         stem, path = PurePosixPath(name).name, f"receipts/{name}.json"
         refs.append(ReceiptRef(shard=stem, path=path, bytes=len(data), sha256=sha256_of(data)))
-        parts += receipt_parts(receipt)
+        parts += receipt.parts
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     samples = manifest.totals["samples"]
     totals = {"samples": samples, "codes": samples - rejected, "rejects": rejected}
     meta, animated = dict(manifest.meta), animated_of(put.values())
     if "animated" in meta:
         animated += meta.pop("animated")
-        animated -= animated_of(json.loads(base.read(ref)) for ref in manifest.receipts if ref.shard in replaced)
+        animated -= animated_of(read_receipt(base, ref) for ref in manifest.receipts if ref.shard in replaced)
     meta |= {"animated": animated} if animated else {}
     return publish_next(base, number, parts, refs, totals, meta=meta)

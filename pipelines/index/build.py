@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.artifacts.commit import ArtifactWriter, versions
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint, open_artifact, read_identity
+from pipelines.artifacts.facts import PartReceipt, QuantizerReceipt
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact, read_identity
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import LOGITS
 from pipelines.artifacts.versions import finished, publish_number
@@ -178,10 +179,11 @@ def _build(
     kind = index_kind(config.index.kind)
     count = sum(task.rows for task in tasks)
     parameters = kind.parameters(config.index, count)
-    receipts = writer.receipts({QUANTIZER})
-    if kind.sample_size(parameters) and not built(writer.store.entries("parts"), receipts.get(QUANTIZER)):
-        receipts[QUANTIZER] = _train(writer, kind, tasks, parameters, config)
-    shared, shared_parts = _shared(writer, receipts.get(QUANTIZER))
+    trained = writer.receipts(QuantizerReceipt, {QUANTIZER}).get(QUANTIZER)
+    if kind.sample_size(parameters) and not (trained and built(writer.store.entries("parts"), trained)):
+        trained = _train(writer, kind, tasks, parameters, config)
+    shared = _shared(writer, trained) if trained else None
+    receipts: dict[str, PartReceipt | QuantizerReceipt] = {QUANTIZER: trained} if trained else {}
     receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config, log)
     there = writer.store.entries("parts")
     parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared, there)]
@@ -191,7 +193,7 @@ def _build(
         "parameters": parameters,
         "bits": first.bits,
         "classes": list(first.classes),
-        "quantizer_sha256": shared_parts[0].sha256 if shared_parts else None,
+        "quantizer_sha256": trained.part.sha256 if trained else None,
         "card": card_of(parts, count),
         **({"logits": LOGITS} if first.logits else {}),
     }
@@ -209,21 +211,19 @@ def _train(
     tasks: Sequence[PartTask],
     parameters: Mapping[str, int],
     config: Config,
-) -> dict[str, Any]:
+) -> QuantizerReceipt:
     """Train what the parts share; its receipt makes a resumed run use the same."""
     drawn = sample_rows(tasks, kind.sample_size(parameters), config.index.seed)
     sample = np.concatenate([codes_of(task)[rows] for task, rows in drawn])
     data = kind.train(sample, parameters, config.index.seed)
     part = writer.put_part(QUANTIZER_NAME, data, parameters.get("nlist", 1))
-    return writer.put_receipt(QUANTIZER, {"part": part.model_dump()})
+    return writer.put_receipt(QUANTIZER, QuantizerReceipt(part=part))
 
 
-def _shared(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> tuple[bytes | None, list[Part]]:
+def _shared(writer: ArtifactWriter, receipt: QuantizerReceipt) -> bytes:
     """The bytes of the quantizer that won, checked."""
-    if receipt is None:
-        return None, []
-    parts = parts_of(writer, receipt, None, writer.store.entries("parts"))
-    data = writer.store.read(parts[0].path)
-    if sha256_of(data) != parts[0].sha256:
-        raise DamagedArtifact(f"{writer.store.uri}/{parts[0].path} does not match the digest in its receipt")
-    return data, parts
+    (part,) = parts_of(writer, receipt, None, writer.store.entries("parts"))
+    data = writer.store.read(part.path)
+    if sha256_of(data) != part.sha256:
+        raise DamagedArtifact(f"{writer.store.uri}/{part.path} does not match the digest in its receipt")
+    return data
