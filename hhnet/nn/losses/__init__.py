@@ -11,11 +11,11 @@ from hhnet.nn.losses.base import HashLoss
 __all__ = ["HashLoss", "loss_names", "make_loss"]
 
 _WHOLE = {"seed", "start"}
-"""Options that count; a configuration file gives them as floats."""
+"""Options that are whole numbers; a configuration file gives them as floats."""
 
 
 def loss_names() -> tuple[str, ...]:
-    """Names that `make_loss` knows, sorted."""
+    """Return the names that `make_loss` knows, sorted."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
 
 
