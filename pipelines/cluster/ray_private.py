@@ -4,14 +4,14 @@ from typing import Any
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """Return what is free on each live node, by its id; as of a second or so ago."""
+    """Return the free resources of each live node by its id, as of about a second ago."""
     from ray._private.state import available_resources_per_node
 
     return dict(available_resources_per_node())
 
 
 def draining_nodes() -> dict[str, int]:
-    """Return the ids of nodes that are about to be taken away, with the time of that in ms since 1970, or 0."""
+    """Return the ids of draining nodes, each with its deadline in ms since 1970, or 0 for none."""
     from ray._private.state import state
 
     found: dict[str, Any] = state.get_draining_nodes()
