@@ -44,7 +44,7 @@ def prove_codes(findings: Findings) -> None:
             shards = {shard.name: shard for shard in open_shards(source).shards}
     try:
         # The manifest sorts its keys; the setting has the order of the columns.
-        carry = meta["settings"].get("encode.carry", ())
+        carry = meta["settings"]["encode.carry"]
         columns = {str(name): column_type(meta["carried"][name]) for name in carry}
         bits, classes = int(meta["bits"]), [str(name) for name in meta["classes"]]
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -140,7 +140,9 @@ def finished_encode(folder: Path, count: int, config: Config) -> dict[str, str]:
         parts.append(part)
         receipts[f"a-{number:06d}"] = receipt
     totals = {"samples": count, "codes": count, "rejects": 0}
-    job.writer().commit(parts, totals, {"bits": 16, "classes": classes, "carried": {}, "settings": {}}, receipts)
+    job.writer().commit(
+        parts, totals, {"bits": 16, "classes": classes, "carried": {}, "settings": {"encode.carry": []}}, receipts
+    )
     return {name: str(folder / name) for name in ("shards", "model", "codes")}
 
 

@@ -108,7 +108,7 @@ def make_codes(
         receipt = Receipt(shard=shard.name, shard_sha256=sha256, samples=shard.rows, part=part, rejects=reject)
         receipts[shard.stem] = writer.put_receipt(shard.stem, receipt)
     counts = {"samples": 24, "codes": 21, "rejects": 3}
-    meta = {"bits": BITS, "classes": CLASSES, "carried": {}, "settings": {}}
+    meta = {"bits": BITS, "classes": CLASSES, "carried": {}, "settings": {"encode.carry": []}}
     return writer.commit(parts, totals or counts, meta, receipts)
 
 
