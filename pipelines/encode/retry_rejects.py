@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts.commit import versions
-from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
@@ -92,7 +92,7 @@ def _plan(base: Artifact, config: Config, shards: str | None, model: str | None)
     """The job that made the codes, with the settings that they were made with; one that they do not tell is unset."""
     made = {
         name.removeprefix("encode."): value
-        for name, value in base.manifest.meta.get("settings", {}).items()
+        for name, value in base.facts(CodesMeta).settings.items()
         if name.startswith("encode.")
     }
     free = {n: v for n, v in config.encode.model_dump().items() if f"encode.{n}" not in RESULT_SETTINGS["codes"]}
@@ -135,9 +135,8 @@ def _publish(base: Artifact, number: int, put: Mapping[str, Receipt]) -> Artifac
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     samples = manifest.totals["samples"]
     totals = {"samples": samples, "codes": samples - rejected, "rejects": rejected}
-    meta, animated = dict(manifest.meta), animated_of(put.values())
-    if "animated" in meta:
-        animated += meta.pop("animated")
+    meta, animated = base.facts(CodesMeta), animated_of(put.values())
+    if meta.animated:
+        animated += meta.animated
         animated -= animated_of(read_receipt(base, ref) for ref in manifest.receipts if ref.shard in replaced)
-    meta |= {"animated": animated} if animated else {}
-    return publish_next(base, number, parts, refs, totals, meta=meta)
+    return publish_next(base, number, parts, refs, totals, meta=meta.model_copy(update={"animated": animated}))
