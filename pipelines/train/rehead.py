@@ -189,7 +189,7 @@ class Fitter:
         )
         described = card(made, self.encoder.preprocess)
         kept = {name: value for name, value in self.card.items() if name not in (*described, "head", "class_count")}
-        kept["metrics"] = meta.metrics
+        kept["metrics"] = meta.metrics.as_json()
         kept["settings"] = {**kept.get("settings", {}), **result_settings(self.job.config, "rotation")}
         parameters = sum(tensor.numel() for tensor in made.parameters())
         return Fitted(model_to_bytes(made), {**described, **kept}, parameters, meta)

@@ -352,7 +352,7 @@ def _publish(
         classes=list(train_set.classes),
         precision=config.model.precision,
         loss=config.train.loss,
-        metrics=metrics,
+        metrics=metrics.as_json(),
         history=last.progress["history"],
         settings=_settings(config),
     )
