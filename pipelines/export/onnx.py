@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.codes import pack_bits, sign_bits, unpack_bits
+from pipelines.artifacts.facts import ModelMeta
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import BIT_ORDER
 from pipelines.artifacts.versions import open_input
@@ -176,7 +177,7 @@ def metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
         "hhnet.backbone": encoder.model.backbone_name,
         "hhnet.bits": str(encoder.bits),
         "hhnet.bit_order": BIT_ORDER,
-        "hhnet.classes": json.dumps(artifact.manifest.meta["classes"], ensure_ascii=False),
+        "hhnet.classes": json.dumps(artifact.facts(ModelMeta).classes, ensure_ascii=False),
         "hhnet.preprocess": canonical_json(encoder.preprocess.to_dict()).decode().strip(),
         "hhnet.precision": "fp32",
         "hhnet.trained_precision": encoder.precision,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.artifacts.commit import ArtifactWriter, versions
-from pipelines.artifacts.facts import PartReceipt, QuantizerReceipt
+from pipelines.artifacts.facts import IndexMeta, PartReceipt, QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact, read_identity
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import LOGITS
@@ -188,15 +188,15 @@ def _build(
     there = writer.store.entries("parts")
     parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared, there)]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))
-    meta: dict[str, Any] = {
-        "kind": config.index.kind,
-        "parameters": parameters,
-        "bits": first.bits,
-        "classes": list(first.classes),
-        "quantizer_sha256": trained.part.sha256 if trained else None,
-        "card": card_of(parts, count),
-        **({"logits": LOGITS} if first.logits else {}),
-    }
+    meta = IndexMeta(
+        kind=config.index.kind,
+        parameters=parameters,
+        bits=first.bits,
+        classes=first.classes,
+        quantizer_sha256=trained.part.sha256 if trained else None,
+        card=card_of(parts, count),
+        logits=LOGITS if first.logits else None,
+    )
     totals = {"codes": count, "shards": len(tasks)}
     figures = measure(writer.draft(parts, totals, meta, receipts), config)
     return writer.commit(parts, totals, gated_meta(meta, figures), receipts), figures

@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.artifacts.commit import versions
-from pipelines.artifacts.facts import PartReceipt
+from pipelines.artifacts.facts import IndexMeta, PartReceipt
 from pipelines.artifacts.manifest import Artifact, Part, read_part
 from pipelines.artifacts.tables import logits_field, read_parquet, require_schema
 from pipelines.artifacts.versions import made_as, open_version
-from pipelines.encode.codes import class_names, has_logits, logits_array
+from pipelines.encode.codes import class_names, logits_array
 from pipelines.errors import DamagedArtifact
 from pipelines.index.alias import open_published
 from pipelines.index.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
@@ -121,16 +121,14 @@ class IndexReader:
 
     def __init__(self, artifact: Artifact, folder: Path, version: int | None = None) -> None:
         self.artifact, self.version, self._folder = artifact, version, folder
-        meta = artifact.manifest.meta
-        try:
-            self.bits, self.classes = int(meta["bits"]), tuple(str(name) for name in meta["classes"])
-            self.kind: IndexKind = index_kind(str(meta["kind"]))
-            self.parameters = {str(name): int(value) for name, value in meta["parameters"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise DamagedArtifact(
-                f"{artifact.uri}: the index manifest lacks bits, classes, kind or parameters"
-            ) from None
-        self.logits = has_logits(artifact)
+        self.meta = meta = artifact.facts(IndexMeta)
+        self.bits, self.classes, self.logits, self.parameters = (
+            meta.bits,
+            meta.classes,
+            meta.has_logits,
+            meta.parameters,
+        )
+        self.kind: IndexKind = index_kind(meta.kind)
         self._parts = artifact.parts
         self.shards = read_ordinals(artifact)
         self.removed = self._read_removed()
@@ -334,7 +332,7 @@ class IndexReader:
         return self._parts[name]
 
     def _read_shared(self) -> bytes | None:
-        part, named = self._parts.get(QUANTIZER_NAME), self.artifact.manifest.meta.get("quantizer_sha256")
+        part, named = self._parts.get(QUANTIZER_NAME), self.meta.quantizer_sha256
         if named != (part.sha256 if part else None):
             raise DamagedArtifact(
                 f"{self.artifact.uri} was built with quantizer {str(named)[:12]}, but the manifest lists "

@@ -93,7 +93,7 @@ def search(
         shown: list[tuple[Query, list[Neighbour]]] = []
         rerank = config.search.rerank and max(config.search.rerank, k)
         if rerank:
-            require_logits(reader.artifact)
+            require_logits(reader.artifact.uri, reader.logits)
         sets = [open_codes(uri) for uri in codes]
         queries = _queries(reader, images, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
@@ -292,7 +292,7 @@ def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Q
             f"{entry.artifact.uri} was made by model {entry.model[:12]}, {reader.artifact.uri} by {model[:12]}"
         )
     if outputs:
-        require_logits(entry.artifact)
+        require_logits(entry.artifact.uri, entry.logits)
     for shard in entry.shards:
         table = entry.read(shard)
         codes = code_array(table["code"])

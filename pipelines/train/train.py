@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, read_identity
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.splits import carried
 from pipelines.artifacts.versions import all_versions, finished, open_current
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
@@ -79,7 +79,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     status = "unchanged" if artifact else "done"
     if artifact is None:
         artifact = _work(job)
-    metrics = artifact.manifest.meta["metrics"]
+    metrics = artifact.facts(ModelMeta).metrics.as_json()
     result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **metrics}
     if status == "done":
         result["seconds"] = round(time.monotonic() - begun, 1)
@@ -128,7 +128,7 @@ def _work(job: TrainJob) -> Artifact:
             raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
         artifact = _publish(writer, checkpoints, last, train_set, config)
         _warn_of_equal_maps(last.progress["history"])
-        log.result(**artifact.manifest.meta["metrics"])
+        log.result(**artifact.facts(ModelMeta).metrics.as_json())
     return artifact
 
 
@@ -340,19 +340,19 @@ def _publish(
     loss = make_training_loss(config, len(train_set.classes))
     network = make_network(config, loss.default_head)
     network.load_state_dict(best.tensors("average."))
-    metrics = {
-        "map": last.progress["best"]["map"],
-        "epoch": last.progress["best"]["epoch"],
-        "steps": last.step,
-        "skipped": last.progress["skipped"],
-    }
+    metrics = Metrics(
+        map=last.progress["best"]["map"],
+        epoch=last.progress["best"]["epoch"],
+        steps=last.step,
+        skipped=last.progress["skipped"],
+    )
     description = card(
         network,
         preprocess_of(config),
         classes=list(train_set.classes),
         precision=config.model.precision,
         loss=config.train.loss,
-        metrics=metrics,
+        metrics=metrics.as_json(),
         history=last.progress["history"],
         settings=_settings(config),
     )
@@ -360,8 +360,8 @@ def _publish(
         writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
         writer.put_part("model.json", canonical_json(description), rows=1),
     ]
-    split = carried(train_set.artifact.manifest)
-    meta = {"bits": config.model.bits, "classes": list(train_set.classes), "metrics": metrics, **split}
+    protocol = train_set.artifact.facts(ShardsMeta).split_part
+    meta = ModelMeta(bits=config.model.bits, classes=train_set.classes, metrics=metrics, protocol=protocol)
     return writer.commit(parts, {"parameters": sum(p.numel() for p in network.parameters())}, meta)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import hhnet
-from pipelines.artifacts.facts import PairsReceipt
+from pipelines.artifacts.facts import DuplicatesMeta, PairsReceipt
 from pipelines.dedupe import tables
 from pipelines.dedupe.sources import Source, sources_of
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Place, read_places, read_table
@@ -131,7 +131,7 @@ def _joined(findings: Findings, listed: pa.Table, places: list[Place]) -> _Joine
 
 def _read_pairs(findings: Findings, joined: _Joined, places: list[Place]) -> _Pairs:
     """The pairs, part by part: places and keys of both sides, distances within the radius, order."""
-    artifact, radius = findings.artifact, int(findings.artifact.manifest.meta["radius"])
+    artifact, radius = findings.artifact, findings.artifact.facts(DuplicatesMeta).radius
     sides: dict[str, list[Ids]] = {"_a": [], "_b": []}
     distances = [np.empty(0, np.int32)]
     for part in tables.parts_of(artifact, tables.PAIRS):
@@ -254,7 +254,7 @@ def _prove_pairs(findings: Findings, sources: list[Source], pairs: _Pairs, width
         probes = np.random.Generator(np.random.Philox(0)).choice(new, min(PROBES, len(new)), replace=False)
         for start in range(0, len(leading), SLICE):
             among = leading[start : start + SLICE]
-            a, b = _near(corpus.codes, probes, among, int(findings.artifact.manifest.meta["radius"]))
+            a, b = _near(corpus.codes, probes, among, findings.artifact.facts(DuplicatesMeta).radius)
             _require_pairs(pairs, corpus.ids[a], corpus.ids[b], uri)
     findings.checks.append(
         f"the codes have these distances, and no other pairs of equal codes, or of {count(len(probes), 'sample')} "
