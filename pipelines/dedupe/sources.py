@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.dedupe.tables import Place
-from pipelines.encode.codes import CodesSet, CodesShard, has_logits, require_pair
+from pipelines.encode.codes import CodesSet, CodesShard, has_real_codes, require_pair
 from pipelines.errors import DamagedArtifact
 from pipelines.index.reader import IndexedShard, IndexReader
 
@@ -39,7 +39,7 @@ def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> li
     known = []
     if index is not None:
         as_codes = CodesSet(
-            index.artifact, index.bits, index.classes, has_logits(index.artifact)
+            index.artifact, index.bits, index.classes, has_real_codes(index.artifact)
         )  # which names its model in the same way
         for entry in sets:
             require_pair(as_codes, entry)

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.artifacts.commit import ArtifactWriter, versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.tables import LOGITS
+from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
@@ -112,7 +112,7 @@ def _commit(
         "classes": list(opened.classes),
         "carried": {name: str(job.schema.field(name).type) for name in job.config.encode.carry},
         "settings": result_settings(job.config, "codes"),
-        **({"logits": LOGITS} if job.config.encode.logits else {}),
+        **({"logits": REAL_CODES} if job.config.encode.logits else {}),
         **({"animated": animated} if animated else {}),
         **job.splits,
     }

@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.artifacts.commit import ArtifactWriter, versions
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint, open_artifact, read_identity
 from pipelines.artifacts.runs import RunLog, write_run_record
-from pipelines.artifacts.tables import LOGITS
+from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import finished, publish_number
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -193,7 +193,7 @@ def _build(
         "classes": list(first.classes),
         "quantizer_sha256": shared_parts[0].sha256 if shared_parts else None,
         "card": card_of(parts, count),
-        **({"logits": LOGITS} if first.logits else {}),
+        **({"logits": REAL_CODES} if first.logits else {}),
     }
     totals = {"codes": count, "shards": len(tasks)}
     figures = measure(writer.draft(parts, totals, meta, receipts), config)

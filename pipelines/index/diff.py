@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import all_versions, open_current
-from pipelines.encode.codes import CodesSet, CodesShard, has_logits, open_codes, require_distinct, require_pair
+from pipelines.encode.codes import CodesSet, CodesShard, has_real_codes, open_codes, require_distinct, require_pair
 from pipelines.encode.receipts import claimed_receipts
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
@@ -114,7 +114,7 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
         state.index = open_current(root, "index")
         state.held = {shard.shard_sha256: shard for shard in read_ordinals(state.index).values() if shard.rows}
     indexed = (
-        [CodesSet(state.index, int(state.index.manifest.meta["bits"]), (), has_logits(state.index))]
+        [CodesSet(state.index, int(state.index.manifest.meta["bits"]), (), has_real_codes(state.index))]
         if state.index
         else []
     )

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.splits import MODEL, carried, passed_on
 from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
-from pipelines.encode.codes import codes_parts, has_logits, require_signs
+from pipelines.encode.codes import codes_parts, has_real_codes, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import in_order
@@ -66,7 +66,7 @@ def prove_codes(findings: Findings) -> None:
         findings.problem(f"{artifact.uri}: the codes manifest does not say its bits, classes and carried columns")
         return
     with findings.guard():
-        schema = codes_schema(bits, manifest.fingerprint, classes, columns, has_logits(artifact))
+        schema = codes_schema(bits, manifest.fingerprint, classes, columns, has_real_codes(artifact))
         _prove_receipts(findings, schema, shards)
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from hhnet import pack_bits, unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
-from pipelines.artifacts.tables import LOGITS, codes_schema, parquet_bytes, table_of
+from pipelines.artifacts.tables import REAL_CODES, codes_schema, parquet_bytes, table_of
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
@@ -110,7 +110,7 @@ def write_codes(
         }
         receipts[stem] = writer.put_receipt(stem, receipt)
     meta = {"bits": bits, "classes": list(classes), "carried": {}, "settings": {}}
-    meta |= {"logits": LOGITS} if logits else {}
+    meta |= {"logits": REAL_CODES} if logits else {}
     return writer.commit(parts, {"samples": sum(part.rows for part in parts)}, meta, receipts)
 
 
