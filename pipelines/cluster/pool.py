@@ -381,12 +381,12 @@ class _Pool(Generic[T]):
             if self.counted(item) < self.max_attempts:
                 self.waiting.append(item)
             elif node == self.here or time.time() - attempt.ended > NODE_VERDICT_S:
-                given_up.append(self.given_up(item, End(attempt.end)))
+                given_up.append(self.give_up(item, End(attempt.end)))
             else:
                 self.doubtful.append(item)
         return given_up
 
-    def given_up(self, item: _Item[T], end: End) -> Outcome[T]:
+    def give_up(self, item: _Item[T], end: End) -> Outcome[T]:
         causes = {
             End.DIED: "the worker died",
             End.OUT_OF_MEMORY: "the worker was killed because its node ran out of memory",

@@ -20,7 +20,7 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_job, what_is_left
 from pipelines.encode.receipts import animated_of, publish_shard, receipt_parts
-from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, given_up, run_figures
+from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, reject_whole_shard, run_figures
 from pipelines.errors import DamagedArtifact, Degraded, InputError
 from pipelines.shards.shards import ShardSet, open_shards
 
@@ -54,7 +54,7 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
 
     def reject_all(outcome: Outcome[ShardTask]) -> dict[str, Any]:
         shard = opened.shard(outcome.item.shard)
-        rejects = given_up(job.schema, shard, outcome)
+        rejects = reject_whole_shard(job.schema, shard, outcome)
         receipt = publish_shard(writer, shard, outcome.item.receipt, rejects, outcome.item.kept)
         count_shard(Meter("encode"), shard, rejects)
         return receipt

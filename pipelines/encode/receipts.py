@@ -75,8 +75,8 @@ def receipt_parts(receipt: Mapping[str, Any]) -> list[Part]:
     return [*codes_parts(receipt), *([Part.model_validate(receipt["rejects"])] if receipt["rejects"] else [])]
 
 
-def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> dict[str, Any] | None:
-    """The receipt of this name, if it was put and the bytes it promises are there: by `there`, a listing, if given."""
+def read_whole_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> dict[str, Any] | None:
+    """Read a receipt; None unless it was put and the bytes it promises are there: by the listing `there`, if given."""
 
     def size(path: str) -> int | None:
         return store.size(path) if there is None else there[path].size if path in there else None
@@ -92,10 +92,10 @@ def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None =
     return receipt if all(size(part.path) == part.bytes for part in parts) else None
 
 
-def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Of these receipts, those whose shards need not be encoded again."""
+def read_whole_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read those of these receipts whose shards need not be encoded again."""
     there = store.entries()
-    found = in_order(lambda name: claimed_receipt(store, name, there), names)
+    found = in_order(lambda name: read_whole_receipt(store, name, there), names)
     return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
 
 
