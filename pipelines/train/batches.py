@@ -14,9 +14,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hhnet.augment import Augment, sample_rng
+from hhnet.augment import Augment, sample_rng, trivial_augment
 from hhnet.nn.model import Preprocess
-from hhnet.trivial import trivial_augment
 from pipelines.artifacts.tables import class_ids_in
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, counted
