@@ -149,7 +149,7 @@ def check_network(config: Config, classes: int) -> None:
     """
     import torch
 
-    from hhnet.nn.losses.base import shortage
+    from hhnet.nn.losses.base import code_shortage
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
     from pipelines.train.optimizer import make_optimizer
@@ -167,7 +167,7 @@ def check_network(config: Config, classes: int) -> None:
     except ValueError as error:
         raise ConfigError(f"data.image_size: {error}") from None
     backbone = network.backbone
-    if (warning := shortage(config.model.bits, classes)) is not None:
+    if (warning := code_shortage(config.model.bits, classes)) is not None:
         sys.stderr.write(f"hhnet: warning: {warning}\n")
     if backbone.stripped:
         sys.stderr.write(f"hhnet: {config.model.weights}: taken without the prefix {backbone.stripped} of its names\n")
