@@ -118,8 +118,8 @@ def _scan(
             emit(some[queries[new]], rows[new], distances[new])
 
 
-class Forest:
-    """Which of N things are joined, directly or through others; 4 bytes for each of them."""
+class UnionFind:
+    """Union-find over N things in 4 bytes each: joins pairs, and tells what is joined directly or through others."""
 
     def __init__(self, count: int) -> None:
         self._parents = np.full(count, -1, np.int32)

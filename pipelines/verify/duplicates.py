@@ -189,10 +189,10 @@ def _prove_groups(findings: Findings, pairs: _Pairs) -> int:
 
 def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> tuple[int, int]:
     """The components are those of the pairs; how many there are, and how many samples of them can go."""
-    from hhnet.search.pairs import Forest  # numba, which other kinds are proven without
+    from hhnet.search.pairs import UnionFind  # numba, which other kinds are proven without
 
     joined = pairs.joined
-    forest = Forest(len(joined.ids))
+    forest = UnionFind(len(joined.ids))
     forest.unite(pairs.a, pairs.b)
     roots = forest.roots(0, len(joined.ids))
     order = np.argsort(roots, kind="stable")
