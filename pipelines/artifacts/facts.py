@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from pipelines.artifacts.manifest import Facts, Part
-from pipelines.artifacts.tables import LOGITS
+from pipelines.artifacts.tables import REAL_CODES
 
 SHOWN_CHARS = 12
 
@@ -145,7 +145,7 @@ class _CodedMeta(Facts):
     @field_validator("logits")
     @classmethod
     def _known(cls, form: str | None) -> str | None:
-        if form not in (None, LOGITS):
+        if form not in (None, REAL_CODES):
             raise ValueError(f"the form {form!r} is not known to this hhnet")
         return form
 

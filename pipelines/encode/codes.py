@@ -130,20 +130,20 @@ def code_array(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
     return data.reshape(-1, column.type.byte_width)[array.offset : array.offset + len(array)]
 
 
-def require_logits(uri: str, logits: bool) -> None:
+def require_real_codes(uri: str, logits: bool) -> None:
     """InputError unless the codes at `uri`, or an index of them, hold logits."""
     if not logits:
         raise InputError(f"{uri} has no logits to re-rank by: encode with encode.logits=true to have them")
 
 
-def logits_array(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
+def real_codes_array(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     """A column of logits as int8 (N, bits)."""
     return code_array(column).view(np.int8)
 
 
 def require_signs(table: pa.Table, bits: int, where: str) -> None:
     """DamagedArtifact unless each logit of a table that has codes too lies on its bit's side of zero."""
-    logits, ones = logits_array(table["logits"]), unpack_bits(code_array(table["code"]), bits)
+    logits, ones = real_codes_array(table["logits"]), unpack_bits(code_array(table["code"]), bits)
     if not ((logits > 0) == ones).all() or (logits == np.iinfo(np.int8).min).any():
         raise DamagedArtifact(f"{where} has logits that are not those of its codes")
 

@@ -13,7 +13,7 @@ from pipelines.artifacts.commit import ArtifactWriter, versions
 from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.tables import LOGITS
+from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
@@ -21,7 +21,7 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_job, what_is_left
 from pipelines.encode.receipts import animated_of, publish_shard
-from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, given_up, run_figures
+from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, reject_whole_shard, run_figures
 from pipelines.errors import DamagedArtifact, Degraded, InputError
 from pipelines.shards.shards import ShardSet, open_shards
 
@@ -56,7 +56,7 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
 
     def reject_all(outcome: Outcome[ShardTask]) -> Receipt:
         shard = opened.shard(outcome.item.shard)
-        rejects = given_up(job.schema, shard, outcome)
+        rejects = reject_whole_shard(job.schema, shard, outcome)
         receipt = publish_shard(writer, shard, outcome.item.receipt, rejects, outcome.item.kept)
         count_shard(Meter("encode"), shard, rejects)
         return receipt
@@ -113,7 +113,7 @@ def _commit(
         classes=opened.classes,
         carried={name: str(job.schema.field(name).type) for name in job.config.encode.carry},
         settings=result_settings(job.config, "codes"),
-        logits=LOGITS if job.config.encode.logits else None,
+        logits=REAL_CODES if job.config.encode.logits else None,
         animated=animated_of(receipts.values()) + (before.facts(CodesMeta).animated if before else 0),
         protocol=job.split,
         trained_on=job.trained_on,

@@ -18,7 +18,7 @@ from pipelines.artifacts.versions import finished, lost, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.codes import ENCODER_VERSION
-from pipelines.encode.receipts import claimed_receipts
+from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import ShardSet
 from pipelines.storage import Store
@@ -115,7 +115,7 @@ def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[
         published = open_current(store, "codes")
         known, lost_tasks = {ref.shard for ref in published.manifest.receipts}, _lost_shards(published, opened)
     new = [shard for shard in opened.shards if shard.stem not in known]
-    receipts = claimed_receipts(store, [shard.stem for shard in new]) if new else {}
+    receipts = read_whole_receipts(store, [shard.stem for shard in new]) if new else {}
     return (
         published,
         receipts,

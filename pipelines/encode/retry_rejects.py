@@ -19,7 +19,7 @@ from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input, open_version, publish_next
 from pipelines.config.settings import Config, EncodeSettings
 from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_job
-from pipelines.encode.receipts import animated_of, claimed_receipts, read_receipt
+from pipelines.encode.receipts import animated_of, read_receipt, read_whole_receipts
 from pipelines.encode.shard import ShardCodes
 from pipelines.encode.workers import ShardEncoder, encode_shards, run_figures
 from pipelines.errors import FingerprintMismatch
@@ -103,7 +103,7 @@ def _plan(base: Artifact, config: Config, shards: str | None, model: str | None)
 
 def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -> Artifact:
     begun = time.monotonic()
-    put = claimed_receipts(base.store, [task.receipt for task in tasks])
+    put = read_whole_receipts(base.store, [task.receipt for task in tasks])
     missing = [task for task in tasks if task.receipt not in put]
     if missing:
         opened, facts = open_shards(job.shards), {"fingerprint": job.fingerprint, "shards": len(missing)}

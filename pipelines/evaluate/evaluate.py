@@ -21,7 +21,7 @@ from pipelines.artifacts.versions import finished, open_input
 from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, EvaluateSettings
-from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
+from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair, require_real_codes
 from pipelines.errors import HHNetError, InputError
 from pipelines.evaluate.figures import Figures, measure, require_findable
 from pipelines.evaluate.health import Examined, examine
@@ -48,7 +48,7 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     """
     query_set, sets = _open_all(queries, database)
     for entry in (query_set, *sets) if config.evaluate.rerank else ():
-        require_logits(entry.artifact.uri, entry.logits)
+        require_real_codes(entry.artifact.uri, entry.logits)
     name = report_fingerprint(query_set.artifact.digest, [entry.artifact.digest for entry in sets], config)
     artifact = finished(Store(out), "report", name)
     if artifact is not None:

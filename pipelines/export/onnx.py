@@ -48,7 +48,7 @@ STEPS = 4
 
 Squares = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.uint8]
-Logits = npt.NDArray[np.float32]
+RealCodes = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
         yield np.arange(start, min(start + BATCH, count))
 
 
-def judge(codes: Codes, z_NK: Logits, expected_NK: Logits) -> Agreement:
+def judge(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> Agreement:
     """Compare codes and logits of the graph with torch's logits; WorkFailed where they differ."""
     if not (np.isfinite(z_NK).all() and np.isfinite(expected_NK).all()):
         raise WorkFailed("the network's outputs are not finite: check the model with hhnet verify; nothing was written")

@@ -14,7 +14,7 @@ from pipelines.artifacts.facts import IndexMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import all_versions, open_current
 from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_distinct, require_pair
-from pipelines.encode.receipts import claimed_receipts
+from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
 from pipelines.index.reader import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
@@ -136,7 +136,7 @@ def _outgrown(state: State) -> Iterator[tuple[str, str]]:
 def _encoded_tars(store: Store) -> list[str]:
     """The sha256 of the tars that an encode which has not published yet has done."""
     names = [name.removeprefix("receipts/").removesuffix(".json") for name in store.names("receipts")]
-    return [receipt.shard_sha256 for receipt in claimed_receipts(store, names).values()]
+    return [receipt.shard_sha256 for receipt in read_whole_receipts(store, names).values()]
 
 
 def _removed(index: Artifact | None) -> int:

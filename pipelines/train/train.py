@@ -22,7 +22,7 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import all_versions, finished, open_current
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import Need, look, shortage, training_need, widest
+from pipelines.cluster.placement import Need, code_shortage, look, training_need, widest
 from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.config.fingerprint import result_settings
@@ -149,7 +149,7 @@ def check_network(config: Config, classes: int) -> None:
     """
     import torch
 
-    from hhnet.nn.losses.base import shortage
+    from hhnet.nn.losses.base import code_shortage
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
     from pipelines.train.optimizer import make_optimizer
@@ -167,7 +167,7 @@ def check_network(config: Config, classes: int) -> None:
     except ValueError as error:
         raise ConfigError(f"data.image_size: {error}") from None
     backbone = network.backbone
-    if (warning := shortage(config.model.bits, classes)) is not None:
+    if (warning := code_shortage(config.model.bits, classes)) is not None:
         sys.stderr.write(f"hhnet: warning: {warning}\n")
     if backbone.stripped:
         sys.stderr.write(f"hhnet: {config.model.weights}: taken without the prefix {backbone.stripped} of its names\n")
@@ -246,7 +246,7 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
         nodes = look()
         fitting = need if config.train.cpus is not None else widest(nodes, config.train.workers, need)
         if fitting is None or fitting == need:
-            raise ClusterUnavailable(shortage(config.train.workers, need, nodes, config.ray.wait_s)) from unstarted
+            raise ClusterUnavailable(code_shortage(config.train.workers, need, nodes, config.ray.wait_s)) from unstarted
         return fitting
     if restarts == config.train.max_failures:
         raise WorkFailed(f"training could not start its workers: {unstarted}") from unstarted

@@ -22,7 +22,7 @@ from hhnet import pack_bits, unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
-from pipelines.artifacts.tables import LOGITS, codes_schema, parquet_bytes, table_of
+from pipelines.artifacts.tables import REAL_CODES, codes_schema, parquet_bytes, table_of
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
@@ -106,7 +106,7 @@ def write_codes(
         receipt = Receipt(shard=name, shard_sha256=sha256, samples=count, part=part, rejects=None)
         receipts[stem] = writer.put_receipt(stem, receipt)
     meta = {"bits": bits, "classes": list(classes), "carried": {}, "settings": {"encode.carry": []}}
-    meta |= {"logits": LOGITS} if logits else {}
+    meta |= {"logits": REAL_CODES} if logits else {}
     return writer.commit(parts, {"samples": sum(part.rows for part in parts)}, meta, receipts)
 
 

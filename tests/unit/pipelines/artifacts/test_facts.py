@@ -24,7 +24,7 @@ from pipelines.artifacts.facts import (
     StudyMeta,
 )
 from pipelines.artifacts.manifest import Facts, open_artifact
-from pipelines.artifacts.tables import LOGITS
+from pipelines.artifacts.tables import REAL_CODES
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import Store, canonical_json, sha256_of
 
@@ -75,8 +75,11 @@ METAS: dict[type[Facts], list[dict[str, Any]]] = {
         },
     ],
     CheckpointMeta: [{"step": 3}],
-    CodesMeta: [CODES, {**CODES, "logits": LOGITS, "animated": 1, "protocol": SPLIT, "trained_on": SPLIT}],
-    IndexMeta: [INDEX, {**INDEX, "logits": LOGITS, "version": 2, "card": {**GATED, "trained_on": 3, "note": "grown"}}],
+    CodesMeta: [CODES, {**CODES, "logits": REAL_CODES, "animated": 1, "protocol": SPLIT, "trained_on": SPLIT}],
+    IndexMeta: [
+        INDEX,
+        {**INDEX, "logits": REAL_CODES, "version": 2, "card": {**GATED, "trained_on": 3, "note": "grown"}},
+    ],
     AliasMeta: [{"version": 1, "index": "../index", "fingerprint": "9" * 64, "bits": 16, "model": "a" * 64}],
     ReportMeta: [REPORT, {**REPORT, "reranked": {"first": 9, "map": 0.6}, "protocol": "drawn", "split": "4" * 64}],
     AgreementMeta: [{"overlap": 0.5, "chance": 0.1, "k": 9, "correlation": None, "bits_old": 16, "bits_new": 8}],
