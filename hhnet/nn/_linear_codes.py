@@ -1,13 +1,13 @@
 """Generators of binary linear codes [K, k] of large minimum distance: K bits, 2^k words.
 
-A code is kept as its K columns, integers of k bits: bit j of the word of a message m is the parity of m & column j.
-The distance of a linear code is the least weight of its words but 0.
+A code is kept as its K columns, integers of k bits: bit j of the word of a message m is the parity of m & column j. The
+distance of a linear code is the least weight of its words, the zero word left out.
 
-`_FOUND` holds codes with a symmetry, which a search over all columns would not find: cyclic and quasi-cyclic ones.
-Their columns are r, r x, r x^2 ... modulo a polynomial h over GF(2) until r comes again, for each of some r, and
-single columns. They were found by choosing such orbits greedily and exchanging them (after Braun, Kohnert and
-Wassermann 2005), for lengths that are a multiple of 8 as in the table of distances of `hhnet.nn.centres`. Other lengths
-are made from these by taking columns away or adding some, and small dimensions by choosing all columns greedily.
+`_FOUND` holds cyclic and quasi-cyclic codes, which a search over all columns would not find. Their columns are orbits
+r, r x, r x^2 ... modulo a polynomial h over GF(2), until r comes again, for each of several r, and single columns. They
+were found by choosing orbits greedily and exchanging them (after Braun, Kohnert and Wassermann 2005), for lengths that
+are a multiple of 8 as in the table of distances of `hhnet.nn.centres`. Other lengths are made from these by removing or
+adding columns, and small dimensions by choosing all columns greedily.
 
 Shape suffixes: k dimension, K bits, M messages, P candidate columns, W words of 64 bits.
 """
@@ -21,13 +21,13 @@ import numpy.typing as npt
 MAX_DIMENSION = 16
 _LONGEST = 128
 _GREEDY_DIMENSION = 8  # up to here a greedy choice of all columns is as good as the table, or nearly
-_CELLS = 1 << 22  # of the matrix of messages and candidate columns
+_CELLS = 1 << 22  # largest matrix of messages x candidate columns, in entries
 _MANTISSA = 24  # bits of a float32
 
 _Columns = list[int]
 _Floats = npt.NDArray[np.float32]
 
-# K, k, h, the r, and after | the single columns; numbers but K and k are hexadecimal.
+# Each line: K, k, h, each r, and after | the single columns. All numbers but K and k are hexadecimal.
 _FOUND = """
 8 4 11 1 7
 16 9 273 1 1d1
@@ -167,7 +167,7 @@ _FOUND = """
 
 @cache
 def _found() -> dict[tuple[int, int], tuple[int, ...]]:
-    """The columns of the codes in the table by (K, k)."""
+    """Read the table: the columns of its codes by (K, k)."""
     codes = {}
     for line in _FOUND.split("\n"):
         if line:
@@ -180,7 +180,10 @@ def _found() -> dict[tuple[int, int], tuple[int, ...]]:
 
 
 def _orbit(start: int, modulus: int) -> _Columns:
-    """start, start x, start x^2 ... modulo a polynomial of degree k with a constant term, which makes it return."""
+    """List start, start x, start x^2 ... modulo a polynomial of degree k until start comes again.
+
+    The polynomial has a constant term, so x is invertible and the orbit is a cycle.
+    """
     columns, top = [start], modulus.bit_length() - 1
     while True:
         following = columns[-1] << 1
@@ -192,17 +195,17 @@ def _orbit(start: int, modulus: int) -> _Columns:
 
 
 def generator(bits: int, dimension: int) -> npt.NDArray[np.int64]:
-    """0 and 1, int64 (k, K), of the best code that is known here, for 1 <= k <= 16 and k <= K; always the same."""
+    """Return the best code known here as 0 and 1, int64 (k, K), for 1 <= k <= 16 and k <= K; always the same."""
     return as_bits(np.array(_columns(bits, dimension, np.random.default_rng(0))), dimension).T
 
 
 def as_bits(numbers: npt.NDArray[np.int64], dimension: int) -> npt.NDArray[np.int64]:
-    """The lowest `dimension` bits of each number, int64 (N, k)."""
+    """Return the lowest `dimension` bits of each number, int64 (N, k)."""
     return numbers[:, None] >> np.arange(dimension) & 1
 
 
 def minimum_distance(generator_kK: npt.NDArray[np.int64]) -> int:
-    """Minimum distance of a code, by the weight of all its words."""
+    """Return the minimum distance of a code, from the weights of all its words."""
     padded_kK = np.pad(generator_kK, ((0, 0), (0, -generator_kK.shape[1] % 64)))
     rows_kW = np.ascontiguousarray(np.packbits(padded_kK.astype(np.uint8, order="C"), axis=1)).view(np.uint64)
     words_MW = np.zeros((1, rows_kW.shape[1]), np.uint64)
@@ -212,7 +215,8 @@ def minimum_distance(generator_kK: npt.NDArray[np.int64]) -> int:
 
 
 def _columns(bits: int, dimension: int, rng: np.random.Generator) -> _Columns:
-    """Columns of a [bits, dimension] code: of the table, made from such, or chosen greedily, whichever is best."""
+    """Choose the columns of a [bits, dimension] code: the best of the table, codes made from it, and a greedy
+    choice."""
     if (bits, dimension) in _found():
         return list(_found()[bits, dimension])
     options = []
@@ -232,9 +236,12 @@ def _columns(bits: int, dimension: int, rng: np.random.Generator) -> _Columns:
 
 
 def _mixed(columns: _Columns, dimension: int, rng: np.random.Generator) -> _Columns:
-    """An equivalent code, in which other messages have the light words: codes side by side want that."""
+    """Return an equivalent code in which other messages have the light words.
+
+    Two codes side by side add their weights word by word, so their light words should belong to different messages.
+    """
     images = np.zeros(1, np.int64)
-    while len(np.unique(images)) < 2**dimension:  # the map is to be invertible, which three in ten are
+    while len(np.unique(images)) < 2**dimension:  # again until the map is invertible, as three in ten are
         images = np.zeros(1, np.int64)
         for image in rng.integers(1, 2**dimension, dimension):
             images = np.concatenate([images, images ^ image])
@@ -242,8 +249,8 @@ def _mixed(columns: _Columns, dimension: int, rng: np.random.Generator) -> _Colu
 
 
 def _grown(base: Sequence[int], bits: int, dimension: int, rng: np.random.Generator) -> _Columns:
-    """Add columns to `base` up to `bits`, then exchange what was added while that helps."""
-    parity = np.bitwise_xor.reduce(base, keepdims=True)  # it makes all weights even
+    """Append columns to `base` up to `bits`, then exchange each of the appended ones twice."""
+    parity = np.bitwise_xor.reduce(base, keepdims=True)  # the sum of all columns; appended, it makes all weights even
     drawn = rng.permutation(np.arange(1, 2**dimension))[: max(dimension, _CELLS >> dimension)]
     search = _Search(base, np.concatenate([parity, drawn]), dimension)
     for _ in range(bits - len(base)):
@@ -255,10 +262,10 @@ def _grown(base: Sequence[int], bits: int, dimension: int, rng: np.random.Genera
 
 
 class _Search:
-    """Columns of `pool` come to those of `base` and go, so that sum over words of 2^-weight falls.
+    """A greedy exchange of columns: columns of `pool` join those of `base` so that sum over words of 2^-weight falls.
 
-    Light words count most. What is heavier than the lightest by more than some bits counts nothing, so that all sums
-    are exact and every machine chooses alike.
+    Light words count most. Words that are heavier than the lightest by more than a limit count nothing; so all sums are
+    exact in float32, and every machine chooses alike.
     """
 
     def __init__(self, base: Sequence[int], pool: npt.NDArray[np.int64], dimension: int) -> None:
@@ -272,7 +279,7 @@ class _Search:
             self.weight_M += _parity(messages_M & np.uint32(column))
 
     def gain(self) -> _Floats:
-        """For each candidate the words that it makes heavier, light ones counting more."""
+        """Return, for each candidate, how much the words it makes heavier count; light words count more."""
         above_M = self.weight_M - self.weight_M.min()
         gain: _Floats = np.where(above_M <= self.heavier, np.exp2(-above_M), np.float32(0)) @ self.adds_MP
         return gain
@@ -283,11 +290,11 @@ class _Search:
         self.weight_M += self.adds_MP[:, candidate]
 
     def drop(self) -> None:
-        """Take away what was chosen first."""
+        """Remove the candidate that was chosen first."""
         self.weight_M -= self.adds_MP[:, self.chosen.pop(0)]
 
     def columns(self) -> _Columns:
-        """The chosen columns."""
+        """Return the chosen columns."""
         return [int(column) for column in self.pool[self.chosen]]
 
 

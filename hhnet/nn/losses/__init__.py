@@ -46,11 +46,11 @@ _LOSSES: dict[str, type[HashLoss]] = {
     "wglhh": WGLHH,
 }
 _WHOLE = {"seed", "start"}
-"""Options that count; a configuration file gives them as floats."""
+"""Options that are whole numbers; a configuration file gives them as floats."""
 
 
 def loss_names() -> tuple[str, ...]:
-    """Names that `make_loss` knows, sorted."""
+    """Return the names that `make_loss` knows, sorted."""
     return tuple(sorted(_LOSSES))
 
 
