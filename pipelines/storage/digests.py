@@ -1,4 +1,4 @@
-"""How bytes are named: canonical JSON and sha256."""
+"""Canonical JSON and sha256, the names of bytes."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte form of a JSON value: sorted keys, UTF-8, indented, one trailing newline."""
+    """Serialise a JSON value in its one byte form: sorted keys, UTF-8, indented, one trailing newline."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def sha256_of(data: bytes | Path) -> str:
-    """Hex sha256 of bytes or of a file's content."""
+    """Return the hex sha256 of bytes or of a file's content."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
     with data.open("rb") as stream:
