@@ -1,10 +1,7 @@
 """Near-duplicates among codes, found in bounded memory.
 
-dedupe         the verb
-sources        the tars whose codes take part
-corpus         their codes, ids and keys in files of a scratch folder, mapped
-pairs          the pairs within a radius, unit by unit
-components     the connected components of the pairs
-external_sort  integers in a file, had back in order
-tables         the tables of the artifact
+dedupe         the verb sources        the tars whose codes take part corpus         their codes, ids and keys in mapped
+files of a scratch folder pairs          the pairs within a radius, unit by unit components     the connected components
+of the pairs external_sort  64-bit integers in a scratch file, read back in order tables         the tables of the
+artifact
 """
