@@ -1,7 +1,5 @@
-"""What pages share.
+"""The parts that all HTML pages share.
 
-page      self-contained HTML
-style     its colours and measures
-plots     curves and histograms as PNG
-pictures  thumbnails from the shards
+page      self-contained HTML style     its colours and measures plots     curves and histograms as PNG pictures
+thumbnails from the shards
 """

@@ -1,4 +1,4 @@
-"""Building blocks of the HTML pages. Everything that comes from data is escaped here; pages load nothing."""
+"""Building blocks of the HTML pages. All text from data is escaped here; pages load nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +8,13 @@ from typing import Any
 from pipelines.report.pictures import data_uri
 from pipelines.report.style import CSS
 
-# A page that runs and loads nothing cannot be made to by a file name or a class name that slipped through.
+# Pages need no scripts and load nothing. Forbidding both keeps a name in the data that escaped escaping harmless.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture with its caption; `right` is None where being right means nothing."""
+    """One picture with its caption; `right` is None if right and wrong mean nothing for it."""
 
     name: str
     labels: Sequence[str] = ()
@@ -33,7 +33,7 @@ class Row:
 
 
 def document(title: str, over: str, body: Iterable[str], lead: str = "") -> str:
-    """A whole page: its heading, then `body`, which is HTML already."""
+    """Return a whole page: its heading, then `body`, which is HTML already."""
     lead_html = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -47,23 +47,23 @@ def document(title: str, over: str, body: Iterable[str], lead: str = "") -> str:
 
 
 def section(title: str, *parts: str, lead: str = "") -> str:
-    """A titled section of HTML parts."""
+    """Return a titled section of HTML parts."""
     lead_html = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     return f"<section><h2>{escape(title)}</h2>{lead_html}\n" + "\n".join(parts) + "</section>"
 
 
 def note(text: str) -> str:
-    """A remark the reader should not miss."""
+    """Return a highlighted remark."""
     return f'<p class="note" role="note">{escape(text)}</p>'
 
 
 def points(entries: Sequence[str]) -> str:
-    """Sentences as a list."""
+    """Return sentences as a list."""
     return f"<ul>{''.join(f'<li>{escape(entry)}</li>' for entry in entries)}</ul>"
 
 
 def cards(entries: Sequence[tuple[str, str, str]]) -> str:
-    """Headline figures as (name, value, remark); the first is the main one."""
+    """Return headline figures, given as (name, value, remark), as cards; the first is the main one."""
     items = [
         f'<div class="card{" main" if place == 0 else ""}"><dt>{escape(name)}</dt>'
         f"<dd>{escape(value)}{f'<small>{escape(remark)}</small>' if remark else ''}</dd></div>"
@@ -73,7 +73,7 @@ def cards(entries: Sequence[tuple[str, str, str]]) -> str:
 
 
 def plots(entries: Sequence[tuple[bytes, str, str]]) -> str:
-    """PNG plots side by side, as (bytes, alternative text, caption)."""
+    """Return PNG plots side by side, given as (bytes, alternative text, caption)."""
     figures = [
         f'<figure><img src="{data_uri(png, "png")}" alt="{escape(alt)}">'
         f"<figcaption>{escape(text)}</figcaption></figure>"
@@ -83,7 +83,7 @@ def plots(entries: Sequence[tuple[bytes, str, str]]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], bar: int | None = None) -> str:
-    """A table of text; column `bar` holds numbers from 0 to 1 and gets a bar of that length after it."""
+    """Return a table of text; a bar follows column `bar`, of a length given by its numbers from 0 to 1."""
 
     def cells(row: Sequence[str]) -> str:
         out = [f"<td>{escape(cell)}</td>" for cell in row]
@@ -107,7 +107,7 @@ def _bar(value: str) -> str:
 
 
 def facts(entries: Mapping[str, Any]) -> str:
-    """Names and values as a plain table."""
+    """Return names and values as a plain table."""
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td style="text-align:left;white-space:normal">'
         f"<code>{escape(str(value))}</code></td></tr>"
@@ -117,12 +117,12 @@ def facts(entries: Mapping[str, Any]) -> str:
 
 
 def folded(title: str, *parts: str) -> str:
-    """Parts that open on a click."""
+    """Return parts that open on a click."""
     return f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>"
 
 
 def gallery(rows: Sequence[Row]) -> str:
-    """Queries with their neighbours."""
+    """Return queries with their neighbours."""
     return "\n".join(
         f'<article class="query">{_tile(row.query, "div")}'
         f'<ol class="neighbours">{"".join(_tile(tile, "li") for tile in row.neighbours)}</ol></article>'
