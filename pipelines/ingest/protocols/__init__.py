@@ -1,9 +1,9 @@
-"""Protocols of the field: which images of a data set are training images, queries and database, under one name.
+"""Protocols of the field: named splits of a data set into training images, queries and database.
 
     the data set's own files -> checked sizes, labels, counts -> part of each image -> checked counts -> card, leaks
 
-A data set is one module here: a subclass of `Protocol` that reads its files and deals its images, and its protocols,
-which stand in `PROTOCOLS`.
+Each data set is one module: a subclass of `Protocol` that reads its files and assigns parts to its images, and its
+protocols, which are collected in `PROTOCOLS`.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (*C
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of this name; UsageError, with the names that there are, where there is none."""
+    """Return the protocol of this name. Raises UsageError, with all names, if there is none."""
     if name not in PROTOCOLS:
         raise UsageError(f"protocol {name!r} is unknown: choose one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
