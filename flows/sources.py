@@ -1,4 +1,4 @@
-"""Bring files from elsewhere: a download or a Debian package, given up when no byte comes for a while."""
+"""Fetches files by download or as a Debian package, and gives up if no byte comes for a while."""
 
 import http.client
 import os
@@ -13,13 +13,13 @@ from pathlib import Path
 from pipelines.errors import Unavailable
 
 STALL_S = 20.0
+"""Seconds without a byte after which a transfer is given up."""
 
 
 def download(url: str, path: Path, limit: int, stall_s: float = STALL_S) -> None:
-    """Fetch `url` into `path`. Unavailable on any failure, and after `stall_s` without a byte.
+    """Fetch `url` into `path`, at most `limit` bytes. Raises Unavailable on any failure, or `stall_s` without a byte.
 
-    The transfer runs in a thread of its own, because a name server that does not answer cannot be timed out
-    in the thread that asked it.
+    The transfer runs in a thread of its own, since a question to a name server has no timeout in the thread that asks.
     """
     outcome: list[str] = []
     moved = threading.Event()
@@ -45,7 +45,7 @@ def download(url: str, path: Path, limit: int, stall_s: float = STALL_S) -> None
 
 
 def _transfer(url: str, path: Path, limit: int, stall_s: float, moved: threading.Event) -> str:
-    """Fetch and write; what is wrong with the answer, or nothing."""
+    """Fetch `url` into `path`; return the fault of the answer, or ""."""
     received = 0
     with urllib.request.urlopen(url, timeout=stall_s) as answer, path.open("wb") as stream:  # noqa: S310
         promised = answer.headers.get("Content-Length")
@@ -61,9 +61,9 @@ def _transfer(url: str, path: Path, limit: int, stall_s: float, moved: threading
 
 
 def unpack_debian(package: str, folder: Path) -> Path:
-    """Download a Debian package and unpack it below `folder` without installing it, which works without root.
+    """Download a Debian package and unpack it below `folder`, without installing it and without root.
 
-    Returns the folder that stands for `/`. Unavailable where there is no apt-get, or it cannot bring it.
+    Returns the folder that stands for `/`. Raises Unavailable if there is no apt-get, or if it cannot download it.
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise Unavailable("no apt-get here")
@@ -80,7 +80,7 @@ def unpack_debian(package: str, folder: Path) -> Path:
 
 
 def run_watched(command: list[str], folder: Path, stall_s: float = STALL_S) -> None:
-    """Run a command in `folder`. Unavailable if it fails, or if nothing there changes for `stall_s`."""
+    """Run a command in `folder`. Raises Unavailable if it fails, or if no file or output grows for `stall_s`."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         seen, last = -1, time.monotonic()
@@ -109,6 +109,6 @@ def _bytes_below(folder: Path) -> int:
         for name in names:
             try:
                 total += Path(place, name).stat().st_size
-            except OSError:  # it was renamed between the listing and the look
+            except OSError:  # it was renamed after it was listed
                 continue
     return total
