@@ -8,8 +8,8 @@ photographs in scikit-image's package take its place.
 
 import gzip
 import hashlib
+import io
 import os
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -193,26 +193,9 @@ def photographs() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
 
 def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode grey (H, W) or RGB (H, W, 3) pixels as an uncompressed PNG, whose bytes depend on no version of zlib."""
-    height, width = pixels.shape[:2]
-    rows = np.zeros((height, pixels[0].size + 1), np.uint8)  # each row begins with its filter: 0 is none
-    rows[:, 1:] = pixels.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", _stored(rows.tobytes())), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
-
-
-def _stored(data: bytes) -> bytes:
-    """Return a zlib stream of uncompressed blocks, each of at most 65,535 bytes."""
-    blocks = [data[start : start + 65535] for start in range(0, len(data), 65535)]
-    body = b"".join(
-        struct.pack("<BHH", number == len(blocks) - 1, len(block), len(block) ^ 0xFFFF) + block
-        for number, block in enumerate(blocks)
-    )
-    return b"\x78\x01" + body + struct.pack(">I", zlib.adler32(data))
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG", compress_level=0)
+    return sink.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------------- archive

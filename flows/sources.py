@@ -1,13 +1,12 @@
 """Fetches files by download or as a Debian package, and gives up if no byte comes for a while."""
 
-import http.client
 import os
 import shutil
 import subprocess
 import tempfile
 import threading
 import time
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.errors import Unavailable
@@ -15,49 +14,79 @@ from pipelines.errors import Unavailable
 STALL_S = 20.0
 """Seconds without a byte after which a transfer is given up."""
 
+APT_CONFIG = """\
+Dir::State "{folder}/state";
+Dir::Cache "{folder}/cache";
+Acquire::Languages "none";
+Acquire::Retries "0";
+Acquire::http::Timeout "{stall_s:g}";
+Acquire::https::Timeout "{stall_s:g}";
+APT::Sandbox::User "root";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+"""
+"""Settings of apt: lists and caches of our own, so that it needs no root, and no hooks that change the machine."""
+
+
+class _Meter:
+    """Progress bar for pooch that counts the bytes of a transfer and ends one of more than `limit` bytes."""
+
+    total = 0
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.received = limit, 0
+
+    def update(self, count: int) -> None:
+        """Count `count` received bytes. Raises ValueError beyond the limit."""
+        self.received += count
+        if self.received > self.limit:
+            raise ValueError(f"it sent more than {self.limit} bytes")
+
+    def reset(self) -> None:
+        """Set the count to 0; pooch does so at the end and then counts the real size."""
+        self.received = 0
+
+    def close(self) -> None:
+        """Do nothing; pooch calls this at the end."""
+
 
 def download(url: str, path: Path, limit: int, stall_s: float = STALL_S) -> None:
-    """Fetch `url` into `path`, at most `limit` bytes. Raises Unavailable on any failure, or `stall_s` without a byte.
+    """Fetch `url` into `path`. Raises Unavailable on any failure, after `limit` bytes, or `stall_s` without a byte.
 
     The transfer runs in a thread of its own, since a question to a name server has no timeout in the thread that asks.
     """
-    outcome: list[str] = []
-    moved = threading.Event()
+    import pooch
+    from requests import RequestException
+
+    pooch.get_logger().setLevel("WARNING")  # its own lines would repeat ours: the caller names each source
+    meter, problems = _Meter(limit), [""]
+    # Some servers declare a .gz as a content encoding, and requests would unpack it.
+    fetch = pooch.HTTPDownloader(progressbar=meter, timeout=stall_s, headers={"Accept-Encoding": "identity"})
 
     def transfer() -> None:
         try:
-            outcome.append(_transfer(url, path, limit, stall_s, moved))
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            outcome.append(str(getattr(error, "reason", error)) or type(error).__name__)
+            pooch.retrieve(url, None, fname=path.name, path=path.parent, downloader=fetch)
+            problems.clear()
+        except (RequestException, OSError, ValueError) as error:
+            problems[:] = [str(getattr(error.args[0] if error.args else error, "reason", error))]
 
     thread = threading.Thread(target=transfer, daemon=True)
     thread.start()
-    last = time.monotonic()
-    while thread.is_alive():
-        thread.join(0.05)
-        if moved.is_set():
-            moved.clear()
-            last = time.monotonic()
-        elif thread.is_alive() and time.monotonic() - last > stall_s:
-            raise Unavailable(f"no byte in {stall_s:g} s, given up")
-    if outcome != [""]:
-        raise Unavailable(f"not reachable ({''.join(outcome) or 'the transfer broke off'})")
+    _watch(thread.is_alive, lambda: meter.received, "", stall_s)
+    if problems:
+        raise Unavailable(f"not reachable ({problems[0] or 'the transfer broke off'})")
 
 
-def _transfer(url: str, path: Path, limit: int, stall_s: float, moved: threading.Event) -> str:
-    """Fetch `url` into `path`; return the fault of the answer, or ""."""
-    received = 0
-    with urllib.request.urlopen(url, timeout=stall_s) as answer, path.open("wb") as stream:  # noqa: S310
-        promised = answer.headers.get("Content-Length")
-        while block := answer.read1(1 << 16):
-            moved.set()
-            received += len(block)
-            if received > limit:
-                return f"it sent more than {limit} bytes"
-            stream.write(block)
-    if promised is not None and received != int(promised):
-        return f"it ended after {received} of {promised} bytes"
-    return ""
+def _watch(alive: Callable[[], bool], moved: Callable[[], int], name: str, stall_s: float) -> None:
+    """Wait while `alive` is true. Raises Unavailable if the value of `moved` stays the same for `stall_s`."""
+    seen, last = -1, time.monotonic()
+    while alive():
+        time.sleep(0.05)
+        if (grown := moved()) != seen:
+            seen, last = grown, time.monotonic()
+        elif time.monotonic() - last > stall_s and alive():
+            raise Unavailable(f"{name}no byte in {stall_s:g} s, given up")
 
 
 def unpack_debian(package: str, folder: Path) -> Path:
@@ -67,11 +96,11 @@ def unpack_debian(package: str, folder: Path) -> Path:
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise Unavailable("no apt-get here")
-    timeouts = [f"-oAcquire::{scheme}::Timeout={STALL_S:g}" for scheme in ("http", "https")]
-    options = ["-q", "-oAcquire::Retries=0", "-oAPT::Sandbox::User=root", *timeouts]
-    if os.geteuid() == 0:
-        run_watched(["apt-get", "update", *options], Path("/var/lib/apt/lists"))
-    run_watched(["apt-get", "download", *options, package], folder)
+    for own in ("state/lists/partial", "cache/archives/partial"):
+        (folder / own).mkdir(parents=True)
+    (folder / "apt.conf").write_text(APT_CONFIG.format(folder=folder, stall_s=STALL_S))
+    for command in (["update"], ["download", package]):
+        run_watched(["apt-get", *command, "-q", "-c", str(folder / "apt.conf")], folder)
     packages = sorted(folder.glob("*.deb"))
     if not packages:
         raise Unavailable("apt-get downloaded nothing")
@@ -83,15 +112,13 @@ def run_watched(command: list[str], folder: Path, stall_s: float = STALL_S) -> N
     """Run a command in `folder`. Raises Unavailable if it fails, or if no file or output grows for `stall_s`."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        seen, last = -1, time.monotonic()
         try:
-            while process.poll() is None:
-                time.sleep(0.1)
-                grown = os.fstat(log.fileno()).st_size + _bytes_below(folder)
-                if grown != seen:
-                    seen, last = grown, time.monotonic()
-                elif time.monotonic() - last > stall_s:
-                    raise Unavailable(f"{command[0]} moved no byte in {stall_s:g} s, given up")
+            _watch(
+                lambda: process.poll() is None,
+                lambda: os.fstat(log.fileno()).st_size + _bytes_below(folder),
+                f"{command[0]} moved ",
+                stall_s,
+            )
         finally:
             if process.poll() is None:
                 process.terminate()

@@ -20,6 +20,7 @@ from pipelines.artifacts.versions import lost, open_current
 from pipelines.config.loading import config_from
 from pipelines.config.settings import Config
 from pipelines.errors import FingerprintMismatch, Unavailable
+from pipelines.index.kinds import require_kind
 from pipelines.storage import Store, use_unsigned
 
 Ref = dict[str, str]
@@ -64,6 +65,7 @@ act = partial(
 def parse(config: Mapping[str, Any]) -> Config:
     """Return the typed settings, and read their public buckets without keys from now on. ConfigError for a bad tree."""
     settings = config_from(config)
+    require_kind(settings.index.kind, "auto")
     use_unsigned(settings.store.unsigned)
     return settings
 

@@ -19,7 +19,7 @@ from pipelines.errors import InputError
 from pipelines.evaluate.pair import Pair, Side, load_pair
 from pipelines.evaluate.rounding import all_rounded, rounded
 from pipelines.report import plots as drawings
-from pipelines.report.page import cards, document, facts, plots, section, table
+from pipelines.report.page import render
 from pipelines.storage import Store, canonical_json
 
 BINS = 32
@@ -228,49 +228,8 @@ def _by_class(matched: Matched, queries: npt.NDArray[np.int64], overlap_Q: Float
 
 def agreement_page(figures: AgreementFigures, drawn: Mapping[str, bytes], sources: Mapping[str, str]) -> str:
     """The self-contained page; `drawn` holds the PNGs of `overlap`, `pair_distances` and `neighbour_distances`."""
-    lead = (
-        f"{figures.queries:,} of {figures.samples:,} samples, each searched among all others by its old code of "
-        f"{figures.bits_old} bits and by its new one of {figures.bits_new} bits."
-    )
-    correlation = "–" if figures.correlation is None else f"{figures.correlation:.4f}"
-    headline = [
-        (f"Overlap of the {figures.k} nearest", f"{figures.overlap:.4f}", f"chance {figures.chance:.4f}"),
-        (
-            "Median query",
-            f"{figures.quartiles[1]:.4f}",
-            f"quartiles {figures.quartiles[0]:.3f}, {figures.quartiles[2]:.3f}",
-        ),
-        ("Correlation of distances", correlation, ""),
-        ("Samples", f"{figures.samples:,}", "in both codes"),
-        ("Only in the old codes", f"{figures.old_only:,}", "left out"),
-        ("Only in the new codes", f"{figures.new_only:,}", "left out"),
-    ]
-    pairs, near = figures.pairs, figures.neighbours
-    entries = [
-        (drawn["overlap"], "Histogram of the overlap over the queries", "Overlap of each query."),
-        (
-            drawn["pair_distances"],
-            "Histogram of the distances of pairs under the old and the new codes",
-            f"All pairs of a query and another sample: mean {pairs.old_mean:.3f} before, {pairs.new_mean:.3f} after.",
-        ),
-        (
-            drawn["neighbour_distances"],
-            "Histogram of the distances to the old neighbours under the old and the new codes",
-            f"Queries and their old neighbours: mean {near.old_mean:.3f} before, {near.new_mean:.3f} after.",
-        ),
-    ]
-    ordered = sorted(figures.classes, key=lambda entry: (-entry.overlap, entry.name))
-    rows = [(entry.name, f"{entry.overlap:.4f}", f"{entry.queries:,}") for entry in ordered]
-    body = [
-        cards(headline),
-        "<p><strong>How it is measured.</strong> The overlap of a query is the expected share of its k nearest that "
-        "both codes name, over every order of the samples at the k-th distance. Distances are divided by the bits.</p>",
-        section("Movement", plots(entries)),
-        *([section("Classes", table(("class", "overlap", "queries"), rows, bar=1))] if rows else []),
-        section("Made from", facts(sources), lead="The digests of the artifacts that were compared."),
-        "<footer>Made by hhnet. The same figures are in metrics.json beside this page.</footer>",
-    ]
-    return document(f"Neighbours agree to {figures.overlap:.1%}", "HHNet · agreement of two codes", body, lead)
+    classes = sorted(figures.classes, key=lambda entry: (-entry.overlap, entry.name))
+    return render("agreement", figures=figures, drawn=drawn, classes=classes, sources=sources)
 
 
 HEADLINE = ("overlap", "chance", "k", "correlation", "bits_old", "bits_new")

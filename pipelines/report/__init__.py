@@ -1,7 +1,6 @@
 """What pages share.
 
-page      self-contained HTML
-style     its colours and measures
+page      self-contained HTML, from `templates/`
 plots     curves and histograms as PNG
 pictures  thumbnails from the shards
 """

@@ -22,7 +22,7 @@ from pipelines.encode.codes import CodesSet, code_array, logits_array, open_code
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, code_bytes, open_index
-from pipelines.report.page import Row, Tile, document, gallery, note
+from pipelines.report.page import Row, Tile, render
 from pipelines.report.pictures import Pictures, Place, find_pictures, thumbnail
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import MAX_BYTES, decode_image
@@ -348,15 +348,8 @@ def search_page(
         )
         for query, near in shown
     ]
-    body = [note(f"No pictures of some samples: {problem}") for problem in pictures.problems]
-    if places and not found and not pictures.problems:
-        body.append(note("No pictures: the samples' images cannot be read from the shards."))
-    if total > len(shown):
-        body.append(note(f"The first {len(shown)} of {total:,} queries are shown."))
-    body.append(gallery(rows))
-    order = f", the nearest {rerank:,} of them ordered by their logits" if rerank else ", nearest first"
-    lead = f"{total:,} {'query' if total == 1 else 'queries'}, neighbours by Hamming distance{order}"
-    return document("Search results", "HHNet", body, lead)
+    unreadable = bool(places and not found and not pictures.problems)
+    return render("search", rows=rows, total=total, problems=pictures.problems, unreadable=unreadable, rerank=rerank)
 
 
 def _picture(query: Query, found: dict[Place, str]) -> str | None:

@@ -1,7 +1,10 @@
 """Downloads and packages: what stalls is given up, what fails says so."""
 
 import contextlib
+import hashlib
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.sources import download, run_watched
+from flows.sources import download, run_watched, unpack_debian
 from pipelines.errors import Unavailable
 
 CONTENT = bytes(range(256)) * 400
@@ -109,7 +112,11 @@ def test_a_server_that_stops_in_the_middle_is_given_up(site: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("path", "limit", "reason"),
-    [("missing", 10, "Not Found"), ("endless", 5000, "more than 5000 bytes"), ("cut", len(CONTENT), "after 1000 of")],
+    [
+        ("missing", 10, "Not Found"),
+        ("endless", 5000, "more than 5000 bytes"),
+        ("cut", len(CONTENT), r"IncompleteRead\(1000 bytes"),
+    ],
 )
 def test_a_failure_says_why(site: str, tmp_path: Path, path: str, limit: int, reason: str) -> None:
     with pytest.raises(Unavailable, match=reason):
@@ -141,3 +148,36 @@ def test_a_command_that_fails_shows_its_own_reason(tmp_path: Path) -> None:
     script = "import sys; print('W: never mind'); print('E: no such package'); sys.exit(100)"
     with pytest.raises(Unavailable, match="E: no such package"):
         run_watched([sys.executable, "-c", script], tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None, reason="not a Debian")
+def test_a_package_comes_without_root_and_without_a_change_to_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """apt sees a source of one package on this disk, and runs with folders of its own for everything it writes."""
+    package, source = tmp_path / "package", tmp_path / "source"
+    (package / "DEBIAN").mkdir(parents=True)
+    (package / "usr").mkdir()
+    (package / "usr" / "file").write_bytes(CONTENT)
+    fields = {"Package": "toy", "Version": "1", "Architecture": "all", "Maintainer": "m <m@localhost>"}
+    control = "".join(f"{name}: {value}\n" for name, value in {**fields, "Description": "toy"}.items())
+    (package / "DEBIAN" / "control").write_text(control)
+    source.mkdir()
+    deb = source / "toy_1_all.deb"
+    subprocess.run(["dpkg-deb", "-b", package, deb], check=True, capture_output=True)
+    digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+    found = f"{control}Filename: ./{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n"
+    (source / "Packages").write_text(found)
+    (tmp_path / "list").write_text(f"deb [trusted=yes] file:{source} ./\n")
+    # As the machine's own configuration would say it, with a hook that an update must not run.
+    hook = f'APT::Update::Post-Invoke {{ "touch {tmp_path}/hook"; }};'
+    own = f'Dir::Etc::SourceList "{tmp_path}/list"; Dir::Etc::SourceParts "/nonexistent"; {hook}'
+    (tmp_path / "apt.conf").write_text(own)
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    places = [Path(place) for place in ("/var/lib/apt/lists", "/var/cache/apt", "/var/cache/apt/archives")]
+    before = [place.stat().st_mtime_ns for place in places if place.exists()]
+    (tmp_path / "folder").mkdir()
+    unpacked = unpack_debian("toy", tmp_path / "folder")
+    assert (unpacked / "usr" / "file").read_bytes() == CONTENT
+    assert [place.stat().st_mtime_ns for place in places if place.exists()] == before
+    assert not (tmp_path / "hook").exists()

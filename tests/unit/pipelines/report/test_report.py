@@ -3,12 +3,16 @@ import io
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
 from pipelines.errors import InputError
 from pipelines.report import page, plots
 from pipelines.report.pictures import Place, find_pictures, thumbnail
 from pipelines.shards.shards import open_shards
+from pipelines.study.grid import Description
+from pipelines.study.page import study_page
+from pipelines.study.results import Trial
 from tests.support.codes import codes_of_shards, write_shards
 from tests.support.pictures import jpeg, picture, png
 
@@ -106,35 +110,41 @@ def test_plots_show_the_figures():
     assert CURVES["drift"]() != plots.bit_drift([0.3, -0.1], [0.1, 0.15])
 
 
+def search_page(rows, **facts):
+    return page.render("search", **{"rows": rows, "total": len(rows), "problems": [], "rerank": None, **facts})
+
+
 def test_everything_on_a_page_is_escaped():
     evil = "<b onload='x'>\"&"
-    tile = page.Tile(evil, [evil], None, 3, True, evil)
-    html = page.document(
-        evil,
-        evil,
-        [
-            page.section(evil, page.note(evil), lead=evil),
-            page.cards([(evil, evil, evil)]),
-            page.points([evil]),
-            page.table((evil,), [(evil,)]),
-            page.facts({evil: evil}),
-            page.folded(evil),
-            page.plots([(b"", evil, evil)]),
-            page.gallery([page.Row(tile, [tile])]),
-        ],
-        evil,
+    tile = page.Tile(evil, [evil], "data:image/png;base64,", 3, True, evil)
+    cell = {"group": evil, "seed": 0, "map": 0.5, "val_map": None, "lr": 0.1, "model": None, "report": None}
+    entry = {f"axis.{evil}": evil, "map": 0.5, "deviation": None, "seeds": 1, "failed": 1, "val_map": None, "lr": 0.1}
+    study = study_page(
+        Description(title=evil, about=evil, settings={evil: evil}),
+        [{**cell, "error": None}, {**cell, "error": evil}],
+        [{**entry, "flops": None, "parameters": None, "images": None}],
+        [Trial(evil, 0, evil, None, None, False, evil)],
+        {},
+        {evil: evil},
     )
-    assert "<b onload" not in html and "onload='" not in html
-    assert html.count("&lt;b onload=&#x27;x&#x27;&gt;&quot;&amp;") > 20
+    found = search_page([page.Row(tile, [tile])], problems=[evil], unreadable=False)
+    for html, times in ((study, 15), (found, 9)):
+        assert "<b onload" not in html and "onload='" not in html
+        assert html.count("&lt;b onload=&#39;x&#39;&gt;&#34;&amp;") >= times
+
+
+def test_a_page_without_one_of_its_facts_is_an_error():
+    with pytest.raises(UndefinedError, match="unreadable"):
+        search_page([])
 
 
 def test_a_verdict_is_told_by_more_than_colour():
     tiles = [page.Tile("n", ["cat"], None, 1, right) for right in (True, False, None)]
-    html = page.gallery([page.Row(page.Tile("q"), tiles)])
+    html = search_page([page.Row(page.Tile("q"), tiles)], unreadable=False)
     assert html.count("✓") == 1 and html.count("✗") == 1
     assert html.count('class="tile right"') == 1 and html.count('class="tile wrong"') == 1
 
 
 def test_bars_follow_the_numbers():
-    html = page.table(("class", "mAP"), [("a", "0.25"), ("b", "–"), ("c", "1.0")], bar=1)
-    assert "width:25.0%" in html and "width:100.0%" in html and html.count("width:") == 2
+    bar = page.TEMPLATES.get_template("parts.html.j2").module.bar
+    assert "width:25.0%" in bar(0.25) and "width:100.0%" in bar(1.0) and "width" not in bar(None)
