@@ -19,7 +19,7 @@ VARIABLE = "HHNET_SERVED_BY"
 """Environment variable with the process id of the serving process."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-"""Numbers of prctl options, from linux/prctl.h."""
+"""Number of a prctl option, like PR_SET_PDEATHSIG, from linux/prctl.h."""
 RAY_NAMES = ("ray", "gcs_server")
 """Beginnings of the names of Ray's processes; of an ended process only its name is left."""
 LOOK_EVERY_S = 1.0

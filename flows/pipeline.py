@@ -53,7 +53,7 @@ WAIT_FACTOR = 4
 AWAIT_SERVER_S = 30.0
 """Seconds that a run waits at its end for a Prefect server that is away."""
 AWAIT_SERVER_SERVED_S = 600.0
-"""The same for a run of a deployment, which no user waits for."""
+"""Seconds that a run of a deployment waits for it, since no user waits for the run."""
 
 NO_SETTINGS: dict[str, Any] = {}
 

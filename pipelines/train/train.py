@@ -220,7 +220,7 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     config = job.config
     with ray_session(config), scratch_folder(kept=True) as scratch:
         require_shared_store(Store(job.out), config)
-        # After this time Ray Train gives up. By default it would wait again and again for the room of a lost node.
+        # Seconds that Ray Train waits for the room of its workers; a lost node may have taken it away.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.ray.wait_s)
         need = training_need(config)
         board = start_board()
@@ -273,6 +273,7 @@ def _fit(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
         ),
         run_config=RunConfig(
             storage_path=str(scratch),
+            # By default Ray Train would try for ever to start workers that find no room.
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=0),
         ),
     )
