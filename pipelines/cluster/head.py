@@ -29,6 +29,7 @@ SETTLE_S = 0.1
 AGAIN_MS = 1000
 """Longest pause between two attempts to connect, in milliseconds."""
 _ASK = "/ray.rpc.InternalKVGcsService/InternalKVGet"
+"""gRPC method of Ray's head, called with an empty request: any answer but "unavailable" shows that it lives."""
 _UP = "the same command goes on from there once the cluster is back"
 
 
