@@ -12,18 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.cluster.access import token_refused
+from pipelines.cluster.ray_private import ASK_HEAD, RAYS_PATIENCE, RAYS_PATIENCE_S, Head, token_headers
 from pipelines.errors import ClusterUnavailable, HeadLost
 
-RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
-RAYS_PATIENCE_S = 60.0
-"""Ray's own limit, after which it ends the process; RAYS_PATIENCE sets another one."""
 LEAST_PATIENCE_S = 1.0
 ASK_EVERY_S = 5.0
 ASK_S = 5.0
 """How long one question may take at most."""
 AGAIN_MS = 1000
 """Longest pause between two attempts to connect."""
-_ASK = "/ray.rpc.InternalKVGcsService/InternalKVGet"
 _UP = "the same command goes on from there once the cluster is back"
 
 
@@ -33,12 +30,11 @@ def await_head(address: str, wait_s: float) -> None:
     UsageError where it refuses this environment's token, ClusterUnavailable where nothing answers, or no Ray.
     """
     import grpc
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
-    token = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
+    token = [(name.lower(), value) for name, value in token_headers().items()]
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", AGAIN_MS)]
     with grpc.insecure_channel(address, options=options) as channel:
-        ask = channel.unary_unary(_ASK, request_serializer=bytes, response_deserializer=bytes)
+        ask = channel.unary_unary(ASK_HEAD, request_serializer=bytes, response_deserializer=bytes)
         try:
             ask(b"", timeout=wait_s, metadata=token, wait_for_ready=True)
         except grpc.RpcError as error:
@@ -59,14 +55,10 @@ class HeadWatch:
     """
 
     def __init__(self, address: str) -> None:
-        import ray
-
         self.patience_s = max(LEAST_PATIENCE_S, float(os.environ.get(RAYS_PATIENCE) or RAYS_PATIENCE_S) / 2)
         self.lost = False
         self._address, self._node_lost = address, False
-        # Taken here, since Ray's functions connect to some cluster again when they are called after it was left.
-        self._gcs = ray._private.worker.global_worker.gcs_client
-        self._here = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
+        self._head = Head()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="head", daemon=True)
 
@@ -113,15 +105,12 @@ class HeadWatch:
 
     def _hear(self, timeout: float) -> bool:
         """Ask the head for the node that this process is on; whether it answered."""
-        from ray.core.generated.gcs_pb2 import GcsNodeInfo
         from ray.exceptions import RayError
 
         try:
-            nodes = self._gcs.get_all_node_info(timeout=timeout)
+            self._node_lost = self._head.has_lost_node(timeout)
         except (RayError, RuntimeError):
             return False
-        here = self._here
-        self._node_lost = here in nodes and nodes[here].state != GcsNodeInfo.GcsNodeState.ALIVE
         return True
 
 

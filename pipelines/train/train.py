@@ -24,6 +24,7 @@ from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, look, shortage, training_need, widest
 from pipelines.cluster.progress import BOARD_S, BoardView, start_board
+from pipelines.cluster.ray_private import START_TIMEOUT
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -220,7 +221,7 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     with ray_session(config), scratch_folder(kept=True) as scratch:
         require_shared_store(Store(job.out), config)
         # Ray Train would wait again and again for room that a lost node took away.
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.ray.wait_s)
+        os.environ[START_TIMEOUT] = str(config.ray.wait_s)
         need = training_need(config)
         board = start_board()
         with BoardView(board, "train", log.done, log.total, log.unit, log.reach):
