@@ -4,7 +4,7 @@ Where `ray.address` is an http(s) URL, what needs Ray is submitted there as a jo
 first argument of every task is its name in Prefect: of the task run, its progress bar and its row in the tables.
 """
 
-import sys
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
@@ -21,6 +21,8 @@ from pipelines.config.loading import config_from
 from pipelines.config.settings import Config
 from pipelines.errors import FingerprintMismatch, Unavailable
 from pipelines.storage import Store, use_unsigned
+
+_log = logging.getLogger(__name__)
 
 Ref = dict[str, str]
 """Where an artifact lies and what it is: {"uri": ..., "digest": ...}."""
@@ -42,7 +44,7 @@ def out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
     """Retry what a store or cluster out of reach made fail, and nothing else."""
     if not is_out_of_reach(state.data):
         return False
-    sys.stderr.write(f"hhnet: {state.data}; trying again\n")
+    _log.warning("%s; trying again", state.data)
     return True
 
 
@@ -94,7 +96,7 @@ def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
     if damaged := result["damaged"]:
         more = f" (and {len(damaged) - 1} more tars)" if len(damaged) > 1 else ""
         line = f"{damaged[0]}{more}: the damaged samples become rejects, encode.reject_budget says how many may"
-        sys.stderr.write(f"hhnet: {line}\n")
+        _log.warning(line)
         get_run_logger().warning(line)
     return result
 

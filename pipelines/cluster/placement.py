@@ -4,8 +4,8 @@ Ray queues a worker that fits nowhere and never says so. Here every wait for roo
 was asked, what there is and what is in use. A wait asks the autoscaler too, so a cluster may begin with no workers.
 """
 
+import logging
 import re
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +17,8 @@ from pipelines.cluster.head import require_head
 from pipelines.cluster.ray_private import draining_nodes, free_resources
 from pipelines.config.settings import Config, GpuPlacedSettings, PlacedSettings
 from pipelines.errors import ClusterUnavailable
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -182,7 +184,7 @@ def _settle(
     except ClusterUnavailable as error:
         if not (need.gpus and config.ray.cpu_fallback):
             raise
-        sys.stderr.write(f"hhnet: {error}; goes on without a GPU, as ray.cpu_fallback is set\n")
+        _log.warning("%s; goes on without a GPU, as ray.cpu_fallback is set", error)
         plain = replace(need, gpus=0, accelerator=None)
         return _wait(lambda nodes: find(nodes, plain), workers, plain, config)
 
