@@ -1,17 +1,17 @@
 """What a run has to show for itself: one JSON object, and for Prefect a page of Markdown and tables."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from flows.stages import Result
+from pipelines.artifacts.commit import read_claim
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Part
 from pipelines.artifacts.runs import read_runs
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current
-from pipelines.encode.receipts import receipt_parts
 from pipelines.errors import InputError
 from pipelines.storage import Store
 from pipelines.verify.status.figures import attempts_of, slowest
@@ -131,8 +131,8 @@ def _codes_parts(store: Store) -> list[Part]:
     try:
         return list(open_current(store, "codes").manifest.parts)
     except InputError:
-        receipts = [json.loads(store.read(path)) for path in store.names("receipts")]
-        return [part for receipt in receipts for part in receipt_parts(receipt)]
+        receipts = [read_claim(store, path, Receipt) for path in store.names("receipts")]
+        return [part for receipt in receipts for part in receipt.parts]
 
 
 def run_page(stages: list[Result], summary: Result | None, links: Mapping[str, str]) -> str:

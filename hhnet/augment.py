@@ -18,13 +18,13 @@ from hhnet.preprocess import check_image, resize_box
 
 KINDS = ("crop_flip", "resized_crop", "none")
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-_TRIES = 10
+_TRIES = 10  # windows drawn for "resized_crop" before the largest square is taken
 
 _Image = npt.NDArray[np.uint8]
 
 
 def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
-    """The generator of one sample in one epoch: Philox, whose key is a hash of the three."""
+    """Return the random generator of one sample in one epoch: Philox, keyed by a hash of the three arguments."""
     digest = hashlib.blake2b(f"{seed}\0{epoch}\0{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
 
@@ -54,7 +54,7 @@ class Augment:
     erase: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for values that cannot be meant."""
+        """Raise ValueError for values outside their range."""
         if self.size < 1 or self.padding < 0:
             raise ValueError(f"size must be above 0, padding not below: got {self.size} and {self.padding}")
         if self.kind not in KINDS:
@@ -65,7 +65,7 @@ class Augment:
             raise ValueError(f"jitter must be in [0, 1), erase in [0, 1]: got {self.jitter}, {self.erase}")
 
     def __call__(self, image: npt.NDArray[Any], rng: np.random.Generator) -> _Image:
-        """uint8 RGB (H, W, 3) -> uint8 (S, S, 3), contiguous; the input is left as it is.
+        """Augment one image: uint8 RGB (H, W, 3) -> uint8 (S, S, 3), contiguous; the input does not change.
 
         Raises:
             TypeError, ValueError: if `image` is not such an array, or too small to cut S x S from.
@@ -75,6 +75,7 @@ class Augment:
             return np.ascontiguousarray(_window(image, self.size, 0.5, 0.5))
         result = self._resized_crop(image, rng) if self.kind == "resized_crop" else self._crop(image, rng)
         mirrored = rng.random() < 0.5
+        # Both ways copy: the result is contiguous, and `_erase` does not write into the caller's image.
         result = result.take(np.arange(result.shape[1])[::-1], axis=1) if mirrored else result.copy()
         if self.jitter:
             result = _jitter(result, rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
@@ -111,13 +112,13 @@ class Augment:
 
 
 def _reflected(first: int, size: int, length: int) -> npt.NDArray[np.int64]:
-    """Places first to first + size - 1 of a line of `length`, those beyond an end as in a mirror there."""
+    """Return `size` indices from `first` on into a line of `length` pixels; those beyond an end are mirrored at it."""
     places: npt.NDArray[np.int64] = (length - 1) - np.abs((length - 1) - np.abs(np.arange(first, first + size)))
     return places
 
 
 def _window(image: _Image, size: int, across: float, down: float) -> _Image:
-    """A size x size window whose place is given by two numbers from 0 to below 1."""
+    """Cut a size x size window; `across` and `down`, from 0 to below 1, give its place."""
     height, width = image.shape[:2]
     if min(height, width) < size:
         raise ValueError(f"cannot cut {size}x{size} pixels from {height}x{width}: resize the image first")

@@ -51,7 +51,7 @@ def pack_bits(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
 
 
 def unpack_bits(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.bool_]:
-    """Undo `pack_bits`.
+    """Unpack bytes into bits, the inverse of `pack_bits`.
 
     Args:
         codes: uint8 (N, ceil(bits / 8)).

@@ -27,7 +27,7 @@ _ROWS = 1 << 9  # of them, rows of the distance matrix held at once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodeHealth:
-    """What `code_health` finds. Bits are counted from 0, as in packed codes."""
+    """The figures of one set of codes, made by `code_health`. Bits are counted from 0, as in packed codes."""
 
     bits: int
     """K."""
@@ -52,7 +52,7 @@ class CodeHealth:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodeDrift:
-    """What `code_drift` finds between codes `before` and `after`."""
+    """The differences between codes `before` and `after`, made by `code_drift`."""
 
     balance_change: _Floats
     """float64 (K,): share of ones after, less that before."""
@@ -69,7 +69,7 @@ class CodeDrift:
 
 
 def code_health(codes: _Codes, bits: int) -> CodeHealth:
-    """Balance, entropy and correlation of the bits, buckets of equal codes, and distances of pairs.
+    """Measure a set of codes: balance, entropy and correlation of bits, buckets of equal codes, distances of pairs.
 
     Codes are unpacked block by block, so memory beyond the codes is a few words per code. The result depends on the
     order of the codes only in `distances`, and there only where they are sampled.
@@ -106,9 +106,9 @@ def code_health(codes: _Codes, bits: int) -> CodeHealth:
 
 
 def code_drift(before: CodeHealth, after: CodeHealth) -> CodeDrift:
-    """How codes `after` differ from codes `before`, both as found by `code_health`.
+    """Compare codes `after` with codes `before`, each as measured by `code_health`.
 
-    Where both come from one model, a change says that the images changed; for the same images, that the model did.
+    With one model for both, a change means that the images changed; with the same images, that the model did.
 
     Raises:
         ValueError: if the codes differ in their number of bits.
@@ -129,10 +129,10 @@ def code_drift(before: CodeHealth, after: CodeHealth) -> CodeDrift:
 
 
 def _ones_and_differing(codes: _Codes, bits: int) -> tuple[_Counts, _Counts]:
-    """Codes in which each bit is 1, int64 (K,), and in which two bits differ, int64 (K, K).
+    """Count the codes in which each bit is 1, int64 (K,), and in which two bits differ, int64 (K, K).
 
-    Turned on its side, a block is K codes of as many bits as it has rows, and their Hamming distances are the codes in
-    which two bits differ.
+    A transposed block is K codes with one bit per row; the Hamming distance of two of them counts the rows in which the
+    two bits differ.
     """
     ones_K, differing_KK = np.zeros(bits, np.int64), np.zeros((bits, bits), np.int64)
     for start in range(0, len(codes), _BLOCK):
@@ -144,7 +144,7 @@ def _ones_and_differing(codes: _Codes, bits: int) -> tuple[_Counts, _Counts]:
 
 
 def _entropy(share_K: _Floats) -> _Floats:
-    """Binary entropy in bits; p log p is 0 at p = 0."""
+    """Return the binary entropy in bits; p log p is 0 at p = 0."""
     sides = np.stack([share_K, 1 - share_K])
     logs = np.log2(sides, out=np.zeros_like(sides), where=sides > 0)
     entropy_K: _Floats = np.maximum(-(sides * logs).sum(0), 0)  # no -0.0
@@ -152,7 +152,7 @@ def _entropy(share_K: _Floats) -> _Floats:
 
 
 def _phi(ones_K: _Counts, differing_KK: _Counts, num: int) -> _Floats:
-    """Phi coefficients; numerators and variances are whole numbers, so that equal bits have exactly 1."""
+    """Return the phi coefficients. Numerators and variances are whole numbers, so equal bits have exactly 1."""
     both_KK = (ones_K[:, None] + ones_K - differing_KK) // 2
     covariance_KK = (num * both_KK - np.outer(ones_K, ones_K)).astype(np.float64)
     spread_K = (ones_K * (num - ones_K)).astype(np.float64)
@@ -162,7 +162,7 @@ def _phi(ones_K: _Counts, differing_KK: _Counts, num: int) -> _Floats:
 
 
 def _buckets(codes: _Codes) -> tuple[_Codes, _Counts]:
-    """Distinct codes and how often each occurs, by falling size, then by bytes."""
+    """Return the distinct codes and how often each occurs, by falling size, then by bytes."""
     padded = np.zeros((len(codes), (codes.shape[1] + 7) // 8 * 8), np.uint8)
     padded[:, : codes.shape[1]] = codes
     words_NW = padded.view(">u8").astype(np.uint64)  # big endian: ordered as the bytes are
@@ -178,7 +178,7 @@ def _buckets(codes: _Codes) -> tuple[_Codes, _Counts]:
 def _sample(codes: _Codes) -> _Codes:
     if len(codes) <= _SAMPLE:
         return codes
-    random = np.random.Generator(np.random.Philox(0))
+    random = np.random.Generator(np.random.Philox(0))  # a fixed seed: the same codes give the same figures
     return codes[np.sort(random.choice(len(codes), _SAMPLE, replace=False, shuffle=False))]
 
 

@@ -1,7 +1,7 @@
-"""Logits: what is left of a network's outputs beside the bits, as int8, to re-rank a short list of Hamming neighbours.
+"""Logits: a network's outputs as int8, stored beside the bits to re-rank a short list of Hamming neighbours.
 
-Codes say on which side of zero each output lies, logits also how far. The distance is asymmetric: of the query the
-outputs are at hand, of the database what was stored.
+A code says on which side of zero each output lies, logits also how far. The distance is asymmetric: the query's outputs
+at full precision are compared with the stored logits of the database.
 
 Shape suffixes: N samples, Q queries, K bits.
 """
@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 LARGEST = 127
-"""The magnitude that the largest output of a row gets."""
+"""Magnitude of the largest quantised output of each row."""
 
 Logits = npt.NDArray[np.int8]
 
 
 def quantise_logits(z_NK: npt.ArrayLike) -> Logits:
-    """Outputs as int8, each row by its own scale: round(127 z / max |z|), and never to 0 where z is not 0.
+    """Quantise outputs to int8, each row by its own scale: round(127 z / max |z|), and never to 0 where z is not 0.
 
-    So logit j is > 0 just where bit j of `sign_bits` is set. The scale of a row is not kept: it has no part in an
-    angle, which is what the losses here train.
+    So logit j is > 0 exactly where bit j of `sign_bits` is set. The scale of a row is not kept: the losses here train
+    angles, and an angle does not depend on it.
 
     Args:
         z_NK: real codes, shape (N, K), any float dtype.
@@ -41,10 +41,10 @@ def quantise_logits(z_NK: npt.ArrayLike) -> Logits:
 
 
 def saturate(z_NK: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Outputs or logits as what is compared: tanh(z / r), r the root mean square of the row.
+    """Compress outputs or logits for comparison: tanh(z / r), with r the root mean square of the row.
 
-    An output says little more than its bit once it is far from zero. Compared as they are, the few largest outputs of
-    a row decide, and order long lists worse than the bits alone (`docs/experiments.md` has the figures).
+    An output far from zero says little more than its bit. Without the tanh, the few largest outputs of a row decide the
+    order, and long lists come out worse than by the bits alone (`docs/experiments.md` has the figures).
 
     Args:
         z_NK: outputs or logits, shape (N, K).
@@ -58,10 +58,10 @@ def saturate(z_NK: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def asymmetric_distances(query_K: npt.ArrayLike, logits_NK: Logits) -> npt.NDArray[np.float32]:
-    """1 - cos of the angle between one query's outputs and each row of logits, both saturated, from 0 to 2.
+    """Return 1 - cos of the angle between one query's outputs and each row of logits, both saturated, from 0 to 2.
 
-    It is a function of the two rows alone: the same logits have the same distance wherever they stand. Whatever has
-    no direction, a row of zeros, is at 1.
+    The distance depends on the two rows alone: equal logits have equal distances wherever they stand. A row of zeros
+    has no direction and is at 1.
 
     Args:
         query_K: the query's outputs, or its logits, shape (K,).

@@ -1,4 +1,4 @@
-"""From decoded pixels to network input: the one way in every verb.
+"""From decoded pixels to network input; every verb goes this way.
 
 Shape suffixes: B images, C channels, H height, W width, S side of the network's input.
 """
@@ -35,15 +35,14 @@ def resize_box(
     box: tuple[float, float, float, float],
     interpolation: str,
 ) -> npt.NDArray[np.uint8]:
-    """Resample the part (left, top, right, bottom) of an image, in pixels, to (width, height),
-    antialiased."""
+    """Resample the part (left, top, right, bottom) of an image, in pixels, to (width, height), antialiased."""
     resized = Image.fromarray(image).resize(size, _FILTERS[interpolation], box=box)
     return np.array(resized)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """Resize the shorter side to `resize`, cut the centre square of `size`, scale to [0, 1], normalise.
+    """The steps before the network: shorter side to `resize`, centre square of `size`, scale to [0, 1], normalise.
 
     Attributes:
         size: side S of the result, in pixels.
@@ -59,7 +58,7 @@ class Preprocess:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        """Raise ValueError for values that cannot be meant."""
+        """Raise ValueError for values outside their range."""
         if self.size < 1 or self.resize < self.size:
             raise ValueError(f"size must be from 1 to resize: got size={self.size}, resize={self.resize}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -68,7 +67,7 @@ class Preprocess:
             raise ValueError(f"interpolation must be one of {', '.join(_FILTERS)}: got {self.interpolation!r}")
 
     def resize_crop(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """uint8 (H, W, 3) of any size -> uint8 (S, S, 3).
+        """Resize and cut: uint8 (H, W, 3) of any size -> uint8 (S, S, 3).
 
         The cut is made while resampling, so a very long image never grows to its full resized length.
         """
@@ -82,18 +81,18 @@ class Preprocess:
         return resize_box(image, (self.size, self.size), box, self.interpolation)
 
     def normalise(self, images_BHWC: Tensor) -> Tensor:
-        """uint8 (B, S, S, 3) on any device -> float32 (B, 3, S, S) there, in channels-last memory order."""
+        """Normalise: uint8 (B, S, S, 3) on any device -> float32 (B, 3, S, S) there, in channels-last memory order."""
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         scale, shift = (1 / (255 * std)).to(images_BHWC.device), (-mean / std).to(images_BHWC.device)
         return (images_BHWC.to(torch.float32) * scale + shift).permute(0, 3, 1, 2)
 
     def __call__(self, image: npt.NDArray[np.uint8]) -> Tensor:
-        """uint8 RGB (H, W, 3) -> float32 (3, S, S), contiguous."""
+        """Prepare one image: uint8 RGB (H, W, 3) -> float32 (3, S, S), contiguous."""
         square = torch.from_numpy(np.ascontiguousarray(self.resize_crop(image)))
         return self.normalise(square[None])[0].contiguous()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` is the inverse."""
+        """Return the settings as JSON values; `from_dict` is the inverse."""
         return {
             "size": self.size,
             "resize": self.resize,

@@ -1,8 +1,8 @@
 """TrivialAugment: one operation of fourteen at one strength of 31, both drawn evenly, and nothing to tune.
 
 Müller and Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", in their wide space of
-strengths. Operations and strengths are torchvision's; its own class draws from the global generator of torch, so that
-what becomes of an image would depend on the thread and the moment.
+strengths. Operations and strengths are torchvision's. Its own class is not used: it draws from torch's global
+generator, so the result would depend on the thread and on earlier draws.
 
 Shape suffixes: H height, W width.
 """
@@ -20,11 +20,12 @@ from torchvision.transforms import functional as ops
 from hhnet.preprocess import check_image
 
 STRENGTHS = 31
+"""Number of strengths of each operation that has several."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A change of a picture by a strength; `both_ways` = by its negative as well."""
+    """A change of a picture by a strength, drawn from `strengths`; with `both_ways` its sign is drawn too."""
 
     change: Callable[[Image.Image, float], Image.Image]
     strengths: tuple[float, ...] = (0.0,)
@@ -65,11 +66,13 @@ OPERATIONS: dict[str, Operation] = {
     "AutoContrast": Operation(lambda image, _: ops.autocontrast(image)),
     "Equalize": Operation(lambda image, _: ops.equalize(image)),
 }
-"""By torchvision's names."""
+"""The fourteen operations by torchvision's names."""
 
 
 def trivial_augment(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """uint8 RGB (H, W, 3) -> uint8 (H, W, 3), contiguous; the input is left as it is. What moves in is black.
+    """Apply one random operation: uint8 RGB (H, W, 3) -> uint8 (H, W, 3), contiguous; the input does not change.
+
+    Pixels that move in from outside are black.
 
     Raises:
         TypeError, ValueError: if `image` is not such an array.

@@ -11,6 +11,12 @@ def main() -> None:
         from pipelines.cli.main import build_app
 
         build_app()()
+    except OSError as error:
+        if len(sys.argv) > 1 and {"-h", "--help", "--version"}.isdisjoint(sys.argv):
+            raise
+        sys.stderr.write(f"hhnet: the help cannot be written to stdout: {error.strerror}\n")
+        sys.stderr.flush()
+        os._exit(1)  # what stdout still holds would fail once more at the end of the process
     except KeyboardInterrupt:
         sys.stderr.write("hhnet: interrupted before any work was done\n")
         sys.stderr.flush()

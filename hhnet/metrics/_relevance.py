@@ -1,7 +1,6 @@
-"""Codes and labels in the form the ranking kernels read, and counts per Hamming distance.
+"""Codes and labels in the form that the ranking kernels read, and counts per Hamming distance.
 
-Shape suffixes: Q queries, N database samples, C classes, W and L 64-bit words per code and label, D
-    distances.
+Shape suffixes: Q queries, N database samples, C classes, W and L 64-bit words per code and label, D distances.
 """
 
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ Labels = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Checked input: codes as words, labels as 64-bit words."""
+    """The checked input of a metric: codes as words, labels as 64-bit words."""
 
     queries: Words
     database: Words
@@ -37,7 +36,9 @@ class Task:
         return int(len(self.queries) * len(self.database) * (self.queries.shape[1] + self.query_labels.shape[1]))
 
     def histograms(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Samples and relevant samples at each distance, two int64 (q, D), block of queries by block."""
+        """Yield the counts of samples and of relevant samples at each distance, two int64 (q, D), for each block of
+        queries.
+        """
         for start in range(0, len(self.queries), _QUERY_BLOCK):
             block = slice(start, min(start + _QUERY_BLOCK, len(self.queries)))
             queries_QW, labels_QL = self.queries[block], self.query_labels[block]
@@ -92,10 +93,10 @@ def _label_words(labels: Labels, num: int, name: str) -> npt.NDArray[np.uint64]:
 def label_pair(
     query_labels: Labels, num_queries: int, database_labels: Labels, size: int
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], bool]:
-    """Labels as words, and whether they are single class ids.
+    """Return both sets of labels as words, and whether they are single class ids.
 
     Raises:
-        TypeError, ValueError: if they are no labels, not of one kind, or not as many as given.
+        TypeError, ValueError: for labels of a wrong dtype or shape, of two kinds, or not as many as given.
     """
     labels_QL = _label_words(query_labels, num_queries, "query_labels")
     labels_NL = _label_words(database_labels, size, "database_labels")
@@ -110,7 +111,7 @@ def label_pair(
 
 
 def make_task(query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels) -> Task:
-    """Check and convert what every metric takes."""
+    """Check the arguments that every metric takes, and convert them."""
     queries_QW, database_NW = code_pair(query_codes, database_codes)
     labels_QL, labels_NL, single = label_pair(query_labels, len(queries_QW), database_labels, len(database_NW))
     return Task(queries_QW, database_NW, labels_QL, labels_NL, single, 8 * query_codes.shape[1])

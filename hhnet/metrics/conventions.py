@@ -1,8 +1,8 @@
 """How code bases of the field compute mAP from codes, by name.
 
-All of them sum precision over the relevant ranks; they differ in what AP is divided by, in what becomes of a query that
-finds nothing, and in the order inside ties. Seven of the code bases were run once on codes whose ties do not matter:
-`tests/unit/hhnet/metrics/test_conventions.py` has the figures.
+All of them sum precision over the relevant ranks. They differ in the denominator of AP, in the treatment of a query
+that finds nothing, and in the order inside ties. Seven of the code bases were run once on codes whose ties do not
+matter: `tests/unit/hhnet/metrics/test_conventions.py` has the figures.
 """
 
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ __all__ = ["CONVENTIONS", "Convention"]
 
 @dataclass(frozen=True)
 class Convention:
-    """What decides the mAP of given codes and labels, beside K."""
+    """The choices that, beside K, decide the mAP of given codes and labels."""
 
     source: str
-    """Repository and file."""
+    """Repository and file of the code that computes it."""
     denominator: str = "retrieved"
     empty: str = "zero"
-    """Both as `hhnet.mean_average_precision` takes them."""
+    """Denominator and empty queries, with the values that `hhnet.mean_average_precision` takes."""
     unlabelled: str = "zero"
-    """A query without labels counts 0 or is left out ("skip")."""
+    """Whether a query without labels counts 0 ("zero") or is left out ("skip")."""
     ties: str = "undefined"
-    """"undefined" = as a sort leaves them that promises no order, which stands for the expectation over all orders;
+    """Order inside ties: "undefined" = by a sort that promises no order, computed as the expectation over all orders;
     "stable" = by row; "scores" = by the distance of the real outputs."""
 
 
@@ -41,4 +41,4 @@ CONVENTIONS: Mapping[str, Convention] = {
     "fire-landmarks": Convention("CISiPLab/cisip-FIRe, landmark sets", denominator="all"),
     "h2q": Convention("HHNet's and H2Q's own code base", ties="scores"),
 }
-"""By the name under which the code base is known."""
+"""The conventions by the usual names of their code bases."""

@@ -101,19 +101,19 @@ def average_precisions(
     tie_scores: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     rerank: int | None = None,
 ) -> _Floats:
-    """AP@K of each query: sum over ranks i <= K of rel_i x precision_i, divided by the denominator.
+    """Compute AP@K of each query: the sum over ranks i <= K of rel_i x precision_i, divided by the denominator.
 
     Args:
         query_codes, database_codes: uint8 (Q, bytes) and (N, bytes).
         query_labels, database_labels: int (Q,) and (N,), or multi-hot (Q, C) and (N, C).
         at: K; None for the whole database; cut to N.
-        ties: "expected" = expectation over all orders inside ties of the whole quotient, whose denominator is
-            random too where K cuts a tie; "stable" = by database row; "scores" = by squared Euclidean
-            distance of the normalised reals in `tie_scores`, then by row.
+        ties: "expected" = expectation of the whole quotient over all orders inside ties; where K cuts a tie, the
+            denominator is random too. "stable" = by database row; "scores" = by squared Euclidean distance of the
+            normalised reals in `tie_scores`, then by row.
         denominator: "retrieved" = relevant samples within the first K, most papers' choice; "min" = the
             smaller of K and all relevant samples; "all" = all relevant samples.
-        empty: what becomes of a query that has no relevant sample within the first K in any order: "zero"
-            counts it as 0, "skip" gives NaN.
+        empty: for a query that has no relevant sample within the first K in any order: "zero" counts it as 0, "skip"
+            gives NaN.
         tie_scores: real codes of queries and database, (Q, K) and (N, K), for ties="scores" only.
         rerank: for ties="scores" only: the first `rerank` samples by (distance, row) are ordered by the distance of
             the reals whatever their codes, and the others stay by (distance, row). Cut to N, which orders all of
@@ -163,7 +163,7 @@ def mean_average_precision(
     tie_scores: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     rerank: int | None = None,
 ) -> float:
-    """Mean of `average_precisions`, which explains the arguments, over the queries that are not skipped.
+    """Return the mean of `average_precisions` over the queries that are not skipped; the arguments are explained there.
 
     Raises:
         TypeError, ValueError: as there, and ValueError if every query is skipped.
@@ -185,10 +185,10 @@ def tie_bounds(
     at: int | None = None,
     denominator: str = "retrieved",
 ) -> tuple[_Floats, _Floats]:
-    """AP@K of each query with the relevant samples last and first inside every tie: how far an order of ties can go.
+    """Compute AP@K of each query with the relevant samples last, and with them first, inside every tie.
 
-    No order gives less or more over the whole ranking, nor at K where the denominator is "min" or "all". With
-    "retrieved" at K one can: a hit that the cut leaves out lowers the denominator too.
+    Over the whole ranking, and at K with the denominators "min" and "all", every order of the ties lies between the
+    two. At K with "retrieved" it need not: a hit beyond the cut lowers the denominator too.
 
     Returns:
         `(last, first)`, float64 (Q,) each; 0 for a query that finds nothing. Arguments and errors otherwise as for
@@ -217,8 +217,7 @@ def tie_bounds(
 def precision_at(
     query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels, k: int
 ) -> float:
-    """Share of relevant samples among the first k, expected over the order inside ties, averaged over
-    queries.
+    """Return the share of relevant samples among the first k, expected over the order inside ties, mean over queries.
 
     k is cut to N. Arguments and errors otherwise as for `average_precisions`.
     """
@@ -241,7 +240,7 @@ def precision_within_radius(
     database_labels: Labels,
     radius: int = 2,
 ) -> float:
-    """P@H<=radius: share of relevant samples within the Hamming radius (inclusive), averaged over queries.
+    """Return P@H<=radius: the share of relevant samples within the Hamming radius (inclusive), averaged over queries.
 
     A query with nothing inside counts 0 (thulab/DeepHash `evaluation/__init__.py`).
     """
@@ -258,11 +257,10 @@ def precision_within_radius(
 def precision_recall_curve(
     query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels
 ) -> tuple[_Floats, _Floats]:
-    """Precision and recall within every Hamming radius 0, 1, ..., K, averaged over queries.
+    """Return precision and recall within every Hamming radius 0, 1, ..., K, averaged over queries.
 
-    The curve over radii, not over ranks: it needs no order inside ties. Queries without a relevant sample are
-    left out; a query with nothing within a radius counts precision 0 there (thulab/DeepHash
-    `evaluation/__init__.py`).
+    A curve over radii, not over ranks, needs no order inside ties. Queries without a relevant sample are left out; a
+    query with nothing within a radius counts precision 0 there (thulab/DeepHash `evaluation/__init__.py`).
 
     Returns:
         `(precision, recall)`, float64 (K + 1,) each, K = 8 x bytes per code. All 0 if no query has a relevant
@@ -286,7 +284,7 @@ def precision_recall_at(
     database_labels: Labels,
     ranks: Sequence[int],
 ) -> tuple[_Floats, _Floats]:
-    """Precision and recall among the first k for each k of `ranks`, averaged over queries at equal rank.
+    """Return precision and recall among the first k for each k of `ranks`, averaged over queries at equal rank.
 
     The curve over ranks (swuxyj/DeepHash-pytorch `utils/tools.py`), expected over the order inside ties. Queries
     without a relevant sample are left out, as in `precision_recall_curve`. A rank beyond N counts as N.
@@ -319,23 +317,24 @@ def chance_map(
     denominator: str = "retrieved",
     empty: str = "zero",
 ) -> float:
-    """mAP of codes that say nothing: the expectation over all orders of the database, in the same convention.
+    """Return the mAP of codes without information: the expectation over all orders of the database.
 
     Over the whole database that is about the share of relevant samples; among the first K it is more with
     denominator="retrieved", which random hits lower too, and less with "all".
 
-    Arguments and errors as for `average_precisions`.
+    Arguments, which choose the convention, and errors are as for `average_precisions`.
     """
     return mean_average_precision(*_saying_nothing(query_labels, database_labels), at, "expected", denominator, empty)
 
 
 def relevant_share(query_labels: Labels, database_labels: Labels) -> float:
-    """Mean over queries of the share of the database that is relevant: the precision of codes that say nothing."""
+    """Return the mean over queries of the relevant share of the database: the precision of codes without
+    information."""
     return precision_within_radius(*_saying_nothing(query_labels, database_labels), 0)
 
 
 def _saying_nothing(query_labels: Labels, database_labels: Labels) -> tuple[Codes, Labels, Codes, Labels]:
-    """Equal codes for all samples."""
+    """Return equal codes for all samples, with their labels."""
     label_pair(query_labels, len(query_labels), database_labels, len(database_labels))
     queries, database = (np.zeros((len(labels), 1), np.uint8) for labels in (query_labels, database_labels))
     return queries, query_labels, database, database_labels

@@ -26,17 +26,19 @@ from torch import Tensor, nn
 from torchvision.models import alexnet
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")
-"""What DistributedDataParallel, a module that holds the network, and torch.compile put before names."""
+"""Prefixes of weight names, from DistributedDataParallel, from a module that holds the network, and from
+torch.compile."""
 STEM_STRIDES = (1, 2, 4)
+"""Pixels per cell of the finest feature map that a stem can have."""
 _ALEXNET_BLOCKS = {"features": r"^features\.(\d+)", "classifier": r"^classifier\.(\d+)"}
-"""In the language of timm's `group_matcher`, which its own networks have."""
+"""AlexNet's blocks as patterns of parameter names, in the form of timm's `group_matcher`."""
 
 
 class Backbone(nn.Module):
     """A network from images to pooled features.
 
     Attributes:
-        name: the name it was made from, with its timm tag where one was given.
+        name: the name as given, with its timm tag if it has one.
         stem_stride: pixels per cell of the finest feature map.
         feature_dim: D.
     """
@@ -48,11 +50,11 @@ class Backbone(nn.Module):
         weights: str | Path | None = None,
         branches: Sequence[int] | None = None,
     ) -> None:
-        """See `HHNet` for the meaning of the arguments and the errors."""
+        """Build the network; `HHNet` explains the arguments and the errors."""
         super().__init__()
         self.name, self.stem_stride = name, stem_stride
         self.stripped = ""
-        """What stood before every name in the weights file and was taken off."""
+        """The prefix that every name in the weights file had, removed when they were loaded."""
         net = _create(name, pretrained=weights == "timm")
         _set_stem(net, name, stem_stride, pretrained=weights is not None)
         if weights is None:
@@ -89,10 +91,10 @@ class Backbone(nn.Module):
         return cast(Tensor, net.forward_head(net.forward_features(x_BCHW), pre_logits=True))
 
     def blocks(self) -> list[list[nn.Parameter]]:
-        """The parameters by block, from the image on: the stem, each stage, and what follows them.
+        """Return the parameters by block, from the image on: the stem, each stage, and the layers after them.
 
         Raises:
-            ValueError: for a network that does not say which of its layers make a block.
+            ValueError: for a network whose layers have no stated blocks.
         """
         net = cast(Any, self.net)
         if self.name != "alexnet" and not hasattr(net, "group_matcher"):
@@ -106,17 +108,17 @@ class Backbone(nn.Module):
 
 
 class Nothing(nn.Module):
-    """In the place of layers whose result is left out of a sum."""
+    """Stands in for removed HRNet layers; returns zero, so the sum of the branches is unchanged."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """A zero that fits any sum."""
+        """Return a scalar zero, which broadcasts in any sum."""
         return x_BCHW.new_zeros(())
 
 
 def _read_only(net: nn.Module, name: str, branches: Sequence[int]) -> None:
-    """Take the layers out that only lead from the other branches' last maps to the features.
+    """Remove the layers that only lead from the other branches' last maps to the features.
 
-    The branches stay where they are: up to the last exchange each goes on feeding all others.
+    The other branches themselves stay: up to the last exchange each of them still feeds all others.
     """
     if not isinstance(net, HighResolutionNet):
         raise ValueError(f"{name} has no branches: they are HRNet's")
@@ -127,20 +129,23 @@ def _read_only(net: nn.Module, name: str, branches: Sequence[int]) -> None:
     for place in set(range(count)) - {branch - 1 for branch in branches}:
         net.incre_modules[place] = Nothing()
         exchange[place] = nn.ModuleList([Nothing()])
-    for place in range(min(branches) - 1):  # no finer map comes down here
+    for place in range(min(branches) - 1):  # no finer branch is left whose map these would bring down
         net.downsamp_modules[place] = Nothing()
 
 
 class SmallMapConv2d(nn.Conv2d):
     """A convolution that is one matrix product where its output is a single cell.
 
-    Small images leave the coarse branches with maps of 1x1 or 2x2 cells, most of each kernel on the padding. A
-    convolution multiplies by that padding all the same, and its gradient is slow for one cell: at 32 pixels a
-    single layer of HRNet-W18-small took a third of a training step.
+    Small images leave the coarse branches with maps of 1x1 or 2x2 cells, where most of each kernel lies on the padding.
+    An ordinary convolution multiplies by that padding all the same, and its gradient is slow for one cell: at 32 pixels
+    a single layer of HRNet-W18-small took a third of a training step.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """As Conv2d, up to the order of sums. Padding is zeros, less than the kernel; no groups, no dilation."""
+        """Convolve as Conv2d does, up to the order of sums.
+
+        The padding is zeros and less than the kernel; there are no groups and no dilation.
+        """
         (height, width), (rows, columns) = x_BCHW.shape[-2:], self.kernel_size
         (down, right), (top, left) = self.stride, cast(tuple[int, int], self.padding)
         if height + 2 * top - rows >= down or width + 2 * left - columns >= right:
@@ -151,10 +156,10 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 def _speed_up_small_maps(net: nn.Module) -> None:
-    """Make a SmallMapConv2d of every convolution that can be one; weights and their names stay."""
+    """Turn every convolution that can be one into a SmallMapConv2d; weights and their names stay."""
     for module in net.modules():
         if type(module) is nn.Conv2d and _is_plain(module):
-            module.__class__ = SmallMapConv2d
+            module.__class__ = SmallMapConv2d  # it adds no state, so nothing has to be built or copied
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
@@ -164,7 +169,7 @@ def _is_plain(conv: nn.Conv2d) -> bool:
 
 
 def _size_rule(net: nn.Module, name: str, stem_stride: int) -> tuple[int, int]:
-    """Divisor and least value of the image side.
+    """Return the divisor and the least value of the image side.
 
     HRNet upsamples its coarsest branch by exactly 8 and adds it to the finest, so both must line up.
     """
@@ -174,8 +179,7 @@ def _size_rule(net: nn.Module, name: str, stem_stride: int) -> tuple[int, int]:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, naming near matches, unless `name` is "alexnet" or a timm model, with or without
-    tag."""
+    """Raise ValueError, naming near matches, unless `name` is "alexnet" or a timm model, with or without tag."""
     if name == "alexnet":
         return
     plain, _, tag = name.partition(".")
@@ -215,7 +219,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Keep the hub's client from a log line for each of its attempts: what comes of them is said once."""
+    """Silence the hub client's log line for each attempt: the caller reports the outcome once."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -228,8 +232,8 @@ def _quiet_hub() -> Iterator[None]:
 def _start_residuals_at_identity(net: nn.Module) -> None:
     """Zero the scale of the last norm of every residual block (Goyal et al., arXiv 1706.02677, section 5.1).
 
-    timm does this for ResNet but not for HRNet, whose many summed branches need it more: without it, training
-    from random weights is far slower and the two families could not be compared.
+    timm does this for ResNet but not for HRNet. HRNet sums many branches and needs it more: without it, training from
+    random weights is far slower, and the two families could not be compared.
     """
     for module in net.modules():
         if isinstance(module, BasicBlock | Bottleneck):
@@ -271,8 +275,7 @@ def _classifier_prefix(net: nn.Module, name: str) -> str:
 
 
 def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
-    """Raise ValueError naming up to three keys that are missing, unknown or of another shape or dtype
-    kind."""
+    """Raise ValueError naming up to three keys that are missing, unknown or of another shape or kind of dtype."""
     problems = [f"missing {key}" for key in expected if key not in found]
     problems += [f"unknown {key}" for key in found if key not in expected]
     for key in expected.keys() & found.keys():
@@ -287,7 +290,7 @@ def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wha
 def _load(net: nn.Module, name: str, path: Path) -> str:
     """Load every tensor but the classifier's from a safetensors file, strictly.
 
-    Returns what stood before all names and was taken off, such as `module.` of DistributedDataParallel.
+    Returns the prefix that was removed from all names, such as `module.` of DistributedDataParallel.
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist: give a .safetensors file or 'timm'")

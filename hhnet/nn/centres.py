@@ -8,7 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from hhnet.nn._linear_codes import MAX_DIMENSION, as_bits, generator, minimum_distance
+from hhnet.nn._linear_codes import TABLE_DIMENSION, as_bits, generator, minimum_distance
 
 # Best known minimum distance d of a binary linear [K, k] code, k = 1, 2, ... 16 (as far as k <= K), for every
 # K that is a multiple of 8 up to 128 (Grassl's codetables.de, after the copy in Lucas-Schwengber/h2q
@@ -32,22 +32,23 @@ _BEST_DISTANCE: dict[int, tuple[int, ...]] = {
     128: (128, 85, 72, 68, 64, 64, 64, 64, 60, 60, 58, 57, 57, 56, 56, 54),
 }
 _LONGEST = 128
-_MAX_SHUFFLED_BITS = 20  # all words of so many bits fit into memory
-_LEXICODE_CHECKS = 16  # and all sums of check columns of so many
-_DRAWS = 16
-_CHUNK = 1 << 16
+_MAX_SHUFFLED_BITS = 20  # dimension up to which all words are held in memory
+_LEXICODE_CHECKS = 16  # check bits up to which all sums of check columns are held in memory
+_GREEDY_DIMENSION = 14  # a greedy code of more takes seconds and is no better than a random one
+_DRAWS = 16  # random codes tried for a large distance
+_CHUNK = 1 << 16  # words made at once
 
 
 def code_distance(bits: int, dimension: int) -> int:
-    """Minimum distance that a binary linear [bits, dimension] code is known to reach.
+    """Return a minimum distance that a binary linear [bits, dimension] code is known to reach.
 
-    The best known value for multiples of 8 up to 128 bits and dimension up to 16. Other lengths are put
-    together from shorter codes side by side, whose distances add up, and larger dimensions use the
-    Gilbert-Varshamov bound: both are lower bounds.
+    It is the best known value for multiples of 8 up to 128 bits and dimensions up to 16. Other lengths are put together
+    from shorter codes side by side, whose distances add up; larger dimensions use the Gilbert-Varshamov bound. Both are
+    lower bounds.
     """
     if not 1 <= dimension <= bits:
         raise ValueError(f"a code of {bits} bits has a dimension from 1 to {bits}: got {dimension}")
-    if dimension > MAX_DIMENSION or bits < 8:
+    if dimension > len(_BEST_DISTANCE[_LONGEST]) or bits < 8:
         return _gilbert_varshamov(bits, dimension)
     whole, rest = divmod(bits, _LONGEST)
     rest -= rest % 8
@@ -58,7 +59,7 @@ def code_distance(bits: int, dimension: int) -> int:
 
 
 def _gilbert_varshamov(bits: int, dimension: int) -> int:
-    """Largest d with sum over i < d - 1 of binomial(bits - 1, i) < 2^(bits - dimension)."""
+    """Return the largest d with sum over i < d - 1 of binomial(bits - 1, i) < 2^(bits - dimension)."""
     total, term, distance = 1, 1, 1
     while distance < bits and total < 2 ** (bits - dimension):
         term = term * (bits - distance) // distance
@@ -68,7 +69,7 @@ def _gilbert_varshamov(bits: int, dimension: int) -> int:
 
 
 def margin(bits: int, classes: int) -> float:
-    """Cosine below which two different classes need not be pushed further apart.
+    """Return the cosine below which two different classes need not be pushed further apart.
 
     zeta = 1 - 2 d / K with d the minimum distance of the best known [K, ceil(log2 C)] code, as in HyP2, HHF
     and CEL (Lucas-Schwengber/h2q `losses.py`). -1 for one or two classes, which may be opposite.
@@ -88,22 +89,25 @@ def _check(classes: int, bits: int) -> None:
 
 
 def hash_centres(classes: int, bits: int, seed: int = 0, *, orthogonal: bool = False) -> npt.NDArray[np.int8]:
-    """Distinct codes of +-1, one per class, with a large minimum Hamming distance.
+    """Return distinct codes of +-1, one per class, with a large minimum Hamming distance.
 
-    Up to 2^16 classes they are words of the best binary linear code [K, ceil(log2 C)] that is known here, or rows
-    of [H; -H], where classes <= 2 K and a Hadamard matrix H of order K is at hand (powers of two, and p + 1 for
-    primes p = 3 mod 4, and doublings of both), if these are farther apart: any two rows differ in K / 2 bits or in
-    all. The distance is at least the Gilbert-Varshamov bound; `docs/losses.md` compares it with the best known.
-    CSQ (yuanli2333/Hadamard-Matrix-for-hashing README) takes random codes where it has no Hadamard matrix, which
-    lie closer together. Beyond 2^16 classes the code is a lexicode, if K exceeds ceil(log2 C) by at most 16, which
-    reaches the bound too; or else a random linear code, the best of several up to 2^20 classes.
+    Up to 2^10 classes they are words of the best binary linear code [K, ceil(log2 C)] known here. Where classes <= 2 K
+    and a Hadamard matrix H of order K is at hand, they are rows of [H; -H] if these are farther apart: any two rows
+    differ in K / 2 bits or in all. H is at hand for powers of two, for p + 1 with primes p = 3 mod 4, and for doublings
+    of both. The distance is at least the Gilbert-Varshamov bound; `docs/losses.md` compares it with the best known.
+    Without a Hadamard matrix, CSQ (yuanli2333/Hadamard-Matrix-for-hashing README) takes random codes, which lie closer
+    together.
+
+    Beyond 2^10 classes the code is a lexicode, if K exceeds ceil(log2 C) by at most 16; it reaches the bound too.
+    Otherwise its columns are chosen greedily, up to 2^14 classes and 128 bits, or it is a random linear code, the best
+    of several up to 2^20 classes.
 
     Args:
         classes: C, at most 2^bits.
         bits: K, any number.
         seed: chooses the words and their order, not the code; the same arguments always give the same centres.
-        orthogonal: prefer rows of a Hadamard matrix, as CSQ and OrthoHash do, also where a code would be farther
-            apart: for 16 classes at 64 bits by a bit.
+        orthogonal: prefer rows of a Hadamard matrix, as CSQ and OrthoHash do, even where a code would be farther apart:
+            for 16 classes at 64 bits by a bit.
 
     Returns:
         int8 (C, K) of -1 and +1.
@@ -117,25 +121,25 @@ def hash_centres(classes: int, bits: int, seed: int = 0, *, orthogonal: bool = F
     if hadamard is not None and orthogonal:
         return _hadamard_rows(hadamard, classes, rng)
     dimension = max(1, (classes - 1).bit_length())
-    if dimension <= MAX_DIMENSION:
-        code = generator(bits, dimension)
-        if hadamard is not None and bits // 2 > minimum_distance(code):
-            return _hadamard_rows(hadamard, classes, rng)
-    elif 0 < bits - dimension <= _LEXICODE_CHECKS:
+    if dimension > TABLE_DIMENSION and 0 < bits - dimension <= _LEXICODE_CHECKS:
         code = _lexicode(bits, dimension)
+    elif dimension <= TABLE_DIMENSION or (dimension <= _GREEDY_DIMENSION and bits <= _LONGEST):
+        code = generator(bits, dimension)
     else:
         code = _random_code(bits, dimension)
+    if hadamard is not None and bits // 2 > minimum_distance(code):
+        return _hadamard_rows(hadamard, classes, rng)
     return _words(_messages(classes, dimension, rng), code)
 
 
 def _hadamard_rows(hadamard: npt.NDArray[np.int64], classes: int, rng: np.random.Generator) -> npt.NDArray[np.int8]:
-    """`classes` rows of [H; -H] in a random order, of H alone where there are enough."""
+    """Return `classes` rows of [H; -H] in a random order, of H alone where there are enough."""
     rows = hadamard[rng.permutation(len(hadamard))]
     return np.concatenate([rows, -rows])[:classes].astype(np.int8)
 
 
 def _hadamard(order: int) -> npt.NDArray[np.int64] | None:
-    """A Hadamard matrix of that order by Sylvester's doubling or Paley's first construction, or None."""
+    """Return a Hadamard matrix of that order by Sylvester's doubling or Paley's first construction, or None."""
     if order in (1, 2):
         return np.array([[1, 1], [1, -1]])[:order, :order]
     if order % 4:
@@ -156,19 +160,20 @@ def _hadamard(order: int) -> npt.NDArray[np.int64] | None:
 
 
 def _messages(classes: int, dimension: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Distinct numbers of `dimension` bits, in a random order."""
+    """Return distinct numbers of `dimension` bits, in a random order."""
     if dimension <= _MAX_SHUFFLED_BITS:
         return rng.permutation(2**dimension)[:classes]
-    # The first half of all and more: adding a constant permutes them, and the code looks the same from every word.
+    # XOR with a constant keeps the numbers distinct and, in a linear code, all distances between their words. There are
+    # more classes than 2^(dimension - 1): the lower half is permuted, and another part of the upper half is taken.
     return np.arange(classes) ^ int(rng.integers(2 ** (dimension - 1)))
 
 
 def _lexicode(bits: int, dimension: int) -> npt.NDArray[np.int64]:
-    """A generator of the code whose check columns are chosen greedily, int64 (k, K).
+    """Return a generator of the code whose check columns are chosen greedily, int64 (k, K).
 
-    The distance is d if no d - 1 columns of the check matrix add up to 0, so after the unit columns each is the first
-    number that is no sum of up to d - 2 earlier ones. This is the proof of the Gilbert-Varshamov bound; d begins above
-    it and falls until there are enough columns.
+    The distance is d if no d - 1 columns of the check matrix add up to 0. So after the unit columns, each column is the
+    first number that is not a sum of up to d - 2 earlier ones. This is the proof of the Gilbert-Varshamov bound; d
+    begins above it and falls until there are enough columns.
     """
     checks, least = bits - dimension, _gilbert_varshamov(bits, dimension)
     tries = (_independent(dimension, checks, wanted - 2) for wanted in range(least + 2, least - 1, -1))
@@ -177,8 +182,9 @@ def _lexicode(bits: int, dimension: int) -> npt.NDArray[np.int64]:
 
 
 def _independent(num: int, checks: int, sums: int) -> list[int] | None:
-    """`num` columns of `checks` bits, none a sum of up to `sums` others or unit columns; None where there are none."""
-    reached = np.zeros((sums + 1, 2**checks), dtype=bool)  # by sums of up to so many
+    """Choose `num` columns of `checks` bits, none a sum of up to `sums` others or unit columns; None if there are
+    none."""
+    reached = np.zeros((sums + 1, 2**checks), dtype=bool)  # [s, x]: whether x is a sum of up to s columns
     reached[:, 0] = True
     numbers = np.arange(2**checks)
     columns: list[int] = []
@@ -194,7 +200,10 @@ def _independent(num: int, checks: int, sums: int) -> list[int] | None:
 
 
 def _random_code(bits: int, dimension: int) -> npt.NDArray[np.int64]:
-    """A systematic generator with random further columns, int64 (k, K); the best of some where that can be told."""
+    """Return a systematic generator with random further columns, int64 (k, K).
+
+    Of several draws the best is kept, where the distance can be computed.
+    """
     rng, wanted = np.random.default_rng(0), _gilbert_varshamov(bits, dimension)
     unit = np.eye(dimension, dtype=np.int64)
     best, reached = unit, -1
@@ -209,9 +218,10 @@ def _random_code(bits: int, dimension: int) -> npt.NDArray[np.int64]:
 
 
 def _words(messages: npt.NDArray[np.int64], code: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-    """The words of messages as +-1, int8 (C, K)."""
+    """Return the words of the messages as +-1, int8 (C, K)."""
     words = np.empty((len(messages), code.shape[1]), np.int8)
     for start in range(0, len(messages), _CHUNK):
+        # As float32 the product is one of BLAS, which numpy lacks for integers; sums of up to 2^24 ones are exact.
         chunk = as_bits(messages[start : start + _CHUNK], len(code)).astype(np.float32) @ code.astype(np.float32)
         words[start : start + _CHUNK] = chunk.astype(np.int16) % 2 * 2 - 1
     return words

@@ -1,4 +1,4 @@
-"""What a forward pass costs."""
+"""The cost of a forward pass."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,10 +7,10 @@ from hhnet.nn.model import HHNet
 
 
 def forward_flops(model: HHNet, side: int) -> int:
-    """Floating-point operations of the forward pass of one image of `side` x `side` pixels.
+    """Count the floating-point operations of the forward pass of one image of `side` x `side` pixels.
 
-    Those of convolutions and matrix products, two for each multiplication and addition, as `torch.utils.flop_counter`
-    counts them. The model is in eval mode, and stays in it.
+    Convolutions and matrix products count, with two operations for each multiplication and addition, as in
+    `torch.utils.flop_counter`. The model is left in eval mode.
     """
     device = next(model.parameters()).device
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

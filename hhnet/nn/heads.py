@@ -9,18 +9,18 @@ from torch import Tensor, nn
 __all__ = ["HEADS", "MADE", "ClassIndex", "class_bits", "make_head"]
 
 HEADS = ("linear", "bn", "ln")
-"""The hash layers that a training can have."""
+"""The hash layers that a network can be trained with."""
 MADE = ("ln_rotated", "class_index")
-"""The hash layers that `hhnet.nn.rehead` gives a trained network."""
+"""The hash layers that only `hhnet.nn.rehead` makes, from a trained network."""
 
 
 def class_bits(classes: int) -> int:
-    """ceil(log2 C), the bits that a class index takes; at least 1."""
+    """Return ceil(log2 C), the number of bits of a class index; at least 1."""
     return max(1, (classes - 1).bit_length())
 
 
 def make_head(head: str, feature_dim: int, bits: int, classes: int = 0) -> nn.Module:
-    """The layer (B, D) -> (B, K) named `head`, with fresh weights: N(0, 0.01), zero bias.
+    """Make the layer (B, D) -> (B, K) named `head`, with fresh weights: N(0, 0.01), zero bias.
 
     "linear"; "bn" = Linear without bias, then BatchNorm1d (OrthoHash); "ln" = Linear, then LayerNorm; "ln_rotated" =
     the same, then a Linear (K, K) without bias; "class_index" = Linear (D, C), then `ClassIndex`.
@@ -41,13 +41,14 @@ def make_head(head: str, feature_dim: int, bits: int, classes: int = 0) -> nn.Mo
 
 
 class ClassIndex(nn.Module):
-    """Class logits (B, C) to real codes (B, K) whose signs are the bits of the index of the largest logit.
+    """A layer from class logits (B, C) to real codes (B, K); their signs are the bits of the likeliest class's index.
 
-    Bit j is the largest logit of a class whose index has it minus the largest of the others. K = `class_bits(C)`.
+    Output j is the largest logit of the classes whose index has bit j, minus the largest of the others. K =
+    `class_bits(C)`.
     """
 
     has_bit: Tensor
-    """(C, K), bool."""
+    """bool (C, K): whether the index of a class has a bit."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class ClassIndex(nn.Module):
         self.register_buffer("has_bit", has_bit_CK, persistent=False)
 
     def forward(self, logits_BC: Tensor) -> Tensor:
-        """See the class."""
+        """Map class logits (B, C) to real codes (B, K)."""
         logits_BC1, low = logits_BC.unsqueeze(2), torch.finfo(logits_BC.dtype).min
         with_BK = logits_BC1.masked_fill(~self.has_bit, low).amax(1)
         without_BK = logits_BC1.masked_fill(self.has_bit, low).amax(1)

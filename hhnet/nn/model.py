@@ -26,23 +26,24 @@ __all__ = ["HHNet", "Preprocess", "card", "load_model", "model_from_bytes", "mod
 
 CARD_FORMAT = 1
 MOST_CLASSES = 1 << 24
+"""Largest C that a model card may state, so that a hostile card cannot demand all memory."""
 _CARD_TYPES = {"backbone": str, "bits": int, "head": str, "stem_stride": int}
 
 
 class HHNet(nn.Module):
-    """Images to real codes.
+    """A network from images to real codes: a backbone and a hash layer.
 
     Args:
         backbone: "alexnet" (torchvision's architecture), or any timm name, best with its weight tag:
             "hrnet_w18.ms_in1k", "resnet18", "vgg16".
         bits: K, a multiple of 8; with the head "class_index" those of a class index.
         head: "linear", "bn" (Linear without bias, then BatchNorm1d; OrthoHash) or "ln" (Linear, then
-            LayerNorm); or one that was made of such, see `hhnet.nn.heads.make_head`.
+            LayerNorm); or one that `hhnet.nn.rehead` made from these, see `hhnet.nn.heads.make_head`.
         stem_stride: 4 (as trained), or 2 or 1 for small images; HRNet and plain ResNets only.
         weights: None for random weights; "timm" for those of the tag in `backbone`; or a .safetensors file
-            with the backbone's weights, of which a classifier is left out and everything else must fit.
-        branches: HRNet only: the branches whose last maps the features are made of, such as (1,) for the finest
-            alone or (2, 3, 4) for all but it; None for all. The exchange between the branches stays.
+            with the backbone's weights. A classifier in it is ignored; everything else must fit.
+        branches: HRNet only: the branches whose last maps make the features, such as (1,) for the finest alone or
+            (2, 3, 4) for all but the finest; None for all. The exchange between the branches stays.
         classes: C, with the head "class_index" only.
 
     Attributes:
@@ -89,11 +90,11 @@ class HHNet(nn.Module):
     def param_groups(
         self, lr: float, weight_decay: float = 0.0, backbone_scale: float = 1.0, layer_decay: float = 1.0
     ) -> list[dict[str, Any]]:
-        """Groups for a torch optimiser, with `name`, `params`, `lr` and `weight_decay`.
+        """Return the parameter groups for a torch optimiser, with `name`, `params`, `lr` and `weight_decay`.
 
-        The head learns at `lr`, the backbone at `lr * backbone_scale`, and with a `layer_decay` below 1 each block of
-        it at `layer_decay` times the rate of the next (BEiT, Bao et al. 2022). Biases and the scales of normalisation
-        layers, which have one dimension, are not decayed.
+        The head learns at `lr`, the backbone at `lr * backbone_scale`. With a `layer_decay` below 1 each block of the
+        backbone learns at `layer_decay` times the rate of the next (BEiT, Bao et al. 2022). Biases and the scales of
+        normalisation layers have one dimension and are not decayed.
         """
         parts = [("backbone", list(self.backbone.parameters()), lr * backbone_scale)]
         if layer_decay < 1:
@@ -121,7 +122,7 @@ def model_to_bytes(model: HHNet) -> bytes:
 
 
 def card(model: HHNet, preprocess: Preprocess, **extra: Any) -> dict[str, Any]:
-    """Describe a model in JSON values: what `model_from_bytes` needs, and anything else in `extra`.
+    """Describe a model in JSON values: all that `model_from_bytes` needs, and the keys of `extra`.
 
     Raises:
         ValueError: if `extra` repeats a key of the card.
@@ -164,6 +165,7 @@ def model_from_bytes(weights: bytes, card: Mapping[str, Any]) -> tuple[HHNet, Pr
         state: dict[str, Tensor] = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
         raise ValueError(f"model weights are not safetensors: {error}") from error
+    # The random weights drawn here are overwritten below; the caller's random numbers must not depend on them.
     with torch.random.fork_rng(devices=[]):
         model = HHNet(
             *(card["backbone"], card["bits"]),
@@ -178,7 +180,7 @@ def model_from_bytes(weights: bytes, card: Mapping[str, Any]) -> tuple[HHNet, Pr
 
 
 def _read_part(root: Path, part: Mapping[str, Any]) -> bytes:
-    """Bytes of one part, after checking name, size and sha256."""
+    """Read one part, after checking its name, size and sha256."""
     name = part.get("path")
     if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ValueError(f"manifest of {root} names a part outside of it: {name!r}")
@@ -214,7 +216,7 @@ def load_model(path: str | Path) -> tuple[HHNet, Preprocess]:
 
     Raises:
         FileNotFoundError: if the manifest or a part is missing.
-        ValueError: if the folder is no model, or a part differs from its size or sha256 in the manifest.
+        ValueError: if the folder is not a model artifact, or a part has another size or sha256 than in the manifest.
     """
     root = Path(path)
     manifest_path = root / "manifest.json"

@@ -1,6 +1,6 @@
 """Give a trained network another hash layer, without training.
 
-A hash layer that is linear at encoding stays one linear layer, so a rotated or projected model costs nothing more than
+A hash layer that is linear in eval mode stays one linear layer, so a rotated or projected model costs nothing more than
 before. The models lie on the CPU.
 
 Shape suffixes: D features, K bits, C classes.
@@ -23,12 +23,12 @@ Reals = npt.NDArray[np.float64]
 
 
 def rotated(model: HHNet, rotation_KK: Reals) -> HHNet:
-    """A copy whose outputs are those of `model`, in eval mode, times the orthogonal `rotation_KK`.
+    """Copy `model` so that its outputs, in eval mode, are multiplied by the orthogonal `rotation_KK`.
 
     Raises:
-        ValueError: if the hash layer is that of a class index, which no rotation leaves one.
+        ValueError: for the hash layer of a class index, since a rotated one would not be a class index.
     """
-    turn = torch.from_numpy(np.ascontiguousarray(rotation_KK.T))  # as a Linear has it
+    turn = torch.from_numpy(np.ascontiguousarray(rotation_KK.T))  # a Linear multiplies by its transposed weight
     made = deepcopy(model)
     if model.head_name in ("ln", "ln_rotated"):
         linear, norm, *before = cast(nn.Sequential, made.head)
@@ -42,19 +42,19 @@ def rotated(model: HHNet, rotation_KK: Reals) -> HHNet:
 
 
 def projected(model: HHNet, directions_DK: Reals, mean_D: Reals) -> HHNet:
-    """A copy whose outputs are (features - `mean_D`) @ `directions_DK`, whatever its hash layer was."""
+    """Copy `model` with the outputs (features - `mean_D`) @ `directions_DK`, whatever its hash layer was."""
     weight_KD = torch.from_numpy(np.ascontiguousarray(directions_DK.T))
     return _with_linear(deepcopy(model), weight_KD, -weight_KD @ torch.from_numpy(mean_D))
 
 
 def as_class_index(model: HHNet, weight_CK: Tensor, bias_C: Tensor) -> HHNet:
-    """A copy whose code is the index of the class that a linear classifier of the outputs of `model` takes.
+    """Copy `model` so that its code is the index of the class chosen by a linear classifier of its outputs.
 
     Raises:
         ValueError: for one class, and for a hash layer that is not linear in eval mode, such as "ln".
     """
     if len(weight_CK) < 2:
-        raise ValueError("one class needs no code")
+        raise ValueError("one class needs no code: give a classifier of at least 2 classes")
     weight_KD, bias_K = _affine(model.head)
     made, classes = deepcopy(model), len(weight_CK)
     made.head = make_head("class_index", model.feature_dim, model.bits, classes)
@@ -65,7 +65,7 @@ def as_class_index(model: HHNet, weight_CK: Tensor, bias_C: Tensor) -> HHNet:
 
 
 def _affine(head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight (K, D) and bias (K,) of a hash layer in eval mode, float64 on the CPU."""
+    """Return weight (K, D) and bias (K,) of a hash layer in eval mode, float64 on the CPU."""
     if isinstance(head, nn.Linear):
         return head.weight.detach().double().cpu(), head.bias.detach().double().cpu()
     if isinstance(head, nn.Sequential) and isinstance(head[1], nn.BatchNorm1d):

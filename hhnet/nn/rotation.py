@@ -1,12 +1,12 @@
 """Codes from real outputs or features without labels: rotations of outputs, and projections of features.
 
-A rotation changes no distance between outputs, but how much their signs lose of them. With each row z scaled to the
-length sqrt(K), H2Q and ITQ both look for the orthogonal R with the least
+A rotation keeps all distances between outputs, but it changes how much is lost by taking signs. With each row z scaled
+to the length sqrt(K), H2Q and ITQ both look for the orthogonal R with the least
 
     mean over rows and bits of (z R - sign(z R))^2
 
-by other ways. Sources: H2Q, Schwengber et al. 2023 (arXiv 2311.04207), Lucas-Schwengber/h2q; ITQ and PCA, Gong and
-Lazebnik 2011; LSH, Charikar 2002. Everything is computed in float64 on the CPU.
+by different methods. Sources: H2Q, Schwengber et al. 2023 (arXiv 2311.04207), Lucas-Schwengber/h2q; ITQ and PCA, Gong
+and Lazebnik 2011; LSH, Charikar 2002. Everything is computed in float64 on the CPU.
 
 Shape suffixes: N rows, D features, K bits.
 """
@@ -30,7 +30,7 @@ Reals = npt.NDArray[np.float64]
 
 
 def quantisation_error(z_NK: npt.ArrayLike) -> float:
-    """Mean of (z - sign z)^2 over all rows, scaled to the length sqrt(K), and bits; 0 at best, below 2.
+    """Return the mean of (z - sign z)^2 over bits and rows scaled to the length sqrt(K); 0 at best, below 2.
 
     Raises:
         ValueError: for anything but a finite (N, K) with N, K >= 1.
@@ -40,7 +40,7 @@ def quantisation_error(z_NK: npt.ArrayLike) -> float:
 
 
 def itq_rotation(z_NK: npt.ArrayLike, *, iterations: int = 50, seed: int = 0) -> Reals:
-    """The orthogonal (K, K) of iterative quantisation: signs and the rotation that fits them best, in turns.
+    """Find the orthogonal (K, K) of iterative quantisation: signs, and the rotation that fits them best, by turns.
 
     Args:
         z_NK: real outputs (N, K).
@@ -69,9 +69,9 @@ def householder_rotation(
     seed: int = 0,
     advance: Callable[[int], object] = lambda epochs: None,
 ) -> Reals:
-    """The orthogonal (K, K) of H2Q: K Householder reflections, learned by stochastic gradient descent.
+    """Learn the orthogonal (K, K) of H2Q, a product of K Householder reflections, by stochastic gradient descent.
 
-    Of all epochs that one counts whose rotation has the least error on all rows.
+    Returns the rotation of the epoch with the least error on all rows.
 
     Args:
         z_NK: real outputs (N, K).
@@ -101,10 +101,10 @@ def householder_rotation(
 
 
 def reflected(vectors_KK: Tensor) -> Tensor:
-    """The product H_1 ... H_K of the reflections I - 2 v v^T / |v|^2 of the columns v, orthogonal (K, K).
+    """Return the product H_1 ... H_K of the reflections I - 2 v v^T / |v|^2 of the columns v, orthogonal (K, K).
 
-    In one piece, I - V T V^T with T^-1 = striu(V^T V) + I / 2 for columns of length 1 (Joffrin et al. 2006's UT
-    transform), instead of K products one after another.
+    It is computed at once as I - V T V^T, with T^-1 = striu(V^T V) + I / 2 for columns of length 1 (the UT transform of
+    Joffrin et al. 2006), instead of by K products one after another.
     """
     v = vectors_KK / vectors_KK.norm(dim=0)
     eye = torch.eye(len(v), dtype=v.dtype)
@@ -114,7 +114,7 @@ def reflected(vectors_KK: Tensor) -> Tensor:
 
 
 def principal_directions(x_ND: npt.ArrayLike, bits: int) -> tuple[Reals, Reals]:
-    """The `bits` directions of the largest variance, (D, K), and the mean (D,) to subtract before.
+    """Return the `bits` directions of the largest variance, (D, K), and the mean (D,) to subtract before.
 
     Raises:
         ValueError: for anything but a finite (N, D), and for more bits than min(N, D).
@@ -128,10 +128,10 @@ def principal_directions(x_ND: npt.ArrayLike, bits: int) -> tuple[Reals, Reals]:
 
 
 def random_hyperplanes(x_ND: npt.ArrayLike, bits: int, *, seed: int = 0) -> tuple[Reals, Reals]:
-    """Normals of random hyperplanes through the mean, drawn from N(0, 1), (D, K), and that mean (D,).
+    """Draw normals of random hyperplanes through the mean from N(0, 1), (D, K); return them and that mean (D,).
 
     Raises:
-        ValueError: for anything but a finite (N, D), and for no bits.
+        ValueError: for anything but a finite (N, D), and for fewer than 1 bit.
     """
     x = _checked(x_ND)
     if bits < 1:
@@ -146,7 +146,7 @@ def _error(z_NK: Tensor, rotation_KK: Tensor) -> Tensor:
 
 
 def _on_sphere(z_NK: npt.ArrayLike) -> Reals:
-    """Rows scaled to the length sqrt(K); rows of zeros stay."""
+    """Scale rows to the length sqrt(K); rows of zeros stay."""
     z = _checked(z_NK)
     norms = np.linalg.norm(z, axis=1, keepdims=True)
     return np.asarray(z * (np.sqrt(z.shape[1]) / np.where(norms > 0, norms, 1)), np.float64)

@@ -1,8 +1,8 @@
 """The compiled loops behind `hhnet.search.multi_index`: counting sorts, and searches through the buckets of substrings.
 
-The tables may be bytes that nobody checked, so every subscript that comes from one is compared with the number of
-codes before it is used. That costs a predicted branch per candidate, which a cache miss hides; a check of all the
-tables when they are opened would cost as much as the scan that they are there to avoid.
+Nobody has checked the bytes of the tables, so every subscript from a table is compared with the number of codes before
+it is used. That costs a predicted branch per candidate, hidden behind its cache miss. Checking the tables when they are
+opened would cost as much as the scan that they avoid.
 
 Shape suffixes: Q queries, N database codes, W 64-bit words per code, M substrings, K neighbours.
 """
@@ -16,28 +16,28 @@ from numba.extending import intrinsic
 from hhnet.search._compiled import VECTOR_COUNT, compiled
 
 ANSWERED, SCAN, DAMAGED = 0, 1, 2
-"""What became of a query: answered from the buckets, cheaper by a scan, or met a subscript outside the codes."""
+"""Outcome of a query: answered from the buckets, cheaper by a scan, or stopped at a subscript outside the codes."""
 
 ROW_BITS = 48  # a found code is one integer: its distance above its row
 NO_ROW = (1 << ROW_BITS) - 1
 
-# What a step costs one thread, in nanoseconds: a bucket is a miss of the cache and of the TLB in `starts` (the second
-# pass over it finds it in the cache), a candidate is one in `rows` and one in `codes`, which overlap with their
-# neighbours'. At 10 million codes on two busy cores of an EPYC, a bucket took 170 to 230 ns, a candidate 35 to 50 ns.
-# Too high a figure only scans too soon.
+# Costs of a step in nanoseconds of one thread. A bucket is a miss of the cache and of the TLB in `starts` (the second
+# pass over it finds it in the cache). A candidate is a miss in `rows` and one in `codes`, which overlap with those of
+# its neighbours. At 10 million codes on two busy cores of an EPYC, a bucket took 170 to 230 ns, a candidate 35 to 50.
+# A figure that is too high only makes queries scan too soon.
 LOOKUP = 200
 CANDIDATE = 40
 INSERT = 1.2  # per level of the heap of the k best
 
-# The same of an exact scan, for each word of a code: by vectors whose bits one instruction counts, or without that, at
-# 64 bits. Reading the word from memory comes once for all queries.
+# Costs of an exact scan in nanoseconds for each 64-bit word of a code: with one instruction that counts the bits of a
+# vector, or without it. Reading the word from memory is paid once for all queries.
 COMPARE = 0.07 if VECTOR_COUNT else 0.31
 READ = 0.55
 
-DIGIT, DIGIT_SORT = 11, 512  # bits sorted by at once, and keys from which that is faster than comparing them
+DIGIT, DIGIT_SORT = 11, 512  # bits of a radix sort's digit, and keys from which it is faster than comparisons
 
-# Shares of the cost of a scan. What is spent before it is certain that the buckets are the cheaper way is lost if a
-# scan is needed after all; both together keep that below a tenth.
+# Shares of the cost of a scan that may be spent on buckets, and on their sizes, before they are sure to be cheaper. If
+# a scan is needed after all, that time is lost; both shares together keep the loss below a tenth.
 PROBE = 0.05
 SIZING = 0.03
 
@@ -58,8 +58,8 @@ _popcount: Any = intrinsic(_ctpop)
 
 @compiled
 def _cut(low: Any, high: Any, shift: int, width: int) -> Any:
-    """`width` bits from place `shift` of the word `low`, which may go on in the word `high`."""
-    bits = low >> np.uint64(shift)
+    """Return `width` bits from place `shift` on of the word `low`; they may continue in the word `high`."""
+    bits = low >> np.uint64(shift)  # cast: numba would make a float of uint64 and int64
     if shift + width > 64:
         bits |= high << np.uint64(64 - shift)
     return np.int64(bits & np.uint64((1 << width) - 1))
@@ -74,10 +74,10 @@ def _substring(codes_NW: Any, row: Any, layout_M3: Any, j: int) -> Any:
 
 @compiled
 def _found_before(query_W: Any, codes_NW: Any, row: Any, layout_M3: Any, step: int) -> bool:
-    """Whether an earlier step than `step` produced the code, by the flips in each of its substrings.
+    """Test whether a step before `step` has met the code, by the flips in each of its substrings.
 
-    Step s looks where substring s % M differs in s // M bits, so a code is first met at the least
-    flips * M + substring; counting it only there needs no memory of the codes that were met.
+    Step s visits the buckets whose substring s % M differs in s // M bits, so a code is first met at the least flips *
+    M + substring. Counting it only there needs no memory of the codes already met.
     """
     num = layout_M3.shape[0]
     for j in range(num):
@@ -101,7 +101,7 @@ def _distance(query_W: Any, codes_NW: Any, row: Any) -> Any:
 
 @compiled
 def _next(mask: int) -> Any:
-    """The next larger integer with as many bits set (Gosper)."""
+    """Return the next larger integer with as many bits set (Gosper)."""
     low = mask & -mask
     ripple = mask + low
     return ripple | ((mask ^ ripple) >> (np.int64(_popcount(np.uint64(low - 1))) + 2))
@@ -109,7 +109,7 @@ def _next(mask: int) -> Any:
 
 @compiled
 def choose(width: int, flips: int) -> Any:
-    """Ways to flip `flips` of `width` bits; a width of a table is small enough for this to fit."""
+    """Return the number of ways to flip `flips` of `width` bits; the widths of tables are too small to overflow it."""
     ways = 1
     for i in range(flips):
         ways = ways * (width - i) // (i + 1)
@@ -121,7 +121,7 @@ def choose(width: int, flips: int) -> Any:
 
 @compiled
 def fill_table(codes_NW: Any, layout_M3: Any, j: int, starts: Any, rows_N: Any) -> None:
-    """Counting sort of the rows by substring `j`: bucket p is rows_N[starts[p]:starts[p + 1]], ascending."""
+    """Sort the rows by substring `j` (a counting sort): bucket p is rows_N[starts[p]:starts[p + 1]], ascending."""
     num = codes_NW.shape[0]
     starts[:] = 0
     for row in range(num):
@@ -140,7 +140,7 @@ def fill_table(codes_NW: Any, layout_M3: Any, j: int, starts: Any, rows_N: Any) 
 
 @compiled
 def _candidates(pattern: int, width: int, flips: int, starts: Any, num: int) -> Any:
-    """How many rows lie in the buckets `flips` bits from `pattern`; -1 where `starts` is damaged."""
+    """Count the rows in the buckets `flips` bits from `pattern`; -1 where `starts` is damaged."""
     mask: Any = (1 << flips) - 1
     total: Any = 0
     while mask < 1 << width:
@@ -156,7 +156,7 @@ def _candidates(pattern: int, width: int, flips: int, starts: Any, num: int) -> 
 
 @compiled
 def _sift_down(heap_K: Any, size: int, key: Any) -> None:
-    """Put `key` in the place of the largest, and restore the heap."""
+    """Replace the largest key of the heap by `key`, and restore the heap."""
     at = 0
     while True:
         child = 2 * at + 1
@@ -173,7 +173,7 @@ def _sift_down(heap_K: Any, size: int, key: Any) -> None:
 
 @compiled
 def _sift_up(heap_K: Any, size: int, key: Any) -> None:
-    """Append `key` to a heap of `size`."""
+    """Insert `key` into a heap of `size`."""
     at = size
     while at and heap_K[(at - 1) // 2] < key:
         heap_K[at] = heap_K[(at - 1) // 2]
@@ -194,7 +194,7 @@ def _nearest_of_step(
     heap_K: Any,
     filled: int,
 ) -> Any:
-    """Take the new codes of one step into the heap; how full it is then, or -1 where a table is damaged."""
+    """Take the new codes of one step into the heap; return how full it is then, or -1 where a table is damaged."""
     num = codes_NW.shape[0]
     width, flips = layout_M3[step % layout_M3.shape[0], 2], step // layout_M3.shape[0]
     mask = (1 << flips) - 1
@@ -238,8 +238,10 @@ def _cost(
     most_lookups: float,
     most: float,
 ) -> float:
-    """What the steps first..last cost by the sizes of their buckets; infinite above `most`, or where looking the
-    sizes up costs more than `most_lookups`; -1 where a table is damaged."""
+    """Estimate the cost of the steps first..last from the sizes of their buckets; -1 where a table is damaged.
+
+    It is infinite above `most`, or where looking up the sizes costs more than `most_lookups`.
+    """
     substrings = layout_M3.shape[0]
     lookups, total = 0.0, 0.0
     for step in range(first, last + 1):
@@ -276,10 +278,11 @@ def knn(
     out_r_QK: Any,
     state_Q: Any,
 ) -> None:
-    """The k nearest of each query for which that is certain to cost less than `scan`; `state_Q` says of which.
+    """Find the k nearest of each query that is sure to cost less than `scan`; `state_Q` has each query's outcome.
 
-    After step r all codes within distance r were met, so the search ends once the k-th best is no farther than that.
-    A radius is k codes at that distance, each after all real rows; where one is left at the end, the output stays.
+    After step r all codes within distance r were met, so the search ends once the k-th best is at most at distance r. A
+    radius is set as k made-up codes at that distance, each after all real rows; where such a code is left at the end,
+    the output is not written.
     """
     num, substrings, k = codes_NW.shape[0], layout_M3.shape[0], out_d_QK.shape[1]
     bits = layout_M3[:, 2].sum()
@@ -331,7 +334,7 @@ def knn(
 
 @compiled
 def _sort(keys: Any, num: int, radius: int) -> None:
-    """Sort keys of rows below `num` and distances up to `radius` in place: by digits, if there are many of them."""
+    """Sort keys of rows below `num` and distances up to `radius` in place; many keys by digits (a radix sort)."""
     if keys.shape[0] < DIGIT_SORT:
         keys.sort()
         return
@@ -369,9 +372,9 @@ def within(
     counts_Q: Any,
     state_Q: Any,
 ) -> Any:
-    """All codes within `radius` of each query for which that costs less than `scan`, as keys one query after another.
+    """Find all codes within `radius` of each query that costs less than `scan`; return their keys, query by query.
 
-    A key is distance << ROW_BITS | row, and each query's ascend; `counts_Q` says how many it has.
+    A key is distance << ROW_BITS | row, and each query's keys ascend; `counts_Q` has their number.
     """
     num, substrings = codes_NW.shape[0], layout_M3.shape[0]
     keys = np.empty(1024, np.int64)

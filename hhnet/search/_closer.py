@@ -1,8 +1,8 @@
-"""The GPU kernel of `hhnet.search.device`: which codes are closer than what is known already, by matrix products.
+"""The GPU kernel of `hhnet.search.device`: it finds codes closer than a limit by matrix products.
 
 With the bits of a query as signs s = 1 - 2q, and those of a code as c in {0, 1}, q xor c is q + s c, so the Hamming
-distance is popcount(q) + sum of s c: an int8 product with int32 sums, which is exact, and which tensor cores do several
-times faster than a GPU counts bits.
+distance is popcount(q) + sum of s c. That is an int8 product with int32 sums: it is exact, and tensor cores compute it
+several times faster than a GPU counts bits.
 
 Shape suffixes: Q queries, N database codes, B bits of a word, W words per code, P places per query.
 """
@@ -26,9 +26,9 @@ def closer(  # type: ignore[no-untyped-def]
     BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Note the rows from `first` to before `last` whose distance is below the query's limit, as distance << 32 | row.
+    """Record the rows in [first, last) whose distance is below the query's limit, as keys distance << 32 | row.
 
-    Those that find no place in `keys_QP` are counted all the same. The queries fill whole blocks.
+    Rows beyond the `places` of `keys_QP` are counted but not stored. The queries fill whole blocks.
     """
     row_N = first + tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     query_Q = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)

@@ -1,15 +1,15 @@
 """The compiled loops behind `hhnet.search.kernels` and `hhnet.metrics.retrieval`.
 
-A scan looks for codes nearer than a limit. It tests a group of codes at once, and only in a group that holds one does
-it look at each: nearly all groups of a large database hold none, so what counts is how few instructions the test takes
-and that the next lines of the database are on their way from memory. For codes of one or two 64-bit words the test is
-written in vectors, which the compiler does not find by itself: it keeps the least distances instead of comparing each.
-The database is scanned in chunks that stay in the first-level cache while a few queries pass over them, so no array of
-the size queries x database is ever made.
+A scan looks for codes nearer than a limit. It tests a group of codes at once, and looks at each code only where the
+group holds a near one. Nearly all groups of a large database hold none, so two things decide the speed: the test must
+take few instructions, and the next lines of the database must be on their way from memory. For codes of one or two
+64-bit words the test is written in vectors, since the compiler does not vectorise it by itself: it keeps the least
+distances instead of comparing each. The database is scanned in chunks that stay in the first-level cache while a few
+queries pass over them, so no array of the size queries x database is ever made.
 
 The loops are serial and release the interpreter lock; the callers spread blocks over threads. Arguments are not checked
-here. A code is W words of one unsigned type; a loop is compiled for each W, which it takes from the length of the tuple
-`zeros` of W such words.
+here. A code is W words of one unsigned type. A loop is compiled for each W, the length of the tuple `zeros` of W such
+words.
 
 Shape suffixes: Q queries, N database codes, W words per code, L words per label, D distance values, H hits.
 """
@@ -28,14 +28,14 @@ from numba.extending import intrinsic, overload
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 CHUNK = 4096  # codes per chunk of one word: 32 KiB at 64 bits
-AHEAD = 512  # words from the group that is tested to the one that is fetched: beyond the page, where the CPU stops
+AHEAD = 512  # words from the tested group to the fetched one: the CPU's own prefetch stops at the end of the page
 LANES = 8  # codes per vector: two registers of AVX2, one of AVX-512
 NARROW = 64  # codes per group, of one or two words of 64 bits
 VECTOR_COUNT = bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
 """Whether one instruction counts the bits of a whole vector."""
 
-# Of wider codes. LLVM makes that instruction of a large group; it takes several where there is none, and then a few
-# codes with the scalar instruction are faster.
+# Codes per group of wider codes. Where the CPU has the vector instruction, LLVM uses it on a large group. Elsewhere it
+# would emulate it with several instructions, and a few codes with the scalar instruction are faster.
 WIDE = 128 if VECTOR_COUNT else 8
 
 
@@ -51,7 +51,7 @@ def compiled(function: _F) -> _F:
     if not _without_cache:
         try:
             return cast(_F, numba.njit(cache=True, nogil=True)(function))
-        except RuntimeError:  # what numba raises where it finds no folder
+        except RuntimeError:  # numba finds no folder that it can write its cache to
             _without_cache = True
             warnings.warn(
                 "numba can write its cache neither beside hhnet nor below the home: every process compiles the search "
@@ -75,7 +75,8 @@ _popcount: Any = intrinsic(_ctpop)
 
 
 def _fetch(typingctx: Any, query: Any, words: Any, place: Any) -> Any:
-    # Groups of narrow codes are tested so fast that lines on their way into the first level hold up those to be read.
+    # llvm.prefetch's locality: 3 asks for all cache levels, 2 leaves out the first. Groups of narrow codes are tested
+    # so fast that lines on their way into the first level hold up the lines that are read now.
     level = 2 if _is_narrow(query) else 3
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -84,13 +85,14 @@ def _fetch(typingctx: Any, query: Any, words: Any, place: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [bytes_, flag, flag, flag])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         address = builder.bitcast(builder.gep(array.data, [args[2]]), bytes_)
-        builder.call(function, [address, flag(0), flag(level), flag(1)])  # to read, into which caches, data
+        builder.call(function, [address, flag(0), flag(level), flag(1)])  # 0 = to read, locality, 1 = data cache
         return context.get_dummy_value()
 
     return types.void(query, words, place), codegen
 
 
-# Ask for the line that holds words[place], for codes such as `query`; a place beyond the array does no harm.
+# Prefetch the line that holds words[place]; the type of `query` gives the width of codes. A place beyond the array does
+# no harm.
 _prefetch: Any = intrinsic(_fetch)
 
 
@@ -104,7 +106,7 @@ def _query_words(zeros: Any, queries_QW: Any, q: int) -> Any:
 
 @compiled
 def _distance(query: Any, words: Any, code: int) -> Any:
-    """Between a query and the code at place `code` of a flat array."""
+    """Return the distance between a query and the code at place `code` of a flat array."""
     distance = np.uint64(0)
     for w in range(len(query)):
         distance += _popcount(np.uint64(query[w] ^ words[code * len(query) + w]))
@@ -137,11 +139,13 @@ def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
             bits = []
             for start in range(code * width, (code + LANES) * width, LANES):
                 place = builder.bitcast(builder.gep(array.data, [word(start)]), vector.as_pointer())
+                # align=8, as words may begin at any multiple of 8 bytes; by default LLVM assumes a vector's alignment.
                 bits.append(builder.call(count, [builder.xor(builder.load(place, align=8), queries)]))
             if width == 2:
                 low, high = bits
                 bits = [builder.add(every_second(low, high, 0), every_second(low, high, 1))]
-            # The upper half of each lane is 0; a minimum of 32 bits is one instruction, of 64 bits it is several.
+            # A count fills the low half of its lane and the high half is 0, so both can be compared as 32 bits: such a
+            # minimum is one instruction, a minimum of 64 bits is several.
             distances = builder.bitcast(bits[0], ir.VectorType(index, 2 * LANES))
             if least is None:
                 least = distances
@@ -154,7 +158,7 @@ def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
     return types.boolean(query, words, types.uint64), codegen
 
 
-# Whether any of the first NARROW codes in `words` is nearer to the query, of one or two uint64, than `limit`.
+# Test whether any of the first NARROW codes in `words` is nearer than `limit` to the query of one or two uint64.
 _near_vectors: Any = intrinsic(_vectors)
 
 
@@ -163,7 +167,7 @@ def _constant(typingctx: Any, query: Any) -> Any:
     return types.intp(query), lambda context, builder, signature, args: context.get_constant(types.intp, size)
 
 
-# Codes that are tested at once, which follows from the type of the query.
+# Number of codes tested at once, a constant for each type of query.
 _group: Any = intrinsic(_constant)
 
 
@@ -172,7 +176,7 @@ def _is_narrow(query: Any) -> bool:
 
 
 def _near(query: Any, group: Any, limit: Any) -> bool:
-    """Whether any code of a group is nearer than `limit`; for compiled loops only."""
+    """Test whether any code of a group is nearer than `limit`; for compiled loops only."""
     raise NotImplementedError
 
 
@@ -205,7 +209,8 @@ def _append(
     distances: Any,
     count: int,
 ) -> int:
-    """Append which of the codes [start, stop) are allowed and nearer than `limit`; returns the new count."""
+    """Write the codes in [start, stop) that are allowed and nearer than `limit` to the outputs; return their new
+    count."""
     for code in range(start, stop):
         distance = _distance(query, words, code)
         if distance < limit and (allowed_N.shape[0] == 0 or allowed_N[code]):
@@ -217,10 +222,10 @@ def _append(
 
 @compiled
 def _next_near(query: Any, words: Any, first: int, limit: Any, fetch: bool) -> Any:
-    """The first group from the code `first` on that holds a code nearer than `limit`, as the place of its first code.
+    """Return the first code of the first group, from the code `first` on, that holds a code nearer than `limit`.
 
-    Where none does, the number of codes in whole groups. `fetch` asks for the lines ahead of each group. No array is
-    handed on from here, since that would count references, a tenth of the time that a chunk takes.
+    Where no group does, returns the number of codes in whole groups. `fetch` prefetches the lines ahead of each group.
+    No array is returned from here: counting its references would take a tenth of the time of a chunk.
     """
     width, size = len(query), _group(query)
     whole = words.shape[0] // width // size * size
@@ -247,7 +252,9 @@ def _collect(
     distances: Any,
     count: int,
 ) -> int:
-    """Append what is allowed and nearer than `limit` of the codes from the group at `first` on; the new count."""
+    """Write the allowed codes nearer than `limit`, from the group at `first` on, to the outputs; return their new
+    count.
+    """
     num, size = words.shape[0] // len(query), _group(query)
     whole = num // size * size
     while first < whole:
@@ -288,7 +295,7 @@ def distances(queries_QW: Any, database_NW: Any, out_QN: Any) -> None:
 
 @compiled
 def _compact(distances: Any, rows: Any, keep: int, hist_D: Any, spare_d: Any, spare_r: Any) -> int:
-    """Counting sort of the candidates by distance, stable, cut to `keep`; redoes `hist_D`."""
+    """Sort the candidates by distance (a stable counting sort), keep the first `keep`, and recount `hist_D`."""
     count = distances.shape[0]
     place = np.empty(hist_D.shape[0], np.int64)
     total = 0
@@ -313,7 +320,7 @@ def _compact(distances: Any, rows: Any, keep: int, hist_D: Any, spare_d: Any, sp
 
 @compiled
 def _threshold(hist_QD: Any, q: int, k: int) -> int:
-    """Smallest distance below or at which k candidates lie already: a later row there cannot win."""
+    """Return the least distance within which k candidates lie already: a later row at that distance cannot win."""
     total = 0
     for d in range(hist_QD.shape[1]):
         total += hist_QD[q, d]
@@ -324,7 +331,10 @@ def _threshold(hist_QD: Any, q: int, k: int) -> int:
 
 @compiled
 def _lead(zeros: Any, words: Any) -> Any:
-    """Codes from the last boundary of a line of 64 bytes to the first code: a vector that spans two lines costs two."""
+    """Return the number of codes between the last boundary of a 64-byte line and the first code.
+
+    Chunks then begin at such boundaries: a vector that spans two lines costs two loads.
+    """
     size = words.itemsize * len(zeros)
     before = words.ctypes.data % 64
     return before // size if before % size == 0 else 0
@@ -332,7 +342,7 @@ def _lead(zeros: Any, words: Any) -> Any:
 
 @compiled
 def _fetch_share(zeros: Any, words: Any, start: int, stop: int, share: int, shares: int) -> None:
-    """Ask for one of so many shares of words[start:stop], which are read next: memory works while others are read."""
+    """Prefetch one of `shares` equal shares of words[start:stop], the next chunk, while the present one is read."""
     lines = (stop - start + 7) // 8
     for line in range(lines * share // shares, lines * (share + 1) // shares):
         _prefetch(zeros, words, start + 8 * line)
@@ -342,10 +352,11 @@ def _fetch_share(zeros: Any, words: Any, start: int, stop: int, share: int, shar
 def knn(
     zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius_Q: Any, first_row: int, out_d: Any, out_r: Any
 ) -> None:
-    """The k nearest of the codes in the flat `words`, the first of which is row `first_row`; k is the width of `out_d`.
+    """Find the k nearest of the codes in the flat `words`; their first row is `first_row`, and k is the width of
+    `out_d`.
 
-    `allowed_N` says which of them may be found; empty, all may. Where fewer than k lie within a query's radius, the
-    rest of its outputs stays as it was.
+    `allowed_N` masks the rows that may be found; an empty one allows all. Where fewer than k lie within a query's
+    radius, the rest of its outputs is not written.
     """
     num_queries, size, k = queries_QW.shape[0], words.shape[0] // len(zeros), out_d.shape[1]
     chunk = max(_group(zeros), CHUNK // len(zeros))
@@ -382,7 +393,7 @@ def knn(
 
 @compiled
 def within(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int, first_row: int, counts_QD: Any) -> Any:
-    """All codes within `radius` as (query, distance, row) of each hit, and `counts_QD` of them.
+    """Find all codes within `radius`; return (query, distance, row) of each hit, and add to `counts_QD`.
 
     Hits of one query and distance come in the order of their rows.
     """
@@ -413,7 +424,7 @@ def within(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int,
 
 @compiled
 def place_hits(hits: Any, place_QD: Any, rows: Any, distances: Any) -> None:
-    """Move hits to where they belong: `place_QD` says where the next of each distance goes and is used up."""
+    """Move hits to their places: `place_QD` has the next place of each query and distance, and is advanced."""
     hit_q, hit_d, hit_r = hits
     for i in range(hit_q.shape[0]):
         to = place_QD[hit_q[i], hit_d[i]]

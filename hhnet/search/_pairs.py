@@ -11,11 +11,11 @@ from hhnet.search._buckets import LOOKUP, _cost, _distance, _found_before, _next
 from hhnet.search._compiled import compiled
 
 ANSWERED, SCAN = 1, 2
-"""What became of a query: all its pairs were found, or a scan is the cheaper way."""
+"""Outcome of a query: all its pairs were found, or a scan is cheaper."""
 
 EMPTY = -1
 SIZING = 0.1
-"""Share of the cost of a scan that looking the buckets up may cost: lost where they hold too much after all."""
+"""Share of a scan's cost that looking up bucket sizes may take; wasted where the buckets hold too much after all."""
 
 
 # ------------------------------------------------------------------------------------------------------- equal codes
@@ -23,7 +23,7 @@ SIZING = 0.1
 
 @compiled
 def _hash(codes_NW: Any, row: int, seed: Any) -> Any:
-    """Of one code, by the finaliser of splitmix64 for each word."""
+    """Hash one code: the finaliser of splitmix64, applied for each word."""
     mixed = seed
     for w in range(codes_NW.shape[1]):
         mixed ^= codes_NW[row, w]
@@ -45,10 +45,10 @@ def _equal(codes_NW: Any, row: int, other: int) -> bool:
 def group(
     codes_NW: Any, known: int, share: int, shares: int, seed: Any, table_S: Any, leaders_N: Any, counts_2: Any
 ) -> bool:
-    """Write the leaders of the codes whose hash falls into `share` of `shares`; False where the table is too small.
+    """Find the leaders of the codes whose hash falls into `share` of `shares`; False where the table is too small.
 
     A slot holds the leader of its code: n, or -2 - n once another code has joined it. `counts_2` is raised by the
-    codes that lead and by those of them that another has joined.
+    number of leaders and by the number of leaders that another code has joined.
     """
     mask, room = np.uint64(table_S.shape[0] - 1), table_S.shape[0] * 7 // 10
     table_S[:] = EMPTY
@@ -76,7 +76,7 @@ def group(
             leaders_N[n] = -1
         else:
             joined = table_S[slot] < 0
-            if leader < known:  # the first new code leads, and the known one follows it
+            if leader < known:  # a known code does not lead others: the first new code takes over, and it follows
                 leaders_N[leader] = n
                 leader = n
             leaders_N[n] = leader
@@ -103,11 +103,12 @@ def join(
     state_Q: Any,
     found: Any,
 ) -> Any:
-    """Append (query, row, distance) of the rows from `first_Q` on that are within `radius`, query by query.
+    """Write the pairs (query, row, distance) within `radius` whose row is `first_Q` of the query or later, query by
+    query.
 
-    Goes from query `begin` on until `found` is full; returns the query to go on with, whose pairs are not in it, and
-    how many are. A query that alone does not fit is left to a scan, and so is one that a scan answers sooner, where it
-    pays `word` for each, in the unit of the costs in `hhnet.search._buckets`.
+    Goes from query `begin` on until `found` is full. Returns the query to go on with, whose pairs are not in `found`,
+    and the number of pairs. A query is left to a scan if its pairs alone do not fit, or if a scan is cheaper at `word`
+    for each word, in the unit of the costs in `hhnet.search._buckets`.
     """
     num, substrings = codes_NW.shape[0], layout_M3.shape[0]
     out_q, out_r, out_d = found
@@ -165,7 +166,7 @@ def join(
 
 @compiled
 def _root(parents_N: Any, n: int) -> Any:
-    """The root of a node, with every other node on the way brought nearer to it."""
+    """Return the root of a node; every other node on the way is moved nearer to it (path halving)."""
     while parents_N[n] >= 0:
         parent = parents_N[n]
         if parents_N[parent] >= 0:
@@ -189,6 +190,6 @@ def unite(parents_N: Any, a_P: Any, b_P: Any) -> None:
 
 @compiled
 def roots(parents_N: Any, start: int, out: Any) -> None:
-    """The roots of the nodes from `start` on."""
+    """Write the roots of the nodes from `start` on to `out`."""
     for i in range(out.shape[0]):
         out[i] = _root(parents_N, start + i)

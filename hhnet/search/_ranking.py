@@ -1,8 +1,7 @@
 """The compiled loops behind `hhnet.metrics.retrieval`.
 
-A ranking by Hamming distance is a sequence of groups of equal distance. What is counted per query and
-distance, all samples and relevant ones, is enough for every metric that does not depend on the order inside a
-group.
+A ranking by Hamming distance is a sequence of groups of equal distance. Two counts per query and distance, of all
+samples and of relevant ones, are enough for every metric that does not depend on the order inside a group.
 
 Shape suffixes: Q queries, N database samples, W 64-bit words per code, L words per label, D distance values.
 """
@@ -18,11 +17,13 @@ RETRIEVED, MINIMUM, ALL = 0, 1, 2  # denominators
 
 @compiled
 def _matches(query_L: Any, labels_NL: Any, start: int, stop: int, single: bool, out: Any) -> None:
-    """Write 1 where a row of start..stop shares a class with the query, else 0: equal ids if `single`, else a common
-    bit."""
+    """Write 1 where a row of start..stop shares a class with the query, else 0.
+
+    With `single`, labels are class ids that must be equal; otherwise they are bits of which one must be common.
+    """
     num = stop - start
     if query_L.shape[0] == 1:
-        # The kind is asked outside of loops over slices, which LLVM makes of vector instructions.
+        # `single` is tested outside the loops, so that LLVM can vectorise them.
         label, labels_N, out_N = query_L[0], labels_NL[start:stop].reshape(num), out[:num]
         if single:
             for i in range(num):
@@ -48,7 +49,7 @@ def histograms(
     total_QD: Any,
     hits_QD: Any,
 ) -> None:
-    # Unsigned subscripts throughout: a signed one is first tested for being negative, in each step of the loop.
+    # All subscripts are unsigned: a signed one would be tested for being negative in each step of the loop.
     distance, match = np.empty(CHUNK, np.uint16), np.empty(CHUNK, np.uint8)
     # One counter holds both counts (relevant in the high half), and four copies of it keep the increments of
     # neighbouring equal distances from waiting for each other.
@@ -77,12 +78,12 @@ def _denominator(kind: int, retrieved: int, every: int, cut: int) -> int:
 
 @compiled
 def _group_sum(before: int, size: int, hits: int, hits_before: int, harmonic: Any, first: int) -> float:
-    """Expected sum of relevance x precision over the first `first` ranks of a group in random order.
+    """Return the expected sum of relevance x precision over the first `first` ranks of a group in random order.
 
-    `size` samples of which `hits` are relevant follow on `before` ranks with `hits_before` relevant ones. At
-    place j = 1, 2, ... the sample is relevant with probability hits / size, and then (j - 1)(hits - 1) /
-    (size - 1) of those before it in the group are expected to be. With A = sum of 1 / (before + j), the sum
-    over j of (j - 1) / (before + j) is first - (before + 1) A.
+    The group has `size` samples, `hits` of them relevant, and follows on `before` ranks with `hits_before` relevant
+    ones. At place j = 1, 2, ... the sample is relevant with probability hits / size. Then (j - 1)(hits - 1) / (size -
+    1) of those before it in the group are expected to be relevant. With A = sum of 1 / (before + j), the sum over j of
+    (j - 1) / (before + j) is first - (before + 1) A.
     """
     if hits == 0 or first == 0:
         return 0.0
@@ -95,7 +96,7 @@ def _group_sum(before: int, size: int, hits: int, hits_before: int, harmonic: An
 
 @compiled
 def _cut_group(before: int, size: int, hits: int, hits_before: int, first: int, summed: float, harmonic: Any) -> float:
-    """Expected AP when the cut falls inside a group and the denominator is the number of retrieved hits.
+    """Return the expected AP where the cut falls inside a group and AP is divided by the number of retrieved hits.
 
     That number is hits_before + x with x hypergeometric. Given x, the first ranks of the group are themselves
     a group of `first` samples, x of them relevant, in random order. Probabilities are built from their
@@ -126,8 +127,7 @@ def _cut_group(before: int, size: int, hits: int, hits_before: int, first: int, 
 
 @compiled
 def expected_ap(total_QD: Any, hits_QD: Any, cut: int, kind: int, harmonic: Any, ap_Q: Any, hit_Q: Any) -> None:
-    """Expected AP at `cut` over random order inside groups; `hit_Q`: whether a hit within the cut is
-    possible."""
+    """Write the expected AP at `cut` over random orders inside groups, and whether a hit within the cut is possible."""
     for q in range(total_QD.shape[0]):
         every = 0
         for d in range(total_QD.shape[1]):
@@ -163,16 +163,16 @@ def stable_ap(
     ap_Q: Any,
     hit_Q: Any,
 ) -> None:
-    """AP at `cut` in the order (distance, row), in one pass over the rows.
+    """Write AP at `cut` in the order (distance, row) to `ap_Q`, in one pass over the rows.
 
-    What comes before a relevant row is counted inside its distance when the row is seen, and what lies nearer is added
-    when all were seen.
+    When a relevant row is met, the rows before it at its own distance are counted; the nearer ones are added after the
+    last row.
     """
     size, values = database_NW.shape[0], 8 * queries_QW.itemsize * queries_QW.shape[1] + 1
     distance, match = np.empty(CHUNK, np.uint16), np.empty(CHUNK, np.uint8)
     both, low = np.empty(values, np.uint64), np.uint64((1 << 32) - 1)  # all in the low half, relevant in the high
-    # One place more than there can be relevant rows: what is no hit is written too, and overwritten by the next row,
-    # since a branch on chance costs more than a store.
+    # Every row is written, and a row that is no hit is overwritten by the next: a branch that the CPU cannot predict
+    # costs more than a store. So there is one place more than there can be relevant rows.
     hit_both, hit_distance = np.empty(size + 1, np.uint64), np.empty(size + 1, np.uint16)
     for q in range(queries_QW.shape[0]):
         both[:] = 0
@@ -217,10 +217,10 @@ def scored_ap(
     ap_Q: Any,
     hit_Q: Any,
 ) -> None:
-    """AP at `cut` in the order (distance, score, row).
+    """Write AP at `cut` in the order (distance, score, row) to `ap_Q`.
 
-    With `first` > 0 the first so many by (distance, row) are ordered by (score, distance, row) instead, and the rest
-    stays.
+    With `first` > 0, the first `first` rows by (distance, row) are ordered by (score, distance, row) instead, and the
+    rest stays in its order.
     """
     size = database_NW.shape[0]
     distance, match = np.empty(size, np.int32), np.empty(size, np.uint8)

@@ -1,8 +1,8 @@
 """Exact Hamming search over packed codes in the memory of a GPU.
 
-The answers are those of `hhnet.hamming_knn`. The codes are passed over in chunks that grow: each notes only the rows
-that are closer than the k-th best so far, few enough to be sorted with those. Rows come in ascending order, so one
-that is no closer than the k-th best is none of the k, and chunks never change what is found.
+The answers are those of `hhnet.hamming_knn`. The codes are scanned in chunks that grow. Each chunk records only the
+rows closer than the k-th best so far, few enough to sort together with the k best. Rows come in ascending order, so a
+row at the distance of the k-th best or beyond is not among the k: the chunks do not change the answer.
 
 Shape suffixes: Q queries, N database codes, B bits of a word, W words per code, P places per query.
 """
@@ -21,24 +21,24 @@ from hhnet.search.kernels import as_words
 Codes = npt.NDArray[np.uint8]
 
 WORD = 4
-"""Bytes of a word on the GPU."""
+"""Bytes per word on the GPU."""
 
 _ROWS = 1 << 24  # rows copied to the GPU at once
-_BLOCKS = {16: 128, 64: 128, 128: 64}  # queries, and rows, of one block of threads; Hopper's products take 64 and up
-_PLACES, _SLACK = 4096, 4  # least rows noted per query and chunk, and how many times what is expected
-_GROWTH = 2  # most of a chunk beside those before it, in full blocks: to note a row costs more there than a chunk
-_KEYS = 1 << 24  # rows noted of all queries together, 8 bytes each
+_BLOCKS = {16: 128, 64: 128, 128: 64}  # queries -> rows of one block of threads; Hopper's products take 64 and up
+_PLACES, _SLACK = 4096, 4  # least places per query and chunk, and places per row expected to need one
+_GROWTH = 2  # full blocks: longest chunk, in times the rows before it; recording rows costs more there than chunks do
+_KEYS = 1 << 24  # places of all queries together, 8 bytes each
 _FAR = np.iinfo(np.int32).max
 
 
 class DeviceCodes:
-    """Codes on a GPU, to be searched by many queries at once.
+    """Codes in the memory of a GPU, for searches by many queries at once.
 
-    Takes the bytes of a code, rounded up to 4, for each, and 200 MB for a search.
+    Each code takes its bytes, rounded up to a multiple of 4; a search takes 200 MB more.
     """
 
     def __init__(self, parts: Sequence[Codes], device: str = "cuda") -> None:
-        """Copy `parts`, uint8 (n, bytes) each, which are numbered one after another.
+        """Copy `parts`, uint8 (n, bytes) each, to the GPU; their rows are numbered one part after another.
 
         Raises:
             TypeError: for codes that are not uint8. ValueError: for shapes that do not fit, no part, or 2^31 codes.
@@ -69,7 +69,7 @@ class DeviceCodes:
 
         Returns:
             Distances in bits, int32 (Q, min(k, N)), and rows, int64 (Q, min(k, N)), each row of both ordered by
-            (distance, row): what `hamming_knn` returns.
+            (distance, row), as `hamming_knn` returns them.
 
         Raises:
             TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or k < 1.
@@ -87,7 +87,7 @@ class DeviceCodes:
         return (keys_QK >> 32).astype(np.int32), keys_QK & 0xFFFFFFFF
 
     def _nearest(self, queries: Codes, k: int, places: int) -> Tensor:
-        """The k smallest keys, distance << 32 | row, int64 (Q, k)."""
+        """Return the k smallest keys, distance << 32 | row, int64 (Q, k)."""
         num = len(queries)
         block_q = next((size for size in _BLOCKS if num <= size), max(_BLOCKS))
         rows = -(-num // block_q) * block_q
@@ -96,7 +96,7 @@ class DeviceCodes:
         signs_QWB = torch.from_numpy(1 - 2 * bits_QB).to(self._device)
         ones_Q = torch.from_numpy(bits_QB.sum(1, dtype=np.int32)).to(self._device)
         limits_Q = torch.full((rows,), _FAR, dtype=torch.int32, device=self._device)
-        limits_Q[num:] = -1  # these fill the last block, and find nothing
+        limits_Q[num:] = -1  # queries that only fill the last block find nothing
         best_QK = torch.empty((num, 0), dtype=torch.int64, device=self._device)
         first, length = 0, places
         while first < self.count:
@@ -109,13 +109,13 @@ class DeviceCodes:
                 **_constants(self._codes_NW.shape[1], block_q),
             )
             most = int(counts_Q.max())
-            if most > places:  # the nearest come late: a chunk no longer than the places always fits
+            if most > places:  # some rows found no place: again with a shorter chunk; one of `places` rows always fits
                 length = max(places, (last - first) // 2)
                 continue
             found_QP = torch.cat([best_QK, keys_QP[:num, :most]], dim=1)
             best_QK = found_QP.topk(k, dim=1, largest=False).values
             limits_Q[:num] = (best_QK[:, -1] >> 32).int()
-            # Of rows in random order, k times length / last are closer than the k-th best of those before them.
+            # In random order, about k * length / last rows of a chunk are closer than the k-th best of those before.
             growth = places / (_SLACK * k) if block_q < max(_BLOCKS) else min(_GROWTH, places / (_SLACK * k))
             first, length = last, max(places, int(last * growth))
         return best_QK
@@ -126,7 +126,7 @@ def _constants(words: int, block_q: int) -> dict[str, Any]:
 
 
 def _padded(codes: Codes) -> Codes:
-    """Codes as whole words, in one piece."""
+    """Copy codes into whole, contiguous words."""
     out = np.zeros((len(codes), -(-codes.shape[1] // WORD) * WORD), np.uint8)
     out[:, : codes.shape[1]] = codes
     return out

@@ -25,10 +25,10 @@ from hhnet.search import _compiled
 
 _T = TypeVar("_T")
 Words = npt.NDArray[Any]
-"""Codes as unsigned words (N, W)."""
+"""Codes as unsigned words, (N, W)."""
 NO_ROW = -1
 NO_DISTANCE = np.iinfo(np.int32).max
-"""What fills the neighbours of a query that has fewer than k of them within its radius."""
+"""NO_DISTANCE and NO_ROW fill the neighbours of a query that has fewer than k of them within its radius."""
 
 _QUERY_BLOCK = 64  # queries per unit of work of one thread
 _CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
@@ -39,7 +39,7 @@ _SHARED = 1 << 21  # words of a database below which a few queries are faster wi
 def as_words(codes: npt.NDArray[Any], name: str) -> Words:
     """View uint8 codes (N, bytes) as read-only words (N, W) of the widest type that divides them.
 
-    Copies only what does not lie in one piece, or not where such words may.
+    Copies only codes that are not contiguous, or not aligned for such words.
     """
     codes = np.asarray(codes)
     if codes.dtype != np.uint8:
@@ -55,7 +55,7 @@ def as_words(codes: npt.NDArray[Any], name: str) -> Words:
 
 
 def code_pair(queries: npt.NDArray[Any], database: npt.NDArray[Any]) -> tuple[Words, Words]:
-    """Both sets of codes as words, after checking that they have one width."""
+    """Return both sets of codes as words, after checking that they have one width."""
     queries_QW, database_NW = as_words(queries, "queries"), as_words(database, "database")
     if np.shape(queries)[1] != np.shape(database)[1]:
         raise ValueError(
@@ -66,7 +66,7 @@ def code_pair(queries: npt.NDArray[Any], database: npt.NDArray[Any]) -> tuple[Wo
 
 
 def _zeros(words: Words) -> tuple[Any, ...]:
-    """What tells the compiled loops how many words a code has."""
+    """Return W zero words; the length of the tuple tells the compiled loops how many words a code has."""
     zero: Any = words.dtype.type(0)
     return tuple([zero] * words.shape[1])
 
@@ -79,7 +79,10 @@ def _workers(threads: int | None) -> int:
 
 @functools.cache
 def _helpers() -> ThreadPoolExecutor:
-    """Threads beside the caller's, kept: to start them takes as long as to scan a million codes."""
+    """Return the threads that work beside the caller's.
+
+    They are kept, since starting them takes as long as scanning a million codes.
+    """
     return ThreadPoolExecutor(max(1, _workers(None) - 1), "hhnet-kernels")
 
 
@@ -89,11 +92,11 @@ os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child process has 
 def run_blocks(
     work: Callable[[slice], _T], num: int, cost: int, threads: int | None = None, block: int = _QUERY_BLOCK
 ) -> list[_T]:
-    """Call `work` on slices of at most `block` that cover range(num); results in the order of the slices.
+    """Call `work` on slices of at most `block` that cover range(num); return the results in the order of the slices.
 
-    Threads are used unless `cost`, in word comparisons, is small. The caller's thread works too and waits for no
-    helper that has not begun, so `work` may itself call this, and a busy pool delays nobody. After an error nothing
-    more is begun, and nothing goes on once it is raised.
+    Threads are used unless `cost`, in word comparisons, is small. The caller's thread works too, and it does not wait
+    for a helper that has not begun. So `work` may itself call this, and a busy pool delays nobody. After an error
+    nothing more is begun, and nothing still runs when it is raised.
     """
     workers = _workers(threads)
     step = max(1, min(block, -(-num // workers)))
@@ -108,7 +111,7 @@ def run_blocks(
             for number in remaining:
                 found[number] = work(slices[number])
         finally:
-            for _ in remaining:
+            for _ in remaining:  # after an error: nothing is left for the other threads to begin
                 pass
 
     helpers = [_helpers().submit(drain) for _ in range(min(workers, len(slices)) - 1)]
@@ -123,7 +126,7 @@ def run_blocks(
 
 
 def hamming_distances(queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """All distances, for small sets: uint8 (Q, bytes), (N, bytes) -> int32 (Q, N), in bits.
+    """Return all distances, for small sets: uint8 (Q, bytes), (N, bytes) -> int32 (Q, N), in bits.
 
     Raises:
         TypeError: for codes that are not uint8. ValueError: for shapes that do not fit.
@@ -135,7 +138,7 @@ def hamming_distances(queries: npt.NDArray[np.uint8], database: npt.NDArray[np.u
 
 
 def _allowed_rows(allowed: npt.NDArray[np.bool_] | None, num: int) -> npt.NDArray[np.bool_]:
-    """The mask for the compiled loops, where an empty one allows all."""
+    """Return the mask for the compiled loops; an empty one allows all rows."""
     if allowed is None:
         return np.empty(0, np.bool_)
     mask = np.ascontiguousarray(allowed)
@@ -145,7 +148,7 @@ def _allowed_rows(allowed: npt.NDArray[np.bool_] | None, num: int) -> npt.NDArra
 
 
 def radii(radius: npt.NDArray[Any] | None, num_queries: int, bits: int) -> npt.NDArray[np.int64]:
-    """The radius of each query for the compiled loops."""
+    """Return the radius of each query for the compiled loops, int64 (Q,), at most `bits`."""
     if radius is None:
         return np.full(num_queries, bits, np.int64)
     radius = np.asarray(radius)
@@ -185,7 +188,7 @@ def hamming_knn(
         threads: how many threads to use at most; by default the CPUs this process may use, and never more.
         allowed: bool (N,), which rows may be found; by default all.
         radius: integers (Q,), the largest distance in bits at which each query finds anything; by default any. A
-            search over several databases is faster if it says how far the neighbours are that it has already.
+            search over several databases is faster if it passes the distance of its k-th neighbour so far.
 
     Returns:
         Distances in bits, int32 (Q, min(k, N)), and database rows, int64 (Q, min(k, N)), each row of both

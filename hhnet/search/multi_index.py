@@ -1,14 +1,14 @@
 """Exact search through multi-index hashing: sublinear for near neighbours of short codes.
 
 Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space with Multi-Index Hashing", PAMI 2014, arXiv 1307.2982.
-A code is cut into M disjoint substrings, and a table per substring says which rows have which pattern there. A code
-within distance r of the query has a substring with few flips, so it lies in one of the buckets that the steps 0 to r
-visit, where step s looks at substring s % M with exactly s // M bits flipped: if every substring differed in more bits
-than those steps allow it, the distance would be at least r + 1.
+A code is cut into M disjoint substrings; a table per substring lists the rows of each pattern. Step s of a search
+visits the buckets of substring s % M with exactly s // M bits flipped. A code within distance r of the query lies in
+one of the buckets of the steps 0 to r: if every substring differed in more bits than these steps flip in it, the
+distance would be at least r + 1.
 
 Real codes lie in clusters and have large buckets. Each search therefore adds up the sizes of the buckets before it
-goes through them, and what a scan would answer sooner is answered by a scan (`hhnet.search.kernels`). Either way the
-answers are those of the scan, in its order.
+goes through them, and leaves queries to a scan (`hhnet.search.kernels`) where that is faster. The answers and their
+order are those of the scan in both cases.
 
 Shape suffixes: Q queries, N database codes, W 64-bit words per code, M substrings, K neighbours.
 """
@@ -32,19 +32,19 @@ Codes = npt.NDArray[np.uint8]
 MIN_SUBSTRING, MAX_SUBSTRING = 8, 22
 """Bits of a substring: fewer have too many rows in a bucket, and more need tables that outgrow the cache."""
 
-MOSTLY_A_SCAN = 0.95  # share of scanned queries from which scanning all takes less than putting the hits in order
-CLEARLY_A_SCAN = 80_000  # nanoseconds that the way to the tables takes
-_TYPICAL = 10  # nanoseconds of a scan for a word comparison of a search; only to decide whether threads pay
+MOSTLY_A_SCAN = 0.95  # share of scanned queries from which scanning all is faster than merging the hits of both ways
+CLEARLY_A_SCAN = 80_000  # nanoseconds that a search by tables costs at least; a cheaper scan is taken at once
+_TYPICAL = 10  # nanoseconds of a scan that count as one word comparison, to decide whether threads pay
 
 
 def default_substrings(count: int, bits: int) -> int:
-    """How many substrings suit `count` codes: such that each has about log2(count) bits, and no more than that."""
+    """Return a number of substrings for `count` codes: each has about log2(count) bits, and no more."""
     width = min(max(count, 1).bit_length() - 1, MAX_SUBSTRING)
     return -(-bits // max(width, MIN_SUBSTRING))
 
 
 def substring_widths(bits: int, substrings: int) -> list[int]:
-    """Bits of each substring, in the order of the bits of the code. ValueError for a number that cannot be."""
+    """Return the bits of each substring, in the order of the bits of the code; ValueError for an impossible number."""
     if not -(-bits // MAX_SUBSTRING) <= substrings <= bits:
         raise ValueError(
             f"{bits} bits can be cut into {-(-bits // MAX_SUBSTRING)} to {bits} substrings of at most "
@@ -54,12 +54,12 @@ def substring_widths(bits: int, substrings: int) -> list[int]:
 
 
 def table_length(bits: int, substrings: int) -> int:
-    """Entries of `starts`: one more than patterns, for each substring."""
+    """Return the number of entries of `starts`: one more than there are patterns, for each substring."""
     return sum((1 << width) + 1 for width in substring_widths(bits, substrings))
 
 
 def padded(codes: npt.NDArray[Any], name: str = "codes") -> Codes:
-    """Codes of any width as uint8 (N, 8 * W), zero-padded; a view where the width is a multiple of 8 already."""
+    """Return codes of any width as uint8 (N, 8 * W), zero-padded; a view if the width is a multiple of 8 already."""
     words = as_words(codes, name)
     if words.dtype == np.uint64:
         return words.view(np.uint8)
@@ -73,8 +73,8 @@ class TablesDamagedError(ValueError):
 
 
 @dataclass(frozen=True)
-class MultiHash:
-    """Codes and the tables of their substrings; plain arrays, so that they can be mapped from a file.
+class MultiIndexHash:
+    """Codes and the tables of their substrings: plain arrays, so that they can be mapped from a file.
 
     Attributes:
         codes: uint8 (N, 8 * W), zero-padded to whole words.
@@ -83,7 +83,7 @@ class MultiHash:
             `rows[j, starts_j[p]:starts_j[p + 1]]`.
         rows: uint32 (M, N), ascending in each bucket.
 
-    The tables need not be trusted: one that points outside the codes is a TablesDamagedError when it is met.
+    The tables need not be trusted: a search that meets a subscript outside the codes raises TablesDamagedError.
     """
 
     codes: Codes
@@ -92,13 +92,13 @@ class MultiHash:
     rows: npt.NDArray[np.uint32]
 
     @classmethod
-    def build(cls, codes: Codes, bits: int | None = None, substrings: int | None = None) -> "MultiHash":
-        """Sort the rows by each substring of `codes`, uint8 (N, bytes).
+    def build(cls, codes: Codes, bits: int | None = None, substrings: int | None = None) -> "MultiIndexHash":
+        """Build the tables: sort the rows of `codes`, uint8 (N, bytes), by each substring.
 
         Args:
             codes: packed codes, fewer than 2^32.
             bits: how many bits the substrings cover, where the rest is padding. By default all.
-            substrings: how many; by default what suits N.
+            substrings: how many; by default `default_substrings` of N.
 
         Raises:
             TypeError: for codes that are not uint8. ValueError: for shapes or numbers that do not fit.
@@ -138,7 +138,7 @@ class MultiHash:
         allowed: npt.NDArray[np.bool_] | None = None,
         radius: npt.NDArray[Any] | None = None,
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """What `hamming_knn(queries, codes, k, threads, allowed, radius)` returns.
+        """Find the k nearest codes of each query, as `hamming_knn(queries, codes, k, threads, allowed, radius)` does.
 
         Args:
             queries: uint8 (Q, bytes), as wide as the codes before or after padding.
@@ -160,7 +160,10 @@ class MultiHash:
         threads: int | None = None,
         allowed: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """What `hamming_range(queries, codes, radius, threads, allowed)` returns: offsets, rows, distances.
+        """Find all codes within a radius, as `hamming_range(queries, codes, radius, threads, allowed)` does.
+
+        Returns:
+            Offsets, rows and distances.
 
         Raises:
             TypeError: for codes that are not uint8. ValueError: for shapes that do not fit or a negative radius.
@@ -171,7 +174,7 @@ class MultiHash:
     def _knn(
         self, queries: Codes, k: int, threads: int | None, allowed: Any, radius: Any = None
     ) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
-        """Distances and rows, and which queries were answered by a scan."""
+        """Return distances and rows, and which queries were answered by a scan."""
         queries_QW, codes_NW, allowed_N = self._checked(queries, allowed)
         if k < 1:
             raise ValueError(f"k must be at least 1: got {k}")
@@ -201,7 +204,7 @@ class MultiHash:
     def _range(
         self, queries: Codes, radius: int, threads: int | None, allowed: Any
     ) -> tuple[Any, Any, Any, npt.NDArray[np.bool_]]:
-        """Offsets, rows and distances, and which queries were answered by a scan."""
+        """Return offsets, rows and distances, and which queries were answered by a scan."""
         queries_QW, codes_NW, allowed_N = self._checked(queries, allowed)
         if radius < 0:
             raise ValueError(f"radius must be at least 0: got {radius}")
@@ -234,21 +237,21 @@ class MultiHash:
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), rows, distances, scanned
 
     def _scan_cost(self, num: int, threads: int | None) -> float:
-        """Nanoseconds of one thread that a scan costs each query.
+        """Return the cost of scanning for one query, in nanoseconds of one thread.
 
-        Fewer queries than threads are scanned by all of these. Memory is read once for all queries.
+        Fewer queries than threads share all the threads. Memory is read once for all queries.
         """
         workers = threads or int(numba.config.NUMBA_NUM_THREADS)
         return self.codes.size / 8 * min(1.0, num / workers) * (_buckets.COMPARE + _buckets.READ / max(num, 1))
 
     def _clearly_a_scan(self, num: int, scan: float) -> bool:
-        """Without asking the tables: there is nothing to find, or not even one bucket is worth a look."""
+        """Test, without a look at the tables, whether there are no queries or not even one bucket is worth a look."""
         return num == 0 or num * scan < CLEARLY_A_SCAN or _buckets.PROBE * scan < _buckets.LOOKUP
 
     def tables(self) -> tuple[Any, Any, Any, Any]:
-        """Layout, offsets, `starts` and `rows` for the compiled loops.
+        """Return layout, offsets, `starts` and `rows` for the compiled loops.
 
-        Read-only, so that those are compiled once for mapped and for new tables.
+        All are read-only, so that the loops are compiled once for mapped and for new tables.
         """
         return *_layout(self.bits, len(self.rows)), _readonly(self.starts), _readonly(self.rows)
 
@@ -268,7 +271,7 @@ class MultiHash:
 def _in_blocks(
     search: Callable[[slice, Any], _T], num: int, scan: float, threads: int | None
 ) -> tuple[npt.NDArray[np.bool_], list[_T]]:
-    """Run `search` on blocks of queries; for which of them a scan is the cheaper way, and what was returned."""
+    """Run `search` on blocks of queries; return the mask of queries left to a scan, and the results of the blocks."""
     state = np.empty(num, np.uint8)
     found = run_blocks(lambda part: search(part, state[part]), num, int(num * scan) // _TYPICAL, threads)
     if (state == _buckets.DAMAGED).any():
@@ -282,7 +285,7 @@ def _bytes(words: npt.NDArray[np.uint64]) -> Codes:
 
 @lru_cache(maxsize=64)
 def _layout(bits: int, substrings: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Word, shift and width of each substring, (M, 3), and where its table lies in `starts`, (M + 1,)."""
+    """Return word, shift and width of each substring, (M, 3), and where its table begins in `starts`, (M + 1,)."""
     widths = substring_widths(bits, substrings)
     begins = np.cumsum([0, *widths[:-1]])
     offsets = np.cumsum([0, *((1 << width) + 1 for width in widths)])
@@ -296,7 +299,7 @@ def _readonly(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _woven(by_scan: npt.NDArray[np.bool_], scanned: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The hits of all queries in their order, from those of either way."""
+    """Merge the hits of scanned queries and of the others into the order of the queries."""
     out = np.empty(len(by_scan), scanned.dtype)
     out[by_scan], out[~by_scan] = scanned, others
     return out

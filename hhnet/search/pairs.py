@@ -1,7 +1,7 @@
-"""All near pairs among codes: equal codes by hashing, near ones by multi-index hashing or a scan, and what they join.
+"""All near pairs among codes and the groups they join: equal codes by hashing, near ones by tables or a scan.
 
-Made for sets that are near the size of the memory: what a call holds besides its arguments is bounded, and results
-are handed on as they come. Numbers of codes are int32, so there may be 2^31 - 1 of them.
+The tables are those of multi-index hashing. Made for sets that nearly fill the memory: a call holds a bounded amount
+besides its arguments, and results are handed on as they come. Rows are int32, so there may be 2^31 - 1 codes.
 
 Shape suffixes: Q queries, N codes, P pairs.
 """
@@ -15,35 +15,35 @@ import numpy.typing as npt
 from hhnet.search import _pairs
 from hhnet.search._buckets import COMPARE
 from hhnet.search.kernels import as_words, hamming_range, run_blocks
-from hhnet.search.multi_index import Codes, MultiHash, padded
+from hhnet.search.multi_index import Codes, MultiIndexHash, padded
 
 MOST_CODES = (1 << 31) - 1
 LEAST_TABLE = 1 << 16
-"""Slots of the smallest hash table."""
+"""Number of slots of the smallest hash table."""
 
-_QUERIES = 1024  # of one unit of work of one thread
-_PAIRS = 1 << 17  # that one thread holds, 14 bytes each
-_WORD = COMPARE  # what a scan pays for a word; more makes the tables answer more of the queries
-_SCANNED = 64  # queries of one scan, over so many rows that all of them may be found
-_SCANNED_ROWS = 1 << 15
+_QUERIES = 1024  # queries per unit of work of one thread
+_PAIRS = 1 << 17  # pairs that one thread holds, 14 bytes each
+_WORD = COMPARE  # cost of a word in a scan; a higher figure makes the tables answer more of the queries
+_SCANNED = 64  # queries of one scan
+_SCANNED_ROWS = 1 << 15  # rows of one scan; memory has to hold them as hits of all its queries
 
 Emit = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]], None]
-"""Takes queries, rows and distances of some pairs; several threads may call it at once."""
+"""Function that takes queries, rows and distances of some pairs; several threads may call it at once."""
 
 
 def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArray[np.int32], int, int]:
-    """Who leads the codes that are equal: the first of them, except that the first `known` codes do not lead others.
+    """Find a leader for each group of equal codes: its first code, but the first `known` codes do not lead others.
 
     Args:
         codes: uint8 (N, 8 * W), whole words; may be mapped.
-        known: how many codes at the beginning are not to be compared with each other.
-        table_bytes: about how much a hash table may take; with less than 8 bytes per code the codes are passed over
-            several times.
+        known: how many codes at the beginning are not compared with each other.
+        table_bytes: about how much a hash table may take; with less than 8 bytes per code there are several passes
+            over the codes.
 
     Returns:
         Leaders int32 (N,), the number of codes that lead, and how many of them lead another. A code that leads has
-        its own number. Of known codes that are equal the first leads, or follows the first equal code that is not
-        known; the others have -1.
+        its own number. The first of several equal known codes leads itself, or follows the first equal code that is
+        not known; the others have -1.
     """
     words_NW = as_words(codes, "codes")
     leaders_N = np.empty(len(codes), np.int32)
@@ -65,17 +65,17 @@ def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArra
 def near_pairs(
     queries: Codes,
     first: npt.NDArray[np.int64],
-    table: MultiHash,
+    table: MultiIndexHash,
     radius: int,
     emit: Emit,
     threads: int | None = None,
 ) -> None:
-    """Find all codes of `table` within a radius of each query, from a row of its own on, and hand them to `emit`.
+    """Find all codes of `table` within a radius of each query, from the query's first row on, and pass them to `emit`.
 
     Args:
         queries: uint8 (Q, bytes), as wide as the table's codes before or after padding.
         first: int64 (Q,), the first row that each may find: its own plus one where the queries are the codes.
-        table: the codes with their tables, as `MultiHash.build` makes them.
+        table: the codes with their tables, as `MultiIndexHash.build` makes them.
         radius: largest distance in bits, inclusive.
         emit: is called with up to some hundred thousand pairs at a time, in no order, each pair once.
         threads: how many threads to use; by default the CPUs this process may use.
@@ -108,7 +108,7 @@ def _scan(
     radius: int,
     emit: Emit,
 ) -> None:
-    """The same for `some` of the queries, by comparing them with every code."""
+    """Find the pairs of `some` of the queries by comparing these with every code."""
     chosen, from_row = queries_QW[some].view(np.uint8), first[some]
     for start in range(int(from_row.min()), len(codes), _SCANNED_ROWS):
         offsets, rows, distances = hamming_range(chosen, codes[start : start + _SCANNED_ROWS], radius, threads=1)
@@ -119,7 +119,7 @@ def _scan(
 
 
 class Forest:
-    """Which of N things are joined, directly or through others; 4 bytes for each of them."""
+    """A union-find over N things: it joins pairs and finds the groups. Takes 4 bytes for each thing."""
 
     def __init__(self, count: int) -> None:
         self._parents = np.full(count, -1, np.int32)
@@ -129,11 +129,11 @@ class Forest:
         _pairs.unite(self._parents, a, b)
 
     def roots(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """The smallest that each of the things [start, stop) is joined with, itself included."""
+        """Return the smallest member of the group of each of the things [start, stop)."""
         out = np.empty(stop - start, np.int64)
         _pairs.roots(self._parents, start, out)
         return out
 
     def sizes(self, roots: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """How many things are joined at each of these roots."""
+        """Return how many things are joined at each of these roots."""
         return -self._parents[roots]

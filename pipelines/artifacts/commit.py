@@ -20,6 +20,8 @@ from pipelines.artifacts.manifest import (
     PART_NAME,
     Artifact,
     ArtifactInput,
+    F,
+    Facts,
     Manifest,
     Part,
     ReceiptRef,
@@ -27,7 +29,7 @@ from pipelines.artifacts.manifest import (
     open_artifact,
     read_identity,
 )
-from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.storage import Store, canonical_json, in_order, sha256_of
 
 
@@ -39,6 +41,11 @@ def require_identity(store: Store, kind: str, fingerprint: str) -> None:
             f"{store.uri} holds {found} {other[:12]}, this run would make {kind} {fingerprint[:12]}: choose another "
             "--out, or the inputs and settings it was begun with"
         )
+
+
+def read_claim(store: Store, path: str, model: type[F]) -> F:
+    """Read a receipt that was put, whether a manifest names it or not; DamagedArtifact where it is not of the model."""
+    return model.parse(store.read(path), f"{store.uri}/{path}", "delete it to have its shard done again")
 
 
 class ArtifactWriter:
@@ -76,36 +83,28 @@ class ArtifactWriter:
         self.store.put_same(target, data, "part.put")
         return Part(path=target, bytes=size, sha256=digest, rows=rows)
 
-    def put_receipt(self, shard: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
+    def put_receipt(self, shard: str, receipt: F) -> F:
         """Claim a shard's result. The first receipt wins; the winner's is returned, whoever wrote it."""
-        data = canonical_json(receipt)
-        if self.store.put(f"receipts/{shard}.json", data, "receipt.put"):
-            return dict(receipt)
-        return self._receipt(f"receipts/{shard}.json")
+        if self.store.put(f"receipts/{shard}.json", canonical_json(receipt), "receipt.put"):
+            return receipt
+        return read_claim(self.store, f"receipts/{shard}.json", type(receipt))
 
-    def receipts(self, among: Container[str] | None = None) -> dict[str, dict[str, Any]]:
+    def receipts(self, model: type[F], among: Container[str] | None = None) -> dict[str, F]:
         """The receipts put so far, by shard, or those of them that are `among`; what need not be done again."""
         named = {}
         for name in self.store.names("receipts"):
             shard = PurePosixPath(name).name.removesuffix(".json")
             if name.endswith(".json") and not shard.startswith(".") and (among is None or shard in among):
                 named[shard] = name
-        return dict(zip(named, in_order(self._receipt, named.values()), strict=True))
-
-    def _receipt(self, name: str) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self.store.read(name)))
-        except (ValueError, TypeError):
-            raise DamagedArtifact(
-                f"{self.store.uri}/{name} is not readable: delete it to have its shard done again"
-            ) from None
+        found = in_order(lambda name: read_claim(self.store, name, model), named.values())
+        return dict(zip(named, found, strict=True))
 
     def commit(
         self,
         parts: list[Part],
         totals: Mapping[str, int],
-        meta: Mapping[str, Any],
-        receipts: Mapping[str, Mapping[str, Any]] | None = None,
+        meta: Facts | Mapping[str, Any],
+        receipts: Mapping[str, Facts] | None = None,
         point: str = "manifest.put",
     ) -> Artifact:
         """Publish the manifest. If one is there already its digest must be the same (CommitConflict).
@@ -120,8 +119,8 @@ class ArtifactWriter:
         self,
         parts: Sequence[Part],
         totals: Mapping[str, int],
-        meta: Mapping[str, Any],
-        receipts: Mapping[str, Mapping[str, Any]] | None = None,
+        meta: Facts | Mapping[str, Any],
+        receipts: Mapping[str, Facts] | None = None,
     ) -> Artifact:
         """The artifact as `commit` would publish it; its parts can be read already."""
         refs = [

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipelines.errors import ConfigError, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, canonical_json, sha256_of
@@ -28,6 +29,33 @@ def fingerprint(kind: str, inputs: Mapping[str, Any], settings: Mapping[str, Any
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Facts(_Record):
+    """Facts about its kind that a manifest or a receipt holds. One that has its default is not written."""
+
+    model_config = ConfigDict(strict=True)
+
+    @classmethod
+    def parse(cls, data: bytes, where: str, advice: str) -> Self:
+        """Parse JSON. DamagedArtifact, which ends with the `advice`, where a fact is missing, wrong or unknown."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, entry['loc']))} {_wrong(entry)}".strip() for entry in error.errors()]
+            raise DamagedArtifact(f"{where} cannot be used ({', '.join(wrong[:MOST_WRONG])}): {advice}") from None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object that is written, with its keys in order."""
+        return dict(json.loads(canonical_json(self)))
+
+
+def _wrong(entry: ErrorDetails) -> str:
+    words = {"missing": "is missing", "extra_forbidden": "is unknown"}
+    return words.get(entry["type"], f"is wrong: {entry['msg'].removeprefix('Value error, ')}")
+
+
+F = TypeVar("F", bound=Facts)
 
 
 class Part(_Record):
@@ -156,6 +184,11 @@ class Artifact:
         """The receipts by shard."""
         return {reference.shard: reference for reference in self.manifest.receipts}
 
+    def facts(self, model: type[F]) -> F:
+        """Parse what the manifest says of its kind; DamagedArtifact where it lacks a fact."""
+        where = f"{self.uri}: the {self.manifest.kind} manifest"
+        return model.parse(canonical_json(self.manifest.meta), where, "make it again with this hhnet")
+
     def read(self, part: Part | ReceiptRef) -> bytes:
         """All bytes of a part, checked against size and sha256 before they are returned."""
         return read_part(self.store, part)
@@ -261,3 +294,5 @@ def read_identity(store: Store) -> tuple[str, str]:
 
 COPY_BYTES = 1 << 20
 FETCHES = 4
+MOST_WRONG = 3
+"""Wrong facts that an error names."""

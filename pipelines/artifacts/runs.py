@@ -270,8 +270,8 @@ def read_runs(store: Store, last: int = 1) -> list[Run]:
 
 
 def closed_records(store: Store) -> list[Record]:
-    """What the runs at a root recorded at their end, oldest first; of runs of 0.1.0 their one file."""
-    names = [name for name in store.names("runs") if name.endswith(f"/{END}") or name.count("/") == 1]
+    """What the runs at a root recorded at their end, oldest first."""
+    names = [name for name in store.names("runs") if name.endswith(f"/{END}")]
     return [record for record in in_order(lambda name: _json(store, name), names) if record]
 
 

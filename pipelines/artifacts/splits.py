@@ -33,13 +33,13 @@ class SplitPart:
         return f"{self.protocol} ({self.digest[:DIGEST_CHARS]})"
 
 
-def carried(shards: Manifest, key: str = OWN) -> dict[str, Any]:
+def carried(shards: Manifest) -> dict[str, Any]:
     """What shards say of their split, in the form in which the meta of models and codes has it; empty for none."""
     card, split = shards.meta.get("protocol"), shards.meta.get("split")
     if card is None or split is None:
         return {}
     kept = {"name": card["name"], "digest": card["digest"], "part": split["part"], "database": card["database"]}
-    return {key: kept}
+    return {OWN: kept}
 
 
 def passed_on(manifest: Manifest, key: str = OWN) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _fact(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return [", ".join(f"{name} {one}" for name, one in value.items())]
     if isinstance(value, list):
-        texts = [str(one) for one in value[:ROWS_SHOWN]]
+        texts = [str(one).replace("\n", "\\n") for one in value[:ROWS_SHOWN]]
         more = [f"... and {len(value) - ROWS_SHOWN:,} more, all of them with --json"] if len(value) > ROWS_SHOWN else []
         return [*(texts if isinstance(value[0], str) else [", ".join(texts)]), *more]
     if isinstance(value, bool):

@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -141,8 +142,13 @@ def _json_line(result: Result) -> str:
     return text if _shown(text) == text else json.dumps(result)
 
 
+_HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What a name must not do to a console: move its cursor, colour it, or turn the direction of writing."""
+
+
 def _shown(text: str) -> str:
-    """The text with what the console cannot encode as \\x, \\u and \\U escapes."""
+    """The text with control characters and what the console cannot encode as \\x, \\u and \\U escapes."""
+    text = _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     encoding = (sys.stdout and sys.stdout.encoding) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -185,7 +191,7 @@ def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
 def _complain(message: str) -> None:
     if len(message) > LINE_CHARS:
         message = f"{message[:LINE_CHARS]} ... (all of it with --debug)"
-    _log.error(message)
+    _log.error(_shown(message))
 
 
 def configure(config: Path | None, sets: list[str] | None, **flags: Any) -> Config:

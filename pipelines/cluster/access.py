@@ -1,7 +1,7 @@
-"""Whom a verb may talk to: whoever reaches Ray's or Prefect's ports can run code, so beyond this machine only with a
-secret. Checked before anything is sent.
+"""Checks that a verb may talk to an address, made before anything is sent.
 
-What is loopback is told from the address alone: any name but `localhost` is resolved by others and may lead anywhere.
+Whoever reaches Ray's or Prefect's ports can run code there, so addresses beyond this machine need a secret. Loopback is
+recognised from the address alone: any name but `localhost` is resolved by others and may lead anywhere.
 """
 
 import ipaddress
@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 
 from pipelines.errors import UsageError
 
-# A secret key may itself hold a slash, which ends the authority; but no bucket has a colon in its name.
+# Two patterns, since a secret key may hold a slash and a slash ends the part of a URL that the first one reads. The
+# second looks for a colon instead: no bucket has one in its name.
 _CREDENTIALS = re.compile(r"""://[^/\s"]*@|\bs3://[^/\s"]*:""")
 
 
 def is_loopback(address: str) -> bool:
-    """If `host:port`, or a URL, names this machine by its loopback address."""
+    """Tell whether `host:port`, or a URL, names this machine by its loopback address."""
     try:
         host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -26,7 +27,7 @@ def is_loopback(address: str) -> bool:
 
 
 def refuse_credentials(what: str, text: str) -> None:
-    """UsageError if `text` holds a URL with a user or a password; it names `what`, and never shows the text."""
+    """Raise UsageError if `text` holds a URL with a user or password. The error names `what` and never shows `text`."""
     if _CREDENTIALS.search(text):
         raise UsageError(
             f"{what} must not carry credentials in a URL: give them by files or variables "
@@ -35,9 +36,9 @@ def refuse_credentials(what: str, text: str) -> None:
 
 
 def require_ray_token(address: str) -> None:
-    """UsageError unless Ray at `address` (host:port or a URL) is on this machine or is spoken to with a token.
+    """Raise UsageError unless Ray at `address` (host:port or a URL) is on this machine or a token is set.
 
-    `local` and `auto` pass: the first is started here, the second has no address before it is looked for.
+    `local` and `auto` pass: the first is started here, the second has no address until it is looked for.
     """
     refuse_credentials("ray.address", address)
     if address in ("local", "auto") or is_loopback(address):
@@ -52,7 +53,7 @@ def require_ray_token(address: str) -> None:
 
 
 def token_refused(address: str) -> UsageError:
-    """What to raise where Ray itself asks for a token, or for another one."""
+    """Return the error to raise when Ray refuses a missing or wrong token."""
     return UsageError(
         f"Ray at {address} refuses this environment: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with "
         "the cluster's token"
@@ -60,7 +61,7 @@ def token_refused(address: str) -> UsageError:
 
 
 def has_ray_token() -> bool:
-    """If there is a token where Ray looks: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    """Tell whether Ray would find a token: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""Why a distributed training failed, in one line."""
+"""Turns the errors of Ray Train into errors of one line that say why a training failed."""
 
 import re
 
@@ -12,12 +12,13 @@ _RANK = re.compile(r"^\[Rank [\d,]+ Error Snippet\]:$", re.M)
 
 
 REASON_CHARS = 100
+"""Characters of the original reason that an out-of-memory error shows."""
 
 
 def training_failure(said: str) -> HHNetError:
-    """The error for what Ray Train says of its workers: the last line of the first traceback, or a known cause.
+    """Return the error for Ray Train's text `said`: a known cause, else the last line of the first worker's traceback.
 
-    Whole tracebacks are for --debug: raise it from Ray's own error.
+    Raise it from Ray's own error, so that --debug can show the whole traceback.
     """
     first = _RANK.split(said)[1:2] or [said]
     lines = [line.strip() for line in first[0].splitlines() if line.strip() and not line.startswith(" ")]

@@ -1,7 +1,7 @@
-"""The head of a cluster: whether it answers before it is joined, and whether it still does while a verb works.
+"""Heartbeat of the cluster's head: `await_head` asks before Ray is joined, `HeadWatch` keeps asking while a verb works.
 
-Every question has a deadline of its own, since Ray's calls wait up to a minute for a head that is gone and then end the
-process. So the questions are asked in a thread, and `require_head` and `require_node` only look at the answers.
+Ray's own calls wait up to a minute for a head that is gone and then end the process. So a thread asks with a short
+deadline for each question, and `require_head` and `require_node` only look at the answers.
 """
 
 import os
@@ -16,22 +16,28 @@ from pipelines.cluster.ray_private import ASK_HEAD, RAYS_PATIENCE, RAYS_PATIENCE
 from pipelines.errors import ClusterUnavailable, HeadLost
 
 LEAST_PATIENCE_S = 1.0
+"""Seconds that the head may stay silent at least, however small Ray's own limit is."""
 ASK_EVERY_S = 5.0
+"""Seconds between two questions to the head."""
 ASK_S = 5.0
-"""How long one question may take at most."""
+"""Seconds that one question may take at most."""
+SETTLE_S = 0.1
+"""Seconds between two looks for the head's next answer."""
 AGAIN_MS = 1000
-"""Longest pause between two attempts to connect."""
+"""Longest pause between two attempts to connect, in milliseconds."""
 _UP = "the same command goes on from there once the cluster is back"
 
 
 def await_head(address: str, wait_s: float) -> None:
     """Wait up to `wait_s` until a Ray head answers at host:port.
 
-    UsageError where it refuses this environment's token, ClusterUnavailable where nothing answers, or no Ray.
+    Raises UsageError if the head refuses this environment's token, ClusterUnavailable if no Ray head answers.
     """
     import grpc
 
+    # gRPC takes only lower-case names of metadata; Ray's helper returns them as HTTP headers.
     token = [(name.lower(), value) for name, value in token_headers().items()]
+    # No proxy from the environment, as in Ray's own calls. gRPC's own pause between attempts grows to two minutes.
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", AGAIN_MS)]
     with grpc.insecure_channel(address, options=options) as channel:
         ask = channel.unary_unary(ASK_HEAD, request_serializer=bytes, response_deserializer=bytes)
@@ -41,7 +47,7 @@ def await_head(address: str, wait_s: float) -> None:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 raise token_refused(address) from None
             if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                return  # it speaks, if of something else
+                return  # any other gRPC error is an answer, so a server is there
             raise ClusterUnavailable(
                 f"no Ray head answers at {address} within {wait_s:g} s (ray.wait_s): see that the cluster is up, and "
                 "that ray.address names the port of its GCS (6379 unless set), not that of the dashboard"
@@ -49,9 +55,9 @@ def await_head(address: str, wait_s: float) -> None:
 
 
 class HeadWatch:
-    """Asks the connected head in a thread; interrupts the session in the main thread once it is lost.
+    """Asks the connected head for a sign of life in a thread, and interrupts the main thread once the head is lost.
 
-    A head that has not answered for half of Ray's own patience counts as lost, for good.
+    A head that has not answered for half of Ray's own limit counts as lost from then on, even if it answers later.
     """
 
     def __init__(self, address: str) -> None:
@@ -59,11 +65,13 @@ class HeadWatch:
         self.lost = False
         self._address, self._node_lost = address, False
         self._head = Head()
+        self._heard = time.monotonic()
+        """Monotonic time at which the last answered question was asked."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="head", daemon=True)
 
     def require_head(self) -> None:
-        """HeadLost once the head has not answered for too long."""
+        """Raise HeadLost once the head has been silent for too long."""
         if self.lost:
             raise HeadLost(
                 f"the head of Ray at {self._address} has not answered for {self.patience_s:g} s: what was committed "
@@ -71,7 +79,10 @@ class HeadWatch:
             )
 
     def require_node(self) -> None:
-        """ClusterUnavailable once the head says that this process's own node is lost: it would place nothing more."""
+        """Raise HeadLost like `require_head`, or ClusterUnavailable once the head says that this node is lost.
+
+        A process on a lost node could start no more workers.
+        """
         self.require_head()
         if self._node_lost:
             raise ClusterUnavailable(
@@ -79,32 +90,39 @@ class HeadWatch:
                 "again"
             )
 
+    def settle(self) -> None:
+        """Wait for the head's next answer. Raises HeadLost if none comes."""
+        failed = time.monotonic()
+        while not self.lost and self._heard < failed and not self._ended.wait(SETTLE_S):
+            pass
+        self.require_head()
+
     def begin(self) -> None:
-        """Begin to ask."""
+        """Start asking."""
         _current.append(self)
         self._thread.start()
 
     def end(self) -> None:
-        """Ask no more."""
+        """Stop asking, and wait for the last question to end."""
         self._ended.set()
         self._thread.join(timeout=2 * ASK_S)
 
     def forget(self) -> None:
-        """Let later sessions begin. Until then they are kept out of a Ray that could not be left."""
+        """Let later sessions begin. Without this call they are refused, since this process is still in the old Ray."""
         _current.remove(self)
 
     def _watch(self) -> None:
-        heard = time.monotonic()
         every = min(ASK_EVERY_S, self.patience_s / 4)
         while not self._ended.wait(every):
+            asked = time.monotonic()
             if not self.lost and self._hear(min(ASK_S, every)):
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self.patience_s:
+                self._heard = asked
+            elif time.monotonic() - self._heard > self.patience_s:
                 self.lost = True
-                _interrupt()  # again and again: what cleans up may wait for the head too
+                _interrupt()  # at every turn: the clean-up after the first interrupt may wait for the head too
 
     def _hear(self, timeout: float) -> bool:
-        """Ask the head for the node that this process is on; whether it answered."""
+        """Ask the head about this process's node, and tell whether it answered."""
         from ray.exceptions import RayError
 
         try:
@@ -115,15 +133,15 @@ class HeadWatch:
 
 
 _current: list[HeadWatch] = []
-"""The watch of the process's Ray, if there is one: Ray is connected once in a process, whatever threads use it."""
+"""The watch of this process's Ray, or empty. Ray connects once in a process, so all threads share it."""
 _lock = threading.RLock()
 _inside = 0
-"""Blocks of the main thread that may be interrupted."""
+"""Number of open `interruptible` blocks; the main thread is interrupted only while there is one."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a lost head interrupt the block, which runs in the main thread and turns SIGTERM into an exception."""
+    """Let a lost head interrupt the block by SIGTERM; the caller's handler must turn that into an exception."""
     global _inside
     with _lock:
         _inside += 1
@@ -135,23 +153,30 @@ def interruptible() -> Iterator[None]:
 
 
 def _interrupt() -> None:
+    # Only a signal ends a wait in Ray's compiled code. The lock keeps it from being sent once the block has ended.
     with _lock:
         if _inside:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def head_is_lost() -> bool:
-    """Whether the head of the session's Ray has not answered for too long."""
+    """Tell whether the head of the session's Ray has been silent for too long."""
     return any(watch.lost for watch in _current)
 
 
 def require_head() -> None:
-    """HeadLost once the head of the session's Ray has not answered for too long."""
+    """Raise HeadLost once the head of the session's Ray has been silent for too long."""
     for watch in _current:
         watch.require_head()
 
 
+def settle_head() -> None:
+    """Wait until the head of the session's Ray answers once more. Raises HeadLost if it does not."""
+    for watch in _current:
+        watch.settle()
+
+
 def require_node() -> None:
-    """HeadLost likewise; ClusterUnavailable once the node that this process is on is lost."""
+    """Raise HeadLost like `require_head`, or ClusterUnavailable once this process's own node is lost."""
     for watch in _current:
         watch.require_node()

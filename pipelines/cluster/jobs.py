@@ -16,25 +16,25 @@ from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
 from pipelines.storage import sha256_of
 
 REQUEST_S = 30.0
-"""How long one answer of the Jobs API may take."""
+"""Seconds that one answer of the Jobs API may take."""
 LOOK_EVERY_S = 2.0
-"""How often the state of a job is asked for while its log says nothing of it."""
+"""Seconds between two questions for the state of a job while its log is silent."""
 RECONNECT_S = 1.0
-"""Pause before a log whose connection broke is followed again, and before a new head is asked again for an agent."""
+"""Seconds before a broken log connection is opened again, and before a new head is asked again for an agent."""
 LOG_END_S = 10.0
-"""How long the log of a job that ended may take to come to its own end."""
+"""Seconds that the log of an ended job may take to reach its end."""
 AGAIN = "what was committed stays, and the same command goes on from there"
 
 
 def submit_verb(
     address: str, arguments: Sequence[str], *, wait_s: float = 60.0, labels: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run `python -m pipelines ARGUMENTS` as a Ray job at the http(s) `address`; returns the verb's result.
+    """Run `python -m pipelines ARGUMENTS` as a Ray job at the http(s) `address`, and return the verb's result.
 
-    The job's id is made of its arguments and the attempt: one that runs already is attached to instead of being
-    started twice. Its progress is shown here. An interrupt stops the job. The error of a failed job is raised here with
-    its own exit code; ClusterUnavailable where the cluster does not start the job, or does not answer, for `wait_s`.
-    The driver runs on a node with these `labels`, without any on the head.
+    The job's id is made of its arguments and the attempt, so a job that runs already is attached to and not started
+    twice. Its progress is shown here, and an interrupt stops it. The driver runs on a node with these `labels`, or on
+    the head if there are none. The error of a failed job is raised here with its own exit code. Raises
+    ClusterUnavailable if the cluster does not start the job, or does not answer, for `wait_s`.
     """
     require_ray_token(address)
     command = shlex.join(["python", "-m", "pipelines", *arguments])
@@ -52,7 +52,7 @@ def submit_verb(
 
 
 def _client(address: str) -> Any:
-    """Ray's client of the Jobs API with a deadline for each answer, which asks this machine through no proxy."""
+    """Return Ray's client of the Jobs API, with a deadline for each answer and no proxy before this machine."""
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
@@ -70,7 +70,7 @@ def _first_line(error: object) -> str:
 
 
 def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[str, str]) -> str:
-    """The submission id of the job that runs the command: one that goes on already, or a new one."""
+    """Return the submission id of the job that runs the command: a live one, else a new one."""
     from ray.job_submission import JobStatus
 
     prefix = f"hhnet-{sha256_of(command.encode())[:16]}"
@@ -80,7 +80,7 @@ def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[s
         job = known.get(name)
         if job is None:
             return False
-        # One that was given up while it waited for a node will stop itself when it finds one.
+        # Its submitter gave it up while it waited for a node: it was told to stop, and will once it finds one.
         given_up = job.status == JobStatus.PENDING and time.time() - (job.start_time or 0) / 1000 > wait_s
         return bool(job.status.is_terminal()) or given_up
 
@@ -103,7 +103,7 @@ def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[s
 
 
 class _Log:
-    """The text of a job's log as it grows, followed in a thread; each character once, whatever connections break."""
+    """The text of a job's log as it grows, followed in a thread; each character comes once, even over reconnects."""
 
     def __init__(self, client: Any, submission: str) -> None:
         self._client, self._submission = client, submission
@@ -113,7 +113,7 @@ class _Log:
         threading.Thread(target=lambda: asyncio.run(self._follow()), name="job log", daemon=True).start()
 
     def next(self, timeout: float) -> str | None:
-        """The next piece; "" when none comes for `timeout`, None when the connection has ended."""
+        """Return the next piece; "" if none comes for `timeout` seconds, None once the connection has ended."""
         try:
             piece = self._pieces.get(timeout=timeout)
         except queue.Empty:
@@ -122,11 +122,11 @@ class _Log:
         return piece
 
     def rest(self) -> str:
-        """What was not taken yet, fetched at once."""
+        """Fetch the text that `next` has not returned yet."""
         return str(self._client.get_job_logs(self._submission))[self._taken :]
 
     def close(self) -> None:
-        """Follow it no more."""
+        """Stop following the log."""
         self._ended.set()
 
     async def _follow(self) -> None:
@@ -149,7 +149,7 @@ class _Log:
 
 
 class _Followed:
-    """A job that is followed to its end."""
+    """A submitted job that is followed to its end."""
 
     def __init__(self, client: Any, address: str, submission: str, wait_s: float, labels: Mapping[str, str]) -> None:
         self._client, self._address, self._submission = client, address, submission
@@ -158,7 +158,7 @@ class _Followed:
         self._line, self._last = "", ""
 
     def result(self) -> dict[str, Any]:
-        """Show the job's log and progress here until it ends; its result, or its error raised."""
+        """Show the job's log and progress until it ends; return its result or raise its error."""
         log = _Log(self._client, self._submission)
         try:
             with FollowedStages() as stages:
@@ -180,7 +180,7 @@ class _Followed:
         raise failure
 
     def _until_it_ends(self, log: _Log, show: Callable[[Record], None]) -> Any:
-        """Take pieces of the log, look at the job's state between them, and return the last one."""
+        """Take pieces of the log, look at the job's state between them, and return the final state."""
         begun = answered = time.monotonic()
         looked = -LOOK_EVERY_S
         while True:
@@ -202,7 +202,7 @@ class _Followed:
             self._require_start(info, now - begun)
 
     def _look(self) -> Any:
-        """The state of the job; None where the cluster does not answer."""
+        """Return the state of the job, or None if the cluster does not answer."""
         try:
             return self._client.get_job_info(self._submission)
         except (OSError, RuntimeError) as error:
@@ -243,7 +243,7 @@ class _Followed:
                 self._outcome = record
 
     def _take_rest(self, log: _Log, at_end: bool, show: Callable[[Record], None]) -> None:
-        """Take the log to its end, at once where its outcome was not among what was followed."""
+        """Take the log to its end, and fetch the missing rest if no record of the outcome has come."""
         deadline = time.monotonic() + LOG_END_S
         while not at_end and time.monotonic() < deadline:
             piece = log.next(max(0.0, deadline - time.monotonic()))
@@ -255,7 +255,7 @@ class _Followed:
         self._take("\n" if self._line else "", show)
 
     def _unsaid(self, info: Any) -> HHNetError:
-        """The error of a job that ended without a record of it."""
+        """Return the error of a job that ended without a record of its outcome."""
         job, code = f"job {self._submission}", info.driver_exit_code
         if info.status.value == "STOPPED":
             failure: HHNetError = HHNetError(f"{job} was stopped: {AGAIN}")

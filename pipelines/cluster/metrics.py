@@ -1,7 +1,7 @@
 """Counters of the work, recorded through Ray: the agent of each node serves them to Prometheus as `ray_hhnet_...`.
 
-A process that is not connected to Ray records nothing. A count that cannot be recorded is dropped, so the work never
-fails of it. Workers count a shard or a step at its end, which costs microseconds.
+A process that is not connected to Ray records nothing, and a count that cannot be recorded is dropped: metrics never
+make the work fail. Workers count a shard or a step at its end, which costs microseconds.
 """
 
 import sys
@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from typing import Any, Protocol
 
 SHOW_EVERY_S = 1.0
-"""Ray drops a gauge that was not set for two of its report intervals, the shortest of which is a second."""
+"""Seconds after which a gauge is set again: Ray drops it after two report intervals, of one second at least."""
 
 _COUNTERS: Mapping[str, tuple[str, str]] = {
     "hhnet_images": ("Images encoded or rejected, images learnt from, or codes put into an index.", ""),
@@ -22,16 +22,16 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "hhnet_bytes": ("Bytes of tars and codes that were read, bytes of parts that were written.", "direction"),
     "hhnet_gpu_seconds": ("Seconds that workers kept their GPUs while they worked, times the GPUs of each.", ""),
 }
-"""Name of each counter: what it counts, and its tag beside the verb."""
+"""Description of each counter, and its tag beside the verb."""
 
 _QUEUE = ("hhnet_queue", "Shards that wait, and shards that a worker has.", "state")
 
 
 class Show(Protocol):
-    """Takes how many shards wait, and how many a worker has."""
+    """A function that takes the number of shards that wait, and of those that a worker has."""
 
     def __call__(self, waiting: int, running: int) -> None:
-        """Show them from now on."""
+        """Show these numbers from now on."""
 
 
 class Meter:
@@ -70,7 +70,7 @@ class Meter:
 
     @contextmanager
     def queue(self) -> Iterator[Show]:
-        """Show how many shards wait and run, as last told, for as long as the block lasts."""
+        """Yield a function that sets the numbers of waiting and running shards; show the last ones during the block."""
         shown = (0, 0)
         ended = threading.Event()
 

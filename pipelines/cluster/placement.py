@@ -1,7 +1,8 @@
-"""Where the workers of a verb may run: what one of them reserves, which nodes can hold it, and the wait for room.
+"""Placement of a verb's workers: the resources that one reserves, the nodes that can hold it, and the wait for room.
 
-Ray queues a worker that fits nowhere and never says so. Here every wait for room ends after `ray.wait_s`, with what
-was asked, what there is and what is in use. A wait asks the autoscaler too, so a cluster may begin with no workers.
+Ray queues a worker that fits nowhere and never says so. Here every wait for room ends after `ray.wait_s`, with an error
+that lists the request, the nodes and the resources in use. A wait asks the autoscaler too, so a cluster may begin with
+no workers.
 """
 
 import logging
@@ -23,11 +24,11 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOOK_EVERY_S = 1.0
-"""Seconds between two looks at the cluster while room is waited for."""
+"""Seconds between two looks at the cluster during a wait for room."""
 ACCELERATOR_SHARE = 0.001
-"""Amount that a worker reserves of its node's resource `accelerator_type:NAME`, by which Ray finds such nodes."""
+"""Amount of the node's resource `accelerator_type:NAME` that a worker reserves, so that Ray picks such a node."""
 HEAD_EVERY_S = 0.5
-"""Seconds between two looks whether the head lives, while it is asked something."""
+"""Seconds between two checks that the head lives, while it is asked for its nodes."""
 SETTLE_S = 3.0
 """Seconds after which Ray's count of free resources has caught up with workers that began or ended."""
 NOT_SHOWN = ("node:", "object_store_memory", "accelerator_type:", "bundle_")
@@ -36,7 +37,7 @@ NOT_SHOWN = ("node:", "object_store_memory", "accelerator_type:", "bundle_")
 
 @dataclass(frozen=True)
 class Need:
-    """What one worker reserves on its node, and which nodes may hold it."""
+    """The resources that one worker reserves on its node, and the labels that the node must have."""
 
     cpus: float = 1
     gpus: float = 0
@@ -54,7 +55,7 @@ class Need:
         return {name: amount for name, amount in wanted.items() if amount}
 
     def options(self) -> dict[str, Any]:
-        """Return the options with which Ray makes an actor that reserves this."""
+        """Return Ray's options for an actor with this reservation."""
         chosen: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.memory:
             chosen["memory"] = self.memory
@@ -74,7 +75,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Node:
-    """A live node: what it has in all, what of that is free, its labels, and whether it is about to be taken away."""
+    """A live node: its resources, total and free, its labels, and whether Ray is about to take it away (`draining`)."""
 
     id: str
     total: Mapping[str, float]
@@ -83,12 +84,13 @@ class Node:
     draining: bool = False
 
     def places(self, need: Need, free: bool = True) -> int:
-        """Return how many workers fit: beside what runs there now, or with `free=False` if it were empty."""
+        """Return how many workers fit: beside the present work, or on the empty node with `free=False`."""
         if self.draining or not all(
             label_matches(self.labels.get(name), wanted) for name, wanted in need.labels.items()
         ):
             return 0
         have = self.free if free else self.total
+        # 1e-6: free fractions can fall short by rounding, as 0.3 / 0.1 = 2.9999..., and int() would drop a worker.
         return min((int(have.get(name, 0) / amount + 1e-6) for name, amount in need.bundle().items()), default=1)
 
 
@@ -102,9 +104,9 @@ def label_matches(value: str | None, wanted: str) -> bool:
 
 
 def look() -> list[Node]:
-    """Return the nodes that are alive. HeadLost where the head of Ray is.
+    """Return the nodes that are alive. Raises HeadLost if the head of Ray is lost.
 
-    The head is asked in a thread: one that is gone keeps who asks it waiting, out of reach of any interrupt.
+    A thread asks the head, since a call to a lost head waits where no interrupt reaches it.
     """
     found: list[list[Node]] = []
     failed: list[BaseException] = []
@@ -137,7 +139,7 @@ def _ask_head() -> list[Node]:
 
 
 def places(nodes: Iterable[Node], need: Need, free: bool = True) -> int:
-    """Return how many workers fit on the nodes together; a node that is about to be taken away holds none."""
+    """Return how many workers fit on the nodes together; none fit on a draining node."""
     return sum(node.places(need, free) for node in nodes)
 
 
@@ -145,19 +147,19 @@ def places(nodes: Iterable[Node], need: Need, free: bool = True) -> int:
 
 
 def need_of(settings: PlacedSettings, config: Config) -> Need:
-    """Return what one worker of a verb reserves, as soon as the cluster has room for one.
+    """Wait until the cluster has room for one worker of a verb, and return its reservation.
 
-    A worker takes a GPU where the settings ask for one, or say nothing and a node has one. `ray.cpu_fallback` lets it
-    do without. ClusterUnavailable after `ray.wait_s` without room.
+    A worker takes a GPU if the settings ask for one, or if they say nothing and a node has one; with
+    `ray.cpu_fallback` it can run without. Raises ClusterUnavailable after `ray.wait_s` without room.
     """
     return _settle(settings, config, 1, lambda nodes, need: need if places(nodes, need) else None)
 
 
 def training_need(config: Config) -> Need:
-    """Return what each of `train.workers` workers reserves, as soon as the cluster has room for all of them.
+    """Wait until the cluster has room for all `train.workers` workers, and return the reservation of each.
 
-    Unless `train.cpus` is set, a worker gets as many CPUs as all of them can have; beside a GPU, its share of the
-    CPUs of its node. ClusterUnavailable after `ray.wait_s` without room.
+    Unless `train.cpus` is set, a worker gets the largest number of CPUs that all workers can have; a worker with a GPU
+    gets at most the GPU's share of its node's CPUs. Raises ClusterUnavailable after `ray.wait_s` without room.
     """
     settings = config.train
     patience = time.monotonic() + min(SETTLE_S, config.ray.wait_s)
@@ -190,7 +192,7 @@ def _settle(
 
 
 def _asked(settings: PlacedSettings) -> Need:
-    """Return what the settings say, without a GPU where they say nothing of one."""
+    """Return the reservation that the settings ask for, without a GPU if they do not mention one."""
     need = Need(
         cpus=1 if settings.cpus is None else settings.cpus,
         memory=int(settings.worker_memory or 0),
@@ -210,7 +212,7 @@ def _on_gpu(need: Need) -> Need:
 
 
 def widest(nodes: Sequence[Node], workers: int, need: Need, free: bool = True) -> Need | None:
-    """Return `need` with the most CPUs at which so many workers fit on the nodes; None where they do not fit."""
+    """Return `need` with the most CPUs that let all `workers` fit on the nodes, or None if they do not fit."""
     shares = {share for node in nodes for share in _shares(node, need)}
     for cpus in sorted(shares, reverse=True):
         candidate = replace(need, cpus=cpus)
@@ -220,7 +222,7 @@ def widest(nodes: Sequence[Node], workers: int, need: Need, free: bool = True) -
 
 
 def _shares(node: Node, need: Need) -> Iterable[int]:
-    """Return the CPUs that a worker on this node may get: at most its GPUs' share of them where it has GPUs."""
+    """Return the numbers of CPUs that a worker may get here: up to all, or with GPUs up to its GPUs' share."""
     cpus, gpus = int(node.total.get("CPU", 0)), node.total.get("GPU", 0)
     if need.gpus:
         cpus = max(1, int(cpus * need.gpus / gpus)) if gpus >= need.gpus else 0
@@ -231,7 +233,7 @@ def _shares(node: Node, need: Need) -> Iterable[int]:
 
 
 def room_on_nodes(workers: int, need: Need) -> list[int]:
-    """Return how many workers find room on each node that has any, for so many in all or as it is after SETTLE_S."""
+    """Return the number of workers that fit on each node with room, as soon as all `workers` fit or after SETTLE_S."""
     deadline = time.monotonic() + SETTLE_S
     while True:
         rooms = [room for node in look() if (room := node.places(need))]
@@ -241,7 +243,7 @@ def room_on_nodes(workers: int, need: Need) -> list[int]:
 
 
 def _wait(find: Callable[[Sequence[Node]], T | None], workers: int, need: Need, config: Config) -> T:
-    """Return what `find` finds on the nodes; the autoscaler is asked for the workers meanwhile."""
+    """Call `find` with the nodes until it returns a result; ask the autoscaler for the workers meanwhile."""
     deadline = time.monotonic() + config.ray.wait_s
     asked = False
     try:
@@ -262,9 +264,9 @@ def _wait(find: Callable[[Sequence[Node]], T | None], workers: int, need: Need, 
 
 
 def _ask_autoscaler(needs: Sequence[Need]) -> None:
-    """Ask for nodes that can hold these workers; no workers take the request back. Without an autoscaler it is idle.
+    """Ask the autoscaler for nodes that can hold these workers; an empty list takes the request back.
 
-    The request is one for the whole cluster, so it replaces that of another job.
+    A cluster keeps one such request, so this one replaces another job's. Without an autoscaler it has no effect.
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -273,7 +275,7 @@ def _ask_autoscaler(needs: Sequence[Need]) -> None:
 
 
 def shortage(workers: int, need: Need, nodes: Sequence[Node], waited_s: float) -> str:
-    """Say which workers found no room: what was asked, what there is, what of it is in use, and what to do."""
+    """Return the message that workers found no room: the request, the nodes, the resources in use, and a remedy."""
     kinds = Counter(amounts(node.total) for node in nodes)
     have = "; ".join(f"{count} with {kind}" for kind, count in kinds.most_common())
     total, free = (_sum(entries) for entries in ([node.total for node in nodes], [node.free for node in nodes]))

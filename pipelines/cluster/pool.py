@@ -1,10 +1,10 @@
-"""A bounded pool of Ray actors: one item in flight per worker, attempts counted, deaths and standstills survived.
+"""A bounded pool of Ray actors: one item in flight for each worker, attempts counted, deaths and hangs survived.
 
-An actor is given an item only once it runs and its worker is built; what finds no room in time ends the pool or is
-done without. Actors are ended as soon as no item waits for one, so that others can have their CPUs and GPUs.
+An actor gets an item only once it runs and its worker is built. If no actor finds room in time, the pool ends; if some
+do, it goes on with those. Actors end as soon as no item waits for one, so that others can have their CPUs and GPUs.
 
-Workers are asked for their progress in a thread beside the work, so a worker that is stopped, or stuck in code that
-never lets another thread run, does not answer. One that has an integer `progress` must change it as it works, too.
+Each actor answers questions for its progress in a second thread (a heartbeat). A worker that is stopped, or stuck in
+code that holds the interpreter lock, does not answer. A worker with an integer `progress` must also change it.
 """
 
 import logging
@@ -28,21 +28,21 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BUILD_S = 600.0
-"""Seconds that a worker may take to be built (imports, the model) before that counts as standing still."""
+"""Seconds that building a worker (imports, the model) may take before it counts as stuck."""
 STUCK_S = 600.0
-"""Seconds without an answer or progress after which an item is taken from its worker, where the caller does not say."""
+"""Default of `stuck_s`: seconds without an answer or progress after which an item is taken from its worker."""
 ASK_EVERY_S = 5.0
 """Seconds between two looks at the workers and at the cluster."""
 NODE_VERDICT_S = 30.0
-"""Seconds after which a node that took a worker with it is known to be lost: Ray's health check needs some 15."""
+"""Seconds after a worker's death until Ray surely knows whether its node is lost: its health check takes about 15."""
 NODE_LOSSES = 20
-"""Nodes that may be lost under one item before the run ends."""
+"""Number of lost nodes under one item that ends the run."""
 BESIDE = "beside"
-"""The concurrency group in which an actor answers while it works."""
+"""Name of the concurrency group whose thread answers while the actor works."""
 
 
 class End(StrEnum):
-    """How an attempt at an item ended."""
+    """The end of an attempt at an item."""
 
     DONE = "done"
     DIED = "died"
@@ -53,12 +53,12 @@ class End(StrEnum):
 
 
 OWN_FAULT = (End.DIED, End.OUT_OF_MEMORY, End.STUCK)
-"""Ends that count as an attempt: the worker ended and its node lives on."""
+"""Ends that count against `max_attempts` if the node lives on."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One worker's hold of an item. `began` and `ended` are Unix times, `pid` and `gpu` are the worker's."""
+    """One worker's attempt at an item. `began` and `ended` are Unix times; `pid` and `gpu` are the worker's."""
 
     began: float
     ended: float
@@ -70,7 +70,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """The fate of an item: its result, or the error after `attempts` workers died of it or stood still on it."""
+    """The result of an item, or its error after `attempts` workers died or got stuck on it."""
 
     item: T
     result: Any
@@ -82,7 +82,7 @@ class Outcome(Generic[T]):
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor runs."""
+    """The node, host, process and GPUs of an actor."""
 
     node: str
     host: str
@@ -91,14 +91,14 @@ class Place:
 
 
 class _Worker:
-    """Lives in an actor; builds the real worker when asked, so that its errors are errors and not a death."""
+    """Runs in an actor. It builds the real worker on request, since an error in an actor's __init__ counts as death."""
 
     def __init__(self, kind: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._make: Callable[[], Any] = lambda: kind(*args)
         self._worker: Any = None
 
     def place(self) -> Place:
-        """Say where this actor runs; the first answer of every actor."""
+        """Return where this actor runs. Every actor is asked this first."""
         import ray
 
         context = ray.get_runtime_context()
@@ -106,7 +106,7 @@ class _Worker:
         return Place(context.get_node_id(), socket.gethostname(), os.getpid(), gpus or None)
 
     def build(self) -> int | None:
-        """Build the worker; return its first progress."""
+        """Build the worker and return its first progress."""
         self._worker = self._make()
         return self.progress()
 
@@ -115,34 +115,34 @@ class _Worker:
         return self._worker.run(item)
 
     def progress(self) -> int | None:
-        """Return a number that changes as the work goes on; None where the worker has none."""
+        """Return the worker's progress, a number that changes as it works, or None if it has none."""
         progress: int | None = getattr(self._worker, "progress", None)
         return progress
 
 
 @dataclass(eq=False)
 class _Item(Generic[T]):
-    """An item that is not finished, and the attempts at it so far with the node of each."""
+    """An unfinished item, and the attempts at it so far, each with its node."""
 
     value: T
     tries: list[tuple[Attempt, str]] = field(default_factory=list)
 
     def counted(self, alive: set[str]) -> int:
-        """Return how many attempts count: those that ended by their own fault on a node that lives on."""
+        """Return how many attempts count: those with an end in OWN_FAULT on a node that is still alive."""
         return sum(attempt.end in OWN_FAULT and node in alive for attempt, node in self.tries)
 
     def lost(self, alive: set[str]) -> int:
-        """Return how many attempts ended with their node."""
+        """Return how many attempts do not count, since their node was lost or taken away."""
         return len(self.tries) - self.counted(alive)
 
 
 @dataclass(eq=False)
 class _Actor(Generic[T]):
-    """An actor of the pool. `moved` is when it was last seen to get on: placed, built, progress of its item."""
+    """An actor of the pool. `moved` is the monotonic time at which it was last placed, built or seen to progress."""
 
     handle: Any
     waits: Any
-    """What it was asked and has not answered: its place, the end of the build, or the end of its item."""
+    """Reference to the answer that it owes: its place, the end of the build, or the result of its item."""
     moved: float
     place: Place | None = None
     built: bool = False
@@ -152,12 +152,12 @@ class _Actor(Generic[T]):
     beat: Any = None
 
     def hear(self, progress: int | None) -> None:
-        """Take an answer about the progress of its item; of a worker without a number each answer is progress."""
+        """Take a heartbeat: a changed number is progress, and without a number (None) so is every answer."""
         if progress is None or progress != self.progress:
             self.progress, self.moved = progress, time.monotonic()
 
     def stands_still(self, limit_s: float) -> bool:
-        """Tell whether it made no progress for longer than allowed; one that has no place yet cannot make any."""
+        """Tell whether it made no progress for longer than allowed. An actor without a place is never stuck."""
         if self.place is None:
             return False
         return time.monotonic() - self.moved > (limit_s if self.built else max(limit_s, BUILD_S))
@@ -177,15 +177,15 @@ def map_items(
     label: Callable[[T], str] = str,
     failed: Callable[[T, Attempt], None] = lambda item, attempt: None,
 ) -> Iterator[Outcome[T]]:
-    """Run `worker(*worker_args).run(item)` for every item on a pool of actors; outcomes in order of completion.
+    """Run `worker(*worker_args).run(item)` for every item on a pool of actors; yield outcomes as items complete.
 
-    At most `workers` actors run side by side, or as many as find room as nodes come and go where that is None. An
-    item whose worker dies on a node that lives on, or makes no progress for `stuck_s` and is killed for that, counts
-    one attempt and goes to another actor, up to `max_attempts`; then its outcome carries the error. A lost node is no
-    attempt. `failed` hears at once of each attempt that ended badly.
+    At most `workers` actors run side by side; with None, as many as find room while nodes come and go. If a worker
+    dies and its node lives on, or if it makes no progress for `stuck_s` and is killed, that counts as one attempt and
+    the item goes to another actor. After `max_attempts` of them its outcome carries the error. The loss of a node is
+    not counted. `failed` is called at once with each attempt that ended badly.
 
-    Exceptions of the worker itself are raised here. WorkFailed where workers die while they are built,
-    ClusterUnavailable where no worker finds room for `wait_s` or this process's own node is lost.
+    Exceptions of the worker itself are raised here. Raises WorkFailed if workers die while they are built, and
+    ClusterUnavailable if no worker finds room for `wait_s` or this process's own node is lost.
     """
     with Meter(verb).queue() as show:
         pool = _Pool(
@@ -198,7 +198,7 @@ def map_items(
 
 
 class _Pool(Generic[T]):
-    """The actors, the items that wait, and what is known of the nodes."""
+    """The actors, the waiting items, and the last look at the nodes."""
 
     def __init__(
         self,
@@ -220,23 +220,24 @@ class _Pool(Generic[T]):
         self.arguments, self.verb, self.need, self.workers = (worker, worker_args), verb, need, workers
         self.wait_s, self.max_attempts, self.stuck_s, self.label, self.show = wait_s, max_attempts, stuck_s, label, show
         self.tell_failed = tell_failed
+        # Ray's own restarts are off: the pool counts attempts, and moves an item to another actor itself.
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
         named = type(f"{verb.title().replace('-', '')}Worker", (_Worker,), {"__module__": __name__})
         self.remote = ray.remote(**need.options(), **options)(named)  # the dashboard shows the class as its name
         self.waiting = deque(_Item(item) for item in items)
         self.doubtful: list[_Item[T]] = []
-        """Items with too many attempts, of which the last may yet turn out to be the loss of a node."""
+        """Items with too many attempts; the last attempt may yet turn out to be the loss of its node."""
         self.actors: list[_Actor[T]] = []
         self.here = ray.get_runtime_context().get_node_id()
         self.deaths_unbuilt = 0
         self.roomless_since = time.monotonic()
-        """Since when no actor has found a place while items wait."""
+        """Monotonic time since which items wait and no actor has found a place."""
         self.told = False
         self.placed = -SETTLE_S
-        """When an actor found its place last."""
+        """Monotonic time at which an actor last found its place."""
         self.draining: set[str] = set()
         self.room = 0
-        """How many actors there is room for; reckoned while all of them have their places."""
+        """Number of actors that the cluster has room for, counted while every actor has its place."""
         self.refresh()
 
     def outcomes(self) -> Iterator[Outcome[T]]:
@@ -261,7 +262,7 @@ class _Pool(Generic[T]):
                 outcomes += self.stopped()
                 self.require_room()
             outcomes += self.judged()
-            self.resize()  # before the outcomes are taken, which may last
+            self.resize()  # before the yield, since the caller may take long over the outcomes
             yield from outcomes
 
     def unfinished(self) -> bool:
@@ -275,7 +276,7 @@ class _Pool(Generic[T]):
     # ------------------------------------------------------------------------------------------------------ actors
 
     def resize(self) -> None:
-        """Give waiting items to actors that are free, start as many actors as may be, end those without work."""
+        """Give waiting items to free actors, end those without work, and start actors up to the wanted number."""
         free = [actor for actor in self.actors if actor.built and actor.item is None]
         for actor in free:
             if self.waiting and self.takes_work(actor):
@@ -310,13 +311,13 @@ class _Pool(Generic[T]):
         ray.kill(actor.handle)
 
     def takes_work(self, actor: _Actor[T]) -> bool:
-        """Tell whether its node is not about to be taken away."""
+        """Tell whether the actor has a place on a node that is not draining."""
         return actor.place is not None and actor.place.node not in self.draining
 
     # ----------------------------------------------------------------------------------------------------- answers
 
     def answered(self, actor: _Actor[T]) -> list[Outcome[T]]:
-        """Take an actor's answer: its place, that it is built, or the end of its item."""
+        """Take an actor's answer: its place, the end of the build, or the result of its item."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
@@ -352,7 +353,7 @@ class _Pool(Generic[T]):
         return []
 
     def let_go(self, actor: _Actor[T], end: End) -> _Item[T]:
-        """Take the item from an actor, and note the attempt."""
+        """Take the item from an actor and record the attempt."""
         item, place = actor.item, actor.place
         assert item is not None and place is not None
         attempt = Attempt(actor.began, time.time(), place.host, place.pid, place.gpu, end)
@@ -365,7 +366,7 @@ class _Pool(Generic[T]):
         return item
 
     def failed(self, item: _Item[T]) -> None:
-        """Have an item tried again, unless it was tried too often."""
+        """Put an item back for another attempt, or among the doubtful ones after too many."""
         if item.lost(self.alive) >= NODE_LOSSES:
             raise ClusterUnavailable(
                 f"{self.label(item.value)}: {NODE_LOSSES} nodes were lost while they worked on it: what was finished "
@@ -377,7 +378,7 @@ class _Pool(Generic[T]):
         return item.counted(self.alive)
 
     def judged(self) -> list[Outcome[T]]:
-        """Settle the items with too many attempts once it is known whether the node of the last one lives on."""
+        """Decide on the doubtful items: try again if the last attempt's node was lost, give up if it surely lives."""
         given_up, doubtful = [], self.doubtful
         self.doubtful = []
         for item in doubtful:
@@ -402,7 +403,7 @@ class _Pool(Generic[T]):
         return Outcome(item.value, None, attempts, text, end, tuple(attempt for attempt, _ in item.tries))
 
     def unbuilt(self, reason: str) -> None:
-        """Count a worker that was lost before it was built; WorkFailed where none is built any more."""
+        """Count a worker that was lost before it was built. Raises WorkFailed after `max_attempts` in a row."""
         self.deaths_unbuilt += 1
         if self.deaths_unbuilt >= self.max_attempts:
             raise WorkFailed(
@@ -413,7 +414,7 @@ class _Pool(Generic[T]):
     # ------------------------------------------------------------------------------------------------------- watch
 
     def refresh(self) -> None:
-        """Look at the nodes, and hear how far the actors are."""
+        """Look at the nodes, and take the heartbeats of the actors."""
         import ray
         from ray.exceptions import RayError
 
@@ -433,7 +434,7 @@ class _Pool(Generic[T]):
                 actor.beat = actor.handle.progress.options(concurrency_group=BESIDE).remote()
 
     def reckon(self) -> None:
-        """Count the room for actors, where their number is not given: what they have and what is free."""
+        """Count the room for actors if their number is not given: the present actors and the free places."""
         if self.workers is not None:
             return
         now, late = time.monotonic(), [actor for actor in self.actors if actor.place is None]
@@ -445,7 +446,7 @@ class _Pool(Generic[T]):
             self.room = len(self.actors) + places(self.nodes, self.need)
 
     def stopped(self) -> list[Outcome[T]]:
-        """Kill the actors that stand still; their items are tried again."""
+        """Kill the actors that are stuck; their items are tried again."""
         for actor in [actor for actor in self.actors if actor.stands_still(self.stuck_s)]:
             self.end(actor)
             if actor.item is not None:
@@ -455,7 +456,10 @@ class _Pool(Generic[T]):
         return []
 
     def require_room(self) -> None:
-        """ClusterUnavailable where items wait and no actor has had a place for `wait_s`; say where some have none."""
+        """Raise ClusterUnavailable if items wait and no actor has had a place for `wait_s`.
+
+        If only some actors have no place for so long, warn once on stderr.
+        """
         placed = [actor for actor in self.actors if actor.place is not None]
         coming = len(self.actors) - len(placed)
         if placed or not self.waiting:
@@ -475,13 +479,13 @@ class _Pool(Generic[T]):
 
 
 def cause_of_death(death: Exception, node: str | None, draining: Container[str]) -> End:
-    """Tell how an actor on `node` died, from the error of Ray that its answer ended with."""
+    """Return why an actor on `node` died, from the error that Ray raised in place of its answer."""
     from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
     text = str(death)
     if getattr(death, "preempted", False) or node in draining:
         return End.PREEMPTED
-    # Ray cannot reach it and does not know why; if only its process had ended, its node would have said so.
+    # Unavailable: Ray cannot reach the actor. Had only its process ended, its node would have reported a death.
     if isinstance(death, ActorUnavailableError) or "node has died" in text:
         return End.NODE_LOST
     if isinstance(death, OutOfMemoryError) or "running low on memory" in text or "NODE_OUT_OF_MEMORY" in text:

@@ -1,6 +1,6 @@
-"""Progress: what a stage shows on stderr and tells a reporter, drawn here or posted from workers in other processes.
+"""Progress of stages: shown on stderr and sent to a reporter, from this process or from workers in others.
 
-Ray is imported only where a board is read, so that a verb without Ray can report progress without paying for it.
+Ray is imported only where a board is started or read, so that a verb without Ray need not pay for the import.
 """
 
 import sys
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from pipelines.errors import HHNetError
 
 LINE_EVERY_S = 10.0
+"""Least seconds between two lines of progress where stderr is no terminal."""
 BOARD_S = 30.0
 """Seconds that a board may take to answer."""
 
@@ -23,21 +24,21 @@ Reporter = Callable[[str, int, int, str], None]
 _reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
 Display = Callable[[str, int, str], AbstractContextManager[Callable[[int, str], None]]]
-"""Opens what shows a stage of (name, total, unit), and draws (done, note)."""
+"""Called with (name, total, unit) of a stage; its context yields a function that draws (done, note)."""
 
 _displays: list[Display] = []
 
 
 class Advance(Protocol):
-    """Moves a stage on by `steps`; `note` is shown beside the count."""
+    """A function that moves a stage on."""
 
     def __call__(self, steps: int = 1, note: str = "") -> None:
-        """Move on."""
+        """Move the stage on by `steps`, and show `note` beside the count."""
 
 
 @contextmanager
 def reporting(reporter: Reporter) -> Iterator[None]:
-    """Send the progress of all stages begun inside to `reporter` as well."""
+    """Also send the progress of all stages begun inside the block to `reporter`."""
     token = _reporter.set(reporter)
     try:
         yield
@@ -47,7 +48,7 @@ def reporting(reporter: Reporter) -> Iterator[None]:
 
 @contextmanager
 def displayed_by(display: Display) -> Iterator[None]:
-    """Show the progress of all stages of this process by `display` and not on stderr, whatever thread they are in."""
+    """Show the progress of all stages of this process, in any thread, by `display` instead of on stderr."""
     _displays.append(display)
     try:
         yield
@@ -113,31 +114,31 @@ def _lines(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], No
 
 
 class Board:
-    """Where the workers post progress and the error that ends a run; lives in a Ray actor."""
+    """Holds the progress that workers post and the error that ends a run; runs in a Ray actor."""
 
     def __init__(self) -> None:
         self._step, self._note = 0, ""
         self._failure: HHNetError | None = None
 
     def post(self, step: int, note: str) -> None:
-        """Steps done, and what to show beside them."""
+        """Set the number of steps done, and the note to show beside it."""
         self._step, self._note = step, note
 
     def fail(self, error: HHNetError) -> None:
-        """An error that a restart would only repeat."""
+        """Keep the first error that a restart would only repeat."""
         self._failure = self._failure or error
 
     def read(self) -> tuple[int, str]:
-        """What was posted last."""
+        """Return the last posted steps and note."""
         return self._step, self._note
 
     def failure(self) -> HHNetError | None:
-        """The error that ended the run, if one did."""
+        """Return the error that ended the run, or None."""
         return self._failure
 
 
 def start_board() -> Any:
-    """Start a board on this process's own node, so that no other node takes it away."""
+    """Start a board on this process's own node, so that the loss of another node cannot take it away."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -146,7 +147,7 @@ def start_board() -> Any:
 
 
 class BoardView:
-    """Draws a stage from what a board in an actor says, as long as the block lasts; `follow` is told it as well."""
+    """Context that draws a stage from a board's progress while the block lasts, and passes it to `follow` as well."""
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class BoardView:
         self._follow = follow
         self._board, self._name, self._done, self._total, self._unit = board, name, done, total, unit
         self._ended = threading.Event()
-        # In the context of who opens it, where the reporter is.
+        # In a copy of this thread's context, since the reporter is a context variable and a new thread has none.
         self._thread = threading.Thread(target=copy_context().run, args=(self._poll,), daemon=True)
 
     def __enter__(self) -> None:
@@ -180,7 +181,7 @@ class BoardView:
             ended = False
             while not ended:
                 ended = self._ended.wait(1.0)
-                with suppress(RayError):  # a board that is gone, or late, costs the picture and never the work
+                with suppress(RayError):  # a lost or late board costs only the display; the work goes on
                     step, note = ray.get(self._board.read.remote(), timeout=BOARD_S)
                     if step > shown:
                         advance(step - shown, note)

@@ -9,7 +9,7 @@ from typing import Any
 
 RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RAYS_PATIENCE_S = 60.0
-"""Seconds after which Ray ends a process whose head does not answer; RAYS_PATIENCE sets other ones."""
+"""Seconds without a head after which Ray ends the process, unless RAYS_PATIENCE says otherwise."""
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable in which Ray tells the driver of a job its metadata, the submission id among it."""
 ASK_HEAD = "/ray.rpc.InternalKVGcsService/InternalKVGet"
@@ -53,21 +53,21 @@ def token_headers() -> dict[str, str]:
 
 
 def forget_token() -> None:
-    """Have Ray look for its token again."""
+    """Make Ray look for its token again: its compiled code keeps the first one it finds."""
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def dialled(address: str) -> str:
-    """Return the host:port that Ray makes of an address: it takes loopback for another address of the machine."""
+    """Return the host:port that Ray will dial: it replaces loopback by another address of the machine."""
     from ray._private.services import canonicalize_bootstrap_address
 
     return str(canonicalize_bootstrap_address(address))
 
 
 def found_cluster() -> str:
-    """Return the address of the cluster that `auto` would join; ConnectionError where there is none."""
+    """Return the address of the cluster that `auto` would join. Raises ConnectionError if there is none."""
     from ray._private.services import get_ray_address_from_environment
 
     return str(get_ray_address_from_environment("auto", None))
@@ -76,7 +76,7 @@ def found_cluster() -> str:
 class Head:
     """The connection of this process to its head.
 
-    It is taken once, since Ray's functions connect to some cluster again when they are called after it was left.
+    Kept once taken: Ray's public functions would connect to a cluster again if they were called after leaving.
     """
 
     def __init__(self) -> None:
@@ -94,14 +94,14 @@ class Head:
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """Return what is free on each live node, by its id; as of a second or so ago."""
+    """Return the free resources of each live node by its id, as of about a second ago."""
     from ray._private.state import available_resources_per_node
 
     return dict(available_resources_per_node())
 
 
 def draining_nodes() -> dict[str, int]:
-    """Return the ids of nodes that are about to be taken away, with the time of that in ms since 1970, or 0."""
+    """Return the ids of draining nodes, each with its deadline in ms since 1970, or 0 for none."""
     from ray._private.state import state
 
     found: dict[str, Any] = state.get_draining_nodes()

@@ -1,7 +1,7 @@
-"""What a submitted verb tells whoever follows its log: progress, and its result or error, each on a line of its own.
+"""Records in a submitted job's log: progress, and the result or error, each on one line for whoever follows the log.
 
-A record is a line `@hhnet SUBMISSION {...}`. Whatever else a job or its libraries print is no record, since nobody else
-begins a line so; and a record may follow what somebody printed without ending the line.
+A record is `@hhnet SUBMISSION {...}` up to the end of its line. The job and its libraries print other text too; only
+records carry this mark. A record may stand behind text that somebody printed without ending the line.
 """
 
 import json
@@ -24,12 +24,12 @@ Record = dict[str, Any]
 
 
 def mark(submission: str) -> str:
-    """What a record of this submission begins with."""
+    """Return the text that begins each record of this submission."""
     return f"@hhnet {submission} "
 
 
 def read_record(line: str, submission: str) -> tuple[str, Record | None]:
-    """What a line of the log says to people, and the record in it, if there is one."""
+    """Split a line of the log into its text for people and its record, or None."""
     text, found, rest = line.partition(mark(submission))
     if found:
         with suppress(ValueError):
@@ -40,20 +40,20 @@ def read_record(line: str, submission: str) -> tuple[str, Record | None]:
 
 
 class JobRecords:
-    """Writes the records of the job that this process is the driver of."""
+    """Writes the records of this process's job."""
 
     def __init__(self, submission: str) -> None:
         self._mark = mark(submission)
 
     def write(self, **record: Any) -> None:
-        """Write one line to stdout, which is the job's log."""
+        """Write one record to stdout, which is the job's log."""
         if sys.stdout is not None:
             sys.stdout.write(f"{self._mark}{json.dumps(record)}\n")
             sys.stdout.flush()
 
     @contextmanager
     def display(self, name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-        """Show a stage's progress as records: its begin and end, and between them at most one in PROGRESS_EVERY_S."""
+        """Show a stage's progress as records: its start and end, and between them at most one in PROGRESS_EVERY_S."""
         last = 0.0
 
         def draw(done: int, note: str) -> None:
@@ -68,7 +68,7 @@ class JobRecords:
 
 @contextmanager
 def job_records() -> Iterator[JobRecords | None]:
-    """The records of this process's job, which show progress inside; None where nobody asked for any."""
+    """Yield the records of this process's job and show progress by them, or yield None if nobody asked for records."""
     submission = asked_for_records()
     if submission is None:
         yield None
@@ -82,7 +82,7 @@ def job_records() -> Iterator[JobRecords | None]:
 
 
 def asked_for_records() -> str | None:
-    """The submission id of this process's job, if its submitter asked for records."""
+    """Return the submission id of this process's job if its submitter asked for records, else None."""
     try:
         metadata = json.loads(os.environ.get(JOB_CONFIG) or "{}").get("metadata", {})
     except ValueError:
@@ -91,7 +91,7 @@ def asked_for_records() -> str | None:
 
 
 class FollowedStages:
-    """Draws the progress that a job's records tell, as if its stages were those of this process."""
+    """Draws the progress in a job's records as if its stages ran in this process."""
 
     def __init__(self) -> None:
         self._open = ExitStack()

@@ -1,4 +1,4 @@
-"""Where Ray runs: started for a verb on the loopback address, or joined, and what the cluster has to offer."""
+"""The connection to Ray: a local one started for a verb on the loopback address, or a cluster that is joined."""
 
 import atexit
 import ctypes
@@ -22,7 +22,7 @@ import psutil
 
 from pipelines.artifacts.runs import allowed_cpus
 from pipelines.cluster.access import has_ray_token, require_ray_token, token_refused
-from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible
+from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, settle_head
 from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
 from pipelines.cluster.ray_private import (
@@ -39,31 +39,34 @@ from pipelines.storage import Store
 from pipelines.storage.scratch import DRAWN, PrivateFolder
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20
+"""Size of a local Ray's object store in bytes."""
 LEAST_DISK_BYTES = 64 << 10
-"""What Ray writes below its temporary folder until it is up, about."""
+"""Bytes that Ray writes below its temporary folder until it is up, approximately."""
 STOP_WAIT_S = 10.0
-"""How long what a local Ray leaves behind may take to end once it is killed."""
+"""Seconds that the killed processes of a local Ray may take to end."""
 LEAVE_WAIT_S = 30.0
-"""How long leaving Ray may take; where its head is gone that may be for ever."""
+"""Seconds that leaving Ray may take; without a head it may never return."""
 PR_SET_CHILD_SUBREAPER = 36
+"""Number of the prctl option, from linux/prctl.h."""
 PREFIX = "hhray-"
+"""Start of the name of a local Ray's temporary folder."""
 SOCKET_BYTES = 107
-"""Longest path of a Unix socket."""
+"""Longest path of a Unix socket in bytes."""
 RAYS_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-"""What Ray puts behind its temporary folder at most."""
+"""Bytes that Ray appends to its temporary folder in the path of a socket, at most."""
 
 
 def ray_address(config: Config) -> str:
-    """Where Ray runs: the setting, else RAY_ADDRESS, else `local`; never whatever cluster happens to be about."""
+    """Return the address of Ray: the setting, else RAY_ADDRESS, else `local`; never a cluster that happens to run."""
     return config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 @contextmanager
 def ray_session(config: Config) -> Iterator[None]:
-    """Ray for the length of the block: the one that is connected already, else started or joined by address.
+    """Connect to Ray for the length of the block: keep the present connection, else start or join Ray by its address.
 
-    HeadLost where its head stops answering meanwhile. In the main thread that interrupts whatever waits; in another
-    thread it is raised by `require_head` and `require_node`.
+    Raises HeadLost if the head stops answering meanwhile. In the main thread this interrupts any wait; in other
+    threads `require_head` and `require_node` raise it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -90,10 +93,10 @@ def ray_session(config: Config) -> Iterator[None]:
 
 @contextmanager
 def _interrupts() -> Iterator[None]:
-    """Inside, SIGTERM is a KeyboardInterrupt; the block then ends with what the handler from outside makes of it.
+    """Turn SIGTERM into a KeyboardInterrupt inside the block, then pass the signal on to the handler from before.
 
-    A lost head is one too, and the block ends with HeadLost. KeyboardInterrupt is the one exception of a signal handler
-    that gets through Ray's compiled code.
+    A lost head interrupts in the same way, and then the block ends with HeadLost. Of all exceptions that a signal
+    handler can raise, only KeyboardInterrupt gets through Ray's compiled code.
     """
     require_head()
     if threading.current_thread() is not threading.main_thread():
@@ -106,10 +109,16 @@ def _interrupts() -> Iterator[None]:
         arrived = arrived or not head_is_lost()
         raise KeyboardInterrupt
 
+    from ray.exceptions import RayActorError, RaySystemError, RpcError
+
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         with interruptible():
-            yield
+            try:
+                yield
+            except (RayActorError, RaySystemError, RpcError):
+                settle_head()  # actors and calls fail long before their head counts as lost: find out which it was
+                raise
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, before)
         if arrived:
@@ -122,7 +131,7 @@ def _interrupts() -> Iterator[None]:
 
 @contextmanager
 def kept_ray() -> Iterator[None]:
-    """Let the sessions begun inside share one Ray, started by the first that needs it and ended with the block."""
+    """Let the sessions begun inside share one Ray; the first starts it, and the end of the block ends it."""
     begun: list[_Connection] = []
     token = _kept.set(begun)
     try:
@@ -134,7 +143,7 @@ def kept_ray() -> Iterator[None]:
 
 
 class _Connection:
-    """This process's connection to Ray, with what a local one needs beside it."""
+    """This process's connection to Ray, with the folder and environment variables of a local one."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -143,7 +152,7 @@ class _Connection:
         self._watch: HeadWatch | None = None
 
     def open(self, config: Config) -> None:
-        """Start or join Ray; UsageError where it may not be spoken to, ClusterUnavailable where that fails."""
+        """Start or join Ray. Raises UsageError if the address lacks a token, ClusterUnavailable if connecting fails."""
         import ray
 
         on_term = signal.getsignal(signal.SIGTERM)
@@ -162,11 +171,11 @@ class _Connection:
         self._watch.begin()
 
     def _make_room(self, settings: RaySettings) -> dict[str, Any]:
-        """A private folder with a token and, where there is none, a home; the options of a Ray that lives there."""
+        """Make a private folder with a token and, if the user has no home, one; return the options of a Ray in it."""
         self._folder = PrivateFolder(short_base(), PREFIX, kept=True)
         if not has_ray_token() and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
             token = self._folder.path / "auth_token"
-            token.touch(mode=0o600)
+            token.touch(mode=0o600)  # before the secret is in it, so that no other user can read it
             token.write_text(secrets.token_hex(32))
             self._set("RAY_AUTH_TOKEN_PATH", str(token))
         if not _has_home():
@@ -187,7 +196,8 @@ class _Connection:
         forget_token()
 
     def close(self) -> None:
-        """Leave Ray; a local one is ended with all its processes and files. At most LEAVE_WAIT_S and STOP_WAIT_S."""
+        """Leave Ray, and end a local one with its processes and files. Takes at most LEAVE_WAIT_S and STOP_WAIT_S."""
+        # Listed before leaving: where this process cannot adopt orphans (not Linux), they would not be found later.
         helpers = psutil.Process().children(recursive=True) if self._address == "local" else []
         if self._watch is not None:
             self._watch.end()
@@ -211,7 +221,7 @@ _kept: ContextVar[list[_Connection] | None] = ContextVar("kept", default=None)
 
 @contextmanager
 def _said_as_unavailable(address: str) -> Iterator[None]:
-    """Turn what Ray raises where it cannot be started or joined into an error of ours."""
+    """Turn Ray's exceptions at start or join into ClusterUnavailable, or UsageError for a refused token."""
     from ray.exceptions import AuthenticationError
 
     try:
@@ -219,7 +229,7 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
     except AuthenticationError as error:
         raise token_refused(address) from error
     except Exception as error:
-        bare = type(error) is Exception  # what Ray raises when a node is slow to start
+        bare = type(error) is Exception  # Ray raises the plain class when a node is slow to start
         if not (bare or isinstance(error, OSError | RuntimeError | ValueError)):
             raise
         said = str(error).splitlines() or [type(error).__name__]
@@ -228,7 +238,7 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: of the machine, as affinity and cgroups allow."""
+    """Return the number of CPUs that this process may use, as affinity and cgroups allow."""
     return max(1, min(allowed_cpus(), counted_cpus()))
 
 
@@ -240,7 +250,7 @@ def _has_home() -> bool:
 
 
 def short_base() -> Path:
-    """Return the folder of temporary files, or another where its path is too long for Ray's sockets below it."""
+    """Return the folder for temporary files, or another one if its path is too long for the sockets of Ray in it."""
     usual = (f"/{name}" for name in ("tmp", "var/tmp", "dev/shm"))
     wanted = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), *usual]
     for folder in filter(None, wanted):
@@ -248,12 +258,13 @@ def short_base() -> Path:
         fits = len(os.fsencode(f"{path}/{PREFIX}")) + DRAWN + RAYS_BYTES <= SOCKET_BYTES
         if fits and Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK):
             return Path(path)
-    return Path(tempfile.gettempdir())  # Ray says what is wrong with it
+    return Path(tempfile.gettempdir())  # none fits: Ray's own error will say why
 
 
 def _require_free(port: int) -> None:
-    """UsageError where the port is taken: Ray would wait half a minute for its agent, and not say why it ended."""
+    """Raise UsageError if the port is taken: Ray would wait half a minute for its agent and not say why it ended."""
     with socket.socket() as probe:
+        # A port whose last connections are still closing is free for a new server.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -264,7 +275,7 @@ def _require_free(port: int) -> None:
 
 
 def _full_disk() -> str:
-    """What to say where the disk has no room for Ray's own files: Ray only tells that its processes did not start."""
+    """Return a hint if the disk is too full for Ray, else "". Ray itself only says that its processes did not start."""
     folder = short_base()  # not tempfile's, which passes over a full disk
     try:
         free = shutil.disk_usage(folder).free
@@ -275,25 +286,25 @@ def _full_disk() -> str:
 
 
 def _adopt_orphans() -> None:
-    """Have the kernel make this process the parent of helpers whose own parent dies, so that they are found."""
+    """Make this process the parent of Ray's orphaned helpers (Linux), so that `_end_processes` finds them."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _left_ray(limit_s: float) -> bool:
-    """Leave Ray in a thread, and say whether that ended in time: without a head it may wait for ever."""
+    """Leave Ray in a thread, since it may wait for ever without a head; tell whether it ended within `limit_s`."""
     import ray
 
     thread = threading.Thread(target=ray.shutdown, name="leave", daemon=True)
     thread.start()
     thread.join(limit_s)
     if thread.is_alive():
-        atexit.unregister(ray.shutdown)  # it would wait again
+        atexit.unregister(ray.shutdown)  # it would wait again when the process exits
     return not thread.is_alive()
 
 
 def _end_processes(helpers: list[psutil.Process]) -> None:
-    """Kill what a local Ray leaves behind: agents that notice only after a minute that their raylet is gone."""
+    """Kill the processes that a local Ray leaves behind: its agents notice the end of their raylet after a minute."""
     left = [process for process in {*helpers, *psutil.Process().children(recursive=True)} if is_rays(_words(process))]
     for process in left:
         with suppress(psutil.Error):
@@ -309,7 +320,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def is_rays(words: list[str]) -> bool:
-    """Whether a command line is that of a process which Ray itself starts."""
+    """Tell whether a command line belongs to a process of Ray itself."""
     import ray
 
     package = f"{Path(ray.__file__).parent}/"
@@ -317,7 +328,7 @@ def is_rays(words: list[str]) -> bool:
 
 
 def require_shared_store(store: Store, config: Config) -> None:
-    """UsageError for a local --out on a cluster of several nodes that was not declared to be shared."""
+    """Raise UsageError for a local --out on a cluster of several nodes, unless store.shared is set."""
     import ray
 
     nodes = sum(1 for node in ray.nodes() if node["Alive"])

@@ -1,4 +1,4 @@
-"""Send a verb to a cluster: as it was given here, with paths that the job's own folder can resolve."""
+"""Sends a verb to a cluster with the settings given here, and with paths that the job can resolve."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ PATHS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
 
 
 def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str] | None]) -> dict[str, Any] | None:
-    """Run the verb as a Ray job when `ray.address` is an http(s) URL; None when it runs here."""
+    """Run the verb as a Ray job if the address of Ray is an http(s) URL; return None if it is to run here."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         return None
@@ -33,7 +33,7 @@ def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str]
 
 
 def _seen_by_job(name: str, value: str, same_disk: bool) -> str:
-    """A path as a job has to be told it, since it runs in another folder; UsageError where it means nothing there."""
+    """Return the path to give to a job, which runs in another folder. Raises UsageError if it cannot be found there."""
     path = os.path.expanduser(value)  # noqa: PTH111 (Path would make one slash of the two in s3://)
     if "://" in path or os.path.isabs(path):  # noqa: PTH117
         return path
@@ -46,7 +46,7 @@ def _seen_by_job(name: str, value: str, same_disk: bool) -> str:
 
 
 def _with_seen_files(config: Config, same_disk: bool) -> Config:
-    """The settings with the files of weights named as the job has to find them."""
+    """Return the settings with the paths of weights as the job can find them."""
     model, train = config.model, config.train
     if model.weights not in (None, "timm"):
         model = model.model_copy(update={"weights": _seen_by_job("model.weights", str(model.weights), same_disk)})

@@ -3,16 +3,14 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from pipelines.config.recipes import recipe_settings
-from pipelines.config.settings import Config, Section
+from pipelines.config.settings import Config, declared
 from pipelines.errors import ConfigError
 
 
@@ -92,12 +90,12 @@ def config_from(tree: Mapping[str, Any]) -> Config:
     return validated(whole)
 
 
-def validated(tree: Mapping[str, Any]) -> Config:
+def validated(tree: Mapping[str, Any], kind: type[Config] = Config) -> Config:
     """Check a tree of settings; ConfigError names the setting, its value and what is allowed."""
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, kind)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -139,13 +137,12 @@ def _start_from_recipe(tree: dict[str, Any]) -> None:
             said.setdefault(key, value)
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[Config]) -> str:
     """One line for the first problem, naming the nearest known key where a key is unknown."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = known_names()
-        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(where, known_names(kind), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see `hhnet VERB --help`"
         return f"unknown setting {where}: {hint}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -153,13 +150,6 @@ def _explain(error: ValidationError) -> str:
     return f"{where} = {problem['input']!r}: {message}{more}"
 
 
-def known_names() -> list[str]:
+def known_names(kind: type[Config] = Config) -> list[str]:
     """Every section and setting, by dotted name."""
-    return list(_names_below("", Config()))
-
-
-def _names_below(prefix: str, section: Section) -> Iterator[str]:
-    for name in type(section).model_fields:
-        yield f"{prefix}{name}"
-        if isinstance(below := getattr(section, name), Section):
-            yield from _names_below(f"{prefix}{name}.", below)
+    return [name for name, _ in declared(kind)]

@@ -1,11 +1,12 @@
 """One typed configuration tree: defaults < recipe < `--config FILE.toml` < `--set section.key=value` < named flags.
 
-Every setting of every verb stands here, with its default, its bounds and one line of meaning. Those that change
-a result, and so belong to an artifact's fingerprint, are listed in `pipelines.config.fingerprint`.
+Every setting of every verb is declared here once, with its default, its bounds, one line of meaning, and as
+`ChangesResult` the kinds of artifact whose bytes it changes.
 """
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -46,6 +47,25 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class ChangesResult:
+    """Marks a setting that changes the bytes of artifacts of these kinds, and so belongs to their fingerprints.
+
+    Never mark workers, threads or URIs: a result must not depend on where or how wide it was computed.
+    """
+
+    def __init__(self, *kinds: str) -> None:
+        self.kinds = kinds
+
+
+def declared(section: type[Section], prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Name every section and setting below `section`, with the kinds of artifact that it changes."""
+    for name, field in section.model_fields.items():
+        marks = [mark for mark in field.metadata if isinstance(mark, ChangesResult)]
+        yield f"{prefix}{name}", tuple(kind for mark in marks for kind in mark.kinds)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from declared(field.annotation, f"{prefix}{name}.")
+
+
 class PlacedSettings(Section):
     """Where the workers of a verb run: docs/placement.md."""
 
@@ -73,11 +93,11 @@ class GpuPlacedSettings(PlacedSettings):
 class IngestSettings(Section):
     """How shards are written."""
 
-    samples_per_shard: int = Field(1000, ge=1, le=1_000_000)
+    samples_per_shard: Annotated[int, ChangesResult("shards")] = Field(1000, ge=1, le=1_000_000)
     """Samples in one WebDataset tar."""
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, ChangesResult("shards")] = Field(0, ge=0)
     """Seed of the permutation that mixes the classes and of the split."""
-    name: str = Field("shard", pattern=r"^[A-Za-z0-9_]+$")
+    name: Annotated[str, ChangesResult("shards")] = Field("shard", pattern=r"^[A-Za-z0-9_]+$")
     """First part of the tars' names; a split uses its own name instead."""
     skip_budget: float = Field(0.01, ge=0, le=1)
     """Largest share of pictures that may be unreadable, missing or otherwise lost without ending the run."""
@@ -86,43 +106,43 @@ class IngestSettings(Section):
 class DataSettings(Section):
     """How images reach the network."""
 
-    image_size: int = Field(224, ge=8, le=4096)
+    image_size: Annotated[int, ChangesResult("model")] = Field(224, ge=8, le=4096)
     """Side of the square that the network sees, in pixels."""
-    resize: int | None = Field(None, ge=8, le=8192)
+    resize: Annotated[int | None, ChangesResult("model")] = Field(None, ge=8, le=8192)
     """Shorter side before the centre crop; unset = image_size up to 64 pixels, else image_size * 256 / 224."""
-    batch_size: int = Field(64, ge=2, le=65_536)
+    batch_size: Annotated[int, ChangesResult("model")] = Field(64, ge=2, le=65_536)
     """Images in one optimiser step over all workers (the global batch)."""
     workers: int = Field(2, ge=1, le=256)
     """Threads that read and decode images beside one training or encoding process."""
     cache: ByteSize = Field(ByteSize(1 << 29), ge=0)
     """Most bytes of decoded images that a training process keeps, so that later epochs neither read nor decode them."""
-    augment: Literal["auto", "flip", "crop_flip", "resized_crop", "none"] = "auto"
+    augment: Annotated[Literal["auto", "flip", "crop_flip", "resized_crop", "none"], ChangesResult("model")] = "auto"
     """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop. A loss with two views takes it for
     the strong one."""
-    policy: Literal["none", "trivial"] = "none"
+    policy: Annotated[Literal["none", "trivial"], ChangesResult("model")] = "none"
     """What happens to the picture after that; trivial = one random operation of TrivialAugment."""
-    shuffle_buffer: int = Field(1024, ge=1, le=1_000_000)
+    shuffle_buffer: Annotated[int, ChangesResult("model")] = Field(1024, ge=1, le=1_000_000)
     """Undecoded samples one worker holds to shuffle across shards."""
-    interleave: int = Field(4, ge=1, le=256)
+    interleave: Annotated[int, ChangesResult("model")] = Field(4, ge=1, le=256)
     """Shards one worker reads side by side."""
 
 
 class ModelSettings(Section):
     """The hashing network."""
 
-    backbone: str = "hrnet_w18"
+    backbone: Annotated[str, ChangesResult("model")] = "hrnet_w18"
     """A timm name, with its tag where weights are pinned (hrnet_w18.ms_in1k), or alexnet."""
-    weights: WeightsPath | None = None
+    weights: Annotated[WeightsPath | None, ChangesResult("model")] = None
     """Unset = from scratch; `timm` = the pinned tag in `backbone`; else a safetensors file."""
-    bits: int = 64
+    bits: Annotated[int, ChangesResult("model")] = 64
     """Length of the code, a multiple of 8 from 8 to 4096."""
-    head: Literal["auto", "linear", "bn", "ln"] = "auto"
+    head: Annotated[Literal["auto", "linear", "bn", "ln"], ChangesResult("model")] = "auto"
     """Hash layer; auto = what the loss declares."""
-    stem_stride: Literal[1, 2, 4] = 4
+    stem_stride: Annotated[Literal[1, 2, 4], ChangesResult("model")] = 4
     """How far the stem reduces each side: 4 as published, 2 or 1 for small images."""
-    branches: tuple[int, ...] | None = None
+    branches: Annotated[tuple[int, ...] | None, ChangesResult("model")] = None
     """HRNet only: branches whose last maps the features are made of, 1 the finest; unset = all."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16"], ChangesResult("model")] = "fp32"
     """Arithmetic of the forward pass, in training and in encoding."""
 
     @field_validator("bits")
@@ -138,56 +158,58 @@ class TrainSettings(GpuPlacedSettings):
 
     recipe: str | None = None
     """A preset of pipelines/config/recipes.py from which all other settings start: docs/recipes.md."""
-    epochs: int = Field(20, ge=1, le=100_000)
+    epochs: Annotated[int, ChangesResult("model")] = Field(20, ge=1, le=100_000)
     """Passes over the training samples."""
-    loss: str = "orthohash"
+    loss: Annotated[str, ChangesResult("model")] = "orthohash"
     """ce, cel, csq, dch, dhd, dhn, dpn, dpsh, dsh, greedyhash, hashnet, hhf, hyp2, mdsh, orthohash or wglhh:
     docs/losses.md."""
-    loss_options: dict[str, float] = Field(default_factory=dict)
+    loss_options: Annotated[dict[str, float], ChangesResult("model")] = Field(default_factory=dict)
     """Keyword arguments of the loss, such as margin = 0.3."""
-    mixup: float = Field(0.0, ge=0, le=10)
+    mixup: Annotated[float, ChangesResult("model")] = Field(0.0, ge=0, le=10)
     """alpha of the Beta distribution by which two samples are blended; 0 = off. For losses of soft labels."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: Annotated[float, ChangesResult("model")] = Field(0.0, ge=0, lt=1)
     """Share of a label that goes to all classes alike. For losses of soft labels."""
-    teacher: str | None = None
+    teacher: Annotated[str | None, ChangesResult("model")] = None
     """A timm network with its tag, or alexnet, by whose features codes are to have their neighbours; unset = none."""
-    teacher_weights: WeightsPath = "timm"
+    teacher_weights: Annotated[WeightsPath, ChangesResult("model")] = "timm"
     """`timm` = the pinned tag in `teacher`; else a safetensors file of it."""
-    distillation: float = Field(1.0, gt=0, le=1e6)
+    distillation: Annotated[float, ChangesResult("model")] = Field(1.0, gt=0, le=1e6)
     """Weight of what the teacher says beside the loss."""
-    optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = "adamw"
+    optimizer: Annotated[Literal["adamw", "adam", "rmsprop", "sgd"], ChangesResult("model")] = "adamw"
     """adamw decays weights by themselves, the others through the gradient; sgd has a momentum of 0.9."""
-    lr: float = Field(1e-3, gt=0)
+    lr: Annotated[float, ChangesResult("model")] = Field(1e-3, gt=0)
     """Peak learning rate of the hash layer."""
-    backbone_lr_scale: float = Field(1.0, gt=0)
+    backbone_lr_scale: Annotated[float, ChangesResult("model")] = Field(1.0, gt=0)
     """The backbone's learning rate as a share of `lr`; 0.1 suits pretrained weights."""
-    layer_decay: float = Field(1.0, gt=0, le=1)
+    layer_decay: Annotated[float, ChangesResult("model")] = Field(1.0, gt=0, le=1)
     """Learning rate of a block of the backbone as a share of the next block's."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Annotated[Literal["cosine", "constant"], ChangesResult("model")] = "cosine"
     """What the learning rate does after the warm-up: falls to 0 along half a cosine, or stays."""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: Annotated[float, ChangesResult("model")] = Field(0.05, ge=0)
     """Weight decay; biases and norms have none."""
-    warmup: float = Field(0.05, ge=0, le=0.1)
+    warmup: Annotated[float, ChangesResult("model")] = Field(0.05, ge=0, le=0.1)
     """Share of all steps over which the learning rate rises from 0."""
-    ema_decay: float = Field(0.999, ge=0, lt=1)
+    ema_decay: Annotated[float, ChangesResult("model")] = Field(0.999, ge=0, lt=1)
     """Decay of the averaged weights, ramped as min(decay, (1+t)/(10+t)); 0 = off."""
-    grad_clip: float = Field(5.0, gt=0)
+    grad_clip: Annotated[float, ChangesResult("model")] = Field(5.0, gt=0)
     """Largest norm of the gradient."""
-    rotate: Literal["none", "h2q", "itq", "lsh", "pca", "pca-itq", "classes"] = "none"
+    rotate: Annotated[Literal["none", "h2q", "itq", "lsh", "pca", "pca-itq", "classes"], ChangesResult("rotation")] = (
+        "none"
+    )
     """What `train --rotate` does to the hash layer of a trained model: docs/rotation.md."""
-    rotate_samples: int = Field(10_000, ge=1)
+    rotate_samples: Annotated[int, ChangesResult("rotation")] = Field(10_000, ge=1)
     """Training images that it looks at, at most."""
-    accumulate: int = Field(1, ge=1, le=4096)
+    accumulate: Annotated[int, ChangesResult("model")] = Field(1, ge=1, le=4096)
     """Parts in which a worker takes its images of a step through the network, one after another, to save memory."""
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, ChangesResult("model", "rotation")] = Field(0, ge=0)
     """Seed of the initial weights, the epoch plans and the augmentation."""
     workers: int = Field(1, ge=1, le=4096)
     """Training processes (one GPU each where there are GPUs)."""
-    val_share: float = Field(0.1, gt=0, lt=1)
+    val_share: Annotated[float, ChangesResult("model")] = Field(0.1, gt=0, lt=1)
     """Share of the training samples held out for validation when no --val is given."""
-    val_limit: int = Field(5000, ge=2)
+    val_limit: Annotated[int, ChangesResult("model")] = Field(5000, ge=2)
     """Validation samples used for the mAP at most."""
-    val_every: int = Field(1, ge=1)
+    val_every: Annotated[int, ChangesResult("model")] = Field(1, ge=1)
     """Epochs between validations; the last epoch always validates."""
     checkpoint_steps: int = Field(200, ge=1)
     """Optimiser steps between checkpoints; each validation saves one too."""
@@ -200,7 +222,7 @@ class EncodeSettings(GpuPlacedSettings):
 
     workers: int | None = Field(None, ge=1, le=4096)
     """Encoding processes; unset = one per GPU, or one per CPU where there is none."""
-    batch_size: int = Field(64, ge=1, le=65_536)
+    batch_size: Annotated[int, ChangesResult("codes")] = Field(64, ge=1, le=65_536)
     """Images in one forward pass; batches never cross shards."""
     reject_budget: float = Field(0.01, ge=0, le=1)
     """Share of rejected samples above which the run ends degraded (exit 4)."""
@@ -208,9 +230,9 @@ class EncodeSettings(GpuPlacedSettings):
     """Workers that may die or get stuck on one shard before its samples become rejects."""
     stuck_s: float = Field(600.0, gt=0)
     """Seconds without a decoded image or a finished batch after which a shard is taken from its worker."""
-    carry: tuple[str, ...] = ()
+    carry: Annotated[tuple[str, ...], ChangesResult("codes")] = ()
     """Metadata columns of the samples' JSON to carry into the codes."""
-    logits: bool = False
+    logits: Annotated[bool, ChangesResult("codes")] = False
     """Keep the network's outputs beside the codes, an int8 for each bit, so that `search --rerank` can use them."""
 
     @field_validator("logits")
@@ -224,11 +246,11 @@ class EncodeSettings(GpuPlacedSettings):
 class GateSettings(Section):
     """What a version of an index must show before it is published."""
 
-    probes: int = Field(100, ge=1, le=100_000)
+    probes: Annotated[int, ChangesResult("index")] = Field(100, ge=1, le=100_000)
     """Indexed codes that are searched for, a seeded sample."""
-    k: int = Field(10, ge=1, le=10_000)
+    k: Annotated[int, ChangesResult("index")] = Field(10, ge=1, le=10_000)
     """Neighbours of the recall@k."""
-    radius: int = Field(2, ge=0, le=4096)
+    radius: Annotated[int, ChangesResult("index")] = Field(2, ge=0, le=4096)
     """Bits of the recall within a radius."""
     min_self_recall: float = Field(1.0, ge=0, le=1)
     """Least share of the probes that find themselves at distance 0."""
@@ -245,7 +267,7 @@ class GateSettings(Section):
 class IndexSettings(PlacedSettings):
     """How codes are indexed."""
 
-    kind: Literal["auto", "flat", "multihash", "ivf", "hnsw"] = "flat"
+    kind: Annotated[str, ChangesResult("index")] = "flat"
     """flat = exact scan; multihash = exact, by tables of substrings; ivf = inverted lists under one quantizer; hnsw = a
     graph in memory, 288 bytes for a code of 64 bits; auto = what the planner chooses within the next three."""
     memory: ByteSize | None = Field(None, gt=0)
@@ -254,17 +276,17 @@ class IndexSettings(PlacedSettings):
     """Longest time that `auto` lets a query take, in seconds or such as 5ms; unset = any, so it takes an exact kind."""
     recall: float = Field(0.95, ge=0, le=1)
     """Least recall at `search.k` of an approximate kind that `auto` may choose."""
-    nlist: int | None = Field(None, ge=1, le=1_000_000)
+    nlist: Annotated[int | None, ChangesResult("index")] = Field(None, ge=1, le=1_000_000)
     """Inverted lists; unset = about the square root of the number of codes."""
-    nprobe: int = Field(16, ge=1)
+    nprobe: Annotated[int, ChangesResult("index")] = Field(16, ge=1)
     """Inverted lists searched per query."""
-    m: int = Field(32, ge=4, le=256)
+    m: Annotated[int, ChangesResult("index")] = Field(32, ge=4, le=256)
     """Links of a code in the graph of hnsw: 8 bytes for each."""
-    ef_search: int = Field(64, ge=1, le=100_000)
+    ef_search: Annotated[int, ChangesResult("index")] = Field(64, ge=1, le=100_000)
     """Candidates that a search in the graph of hnsw keeps."""
     workers: int | None = Field(None, ge=1)
     """Parts built side by side; unset = one per CPU."""
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, ChangesResult("index")] = Field(0, ge=0)
     """Seed of the samples that train the quantizer and probe the gate."""
     gate: GateSettings = GateSettings()
     """What is measured and asked for before a version is published."""
@@ -286,7 +308,7 @@ class SearchSettings(PlacedSettings):
 class DedupeSettings(Section):
     """How near-duplicates are found."""
 
-    radius: int = Field(0, ge=0, le=4096)
+    radius: Annotated[int, ChangesResult("duplicates")] = Field(0, ge=0, le=4096)
     """Bits in which the codes of a pair may differ; 0 = equal codes only."""
     memory: ByteSize = Field(ByteSize(1 << 30), ge=1 << 25)
     """What the arrays of the search may take together, such as 4GiB."""
@@ -299,30 +321,30 @@ class DedupeSettings(Section):
 class EvaluateSettings(Section):
     """The convention of the metrics."""
 
-    at: int | None = Field(None, ge=1)
+    at: Annotated[int | None, ChangesResult("report")] = Field(None, ge=1)
     """mAP@K; unset = over the whole ranking."""
-    ties: Literal["expected", "stable"] = "expected"
+    ties: Annotated[Literal["expected", "stable"], ChangesResult("report")] = "expected"
     """Order inside equal distances: the exact expectation, or database order."""
-    denominator: Literal["retrieved", "min", "all"] = "retrieved"
+    denominator: Annotated[Literal["retrieved", "min", "all"], ChangesResult("report")] = "retrieved"
     """What AP is divided by: relevant items inside the top K, min(relevant, K), or all relevant."""
-    empty: Literal["zero", "skip"] = "zero"
+    empty: Annotated[Literal["zero", "skip"], ChangesResult("report")] = "zero"
     """A query without a relevant item counts 0, or is left out."""
-    unlabelled: Literal["zero", "skip"] = "zero"
+    unlabelled: Annotated[Literal["zero", "skip"], ChangesResult("report")] = "zero"
     """The same for a query without labels, whatever `empty` says."""
-    rerank: int | None = Field(None, ge=1)
+    rerank: Annotated[int | None, ChangesResult("report")] = Field(None, ge=1)
     """Also measure the mAP with the nearest so many of each query ordered by logits; unset = not."""
-    gallery: int = Field(12, ge=0, le=200)
+    gallery: Annotated[int, ChangesResult("report")] = Field(12, ge=0, le=200)
     """Queries shown with their neighbours in the report."""
 
 
 class AgreementSettings(Section):
     """How two codes of the same samples are compared."""
 
-    queries: int = Field(1000, ge=1, le=1_000_000)
+    queries: Annotated[int, ChangesResult("agreement")] = Field(1000, ge=1, le=1_000_000)
     """Samples whose neighbours are compared, seeded, at most."""
-    k: int = Field(10, ge=1, le=100_000)
+    k: Annotated[int, ChangesResult("agreement")] = Field(10, ge=1, le=100_000)
     """Neighbours of each; cut to the other samples."""
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, ChangesResult("agreement")] = Field(0, ge=0)
     """Seed of the queries."""
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import finished, open_current
 from pipelines.config.fingerprint import result_settings
@@ -72,7 +72,7 @@ def _find(
         corpus = read_corpus(sources, (bits + 7) // 8, folder)
         leaders = find_leaders(corpus, settings.memory, folder)
         receipts = PairSearch(writer, corpus, leaders, settings, folder).run()
-        pairs = [Part.model_validate(part) for name in sorted(receipts) for part in receipts[name]["parts"]]
+        pairs = [part for name in sorted(receipts) for part in receipts[name].parts]
         draft = writer.draft(pairs, {}, {})
         found = write_components(writer, draft, pairs, corpus, settings.memory, folder)
     totals = {

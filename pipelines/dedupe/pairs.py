@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hhnet.search.multi_index import MultiHash, default_substrings, table_length
+from hhnet.search.multi_index import MultiIndexHash, default_substrings, table_length
 from hhnet.search.pairs import MOST_CODES, equal_groups, near_pairs
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import PairsReceipt
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings
@@ -86,15 +87,16 @@ class PairSearch:
         total = len(leaders.numbers)
         self._blocks = [slice(start, min(start + size, total)) for start in range(0, total, size)]
         self._new = int(np.searchsorted(leaders.numbers, corpus.known))
-        self._built: tuple[slice, MultiHash] | None = None
+        self._built: tuple[slice, MultiIndexHash] | None = None
         self._pairs = 0
 
-    def run(self) -> dict[str, dict[str, Any]]:
+    def run(self) -> dict[str, PairsReceipt]:
         """The receipts of all units, by name. WorkFailed where there are more pairs than `dedupe.max_pairs`."""
         units = [unit_name(unit) for unit in range(-(-self._corpus.count // artifact.UNIT))]
         there = self._writer.store.entries("parts")
-        receipts = {name: one for name, one in self._writer.receipts(units).items() if _is_whole(one, there)}
-        self._pairs = sum(receipt["pairs"] for receipt in receipts.values())
+        found = self._writer.receipts(PairsReceipt, units)
+        receipts = {name: receipt for name, receipt in found.items() if _is_whole(receipt, there)}
+        self._pairs = sum(receipt.pairs for receipt in receipts.values())
         missing = [unit for unit, name in enumerate(units) if name not in receipts]
         runs = list(self._runs(missing))
         total = sum(len(self._steps(run)) * len(run) for run in runs)
@@ -157,11 +159,11 @@ class PairSearch:
                 self._settings.threads,
             )
 
-    def _table(self, block: slice) -> MultiHash:
+    def _table(self, block: slice) -> MultiIndexHash:
         """The tables of a block; those of the block before are gone."""
         if self._built is None or self._built[0] != block:
             self._built = None
-            self._built = block, MultiHash.build(self._corpus.codes[self._leaders.numbers[block]])
+            self._built = block, MultiIndexHash.build(self._corpus.codes[self._leaders.numbers[block]])
         return self._built[1]
 
     def _link(self, unit: int) -> None:
@@ -199,7 +201,7 @@ class PairSearch:
                 self._spools[unit] = Spool(self._folder / unit_name(unit), self._settings.memory // 4 // 8)
             return self._spools[unit]
 
-    def _write(self, unit: int) -> dict[str, Any]:
+    def _write(self, unit: int) -> PairsReceipt:
         """Put a unit's pairs in order into its parts, then its receipt."""
         parts, low = [], unit * artifact.UNIT
         for number, keys in enumerate(cut(self._spool(unit).in_order(), artifact.PART_ROWS)):
@@ -210,7 +212,7 @@ class PairSearch:
             columns = {**self._corpus.columns(a, "_a"), **self._corpus.columns(b, "_b"), "distance": distances}
             data = parquet_bytes(table_of(PAIRS_SCHEMA, columns))
             parts.append(self._writer.put_part(pairs_name(unit, number), data, len(keys)))
-        receipt = {"unit": unit, "pairs": sum(part.rows for part in parts), "parts": [p.model_dump() for p in parts]}
+        receipt = PairsReceipt(unit=unit, pairs=sum(part.rows for part in parts), parts=tuple(parts))
         return self._writer.put_receipt(unit_name(unit), receipt)
 
 
@@ -227,6 +229,6 @@ def _table_bytes(count: int, width: int) -> int:
     return count * (width + 4 * substrings) + 4 * table_length(8 * width, substrings)
 
 
-def _is_whole(receipt: Mapping[str, Any], there: Mapping[str, Entry]) -> bool:
+def _is_whole(receipt: PairsReceipt, there: Mapping[str, Entry]) -> bool:
     """The parts of a receipt are in the listing `there`."""
-    return all(part["path"] in there and there[part["path"]].size == part["bytes"] for part in receipt["parts"])
+    return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)

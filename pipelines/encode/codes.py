@@ -1,7 +1,6 @@
 """Codes artifacts, opened: which tars they encode, and their rows as arrays, digest-checked before parsing."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import ValidationError
 
 from hhnet import unpack_bits
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, Part, read_part
 from pipelines.artifacts.tables import LOGITS, codes_schema, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current, open_input
@@ -59,7 +58,8 @@ class CodesSet:
         listed = frozenset(manifest.parts)
         shards = []
         for reference, data in zip(manifest.receipts, in_order(artifact.read, manifest.receipts), strict=True):
-            shard = _shard_of(data, f"{artifact.uri}/{reference.path}")
+            receipt = Receipt.parse(data, f"{artifact.uri}/{reference.path}", "encode to another --out")
+            shard = CodesShard(receipt.shard, receipt.shard_sha256, receipt.codes)
             for part in shard.parts:
                 if part not in listed:
                     raise DamagedArtifact(
@@ -116,19 +116,6 @@ def has_logits(artifact: Artifact) -> bool:
     if found not in (None, LOGITS):
         raise DamagedArtifact(f"{artifact.uri}: logits of the form {found!r} are not known to this hhnet")
     return found is not None
-
-
-def _shard_of(data: bytes, where: str) -> CodesShard:
-    try:
-        receipt = json.loads(data)
-        return CodesShard(str(receipt["shard"]), str(receipt["shard_sha256"]), codes_parts(receipt))
-    except (ValueError, KeyError, TypeError, ValidationError):
-        raise DamagedArtifact(f"{where} is not a receipt of codes") from None
-
-
-def codes_parts(receipt: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The parts that hold a shard's codes by its receipt, in the order of their paths."""
-    return tuple(Part.model_validate(part) for part in [receipt["part"], *receipt.get("more", ())])
 
 
 def read_codes(store: Store, parts: Sequence[Part], bits: int, logits: bool = False) -> pa.Table:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import LOGITS
@@ -19,7 +20,7 @@ from pipelines.cluster.pool import Outcome
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_job, what_is_left
-from pipelines.encode.receipts import animated_of, publish_shard, receipt_parts
+from pipelines.encode.receipts import animated_of, publish_shard
 from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, given_up, run_figures
 from pipelines.errors import DamagedArtifact, Degraded, InputError
 from pipelines.shards.shards import ShardSet, open_shards
@@ -52,7 +53,7 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
     opened = open_shards(job.shards, job.shards_digest)
     published, receipts, tasks = what_is_left(writer.store, opened)
 
-    def reject_all(outcome: Outcome[ShardTask]) -> dict[str, Any]:
+    def reject_all(outcome: Outcome[ShardTask]) -> Receipt:
         shard = opened.shard(outcome.item.shard)
         rejects = given_up(job.schema, shard, outcome)
         receipt = publish_shard(writer, shard, outcome.item.receipt, rejects, outcome.item.kept)
@@ -81,7 +82,7 @@ def _commit(
     job: EncodeJob,
     writer: ArtifactWriter,
     opened: ShardSet,
-    receipts: Mapping[str, Mapping[str, Any]],
+    receipts: Mapping[str, Receipt],
     allow_degraded: bool,
     before: Artifact | None,
 ) -> Artifact:
@@ -92,7 +93,7 @@ def _commit(
     if lacking := held - {shard.stem for shard in opened.shards}:
         raise InputError(f"{writer.store.uri} has codes of {min(lacking)}.tar, which {job.shards} has not: it is older")
     assert {*receipts, *held} == {shard.stem for shard in opened.shards}, "every shard has its receipt"
-    parts = [part for receipt in receipts.values() for part in receipt_parts(receipt)]
+    parts = [part for receipt in receipts.values() for part in receipt.parts]
     parts += manifest.parts if manifest else ()
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     totals = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.splits import MODEL, passed_on
 from pipelines.artifacts.splits import carried as carried_split
@@ -108,7 +109,7 @@ def over_budget(totals: Mapping[str, int], config: Config) -> bool:
     return totals["rejects"] > config.encode.reject_budget * totals["samples"]
 
 
-def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[str, dict[str, Any]], list[ShardTask]]:
+def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[str, Receipt], list[ShardTask]]:
     """The codes, if they were published, the receipts that need not be made again, and the tasks of the other shards.
 
     Of published codes those shards are done again of which something is gone, and those done that the shards have got

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.artifacts.commit import require_identity
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.versions import open_current
@@ -24,7 +25,6 @@ from pipelines.cluster.ray_private import counted_cpus
 from pipelines.cluster.session import ray_session
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, plan_job, what_is_left
-from pipelines.encode.receipts import receipt_parts
 from pipelines.encode.workers import ShardEncoder, ShardRun, encode_shards
 from pipelines.errors import WorkFailed, counted
 from pipelines.shards.shards import INDEX_NAME, Shard, ShardSet, open_shards
@@ -64,6 +64,16 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
 # ---------------------------------------------------------------------------------------------------------- trial
 
 
+class TrialReceipt(Receipt):
+    """A receipt that also says where its shard was encoded, and what would be put at --out."""
+
+    host: str
+    device: str
+    cpus: float
+    bytes: int
+    puts: int
+
+
 class TrialEncoder(ShardEncoder):
     """Encodes shards as any worker does, and puts them into a scratch folder that is deleted."""
 
@@ -74,7 +84,7 @@ class TrialEncoder(ShardEncoder):
             super().__init__(replace(job, out=str(folder)))
         self._target = Store(job.out)
 
-    def run(self, task: ShardTask) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    def run(self, task: ShardTask) -> tuple[TrialReceipt, dict[str, float]]:
         """Encode a shard; returns where that was and what it would put, and what it took."""
         with scratch_folder() as folder:
             self.writer = replace(self.job, out=str(folder)).writer()
@@ -82,13 +92,12 @@ class TrialEncoder(ShardEncoder):
             receipt, figures = super().run(task)
             wall, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
         assert receipt is not None, "an empty folder holds no better result"
-        parts = receipt_parts(receipt)
-        puts = 1 + len(parts)
+        puts = 1 + len(receipt.parts)
         far = 0.0 if self._target.is_local else (1 + puts) * self._round_trip()
         figures |= {"write": figures["write"] + far, "wall": wall + far, "cpu": cpu}
-        written = sum(part.bytes for part in parts) + len(canonical_json(receipt))
+        written = sum(part.bytes for part in receipt.parts) + len(canonical_json(receipt))
         where = {"host": platform.node(), "device": _device(), "cpus": _cpus()}
-        return {**where, "bytes": written, "puts": puts}, figures
+        return TrialReceipt.model_validate({**dict(receipt), **where, "bytes": written, "puts": puts}), figures
 
     def _round_trip(self) -> float:
         """Seconds of a request to the store at --out, the least of three; to put a small object takes about as long."""
@@ -161,12 +170,12 @@ def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int
     )
 
 
-def _failed(outcome: Outcome[ShardTask]) -> dict[str, Any] | None:
+def _failed(outcome: Outcome[ShardTask]) -> Receipt:
     raise WorkFailed(f"the trial failed, as the encode would: {outcome.error}")
 
 
 def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> Trial:
-    last, receipts = runs[-1].figures, [run.receipt or {} for run in runs]
+    last, receipts = runs[-1].figures, [run.receipt for run in runs if isinstance(run.receipt, TrialReceipt)]
     rows = int(last["samples"])
     images = sum(int(run.figures["samples"]) for run in runs)
     spent = {**{step: last[step] for step in STEPS}, "decode": last["decode"] / threads}
@@ -180,9 +189,11 @@ def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> Trial:
         wall=last["wall"],
         cpu=last["cpu"],
         rates={step: rows / max(taken, LEAST_S) for step, taken in spent.items()},
-        bytes_per_image=sum(receipt["bytes"] for receipt in receipts) / images,
-        puts_per_shard=sum(receipt["puts"] for receipt in receipts) / len(runs),
-        **{name: receipts[-1][name] for name in ("host", "device", "cpus")},
+        bytes_per_image=sum(receipt.bytes for receipt in receipts) / images,
+        puts_per_shard=sum(receipt.puts for receipt in receipts) / len(runs),
+        host=receipts[-1].host,
+        device=receipts[-1].device,
+        cpus=receipts[-1].cpus,
     )
 
 

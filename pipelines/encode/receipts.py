@@ -1,21 +1,19 @@
 """Receipts of encoded shards: what was put for a shard, claimed once, and read again."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ValidationError
 
-from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.manifest import Part, read_part
+from pipelines.artifacts.commit import ArtifactWriter, read_claim
+from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, read_part
 from pipelines.artifacts.tables import (
     as_written,
     parquet_bytes,
     read_parquet,
 )
-from pipelines.encode.codes import codes_parts
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard
 from pipelines.storage import Entry, Store, in_order
@@ -27,7 +25,7 @@ from pipelines.encode.shard import ShardCodes
 
 def publish_shard(
     writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes, kept: Sequence[Part] = ()
-) -> dict[str, Any]:
+) -> Receipt:
     """Put a shard's part and rejects, then claim it with the receipt of that name; the first receipt wins.
 
     Rows that are in parts of codes that are `kept` are left out. Returns the winner. DamagedArtifact where another
@@ -41,18 +39,18 @@ def publish_shard(
         if done.rejects
         else None
     )
-    claim = {
-        "shard": shard.name,
-        "shard_sha256": shard.part.sha256,
-        "samples": shard.rows,
-        "part": part.model_dump(),
-        **({"more": [later.model_dump() for later in more]} if more else {}),
-        "rejects": rejects.model_dump() if rejects else None,
-        **({"animated": done.animated} if done.animated else {}),
-    }
+    claim = Receipt(
+        shard=shard.name,
+        shard_sha256=shard.part.sha256,
+        samples=shard.rows,
+        part=part,
+        more=tuple(more),
+        rejects=rejects,
+        animated=done.animated,
+    )
     winner = writer.put_receipt(receipt, claim)
     if winner != claim:
-        for lost in receipt_parts(winner):
+        for lost in winner.parts:
             if writer.store.size(lost.path) != lost.bytes:
                 raise DamagedArtifact(
                     f"{writer.store.uri}/{lost.path} is gone and encoding {shard.name} again gave other bytes: "
@@ -70,12 +68,13 @@ def _without_rows(store: Store, kept: Sequence[Part], done: ShardCodes) -> tuple
     return parquet_bytes(left.cast(as_written(left.schema))), left.num_rows
 
 
-def receipt_parts(receipt: Mapping[str, Any]) -> list[Part]:
-    """The parts a receipt claims: the codes and, where there are any, the rejects."""
-    return [*codes_parts(receipt), *([Part.model_validate(receipt["rejects"])] if receipt["rejects"] else [])]
+def read_receipt(artifact: Artifact, reference: ReceiptRef) -> Receipt:
+    """Read the receipt of one shard of published codes, checked against its digest."""
+    advice = "it was published so, encode to another --out"
+    return Receipt.parse(artifact.read(reference), f"{artifact.uri}/{reference.path}", advice)
 
 
-def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> dict[str, Any] | None:
+def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> Receipt | None:
     """The receipt of this name, if it was put and the bytes it promises are there: by `there`, a listing, if given."""
 
     def size(path: str) -> int | None:
@@ -84,21 +83,17 @@ def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None =
     path = f"receipts/{name}.json"
     if size(path) is None:
         return None
-    try:
-        receipt = json.loads(store.read(path))
-        parts = receipt_parts(receipt)
-    except (ValueError, KeyError, TypeError, ValidationError):
-        raise DamagedArtifact(f"{store.uri}/{path} is not a receipt of codes: delete it and run again") from None
-    return receipt if all(size(part.path) == part.bytes for part in parts) else None
+    receipt = read_claim(store, path, Receipt)
+    return receipt if all(size(part.path) == part.bytes for part in receipt.parts) else None
 
 
-def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, Receipt]:
     """Of these receipts, those whose shards need not be encoded again."""
     there = store.entries()
     found = in_order(lambda name: claimed_receipt(store, name, there), names)
     return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
 
 
-def animated_of(receipts: Iterable[Mapping[str, Any]]) -> int:
+def animated_of(receipts: Iterable[Receipt]) -> int:
     """Count the pictures of several frames in the shards of these receipts."""
-    return sum(int(receipt.get("animated", 0)) for receipt in receipts)
+    return sum(receipt.animated for receipt in receipts)

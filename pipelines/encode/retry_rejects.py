@@ -6,21 +6,20 @@ what was recovered become a part of their own beside the shard's part, so that w
 each sample once. The next version names a new manifest, with new receipts for those shards.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts.commit import versions
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input, open_version, publish_next
-from pipelines.config.fingerprint import RESULT_SETTINGS
 from pipelines.config.settings import Config, EncodeSettings
 from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_job
-from pipelines.encode.receipts import animated_of, claimed_receipts, receipt_parts
+from pipelines.encode.receipts import animated_of, claimed_receipts, read_receipt
 from pipelines.encode.shard import ShardCodes
 from pipelines.encode.workers import ShardEncoder, encode_shards, run_figures
 from pipelines.errors import FingerprintMismatch
@@ -33,7 +32,7 @@ class ShardRetrier(ShardEncoder):
 
     verb = "retry-rejects"
 
-    def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
+    def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:
         """Claim the shard for the next version if its rejects became fewer, or others among the same rows."""
         now = _reasons(done.rejects, shard.name) if done.rejects else {}
         if now == task.rejected or not now.keys() <= task.rejected.keys():
@@ -89,14 +88,9 @@ def _reasons(rejects: bytes, where: str) -> dict[int, str]:
 
 
 def _plan(base: Artifact, config: Config, shards: str | None, model: str | None) -> EncodeJob:
-    """The job that made the codes, with the settings that they were made with; one that they do not tell is unset."""
-    made = {
-        name.removeprefix("encode."): value
-        for name, value in base.manifest.meta.get("settings", {}).items()
-        if name.startswith("encode.")
-    }
-    free = {n: v for n, v in config.encode.model_dump().items() if f"encode.{n}" not in RESULT_SETTINGS["codes"]}
-    encode = EncodeSettings.model_validate({**free, **made})
+    """The job that made the codes, with the settings that they were made with."""
+    made = {name.removeprefix("encode."): value for name, value in base.manifest.meta.get("settings", {}).items()}
+    encode = EncodeSettings.model_validate({**config.encode.model_dump(), **made})
     source, network = open_input(base, "shards", shards), open_input(base, "model", model)
     job = plan_job(source, network, base.uri, config.model_copy(update={"encode": encode}))
     if job.fingerprint != base.manifest.fingerprint:
@@ -121,7 +115,7 @@ def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -
     return _publish(base, number, put) if put else base
 
 
-def _publish(base: Artifact, number: int, put: Mapping[str, dict[str, Any]]) -> Artifact:
+def _publish(base: Artifact, number: int, put: Mapping[str, Receipt]) -> Artifact:
     """The next version: the shards of `put` by their new receipts, all others as they were."""
     replaced = {PurePosixPath(name).name for name in put}
     manifest = base.manifest
@@ -131,13 +125,13 @@ def _publish(base: Artifact, number: int, put: Mapping[str, dict[str, Any]]) -> 
         data = canonical_json(receipt)
         stem, path = PurePosixPath(name).name, f"receipts/{name}.json"
         refs.append(ReceiptRef(shard=stem, path=path, bytes=len(data), sha256=sha256_of(data)))
-        parts += receipt_parts(receipt)
+        parts += receipt.parts
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     samples = manifest.totals["samples"]
     totals = {"samples": samples, "codes": samples - rejected, "rejects": rejected}
     meta, animated = dict(manifest.meta), animated_of(put.values())
     if "animated" in meta:
         animated += meta.pop("animated")
-        animated -= animated_of(json.loads(base.read(ref)) for ref in manifest.receipts if ref.shard in replaced)
+        animated -= animated_of(read_receipt(base, ref) for ref in manifest.receipts if ref.shard in replaced)
     meta |= {"animated": animated} if animated else {}
     return publish_next(base, number, parts, refs, totals, meta=meta)

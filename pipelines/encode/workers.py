@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import (
     Reason,
@@ -17,7 +18,6 @@ from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.encode.codes import codes_parts
 from pipelines.encode.job import EncodeJob, ShardTask
 from pipelines.encode.receipts import claimed_receipt, publish_shard
 from pipelines.shards.containers.limits import ImageReject
@@ -34,7 +34,7 @@ class ShardRun:
     """What became of a shard: the receipt that stands for it, None where nothing was put, and what it took."""
 
     task: ShardTask
-    receipt: dict[str, Any] | None
+    receipt: Receipt | None
     attempts: int
     figures: Mapping[str, float]
 
@@ -68,7 +68,7 @@ class ShardEncoder:
         self.encoder = Encoder.open(job.model)
         self.writer = job.writer()
 
-    def run(self, task: ShardTask) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    def run(self, task: ShardTask) -> tuple[Receipt | None, dict[str, float]]:
         """Encode a shard and put its part and receipt; returns the receipt that won, and what it took.
 
         A shard that was claimed since it was handed out, by a worker that died right after or by another run, is
@@ -79,7 +79,7 @@ class ShardEncoder:
         if claimed is not None:
             return claimed, {
                 "samples": shard.rows,
-                "rejects": shard.rows - sum(part.rows for part in codes_parts(claimed)),
+                "rejects": shard.rows - sum(part.rows for part in claimed.codes),
             }
         with self.meter.busy():
             done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
@@ -90,7 +90,7 @@ class ShardEncoder:
         self.meter.seconds(figures)
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
 
-    def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> dict[str, Any] | None:
+    def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:
         """Put what was encoded; None where it is not worth it."""
         return publish_shard(self.writer, shard, task.receipt, done, task.kept)
 
@@ -103,7 +103,7 @@ def encode_shards(
     shards: ShardSet,
     tasks: Sequence[ShardTask],
     worker: type[ShardEncoder],
-    give_up: Callable[[Outcome[ShardTask]], dict[str, Any] | None],
+    give_up: Callable[[Outcome[ShardTask]], Receipt | None],
     log: RunLog,
 ) -> list[ShardRun]:
     """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived; `log` follows."""

@@ -11,4 +11,5 @@ gate      what an index must show before it is published
 planner   which kind suits these codes, predicted before any work
 reader    an index, opened and searched part by part
 kinds/    the kinds of parts, one module each
+mapped, faiss_io   how kinds read their files
 """

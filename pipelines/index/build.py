@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.artifacts.commit import ArtifactWriter, versions
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint, open_artifact, read_identity
+from pipelines.artifacts.facts import PartReceipt, QuantizerReceipt
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact, read_identity
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import LOGITS
 from pipelines.artifacts.versions import finished, publish_number
@@ -16,7 +17,7 @@ from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import Figures
-from pipelines.index.kinds import KINDS, IndexKind, index_kind
+from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_kind
 from pipelines.index.parts import PartTask, codes_of, sample_rows
 from pipelines.index.planner import plan
 from pipelines.index.pool import (
@@ -46,10 +47,11 @@ def build_index(
 
     An index that was built before is left as it is, with the versions it has by now. The kind `auto` is the one that
     `out` was begun with, else what the planner chooses; with `dry_run` nothing is built or written. Raises
-    FingerprintMismatch where the codes do not belong together, ConfigError where no kind keeps within the planner's
-    budget, InputError where a tar comes twice or there is nothing to index, WorkFailed where the gate finds less than
-    `index.gate` asks for.
+    FingerprintMismatch where the codes do not belong together, ConfigError for an unknown kind and where none keeps
+    within the planner's budget, InputError where a tar comes twice or there is nothing to index, WorkFailed where the
+    gate finds less than `index.gate` asks for.
     """
+    require_kind(config.index.kind, "auto")
     sets = _open_all(codes)
     store = Store(out)
     if dry_run:
@@ -152,7 +154,7 @@ def _begun(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None
         if store.size("manifest.json") is None:
             return None
         held, name = "index", open_artifact(store, "index").manifest.fingerprint
-    for kind in KINDS:
+    for kind in kind_names():
         if name == _fingerprint(sets, _of_kind(config, kind)):
             return kind
     raise FingerprintMismatch(
@@ -177,10 +179,11 @@ def _build(
     kind = index_kind(config.index.kind)
     count = sum(task.rows for task in tasks)
     parameters = kind.parameters(config.index, count)
-    receipts = writer.receipts({QUANTIZER})
-    if kind.sample_size(parameters) and not built(writer.store.entries("parts"), receipts.get(QUANTIZER)):
-        receipts[QUANTIZER] = _train(writer, kind, tasks, parameters, config)
-    shared, shared_parts = _shared(writer, receipts.get(QUANTIZER))
+    trained = writer.receipts(QuantizerReceipt, {QUANTIZER}).get(QUANTIZER)
+    if kind.sample_size(parameters) and not (trained and built(writer.store.entries("parts"), trained)):
+        trained = _train(writer, kind, tasks, parameters, config)
+    shared = _shared(writer, trained) if trained else None
+    receipts: dict[str, PartReceipt | QuantizerReceipt] = {QUANTIZER: trained} if trained else {}
     receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config, log)
     there = writer.store.entries("parts")
     parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared, there)]
@@ -190,7 +193,7 @@ def _build(
         "parameters": parameters,
         "bits": first.bits,
         "classes": list(first.classes),
-        "quantizer_sha256": shared_parts[0].sha256 if shared_parts else None,
+        "quantizer_sha256": trained.part.sha256 if trained else None,
         "card": card_of(parts, count),
         **({"logits": LOGITS} if first.logits else {}),
     }
@@ -208,21 +211,19 @@ def _train(
     tasks: Sequence[PartTask],
     parameters: Mapping[str, int],
     config: Config,
-) -> dict[str, Any]:
+) -> QuantizerReceipt:
     """Train what the parts share; its receipt makes a resumed run use the same."""
     drawn = sample_rows(tasks, kind.sample_size(parameters), config.index.seed)
     sample = np.concatenate([codes_of(task)[rows] for task, rows in drawn])
     data = kind.train(sample, parameters, config.index.seed)
     part = writer.put_part(QUANTIZER_NAME, data, parameters.get("nlist", 1))
-    return writer.put_receipt(QUANTIZER, {"part": part.model_dump()})
+    return writer.put_receipt(QUANTIZER, QuantizerReceipt(part=part))
 
 
-def _shared(writer: ArtifactWriter, receipt: Mapping[str, Any] | None) -> tuple[bytes | None, list[Part]]:
+def _shared(writer: ArtifactWriter, receipt: QuantizerReceipt) -> bytes:
     """The bytes of the quantizer that won, checked."""
-    if receipt is None:
-        return None, []
-    parts = parts_of(writer, receipt, None, writer.store.entries("parts"))
-    data = writer.store.read(parts[0].path)
-    if sha256_of(data) != parts[0].sha256:
-        raise DamagedArtifact(f"{writer.store.uri}/{parts[0].path} does not match the digest in its receipt")
-    return data, parts
+    (part,) = parts_of(writer, receipt, None, writer.store.entries("parts"))
+    data = writer.store.read(part.path)
+    if sha256_of(data) != part.sha256:
+        raise DamagedArtifact(f"{writer.store.uri}/{part.path} does not match the digest in its receipt")
+    return data

@@ -136,7 +136,7 @@ def _outgrown(state: State) -> Iterator[tuple[str, str]]:
 def _encoded_tars(store: Store) -> list[str]:
     """The sha256 of the tars that an encode which has not published yet has done."""
     names = [name.removeprefix("receipts/").removesuffix(".json") for name in store.names("receipts")]
-    return [str(receipt["shard_sha256"]) for receipt in claimed_receipts(store, names).values()]
+    return [receipt.shard_sha256 for receipt in claimed_receipts(store, names).values()]
 
 
 def _removed(index: Artifact | None) -> int:
@@ -181,7 +181,7 @@ def _to_replace(state: State) -> Iterator[dict[str, Any]]:
     receipts = in_order(lambda one: part_receipt(index, one[1].ordinal), published_anew)
     for (sha256, held), receipt in zip(published_anew, receipts, strict=True):
         entry, shard = state.codes[sha256]
-        if shard.rows != held.rows + int(receipt.get("compacted", 0)):
+        if shard.rows != held.rows + receipt.compacted:
             yield _change("replace", shard.name, sha256, shard.rows, entry.artifact.uri)
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import PartReceipt
 from pipelines.artifacts.manifest import DIGEST_CHARS, ArtifactInput, Part
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.encode.codes import code_array, read_codes
@@ -107,14 +108,14 @@ class PartBuilder:
         self._writer = ArtifactWriter(Store(out), "index", name, inputs, {})
         self._kind, self._shared, self._parameters = index_kind(kind), shared, parameters
 
-    def run(self, task: PartTask) -> dict[str, Any]:
+    def run(self, task: PartTask) -> PartReceipt:
         """Build and claim the part of one shard; the receipt that won is returned."""
         return build_part(task, self._writer, self._kind, self._shared, self._parameters)
 
 
 def build_part(
     task: PartTask, writer: ArtifactWriter, kind: IndexKind, shared: bytes | None, parameters: Mapping[str, int]
-) -> dict[str, Any]:
+) -> PartReceipt:
     """Read a shard's codes, build and put its part and its key table, then its receipt."""
     table = task.table()
     rows = table["row"].to_numpy().astype(np.int64)
@@ -126,16 +127,16 @@ def build_part(
     part = writer.put_part(part_stem(task.ordinal) + kind.suffix, data, len(rows))
     keys_part = writer.put_part(keys_name(task.ordinal), parquet_bytes(keys), len(rows))
     quantizer = sha256_of(shared) if shared else None
-    receipt = {
-        "ordinal": task.ordinal,
-        "shard": task.shard,
-        "shard_sha256": task.shard_sha256,
-        "rows": len(rows),
-        "quantizer_sha256": quantizer,
-        "part": part.model_dump(),
-        "keys": keys_part.model_dump(),
+    receipt = PartReceipt(
+        ordinal=task.ordinal,
+        shard=task.shard,
+        shard_sha256=task.shard_sha256,
+        rows=len(rows),
+        quantizer_sha256=quantizer,
+        part=part,
+        keys=keys_part,
         **task.facts(),
-    }
+    )
     return writer.put_receipt(task.receipt(quantizer), receipt)
 
 

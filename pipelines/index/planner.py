@@ -5,14 +5,9 @@ searches parts of 1,024, 4,096, ... codes of a seeded sample, up to the largest 
 up. Queries are codes of the sample that are in none of these parts. Since the codes are real, so are their duplicates
 and clusters, on which the buckets of multihash, the lists of ivf and the links of hnsw depend.
 
-A part larger than was tried is predicted from the last two sizes, by how the kind's work grows with the N codes of a
-part: a scan and the lists of ivf as a + b N; the walk of hnsw as a + b log N, its build as a + b N log N; multihash as
-a + b N, which holds for clusters and is too much for even codes, and never above 1.1 times the scan that it falls back
-to. A recall is taken to fall on with log N as it fell between the last two sizes, and never to rise.
-
-At most 512 lists are tried. Of more, the same share is probed: training grows with lists times samples, finding the
-list of a code with the lists, and a query looks at all centres, each of which costs it as much as five codes of a scan.
-Finer lists find more at an equal share, so the recall is a lower bound.
+A part larger than was tried is predicted from the last two sizes, by how the kind says that its work W grows with the N
+codes of a part: as a + b W(N). A recall is taken to fall on with log N as it fell between the last two sizes, and never
+to rise.
 
 The time of a query is that of all parts, one after another, opened and in memory: what the gate measures.
 
@@ -36,25 +31,17 @@ from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
 from pipelines.index.gate import one_by_one, tie_aware_recall
-from pipelines.index.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
+from pipelines.index.kinds import NOTHING_REMOVED, Codes, index_kind, kind_names
 from pipelines.index.parts import PartTask, codes_of
 from pipelines.storage import scratch_folder
 
-LEAST_SAMPLE, SAMPLE = 1 << 15, 1 << 18
+MIN_SAMPLE_CODES, MAX_SAMPLE_CODES = 1 << 15, 1 << 18
 """Codes that are looked at: as many as the largest part has, within these bounds, from as few shards as hold them."""
 QUERIES = 64
-FIRST, TIMES = 1024, 4
+FIRST_TRIAL_CODES, TRIAL_GROWTH = 1024, 4
 """Codes of the first part that is tried, and how many times more the next has."""
-SECONDS = 0.7
-"""That a kind may use to try parts, about."""
-LISTS, PER_LIST = 512, 16
-"""Lists of ivf that are tried at most, and the codes that train each of them."""
-CENTRE = 5
-"""Codes of a scan that cost as much as a centre of ivf."""
-FALLBACK = 1.1
-"""Times a scan that an exact kind takes at most."""
-GRAPHS = ("hnsw",)
-"""Kinds that walk from code to code; not chosen unless `index.memory` says what they may take."""
+TRIAL_BUDGET_S = 0.7
+"""Approximate time that a kind may use to try parts."""
 
 Growth = Callable[[int], float]
 Curve = Callable[[int], float]
@@ -138,7 +125,7 @@ def choose(predictions: Sequence[Prediction], settings: IndexSettings) -> tuple[
 def objections(entry: Prediction, settings: IndexSettings) -> list[str]:
     """What speaks against a kind, each with its figure."""
     found = []
-    if settings.memory is None and entry.kind in GRAPHS:
+    if settings.memory is None and index_kind(entry.kind).needs_memory_limit:
         found.append(f"{readable_bytes(entry.bytes)} without --memory")
     elif settings.memory is not None and entry.bytes > settings.memory:
         found.append(f"{readable_bytes(entry.bytes)} are more than {readable_bytes(settings.memory)}")
@@ -161,8 +148,8 @@ def predict(codes_NB: Codes, sizes: Sequence[int], config: Config) -> list[Predi
     codes_NB = codes_NB[held:]
     found: list[Prediction] = []
     scan: Curve | None = None
-    with scratch_folder() as folder, stage("plan", len(KINDS), unit="kinds") as advance:
-        for name in sorted(KINDS, key=lambda name: (name != "flat", name)):  # the others are compared with a scan
+    with scratch_folder() as folder, stage("plan", len(names := kind_names()), unit="kinds") as advance:
+        for name in sorted(names, key=lambda name: (name != "flat", name)):  # the others are compared with a scan
             trials = _Trials(name, codes_NB, queries_QB, sizes, config, folder)
             scan = scan or trials.query_s
             found.append(trials.prediction(scan))
@@ -179,12 +166,13 @@ class _Trials:
         self.name, self.kind, self._sizes, self._config = name, index_kind(name), sizes, config
         self._width, count = codes_NB.shape[1], sum(sizes)
         self.parameters = self.kind.parameters(config.index, count)
-        self.tried = _fewer_lists(self.parameters, min(LISTS, len(codes_NB)))
+        self.tried = self.kind.trial_parameters(self.parameters, len(codes_NB))
+        self._build_factor = self.kind.build_factor(self.parameters, self.tried)
         shared, self._train_s = self._train(codes_NB, count)
         largest = min(max(sizes), len(codes_NB))
         self._made: list[Trial] = []
         for size in _steps(largest):
-            if len(self._made) > 1 and _seconds(self._made) + TIMES * _seconds(self._made[-1:]) > SECONDS:
+            if len(self._made) > 1 and _seconds(self._made) + TRIAL_GROWTH * _seconds(self._made[-1:]) > TRIAL_BUDGET_S:
                 break
             if not self._made:
                 self.kind.build(codes_NB[:size], np.arange(size), shared, self.tried)  # which compiles
@@ -193,34 +181,30 @@ class _Trials:
     def prediction(self, scan: Curve) -> Prediction:
         """For an index with parts of all the sizes."""
         workers = min(self._config.index.workers or allowed_cpus(), len(self._sizes))
-        lists = self.parameters.get("nlist", 1) / self.tried.get("nlist", 1)
         sizes, times = np.unique(self._sizes, return_counts=True)
         parts = list(zip(sizes.tolist(), times.tolist(), strict=True))
         return Prediction(
             kind=self.name,
             exact=self.kind.exact,
             bytes=sum(n * self.kind.part_bytes(size, self._width, self.parameters) for size, n in parts),
-            build_s=self._train_s + lists * sum(n * self.build_s(size) for size, n in parts) / workers,
+            build_s=self._train_s + self._build_factor * sum(n * self.build_s(size) for size, n in parts) / workers,
             query_s=sum(n * self._query_of_all(size, scan) for size, n in parts),
             recall=self._recall("recall", max(self._sizes)),
             self_recall=self._recall("self_recall", max(self._sizes)),
         )
 
     def query_s(self, size: int) -> float:
-        """Seconds of a query in a part of this size, with the lists that were tried."""
-        growth = log if self.name in GRAPHS else float
-        return along([(trial.codes, trial.query_s) for trial in self._made], size, growth)
+        """Seconds of a query in a part of this size, with the parameters that were tried."""
+        return along([(trial.codes, trial.query_s) for trial in self._made], size, self.kind.query_work)
 
     def build_s(self, size: int) -> float:
         """Seconds to build a part of this size, likewise."""
-        growth = (lambda count: count * log(count + 1)) if self.name in GRAPHS else float
-        return along([(trial.codes, trial.build_s) for trial in self._made], size, growth)
+        return along([(trial.codes, trial.build_s) for trial in self._made], size, self.kind.build_work)
 
     def _query_of_all(self, size: int, scan: Curve) -> float:
-        centres = self.parameters.get("nlist", 0) - self.tried.get("nlist", 0)
-        per_code = (scan(2 * SAMPLE) - scan(SAMPLE)) / SAMPLE
-        seconds = self.query_s(size) + CENTRE * per_code * centres
-        return min(seconds, FALLBACK * scan(size)) if self.kind.exact else seconds
+        per_code = (scan(2 * MAX_SAMPLE_CODES) - scan(MAX_SAMPLE_CODES)) / MAX_SAMPLE_CODES
+        seconds = self.query_s(size) + per_code * self.kind.extra_codes(self.parameters, self.tried)
+        return min(seconds, self.kind.max_scans * scan(size))
 
     def _recall(self, name: str, size: int) -> float:
         return max(0.0, along([(trial.codes, getattr(trial, name)) for trial in self._made], size, log, falls=True))
@@ -230,12 +214,11 @@ class _Trials:
         wanted = self.kind.sample_size(self.parameters)
         if not wanted:
             return None, 0.0
-        lists = self.tried["nlist"]
-        sample = codes_NB[: PER_LIST * lists]
+        sample = codes_NB[: self.kind.trial_sample_size(self.tried)]
         begun = time.perf_counter()
         shared = self.kind.train(sample, self.tried, self._config.index.seed)
         seconds = time.perf_counter() - begun
-        return shared, seconds * min(wanted, count) / len(sample) * self.parameters["nlist"] / lists
+        return shared, seconds * min(wanted, count) / len(sample) * self._build_factor
 
     def _try(self, codes_NB: Codes, queries_QB: Codes, shared: bytes | None, path: Path) -> Trial:
         begun = time.perf_counter()
@@ -264,10 +247,10 @@ def along(tried: Sequence[tuple[int, float]], size: int, growth: Growth, falls: 
 
 
 def _steps(largest: int) -> Iterator[int]:
-    size = FIRST
+    size = FIRST_TRIAL_CODES
     while size < largest:
         yield size
-        size *= TIMES
+        size *= TRIAL_GROWTH
     yield largest
 
 
@@ -275,20 +258,12 @@ def _seconds(trials: Sequence[Trial]) -> float:
     return sum(trial.build_s + QUERIES * trial.query_s for trial in trials)
 
 
-def _fewer_lists(parameters: Mapping[str, int], most: int) -> Mapping[str, int]:
-    """At most so many lists, of which the same share is probed."""
-    lists = parameters.get("nlist", 0)
-    if lists <= most:
-        return parameters
-    return {**parameters, "nlist": most, "nprobe": max(1, parameters["nprobe"] * most // lists)}
-
-
 # --------------------------------------------------------------------------------------------------------- sample
 
 
 def _sample(tasks: Sequence[PartTask], seed: int) -> Codes:
     """Codes of shards in a seeded order, until there are enough, in a seeded order."""
-    wanted = min(SAMPLE, max(LEAST_SAMPLE, QUERIES + max(task.rows for task in tasks)))
+    wanted = min(MAX_SAMPLE_CODES, max(MIN_SAMPLE_CODES, QUERIES + max(task.rows for task in tasks)))
     random = np.random.Generator(np.random.Philox(seed))
     drawn: list[Codes] = []
     for place in random.permutation(len(tasks)):

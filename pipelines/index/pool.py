@@ -5,9 +5,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import PartReceipt, QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.tables import parquet_bytes, table_of
@@ -25,8 +24,6 @@ from pipelines.index.kinds import index_kind
 from pipelines.index.parts import PartBuilder, PartTask
 from pipelines.index.reader import ORDINALS, IndexedShard, IndexReader
 from pipelines.storage import Entry, scratch_folder, sha256_of
-
-PartReceipt = dict[str, Any]
 
 # ---------------------------------------------------------------------------------------------------------- parts
 
@@ -50,7 +47,8 @@ def build_parts(
     quantizer = sha256_of(shared) if shared else None
     filled = {task.receipt(quantizer): task for task in tasks if task.rows}
     there = writer.store.entries("parts")
-    receipts = {name: receipt for name, receipt in writer.receipts(filled).items() if built(there, receipt)}
+    found = writer.receipts(PartReceipt, filled)
+    receipts = {name: receipt for name, receipt in found.items() if built(there, receipt)}
     missing = [task for name, task in filled.items() if name not in receipts]
     log.reach(len(receipts))
     if missing:
@@ -83,46 +81,41 @@ def build_parts(
 class CountedBuilder(PartBuilder):
     """Builds parts, and counts codes, bytes and seconds."""
 
-    def run(self, task: PartTask) -> dict[str, Any]:
+    def run(self, task: PartTask) -> PartReceipt:
         """Build and claim the part of one shard; the receipt that won is returned."""
         meter, begun = Meter("index"), time.perf_counter()
         receipt = super().run(task)
         meter.seconds({"build": time.perf_counter() - begun})
         meter.images(task.rows)
-        written = sum(receipt[name]["bytes"] for name in ("part", "keys") if name in receipt)
+        written = sum(part.bytes for part in receipt.parts)
         meter.bytes(read=sum(part.bytes for part in task.parts), written=written)
         return receipt
 
 
-def built(there: Mapping[str, Entry], receipt: Mapping[str, Any] | None) -> bool:
-    """A receipt exists, and so does what it claims, by a listing of the parts."""
-    return receipt is not None and all(
-        receipt[name]["path"] in there and there[receipt[name]["path"]].size == receipt[name]["bytes"]
-        for name in ("part", "keys")
-        if name in receipt
-    )
+def built(there: Mapping[str, Entry], receipt: PartReceipt | QuantizerReceipt) -> bool:
+    """Tell whether what a receipt claims exists, by a listing of the parts."""
+    return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)
 
 
 def parts_of(
-    writer: ArtifactWriter, receipt: Mapping[str, Any], shared: bytes | None, there: Mapping[str, Entry]
-) -> list[Part]:
+    writer: ArtifactWriter,
+    receipt: PartReceipt | QuantizerReceipt,
+    shared: bytes | None,
+    there: Mapping[str, Entry],
+) -> tuple[Part, ...]:
     """The parts a receipt claims; they must be `there`, in a listing, and built from the quantizer at hand."""
-    try:
-        parts = [Part.model_validate(receipt[name]) for name in ("part", "keys") if name in receipt]
-    except ValidationError:
-        raise DamagedArtifact(f"{writer.store.uri}: a receipt does not describe its parts") from None
-    for part in parts:
+    for part in receipt.parts:
         if part.path not in there or there[part.path].size != part.bytes:
             raise DamagedArtifact(
                 f"{writer.store.uri}/{part.path} is missing or cut, but its receipt says it was built"
             )
     own = sha256_of(shared) if shared else None
-    if "keys" in receipt and receipt.get("quantizer_sha256") != own:
+    if isinstance(receipt, PartReceipt) and receipt.quantizer_sha256 != own:
         raise DamagedArtifact(
-            f"{writer.store.uri}/{parts[0].path} was built with quantizer {str(receipt.get('quantizer_sha256'))[:12]}, "
+            f"{writer.store.uri}/{receipt.part.path} was built with quantizer {str(receipt.quantizer_sha256)[:12]}, "
             f"the index's own is {str(own)[:12]}"
         )
-    return parts
+    return receipt.parts
 
 
 # --------------------------------------------------------------------------------------------------------- tables

@@ -11,7 +11,6 @@ its ordinal with 0 rows: an ordinal is given once, to one tar.
 
 import difflib
 import functools
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.artifacts.commit import versions
+from pipelines.artifacts.facts import PartReceipt
 from pipelines.artifacts.manifest import Artifact, Part, read_part
 from pipelines.artifacts.tables import logits_field, read_parquet, require_schema
 from pipelines.artifacts.versions import made_as, open_version
@@ -416,12 +416,12 @@ def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:
     return shards
 
 
-def part_receipt(artifact: Artifact, ordinal: int) -> dict[str, Any]:
+def part_receipt(artifact: Artifact, ordinal: int) -> PartReceipt:
     """The receipt of the part that an index has of a shard, checked."""
     reference = artifact.receipts.get(part_stem(ordinal))
     if reference is None:
         raise DamagedArtifact(f"{artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
-    return dict(json.loads(artifact.read(reference)))
+    return PartReceipt.parse(artifact.read(reference), f"{artifact.uri}/{reference.path}", "build the index again")
 
 
 def newest_made(store: Store) -> tuple[int, Artifact]:

@@ -260,7 +260,7 @@ def _codes_of(base: Base, held: IndexedShard, entry: CodesSet) -> tuple[CodesSet
 
 def _compacted(base: Base, ordinal: int) -> int:
     """Removed rows that a part was built without."""
-    return int(part_receipt(base.artifact, ordinal).get("compacted", 0))
+    return part_receipt(base.artifact, ordinal).compacted
 
 
 def _left_out(base: Base, held: IndexedShard, before: tuple[CodesSet, CodesShard] | None) -> Rows | None:
@@ -433,12 +433,12 @@ def _parts(
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
     made = build_parts(writer, str(manifest.meta["kind"]), reader.parameters, change.tasks, reader.shared, config, log)
     there = writer.store.entries("parts") if made else {}
-    receipts = []
-    parts = []
+    receipts: list[ReceiptRef] = []
+    parts: list[Part] = []
     for name, receipt in made.items():
         parts += parts_of(writer, receipt, reader.shared, there)
         data = canonical_json(receipt)
-        stem = part_stem(int(receipt["ordinal"]))
+        stem = part_stem(receipt.ordinal)
         receipts.append(ReceiptRef(shard=stem, path=f"receipts/{name}.json", bytes=len(data), sha256=sha256_of(data)))
     rebuilt = {task.ordinal for task in change.tasks}
     kept = [n for n, shard in change.shards.items() if shard.rows and n not in rebuilt]

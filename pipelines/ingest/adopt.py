@@ -36,7 +36,7 @@ from pipelines.shards.shards import INDEX_NAME, Record, index_bytes, index_table
 from pipelines.shards.tar import TarBeyondLimits, TarReason
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 
-ADOPT_VERSION = 2
+ADOPT_VERSION = 3
 """Raised by hand when the same tars would give another index; part of the fingerprint."""
 THREADS = 2
 

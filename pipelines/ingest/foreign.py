@@ -118,6 +118,7 @@ class _Runs:
 
     def __init__(self, images: Sequence[str], fields: Sequence[str] | None) -> None:
         self._images, self._fields = frozenset(images), fields
+        self._compound = any(suffix.count(".") > 1 for suffix in images)
         self._open: _Run | None = None
         self._closed: dict[str, _Run] = {}
         self._losses: list[Loss] = []
@@ -125,7 +126,7 @@ class _Runs:
     def wants(self, entry: TarEntry) -> bool:
         """Whether the content is needed: of an image for its digest, of `cls` and `json` also for what they say."""
         suffix = _suffix(entry.name)
-        limit = entry.size if suffix in self._images else MAX_LABEL_BYTES if suffix in _FACTS else -1
+        limit = entry.size if suffix in self._images else MAX_LABEL_BYTES if self._states(suffix) else -1
         return entry.refusal is None and entry.size <= limit
 
     def add(self, entry: TarEntry, content: bytes | None) -> None:
@@ -142,10 +143,14 @@ class _Runs:
         if suffix in run.suffixes:
             run.refuse(TarReason.DUPLICATE_KEY, f"the tar has two members {key}{suffix}")
         run.suffixes.add(suffix)
-        if suffix in self._images or suffix in _FACTS:
+        if suffix in self._images or suffix in _FACTS or (content is not None and self._states(suffix)):
             self._take(run, entry, suffix, content)
         elif entry.refusal not in (None, TarReason.TOO_LARGE):  # nobody reads it, so its size costs nothing
             run.beside.append(Loss(entry.name, entry.refusal, sample=False))
+
+    def _states(self, suffix: str) -> bool:
+        """Whether a member may state labels: beside an image such as `.input.jpg` that may be `.output.cls`."""
+        return suffix in _FACTS or (self._compound and suffix.endswith(".cls"))
 
     def _take(self, run: _Run, entry: TarEntry, suffix: str, content: bytes | None) -> None:
         """Keep an image or what may state labels; a member that is too large for that has no content."""
@@ -184,8 +189,11 @@ class _Runs:
         if not run.images and run.beside:
             run.refuse(run.beside[0].reason, run.beside[0].name)
         if len(run.images) != 1:
-            named = ", ".join(suffix.removeprefix(".") for suffix in sorted(run.suffixes))
-            run.refuse(TarReason.SEVERAL_IMAGES if run.images else TarReason.NO_IMAGE, f"its members: {named}")
+            members = ", ".join(suffix.removeprefix(".") for suffix in sorted(run.suffixes))
+            run.refuse(TarReason.SEVERAL_IMAGES if run.images else TarReason.NO_IMAGE, f"its members: {members}")
+        others = [suffix for suffix in run.facts if suffix not in _FACTS]
+        named = {".cls": run.facts[others[0]]} if len(others) == 1 and ".cls" not in run.facts else {}
+        run.facts = {suffix: run.facts[suffix] for suffix in _FACTS if suffix in run.facts} | named
         try:
             run.labels = _labels({suffix: content for suffix, (_, content) in run.facts.items()}, self._fields)
         except ValueError as error:

@@ -43,7 +43,7 @@ from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 
 _log = logging.getLogger(__name__)
 
-INGEST_VERSION = 2
+INGEST_VERSION = 3
 """Raised by hand when the same source would give other keys, classes or samples; part of the fingerprint."""
 MAX_SHARDS = 1_000_000
 THREADS = 2
@@ -155,6 +155,8 @@ def _opened(
         if class_from is not None:
             raise InputError(f"{path} is a table, whose labels are columns: --class-from is for folders and archives")
         root = Path(table_root).expanduser() if table_root else None
+        if root is not None and not root.is_dir():
+            raise InputError(f"--root {root} is no folder: give the one below which the paths of {path} lie")
         with open_table(path, tables, columns, root, encoding, plan.by == "folder") as opened:
             yield opened
         return

@@ -37,7 +37,7 @@ from pipelines.ingest.layout import (
     wrapping_folders,
 )
 from pipelines.ingest.skips import NO_LOSS, SkipReason
-from pipelines.ingest.zips import list_zip, open_zip, zip_reader
+from pipelines.ingest.zips import guessed_names, list_zip, open_zip, zip_reader
 from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.tar import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 from pipelines.storage import scratch_folder
@@ -203,6 +203,11 @@ def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
         with open_zip(path) as archive:
             files.meet_all(list_zip(archive))
             require_bounded(path, sum(info.file_size for info in files.places.values()))
+            if guessed := guessed_names(archive):
+                listing.notes.append(
+                    f"{len(guessed):,} names are not UTF-8 and are read as code page 437 ({printable(guessed[0])}): "
+                    "if that is wrong, unpack the zip with its encoding and ingest the folder"
+                )
             yield files.source(layout, zip_reader(archive, files.places), _stem(path))
     elif not path.exists():
         raise InputError(f"{path} does not exist: SOURCE is a folder, zip or tar of class folders, or a table")

@@ -31,12 +31,17 @@ def tars_of(source: str) -> tuple[Store, list[str]]:
     for name in wanted:
         if name not in beside:
             origin.require_bucket()
-            raise InputError(f"{origin.uri}/{name} does not exist, or is no plain file")
+            hint = ": give the folder for all its tars, or a pattern such as t-{000..012}.tar" if "*" in name else ""
+            raise InputError(f"{origin.uri}/{name} does not exist, or is no plain file{hint}")
         if not re.fullmatch(PART_NAME, name):
             allowed = "letters, digits, space and any of . _ - + = , @ ( ) [ ]"
             raise InputError(f"{origin.uri}/{name} cannot name a shard: rename it, or a copy, with {allowed}")
     if not wanted:
         origin.require_bucket()
+        if _COMPRESSED.fullmatch(source.rpartition("/")[2]):
+            raise InputError(f"{source} is compressed, so no sample can be read by its place: unpack it")
+        if origin.is_local and not Path(origin.uri).exists():
+            raise InputError(f"{origin.uri} does not exist: --adopt takes a folder of WebDataset tars, or a tar")
         raise InputError(
             f"{origin.uri} holds no .tar file: --adopt takes a folder or s3:// prefix of WebDataset tars, or a tar"
         )

@@ -51,6 +51,11 @@ def list_zip(archive: zipfile.ZipFile) -> Iterator[Found]:
             yield Found(name, info.file_size, place=info)
 
 
+def guessed_names(archive: zipfile.ZipFile) -> list[str]:
+    """The names of which nothing says how they are written: code page 437 is what is left for them."""
+    return [name for name, sure in map(_said, archive.infolist()) if not sure]
+
+
 def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> Callable[[str], bytes]:
     """Read members by their path."""
 
@@ -81,7 +86,7 @@ def _hindrance(info: zipfile.ZipInfo) -> str:
 
 def _meant_names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
     """The names with `/` between folders; that of a folder ends with one."""
-    names = [_decoded(info) for info in infos]
+    names = [_said(info)[0] for info in infos]
     slashes = any("/" in name for name in names)
     return [
         name.replace("\\", "/") if info.create_system in _WINDOWS or not slashes else name
@@ -89,15 +94,16 @@ def _meant_names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
     ]
 
 
-def _decoded(info: zipfile.ZipInfo) -> str:
+def _said(info: zipfile.ZipInfo) -> tuple[str, bool]:
+    """The name, and whether the zip says or shows how it is written."""
     name = info.orig_filename
     if info.flag_bits & _UTF8_FLAG:
-        return name
+        return name, True
     raw = name.encode("cp437")
     try:
-        return _unicode_path(info.extra, raw) or raw.decode("utf-8")
+        return _unicode_path(info.extra, raw) or raw.decode("utf-8"), True
     except UnicodeDecodeError:
-        return name
+        return name, False
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> str:

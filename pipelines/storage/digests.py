@@ -5,10 +5,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte form of a JSON value: sorted keys, UTF-8, indented, one trailing newline."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """The one byte form of a JSON value: sorted keys, UTF-8, indented, one trailing newline.
+
+    A model is written as an object without the fields that have their default.
+    """
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False, default=_fields)
+    return (text + "\n").encode()
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_defaults=True)
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def sha256_of(data: bytes | Path) -> str:

@@ -23,7 +23,7 @@ from pipelines.errors import InputError, counted
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.plan import batch_sizes, epoch_spans, mixed
-from pipelines.shards.shards import Sample, ShardSet
+from pipelines.shards.shards import Sample, Shard, ShardSet
 from pipelines.train.learner import Batch
 from pipelines.train.mixup import softened
 
@@ -84,32 +84,31 @@ class TrainData:
                 f"{train_set.artifact.uri}: no image has a label to learn from: ingest a folder of class folders, or a "
                 "table with labels"
             )
-        places = [(s, row) for s, shard in enumerate((val_set or train_set).shards) for row in range(shard.rows)]
-        keys = [key for shard in (val_set or train_set).shards for key in shard.table()["key"].to_pylist()]
-        order = sorted(range(len(keys)), key=lambda i: _draw(config.train.seed, keys[i]))
-        share = len(keys) if val_set else round(config.train.val_share * len(keys))
-        held_out = [places[i] for i in order[:share]]
-        chosen = held_out[: config.train.val_limit]
+        source = val_set or train_set
+        order = np.argsort(_draws(source, config.train.seed), kind="stable")
+        total = len(order)
+        held_out = order if val_set else order[: round(config.train.val_share * total)]
+        chosen = _places(source, held_out[: config.train.val_limit])
         if len(train_set.classes) == 1:
             raise InputError(
                 f"{train_set.artifact.uri}: all images are of the class {train_set.classes[0]}, so there is nothing to "
                 "tell apart: add images of another class"
             )
         if len(chosen) < 2:
-            raise InputError(_too_few(len(keys), len(chosen), val_set, train_set, config))
+            raise InputError(_too_few(total, len(chosen), val_set, train_set, config))
         if val_set and not set(val_set.classes) <= set(train_set.classes):
             used = class_ids_in(shard.table()["labels"] for shard in val_set.shards)
             unknown = sorted({name for n, name in enumerate(val_set.classes) if n in used} - set(train_set.classes))
             if unknown:
                 named = ", ".join(unknown[:5])
                 raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {named}")
-        held = set() if val_set else set(held_out)
-        rows = tuple(
-            np.array([row for row in range(shard.rows) if (s, row) not in held], dtype=np.int64)
-            for s, shard in enumerate(train_set.shards)
-        )
+        trains = np.ones(sum(shard.rows for shard in train_set.shards), np.bool_)
+        if not val_set:
+            trains[held_out] = False
+        ends = np.cumsum([shard.rows for shard in train_set.shards])[:-1]
+        rows = tuple(np.flatnonzero(part) for part in np.split(trains, ends))
         queries = max(1, round(QUERY_SHARE * len(chosen)))
-        data = cls(train_set, rows, val_set or train_set, tuple(chosen), queries)
+        data = cls(train_set, rows, source, chosen, queries)
         epoch_leg(data, config, 0, (), config.train.workers)
         return data
 
@@ -127,8 +126,24 @@ class TrainData:
         return config.train.epochs * self.epoch_steps(config)
 
 
-def _draw(seed: int, key: str) -> bytes:
-    return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
+def _draws(shards: ShardSet, seed: int) -> npt.NDArray[np.bytes_]:
+    """Draw 16 bytes for each sample from its key and the seed, so that its draw stays when others come or go."""
+
+    def drawn(key: str) -> bytes:
+        return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
+
+    def of_shard(shard: Shard) -> npt.NDArray[np.bytes_]:
+        return np.array([drawn(key) for key in shard.table()["key"].to_pylist()], "S16")
+
+    return np.concatenate([np.empty(0, "S16"), *map(of_shard, shards.shards)])
+
+
+def _places(shards: ShardSet, numbers: npt.NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """Return (shard, row) of samples that are numbered through all shards."""
+    ends = np.cumsum([shard.rows for shard in shards.shards])
+    found = np.searchsorted(ends, numbers, side="right")
+    first = numbers - (ends[found] - np.array([shards.shards[s].rows for s in found], np.int64))
+    return tuple(zip(found.tolist(), first.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -193,12 +208,12 @@ class Leg:
 
     def rows_after(self, steps: int) -> tuple[npt.NDArray[np.int64], ...]:
         """The rows that no worker has been given after `steps` steps."""
-        given: list[set[int]] = [set() for _ in self.rows]
+        given = [np.zeros(rows.max(initial=-1) + 1, np.bool_) for rows in self.rows]
         for rank in range(self.world):
             places = self._ordered(rank, lambda shard, rows: ((shard, int(row)) for row in rows))
             for shard, row in islice(places, sum(self.batch_sizes(rank)[:steps])):
-                given[shard].add(row)
-        return tuple(rows[~np.isin(rows, list(taken))] for rows, taken in zip(self.rows, given, strict=True))
+                given[shard][row] = True
+        return tuple(rows[~taken[rows]] for rows, taken in zip(self.rows, given, strict=True))
 
     def _ordered(self, rank: int, read: Callable[[int, npt.NDArray[np.int64]], Iterable[T]]) -> Iterator[T]:
         """What `read` makes of the spans of `rank`, in training order, which does not depend on `read`."""

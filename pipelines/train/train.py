@@ -384,14 +384,13 @@ def train_worker(job: TrainJob, post: Any) -> None:
     data = TrainData.make(train_set, val_set, config)
     learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
     checkpoints = Checkpoints(Store(job.out), job.fingerprint)
-    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0}
+    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0, "legs": []}
     last = checkpoints.latest()
     if last is not None:
         learner.load_state(last.tensors(""), last.step)
         progress = last.progress
     steps = data.epoch_steps(config)
-    # A new run has no legs yet; nor has a checkpoint of 0.1.0, which could only go on with as many workers.
-    legs = progress.setdefault("legs", [[learner.world, learner.step_count % steps]])
+    legs = progress["legs"]
     if not legs or legs[-1][0] != learner.world:
         legs.append([learner.world, 0])
     stream = _stream(job, data, learner, learner.step_count // steps, legs)

@@ -1,6 +1,6 @@
 """Validation inside training: mAP of the averaged weights on samples that are neither trained on nor queries."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -61,12 +61,16 @@ def _codes(encoder: Encoder, data: TrainData, mine: Sequence[int], config: Confi
 
 
 def _val_samples(data: TrainData, places: Sequence[int]) -> Iterator[Sample]:
-    by_shard: dict[int, list[int]] = {}
+    for shard, chosen in _by_shard(data, places).items():
+        yield from data.val.read(data.val.shards[shard], [data.val_rows[i][1] for i in chosen])
+
+
+def _by_shard(data: TrainData, places: Iterable[int]) -> dict[int, list[int]]:
+    """Group validation samples, by their place in `val_rows`, by shard."""
+    found: dict[int, list[int]] = {}
     for i in places:
-        shard, row = data.val_rows[i]
-        by_shard.setdefault(shard, []).append(row)
-    for shard, rows in by_shard.items():
-        yield from data.val.read(data.val.shards[shard], rows)
+        found.setdefault(data.val_rows[i][0], []).append(i)
+    return found
 
 
 def _val_labels(data: TrainData) -> npt.NDArray[np.bool_]:
@@ -74,9 +78,10 @@ def _val_labels(data: TrainData) -> npt.NDArray[np.bool_]:
     places = {name: number for number, name in enumerate(data.train.classes)}
     ids = [places.get(name, -1) for name in data.val.classes]  # -1: no sample has it
     labels = np.zeros((len(data.val_rows), len(data.train.classes)), np.bool_)
-    lists = [shard.table()["labels"].to_pylist() for shard in data.val.shards]
-    for i, (shard, row) in enumerate(data.val_rows):
-        labels[i, [ids[label] for label in lists[shard][row]]] = True
+    for shard, chosen in _by_shard(data, range(len(labels))).items():
+        column = data.val.shards[shard].table()["labels"].take([data.val_rows[i][1] for i in chosen])
+        for i, own in zip(chosen, column.to_pylist(), strict=True):
+            labels[i, [ids[label] for label in own]] = True
     return labels
 
 

@@ -2,19 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.splits import MODEL, carried, passed_on
 from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
-from pipelines.encode.codes import codes_parts, has_logits, require_signs
+from pipelines.encode.codes import has_logits, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import in_order
@@ -28,20 +27,6 @@ _R = TypeVar("_R")
 _PLACES = pa.schema(
     [("key", pa.string()), ("row", pa.int32()), ("path", pa.string()), ("labels", pa.list_(pa.int32()))]
 )
-
-
-@dataclass(frozen=True)
-class _Receipt:
-    shard: str
-    shard_sha256: str
-    samples: int
-    codes: tuple[Part, ...]
-    rejects: Part | None
-
-    @property
-    def parts(self) -> list[Part]:
-        """All parts that it names."""
-        return [*self.codes, *([self.rejects] if self.rejects else [])]
 
 
 def prove_codes(findings: Findings) -> None:
@@ -76,7 +61,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     receipts = list(_receipts(findings))
     keys: list[pa.Array] = []
 
-    def prove(receipt: _Receipt) -> pa.Table:
+    def prove(receipt: Receipt) -> pa.Table:
         return _prove_shard(artifact, receipt, schema, len(manifest.meta["classes"]))
 
     for receipt, found in zip(receipts, in_order(partial(_outcome, prove), receipts, PARTS_AT_ONCE), strict=True):
@@ -106,24 +91,14 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     )
 
 
-def _receipts(findings: Findings) -> Iterator[_Receipt]:
+def _receipts(findings: Findings) -> Iterator[Receipt]:
     artifact, manifest = findings.artifact, findings.artifact.manifest
     listed = frozenset(manifest.parts)
     read = in_order(partial(_outcome, artifact.read), manifest.receipts)
     for ref, found in zip(manifest.receipts, read, strict=True):
         where = f"{artifact.uri}/{ref.path}"
         with findings.guard():
-            try:
-                fields = json.loads(found())
-                receipt = _Receipt(
-                    str(fields["shard"]),
-                    str(fields["shard_sha256"]),
-                    int(fields["samples"]),
-                    codes_parts(fields),
-                    Part.model_validate(fields["rejects"]) if fields["rejects"] else None,
-                )
-            except (ValueError, KeyError, TypeError, ValidationError):
-                raise DamagedArtifact(f"{where} is not a receipt of codes") from None
+            receipt = Receipt.parse(found(), where, "encode to another --out")
             if receipt.shard.removesuffix(".tar") != ref.shard:
                 raise DamagedArtifact(f"{where} is the receipt of {receipt.shard}")
             for part in receipt.parts:
@@ -146,7 +121,7 @@ def _outcome(work: Callable[[_T], _R], item: _T) -> Callable[[], _R]:
     return lambda: result
 
 
-def _prove_shard(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, classes: int) -> pa.Table:
+def _prove_shard(artifact: Artifact, receipt: Receipt, schema: pa.Schema, classes: int) -> pa.Table:
     """Check one shard's codes and rejects. Returns key, row, path and labels, the last two null for a reject."""
     columns = [_prove_codes(artifact, receipt, part, schema, classes) for part in receipt.codes]
     if receipt.rejects is not None:
@@ -168,7 +143,7 @@ def _prove_shard(artifact: Artifact, receipt: _Receipt, schema: pa.Schema, class
     return places
 
 
-def _prove_codes(artifact: Artifact, receipt: _Receipt, part: Part, schema: pa.Schema, classes: int) -> pa.Table:
+def _prove_codes(artifact: Artifact, receipt: Receipt, part: Part, schema: pa.Schema, classes: int) -> pa.Table:
     """Check one part of a shard's codes. Returns key, row, path and labels of its samples."""
     where = f"{artifact.uri}/{part.path}"
     codes = read_parquet(artifact.read(part), where)
@@ -187,7 +162,7 @@ def _prove_codes(artifact: Artifact, receipt: _Receipt, part: Part, schema: pa.S
     return codes.select(_PLACES.names)
 
 
-def _require_rows(table: pa.Table, receipt: _Receipt, part: Part, where: str) -> None:
+def _require_rows(table: pa.Table, receipt: Receipt, part: Part, where: str) -> None:
     rows = table["row"].to_numpy()
     if table.num_rows != part.rows:
         raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
@@ -215,7 +190,7 @@ def _require_padding(codes: pa.Table, bits: int, where: str) -> None:
         raise DamagedArtifact(f"{where} has bits set beyond the {bits} that count")
 
 
-def _require_same_samples(artifact: Artifact, receipt: _Receipt, shard: Shard, places: pa.Table) -> None:
+def _require_same_samples(artifact: Artifact, receipt: Receipt, shard: Shard, places: pa.Table) -> None:
     where = f"{artifact.uri}: the codes of {receipt.shard}"
     if receipt.shard_sha256 != shard.part.sha256 or receipt.samples != shard.rows:
         raise DamagedArtifact(f"{where} are of another tar than the one in its input")

@@ -4,7 +4,6 @@ All pairs of equal codes are proven from the codes, and the distance of every pa
 proven for a seeded sample, which is compared with all codes.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import hhnet
+from pipelines.artifacts.facts import PairsReceipt
 from pipelines.dedupe import tables
 from pipelines.dedupe.sources import Source, sources_of
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Place, read_places, read_table
@@ -160,13 +160,12 @@ def _prove_receipts(findings: Findings) -> None:
     artifact = findings.artifact
     claimed = []
     for number, reference in enumerate(artifact.manifest.receipts):
-        try:
-            receipt = json.loads(artifact.read(reference))
-            claimed += [part["path"] for part in receipt["parts"]]
-            same = (reference.shard, receipt["unit"]) == (tables.unit_name(number), number)
-        except (ValueError, KeyError, TypeError):
-            same = False
-        findings.require(same, f"{artifact.uri}/{reference.path} is not the receipt of unit {number}")
+        where = f"{artifact.uri}/{reference.path}"
+        with findings.guard():
+            receipt = PairsReceipt.parse(artifact.read(reference), where, "find the duplicates again")
+            claimed += [part.path for part in receipt.parts]
+            same = (reference.shard, receipt.unit) == (tables.unit_name(number), number)
+            findings.require(same, f"{where} is not the receipt of unit {number}")
     listed = [part.path for part in tables.parts_of(artifact, tables.PAIRS)]
     findings.require(sorted(claimed) == sorted(listed), f"{artifact.uri}: the receipts do not name the parts of pairs")
 

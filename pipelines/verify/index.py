@@ -85,7 +85,7 @@ def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> N
     for shard in indexed if same else ():
         source = encoded[shard.shard_sha256]
         gone = source.rows - shard.rows
-        explained = part_receipt(findings.artifact, shard.ordinal).get("compacted", 0) if gone and later else 0
+        explained = part_receipt(findings.artifact, shard.ordinal).compacted if gone and later else 0
         same = same and gone == explained
         if same and shard.rows:
             _prove_rows(findings, reader, shard, codes, source)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet import hamming_knn, hamming_range
-from hhnet.search.multi_index import MultiHash
+from hhnet.search.multi_index import MultiIndexHash
 from tests.bench.search import THREADS, medians
 
 Codes = npt.NDArray[np.uint8]
@@ -74,7 +74,7 @@ def measure(count: int, num_centres: int, flip: float, num_queries: int, rounds:
     centres = np.random.default_rng(num_centres).integers(0, 1 << 64, num_centres, dtype=np.uint64)
     codes, queries = clustered(count, centres, flip, 1), clustered(num_queries, centres, flip, 2)
     begun = time.perf_counter()
-    table = MultiHash.build(codes)
+    table = MultiIndexHash.build(codes)
     built = time.perf_counter() - begun
     size = (table.codes.nbytes + table.starts.nbytes + table.rows.nbytes) / count
     head = {"bench": "multihash", "codes": count, "bits": BITS, "centres": num_centres, "flip": flip}

@@ -21,8 +21,8 @@ from hhnet import hamming_knn
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.index.gate import one_by_one, tie_aware_recall
-from pipelines.index.kinds import KINDS, NOTHING_REMOVED, Codes, index_kind
-from pipelines.index.planner import LEAST_SAMPLE, QUERIES, SAMPLE, predict
+from pipelines.index.kinds import NOTHING_REMOVED, Codes, index_kind, kind_names
+from pipelines.index.planner import MAX_SAMPLE_CODES, MIN_SAMPLE_CODES, QUERIES, predict
 from pipelines.index.reader import merge
 from pipelines.storage import scratch_folder
 from tests.bench.multihash import clustered
@@ -62,7 +62,7 @@ def compare(count: int, num_parts: int, flip: float, kinds: list[str]) -> list[d
     centres = np.random.default_rng(7).integers(0, 1 << 64, CENTRES, dtype=np.uint64)
     codes_NB, queries_QB = clustered(count, centres, flip, 1), clustered(QUERIES, centres, flip, 2)
     parts = np.array_split(codes_NB, num_parts)
-    wanted = min(SAMPLE, max(LEAST_SAMPLE, QUERIES + len(parts[0])), count)
+    wanted = min(MAX_SAMPLE_CODES, max(MIN_SAMPLE_CODES, QUERIES + len(parts[0])), count)
     sample_NB = codes_NB[np.random.default_rng(3).permutation(count)[:wanted]]
     config = load_config(sets=["index.workers=1"])
     begun = time.perf_counter()
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=1_000_000)
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--flip", type=float, default=0.1)
-    parser.add_argument("--kinds", nargs="+", choices=sorted(KINDS), default=sorted(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=kind_names(), default=kind_names())
     args = parser.parse_args()
     for row in compare(args.codes, args.parts, args.flip, args.kinds):
         sys.stdout.write(json.dumps(row) + "\n")

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import ArtifactInput
 from pipelines.artifacts.tables import codes_schema, parquet_bytes
 from pipelines.index.kinds import NOTHING_REMOVED
@@ -75,9 +76,9 @@ def write_codes(out: Path, prefix: str, count: int, removed: Any = NOTHING_REMOV
         table = shard_rows(stem, rows, ("one",), mark)
         table = table.filter(pa.array(~np.isin(np.arange(rows), removed[removed >> 32 == number] & 0xFFFFFFFF)))
         part = writer.put_part(f"{stem}.parquet", parquet_bytes(table), len(table))
-        receipt = {"shard": f"{stem}.tar", "shard_sha256": sha256_of(stem.encode()), "samples": len(table)}
         parts.append(part)
-        receipts[stem] = writer.put_receipt(stem, {**receipt, "part": part.model_dump(), "rejects": None})
+        claim = {"shard": f"{stem}.tar", "shard_sha256": sha256_of(stem.encode()), "samples": len(table)}
+        receipts[stem] = writer.put_receipt(stem, Receipt(**claim, part=part, rejects=None))
     meta = {"bits": BITS, "classes": ["one"], "carried": {}, "settings": {}}
     return writer.commit(parts, {"samples": sum(part.rows for part in parts)}, meta, receipts).uri
 

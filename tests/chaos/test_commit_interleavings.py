@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.manifest import Part, open_artifact
+from pipelines.artifacts.manifest import Facts, Part, open_artifact
 from pipelines.artifacts.tables import codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.errors import CommitConflict, HHNetError, InputError, WorkFailed
 from pipelines.storage import Store
@@ -53,19 +53,23 @@ def rows_of(data: bytes) -> Rows:
     return list(zip(table["row"].to_pylist(), table["code"].to_pylist(), strict=True))
 
 
+class Attempt(Facts):
+    attempt: int
+    part: Part
+    samples: int
+
+
 def attempt(store: Store, number: int, data: bytes) -> Iterator[None]:
     """Encode's way to publish one shard and then the artifact, step by step."""
     writer = ArtifactWriter(store, "codes", MARK, (), {})
     yield
     part = writer.put_part("s.parquet", data, ROWS)
     yield
-    writer.put_receipt(
-        "s", {"shard": "s.tar", "attempt": number, "samples": ROWS, "part": part.model_dump(), "rejects": None}
-    )
+    writer.put_receipt("s", Attempt(attempt=number, part=part, samples=ROWS))
     yield
-    receipts = writer.receipts()
+    receipts = writer.receipts(Attempt)
     yield
-    parts = [Part.model_validate(receipt["part"]) for receipt in receipts.values()]
+    parts = [receipt.part for receipt in receipts.values()]
     made = writer.commit(parts, {"samples": ROWS, "codes": ROWS, "rejects": 0}, {}, receipts)
     yield
     if made.digest != open_artifact(store, "codes").digest:
@@ -156,9 +160,9 @@ def test_a_zombie_with_a_manifest_of_its_own_is_refused() -> None:
             pass
         before = dict(store.memory.held)
         part = writer.put_part("s.parquet", DATA[2], ROWS)
-        receipt = {"shard": "s.tar", "attempt": 2, "samples": ROWS, "part": part.model_dump(), "rejects": None}
+        receipt = Attempt(attempt=2, part=part, samples=ROWS)
         if tries_receipt:
-            assert writer.put_receipt("s", receipt)["attempt"] == 1
+            assert writer.put_receipt("s", receipt).attempt == 1
         with pytest.raises(CommitConflict):
             writer.commit([part], {"samples": ROWS, "codes": ROWS, "rejects": 0}, {}, {"s": receipt})
         assert {name: store.memory.held[name] for name in before} == before

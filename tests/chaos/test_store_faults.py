@@ -25,6 +25,7 @@ from cryptography.x509.oid import NameOID
 from fsspec.asyn import sync
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import QuantizerReceipt
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.errors import CommitConflict, CommitUnknown, DamagedArtifact, HHNetError, InputError, StoreUnavailable
 from pipelines.storage import Store, bucket, sha256_of, writes
@@ -224,9 +225,9 @@ def test_an_artifact_whose_every_put_loses_its_answer_is_committed_once(rig: Rig
         for _ in range(2):
             writer = ArtifactWriter(store, "novel", MARK, (), {"here": "there"})
             part = writer.put_part("s.bin", data_of(SMALL, round_), 1)
-            receipt = writer.put_receipt("s", {"part": part.model_dump()})
-            assert receipt["part"] == part.model_dump()
-            digest = writer.commit([part], {}, {}, writer.receipts()).digest
+            receipt = writer.put_receipt("s", QuantizerReceipt(part=part))
+            assert receipt.part == part
+            digest = writer.commit([part], {}, {}, writer.receipts(QuantizerReceipt)).digest
         rig.proxy.choose = lambda request: None
         assert open_artifact(store).digest == digest
         assert violations(stored_on_s3(rig.server, f"{rig.prefix}/{round_}")) == []

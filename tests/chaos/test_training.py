@@ -327,19 +327,3 @@ def test_another_number_of_workers_keeps_every_epoch_whole(training: Training) -
     steps = scaled(4, 40) * EPOCH_STEPS
     report("R9 elastic", worlds=[2, 1, 2], steps=steps, lost=lost, duplicated=doubled)
     assert (lost, doubled) == (0, 0), f"seed {SEED}"
-
-
-def test_a_checkpoint_from_before_there_were_legs_is_gone_on_from(training: Training) -> None:
-    """Version 0.1.0 wrote none: its position is that of the same number of workers."""
-    out = training.folder / "older"
-    training.kill_at(out, training.folder / "older-0", 1, 5)
-    store = training.checkpoints(out)
-    last = store.latest()
-    assert last is not None and last.step % EPOCH_STEPS > 0
-    tensors, without = last.tensors(""), {name: value for name, value in last.progress.items() if name != "legs"}
-    for path in (out / "checkpoints").iterdir():
-        shutil.rmtree(path)
-    store.save(store.new_name(last.step), last.step, tensors, without)
-    training.finish(out, training.folder / "older-1", 1)
-    runs = [(training.folder / "older-0", 1), (training.folder / "older-1", 1)]
-    assert lost_and_doubled(training, runs) == (0, 0), f"seed {SEED}"

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.index.pool
-from hhnet.search import multi_index as multihash
-from hhnet.search.multi_index import MultiHash
+from hhnet.search import multi_index as mih
+from hhnet.search.multi_index import MultiIndexHash
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.errors import DamagedArtifact, HHNetError
 from pipelines.index.build import build_index
-from pipelines.index.kinds import KINDS, NOTHING_REMOVED, index_kind
+from pipelines.index.kinds import NOTHING_REMOVED, index_kind, kind_names
 from pipelines.index.kinds.ivf import IvfKind
 from pipelines.index.reader import QUANTIZER_NAME, open_index
 from pipelines.verify.verify import verify
@@ -48,7 +48,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     found = {"codes": write_codes(root / "codes", names)}
     with pytest.MonkeyPatch.context() as patch:
         use_inline_pool(patch, pipelines.index.pool)
-        for kind in KINDS:
+        for kind in kind_names():
             settings = Config(index=IndexSettings(kind=kind, nlist=LISTS, nprobe=LISTS, workers=1))
             found[kind] = open_artifact(build_index([found["codes"].uri], str(root / kind), settings)["uri"])
     return found
@@ -161,10 +161,10 @@ def _parse(name: str, data: bytes, shared: bytes, folder: Path) -> None:
     path = folder / "part"
     path.write_bytes(data)
     queries = random_codes(2)
-    multihash.CLEARLY_A_SCAN, MultiHash._scan_cost = 0, lambda *_: 1e18  # type: ignore[method-assign]
+    mih.CLEARLY_A_SCAN, MultiIndexHash._scan_cost = 0, lambda *_: 1e18  # type: ignore[method-assign]
     if name == "quantizer":
         IvfKind().build(random_codes(20), np.arange(20, dtype=np.int64), data, {})
-    elif name in KINDS:
+    elif name in kind_names():
         parameters = index_kind(name).parameters(IndexSettings(nlist=LISTS, nprobe=LISTS), ROWS)
         searcher = index_kind(name).open(path, 8, ROWS, shared, parameters, NOTHING_REMOVED)
         searcher.search(queries, 5)
@@ -183,7 +183,7 @@ def test_the_parent_outlives_whatever_a_parser_does_with_damaged_bytes(
         artifact = artifacts[kind]
         return artifact.read(next(part for part in artifact.manifest.parts if part.name.startswith(start)))
 
-    sources = {"codes": part_of("codes", "x-"), **{kind: part_of(kind, "part-") for kind in KINDS}}
+    sources = {"codes": part_of("codes", "x-"), **{kind: part_of(kind, "part-") for kind in kind_names()}}
     shared = sources["quantizer"] = part_of("ivf", QUANTIZER_NAME)
     apart = do_apart(partial(parse_damaged, SEED, sources, shared, tmp_path), range(PARTS), tmp_path)
     counts = Counter(apart.outcomes)

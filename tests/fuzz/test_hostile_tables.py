@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
-from pipelines.ingest import ingest, tables
+from pipelines.ingest import tables
+from pipelines.ingest.ingest import ingest
 from pipelines.ingest.skips import SkipReason
 from pipelines.shards.shards import open_shards
 from tests.fuzz.apart import do_apart

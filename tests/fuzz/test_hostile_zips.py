@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
-from pipelines.ingest import ingest, sources
+from pipelines.ingest import sources
+from pipelines.ingest.ingest import ingest
 from pipelines.ingest.skips import SkipReason
 from pipelines.shards.shards import open_shards
 from tests.fuzz.guards import HANG_S, files_below, peak_growth, within

@@ -31,7 +31,7 @@ ENCODE_AND_STAY = """
 import sys
 from pipelines.cluster.session import ray_session
 from pipelines.config.loading import load_config
-from pipelines.encode import encode
+from pipelines.encode.encode import encode
 shards, model, out, *sets = sys.argv[1:]
 with ray_session(config := load_config(sets=sets)):
     encode(shards, model, out, config, allow_degraded=True)

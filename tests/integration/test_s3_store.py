@@ -11,7 +11,8 @@ import pytest
 import s3fs
 
 from pipelines.artifacts.commit import ArtifactWriter, publish_version, versions
-from pipelines.artifacts.manifest import open_artifact
+from pipelines.artifacts.facts import QuantizerReceipt, Receipt
+from pipelines.artifacts.manifest import Part, open_artifact
 from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.config.loading import load_config
 from pipelines.encode.codes import open_codes
@@ -26,7 +27,7 @@ from pipelines.errors import (
 )
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, open_shards
-from pipelines.storage import Store, sha256_of
+from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.storage.bucket import Answer, Bucket
 from pipelines.verify.status import status
 from pipelines.verify.verify import verify
@@ -114,7 +115,7 @@ def test_an_artifact_is_committed_opened_and_checked(server: Seaweed, tmp_path: 
     def commit(data: bytes = b"data", mark: str = MARK) -> str:
         writer = ArtifactWriter(store, "shards", mark, (), {"source": "here"})
         part = writer.put_part("part.bin", data, 1)
-        receipt = writer.put_receipt("part", {"rows": 1})
+        receipt = writer.put_receipt("part", QuantizerReceipt(part=part))
         return writer.commit([part], {"samples": 1}, {}, {"part": receipt}).digest
 
     digest = commit()
@@ -279,7 +280,9 @@ with RunLog(Store(sys.argv[1]), "encode", total=40, unit="images", shards=4) as 
 def test_a_run_on_s3_is_seen_while_it_works_and_after_it_was_killed(server: Seaweed) -> None:
     uri = server.uri("run/codes/database")
     store = ArtifactWriter(Store(uri), "codes", MARK, (), {}).store
-    store.put("receipts/a.json", b'{"shard": "a.tar", "samples": 10, "rejects": null}')
+    part = Part(path="parts/a.parquet", bytes=1, sha256="0" * 64, rows=10)
+    receipt = Receipt(shard="a.tar", shard_sha256="0" * 64, samples=10, part=part, rejects=None)
+    store.put("receipts/a.json", canonical_json(receipt))
     with subprocess.Popen([sys.executable, "-c", WORKS, uri], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"

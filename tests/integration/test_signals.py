@@ -140,3 +140,28 @@ def test_a_signal_while_ray_or_prefect_runs(
     assert not (out / "manifest.json").exists()
     _, alive = psutil.wait_procs(helpers, timeout=10)
     assert [p.name() for p in alive] == []
+
+
+_UNAVAILABLE = """
+import psutil
+from ray.exceptions import ActorUnavailableError
+from pipelines.cluster.session import ray_session
+from pipelines.config.settings import Config
+
+for kill in (False, True):
+    try:
+        with ray_session(Config()):
+            if kill:
+                (gcs,) = (one for one in psutil.Process().children(recursive=True) if "gcs_server" in one.name())
+                gcs.kill()
+            raise ActorUnavailableError("Socket closed", None)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+def test_an_actor_that_fails_with_the_head_is_told_as_the_lost_head() -> None:
+    """Ray reports the actor at once, and the head counts as lost only later. While the head lives the error stays."""
+    env = os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "16"}
+    done = subprocess.run([sys.executable, "-c", _UNAVAILABLE], env=env, capture_output=True, text=True, timeout=180)
+    assert done.stdout.split() == ["ActorUnavailableError", "HeadLost"], done.stderr

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from hhnet import pack_bits, unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.tables import LOGITS, codes_schema, parquet_bytes, table_of
 from pipelines.config.settings import Config, IngestSettings
@@ -101,13 +102,8 @@ def write_codes(
         data = parquet_bytes(table_of(codes_schema(bits, mark, classes, logits=logits), columns))
         part = writer.put_part(f"{stem}.parquet", data, count)
         parts.append(part)
-        receipt = {
-            "shard": name,
-            "shard_sha256": rows.sha256 or sha256_of(f"{out} {name}".encode()),
-            "samples": count,
-            "part": part.model_dump(),
-            "rejects": None,
-        }
+        sha256 = rows.sha256 or sha256_of(f"{out} {name}".encode())
+        receipt = Receipt(shard=name, shard_sha256=sha256, samples=count, part=part, rejects=None)
         receipts[stem] = writer.put_receipt(stem, receipt)
     meta = {"bits": bits, "classes": list(classes), "carried": {}, "settings": {}}
     meta |= {"logits": LOGITS} if logits else {}
@@ -149,8 +145,7 @@ def write_many_codes(out: Path, shards: int, bits: int = 64) -> str:
     for number in range(shards):
         stem, sha256 = f"many-{number:06d}", f"{number:064x}"
         part = Part(path=f"parts/{stem}-{sha256[:16]}.parquet", bytes=1000, sha256=sha256, rows=10)
-        claim = {"shard": f"{stem}.tar", "shard_sha256": sha256, "samples": 10, "part": part.model_dump()}
-        receipts[stem] = {**claim, "rejects": None}
+        receipts[stem] = Receipt(shard=f"{stem}.tar", shard_sha256=sha256, samples=10, part=part, rejects=None)
         parts.append(part)
         (out / "receipts" / f"{stem}.json").write_bytes(canonical_json(receipts[stem]))
     meta = {"bits": bits, "classes": ["cat"], "carried": {}, "settings": {}}

@@ -1,4 +1,4 @@
-"""What every loss has in common.
+"""The base class of all losses, and functions that several of them use.
 
 Shape suffixes: B samples of the global batch, K bits, C classes.
 """
@@ -17,8 +17,8 @@ from hhnet.nn.centres import hash_centres, margin
 class HashLoss(nn.Module):
     """A training loss over real codes.
 
-    A loss may own parameters (proxies) and buffers (centres, a step counter). They belong into checkpoints,
-    not into the model. Subclasses implement `compute`, where inputs are checked and at least float32.
+    A loss may own parameters (proxies) and buffers (centres, a step counter). They belong in checkpoints, not in the
+    model. Subclasses implement `compute`; `forward` has checked its inputs and made them at least float32.
 
     A sample without any label takes no part in the supervised terms. A batch in which nothing can be compared
     has loss 0 with zero gradients.
@@ -46,7 +46,7 @@ class HashLoss(nn.Module):
         self.bits, self.classes = bits, classes
 
     def forward(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """Loss of one batch.
+        """Compute the loss of one batch.
 
         Args:
             z_BK: real codes (B, K), any float dtype; in training the batch gathered from all workers, where
@@ -69,65 +69,65 @@ class HashLoss(nn.Module):
         if any(list(keys[view :: self.views]) != list(keys[:: self.views]) for view in range(1, self.views)):
             raise ValueError(f"rows must be {self.views} views of each sample, side by side")
         dtype = torch.promote_types(z_BK.dtype, torch.float32)  # half precision loses the small terms
-        with torch.autocast(z_BK.device.type, enabled=False):
+        with torch.autocast(z_BK.device.type, enabled=False):  # or its matrix products would go back to half
             return self.compute(z_BK.to(dtype), labels_BC.to(dtype), keys)
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """The loss itself; see `forward`."""
+        """Compute the loss of checked inputs; see `forward`."""
         raise NotImplementedError
 
 
 def shortage(bits: int, classes: int) -> str | None:
-    """What is to be said where `classes` outnumber the codes of `bits`."""
+    """Return a warning where there are more `classes` than codes of `bits`, else None."""
     if classes <= 2**bits:
         return None
     return f"{bits} bits tell at most {2**bits} classes apart: some of {classes} must share a code; use more bits"
 
 
 def binary(z: Tensor) -> Tensor:
-    """-1 or +1 as the codes will have it: exactly 0 becomes -1. Without gradient."""
+    """Return -1 or +1 for each output, as in the codes: exactly 0 becomes -1. No gradient flows through."""
     return torch.where(z.detach() > 0, 1.0, -1.0).to(z.dtype)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask`, a 0/1 tensor of its shape; 0 where the mask is empty."""
+    """Return the mean of `values` where `mask`, a 0/1 tensor of the same shape, is 1; 0 where the mask is empty."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def similarity(labels_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Which pairs share a label, and which pairs i < j have labels on both sides; 0/1 of shape (B, B)."""
+    """Return two 0/1 tensors (B, B): pairs that share a label, and pairs i < j with labels on both sides."""
     similar_BB = (labels_BC @ labels_BC.T > 0).to(labels_BC.dtype)
     labelled_B = (labels_BC.sum(1) > 0).to(labels_BC.dtype)
     return similar_BB, torch.outer(labelled_B, labelled_B).triu(1)
 
 
 def class_centres(classes: int, bits: int, seed: int, *, orthogonal: bool = False) -> Tensor:
-    """Float (C, K) of +-1, see `hash_centres`; more classes than codes take them in turn."""
+    """Return the codes of `hash_centres` as float (C, K) of +-1; more classes than codes take them in turn."""
     codes = torch.from_numpy(hash_centres(min(classes, 2**bits), bits, seed, orthogonal=orthogonal)).float()
     return codes[torch.arange(classes) % len(codes)]
 
 
 def class_margin(bits: int, classes: int) -> float:
-    """zeta of `hhnet.nn.centres.margin`; for more classes than codes that of all codes."""
+    """Return zeta of `hhnet.nn.centres.margin`; if there are more classes than codes, that of all codes."""
     return margin(bits, min(classes, 2**bits))
 
 
 def at_least(least: float, **options: float) -> None:
-    """ValueError naming the first option that is not a finite number from `least` on."""
+    """Raise ValueError naming the first option that is not a finite number from `least` on."""
     for name, value in options.items():
         if not least <= value < math.inf:
             raise ValueError(f"{name} must be a number of at least {least:g}: got {value}")
 
 
 def above(limit: float, **options: float) -> None:
-    """ValueError naming the first option that is not a finite number above `limit`."""
+    """Raise ValueError naming the first option that is not a finite number above `limit`."""
     for name, value in options.items():
         if not limit < value < math.inf:
             raise ValueError(f"{name} must be a number above {limit:g}: got {value}")
 
 
 def between(low: float, high: float, **options: float) -> None:
-    """ValueError naming the first option that is not within `low` and `high`."""
+    """Raise ValueError naming the first option that is not within `low` and `high`."""
     for name, value in options.items():
         if not low <= value <= high:
             raise ValueError(f"{name} must be a number from {low:g} to {high:g}: got {value}")

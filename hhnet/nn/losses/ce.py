@@ -1,10 +1,10 @@
-"""Cross-entropy of a linear classifier of the real codes: the baseline that knows nothing of hashing.
+"""Cross-entropy of a linear classifier of the real codes: the baseline without any hashing.
 
     mean over samples of  - sum_k t_k log softmax_k(W z + v),   t = y / sum(y)
 
-W (C, K) and v (C,) are learned by the loss. The signs of z are the codes, or the index of the largest class is:
-`hhnet train --rotate classes`. With several labels the target is spread over them. OrthoHash (Hoe et al. 2021) has
-this baseline as "CE".
+W (C, K) and v (C,) are learned by the loss. The codes are the signs of z, or with `hhnet train --rotate classes` the
+index of the largest class. With several labels the target is spread over them. OrthoHash (Hoe et al. 2021) has this
+baseline as "CE".
 
 Shape suffixes: B samples, K bits, C classes.
 """
@@ -20,7 +20,7 @@ from hhnet.nn.losses.base import HashLoss, masked_mean
 
 
 class CE(HashLoss):
-    """See the module. No options."""
+    """The CE loss; the module gives its equation. It has no options."""
 
     soft_labels: ClassVar[bool] = True
 
@@ -29,7 +29,7 @@ class CE(HashLoss):
         self.classifier = nn.Linear(bits, classes)
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         weight, bias = self.classifier.weight.to(z_BK.dtype), self.classifier.bias.to(z_BK.dtype)
         log_p_BC = torch.log_softmax(linear(z_BK, weight, bias), dim=1)
         counts_B = labels_BC.sum(1)

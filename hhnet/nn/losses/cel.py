@@ -17,7 +17,7 @@ from hhnet.nn.losses.base import HashLoss, between, class_margin, masked_mean, s
 
 
 class CEL(HashLoss):
-    """See the module. Option: `zeta`, None for the code bound."""
+    """The CEL loss; the module gives its equation. Option: `zeta`, None for the code bound."""
 
     def __init__(self, bits: int, classes: int, *, zeta: float | None = None) -> None:
         super().__init__(bits, classes)
@@ -25,7 +25,7 @@ class CEL(HashLoss):
         between(-1, 1, zeta=self.zeta)
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         similar_BB, pairs_BB = similarity(labels_BC)
         unit_BK = normalize(z_BK)
         cos_BB = unit_BK @ unit_BK.T

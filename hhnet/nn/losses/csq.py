@@ -21,7 +21,10 @@ from hhnet.nn.losses.base import HashLoss, at_least, class_centres, masked_mean
 
 
 class CSQ(HashLoss):
-    """See the module. Options: `lam`, the weight of the quantisation term; `seed` of the centres."""
+    """The CSQ loss; the module gives its equation.
+
+    Options: `lam`, the weight of the quantisation term; `seed` of the centres.
+    """
 
     centres: Tensor
     tie: Tensor
@@ -35,7 +38,7 @@ class CSQ(HashLoss):
         self.register_buffer("tie", torch.from_numpy(tie_K).float())
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         votes_BK = labels_BC @ self.centres.to(z_BK.dtype)
         target_BK = torch.where(votes_BK == 0, self.tie.to(z_BK.dtype), votes_BK.sign())
         labelled_B = (labels_BC.sum(1) > 0).to(z_BK.dtype)

@@ -5,7 +5,7 @@
 d(x, y) = K (1 - cos(x, y)) / 2, for a pair of its two codes and for the quantisation term of |z| and a vector of
 ones; s = 1 where the two share a label; w = N / N+ for such pairs and N / N- for the others, as in HashNet.
 g = 20, lam = 0.1 (the authors' TensorFlow code takes g = 30 for the paper and 0 for lam). Distances below 1e-5
-bits count as 1e-5, where the logarithm would end. Not so in public code: swuxyj/DeepHash-pytorch cuts the cosine
+bits count as 1e-5, since the logarithm of 0 is infinite. Public code differs: swuxyj/DeepHash-pytorch cuts the cosine
 at 0.99, so pairs nearer than K / 200 bits have no gradient, and counts each sample as a pair with itself;
 BioDeepHashing weighs all pairs alike. Source: Cao et al. 2018, thulab/DeepHash `model/dch/dch.py`, issue 38;
 swuxyj/DeepHash-pytorch `DCH.py`.
@@ -21,11 +21,14 @@ from torch.nn.functional import normalize
 
 from hhnet.nn.losses.base import HashLoss, above, at_least, masked_mean, similarity
 
-_NEAREST = 1e-5
+_NEAREST = 1e-5  # bits; shorter distances count as this
 
 
 class DCH(HashLoss):
-    """See the module. Options: `gamma` g, the scale of the distribution in bits; `lam`, the quantisation's weight."""
+    """The DCH loss; the module gives its equation.
+
+    Options: `gamma` g, the scale of the distribution in bits; `lam`, the quantisation's weight.
+    """
 
     def __init__(self, bits: int, classes: int, *, gamma: float = 20.0, lam: float = 0.1) -> None:
         super().__init__(bits, classes)
@@ -34,7 +37,7 @@ class DCH(HashLoss):
         self.gamma, self.lam = gamma, lam
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         similar_BB, pairs_BB = similarity(labels_BC)
         unit_BK = normalize(z_BK)
         distance_BB = (self.bits / 2 * (1 - unit_BK @ unit_BK.T)).clamp(min=_NEAREST)

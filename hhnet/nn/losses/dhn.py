@@ -2,9 +2,9 @@
 
     mean over pairs i < j of  softplus(theta) - s theta   +   lam * mean log cosh(|z| - 1)
 
-theta = <z_i, z_j> / 2, s = 1 where the two share a label. lam = 0.1. Not so in public code: BioDeepHashing has
-log cosh |z| - 1, which pulls codes to 0, and <z_i, z_j> in the place of its half; swuxyj/DeepHash-pytorch has
-| |z| - 1 |, of which log cosh is the smooth form. Source: Zhu et al. 2016, thulab/DeepHash `model/dhn/dhn.py`;
+theta = <z_i, z_j> / 2, s = 1 where the two share a label. lam = 0.1. Public code differs: BioDeepHashing has
+log cosh |z| - 1, which pulls codes to 0, and <z_i, z_j> instead of its half; swuxyj/DeepHash-pytorch has | |z| - 1 |,
+a form of log cosh that is not smooth. Source: Zhu et al. 2016, thulab/DeepHash `model/dhn/dhn.py`;
 swuxyj/DeepHash-pytorch `DHN.py`.
 
 Shape suffixes: B samples, K bits, C classes.
@@ -20,7 +20,7 @@ from hhnet.nn.losses.base import HashLoss, at_least, masked_mean, similarity
 
 
 class DHN(HashLoss):
-    """See the module. Option: `lam`, the weight of the quantisation term."""
+    """The DHN loss; the module gives its equation. Option: `lam`, the weight of the quantisation term."""
 
     def __init__(self, bits: int, classes: int, *, lam: float = 0.1) -> None:
         super().__init__(bits, classes)
@@ -28,10 +28,10 @@ class DHN(HashLoss):
         self.lam = lam
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         similar_BB, pairs_BB = similarity(labels_BC)
         theta_BB = z_BK @ z_BK.T / 2
         likelihood = masked_mean(softplus(theta_BB) - similar_BB * theta_BB, pairs_BB)
         off_BK = z_BK.abs() - 1
-        # log cosh x = x + softplus(-2 x) - log 2, where cosh itself overflows.
+        # log cosh x = x + softplus(-2 x) - log 2; cosh itself would overflow for large x.
         return likelihood + self.lam * (off_BK + softplus(-2 * off_BK) - math.log(2)).mean()

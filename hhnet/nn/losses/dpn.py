@@ -1,11 +1,10 @@
-"""DPN: every bit is pushed past a margin on the side that the centre of the sample's class has it.
+"""DPN: every bit is pushed past a margin, to the side given by the centre of the sample's class.
 
     mean over samples of  sum over labels k of the sample  sum over bits j of  max(0, m - z_j c_kj)   +   reg * mean z^2
 
-c_k are fixed hash centres. m = 1, reg = 0 (the authors report that 0.001 helps). With several labels the terms of
-all are added, as in the authors' code. The authors draw centres at random until they are far enough apart; here
-they come from `hhnet.nn.centres.hash_centres`. Source: Fan et al. 2020, kamwoh/DPN `main.py`,
-`scripts/train_hashing.py`.
+c_k are fixed hash centres. m = 1, reg = 0 (the authors report that 0.001 helps). With several labels the terms of all
+are added, as in the authors' code. The authors draw centres at random until they are far enough apart; here they come
+from `hhnet.nn.centres.hash_centres`. Source: Fan et al. 2020, kamwoh/DPN `main.py`, `scripts/train_hashing.py`.
 
 Shape suffixes: B samples, K bits, C classes.
 """
@@ -19,7 +18,10 @@ from hhnet.nn.losses.base import HashLoss, above, at_least, class_centres, maske
 
 
 class DPN(HashLoss):
-    """See the module. Options: `margin` m; `reg`, the weight of the squared codes; `seed` of the centres."""
+    """The DPN loss; the module gives its equation.
+
+    Options: `margin` m; `reg`, the weight of the squared codes; `seed` of the centres.
+    """
 
     centres: Tensor
 
@@ -31,7 +33,7 @@ class DPN(HashLoss):
         self.register_buffer("centres", class_centres(classes, bits, seed))
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         # How many of the sample's centres have a bit at 1, and at -1.
         up_BK = labels_BC @ (self.centres > 0).to(z_BK.dtype)
         down_BK = labels_BC @ (self.centres < 0).to(z_BK.dtype)

@@ -19,7 +19,7 @@ from hhnet.nn.losses.base import HashLoss, at_least, binary, masked_mean, simila
 
 
 class DPSH(HashLoss):
-    """See the module. Option: `eta`, the weight of the quantisation term."""
+    """The DPSH loss; the module gives its equation. Option: `eta`, the weight of the quantisation term."""
 
     def __init__(self, bits: int, classes: int, *, eta: float = 0.1) -> None:
         super().__init__(bits, classes)
@@ -27,7 +27,7 @@ class DPSH(HashLoss):
         self.eta = eta
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         similar_BB, pairs_BB = similarity(labels_BC)
         theta_BB = z_BK @ z_BK.T / 2
         likelihood = masked_mean(softplus(theta_BB) - similar_BB * theta_BB, pairs_BB)

@@ -2,8 +2,8 @@
 
     mean over pairs i < j of  s D / 2 + (1 - s) max(0, m - D) / 2   +   alpha * mean | |z| - 1 |
 
-D = ||z_i - z_j||^2, s = 1 where the two share a label. m = 2 K, alpha = 0.01; the PyTorch port takes 0.1. Not so
-in public code: BioDeepHashing has 1 - |z| without the outer absolute value, which pulls long codes further out;
+D = ||z_i - z_j||^2, s = 1 where the two share a label. m = 2 K, alpha = 0.01; the PyTorch port takes 0.1. Other public
+code differs: BioDeepHashing has 1 - |z| without the outer absolute value, which pulls long codes further out;
 the port has |1 - sign z|, which has no gradient and wants every bit to be 1. Source: Liu et al. 2016,
 lhmRyan/deep-supervised-hashing-DSH `CIFAR-10/train_test.prototxt`, issue 14; swuxyj/DeepHash-pytorch `DSH.py`.
 
@@ -19,7 +19,10 @@ from hhnet.nn.losses.base import HashLoss, above, at_least, masked_mean, similar
 
 
 class DSH(HashLoss):
-    """See the module. Options: `margin` m, None for 2 K; `alpha`, the weight of the quantisation term."""
+    """The DSH loss; the module gives its equation.
+
+    Options: `margin` m, None for 2 K; `alpha`, the weight of the quantisation term.
+    """
 
     def __init__(self, bits: int, classes: int, *, margin: float | None = None, alpha: float = 0.01) -> None:
         super().__init__(bits, classes)
@@ -28,7 +31,7 @@ class DSH(HashLoss):
         at_least(0, alpha=alpha)
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         similar_BB, pairs_BB = similarity(labels_BC)
         squared_B = z_BK.square().sum(1)
         distance_BB = (squared_B[:, None] + squared_B - 2 * z_BK @ z_BK.T).clamp(min=0)

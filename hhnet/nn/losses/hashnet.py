@@ -18,12 +18,14 @@ from torch.nn.functional import softplus
 
 from hhnet.nn.losses.base import HashLoss, above, masked_mean, similarity
 
-_GAMMA = 0.005
-_STEPS = 200
+_GAMMA = 0.005  # growth of beta^2 per training step
+_STEPS = 200  # training steps between two changes of beta
 
 
 class HashNet(HashLoss):
-    """See the module. Options: `scale` a, None for 10 / K; `positive`, a further weight of similar pairs.
+    """The HashNet loss; the module gives its equation.
+
+    Options: `scale` a, None for 10 / K; `positive`, a further weight of similar pairs.
 
     The step counter is a buffer, so that a run resumed from a checkpoint goes on where it was. It counts the
     forward passes made in training mode.
@@ -38,11 +40,11 @@ class HashNet(HashLoss):
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
 
     def beta(self) -> Tensor:
-        """Present slope of the tanh, a scalar on the buffer's device."""
+        """Return the present slope of the tanh, a scalar on the buffer's device."""
         return torch.sqrt(1 + _GAMMA * (self.iteration // _STEPS * _STEPS))
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         u_BK = torch.tanh(self.beta().to(z_BK.dtype) * z_BK)
         if self.training:
             self.iteration += 1

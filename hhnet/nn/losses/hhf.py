@@ -1,15 +1,15 @@
-"""HHF: the proxy-anchor loss, hinged where codes of this length cannot do better anyway.
+"""HHF: the proxy-anchor loss, with a hinge at the margin that codes of this length can reach.
 
     sum over classes k of  log(1 + sum over i with y_ik = 1 of  exp(a max(0, 1 - delta - cos(z_i, p_k))) - 1) / C+
     + sum over classes k of  log(1 + sum over i with y_ik = 0 of  exp(a max(0, cos(z_i, p_k) - zeta - delta)) - 1) / C
     + beta * sum over samples of  ||b - z||^2
 
 p_k are learned proxies, C+ counts the classes in the batch, b is the sign of z, and zeta comes from the best known
-binary linear code, see `hhnet.nn.centres.margin`. a = 16 (32 for COCO), delta = 0.2, beta = 0.001. As the authors have
-it the last term is a sum, for batches of 85: its weight grows with the batch. Proxies start from a Kaiming normal
-and learn at 10 times the rate of the network. The hinge goes with other metric losses too; this is the one that the
-authors' code takes by default. Several labels are several positives. Source: Xu et al. 2022, JerryXu0129/HHF
-`model.py`, `config.py`, issue 4.
+binary linear code, see `hhnet.nn.centres.margin`. a = 16 (32 for COCO), delta = 0.2, beta = 0.001. As in the authors'
+code the last term is a sum, meant for batches of 85: its weight grows with the batch. Proxies start from a Kaiming
+normal and learn at 10 times the rate of the network. The hinge suits other metric losses too; proxy-anchor is the
+default of the authors' code. Several labels are several positives. Source: Xu et al. 2022, JerryXu0129/HHF `model.py`,
+`config.py`, issue 4.
 
 Shape suffixes: B samples, K bits, C classes.
 """
@@ -25,7 +25,7 @@ from hhnet.nn.losses.base import HashLoss, at_least, between, binary, class_marg
 
 
 class HHF(HashLoss):
-    """See the module.
+    """The HHF loss; the module gives its equation.
 
     Options: `alpha` a, at most 40, where the exponential would come near the end of float32; `delta`, the width of
     the hinge; `beta`, the weight of the quantisation term; `zeta`, None for the code bound.
@@ -54,7 +54,7 @@ class HHF(HashLoss):
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         cos_BC = normalize(z_BK) @ normalize(self.proxies.to(z_BK.dtype)).T
         near_BC = torch.expm1(self.alpha * relu(1 - self.delta - cos_BC))
         far_BC = torch.expm1(self.alpha * relu(cos_BC - self.zeta - self.delta))

@@ -23,7 +23,10 @@ from hhnet.nn.losses.base import HashLoss, at_least, between, class_margin, mask
 
 
 class HyP2(HashLoss):
-    """See the module. Options: `beta`, the weight of the pair term; `zeta`, None for the code bound."""
+    """The HyP2 loss; the module gives its equation.
+
+    Options: `beta`, the weight of the pair term; `zeta`, None for the code bound.
+    """
 
     lr_scale: ClassVar[float] = 10.0
 
@@ -36,7 +39,7 @@ class HyP2(HashLoss):
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         unit_BK = normalize(z_BK)
         cos_BC = unit_BK @ normalize(self.proxies.to(z_BK.dtype)).T
         labelled_B1 = (labels_BC.sum(1, keepdim=True) > 0).to(z_BK.dtype)

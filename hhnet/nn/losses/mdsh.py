@@ -1,14 +1,14 @@
-"""MDSH: a softmax over the cosines to fixed centres that lie far apart, and later the pairs that share a label.
+"""MDSH: a softmax over the cosines to fixed centres that lie far apart; later a term for pairs that share a label.
 
     - mean over samples and classes of  y log p + (1 - y) log(1 - p),   p = softmax_k(sqrt(K) cos(u, c_k))
     + beta * mean over pairs i < j that share a label of  softplus((1 - cos(u_i, u_j)) / 2)
     + lam * mean (|u| - 1)^2,   u = tanh z
 
-beta = 1, lam = 1e-4. The pairs begin after `start` training steps: 1800, which are about the authors' 9 epochs of
-13,000 images in batches of 64. The authors compare the batch with a memory of the training set that a momentum
-network fills; here the pairs are those of the gathered global batch, as in DPSH. They optimise the centres for a
-distance of the Gilbert-Varshamov bound; those of `hhnet.nn.centres.hash_centres` reach it or more. With several labels
-each is a 1 of y, as in the authors' code. Source: Wang et al. 2023, Wangld5/Center-Hashing `loss/ourLoss.py`,
+beta = 1, lam = 1e-4. The pair term begins after `start` training steps: 1800, about the authors' 9 epochs of 13,000
+images in batches of 64. The authors compare the batch with a memory of the training set that a momentum network fills;
+here the pairs are those of the gathered global batch, as in DPSH. They optimise the centres for a distance of the
+Gilbert-Varshamov bound; those of `hhnet.nn.centres.hash_centres` reach it or more. With several labels each is a 1 of
+y, as in the authors' code. Source: Wang et al. 2023, Wangld5/Center-Hashing `loss/ourLoss.py`,
 `scripts/utils.py`, `model/Net.py`.
 
 Shape suffixes: B samples, K bits, C classes.
@@ -27,7 +27,7 @@ _LEFT_OUT = -1e4  # a logit whose exponential is 0
 
 
 class MDSH(HashLoss):
-    """See the module.
+    """The MDSH loss; the module gives its equation.
 
     Options: `beta`, the weight of the pairs; `lam` that of the quantisation term; `start`, the steps before the
     pairs; `seed` of the centres. The step counter is a buffer and counts forward passes in training mode.
@@ -47,7 +47,7 @@ class MDSH(HashLoss):
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         u_BK = torch.tanh(z_BK)
         unit_BK = normalize(u_BK)
         begun = (self.iteration >= self.start).to(z_BK.dtype)
@@ -59,7 +59,10 @@ class MDSH(HashLoss):
         return self._classes(unit_BK, labels_BC) + self.beta * begun * pairs + self.lam * quantisation
 
     def _classes(self, unit_BK: Tensor, labels_BC: Tensor) -> Tensor:
-        """The cross-entropy of each class, where 1 - p would be 0 in floats for the likeliest class."""
+        """Return the cross-entropy over all classes, in a form that stays exact for the likeliest class.
+
+        For that class 1 - p rounds to 0 in floats, so log(1 - p) is computed from the logits of all other classes.
+        """
         logit_BC = math.sqrt(self.bits) * (unit_BK @ self.unit_centres.to(unit_BK.dtype).T)
         log_p_BC = torch.log_softmax(logit_BC, dim=1)
         top_B1 = logit_BC.argmax(1, keepdim=True)

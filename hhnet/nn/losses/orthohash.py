@@ -21,7 +21,10 @@ from hhnet.nn.losses.base import HashLoss, above, at_least, class_centres, maske
 
 
 class OrthoHash(HashLoss):
-    """See the module. Options: `scale` s, None for sqrt(K); `margin` m; `seed` of the centres."""
+    """The OrthoHash loss; the module gives its equation.
+
+    Options: `scale` s, None for sqrt(K); `margin` m; `seed` of the centres.
+    """
 
     default_head: ClassVar[str] = "bn"
     soft_labels: ClassVar[bool] = True
@@ -38,7 +41,7 @@ class OrthoHash(HashLoss):
         self.register_buffer("unit_centres", centres_CK.float())
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         cos_BC = normalize(z_BK) @ self.unit_centres.to(z_BK.dtype).T
         log_p_BC = torch.log_softmax(self.scale * (cos_BC - self.margin * labels_BC), dim=1)
         counts_B = labels_BC.sum(1)

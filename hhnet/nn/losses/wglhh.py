@@ -22,7 +22,7 @@ from hhnet.nn.losses.base import HashLoss, above, at_least, binary, masked_mean,
 
 
 class WGLHH(HashLoss):
-    """See the module.
+    """The WGLHH loss; the module gives its equation.
 
     Options: `alpha` a and `theta` t of the divergence; `gamma`, the weight of the quantisation term; `positive`,
     the further weight of similar pairs.
@@ -45,7 +45,7 @@ class WGLHH(HashLoss):
         self.alpha, self.theta, self.gamma, self.positive = alpha, theta, gamma, positive
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `HashLoss.forward`."""
+        """Compute the loss; see `HashLoss.forward`."""
         similar_BB, pairs_BB = similarity(labels_BC)
         unit_BK = normalize(z_BK)
         cos_BB = unit_BK @ unit_BK.T
@@ -54,7 +54,7 @@ class WGLHH(HashLoss):
         return divergence + self.gamma * (z_BK - binary(z_BK)).square().sum(1).mean()
 
     def _divergence(self, cos_BB: Tensor, similar_BB: Tensor) -> Tensor:
-        """The two logarithms for s = 1 and for s = 0, where the second term is 0."""
+        """Return the sum of the two logarithmic terms, for s = 1 and for s = 0; at s = 0 the second term is 0."""
         x_BB = self.alpha * (self.bits / 2 * (1 - cos_BB)).square()
         p_BB, log_t = torch.exp(-x_BB), math.log(self.theta)
         same_BB = (

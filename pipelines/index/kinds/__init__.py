@@ -1,12 +1,16 @@
 """Index kinds: how the codes of one shard become a searchable part, and how such a part is searched.
 
-A kind is one module in this package with a class that satisfies `IndexKind`, and one line in `KINDS`.
+A kind is one module in this package, whose `KIND` is an `IndexKind`; its name is the module's.
 """
 
+import difflib
 import importlib
+import math
+import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +35,6 @@ NO_ID = -1
 NO_DISTANCE = np.iinfo(np.int32).max
 """What fills a row that has fewer than k neighbours."""
 
-KINDS: Mapping[str, str] = {
-    "flat": "pipelines.index.kinds.flat:FlatKind",
-    "hnsw": "pipelines.index.kinds.hnsw:HnswKind",
-    "ivf": "pipelines.index.kinds.ivf:IvfKind",
-    "multihash": "pipelines.index.kinds.multihash:MultiHashKind",
-}
-
 
 class Searcher(Protocol):
     """One part, opened."""
@@ -55,31 +52,37 @@ class Searcher(Protocol):
         """The codes of the part within `radius` bits, inclusive."""
 
 
-class IndexKind(Protocol):
-    """One way to lay out and search codes."""
+class IndexKind(ABC):
+    """One way to lay out and search codes, and what the planner is to know of it."""
 
-    suffix: str
+    suffix: ClassVar[str]
     """Of the parts' file names."""
-    exact: bool
+    exact: ClassVar[bool]
     """Whether a search returns just what a brute-force scan does."""
-    mapped: bool
+    mapped: ClassVar[bool]
     """Whether an opened part leaves its bytes in the file, so that it may stay open."""
 
+    @abstractmethod
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """The settings this kind uses, with the unset ones resolved for `count` codes."""
 
     def sample_size(self, parameters: Mapping[str, int]) -> int:
         """Codes that `train` wants to see; 0 where the kind learns nothing."""
+        return 0
 
     def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
         """What all parts share, learnt once from a sample of the codes; called only if `sample_size` is above 0."""
+        raise AssertionError("a kind that wants no sample is not trained")
 
+    @abstractmethod
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """One part from at least one code; `ids` ascend."""
 
+    @abstractmethod
     def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
         """About how many bytes `build` makes of `rows` codes of `width` bytes."""
 
+    @abstractmethod
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> Searcher:
@@ -88,22 +91,53 @@ class IndexKind(Protocol):
         The ids in `removed`, which ascend, are never found.
         """
 
+    # -- for the planner, which tries a kind on small parts
 
-class Untrained:
-    """What a kind inherits whose parts share nothing that is learnt."""
+    needs_memory_limit: ClassVar[bool] = False
+    """Whether `--kind auto` takes this kind only if `index.memory` is set."""
+    max_scans: ClassVar[float] = math.inf
+    """A query takes at most as long as this many scans of the part."""
 
-    def sample_size(self, parameters: Mapping[str, int]) -> int:
-        """No codes are wanted."""
-        return 0
+    def build_work(self, count: int) -> float:
+        """Return the work to build a part of `count` codes, in any unit."""
+        return float(count)
 
-    def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
-        """Never called, since no codes are wanted."""
-        raise AssertionError("a kind that wants no sample is not trained")
+    def query_work(self, count: int) -> float:
+        """Return the work of a query in a part of `count` codes, in any unit."""
+        return float(count)
+
+    def trial_parameters(self, parameters: Mapping[str, int], count: int) -> Mapping[str, int]:
+        """Return parameters that are cheap enough to try on `count` codes."""
+        return parameters
+
+    def trial_sample_size(self, tried: Mapping[str, int]) -> int:
+        """Return how many codes train a trial with the parameters `tried`."""
+        return self.sample_size(tried)
+
+    def build_factor(self, parameters: Mapping[str, int], tried: Mapping[str, int]) -> float:
+        """Return how many times longer a build with `parameters` takes than with `tried`."""
+        return 1.0
+
+    def extra_codes(self, parameters: Mapping[str, int], tried: Mapping[str, int]) -> float:
+        """Return the codes that a scan passes in the time by which a query with `parameters` takes longer."""
+        return 0.0
+
+
+def kind_names() -> list[str]:
+    """Names of the kinds, sorted; their modules are not imported."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def require_kind(name: str, *others: str) -> None:
+    """Raise ConfigError, which names the nearest, unless `name` is a kind or one of `others`."""
+    known = [*others, *kind_names()]
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+        raise ConfigError(f"index kind {name!r} is unknown: {hint}")
 
 
 def index_kind(name: str) -> IndexKind:
     """The kind of this name; its module, and so Faiss where it needs it, is imported now."""
-    if name not in KINDS:
-        raise ConfigError(f"index kind {name!r} is unknown: choose one of {', '.join(sorted(KINDS))}")
-    module, _, attribute = KINDS[name].partition(":")
-    return cast(IndexKind, getattr(importlib.import_module(module), attribute)())
+    require_kind(name)
+    return cast(IndexKind, importlib.import_module(f"{__name__}.{name}").KIND)

@@ -9,11 +9,11 @@ from safetensors.numpy import save
 from hhnet import hamming_knn, hamming_range
 from hhnet.search.kernels import NO_ROW
 from pipelines.config.settings import IndexSettings
-from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
-from pipelines.index.kinds.mapped import mapped
+from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
+from pipelines.index.mapped import mapped
 
 
-class FlatKind(Untrained):
+class FlatKind(IndexKind):
     """The exact kind: nothing to learn, nothing to set."""
 
     suffix = ".safetensors"
@@ -66,3 +66,6 @@ class FlatSearcher:
         """Exactly those within `radius`."""
         offsets, rows, distances = hamming_range(queries, self.codes, radius, allowed=self._allowed)
         return offsets, distances, self.ids[rows]
+
+
+KIND = FlatKind()

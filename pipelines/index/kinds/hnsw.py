@@ -9,6 +9,7 @@ kept beside it in the order of its rows, a range search scans its codes, and rem
 """
 
 from collections.abc import Mapping
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,20 @@ import numpy as np
 from hhnet import hamming_range
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.index.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
-from pipelines.index.kinds.faiss_io import bytes_of, one_thread, readable
+from pipelines.index.faiss_io import bytes_of, one_thread, readable
+from pipelines.index.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
 
 _untyped: Any = faiss
 """Faiss's stubs lack the search parameters, and that a selector takes an array."""
 
 
-class HnswKind(Untrained):
+class HnswKind(IndexKind):
     """Walks from code to nearer code, and keeps the `ef_search` best on the way."""
 
     suffix = ".faiss"
     exact = False
     mapped = False
+    needs_memory_limit = True
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """Both as they are set."""
@@ -50,6 +52,14 @@ class HnswKind(Untrained):
         """2m links of a code on the ground floor and m on each above, which 1 of m codes reaches; level, offset, id."""
         m = parameters["m"]
         return round(rows * (width + 8 + 8 + 4 + 4 * (2 * m + m / (m - 1))))
+
+    def build_work(self, count: int) -> float:
+        """Each code is found a place by a walk."""
+        return count * log(count + 1)
+
+    def query_work(self, count: int) -> float:
+        """The walk."""
+        return log(count)
 
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
@@ -104,3 +114,6 @@ class HnswSearcher:
         """Exactly those within `radius`, by a scan: a graph does not know when it has seen them all."""
         offsets, rows, distances = hamming_range(queries, self._codes, radius, allowed=self._allowed)
         return offsets, distances, self._ids[rows]
+
+
+KIND = HnswKind()

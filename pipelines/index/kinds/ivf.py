@@ -14,15 +14,19 @@ import numpy as np
 
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.index.kinds import Codes, Hits, Ids, Neighbours, Radii
-from pipelines.index.kinds.faiss_io import bytes_of, one_thread, readable
+from pipelines.index.faiss_io import bytes_of, one_thread, readable
+from pipelines.index.kinds import Codes, Hits, Ids, IndexKind, Neighbours, Radii
 from pipelines.storage import sha256_of
 
 SAMPLES_PER_LIST = 64
 TRAIN_ROUNDS = 10
+TRIAL_LISTS, TRIAL_SAMPLES_PER_LIST = 512, 16
+"""Lists that the planner tries at most, and the codes that train each of them."""
+CODES_PER_CENTRE = 5
+"""Codes that a scan passes in the time that a query takes for one centre."""
 
 
-class IvfKind:
+class IvfKind(IndexKind):
     """Searches the `nprobe` lists whose centres are nearest to the query."""
 
     suffix = ".faiss"
@@ -65,6 +69,28 @@ class IvfKind:
         """Codes and ids, and in each part all centres and the lengths of its lists."""
         nlist = parameters["nlist"]
         return rows * (width + 8) + nlist * width + 8 * min(nlist, 2 * rows)
+
+    def trial_parameters(self, parameters: Mapping[str, int], count: int) -> Mapping[str, int]:
+        """Take at most `TRIAL_LISTS` lists and probe the same share, since training grows with lists times samples.
+
+        Finer lists find more at an equal share, so the recall of a trial is a lower bound.
+        """
+        lists, most = parameters["nlist"], min(TRIAL_LISTS, count)
+        if lists <= most:
+            return parameters
+        return {"nlist": most, "nprobe": max(1, parameters["nprobe"] * most // lists)}
+
+    def trial_sample_size(self, tried: Mapping[str, int]) -> int:
+        """Fewer codes for a list than `train` takes."""
+        return TRIAL_SAMPLES_PER_LIST * tried["nlist"]
+
+    def build_factor(self, parameters: Mapping[str, int], tried: Mapping[str, int]) -> float:
+        """Training a list, and finding the list of a code, grow with the lists."""
+        return parameters["nlist"] / tried["nlist"]
+
+    def extra_codes(self, parameters: Mapping[str, int], tried: Mapping[str, int]) -> float:
+        """A query looks at all centres."""
+        return CODES_PER_CENTRE * (parameters["nlist"] - tried["nlist"])
 
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
@@ -127,3 +153,6 @@ def _parse(shared: bytes | None) -> Any:
     if type(index) is not faiss.IndexBinaryIVF:
         raise DamagedArtifact(f"the index's quantizer is {type(index).__name__}, expected IndexBinaryIVF")
     return index
+
+
+KIND = IvfKind()

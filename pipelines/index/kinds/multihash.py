@@ -14,21 +14,22 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from hhnet.search.kernels import NO_ROW
-from hhnet.search.multi_index import MultiHash, TablesDamagedError, default_substrings, table_length
+from hhnet.search.multi_index import MultiIndexHash, TablesDamagedError, default_substrings, table_length
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, Neighbours, Radii, Untrained
-from pipelines.index.kinds.mapped import mapped
+from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
+from pipelines.index.mapped import mapped
 
 _T = TypeVar("_T")
 
 
-class MultiHashKind(Untrained):
+class MihKind(IndexKind):
     """The exact kind with tables: nothing to learn, nothing to set."""
 
     suffix = ".safetensors"
     exact = True
     mapped = True
+    max_scans = 1.1  # it falls back to a scan
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """None: each part's tables follow its own number of codes."""
@@ -38,7 +39,7 @@ class MultiHashKind(Untrained):
         """Codes and ids as they are, and the rows sorted by each substring."""
         assert len(codes) == len(ids) > 0
         assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
-        table = MultiHash.build(codes)
+        table = MultiIndexHash.build(codes)
         tensors: dict[str, npt.NDArray[Any]] = {
             "codes": np.ascontiguousarray(table.codes).view(np.uint64),
             "ids": np.ascontiguousarray(ids),
@@ -55,7 +56,7 @@ class MultiHashKind(Untrained):
 
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
-    ) -> "MultiHashSearcher":
+    ) -> "MihSearcher":
         """Map the file; pages are read as a search touches them.
 
         The shapes are checked here, what the tables say when it is used: to look at all of it would cost a scan.
@@ -64,16 +65,16 @@ class MultiHashKind(Untrained):
         starts = mapped(path, "starts", np.dtype("<u4"), "U32", (None,))
         by_pattern = mapped(path, "rows", np.dtype("<u4"), "U32", (None, rows))
         try:
-            table = MultiHash(codes.view(np.uint8), 8 * width, starts, by_pattern)
+            table = MultiIndexHash(codes.view(np.uint8), 8 * width, starts, by_pattern)
         except ValueError as error:
             raise DamagedArtifact(f"{path}: {error}") from None
-        return MultiHashSearcher(path, table, mapped(path, "ids", np.dtype("<i8"), "I64", (rows,)), removed)
+        return MihSearcher(path, table, mapped(path, "ids", np.dtype("<i8"), "I64", (rows,)), removed)
 
 
-class MultiHashSearcher:
+class MihSearcher:
     """A mapped part and its tables."""
 
-    def __init__(self, path: Path, table: MultiHash, ids: Ids, removed: Ids) -> None:
+    def __init__(self, path: Path, table: MultiIndexHash, ids: Ids, removed: Ids) -> None:
         self.table, self.ids, self._path = table, ids, path
         self._allowed = ~np.isin(ids, removed) if len(removed) else None
         self.count = len(ids) if self._allowed is None else int(self._allowed.sum())
@@ -93,3 +94,6 @@ class MultiHashSearcher:
             return search()
         except TablesDamagedError as error:
             raise DamagedArtifact(f"{self._path}: {error}") from None
+
+
+KIND = MihKind()

@@ -2,24 +2,21 @@
 
     the data set's own files -> checked sizes, labels, counts -> part of each image -> checked counts -> card, leaks
 
-A data set is one module here: a subclass of `Protocol` that reads its files and deals its images, and its protocols,
-which stand in `PROTOCOLS`.
+A data set is one module here: a subclass of `Protocol` that reads its files and deals its images, and the tuple
+`PROTOCOLS` of its protocols. Modules without that tuple are helpers.
 """
 
-from collections.abc import Mapping
+import importlib
+import pkgutil
 
 from pipelines.errors import UsageError
 from pipelines.ingest.protocols.base import Protocol
-from pipelines.ingest.protocols.cifar10 import CIFAR10
-from pipelines.ingest.protocols.coco import COCO
-from pipelines.ingest.protocols.imagenet100 import IMAGENET100
-from pipelines.ingest.protocols.nuswide import NUSWIDE
-
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (*CIFAR10, *IMAGENET100, *NUSWIDE, *COCO)}
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of this name; UsageError, with the names that there are, where there is none."""
-    if name not in PROTOCOLS:
-        raise UsageError(f"protocol {name!r} is unknown: choose one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+    """Return the protocol of this name; UsageError, with the names that there are, where there is none."""
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    known: dict[str, Protocol] = {one.name: one for module in modules for one in getattr(module, "PROTOCOLS", ())}
+    if name not in known:
+        raise UsageError(f"protocol {name!r} is unknown: choose one of {', '.join(known)}")
+    return known[name]

@@ -97,7 +97,7 @@ class Cifar10(Protocol):
 
 _DRAWN = {"train": 5_000, "query": 1_000, "database": 54_000}
 
-CIFAR10 = (
+PROTOCOLS = (
     Cifar10(name="cifar10", parts=_DRAWN, database=("database",)),
     Cifar10(name="cifar10-1", parts=_DRAWN, database=("train", "database")),
     Cifar10(name="cifar10-2", parts={"train": 50_000, "query": 10_000}, database=("train",), official=True),

@@ -151,7 +151,7 @@ def _file_name(row: Mapping[str, Any], where: str) -> str:
 
 _COUNTS = {"train": 10_000, "query": 5_000, "database": 107_218}
 
-COCO = (
+PROTOCOLS = (
     Coco(name="coco", parts=_COUNTS, database=("train", "database")),
     Listed(
         name="coco-hashnet",

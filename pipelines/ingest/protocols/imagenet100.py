@@ -70,7 +70,7 @@ def _in_ilsvrc(path: str) -> str:
 _TRAIN = "0a3d2740ab489f96c32ff1a3b5750954fc9cfc86634cfe83e0bf8bc305c15e38"
 _DATABASE = "bce204336e94e7437419574b429f56dfcf489640f2752a442606ee48b1a6fdfb"
 
-IMAGENET100 = (
+PROTOCOLS = (
     Imagenet100(
         name="imagenet100",
         parts={"train": 13_000, "query": 5_000, "database": 115_503},

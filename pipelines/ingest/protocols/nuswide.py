@@ -127,7 +127,7 @@ def _locate(root: Path) -> Callable[[str], str]:
 
 _COUNTS = {"train": 10_500, "query": 2_100, "database": 183_234}
 
-NUSWIDE = (
+PROTOCOLS = (
     NusWide(name="nuswide21", parts=_COUNTS, database=("train", "database")),
     Listed(
         name="nuswide21-list",

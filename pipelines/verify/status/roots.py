@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import read_claim, versions
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, Part, open_artifact, read_identity, read_part
 from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.artifacts.tables import read_parquet
@@ -84,21 +85,20 @@ def _codes(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
     total = run.begin.get("shards") if run else None
     found: Record = {"shards": {"done": len(there), "of": total}}
     if len(there) <= MOST_READ:  # exact; of more it is what the run said last
-        found["done"] = sum(int(one.get("samples", 0)) for one in _receipts(store, there))
+        found["done"] = sum(receipt.samples for receipt in _receipts(store, there))
         found["unit"] = "images"
     return {**found, **_rejects(store, _claimed_rejects(store))}
 
 
-def _receipts(store: Store, names: Iterable[str]) -> list[Record]:
-    """Receipts as they are; one that cannot be read is for the verb to complain of."""
+def _receipts(store: Store, names: Iterable[str]) -> list[Receipt]:
+    """The receipts that can be read; one that cannot is for the verb to complain of."""
 
-    def read(name: str) -> Record:
-        with suppress(ValueError, FileNotFoundError):
-            found = json.loads(store.read(name))
-            return found if isinstance(found, dict) else {}
-        return {}
+    def read(name: str) -> Receipt | None:
+        with suppress(DamagedArtifact, FileNotFoundError):
+            return read_claim(store, name, Receipt)
+        return None
 
-    return list(in_order(read, names))
+    return [receipt for receipt in in_order(read, names) if receipt is not None]
 
 
 def _claimed_rejects(store: Store) -> list[Part]:
@@ -106,10 +106,7 @@ def _claimed_rejects(store: Store) -> list[Part]:
     stems = {PurePosixPath(name).stem[:-17] for name in store.entries("rejects")}
     there = store.entries("receipts")
     names = [name for name in there if PurePosixPath(name).stem in stems]
-    claims = [one.get("rejects") for one in _receipts(store, names[:MOST_READ])]
-    with suppress(ValueError):
-        return [Part.model_validate(claim) for claim in claims if claim]
-    return []
+    return [receipt.rejects for receipt in _receipts(store, names[:MOST_READ]) if receipt.rejects]
 
 
 def _rejects(store: Store, parts: Sequence[Part]) -> Record:

@@ -75,6 +75,8 @@ def test_parameters_are_validated_like_any_configuration() -> None:
     assert parse(config.model_dump(mode="json")) == config
     with pytest.raises(ConfigError, match=r"train\.epochs"):
         parse({"train": {"epochs": 0}})
+    with pytest.raises(ConfigError, match="index kind 'hsnw' is unknown: did you mean hnsw"):
+        parse({"index": {"kind": "hsnw"}})
 
 
 def result(verb: str, status: str = "done", **more: object) -> dict[str, object]:

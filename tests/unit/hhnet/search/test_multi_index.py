@@ -8,8 +8,8 @@ import pytest
 
 from hhnet import hamming_knn, hamming_range, pack_bits
 from hhnet.search import _buckets
-from hhnet.search import multi_index as multihash
-from hhnet.search.multi_index import MultiHash, TablesDamagedError, default_substrings, substring_widths
+from hhnet.search import multi_index as mih
+from hhnet.search.multi_index import MultiIndexHash, TablesDamagedError, default_substrings, substring_widths
 
 Codes = npt.NDArray[np.uint8]
 
@@ -35,14 +35,14 @@ def all_by_distance(queries: Codes, codes: Codes, allowed: npt.NDArray[np.bool_]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Small cases would all be scanned: make everything but the scan free, leave the choice, or make it dear."""
     if request.param != "scan":
-        monkeypatch.setattr(multihash, "CLEARLY_A_SCAN", 0)
+        monkeypatch.setattr(mih, "CLEARLY_A_SCAN", 0)
     if request.param == "buckets":
-        monkeypatch.setattr(MultiHash, "_scan_cost", lambda self, num, threads: 1e18)
+        monkeypatch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
     return str(request.param)
 
 
 def check(
-    table: MultiHash,
+    table: MultiIndexHash,
     queries: Codes,
     codes: Codes,
     way: str,
@@ -76,7 +76,7 @@ def check(
 def test_every_width_and_size(bits: int, num: int, way: str) -> None:
     codes, queries = clustered(num, bits), clustered(6, bits, seed=1)
     queries[0] = codes[num // 2]
-    check(MultiHash.build(codes), queries, codes, way, (1, 10, 100), (0, 1, 2, 3, 5, 8))
+    check(MultiIndexHash.build(codes), queries, codes, way, (1, 10, 100), (0, 1, 2, 3, 5, 8))
 
 
 @pytest.mark.parametrize(
@@ -86,20 +86,20 @@ def test_any_number_of_substrings(bits: int, substrings: int, way: str) -> None:
     """Unequal substrings, those that lie in two words, and those of a single bit."""
     codes, queries = clustered(900, bits), clustered(4, bits, seed=1)
     radii = (0, 1, 2, 4, 7) if bits > 16 else tuple(range(18))
-    check(MultiHash.build(codes, substrings=substrings), queries, codes, way, (1, 20), radii)
+    check(MultiIndexHash.build(codes, substrings=substrings), queries, codes, way, (1, 20), radii)
 
 
 def test_all_of_a_small_space(way: str) -> None:
     """As many neighbours as there are and more, and every radius to beyond the last bit."""
     codes, queries = clustered(400, 16), clustered(3, 16, seed=1)
-    check(MultiHash.build(codes), queries, codes, way, (399, 400, 5000), (0, 8, 15, 16, 17, 99))
+    check(MultiIndexHash.build(codes), queries, codes, way, (399, 400, 5000), (0, 8, 15, 16, 17, 99))
 
 
 @pytest.mark.parametrize("bits", [16, 64, 100])
 def test_nothing_beyond_the_radius_of_its_query_is_found(bits: int, way: str) -> None:
     codes, queries = clustered(1500, bits), clustered(6, bits, seed=1)
     allowed = np.random.default_rng(4).random(1500) < 0.7
-    table, radius = MultiHash.build(codes), np.array([0, 1, 3, 6, bits, 9999])
+    table, radius = MultiIndexHash.build(codes), np.array([0, 1, 3, 6, bits, 9999])
     for k in (1, 10, 1500):
         for mask in (None, allowed):
             expected = hamming_knn(queries, codes, k, allowed=mask, radius=radius)
@@ -113,16 +113,16 @@ def test_nothing_beyond_the_radius_of_its_query_is_found(bits: int, way: str) ->
 
 def test_equal_codes_are_ordered_by_row(way: str) -> None:
     same = np.repeat(clustered(1, 64), 2500, axis=0)
-    check(MultiHash.build(same), np.concatenate([same[:2], ~same[:1]]), same, way, (1, 7, 2500), (0, 3))
+    check(MultiIndexHash.build(same), np.concatenate([same[:2], ~same[:1]]), same, way, (1, 7, 2500), (0, 3))
     few = clustered(2500, 64, centres=3, flip=0.01)  # many equal, and many at an equal distance
-    check(MultiHash.build(few), clustered(3, 64, seed=1, centres=3, flip=0.01), few, way, (1, 50, 900), (0, 1, 2))
+    check(MultiIndexHash.build(few), clustered(3, 64, seed=1, centres=3, flip=0.01), few, way, (1, 50, 900), (0, 1, 2))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.6])
 def test_only_allowed_rows_are_found(share: float, way: str) -> None:
     codes, queries = clustered(1500, 32), clustered(5, 32, seed=1)
     allowed = np.random.default_rng(4).random(1500) < share
-    table = MultiHash.build(codes)
+    table = MultiIndexHash.build(codes)
     check(table, queries, codes, way, (1, 10, 1500), (0, 2, 5), allowed)
     with pytest.raises(ValueError, match=r"allowed must be bool of shape \(1500,\): got bool \(3,\)"):
         table.knn(queries, 1, allowed=allowed[:3])
@@ -137,14 +137,14 @@ def test_threads_change_nothing(threads: int, way: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(kernels, "_SMALL", 0)
     monkeypatch.setattr(kernels, "_SHARED", 0)
     codes, queries = clustered(700, 64), clustered(150, 64, seed=1)
-    check(MultiHash.build(codes), queries, codes, way, (5,), (3,), threads=threads)
-    check(MultiHash.build(codes), queries[:2], codes, way, (5,), (3,), threads=threads)
+    check(MultiIndexHash.build(codes), queries, codes, way, (5,), (3,), threads=threads)
+    check(MultiIndexHash.build(codes), queries[:2], codes, way, (5,), (3,), threads=threads)
 
 
 def test_no_codes_and_no_queries(way: str) -> None:
     some, none = clustered(3, 64), np.zeros((0, 8), np.uint8)
     for codes, queries, shape in ((none, some, (3, 0)), (some, none, (0, 2)), (none, none, (0, 0))):
-        table = MultiHash.build(codes)
+        table = MultiIndexHash.build(codes)
         distances, rows = table.knn(queries, 2)
         assert distances.shape == rows.shape == shape
         offsets, rows, distances = table.range_search(queries, 3)
@@ -153,19 +153,19 @@ def test_no_codes_and_no_queries(way: str) -> None:
 
 def test_each_query_chooses_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries near their neighbours are answered from the buckets, others by a scan, in one call."""
-    monkeypatch.setattr(multihash, "CLEARLY_A_SCAN", 0)
+    monkeypatch.setattr(mih, "CLEARLY_A_SCAN", 0)
     monkeypatch.setattr(_buckets, "COMPARE", 0.31)  # as if no CPU could scan faster
     codes = clustered(60_000, 64, centres=6000, flip=0.03)
     near, far = codes[:20] ^ np.uint8(0), clustered(20, 64, seed=9, flip=0.5)
     queries = np.stack([near, far], axis=1).reshape(40, 8)
-    table = MultiHash.build(codes)
+    table = MultiIndexHash.build(codes)
     distances, rows, scanned = table._knn(queries, 1, 2, None)
     assert scanned[1::2].all() and scanned[::2].mean() < 0.5
     np.testing.assert_array_equal(rows, hamming_knn(queries, codes, 1)[1])
     np.testing.assert_array_equal(distances, hamming_knn(queries, codes, 1)[0])
     middle = np.concatenate([codes[:1], np.zeros((1, 8), np.uint8)])
     crowded = np.concatenate([codes, np.zeros((60_000, 8), np.uint8)])  # half of it is one bucket
-    offsets, rows, distances, scanned = MultiHash.build(crowded)._range(middle, 2, 2, None)
+    offsets, rows, distances, scanned = MultiIndexHash.build(crowded)._range(middle, 2, 2, None)
     assert scanned.tolist() == [False, True]
     for found, wanted in zip((offsets, rows, distances), hamming_range(middle, crowded, 2), strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -173,7 +173,7 @@ def test_each_query_chooses_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_building_is_reproducible_and_sorted() -> None:
     codes = clustered(5000, 64)
-    first, again = MultiHash.build(codes), MultiHash.build(codes.copy())
+    first, again = MultiIndexHash.build(codes), MultiIndexHash.build(codes.copy())
     for one, other in ((first.starts, again.starts), (first.rows, again.rows)):
         np.testing.assert_array_equal(one, other)
     widths = substring_widths(64, len(first.rows))
@@ -185,33 +185,33 @@ def test_building_is_reproducible_and_sorted() -> None:
 def test_the_tables_stay_small_beside_the_codes() -> None:
     for num, bits, substrings in ((1, 64, 8), (1000, 64, 8), (10**6, 64, 4), (10**7, 64, 3), (10**9, 64, 3)):
         assert default_substrings(num, bits) == substrings
-        entries = multihash.table_length(bits, substrings)
+        entries = mih.table_length(bits, substrings)
         assert entries <= max(substrings * num, 300 * substrings)
     assert default_substrings(10**7, 12) == 1
 
 
 def test_other_layouts_of_memory_and_padded_queries(way: str) -> None:
     codes, queries = clustered(600, 32), clustered(3, 32, seed=1)
-    table = MultiHash.build(codes)
+    table = MultiIndexHash.build(codes)
     assert table.codes.shape == (600, 8)
-    mapped = MultiHash(table.codes, 32, table.starts.copy(), np.asfortranarray(table.rows))
-    check(mapped, multihash.padded(queries)[::-1][::-1], multihash.padded(codes), way, (4,), (3,))
+    mapped = MultiIndexHash(table.codes, 32, table.starts.copy(), np.asfortranarray(table.rows))
+    check(mapped, mih.padded(queries)[::-1][::-1], mih.padded(codes), way, (4,), (3,))
     check(mapped, queries, codes, way, (4,), (3,))
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_damaged_tables_never_read_outside(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any bytes as tables: an answer that may be wrong, or one clear error; never a crash or an endless loop."""
-    monkeypatch.setattr(multihash, "CLEARLY_A_SCAN", 0)
-    monkeypatch.setattr(MultiHash, "_scan_cost", lambda self, num, threads: 1e18)
+    monkeypatch.setattr(mih, "CLEARLY_A_SCAN", 0)
+    monkeypatch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
     draw = np.random.default_rng(seed)
     codes = clustered(500, 32)
-    table = MultiHash.build(codes)
+    table = MultiIndexHash.build(codes)
     starts, rows = table.starts.copy(), table.rows.copy()
     for array in (starts, rows.reshape(-1)):
         places = draw.integers(0, len(array), draw.choice([0, 1, 50, len(array)]))
         array[places] = draw.integers(0, draw.choice([600, 1 << 32]), len(places), dtype=np.uint32)
-    broken = MultiHash(table.codes, 32, starts, rows)
+    broken = MultiIndexHash(table.codes, 32, starts, rows)
     for search in (lambda: broken.knn(codes[:40], 9), lambda: broken.range_search(codes[:40], 4)):
         try:
             found = search()
@@ -223,16 +223,16 @@ def test_damaged_tables_never_read_outside(seed: int, monkeypatch: pytest.Monkey
 
 def test_a_table_that_points_outside_is_said() -> None:
     codes = clustered(500, 32)
-    table = MultiHash.build(codes)
+    table = MultiIndexHash.build(codes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multihash, "CLEARLY_A_SCAN", 0)
-        patch.setattr(MultiHash, "_scan_cost", lambda self, num, threads: 1e18)
+        patch.setattr(mih, "CLEARLY_A_SCAN", 0)
+        patch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
         for starts, rows in (
             (table.starts, np.full_like(table.rows, 500)),
             (np.full_like(table.starts, 501), table.rows),
             (table.starts[::-1], table.rows),
         ):
-            broken = MultiHash(table.codes, 32, starts, rows)
+            broken = MultiIndexHash(table.codes, 32, starts, rows)
             for search in (
                 lambda table=broken: table.knn(codes[:4], 9),
                 lambda table=broken: table.range_search(codes, 2),
@@ -243,7 +243,7 @@ def test_a_table_that_points_outside_is_said() -> None:
 
 def test_refusals() -> None:
     codes = clustered(10, 64)
-    table = MultiHash.build(codes)
+    table = MultiIndexHash.build(codes)
     with pytest.raises(ValueError, match="k must be at least 1: got 0"):
         table.knn(codes, 0)
     with pytest.raises(ValueError, match="radius must be at least 0: got -1"):
@@ -258,13 +258,13 @@ def test_refusals() -> None:
         with pytest.raises(ValueError, match="threads must be at least 1"):
             table.range_search(codes, 1, threads=threads)
     with pytest.raises(ValueError, match="64 bits can be cut into 3 to 64 substrings"):
-        MultiHash.build(codes, substrings=2)
+        MultiIndexHash.build(codes, substrings=2)
     with pytest.raises(ValueError, match="bits must be from 1 to 64: got 65"):
-        MultiHash.build(codes, bits=65)
+        MultiIndexHash.build(codes, bits=65)
     with pytest.raises(ValueError, match="tables must have shapes"):
-        MultiHash(table.codes, 64, table.starts[:-1], table.rows)
+        MultiIndexHash(table.codes, 64, table.starts[:-1], table.rows)
     with pytest.raises(ValueError, match="codes must have whole words"):
-        MultiHash(codes[:, :5], 40, table.starts, table.rows)
+        MultiIndexHash(codes[:, :5], 40, table.starts, table.rows)
     with pytest.raises(TypeError, match="tables must be uint32"):
-        MultiHash(table.codes, 64, table.starts.astype(np.int64), table.rows)  # type: ignore[arg-type]
+        MultiIndexHash(table.codes, 64, table.starts.astype(np.int64), table.rows)  # type: ignore[arg-type]
     assert _buckets.PROBE + _buckets.SIZING < 0.1

@@ -6,7 +6,7 @@ import pytest
 
 from hhnet import hamming_distances, pack_bits, unpack_bits
 from hhnet.search import pairs
-from hhnet.search.multi_index import MultiHash, padded
+from hhnet.search.multi_index import MultiIndexHash, padded
 from hhnet.search.pairs import Forest, equal_groups, near_pairs
 
 Codes = npt.NDArray[np.uint8]
@@ -20,7 +20,7 @@ def clustered(count: int, bits: int, centres: int = 40, flip: float = 0.03, seed
 
 
 def found_pairs(
-    queries: Codes, first: npt.NDArray[np.int64], table: MultiHash, radius: int, threads: int | None = 1
+    queries: Codes, first: npt.NDArray[np.int64], table: MultiIndexHash, radius: int, threads: int | None = 1
 ) -> list[tuple[int, int, int]]:
     found: list[tuple[int, int, int]] = []
     near_pairs(
@@ -56,14 +56,14 @@ def test_each_near_pair_is_found_once(way: None, bits: int, radius: int) -> None
     after = np.arange(1, len(codes) + 1)
     expected = all_pairs(codes, after, codes, radius)
     assert expected
-    assert found_pairs(codes, after, MultiHash.build(codes), radius) == expected
+    assert found_pairs(codes, after, MultiIndexHash.build(codes), radius) == expected
 
 
 @pytest.mark.parametrize("count", [40_000, 300_000])
 def test_what_the_tables_find_and_what_is_scanned_are_the_same(count: int) -> None:
     codes = clustered(count, 64, centres=count // 20, flip=0.02)
     queries, first = codes[5:45], np.arange(0, count, count // 40)[:40]
-    table = MultiHash.build(codes)
+    table = MultiIndexHash.build(codes)
     for radius in (2, 4, 20):
         assert found_pairs(queries, first, table, radius, threads=2) == all_pairs(queries, first, codes, radius)
 
@@ -75,12 +75,12 @@ def test_no_query_is_without_an_answer_when_there_is_no_room_for_its_pairs(monke
     expected = all_pairs(codes, after, codes, 2)
     for room in (7, 100, 700):
         monkeypatch.setattr(pairs, "_PAIRS", room)
-        assert found_pairs(codes, after, MultiHash.build(codes), 2) == expected
+        assert found_pairs(codes, after, MultiIndexHash.build(codes), 2) == expected
 
 
 def test_there_may_be_nothing_to_find() -> None:
     codes = clustered(100, 64)
-    table = MultiHash.build(codes)
+    table = MultiIndexHash.build(codes)
     assert found_pairs(codes, np.full(100, 100), table, 8) == []
     assert found_pairs(codes[:0], np.empty(0, np.int64), table, 8) == []
 
@@ -155,4 +155,6 @@ def test_bits_beyond_the_last_word_do_not_matter() -> None:
     codes = clustered(300, 24)
     after = np.arange(1, 301)
     same = pack_bits(np.pad(unpack_bits(codes, 24), ((0, 0), (0, 40))))
-    assert found_pairs(codes, after, MultiHash.build(codes), 3) == found_pairs(same, after, MultiHash.build(same), 3)
+    assert found_pairs(codes, after, MultiIndexHash.build(codes), 3) == found_pairs(
+        same, after, MultiIndexHash.build(same), 3
+    )

@@ -200,13 +200,13 @@ def test_a_run_that_was_taken_for_dead_and_moves_on_works(tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------------------------------ what is odd
 
 
-def test_records_of_the_first_version_and_what_is_none(tmp_path: Path) -> None:
+def test_what_is_no_record(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put("runs/0123456789abcdef0123456789abcdef.json", b'{"images": 7, "images_per_second": 2.5}')
-    store.put("runs/broken.json", b"{")
-    store.put("runs/list.json", b"[1]")
+    store.put("runs/broken/end.json", b"{")
+    store.put("runs/list/end.json", b"[1]")
     store.put("runs/notes/begin.json", b"{}")
-    assert closed_records(store) == [{"images": 7, "images_per_second": 2.5}]
+    assert closed_records(store) == []
     assert read_runs(store) == []
 
 

@@ -45,6 +45,14 @@ def test_a_result_that_cannot_be_written_is_one_line(redirect: str, reason: str,
     assert "Traceback" not in done.stderr and (out / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("words", ["--help", "search --help", "--version"])
+def test_help_that_cannot_be_written_is_one_line(words: str) -> None:
+    command = f"{sys.executable} -m pipelines {words} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "hhnet: the help cannot be written to stdout: No space left on device\n"
+
+
 @pytest.mark.parametrize("redirect", ["2> /dev/full", "2>&-"])
 def test_progress_that_nobody_reads_is_no_error(redirect: str, shards: str) -> None:
     command = f"{sys.executable} -m pipelines verify {shards} --json {redirect}"
@@ -140,6 +148,20 @@ def test_what_a_console_cannot_encode_is_shown_escaped(encoding: str, tmp_path: 
     done = subprocess.run([*command, "--out", str(tmp_path / "out"), "--json"], env=env, capture_output=True)
     result = json.loads(done.stdout.decode(encoding))
     assert (result["status"], result["classes"]) == ("unchanged", sorted([*ODD[:2], r"lat\xe9"]))
+
+
+def test_names_do_nothing_to_the_console(tmp_path: Path) -> None:
+    for number, name in enumerate(("esc\x1b[31m", "turn\u202e", "two\nlines")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.jpg").write_bytes(jpeg(picture(0, number, 8)))
+    command = [*HHNET, "ingest", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    shown = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert {r"esc\x1b[31m", r"turn\u202e", r"two\nlines"} <= set(shown)
+    done = subprocess.run(
+        [*HHNET, "ingest", "no\x1b[31m", "--out", str(tmp_path / "no")], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and r"no\x1b[31m does not exist" in done.stderr
 
 
 def test_the_first_skipped_files_are_named_and_the_rest_counted(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Configuration: precedence, bounds, messages, and what belongs to a fingerprint."""
 
+import re
 from pathlib import Path
+from typing import Annotated
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from pipelines.config.fingerprint import LATER_SETTINGS, RESULT_SETTINGS, result_settings
-from pipelines.config.loading import config_from, known_names, load_config, load_tree, merged
-from pipelines.config.settings import Config
+from pipelines.config.fingerprint import RESULT_SETTINGS, result_settings, settings_by_kind
+from pipelines.config.loading import config_from, known_names, load_config, load_tree, merged, validated
+from pipelines.config.settings import ChangesResult, Config, Section
 from pipelines.errors import ConfigError
 
 
@@ -98,29 +100,71 @@ def test_the_tree_is_frozen() -> None:
         Config().train.epochs = 3  # type: ignore[misc]
 
 
-def test_result_settings_name_real_settings_and_no_place_or_width() -> None:
-    for kind, names in RESULT_SETTINGS.items():
-        settings = result_settings(Config(), kind)
-        assert list(settings) == [name for name in names if name not in LATER_SETTINGS]
-        assert not [name for name in names if name.endswith(("workers", "address", "out", "source"))]
+FROZEN = {
+    "shards": {"ingest": "samples_per_shard seed name"},
+    "model": {
+        "data": "image_size resize batch_size augment policy shuffle_buffer interleave",
+        "model": "backbone weights bits head stem_stride branches precision",
+        "train": "epochs loss loss_options mixup label_smoothing teacher teacher_weights distillation optimizer lr "
+        "backbone_lr_scale layer_decay schedule weight_decay warmup ema_decay grad_clip accumulate seed val_share "
+        "val_limit val_every",
+    },
+    "rotation": {"train": "rotate rotate_samples seed"},
+    "codes": {"encode": "batch_size carry logits"},
+    "index": {"index": "kind nlist nprobe m ef_search seed", "index.gate": "probes k radius"},
+    "duplicates": {"dedupe": "radius"},
+    "report": {"evaluate": "at ties denominator empty unlabelled rerank gallery"},
+    "agreement": {"agreement": "queries k seed"},
+}
 
 
-def test_a_setting_that_came_later_is_part_of_a_fingerprint_only_where_it_is_set() -> None:
-    """Else what was made before it would have to be made anew, and would have other bytes."""
-    assert result_settings(Config(), "codes") == {"encode.batch_size": 64, "encode.carry": []}
-    assert result_settings(load_config(sets=["encode.logits=true"]), "codes")["encode.logits"] is True
-    trained_before = {name for name in RESULT_SETTINGS["model"] if name.startswith(("data.", "train."))} - {
-        *("data.policy", "train.optimizer", "train.schedule", "train.layer_decay"),
-        *("train.mixup", "train.label_smoothing", "train.accumulate"),
-        *("train.teacher", "train.teacher_weights", "train.distillation"),
+def test_the_settings_of_every_fingerprint_are_frozen() -> None:
+    """A change of these lists names every result of that kind anew: make it knowingly."""
+    for kind, sections in FROZEN.items():
+        expected = {f"{section}.{name}" for section, names in sections.items() for name in names.split()}
+        assert set(result_settings(Config(), kind)) == expected, kind
+    assert RESULT_SETTINGS.keys() == FROZEN.keys()
+
+
+class ToySettings(Section):
+    """A section with one setting, which nothing but this declaration knows."""
+
+    size: Annotated[int, ChangesResult("index", "toy")] = Field(3, ge=1, le=9)
+    """Size of the toy."""
+    speed: int = 1
+    """Speed of the toy, which changes no result."""
+
+
+class ToyConfig(Config):
+    """The tree with that section."""
+
+    toy: ToySettings = ToySettings()
+
+
+def test_a_declared_setting_is_known_everywhere() -> None:
+    """To loading, to the errors, to the lists by kind and to fingerprints."""
+    made = validated(load_tree(sets=["toy.size=5", "toy.speed=2"]), ToyConfig)
+    assert isinstance(made, ToyConfig) and (made.toy.size, made.toy.speed) == (5, 2)
+    for said, message in (
+        ("toy.size=10", "toy.size = 10: Input should be less than or equal to 9"),
+        ("toy.sise=5", "unknown setting toy.sise: did you mean toy.size?"),
+        ("tpy.size=5", "unknown setting tpy: did you mean toy?"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            validated(load_tree(sets=[said]), ToyConfig)
+    assert set(known_names(ToyConfig)) - set(known_names()) == {"toy", "toy.size", "toy.speed"}
+    assert settings_by_kind(ToyConfig) == {
+        **RESULT_SETTINGS,
+        "index": (*RESULT_SETTINGS["index"], "toy.size"),
+        "toy": ("toy.size",),
     }
-    assert {name for name in result_settings(Config(), "model") if not name.startswith("model.")} == trained_before
-    assert result_settings(load_config(sets=["train.accumulate=2"]), "model")["train.accumulate"] == 2
-    assert result_settings(load_config(sets=["evaluate.rerank=100"]), "report")["evaluate.rerank"] == 100
+    assert result_settings(made, "toy") == {"toy.size": 5}
+    assert result_settings(made, "index") == result_settings(Config(), "index") | {"toy.size": 5}
+    assert ToySettings.model_fields["size"].description == "Size of the toy."
 
 
 def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
-    """A new setting must be put into RESULT_SETTINGS or, knowingly, here."""
+    """A new setting must be declared with `ChangesResult` or, knowingly, be put here."""
     covered = {name for names in RESULT_SETTINGS.values() for name in names}
     every = {name for name in known_names() if "." in name and name != "index.gate"}
     neutral = {

@@ -12,7 +12,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.encode.shard
 import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.artifacts.commit import versions

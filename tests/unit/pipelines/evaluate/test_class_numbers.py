@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipelines.encode.shard
+import pipelines.encode.workers
 from hhnet import mean_average_precision
 from pipelines.config.loading import load_config
-from pipelines.encode import encode
 from pipelines.encode.codes import open_codes
+from pipelines.encode.encode import encode
 from pipelines.errors import InputError
 from pipelines.evaluate.evaluate import evaluate
 from pipelines.ingest.adopt import adopt

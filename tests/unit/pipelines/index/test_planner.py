@@ -18,7 +18,7 @@ from pipelines.config.loading import load_config
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
 from pipelines.index.build import build_index
-from pipelines.index.kinds import KINDS
+from pipelines.index.kinds import kind_names
 from pipelines.index.planner import Plan, Prediction, along, choose, predict
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
@@ -124,7 +124,7 @@ def test_the_predicted_bytes_are_those_that_are_built(
     sample = np.concatenate([rows.codes for rows in contents.values()])
     sample = sample[np.random.default_rng(0).permutation(len(sample))]
     predictions = predict(sample, sizes, config)
-    assert {entry.kind for entry in predictions} == set(KINDS)
+    assert {entry.kind for entry in predictions} == set(kind_names())
     for entry in predictions:
         named = config.model_copy(update={"index": config.index.model_copy(update={"kind": entry.kind})})
         parts = open_artifact(build_index([uri], str(tmp_path / entry.kind), named)["uri"]).manifest.parts
@@ -171,10 +171,10 @@ def test_auto_makes_what_the_chosen_kind_makes_by_name(tmp_path: Path, pool: Inl
     uri = some_codes(tmp_path)
     auto = build_index([uri], str(tmp_path / "auto"), settings())
     table = capsys.readouterr().err
-    assert all(kind in table for kind in KINDS) and "180 codes in 3 parts" in table and "recall@10" in table
+    assert all(kind in table for kind in kind_names()) and "180 codes in 3 parts" in table and "recall@10" in table
     named = build_index([uri], str(tmp_path / "named"), settings("index.kind=flat"))
     assert (auto["kind"], auto["digest"]) == ("flat", named["digest"])
-    assert auto["why"].startswith("flat is exact") and {entry["kind"] for entry in auto["kinds"]} == set(KINDS)
+    assert auto["why"].startswith("flat is exact") and {entry["kind"] for entry in auto["kinds"]} == set(kind_names())
     records = closed_records(Store(tmp_path / "auto"))
     (record,) = (record for record in records if record["verb"] == "index plan")
     assert record["kinds"] == auto["kinds"] and record["sample"]["codes"] == 180 and record["machine"]["cpus"] >= 1
@@ -241,7 +241,7 @@ def test_a_dry_run_shows_the_figures_and_writes_nothing(tmp_path: Path, pool: In
     uri = some_codes(tmp_path)
     result = index_build([uri], str(tmp_path / "index"), kind="auto", memory="4GiB", latency="1h", dry_run=True)
     assert (result["status"], result["kind"], result["digest"], result["begun_as"]) == ("planned", "flat", None, None)
-    assert len(result["kinds"]) == len(KINDS) and json.dumps(result)
+    assert len(result["kinds"]) == len(kind_names()) and json.dumps(result)
     assert "hnsw" in capsys.readouterr().err and not (tmp_path / "index").exists() and pool.done == []
     build_index([uri], str(tmp_path / "index"), settings("index.kind=ivf"))
     again = index_build([uri], str(tmp_path / "index"), kind="auto", dry_run=True)

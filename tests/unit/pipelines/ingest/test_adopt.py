@@ -464,6 +464,31 @@ def test_the_image_among_several_can_be_named(tmp_path: Path) -> None:
         adopt(str(tmp_path / "in"), str(tmp_path / "input.jpg"), Adoption(image_member="png"), allow_degraded=True)
 
 
+def test_the_label_beside_a_named_image_may_have_a_name_too(tmp_path: Path) -> None:
+    members = {
+        **{"a.input.jpg": IMAGES[0], "a.output.cls": b"1"},
+        **{"b.input.jpg": IMAGES[1], "b.seg.cls": b"5", "b.cls": b"0"},  # the plain one states it
+        **{"c.input.jpg": IMAGES[2], "c.seg.cls": b"5", "c.output.cls": b"1"},  # none says which
+        **{"d.input.jpg": IMAGES[3], "d.seg.cls": b"x" * (1 << 21)},  # too large for a label
+    }
+    write_foreign(tmp_path / "in" / "x.tar", members)
+    result = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(image_member="input.jpg"))
+    assert (result["samples"], result["skipped"]) == (4, 0)
+    labels = {sample.record.key: sample.record.labels for sample in read_all(tmp_path / "out")}
+    assert labels == {"a": (1,), "b": (0,), "c": (), "d": ()}
+    verify(str(tmp_path / "out"))
+
+
+def test_what_is_not_there_is_named(wds: Path, tmp_path: Path) -> None:
+    for source, said in (
+        (tmp_path / "nowhere", "nowhere does not exist"),
+        (wds / "*.tar", r"give the folder for all its tars, or a pattern"),
+        (wds / "x.tar.gz", "x.tar.gz is compressed"),
+    ):
+        with pytest.raises(InputError, match=said):
+            adopt(str(source), str(tmp_path / "out"))
+
+
 def test_a_member_that_nobody_reads_costs_no_sample(tmp_path: Path) -> None:
     write_foreign(tmp_path / "x.tar", {"a.jpg": IMAGES[0], "a.cls": b"0"})
     with tarfile.open(tmp_path / "x.tar", "a") as archive:

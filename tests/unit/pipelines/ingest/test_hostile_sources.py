@@ -14,7 +14,8 @@ import pytest
 
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
-from pipelines.ingest import bounds, ingest
+from pipelines.ingest import bounds
+from pipelines.ingest.ingest import ingest
 
 MIB = 1 << 20
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -489,6 +489,8 @@ def test_names_of_zips_are_read_as_they_were_meant(tmp_path: Path) -> None:
         "\u732b/000000003": "\u732b",
         "xxxx/000000004": "xxxx",
     }
+    (note,) = result["notes"]
+    assert note.startswith("1 names are not UTF-8 and are read as code page 437 (caf\u00e9/000000002.jpg)")
 
 
 @pytest.mark.parametrize("system", [0, 3, 11])

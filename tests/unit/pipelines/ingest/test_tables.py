@@ -341,6 +341,8 @@ def test_a_root_never_takes_two_files_for_one(folder: Path, tmp_path: Path) -> N
     table = csv_of(folder, "path,label\n/d/train/0.jpg,a\n/d/test/0.jpg,b\n/d/test/1.jpg,b\n")
     with pytest.raises(InputError, match=r"row 1: '/d/train/0.jpg': absolute path"):
         take(table, tmp_path, table_root=str(folder / "im"))
+    with pytest.raises(InputError, match=r"--root .*nowhere is no folder"):
+        take(table, tmp_path, table_root=str(folder / "nowhere"))
 
 
 @pytest.mark.parametrize(("disk", "table"), [("cafe\u0301", "caf\u00e9"), ("caf\u00e9", "cafe\u0301")])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import Receipt
 from pipelines.encode.codes import open_codes
 from pipelines.encode.receipts import claimed_receipts
 from pipelines.errors import DamagedArtifact
@@ -72,7 +73,7 @@ WORKS: dict[str, Callable[[str], object]] = {
     "receipts that are claimed": lambda uri: claimed_receipts(Store(uri), [f"many-{n:06d}" for n in range(MANY)]),
     "receipts of a writer": lambda uri: ArtifactWriter(
         Store(uri), "codes", open_codes(uri).artifact.manifest.fingerprint, (), {}
-    ).receipts(),
+    ).receipts(Receipt),
     "receipts that are proven": lambda uri: list(_receipts(Findings(open_codes(uri).artifact, {}))),
 }
 

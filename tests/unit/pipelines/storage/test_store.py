@@ -11,10 +11,12 @@ from typing import cast
 import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter, publish_version, versions
+from pipelines.artifacts.facts import QuantizerReceipt
 from pipelines.artifacts.manifest import (
     FORMAT,
     Artifact,
     ArtifactInput,
+    Facts,
     fingerprint,
     manifest_digest,
     open_artifact,
@@ -41,7 +43,7 @@ def commit(
 ) -> Artifact:
     writer = ArtifactWriter(Store(root), kind, mark, inputs, {})
     part = writer.put_part("part.bin", data, rows=1)
-    receipt = writer.put_receipt("part", {"part": part.model_dump()})
+    receipt = writer.put_receipt("part", QuantizerReceipt(part=part))
     return writer.commit([part], {"samples": 1}, {"classes": ["a"]}, {"part": receipt})
 
 
@@ -247,11 +249,15 @@ def test_a_root_of_another_fingerprint_is_refused_naming_both(tmp_path: Path) ->
     assert caught.value.exit_code == 2
 
 
+class Attempt(Facts):
+    attempt: int
+
+
 def test_the_first_receipt_wins(tmp_path: Path) -> None:
     writer = ArtifactWriter(Store(tmp_path), "codes", MARK, (), {})
-    assert writer.put_receipt("s", {"attempt": 1}) == {"attempt": 1}
-    assert writer.put_receipt("s", {"attempt": 2}) == {"attempt": 1}
-    assert writer.receipts() == {"s": {"attempt": 1}}
+    assert writer.put_receipt("s", Attempt(attempt=1)) == Attempt(attempt=1)
+    assert writer.put_receipt("s", Attempt(attempt=2)) == Attempt(attempt=1)
+    assert writer.receipts(Attempt) == {"s": Attempt(attempt=1)}
 
 
 def test_a_part_of_the_same_size_but_other_bytes_is_not_taken_for_it(tmp_path: Path) -> None:

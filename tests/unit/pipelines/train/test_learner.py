@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import hhnet.nn.losses
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, DamagedArtifact, WorkFailed
 from pipelines.train.batches import preprocess_of
 from pipelines.train.learner import Batch, Learner
 from pipelines.train.train import check_network
+from tests.support.plugins import plugged_in
 
 CLASSES = 3
 STEPS = 4
@@ -203,3 +205,33 @@ def test_too_few_bits_for_the_classes_are_said_once(capsys: pytest.CaptureFixtur
         )
     check_network(configure("model.bits=8"), 256)
     assert capsys.readouterr().err == ""
+
+
+TOY_LOSS = """
+from hhnet.nn.losses.base import HashLoss, at_least
+
+
+class Toy(HashLoss):
+    default_head = "bn"
+
+    def __init__(self, bits, classes, *, weight=1.0):
+        super().__init__(bits, classes)
+        at_least(0, weight=weight)
+        self.weight = weight
+
+    def compute(self, z_BK, labels_BC, keys):
+        return self.weight * z_BK.square().mean()
+"""
+
+
+def test_a_loss_is_one_module(tmp_path: Path) -> None:
+    with plugged_in(hhnet.nn.losses, tmp_path, "toy", TOY_LOSS):
+        learner = make(configure("train.loss=toy", "train.loss_options.weight=2", "model.head=auto"))
+        values = [learner.step(global_batch(0)).value() for _ in range(STEPS)]
+        assert learner.model.head_name == "bn" and 0 < values[-1] < values[0]
+        with pytest.raises(ConfigError, match="unknown loss 'tooy': did you mean toy"):
+            make(configure("train.loss=tooy"))
+        with pytest.raises(ConfigError, match="loss toy has no option lam: known are weight"):
+            make(configure("train.loss=toy", "train.loss_options.lam=2"))
+    with pytest.raises(ConfigError, match="unknown loss 'toy'"):
+        make(configure("train.loss=toy"))

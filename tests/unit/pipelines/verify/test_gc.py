@@ -10,6 +10,7 @@ import pytest
 
 import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.facts import QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import all_versions, open_current, publish_next
 from pipelines.config.settings import Config, IndexSettings
@@ -106,7 +107,7 @@ def test_what_any_version_refers_to_stays(codes: Artifact) -> None:
 def test_an_unfinished_run_keeps_what_it_will_resume_from(tmp_path: Path) -> None:
     writer = ArtifactWriter(Store(tmp_path), "codes", "f" * 64, (), {})
     part = writer.put_part("a.parquet", b"rows", 1)
-    writer.put_receipt("a", {"part": part.model_dump()})
+    writer.put_receipt("a", QuantizerReceipt(part=part))
     age_all(tmp_path)
     before = files(tmp_path)
     litter(tmp_path, "parts/.tmp-1")

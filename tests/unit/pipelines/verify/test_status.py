@@ -18,6 +18,8 @@ import pytest
 import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.manifest import Part
 from pipelines.artifacts.runs import RunLog
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
@@ -28,7 +30,7 @@ from pipelines.errors import InputError, WorkFailed
 from pipelines.index.build import build_index
 from pipelines.index.diff import plan
 from pipelines.ingest.ingest import ingest
-from pipelines.storage import Store
+from pipelines.storage import Store, canonical_json
 from pipelines.verify import status as status_module
 from pipelines.verify.gc import gc
 from pipelines.verify.status import status
@@ -187,8 +189,9 @@ def test_rate_and_time_left_count_from_the_first_shard_that_was_done(
     with RunLog(store, "encode", total=110, unit="images", shards=11) as log:
         for number in range(3):
             log.tried(f"{number}.tar", [Tried(now - 100, now + number, "n", 1, None, "done")], {"samples": 10})
-            receipt = {"shard": f"{number}.tar", "samples": 10, "rejects": None}
-            store.put(f"receipts/{number}.json", json.dumps(receipt).encode())
+            part = Part(path=f"parts/{number}.parquet", bytes=1, sha256="0" * 64, rows=10)
+            receipt = Receipt(shard=f"{number}.tar", shard_sha256="0" * 64, samples=10, part=part, rejects=None)
+            store.put(f"receipts/{number}.json", canonical_json(receipt))
         log.reach(30)
         deadline = time.monotonic() + 60
         while (found := status(str(tmp_path)))["rate"] is None:

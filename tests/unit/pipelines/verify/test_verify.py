@@ -13,6 +13,7 @@ import ray
 import safetensors.numpy
 
 from pipelines.artifacts.commit import ArtifactWriter, publish_version
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, manifest_digest, open_artifact
 from pipelines.artifacts.tables import REJECTS, SHARD_INDEX, codes_schema, parquet_bytes, read_parquet, table_of
 from pipelines.config.loading import load_config
@@ -103,13 +104,8 @@ def make_codes(
         lost = table_of(REJECTS, rejects)
         reject = writer.put_part(f"{shard.stem}.parquet", parquet_bytes(lost), lost.num_rows, folder="rejects")
         parts += [part, reject]
-        receipt = {
-            "shard": shard.name,
-            "shard_sha256": shard.part.sha256,
-            "samples": shard.rows,
-            "part": part.model_dump(),
-            "rejects": reject.model_dump(),
-        }
+        sha256 = shard.part.sha256
+        receipt = Receipt(shard=shard.name, shard_sha256=sha256, samples=shard.rows, part=part, rejects=reject)
         receipts[shard.stem] = writer.put_receipt(shard.stem, receipt)
     counts = {"samples": 24, "codes": 21, "rejects": 3}
     meta = {"bits": BITS, "classes": CLASSES, "carried": {}, "settings": {}}

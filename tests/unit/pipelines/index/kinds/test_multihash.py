@@ -3,15 +3,15 @@ import pytest
 from safetensors.numpy import load, save
 
 from hhnet import hamming_knn, hamming_range
-from hhnet.search import multi_index as multihash
-from hhnet.search.multi_index import MultiHash
+from hhnet.search import multi_index as mih
+from hhnet.search.multi_index import MultiIndexHash
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import NOTHING_REMOVED
-from pipelines.index.kinds.multihash import MultiHashKind
+from pipelines.index.kinds.multihash import MihKind
 from tests.support.codes import class_codes, random_codes
 
-KIND = MultiHashKind()
+KIND = MihKind()
 IDS = (5 << 32) + np.arange(2000, dtype=np.int64) * 3
 
 
@@ -19,8 +19,8 @@ IDS = (5 << 32) + np.arange(2000, dtype=np.int64) * 3
 def way(request, monkeypatch):
     """Parts this small are scanned: also without that."""
     if request.param == "buckets":
-        monkeypatch.setattr(multihash, "CLEARLY_A_SCAN", 0)
-        monkeypatch.setattr(MultiHash, "_scan_cost", lambda self, num, threads: 1e18)
+        monkeypatch.setattr(mih, "CLEARLY_A_SCAN", 0)
+        monkeypatch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
     return request.param
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from pipelines.errors import FingerprintMismatch, InputError
-from pipelines.ingest import protocols
 from pipelines.ingest.protocols import coco
 from pipelines.ingest.protocols.coco import CLASSES, Coco
 from pipelines.verify.verify import verify
@@ -248,7 +247,7 @@ def test_other_counts(root: Path, tmp_path: Path) -> None:
 def test_the_command_line(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(protocols, "PROTOCOLS", {"small": SMALL})
+    monkeypatch.setattr(coco, "PROTOCOLS", (SMALL,))
     words = ["ingest", "--protocol", "small", "--root", str(root), "--out", str(tmp_path / "out"), "--json"]
     code, out, _ = hhnet(words, capsys)
     assert (code, json.loads(out)["protocol"]["name"]) == (0, "small")

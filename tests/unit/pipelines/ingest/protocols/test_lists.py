@@ -316,7 +316,7 @@ def test_a_pipe_in_place_of_a_list_is_not_waited_for(multi: Path, tmp_path: Path
 def test_the_command_line(
     multi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(protocols, "PROTOCOLS", {"multi": MULTI})
+    monkeypatch.setattr(nuswide, "PROTOCOLS", (MULTI,))
     words = ["ingest", "--protocol", "multi", "--root", str(multi), "--out", str(tmp_path / "out"), "--json"]
     code, out, _ = hhnet(words, capsys)
     assert (code, json.loads(out)["status"]) == (0, "done")

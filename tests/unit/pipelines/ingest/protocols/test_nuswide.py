@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.ingest import protocols
+from pipelines.ingest.protocols import nuswide
 from pipelines.ingest.protocols.base import REST
 from pipelines.ingest.protocols.nuswide import CLASSES, NusWide
 from pipelines.verify.verify import verify
@@ -203,7 +203,7 @@ def test_other_counts(root: Path, tmp_path: Path) -> None:
 def test_the_command_line(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(protocols, "PROTOCOLS", {"partial": PARTIAL})
+    monkeypatch.setattr(nuswide, "PROTOCOLS", (PARTIAL,))
     words = ["ingest", "--protocol", "partial", "--root", str(root), "--out", str(tmp_path / "out"), "--json"]
     code, out, _ = hhnet(words, capsys)
     assert (code, json.loads(out)["protocol"]["database"]) == (0, ["database"])

@@ -16,6 +16,7 @@ import pytest
 from pipelines.artifacts.manifest import manifest_digest, open_artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.ingest import protocols
+from pipelines.ingest.protocols import cifar10
 from pipelines.ingest.protocols.cifar10 import Cifar10
 from pipelines.ingest.sources import Entry
 from pipelines.shards.images import decode_image
@@ -437,7 +438,7 @@ def test_a_file_that_shrinks_in_between(cifar: Path) -> None:
 def test_the_command_line(
     cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(protocols, "PROTOCOLS", {"drawn": DRAWN})
+    monkeypatch.setattr(cifar10, "PROTOCOLS", (DRAWN,))
     words = ["ingest", "--protocol", "drawn", "--root", str(cifar), "--out", str(tmp_path / "out"), "--json"]
     code, out, _ = hhnet(words, capsys)
     result = json.loads(out)
