@@ -19,7 +19,7 @@ from flows.verbs import ConfigFile, Sets, check_access
 from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, HHNetError, Unavailable
-from pipelines.index.kinds import require_kind
+from pipelines.index.kinds import require_index_kind
 
 NAME = "hhnet"
 REFUSED = "/%&<>"
@@ -100,7 +100,7 @@ def serve(
 def _reach(config: Path, tree: dict[str, Any]) -> str:
     """Check the settings and that the server may be spoken to and answers; its URL."""
     settings = config_from(tree)
-    require_kind(settings.index.kind, "auto")
+    require_index_kind(settings.index.kind, "auto")
     if settings.run.out is None:
         raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
     url = server_url()

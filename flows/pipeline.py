@@ -182,7 +182,7 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
             raise ConfigError("run.source needs run.split, such as train=.8,query=.1,database=.1 or folder")
         source = run.source if "://" in run.source else str(Path(run.source).expanduser())
         splits = log.add(ingest, "ingest shards", source, f"{out}/shards", run.split, config)["splits"]
-    roles = assign(settings, splits)
+    roles = assign_roles(settings, splits)
     shards = {uri: ref_of(log.add(verify, f"verify {place(uri)}", uri, out, config)) for uri in roles.all()}
 
     # shards -> model
@@ -247,7 +247,7 @@ class Roles:
         return list(dict.fromkeys(uris))
 
 
-def assign(settings: Config, splits: Mapping[str, Any]) -> Roles:
+def assign_roles(settings: Config, splits: Mapping[str, Any]) -> Roles:
     """Resolve run.train, run.val, run.query and run.database, each a URI or the name of a split just ingested.
 
     A role that is not set is the split of its own name.

@@ -20,7 +20,7 @@ from pipelines.artifacts.versions import lost, open_current
 from pipelines.config.loading import config_from
 from pipelines.config.settings import Config
 from pipelines.errors import FingerprintMismatch, Unavailable
-from pipelines.index.kinds import require_kind
+from pipelines.index.kinds import require_index_kind
 from pipelines.storage import Store, use_unsigned
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ act = partial(
 def parse(config: Mapping[str, Any]) -> Config:
     """The typed tree, whose public buckets this process asks without keys; ConfigError for anything that is not one."""
     settings = config_from(config)
-    require_kind(settings.index.kind, "auto")
+    require_index_kind(settings.index.kind, "auto")
     use_unsigned(settings.store.unsigned)
     return settings
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hhnet.codes import pack_bits, unpack_bits
     from hhnet.health import code_drift, code_health
-    from hhnet.logits import asymmetric_distances, quantise_logits, saturate
     from hhnet.metrics.retrieval import (
         average_precisions,
         chance_map,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from hhnet.nn.losses import loss_names, make_loss
     from hhnet.nn.model import HHNet, load_model
     from hhnet.preprocess import Preprocess
+    from hhnet.real_codes import asymmetric_distances, quantise_real_codes, saturate
     from hhnet.search.kernels import hamming_distances, hamming_knn, hamming_range
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
     "precision_recall_at",
     "precision_recall_curve",
     "precision_within_radius",
-    "quantise_logits",
+    "quantise_real_codes",
     "saturate",
     "tie_bounds",
     "unpack_bits",
@@ -56,7 +56,7 @@ __all__ = [
 _MODULES = {
     "HHNet": "nn.model",
     "Preprocess": "preprocess",
-    "asymmetric_distances": "logits",
+    "asymmetric_distances": "real_codes",
     "average_precisions": "metrics.retrieval",
     "chance_map": "metrics.retrieval",
     "code_drift": "health",
@@ -74,8 +74,8 @@ _MODULES = {
     "precision_recall_at": "metrics.retrieval",
     "precision_recall_curve": "metrics.retrieval",
     "precision_within_radius": "metrics.retrieval",
-    "quantise_logits": "logits",
-    "saturate": "logits",
+    "quantise_real_codes": "real_codes",
+    "saturate": "real_codes",
     "tie_bounds": "metrics.retrieval",
     "unpack_bits": "codes",
 }

@@ -178,7 +178,7 @@ def _size_rule(net: nn.Module, name: str, stem_stride: int) -> tuple[int, int]:
     return 1, {"alexnet": 63, "vgg": 32}.get(name.split(".")[0].rstrip("_bn0123456789"), 1)
 
 
-def check_name(name: str) -> None:
+def check_backbone_name(name: str) -> None:
     """Raise ValueError, naming near matches, unless `name` is "alexnet" or a timm model, with or without tag."""
     if name == "alexnet":
         return
@@ -197,7 +197,7 @@ def _tags(plain: str) -> list[str]:
 
 
 def _create(name: str, pretrained: bool) -> nn.Module:
-    check_name(name)
+    check_backbone_name(name)
     if pretrained and "." not in name:
         tags = [] if name == "alexnet" else _tags(name)
         hint = f"name one of {', '.join(tags)}" if tags else "give a safetensors file"

@@ -118,7 +118,7 @@ def _scan(
             emit(some[queries[new]], rows[new], distances[new])
 
 
-class Forest:
+class UnionFind:
     """A union-find over N things: it joins pairs and finds the groups. Takes 4 bytes for each thing."""
 
     def __init__(self, count: int) -> None:

@@ -103,7 +103,7 @@ class ArtifactWriter:
         self,
         parts: list[Part],
         totals: Mapping[str, int],
-        meta: Facts | Mapping[str, Any],
+        meta: Facts,
         receipts: Mapping[str, Facts] | None = None,
         point: str = "manifest.put",
     ) -> Artifact:
@@ -119,7 +119,7 @@ class ArtifactWriter:
         self,
         parts: Sequence[Part],
         totals: Mapping[str, int],
-        meta: Facts | Mapping[str, Any],
+        meta: Facts,
         receipts: Mapping[str, Facts] | None = None,
     ) -> Artifact:
         """The artifact as `commit` would publish it; its parts can be read already."""

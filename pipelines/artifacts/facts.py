@@ -1,9 +1,253 @@
 """Facts of each kind: what a manifest says in `meta`, and what the receipts of its parts say.
 
-Facts without a default are always written. The others are left out where they have it.
+Facts without a default are always written. The others are left out where they have it. Results of verbs show the facts
+in the order in which they stand here.
 """
 
+from typing import Any
+
+from pydantic import Field, field_validator
+
 from pipelines.artifacts.manifest import Facts, Part
+from pipelines.artifacts.tables import REAL_CODES
+
+SHOWN_CHARS = 12
+
+# --------------------------------------------------------------------------------------------------------- splits
+
+
+class SplitPart(Facts):
+    """A part of a protocol's split, as codes and models name it: `train`, `query`, `val` or `database`."""
+
+    name: str
+    """The protocol's."""
+    digest: str
+    """Covers every image of every part, so it tells two splits of one name apart."""
+    part: str
+    database: tuple[str, ...]
+    """The parts that the protocol searches."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.digest[:SHOWN_CHARS]})"
+
+
+class PartProof(Facts):
+    """Samples of one part of a split, and the sha256 of their sorted keys and of their images."""
+
+    samples: int
+    keys: str
+    images: str
+
+
+class ProtocolCard(Facts):
+    """The whole split of a protocol, as each of its shards tells it."""
+
+    name: str
+    version: int
+    digest: str
+    database: tuple[str, ...]
+    leaks: dict[str, int]
+    """Images that are in two parts by their bytes: `query in train` -> how many."""
+    parts: dict[str, PartProof]
+    files: dict[str, str] = Field(default_factory=dict)
+    """The sha256 of the files that say labels or parts."""
+
+
+class SplitSpec(Facts):
+    """The rule that dealt the samples to parts, and the part that the shards are."""
+
+    by: str
+    spec: str
+    part: str
+
+
+# ------------------------------------------------------------------------------------------------------ manifests
+
+
+class ShardsMeta(Facts):
+    """Facts of shards."""
+
+    classes: tuple[str, ...]
+    source: str
+    """Digest of what was ingested."""
+    split: SplitSpec | None
+    protocol: ProtocolCard | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Arrow types of the metadata that came in the columns of a table."""
+    adopted: bool = False
+    """The tars were written by others and lie where they were."""
+    version: int = 1
+    grown_from: str | None = None
+    """Digest of the first version, of those that have grown."""
+
+    @property
+    def split_part(self) -> SplitPart | None:
+        """Return the part of a protocol's split that the samples are, in the form that models and codes keep."""
+        card = self.protocol
+        if card is None or self.split is None:
+            return None
+        return SplitPart(name=card.name, digest=card.digest, part=self.split.part, database=card.database)
+
+
+class Metrics(Facts):
+    """Validation of the epoch whose weights a model has, and how it was trained."""
+
+    epoch: int
+    map: float
+    skipped: int
+    """Steps whose gradient was not finite."""
+    steps: int
+
+
+class Rotation(Facts):
+    """Figures of a hash layer that was put in place of the trained one."""
+
+    bits: int
+    error: float | None = None
+    """Mean squared difference of outputs and signs."""
+    error_before: float | None = None
+    images: int
+    map: float
+    map_before: float
+    rotated: str
+
+
+class ModelMeta(Facts):
+    """Facts of a model."""
+
+    bits: int
+    classes: tuple[str, ...]
+    metrics: Metrics
+    protocol: SplitPart | None = None
+    """The split of the training images."""
+    rotation: Rotation | None = None
+
+
+class CheckpointMeta(Facts):
+    """Facts of a checkpoint."""
+
+    step: int
+
+
+class _CodedMeta(Facts):
+    """Facts that codes and an index of them have in common."""
+
+    bits: int
+    classes: tuple[str, ...]
+    logits: str | None = None
+    """Form of the logits beside the codes, where there are any."""
+
+    @property
+    def has_logits(self) -> bool:
+        """Tell whether there are logits beside the codes."""
+        return self.logits is not None
+
+    @field_validator("logits")
+    @classmethod
+    def _known(cls, form: str | None) -> str | None:
+        if form not in (None, REAL_CODES):
+            raise ValueError(f"the form {form!r} is not known to this hhnet")
+        return form
+
+
+class CodesMeta(_CodedMeta):
+    """Facts of codes."""
+
+    carried: dict[str, str]
+    """Arrow types of the metadata columns."""
+    settings: dict[str, Any]
+    """Settings that change codes, by name: those that they were made with."""
+    animated: int = 0
+    """Pictures of several frames."""
+    protocol: SplitPart | None = None
+    trained_on: SplitPart | None = None
+    """The split of the model's training images."""
+
+
+class IndexCard(Facts):
+    """Size of an index, and what the gate measured on it."""
+
+    bytes_per_code: float
+    count: int
+    """Codes that can be found."""
+    note: str | None = None
+    radius: int | None = None
+    recall: float | None = None
+    recall_at: int | None = None
+    recall_within: float | None = None
+    self_recall: float | None = None
+    trained_on: int | None = None
+    """Codes that its quantizer was trained on, of an index that has changed since."""
+
+
+class IndexMeta(_CodedMeta):
+    """Facts of an index."""
+
+    kind: str
+    parameters: dict[str, int]
+    quantizer_sha256: str | None
+    card: IndexCard
+    version: int = 1
+
+
+class AliasMeta(Facts):
+    """Facts of one version of an alias: the index that it names."""
+
+    version: int = Field(ge=1)
+    index: str = Field(min_length=1)
+    """Where it lies, from the alias where both lie below one folder or in one bucket."""
+    fingerprint: str
+    bits: int
+    model: str
+
+
+class Reranked(Facts):
+    """Figures of a search that orders the nearest codes by their logits."""
+
+    first: int
+    map: float
+
+
+class ReportMeta(Facts):
+    """Facts of a report on retrieval."""
+
+    map: float
+    convention: str
+    chance: float
+    precision_at: dict[str, float]
+    bits: int
+    reranked: Reranked | None = None
+    protocol: str | None = None
+    split: str | None = None
+    """Digest of the protocol's split."""
+
+
+class AgreementMeta(Facts):
+    """Facts of a report on the agreement of two codes of the same images."""
+
+    overlap: float
+    chance: float
+    k: int
+    correlation: float | None
+    bits_old: int
+    bits_new: int
+
+
+class DuplicatesMeta(Facts):
+    """Facts of duplicates."""
+
+    radius: int
+    bits: int
+
+
+class StudyMeta(Facts):
+    """Facts of a study."""
+
+    title: str
+    axes: tuple[str, ...]
+
+
+# ------------------------------------------------------------------------------------------------------- receipts
 
 
 class Receipt(Facts):

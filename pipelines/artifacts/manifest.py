@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -46,8 +46,8 @@ class Facts(_Record):
             raise DamagedArtifact(f"{where} cannot be used ({', '.join(wrong[:MOST_WRONG])}): {advice}") from None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the JSON object that is written, with its keys in order."""
-        return dict(json.loads(canonical_json(self)))
+        """Return what is written as JSON values, in the order of the fields."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 def _wrong(entry: ErrorDetails) -> str:
@@ -185,9 +185,17 @@ class Artifact:
         return {reference.shard: reference for reference in self.manifest.receipts}
 
     def facts(self, model: type[F]) -> F:
-        """Parse what the manifest says of its kind; DamagedArtifact where it lacks a fact."""
-        where = f"{self.uri}: the {self.manifest.kind} manifest"
-        return model.parse(canonical_json(self.manifest.meta), where, "make it again with this hhnet")
+        """Parse once what the manifest says of its kind; DamagedArtifact where it lacks a fact."""
+        if model not in self._parsed:
+            where = f"{self.uri}: the {self.manifest.kind} manifest"
+            self._parsed[model] = model.parse(
+                canonical_json(self.manifest.meta), where, "make it again with this hhnet"
+            )
+        return cast(F, self._parsed[model])
+
+    @cached_property
+    def _parsed(self) -> dict[type[Facts], Facts]:
+        return {}
 
     def read(self, part: Part | ReceiptRef) -> bytes:
         """All bytes of a part, checked against size and sha256 before they are returned."""

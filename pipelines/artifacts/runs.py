@@ -31,13 +31,13 @@ from pipelines.config.settings import Config
 from pipelines.errors import HHNetError, StoreUnavailable
 from pipelines.storage import Entry, Store, canonical_json, in_order
 
-EVERY_S = 10.0
+PROGRESS_EVERY_S = 10.0
 """Between two progress objects of a run that moves on, for its first hour."""
-ALIVE_S = 30.0
-"""Between two of a run that does not, and of every run after that hour."""
-OFTEN_S = 3600.0
-DEAD_S = 90.0
-"""Silence after which a run counts as dead: three signs of life did not come."""
+HEARTBEAT_S = 30.0
+"""Between two heartbeats: progress objects of a run that does not move on, and of every run after that hour."""
+FREQUENT_UNTIL_S = 3600.0
+DEAD_AFTER_S = 90.0
+"""Silence after which a run counts as dead: three heartbeats did not come."""
 PACKAGES = ("hhnet", "torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow", "faiss-cpu", "faiss-gpu")
 BEGIN, END, PROGRESS = "begin.json", "end.json", "progress-"
 
@@ -70,7 +70,7 @@ class RunLog:
         self._number = 0
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="run-log", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name="run-log", daemon=True)
 
     def __enter__(self) -> "RunLog":
         close_dead(self.store, self.name)
@@ -137,11 +137,11 @@ class RunLog:
     def _state(self) -> Record:
         return {"done": self.done, "total": self.total, "unit": self.unit, "note": self._note}
 
-    def _beat(self) -> None:
-        while not self._ended.wait(EVERY_S):
+    def _send_heartbeats(self) -> None:
+        while not self._ended.wait(PROGRESS_EVERY_S):
             now = time.time()
-            often = self._fresh and now - self._began < OFTEN_S
-            if often or now - self._put_at >= ALIVE_S - 1:
+            often = self._fresh and now - self._began < FREQUENT_UNTIL_S
+            if often or now - self._put_at >= HEARTBEAT_S - 1:
                 with suppress(HHNetError):
                     self._put(now)
 
@@ -227,7 +227,7 @@ class Run:
     begin: Record
     end: Record | None
     sign: float
-    beats: Sequence[Record] = field(default_factory=list)
+    heartbeats: Sequence[Record] = field(default_factory=list)
     """What its progress objects said, oldest first."""
     back: bool = False
     """It was taken for dead, and moved on after that."""
@@ -235,19 +235,19 @@ class Run:
     @property
     def attempts(self) -> list[Record]:
         """Every attempt that ended, in that order."""
-        return [one for entry in (*self.beats, self.end or {}) for one in entry.get("attempts", [])]
+        return [one for entry in (*self.heartbeats, self.end or {}) for one in entry.get("attempts", [])]
 
     @property
     def last(self) -> Record:
         """What it said last of how far it is."""
-        said = [self.begin, *self.beats, *([self.end] if self.end and "done" in self.end else [])]
+        said = [self.begin, *self.heartbeats, *([self.end] if self.end and "done" in self.end else [])]
         return said[-1]
 
     def state(self) -> str:
         """`working`, `died`, or how it ended: `done`, `failed`, `interrupted`."""
         if self.end is not None and not self.back:
             return str(self.end.get("end"))
-        if self._is_gone() or time.time() - self.sign > DEAD_S:
+        if self._is_gone() or time.time() - self.sign > DEAD_AFTER_S:
             return DIED
         return "working"
 
@@ -290,13 +290,13 @@ def _is_run(name: str) -> bool:
 def _read(store: Store, name: str, there: Mapping[str, Entry], only: str = "") -> Run:
     """A run from a listing of its objects, of which `only` one is read if that is said."""
     put_at = {path: entry.modified for path, entry in there.items() if path.startswith(f"runs/{name}/")}
-    beats = [path for path in put_at if PurePosixPath(path).name.startswith(PROGRESS)]
+    heartbeats = [path for path in put_at if PurePosixPath(path).name.startswith(PROGRESS)]
     begin, end = f"runs/{name}/{BEGIN}", f"runs/{name}/{END}"
-    wanted = [begin] if only else [begin, *beats, *([end] if end in put_at else [])]
+    wanted = [begin] if only else [begin, *heartbeats, *([end] if end in put_at else [])]
     found = dict(zip(wanted, in_order(lambda path: _json(store, path), wanted), strict=True))
-    signs = [put_at[path] for path in (begin, *beats) if path in put_at] or [0.0]
+    signs = [put_at[path] for path in (begin, *heartbeats) if path in put_at] or [0.0]
     back = end in put_at and max(signs) > put_at[end] and found.get(end, {}).get("end") == DIED
-    said = [found[path] for path in beats if found.get(path)]
+    said = [found[path] for path in heartbeats if found.get(path)]
     closed = found.get(end) or {"end": DIED} if end in put_at else None
     return Run(name, found.get(begin) or {}, closed, max(signs), said, back)
 

@@ -5,57 +5,18 @@ of every part.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from pipelines.artifacts.manifest import Artifact, Manifest
-from pipelines.errors import DamagedArtifact, FingerprintMismatch
+from pipelines.artifacts.facts import CodesMeta, PartProof, SplitPart
+from pipelines.artifacts.manifest import Artifact
+from pipelines.errors import FingerprintMismatch
 from pipelines.storage import canonical_json, sha256_of
-
-DIGEST_CHARS = 12
-OWN, MODEL = "protocol", "trained_on"
-"""Keys of a manifest's meta: the split of the images themselves, and in codes that of the model's training images."""
 
 LEARNED = "The queries are images that the model was trained on: the figures say nothing of others."
 
 
-@dataclass(frozen=True)
-class SplitPart:
-    """A part of a protocol's split: `train`, `query`, `val` or `database`."""
-
-    protocol: str
-    digest: str
-    part: str
-    searched: tuple[str, ...]
-    """The parts that the protocol searches."""
-
-    def __str__(self) -> str:
-        return f"{self.protocol} ({self.digest[:DIGEST_CHARS]})"
-
-
-def carried(shards: Manifest) -> dict[str, Any]:
-    """What shards say of their split, in the form in which the meta of models and codes has it; empty for none."""
-    card, split = shards.meta.get("protocol"), shards.meta.get("split")
-    if card is None or split is None:
-        return {}
-    kept = {"name": card["name"], "digest": card["digest"], "part": split["part"], "database": card["database"]}
-    return {OWN: kept}
-
-
-def passed_on(manifest: Manifest, key: str = OWN) -> dict[str, Any]:
-    """The same, from the meta of a model."""
-    return {key: manifest.meta[OWN]} if OWN in manifest.meta else {}
-
-
-def split_part(artifact: Artifact, key: str = OWN) -> SplitPart | None:
-    """The part of a split that a model or codes artifact is of, or with MODEL its model; None where it says none."""
-    said = artifact.manifest.meta.get(key)
-    if said is None:
-        return None
-    try:
-        return SplitPart(str(said["name"]), str(said["digest"]), str(said["part"]), tuple(map(str, said["database"])))
-    except (KeyError, TypeError):
-        raise DamagedArtifact(f"{artifact.uri}: the manifest's {key} is not that of a split") from None
+def split_part(codes: Artifact) -> SplitPart | None:
+    """The part of a split that codes are of; None where they say none."""
+    return codes.facts(CodesMeta).protocol
 
 
 def require_one_split(queries: Artifact, database: Sequence[Artifact]) -> None:
@@ -76,18 +37,18 @@ def split_facts(queries: Artifact, database: Sequence[Artifact]) -> Mapping[str,
     if mine is None:
         return {}
     parts = [part.part if (part := split_part(entry)) else "of no split" for entry in database]
-    return {"protocol": mine.protocol, "split": mine.digest, "queries are": mine.part, "searched are": ", ".join(parts)}
+    return {"protocol": mine.name, "split": mine.digest, "queries are": mine.part, "searched are": ", ".join(parts)}
 
 
 def split_notes(queries: Artifact, database: Sequence[Artifact]) -> list[str]:
     """What keeps a figure from being that of its protocol, a sentence each."""
-    mine, trained = split_part(queries), split_part(queries, MODEL)
+    mine, trained = split_part(queries), queries.facts(CodesMeta).trained_on
     notes = []
     if mine is not None:
         searched = sorted(part.part if (part := split_part(entry)) else "others" for entry in database)
-        if mine.part != "query" or searched != sorted(mine.searched):
+        if mine.part != "query" or searched != sorted(mine.database):
             notes.append(
-                f"Not the figure of protocol {mine.protocol}, which searches its queries in {_listed(mine.searched)}: "
+                f"Not the figure of protocol {mine.name}, which searches its queries in {_listed(mine.database)}: "
                 f"here {mine.part} is searched in {_listed(searched)}."
             )
     if trained is not None and mine is not None:
@@ -105,7 +66,7 @@ def _listed(parts: Sequence[str]) -> str:
     return " and ".join(parts) or "nothing"
 
 
-def part_proof(samples: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+def part_proof(samples: Iterable[tuple[str, bytes]]) -> PartProof:
     """By what a part of a split is known again, from the key and the image's sha256 of each sample, in any order.
 
     `keys` is the sha256 of the sorted keys, one a line; `images` that of a line `<sha256>  <key>` for each of them.
@@ -113,7 +74,7 @@ def part_proof(samples: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
     ordered = sorted(samples)
     images = "".join(f"{digest.hex()}  {key}\n" for key, digest in ordered)
     keys = keys_digest(key for key, _ in ordered)
-    return {"samples": len(ordered), "keys": keys, "images": sha256_of(images.encode())}
+    return PartProof(samples=len(ordered), keys=keys, images=sha256_of(images.encode()))
 
 
 def keys_digest(keys: Iterable[str]) -> str:
@@ -121,7 +82,7 @@ def keys_digest(keys: Iterable[str]) -> str:
     return sha256_of("".join(f"{key}\n" for key in sorted(keys)).encode())
 
 
-def split_digest(parts: Mapping[str, Any], database: Sequence[str], files: Mapping[str, str] | None = None) -> str:
+def split_digest(parts: Mapping[str, PartProof], database: Sequence[str], files: Mapping[str, str]) -> str:
     """The digest of a whole split: the proofs of its parts, which of them are searched, and any files that say so."""
     whole = {"parts": parts, "database": list(database)}
     return sha256_of(canonical_json({**whole, "files": files} if files else whole))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import DamagedArtifact
 
 BIT_ORDER = "little"
-LOGITS = "int8: 127 x output / largest |output| of the row, away from 0"
+REAL_CODES = "int8: 127 x output / largest |output| of the row, away from 0"
 """How the bytes of a column `logits` came from the network's outputs."""
 
 
@@ -85,7 +85,7 @@ def codes_schema(
             pa.field("path", pa.string(), nullable=False),
             pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
             pa.field("labels", pa.list_(pa.int32()), nullable=False),
-            *([logits_field(bits)] if logits else []),
+            *([real_codes_field(bits)] if logits else []),
             *(pa.field(name, kind) for name, kind in (carried or {}).items()),
         ],
         metadata={
@@ -93,7 +93,7 @@ def codes_schema(
             "hhnet.bits": str(bits),
             "hhnet.bit_order": BIT_ORDER,
             "hhnet.classes": json.dumps(list(classes), ensure_ascii=False),
-            **({"hhnet.logits": LOGITS} if logits else {}),
+            **({"hhnet.logits": REAL_CODES} if logits else {}),
         },
     )
 
@@ -119,7 +119,7 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, pa.float64()).cast(kind) if pa.types.is_floating(kind) else pa.array(values, kind)
 
 
-def logits_field(bits: int) -> pa.Field:
+def real_codes_field(bits: int) -> pa.Field:
     """The column of logits: one int8 for each bit, as the bytes of a fixed-size binary."""
     return pa.field("logits", pa.binary(bits), nullable=False)
 

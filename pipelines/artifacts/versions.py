@@ -11,11 +11,14 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import ConfigDict
+
 from pipelines.artifacts import manifest as manifests
 from pipelines.artifacts.commit import publish_version, versions
 from pipelines.artifacts.manifest import (
     DIGEST_CHARS,
     Artifact,
+    Facts,
     Manifest,
     Part,
     ReceiptRef,
@@ -201,12 +204,17 @@ def _unpublishable(artifact: Artifact, path: str) -> list[str]:
     return [*([] if path in there else [path]), *_gone(there, referenced(artifact))]
 
 
+class _Made(Facts):
+    """The number that a manifest of any kind may say."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: int = 1
+
+
 def made_as(artifact: Artifact) -> int:
     """The number of the version that this manifest was made for; a rollback gives it another one as well."""
-    number = artifact.manifest.meta.get("version", 1)
-    if not isinstance(number, int):
-        raise DamagedArtifact(f"{artifact.uri}: a manifest says that it is version {number!r}")
-    return number
+    return artifact.facts(_Made).version
 
 
 def version_before(store: Store, known: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ import typer
 from pipelines.cli.verb import Codes, ConfigFile, Out, Result, Sets, configure, verb
 from pipelines.cluster.submit import submit
 from pipelines.errors import InputError, UsageError
-from pipelines.index.kinds import require_kind
+from pipelines.index.kinds import require_index_kind
 
 index_app = typer.Typer(help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True)
 
@@ -58,7 +58,7 @@ def index_build(
     """
     budget = {"index__memory": memory, "index__latency": latency, "index__recall": recall}
     settings = configure(config, sets, index__kind=kind, index__workers=workers, **budget)
-    require_kind(settings.index.kind, "auto")
+    require_index_kind(settings.index.kind, "auto")
     if settings.index.kind != "auto" and (dry_run or any(value is not None for value in budget.values())):
         raise UsageError("--memory, --latency, --recall and --dry-run are for the planner: give --kind auto with them")
     words = ["index", "build", *([] if publish else ["--no-publish"]), *(["--dry-run"] if dry_run else [])]

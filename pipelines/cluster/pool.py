@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
-from pipelines.cluster.placement import SETTLE_S, Need, Node, look, places, shortage
+from pipelines.cluster.placement import SETTLE_S, Need, Node, code_shortage, look, places
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 _log = logging.getLogger(__name__)
@@ -379,19 +379,19 @@ class _Pool(Generic[T]):
 
     def judged(self) -> list[Outcome[T]]:
         """Decide on the doubtful items: try again if the last attempt's node was lost, give up if it surely lives."""
-        given_up, doubtful = [], self.doubtful
+        reject_whole_shard, doubtful = [], self.doubtful
         self.doubtful = []
         for item in doubtful:
             attempt, node = item.tries[-1]
             if self.counted(item) < self.max_attempts:
                 self.waiting.append(item)
             elif node == self.here or time.time() - attempt.ended > NODE_VERDICT_S:
-                given_up.append(self.given_up(item, End(attempt.end)))
+                reject_whole_shard.append(self.give_up(item, End(attempt.end)))
             else:
                 self.doubtful.append(item)
-        return given_up
+        return reject_whole_shard
 
-    def given_up(self, item: _Item[T], end: End) -> Outcome[T]:
+    def give_up(self, item: _Item[T], end: End) -> Outcome[T]:
         causes = {
             End.DIED: "the worker died",
             End.OUT_OF_MEMORY: "the worker was killed because its node ran out of memory",
@@ -466,11 +466,11 @@ class _Pool(Generic[T]):
             waited = time.monotonic() - min((a.moved for a in self.actors if a.place is None), default=time.monotonic())
             if placed and waited > self.wait_s and not self.told:
                 self.told = True
-                text = shortage(coming, self.need, self.nodes, self.wait_s)
+                text = code_shortage(coming, self.need, self.nodes, self.wait_s)
                 _log.warning("%s goes on with %d workers: %s", self.verb, len(placed), text)
             self.roomless_since = time.monotonic()
         elif time.monotonic() - self.roomless_since > self.wait_s:
-            raise ClusterUnavailable(shortage(1, self.need, self.nodes, self.wait_s))
+            raise ClusterUnavailable(code_shortage(1, self.need, self.nodes, self.wait_s))
 
     def close(self) -> None:
         """End all actors."""

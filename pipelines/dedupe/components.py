@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from hhnet.search.pairs import Forest
+from hhnet.search.pairs import UnionFind
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage
 from pipelines.dedupe import tables as artifact
 from pipelines.dedupe.corpus import Corpus
-from pipelines.dedupe.external_sort import Spool, cut
+from pipelines.dedupe.external_sort import ExternalSort, cut
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name, read_table
 
 NUMBER_BITS = 31
@@ -32,13 +32,13 @@ def write_components(
     writer: ArtifactWriter, draft: Artifact, pairs: Sequence[Part], corpus: Corpus, memory: int, folder: Path
 ) -> Components:
     """Join the samples of all pairs, and write those that are in one by (component, id)."""
-    forest = Forest(corpus.count)
+    forest = UnionFind(corpus.count)
     with stage("join", len(pairs), unit="parts") as advance:
         for part in pairs:
             table = read_table(draft, part, PAIRS_SCHEMA, ("id_a", "id_b"))
             forest.unite(*(corpus.numbers(table[name].to_numpy()) for name in ("id_a", "id_b")))
             advance(1)
-    spool = Spool(folder / "components", memory // 4 // 8)
+    spool = ExternalSort(folder / "components", memory // 4 // 8)
     for start in range(0, corpus.count, artifact.UNIT):
         numbers = np.arange(start, min(start + artifact.UNIT, corpus.count))
         roots = forest.roots(start, start + len(numbers))

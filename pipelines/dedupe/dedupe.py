@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
+from pipelines.artifacts.facts import DuplicatesMeta
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Facts, fingerprint
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import finished, open_current
 from pipelines.config.fingerprint import result_settings
@@ -73,7 +74,7 @@ def _find(
         leaders = find_leaders(corpus, settings.memory, folder)
         receipts = PairSearch(writer, corpus, leaders, settings, folder).run()
         pairs = [part for name in sorted(receipts) for part in receipts[name].parts]
-        draft = writer.draft(pairs, {}, {})
+        draft = writer.draft(pairs, {}, Facts())
         found = write_components(writer, draft, pairs, corpus, settings.memory, folder)
     totals = {
         "samples": corpus.count - corpus.known,
@@ -86,7 +87,7 @@ def _find(
     places = [source.place for source in sources]
     columns = {field.name: [getattr(place, field.name) for place in places] for field in SHARDS}
     shards = writer.put_part(SHARDS_NAME, parquet_bytes(table_of(SHARDS, columns)), len(places))
-    meta = {"radius": settings.radius, "bits": bits}
+    meta = DuplicatesMeta(radius=settings.radius, bits=bits)
     return writer.commit([*pairs, *found.parts, shards], totals, meta, receipts)
 
 
@@ -97,6 +98,6 @@ def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
         "status": status,
         "uri": artifact.uri,
         "digest": artifact.digest,
-        "radius": manifest.meta["radius"],
+        "radius": artifact.facts(DuplicatesMeta).radius,
         **manifest.totals,
     }

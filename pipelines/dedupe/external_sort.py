@@ -1,4 +1,4 @@
-"""Integers in a file of a scratch folder, had back in order however many there are."""
+"""External sort of 64-bit integers in a file of a scratch folder."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -12,8 +12,8 @@ Keys = npt.NDArray[np.uint64]
 _WAYS = 16
 
 
-class Spool:
-    """Distinct integers of 64 bits: added in any order, by several threads, and read once in ascending order."""
+class ExternalSort:
+    """Takes distinct 64-bit integers in any order, from several threads, and yields them once in ascending order."""
 
     def __init__(self, path: Path, at_once: int) -> None:
         self._path, self._at_once = path, at_once
@@ -46,7 +46,7 @@ def _in_order(path: Path, at_once: int) -> Iterator[Keys]:
     for keys in _blocks(path, at_once // 4 or 1):  # the ways take copies
         way_of = (keys - np.uint64(low)) // width
         for way in np.unique(way_of):
-            Spool(paths[int(way)], at_once).add(keys[way_of == way])
+            ExternalSort(paths[int(way)], at_once).add(keys[way_of == way])
     path.unlink()
     for part in paths:
         if part.exists():

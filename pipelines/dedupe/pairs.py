@@ -24,7 +24,7 @@ from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings
 from pipelines.dedupe import tables as artifact
 from pipelines.dedupe.corpus import Corpus, Numbers
-from pipelines.dedupe.external_sort import Spool, cut
+from pipelines.dedupe.external_sort import ExternalSort, cut
 from pipelines.dedupe.tables import PAIRS_SCHEMA, pairs_name, unit_name
 from pipelines.errors import ConfigError, InputError, WorkFailed
 from pipelines.storage import Entry
@@ -82,7 +82,7 @@ class PairSearch:
     ) -> None:
         self._writer, self._corpus, self._leaders, self._settings = writer, corpus, leaders, settings
         self._folder, self._lock = folder, threading.Lock()
-        self._spools: dict[int, Spool] = {}
+        self._spools: dict[int, ExternalSort] = {}
         size = _block_size(settings.memory // 2, corpus.codes.shape[1])
         total = len(leaders.numbers)
         self._blocks = [slice(start, min(start + size, total)) for start in range(0, total, size)]
@@ -194,11 +194,11 @@ class PairSearch:
 
     # ---------------------------------------------------------------------------------------------------- write
 
-    def _spool(self, unit: int) -> Spool:
+    def _spool(self, unit: int) -> ExternalSort:
         """The pairs found so far of a unit, in one object for all threads, since it has the lock on their file."""
         with self._lock:
             if unit not in self._spools:
-                self._spools[unit] = Spool(self._folder / unit_name(unit), self._settings.memory // 4 // 8)
+                self._spools[unit] = ExternalSort(self._folder / unit_name(unit), self._settings.memory // 4 // 8)
             return self._spools[unit]
 
     def _write(self, unit: int) -> PairsReceipt:

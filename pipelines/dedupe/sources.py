@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.dedupe.tables import Place
-from pipelines.encode.codes import CodesSet, CodesShard, has_logits, require_pair
+from pipelines.dedupe.tables import PlacedShard
+from pipelines.encode.codes import CodesSet, CodesShard, require_pair
 from pipelines.errors import DamagedArtifact
 from pipelines.index.reader import IndexedShard, IndexReader
 
@@ -18,7 +18,7 @@ COLUMNS = ("row", "key", "code")
 class Source:
     """One tar that takes part: its place, and how its rows are read."""
 
-    place: Place
+    place: PlacedShard
     uri: str
     _read: Callable[[], pa.Table]
 
@@ -39,7 +39,7 @@ def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> li
     known = []
     if index is not None:
         as_codes = CodesSet(
-            index.artifact, index.bits, index.classes, has_logits(index.artifact)
+            index.artifact, index.bits, index.classes, index.logits
         )  # which names its model in the same way
         for entry in sets:
             require_pair(as_codes, entry)
@@ -54,10 +54,10 @@ def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> li
 
 def _indexed(index: IndexReader, shard: IndexedShard) -> Source:
     uri, digest = index.artifact.uri, index.artifact.digest
-    place = Place(shard.ordinal, shard.shard, shard.shard_sha256, digest, True, index.live(shard))
+    place = PlacedShard(shard.ordinal, shard.shard, shard.shard_sha256, digest, True, index.live(shard))
     return Source(place, uri, lambda: index.live_keys(shard.ordinal, COLUMNS))
 
 
 def _encoded(ordinal: int, entry: CodesSet, shard: CodesShard) -> Source:
-    place = Place(ordinal, shard.name, shard.sha256, entry.artifact.digest, False, shard.rows)
+    place = PlacedShard(ordinal, shard.name, shard.sha256, entry.artifact.digest, False, shard.rows)
     return Source(place, entry.artifact.uri, lambda: entry.read(shard))

@@ -64,7 +64,7 @@ COMPONENTS_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Place:
+class PlacedShard:
     """A row of `shards.parquet`."""
 
     ordinal: int
@@ -105,10 +105,10 @@ def read_table(artifact: Artifact, part: Part, schema: pa.Schema, columns: Seque
     return table
 
 
-def read_places(artifact: Artifact) -> list[Place]:
+def read_places(artifact: Artifact) -> list[PlacedShard]:
     """The tars that took part; DamagedArtifact where their ordinals do not ascend."""
     table = read_table(artifact, artifact.manifest.part(SHARDS_NAME), SHARDS)
-    places = [Place(**row) for row in table.to_pylist()]
+    places = [PlacedShard(**row) for row in table.to_pylist()]
     ordinals = [place.ordinal for place in places]
     if ordinals != sorted(set(ordinals)) or min(ordinals, default=0) < 0:
         raise DamagedArtifact(f"{artifact.uri}/{SHARDS_NAME} is not sorted by ordinal")

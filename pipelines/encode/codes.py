@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hhnet import unpack_bits
-from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, Part, read_part
-from pipelines.artifacts.tables import LOGITS, codes_schema, read_parquet, require_schema
+from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current, open_input
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, in_order
@@ -90,12 +90,8 @@ class CodesSet:
 def open_codes(source: str | Artifact) -> CodesSet:
     """Open the current version of a codes artifact by URI, or take one that is open."""
     artifact = open_current(source, "codes") if isinstance(source, str) else source
-    meta = artifact.manifest.meta
-    try:
-        bits, classes = int(meta["bits"]), tuple(str(name) for name in meta["classes"])
-    except (KeyError, TypeError, ValueError):
-        raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its bits and classes") from None
-    return CodesSet(artifact, bits, classes, has_logits(artifact))
+    meta = artifact.facts(CodesMeta)
+    return CodesSet(artifact, meta.bits, meta.classes, meta.has_logits)
 
 
 def codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
@@ -108,14 +104,6 @@ def codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
         with suppress(InputError, FingerprintMismatch):
             return open_codes(open_input(index, str(role), where))
     return None
-
-
-def has_logits(artifact: Artifact) -> bool:
-    """Whether codes, or an index of them, hold logits; DamagedArtifact where they are of a form that is not known."""
-    found = artifact.manifest.meta.get("logits")
-    if found not in (None, LOGITS):
-        raise DamagedArtifact(f"{artifact.uri}: logits of the form {found!r} are not known to this hhnet")
-    return found is not None
 
 
 def read_codes(store: Store, parts: Sequence[Part], bits: int, logits: bool = False) -> pa.Table:
@@ -142,20 +130,20 @@ def code_array(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
     return data.reshape(-1, column.type.byte_width)[array.offset : array.offset + len(array)]
 
 
-def require_logits(artifact: Artifact) -> None:
-    """InputError unless codes, or an index of them, hold logits."""
-    if not has_logits(artifact):
-        raise InputError(f"{artifact.uri} has no logits to re-rank by: encode with encode.logits=true to have them")
+def require_real_codes(uri: str, logits: bool) -> None:
+    """InputError unless the codes at `uri`, or an index of them, hold logits."""
+    if not logits:
+        raise InputError(f"{uri} has no logits to re-rank by: encode with encode.logits=true to have them")
 
 
-def logits_array(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
+def real_codes_array(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     """A column of logits as int8 (N, bits)."""
     return code_array(column).view(np.int8)
 
 
 def require_signs(table: pa.Table, bits: int, where: str) -> None:
     """DamagedArtifact unless each logit of a table that has codes too lies on its bit's side of zero."""
-    logits, ones = logits_array(table["logits"]), unpack_bits(code_array(table["code"]), bits)
+    logits, ones = real_codes_array(table["logits"]), unpack_bits(code_array(table["code"]), bits)
     if not ((logits > 0) == ones).all() or (logits == np.iinfo(np.int8).min).any():
         raise DamagedArtifact(f"{where} has logits that are not those of its codes")
 

@@ -10,10 +10,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter, versions
-from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.tables import LOGITS
+from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
@@ -21,7 +21,7 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_job, what_is_left
 from pipelines.encode.receipts import animated_of, publish_shard
-from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, given_up, run_figures
+from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, reject_whole_shard, run_figures
 from pipelines.errors import DamagedArtifact, Degraded, InputError
 from pipelines.shards.shards import ShardSet, open_shards
 
@@ -42,7 +42,8 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     totals = artifact.manifest.totals
     status = "degraded" if over_budget(totals, config) else status
     result = {"verb": "encode", "status": status, "uri": artifact.uri, "digest": artifact.digest, **totals}
-    result |= {"animated": artifact.manifest.meta["animated"]} if "animated" in artifact.manifest.meta else {}
+    animated = artifact.facts(CodesMeta).animated
+    result |= {"animated": animated} if animated else {}
     return result | {name: measured[name] for name in ("images_per_second", "shares") if name in measured}
 
 
@@ -55,7 +56,7 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
 
     def reject_all(outcome: Outcome[ShardTask]) -> Receipt:
         shard = opened.shard(outcome.item.shard)
-        rejects = given_up(job.schema, shard, outcome)
+        rejects = reject_whole_shard(job.schema, shard, outcome)
         receipt = publish_shard(writer, shard, outcome.item.receipt, rejects, outcome.item.kept)
         count_shard(Meter("encode"), shard, rejects)
         return receipt
@@ -107,16 +108,16 @@ def _commit(
             f"{job.config.encode.reject_budget:g}: see {writer.store.uri}/rejects, then pass --allow-degraded "
             "to publish without them"
         )
-    animated = animated_of(receipts.values()) + (manifest.meta.get("animated", 0) if manifest else 0)
-    meta = {
-        "bits": int(job.schema.metadata[b"hhnet.bits"]),
-        "classes": list(opened.classes),
-        "carried": {name: str(job.schema.field(name).type) for name in job.config.encode.carry},
-        "settings": result_settings(job.config, "codes"),
-        **({"logits": LOGITS} if job.config.encode.logits else {}),
-        **({"animated": animated} if animated else {}),
-        **job.splits,
-    }
+    meta = CodesMeta(
+        bits=int(job.schema.metadata[b"hhnet.bits"]),
+        classes=opened.classes,
+        carried={name: str(job.schema.field(name).type) for name in job.config.encode.carry},
+        settings=result_settings(job.config, "codes"),
+        logits=REAL_CODES if job.config.encode.logits else None,
+        animated=animated_of(receipts.values()) + (before.facts(CodesMeta).animated if before else 0),
+        protocol=job.split,
+        trained_on=job.trained_on,
+    )
     if before is None:
         writer.commit(parts, totals, meta, receipts)
         return open_current(writer.store, "codes")
@@ -125,4 +126,4 @@ def _commit(
     known = versions(writer.store)
     number = (known[-1] if known else 1) + 1
     refs = [*before.manifest.receipts, *drafted.receipts]
-    return publish_next(before, number, parts, refs, totals, inputs=inputs, meta=drafted.meta)
+    return publish_next(before, number, parts, refs, totals, inputs=inputs, meta=meta)

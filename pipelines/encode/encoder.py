@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from hhnet.codes import pack_bits, sign_bits
-from hhnet.logits import quantise_logits
 from hhnet.nn.model import HHNet, Preprocess, model_from_bytes
+from hhnet.real_codes import quantise_real_codes
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.encode.decode import decode_square, timed
 from pipelines.errors import DamagedArtifact
@@ -98,7 +98,7 @@ class Encoder:
             z_BK = self.outputs(squares)
             codes.append(pack_bits(sign_bits(z_BK)))
             if logits:
-                quantised.append(quantise_logits(z_BK))
+                quantised.append(quantise_real_codes(z_BK))
             squares.clear()
             advance()
             clock["forward"] += time.perf_counter() - begun

@@ -3,15 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.facts import ModelMeta, Receipt, ShardsMeta, SplitPart
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
-from pipelines.artifacts.splits import MODEL, passed_on
-from pipelines.artifacts.splits import carried as carried_split
 from pipelines.artifacts.tables import (
     codes_schema,
     column_type,
@@ -20,7 +18,7 @@ from pipelines.artifacts.versions import finished, lost, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.codes import ENCODER_VERSION
-from pipelines.encode.receipts import claimed_receipts
+from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import ShardSet
 from pipelines.storage import Store
@@ -53,8 +51,10 @@ class EncodeJob:
     fingerprint: str
     inputs: tuple[ArtifactInput, ...]
     schema: pa.Schema
-    splits: Mapping[str, Any]
-    """For the manifest: the split of the shards and that of the model's training images, where there are any."""
+    split: SplitPart | None
+    """The split of the shards, for the manifest."""
+    trained_on: SplitPart | None
+    """The split of the model's training images, likewise."""
     config: Config
 
     @property
@@ -71,30 +71,25 @@ class EncodeJob:
 def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> EncodeJob:
     """Name the result: its fingerprint, inputs and schema."""
     settings = {**result_settings(config, "codes"), "encoder": ENCODER_VERSION}
-    root = shards.manifest.meta.get("grown_from", shards.digest)  # shards that have grown keep the place of their codes
+    source, network = shards.facts(ShardsMeta), model.facts(ModelMeta)
+    root = source.grown_from or shards.digest  # shards that have grown keep the place of their codes
     mark = fingerprint("codes", {"shards": root, "model": model.digest}, settings)
     inputs = (
         ArtifactInput(role="shards", kind="shards", digest=shards.digest),
         ArtifactInput(role="model", kind="model", digest=model.digest),
     )
     carried = carried_types(shards, config.encode.carry)
-    try:
-        bits, classes = int(model.manifest.meta["bits"]), [str(name) for name in shards.manifest.meta["classes"]]
-    except (KeyError, TypeError, ValueError):
-        raise DamagedArtifact(
-            f"{model.uri} does not say its bits, or {shards.uri} its classes, in the manifest"
-        ) from None
-    schema = codes_schema(bits, mark, classes, carried, config.encode.logits)
-    splits = carried_split(shards.manifest) | passed_on(model.manifest, MODEL)
-    return EncodeJob(shards.uri, model.uri, Store(out).uri, mark, inputs, schema, splits, config)
+    schema = codes_schema(network.bits, mark, source.classes, carried, config.encode.logits)
+    splits = source.split_part, network.protocol
+    return EncodeJob(shards.uri, model.uri, Store(out).uri, mark, inputs, schema, *splits, config)
 
 
 def carried_types(shards: Artifact, names: Sequence[str]) -> dict[str, pa.DataType]:
     """Return the types of metadata columns: those that the table had, text where none is known."""
-    known = shards.manifest.meta.get("columns", {})
+    known = shards.facts(ShardsMeta).columns
     try:
-        return {name: column_type(str(known.get(name, "string"))) for name in names}
-    except (AttributeError, ValueError):
+        return {name: column_type(known.get(name, "string")) for name in names}
+    except ValueError:
         raise DamagedArtifact(f"{shards.uri} says an unknown type of a column in the manifest") from None
 
 
@@ -120,7 +115,7 @@ def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[
         published = open_current(store, "codes")
         known, lost_tasks = {ref.shard for ref in published.manifest.receipts}, _lost_shards(published, opened)
     new = [shard for shard in opened.shards if shard.stem not in known]
-    receipts = claimed_receipts(store, [shard.stem for shard in new]) if new else {}
+    receipts = read_whole_receipts(store, [shard.stem for shard in new]) if new else {}
     return (
         published,
         receipts,

@@ -74,7 +74,7 @@ def read_receipt(artifact: Artifact, reference: ReceiptRef) -> Receipt:
     return Receipt.parse(artifact.read(reference), f"{artifact.uri}/{reference.path}", advice)
 
 
-def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> Receipt | None:
+def read_whole_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> Receipt | None:
     """The receipt of this name, if it was put and the bytes it promises are there: by `there`, a listing, if given."""
 
     def size(path: str) -> int | None:
@@ -87,10 +87,10 @@ def claimed_receipt(store: Store, name: str, there: Mapping[str, Entry] | None =
     return receipt if all(size(part.path) == part.bytes for part in receipt.parts) else None
 
 
-def claimed_receipts(store: Store, names: Sequence[str]) -> dict[str, Receipt]:
+def read_whole_receipts(store: Store, names: Sequence[str]) -> dict[str, Receipt]:
     """Of these receipts, those whose shards need not be encoded again."""
     there = store.entries()
-    found = in_order(lambda name: claimed_receipt(store, name, there), names)
+    found = in_order(lambda name: read_whole_receipt(store, name, there), names)
     return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
 
 

@@ -12,14 +12,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts.commit import versions
-from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input, open_version, publish_next
 from pipelines.config.settings import Config, EncodeSettings
 from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_job
-from pipelines.encode.receipts import animated_of, claimed_receipts, read_receipt
+from pipelines.encode.receipts import animated_of, read_receipt, read_whole_receipts
 from pipelines.encode.shard import ShardCodes
 from pipelines.encode.workers import ShardEncoder, encode_shards, run_figures
 from pipelines.errors import FingerprintMismatch
@@ -89,7 +89,7 @@ def _reasons(rejects: bytes, where: str) -> dict[int, str]:
 
 def _plan(base: Artifact, config: Config, shards: str | None, model: str | None) -> EncodeJob:
     """The job that made the codes, with the settings that they were made with."""
-    made = {name.removeprefix("encode."): value for name, value in base.manifest.meta.get("settings", {}).items()}
+    made = {name.removeprefix("encode."): value for name, value in base.facts(CodesMeta).settings.items()}
     encode = EncodeSettings.model_validate({**config.encode.model_dump(), **made})
     source, network = open_input(base, "shards", shards), open_input(base, "model", model)
     job = plan_job(source, network, base.uri, config.model_copy(update={"encode": encode}))
@@ -103,7 +103,7 @@ def _plan(base: Artifact, config: Config, shards: str | None, model: str | None)
 
 def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -> Artifact:
     begun = time.monotonic()
-    put = claimed_receipts(base.store, [task.receipt for task in tasks])
+    put = read_whole_receipts(base.store, [task.receipt for task in tasks])
     missing = [task for task in tasks if task.receipt not in put]
     if missing:
         opened, facts = open_shards(job.shards), {"fingerprint": job.fingerprint, "shards": len(missing)}
@@ -129,9 +129,8 @@ def _publish(base: Artifact, number: int, put: Mapping[str, Receipt]) -> Artifac
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     samples = manifest.totals["samples"]
     totals = {"samples": samples, "codes": samples - rejected, "rejects": rejected}
-    meta, animated = dict(manifest.meta), animated_of(put.values())
-    if "animated" in meta:
-        animated += meta.pop("animated")
+    meta, animated = base.facts(CodesMeta), animated_of(put.values())
+    if meta.animated:
+        animated += meta.animated
         animated -= animated_of(read_receipt(base, ref) for ref in manifest.receipts if ref.shard in replaced)
-    meta |= {"animated": animated} if animated else {}
-    return publish_next(base, number, parts, refs, totals, meta=meta)
+    return publish_next(base, number, parts, refs, totals, meta=meta.model_copy(update={"animated": animated}))

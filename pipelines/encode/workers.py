@@ -19,7 +19,7 @@ from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.encode.job import EncodeJob, ShardTask
-from pipelines.encode.receipts import claimed_receipt, publish_shard
+from pipelines.encode.receipts import publish_shard, read_whole_receipt
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.shards import Shard, ShardSet, open_shards
 from pipelines.storage import Store
@@ -39,7 +39,7 @@ class ShardRun:
     figures: Mapping[str, float]
 
 
-def given_up(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> ShardCodes:
+def reject_whole_shard(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> ShardCodes:
     """Reject every sample of a shard that all workers died of or stood still on."""
     reasons = {End.STUCK: Reason.STUCK, End.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY}
     reject = ImageReject(reasons.get(outcome.end, Reason.WORKER_DIED), str(outcome.error))
@@ -75,7 +75,7 @@ class ShardEncoder:
         not encoded again.
         """
         shard = self.shards.shard(task.shard)
-        claimed = claimed_receipt(self.writer.store, task.receipt)
+        claimed = read_whole_receipt(self.writer.store, task.receipt)
         if claimed is not None:
             return claimed, {
                 "samples": shard.rows,

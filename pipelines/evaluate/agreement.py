@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 import hhnet
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import AgreementMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
 from pipelines.artifacts.versions import finished
 from pipelines.cluster.progress import stage
@@ -232,7 +233,6 @@ def agreement_page(figures: AgreementFigures, drawn: Mapping[str, bytes], source
     return render("agreement", figures=figures, drawn=drawn, classes=classes, sources=sources)
 
 
-HEADLINE = ("overlap", "chance", "k", "correlation", "bits_old", "bits_new")
 STEPS = 3
 OVERLAP_BINS = 20
 
@@ -289,7 +289,7 @@ def _report(writer: ArtifactWriter, matched: Matched, sources: dict[str, str], c
     }
     parts = [writer.put_part(name, data, figures.queries) for name, data in sorted(files.items())]
     totals = {name: getattr(figures, name) for name in ("queries", "samples", "old_only", "new_only")}
-    return writer.commit(parts, totals, {name: getattr(figures, name) for name in HEADLINE})
+    return writer.commit(parts, totals, AgreementMeta.model_validate(figures, from_attributes=True))
 
 
 def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
         "status": status,
         "uri": artifact.uri,
         "digest": artifact.digest,
-        **{name: manifest.meta[name] for name in HEADLINE},
+        **artifact.facts(AgreementMeta).as_json(),
         **manifest.totals,
         "report": f"{artifact.uri}/{manifest.part('report.html').path}",
         "metrics": f"{artifact.uri}/{manifest.part('metrics.json').path}",

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,15 +12,16 @@ import numpy.typing as npt
 
 import hhnet
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import ReportMeta, Reranked, SplitPart
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.runs import RunLog, closed_records
-from pipelines.artifacts.splits import LEARNED, SplitPart, require_one_split, split_facts, split_notes, split_part
+from pipelines.artifacts.splits import LEARNED, require_one_split, split_facts, split_notes, split_part
 from pipelines.artifacts.tables import class_ids_in
 from pipelines.artifacts.versions import finished, open_input
 from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, EvaluateSettings
-from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_logits, require_pair
+from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair, require_real_codes
 from pipelines.errors import HHNetError, InputError
 from pipelines.evaluate.figures import Figures, measure, require_findable
 from pipelines.evaluate.health import Examined, examine
@@ -49,7 +50,7 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     """
     query_set, sets = _open_all(queries, database)
     for entry in (query_set, *sets) if config.evaluate.rerank else ():
-        require_logits(entry.artifact)
+        require_real_codes(entry.artifact.uri, entry.logits)
     name = report_fingerprint(query_set.artifact.digest, [entry.artifact.digest for entry in sets], config)
     artifact = finished(Store(out), "report", name)
     if artifact is not None:
@@ -236,15 +237,17 @@ def _learned_notes(query_set: CodesSet) -> list[str]:
 def _commit(
     writer: ArtifactWriter, parts: list[Part], figures: Figures, settings: EvaluateSettings, split: SplitPart | None
 ) -> Artifact:
-    meta = {
-        "map": figures.map,
-        "chance": figures.chance,
-        "convention": convention_name(settings),
-        "precision_at": figures.precision_at,
-        "bits": figures.bits,
-        **({"reranked": asdict(figures.reranked)} if figures.reranked else {}),
-        **({"protocol": split.protocol, "split": split.digest} if split else {}),
-    }
+    again = figures.reranked
+    meta = ReportMeta(
+        map=figures.map,
+        chance=figures.chance,
+        convention=convention_name(settings),
+        precision_at=dict(figures.precision_at),
+        bits=figures.bits,
+        reranked=Reranked(first=again.first, map=again.map) if again else None,
+        protocol=split.name if split else None,
+        split=split.digest if split else None,
+    )
     return writer.commit(parts, {"queries": figures.queries, "database": figures.database}, meta)
 
 
@@ -255,8 +258,7 @@ def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
         "status": status,
         "uri": artifact.uri,
         "digest": artifact.digest,
-        **{name: manifest.meta[name] for name in ("map", "convention", "chance", "precision_at", "bits")},
-        **{name: manifest.meta[name] for name in ("reranked", "protocol", "split") if name in manifest.meta},
+        **artifact.facts(ReportMeta).as_json(),
         **manifest.totals,
         "queries_searched": _searched(artifact),
         "report": f"{artifact.uri}/{manifest.part('report.html').path}",

@@ -38,7 +38,7 @@ class Correlated:
 
 
 @dataclass(frozen=True)
-class Bucket:
+class SharedCode:
     """A code, its bytes in hexadecimal, and the items that have it."""
 
     code: str
@@ -75,7 +75,7 @@ class SideFigures:
     copies: int
     """Pairs with |phi| of 0.9 or more."""
     most_correlated: Sequence[Correlated]
-    largest_buckets: Sequence[Bucket]
+    largest_buckets: Sequence[SharedCode]
     bucket_sizes: Sequence[BucketClass]
     """By powers of two, without gaps, up to the largest bucket."""
     distances: Sequence[float]
@@ -146,7 +146,7 @@ def _side(health: CodeHealth) -> SideFigures:
             Correlated((int(first[place]), int(second[place])), rounded(phi[place])) for place in order if phi[place]
         ],
         largest_buckets=[
-            Bucket(code.tobytes().hex(), int(size))
+            SharedCode(code.tobytes().hex(), int(size))
             for code, size in zip(health.bucket_codes[:LISTED], health.bucket_sizes[:LISTED], strict=True)
         ],
         bucket_sizes=_bucket_classes(health.bucket_sizes),

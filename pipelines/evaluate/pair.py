@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.encode.codes import CodesSet, class_names, code_array, logits_array
+from pipelines.encode.codes import CodesSet, class_names, code_array, real_codes_array
 from pipelines.report.pictures import Place
 
 
@@ -83,7 +83,7 @@ def _load(sets: Sequence[CodesSet], classes: Sequence[str], with_logits: bool) -
         for table in entry.tables():
             codes.append(code_array(table["code"]))
             labels.append(_multi_hot(table["labels"], ids, len(classes), entry))
-            logits += [logits_array(table["logits"])] if with_logits else []
+            logits += [real_codes_array(table["logits"])] if with_logits else []
             shards.append(np.full(len(table), len(shards), np.int32))
             rows.append(table["row"].to_numpy())
     names = [shard.sha256 for entry in sets for shard in entry.shards]

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.codes import pack_bits, sign_bits, unpack_bits
+from pipelines.artifacts.facts import ModelMeta
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import BIT_ORDER
 from pipelines.artifacts.versions import open_input
@@ -47,7 +48,7 @@ STEPS = 4
 
 Squares = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.uint8]
-Logits = npt.NDArray[np.float32]
+RealCodes = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
         "hhnet.backbone": encoder.model.backbone_name,
         "hhnet.bits": str(encoder.bits),
         "hhnet.bit_order": BIT_ORDER,
-        "hhnet.classes": json.dumps(artifact.manifest.meta["classes"], ensure_ascii=False),
+        "hhnet.classes": json.dumps(artifact.facts(ModelMeta).classes, ensure_ascii=False),
         "hhnet.preprocess": canonical_json(encoder.preprocess.to_dict()).decode().strip(),
         "hhnet.precision": "fp32",
         "hhnet.trained_precision": encoder.precision,
@@ -261,7 +262,7 @@ def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
         yield np.arange(start, min(start + BATCH, count))
 
 
-def judge(codes: Codes, z_NK: Logits, expected_NK: Logits) -> Agreement:
+def judge(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> Agreement:
     """Compare codes and logits of the graph with torch's logits; WorkFailed where they differ."""
     if not (np.isfinite(z_NK).all() and np.isfinite(expected_NK).all()):
         raise WorkFailed("the network's outputs are not finite: check the model with hhnet verify; nothing was written")

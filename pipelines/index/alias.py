@@ -11,10 +11,9 @@ import posixpath
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from pipelines.artifacts.commit import ArtifactWriter, versions
-from pipelines.artifacts.manifest import Artifact, fingerprint, open_artifact
+from pipelines.artifacts.facts import AliasMeta, IndexMeta
+from pipelines.artifacts.manifest import Artifact, Facts, fingerprint, open_artifact
 from pipelines.artifacts.versions import (
     made_as,
     next_artifact,
@@ -25,22 +24,10 @@ from pipelines.artifacts.versions import (
     roll_back,
     version_before,
 )
-from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.storage import Store
 
 KIND = "alias"
-
-
-class _Named(BaseModel):
-    """What a version of an alias says; `version` is the number that it was made for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: int = Field(ge=1)
-    index: str = Field(min_length=1)
-    fingerprint: str
-    bits: int
-    model: str
 
 
 @dataclass(frozen=True)
@@ -55,31 +42,24 @@ class AliasTarget:
     @classmethod
     def of(cls, alias: Artifact) -> "AliasTarget":
         """What the version names; DamagedArtifact where it names nothing."""
-        try:
-            named = _Named.model_validate(alias.manifest.meta, strict=True)
-        except ValidationError:
-            raise DamagedArtifact(f"{alias.uri}: manifest {alias.digest[:12]} of the alias names no index") from None
+        named = alias.facts(AliasMeta)
         return cls(_locate(named.index, alias.store), named.fingerprint, named.bits, named.model)
 
     @classmethod
     def of_index(cls, index: Artifact) -> "AliasTarget":
         """The target that an index is."""
-        manifest = index.manifest
-        try:
-            bits = int(manifest.meta["bits"])
-        except (KeyError, TypeError, ValueError):
-            raise DamagedArtifact(f"{index.uri}: the index manifest does not say its bits") from None
-        return cls(index.uri, manifest.fingerprint, bits, manifest.input("model").digest)
+        bits, model = index.facts(IndexMeta).bits, index.manifest.input("model").digest
+        return cls(index.uri, index.manifest.fingerprint, bits, model)
 
-    def meta(self, alias: Store, version: int) -> dict[str, Any]:
+    def meta(self, alias: Store, version: int) -> AliasMeta:
         """What version `version` of the alias says to name this index."""
-        return _Named(
+        return AliasMeta(
             version=version,
             index=_place(self.uri, alias),
             fingerprint=self.fingerprint,
             bits=self.bits,
             model=self.model,
-        ).model_dump()
+        )
 
     def open(self, version: int | None = None) -> tuple[int, Artifact]:
         """A published version of the index, by default the current one, and its number.
@@ -177,7 +157,7 @@ def set_alias(alias: str, to: str) -> dict[str, Any]:
         stands_for = AliasTarget.of(current_alias(index)[1]).uri
         raise InputError(f"{index.uri} is an alias itself: name the index that it stands for, {stands_for}")
     target = AliasTarget.of_index(open_published(to)[1])
-    root = ArtifactWriter(store, KIND, fingerprint(KIND, {}, {}), (), {}).commit([], {}, {})
+    root = ArtifactWriter(store, KIND, fingerprint(KIND, {}, {}), (), {}).commit([], {}, Facts())
     known = versions(store)
     if known:
         current = open_version(store, known[-1], KIND)

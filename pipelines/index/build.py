@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 
 from pipelines.artifacts.commit import ArtifactWriter, versions
-from pipelines.artifacts.facts import PartReceipt, QuantizerReceipt
+from pipelines.artifacts.facts import IndexMeta, PartReceipt, QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact, read_identity
 from pipelines.artifacts.runs import RunLog, write_run_record
-from pipelines.artifacts.tables import LOGITS
+from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import finished, publish_number
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import Figures
-from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_kind
+from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_index_kind
 from pipelines.index.parts import PartTask, codes_of, sample_rows
-from pipelines.index.planner import plan
+from pipelines.index.planner import plan_kind
 from pipelines.index.pool import (
     build_parts,
     built,
@@ -51,7 +51,7 @@ def build_index(
     within the planner's budget, InputError where a tar comes twice or there is nothing to index, WorkFailed where the
     gate finds less than `index.gate` asks for.
     """
-    require_kind(config.index.kind, "auto")
+    require_index_kind(config.index.kind, "auto")
     sets = _open_all(codes)
     store = Store(out)
     if dry_run:
@@ -123,7 +123,7 @@ def _of_kind(config: Config, kind: str) -> Config:
 def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config) -> dict[str, Any]:
     """What the planner chooses now; `begun_as` is the kind that a build at this root would stay with."""
     require_distinct(sets)
-    begun, chosen = _begun(sets, store, config), plan(plan_parts(sets), config)
+    begun, chosen = _begun(sets, store, config), plan_kind(plan_parts(sets), config)
     result = {"verb": "index build", "status": "planned", "uri": store.uri, "digest": None, "kind": chosen.kind}
     return {**result, "begun_as": begun, **chosen.facts()}
 
@@ -137,7 +137,7 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Con
     facts: dict[str, Any] = {}
     if (kind := _begun(sets, store, config)) is None:
         require_distinct(sets)
-        chosen = plan(plan_parts(sets), config)
+        chosen = plan_kind(plan_parts(sets), config)
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
             _writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
         kind, facts = _begun(sets, store, config), chosen.facts()
@@ -188,15 +188,15 @@ def _build(
     there = writer.store.entries("parts")
     parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared, there)]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))
-    meta: dict[str, Any] = {
-        "kind": config.index.kind,
-        "parameters": parameters,
-        "bits": first.bits,
-        "classes": list(first.classes),
-        "quantizer_sha256": trained.part.sha256 if trained else None,
-        "card": card_of(parts, count),
-        **({"logits": LOGITS} if first.logits else {}),
-    }
+    meta = IndexMeta(
+        kind=config.index.kind,
+        parameters=parameters,
+        bits=first.bits,
+        classes=first.classes,
+        quantizer_sha256=trained.part.sha256 if trained else None,
+        card=card_of(parts, count),
+        logits=REAL_CODES if first.logits else None,
+    )
     totals = {"codes": count, "shards": len(tasks)}
     figures = measure(writer.draft(parts, totals, meta, receipts), config)
     return writer.commit(parts, totals, gated_meta(meta, figures), receipts), figures

@@ -10,10 +10,11 @@ from itertools import pairwise
 from typing import Any
 
 from pipelines.artifacts.commit import versions
+from pipelines.artifacts.facts import IndexMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import all_versions, open_current
-from pipelines.encode.codes import CodesSet, CodesShard, has_logits, open_codes, require_distinct, require_pair
-from pipelines.encode.receipts import claimed_receipts
+from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_distinct, require_pair
+from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
 from pipelines.index.reader import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
@@ -113,12 +114,11 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
     if index is not None and versions(root := index_root(index)):
         state.index = open_current(root, "index")
         state.held = {shard.shard_sha256: shard for shard in read_ordinals(state.index).values() if shard.rows}
-    indexed = (
-        [CodesSet(state.index, int(state.index.manifest.meta["bits"]), (), has_logits(state.index))]
-        if state.index
-        else []
-    )
-    for one, other in pairwise([*indexed, *state.sets]):
+    sets = state.sets
+    if state.index is not None:
+        meta = state.index.facts(IndexMeta)
+        sets = [CodesSet(state.index, meta.bits, (), meta.has_logits), *sets]
+    for one, other in pairwise(sets):
         require_pair(one, other)
     return state
 
@@ -126,7 +126,7 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
 def _outgrown(state: State) -> Iterator[tuple[str, str]]:
     """Shards that have grown since they were encoded, and their codes, each by its URI."""
     for shards in {tar.shards.uri: tar.shards for tar in state.tars.values()}.values():
-        if "grown_from" in shards.manifest.meta:
+        if shards.facts(ShardsMeta).grown_from:
             known = {version.digest for version in all_versions(shards.store).values()}
             for entry in state.sets:
                 if entry.artifact.manifest.input("shards").digest in known:
@@ -136,7 +136,7 @@ def _outgrown(state: State) -> Iterator[tuple[str, str]]:
 def _encoded_tars(store: Store) -> list[str]:
     """The sha256 of the tars that an encode which has not published yet has done."""
     names = [name.removeprefix("receipts/").removesuffix(".json") for name in store.names("receipts")]
-    return [receipt.shard_sha256 for receipt in claimed_receipts(store, names).values()]
+    return [receipt.shard_sha256 for receipt in read_whole_receipts(store, names).values()]
 
 
 def _removed(index: Artifact | None) -> int:

@@ -49,7 +49,7 @@ Curve = Callable[[int], float]
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedPart:
     """A part that was built and searched: its codes, seconds to build it, median of a query, and recalls."""
 
     codes: int
@@ -87,7 +87,7 @@ class Plan:
         return {"why": self.why, "kinds": kinds, "sample": _rounded(self.sample)}
 
 
-def plan(tasks: Sequence[PartTask], config: Config) -> Plan:
+def plan_kind(tasks: Sequence[PartTask], config: Config) -> Plan:
     """Predict every kind for the codes of `tasks`, show the table on stderr, and choose.
 
     Raises ConfigError, with the figures, where no kind keeps within `index.memory`, `index.latency` and `index.recall`.
@@ -97,14 +97,14 @@ def plan(tasks: Sequence[PartTask], config: Config) -> Plan:
     predictions = predict(codes_NB, sizes, config)
     sample = _duplicates(codes_NB)
     show(predictions, sample, sizes, config)
-    kind, why = choose(predictions, config.index)
+    kind, why = choose_kind(predictions, config.index)
     return Plan(kind, why, tuple(predictions), sample)
 
 
 # --------------------------------------------------------------------------------------------------------- choice
 
 
-def choose(predictions: Sequence[Prediction], settings: IndexSettings) -> tuple[str, str]:
+def choose_kind(predictions: Sequence[Prediction], settings: IndexSettings) -> tuple[str, str]:
     """The kind to build and why: exact before approximate, then few bytes before many, of those within the budget.
 
     ConfigError, with all figures, where none is.
@@ -170,7 +170,7 @@ class _Trials:
         self._build_factor = self.kind.build_factor(self.parameters, self.tried)
         shared, self._train_s = self._train(codes_NB, count)
         largest = min(max(sizes), len(codes_NB))
-        self._made: list[Trial] = []
+        self._made: list[TriedPart] = []
         for size in _steps(largest):
             if len(self._made) > 1 and _seconds(self._made) + TRIAL_GROWTH * _seconds(self._made[-1:]) > TRIAL_BUDGET_S:
                 break
@@ -220,7 +220,7 @@ class _Trials:
         seconds = time.perf_counter() - begun
         return shared, seconds * min(wanted, count) / len(sample) * self._build_factor
 
-    def _try(self, codes_NB: Codes, queries_QB: Codes, shared: bytes | None, path: Path) -> Trial:
+    def _try(self, codes_NB: Codes, queries_QB: Codes, shared: bytes | None, path: Path) -> TriedPart:
         begun = time.perf_counter()
         data = self.kind.build(codes_NB, np.arange(len(codes_NB)), shared, self.tried)
         build_s = time.perf_counter() - begun
@@ -230,7 +230,7 @@ class _Trials:
         (distances, _), seconds_Q = one_by_one(part, queries_QB, k)
         exact = 1.0 if self.kind.exact else tie_aware_recall(distances, hamming_knn(queries_QB, codes_NB, k)[0])
         itself = part.search(codes_NB[:QUERIES], 1)[0] == 0
-        return Trial(len(codes_NB), build_s, float(np.median(seconds_Q)), exact, float(itself.mean()))
+        return TriedPart(len(codes_NB), build_s, float(np.median(seconds_Q)), exact, float(itself.mean()))
 
 
 def along(tried: Sequence[tuple[int, float]], size: int, growth: Growth, falls: bool = False) -> float:
@@ -254,7 +254,7 @@ def _steps(largest: int) -> Iterator[int]:
     yield largest
 
 
-def _seconds(trials: Sequence[Trial]) -> float:
+def _seconds(trials: Sequence[TriedPart]) -> float:
     return sum(trial.build_s + QUERIES * trial.query_s for trial in trials)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import PartReceipt, QuantizerReceipt
+from pipelines.artifacts.facts import IndexCard, IndexMeta, PartReceipt, QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.tables import parquet_bytes, table_of
@@ -133,10 +133,10 @@ def shard_of(task: PartTask) -> IndexedShard:
     return IndexedShard(task.ordinal, task.shard, task.shard_sha256, task.codes_digest, task.rows)
 
 
-def card_of(parts: Iterable[Part], count: int) -> dict[str, Any]:
+def card_of(parts: Iterable[Part], count: int) -> IndexCard:
     """Codes that can be found, and bytes of the kind's parts for each; what the gate measures is added to it."""
     size = sum(part.bytes for part in parts if part.path.startswith("parts/part-"))
-    return {"count": count, "bytes_per_code": round(size / count, 3)}
+    return IndexCard(count=count, bytes_per_code=round(size / count, 3))
 
 
 # ----------------------------------------------------------------------------------------------------------- gate
@@ -160,9 +160,9 @@ def machine() -> dict[str, Any]:
     return {"cpus": allowed_cpus(), "architecture": platform.machine()}
 
 
-def gated_meta(meta: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
+def gated_meta(meta: IndexMeta, figures: Figures) -> IndexMeta:
     """`meta` with the measured recalls in its card."""
-    return {**meta, "card": {**meta["card"], **figures.card()}}
+    return meta.model_copy(update={"card": meta.card.model_copy(update=figures.card())})
 
 
 def require_settings(artifact: Artifact, config: Config) -> None:
@@ -170,10 +170,10 @@ def require_settings(artifact: Artifact, config: Config) -> None:
 
     An index of any kind will do for `auto`.
     """
-    meta, card = artifact.manifest.meta, artifact.manifest.meta["card"]
-    kind = str(meta["kind"]) if config.index.kind == "auto" else config.index.kind
-    wanted = index_kind(kind).parameters(config.index, int(card.get("trained_on", card["count"])))
-    mine, asked = (meta["kind"], meta["parameters"]), (kind, wanted)
+    meta = artifact.facts(IndexMeta)
+    kind = meta.kind if config.index.kind == "auto" else config.index.kind
+    wanted = index_kind(kind).parameters(config.index, meta.card.trained_on or meta.card.count)
+    mine, asked = (meta.kind, meta.parameters), (kind, wanted)
     if mine != asked:
         raise FingerprintMismatch(
             f"{artifact.uri} is of kind {mine[0]} with {mine[1]}, the settings ask for {asked[0]} with {asked[1]}: "
@@ -183,12 +183,13 @@ def require_settings(artifact: Artifact, config: Config) -> None:
 
 def summary(verb: str, status: str, artifact: Artifact, version: int | None) -> dict[str, Any]:
     """What every verb that makes or publishes an index returns."""
+    meta = artifact.facts(IndexMeta)
     return {
         "verb": verb,
         "status": status,
         "uri": artifact.uri,
         "digest": artifact.digest,
         "version": version,
-        "kind": artifact.manifest.meta["kind"],
-        "card": artifact.manifest.meta["card"],
+        "kind": meta.kind,
+        "card": meta.card.as_json(),
     }

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipelines.artifacts.commit import versions
+from pipelines.artifacts.facts import IndexMeta
 from pipelines.artifacts.manifest import Artifact, open_artifact, parse_manifest
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import made_as, named_version, open_version, publish_number, roll_back, version_before
@@ -106,5 +107,5 @@ def _facts(number: int | None, artifact: Artifact) -> dict[str, Any]:
         "shards": sum(name.startswith("part-") for name in rows),
         "ordinals": rows.get(ORDINALS_NAME, 0),
         "bytes": sum(part.bytes for part in manifest.parts),
-        "recall": manifest.meta["card"]["recall"],
+        "recall": artifact.facts(IndexMeta).card.recall,
     }

@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.artifacts.commit import versions
-from pipelines.artifacts.facts import PartReceipt
+from pipelines.artifacts.facts import IndexMeta, PartReceipt
 from pipelines.artifacts.manifest import Artifact, Part, read_part
-from pipelines.artifacts.tables import logits_field, read_parquet, require_schema
+from pipelines.artifacts.tables import read_parquet, real_codes_field, require_schema
 from pipelines.artifacts.versions import made_as, open_version
-from pipelines.encode.codes import class_names, has_logits, logits_array
+from pipelines.encode.codes import class_names, real_codes_array
 from pipelines.errors import DamagedArtifact
 from pipelines.index.alias import open_published
 from pipelines.index.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
@@ -71,7 +71,7 @@ def keys_schema(bits: int, logits: bool = False) -> pa.Schema:
             pa.field("path", pa.string(), nullable=False),
             pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
             pa.field("labels", pa.list_(pa.int32()), nullable=False),
-            *([logits_field(bits)] if logits else []),
+            *([real_codes_field(bits)] if logits else []),
         ]
     )
 
@@ -121,16 +121,14 @@ class IndexReader:
 
     def __init__(self, artifact: Artifact, folder: Path, version: int | None = None) -> None:
         self.artifact, self.version, self._folder = artifact, version, folder
-        meta = artifact.manifest.meta
-        try:
-            self.bits, self.classes = int(meta["bits"]), tuple(str(name) for name in meta["classes"])
-            self.kind: IndexKind = index_kind(str(meta["kind"]))
-            self.parameters = {str(name): int(value) for name, value in meta["parameters"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise DamagedArtifact(
-                f"{artifact.uri}: the index manifest lacks bits, classes, kind or parameters"
-            ) from None
-        self.logits = has_logits(artifact)
+        self.meta = meta = artifact.facts(IndexMeta)
+        self.bits, self.classes, self.logits, self.parameters = (
+            meta.bits,
+            meta.classes,
+            meta.has_logits,
+            meta.parameters,
+        )
+        self.kind: IndexKind = index_kind(meta.kind)
         self._parts = artifact.parts
         self.shards = read_ordinals(artifact)
         self.removed = self._read_removed()
@@ -239,12 +237,12 @@ class IndexReader:
         numbers = np.array(sorted({int(number) for number in ids} - {NO_ID}), np.int64)
         return {item.id: item for ordinal, rows in _by_ordinal(numbers) for item in self._items_of(ordinal, rows)}
 
-    def logits_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+    def real_codes_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
         """The logits of ids that ascend, int8 (N, bits), of an index that has them."""
         found = [np.empty((0, self.bits), np.int8)]
         for ordinal, rows in _by_ordinal(ids):
             table = self._logits(ordinal)
-            found.append(logits_array(table["logits"])[self._places(ordinal, table, rows)])
+            found.append(real_codes_array(table["logits"])[self._places(ordinal, table, rows)])
         return np.concatenate(found)
 
     def find(self, keys: Sequence[str]) -> tuple[list[tuple[Item, bytes]], list[str]]:
@@ -334,7 +332,7 @@ class IndexReader:
         return self._parts[name]
 
     def _read_shared(self) -> bytes | None:
-        part, named = self._parts.get(QUANTIZER_NAME), self.artifact.manifest.meta.get("quantizer_sha256")
+        part, named = self._parts.get(QUANTIZER_NAME), self.meta.quantizer_sha256
         if named != (part.sha256 if part else None):
             raise DamagedArtifact(
                 f"{self.artifact.uri} was built with quantizer {str(named)[:12]}, but the manifest lists "

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import IndexCard
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, ReceiptRef, remember_origin
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of
@@ -390,8 +391,8 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool)
     with RunLog(base.artifact.store, verb, config, total=total, unit="parts", **change.facts) as log:
         parts, receipts = _parts(base, change, inputs, config, log)
         classes = max([base.reader.classes, *(entry.classes for entry in change.codes)], key=len)
-        meta = {**base.artifact.manifest.meta, "classes": list(classes), "version": number}
-        meta["card"] = _card(base, parts, count)
+        made = {"classes": classes, "version": number, "card": _card(base, parts, count)}
+        meta = base.reader.meta.model_copy(update=made)
         totals = {"codes": count, "shards": len(change.shards)}
         changed = {"inputs": [entry.model_dump() for entry in inputs], "meta": meta}
         require_parts(base.artifact, parts, number)
@@ -431,7 +432,7 @@ def _parts(
     """The parts and receipts of the next version: new ones of its tasks, those of unchanged shards, its tables."""
     manifest, reader = base.artifact.manifest, base.reader
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
-    made = build_parts(writer, str(manifest.meta["kind"]), reader.parameters, change.tasks, reader.shared, config, log)
+    made = build_parts(writer, reader.meta.kind, reader.parameters, change.tasks, reader.shared, config, log)
     there = writer.store.entries("parts") if made else {}
     receipts: list[ReceiptRef] = []
     parts: list[Part] = []
@@ -457,13 +458,12 @@ def _parts(
     return parts, receipts
 
 
-def _card(base: Base, parts: Sequence[Part], count: int) -> dict[str, Any]:
+def _card(base: Base, parts: Sequence[Part], count: int) -> IndexCard:
     """The card before the gate; it says where the corpus has outgrown what its quantizer was trained on."""
-    card, before = card_of(parts, count), base.artifact.manifest.meta["card"]
-    if base.reader.shared is not None:
-        trained = card["trained_on"] = int(before.get("trained_on", before["count"]))
-        if count > GROWN * trained:
-            card["note"] = (
-                f"{count / trained:.1f} times the codes that the quantizer was trained on: build anew for more lists"
-            )
-    return card
+    card, before = card_of(parts, count), base.reader.meta.card
+    if base.reader.shared is None:
+        return card
+    trained, note = before.trained_on or before.count, None
+    if count > GROWN * trained:
+        note = f"{count / trained:.1f} times the codes that the quantizer was trained on: build anew for more lists"
+    return card.model_copy(update={"trained_on": trained, "note": note})

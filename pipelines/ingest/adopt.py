@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.runs import write_run_record
 from pipelines.artifacts.tables import SHARD_INDEX
@@ -135,7 +136,7 @@ def adopt(
         **facts,
         "tars": len(tars),
         "classes": list(classes),
-        **({"version": result.manifest.meta["version"]} if "version" in result.manifest.meta else {}),
+        **({"version": version} if (version := result.facts(ShardsMeta).version) > 1 else {}),
     }
 
 
@@ -281,7 +282,7 @@ def _publish(
             return base.artifact, True
         return base.publish(parts, index_part, dict(totals), classes=classes, source=digest), True
     parts, index_part = _put(origin, root, writer, tars, index, totals["samples"])
-    meta = {"classes": classes, "source": digest, "split": None, "adopted": True}
+    meta = ShardsMeta(classes=classes, source=digest, split=None, adopted=True)
     return writer.commit([*parts, index_part], totals, meta), True
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from pipelines.artifacts.commit import versions
+from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint, open_artifact
 from pipelines.artifacts.versions import open_current, publish_next
 from pipelines.errors import DamagedArtifact, InputError
@@ -67,11 +68,14 @@ class Grown:
                 "with which it was adopted, new names at the end"
             )
 
-    def publish(self, new: Sequence[Part], index: Part, totals: dict[str, int], **meta: object) -> Artifact:
+    def publish(
+        self, new: Sequence[Part], index: Part, totals: dict[str, int], classes: tuple[str, ...], source: str
+    ) -> Artifact:
         """Publish the next version: the tars of this one, the new ones and their index."""
-        first = self.artifact.manifest.meta.get("grown_from", self.artifact.digest)
-        facts = {**self.artifact.manifest.meta, **meta, "version": self.number + 1, "grown_from": first}
-        return publish_next(self.artifact, self.number + 1, [*self.parts, *new, index], (), totals, meta=facts)
+        before, number = self.artifact.facts(ShardsMeta), self.number + 1
+        changed = {"classes": classes, "source": source, "version": number}
+        meta = before.model_copy(update={**changed, "grown_from": before.grown_from or self.artifact.digest})
+        return publish_next(self.artifact, number, [*self.parts, *new, index], (), totals, meta=meta)
 
 
 def adopted_before(root: Store, settings: Mapping[str, object]) -> Grown | None:
@@ -82,10 +86,9 @@ def adopted_before(root: Store, settings: Mapping[str, object]) -> Grown | None:
     if root.size("manifest.json") is None:
         return None
     first = open_artifact(root)
-    source = first.manifest.meta.get("source")
-    if first.manifest.kind != "shards" or first.manifest.fingerprint != fingerprint(
-        "shards", {"source": source}, settings
-    ):
+    if first.manifest.kind != "shards":
+        return None
+    if first.manifest.fingerprint != fingerprint("shards", {"source": first.facts(ShardsMeta).source}, settings):
         return None
     known = versions(root)
     try:

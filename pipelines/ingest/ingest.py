@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import ProtocolCard, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import finished
@@ -107,8 +108,7 @@ def ingest(
         classes = class_names(label for entry in listing.entries for label in entry.labels)
         samples = _samples(listing, keys, classes, digests)
         digest = _source_digest(samples, classes, groups, opened)
-        facts = {"protocol": _protocol_card(protocol, opened, samples, groups)} if protocol else {}
-        kinds = {"columns": opened.columns} if opened.columns else {}
+        card = _protocol_card(protocol, opened, samples, groups) if protocol else None
         degraded = protocol is None and listing.require_budget(len(samples), config.ingest.skip_budget, allow_degraded)
         names = plan.names(groups)
         stores = {name: root.child(name) if plan.by else root for name in names}
@@ -121,14 +121,21 @@ def ingest(
         parts = {name: artifact for name, artifact in there.items() if artifact}
         for name, writer in writers.items():
             chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
-            meta = {"classes": classes, "source": digest, "split": plan.card(name), **kinds, **facts}
+            meta = ShardsMeta(
+                classes=tuple(classes),
+                source=digest,
+                split=plan.card(name),
+                protocol=card,
+                columns=dict(opened.columns),
+            )
             with RunLog(
                 writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
             ) as log:
                 parts[name] = _publish(writer, chosen, opened, config, name, meta, log)
                 log.result(samples=len(chosen), **_skips(listing))
     status = "degraded" if degraded else "done" if writers else "unchanged"
-    return {**_result(root, plan, {name: parts[name] for name in names}, status, listing, classes), **facts}
+    result = _result(root, plan, {name: parts[name] for name in names}, status, listing, classes)
+    return result | ({"protocol": card.as_json()} if card else {})
 
 
 @contextmanager
@@ -277,7 +284,7 @@ def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Se
 
 def _protocol_card(
     protocol: Protocol, source: Source, samples: Sequence[Sample], groups: Sequence[str]
-) -> dict[str, Any]:
+) -> ProtocolCard:
     """What the manifests say of a protocol's split; what makes its figures better than they are goes to stderr."""
     parts: dict[str, list[tuple[str, bytes]]] = {name: [] for name in protocol.parts}
     for sample, group in zip(samples, groups, strict=True):
@@ -329,7 +336,7 @@ def _publish(
     source: Source,
     config: Config,
     part: str,
-    meta: Mapping[str, Any],
+    meta: ShardsMeta,
     log: RunLog,
 ) -> Artifact:
     """Write and commit one artifact, or what is gone of it."""

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from pipelines.artifacts.facts import SplitSpec
 from pipelines.errors import InputError
 from pipelines.ingest.protocols.base import Protocol
 from pipelines.ingest.sources import Entry
@@ -47,14 +48,14 @@ class SplitPlan:
         """The parts, in the order they are written."""
         return [name for name, _ in self.shares] if self.by == "shares" else sorted(set(groups))
 
-    def card(self, name: str) -> dict[str, str] | None:
+    def card(self, name: str) -> SplitSpec | None:
         """What a part's manifest says about the split it comes from."""
         if not self.by:
             return None
         spec = ",".join(f"{part}={share}" for part, share in self.shares) or self.column or ""
         if self.protocol is not None:
             spec = f"{self.protocol.name}@{self.protocol.version}"
-        return {"by": self.by, "spec": spec, "part": name}
+        return SplitSpec(by=self.by, spec=spec, part=name)
 
 
 def parse_split(text: str | None) -> SplitPlan:

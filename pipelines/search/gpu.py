@@ -22,9 +22,8 @@ def on_gpu(reader: IndexReader, device: str = "cuda") -> Callable[[Codes, int], 
     parts = [reader.open_part(shard) for shard in reader.filled() if reader.live(shard)]
     flat = [part for part in parts if isinstance(part, FlatSearcher)]
     if len(flat) < len(parts):
-        kind = reader.artifact.manifest.meta["kind"]
         raise ConfigError(
-            f"{reader.artifact.uri} is of kind {kind}: a GPU searches kind flat, leave search.device at cpu"
+            f"{reader.artifact.uri} is of kind {reader.meta.kind}: a GPU searches kind flat, leave search.device at cpu"
         )
     found = [part.live() for part in flat]
     try:

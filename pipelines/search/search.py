@@ -18,7 +18,7 @@ from hhnet.codes import sign_bits
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import open_input
 from pipelines.config.settings import Config
-from pipelines.encode.codes import CodesSet, code_array, logits_array, open_codes, require_logits
+from pipelines.encode.codes import CodesSet, code_array, open_codes, real_codes_array, require_real_codes
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, code_bytes, open_index
@@ -93,7 +93,7 @@ def search(
         shown: list[tuple[Query, list[Neighbour]]] = []
         rerank = config.search.rerank and max(config.search.rerank, k)
         if rerank:
-            require_logits(reader.artifact)
+            require_real_codes(reader.artifact.uri, reader.logits)
         sets = [open_codes(uri) for uri in codes]
         queries = _queries(reader, images, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
@@ -166,7 +166,7 @@ def _reranked(
     """Distances, ids and asymmetric distances by (asymmetric distance, distance, id); what was not found stays last."""
     asymmetric = np.full(ids.shape, np.inf, np.float32)
     known = np.unique(ids[ids != NO_ID])
-    logits = reader.logits_of(known)
+    logits = reader.real_codes_of(known)
     for q, query in enumerate(batch):
         assert query.outputs is not None, "queries to be re-ranked have outputs"
         found = ids[q] != NO_ID
@@ -265,7 +265,7 @@ def _by_key(reader: IndexReader, keys: Sequence[str], outputs: bool) -> Iterator
         raise InputError(f"key {lacking[0]!r} is not in {reader.artifact.uri}{hint}")
     for item, code in found:
         query = Query(item.key, "key", code, place=Place(item.shard_sha256, item.row), labels=item.labels)
-        yield replace(query, outputs=reader.logits_of(np.array([item.id]))[0]) if outputs else query
+        yield replace(query, outputs=reader.real_codes_of(np.array([item.id]))[0]) if outputs else query
 
 
 def _parse_hex(text: str, reader: IndexReader) -> bytes:
@@ -292,11 +292,11 @@ def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Q
             f"{entry.artifact.uri} was made by model {entry.model[:12]}, {reader.artifact.uri} by {model[:12]}"
         )
     if outputs:
-        require_logits(entry.artifact)
+        require_real_codes(entry.artifact.uri, entry.logits)
     for shard in entry.shards:
         table = entry.read(shard)
         codes = code_array(table["code"])
-        logits = logits_array(table["logits"]) if outputs else [None] * len(table)
+        logits = real_codes_array(table["logits"]) if outputs else [None] * len(table)
         for key, row, code, z_K in zip(table["key"].to_pylist(), table["row"].to_pylist(), codes, logits, strict=True):
             yield Query(key, "codes", code.tobytes(), place=Place(shard.sha256, row), outputs=z_K)
 

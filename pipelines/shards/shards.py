@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.tables import SHARD_INDEX, ParquetRows, parquet_groups, table_of
 from pipelines.artifacts.versions import open_current, open_known
@@ -243,10 +244,7 @@ def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:
         start += part.rows
     if start != index.rows:
         raise DamagedArtifact(f"{where} has {index.rows} rows, the manifest {start}")
-    classes = artifact.manifest.meta.get("classes")
-    if not isinstance(classes, list):
-        raise DamagedArtifact(f"{artifact.uri}: the shards manifest does not say its classes")
-    return ShardSet(artifact, tuple(str(name) for name in classes), tuple(shards))
+    return ShardSet(artifact, artifact.facts(ShardsMeta).classes, tuple(shards))
 
 
 def tar_name(part: Part) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from hhnet.nn.flops import forward_flops
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes
@@ -294,7 +295,7 @@ def search(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Trial], 
         model, error = attempt(partial(steps.model, grid.config(group, seed, candidate.settings)))
         tried.append((candidate, model, error))
     whole = all(model or error for _, model, error in tried)
-    maps = [float(model.manifest.meta["metrics"]["map"]) if model else None for _, model, _ in tried]
+    maps = [model.facts(ModelMeta).metrics.map if model else None for _, model, _ in tried]
     best = max((value for value in maps if value is not None), default=None) if whole else None
     place = maps.index(best) if best is not None else None
     trials = [
@@ -341,7 +342,7 @@ def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Se
     }
     parts = [writer.put_part(name, content, len(cells)) for name, content in sorted(files.items())]
     totals = {"cells": len(cells), "failed": sum(cell.error is not None for cell in cells), "searches": len(trials)}
-    artifact = writer.commit(parts, totals, {"title": grid.description.title, "axes": list(grid.axes)})
+    artifact = writer.commit(parts, totals, StudyMeta(title=grid.description.title, axes=tuple(grid.axes)))
     write_run_record(artifact.store, "study", {"fingerprint": mark, "seconds_of": _seconds(cells)})
     return _answer(artifact, "done")
 
@@ -354,22 +355,22 @@ def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
     for cell in cells:
         config, axes = cell.config, {AXIS + name: label for name, label in cell.group.labels.items()}
         row: dict[str, Any] = {"group": cell.group.name, "seed": cell.seed, "error": cell.error, **axes}
-        bits = int(cell.model.manifest.meta["bits"]) if cell.model else config.model.bits  # of a class index fewer
+        model = cell.model.facts(ModelMeta) if cell.model else None
+        bits = model.bits if model else config.model.bits  # of a class index fewer
         row |= {"backbone": config.model.backbone, "bits": bits, "loss": config.train.loss}
         row |= {"image_size": config.data.image_size, "lr": config.train.lr}
-        if cell.model is not None:
-            metrics = cell.model.manifest.meta["metrics"]
+        if cell.model is not None and model is not None:
             samples = TrainData.make(train_set, val_set, config).samples
-            row |= {"model": cell.model.digest, "val_map": metrics["map"], "steps": metrics["steps"]}
+            row |= {"model": cell.model.digest, "val_map": model.metrics.map, "steps": model.metrics.steps}
             row |= {"images": config.train.epochs * samples, "parameters": cell.model.manifest.totals["parameters"]}
-            head = cell.model.manifest.meta.get("rotation", {}).get("rotated")
+            head = model.rotation.rotated if model.rotation else None
             shape = json.dumps([config.model.model_dump(mode="json"), config.data.image_size, head])
             if shape not in known:
                 known[shape] = forward_flops(Encoder.open(cell.model).model, config.data.image_size)
             row["flops"] = known[shape]
         if cell.report is not None:
-            meta = cell.report.manifest.meta
-            row |= {"report": cell.report.digest, "map": meta["map"], "chance": meta["chance"]}
+            meta = cell.report.facts(ReportMeta)
+            row |= {"report": cell.report.digest, "map": meta.map, "chance": meta.chance}
         rows.append(row)
     return rows
 

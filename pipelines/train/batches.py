@@ -14,9 +14,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hhnet.augment import Augment, sample_rng
+from hhnet.augment import Augment, sample_rng, trivial_augment
 from hhnet.nn.model import Preprocess
-from hhnet.trivial import trivial_augment
 from pipelines.artifacts.tables import class_ids_in
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, counted
@@ -147,7 +146,7 @@ def _places(shards: ShardSet, numbers: npt.NDArray[np.int64]) -> tuple[tuple[int
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedSample:
     """A sample and its pixels, uint8 (H, W, 3), or none where it did not decode."""
 
     key: str
@@ -162,13 +161,13 @@ class DecodedCache:
 
     def __init__(self, limit: int) -> None:
         self._left = limit
-        self._held: dict[tuple[str, int], Decoded] = {}
+        self._held: dict[tuple[str, int], DecodedSample] = {}
 
-    def get(self, shard: str, row: int) -> Decoded | None:
+    def get(self, shard: str, row: int) -> DecodedSample | None:
         """The sample at a row of a shard, if it is held."""
         return self._held.get((shard, row))
 
-    def keep(self, sample: Decoded) -> None:
+    def keep(self, sample: DecodedSample) -> None:
         """Hold a sample if there is room."""
         size = 0 if sample.pixels is None else sample.pixels.nbytes
         if size <= self._left and (sample.shard, sample.row) not in self._held:
@@ -195,11 +194,11 @@ class Leg:
         """Samples of `rank` in each step."""
         return batch_sizes(sum(map(len, self.rows)), self.steps, self.world, rank)
 
-    def samples(self, rank: int, cache: DecodedCache) -> Iterator[Sample | Decoded]:
+    def samples(self, rank: int, cache: DecodedCache) -> Iterator[Sample | DecodedSample]:
         """The samples of `rank` in training order, undecoded unless all that are read together are held."""
         train = self.data.train
 
-        def read(number: int, rows: npt.NDArray[np.int64]) -> Iterable[Sample | Decoded]:
+        def read(number: int, rows: npt.NDArray[np.int64]) -> Iterable[Sample | DecodedSample]:
             shard, places = train.shards[number], rows.tolist()
             held = [sample for row in places if (sample := cache.get(shard.name, row))]
             return held if len(held) == len(places) else train.read(shard, places)
@@ -253,8 +252,8 @@ def epoch_batches(
     samples = islice(leg.samples(rank, cache), sum(sizes[:first]), None)
     augments = views_of(config, views)
 
-    def prepare(chunk: list[Sample | Decoded]) -> list[tuple[Decoded, list[npt.NDArray[np.uint8]]]]:
-        decoded = [sample if isinstance(sample, Decoded) else _decode(sample, cache) for sample in chunk]
+    def prepare(chunk: list[Sample | DecodedSample]) -> list[tuple[DecodedSample, list[npt.NDArray[np.uint8]]]]:
+        decoded = [sample if isinstance(sample, DecodedSample) else _decode(sample, cache) for sample in chunk]
         return [(sample, _augmented(sample, augments, config.train.seed, leg.epoch)) for sample in decoded]
 
     chunks = decode_ahead(_chunks(samples), prepare, config.data.workers, -(-2 * max(sizes) // CHUNK))
@@ -278,12 +277,12 @@ def epoch_batches(
         yield batch, len(taken) - len(good)
 
 
-def _chunks(samples: Iterator[Sample | Decoded]) -> Iterator[list[Sample | Decoded]]:
+def _chunks(samples: Iterator[Sample | DecodedSample]) -> Iterator[list[Sample | DecodedSample]]:
     while chunk := list(islice(samples, CHUNK)):
         yield chunk
 
 
-def _decode(sample: Sample, cache: DecodedCache) -> Decoded:
+def _decode(sample: Sample, cache: DecodedCache) -> DecodedSample:
     record = sample.record
     if (held := cache.get(record.shard, record.row)) is not None:
         return held
@@ -291,10 +290,10 @@ def _decode(sample: Sample, cache: DecodedCache) -> Decoded:
     if sample.damage is None:
         with suppress(ImageReject):
             pixels = decode_image(sample.image)
-    return Decoded(record.key, record.shard, record.row, record.labels, pixels)
+    return DecodedSample(record.key, record.shard, record.row, record.labels, pixels)
 
 
-def _augmented(sample: Decoded, augments: Sequence[View], seed: int, epoch: int) -> list[npt.NDArray[np.uint8]]:
+def _augmented(sample: DecodedSample, augments: Sequence[View], seed: int, epoch: int) -> list[npt.NDArray[np.uint8]]:
     """The views of a sample; none where it did not decode."""
     if sample.pixels is None:
         return []

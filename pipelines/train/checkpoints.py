@@ -17,6 +17,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import CheckpointMeta
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.storage import Store, canonical_json
@@ -63,7 +64,7 @@ class Checkpoints:
             writer.put_part("state.safetensors", safetensors.torch.save(tensors), rows=len(tensors)),
             writer.put_part("progress.json", canonical_json(progress), rows=1),
         ]
-        writer.commit(parts, {"tensors": len(tensors)}, {"step": step}, point="checkpoint.put")
+        writer.commit(parts, {"tensors": len(tensors)}, CheckpointMeta(step=step), point="checkpoint.put")
         best = self.named(name).best
         self._droppable.append(name)
         for old in self._droppable[:-KEEP_LAST]:
@@ -96,7 +97,7 @@ class Checkpoints:
         if artifact.manifest.fingerprint != self.fingerprint:
             raise DamagedArtifact(f"{artifact.uri} belongs to another training")
         progress = json.loads(artifact.read(artifact.manifest.part("progress.json")))
-        return Checkpoint(name, int(artifact.manifest.meta["step"]), progress, artifact)
+        return Checkpoint(name, artifact.facts(CheckpointMeta).step, progress, artifact)
 
     def _best_of(self, name: str) -> str | None:
         """Which checkpoint this one names as the best so far; None where it cannot be read."""

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import ModelMeta, Rotation
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact
 from pipelines.artifacts.runs import write_run_record
-from pipelines.artifacts.splits import passed_on
 from pipelines.artifacts.versions import finished, open_input
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
@@ -26,7 +26,7 @@ from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.fingerprint import config_of, result_settings
 from pipelines.config.settings import Config
-from pipelines.errors import InputError, UsageError, WorkFailed
+from pipelines.errors import DamagedArtifact, InputError, UsageError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.shards import Sample, open_shards
@@ -72,7 +72,7 @@ class Fitted:
     weights: bytes
     card: dict[str, Any]
     parameters: int
-    figures: dict[str, Any]
+    meta: ModelMeta
 
 
 # ---------------------------------------------------------------------------------------------------------- verb
@@ -92,8 +92,10 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> d
     status = "unchanged" if artifact else "done"
     if artifact is None:
         artifact = _publish(job, _fit(job))
-    meta = artifact.manifest.meta
-    result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **meta["rotation"]}
+    rotation = artifact.facts(ModelMeta).rotation
+    if rotation is None:
+        raise DamagedArtifact(f"{artifact.uri}: the model manifest does not say its rotation: rotate to another --out")
+    result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **rotation.as_json()}
     if status == "done":
         seconds = time.monotonic() - begun
         figures = {**result, "fingerprint": job.fingerprint, "seconds": round(seconds, 3)}
@@ -139,14 +141,12 @@ def _fit(job: RotateJob) -> Fitted:
 
 
 def _publish(job: RotateJob, fitted: Fitted) -> Artifact:
-    writer, card = job.writer(), fitted.card
+    writer = job.writer()
     parts = [
         writer.put_part("model.safetensors", fitted.weights, rows=1),
-        writer.put_part("model.json", canonical_json(card), rows=1),
+        writer.put_part("model.json", canonical_json(fitted.card), rows=1),
     ]
-    meta = {"bits": card["bits"], "classes": card["classes"], "metrics": card["metrics"], "rotation": fitted.figures}
-    meta |= passed_on(open_artifact(job.model, "model").manifest)
-    return writer.commit(parts, {"parameters": fitted.parameters}, meta)
+    return writer.commit(parts, {"parameters": fitted.parameters}, fitted.meta)
 
 
 # -------------------------------------------------------------------------------------------------------- fitting
@@ -177,20 +177,22 @@ class Fitter:
         made, figures = self._made()
         encoder = Encoder(made, self.encoder.preprocess, self.encoder.precision, "")
         found = map_of(encoder, self.data, self.trained)
-        metrics = self.card.get("metrics", {})
-        figures = {
-            "rotated": self.train.rotate,
-            "map": found,
-            "map_before": metrics.get("map"),
-            "bits": made.bits,
-            **figures,
-        }
+        before = self.base.facts(ModelMeta)
+        meta = ModelMeta(
+            bits=made.bits,
+            classes=before.classes,
+            metrics=before.metrics.model_copy(update={"map": found}),
+            protocol=before.protocol,
+            rotation=Rotation(
+                rotated=self.train.rotate, map=found, map_before=before.metrics.map, bits=made.bits, **figures
+            ),
+        )
         described = card(made, self.encoder.preprocess)
         kept = {name: value for name, value in self.card.items() if name not in (*described, "head", "class_count")}
-        kept["metrics"] = {**metrics, "map": found}
+        kept["metrics"] = meta.metrics.as_json()
         kept["settings"] = {**kept.get("settings", {}), **result_settings(self.job.config, "rotation")}
         parameters = sum(tensor.numel() for tensor in made.parameters())
-        return Fitted(model_to_bytes(made), {**described, **kept}, parameters, figures)
+        return Fitted(model_to_bytes(made), {**described, **kept}, parameters, meta)
 
     def _made(self) -> tuple["HHNet", dict[str, Any]]:
         from hhnet.nn import rehead, rotation

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, read_identity
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.splits import carried
 from pipelines.artifacts.versions import all_versions, finished, open_current
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import Need, look, shortage, training_need, widest
+from pipelines.cluster.placement import Need, code_shortage, look, training_need, widest
 from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.ray_private import START_TIMEOUT
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
@@ -82,7 +82,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     status = "unchanged" if artifact else "done"
     if artifact is None:
         artifact = _work(job)
-    metrics = artifact.manifest.meta["metrics"]
+    metrics = artifact.facts(ModelMeta).metrics.as_json()
     result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **metrics}
     if status == "done":
         result["seconds"] = round(time.monotonic() - begun, 1)
@@ -131,7 +131,7 @@ def _work(job: TrainJob) -> Artifact:
             raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
         artifact = _publish(writer, checkpoints, last, train_set, config)
         _warn_of_equal_maps(last.progress["history"])
-        log.result(**artifact.manifest.meta["metrics"])
+        log.result(**artifact.facts(ModelMeta).metrics.as_json())
     return artifact
 
 
@@ -153,7 +153,7 @@ def check_network(config: Config, classes: int) -> None:
     """
     import torch
 
-    from hhnet.nn.losses.base import shortage
+    from hhnet.nn.losses.base import code_shortage
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
     from pipelines.train.optimizer import make_optimizer
@@ -171,7 +171,7 @@ def check_network(config: Config, classes: int) -> None:
     except ValueError as error:
         raise ConfigError(f"data.image_size: {error}") from None
     backbone = network.backbone
-    if (warning := shortage(config.model.bits, classes)) is not None:
+    if (warning := code_shortage(config.model.bits, classes)) is not None:
         _log.warning("warning: %s", warning)
     if backbone.stripped:
         _log.warning("%s: taken without the prefix %s of its names", config.model.weights, backbone.stripped)
@@ -251,7 +251,7 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
         nodes = look()
         fitting = need if config.train.cpus is not None else widest(nodes, config.train.workers, need)
         if fitting is None or fitting == need:
-            raise ClusterUnavailable(shortage(config.train.workers, need, nodes, config.ray.wait_s)) from unstarted
+            raise ClusterUnavailable(code_shortage(config.train.workers, need, nodes, config.ray.wait_s)) from unstarted
         return fitting
     if restarts == config.train.max_failures:
         raise WorkFailed(f"training could not start its workers: {unstarted}") from unstarted
@@ -345,19 +345,19 @@ def _publish(
     loss = make_training_loss(config, len(train_set.classes))
     network = make_network(config, loss.default_head)
     network.load_state_dict(best.tensors("average."))
-    metrics = {
-        "map": last.progress["best"]["map"],
-        "epoch": last.progress["best"]["epoch"],
-        "steps": last.step,
-        "skipped": last.progress["skipped"],
-    }
+    metrics = Metrics(
+        map=last.progress["best"]["map"],
+        epoch=last.progress["best"]["epoch"],
+        steps=last.step,
+        skipped=last.progress["skipped"],
+    )
     description = card(
         network,
         preprocess_of(config),
         classes=list(train_set.classes),
         precision=config.model.precision,
         loss=config.train.loss,
-        metrics=metrics,
+        metrics=metrics.as_json(),
         history=last.progress["history"],
         settings=_settings(config),
     )
@@ -365,8 +365,8 @@ def _publish(
         writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
         writer.put_part("model.json", canonical_json(description), rows=1),
     ]
-    split = carried(train_set.artifact.manifest)
-    meta = {"bits": config.model.bits, "classes": list(train_set.classes), "metrics": metrics, **split}
+    protocol = train_set.artifact.facts(ShardsMeta).split_part
+    meta = ModelMeta(bits=config.model.bits, classes=train_set.classes, metrics=metrics, protocol=protocol)
     return writer.commit(parts, {"parameters": sum(p.numel() for p in network.parameters())}, meta)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.facts import CodesMeta, ModelMeta, Receipt, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.splits import MODEL, carried, passed_on
 from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
-from pipelines.encode.codes import has_logits, require_signs
+from pipelines.encode.codes import require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import in_order
@@ -33,36 +32,37 @@ def prove_codes(findings: Findings) -> None:
     """Schema, order, labels and conservation: each sample of each shard is a code or a reject, once."""
     artifact = findings.artifact
     manifest = artifact.manifest
-    meta = manifest.meta
     source = findings.input("shards")
     model = findings.input("model")
-    findings.split(carried(source.manifest) if source else None)
-    findings.split(passed_on(model.manifest, MODEL) if model else None, MODEL)
     shards: dict[str, Shard] = {}
     if source is not None:
         with findings.guard():
             shards = {shard.name: shard for shard in open_shards(source).shards}
-    try:
-        # The manifest sorts its keys; the setting has the order of the columns.
-        carry = meta["settings"].get("encode.carry", ())
-        columns = {str(name): column_type(meta["carried"][name]) for name in carry}
-        bits, classes = int(meta["bits"]), [str(name) for name in meta["classes"]]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        findings.problem(f"{artifact.uri}: the codes manifest does not say its bits, classes and carried columns")
-        return
     with findings.guard():
-        schema = codes_schema(bits, manifest.fingerprint, classes, columns, has_logits(artifact))
-        _prove_receipts(findings, schema, shards)
+        meta = artifact.facts(CodesMeta)
+        if source is not None:
+            with findings.guard():
+                findings.split("protocol", meta.protocol, source.facts(ShardsMeta).split_part)
+        if model is not None:
+            with findings.guard():
+                findings.split("trained_on", meta.trained_on, model.facts(ModelMeta).protocol)
+        try:
+            # The manifest sorts its keys; the setting has the order of the columns.
+            columns = {name: column_type(meta.carried[name]) for name in meta.settings.get("encode.carry", ())}
+        except (KeyError, TypeError, ValueError):
+            raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its carried columns") from None
+        schema = codes_schema(meta.bits, manifest.fingerprint, meta.classes, columns, meta.has_logits)
+        _prove_receipts(findings, schema, shards, len(meta.classes))
 
 
-def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Shard]) -> None:
+def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Shard], classes: int) -> None:
     """The parts of every receipt, and that all of them together are what the manifest promises."""
     artifact, manifest = findings.artifact, findings.artifact.manifest
     receipts = list(_receipts(findings))
     keys: list[pa.Array] = []
 
     def prove(receipt: Receipt) -> pa.Table:
-        return _prove_shard(artifact, receipt, schema, len(manifest.meta["classes"]))
+        return _prove_shard(artifact, receipt, schema, classes)
 
     for receipt, found in zip(receipts, in_order(partial(_outcome, prove), receipts, PARTS_AT_ONCE), strict=True):
         with findings.guard():

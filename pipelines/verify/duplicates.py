@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import hhnet
-from pipelines.artifacts.facts import PairsReceipt
+from pipelines.artifacts.facts import DuplicatesMeta, PairsReceipt
 from pipelines.dedupe import tables
 from pipelines.dedupe.sources import Source, sources_of
-from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Place, read_places, read_table
+from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, PlacedShard, read_places, read_table
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import Codes
@@ -98,7 +98,7 @@ def prove_duplicates(findings: Findings) -> None:
 # ------------------------------------------------------------------------------------------------------------ parts
 
 
-def _read_components(findings: Findings, places: list[Place]) -> pa.Table:
+def _read_components(findings: Findings, places: list[PlacedShard]) -> pa.Table:
     parts = tables.parts_of(findings.artifact, tables.COMPONENTS)
     found = [read_table(findings.artifact, part, COMPONENTS_SCHEMA) for part in parts]
     whole = pa.concat_tables([COMPONENTS_SCHEMA.empty_table(), *found]).unify_dictionaries()
@@ -106,7 +106,7 @@ def _read_components(findings: Findings, places: list[Place]) -> pa.Table:
     return whole
 
 
-def _require_places(table: pa.Table, suffix: str, places: list[Place], where: str) -> None:
+def _require_places(table: pa.Table, suffix: str, places: list[PlacedShard], where: str) -> None:
     """Shard and row are those of the id."""
     ids = table[f"id{suffix}"].to_numpy()
     ordinals = np.array([place.ordinal for place in places], np.int64)
@@ -119,7 +119,7 @@ def _require_places(table: pa.Table, suffix: str, places: list[Place], where: st
         raise DamagedArtifact(f"{where} has another shard or row than its id")
 
 
-def _joined(findings: Findings, listed: pa.Table, places: list[Place]) -> _Joined:
+def _joined(findings: Findings, listed: pa.Table, places: list[PlacedShard]) -> _Joined:
     ids = listed["id"].to_numpy()
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
@@ -129,9 +129,9 @@ def _joined(findings: Findings, listed: pa.Table, places: list[Place]) -> _Joine
     return _Joined(ids, pc.take(listed["key"], pa.array(order)).combine_chunks(), np.isin(ids >> 32, indexed))
 
 
-def _read_pairs(findings: Findings, joined: _Joined, places: list[Place]) -> _Pairs:
+def _read_pairs(findings: Findings, joined: _Joined, places: list[PlacedShard]) -> _Pairs:
     """The pairs, part by part: places and keys of both sides, distances within the radius, order."""
-    artifact, radius = findings.artifact, int(findings.artifact.manifest.meta["radius"])
+    artifact, radius = findings.artifact, findings.artifact.facts(DuplicatesMeta).radius
     sides: dict[str, list[Ids]] = {"_a": [], "_b": []}
     distances = [np.empty(0, np.int32)]
     for part in tables.parts_of(artifact, tables.PAIRS):
@@ -188,10 +188,10 @@ def _prove_groups(findings: Findings, pairs: _Pairs) -> int:
 
 def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> tuple[int, int]:
     """The components are those of the pairs; how many there are, and how many samples of them can go."""
-    from hhnet.search.pairs import Forest  # numba, which other kinds are proven without
+    from hhnet.search.pairs import UnionFind  # numba, which other kinds are proven without
 
     joined = pairs.joined
-    forest = Forest(len(joined.ids))
+    forest = UnionFind(len(joined.ids))
     forest.unite(pairs.a, pairs.b)
     roots = forest.roots(0, len(joined.ids))
     order = np.argsort(roots, kind="stable")
@@ -213,7 +213,7 @@ def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> tu
 # ------------------------------------------------------------------------------------------------------------ codes
 
 
-def _prove_codes(findings: Findings, places: list[Place], pairs: _Pairs) -> None:
+def _prove_codes(findings: Findings, places: list[PlacedShard], pairs: _Pairs) -> None:
     """The samples are those of the codes and the index, and have these pairs; noted where one is out of reach."""
     found = [findings.input(entry.role) for entry in findings.artifact.manifest.inputs]
     inputs = [entry for entry in found if entry is not None]
@@ -254,7 +254,7 @@ def _prove_pairs(findings: Findings, sources: list[Source], pairs: _Pairs, width
         probes = np.random.Generator(np.random.Philox(0)).choice(new, min(PROBES, len(new)), replace=False)
         for start in range(0, len(leading), SLICE):
             among = leading[start : start + SLICE]
-            a, b = _near(corpus.codes, probes, among, int(findings.artifact.manifest.meta["radius"]))
+            a, b = _near(corpus.codes, probes, among, findings.artifact.facts(DuplicatesMeta).radius)
             _require_pairs(pairs, corpus.ids[a], corpus.ids[b], uri)
     findings.checks.append(
         f"the codes have these distances, and no other pairs of equal codes, or of {count(len(probes), 'sample')} "

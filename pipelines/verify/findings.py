@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.artifacts.facts import SplitPart
 from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.splits import OWN
 from pipelines.artifacts.versions import open_input
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
 
@@ -67,11 +67,10 @@ class Findings:
             return found
         return None
 
-    def split(self, said: Mapping[str, Any] | None, key: str = OWN) -> None:
-        """The split in the manifest, if it names one, is the one that its input says; None = that is out of reach."""
-        mine = self.artifact.manifest.meta.get(key)
-        if mine is not None and said is not None:
-            self.require(said.get(key) == mine, f"{self.artifact.uri} names another split ({key}) than its input")
+    def split(self, key: str, mine: SplitPart | None, said: SplitPart | None) -> None:
+        """Require that the split in the manifest, if it names one, is the one that its input says."""
+        same = mine is None or mine == said
+        self.require(same, f"{self.artifact.uri} names another split ({key}) than its input")
 
     def _follow(self, artifact: Artifact, path: str) -> None:
         """Open the inputs of an input where they lay, and theirs, each by the digest that its manifest names."""

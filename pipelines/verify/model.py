@@ -2,7 +2,7 @@
 
 import safetensors
 
-from pipelines.artifacts.splits import carried
+from pipelines.artifacts.facts import ModelMeta, ShardsMeta
 from pipelines.errors import DamagedArtifact
 from pipelines.verify.findings import Findings, count, json_object
 
@@ -12,14 +12,14 @@ def prove_model(findings: Findings) -> None:
     artifact = findings.artifact
     card = json_object(findings, "model.json")
     _tensors(findings, "model.safetensors")
-    for name in ("bits", "classes"):
-        findings.require(
-            card.get(name) == artifact.manifest.meta.get(name),
-            f"{artifact.uri}: model.json and the manifest differ in {name}",
-        )
     inputs = {entry.role: findings.input(entry.role) for entry in artifact.manifest.inputs}
-    if (shards := inputs.get("shards")) is not None:
-        findings.split(carried(shards.manifest))
+    with findings.guard():
+        meta = artifact.facts(ModelMeta)
+        for name, value in {"bits": meta.bits, "classes": list(meta.classes)}.items():
+            same = card.get(name) == value
+            findings.require(same, f"{artifact.uri}: model.json and the manifest differ in {name}")
+        if (shards := inputs.get("shards")) is not None:
+            findings.split("protocol", meta.protocol, shards.facts(ShardsMeta).split_part)
 
 
 def prove_checkpoint(findings: Findings) -> None:

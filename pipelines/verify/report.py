@@ -1,6 +1,8 @@
 """Proofs of a report and of an alias."""
 
 from pipelines.artifacts.commit import versions
+from pipelines.artifacts.facts import AgreementMeta, ReportMeta
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import named_version
 from pipelines.errors import InputError, StoreUnavailable
 from pipelines.index.alias import AliasTarget
@@ -12,14 +14,22 @@ def prove_report(findings: Findings) -> None:
     artifact = findings.artifact
     metrics = json_object(findings, "metrics.json")
     on_agreement = [entry.role for entry in artifact.manifest.inputs] == ["old", "new"]
-    for name in ("overlap", "chance", "correlation") if on_agreement else ("map", "chance"):
-        findings.require(
-            metrics.get(name) == artifact.manifest.meta.get(name),
-            f"{artifact.uri}: metrics.json and the manifest differ in {name}",
-        )
+    with findings.guard():
+        for name, value in _headline(artifact, on_agreement).items():
+            same = metrics.get(name) == value
+            findings.require(same, f"{artifact.uri}: metrics.json and the manifest differ in {name}")
     inputs = [findings.input(entry.role) for entry in artifact.manifest.inputs]
     if not on_agreement:
         findings.one_model(entry for entry in inputs if entry is not None)
+
+
+def _headline(artifact: Artifact, on_agreement: bool) -> dict[str, float | None]:
+    """Return the figures that manifest and metrics both tell."""
+    if on_agreement:
+        told = artifact.facts(AgreementMeta)
+        return {"overlap": told.overlap, "chance": told.chance, "correlation": told.correlation}
+    meta = artifact.facts(ReportMeta)
+    return {"map": meta.map, "chance": meta.chance}
 
 
 def prove_alias(findings: Findings) -> None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 
+from pipelines.artifacts.facts import ProtocolCard, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.splits import part_proof, split_digest
 from pipelines.errors import DamagedArtifact
@@ -17,7 +18,7 @@ from pipelines.verify.findings import Findings, count, require_distinct
 
 def _is_adopted(artifact: Artifact) -> bool:
     """Whether the tars of a shards artifact were written by others."""
-    return bool(artifact.manifest.meta.get("adopted"))
+    return artifact.facts(ShardsMeta).adopted
 
 
 def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
@@ -109,31 +110,29 @@ def prove_shards(findings: Findings) -> list[Shard]:
             totals.get("samples") == opened.samples,
             f"{artifact.uri}: the totals say {totals.get('samples')} samples, the index has {opened.samples}",
         )
-        if artifact.manifest.meta.get("split") is None and "found" in totals:
+        meta = artifact.facts(ShardsMeta)
+        if meta.split is None and "found" in totals:
             findings.require(
                 totals["found"] == totals["samples"] + totals["skipped"],
                 f"{artifact.uri}: {totals['found']} files found are not samples plus skipped",
             )
         findings.checks.append(
             f"{count(opened.samples, 'sample')} in {count(len(opened.shards), 'tar')}, keys distinct, each member "
-            f"where the index says, with its sha256{'' if _is_adopted(artifact) else ' and labels'}"
+            f"where the index says, with its sha256{'' if meta.adopted else ' and labels'}"
         )
-        if "protocol" in artifact.manifest.meta:
-            _prove_protocol(findings, opened)
+        if meta.protocol is not None:
+            _prove_protocol(findings, opened, meta.protocol, meta.split.part if meta.split else "")
         return list(opened.shards)
     return []
 
 
-def _prove_protocol(findings: Findings, opened: ShardSet) -> None:
+def _prove_protocol(findings: Findings, opened: ShardSet, card: ProtocolCard, part: str) -> None:
     """The samples are those of one part of a protocol's split, and the card has the digest of all its parts."""
-    uri, meta = findings.artifact.uri, findings.artifact.manifest.meta
-    try:
-        card, part = meta["protocol"], meta["split"]["part"]
-        name, expected = card["name"], card["parts"][part]
-        digest = split_digest(card["parts"], card["database"], card.get("files"))
-        whole = digest == card["digest"]
-    except (KeyError, TypeError):
-        raise DamagedArtifact(f"{uri}: the manifest does not say which part of which protocol this is") from None
+    uri, name = findings.artifact.uri, card.name
+    if part not in card.parts:
+        raise DamagedArtifact(f"{uri}: the manifest does not say which part of which protocol this is")
+    digest = split_digest(card.parts, card.database, card.files)
+    whole, expected = digest == card.digest, card.parts[part]
     found = part_proof((record.key, record.members[0].sha256) for shard in opened.shards for record in shard.records())
     findings.require(whole, f"{uri}: the parts of protocol {name} do not have the digest of its split")
     findings.require(found == expected, f"{uri}: the samples are not those of {part} in protocol {name}")

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.tables import read_parquet, require_schema
 from pipelines.artifacts.versions import open_input
@@ -21,7 +22,7 @@ def prove_study(findings: Findings) -> None:
         part = artifact.manifest.part("cells.parquet")
         where = f"{artifact.uri}/{part.path}"
         cells = read_parquet(artifact.read(part), where)
-        require_schema(cells, cells_schema(artifact.manifest.meta.get("axes", [])), where)
+        require_schema(cells, cells_schema(list(artifact.facts(StudyMeta).axes)), where)
         rows = cells.to_pylist()
         for row in rows:
             _prove_row(findings, row, named, inputs, where)
@@ -67,17 +68,18 @@ def _model_of(report: Artifact) -> str | None:
 
 
 def _told_by_report(report: Artifact) -> dict[str, Any]:
-    return {name: report.manifest.meta.get(name) for name in ("map", "chance", "bits")}
+    meta = report.facts(ReportMeta)
+    return {"map": meta.map, "chance": meta.chance, "bits": meta.bits}
 
 
 def _told_by_model(model: Artifact) -> dict[str, Any]:
     card = _json(model, "model.json")
-    metrics = model.manifest.meta.get("metrics", {})
+    meta = model.facts(ModelMeta)
     return {
-        "val_map": metrics.get("map"),
-        "steps": metrics.get("steps"),
+        "val_map": meta.metrics.map,
+        "steps": meta.metrics.steps,
         "parameters": model.manifest.totals.get("parameters"),
-        "bits": model.manifest.meta.get("bits"),
+        "bits": meta.bits,
         **{name: card.get(name) for name in ("backbone", "loss")},
     }
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines.artifacts.commit import versions
+from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.versions import FOLDERS, manifest_path, named_version, open_current, referenced
 from pipelines.cluster.placement import Need
@@ -190,7 +191,7 @@ def _check_envelope(findings: Findings, path: str) -> None:
 def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard]) -> None:
     """Size and sha256 of all parts and receipts of all versions; a tar's members in the same pass."""
     artifact = findings.artifact
-    classes = len(artifact.manifest.meta["classes"]) if tars else 0
+    classes = len(artifact.facts(ShardsMeta).classes) if tars else 0
     streamed = {shard.part.path for shard in tars}
     named = {entry.model_dump_json(): entry for one in published for entry in referenced(one)}
     rest = [entry for entry in named.values() if entry.path not in streamed]

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.ingest.ingest import Sample, build_shard
 from pipelines.shards.shards import INDEX_NAME, index_bytes
@@ -68,7 +69,9 @@ def write_corpus(root: Path, images: int) -> str:
             tables.append(pa.table(columns, SHARD_INDEX))
             parts.append(writer.put_part(f"{stem}.tar", path, PER_SHARD))
     parts.append(writer.put_part(INDEX_NAME, index_bytes(tables), images))
-    return writer.commit(parts, {"samples": images}, {"classes": names, "adopted": True}).uri
+    return writer.commit(
+        parts, {"samples": images}, ShardsMeta(classes=tuple(names), source="", split=None, adopted=True)
+    ).uri
 
 
 # -------------------------------------------------------------------------------------------------------------- memory

@@ -79,7 +79,7 @@ def write_codes(out: Path, prefix: str, count: int, removed: Any = NOTHING_REMOV
         parts.append(part)
         claim = {"shard": f"{stem}.tar", "shard_sha256": sha256_of(stem.encode()), "samples": len(table)}
         receipts[stem] = writer.put_receipt(stem, Receipt(**claim, part=part, rejects=None))
-    meta = {"bits": BITS, "classes": ["one"], "carried": {}, "settings": {}}
+    meta = {"bits": BITS, "classes": ["one"], "carried": {}, "settings": {"encode.carry": []}}
     return writer.commit(parts, {"samples": sum(part.rows for part in parts)}, meta, receipts).uri
 
 

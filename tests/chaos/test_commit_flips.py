@@ -78,7 +78,7 @@ def make_checkpoint(root: Path) -> Artifact:
 
 def make_report(root: Path) -> Artifact:
     writer = ArtifactWriter(Store(root), "report", MARK, (), {})
-    facts = {"map": 0.5, "chance": 0.1}
+    facts = {"map": 0.5, "chance": 0.1, "convention": "", "precision_at": {}, "bits": 16}
     parts = [
         writer.put_part("metrics.json", canonical_json(facts), 1),
         writer.put_part("report.html", b"<!doctype html><p>" + bytes(range(256)), 1),

@@ -120,7 +120,7 @@ def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
     def asked_again(*_: object) -> None:
         raise AssertionError("a second run plans anew")
 
-    monkeypatch.setattr(pipelines.index.build, "plan", asked_again)
+    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
     resumed = build_index([uri], str(tmp_path / "index"), Config(index=IndexSettings(kind="auto", workers=1)))
     named = build_index([uri], str(tmp_path / "named"), Config(index=IndexSettings(kind="flat", workers=1)))
     assert resumed["digest"] == named["digest"]

@@ -119,13 +119,15 @@ def test_a_finished_run_is_recognised_before_anything_heavy_is_imported(
 
 def finished_encode(folder: Path, count: int, config: Config) -> dict[str, str]:
     """Shards, a model and codes as a finished run of `count` shards leaves them; their bytes are of no concern."""
-    classes = ["cat", "dog"]
+    classes, metrics = ["cat", "dog"], {"map": 0.5, "epoch": 1, "steps": 1, "skipped": 0}
     tars = [Part(path=f"parts/a-{n:06d}-{n:016x}.tar", bytes=9, sha256=f"{n:064x}", rows=1) for n in range(count)]
     writer = ArtifactWriter(Store(folder / "shards"), "shards", "1" * 64, (), {})
-    shards = writer.commit(tars, {"samples": count}, {"classes": classes})
+    shards = writer.commit(tars, {"samples": count}, {"classes": classes, "source": "", "split": None})
     inputs = (ArtifactInput(role="shards", kind="shards", digest=shards.digest),)
     writer = ArtifactWriter(Store(folder / "model"), "model", "2" * 64, inputs, {})
-    model = writer.commit([writer.put_part("model.json", b"{}", 1)], {}, {"bits": 16, "classes": classes})
+    model = writer.commit(
+        [writer.put_part("model.json", b"{}", 1)], {}, {"bits": 16, "classes": classes, "metrics": metrics}
+    )
     job = plan_job(shards, model, str(folder / "codes"), config)
     for name in ("parts", "receipts"):
         (folder / "codes" / name).mkdir(parents=True)
@@ -140,7 +142,9 @@ def finished_encode(folder: Path, count: int, config: Config) -> dict[str, str]:
         parts.append(part)
         receipts[f"a-{number:06d}"] = receipt
     totals = {"samples": count, "codes": count, "rejects": 0}
-    job.writer().commit(parts, totals, {"bits": 16, "classes": classes, "carried": {}, "settings": {}}, receipts)
+    job.writer().commit(
+        parts, totals, {"bits": 16, "classes": classes, "carried": {}, "settings": {"encode.carry": []}}, receipts
+    )
     return {name: str(folder / name) for name in ("shards", "model", "codes")}
 
 

@@ -22,7 +22,7 @@ from hhnet import pack_bits, unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
-from pipelines.artifacts.tables import LOGITS, codes_schema, parquet_bytes, table_of
+from pipelines.artifacts.tables import REAL_CODES, codes_schema, parquet_bytes, table_of
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
@@ -105,8 +105,8 @@ def write_codes(
         sha256 = rows.sha256 or sha256_of(f"{out} {name}".encode())
         receipt = Receipt(shard=name, shard_sha256=sha256, samples=count, part=part, rejects=None)
         receipts[stem] = writer.put_receipt(stem, receipt)
-    meta = {"bits": bits, "classes": list(classes), "carried": {}, "settings": {}}
-    meta |= {"logits": LOGITS} if logits else {}
+    meta = {"bits": bits, "classes": list(classes), "carried": {}, "settings": {"encode.carry": []}}
+    meta |= {"logits": REAL_CODES} if logits else {}
     return writer.commit(parts, {"samples": sum(part.rows for part in parts)}, meta, receipts)
 
 
@@ -148,6 +148,6 @@ def write_many_codes(out: Path, shards: int, bits: int = 64) -> str:
         receipts[stem] = Receipt(shard=f"{stem}.tar", shard_sha256=sha256, samples=10, part=part, rejects=None)
         parts.append(part)
         (out / "receipts" / f"{stem}.json").write_bytes(canonical_json(receipts[stem]))
-    meta = {"bits": bits, "classes": ["cat"], "carried": {}, "settings": {}}
+    meta = {"bits": bits, "classes": ["cat"], "carried": {}, "settings": {"encode.carry": []}}
     totals = {"samples": 10 * shards, "codes": 10 * shards, "rejects": 0}
     return writer.commit(parts, totals, meta, receipts).uri

@@ -7,8 +7,8 @@ import torch
 from hhnet.nn.model import HHNet, card, model_to_bytes
 from hhnet.preprocess import Preprocess
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, open_artifact
-from pipelines.artifacts.splits import carried
 from pipelines.config.settings import Config
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
@@ -40,7 +40,10 @@ def write_model(
         writer.put_part("model.json", canonical_json(described), rows=1),
     ]
     totals = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
-    return writer.commit(parts, totals, {"bits": bits, "classes": classes, **carried(shards.manifest)})
+    source = shards.facts(ShardsMeta)
+    metrics = Metrics(map=0.5, epoch=1, steps=1, skipped=0)
+    meta = ModelMeta(bits=bits, classes=source.classes, metrics=metrics, protocol=source.split_part)
+    return writer.commit(parts, totals, meta)
 
 
 def train_model(shards_uri: str, out: str | Path, config: Config) -> Artifact:

@@ -128,7 +128,7 @@ def kind_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def require_kind(name: str, *others: str) -> None:
+def require_index_kind(name: str, *others: str) -> None:
     """Raise ConfigError, which names the nearest, unless `name` is a kind or one of `others`."""
     known = [*others, *kind_names()]
     if name not in known:
@@ -139,5 +139,5 @@ def require_kind(name: str, *others: str) -> None:
 
 def index_kind(name: str) -> IndexKind:
     """The kind of this name; its module, and so Faiss where it needs it, is imported now."""
-    require_kind(name)
+    require_index_kind(name)
     return cast(IndexKind, importlib.import_module(f"{__name__}.{name}").KIND)

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
+from pipelines.artifacts.facts import ProtocolCard
 from pipelines.artifacts.splits import keys_digest, part_proof, split_digest
 from pipelines.errors import InputError
 from pipelines.ingest.sources import Entry, Source
@@ -66,7 +66,7 @@ class Protocol(ABC):
                 )
         return dealt
 
-    def card(self, parts: Mapping[str, Sequence[tuple[str, bytes]]], source: Source) -> dict[str, Any]:
+    def card(self, parts: Mapping[str, Sequence[tuple[str, bytes]]], source: Source) -> ProtocolCard:
         """What the manifests say of a split, from the (key, sha256 of the image) of each part's samples.
 
         `digest` is that of the whole split: of each part's keys and images, of which parts are searched, and of the
@@ -75,31 +75,31 @@ class Protocol(ABC):
         """
         proofs = {part: part_proof(samples) for part, samples in parts.items()}
         database = source.searched or self.database
-        return {
-            "name": self.name,
-            "version": self.version,
-            "digest": split_digest(proofs, database, source.files),
-            "database": list(database),
-            "leaks": _leaks(parts, database),
-            "parts": proofs,
-            **({"files": dict(source.files)} if source.files else {}),
-        }
+        return ProtocolCard(
+            name=self.name,
+            version=self.version,
+            digest=split_digest(proofs, database, source.files),
+            database=tuple(database),
+            leaks=_leaks(parts, database),
+            parts=proofs,
+            files=dict(source.files),
+        )
 
-    def warnings(self, card: Mapping[str, Any]) -> list[str]:
+    def warnings(self, card: ProtocolCard) -> list[str]:
         """What of this split makes a figure look better than it is: one line each."""
         found = []
-        if "train" in card["database"]:
+        if "train" in card.database:
             found.append(
                 f"{self.name}: the {self.parts['train']} training images are in the database, by design of the "
                 f"protocol: mAP also counts images that were learned"
             )
-        if "query" in card["database"]:
+        if "query" in card.database:
             found.append(
                 f"{self.name}: the {self.parts['query']} queries are in the database, by the list of the protocol: "
                 f"each finds itself first"
             )
-        if card["leaks"]:
-            named = ", ".join(f"{count} {pair}" for pair, count in card["leaks"].items())
+        if card.leaks:
+            named = ", ".join(f"{count} {pair}" for pair, count in card.leaks.items())
             found.append(f"{self.name}: the data set has images twice, and so two parts have them: {named}")
         return found
 

@@ -39,7 +39,7 @@ def _rate(run: Run) -> float | None:
         began, before = float(run.begin.get("began", 0)), int(run.begin.get("done", 0))
         points = [(began, before), (float(run.end["ended"]), int(run.end["done"]))]
     else:
-        points = _ends(run) or [(float(beat["at"]), int(beat["done"])) for beat in run.beats]
+        points = _ends(run) or [(float(beat["at"]), int(beat["done"])) for beat in run.heartbeats]
     points = [point for point in points if points[-1][0] - point[0] <= RATE_S or run.end is not None]
     still = [point for point in points if point[1] == points[0][1]]  # it had not begun to move yet
     points = points[max(0, len(still) - 1) :]

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts.commit import read_claim, versions
-from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.facts import CheckpointMeta, IndexMeta, ModelMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, Part, open_artifact, read_identity, read_part
 from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.artifacts.tables import read_parquet
@@ -136,8 +136,8 @@ def _model(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
     begin = run.begin if run else {}
     epochs, epoch_steps = begin.get("epochs"), begin.get("epoch_steps")
     if artifact is not None:
-        metrics = artifact.manifest.meta.get("metrics", {})
-        return {"epochs": epochs, "epoch": epochs, "map": metrics.get("map"), "map_epoch": metrics.get("epoch")}
+        metrics = artifact.facts(ModelMeta).metrics
+        return {"epochs": epochs, "epoch": epochs, "map": metrics.map, "map_epoch": metrics.epoch}
     found: Record = {"epochs": epochs, **_newest_checkpoint(store)}
     if run is not None:  # a run that died may have saved more than it said
         found["done"] = max(int(run.last.get("done", 0)), found.get("checkpoint_step", 0))
@@ -154,7 +154,7 @@ def _newest_checkpoint(store: Store) -> Record:
             progress = json.loads(checkpoint.read(checkpoint.manifest.part("progress.json")))
             best = progress.get("best") or {}
             return {
-                "checkpoint_step": int(checkpoint.manifest.meta["step"]),
+                "checkpoint_step": checkpoint.facts(CheckpointMeta).step,
                 "validations": _validations(progress.get("history") or []),
                 "map": best.get("map"),
                 "map_epoch": best.get("epoch"),
@@ -174,7 +174,7 @@ def _index(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
     known = versions(store)
     found: Record = {"version": known[-1] if known else None}
     if artifact is not None:
-        return {**found, "totals": artifact.manifest.totals, "index_kind": artifact.manifest.meta.get("kind")}
+        return {**found, "totals": artifact.manifest.totals, "index_kind": artifact.facts(IndexMeta).kind}
     return found
 
 

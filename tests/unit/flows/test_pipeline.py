@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from flows.pipeline import assign, codes_name, place, settings_of
+from flows.pipeline import assign_roles, codes_name, place, settings_of
 from flows.reporting import artifact_key
 from flows.stages import out_of_reach, parse
 from flows.summary import StageLog, encode_rate, run_page, stage_rows
@@ -16,11 +16,11 @@ SPLITS = {name: {"uri": f"/out/shards/{name}", "digest": name} for name in ("tra
 
 
 def roles(splits: dict[str, dict[str, str]] = SPLITS, **run: object) -> object:
-    return assign(Config(run=RunSettings(**run)), splits)  # type: ignore[arg-type]
+    return assign_roles(Config(run=RunSettings(**run)), splits)  # type: ignore[arg-type]
 
 
 def test_after_an_ingest_each_part_is_played_by_the_split_of_its_name() -> None:
-    found = assign(Config(), SPLITS)
+    found = assign_roles(Config(), SPLITS)
     assert (found.train, found.query, found.val) == ("/out/shards/train", "/out/shards/query", None)
     assert found.database == ("/out/shards/database",)
     assert found.all() == ["/out/shards/train", "/out/shards/query", "/out/shards/database"]
@@ -28,7 +28,7 @@ def test_after_an_ingest_each_part_is_played_by_the_split_of_its_name() -> None:
 
 def test_a_split_can_play_two_parts_and_be_proved_once() -> None:
     run = RunSettings(query="database", database=("train", "s3://bucket/more"))
-    found = assign(Config(run=run), SPLITS)
+    found = assign_roles(Config(run=run), SPLITS)
     assert found.query == "/out/shards/database"
     assert found.database == ("/out/shards/train", "s3://bucket/more")
     assert found.all() == ["/out/shards/train", "/out/shards/database", "s3://bucket/more"]

@@ -1,9 +1,19 @@
-"""Augmentation: determinism, shapes, and what each part does."""
+"""Augmentation: determinism, shapes, and what each part does.
+
+TrivialAugment: torchvision's operations at torchvision's strengths, drawn from the generator of the sample.
+"""
+
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, TrivialAugmentWide, autoaugment
 
-from hhnet.augment import KINDS, Augment, sample_rng
+import hhnet.augment
+from hhnet.augment import KINDS, OPERATIONS, STRENGTHS, Augment, Operation, sample_rng, trivial_augment
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 WIDE = np.random.default_rng(1).integers(0, 256, (40, 90, 3), dtype=np.uint8)
@@ -119,3 +129,60 @@ def test_refusals() -> None:
         Augment(size=32, padding=40)(IMAGE, rng)
     with pytest.raises(TypeError, match="uint8"):
         Augment(size=32)(IMAGE.astype(float), rng)
+
+
+# ------------------------------------------------------------------------------------------------- TrivialAugment
+
+TALL = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_operation_is_that_of_torchvision_at_every_strength(name: str) -> None:
+    strengths, signed = TrivialAugmentWide()._augmentation_space(STRENGTHS)[name]
+    mine, picture = OPERATIONS[name], Image.fromarray(TALL)
+    theirs = strengths.tolist() if strengths.ndim else [0.0]
+    assert list(mine.strengths) == theirs and (mine.both_ways == signed or theirs == [0.0])
+    for strength in [sign * strength for strength in theirs for sign in ((1, -1) if signed else (1,))]:
+        expected = autoaugment._apply_op(picture, name, strength, InterpolationMode.NEAREST, None)
+        np.testing.assert_array_equal(np.array(mine.change(picture, strength)), np.array(expected))
+
+
+def test_torchvision_knows_no_other_operation() -> None:
+    assert list(OPERATIONS) == list(TrivialAugmentWide()._augmentation_space(STRENGTHS))
+
+
+def test_an_image_depends_on_its_generator_alone_and_is_left_as_it_is() -> None:
+    before = TALL.copy()
+    for epoch in range(40):
+        torch.manual_seed(epoch)
+        first = trivial_augment(TALL, sample_rng(0, epoch, "k"))
+        np.random.default_rng().random()
+        torch.rand(3)
+        np.testing.assert_array_equal(first, trivial_augment(TALL, sample_rng(0, epoch, "k")))
+        assert first.shape == TALL.shape and first.dtype == np.uint8 and first.flags.c_contiguous
+        assert not np.shares_memory(first, TALL)
+    np.testing.assert_array_equal(TALL, before)
+
+
+def test_operations_strengths_and_signs_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: Counter[tuple[str, float]] = Counter()
+
+    def recorded(name: str) -> Operation:
+        return replace(OPERATIONS[name], change=lambda image, strength: drawn.update([(name, strength)]) or image)
+
+    recorders, random, dot = {name: recorded(name) for name in OPERATIONS}, np.random.default_rng(0), TALL[:1, :1]
+    monkeypatch.setattr(hhnet.augment, "OPERATIONS", recorders)
+    for _ in range(14_000):
+        trivial_augment(dot, random)
+    for name, operation in recorders.items():
+        times = {strength: count for (found, strength), count in drawn.items() if found == name}
+        signs = (1, -1) if operation.both_ways else (1,)
+        assert times.keys() == {sign * strength for sign in signs for strength in operation.strengths}
+        assert 850 < sum(times.values()) < 1150
+        if operation.both_ways:
+            assert max(times.values()) < 2 * 1150 / len(operation.strengths)
+
+
+def test_trivial_augment_refuses_what_is_no_image() -> None:
+    with pytest.raises(TypeError, match="uint8"):
+        trivial_augment(TALL.astype(float), sample_rng(0, 0, "a"))  # type: ignore[arg-type]

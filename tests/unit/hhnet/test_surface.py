@@ -30,7 +30,7 @@ def test_all_is_frozen() -> None:
         "precision_recall_at",
         "precision_recall_curve",
         "precision_within_radius",
-        "quantise_logits",
+        "quantise_real_codes",
         "saturate",
         "tie_bounds",
         "unpack_bits",

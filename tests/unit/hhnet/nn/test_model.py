@@ -12,7 +12,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from hhnet.nn.backbones import SmallMapConv2d, check_name
+from hhnet.nn.backbones import SmallMapConv2d, check_backbone_name
 from hhnet.nn.heads import HEADS
 from hhnet.nn.model import HHNet, Preprocess, card, load_model, model_from_bytes, model_to_bytes
 
@@ -221,7 +221,7 @@ def test_names() -> None:
     with pytest.raises(ValueError, match="head must be one of linear, bn, ln, ln_rotated, class_index: got 'mlp'"):
         HHNet("resnet18", 16, head="mlp")
     for name in ("alexnet", "hrnet_w18.ms_in1k", "hrnet_w48", "vgg16.tv_in1k"):
-        check_name(name)
+        check_backbone_name(name)
 
 
 def test_timm_weights_need_a_pinned_tag() -> None:

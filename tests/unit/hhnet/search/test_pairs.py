@@ -7,7 +7,7 @@ import pytest
 from hhnet import hamming_distances, pack_bits, unpack_bits
 from hhnet.search import pairs
 from hhnet.search.multi_index import MultiIndexHash, padded
-from hhnet.search.pairs import Forest, equal_groups, near_pairs
+from hhnet.search.pairs import UnionFind, equal_groups, near_pairs
 
 Codes = npt.NDArray[np.uint8]
 
@@ -144,7 +144,7 @@ def test_what_is_joined_has_the_smallest_as_its_root_in_any_order() -> None:
         low, high = sorted((by_hand[one], by_hand[other]))
         by_hand = [low if root == high else root for root in by_hand]
     for order in (np.arange(300), np.arange(300)[::-1], random.permutation(300)):
-        forest = Forest(500)
+        forest = UnionFind(500)
         forest.unite(a[order], b[order])
         roots = np.concatenate([forest.roots(0, 200), forest.roots(200, 500)])
         assert roots.tolist() == by_hand

@@ -1,15 +1,32 @@
 """What manifests and receipts say of their kind: read as it was written, refused where a fact is not there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import PairsReceipt, PartReceipt, QuantizerReceipt, Receipt
-from pipelines.artifacts.manifest import Facts
+from pipelines.artifacts.facts import (
+    AgreementMeta,
+    AliasMeta,
+    CheckpointMeta,
+    CodesMeta,
+    DuplicatesMeta,
+    IndexMeta,
+    ModelMeta,
+    PairsReceipt,
+    PartReceipt,
+    QuantizerReceipt,
+    Receipt,
+    ReportMeta,
+    ShardsMeta,
+    StudyMeta,
+)
+from pipelines.artifacts.manifest import Facts, open_artifact
+from pipelines.artifacts.tables import REAL_CODES
 from pipelines.errors import DamagedArtifact
-from pipelines.storage import Store, canonical_json
+from pipelines.storage import Store, canonical_json, sha256_of
 
 PART = {"path": "parts/a.bin", "bytes": 3, "sha256": "0" * 64, "rows": 1}
 TAR = {"shard": "a.tar", "shard_sha256": "1" * 64}
@@ -28,38 +45,100 @@ RECEIPTS: dict[type[Facts], list[dict[str, Any]]] = {
     ],
     PairsReceipt: [{"unit": 0, "pairs": 1, "parts": [PART]}],
 }
-EVERY = [(model, fields) for model, forms in RECEIPTS.items() for fields in forms]
+METRICS = {"epoch": 1, "map": 0.5, "skipped": 0, "steps": 4}
+SPLIT = {"name": "drawn", "digest": "4" * 64, "part": "query", "database": ["database"]}
+PROOF = {"samples": 1, "keys": "5" * 64, "images": "6" * 64}
+PROTOCOL = {
+    **{"name": "drawn", "version": 1, "digest": "4" * 64, "database": ["database"], "leaks": {}},
+    **{"parts": {"query": PROOF}, "files": {"list.txt": "7" * 64}},
+}
+CODED = {"bits": 16, "classes": ["cat"]}
+CODES = {**CODED, "carried": {}, "settings": {"encode.carry": ["sku"]}}
+CARD = {"count": 3, "bytes_per_code": 2.0}
+INDEX = {**CODED, "kind": "flat", "parameters": {"nlist": 2}, "quantizer_sha256": None, "card": CARD}
+GATED = {**CARD, "recall": 1.0, "recall_at": 10, "self_recall": 1.0, "recall_within": 0.5, "radius": 2}
+REPORT = {"map": 0.5, "chance": 0.1, "convention": "all", "precision_at": {"1": 0.5}, "bits": 16}
+METAS: dict[type[Facts], list[dict[str, Any]]] = {
+    ShardsMeta: [
+        {"classes": ["cat"], "source": "0" * 64, "split": None},
+        {
+            **{"classes": [], "source": "", "split": {"by": "protocol", "spec": "drawn@1", "part": "query"}},
+            **{"protocol": PROTOCOL, "columns": {"sku": "int64"}, "adopted": True},
+            **{"version": 2, "grown_from": "8" * 64},
+        },
+    ],
+    ModelMeta: [
+        {**CODED, "metrics": METRICS},
+        {
+            **{**CODED, "metrics": METRICS, "protocol": SPLIT},
+            "rotation": {"bits": 16, "error": 0.5, "images": 3, "map": 0.5, "map_before": 0.25, "rotated": "pca"},
+        },
+    ],
+    CheckpointMeta: [{"step": 3}],
+    CodesMeta: [CODES, {**CODES, "logits": REAL_CODES, "animated": 1, "protocol": SPLIT, "trained_on": SPLIT}],
+    IndexMeta: [
+        INDEX,
+        {**INDEX, "logits": REAL_CODES, "version": 2, "card": {**GATED, "trained_on": 3, "note": "grown"}},
+    ],
+    AliasMeta: [{"version": 1, "index": "../index", "fingerprint": "9" * 64, "bits": 16, "model": "a" * 64}],
+    ReportMeta: [REPORT, {**REPORT, "reranked": {"first": 9, "map": 0.6}, "protocol": "drawn", "split": "4" * 64}],
+    AgreementMeta: [{"overlap": 0.5, "chance": 0.1, "k": 9, "correlation": None, "bits_old": 16, "bits_new": 8}],
+    DuplicatesMeta: [{"radius": 2, "bits": 16}],
+    StudyMeta: [{"title": "Bits", "axes": ["model.bits"]}],
+}
 
 
-@pytest.mark.parametrize(("model", "fields"), EVERY)
+def each(table: dict[type[Facts], list[dict[str, Any]]]) -> list[Any]:
+    return [
+        pytest.param(model, fields, id=f"{model.__name__}-{number}")
+        for model, forms in table.items()
+        for number, fields in enumerate(forms)
+    ]
+
+
+@pytest.mark.parametrize(("model", "fields"), each(RECEIPTS | METAS))
 def test_what_is_read_is_written_again_byte_for_byte(model: type[Facts], fields: dict[str, Any]) -> None:
     found = model.parse(canonical_json(fields), "a receipt", "do it again")
     assert canonical_json(found) == canonical_json(fields)
-    assert list(found.as_json()) == sorted(fields)
+    assert found.as_json() == fields
 
 
 def damages(model: type[Facts], fields: dict[str, Any]) -> dict[str, bytes]:
     """Message -> bytes that give it: each fact left out and of another type, one that is unknown, and no object."""
     found = {}
     for name in fields:
+        odd = 7 if isinstance(fields[name], bool) else True
         left = {key: value for key, value in fields.items() if key != name}
         if model.model_fields[name].is_required():
             found[f"{name} is missing)"] = canonical_json(left)
-        found[f"{name} is wrong: "] = canonical_json({**left, name: True})
+        found[f"{name} is wrong: "] = canonical_json({**left, name: odd})
     found["novel is unknown)"] = canonical_json({**fields, "novel": 1})
-    found["is wrong: Invalid JSON"] = canonical_json(fields)[:-3]
     return found
 
 
-@pytest.mark.parametrize(("model", "fields"), EVERY)
+@pytest.mark.parametrize(("model", "fields"), each(RECEIPTS))
 def test_a_damaged_receipt_is_refused_by_its_place_and_its_facts(
     tmp_path: Path, model: type[Facts], fields: dict[str, Any]
 ) -> None:
     store = Store(tmp_path)
     writer = ArtifactWriter(store, "novel", "f" * 64, (), {})
-    for number, (message, data) in enumerate(damages(model, fields).items()):
+    broken = {"is wrong: Invalid JSON": canonical_json(fields)[:-3]}
+    for number, (message, data) in enumerate((damages(model, fields) | broken).items()):
         store.put(f"receipts/{number}.json", data)
         with pytest.raises(DamagedArtifact) as caught:
             writer.receipts(model, {str(number)})
         assert str(caught.value).startswith(f"{store.uri}/receipts/{number}.json cannot be used ({message}")
         assert str(caught.value).endswith(": delete it to have its shard done again")
+
+
+@pytest.mark.parametrize(("model", "fields"), each(METAS))
+def test_a_manifest_with_damaged_facts_is_refused_by_its_place_and_its_facts(
+    tmp_path: Path, model: type[Facts], fields: dict[str, Any]
+) -> None:
+    for message, data in damages(model, fields).items():
+        store = Store(tmp_path / sha256_of(data)[:12])
+        ArtifactWriter(store, "novel", "f" * 64, (), {}).commit([], {}, json.loads(data))
+        with pytest.raises(DamagedArtifact) as caught:
+            open_artifact(store).facts(model)
+        assert str(caught.value).startswith(f"{store.uri}: the novel manifest cannot be used ({message}")
+        assert str(caught.value).endswith(": make it again with this hhnet")

@@ -73,7 +73,7 @@ def test_a_run_that_does_not_finish_says_how_it_ended(error: BaseException, end:
 
 def test_a_run_that_works_shows_signs_of_life_and_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred items in a row are few objects; every attempt is in one of them, once."""
-    monkeypatch.setattr(runs, "EVERY_S", 0.1)
+    monkeypatch.setattr(runs, "PROGRESS_EVERY_S", 0.1)
     store = Store(tmp_path)
     with RunLog(store, "work", total=100) as log:
         for number in range(100):
@@ -84,22 +84,22 @@ def test_a_run_that_works_shows_signs_of_life_and_few_of_them(tmp_path: Path, mo
         (working,) = read_runs(store)
     (run,) = read_runs(store)
     assert working.state() == "working"
-    assert 2 <= len(run.beats) <= 30
-    assert (run.beats[-1]["done"], run.beats[-1]["note"]) == (100, "item 99")
+    assert 2 <= len(run.heartbeats) <= 30
+    assert (run.heartbeats[-1]["done"], run.heartbeats[-1]["note"]) == (100, "item 99")
     assert sorted(int(one["item"]) for one in run.attempts) == list(range(100))
 
 
 def test_a_run_that_does_not_move_on_is_known_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "EVERY_S", 0.05)
-    monkeypatch.setattr(runs, "ALIVE_S", 1.1)
+    monkeypatch.setattr(runs, "PROGRESS_EVERY_S", 0.05)
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 1.1)
     store = Store(tmp_path)
     with RunLog(store, "work", total=100):
-        wait_for(lambda: len(read_runs(store)[0].beats) >= 3)
+        wait_for(lambda: len(read_runs(store)[0].heartbeats) >= 3)
         assert read_runs(store)[0].state() == "working"
 
 
 def test_a_store_that_fails_for_a_while_costs_no_attempt_and_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "EVERY_S", 0.05)
+    monkeypatch.setattr(runs, "PROGRESS_EVERY_S", 0.05)
     store, real = MemoryStore(), MemoryStore.put
     failures = 0
 
@@ -178,7 +178,7 @@ def test_a_run_on_another_machine_is_dead_when_it_was_silent_for_long(
     assert read_runs(store)[0].state() == "working"
     with RunLog(store, "work"):  # it may well be alive: it is left alone
         assert not Path(tmp_path, "runs", run.name, "end.json").exists()
-    long_ago = time.time() - runs.DEAD_S - 1
+    long_ago = time.time() - runs.DEAD_AFTER_S - 1
     os.utime(tmp_path / "runs" / run.name / "begin.json", (long_ago, long_ago))
     assert read_runs(store, last=2)[0].state() == "died"
 

@@ -250,7 +250,9 @@ def test_pairs_that_do_not_fit_into_memory_are_put_in_order_on_disk(
 ) -> None:
     uri = codes_at(tmp_path, "codes", clustered(400, centres=4))
     plain = dedupe([uri], str(tmp_path / "plain"), settings(3))
-    monkeypatch.setattr(search.PairSearch, "_spool", lambda self, unit: search.Spool(self._folder / f"u{unit}", 37))
+    monkeypatch.setattr(
+        search.PairSearch, "_spool", lambda self, unit: search.ExternalSort(self._folder / f"u{unit}", 37)
+    )
     assert dedupe([uri], str(tmp_path / "spilled"), settings(3))["digest"] == plain["digest"]
     assert plain["pairs"] > 7 * 16 * 37
 

@@ -19,7 +19,7 @@ from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
 from pipelines.index.build import build_index
 from pipelines.index.kinds import kind_names
-from pipelines.index.planner import Plan, Prediction, along, choose, predict
+from pipelines.index.planner import Plan, Prediction, along, choose_kind, predict
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool
@@ -65,11 +65,11 @@ FIGURES = (
 )
 def test_exact_kinds_win_then_small_ones_of_those_within_the_budget(asked: dict[str, Any], kind: str) -> None:
     for figures in (FIGURES, FIGURES[::-1]):
-        assert choose(figures, IndexSettings.model_validate(asked))[0] == kind
+        assert choose_kind(figures, IndexSettings.model_validate(asked))[0] == kind
 
 
 def test_why_names_what_was_passed_over_with_its_figure() -> None:
-    _, why = choose(FIGURES, IndexSettings.model_validate({"latency": "2ms"}))
+    _, why = choose_kind(FIGURES, IndexSettings.model_validate({"latency": "2ms"}))
     assert why == (
         "ivf is approximate and keeps within the budget; flat not: 10 ms are longer than 2 ms; "
         "multihash not: 4 ms are longer than 2 ms"
@@ -91,7 +91,7 @@ def test_what_cannot_be_is_refused_with_all_figures(asked: dict[str, Any], compl
             load_config(sets=[f"index.latency={asked['latency']}"])
         return
     with pytest.raises(ConfigError, match=f"no kind of index keeps within the budget: .*{complaint}") as refusal:
-        choose(FIGURES, IndexSettings.model_validate(asked))
+        choose_kind(FIGURES, IndexSettings.model_validate(asked))
     assert refusal.value.exit_code == 2 and "raise --memory or --latency" in str(refusal.value)
 
 
@@ -99,7 +99,7 @@ def test_what_the_gate_would_refuse_is_not_chosen() -> None:
     broken = Prediction("hnsw", False, MIB, 1.0, 1e-4, 0.99, 0.4)
     asked = IndexSettings.model_validate({"memory": "4GiB", "latency": "1ms"})
     with pytest.raises(ConfigError, match=r"hnsw not: self-recall 0\.400 is below the gate's 1"):
-        choose([*FIGURES[:2], broken], asked)
+        choose_kind([*FIGURES[:2], broken], asked)
 
 
 # ----------------------------------------------------------------------------------------------------- prediction
@@ -186,9 +186,9 @@ def test_a_rerun_stays_with_the_kind_that_was_chosen(
 ) -> None:
     """As `hhnet run` does: built unpublished, then published by a second call."""
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
-    monkeypatch.setattr(pipelines.index.build, "plan", choosing(kind))
+    monkeypatch.setattr(pipelines.index.build, "plan_kind", choosing(kind))
     first = build_index([uri], out, settings("index.latency=3ms"), publish=False)
-    monkeypatch.setattr(pipelines.index.build, "plan", asked_again)
+    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
     second = build_index([uri], out, settings("index.memory=1KiB"))
     assert (second["status"], second["kind"], second["version"]) == ("done", kind, 1)
     assert second["digest"] == first["digest"]
@@ -201,12 +201,12 @@ def test_a_build_broken_off_after_the_choice_goes_on_with_it(
     tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
-    monkeypatch.setattr(pipelines.index.build, "plan", choosing("multihash"))
+    monkeypatch.setattr(pipelines.index.build, "plan_kind", choosing("multihash"))
     pool.fatal = lambda task: True
     with pytest.raises(WorkFailed, match="run again to resume"):
         build_index([uri], out, settings())
     pool.fatal = lambda task: False
-    monkeypatch.setattr(pipelines.index.build, "plan", asked_again)
+    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
     assert build_index([uri], out, settings())["kind"] == "multihash"
 
 
@@ -219,7 +219,7 @@ def test_of_two_runs_that_choose_otherwise_the_first_wins(
         build_index([uri], out, settings("index.kind=multihash"))
         return choosing("flat")(tasks, config)
 
-    monkeypatch.setattr(pipelines.index.build, "plan", overtaken)
+    monkeypatch.setattr(pipelines.index.build, "plan_kind", overtaken)
     result = build_index([uri], out, settings())
     assert (result["kind"], result["status"]) == ("multihash", "unchanged")
 
@@ -229,7 +229,7 @@ def test_a_root_of_other_codes_is_refused_before_anything_is_tried(
 ) -> None:
     build_index([some_codes(tmp_path)], str(tmp_path / "index"), settings("index.kind=flat"))
     other = write_codes(tmp_path / "other", {"y-000000.tar": simple_rows("y", 9)}).uri
-    monkeypatch.setattr(pipelines.index.build, "plan", asked_again)
+    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
     with pytest.raises(FingerprintMismatch, match=r"which no kind of index of these codes .*: choose another --out"):
         build_index([other], str(tmp_path / "index"), settings())
 

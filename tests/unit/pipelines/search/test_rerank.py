@@ -18,7 +18,7 @@ import torch
 import pipelines.encode.encoder
 import pipelines.encode.workers
 import pipelines.index.pool
-from hhnet import pack_bits, quantise_logits
+from hhnet import pack_bits, quantise_real_codes
 from hhnet.codes import sign_bits
 from pipelines.artifacts.manifest import Artifact, manifest_digest
 from pipelines.artifacts.tables import parquet_bytes, read_parquet
@@ -26,7 +26,7 @@ from pipelines.artifacts.versions import open_current, open_input
 from pipelines.cli.present import present
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
-from pipelines.encode.codes import code_array, logits_array, open_codes
+from pipelines.encode.codes import code_array, open_codes, real_codes_array
 from pipelines.encode.encode import encode
 from pipelines.encode.encoder import Encoder
 from pipelines.encode.retry_rejects import retry_rejects
@@ -47,7 +47,7 @@ from tests.support.pictures import write_folder
 
 SETTINGS = ["ingest.samples_per_shard=10", "data.image_size=32", "encode.batch_size=8", "index.workers=1"]
 PLAIN = load_config(sets=SETTINGS)
-LOGITS = load_config(sets=[*SETTINGS, "encode.logits=true"])
+REAL_CODES = load_config(sets=[*SETTINGS, "encode.logits=true"])
 
 
 def reranking(n: int) -> Config:
@@ -95,16 +95,16 @@ def test_logits_are_those_of_the_network_and_change_no_code(
     pool: InlinePool, pictures: Path, shards: Path, model: Artifact, tmp_path: Path
 ) -> None:
     plain = open_codes(encoded(shards, model, tmp_path / "plain", PLAIN))
-    codes = open_codes(encoded(shards, model, tmp_path / "codes", LOGITS))
+    codes = open_codes(encoded(shards, model, tmp_path / "codes", REAL_CODES))
     assert (plain.logits, codes.logits) == (False, True)
     encoder = Encoder.open(model.uri)
     for mine, theirs in zip(codes.tables(), plain.tables(), strict=True):
         assert mine.drop_columns("logits").cast(theirs.schema).equals(theirs)
         images = [next(pictures.glob(f"{key}.*")).read_bytes() for key in mine["key"].to_pylist()]
         z = encoder.real_codes(images)
-        near = logits_array(mine["logits"]).astype(int) - quantise_logits(z).astype(int)
+        near = real_codes_array(mine["logits"]).astype(int) - quantise_real_codes(z).astype(int)
         assert np.abs(near).max() <= 1  # a batch of another size may differ in the last digit
-        assert (pack_bits(sign_bits(logits_array(mine["logits"]))) == code_array(mine["code"])).all()
+        assert (pack_bits(sign_bits(real_codes_array(mine["logits"]))) == code_array(mine["code"])).all()
     verify(codes.artifact.uri)
 
 
@@ -117,23 +117,23 @@ def test_codes_without_logits_have_the_bytes_that_they_always_had(
     schema = pq.read_schema(next((tmp_path / "codes" / "parts").iterdir()))
     assert schema.names == ["key", "shard", "row", "path", "code", "labels"]
     with pytest.raises(FingerprintMismatch, match="choose another --out"):
-        encode(str(shards), model.uri, str(tmp_path / "codes"), LOGITS)
+        encode(str(shards), model.uri, str(tmp_path / "codes"), REAL_CODES)
     assert bytes_of(str(tmp_path / "codes")) == before
 
 
 def test_neither_order_nor_threads_change_a_byte(
     pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path
 ) -> None:
-    first = bytes_of(encoded(shards, model, tmp_path / "first", LOGITS))
+    first = bytes_of(encoded(shards, model, tmp_path / "first", REAL_CODES))
     pool.reverse = True
     other = load_config(sets=[*SETTINGS, "encode.logits=true", "data.workers=1", "encode.workers=2"])
     assert bytes_of(encoded(shards, model, tmp_path / "second", other)) == first
 
 
 def test_duckdb_and_pandas_read_logits(pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path) -> None:
-    codes = open_codes(encoded(shards, model, tmp_path / "codes", LOGITS))
+    codes = open_codes(encoded(shards, model, tmp_path / "codes", REAL_CODES))
     path = Path(codes.artifact.uri, codes.shards[0].parts[0].path)
-    expected = logits_array(codes.read(codes.shards[0])["logits"])
+    expected = real_codes_array(codes.read(codes.shards[0])["logits"])
     for column in (
         [row for (row,) in duckdb.sql(f"select logits from '{path}'").fetchall()],
         pandas.read_parquet(path)["logits"].tolist(),
@@ -143,7 +143,7 @@ def test_duckdb_and_pandas_read_logits(pool: InlinePool, shards: Path, model: Ar
 
 
 def test_a_retry_keeps_what_the_codes_have(pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path) -> None:
-    for name, made, retried in (("with", LOGITS, PLAIN), ("without", PLAIN, LOGITS)):
+    for name, made, retried in (("with", REAL_CODES, PLAIN), ("without", PLAIN, REAL_CODES)):
         (tmp_path / name).mkdir()
         corpus = Corpus(shards, tmp_path / name)
         corpus.damage(0, [1])
@@ -203,7 +203,7 @@ def test_added_and_compacted_parts_keep_their_logits(codes: str, index: str, tmp
             table = reader.read_keys(ordinal)
             whole = list(open_codes(source).tables())[ordinal if ordinal < 2 else 0]
             kept = np.isin(whole["row"].to_numpy(), table["row"].to_numpy())
-            assert (logits_array(table["logits"]) == logits_array(whole["logits"])[kept]).all()
+            assert (real_codes_array(table["logits"]) == real_codes_array(whole["logits"])[kept]).all()
     verify(index)
 
 
@@ -223,7 +223,7 @@ def brute(uri: str, n: int, k: int) -> Callable[[npt.NDArray[Any], bytes], list[
     """The k of an answer as (id, score), by plain floats over every row."""
     tables = list(open_codes(uri).tables())
     codes = np.concatenate([code_array(table["code"]) for table in tables])
-    logits = np.concatenate([logits_array(table["logits"]) for table in tables]).astype(float)
+    logits = np.concatenate([real_codes_array(table["logits"]) for table in tables]).astype(float)
     ids = np.concatenate([index_id(n, table["row"].to_numpy().astype(np.int64)) for n, table in enumerate(tables)])
 
     def answer(outputs: npt.NDArray[Any], code: bytes) -> list[tuple[int, float]]:
@@ -304,7 +304,7 @@ def test_an_encoder_leaves_the_threads_of_the_process_as_they_are(model: Artifac
 def test_an_image_is_ranked_by_what_the_network_says_of_it(
     pool: InlinePool, pictures: Path, shards: Path, model: Artifact, tmp_path: Path
 ) -> None:
-    codes = encoded(shards, model, tmp_path / "codes", LOGITS)
+    codes = encoded(shards, model, tmp_path / "codes", REAL_CODES)
     index = str(build_index([codes], str(tmp_path / "index"), PLAIN)["uri"])
     image = next(pictures.rglob("*.*"))
     page = tmp_path / "found.html"
@@ -339,7 +339,7 @@ def forge(root: str, name: str, change: Callable[[npt.NDArray[np.int8]], None]) 
     fields = json.loads(path.read_bytes())
     (part,) = [part for part in fields["parts"] if part["path"].startswith(f"parts/{name}")]
     table = read_parquet(Path(root, part["path"]).read_bytes(), name)
-    logits = logits_array(table["logits"]).copy()
+    logits = real_codes_array(table["logits"]).copy()
     change(logits)
     place = table.schema.get_field_index("logits")
     column = pa.array([row.tobytes() for row in logits], table.schema.field(place).type)
@@ -377,8 +377,8 @@ def test_logits_that_are_not_those_of_the_codes_are_noticed(codes: str, index: s
 def test_codes_whose_logits_lie_on_the_wrong_side_are_noticed(
     pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.encode.encoder, "quantise_logits", lambda z: -quantise_logits(z))
-    uri = encoded(shards, model, tmp_path / "codes", LOGITS)
+    monkeypatch.setattr(pipelines.encode.encoder, "quantise_real_codes", lambda z: -quantise_real_codes(z))
+    uri = encoded(shards, model, tmp_path / "codes", REAL_CODES)
     with pytest.raises(DamagedArtifact, match="has logits that are not those of its codes"):
         verify(uri)
 
@@ -395,8 +395,8 @@ def test_logits_of_an_unknown_form_are_refused(codes: str) -> None:
     fields["meta"]["logits"] = "float8"
     fields["digest"] = manifest_digest(fields)
     path.write_bytes(canonical_json(fields))
-    with pytest.raises(DamagedArtifact, match="logits of the form 'float8' are not known"):
+    with pytest.raises(DamagedArtifact, match=r"\(logits is wrong: the form 'float8' is not known to this hhnet\)"):
         open_codes(codes)
-    with pytest.raises(DamagedArtifact, match="are not known"):
+    with pytest.raises(DamagedArtifact, match="is not known"):
         verify(codes)
     assert open_current(codes).digest == fields["digest"]

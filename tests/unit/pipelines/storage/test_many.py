@@ -13,7 +13,7 @@ import pytest
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.encode.codes import open_codes
-from pipelines.encode.receipts import claimed_receipts
+from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import DamagedArtifact
 from pipelines.index.parts import PartTask
 from pipelines.shards.shards import Shard, ShardSet
@@ -70,7 +70,7 @@ def calls_of(work: Callable[[], object]) -> int:
 
 WORKS: dict[str, Callable[[str], object]] = {
     "shards of codes": lambda uri: open_codes(uri).shards,
-    "receipts that are claimed": lambda uri: claimed_receipts(Store(uri), [f"many-{n:06d}" for n in range(MANY)]),
+    "receipts that are claimed": lambda uri: read_whole_receipts(Store(uri), [f"many-{n:06d}" for n in range(MANY)]),
     "receipts of a writer": lambda uri: ArtifactWriter(
         Store(uri), "codes", open_codes(uri).artifact.manifest.fingerprint, (), {}
     ).receipts(Receipt),
@@ -93,7 +93,7 @@ def test_a_receipt_is_one_request(roots: dict[int, str], asked: Counter[str]) ->
 
 
 def test_looking_for_claimed_receipts_lists_once_and_reads_each(roots: dict[int, str], asked: Counter[str]) -> None:
-    claimed_receipts(Store(roots[FEW]), [f"many-{n:06d}" for n in range(FEW)])
+    read_whole_receipts(Store(roots[FEW]), [f"many-{n:06d}" for n in range(FEW)])
     assert asked == {"entries": 1, "read": FEW}
 
 

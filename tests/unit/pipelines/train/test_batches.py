@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from hhnet.trivial import trivial_augment
+from hhnet.augment import trivial_augment
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import InputError

@@ -184,7 +184,7 @@ def test_rate_and_time_left_count_from_the_first_shard_that_was_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers took 100 s to start: 10 images a second after that, and 80 of 110 are left."""
-    monkeypatch.setattr("pipelines.artifacts.runs.EVERY_S", 0.05)
+    monkeypatch.setattr("pipelines.artifacts.runs.PROGRESS_EVERY_S", 0.05)
     store, now = begun_codes(tmp_path), time.time()
     with RunLog(store, "encode", total=110, unit="images", shards=11) as log:
         for number in range(3):

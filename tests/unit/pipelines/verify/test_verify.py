@@ -32,6 +32,7 @@ from tests.support.inline import InlinePool, use_inline_pool
 MARK = "f" * 64
 BITS = 12
 CLASSES = ["class_00", "class_01", "class_02"]
+METRICS = {"map": 0.5, "epoch": 1, "steps": 1, "skipped": 0}
 
 Columns = dict[str, list[Any]]
 
@@ -59,7 +60,7 @@ def make_model(root: Path, shards: Artifact, card: Any, weights: bytes | None = 
         writer.put_part("model.safetensors", data, 1),
         writer.put_part("model.json", canonical_json(card), 1),
     ]
-    return writer.commit(parts, {"parameters": 3}, {"bits": BITS, "classes": CLASSES})
+    return writer.commit(parts, {"parameters": 3}, {"bits": BITS, "classes": CLASSES, "metrics": METRICS})
 
 
 def make_codes(
@@ -108,7 +109,7 @@ def make_codes(
         receipt = Receipt(shard=shard.name, shard_sha256=sha256, samples=shard.rows, part=part, rejects=reject)
         receipts[shard.stem] = writer.put_receipt(shard.stem, receipt)
     counts = {"samples": 24, "codes": 21, "rejects": 3}
-    meta = {"bits": BITS, "classes": CLASSES, "carried": {}, "settings": {}}
+    meta = {"bits": BITS, "classes": CLASSES, "carried": {}, "settings": {"encode.carry": []}}
     return writer.commit(parts, totals or counts, meta, receipts)
 
 
@@ -131,7 +132,9 @@ def make_index(root: Path, codes: Artifact) -> Artifact:
         ):
             ordinals[name].append(value)
     parts.append(writer.put_part(ORDINALS_NAME, parquet_bytes(table_of(ORDINALS, ordinals)), 3))
-    meta = {"kind": "flat", "parameters": {}, "bits": BITS, "classes": CLASSES, "card": {}}
+    card = {"count": opened.rows, "bytes_per_code": 1.0}
+    meta = {"kind": "flat", "parameters": {}, "quantizer_sha256": None, "card": card}
+    meta |= {"bits": BITS, "classes": CLASSES}
     return writer.commit(parts, {"codes": opened.rows, "shards": 3}, meta)
 
 
@@ -521,7 +524,7 @@ def test_reports(tmp_path: Path) -> None:
         writer.put_part("metrics.json", canonical_json({"map": 0.5, "chance": 0.1}), 1),
         writer.put_part("report.html", b"<!doctype html>", 1),
     ]
-    writer.commit(parts, {}, {"map": 0.5, "chance": 0.1})
+    writer.commit(parts, {}, {"map": 0.5, "chance": 0.1, "convention": "", "precision_at": {}, "bits": BITS})
     assert verify(str(tmp_path))["kind"] == "report"
     resign(tmp_path, lambda fields: fields["meta"].update(map=0.9))
     with pytest.raises(DamagedArtifact, match="differ in map"):

@@ -4,6 +4,8 @@ from typing import Any
 
 from tests.support.losses import Array, check_formula, cosine, mean, pairs
 
+SENSELESS: dict[str, tuple[float, ...]] = {"zeta": (-1.1, 1.1)}
+
 
 def cel(loss: Any, z: Array, y: Array) -> float:
     values = []

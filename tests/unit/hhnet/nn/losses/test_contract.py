@@ -1,6 +1,8 @@
 """What holds for every loss. Its formula is in the test of its own name."""
 
+import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,28 +12,15 @@ from hhnet.nn.losses import loss_names, make_loss
 from hhnet.nn.losses.base import HashLoss
 from tests.support.losses import BITS, CLASSES, KINDS, batch, pairs
 
-# Each value is one that makes no sense.
-SENSELESS: dict[str, dict[str, tuple[float, ...]]] = {
-    "ce": {},
-    "cel": {"zeta": (-1.1, 1.1)},
-    "csq": {"lam": (-1,), "seed": (-1, 0.5)},
-    "dch": {"gamma": (0, -1), "lam": (-1,)},
-    "dhd": {"tau": (0,), "distil": (-1,), "lam": (-1,), "std": (0,)},
-    "dhn": {"lam": (-0.1,)},
-    "dpn": {"margin": (0,), "reg": (-1,), "seed": (-1, 0.5)},
-    "dpsh": {"eta": (-1,)},
-    "dsh": {"margin": (0,), "alpha": (-1,)},
-    "greedyhash": {"alpha": (-1,)},
-    "hashnet": {"scale": (0,), "positive": (0,)},
-    "hhf": {"alpha": (0, 41), "delta": (-0.1, 1.1), "beta": (-1,), "zeta": (-2, 2)},
-    "hyp2": {"beta": (-1,), "zeta": (-2, 2)},
-    "mdsh": {"beta": (-1,), "lam": (-1,), "start": (-1, 0.5), "seed": (-1, 0.5)},
-    "orthohash": {"scale": (0,), "margin": (-1,), "seed": (-1, 0.5)},
-    "wglhh": {"alpha": (0,), "theta": (1,), "gamma": (-1,), "positive": (-1,)},
-}
-HEADS = {"orthohash": "bn", "dhd": "ln"}
-SOFT = {"ce": {}, "dhd": {}, "greedyhash": {}, "orthohash": {"margin": 0.0}}
-"""Losses of soft labels, with options under which the loss is linear in them."""
+
+def of_own_test(name: str) -> dict[str, Any]:
+    """Read what the test of a loss declares of it: SENSELESS values of its options; HEAD, where that is not `linear`;
+    and SOFT, where it takes soft labels, with options under which it is linear in them."""
+    return runpy.run_path(str(Path(__file__).with_name(f"test_{name}.py")))
+
+
+OWN = {name: of_own_test(name) for name in loss_names()}
+SOFT = {name: own["SOFT"] for name, own in OWN.items() if "SOFT" in own}
 
 
 def test_every_loss_has_a_test_of_its_name() -> None:
@@ -117,7 +106,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
 
 def test_declared_heads() -> None:
     declared = {name: make_loss(name, BITS, CLASSES).default_head for name in loss_names()}
-    assert declared == {name: HEADS.get(name, "linear") for name in loss_names()}
+    assert declared == {name: own.get("HEAD", "linear") for name, own in OWN.items()}
 
 
 def test_declared_soft_labels() -> None:
@@ -137,7 +126,7 @@ def test_a_mixed_label_weighs_the_losses_of_both(name: str) -> None:
 
 @pytest.mark.parametrize("name", loss_names())
 def test_senseless_options_are_refused_by_name(name: str) -> None:
-    for option, values in SENSELESS[name].items():
+    for option, values in OWN[name]["SENSELESS"].items():
         for value in (*values, float("nan"), float("inf")):
             with pytest.raises(ValueError, match=rf"^{option} must be .*: got {value}"):
                 make_loss(name, BITS, CLASSES, **{option: value})

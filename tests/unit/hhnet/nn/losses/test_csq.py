@@ -9,6 +9,8 @@ import pytest
 from hhnet.nn.losses import make_loss
 from tests.support.losses import CLASSES, Array, check_formula, mean
 
+SENSELESS: dict[str, tuple[float, ...]] = {"lam": (-1,), "seed": (-1, 0.5)}
+
 
 def csq(loss: Any, z: Array, y: Array) -> float:
     centres, tie = loss.centres.numpy(), loss.tie.numpy()

@@ -10,6 +10,8 @@ import torch
 from hhnet.nn.losses import make_loss
 from tests.support.losses import BITS, CLASSES, Array, check_formula, cosine, mean, pairs
 
+SENSELESS: dict[str, tuple[float, ...]] = {"gamma": (0, -1), "lam": (-1,)}
+
 
 def dch(loss: Any, z: Array, y: Array) -> float:
     g, values = loss.gamma, pairs(y)

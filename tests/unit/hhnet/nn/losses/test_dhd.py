@@ -9,6 +9,10 @@ import pytest
 from hhnet.nn.losses import make_loss
 from tests.support.losses import BITS, CLASSES, Array, Formula, batch, check_formula, cosine, mean, softmax_entropy
 
+SENSELESS: dict[str, tuple[float, ...]] = {"tau": (0,), "distil": (-1,), "lam": (-1,), "std": (0,)}
+HEAD = "ln"
+SOFT: dict[str, float] = {}
+
 
 def value_at(followed: Array, loss: Any, z: Array, y: Array) -> float:
     """The loss where the strong views are to follow the codes `followed`."""

@@ -4,6 +4,8 @@ from typing import Any
 
 from tests.support.losses import Array, check_formula, mean
 
+SENSELESS: dict[str, tuple[float, ...]] = {"margin": (0,), "reg": (-1,), "seed": (-1, 0.5)}
+
 
 def dpn(loss: Any, z: Array, y: Array) -> float:
     centres = loss.centres.numpy()

@@ -4,6 +4,8 @@ from typing import Any
 
 from tests.support.losses import Array, check_formula, likelihood, mean, sign
 
+SENSELESS: dict[str, tuple[float, ...]] = {"eta": (-1,)}
+
 
 def dpsh(loss: Any, z: Array, y: Array) -> float:
     return likelihood(z, y) + loss.eta * mean([(value - sign(value)) ** 2 for value in z.ravel()])

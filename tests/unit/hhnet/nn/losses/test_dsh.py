@@ -4,6 +4,8 @@ from typing import Any
 
 from tests.support.losses import Array, check_formula, mean, pairs
 
+SENSELESS: dict[str, tuple[float, ...]] = {"margin": (0,), "alpha": (-1,)}
+
 
 def dsh(loss: Any, z: Array, y: Array) -> float:
     contrast = []

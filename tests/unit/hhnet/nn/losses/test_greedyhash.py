@@ -6,6 +6,9 @@ import numpy as np
 
 from tests.support.losses import Array, Formula, check_formula, mean, softmax_entropy
 
+SENSELESS: dict[str, tuple[float, ...]] = {"alpha": (-1,)}
+SOFT: dict[str, float] = {}
+
 
 def value_at(b: Array, loss: Any, z: Array, y: Array) -> float:
     weights = loss.classifier.weight.detach().numpy()

@@ -9,6 +9,8 @@ import pytest
 from hhnet.nn.losses import make_loss
 from tests.support.losses import BITS, CLASSES, Array, batch, check_formula, mean, pairs, softplus
 
+SENSELESS: dict[str, tuple[float, ...]] = {"scale": (0,), "positive": (0,)}
+
 
 def hashnet(loss: Any, z: Array, y: Array) -> float:
     u = np.tanh(math.sqrt(1 + 0.005 * (int(loss.iteration) // 200 * 200)) * z)

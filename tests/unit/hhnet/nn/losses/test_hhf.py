@@ -5,6 +5,8 @@ from typing import Any
 
 from tests.support.losses import Array, check_formula, cosine, sign
 
+SENSELESS: dict[str, tuple[float, ...]] = {"alpha": (0, 41), "delta": (-0.1, 1.1), "beta": (-1,), "zeta": (-2, 2)}
+
 
 def hhf(loss: Any, z: Array, y: Array) -> float:
     proxies = loss.proxies.detach().numpy()

@@ -5,6 +5,8 @@ from typing import Any
 from hhnet.nn.losses import make_loss
 from tests.support.losses import BITS, CLASSES, Array, check_formula, cosine, mean, pairs
 
+SENSELESS: dict[str, tuple[float, ...]] = {"beta": (-1,), "zeta": (-2, 2)}
+
 
 def hyp2(loss: Any, z: Array, y: Array) -> float:
     proxies = loss.proxies.detach().numpy()

@@ -9,6 +9,8 @@ import pytest
 from hhnet.nn.losses import make_loss
 from tests.support.losses import BITS, CLASSES, Array, batch, check_formula, cosine, mean, pairs, softplus
 
+SENSELESS: dict[str, tuple[float, ...]] = {"beta": (-1,), "lam": (-1,), "start": (-1, 0.5), "seed": (-1, 0.5)}
+
 
 def mdsh(loss: Any, z: Array, y: Array) -> float:
     u, centres, entropy = np.tanh(z), loss.unit_centres.numpy(), []

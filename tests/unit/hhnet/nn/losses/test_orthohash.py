@@ -4,6 +4,10 @@ from typing import Any
 
 from tests.support.losses import Array, check_formula, cosine, mean, softmax_entropy
 
+SENSELESS: dict[str, tuple[float, ...]] = {"scale": (0,), "margin": (-1,), "seed": (-1, 0.5)}
+HEAD = "bn"
+SOFT: dict[str, float] = {"margin": 0.0}
+
 
 def orthohash(loss: Any, z: Array, y: Array) -> float:
     centres, values = loss.unit_centres.numpy(), []

@@ -9,6 +9,8 @@ import torch
 from hhnet.nn.losses import make_loss
 from tests.support.losses import BITS, CLASSES, Array, check_formula, cosine, mean, pairs, sign
 
+SENSELESS: dict[str, tuple[float, ...]] = {"alpha": (0,), "theta": (1,), "gamma": (-1,), "positive": (-1,)}
+
 
 def times_log(factor: float, value: float) -> float:
     return factor * math.log(value) if factor else 0.0

@@ -239,7 +239,7 @@ def no_card(meta: dict[str, Any]) -> None:
         (other_part, "the samples are not those of train in protocol drawn"),
         (other_keys, "the samples are not those of query in protocol drawn"),
         (other_database, "the parts of protocol drawn do not have the digest of its split"),
-        (no_card, "does not say which part of which protocol this is"),
+        (no_card, r"the shards manifest cannot be used \(protocol is wrong"),
     ],
 )
 def test_a_manifest_that_lies_about_its_split(

@@ -12,10 +12,10 @@ import numpy.typing as npt
 LARGEST = 127
 """Magnitude of the largest quantised output of each row."""
 
-Logits = npt.NDArray[np.int8]
+RealCodes = npt.NDArray[np.int8]
 
 
-def quantise_logits(z_NK: npt.ArrayLike) -> Logits:
+def quantise_real_codes(z_NK: npt.ArrayLike) -> RealCodes:
     """Quantise outputs to int8, each row by its own scale: round(127 z / max |z|), and never to 0 where z is not 0.
 
     So logit j is > 0 exactly where bit j of `sign_bits` is set. The scale of a row is not kept: the losses here train
@@ -34,7 +34,7 @@ def quantise_logits(z_NK: npt.ArrayLike) -> Logits:
     if array_NK.ndim != 2:
         raise ValueError(f"real codes must have shape (N, K): got {array_NK.shape}")
     if not np.isfinite(array_NK).all():
-        raise ValueError("real codes must be finite to become logits: check the model's weights and the images")
+        raise ValueError("real codes must be finite to become int8: check the model's weights and the images")
     largest_N1 = np.abs(array_NK).max(axis=1, keepdims=True, initial=0.0)
     scaled_NK = np.rint(LARGEST * (array_NK / np.where(largest_N1 > 0, largest_N1, 1)))
     return np.where(scaled_NK == 0, np.sign(array_NK), scaled_NK).astype(np.int8)
@@ -47,7 +47,7 @@ def saturate(z_NK: npt.ArrayLike) -> npt.NDArray[np.float64]:
     order, and long lists come out worse than by the bits alone (`docs/experiments.md` has the figures).
 
     Args:
-        z_NK: outputs or logits, shape (N, K).
+        z_NK: outputs, or int8 of them, shape (N, K).
 
     Returns:
         float64 (N, K) from -1 to 1; a row of zeros stays one.
@@ -57,33 +57,33 @@ def saturate(z_NK: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.tanh(array_NK / np.where(size_N1 > 0, size_N1, 1))
 
 
-def asymmetric_distances(query_K: npt.ArrayLike, logits_NK: Logits) -> npt.NDArray[np.float32]:
+def asymmetric_distances(query_K: npt.ArrayLike, codes_NK: RealCodes) -> npt.NDArray[np.float32]:
     """Return 1 - cos of the angle between one query's outputs and each row of logits, both saturated, from 0 to 2.
 
     The distance depends on the two rows alone: equal logits have equal distances wherever they stand. A row of zeros
     has no direction and is at 1.
 
     Args:
-        query_K: the query's outputs, or its logits, shape (K,).
-        logits_NK: int8 (N, K).
+        query_K: the query's outputs, or int8 of them, shape (K,).
+        codes_NK: int8 (N, K).
 
     Returns:
         float32 (N,).
 
     Raises:
-        TypeError: if `logits_NK` is not int8. ValueError: if the shapes do not fit or the query is not finite.
+        TypeError: if `codes_NK` is not int8. ValueError: if the shapes do not fit or the query is not finite.
 
     Source: "Asymmetric Distances for Binary Embeddings" (Gordo et al., TPAMI 2014), with 8 bits instead of one for
     each output of the database.
     """
-    query, logits = np.asarray(query_K, np.float64), np.asarray(logits_NK)
-    if logits.dtype != np.int8:
-        raise TypeError(f"logits must be int8: got {logits.dtype}")
-    if query.ndim != 1 or logits.ndim != 2 or logits.shape[1] != len(query):
-        raise ValueError(f"a query (K,) and logits (N, K) are needed: got {query.shape} and {logits.shape}")
+    query, codes = np.asarray(query_K, np.float64), np.asarray(codes_NK)
+    if codes.dtype != np.int8:
+        raise TypeError(f"real codes must be int8: got {codes.dtype}")
+    if query.ndim != 1 or codes.ndim != 2 or codes.shape[1] != len(query):
+        raise ValueError(f"a query (K,) and real codes (N, K) are needed: got {query.shape} and {codes.shape}")
     if not np.isfinite(query).all():
         raise ValueError("the query's outputs must be finite")
-    query, rows_NK = saturate(query[None])[0], saturate(logits)
+    query, rows_NK = saturate(query[None])[0], saturate(codes)
     norm_N = np.linalg.norm(query) * np.sqrt((rows_NK * rows_NK).sum(1))
     # Rounded to float32, which hides in what order the products were added.
     cosine_N: npt.NDArray[np.float64] = (rows_NK * query).sum(1) / np.where(norm_N > 0, norm_N, 1)
