@@ -4,7 +4,7 @@ If `ray.address` is an http(s) URL, stages that need Ray are submitted there as 
 process. The first argument of every task is its name in Prefect: of the task run, its progress bar and its table rows.
 """
 
-import sys
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
@@ -22,6 +22,8 @@ from pipelines.config.settings import Config
 from pipelines.errors import FingerprintMismatch, Unavailable
 from pipelines.index.kinds import require_index_kind
 from pipelines.storage import Store, use_unsigned
+
+_log = logging.getLogger(__name__)
 
 Ref = dict[str, str]
 """Reference to an artifact: {"uri": ..., "digest": ...}."""
@@ -46,7 +48,7 @@ def out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
     """Tell Prefect to retry a task if a store or cluster was out of reach, and in no other case."""
     if not is_out_of_reach(state.data):
         return False
-    sys.stderr.write(f"hhnet: {state.data}; trying again\n")
+    _log.warning("%s; trying again", state.data)
     return True
 
 
@@ -99,7 +101,7 @@ def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
     if damaged := result["damaged"]:
         more = f" (and {len(damaged) - 1} more tars)" if len(damaged) > 1 else ""
         line = f"{damaged[0]}{more}: the damaged samples become rejects, encode.reject_budget says how many may"
-        sys.stderr.write(f"hhnet: {line}\n")
+        _log.warning(line)
         get_run_logger().warning(line)
     return result
 

@@ -1,1 +1,5 @@
 """Ray jobs, the command line, and everything that touches bytes."""
+
+from pipelines.console import show_log
+
+show_log()

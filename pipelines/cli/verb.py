@@ -8,6 +8,7 @@ import errno
 import functools
 import inspect
 import json
+import logging
 import os
 import re
 import signal
@@ -15,7 +16,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -26,8 +26,11 @@ from pipelines.cli.present import present
 from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
+from pipelines.console import Level, show_log
 from pipelines.errors import HeadLost, HHNetError
 from pipelines.storage import use_unsigned
+
+_log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 
@@ -43,6 +46,9 @@ Sets = Annotated[
 Out = Annotated[str, typer.Option("--out", help="Root of the artifact: a folder or s3://bucket/prefix.", metavar="URI")]
 Codes = Annotated[list[str], typer.Option("--codes", help="A codes artifact; repeatable.", metavar="URI")]
 JSON_OPTION = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
+LOG_LEVEL_OPTION = Annotated[Level, typer.Option("--log-level", help="Least level of what is logged on stderr.")]
+LOG_JSON_OPTION = Annotated[bool, typer.Option("--log-json", help="Log one line of JSON for each record.")]
+_DEFAULTS = {"log_level": "warning"}
 DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -53,22 +59,26 @@ class Terminated(BaseException):
 def verb(
     group: typer.Typer, name: str, shown: Callable[[Result], str] | None = None
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Register a function as a verb: adds --json and --debug, turns errors into exit codes, prints the result.
+    """Register a function as a verb: adds --json, --debug and --log-*, turns errors into exit codes, prints the result.
 
     `shown` puts a result into words where `present` is not what people want to see.
     """
 
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
         @functools.wraps(function)
-        def command(*args: Any, json_output: bool, debug: bool, **kwargs: Any) -> None:
+        def command(
+            *args: Any, json_output: bool, debug: bool, log_level: Level, log_json: bool, **kwargs: Any
+        ) -> None:
+            show_log(log_level, log_json)
             code = _run(lambda: function(*args, **kwargs), json_output, debug, shown or present)
             if code:
                 raise typer.Exit(code)
 
-        common = [("json_output", JSON_OPTION), ("debug", DEBUG_OPTION)]
+        common: list[tuple[str, Any]] = [("json_output", JSON_OPTION), ("debug", DEBUG_OPTION)]
+        common += [("log_level", LOG_LEVEL_OPTION), ("log_json", LOG_JSON_OPTION)]
         signature = inspect.signature(function, eval_str=True)
         extra = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(key, False), annotation=kind)
             for key, kind in common
         ]
         command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *extra])  # type: ignore[attr-defined]
@@ -181,9 +191,7 @@ def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
 def _complain(message: str) -> None:
     if len(message) > LINE_CHARS:
         message = f"{message[:LINE_CHARS]} ... (all of it with --debug)"
-    with suppress(OSError):
-        sys.stderr.write(f"hhnet: {_shown(message)}\n")
-        sys.stderr.flush()
+    _log.error(_shown(message))
 
 
 def configure(config: Path | None, sets: list[str] | None, **flags: Any) -> Config:

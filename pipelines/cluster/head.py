@@ -12,12 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.cluster.access import token_refused
+from pipelines.cluster.ray_private import ASK_HEAD, RAYS_PATIENCE, RAYS_PATIENCE_S, Head, token_headers
 from pipelines.errors import ClusterUnavailable, HeadLost
 
-RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
-"""Environment variable that sets Ray's own limit, in seconds."""
-RAYS_PATIENCE_S = 60.0
-"""Seconds without a head after which Ray ends the process, unless RAYS_PATIENCE says otherwise."""
 LEAST_PATIENCE_S = 1.0
 """Seconds that the head may stay silent at least, however small Ray's own limit is."""
 ASK_EVERY_S = 5.0
@@ -28,8 +25,6 @@ SETTLE_S = 0.1
 """Seconds between two looks for the head's next answer."""
 AGAIN_MS = 1000
 """Longest pause between two attempts to connect, in milliseconds."""
-_ASK = "/ray.rpc.InternalKVGcsService/InternalKVGet"
-"""gRPC method of Ray's head, called with an empty request: any answer but "unavailable" shows that it lives."""
 _UP = "the same command goes on from there once the cluster is back"
 
 
@@ -39,14 +34,13 @@ def await_head(address: str, wait_s: float) -> None:
     Raises UsageError if the head refuses this environment's token, ClusterUnavailable if no Ray head answers.
     """
     import grpc
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
     # gRPC takes only lower-case names of metadata; Ray's helper returns them as HTTP headers.
-    token = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
+    token = [(name.lower(), value) for name, value in token_headers().items()]
     # No proxy from the environment, as in Ray's own calls. gRPC's own pause between attempts grows to two minutes.
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", AGAIN_MS)]
     with grpc.insecure_channel(address, options=options) as channel:
-        ask = channel.unary_unary(_ASK, request_serializer=bytes, response_deserializer=bytes)
+        ask = channel.unary_unary(ASK_HEAD, request_serializer=bytes, response_deserializer=bytes)
         try:
             ask(b"", timeout=wait_s, metadata=token, wait_for_ready=True)
         except grpc.RpcError as error:
@@ -67,14 +61,10 @@ class HeadWatch:
     """
 
     def __init__(self, address: str) -> None:
-        import ray
-
         self.patience_s = max(LEAST_PATIENCE_S, float(os.environ.get(RAYS_PATIENCE) or RAYS_PATIENCE_S) / 2)
         self.lost = False
         self._address, self._node_lost = address, False
-        # Kept from now on: Ray's public functions would connect to a cluster again if they were called after leaving.
-        self._gcs = ray._private.worker.global_worker.gcs_client
-        self._here = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
+        self._head = Head()
         self._heard = time.monotonic()
         """Monotonic time at which the last answered question was asked."""
         self._ended = threading.Event()
@@ -133,15 +123,12 @@ class HeadWatch:
 
     def _hear(self, timeout: float) -> bool:
         """Ask the head about this process's node, and tell whether it answered."""
-        from ray.core.generated.gcs_pb2 import GcsNodeInfo
         from ray.exceptions import RayError
 
         try:
-            nodes = self._gcs.get_all_node_info(timeout=timeout)
+            self._node_lost = self._head.has_lost_node(timeout)
         except (RayError, RuntimeError):
             return False
-        here = self._here
-        self._node_lost = here in nodes and nodes[here].state != GcsNodeInfo.GcsNodeState.ALIVE
         return True
 
 

@@ -5,8 +5,8 @@ that lists the request, the nodes and the resources in use. A wait asks the auto
 no workers.
 """
 
+import logging
 import re
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +18,8 @@ from pipelines.cluster.head import require_head
 from pipelines.cluster.ray_private import draining_nodes, free_resources
 from pipelines.config.settings import Config, GpuPlacedSettings, PlacedSettings
 from pipelines.errors import ClusterUnavailable
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -184,7 +186,7 @@ def _settle(
     except ClusterUnavailable as error:
         if not (need.gpus and config.ray.cpu_fallback):
             raise
-        sys.stderr.write(f"hhnet: {error}; goes on without a GPU, as ray.cpu_fallback is set\n")
+        _log.warning("%s; goes on without a GPU, as ray.cpu_fallback is set", error)
         plain = replace(need, gpus=0, accelerator=None)
         return _wait(lambda nodes: find(nodes, plain), workers, plain, config)
 

@@ -7,9 +7,9 @@ Each actor answers questions for its progress in a second thread (a heartbeat). 
 code that holds the interpreter lock, does not answer. A worker with an integer `progress` must also change it.
 """
 
+import logging
 import os
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -22,6 +22,8 @@ from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
 from pipelines.cluster.placement import SETTLE_S, Need, Node, code_shortage, look, places
 from pipelines.errors import ClusterUnavailable, WorkFailed
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -358,6 +360,8 @@ class _Pool(Generic[T]):
         item.tries.append((attempt, place.node))
         actor.item = None
         if end is not End.DONE:
+            fields = {"shard": self.label(item.value), "worker": f"{place.host}:{place.pid}", "end": end.value}
+            _log.info("%(shard)s: an attempt on %(worker)s ended: %(end)s", fields, extra=fields)
             self.tell_failed(item.value, attempt)
         return item
 
@@ -395,6 +399,7 @@ class _Pool(Generic[T]):
         }
         attempts = self.counted(item)
         text = f"{self.label(item.value)}: {causes[end]}, at the last of {attempts} attempts"
+        _log.info("given up: %s", text, extra={"shard": self.label(item.value), "attempts": attempts})
         return Outcome(item.value, None, attempts, text, end, tuple(attempt for attempt, _ in item.tries))
 
     def unbuilt(self, reason: str) -> None:
@@ -462,7 +467,7 @@ class _Pool(Generic[T]):
             if placed and waited > self.wait_s and not self.told:
                 self.told = True
                 text = code_shortage(coming, self.need, self.nodes, self.wait_s)
-                sys.stderr.write(f"hhnet: {self.verb} goes on with {len(placed)} workers: {text}\n")
+                _log.warning("%s goes on with %d workers: %s", self.verb, len(placed), text)
             self.roomless_since = time.monotonic()
         elif time.monotonic() - self.roomless_since > self.wait_s:
             raise ClusterUnavailable(code_shortage(1, self.need, self.nodes, self.wait_s))

@@ -13,11 +13,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from pipelines.cluster.progress import Advance, displayed_by, stage
+from pipelines.cluster.ray_private import JOB_CONFIG
 
 METADATA = "hhnet_records"
 """Key of a job's metadata by which its submitter asks for records."""
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Environment variable in which Ray gives a job's driver its metadata, with the submission id."""
 PROGRESS_EVERY_S = 2.0
 """Least seconds between two records of one stage's progress."""
 

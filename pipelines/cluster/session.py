@@ -25,6 +25,14 @@ from pipelines.cluster.access import has_ray_token, require_ray_token, token_ref
 from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, settle_head
 from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
+from pipelines.cluster.ray_private import (
+    counted_cpus,
+    dialled,
+    forget_token,
+    found_cluster,
+    private_options,
+    set_switches,
+)
 from pipelines.config.settings import Config, RaySettings
 from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
@@ -63,14 +71,9 @@ def ray_session(config: Config) -> Iterator[None]:
     # Before Ray is imported, which reads them: it sends no usage statistics, leaves CUDA_VISIBLE_DEVICES alone in
     # workers without GPUs, and uses the second version of Ray Train, whose API `train` needs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     address = ray_address(config)
-    if address == "local":
-        # Ray's switch for platforms without clusters: its ports are then bound to the loopback address.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Nobody takes this machine away with a notice: one process less to start.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    set_switches(local=address == "local")
     import ray
 
     if ray.is_initialized():
@@ -158,11 +161,11 @@ class _Connection:
         options: dict[str, Any] = {"address": self._address}
         _adopt_orphans()
         with _said_as_unavailable(self._address):
-            require_ray_token(_found() if self._address == "auto" else self._address)
+            require_ray_token(found_cluster() if self._address == "auto" else self._address)
             if self._address == "local":
                 options |= self._make_room(config.ray)
             elif "://" not in self._address:
-                await_head(_dialled(self._address), config.ray.wait_s)
+                await_head(dialled(self._address), config.ray.wait_s)
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
@@ -184,18 +187,15 @@ class _Connection:
             "include_dashboard": False,
             "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
             "num_cpus": settings.cpus or usable_cpus(),
-            "_temp_dir": str(self._folder.path),
         }
         if settings.metrics_port is not None:
             _require_free(settings.metrics_port)
-            served = {"metrics_report_interval_ms": 1000}
-            options |= {"_metrics_export_port": settings.metrics_port, "_system_config": served}
-        return options
+        return options | private_options(self._folder.path, settings.metrics_port)
 
     def _set(self, name: str, value: str) -> None:
         self._before[name] = os.environ.get(name)
         os.environ[name] = value
-        _forget_token()
+        forget_token()
 
     def close(self) -> None:
         """Leave Ray, and end a local one with its processes and files. Takes at most LEAVE_WAIT_S and STOP_WAIT_S."""
@@ -213,7 +213,7 @@ class _Connection:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-            _forget_token()
+            forget_token()
         if self._folder is not None:
             self._folder.close()
 
@@ -241,9 +241,7 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
 
 def usable_cpus() -> int:
     """Return the number of CPUs that this process may use, as affinity and cgroups allow."""
-    from ray._private.utils import get_num_cpus
-
-    return max(1, min(allowed_cpus(), int(get_num_cpus(override_docker_cpu_warning=True))))
+    return max(1, min(allowed_cpus(), counted_cpus()))
 
 
 def _has_home() -> bool:
@@ -251,20 +249,6 @@ def _has_home() -> bool:
         return Path.home().is_dir()
     except RuntimeError:  # no HOME, and no entry of this user
         return False
-
-
-def _forget_token() -> None:
-    """Make Ray look for its token again: its compiled code keeps the first one it finds, by a private class."""
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _dialled(address: str) -> str:
-    """Return the host:port that Ray will dial: it replaces loopback by another address of the machine."""
-    from ray._private.services import canonicalize_bootstrap_address
-
-    return str(canonicalize_bootstrap_address(address))
 
 
 def short_base() -> Path:
@@ -301,13 +285,6 @@ def _full_disk() -> str:
         return ""
     hint = f"; {folder} has no space left for Ray's files: free some space, or set TMPDIR to a larger disk"
     return hint if free < LEAST_DISK_BYTES else ""
-
-
-def _found() -> str:
-    """Return the address of the cluster that `auto` would join. Raises ConnectionError if there is none."""
-    from ray._private.services import get_ray_address_from_environment
-
-    return str(get_ray_address_from_environment("auto", None))
 
 
 def _adopt_orphans() -> None:

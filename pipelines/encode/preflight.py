@@ -21,6 +21,7 @@ from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.versions import open_current
 from pipelines.cluster.placement import need_of, room_on_nodes
 from pipelines.cluster.pool import Outcome
+from pipelines.cluster.ray_private import counted_cpus
 from pipelines.cluster.session import ray_session
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, plan_job, what_is_left
@@ -116,9 +117,7 @@ def _device() -> str:
 
 def _cpus() -> float:
     """CPUs of this host that its container may use, by Ray's count, which knows of quotas."""
-    from ray._private.utils import get_num_cpus
-
-    return min(float(get_num_cpus(override_docker_cpu_warning=True)), float(allowed_cpus()))
+    return float(min(counted_cpus(), allowed_cpus()))
 
 
 @dataclass(frozen=True)

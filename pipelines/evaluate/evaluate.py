@@ -1,6 +1,6 @@
 """`hhnet evaluate`: how well the codes of the queries find their own classes in the database, as figures and a page."""
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -31,6 +31,8 @@ from pipelines.report import plots
 from pipelines.report.page import Row, Tile
 from pipelines.report.pictures import Pictures, find_pictures
 from pipelines.storage import Store, canonical_json
+
+_log = logging.getLogger(__name__)
 
 STEPS = 5
 NEIGHBOURS = 10
@@ -219,7 +221,7 @@ def _split_notes(query_set: CodesSet, sets: Sequence[CodesSet]) -> list[str]:
     """What keeps the figures from being those of a protocol, which is said on stderr too."""
     notes = split_notes(query_set.artifact, [entry.artifact for entry in sets])
     for text in notes or _learned_notes(query_set):
-        sys.stderr.write(f"hhnet: warning: {text}\n")
+        _log.warning("warning: %s", text)
     return notes
 
 

@@ -8,9 +8,9 @@ that changed in between end the run. Only names and digests are held in memory.
 
 import hashlib
 import json
+import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,6 +41,8 @@ from pipelines.ingest.split import SplitPlan, parse_split
 from pipelines.ingest.tables import TableColumns, open_table, tables_at
 from pipelines.shards.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
+
+_log = logging.getLogger(__name__)
 
 INGEST_VERSION = 3
 """Version of keys, classes and samples, part of the fingerprint. Bump it when the same source would give others."""
@@ -295,7 +297,7 @@ def _protocol_card(
         parts[group].append((sample.key, sample.sha256))
     card = protocol.card(parts, source)
     for warning in protocol.warnings(card):
-        sys.stderr.write(f"hhnet: warning: {warning}\n")
+        _log.warning("warning: %s", warning)
     return card
 
 

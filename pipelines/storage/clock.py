@@ -5,6 +5,7 @@ libraries below are told not to retry, since their retries would multiply with t
 """
 
 import asyncio
+import logging
 import os
 import random
 import re
@@ -17,6 +18,8 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
 from pipelines.errors import ConfigError, HHNetError, StoreUnavailable
+
+_log = logging.getLogger(__name__)
 
 VARIABLE = "HHNET_STORE_DEADLINE_S"
 """Environment variable with the deadline, in seconds."""
@@ -128,6 +131,7 @@ class Clock:
                 f"cannot {self.what} within {self.seconds:g} s ({self.tries} tries): {problem}: check the endpoint and "
                 "the network, then run the same command again"
             ) from problem
+        _log.info("cannot %s: %s; trying again", self.what, problem, extra={"tries": self.tries})
 
     async def persist(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Make a request that may be repeated safely, until it is answered."""

@@ -6,9 +6,9 @@ hold the position in it.
 """
 
 import hashlib
+import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +25,15 @@ from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, code_shortage, look, training_need, widest
 from pipelines.cluster.progress import BOARD_S, BoardView, start_board
+from pipelines.cluster.ray_private import START_TIMEOUT
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # they import torch, which a run that finds everything done can do without
     from pipelines.train.batches import TrainData
@@ -101,7 +104,7 @@ def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
         older = plan_job(version, other, out, config)
         if begun == ("model", older.fingerprint):
             line = "the model is of an earlier version of its shards: train to another --out to learn from what is new"
-            sys.stderr.write(f"hhnet: {older.out}: {line}\n")
+            _log.warning("%s: %s", older.out, line)
             return older
     return job
 
@@ -137,9 +140,10 @@ def _warn_of_equal_maps(history: Sequence[Mapping[str, Any]]) -> None:
     """Warn on stderr if all validations gave the same mAP, so that they could not choose an epoch."""
     maps = [entry["map"] for entry in history if "map" in entry]
     if len(maps) > 1 and len(set(maps)) == 1:
-        sys.stderr.write(
-            f"hhnet: warning: the validation mAP was {maps[0]:.4f} in all {len(maps)} validations, so it chose no "
-            "epoch and the last one was taken: give --val with more or harder images, or raise train.val_share\n"
+        _log.warning(
+            "warning: the validation mAP was %.4f in all %d validations, so it chose no epoch and the last one was "
+            "taken: give --val with more or harder images, or raise train.val_share",
+            *(maps[0], len(maps)),
         )
 
 
@@ -169,9 +173,9 @@ def check_network(config: Config, classes: int) -> None:
         raise ConfigError(f"data.image_size: {error}") from None
     backbone = network.backbone
     if (warning := code_shortage(config.model.bits, classes)) is not None:
-        sys.stderr.write(f"hhnet: warning: {warning}\n")
+        _log.warning("warning: %s", warning)
     if backbone.stripped:
-        sys.stderr.write(f"hhnet: {config.model.weights}: taken without the prefix {backbone.stripped} of its names\n")
+        _log.warning("%s: taken without the prefix %s of its names", config.model.weights, backbone.stripped)
 
 
 def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
@@ -221,7 +225,7 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     with ray_session(config), scratch_folder(kept=True) as scratch:
         require_shared_store(Store(job.out), config)
         # Seconds that Ray Train waits for the room of its workers; a lost node may have taken it away.
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.ray.wait_s)
+        os.environ[START_TIMEOUT] = str(config.ray.wait_s)
         need = training_need(config)
         board = start_board()
         with BoardView(board, "train", log.done, log.total, log.unit, log.reach):
@@ -231,6 +235,7 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
                     break
                 except _Unstarted as unstarted:
                     need = _next_try(unstarted, need, config, restarts)
+                    _log.info("workers did not start: %s; trying again", unstarted, extra={"restarts": restarts + 1})
 
 
 class _Unstarted(Exception):

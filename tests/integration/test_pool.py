@@ -1,5 +1,6 @@
 """The pool on a real Ray: a death or a standstill costs an attempt of the item it happened to, and no item."""
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 from pipelines.cluster import pool
 from pipelines.cluster.placement import Need
 from pipelines.cluster.pool import End, Outcome
+from pipelines.console import show_log
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 
@@ -57,9 +59,18 @@ class First:
             self.progress += 1
 
 
-def test_a_worker_that_dies_costs_an_attempt_and_no_item(tmp_path: Path, local_ray: None) -> None:
+def test_a_worker_that_dies_costs_an_attempt_and_no_item(
+    tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_log("info", as_json=True)
     fates = {2: "dies", 3: "dies"}
     found = by_item(map_items(First, (str(tmp_path), fates, (3,)), [1, 2, 3, 4], workers=2, max_attempts=2))
+    show_log()
+    logged = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith('{"time"')]
+    ended = sorted((line["shard"], line["worker"]) for line in logged if line.get("end") == "died")
+    tries = {item: [f"{a.host}:{a.pid}" for a in found[item].tries if a.end == "died"] for item in fates}
+    assert ended == sorted((str(item), worker) for item, workers in tries.items() for worker in workers)
+    assert [(line["shard"], line["attempts"]) for line in logged if "given up" in line["message"]] == [("3", 2)]
     assert {item: outcome.result for item, outcome in found.items()} == {1: 1, 2: 4, 3: None, 4: 16}
     assert {item: outcome.attempts for item, outcome in found.items()} == {1: 1, 2: 2, 3: 2, 4: 1}
     assert found[3].error == "3: the worker died, at the last of 2 attempts"

@@ -2,8 +2,10 @@
 
 import time
 
+import pytest
+
 from pipelines.cluster.placement import look
-from pipelines.cluster.ray_private import draining_nodes, free_resources
+from pipelines.cluster.ray_private import Head, draining_nodes, found_cluster, free_resources
 
 
 def test_free_resources_are_what_is_left_of_the_nodes(local_ray: None) -> None:
@@ -38,3 +40,13 @@ def test_no_node_of_a_local_ray_is_being_drained(local_ray: None) -> None:
     """That a drained node is told is shown where nodes are drained, in tests/chaos/test_clusters.py."""
     assert draining_nodes() == {}
     assert [node.draining for node in look()] == [False]
+
+
+def test_the_head_says_that_this_node_is_not_lost(local_ray: None) -> None:
+    """That a lost one is told is shown in tests/chaos/test_clusters.py."""
+    assert not Head().has_lost_node(timeout=30)
+
+
+def test_the_cluster_of_the_environment_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    assert found_cluster() == "10.1.2.3:6379"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster.records import JOB_CONFIG, METADATA, mark, read_record
+from pipelines.cluster.ray_private import JOB_CONFIG
+from pipelines.cluster.records import METADATA, mark, read_record
 from pipelines.cluster.submit import submit
 from pipelines.config.loading import changed_settings, load_config
 from pipelines.errors import UsageError
