@@ -26,7 +26,6 @@ from flows.reporting import await_prefect, best_effort, publish_if_reachable
 from flows.stages import (
     NAME_CHARS,
     Ref,
-    Result,
     encode,
     evaluate,
     index,
@@ -39,8 +38,9 @@ from flows.stages import (
     train,
     verify,
 )
-from flows.summary import StageLog, reject_rows, run_page, slowest_rows, stage_rows
+from flows.summary import RunResult, StageLog, reject_rows, run_page, slowest_rows, stage_rows
 from pipelines.artifacts.manifest import open_artifact
+from pipelines.artifacts.runs import Record
 from pipelines.cluster.session import kept_ray, ray_address
 from pipelines.config.loading import load_tree, merged
 from pipelines.config.settings import Config
@@ -57,7 +57,7 @@ AWAIT_SERVER_SERVED_S = 600.0
 
 NO_SETTINGS: dict[str, Any] = {}
 
-finished: ContextVar[list[Result] | None] = ContextVar("finished", default=None)
+finished: ContextVar[list[RunResult] | None] = ContextVar("finished", default=None)
 """Receives the summary of a run in this process. Prefect would lose it if its server is gone at the end."""
 
 
@@ -90,7 +90,7 @@ def pipeline(
     sets: tuple[str, ...] = (),
     out: str | None = None,
     base: dict[str, Any] = NO_SETTINGS,
-) -> Result | State[Any]:
+) -> Record | State[Any]:
     """Build everything below `out`: shards, model, codes, index and report.
 
     Returns every stage's status, uri, digest and seconds, and the run's map, chance, report and images_per_second.
@@ -109,7 +109,7 @@ def pipeline(
         if settings.run.out is None:
             raise ConfigError("run.out is not set: set it in the configuration, or give the parameter `out`")
         with kept_ray():
-            ended: Result | State[Any] = _persist(settings, tree, settings.run.out, served)
+            ended: Record | State[Any] = _persist(settings, tree, settings.run.out, served)
     except TerminationSignal:
         # Prefect tells a cancellation from a crash by its own handler of SIGTERM, which a Ray session replaces.
         if _is_cancelled():
@@ -135,7 +135,7 @@ def _is_cancelled() -> bool:
     return False
 
 
-def _persist(settings: Config, tree: dict[str, Any], out: str, served: bool) -> Result:
+def _persist(settings: Config, tree: dict[str, Any], out: str, served: bool) -> Record:
     """Run the stages. A run of a deployment tries again, after ever longer waits, if something is out of reach."""
     tries = settings.run.retries if served else 0
     for attempt in range(tries + 1):
@@ -151,7 +151,7 @@ def _persist(settings: Config, tree: dict[str, Any], out: str, served: bool) -> 
             if (kept := finished.get()) is not None:
                 kept.append(summary)
             _report(settings, out, log, summary)
-            return summary
+            return summary.as_json()
     raise AssertionError("the last try returns or raises")
 
 
@@ -172,7 +172,7 @@ def _show_state(state: State[Any]) -> None:
         client.set_flow_run_state(context.flow_run.id, state, force=True)
 
 
-def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLog) -> Result:
+def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLog) -> RunResult:
     run = settings.run
     _report(settings, out, log, None)
 
@@ -208,20 +208,20 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
     return log.summary(report, out)
 
 
-def _report(settings: Config, out: str, log: StageLog, summary: Result | None) -> None:
+def _report(settings: Config, out: str, log: StageLog, summary: RunResult | None) -> None:
     """Show the run's page and tables so far in Prefect. A failure to do so never ends the run."""
     links = {"everything": out}
     if (address := ray_address(settings)).startswith(("http://", "https://")):
         links["Ray's dashboard"] = f"{address}/#/jobs"
     if summary is not None:
-        links["report"] = summary["report"]
+        links["report"] = summary.report
     page = run_page(log.stages, summary, links)
     if not publish_if_reachable("hhnet-report", "markdown", page, "What the run made"):
         return
     names = [stage["stage"] for stage in log.stages]
     encoded = [name.removeprefix("encode ") for name in names if name.startswith("encode ")]
     codes = {name: f"{out}/codes/{name}" for name in encoded}
-    tables: tuple[tuple[str, str, Callable[[], list[Result]]], ...] = (
+    tables: tuple[tuple[str, str, Callable[[], list[Record]]], ...] = (
         ("hhnet-stages", "What became of each stage", lambda: stage_rows(log.stages)),
         ("hhnet-rejects", "Rejects by codes and reason", lambda: reject_rows(codes)),
         ("hhnet-slowest-shards", "Shards on which workers spent most time", lambda: slowest_rows(codes)),

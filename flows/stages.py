@@ -6,6 +6,7 @@ process. The first argument of every task is its name in Prefect: of the task ru
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from prefect.client.schemas.objects import State
 
 from flows.reporting import progress
 from pipelines.artifacts.commit import versions
-from pipelines.artifacts.runs import closed_records
+from pipelines.artifacts.runs import Record, closed_records
 from pipelines.artifacts.versions import lost, open_current
 from pipelines.config.loading import config_from
 from pipelines.config.settings import Config
@@ -27,9 +28,6 @@ _log = logging.getLogger(__name__)
 
 Ref = dict[str, str]
 """Reference to an artifact: {"uri": ..., "digest": ...}."""
-
-Result = dict[str, Any]
-"""Result of a job: verb, status, uri, digest and its own figures."""
 
 NAME_CHARS = 12
 """Characters of a digest that name a folder."""
@@ -72,84 +70,76 @@ def parse(config: Mapping[str, Any]) -> Config:
     return settings
 
 
-def ref_of(result: Result) -> Ref:
+def ref_of(result: Record) -> Ref:
     """Return the reference to a result that the next stages need."""
     return {"uri": str(result["uri"]), "digest": str(result["digest"])}
 
 
 @act(name="ingest")
-def ingest(name: str, source: str, out: str, split: str, config: dict[str, Any]) -> Result:
+def ingest(name: str, source: str, out: str, split: str, config: dict[str, Any]) -> Record:
     """Turn images into shards, one artifact for each part of the split."""
     from pipelines.ingest.ingest import ingest as job
 
     with progress(name):
-        return job(source, out, parse(config), split=split)
+        return job(source, out, parse(config), split=split).as_json()
 
 
 @act(name="verify")
-def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
+def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Record:
     """Verify the tars of shards that runs with this `out` have not verified yet.
 
     A damaged tar does not end the run: `encode` rejects the damaged samples, and the reject budget decides.
     """
-    from pipelines.cluster.submit import submit
     from pipelines.verify.verify import verify_tars
 
     settings = parse(config)
     with progress(name):
-        result = submit(settings, ["verify", uri], {"--for-run": out}) or verify_tars(uri, out, settings)
-    if damaged := result["damaged"]:
+        result = verify_tars(uri, out, settings)
+    if damaged := result.damaged:
         more = f" (and {len(damaged) - 1} more tars)" if len(damaged) > 1 else ""
         line = f"{damaged[0]}{more}: the damaged samples become rejects, encode.reject_budget says how many may"
         _log.warning(line)
         get_run_logger().warning(line)
-    return result
+    return result.as_json()
 
 
 @act(name="train")
-def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Result:
+def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Record:
     """Train a model on shards."""
-    from pipelines.cluster.submit import submit
     from pipelines.train.train import train as job
 
     settings, source, held_out = parse(config), located(shards), located(val) if val else None
     with progress(name):
-        sent = submit(settings, ["train"], {"--shards": source, "--val": held_out, "--out": out})
-        return sent or job(source, out, settings, val=held_out)
+        return job(source, out, settings, val=held_out).as_json()
 
 
 @act(name="rotate")
-def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Result:
+def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Record:
     """Give the model another hash layer, as a new model."""
-    from pipelines.cluster.submit import submit
     from pipelines.train.rehead import rotate as job
 
     settings, source = parse(config), located(model)
     with progress(name):
-        sent = submit(settings, ["train"], {"--rotate": settings.train.rotate, "--model": source, "--out": out})
-        return {**(sent or job(source, out, settings)), "verb": "rotate"}
+        return replace(job(source, out, settings), verb="rotate").as_json()
 
 
 @act(name="encode")
-def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Result:
+def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Record:
     """Encode shards with a model into codes."""
-    from pipelines.cluster.submit import submit
     from pipelines.encode.encode import encode as job
 
     settings, source, network = parse(config), located(shards), located(model)
     with progress(name):
-        sent = submit(settings, ["encode"], {"--shards": source, "--model": network, "--out": out})
-        result = sent or job(source, network, out, settings)
-    return {"images_per_second": measured_rate(out), **result, "verb": name}
+        result = job(source, network, out, settings)
+    return {"images_per_second": measured_rate(out), **replace(result, verb=name).as_json()}
 
 
 @act(name="index")
-def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
+def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Record:
     """Build an index of codes, or the next version of the present one: with new codes, without those that are gone.
 
     It is not published yet. A first version that lost a part is built again.
     """
-    from pipelines.cluster.submit import submit
     from pipelines.index.build import build_index
     from pipelines.index.pool import require_settings
     from pipelines.index.update import add_codes
@@ -158,16 +148,13 @@ def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Resu
     with progress(name):
         known = versions(Store(out))
         if not known or (known == [1] and lost(open_current(out, "index"))):
-            sent = submit(settings, ["index", "build", "--no-publish"], {"--codes": sources, "--out": out})
-            return sent or build_index(sources, out, settings, publish=False)
+            return build_index(sources, out, settings, publish=False).as_json()
         require_settings(open_current(out, "index"), settings)
-        words = ["index", "add", "--prune", "--replace", "--no-publish"]
-        sent = submit(settings, words, {"--index": out, "--codes": sources})
-        return sent or add_codes(out, sources, settings, publish=False, prune=True, replace_changed=True)
+        return add_codes(out, sources, settings, publish=False, prune=True, replace_changed=True).as_json()
 
 
 @act(name="evaluate")
-def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dict[str, Any]) -> Result:
+def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dict[str, Any]) -> Record:
     """Compute mAP and the report from the codes of queries and database, in a folder of its own below `out`.
 
     Each night has other codes, and a published report is never edited.
@@ -178,19 +165,17 @@ def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dic
     settings = parse(config)
     mark = report_fingerprint(queries["digest"], [ref["digest"] for ref in database], settings)[:NAME_CHARS]
     with progress(name):
-        return job(located(queries), [located(ref) for ref in database], f"{out}/{mark}", settings)
+        return job(located(queries), [located(ref) for ref in database], f"{out}/{mark}", settings).as_json()
 
 
 @act(name="publish")
-def publish(name: str, index: Ref, config: dict[str, Any]) -> Result:
+def publish(name: str, index: Ref, config: dict[str, Any]) -> Record:
     """Check the index, or its next version, at the gate and make it current."""
-    from pipelines.cluster.submit import submit
     from pipelines.index.publish import publish_index as job
 
     settings, uri, digest = parse(config), index["uri"], index["digest"]
     with progress(name):
-        sent = submit(settings, ["index", "publish"], {"--index": uri, "--digest": digest})
-        return {**(sent or job(uri, settings, digest=digest)), "verb": "publish"}
+        return replace(job(uri, settings, digest=digest), verb="publish").as_json()
 
 
 def measured_rate(codes: str) -> float | None:

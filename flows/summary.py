@@ -3,13 +3,14 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
-from flows.stages import Result
 from pipelines.artifacts.commit import read_claim
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Part
-from pipelines.artifacts.runs import read_runs
+from pipelines.artifacts.result import Result
+from pipelines.artifacts.runs import Record, read_runs
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current
 from pipelines.errors import InputError
@@ -24,17 +25,31 @@ DETAIL_CHARS = 300
 """Characters of an error that a table shows."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Result):
+    """The figures and report of a run, and what each of its stages returned."""
+
+    verb: str = "run"
+    map: float
+    chance: float
+    convention: str
+    report: str
+    images_per_second: float | None
+    store: str
+    stages: list[Record]
+
+
 class StageLog:
     """Calls the stages one after another, and records the result, the seconds and the failure of each."""
 
     def __init__(self) -> None:
-        self.stages: list[Result] = []
+        self.stages: list[Record] = []
 
-    def add(self, stage: Any, name: str, *arguments: Any) -> Result:
+    def add(self, stage: Any, name: str, *arguments: Any) -> Record:
         """Run a stage's task under a name, record its result and return it."""
         begun = time.monotonic()
         try:
-            result = cast(Result, stage(name, *arguments))
+            result = cast(Record, stage(name, *arguments))
         except BaseException as error:
             failed = "failed" if isinstance(error, Exception) else "ended"
             detail = (str(error) or type(error).__name__)[:DETAIL_CHARS]
@@ -43,30 +58,24 @@ class StageLog:
         self.stages.append({**result, "stage": name, **_seconds(begun)})
         return result
 
-    def summary(self, report: Result, out: str) -> Result:
+    def summary(self, report: Record, out: str) -> RunResult:
         """Return the run as one JSON object. `status` is `unchanged` if that of every stage but `verify` is."""
         work = [stage for stage in self.stages if stage["verb"] != "verify"]
         unchanged = all(stage["status"] == "unchanged" for stage in work)
-        return {
-            "verb": "run",
-            "status": "unchanged" if unchanged else "done",
-            "uri": report["uri"],
-            "digest": report["digest"],
-            "map": report["map"],
-            "chance": report["chance"],
-            "convention": report["convention"],
-            "report": report["report"],
-            "images_per_second": encode_rate(self.stages),
-            "store": out,
-            "stages": self.stages,
-        }
+        return RunResult(
+            status="unchanged" if unchanged else "done",
+            **{name: report[name] for name in ("uri", "digest", "map", "chance", "convention", "report")},
+            images_per_second=encode_rate(self.stages),
+            store=out,
+            stages=self.stages,
+        )
 
 
-def _seconds(begun: float) -> Result:
+def _seconds(begun: float) -> Record:
     return {"seconds": round(time.monotonic() - begun, 1)}
 
 
-def encode_rate(stages: list[Result]) -> float | None:
+def encode_rate(stages: list[Record]) -> float | None:
     """Return the images per second over all encodings of the run, or None if nothing was encoded."""
     timed = [stage for stage in stages if stage.get("images_per_second")]
     seconds = sum(stage["samples"] / stage["images_per_second"] for stage in timed)
@@ -76,7 +85,7 @@ def encode_rate(stages: list[Result]) -> float | None:
 # ------------------------------------------------------------------------------------------------------ for the page
 
 
-def stage_rows(stages: Iterable[Result]) -> list[Result]:
+def stage_rows(stages: Iterable[Record]) -> list[Record]:
     """Return the stages as rows of a table: status, seconds, counts, and the reason of a failure."""
     return [
         {
@@ -93,7 +102,7 @@ def stage_rows(stages: Iterable[Result]) -> list[Result]:
     ]
 
 
-def _detail(stage: Result) -> str:
+def _detail(stage: Record) -> str:
     """Return why a stage failed; for `verify`, the numbers of checked tars and their damages."""
     if "proven" not in stage:
         return str(stage.get("detail", ""))
@@ -101,7 +110,7 @@ def _detail(stage: Result) -> str:
     return "; ".join([counts, *stage["damaged"]])[:DETAIL_CHARS]
 
 
-def reject_rows(codes: Mapping[str, str]) -> list[Result]:
+def reject_rows(codes: Mapping[str, str]) -> list[Record]:
     """Count rejects by codes and reason, also of codes that are not published yet."""
     rows = []
     for name, uri in codes.items():
@@ -116,7 +125,7 @@ def reject_rows(codes: Mapping[str, str]) -> list[Result]:
     return rows
 
 
-def slowest_rows(codes: Mapping[str, str]) -> list[Result]:
+def slowest_rows(codes: Mapping[str, str]) -> list[Record]:
     """Return the shards on which a worker spent most time in the last runs on these codes."""
     rows = [
         {"codes": name, **row}
@@ -135,14 +144,14 @@ def _codes_parts(store: Store) -> list[Part]:
         return [part for receipt in receipts for part in receipt.parts]
 
 
-def run_page(stages: list[Result], summary: Result | None, links: Mapping[str, str]) -> str:
+def run_page(stages: list[Record], summary: RunResult | None, links: Mapping[str, str]) -> str:
     """Return the run as Markdown: figures or the failure, links, stages."""
     lines = ["# HHNet run", ""]
     failed = next((stage for stage in stages if stage["status"] in ("failed", "ended")), None)
     if summary is not None:
-        rate = summary["images_per_second"]
+        rate = summary.images_per_second
         figures = [
-            f"mAP {summary['map']:.4f} (chance {summary['chance']:.4f})",
+            f"mAP {summary.map:.4f} (chance {summary.chance:.4f})",
             f"{rate:g} images/s encoded" if rate else "nothing left to encode",
         ]
         lines += [" · ".join(figures), ""]

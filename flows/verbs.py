@@ -2,16 +2,20 @@
 
 import logging
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from pipelines.artifacts.result import Result
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, Unavailable
 
-Result = dict[str, Any]
+if TYPE_CHECKING:
+    from flows.summary import RunResult
 
 REPORT_S = 10.0
 """Seconds that Prefect may take to send its last events."""
@@ -44,6 +48,18 @@ def run(
     return run_pipeline(settings, settings.run.out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoResult(Result):
+    """The figures of a run, and where all of it lies."""
+
+    verb: str = "demo"
+    map: float
+    chance: float
+    images_per_second: float | None
+    store: str
+    report: str
+
+
 def demo(
     data: Annotated[
         str | None,
@@ -69,31 +85,30 @@ def demo(
         f"{settings.train.epochs} epochs of {settings.train.loss}; everything goes to {out}"
     )
     summary = run_pipeline(settings, out)
-    names = ("status", "uri", "digest", "map", "chance", "images_per_second", "store", "report")
-    result = {"verb": "demo", **{name: summary[name] for name in names}}
+    result = DemoResult(**{one.name: getattr(summary, one.name) for one in fields(DemoResult) if one.name != "verb"})
     console.print("\n" + demo_summary(result, title, settings.model.bits, query))
     return result
 
 
-def _standard_images(say: Any) -> tuple[Result, str, str]:
+def _standard_images(say: Any) -> tuple[dict[str, Any], str, str]:
     """Return settings, a query image and a title for Fashion-MNIST, or for its fallback."""
     from flows.datasets import CROP, prepare, sample_query
     from flows.recipes import demo_recipe, fitted
 
     found = prepare(say)
-    flags: Result = {"run.source": str(found.archive)}
+    flags: dict[str, Any] = {"run.source": str(found.archive)}
     if found.fallback:
         flags |= fitted(demo_recipe(), found.train_images, CROP)
     return flags, sample_query(found.archive), found.title
 
 
-def _own_images(data: str, say: Any) -> tuple[Result, str, str]:
+def _own_images(data: str, say: Any) -> tuple[dict[str, Any], str, str]:
     """Return settings, a query image and a title for the user's folder."""
     from flows.recipes import TRAIN_SHARE, demo_recipe, fitted, probe
 
     seen = probe(data)
     say(f"data: {seen.images:,} images in {data}, usually {seen.side} px on the shorter side")
-    flags: Result = {
+    flags: dict[str, Any] = {
         "run.source": data,
         "run.split": f"train={TRAIN_SHARE:g},query={1 - TRAIN_SHARE:g}",
         "run.query": "query",
@@ -102,7 +117,7 @@ def _own_images(data: str, say: Any) -> tuple[Result, str, str]:
     return flags, str(seen.example), data
 
 
-def _with_flags(flags: Result, sets: list[str] | None, out: str) -> Config:
+def _with_flags(flags: Mapping[str, Any], sets: list[str] | None, out: str) -> Config:
     """Return the recipe, changed first by the settings for the images, then by those of the user."""
     from flows.recipes import RECIPE
 
@@ -116,22 +131,22 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's strings and numbers
 
 
-def demo_summary(result: Result, title: str, bits: int, query: str) -> str:
+def demo_summary(result: DemoResult, title: str, bits: int, query: str) -> str:
     """Return the demo's last message: the figures, the place of the report, and a command to try next."""
-    rate = result["images_per_second"]
-    search = ["hhnet", "search", "--index", f"{result['store']}/index", "--image", query]
+    rate = result.images_per_second
+    search = ["hhnet", "search", "--index", f"{result.store}/index", "--image", query]
     facts = {
         "images": title,
-        f"mAP, {bits} bits": f"{result['map']:.4f}   (chance {result['chance']:.4f})",
+        f"mAP, {bits} bits": f"{result.map:.4f}   (chance {result.chance:.4f})",
         "encoded": f"{rate:,.0f} images/s" if rate else "-",
-        "report": result["report"],
+        "report": result.report,
         "try": shlex.join([*search, "-k", "10", "--html", "neighbours.html"]),
     }
     width = max(len(name) for name in facts)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items())
 
 
-def run_pipeline(settings: Config, out: str) -> Result:
+def run_pipeline(settings: Config, out: str) -> "RunResult":
     """Run the flow in this process, against the user's Prefect server or a temporary one.
 
     Raises Unavailable if the server is lost, also after everything was made: it then does not show the run's end.
@@ -143,12 +158,14 @@ def run_pipeline(settings: Config, out: str) -> Result:
         from prefect.exceptions import PrefectException
 
         from flows.pipeline import finished, pipeline
+        from flows.summary import RunResult
 
         logging.raiseExceptions = False  # else each log line that a lost server does not take prints a traceback
-        made: list[Result] = []
+        made: list[RunResult] = []
         token = finished.set(made)
         try:
-            return cast(Result, pipeline(settings.model_dump(mode="json", exclude_unset=True), (), out))
+            record = pipeline(settings.model_dump(mode="json", exclude_unset=True), (), out)
+            return RunResult(**cast("dict[str, Any]", record))
         except (httpx.HTTPError, PrefectException) as error:
             lost = f"Prefect is out of reach ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
             if made:

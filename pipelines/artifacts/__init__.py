@@ -6,4 +6,5 @@ versions  the versions of one root, and which is current
 tables    the Parquet tables of shards, codes and rejects
 splits    which part of which split an artifact is of
 runs      what was done when and where, outside every digest
+result    what a verb returns, as JSON and in words
 """

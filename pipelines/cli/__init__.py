@@ -1,8 +1,8 @@
 """The command line.
 
-main     the verbs
-index    the verbs below `hhnet index`
-study    the verb `hhnet study`
-verb     what they share: options, errors, exit codes
-present  results in words
+main   the verbs
+flags  the flags of those that have many
+index  the verbs below `hhnet index`
+study  the verb `hhnet study`
+verb   what they share: options, errors, exit codes
 """

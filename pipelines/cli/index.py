@@ -1,12 +1,14 @@
 """The verbs `hhnet index ...`; like the other verbs they import nothing heavy before their own work begins."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.verb import Codes, ConfigFile, Out, Result, Sets, configure, verb
-from pipelines.cluster.submit import submit
+from pipelines.artifacts.result import Result
+from pipelines.cli.verb import Codes, Flags, Out, verb
+from pipelines.config.settings import Config
 from pipelines.errors import InputError, UsageError
 from pipelines.index.kinds import require_index_kind
 
@@ -18,33 +20,42 @@ Publish = Annotated[bool, typer.Option("--publish/--no-publish", help="Make it t
 Workers = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1)]
 
 
-@verb(index_app, "build")
-def index_build(
-    codes: Codes,
-    out: Out,
+@dataclass(frozen=True, kw_only=True)
+class BuildFlags(Flags):
+    """Flags of `hhnet index build`."""
+
+    codes: Codes
+    out: Out
     kind: Annotated[
         str | None, typer.Option(help="flat or multihash (both exact), ivf or hnsw; auto = what the planner chooses.")
-    ] = None,
+    ] = None
     memory: Annotated[
         str | None,
         typer.Option(help="For auto: most bytes of all parts, such as 4GiB; unset = any, and no hnsw.", metavar="SIZE"),
-    ] = None,
+    ] = None
     latency: Annotated[
         str | None, typer.Option(help="For auto: longest time of a query, such as 5ms; unset = any.", metavar="TIME")
-    ] = None,
+    ] = None
     recall: Annotated[
         float | None, typer.Option(help="For auto: least recall of an approximate kind; default 0.95.", min=0, max=1)
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="For auto: show what each kind would cost, and stop.")
-    ] = False,
-    workers: Workers = None,
-    publish: Annotated[
-        bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")
-    ] = True,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+    ] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="For auto: show what each kind would cost, and stop.")] = (
+        False
+    )
+    workers: Workers = None
+    publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")] = True
+
+    def budget(self) -> dict[str, Any]:
+        """Return the planner's limits."""
+        return {"index.memory": self.memory, "index.latency": self.latency, "index.recall": self.recall}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that flags stand for."""
+        return {"index.kind": self.kind, "index.workers": self.workers, **self.budget()}
+
+
+@verb(index_app, "build")
+def index_build(flags: BuildFlags, settings: Config) -> Result:
     """Build a sharded index over codes and publish it as version 1.
 
     With --kind auto a planner predicts the bytes, the build time, the time of a query and the recall of every kind from
@@ -56,51 +67,48 @@ def index_build(
 
     Example: hhnet index build --codes codes/database --out index --kind auto --memory 4GiB --latency 5ms --dry-run
     """
-    budget = {"index__memory": memory, "index__latency": latency, "index__recall": recall}
-    settings = configure(config, sets, index__kind=kind, index__workers=workers, **budget)
     require_index_kind(settings.index.kind, "auto")
-    if settings.index.kind != "auto" and (dry_run or any(value is not None for value in budget.values())):
+    planned = flags.dry_run or any(value is not None for value in flags.budget().values())
+    if settings.index.kind != "auto" and planned:
         raise UsageError("--memory, --latency, --recall and --dry-run are for the planner: give --kind auto with them")
-    words = ["index", "build", *([] if publish else ["--no-publish"]), *(["--dry-run"] if dry_run else [])]
-    submitted = submit(settings, words, {"--codes": list(codes), "--out": out})
-    if submitted is not None:
-        return submitted
     from pipelines.index.build import build_index as work
 
-    return work(codes, out, settings, publish=publish, dry_run=dry_run)
+    return work(flags.codes, flags.out, settings, publish=flags.publish, dry_run=flags.dry_run)
 
 
-@verb(index_app, "add")
-def index_add(
-    index: Index,
-    codes: Codes,
+@dataclass(frozen=True, kw_only=True)
+class AddFlags(Flags):
+    """Flags of `hhnet index add`."""
+
+    index: Index
+    codes: Codes
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove the tars that none of these codes has, in the same version.")
-    ] = False,
+    ] = False
     replace: Annotated[
         bool,
         typer.Option(
             "--replace", help="Of tars that it holds with other codes, take these; what was removed stays so."
         ),
-    ] = False,
-    workers: Workers = None,
-    publish: Publish = True,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+    ] = False
+    workers: Workers = None
+    publish: Publish = True
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that flags stand for."""
+        return {"index.workers": self.workers}
+
+
+@verb(index_app, "add")
+def index_add(flags: AddFlags, settings: Config) -> Result:
     """Add the tars of codes that the index does not hold yet, and publish the next version.
 
     Example: hhnet index add --index index --codes codes/tonight
     """
-    settings = configure(config, sets, index__workers=workers)
-    flags = {"--prune": prune, "--replace": replace, "--no-publish": not publish}
-    words = ["index", "add", *(name for name, given in flags.items() if given)]
-    submitted = submit(settings, words, {"--index": index, "--codes": list(codes)})
-    if submitted is not None:
-        return submitted
     from pipelines.index.update import add_codes as work
 
-    return work(index, codes, settings, publish=publish, prune=prune, replace_changed=replace)
+    changes = {"prune": flags.prune, "replace_changed": flags.replace}
+    return work(flags.index, flags.codes, settings, publish=flags.publish, **changes)
 
 
 @verb(index_app, "remove")
@@ -115,8 +123,8 @@ def index_remove(
         bool, typer.Option("--ignore-missing", help="Pass over keys and shards that are not there.")
     ] = False,
     publish: Publish = True,
-    config: ConfigFile = None,
-    sets: Sets = None,
+    *,
+    settings: Config,
 ) -> Result:
     """Have samples no longer found: the next version names them as removed, and keeps all other ids.
 
@@ -127,7 +135,6 @@ def index_remove(
         raise UsageError("nothing to remove: give --key, --keys or --shard")
     from pipelines.index.update import remove_rows as work
 
-    settings = configure(config, sets)
     return work(index, settings, wanted, shard or (), ignore_missing=ignore_missing, publish=publish)
 
 
@@ -140,26 +147,28 @@ def _read_keys(file: Path) -> list[str]:
     return [key for line in text.split("\n") if (key := line.removesuffix("\r"))]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompactFlags(Flags):
+    """Flags of `hhnet index compact`."""
+
+    index: Index
+    workers: Workers = None
+    publish: Publish = True
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that flags stand for."""
+        return {"index.workers": self.workers}
+
+
 @verb(index_app, "compact")
-def index_compact(
-    index: Index,
-    workers: Workers = None,
-    publish: Publish = True,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+def index_compact(flags: CompactFlags, settings: Config) -> Result:
     """Build the parts that hold removed samples anew without them; ids and answers stay.
 
     Example: hhnet index compact --index index
     """
-    settings = configure(config, sets, index__workers=workers)
-    words = ["index", "compact", *([] if publish else ["--no-publish"])]
-    submitted = submit(settings, words, {"--index": index})
-    if submitted is not None:
-        return submitted
     from pipelines.index.update import compact_index as work
 
-    return work(index, settings, publish=publish)
+    return work(flags.index, settings, publish=flags.publish)
 
 
 @verb(index_app, "publish")
@@ -168,8 +177,8 @@ def index_publish(
     digest: Annotated[
         str | None, typer.Option(help="Which, if several were made as the next version.", metavar="HEX")
     ] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
+    *,
+    settings: Config,
 ) -> Result:
     """Let what was made with --no-publish through the gate and make it current.
 
@@ -177,7 +186,7 @@ def index_publish(
     """
     from pipelines.index.publish import publish_index as work
 
-    return work(index, configure(config, sets), digest=digest)
+    return work(index, settings, digest=digest)
 
 
 @verb(index_app, "rollback")

@@ -11,11 +11,21 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipelines.artifacts.result import Result
+from pipelines.cli.flags import (
+    DedupeFlags,
+    EncodeFlags,
+    EvaluateFlags,
+    IngestFlags,
+    RetryFlags,
+    SearchFlags,
+    TrainFlags,
+    VerifyFlags,
+)
 from pipelines.cli.index import index_app
 from pipelines.cli.study import study
-from pipelines.cli.verb import Codes, ConfigFile, Out, Result, Sets, configure, verb
-from pipelines.cluster.submit import submit
-from pipelines.config.recipes import recipe_names
+from pipelines.cli.verb import Out, verb
+from pipelines.config.settings import Config
 from pipelines.errors import UsageError
 
 app = typer.Typer(
@@ -30,101 +40,7 @@ app = typer.Typer(
 
 
 @verb(app, "ingest")
-def ingest(
-    out: Out,
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="Folder, zip or tar of class folders; a CSV or Parquet table; with --adopt a folder or s3:// prefix "
-            "of WebDataset tars, one tar or t-{000..012}.tar; none with --protocol."
-        ),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="`train=.8,query=.1,database=.1` (stratified), `folder` (top folder), or `column:NAME`.",
-            metavar="SPLIT",
-        ),
-    ] = None,
-    path_column: Annotated[str, typer.Option(help="Column of a table that holds the paths.")] = "path",
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Column of a table that holds a label; repeatable; default label*. With --adopt a field of the JSON "
-            "members; default the cls member, else labels or label of the JSON."
-        ),
-    ] = None,
-    label_separator: Annotated[
-        str | None,
-        typer.Option(
-            "--label-separator", help="Of several labels in one cell of a table, such as a bar.", metavar="TEXT"
-        ),
-    ] = None,
-    multi_hot: Annotated[
-        bool, typer.Option("--multi-hot", help="Each --label column of a table is a class, with 1 and 0 in its cells.")
-    ] = False,
-    unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="Take no label, of whatever source; stray pictures are taken too.")
-    ] = False,
-    class_from: Annotated[
-        str | None,
-        typer.Option(
-            help="`first`: the class is the first folder below SOURCE, or below that of a split (default); `parent`: "
-            "the folder that holds the picture.",
-            metavar="first|parent",
-        ),
-    ] = None,
-    allow_degraded: Annotated[
-        bool,
-        typer.Option("--allow-degraded", help="Publish although too many pictures cannot be taken (exit 4)."),
-    ] = False,
-    adopt: Annotated[
-        bool,
-        typer.Option(
-            "--adopt",
-            help="Index the .tar files directly in SOURCE as they are: where they lie if --out is SOURCE, else as "
-            "unchanged copies. Samples that cannot be taken are named with a reason.",
-        ),
-    ] = False,
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --adopt: a file that names the classes, line n the class n from 0; default their numbers.",
-            metavar="FILE",
-        ),
-    ] = None,
-    keys_by_tar: Annotated[
-        bool,
-        typer.Option("--keys-by-tar", help="With --adopt: put a tar's name before its keys, if tars share keys."),
-    ] = False,
-    image_member: Annotated[
-        str | None,
-        typer.Option(
-            "--image-member",
-            help="With --adopt: what follows the key in the name of the image, such as input.jpg; default the one "
-            "member with the suffix of an image.",
-            metavar="SUFFIX",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option("--protocol", help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME"),
-    ] = None,
-    root: Annotated[
-        str | None,
-        typer.Option(
-            "--root",
-            help="Folder below which the paths of a table lie, default the table's own; with --protocol the folder of "
-            "its data set's files.",
-            metavar="DIR",
-        ),
-    ] = None,
-    encoding: Annotated[
-        str | None, typer.Option("--encoding", help="Of a CSV, such as cp1252; default UTF-8.", metavar="NAME")
-    ] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+def ingest(flags: IngestFlags, settings: Config) -> Result:
     """Turn images into WebDataset shards, byte for byte, with their index; or index shards that others wrote.
 
     Example: hhnet ingest photos/ --out shards --split train=.8,query=.1,database=.1
@@ -133,58 +49,74 @@ def ingest(
 
     Example: hhnet ingest --protocol cifar10 --root cifar-10-batches-bin --out shards
     """
-    labels = [] if unlabelled else label
-    rule = _class_rule(class_from, unlabelled)
-    settings = configure(config, sets)
-    if protocol is not None or (root is not None and source is None):
-        if protocol is None or root is None:
-            raise UsageError("--protocol NAME and --root DIR go together; with a table give SOURCE")
-        of_tables = encoding or label_separator or multi_hot or labels is not None or path_column != "path"
-        if source or split or adopt or of_tables or classes or keys_by_tar or image_member or rule:
-            raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
-        from pipelines.ingest.ingest import ingest as work
-        from pipelines.ingest.protocols import find_protocol
-
-        return work(root, out, settings, protocol=find_protocol(protocol))
-    if source is None:
+    if flags.protocol is not None or (flags.root is not None and flags.source is None):
+        return _ingest_protocol(flags, settings)
+    if flags.source is None:
         raise UsageError("nothing to ingest: give SOURCE, or --protocol and --root")
-    if adopt:
-        from pipelines.ingest.adopt import Adoption, read_class_names
-        from pipelines.ingest.adopt import adopt as index_foreign
+    return _adopt(flags, flags.source, settings) if flags.adopt else _ingest_source(flags, flags.source, settings)
 
-        if split is not None or path_column != "path" or rule:
-            raise UsageError(
-                "--adopt takes tars as they are: it cannot be given with --split, --path-column or --class-from"
-            )
-        if root is not None or encoding is not None or label_separator is not None or multi_hot:
-            raise UsageError("--root, --encoding, --label-separator and --multi-hot are for tables, not for --adopt")
-        fields = None if labels is None else tuple(labels)
-        how = Adoption(fields, read_class_names(classes) if classes else None, keys_by_tar, image_member)
-        return index_foreign(source, out, how, settings, allow_degraded)
-    if classes is not None or keys_by_tar or image_member is not None:
+
+def _ingest_protocol(flags: IngestFlags, settings: Config) -> Result:
+    protocol, root, rule = flags.protocol, flags.root, _class_rule(flags)
+    if protocol is None or root is None:
+        raise UsageError("--protocol NAME and --root DIR go together; with a table give SOURCE")
+    of_tables = flags.encoding or flags.label_separator or flags.multi_hot or flags.path_column != "path"
+    of_labels = flags.label is not None or flags.unlabelled or rule
+    of_tars = flags.adopt or flags.classes or flags.keys_by_tar or flags.image_member
+    if flags.source or flags.split or of_tables or of_labels or of_tars:
+        raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
+    from pipelines.ingest.ingest import ingest as work
+    from pipelines.ingest.protocols import find_protocol
+
+    return work(root, flags.out, settings, protocol=find_protocol(protocol))
+
+
+def _adopt(flags: IngestFlags, source: str, settings: Config) -> Result:
+    from pipelines.ingest.adopt import Adoption, adopt, read_class_names
+
+    if flags.split is not None or flags.path_column != "path" or _class_rule(flags):
+        raise UsageError(
+            "--adopt takes tars as they are: it cannot be given with --split, --path-column or --class-from"
+        )
+    if flags.root is not None or flags.encoding is not None or flags.label_separator is not None or flags.multi_hot:
+        raise UsageError("--root, --encoding, --label-separator and --multi-hot are for tables, not for --adopt")
+    labels, classes = _labels(flags), read_class_names(flags.classes) if flags.classes else None
+    fields = None if labels is None else tuple(labels)
+    how = Adoption(fields, classes, flags.keys_by_tar, flags.image_member)
+    return adopt(source, flags.out, how, settings, flags.allow_degraded)
+
+
+def _ingest_source(flags: IngestFlags, source: str, settings: Config) -> Result:
+    if flags.classes is not None or flags.keys_by_tar or flags.image_member is not None:
         raise UsageError("--classes, --keys-by-tar and --image-member belong to --adopt")
     from pipelines.ingest.ingest import ingest as work
 
-    if label_separator == "" or (label_separator and multi_hot):
+    separator = flags.label_separator
+    if separator == "" or (separator and flags.multi_hot):
         raise UsageError("--label-separator is the text between two labels in a cell; --multi-hot goes without it")
     return work(
         source,
-        out,
+        flags.out,
         settings,
-        split=split,
-        path_column=path_column,
-        label_columns=labels,
-        class_from=rule,
-        allow_degraded=allow_degraded,
-        table_root=root,
-        encoding=encoding,
-        label_separator=label_separator,
-        multi_hot=multi_hot,
+        split=flags.split,
+        path_column=flags.path_column,
+        label_columns=_labels(flags),
+        class_from=_class_rule(flags),
+        allow_degraded=flags.allow_degraded,
+        table_root=flags.root,
+        encoding=flags.encoding,
+        label_separator=separator,
+        multi_hot=flags.multi_hot,
     )
 
 
-def _class_rule(text: str | None, unlabelled: bool) -> Literal["first", "parent"] | None:
-    if text is not None and unlabelled:
+def _labels(flags: IngestFlags) -> list[str] | None:
+    return [] if flags.unlabelled else flags.label
+
+
+def _class_rule(flags: IngestFlags) -> Literal["first", "parent"] | None:
+    text = flags.class_from
+    if text is not None and flags.unlabelled:
         raise UsageError("--class-from says which folder is the class, and --unlabelled takes none: give one of them")
     if text is None:
         return None
@@ -196,36 +128,7 @@ def _class_rule(text: str | None, unlabelled: bool) -> Literal["first", "parent"
 
 
 @verb(app, "train")
-def train(
-    out: Out,
-    shards: Annotated[
-        str | None,
-        typer.Option("--shards", help="Shards to learn from; with --rotate where those lie now.", metavar="URI"),
-    ] = None,
-    val: Annotated[str | None, typer.Option("--val", help="Shards to validate on.", metavar="URI")] = None,
-    workers: Annotated[int | None, typer.Option(help="Training processes.", min=1)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", min=1)] = None,
-    bits: Annotated[int | None, typer.Option(help="Length of the codes.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="A timm name, or alexnet.")] = None,
-    loss: Annotated[str | None, typer.Option(help="A name in docs/losses.md, such as orthohash.")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help=f"Settings to start from, see docs/recipes.md: {', '.join(recipe_names())}.", metavar="NAME"),
-    ] = None,
-    rotate: Annotated[
-        str | None,
-        typer.Option(
-            "--rotate",
-            help="Train nothing: give a trained model another hash layer, by h2q, itq, lsh, pca, pca-itq or classes.",
-            metavar="METHOD",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="With --rotate: the trained model.", metavar="URI")
-    ] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+def train(flags: TrainFlags, settings: Config) -> Result:
     """Train a hashing network on shards; the same command resumes after a kill.
 
     Example: hhnet train --shards shards/train --out model --workers 2 --epochs 20 --set data.image_size=32
@@ -234,106 +137,51 @@ def train(
 
     Example: hhnet train --rotate h2q --model model --out model-h2q
     """
-    settings = configure(
-        config,
-        sets,
-        train__recipe=recipe,
-        train__workers=workers,
-        train__epochs=epochs,
-        train__loss=loss,
-        train__rotate=rotate,
-        model__bits=bits,
-        model__backbone=backbone,
-    )
-    if model is not None or rotate is not None:
-        if model is None or rotate is None:
+    if flags.model is not None or flags.rotate is not None:
+        if flags.model is None or flags.rotate is None:
             raise UsageError("--rotate METHOD and --model URI go together")
-        if val is not None:
+        if flags.val is not None:
             raise UsageError("--val has no part in --rotate: the model is validated on what it was validated on before")
-        flags = {"--rotate": rotate, "--model": model, "--shards": shards, "--out": out}
-        submitted = submit(settings, ["train"], flags)
-        if submitted is not None:
-            return submitted
-        from pipelines.train.rehead import rotate as turn
+        from pipelines.train.rehead import rotate
 
-        return turn(model, out, settings, shards=shards)
-    if shards is None:
+        return rotate(flags.model, flags.out, settings, shards=flags.shards)
+    if flags.shards is None:
         raise UsageError("nothing to learn from: give --shards")
-    submitted = submit(settings, ["train"], {"--shards": shards, "--out": out, "--val": val})
-    if submitted is not None:
-        return submitted
     from pipelines.train.train import train as work
 
-    return work(shards, out, settings, val=val)
+    return work(flags.shards, flags.out, settings, val=flags.val)
 
 
 @verb(app, "encode")
-def encode(
-    shards: Annotated[str, typer.Option("--shards", help="Shards to encode.", metavar="URI")],
-    model: Annotated[str, typer.Option("--model", help="The model artifact.", metavar="URI")],
-    out: Out,
-    workers: Annotated[int | None, typer.Option(help="Encoding processes.", min=1)] = None,
-    allow_degraded: Annotated[
-        bool,
-        typer.Option("--allow-degraded", help="Publish although too many samples were rejected (exit 4)."),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Try two shards, put nothing, and say how long it would take and what binds."),
-    ] = False,
-    price: Annotated[
-        float | None,
-        typer.Option(help="With --dry-run: what a worker costs an hour, to say what it all costs.", min=0),
-    ] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+def encode(flags: EncodeFlags, settings: Config) -> Result:
     """Encode shards to packed codes in Parquet; a rerun does only what is missing.
 
     Example: hhnet encode --shards shards/database --model model --out codes/database
 
     Example: hhnet encode --shards shards/database --model model --out codes/database --dry-run --price 2.50
     """
-    if price is not None and not dry_run:
+    if flags.price is not None and not flags.dry_run:
         raise UsageError("--price has a meaning only with --dry-run")
-    if allow_degraded and dry_run:
+    if flags.allow_degraded and flags.dry_run:
         raise UsageError("--allow-degraded has no meaning with --dry-run, which publishes nothing")
-    settings = configure(config, sets, encode__workers=workers)
-    words = ["encode", *(["--allow-degraded"] if allow_degraded else []), *(["--dry-run"] if dry_run else [])]
-    flags = {"--shards": shards, "--model": model, "--out": out, "--price": None if price is None else str(price)}
-    submitted = submit(settings, words, flags)
-    if submitted is not None:
-        return submitted
-    if dry_run:
+    if flags.dry_run:
         from pipelines.encode.preflight import preflight
 
-        return preflight(shards, model, out, settings, price=price)
+        return preflight(flags.shards, flags.model, flags.out, settings, price=flags.price)
     from pipelines.encode.encode import encode as work
 
-    return work(shards, model, out, settings, allow_degraded=allow_degraded)
+    return work(flags.shards, flags.model, flags.out, settings, allow_degraded=flags.allow_degraded)
 
 
 @verb(app, "retry-rejects")
-def retry_rejects(
-    codes: Annotated[str, typer.Option("--codes", help="The codes artifact.", metavar="URI")],
-    shards: Annotated[str | None, typer.Option("--shards", help="Where its shards lie now.", metavar="URI")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Where its model lies now.", metavar="URI")] = None,
-    workers: Annotated[int | None, typer.Option(help="Encoding processes.", min=1)] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+def retry_rejects(flags: RetryFlags, settings: Config) -> Result:
     """Encode shards with rejects again after the cause is gone, and publish the next version of the codes.
 
     Example: hhnet retry-rejects --codes codes/database
     """
-    settings = configure(config, sets, encode__workers=workers)
-    flags = {"--codes": codes, "--shards": shards, "--model": model}
-    submitted = submit(settings, ["retry-rejects"], flags)
-    if submitted is not None:
-        return submitted
     from pipelines.encode.retry_rejects import retry_rejects as work
 
-    return work(codes, settings, shards=shards, model=model)
+    return work(flags.codes, settings, shards=flags.shards, model=flags.model)
 
 
 @verb(app, "gc")
@@ -359,46 +207,22 @@ def gc(
 
 
 @verb(app, "verify")
-def verify(
-    uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")],
-    shards: Annotated[str | None, typer.Option("--shards", help="Where its shards lie now.", metavar="URI")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Where its model lies now.", metavar="URI")] = None,
-    for_run: Annotated[
-        str | None,
-        typer.Option(
-            "--for-run",
-            help="The --out of a run: as the run does, read on Ray only the tars of these shards that were not proven "
-            "before, at most run.verify of all, and name damage instead of failing.",
-            metavar="URI",
-        ),
-    ] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+def verify(flags: VerifyFlags, settings: Config) -> Result:
     """Prove an artifact from its bytes alone: digests, counts, schema, conservation.
 
     Example: hhnet verify codes/database
     """
-    settings = configure(config, sets)
-    if for_run is not None:
-        if shards or model:
-            raise UsageError("--for-run proves shards, which have no inputs: it cannot be given with --shards, --model")
-        from pipelines.verify.verify import verify_tars
-
-        sent = submit(settings, ["verify", uri], {"--for-run": for_run})
-        return sent or verify_tars(uri, for_run, settings)
     from pipelines.verify.verify import verify as work
+    from pipelines.verify.verify import verify_tars
 
-    return work(uri, shards=shards, model=model)
+    if flags.for_run is None:
+        return work(flags.uri, shards=flags.shards, model=flags.model)
+    if flags.shards or flags.model:
+        raise UsageError("--for-run proves shards, which have no inputs: it cannot be given with --shards, --model")
+    return verify_tars(flags.uri, flags.for_run, settings)
 
 
-def _in_words(result: Result) -> str:
-    from pipelines.verify.status.words import describe
-
-    return describe(result)
-
-
-@verb(app, "status", shown=_in_words)
+@verb(app, "status")
 def status(
     uri: Annotated[str, typer.Argument(help="The --out of a verb or study, or run.out.", metavar="URI")],
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until it is done.")] = False,
@@ -435,29 +259,7 @@ def plan(
 
 
 @verb(app, "search")
-def search(
-    index: Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")],
-    image: Annotated[list[str] | None, typer.Option("--image", help="An image file; repeatable.", metavar="F")] = None,
-    key: Annotated[list[str] | None, typer.Option("--key", help="A sample, by key or path.", metavar="K")] = None,
-    code: Annotated[list[str] | None, typer.Option("--code", help="A packed code in hex.", metavar="HEX")] = None,
-    codes: Annotated[
-        list[str] | None, typer.Option("--codes", help="Codes, all of them queries.", metavar="URI")
-    ] = None,
-    k: Annotated[int | None, typer.Option("-k", help="Neighbours per query.", min=1)] = None,
-    rerank: Annotated[
-        int | None, typer.Option("--rerank", help="Order the nearest N by their logits.", min=1, metavar="N")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Where the model lies now.", metavar="URI")] = None,
-    shards: Annotated[
-        list[str] | None, typer.Option("--shards", help="Where the shards lie now.", metavar="URI")
-    ] = None,
-    html: Annotated[str | None, typer.Option("--html", help="Write a page with the pictures.", metavar="FILE")] = None,
-    version_: Annotated[int | None, typer.Option("--version", help="A published version; default the newest.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Spread the parts over Ray actors.", min=1)] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Search on the GPU (kind flat), for many queries.")] = False,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+def search(flags: SearchFlags, settings: Config) -> Result:
     """Find the nearest codes; equal distances are ordered by id.
 
     Example: hhnet search --index index --image cat.jpg -k 10 --html found.html
@@ -466,69 +268,39 @@ def search(
 
     Example: hhnet search --index index --codes codes/query --gpu --json
     """
-    if not (image or key or code or codes):
+    if not (flags.image or flags.key or flags.code or flags.codes):
         raise UsageError("nothing to search for: give --image, --key, --code or --codes")
     from pipelines.search.search import search as work
 
     return work(
-        index,
-        configure(
-            *(config, sets),
-            search__k=k,
-            search__workers=workers,
-            search__device="cuda" if gpu else None,
-            search__rerank=rerank,
-        ),
-        images=image or (),
-        keys=key or (),
-        codes=codes or (),
-        hex_codes=code or (),
-        version=version_,
-        model=model,
-        shards=shards or (),
-        html=html,
+        flags.index,
+        settings,
+        images=flags.image or (),
+        keys=flags.key or (),
+        codes=flags.codes or (),
+        hex_codes=flags.code or (),
+        version=flags.version_,
+        model=flags.model,
+        shards=flags.shards or (),
+        html=flags.html,
     )
 
 
 @verb(app, "evaluate")
-def evaluate(
-    queries: Annotated[str, typer.Option("--queries", help="Codes of the queries.", metavar="URI")],
-    database: Annotated[list[str], typer.Option("--database", help="Codes searched in; repeatable.", metavar="URI")],
-    out: Out,
-    at: Annotated[int | None, typer.Option(help="mAP@K; default the whole ranking.", min=1)] = None,
-    convention: Annotated[
-        str | None, typer.Option(help="Compute mAP as this code base does: docs/how-to-compare.md.", metavar="NAME")
-    ] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+def evaluate(flags: EvaluateFlags, settings: Config) -> Result:
     """Measure mAP and curves, and write a self-contained report with a gallery.
 
     Example: hhnet evaluate --queries codes/query --database codes/database --out report
 
     Example: hhnet evaluate --queries codes/query --database codes/database --out report --convention hashnet --at 1000
     """
-    from pipelines.evaluate.conventions import convention_settings
     from pipelines.evaluate.evaluate import evaluate as work
 
-    named = convention_settings(convention) if convention else {}
-    return work(queries, database, out, configure(config, sets, **{"evaluate.at": at, **named}))
+    return work(flags.queries, flags.database, flags.out, settings)
 
 
 @verb(app, "dedupe")
-def dedupe(
-    codes: Codes,
-    out: Out,
-    radius: Annotated[
-        int | None, typer.Option(help="Bits in which the codes of a pair may differ; default 0.", min=0)
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", help="An index: find also what is near its samples.", metavar="URI")
-    ] = None,
-    memory: Annotated[str | None, typer.Option(help="Most memory of the search; default 1GiB.", metavar="4GiB")] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+def dedupe(flags: DedupeFlags, settings: Config) -> Result:
     """Find near-duplicates: all pairs within a radius, and the components that they join, of which one can be kept.
 
     Example: hhnet dedupe --codes codes/train --codes codes/database --radius 3 --out duplicates
@@ -537,7 +309,7 @@ def dedupe(
     """
     from pipelines.dedupe.dedupe import dedupe as work
 
-    return work(codes, out, configure(config, sets, dedupe__radius=radius, dedupe__memory=memory), against=against)
+    return work(flags.codes, flags.out, settings, against=flags.against)
 
 
 @verb(app, "agreement")
@@ -545,8 +317,7 @@ def agreement(
     old: Annotated[str, typer.Option("--old", help="Codes of the old model.", metavar="URI")],
     new: Annotated[str, typer.Option("--new", help="Codes of the new model, of the same shards.", metavar="URI")],
     out: Out,
-    config: ConfigFile = None,
-    sets: Sets = None,
+    settings: Config,
 ) -> Result:
     """Report how far two codes of the same samples agree on their neighbours.
 
@@ -554,7 +325,7 @@ def agreement(
     """
     from pipelines.evaluate.agreement import agreement as work
 
-    return work(old, new, out, configure(config, sets))
+    return work(old, new, out, settings)
 
 
 @verb(app, "alias")

@@ -2,38 +2,45 @@
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from pipelines.cli.verb import ConfigFile, Result, Sets
+from pipelines.artifacts.result import Result
+from pipelines.cli.verb import ConfigFile, Flags, Sets
 from pipelines.errors import UsageError
 
 
-def study(
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags(Flags):
+    """Flags of `hhnet study`; the settings are the base of its grid."""
+
     source: Annotated[
         str, typer.Argument(help="small, baselines, losses, resolution, paper, or a .toml file.", metavar="STUDY")
-    ],
-    out: Annotated[str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")],
-    train: Annotated[str | None, typer.Option("--train", help="Shards to learn from.", metavar="URI")] = None,
-    query: Annotated[str | None, typer.Option("--query", help="Shards of the queries.", metavar="URI")] = None,
+    ]
+    out: Annotated[str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")]
+    train: Annotated[str | None, typer.Option("--train", help="Shards to learn from.", metavar="URI")] = None
+    query: Annotated[str | None, typer.Option("--query", help="Shards of the queries.", metavar="URI")] = None
     database: Annotated[
         list[str] | None, typer.Option("--database", help="Shards searched in; repeatable.", metavar="URI")
-    ] = None,
-    val: Annotated[str | None, typer.Option("--val", help="Shards to validate on.", metavar="URI")] = None,
+    ] = None
+    val: Annotated[str | None, typer.Option("--val", help="Shards to validate on.", metavar="URI")] = None
     protocol: Annotated[
         str | None, typer.Option("--protocol", help="A split of the field; default the study's own.", metavar="NAME")
-    ] = None,
+    ] = None
     root: Annotated[
         str | None, typer.Option("--root", help="The folder of the protocol's data set's files.", metavar="DIR")
-    ] = None,
+    ] = None
     share: Annotated[
         str, typer.Option("--share", help="Do only the I-th of N shares of the groups.", metavar="I/N")
-    ] = "1/1",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing, list the cells and their state.")] = False,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> Result:
+    ] = "1/1"
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing, list the cells and their state.")] = False
+    config: ConfigFile = None
+    sets: Sets = None
+
+
+def study(flags: StudyFlags) -> Result:
     """Train, encode and evaluate a grid of settings and seeds; one table, one page. A rerun does what is missing.
 
     Example: hhnet study small --root cifar-10-batches-bin --out study --dry-run
@@ -42,12 +49,14 @@ def study(
     """
     from pipelines.study.grid import Grid, read_description
 
-    match = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", share)
+    match = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", flags.share)
     if match is None or int(match[1]) > int(match[2]):
-        raise UsageError(f"--share {share!r}: write I/N, such as 2/4 for the second of four shares")
-    named = {"train": train, "query": query, "database": database, "val": val}
+        raise UsageError(f"--share {flags.share!r}: write I/N, such as 2/4 for the second of four shares")
+    named = {"train": flags.train, "query": flags.query, "database": flags.database, "val": flags.val}
     sources = [f"run.{name}={json.dumps(value)}" for name, value in named.items() if value]
-    grid = Grid.make(read_description(source, protocol), config, [*(sets or ()), *sources])
+    description = read_description(flags.source, flags.protocol)
+    grid = Grid.make(description, flags.config, [*(flags.sets or ()), *sources])
     from pipelines.study.study import study as work
 
-    return work(grid, out, root=root, share=(int(match[1]), int(match[2])), dry_run=dry_run)
+    share = (int(match[1]), int(match[2]))
+    return work(grid, flags.out, root=flags.root, share=share, dry_run=flags.dry_run)

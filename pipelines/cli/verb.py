@@ -15,14 +15,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from pipelines.cli.present import present
+from pipelines.artifacts.result import Result
 from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
@@ -31,8 +33,6 @@ from pipelines.errors import HeadLost, HHNetError
 from pipelines.storage import use_unsigned
 
 _log = logging.getLogger(__name__)
-
-Result = dict[str, Any]
 
 SEND_AGAIN_S = 0.1
 LINE_CHARS = 300
@@ -48,42 +48,48 @@ Codes = Annotated[list[str], typer.Option("--codes", help="A codes artifact; rep
 JSON_OPTION = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
 LOG_LEVEL_OPTION = Annotated[Level, typer.Option("--log-level", help="Least level of what is logged on stderr.")]
 LOG_JSON_OPTION = Annotated[bool, typer.Option("--log-json", help="Log one line of JSON for each record.")]
-_DEFAULTS = {"log_level": "warning"}
 DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+COMMON = {
+    "json_output": (JSON_OPTION, False),
+    "debug": (DEBUG_OPTION, False),
+    "log_level": (LOG_LEVEL_OPTION, "warning"),
+    "log_json": (LOG_JSON_OPTION, False),
+}
 
 
 class Terminated(BaseException):
     """SIGTERM arrived; raised so that what must be closed is closed."""
 
 
-def verb(
-    group: typer.Typer, name: str, shown: Callable[[Result], str] | None = None
-) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+class Flags:
+    """Base of the frozen dataclasses that hold the flags of a verb, each field with its `typer` declaration."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that flags stand for, by dotted name; None where the flag was not given."""
+        return {}
+
+
+def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Register a function as a verb: adds --json, --debug and --log-*, turns errors into exit codes, prints the result.
 
-    `shown` puts a result into words where `present` is not what people want to see.
+    A parameter whose type is a subclass of `Flags` stands for all its fields. One of type `Config`, the last, adds
+    --config and --set and receives the settings, with those that flags stand for.
     """
 
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        options = {option.name: option for parameter in own for option in _options(parameter)}
+        options |= {key: _option(key, kind, default) for key, (kind, default) in COMMON.items()}
+
         @functools.wraps(function)
-        def command(
-            *args: Any, json_output: bool, debug: bool, log_level: Level, log_json: bool, **kwargs: Any
-        ) -> None:
+        def command(*, json_output: bool, debug: bool, log_level: Level, log_json: bool, **given: Any) -> None:
             show_log(log_level, log_json)
-            code = _run(lambda: function(*args, **kwargs), json_output, debug, shown or present)
+            code = _run(lambda: function(**_arguments(own, given)), json_output, debug)
             if code:
                 raise typer.Exit(code)
 
-        common: list[tuple[str, Any]] = [("json_output", JSON_OPTION), ("debug", DEBUG_OPTION)]
-        common += [("log_level", LOG_LEVEL_OPTION), ("log_json", LOG_JSON_OPTION)]
-        signature = inspect.signature(function, eval_str=True)
-        extra = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(key, False), annotation=kind)
-            for key, kind in common
-        ]
-        command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *extra])  # type: ignore[attr-defined]
-        command.__annotations__ = {key: parameter.annotation for key, parameter in signature.parameters.items()}
-        command.__annotations__ |= dict(common)
+        command.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
+        command.__annotations__ = {key: option.annotation for key, option in options.items()}
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
         group.command(name, help="\n\n".join(" ".join(words.split()) for words in paragraphs))(command)
         return function
@@ -91,16 +97,50 @@ def verb(
     return register
 
 
-def _run(work: Callable[[], Result], json_output: bool, debug: bool, shown: Callable[[Result], str]) -> int:
+def _option(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _options(parameter: inspect.Parameter) -> list[inspect.Parameter]:
+    """Return the options that a parameter of a verb's function stands for."""
+    kind = parameter.annotation
+    if kind is Config:
+        return [_option("config", ConfigFile, None), _option("sets", Sets, None)]
+    if not _holds_flags(kind):
+        return [_option(parameter.name, kind, parameter.default)]
+    hints = get_type_hints(kind, include_extras=True)
+    defaults = {
+        field.name: inspect.Parameter.empty if field.default is MISSING else field.default for field in fields(kind)
+    }
+    return [_option(name, hints[name], default) for name, default in defaults.items()]
+
+
+def _holds_flags(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Flags)
+
+
+def _arguments(own: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the arguments of a verb's function from the given options."""
+    named: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    for parameter in own:
+        kind, value = parameter.annotation, given.get(parameter.name)
+        if _holds_flags(kind):
+            value = kind(**{field.name: given[field.name] for field in fields(kind)})
+            named |= value.settings()
+        elif kind is Config:
+            value = load_config(given["config"], given["sets"] or (), named)
+            use_unsigned(value.store.unsigned)
+        arguments[parameter.name] = value
+    return arguments
+
+
+def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
     """Do a verb's work and report it, to who follows the job where it was submitted; the exit code of the contract."""
-    previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
-    hung_up = signal.getsignal(signal.SIGHUP)
-    if hung_up is signal.SIG_DFL:  # else somebody, such as nohup, wants the verb to outlive its terminal
-        signal.signal(signal.SIGHUP, _hang_up)
-    sys.unraisablehook = _send_again
     with job_records() as records:
         try:
-            result = work()
+            with _signals_raised():
+                result = work()
         except BaseException as error:
             message, code, expected = _explained(error)
             if records is not None:
@@ -113,15 +153,27 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool, shown: Call
             if isinstance(error, HeadLost):  # Ray would wait for its head before it lets the process end
                 os._exit(code)
             return code
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-            signal.signal(signal.SIGHUP, hung_up)
-            sys.unraisablehook = hook
         if records is not None:
-            records.write(result=result)
-        elif code := _print(_json_line(result) if json_output else shown(result)):
-            return code
-    return 4 if result.get("status") == "degraded" else 0
+            records.write(result=result.as_json())
+        elif _print(_json_line(result.as_json()) if json_output else result.as_text()):
+            return 1
+    return 4 if result.status == "degraded" else 0
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Raise SIGTERM and a hang-up as `Terminated`, also where Python drops what a signal raises."""
+    previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
+    hung_up = signal.getsignal(signal.SIGHUP)
+    if hung_up is signal.SIG_DFL:  # else somebody, such as nohup, wants the verb to outlive its terminal
+        signal.signal(signal.SIGHUP, _hang_up)
+    sys.unraisablehook = _send_again
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGHUP, hung_up)
+        sys.unraisablehook = hook
 
 
 def _explained(error: BaseException) -> tuple[str, int, bool]:
@@ -136,7 +188,7 @@ def _explained(error: BaseException) -> tuple[str, int, bool]:
     return f"{type(error).__name__}: {error}", 1, False
 
 
-def _json_line(result: Result) -> str:
+def _json_line(result: Mapping[str, Any]) -> str:
     """A result as one line of JSON, in ASCII where the console cannot show all of it."""
     text = json.dumps(result, ensure_ascii=False)
     return text if _shown(text) == text else json.dumps(result)
@@ -192,11 +244,3 @@ def _complain(message: str) -> None:
     if len(message) > LINE_CHARS:
         message = f"{message[:LINE_CHARS]} ... (all of it with --debug)"
     _log.error(_shown(message))
-
-
-def configure(config: Path | None, sets: list[str] | None, **flags: Any) -> Config:
-    """The settings of a verb; `flags` are named by setting, with __ for the dot, and None where not given."""
-    named = {name.replace("__", "."): value for name, value in flags.items()}
-    settings = load_config(config, sets or (), named)
-    use_unsigned(settings.store.unsigned)
-    return settings

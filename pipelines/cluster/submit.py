@@ -1,35 +1,85 @@
-"""Sends a verb to a cluster with the settings given here, and with paths that the job can resolve."""
+"""Send a verb to a cluster: as it was called here, with paths that the job's own folder can resolve."""
 
+import functools
+import inspect
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
+
+from pipelines.artifacts.result import Result
 from pipelines.config.loading import changed_settings
 from pipelines.config.settings import Config
-from pipelines.errors import UsageError
+from pipelines.errors import UsageError, WorkFailed
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=Result)
 
 PATHS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
 """Flags of submitted verbs whose values are folders or URIs."""
 
 
-def submit(config: Config, words: list[str], flags: Mapping[str, str | list[str] | None]) -> dict[str, Any] | None:
-    """Run the verb as a Ray job if the address of Ray is an http(s) URL; return None if it is to run here."""
+def on_cluster(command: str, **renamed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare that a verb's function runs as a Ray job, as `command`, where `ray.address` is an http(s) URL.
+
+    The function has a parameter `config`. Its other arguments become flags of their own names, or as `renamed` says,
+    but for those that `command` names in braces, and those that have their defaults.
+    """
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = signature.bind(*args, **kwargs)
+            address = job_address(given.arguments["config"])
+            if address is None:
+                return function(*args, **kwargs)
+            changed = {k: v for k, v in given.arguments.items() if v != signature.parameters[k].default}
+            record = _submit(address, command, changed, renamed)
+            try:
+                return cast(R, TypeAdapter(get_type_hints(function)["return"]).validate_python(record))
+            except ValidationError as error:
+                raise WorkFailed(
+                    f"Ray at {address} answered `{command}` with another result than this hhnet knows "
+                    f"({error.errors()[0]['msg']}): install the same version on both sides"
+                ) from error
+
+        return run
+
+    return declare
+
+
+def job_address(config: Config) -> str | None:
+    """Return the URL to which verbs are sent as Ray jobs; None where they run in this process."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS", "")
-    if not address.startswith(("http://", "https://")):
-        return None
+    return address if address.startswith(("http://", "https://")) else None
+
+
+def _submit(address: str, command: str, given: dict[str, Any], renamed: dict[str, str]) -> dict[str, Any]:
     from pipelines.cluster.access import is_loopback, require_ray_token
     from pipelines.cluster.jobs import submit_verb
 
     require_ray_token(address)
+    config: Config = given["config"]
     same_disk = config.store.shared or is_loopback(address)
-    arguments = list(words)
-    for name, value in flags.items():
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None:
-                arguments += [name, _seen_by_job(name, one, same_disk) if name in PATHS else one]
+    words = [word.format_map(given) for word in command.split()]
+    for name, value in given.items():
+        if name != "config" and f"{{{name}}}" not in command:
+            words += _flag(renamed.get(name, f"--{name.replace('_', '-')}"), value, same_disk)
     for setting in changed_settings(_with_seen_files(config, same_disk)):
-        arguments += ["--set", setting]
-    return submit_verb(address, arguments, wait_s=config.ray.wait_s, labels=config.ray.driver_labels)
+        words += ["--set", setting]
+    return submit_verb(address, words, wait_s=config.ray.wait_s, labels=config.ray.driver_labels)
+
+
+def _flag(name: str, value: Any, same_disk: bool) -> Iterator[str]:
+    """Yield the words of a flag: --no-... for False, and its name before each value of a list."""
+    if isinstance(value, bool):
+        yield name if value else name.replace("--", "--no-", 1)
+    else:
+        for one in value if isinstance(value, list | tuple) else [value]:
+            yield from (name, _seen_by_job(name, one, same_disk) if name in PATHS else str(one))
 
 
 def _seen_by_job(name: str, value: str, same_disk: bool) -> str:

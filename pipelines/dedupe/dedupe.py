@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import DuplicatesMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Facts, fingerprint
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import finished, open_current
 from pipelines.config.fingerprint import result_settings
@@ -22,7 +24,21 @@ from pipelines.storage import Store, scratch_folder
 AGAINST = "against"
 
 
-def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class DedupeResult(Result):
+    """Samples compared, those of the index, pairs found, components they form, and samples that can be dropped."""
+
+    verb: str = "dedupe"
+    radius: int
+    samples: int
+    indexed: int
+    pairs: int
+    groups: int
+    components: int
+    droppable: int
+
+
+def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None = None) -> DedupeResult:
     """Find the near-duplicates among the codes artifacts `codes`, or also between them and the index `against`.
 
     Tars that the index holds are passed over. Raises FingerprintMismatch if the codes, or the index, are of other
@@ -91,13 +107,6 @@ def _find(
     return writer.commit([*pairs, *found.parts, shards], totals, meta, receipts)
 
 
-def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
+def _answer(artifact: Artifact, status: str) -> DedupeResult:
     manifest = artifact.manifest
-    return {
-        "verb": "dedupe",
-        "status": status,
-        "uri": artifact.uri,
-        "digest": artifact.digest,
-        "radius": artifact.facts(DuplicatesMeta).radius,
-        **manifest.totals,
-    }
+    return DedupeResult.of(artifact, status, radius=artifact.facts(DuplicatesMeta).radius, **manifest.totals)

@@ -6,17 +6,20 @@ say which shards are done; the others are encoded, and when every shard has its 
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter, versions
 from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
+from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_job, what_is_left
@@ -26,12 +29,27 @@ from pipelines.errors import DamagedArtifact, Degraded, InputError
 from pipelines.shards.shards import ShardSet, open_shards
 
 
-def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class EncodeResult(Result):
+    """The codes. `animated` counts pictures of several frames, of which the first was taken.
+
+    `images_per_second`, and `shares` of the time by step, are those of this run if it did anything.
+    """
+
+    verb: str = "encode"
+    samples: int
+    codes: int
+    rejects: int
+    animated: int | None = None
+    images_per_second: float | None = None
+    shares: dict[str, float] | None = None
+
+
+@on_cluster("encode")
+def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bool = False) -> EncodeResult:
     """Encode all samples of a shards artifact; a rerun does only what is missing.
 
-    Returns verb, status (`done`, `unchanged`, `degraded`), uri, digest, samples, codes, rejects and, unless nothing was
-    done, images_per_second; `animated` counts pictures of several frames, of which the first was taken. Raises Degraded
-    when more than `encode.reject_budget` was rejected and that was not allowed.
+    Raises Degraded when more than `encode.reject_budget` was rejected and that was not allowed.
     """
     job = plan_job(open_current(shards, "shards"), open_artifact(model, "model"), out, config)
     artifact = finished_codes(job)
@@ -40,11 +58,13 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     if artifact is None:
         artifact, measured = _work(job, allow_degraded)
     totals = artifact.manifest.totals
-    status = "degraded" if over_budget(totals, config) else status
-    result = {"verb": "encode", "status": status, "uri": artifact.uri, "digest": artifact.digest, **totals}
-    animated = artifact.facts(CodesMeta).animated
-    result |= {"animated": animated} if animated else {}
-    return result | {name: measured[name] for name in ("images_per_second", "shares") if name in measured}
+    return EncodeResult.of(
+        artifact,
+        "degraded" if over_budget(totals, config) else status,
+        **totals,
+        animated=artifact.facts(CodesMeta).animated or None,
+        **{name: measured[name] for name in ("images_per_second", "shares") if name in measured},
+    )
 
 
 def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:

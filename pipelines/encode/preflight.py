@@ -17,12 +17,14 @@ from typing import Any
 from pipelines.artifacts.commit import require_identity
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.versions import open_current
 from pipelines.cluster.placement import need_of, room_on_nodes
 from pipelines.cluster.pool import Outcome
 from pipelines.cluster.ray_private import counted_cpus
 from pipelines.cluster.session import ray_session
+from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, plan_job, what_is_left
 from pipelines.encode.workers import ShardEncoder, ShardRun, encode_shards
@@ -36,12 +38,41 @@ LEAST_S = 1e-6
 """Shortest time that a rate is computed from."""
 
 
-def preflight(shards: str, model: str, out: str, config: Config, price: float | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class PreflightResult(Result):
+    """What an encode would take; all but the counts is unset where nothing is left to encode."""
+
+    TABLES = ("by_step",)
+
+    verb: str = "encode"
+    status: str = "dry-run"
+    digest: str | None = None
+    shards: int
+    shards_left: int
+    images_left: int
+    time: str
+    binds: str | None = None
+    tried: str | None = None
+    rejects_tried: int | None = None
+    workers: int | None = None
+    seconds: float
+    startup_seconds: float | None = None
+    images_per_second: float | None = None
+    by_step: list[dict[str, Any]] | None = None
+    bytes_read: int | None = None
+    bytes_written: int | None = None
+    requests: dict[str, int] | None = None
+    gpu_hours: float | None = None
+    cpu_hours: float | None = None
+    cost: float | None = None
+    million_images: dict[str, float] | None = None
+
+
+@on_cluster("encode --dry-run")
+def preflight(shards: str, model: str, out: str, config: Config, price: float | None = None) -> PreflightResult:
     """Say what encoding the shards that are missing at `out` would take, without putting anything there.
 
-    Returns verb, status (`dry-run`), uri, the counts of shards and images that are left and, where there are any,
-    seconds, what binds, images per second by step, bytes, requests, GPU- or CPU-hours, the hours of a million images
-    and, with a `price` of a worker's hour, the cost. Raises what `encode` would raise before its first shard.
+    The `price` is that of a worker's hour. Raises what `encode` would raise before its first shard.
     """
     network = open_artifact(model, "model")
     job = plan_job(open_current(shards, "shards"), network, out, config)
@@ -52,13 +83,20 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
     tasks = [] if finished_codes(job) else what_is_left(store, opened)[2]
     left = [named[task.shard] for task in tasks]
     images = sum(shard.rows for shard in left)
-    counts = {"shards": len(opened.shards), "shards_left": len(left), "images_left": images}
-    result = {"verb": "encode", "status": "dry-run", "uri": store.uri, **counts}
+    result = PreflightResult(
+        uri=store.uri,
+        shards=len(opened.shards),
+        shards_left=len(left),
+        images_left=images,
+        time="nothing is left to encode",
+        seconds=0.0,
+    )
     if not images:
-        return result | {"time": "nothing is left to encode", "seconds": 0.0}
+        return result
     trial, fleet = _try(job, opened, [task for task in tasks if named[task.shard].rows], len(tasks))
     estimate = Estimate(trial, fleet, [shard.rows for shard in left])
-    return result | estimate.figures() | _traffic(job, opened, network, left, trial, fleet) | estimate.cost(price)
+    traffic = _traffic(job, opened, network, left, trial, fleet)
+    return replace(result, **estimate.figures(), **traffic, **estimate.cost(price))
 
 
 # ---------------------------------------------------------------------------------------------------------- trial

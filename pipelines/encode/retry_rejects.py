@@ -8,15 +8,17 @@ each sample once. The next version names a new manifest, with new receipts for t
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input, open_version, publish_next
+from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config, EncodeSettings
 from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_job
 from pipelines.encode.receipts import animated_of, read_receipt, read_whole_receipts
@@ -40,11 +42,24 @@ class ShardRetrier(ShardEncoder):
         return super().publish(task, shard, done)
 
 
-def retry_rejects(codes: str, config: Config, shards: str | None = None, model: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class RetryResult(Result):
+    """The codes and their version; samples that have codes now are `recovered`."""
+
+    verb: str = "retry-rejects"
+    version: int
+    samples: int
+    codes: int
+    rejects: int
+    recovered: int
+
+
+@on_cluster("retry-rejects")
+def retry_rejects(codes: str, config: Config, shards: str | None = None, model: str | None = None) -> RetryResult:
     """Work through the rejects of the current version of `codes` again, and publish what became of them.
 
-    Returns verb, status (`done`, `degraded` while more than `encode.reject_budget` is still rejected, `unchanged`
-    where nothing became better), uri, digest, version, samples, codes, rejects and recovered. Shards and model are
+    The status is `degraded` while more than `encode.reject_budget` is still rejected, `unchanged` where nothing became
+    better. Shards and model are
     found where they lay unless named. Raises FingerprintMismatch where this encoder would give other codes.
     """
     store = Store(codes)
@@ -58,15 +73,13 @@ def retry_rejects(codes: str, config: Config, shards: str | None = None, model: 
         artifact = _work(job, base, number + 1, tasks)
     changed = artifact.digest != base.digest
     totals = artifact.manifest.totals
-    return {
-        "verb": "retry-rejects",
-        "status": "unchanged" if not changed else "degraded" if over_budget(totals, config) else "done",
-        "uri": artifact.uri,
-        "digest": artifact.digest,
-        "version": number + changed,
+    return RetryResult.of(
+        artifact,
+        "unchanged" if not changed else "degraded" if over_budget(totals, config) else "done",
+        version=number + changed,
         **totals,
-        "recovered": base.manifest.totals["rejects"] - totals["rejects"],
-    }
+        recovered=base.manifest.totals["rejects"] - totals["rejects"],
+    )
 
 
 def _tasks(base: Artifact, number: int) -> list[ShardTask]:

@@ -11,6 +11,7 @@ import hhnet
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import AgreementMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import finished
 from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
@@ -237,7 +238,26 @@ STEPS = 3
 OVERLAP_BINS = 20
 
 
-def agreement(old: str, new: str, out: str, config: Config) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class AgreementResult(Result):
+    """How far two codes agree on the neighbours of their samples, and the report."""
+
+    verb: str = "agreement"
+    overlap: float
+    chance: float
+    k: int
+    correlation: float | None
+    bits_old: int
+    bits_new: int
+    queries: int
+    samples: int
+    old_only: int
+    new_only: int
+    report: str
+    metrics: str
+
+
+def agreement(old: str, new: str, out: str, config: Config) -> AgreementResult:
     """Compare the codes `old` and `new` of the same shards into a report at `out`.
 
     Samples are matched by the sha256 of their tar and their row; those that only one side has are counted and left
@@ -292,15 +312,13 @@ def _report(writer: ArtifactWriter, matched: Matched, sources: dict[str, str], c
     return writer.commit(parts, totals, AgreementMeta.model_validate(figures, from_attributes=True))
 
 
-def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
+def _answer(artifact: Artifact, status: str) -> AgreementResult:
     manifest = artifact.manifest
-    return {
-        "verb": "agreement",
-        "status": status,
-        "uri": artifact.uri,
-        "digest": artifact.digest,
+    return AgreementResult.of(
+        artifact,
+        status,
         **artifact.facts(AgreementMeta).as_json(),
         **manifest.totals,
-        "report": f"{artifact.uri}/{manifest.part('report.html').path}",
-        "metrics": f"{artifact.uri}/{manifest.part('metrics.json').path}",
-    }
+        report=f"{artifact.uri}/{manifest.part('report.html').path}",
+        metrics=f"{artifact.uri}/{manifest.part('metrics.json').path}",
+    )

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ import hhnet
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ReportMeta, Reranked, SplitPart
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.artifacts.splits import LEARNED, require_one_split, split_facts, split_notes, split_part
 from pipelines.artifacts.tables import class_ids_in
@@ -41,7 +42,27 @@ FIGURES = 2
 """Raised by hand when a report of the same codes and settings has other figures or another page than before."""
 
 
-def evaluate(queries: str, database: Sequence[str], out: str, config: Config) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult(Result):
+    """The figures of a report and where it lies; `queries_searched` says when its queries were searched."""
+
+    verb: str = "evaluate"
+    map: float
+    convention: str
+    chance: float
+    precision_at: dict[str, float]
+    bits: int
+    reranked: dict[str, Any] | None = None
+    protocol: str | None = None
+    split: str | None = None
+    queries: int
+    database: int
+    queries_searched: list[str]
+    report: str
+    metrics: str
+
+
+def evaluate(queries: str, database: Sequence[str], out: str, config: Config) -> EvaluateResult:
     """Evaluate the codes `queries` against the codes `database` (several count as one) into a report at `out`.
 
     Raises FingerprintMismatch where the codes differ in bits, model or the split that they are of, InputError where the
@@ -251,19 +272,17 @@ def _commit(
     return writer.commit(parts, {"queries": figures.queries, "database": figures.database}, meta)
 
 
-def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
+def _answer(artifact: Artifact, status: str) -> EvaluateResult:
     manifest = artifact.manifest
-    return {
-        "verb": "evaluate",
-        "status": status,
-        "uri": artifact.uri,
-        "digest": artifact.digest,
+    return EvaluateResult.of(
+        artifact,
+        status,
         **artifact.facts(ReportMeta).as_json(),
         **manifest.totals,
-        "queries_searched": _searched(artifact),
-        "report": f"{artifact.uri}/{manifest.part('report.html').path}",
-        "metrics": f"{artifact.uri}/{manifest.part('metrics.json').path}",
-    }
+        queries_searched=_searched(artifact),
+        report=f"{artifact.uri}/{manifest.part('report.html').path}",
+        metrics=f"{artifact.uri}/{manifest.part('metrics.json').path}",
+    )
 
 
 def _searched(artifact: Artifact) -> list[str]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from hhnet.codes import pack_bits, sign_bits, unpack_bits
 from pipelines.artifacts.facts import ModelMeta
 from pipelines.artifacts.manifest import Artifact, open_artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.tables import BIT_ORDER
 from pipelines.artifacts.versions import open_input
 from pipelines.cluster.progress import stage
@@ -59,7 +60,21 @@ class Agreement:
     largest: float
 
 
-def export(model: str, out: str, batch: int | None = None, images: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(Result):
+    """The ONNX file, and how it was checked."""
+
+    verb: str = "export"
+    images: int
+    checked_on: str
+    bits_compared: int
+    largest_difference: float
+    batch: int | str
+    precision: str = "fp32"
+    trained_precision: str
+
+
+def export(model: str, out: str, batch: int | None = None, images: Path | None = None) -> ExportResult:
     """Write the model at the URI `model` to the local file `out`, for `batch` images at a time or for any number.
 
     It is checked on the files in the folder `images`, else on the model's own training images. Returns verb, status
@@ -90,19 +105,17 @@ def export(model: str, out: str, batch: int | None = None, images: Path | None =
         if not same:
             write_output(target, data)
         advance(1)
-    return {
-        "verb": "export",
-        "status": "unchanged" if same else "done",
-        "uri": str(target),
-        "digest": digest,
-        "images": len(squares_NSS3),
-        "checked_on": checked_on,
-        "bits_compared": found.bits,
-        "largest_difference": found.largest,
-        "batch": batch or "any",
-        "precision": "fp32",
-        "trained_precision": encoder.precision,
-    }
+    return ExportResult(
+        status="unchanged" if same else "done",
+        uri=str(target),
+        digest=digest,
+        images=len(squares_NSS3),
+        checked_on=checked_on,
+        bits_compared=found.bits,
+        largest_difference=found.largest,
+        batch=batch or "any",
+        trained_precision=encoder.precision,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- graph

@@ -8,12 +8,13 @@ of an alias is empty and the same for all; each version has a manifest of its ow
 
 import json
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter, versions
 from pipelines.artifacts.facts import AliasMeta, IndexMeta
 from pipelines.artifacts.manifest import Artifact, Facts, fingerprint, open_artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import (
     made_as,
     next_artifact,
@@ -144,7 +145,22 @@ def _locate(place: str, alias: Store) -> str:
     return root if alias.is_local else f"s3://{root}"
 
 
-def set_alias(alias: str, to: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class AliasResult(Result):
+    """The index that an alias stands for, and all that it stood for, newest first."""
+
+    TABLES = ("versions",)
+
+    verb: str = "alias"
+    version: int
+    index: str
+    bits: int
+    model: str
+    versions: list[dict[str, Any]]
+    to: int | None = None
+
+
+def set_alias(alias: str, to: str) -> AliasResult:
     """Have the alias stand for the published index `to`, as its next version; `unchanged` where it does already.
 
     Whoever searches through the alias meanwhile finishes on the index that was opened. Raises InputError where `to`
@@ -169,7 +185,7 @@ def set_alias(alias: str, to: str) -> dict[str, Any]:
     return _answer(store, "done", number, artifact)
 
 
-def rollback_alias(alias: str) -> dict[str, Any]:
+def rollback_alias(alias: str) -> AliasResult:
     """Have the alias stand again for the index that it stood for before, as a new version.
 
     Raises InputError where there is none before, or that index is gone; CommitConflict where another run sets the
@@ -181,30 +197,29 @@ def rollback_alias(alias: str) -> dict[str, Any]:
     before = version_before(store, known)
     AliasTarget.of(open_version(store, before, KIND)).open()
     number, artifact = roll_back(store, known, before)
-    return {**_answer(store, "done", number, artifact), "to": before}
+    return replace(_answer(store, "done", number, artifact), to=before)
 
 
-def alias_history(alias: str) -> dict[str, Any]:
+def alias_history(alias: str) -> AliasResult:
     """What the alias stands for and stood for, newest first; no index is opened."""
     store = Store(alias)
     number, current = current_alias(store)
     return _answer(store, "done", number, current)
 
 
-def _answer(store: Store, status: str, number: int, artifact: Artifact) -> dict[str, Any]:
+def _answer(store: Store, status: str, number: int, artifact: Artifact) -> AliasResult:
     target = AliasTarget.of(artifact)
     listed = {known: open_version(store, known, KIND) for known in reversed(versions(store))}
-    return {
-        "verb": "alias",
-        "status": status,
-        "uri": store.uri,
-        "digest": artifact.digest,
-        "version": number,
-        "index": target.uri,
-        "bits": target.bits,
-        "model": target.model,
-        "versions": [_facts(known, version) for known, version in listed.items()],
-    }
+    return AliasResult(
+        status=status,
+        uri=store.uri,
+        digest=artifact.digest,
+        version=number,
+        index=target.uri,
+        bits=target.bits,
+        model=target.model,
+        versions=[_facts(known, version) for known, version in listed.items()],
+    )
 
 
 def _facts(number: int, artifact: Artifact) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy as np
 from pipelines.artifacts.commit import ArtifactWriter, versions
 from pipelines.artifacts.facts import IndexMeta, PartReceipt, QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact, read_identity
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import finished, publish_number
+from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair
@@ -21,6 +24,7 @@ from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_ind
 from pipelines.index.parts import PartTask, codes_of, sample_rows
 from pipelines.index.planner import plan_kind
 from pipelines.index.pool import (
+    IndexResult,
     build_parts,
     built,
     card_of,
@@ -31,7 +35,6 @@ from pipelines.index.pool import (
     parts_of,
     pass_gate,
     shard_of,
-    summary,
     task_of,
 )
 from pipelines.index.reader import ORDINALS_NAME, QUANTIZER_NAME
@@ -40,9 +43,37 @@ from pipelines.storage import Store, sha256_of
 QUANTIZER = "quantizer"
 
 
+@dataclass(frozen=True, kw_only=True)
+class BuildResult(IndexResult):
+    """The index; of a kind that the planner chose now also why, and what it predicted."""
+
+    HIDDEN = ("kinds",)  # shown before any work
+
+    verb: str = "index build"
+    why: str | None = None
+    kinds: list[dict[str, Any]] | None = None
+    sample: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedResult(Result):
+    """The kind that the planner would choose, and the one that a build at this root would stay with."""
+
+    HIDDEN = ("kinds",)  # shown before any work
+
+    verb: str = "index build"
+    status: str = "planned"
+    kind: str
+    begun_as: str | None
+    why: str
+    kinds: list[dict[str, Any]]
+    sample: dict[str, Any]
+
+
+@on_cluster("index build")
 def build_index(
     codes: Sequence[str], out: str, config: Config, publish: bool = True, dry_run: bool = False
-) -> dict[str, Any]:
+) -> BuildResult | PlannedResult:
     """Index the codes artifacts `codes` (in this order) at `out`; publish it as version 1 if it passes the gate.
 
     An index that was built before is left as it is, with the versions it has by now. The kind `auto` is the one that
@@ -70,7 +101,7 @@ def build_index(
             f"{store.uri}: version {known[-1]} lacks parts that were not built from these codes alone: roll back to a "
             "whole version, or build anew to another --out"
         )
-    return {**summary("index build", status, artifact, known[-1] if known else None), **chosen}
+    return BuildResult.of(artifact, status, version=known[-1] if known else None, **chosen)
 
 
 def _build_and_publish(
@@ -120,12 +151,11 @@ def _of_kind(config: Config, kind: str) -> Config:
     return config.model_copy(update={"index": config.index.model_copy(update={"kind": kind})})
 
 
-def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config) -> dict[str, Any]:
+def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config) -> PlannedResult:
     """What the planner chooses now; `begun_as` is the kind that a build at this root would stay with."""
     require_distinct(sets)
     begun, chosen = _begun(sets, store, config), plan_kind(plan_parts(sets), config)
-    result = {"verb": "index build", "status": "planned", "uri": store.uri, "digest": None, "kind": chosen.kind}
-    return {**result, "begun_as": begun, **chosen.facts()}
+    return PlannedResult(uri=store.uri, digest=None, kind=chosen.kind, begun_as=begun, **chosen.facts())
 
 
 def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Config, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.facts import IndexMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import all_versions, open_current
 from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_distinct, require_pair
 from pipelines.encode.receipts import read_whole_receipts
@@ -51,7 +52,33 @@ class State:
     have outgrown, or the place named with them, where none are yet."""
 
 
-def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class PlanResult(Result):
+    """How many tars are encoded and indexed, what is to change, and the commands that do it."""
+
+    TABLES = ("changes",)
+    HIDDEN = ("commands",)
+
+    verb: str = "plan"
+    tars: int
+    encoded: int
+    indexed: int
+    removed_samples: int
+    encode: int
+    publish: int
+    add: int
+    replace: int
+    remove: int
+    changes: list[dict[str, Any]]
+    commands: list[str]
+
+    def as_text(self) -> str:
+        """Return the facts and changes, and below them the commands."""
+        commands = ["", "next:", *(f"  {command}" for command in self.commands)] if self.commands else []
+        return "\n".join([super().as_text(), *commands])
+
+
+def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = None) -> PlanResult:
     """Compare tars with their codes and with an index; codes and an index that are not there yet are all to come.
 
     Each of `changes` has a `change`:
@@ -71,19 +98,17 @@ def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = N
     changes = [*_to_encode(state), *_to_add(state), *_to_replace(state), *_to_remove(state, bool(shards))]
     root = state.index or next((entry.artifact for entry in state.sets), None) or open_current(shards[0], "shards")
     counted = {name: sum(entry["change"] == name for entry in changes) for name in CHANGES}
-    return {
-        "verb": "plan",
-        "status": "pending" if changes else "unchanged",
-        "uri": root.uri,
-        "digest": root.digest,
-        "tars": len(state.tars),
-        "encoded": len(state.codes),
-        "indexed": len(state.held),
-        "removed_samples": _removed(state.index),
+    return PlanResult.of(
+        root,
+        "pending" if changes else "unchanged",
+        tars=len(state.tars),
+        encoded=len(state.codes),
+        indexed=len(state.held),
+        removed_samples=_removed(state.index),
         **counted,
-        "changes": changes,
-        "commands": list(_commands(state, changes, index)),
-    }
+        changes=changes,
+        commands=list(_commands(state, changes, index)),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- look

@@ -3,11 +3,13 @@
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import IndexCard, IndexMeta, PartReceipt, QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, Part
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.metrics import Meter
@@ -181,15 +183,16 @@ def require_settings(artifact: Artifact, config: Config) -> None:
         )
 
 
-def summary(verb: str, status: str, artifact: Artifact, version: int | None) -> dict[str, Any]:
-    """What every verb that makes or publishes an index returns."""
-    meta = artifact.facts(IndexMeta)
-    return {
-        "verb": verb,
-        "status": status,
-        "uri": artifact.uri,
-        "digest": artifact.digest,
-        "version": version,
-        "kind": meta.kind,
-        "card": meta.card.as_json(),
-    }
+@dataclass(frozen=True, kw_only=True)
+class IndexResult(Result):
+    """An index, of which the version is None while it is not published."""
+
+    version: int | None
+    kind: str
+    card: dict[str, Any]
+
+    @classmethod
+    def of(cls, artifact: Artifact, status: str, **figures: Any) -> Self:
+        """Return the result of a verb that made, published or looked at an index."""
+        meta = artifact.facts(IndexMeta)
+        return super().of(artifact, status, kind=meta.kind, card=meta.card.as_json(), **figures)

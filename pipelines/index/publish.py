@@ -1,5 +1,6 @@
 """`hhnet index publish | rollback | info`: which version of an index is current, and what the versions hold."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.artifacts.commit import versions
@@ -7,15 +8,43 @@ from pipelines.artifacts.facts import IndexMeta
 from pipelines.artifacts.manifest import Artifact, open_artifact, parse_manifest
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import made_as, named_version, open_version, publish_number, roll_back, version_before
+from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
-from pipelines.index.pool import measure, pass_gate, summary
+from pipelines.index.pool import IndexResult, measure, pass_gate
 from pipelines.index.reader import ORDINALS_NAME, REMOVED_NAME
 from pipelines.storage import Store
 
 
-def publish_index(index: str, config: Config, digest: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class PublishResult(IndexResult):
+    """The current version; `overtaken` says what was made for a number that another version has by now."""
+
+    verb: str = "index publish"
+    overtaken: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackResult(IndexResult):
+    """The new version, which is `to` again."""
+
+    verb: str = "index rollback"
+    to: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoResult(IndexResult):
+    """The current version, and all of them, newest first."""
+
+    TABLES = ("versions",)
+
+    verb: str = "index info"
+    versions: list[dict[str, Any]]
+
+
+@on_cluster("index publish")
+def publish_index(index: str, config: Config, digest: str | None = None) -> PublishResult:
     """Let through the gate and publish what was made without being published: the index, or its next version.
 
     `digest`, or its first digits, says which where several were made; `unchanged` where there is none, with what was
@@ -30,7 +59,7 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> dict
         return _publish("manifest.json", first, 1, config)
     current, number = open_version(store, known[-1]), known[-1] + 1
     if digest and current.digest.startswith(digest):
-        return summary("index publish", "unchanged", current, known[-1])
+        return PublishResult.of(current, "unchanged", version=known[-1])
     named = {path: a for path, a in _unnamed(store).items() if a.digest.startswith(digest or "")}
     due = {path: artifact for path, artifact in named.items() if made_as(artifact) == number}
     late = [
@@ -45,14 +74,14 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> dict
         return _publish(path, artifact, number, config)
     if digest is not None:
         raise InputError(f"{store.uri}: {late[0] if late else f'{digest} is not there'}")
-    return {**summary("index publish", "unchanged", current, known[-1]), "overtaken": late}
+    return PublishResult.of(current, "unchanged", version=known[-1], overtaken=late)
 
 
-def _publish(path: str, artifact: Artifact, number: int, config: Config) -> dict[str, Any]:
+def _publish(path: str, artifact: Artifact, number: int, config: Config) -> PublishResult:
     with RunLog(artifact.store, "index publish", config) as log:
         pass_gate(artifact, measure(artifact, config), config, log)
         publish_number(artifact, path, number)
-    return summary("index publish", "done", artifact, number)
+    return PublishResult.of(artifact, "done", version=number)
 
 
 def _unnamed(store: Store) -> dict[str, Artifact]:
@@ -65,7 +94,7 @@ def _unnamed(store: Store) -> dict[str, Artifact]:
     }
 
 
-def rollback_index(index: str, to: int | None = None) -> dict[str, Any]:
+def rollback_index(index: str, to: int | None = None) -> RollbackResult:
     """Make an older version current again, by default the one before, as a new version; nothing is deleted.
 
     Its answers are those that it gave; the gate is not asked again. Raises InputError where there is no such version.
@@ -78,10 +107,10 @@ def rollback_index(index: str, to: int | None = None) -> dict[str, Any]:
     target = version_before(store, known) if to is None else to
     number, artifact = roll_back(store, known, target)
     status = "unchanged" if number == known[-1] else "done"
-    return {**summary("index rollback", status, artifact, number), "to": target}
+    return RollbackResult.of(artifact, status, version=number, to=target)
 
 
-def index_info(index: str) -> dict[str, Any]:
+def index_info(index: str) -> InfoResult:
     """What the versions of an index hold, newest first; nothing but manifests is read."""
     store = index_root(index)
     first = open_artifact(store, "index")
@@ -89,10 +118,8 @@ def index_info(index: str) -> dict[str, Any]:
     published = {number: named_version(store, number)[1] for number in known}
     current = published[known[-1]] if known else first
     listed = [_facts(number, artifact) for number, artifact in sorted(published.items(), reverse=True)]
-    return {
-        **summary("index info", "done", current, known[-1] if known else None),
-        "versions": listed or [_facts(None, first)],
-    }
+    version = known[-1] if known else None
+    return InfoResult.of(current, "done", version=version, versions=listed or [_facts(None, first)])
 
 
 def _facts(number: int | None, artifact: Artifact) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +20,13 @@ from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, ReceiptR
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import next_artifact, publish_number, put_manifest, require_parts
+from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct, same_classes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.parts import CompactTask, PartTask
 from pipelines.index.pool import (
+    IndexResult,
     build_parts,
     card_of,
     gated_meta,
@@ -34,7 +35,6 @@ from pipelines.index.pool import (
     parts_of,
     pass_gate,
     shard_of,
-    summary,
     task_of,
 )
 from pipelines.index.reader import (
@@ -93,6 +93,20 @@ class Change:
 # ----------------------------------------------------------------------------------------------------------- verbs
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChangeResult(IndexResult):
+    """The next version, and what it has more and less: codes and shards added, samples removed, parts compacted."""
+
+    added: int | None = None
+    shards_added: int | None = None
+    shards_replaced: int | None = None
+    removed: int | None = None
+    shards_removed: int | None = None
+    compacted: int | None = None
+    dropped: int | None = None
+
+
+@on_cluster("index add", replace_changed="--replace")
 def add_codes(
     index: str,
     codes: Sequence[str],
@@ -100,7 +114,7 @@ def add_codes(
     publish: bool = True,
     prune: bool = False,
     replace_changed: bool = False,
-) -> dict[str, Any]:
+) -> ChangeResult:
     """Add the tars of `codes` that the index does not hold, and publish the next version.
 
     A tar that it held before has its old ordinal again; `unchanged` where there is no new tar. With `prune` the same
@@ -134,7 +148,7 @@ def remove_rows(
     shards: Sequence[str] = (),
     ignore_missing: bool = False,
     publish: bool = True,
-) -> dict[str, Any]:
+) -> ChangeResult:
     """Have the samples of these keys, and the shards of these names or sha256, no longer found in the next version.
 
     A key of several shards is removed from all of them; `unchanged` where all of it was removed already. Raises
@@ -152,7 +166,8 @@ def remove_rows(
         return _apply("index remove", base, change, config, publish)
 
 
-def compact_index(index: str, config: Config, publish: bool = True) -> dict[str, Any]:
+@on_cluster("index compact")
+def compact_index(index: str, config: Config, publish: bool = True) -> ChangeResult:
     """Build the parts that hold removed rows anew without them; ids, ordinals and answers stay as they are.
 
     The rows come from the index's own key tables. A quantizer that was learnt stays. `unchanged` where nothing was
@@ -381,7 +396,7 @@ def _compacting(base: Base) -> Change:
 # ----------------------------------------------------------------------------------------------------- next version
 
 
-def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool) -> dict[str, Any]:
+def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool) -> ChangeResult:
     """Build what is missing, measure the next version, and publish it."""
     number, count = base.number + 1, _count(change.shards, change.removed)
     inputs = _inputs(base, change)
@@ -404,11 +419,11 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool)
         path = put_manifest(artifact)
         if publish:
             publish_number(artifact, path, number)
-    return {**summary(verb, "done", artifact, number if publish else None), **change.facts}
+    return ChangeResult.of(artifact, "done", verb=verb, version=number if publish else None, **change.facts)
 
 
-def _unchanged(verb: str, base: Base, facts: Mapping[str, int]) -> dict[str, Any]:
-    return {**summary(verb, "unchanged", base.artifact, base.number), **facts}
+def _unchanged(verb: str, base: Base, facts: Mapping[str, int]) -> ChangeResult:
+    return ChangeResult.of(base.artifact, "unchanged", verb=verb, version=base.number, **facts)
 
 
 def _inputs(base: Base, change: Change) -> list[ArtifactInput]:

@@ -29,6 +29,7 @@ from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError, WorkFailed
 from pipelines.ingest.foreign import ForeignTar, Loss, scan_foreign_tar
 from pipelines.ingest.growth import Grown, adopted_before, grown_classes
+from pipelines.ingest.result import IngestResult
 from pipelines.ingest.sources import MAX_FILES, Listing
 from pipelines.ingest.tarlists import tars_of
 from pipelines.shards.containers import SUFFIXES
@@ -95,7 +96,7 @@ class _Indexed:
 
 def adopt(
     source: str, out: str, how: Adoption | None = None, config: Config | None = None, allow_degraded: bool = False
-) -> dict[str, Any]:
+) -> IngestResult:
     """Index the tars of `source`, a folder, s3:// prefix, tar or pattern, as a shards artifact at `out`.
 
     In the result, found = samples + skipped. Skips are counted by reason, and the first ones are named. Raises
@@ -128,17 +129,15 @@ def adopt(
         seconds = round(time.time() - began, 3)
         figures = {"source": origin.uri, "began": began, "seconds": seconds, **totals, **facts}
         write_run_record(root, "ingest", figures)
-    return {
-        "verb": "ingest",
-        "status": "degraded" if degraded else "done" if written else "unchanged",
-        "uri": root.uri,
-        "digest": result.digest,
+    return IngestResult.of(
+        result,
+        "degraded" if degraded else "done" if written else "unchanged",
         **totals,
         **facts,
-        "tars": len(tars),
-        "classes": list(classes),
-        **({"version": version} if (version := result.facts(ShardsMeta).version) > 1 else {}),
-    }
+        tars=len(tars),
+        classes=list(classes),
+        version=version if (version := result.facts(ShardsMeta).version) > 1 else None,
+    )
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from pipelines.ingest.classes import class_names
 from pipelines.ingest.found import Unreadable
 from pipelines.ingest.layout import ClassFrom, Layout
 from pipelines.ingest.protocols.base import Protocol
+from pipelines.ingest.result import IngestResult
 from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, Source, open_source, printable
 from pipelines.ingest.split import SplitPlan, parse_split
@@ -88,7 +89,7 @@ def ingest(
     encoding: str | None = None,
     label_separator: str | None = None,
     multi_hot: bool = False,
-) -> dict[str, Any]:
+) -> IngestResult:
     """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
 
     `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`. `class_from` selects the folder that names
@@ -140,8 +141,8 @@ def ingest(
                 parts[name] = _publish(writer, chosen, opened, config, name, meta, log)
                 log.result(samples=len(chosen), **_skips(listing))
     status = "degraded" if degraded else "done" if writers else "unchanged"
-    result = _result(root, plan, {name: parts[name] for name in names}, status, listing, classes)
-    return result | ({"protocol": card.as_json()} if card else {})
+    facts = {"protocol": card.as_json()} if card else {}
+    return _result(root, plan, {name: parts[name] for name in names}, status, listing, classes, facts)
 
 
 @contextmanager
@@ -397,20 +398,22 @@ def _result(
     status: str,
     listing: Listing,
     classes: Sequence[str],
-) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "verb": "ingest",
-        "status": status,
-        "uri": root.uri,
-        "samples": len(listing.entries),
+    facts: Mapping[str, Any],
+) -> IngestResult:
+    result = IngestResult(
+        status=status,
+        uri=root.uri,
+        digest=None,
+        samples=len(listing.entries),
         **_skips(listing),
-        "classes": list(classes),
-    }
+        classes=list(classes),
+        **facts,
+    )
     if not plan.by:
-        return {**result, "digest": artifacts[""].digest}
+        return replace(result, digest=artifacts[""].digest)
     digests = {name: artifact.digest for name, artifact in artifacts.items()}
     splits = {
         name: {"uri": artifact.uri, "digest": artifact.digest, "samples": artifact.manifest.totals["samples"]}
         for name, artifact in artifacts.items()
     }
-    return {**result, "digest": sha256_of(canonical_json(digests)), "splits": splits}
+    return replace(result, digest=sha256_of(canonical_json(digests)), splits=splits)

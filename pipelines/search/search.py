@@ -4,7 +4,7 @@ Codes find neighbours, logits put them in order: with `search.rerank` the neares
 ordered by the asymmetric distance of their logits to the query's outputs, and the first k of that order are shown.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from hhnet import asymmetric_distances, pack_bits
 from hhnet.codes import sign_bits
 from pipelines.artifacts.manifest import Artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import open_input
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, code_array, open_codes, real_codes_array, require_real_codes
@@ -63,6 +64,36 @@ class Neighbour:
     score: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchResult(Result):
+    """The neighbours of each query, nearest first."""
+
+    verb: str = "search"
+    version: int | None
+    results: list[dict[str, Any]]
+    html: str | None = None
+
+    def as_text(self) -> str:
+        """Return a table of neighbours for each query."""
+        if not self.results:
+            return super().as_text()
+        page = [] if self.html is None else [f"page  {self.html}"]
+        return "\n\n".join([*map(_in_words, self.results), *page])
+
+
+def _in_words(entry: Mapping[str, Any]) -> str:
+    near = entry["neighbours"]
+    scored = bool(near) and "score" in near[0]
+    heading = f"  {'score':>6}" if scored else ""
+    labels = [", ".join(map(str, found["labels"])) or "-" for found in near]
+    width = max(map(len, ["labels", *labels]))
+    lines = [f"query {entry['query']}", f"  {'rank':>4}{heading}  {'distance':>8}  {'labels':<{width}}  key"]
+    for rank, (found, label) in enumerate(zip(near, labels, strict=True), start=1):
+        score = f"  {found['score']:>6.4f}" if scored else ""
+        lines.append(f"  {rank:>4}{score}  {found['distance']:>8}  {label:<{width}}  {found['key']}")
+    return "\n".join(lines)
+
+
 def search(
     index: str,
     config: Config,
@@ -75,7 +106,7 @@ def search(
     model: str | None = None,
     shards: Sequence[str] = (),
     html: str | None = None,
-) -> dict[str, Any]:
+) -> SearchResult:
     """Search the published `index` by image files, by keys or paths in it, by codes artifacts, and by hex codes.
 
     `model` and `shards` say where these lie if not where the artifacts remember; `html` is a file for a page with
@@ -109,18 +140,10 @@ def search(
                 results.append(_result(query, neighbours))
                 if html is not None and len(shown) < PAGE_QUERIES:
                     shown.append((query, neighbours))
-        answer = {
-            "verb": "search",
-            "status": "done",
-            "uri": reader.artifact.uri,
-            "digest": reader.artifact.digest,
-            "version": reader.version,
-            "results": results,
-        }
+        answer = SearchResult.of(reader.artifact, "done", version=reader.version, results=results, html=html)
         if html is not None:
             pictures = find_pictures_of(reader, shards)
             write_output(html, search_page(shown, len(results), pictures, rerank).encode())
-            answer["html"] = html
     return answer
 
 

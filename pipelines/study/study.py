@@ -9,6 +9,7 @@ a kill goes on, and what differs in a setting never meets. Processes that share 
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,11 +19,11 @@ from hhnet.nn.flops import forward_flops
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.artifacts.versions import finished, open_current
 from pipelines.cluster.session import kept_ray
-from pipelines.cluster.submit import submit
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode import encode
@@ -91,17 +92,47 @@ class Cell:
 # ---------------------------------------------------------------------------------------------------------- verb
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyListing(Result):
+    """Every cell with its state, while cells are missing; the uri is the study's --out."""
+
+    TABLES = ("states",)
+
+    verb: str = "study"
+    status: str = "done"
+    dry_run: bool
+    cells: int
+    done: int
+    missing: int
+    failed: int
+    states: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult(Result):
+    """The whole study: its page, its table of cells, and the summary over the seeds."""
+
+    TABLES = ("summary",)
+
+    verb: str = "study"
+    cells: int
+    failed: int
+    searches: int
+    report: str
+    table: str
+    summary: list[dict[str, Any]]
+
+
 def study(
     grid: Grid, out: str, root: str | None = None, share: tuple[int, int] = (1, 1), dry_run: bool = False
-) -> dict[str, Any]:
+) -> StudyResult | StudyListing:
     """Do what is missing of a study below `out`, and publish its tables and page when no cell is missing.
 
     The data are the shards of `run.train`, `run.query`, `run.database` and `run.val`, or those that the study's
     protocol makes of the files in `root`. `share` (i, n) does every n-th training only, from the i-th. With `dry_run`
     nothing is done.
 
-    Returns verb, status, uri, digest and, while cells are missing, all cells with their state; then uri is `out` and
-    digest None. Else the summary over the seeds, report and tables. Raises WorkFailed at the end where cells failed:
+    Raises WorkFailed at the end where cells failed:
     they are rows with their error, and a rerun tries them again.
     """
     number, shares = share
@@ -123,7 +154,7 @@ def study(
     cells = [cell for found, _ in outcomes for cell in found]
     trials = [trial for _, found in outcomes for trial in found]
     if data is None or dry_run or any(cell.state == "missing" for cell in cells):
-        result = _listing(out, cells, dry_run)
+        result: StudyResult | StudyListing = _listing(out, cells, dry_run)
     else:
         result = _publish(grid, out, data, cells, trials)
     if not dry_run:
@@ -189,9 +220,7 @@ class Steps:
         mark = rehead.plan_job(base, self.out, config, self.data.train.uri).fingerprint
 
         def make(uri: str) -> None:
-            flags = {"--rotate": config.train.rotate, "--model": base.uri, "--out": uri}
-            if submit(config, ["train"], flags) is None:
-                rehead.rotate(base.uri, uri, config)
+            rehead.rotate(base.uri, uri, config)
 
         return self._found_or_made("model", mark, make)
 
@@ -200,9 +229,7 @@ class Steps:
         mark = train.plan_job(shards, val, self.out, config).fingerprint
 
         def make(uri: str) -> None:
-            sent = submit(config, ["train"], {"--shards": shards.uri, "--val": val.uri if val else None, "--out": uri})
-            if sent is None:
-                train.train(shards.uri, uri, config, val=val.uri if val else None)
+            train.train(shards.uri, uri, config, val=val.uri if val else None)
 
         return self._found_or_made("model", mark, make)
 
@@ -211,9 +238,7 @@ class Steps:
         mark = encoding.plan_job(shards, model, self.out, config).fingerprint
 
         def make(uri: str) -> None:
-            sent = submit(config, ["encode"], {"--shards": shards.uri, "--model": model.uri, "--out": uri})
-            if sent is None:
-                encode.encode(shards.uri, model.uri, uri, config)
+            encode.encode(shards.uri, model.uri, uri, config)
 
         return self._found_or_made("codes", mark, make)
 
@@ -308,7 +333,7 @@ def search(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Trial], 
 # ------------------------------------------------------------------------------------------------------- publish
 
 
-def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Sequence[Trial]) -> dict[str, Any]:
+def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Sequence[Trial]) -> StudyResult:
     """The study artifact, named by its description, its reports, and what failed."""
     inputs = data.inputs()
     for number, cell in enumerate(cells):
@@ -384,41 +409,39 @@ def _seconds(cells: Sequence[Cell]) -> dict[str, float]:
     return found
 
 
-def _listing(out: str, cells: Sequence[Cell], dry_run: bool) -> dict[str, Any]:
+def _listing(out: str, cells: Sequence[Cell], dry_run: bool) -> StudyListing:
     """Every cell with its state, where the study is not whole yet."""
     shown = [{"cell": cell.name, "state": cell.state} for cell in cells]
-    counts = {state: sum(cell.state == state for cell in cells) for state in ("done", "missing", "failed")}
-    return {
-        "verb": "study",
-        "status": "done",
-        "uri": Store(out).uri,
-        "digest": None,
-        "dry_run": dry_run,
-        "cells": len(cells),
-        **counts,
-        "states": shown,
-    }
+    counts = Counter(cell.state for cell in cells)
+    return StudyListing(
+        uri=Store(out).uri,
+        digest=None,
+        dry_run=dry_run,
+        cells=len(cells),
+        done=counts["done"],
+        missing=counts["missing"],
+        failed=counts["failed"],
+        states=shown,
+    )
 
 
-def _answer(artifact: Artifact, status: str) -> dict[str, Any]:
+def _answer(artifact: Artifact, status: str) -> StudyResult:
     manifest = artifact.manifest
-    return {
-        "verb": "study",
-        "status": status,
-        "uri": artifact.uri,
-        "digest": artifact.digest,
+    return StudyResult.of(
+        artifact,
+        status,
         **manifest.totals,
-        "report": f"{artifact.uri}/{manifest.part('report.html').path}",
-        "table": f"{artifact.uri}/{manifest.part('cells.parquet').path}",
-        "summary": json.loads(artifact.read(manifest.part("summary.json"))),
-    }
+        report=f"{artifact.uri}/{manifest.part('report.html').path}",
+        table=f"{artifact.uri}/{manifest.part('cells.parquet').path}",
+        summary=json.loads(artifact.read(manifest.part("summary.json"))),
+    )
 
 
-def _complain(cells: Sequence[Cell], result: Mapping[str, Any]) -> None:
+def _complain(cells: Sequence[Cell], result: Result) -> None:
     """WorkFailed, naming them, where cells failed."""
     failed = [cell for cell in cells if cell.error]
     if failed:
         named = "; ".join(f"{cell.name}: {cell.error}" for cell in failed[:FAILED_NAMED])
         more = f"; and {len(failed) - FAILED_NAMED} more" if len(failed) > FAILED_NAMED else ""
-        where = f", see {result['report']}" if "report" in result else ""
+        where = f", see {result.report}" if isinstance(result, StudyResult) else ""
         raise WorkFailed(f"{len(failed)} of {len(cells)} cells failed ({named}{more}){where}; a rerun tries them again")

@@ -8,7 +8,7 @@ that a learned hash layer has to beat. No weight of the backbone changes, and va
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,14 @@ import numpy.typing as npt
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, Rotation
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import write_run_record
 from pipelines.artifacts.versions import finished, open_input
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import config_of, result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError, UsageError, WorkFailed
@@ -79,13 +81,30 @@ class Fitted:
 # ---------------------------------------------------------------------------------------------------------- verb
 
 
-def rotate(model: str, out: str, config: Config, shards: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class RotateResult(Result):
+    """The model with its new hash layer.
+
+    `map` is that on validation; `error` is the mean squared difference of outputs and signs, see `hhnet.nn.rotation`.
+    """
+
+    verb: str = "train"
+    rotated: str
+    map: float | None
+    map_before: float | None
+    bits: int
+    images: int
+    error: float | None = None
+    error_before: float | None = None
+    seconds: float | None = None
+
+
+@on_cluster("train --rotate {config.train.rotate}")
+def rotate(model: str, out: str, config: Config, shards: str | None = None) -> RotateResult:
     """Give the model at the URI `model` the hash layer of `train.rotate`, and publish it as another model at `out`.
 
-    The training shards are read at `shards`, or by default where the model's manifest says. Returns verb, status
-    (`done` or `unchanged`), uri, digest, rotated, map and map_before (validation), bits, images, error and, for
-    rotations, error_before. The errors are mean squared differences of outputs and signs, see `hhnet.nn.rotation`.
-    Raises InputError if the method cannot be applied.
+    The training shards are read at `shards`, or by default where the model's manifest says. Raises InputError if the
+    method cannot be applied.
     """
     begun = time.monotonic()
     job = plan_job(open_artifact(model, "model"), out, config, shards)
@@ -96,12 +115,12 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> d
     rotation = artifact.facts(ModelMeta).rotation
     if rotation is None:
         raise DamagedArtifact(f"{artifact.uri}: the model manifest does not say its rotation: rotate to another --out")
-    result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **rotation.as_json()}
+    result = RotateResult.of(artifact, status, **rotation.as_json())
     if status == "done":
         seconds = time.monotonic() - begun
-        figures = {**result, "fingerprint": job.fingerprint, "seconds": round(seconds, 3)}
+        figures = {**result.as_json(), "fingerprint": job.fingerprint, "seconds": round(seconds, 3)}
         write_run_record(artifact.store, "train", figures, config)  # last, so that a refused run leaves nothing behind
-        result["seconds"] = round(seconds, 1)
+        return replace(result, seconds=round(seconds, 1))
     return result
 
 

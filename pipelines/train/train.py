@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, read_identity
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import all_versions, finished, open_current
 from pipelines.cluster.failures import training_failure
@@ -27,6 +28,7 @@ from pipelines.cluster.placement import Need, code_shortage, look, training_need
 from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.ray_private import START_TIMEOUT
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
+from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
@@ -71,11 +73,23 @@ class TrainJob:
 # ---------------------------------------------------------------------------------------------------------- verb
 
 
-def train(shards: str, out: str, config: Config, val: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(Result):
+    """The model: mAP on validation and epoch of its weights, all steps, samples skipped; seconds unless unchanged."""
+
+    verb: str = "train"
+    map: float | None
+    epoch: int
+    steps: int
+    skipped: int
+    seconds: float | None = None
+
+
+@on_cluster("train")
+def train(shards: str, out: str, config: Config, val: str | None = None) -> TrainResult:
     """Train on a shards artifact and publish the weights of the best validation epoch.
 
-    Returns verb, status (`done` or `unchanged`), uri, digest, map (validation), epoch, steps, skipped and, if work was
-    done, seconds. A rerun of the same command goes on from the last good checkpoint.
+    A rerun of the same command goes on from the last good checkpoint.
     """
     begun, config = time.monotonic(), _absolute(config)
     job = _job_of(shards, val, out, config)
@@ -84,10 +98,8 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
     if artifact is None:
         artifact = _work(job)
     metrics = artifact.facts(ModelMeta).metrics.as_json()
-    result = {"verb": "train", "status": status, "uri": artifact.uri, "digest": artifact.digest, **metrics}
-    if status == "done":
-        result["seconds"] = round(time.monotonic() - begun, 1)
-    return result
+    seconds = round(time.monotonic() - begun, 1) if status == "done" else None
+    return TrainResult.of(artifact, status, **metrics, seconds=seconds)
 
 
 def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:

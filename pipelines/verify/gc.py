@@ -8,12 +8,13 @@ without a manifest only what is under construction goes: its parts and receipts 
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any
 
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import Artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import FOLDERS, all_versions, open_current, open_version, referenced
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
@@ -27,17 +28,33 @@ NAMED = 1000
 """Names that a result lists at most."""
 
 
-def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class GcResult(Result):
+    """The versions and files that went. `uploads` were begun on S3 and never ended, `young` garbage stays for its age.
+
+    The digest is None for a root without manifest.
+    """
+
+    verb: str = "gc"
+    collected: list[int]
+    deleted: int
+    bytes: int
+    uploads: int
+    young: int
+    dry_run: bool
+    names: list[str]
+    note: str
+
+
+def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | None = None) -> GcResult:
     """Delete the garbage below the root `uri` that was put more than `older_than` (such as 90m, 24h, 7d) ago.
 
     The grace period has to be longer than any run that may still be writing there: what a run has put and not yet
     published looks like garbage. With `keep` only the last so many versions stay, and those that were current within
     the grace period; the newest ordinal table of an index stays too, so that no ordinal is given twice.
 
-    Returns verb, status (`done`, `unchanged`), uri, digest (None for a root without manifest), collected (versions
-    that went), deleted, bytes, uploads (begun on S3 and never ended; freed), young (garbage left because of its age),
-    dry_run, names and note. With `dry_run`
-    nothing is deleted, and the figures say what would be. Raises InputError where the root holds nothing.
+    With `dry_run` nothing is deleted, and the figures say what would be. Raises InputError where the root holds
+    nothing.
     """
     if keep is not None and keep < 1:
         raise ConfigError(f"--keep {keep}: at least the current version stays")
@@ -63,20 +80,19 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
             _delete(store, name)
         for name in abandoned:
             store.abort(name)
-    return {
-        "verb": "gc",
-        "status": "done" if old or abandoned else "unchanged",
-        "uri": store.uri,
-        "digest": open_current(store).digest if published else None,
-        "collected": collected,
-        "deleted": len(old),
-        "bytes": sum(entry.size for entry in old.values()),
-        "uploads": len(abandoned),
-        "young": len(garbage) - len(old) + len(uploads) - len(abandoned),
-        "dry_run": dry_run,
-        "names": list(old)[:NAMED],
-        "note": "" if published else "no manifest: a run can go on from the parts and receipts here, so they stay",
-    }
+    return GcResult(
+        status="done" if old or abandoned else "unchanged",
+        uri=store.uri,
+        digest=open_current(store).digest if published else None,
+        collected=collected,
+        deleted=len(old),
+        bytes=sum(entry.size for entry in old.values()),
+        uploads=len(abandoned),
+        young=len(garbage) - len(old) + len(uploads) - len(abandoned),
+        dry_run=dry_run,
+        names=list(old)[:NAMED],
+        note="" if published else "no manifest: a run can go on from the parts and receipts here, so they stay",
+    )
 
 
 def _seconds(text: str) -> float:

@@ -8,16 +8,18 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
 
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import FOLDERS, manifest_path, named_version, open_current, referenced
 from pipelines.cluster.placement import Need
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard, open_shards
@@ -30,7 +32,30 @@ from pipelines.verify.shards import prove_shards, prove_tar
 THREADS = 4
 
 
-def verify(uri: str, shards: str | None = None, model: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult(Result):
+    """What was checked, and files that nothing refers to."""
+
+    verb: str = "verify"
+    kind: str
+    checks: list[str]
+    orphans: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarsResult(Result):
+    """Tars `proven` now, `known` to be right before and `left` for another run; `damaged` says what is wrong."""
+
+    verb: str = "verify"
+    kind: str = "shards"
+    tars: int
+    proven: int
+    known: int
+    left: int
+    damaged: list[str]
+
+
+def verify(uri: str, shards: str | None = None, model: str | None = None) -> VerifyResult:
     """Check everything that the artifact at `uri` claims.
 
     Inputs are followed to `shards` and `model` where given, else to where they lay; one that is out of reach is
@@ -62,24 +87,16 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> dic
         findings.checks.append(f"kind {kind!r} is not known here: digests only")
     if findings.problems:
         raise DamagedArtifact(_summary(findings))
-    current = open_current(first.store)
-    return {
-        "verb": "verify",
-        "status": "done",
-        "uri": current.uri,
-        "digest": current.digest,
-        "kind": kind,
-        "checks": findings.checks,
-        "orphans": _orphans(published),
-    }
+    orphans = _orphans(published)
+    return VerifyResult.of(open_current(first.store), "done", kind=kind, checks=findings.checks, orphans=orphans)
 
 
-def verify_tars(uri: str, out: str, config: Config) -> dict[str, Any]:
+@on_cluster("verify {uri}", out="--for-run")
+def verify_tars(uri: str, out: str, config: Config) -> TarsResult:
     """Prove the tars of a shards artifact that runs with this `out` have not proven yet, on a pool of Ray workers.
 
-    At most `run.verify` of all tars are read. Returns verb, status (`unchanged` where nothing was read), uri, digest,
-    tars, and how many were `proven` now, `known` before and `left` for another run; `damaged` says what is wrong with
-    which tar. Raises DamagedArtifact where manifest or index are not what was published.
+    At most `run.verify` of all tars are read; the status is `unchanged` where none was. Raises DamagedArtifact where
+    manifest or index are not what was published.
     """
     artifact = open_current(uri, "shards")
     findings = Findings(artifact, {})
@@ -91,18 +108,15 @@ def verify_tars(uri: str, out: str, config: Config) -> dict[str, Any]:
     new = sorted((shard for shard in shards if shard.part.sha256 not in known), key=lambda shard: shard.part.sha256)
     chosen = new[: math.ceil(config.run.verify * len(shards))]
     proven, damaged = _read_tars(artifact, chosen, Store(out), config)
-    return {
-        "verb": "verify",
-        "status": "done" if chosen else "unchanged",
-        "uri": artifact.uri,
-        "digest": artifact.digest,
-        "kind": "shards",
-        "tars": len(shards),
-        "proven": proven,
-        "known": len(shards) - len(new),
-        "left": len(new) - proven - len(damaged),
-        "damaged": damaged,
-    }
+    return TarsResult.of(
+        artifact,
+        "done" if chosen else "unchanged",
+        tars=len(shards),
+        proven=proven,
+        known=len(shards) - len(new),
+        left=len(new) - proven - len(damaged),
+        damaged=damaged,
+    )
 
 
 def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Config) -> tuple[int, list[str]]:

@@ -65,7 +65,7 @@ def find(uri: str, out: str, radius: int, memory: str, answer: Any) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    result = dedupe([uri], out, config)
+    result = dedupe([uri], out, config).as_json()
     seconds = time.perf_counter() - begun
     ended.set()
     watcher.join()

@@ -90,7 +90,7 @@ def compare(images: int, rounds: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         write_folder(folder / "images", classes=CLASSES, per_class=images // CLASSES, size=64)
-        shards = str(ingest(str(folder / "images"), str(folder / "shards"), load_config(sets=SETTINGS))["uri"])
+        shards = str(ingest(str(folder / "images"), str(folder / "shards"), load_config(sets=SETTINGS)).uri)
         model = write_model(folder / "model", shards, bits=64).uri
         spent: dict[str, list[float]] = {"safe": [], "plain": []}
         for number in range(rounds):

@@ -15,7 +15,7 @@ from tests.support.pictures import write_folder
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
     write_folder(folder / "images", classes=8, per_class=SHARDS * IMAGES // 8, size=16)
-    shards = str(ingest(str(folder / "images"), str(folder / "shards"), load_config(sets=SETTINGS))["uri"])
+    shards = str(ingest(str(folder / "images"), str(folder / "shards"), load_config(sets=SETTINGS)).uri)
     model = write_model(folder / "model", shards).uri
     done = subprocess.run(
         encode_words(shards, model, folder / "codes"), capture_output=True, text=True, timeout=RUN_LIMIT_S

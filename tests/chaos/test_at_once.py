@@ -43,7 +43,7 @@ def test_two_runs_of_one_command(jobs: Jobs, name: str) -> None:
         ended = both(lambda out=out: job.run(out))  # type: ignore[misc]
         assert_whole(job, stored(out))
         digests = {done.result["digest"] for done in ended if done.result}
-        assert digests == {verify(str(out))["digest"]}
+        assert digests == {verify(str(out)).digest}
         found += [done.result["status"] for done in ended if done.result]
     counts = {status: found.count(status) for status in sorted(set(found))}
     report("two at once", verb=name, rounds=ROUNDS, statuses=counts, other_bytes=0)

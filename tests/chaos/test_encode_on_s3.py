@@ -157,4 +157,4 @@ def test_whatever_is_killed_the_same_command_ends_with_the_same_manifest(
     report("encode on S3", order=order, killed=killed, exit_codes=codes, same_digest=found == undisturbed, **totals)
     assert killed == order, f"seed {SEED}: the run ended before {left} could be killed"
     assert found == undisturbed, f"seed {SEED}, order {order}"
-    assert verify(server.uri(out))["status"] == "done"
+    assert verify(server.uri(out)).status == "done"

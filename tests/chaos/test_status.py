@@ -46,7 +46,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = sorted((folder / "images").iterdir())[0]
     for number in range(3):
         (first / f"short{number}.jpg").write_bytes(truncated_jpeg())
-    shards = str(ingest(str(folder / "images"), str(folder / "shards"), load_config(sets=SETTINGS))["uri"])
+    shards = str(ingest(str(folder / "images"), str(folder / "shards"), load_config(sets=SETTINGS)).uri)
     write_model(folder / "model", shards)
     return folder
 

@@ -64,7 +64,7 @@ def require_clean(out: Path) -> None:
     """The store proves itself, and once gc has run nothing is left that nobody names."""
     verify(str(out))
     gc(str(out), older_than="0s")
-    assert verify(str(out))["orphans"] == []
+    assert verify(str(out)).orphans == []
     assert list(out.rglob(".tmp-*")) == []
 
 

@@ -25,7 +25,7 @@ CONFIG = Config(index=IndexSettings(workers=1))
 def build(root: Path, monkeypatch: pytest.MonkeyPatch, config: Config = CONFIG) -> str:
     use_inline_pool(monkeypatch, pipelines.index.pool)
     rows = {f"{name}-000000.tar": simple_rows(name, 40, 16, seed=seed) for seed, name in enumerate(("one", "two"))}
-    return str(build_index([write_codes(root / "codes", rows, 16).uri], str(root / "index"), config)["uri"])
+    return str(build_index([write_codes(root / "codes", rows, 16).uri], str(root / "index"), config).uri)
 
 
 @pytest.mark.parametrize("k", [1, 9, 1000])

@@ -83,7 +83,7 @@ def members_of(specimens: dict[str, bytes]) -> dict[str, bytes]:
 def test_shards_of_strangers(specimens: dict[str, bytes], tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", members_of(specimens))
     (tmp_path / ".metadata").write_bytes(specimens["metadata"])
-    result = adopt(str(tmp_path), str(tmp_path), allow_degraded=True)
+    result = adopt(str(tmp_path), str(tmp_path), allow_degraded=True).as_json()
     assert result["found"] == 4 * len(specimens)
     decoded = Counter[str]()
     opened = open_shards(str(tmp_path))
@@ -107,7 +107,7 @@ def test_sources_of_strangers(form: str, specimens: dict[str, bytes], tmp_path: 
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "source" / name).write_bytes(data)
     source = tmp_path / ("source.tar" if form == "tar" else "source")
-    result = ingest(str(source), str(tmp_path / "out"), Config())
+    result = ingest(str(source), str(tmp_path / "out"), Config()).as_json()
     assert result["samples"] == sum(name.endswith(".jpg") for name in members)
     verify(result["uri"])
 
@@ -229,7 +229,7 @@ def test_published_parts_replaced_by_specimens(specimens: dict[str, bytes], publ
         for part in open_artifact(str(root)).manifest.parts:
             for data in specimens.values():
                 forge(root, Path(part.path).name, data)
-                for read in (lambda root: verify(str(root)), READERS.get(kind, lambda root: None)):
+                for read in (lambda root: verify(str(root)).as_json(), READERS.get(kind, lambda root: None)):
                     try:
                         read(root)
                     except HHNetError:

@@ -50,7 +50,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         use_inline_pool(patch, pipelines.index.pool)
         for kind in kind_names():
             settings = Config(index=IndexSettings(kind=kind, nlist=LISTS, nprobe=LISTS, workers=1))
-            found[kind] = open_artifact(build_index([found["codes"].uri], str(root / kind), settings)["uri"])
+            found[kind] = open_artifact(build_index([found["codes"].uri], str(root / kind), settings).uri)
     return found
 
 
@@ -128,7 +128,7 @@ def test_a_damaged_part_is_refused_before_anything_parses_it(artifacts: dict[str
         data = damaged(original, draw)
         path.write_bytes(data)
         try:
-            for reader in (use, lambda artifact: verify(artifact.uri)):
+            for reader in (use, lambda artifact: verify(artifact.uri).as_json()):
                 with pytest.raises(DamagedArtifact):
                     reader(artifact)
         finally:

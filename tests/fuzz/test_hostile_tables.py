@@ -43,7 +43,7 @@ def outcome_of(hostile: Hostile, folder: Path) -> Counter[str]:
         options["table_root"] = str(source / options["table_root"])
     before = files_below(folder)
     try:
-        result = ingest(str(table), str(folder / "out"), Config(), allow_degraded=True, **options)
+        result = ingest(str(table), str(folder / "out"), Config(), allow_degraded=True, **options).as_json()
     except HHNetError as error:
         assert "\n" not in str(error) and len(str(error)) < LONGEST_LINE, str(error)[:300]
         assert files_below(folder) == before

@@ -98,7 +98,7 @@ def test_adopted_folders_keep_the_law_and_nothing_is_written_beside_them(tmp_pat
             before = files_below(tmp_path)
             how = Adoption(keys_by_tar=batch % 2 == 0)  # without, most samples are taken for doubles
             with within(BATCH * HANG_S, f"seed {SEED}, batch {batch}"):
-                result = adopt(str(folder), str(folder), how, allow_degraded=True)
+                result = adopt(str(folder), str(folder), how, allow_degraded=True).as_json()
             assert (
                 result["found"]
                 == result["samples"] + result["skipped"]
@@ -152,7 +152,7 @@ def test_a_hostile_tar_as_a_source_of_ingest_is_taken_or_refused_with_one_line(t
         folder.mkdir()
         (folder / "x.tar").write_bytes(hostile.data)
         try:
-            result = ingest(str(folder / "x.tar"), str(folder / "out"), Config(), allow_degraded=True)
+            result = ingest(str(folder / "x.tar"), str(folder / "out"), Config(), allow_degraded=True).as_json()
             assert result["found"] == result["samples"] + result["skipped"]
             assert result["skipped"] == sum(result["skipped_reasons"].values())
             assert set(result["skipped_reasons"]) <= set(SkipReason)

@@ -48,20 +48,20 @@ def test_tars_in_s3_are_indexed_where_they_lie_and_copied_elsewhere(server: Seaw
     source = Store(server.uri("adopted"))
     for path in wds.iterdir():
         source.put(path.name, path)
-    in_place = adopt(source.uri, source.uri)
+    in_place = adopt(source.uri, source.uri).as_json()
     assert (in_place["samples"], in_place["skipped"], in_place["tars"]) == (10, 0, 2)
     assert [name for name in source.names("parts") if name.endswith(".tar")] == []
     for out in (server.uri("copy"), str(tmp_path / "down")):
-        assert adopt(source.uri, out)["samples"] == 10
+        assert adopt(source.uri, out).samples == 10
         opened = open_shards(out)
         assert [sample.damage for shard in opened.shards for sample in opened.read(shard)] == [None] * 10
         verify(out)
     verify(source.uri)
-    assert adopt(source.uri, source.uri)["status"] == "unchanged"
+    assert adopt(source.uri, source.uri).status == "unchanged"
 
 
 def test_a_missing_bucket_is_named_as_missing(server: Seaweed, tmp_path: Path) -> None:
-    for work in (lambda uri: adopt(uri, str(tmp_path / "out")), open_artifact):
+    for work in (lambda uri: adopt(uri, str(tmp_path / "out")).as_json(), open_artifact):
         with pytest.raises(InputError, match="the bucket s3://no-such-bucket-x does not exist"):
             work("s3://no-such-bucket-x/wds")
         with pytest.raises(InputError, match="holds no"):
@@ -72,8 +72,8 @@ def test_tars_of_a_prefix_by_name(server: Seaweed, wds: Path, tmp_path: Path) ->
     source = Store(server.uri("named"))
     for path in wds.iterdir():
         source.put(f"{path.stem} (1)+=.tar", path)
-    assert adopt(f"{source.uri}/train-0 (1)+=.tar", str(tmp_path / "one"))["samples"] == 5
-    assert adopt(f"{source.uri}/train-{{0..1}} (1)+=.tar", source.uri)["samples"] == 10
+    assert adopt(f"{source.uri}/train-0 (1)+=.tar", str(tmp_path / "one")).samples == 5
+    assert adopt(f"{source.uri}/train-{{0..1}} (1)+=.tar", source.uri).samples == 10
     verify(source.uri)
     with pytest.raises(InputError, match=r"named/train-2 \(1\)\+=\.tar does not exist"):
         adopt(f"{source.uri}/train-{{0..2}} (1)+=.tar", str(tmp_path / "three"))
@@ -113,7 +113,7 @@ def test_a_public_bucket_is_read_without_keys(
 
 def test_adopted_shards_are_encoded_and_proven(wds: Path, model: Path, config: Config, tmp_path: Path) -> None:
     adopt(str(wds), str(wds))
-    result = encode(str(wds), str(model), str(tmp_path / "codes"), config, allow_degraded=True)
+    result = encode(str(wds), str(model), str(tmp_path / "codes"), config, allow_degraded=True).as_json()
     assert (result["samples"], result["codes"], result["rejects"]) == (10, 9, 1)
     artifact = open_artifact(str(tmp_path / "codes"))
     (rejects,) = (part for part in artifact.manifest.parts if part.path.startswith("rejects/"))

@@ -30,10 +30,10 @@ def test_a_copied_prefix_names_its_own_index(server: Seaweed, tmp_path: Path, mo
     codes = write_codes(tmp_path / "codes", {"base-000000.tar": simple_rows("base", 20)}).uri
 
     def build(out: str) -> str:
-        return str(build_index([codes], out, CONFIG)["uri"])
+        return build_index([codes], out, CONFIG).uri
 
     def found(alias: str) -> str:
-        return str(search(alias, CONFIG, keys=["base/00003"])["uri"])
+        return search(alias, CONFIG, keys=["base/00003"]).uri
 
     tree, copy = Store(server.uri("tree")), Store(server.uri("deeper/copy"))
     index = build(f"{tree.uri}/indexes/v1")
@@ -47,4 +47,4 @@ def test_a_copied_prefix_names_its_own_index(server: Seaweed, tmp_path: Path, mo
     for alias, named in ((str(tmp_path / "photos"), index), (f"{tree.uri}/photos", local)):
         set_alias(alias, named)
         assert found(alias) == named
-        assert any(f"index {named} is published" in check for check in verify(alias)["checks"])
+        assert any(f"index {named} is published" in check for check in verify(alias).checks)

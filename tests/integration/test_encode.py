@@ -47,7 +47,7 @@ def test_the_number_of_workers_does_not_change_a_byte(
 
 def test_a_second_run_does_nothing_and_says_so(shards: Path, model: Path, codes: Path, config: Config) -> None:
     before = tree(codes / "query")
-    result = encode(str(shards / "query"), str(model), str(codes / "query"), config)
+    result = encode(str(shards / "query"), str(model), str(codes / "query"), config).as_json()
     assert result["status"] == "unchanged"
     assert tree(codes / "query") == before
 
@@ -57,7 +57,7 @@ def test_a_part_deleted_by_hand_comes_back(shards: Path, model: Path, tmp_path: 
     encode(str(shards / "train"), str(model), str(out), config)
     before = tree(out)
     next((out / "parts").iterdir()).unlink()
-    result = encode(str(shards / "train"), str(model), str(out), config)
+    result = encode(str(shards / "train"), str(model), str(out), config).as_json()
     assert result["status"] == "done"
     assert tree(out) == before
 
@@ -96,12 +96,12 @@ def test_rejects_are_rows_with_reasons_and_the_budget_holds(
     with pytest.raises(Degraded, match="2 of 13 samples were rejected"):
         encode(*arguments)
     assert not (tmp_path / "codes" / "manifest.json").exists()
-    result = encode(*arguments, allow_degraded=True)
+    result = encode(*arguments, allow_degraded=True).as_json()
     assert (result["status"], result["codes"], result["rejects"]) == ("degraded", 11, 2)
     assert result["animated"] == 1
     rows = duckdb.sql(f"select key, reason from '{tmp_path}/codes/rejects/*.parquet' order by key").fetchall()
     assert rows == [("mixed/short", "truncated"), ("mixed/text", "not_an_image")]
-    assert verify(str(tmp_path / "codes"))["status"] == "done"
+    assert verify(str(tmp_path / "codes")).status == "done"
 
 
 def test_nothing_is_published_of_a_tar_that_the_index_lies_about(
@@ -133,9 +133,9 @@ def test_a_shard_that_kills_its_workers_becomes_rejects(
 
     monkeypatch.setattr(encode_module, "ShardEncoder", Poisoned)
     config = load_config(sets=[*SETTINGS, "encode.max_attempts=2"])
-    result = encode(str(shards / "train"), str(model), str(tmp_path / "codes"), config, allow_degraded=True)
+    result = encode(str(shards / "train"), str(model), str(tmp_path / "codes"), config, allow_degraded=True).as_json()
     assert (result["status"], result["codes"], result["rejects"]) == ("degraded", 26, 10)
-    assert verify(str(tmp_path / "codes"))["status"] == "done"
+    assert verify(str(tmp_path / "codes")).status == "done"
     reasons = duckdb.sql(f"select distinct reason from '{tmp_path}/codes/rejects/*.parquet'").fetchall()
     assert reasons == [("worker_died",)]
     record = run_record(tmp_path / "codes")

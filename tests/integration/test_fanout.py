@@ -34,7 +34,7 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = Config(index=IndexSettings(kind=request.param, workers=1))
     with pytest.MonkeyPatch.context() as patch:
         use_inline_pool(patch, pipelines.index.pool)
-        uri = build_index([write_codes(root / "codes", contents, 16).uri], str(root / "index"), config)["uri"]
+        uri = build_index([write_codes(root / "codes", contents, 16).uri], str(root / "index"), config).uri
         remove_rows(uri, config, ["x/1/00003", "x/1/00007", "x/4/00000"])
     yield uri
 
@@ -55,9 +55,9 @@ def test_actors_and_one_process_give_the_same(index: str, workers: int, local_ra
 def test_the_verb_answers_alike_with_more_workers_than_parts(tmp_path: Path, local_ray: None) -> None:
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 30, seed=n) for n in range(2)}
     uri = write_codes(tmp_path / "codes", contents).uri
-    built = build_index([uri], str(tmp_path / "index"), Config())["uri"]
+    built = build_index([uri], str(tmp_path / "index"), Config()).uri
     answers = [
-        search(built, Config(search=SearchSettings(k=6, workers=workers)), keys=["x/0/00001"], codes=[uri])
+        search(built, Config(search=SearchSettings(k=6, workers=workers)), keys=["x/0/00001"], codes=[uri]).as_json()
         for workers in (None, 9)
     ]
     assert answers[0] == answers[1] and len(answers[0]["results"]) == 61
@@ -119,7 +119,9 @@ def test_the_share_of_a_stopped_actor_is_asked_again(
 
 def test_a_damaged_part_is_named_by_the_actor_that_has_it(tmp_path: Path, local_ray: None) -> None:
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 30, seed=n) for n in range(3)}
-    built = build_index([write_codes(tmp_path / "codes", contents).uri], str(tmp_path / "index"), Config())["uri"]
+    built = build_index([write_codes(tmp_path / "codes", contents).uri], str(tmp_path / "index"), Config()).as_json()[
+        "uri"
+    ]
     part = next(Path(built, "parts").glob("part-000001-*"))
     data = bytearray(part.read_bytes())
     data[-1] ^= 1

@@ -199,7 +199,7 @@ def test_a_night_with_new_shards_makes_the_next_version(local: dict[str, Any], r
     """The same command with a database that has grown, then one that has lost its first shards."""
     write_folder(home / "more", classes=3, per_class=6, seed=9, first=500)
     config = Config(ingest=IngestSettings(samples_per_shard=10, name="more"))
-    shards, out = ingest(str(home / "more"), str(home / "more-shards"), config), home / "local"
+    shards, out = ingest(str(home / "more"), str(home / "more-shards"), config).as_json(), home / "local"
     more, codes = shards["uri"], f"encode database-{shards['digest'][:12]}"
     grown = ["--json", "--set", f'run.database=["database", "{more}"]']
     expected = dict.fromkeys(("ingest", "train", "rotate", "encode query", "encode database"), "unchanged")
@@ -239,7 +239,7 @@ def test_a_damaged_image_is_a_reject_and_the_night_goes_on(local: dict[str, Any]
     """What was proven before is not read again; the damaged tar is named, and its sample missing from the index."""
     write_folder(home / "damaged", classes=3, per_class=4, seed=11, first=900)
     config = Config(ingest=IngestSettings(samples_per_shard=10, name="damaged"))
-    corpus = Corpus(Path(ingest(str(home / "damaged"), str(home / "damaged-shards"), config)["uri"]), home)
+    corpus = Corpus(Path(ingest(str(home / "damaged"), str(home / "damaged-shards"), config).uri), home)
     corpus.damage(0, [2])
     out, database = home / "local", ("--set", f'run.database=["database", "{corpus.uri}"]')
     strict = run(recipe, home, out, *database)
@@ -267,7 +267,7 @@ def test_a_prefix_that_grows_is_encoded_from_its_new_tar_on(local: dict[str, Any
         samples = [jpeg(picture(place % 3, 700 + 10 * number + place)) for place in range(5)]
         named = ({"__key__": f"{number}-{place}", "jpg": image, "cls": b"0"} for place, image in enumerate(samples))
         write_tar(wds / f"night-{number}.tar", named)
-        assert adopt(str(wds), str(wds), how)["samples"] == 5 * number
+        assert adopt(str(wds), str(wds), how).samples == 5 * number
         done = run(recipe, home, out, "--json", "--set", f'run.database=["database", "{wds}"]')
         assert done.returncode == 0, done.stderr
         return {row["stage"]: row for row in json.loads(done.stdout.splitlines()[-1])["stages"]}

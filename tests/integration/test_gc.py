@@ -41,12 +41,12 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def test_on_s3_too(tmp_path: Path) -> None:
     with seaweed(tmp_path / "weed") as server, server.environment():
         store, kept = written(server.uri("codes"))
-        assert gc(store.uri)["young"] == 5
+        assert gc(store.uri).young == 5
         time.sleep(2)  # the server's clock counts whole seconds
-        planned = gc(store.uri, older_than="1s", dry_run=True)
+        planned = gc(store.uri, older_than="1s", dry_run=True).as_json()
         assert (planned["deleted"], planned["bytes"]) == (5, 30)
         assert set(store.entries()) == kept | set(ORPHANS)
-        assert gc(store.uri, older_than="1s")["names"] == ORPHANS
+        assert gc(store.uri, older_than="1s").names == ORPHANS
         assert set(store.entries()) == kept
         assert open_artifact(store.uri, "codes").manifest.totals == {"samples": 10}
 
@@ -59,14 +59,14 @@ def test_uploads_that_were_killed_are_freed(tmp_path: Path) -> None:
         names = [sorted(kept)[-1], "runs/20261125T120000-0123abcd.json"]
         for key in (*(f"codes/{name}" for name in names), "codes-of-others/x"):
             client.call_s3("create_multipart_upload", Bucket=BUCKET, Key=key)
-        assert gc(store.uri)["young"] == 5 + 2
+        assert gc(store.uri).young == 5 + 2
         time.sleep(2)
-        assert gc(store.uri, older_than="1s", dry_run=True)["uploads"] == 2
-        done = gc(store.uri, older_than="1s")
+        assert gc(store.uri, older_than="1s", dry_run=True).uploads == 2
+        done = gc(store.uri, older_than="1s").as_json()
         assert (done["uploads"], done["deleted"], done["young"]) == (2, 5, 0)
         assert set(store.entries()) == kept
         assert [upload["Key"] for upload in client.list_multipart_uploads(BUCKET)] == ["codes-of-others/x"]
-        assert gc(store.uri, older_than="1s")["status"] == "unchanged"
+        assert gc(store.uri, older_than="1s").status == "unchanged"
         for uri in (server.uri("nothing"), "s3://no-such-bucket/codes"):
             with pytest.raises(InputError, match="holds nothing"):
                 gc(uri)

@@ -34,13 +34,13 @@ def test_one_and_two_workers_build_the_same_bytes(tmp_path: Path, kind: str, loc
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 50, seed=n, flip=0.3) for n in range(6)}
     uri = write_codes(tmp_path / "codes", contents).uri
     results = [
-        build_index([uri], str(tmp_path / f"index-{n}"), Config(index=IndexSettings(kind=kind, workers=n)))
+        build_index([uri], str(tmp_path / f"index-{n}"), Config(index=IndexSettings(kind=kind, workers=n))).as_json()
         for n in (1, 2)
     ]
     assert results[0]["digest"] == results[1]["digest"] and results[0]["version"] == 1
 
     query = random_codes(1)[0]
-    (answer,) = search(results[1]["uri"], Config(), hex_codes=[query.tobytes().hex()], k=9)["results"]
+    (answer,) = search(results[1]["uri"], Config(), hex_codes=[query.tobytes().hex()], k=9).results
     codes = np.concatenate([rows.codes for rows in contents.values()])
     nearest = np.sort(np.unpackbits(query ^ codes, axis=1).sum(1))[:9]
     assert len(answer["neighbours"]) == 9
@@ -62,11 +62,11 @@ def test_one_and_two_workers_change_an_index_to_the_same_bytes(tmp_path: Path, k
     digests = []
     for workers in (1, 2):
         config = Config(index=IndexSettings(kind=kind, workers=workers))
-        index = build_index([uri], str(tmp_path / f"index-{workers}"), config)["uri"]
+        index = build_index([uri], str(tmp_path / f"index-{workers}"), config).uri
         add_codes(index, [later.uri], config)
         remove_rows(index, config, ["x/0/00003", "x/2/00004", "y/1/00000"])
-        digests.append(compact_index(index, config)["digest"])
-        assert verify(index)["digest"] == digests[-1]
+        digests.append(compact_index(index, config).digest)
+        assert verify(index).digest == digests[-1]
     assert digests[0] == digests[1]
 
 
@@ -83,22 +83,22 @@ def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.M
         answers = []
         for root in (str(tmp_path), server.uri("run")):
             codes = codes_of_shards(f"{root}/codes", shards).uri
-            index = build_index([codes], f"{root}/index", config)
-            assert set_alias(f"{root}/alias", index["uri"])["version"] == 1
-            found = search(f"{root}/alias", config, keys=["class_01/0001"])
-            pairs = dedupe([codes], f"{root}/duplicates", config)
-            assert verify(pairs["uri"])["orphans"] == verify(f"{root}/alias")["orphans"] == []
+            index = build_index([codes], f"{root}/index", config).as_json()
+            assert set_alias(f"{root}/alias", index["uri"]).version == 1
+            found = search(f"{root}/alias", config, keys=["class_01/0001"]).as_json()
+            pairs = dedupe([codes], f"{root}/duplicates", config).as_json()
+            assert verify(pairs["uri"]).orphans == verify(f"{root}/alias").orphans == []
             changed = [
-                remove_rows(index["uri"], config, ["class_00/0000", "class_02/0003"]),
-                add_codes(index["uri"], [more(f"{root}/more")], config),
-                compact_index(index["uri"], config),
-                rollback_index(index["uri"], 2),
-                remove_rows(index["uri"], config, shards=["shard-000001.tar"]),
+                remove_rows(index["uri"], config, ["class_00/0000", "class_02/0003"]).as_json(),
+                add_codes(index["uri"], [more(f"{root}/more")], config).as_json(),
+                compact_index(index["uri"], config).as_json(),
+                rollback_index(index["uri"], 2).as_json(),
+                remove_rows(index["uri"], config, shards=["shard-000001.tar"]).as_json(),
             ]
             assert [result["version"] for result in changed] == [2, 3, 4, 5, 6]
-            assert gc(index["uri"], "0s", keep=2)["collected"] == [1, 2, 3, 4]
-            assert verify(index["uri"])["orphans"] == []
-            report = evaluate(codes, [codes], f"{root}/report", config)
+            assert gc(index["uri"], "0s", keep=2).collected == [1, 2, 3, 4]
+            assert verify(index["uri"]).orphans == []
+            report = evaluate(codes, [codes], f"{root}/report", config).as_json()
             name = report["metrics"].removeprefix(f"{report['uri']}/")
             metrics = json.loads(Store(report["uri"]).read(name))
             made = [result["digest"] for result in (pairs, *changed)]
@@ -121,6 +121,6 @@ def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
         raise AssertionError("a second run plans anew")
 
     monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
-    resumed = build_index([uri], str(tmp_path / "index"), Config(index=IndexSettings(kind="auto", workers=1)))
-    named = build_index([uri], str(tmp_path / "named"), Config(index=IndexSettings(kind="flat", workers=1)))
+    resumed = build_index([uri], str(tmp_path / "index"), Config(index=IndexSettings(kind="auto", workers=1))).as_json()
+    named = build_index([uri], str(tmp_path / "named"), Config(index=IndexSettings(kind="flat", workers=1))).as_json()
     assert resumed["digest"] == named["digest"]

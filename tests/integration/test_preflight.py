@@ -33,7 +33,7 @@ def test_it_says_what_an_encode_would_take_and_puts_nothing(
 ) -> None:
     config = load_config(sets=[*SETTINGS, "encode.workers=2"])
     out = tmp_path / "codes"
-    told = preflight(str(shards / "train"), str(model), str(out), config, price=2.0)
+    told = preflight(str(shards / "train"), str(model), str(out), config, price=2.0).as_json()
     assert not out.exists()
     assert (told["shards"], told["shards_left"], told["images_left"], told["workers"]) == (4, 4, 36, 2)
     assert told["tried"].startswith("20 images of 2 shards in ")
@@ -55,18 +55,16 @@ def test_receipts_that_are_there_count_as_done(
 ) -> None:
     out = tmp_path / "codes"
     shutil.copytree(codes / "train", out)
-    assert preflight(str(shards / "train"), str(model), str(out), config)["time"] == "nothing is left to encode"
+    assert preflight(str(shards / "train"), str(model), str(out), config).time == "nothing is left to encode"
     (out / "manifest.json").unlink()
     last = max((out / "receipts").iterdir())
     last.unlink()
     rows = open_shards(str(shards / "train")).shard(f"{last.stem}.tar").rows
-    told = preflight(str(shards / "train"), str(model), str(out), config)
+    told = preflight(str(shards / "train"), str(model), str(out), config).as_json()
     assert (told["shards_left"], told["images_left"], told["workers"]) == (1, rows, 1)
     assert told["tried"].startswith(f"{rows} images of 1 shard in ")
     assert not last.exists()
-    assert (
-        encode(str(shards / "train"), str(model), str(out), config)["digest"] == open_artifact(codes / "train").digest
-    )
+    assert encode(str(shards / "train"), str(model), str(out), config).digest == open_artifact(codes / "train").digest
 
 
 def test_what_an_encode_would_refuse_is_refused(shards: Path, model: Path, codes: Path) -> None:

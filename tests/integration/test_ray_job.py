@@ -116,12 +116,11 @@ WATCHED = """
 import json, sys
 from pipelines.cluster.progress import reporting
 from pipelines.config.loading import load_config
-from pipelines.cluster.submit import submit
+from pipelines.encode.encode import encode
 seen = []
-flags = {"--shards": sys.argv[1], "--model": sys.argv[2], "--out": sys.argv[3]}
 with reporting(lambda *told: seen.append(told)):
-    result = submit(load_config(sets=sys.argv[4:]), ["encode"], flags)
-print(json.dumps({"result": result, "seen": seen}))
+    result = encode(*sys.argv[1:4], load_config(sets=sys.argv[4:]))
+print(json.dumps({"result": result.as_json(), "seen": seen}))
 """
 
 

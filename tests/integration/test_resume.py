@@ -179,12 +179,12 @@ def verbs(
     ivf = load_config(sets=[*SETTINGS, "index.kind=ivf", "index.nlist=2"])
     query, database = str(codes / "query"), str(codes / "database")
     return {
-        "shards": lambda out: ingest(str(pictures), str(out), config),
-        "adopted": lambda out: adopt(str(shards / "train" / "parts"), str(out)),
-        "model": lambda out: train(str(shards / "train"), str(out), config),
-        "codes": lambda out: encode(str(shards / "query"), str(model), str(out), config),
-        "index": lambda out: build_index([query, database], str(out), ivf),
-        "report": lambda out: evaluate(query, [database], str(out), config),
+        "shards": lambda out: ingest(str(pictures), str(out), config).as_json(),
+        "adopted": lambda out: adopt(str(shards / "train" / "parts"), str(out)).as_json(),
+        "model": lambda out: train(str(shards / "train"), str(out), config).as_json(),
+        "codes": lambda out: encode(str(shards / "query"), str(model), str(out), config).as_json(),
+        "index": lambda out: build_index([query, database], str(out), ivf).as_json(),
+        "report": lambda out: evaluate(query, [database], str(out), config).as_json(),
     }
 
 
@@ -253,7 +253,7 @@ def at_once(*words: str) -> list[dict[str, Any]]:
 def settled(out: Path, results: list[dict[str, Any]]) -> str:
     """The digest that both runs found, which is that of a proven artifact without leftovers."""
     (digest,) = {result["digest"] for result in results}
-    assert verify(str(out))["digest"] == digest
+    assert verify(str(out)).digest == digest
     assert [name for name in tree(out) if ".tmp-" in name] == []
     return str(digest)
 
@@ -265,7 +265,7 @@ def test_two_encodes_of_one_root(shards: Path, model: Path, codes: Path, tmp_pat
 
 
 def test_two_ingests_of_one_root(pictures: Path, tmp_path: Path, config: Config) -> None:
-    alone = ingest(str(pictures), str(tmp_path / "alone"), config)
+    alone = ingest(str(pictures), str(tmp_path / "alone"), config).as_json()
     results = at_once("ingest", str(pictures), "--out", str(tmp_path / "shards"))
     assert settled(tmp_path / "shards", results) == alone["digest"]
 

@@ -51,15 +51,15 @@ def test_from_degraded_to_mended(corpus: Corpus, model: Path, codes: Path, confi
         encode(*arguments)
     with pytest.raises(InputError, match="holds no committed codes"):
         retry_rejects(corpus.out, config)
-    first = encode(*arguments, allow_degraded=True)
+    first = encode(*arguments, allow_degraded=True).as_json()
     assert (first["status"], first["rejects"]) == ("degraded", 3)
 
-    still = retry_rejects(corpus.out, config)
+    still = retry_rejects(corpus.out, config).as_json()
     assert (still["status"], still["digest"], still["version"]) == ("unchanged", first["digest"], 1)
     assert versions(Store(corpus.out)) == []
 
     corpus.mend()
-    mended = retry_rejects(corpus.out, config)
+    mended = retry_rejects(corpus.out, config).as_json()
     assert (mended["status"], mended["version"]) == ("done", 2)
     assert (mended["codes"], mended["rejects"], mended["recovered"]) == (36, 0, 3)
     assert mended["digest"] != first["digest"]
@@ -69,17 +69,17 @@ def test_from_degraded_to_mended(corpus: Corpus, model: Path, codes: Path, confi
     old = open_version(Store(corpus.out), 1)
     assert (old.digest, open_codes(old).rows) == (first["digest"], 33)
 
-    proof = verify(corpus.out)
+    proof = verify(corpus.out).as_json()
     assert (proof["digest"], proof["orphans"]) == (mended["digest"], [])
-    again = encode(*arguments)
+    again = encode(*arguments).as_json()
     assert (again["status"], again["digest"]) == ("unchanged", mended["digest"])
-    nothing = retry_rejects(corpus.out, config)
+    nothing = retry_rejects(corpus.out, config).as_json()
     assert (nothing["status"], nothing["version"], nothing["digest"]) == ("unchanged", 2, mended["digest"])
-    built = build_index([corpus.out], str(tmp_path / "index"), config)
+    built = build_index([corpus.out], str(tmp_path / "index"), config).as_json()
     assert built["card"]["count"] == 36
-    assert f"input codes-0: {corpus.out} has the digest" in "\n".join(verify(str(tmp_path / "index"))["checks"])
+    assert f"input codes-0: {corpus.out} has the digest" in "\n".join(verify(str(tmp_path / "index")).checks)
     gc(corpus.out, older_than="0s")
-    assert verify(corpus.out)["digest"] == mended["digest"]
+    assert verify(corpus.out).digest == mended["digest"]
 
 
 def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,16 +93,16 @@ def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(encode_module, "ShardEncoder", Hanging)
-        first = encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
+        first = encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True).as_json()
     assert first["rejects"] == 10
     import duckdb
 
     found = duckdb.sql(f"select distinct reason, detail from '{corpus.out}/rejects/*.parquet'").fetchall()
     assert [row[0] for row in found] == ["stuck"]
-    assert verify(corpus.out)["status"] == "done"
-    mended = retry_rejects(corpus.out, config)
+    assert verify(corpus.out).status == "done"
+    mended = retry_rejects(corpus.out, config).as_json()
     assert (mended["status"], mended["rejects"], mended["recovered"]) == ("done", 0, 10)
-    assert verify(corpus.out)["digest"] == mended["digest"]
+    assert verify(corpus.out).digest == mended["digest"]
 
 
 def test_on_s3_too(
@@ -113,13 +113,13 @@ def test_on_s3_too(
     with seaweed(tmp_path / "weed") as server, server.environment():
         shards, out = server.uri("shards"), server.uri("codes")
         copy_to_s3(server, corpus.uri, "shards")
-        assert encode(shards, str(model), out, config, allow_degraded=True)["rejects"] == 2
+        assert encode(shards, str(model), out, config, allow_degraded=True).rejects == 2
         corpus.mend()
         copy_to_s3(server, corpus.uri, "shards")
-        mended = retry_rejects(out, config)
+        mended = retry_rejects(out, config).as_json()
         assert (mended["status"], mended["version"], mended["rejects"], mended["recovered"]) == ("done", 2, 0, 2)
-        assert verify(out)["digest"] == mended["digest"]
-        assert retry_rejects(out, config)["status"] == "unchanged"
+        assert verify(out).digest == mended["digest"]
+        assert retry_rejects(out, config).status == "unchanged"
         found = rows_of(out)
     encode(corpus.uri, str(model), corpus.out, config)
     assert found == rows_of(corpus.out), "as on a disk, and as if nothing had been damaged"

@@ -141,15 +141,15 @@ def test_an_artifact_is_committed_opened_and_checked(server: Seaweed, tmp_path: 
 def test_ingest_writes_the_same_bytes_as_on_a_disk(server: Seaweed, tmp_path: Path) -> None:
     pictures.write_folder(tmp_path / "images")
     config = load_config(sets=["ingest.samples_per_shard=10"])
-    local = ingest(str(tmp_path / "images"), str(tmp_path / "out"), config)
-    remote = ingest(str(tmp_path / "images"), server.uri("shards"), config)
+    local = ingest(str(tmp_path / "images"), str(tmp_path / "out"), config).as_json()
+    remote = ingest(str(tmp_path / "images"), server.uri("shards"), config).as_json()
     assert remote["status"] == "done"
     assert remote["digest"] == local["digest"]
-    assert ingest(str(tmp_path / "images"), server.uri("shards"), config)["status"] == "unchanged"
+    assert ingest(str(tmp_path / "images"), server.uri("shards"), config).status == "unchanged"
     here, there = open_shards(local["uri"]), open_shards(remote["uri"])
     for mine, theirs in zip(here.shards, there.shards, strict=True):
         assert list(here.read(mine)) == list(there.read(theirs))
-    assert verify(remote["uri"])["orphans"] == []
+    assert verify(remote["uri"]).orphans == []
     victim = there.shards[1].part
     there.artifact.store.delete(victim.path)
     assert there.artifact.store.put(victim.path, b"\0" * 5000)
@@ -286,10 +286,10 @@ def test_a_run_on_s3_is_seen_while_it_works_and_after_it_was_killed(server: Seaw
     with subprocess.Popen([sys.executable, "-c", WORKS, uri], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        working = status(uri)
+        working = status(uri).as_json()
         process.kill()
     assert (working["status"], working["shards"], working["done"]) == ("working", {"done": 1, "of": 4}, 10)
-    assert (status(uri)["status"], status(server.uri("run"))["status"]) == ("died", "died")
+    assert (status(uri).status, status(server.uri("run")).status) == ("died", "died")
     with RunLog(store, "encode", total=40, unit="images", shards=4) as log:
-        assert status(uri)["run"]["name"] == log.name
+        assert status(uri).run["name"] == log.name
     assert [(one["end"], one.get("closed_by")) for one in closed_records(store)] == [("died", log.name), ("done", None)]

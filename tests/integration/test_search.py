@@ -31,12 +31,12 @@ def index(codes: Path, tmp_path_factory: pytest.TempPathFactory, config: Config,
 def test_an_indexed_image_finds_itself_first(index: Path, pictures: Path, shards: Path, config: Config) -> None:
     image = pictures / "class_01" / "0003.png"
     assert image.exists()
-    (by_image,) = search(str(index), config, images=[str(image)], k=48)["results"]
+    (by_image,) = search(str(index), config, images=[str(image)], k=48).results
     indexed = {found["key"]: found for found in by_image["neighbours"]}
     if "class_01/0003" not in indexed:
         pytest.fail("the split is seeded: this picture belongs to the database")
     assert indexed["class_01/0003"]["distance"] == 0
-    (by_key,) = search(str(index), config, keys=["class_01/0003"], k=48)["results"]
+    (by_key,) = search(str(index), config, keys=["class_01/0003"], k=48).results
     assert by_key["neighbours"] == by_image["neighbours"]
 
 
@@ -52,7 +52,7 @@ def test_faiss_over_the_parquet_bytes_finds_the_same_distances(index: Path, code
     flat = faiss.IndexBinaryFlat(16)
     flat.add(database)
     expected, _ = flat.search(queries, 10)
-    results = search(str(index), config, codes=[str(codes / "query")], k=10)["results"]
+    results = search(str(index), config, codes=[str(codes / "query")], k=10).results
     assert [[n["distance"] for n in entry["neighbours"]] for entry in results] == expected.tolist()
     assert hamming_knn(queries, database, 10)[0].tolist() == expected.tolist()
 
@@ -67,12 +67,12 @@ def test_the_page_holds_the_pictures(index: Path, pictures: Path, config: Config
 
 def test_evaluation_of_a_learned_set_beats_chance_and_verifies(codes: Path, tmp_path: Path, config: Config) -> None:
     databases = [str(codes / "train"), str(codes / "database")]
-    result = evaluate(str(codes / "query"), databases, str(tmp_path / "report"), config)
+    result = evaluate(str(codes / "query"), databases, str(tmp_path / "report"), config).as_json()
     assert result["map"] > 0.9 > 2 * result["chance"]
     metrics = json.loads(next((tmp_path / "report" / "parts").glob("metrics-*.json")).read_bytes())
     assert metrics["map"] == result["map"]
-    assert verify(str(tmp_path / "report"))["kind"] == "report"
-    assert evaluate(str(codes / "query"), databases, str(tmp_path / "report"), config)["status"] == "unchanged"
+    assert verify(str(tmp_path / "report")).kind == "report"
+    assert evaluate(str(codes / "query"), databases, str(tmp_path / "report"), config).status == "unchanged"
 
 
 def test_a_model_of_other_bits_is_refused(

@@ -67,7 +67,7 @@ def test_a_share_that_is_killed_is_done_by_a_rerun_and_the_other_one_is_kept(sha
     assert (whole["status"], whole["cells"], whole["failed"]) == ("done", 3, 0)
     assert len(list(tmp_path.glob("out/model/*/checkpoints"))) == 2  # both short ones are made of one training
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert verify(str(whole["uri"]))["status"] == "done"
+    assert verify(str(whole["uri"])).status == "done"
     assert answer_of(start(shards, tmp_path)) == {**whole, "status": "unchanged"}
 
 

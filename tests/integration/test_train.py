@@ -72,11 +72,11 @@ def test_a_worker_that_is_killed_is_replaced(shards: Path, tmp_path: Path) -> No
     assert process.wait(timeout=180) == 0
     metrics = open_artifact(str(out)).manifest.meta["metrics"]
     assert (metrics["steps"], metrics["skipped"]) == (6, 0)
-    assert verify(str(out))["status"] == "done"
+    assert verify(str(out)).status == "done"
 
 
 def test_a_second_run_does_nothing_and_says_so(shards: Path, model: Path) -> None:
-    result = train(str(shards / "train"), str(model), load_config(sets=SETTINGS))
+    result = train(str(shards / "train"), str(model), load_config(sets=SETTINGS)).as_json()
     assert result["status"] == "unchanged"
 
 
@@ -93,28 +93,28 @@ def test_a_trained_model_gets_another_hash_layer(shards: Path, model: Path, tmp_
     found = json.loads(said.stdout)
     assert (found["status"], found["rotated"], found["bits"]) == ("done", "h2q", 16)
     assert found["error"] < found["error_before"]
-    assert verify(str(out))["status"] == "done"
+    assert verify(str(out)).status == "done"
     assert open_artifact(str(out)).manifest.input("model").digest == open_artifact(str(model)).digest
-    again = rotate(str(model), str(out), load_config(sets=["train.rotate=h2q"]))
+    again = rotate(str(model), str(out), load_config(sets=["train.rotate=h2q"])).as_json()
     assert (again["status"], again["digest"]) == ("unchanged", found["digest"])
 
 
 def test_codes_of_a_class_index_are_shorter_than_a_byte(shards: Path, tmp_path: Path, local_ray: None) -> None:
     """Through every verb that takes codes: three classes are two bits."""
     settings = load_config(sets=[*SETTINGS, "train.loss=ce", "train.epochs=1", "train.rotate=classes"])
-    base = train(str(shards / "train"), str(tmp_path / "base"), settings)["uri"]
-    made = rotate(base, str(tmp_path / "model"), settings)
+    base = train(str(shards / "train"), str(tmp_path / "base"), settings).uri
+    made = rotate(base, str(tmp_path / "model"), settings).as_json()
     assert made["bits"] == 2
     query, database = (
-        encode(str(shards / part), made["uri"], str(tmp_path / part), settings)["uri"] for part in ("query", "database")
+        encode(str(shards / part), made["uri"], str(tmp_path / part), settings).uri for part in ("query", "database")
     )
     codes = np.concatenate([code_array(table["code"]) for table in open_codes(database).tables()])
     assert codes.shape[1] == 1 and set(codes.ravel().tolist()) <= {0, 1, 2}
-    report = evaluate(query, [database], str(tmp_path / "report"), settings)
+    report = evaluate(query, [database], str(tmp_path / "report"), settings).as_json()
     assert report["bits"] == 2
-    index = build_index([database], str(tmp_path / "index"), settings)["uri"]
-    found = search(index, settings, codes=[query])
+    index = build_index([database], str(tmp_path / "index"), settings).uri
+    found = search(index, settings, codes=[query]).as_json()
     nearest = [neighbour["distance"] for answer in found["results"] for neighbour in answer["neighbours"][:1]]
     assert len(nearest) == 12 and max(nearest) <= 2
     for uri in (made["uri"], database, index, report["uri"]):
-        assert verify(uri)["status"] == "done"
+        assert verify(uri).status == "done"

@@ -116,7 +116,7 @@ def write_shards(root: Path, name: str, classes: int = 3, per_class: int = 8, se
 
     write_folder(root / f"{name}-images", classes, per_class, size, seed, first=1000 * seed)
     config = Config(ingest=IngestSettings(samples_per_shard=10, name=name))
-    return str(ingest(str(root / f"{name}-images"), str(root / name), config)["uri"])
+    return str(ingest(str(root / f"{name}-images"), str(root / name), config).uri)
 
 
 def codes_of_shards(out: str | Path, shards_uri: str, bits: int = 64, flip: float = 0.15, seed: int = 0) -> Artifact:

@@ -25,7 +25,7 @@ def write_pictures(root: Path, paths: Iterable[str]) -> None:
 
 def ingested(folder: Path, out: Path, protocol: Protocol, *sets: str) -> dict[str, Any]:
     """The result of `ingest`."""
-    return ingest(str(folder), str(out), load_config(sets=sets), protocol=protocol)
+    return ingest(str(folder), str(out), load_config(sets=sets), protocol=protocol).as_json()
 
 
 def samples_of(out: Path, part: str) -> Iterator[Sample]:

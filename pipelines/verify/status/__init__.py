@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import Record
 from pipelines.verify.status.survey import Survey
 from pipelines.verify.status.words import describe, one_line
@@ -21,12 +22,30 @@ WATCH_S = 5.0
 GOES_ON = ("working", "pending")
 
 
-def status(uri: str, watch: bool = False, every: float = WATCH_S) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class StatusResult(Result):
+    """How far the work is: `done`, `working`, `died`, `failed`, `interrupted`, or `pending` if nothing works on it.
+
+    The digest is None before the commit; `found` holds all figures, which differ by kind.
+    """
+
+    verb: str = "status"
+    found: Record
+
+    def as_json(self) -> Record:
+        """Return the figures as they were found."""
+        return {"verb": self.verb, **self.found}
+
+    def as_text(self) -> str:
+        """Return the figures in words and short tables."""
+        return describe(self.found)
+
+
+def status(uri: str, watch: bool = False, every: float = WATCH_S) -> StatusResult:
     """Say how far the work at `uri` is: the root of any artifact, a study's --out, or run.out.
 
-    Returns verb, status (`done`, `working`, `died`, `failed`, `interrupted`, or `pending`: begun, but nothing works on
-    it), uri, digest (None before the commit), and the figures. With `watch` it looks again until nothing works and
-    nothing is to come, and draws on stderr meanwhile. Raises InputError where nothing was begun.
+    With `watch` it looks again until nothing works and nothing is to come, and draws on stderr meanwhile. Raises
+    InputError where nothing was begun.
     """
     survey = Survey(uri)
     found = survey.look()
@@ -36,7 +55,7 @@ def status(uri: str, watch: bool = False, every: float = WATCH_S) -> dict[str, A
                 draw(found)
                 time.sleep(every)
                 found = survey.look()
-    return {"verb": "status", **found}
+    return StatusResult(status=found["status"], uri=found["uri"], digest=found["digest"], found=found)
 
 
 @contextmanager
@@ -47,7 +66,7 @@ def _screen() -> Iterator[Callable[[Record], None]]:
     from rich.text import Text
 
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
-        yield lambda found: live.update(Text(describe({"verb": "status", **found})), refresh=True)
+        yield lambda found: live.update(Text(describe(found)), refresh=True)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def test_a_run_is_unchanged_when_all_stages_but_the_proofs_are() -> None:
         log = StageLog()
         for stage in stages:
             log.add(lambda name, stage=stage: stage, str(stage["verb"]))
-        return str(log.summary(REPORT, "/out")["status"])
+        return log.summary(REPORT, "/out").status
 
     assert status(result("verify"), result("train", "unchanged"), result("encode query", "unchanged")) == "unchanged"
     assert status(result("verify"), result("train", "unchanged"), result("encode query")) == "done"

@@ -7,7 +7,7 @@ import typer
 from PIL import Image
 
 from flows.recipes import RECIPE, demo_recipe, fitted, probe
-from flows.verbs import _own_images, _with_flags, demo_summary, run
+from flows.verbs import DemoResult, _own_images, _with_flags, demo_summary, run
 from pipelines.config.loading import load_config
 from pipelines.errors import ConfigError, InputError
 from tests.support.pictures import write_folder
@@ -71,7 +71,8 @@ def test_flags_of_the_images_beat_the_recipe_and_the_user_beats_both(tmp_path: P
 
 
 def test_the_summary_ends_with_a_command_that_can_be_pasted() -> None:
-    result = {"map": 0.81234, "chance": 0.1, "images_per_second": 1234.5, "store": "my out", "report": "r.html"}
+    where = {"status": "done", "uri": "my out", "digest": "d", "store": "my out", "report": "r.html"}
+    result = DemoResult(**where, map=0.81234, chance=0.1, images_per_second=1234.5)
     text = demo_summary(result, "Fashion-MNIST", 64, "it's.png")
     assert "0.8123" in text and "0.1000" in text and "1,234 images/s" in text and "r.html" in text
     import shlex

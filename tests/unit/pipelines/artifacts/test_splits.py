@@ -60,7 +60,9 @@ def with_split(model: Path, more: dict[str, Any]) -> None:
 
 
 def report(root: Path, out: Path, queries: str, *database: str) -> dict[str, Any]:
-    return evaluate(str(root / "codes" / queries), [str(root / "codes" / name) for name in database], str(out), PLAIN)
+    return evaluate(
+        str(root / "codes" / queries), [str(root / "codes" / name) for name in database], str(out), PLAIN
+    ).as_json()
 
 
 def notes(result: dict[str, Any]) -> list[str]:
@@ -77,7 +79,7 @@ def test_codes_carry_the_split_of_their_shards_and_of_their_model(root: Path) ->
     }
     assert codes.manifest.meta["trained_on"]["name"] == "a" and codes.manifest.meta["trained_on"]["part"] == "train"
     assert "protocol" not in open_artifact(str(root / "codes/none")).manifest.meta
-    assert verify(str(root / "codes/b/query"))["status"] == "done"
+    assert verify(str(root / "codes/b/query")).status == "done"
 
 
 def test_training_and_rotating_carry_it_into_the_model(
@@ -87,9 +89,9 @@ def test_training_and_rotating_carry_it_into_the_model(
     learned = train_model(str(root / "a" / "train"), tmp_path / "model", load_config(sets=sets))
     assert learned.manifest.meta["protocol"] == open_artifact(str(root / "codes/a/train")).manifest.meta["protocol"]
     monkeypatch.setattr(rotation, "_fit", lambda job: rotation.Fitter(job, lambda done, note: None).run(job.model))
-    turned = rotation.rotate(learned.uri, str(tmp_path / "turned"), load_config(sets=["train.rotate=itq"]))
+    turned = rotation.rotate(learned.uri, str(tmp_path / "turned"), load_config(sets=["train.rotate=itq"])).as_json()
     assert open_artifact(turned["uri"]).manifest.meta["protocol"] == learned.manifest.meta["protocol"]
-    assert verify(learned.uri)["status"] == verify(turned["uri"])["status"] == "done"
+    assert verify(learned.uri).status == verify(turned["uri"]).status == "done"
 
 
 @pytest.mark.parametrize("key", ["protocol", "trained_on"])

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import typer
 
-from pipelines.cli.present import present
+from pipelines.artifacts.result import Result
 from pipelines.cli.verb import verb
 from pipelines.config.loading import changed_settings, load_config
 from pipelines.errors import Degraded, HHNetError, StoreUnavailable, UsageError, WorkFailed
+from pipelines.index.publish import InfoResult
+from pipelines.search.search import SearchResult
 from tests.support.pictures import write_folder
 
 
@@ -110,7 +113,7 @@ def test_every_error_has_its_exit_code(error: BaseException, code: int, capsys: 
     app = typer.Typer()
 
     @verb(app, "work")
-    def work() -> dict[str, object]:
+    def work() -> Result:
         """Fail."""
         raise error
 
@@ -124,7 +127,7 @@ def test_debug_shows_the_traceback() -> None:
     app = typer.Typer(pretty_exceptions_enable=False)
 
     @verb(app, "work")
-    def work() -> dict[str, object]:
+    def work() -> Result:
         """Fail."""
         raise WorkFailed("no")
 
@@ -136,9 +139,9 @@ def test_a_degraded_result_is_printed_and_exits_4(capsys: pytest.CaptureFixture[
     app = typer.Typer()
 
     @verb(app, "work")
-    def work() -> dict[str, object]:
+    def work() -> Result:
         """Half."""
-        return {"verb": "work", "status": "degraded", "uri": "u", "digest": "d"}
+        return Result(verb="work", status="degraded", uri="u", digest="d")
 
     with pytest.raises(SystemExit) as end:
         app(["--json"])
@@ -156,11 +159,11 @@ def test_a_signal_whose_exception_python_drops_still_ends_the_verb(number: signa
             signal.raise_signal(number)
 
     @verb(app, "work")
-    def work() -> dict[str, object]:
+    def work() -> Result:
         """Wait."""
         Destroyed()
         time.sleep(30)
-        return {"verb": "work", "status": "done", "uri": "u", "digest": "d"}
+        return Result(verb="work", status="done", uri="u", digest="d")
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     try:
@@ -171,10 +174,14 @@ def test_a_signal_whose_exception_python_drops_still_ends_the_verb(number: signa
     assert end.value.code == code
 
 
+def found(results: list[dict[str, object]], html: str | None = None) -> SearchResult:
+    return SearchResult(status="done", uri="u", digest=None, version=None, results=results, html=html)
+
+
 def test_neighbours_are_shown_as_a_table() -> None:
     near = {"id": 7, "key": "cat/1", "path": "cat/1.png", "shard": "s", "row": 7, "distance": 3, "labels": ["cat"]}
     far = near | {"key": "dog/2", "distance": 14, "labels": ["dog", "an uncommonly long name"]}
-    text = present({"verb": "search", "status": "done", "results": [{"query": "q.jpg", "neighbours": [near, far]}]})
+    text = found([{"query": "q.jpg", "neighbours": [near, far]}]).as_text()
     assert text.splitlines() == [
         "query q.jpg",
         "  rank  distance  labels                        key",
@@ -184,19 +191,17 @@ def test_neighbours_are_shown_as_a_table() -> None:
 
 
 def test_a_search_without_neighbours_or_with_a_page_says_so() -> None:
-    nothing = present({"verb": "search", "status": "done", "uri": "u", "results": []})
-    assert nothing.splitlines() == ["search: done", "  uri  u"]
-    found = [{"query": "q.jpg", "neighbours": []}]
-    page = present({"verb": "search", "status": "done", "results": found, "html": "found.html"})
+    assert found([]).as_text().splitlines() == ["search: done", "  uri  u"]
+    page = found([{"query": "q.jpg", "neighbours": []}], html="found.html").as_text()
     assert page.splitlines()[-1] == "page  found.html"
 
 
 def test_versions_are_shown_as_a_table() -> None:
     rows = [{"version": 12, "digest": "0123456789abcdef", "removed": 3}, {"version": None, "digest": "f", "removed": 0}]
-    result = {"verb": "index info", "status": "done", "version": 12, "begun_as": None, "versions": rows}
-    text = present(result)
+    text = InfoResult(status="done", uri="u", digest=None, version=12, kind="", card={}, versions=rows).as_text()
     assert [line.split() for line in text.splitlines()] == [
         ["index", "info:", "done"],
+        ["uri", "u"],
         ["version", "12"],
         [],
         ["version", "digest", "removed"],
@@ -205,13 +210,38 @@ def test_versions_are_shown_as_a_table() -> None:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts(Result):
+    """A result with a fact of each type."""
+
+    dry_run: bool
+    codes: int
+    map: float
+    card: dict[str, float]
+    collected: list[int] = field(default_factory=lambda: [1, 2])
+    orphans: list[str] = field(default_factory=list)
+    checks: list[str]
+    later: int | None = None
+    absent: int | None = field(default_factory=lambda: None)
+
+
+def test_json_has_what_is_none_but_not_what_is_unset() -> None:
+    record = Facts(
+        verb="v", status="done", uri="u", digest=None, dry_run=True, codes=1, map=0.5, card={}, checks=[]
+    ).as_json()
+    assert list(record)[:4] == ["verb", "status", "uri", "digest"] and record["digest"] is None
+    assert "absent" in record and "later" not in record
+
+
 def test_facts_are_shown_for_people() -> None:
     checks = [f"part {number} matches its sha256" for number in range(60)]
     facts = {"dry_run": False, "codes": 1988, "map": 0.335212, "card": {"recall": 0.99997, "count": 1988}}
-    text = present({"verb": "v", "status": "done", **facts, "collected": [1, 2], "orphans": [], "checks": checks})
-    head, shown = text.splitlines()[:6], text.splitlines()[6:]
+    result = Facts(verb="v", status="done", uri="u", digest=None, **facts, checks=checks)
+    text = result.as_text()
+    head, shown = text.splitlines()[:7], text.splitlines()[7:]
     assert head == [
         "v: done",
+        "  uri        u",
         "  dry_run    no",
         "  codes      1,988",
         "  map        0.3352",

@@ -4,16 +4,30 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
+from pipelines.artifacts.result import Result
+from pipelines.cli.main import build_app
 from pipelines.cluster.ray_private import JOB_CONFIG
 from pipelines.cluster.records import METADATA, mark, read_record
-from pipelines.cluster.submit import submit
 from pipelines.config.loading import changed_settings, load_config
-from pipelines.errors import UsageError
+from pipelines.encode.encode import EncodeResult, encode
+from pipelines.encode.preflight import preflight
+from pipelines.encode.retry_rejects import retry_rejects
+from pipelines.errors import UsageError, WorkFailed
+from pipelines.index.build import PlannedResult, build_index
+from pipelines.index.publish import publish_index
+from pipelines.index.update import add_codes, compact_index
 from pipelines.ingest.ingest import ingest
+from pipelines.train.rehead import rotate
+from pipelines.train.train import train
+from pipelines.verify.verify import verify_tars
 from tests.support.codes import simple_rows, write_codes
 from tests.support.pictures import jpeg, picture, write_folder
 
@@ -29,7 +43,7 @@ def codes(tmp_path_factory: pytest.TempPathFactory) -> str:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("shards")
     write_folder(folder / "photos", classes=2, per_class=3)
-    return str(ingest(str(folder / "photos"), str(folder / "shards"), load_config())["uri"])
+    return str(ingest(str(folder / "photos"), str(folder / "shards"), load_config()).uri)
 
 
 @pytest.mark.parametrize(
@@ -104,22 +118,88 @@ def test_only_a_line_with_the_mark_of_the_job_is_a_record(line: str, text: str, 
 
 
 @pytest.mark.parametrize(
-    ("flags", "sets", "named"),
+    ("codes", "out", "sets", "named"),
     [
-        ({"--out": "codes"}, [], "--out codes"),
-        ({"--codes": ["/a", "b"]}, [], "--codes b"),
-        ({"--out": "/codes"}, ["model.weights=w.safetensors"], "model.weights w.safetensors"),
-        ({"--out": "/codes"}, ["train.teacher_weights=./w"], "train.teacher_weights ./w"),
+        (["/a"], "index", [], "--out index"),
+        (["/a", "b"], "/index", [], "--codes b"),
+        (["/a"], "/index", ["model.weights=w.safetensors"], "model.weights w.safetensors"),
+        (["/a"], "/index", ["train.teacher_weights=./w"], "train.teacher_weights ./w"),
     ],
 )
 def test_a_relative_path_that_the_cluster_does_not_see_is_refused(
-    flags: dict[str, str | list[str] | None], sets: list[str], named: str, monkeypatch: pytest.MonkeyPatch
+    codes: list[str], out: str, sets: list[str], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "x" * 32)
     config = load_config(sets=[*sets, "ray.address=http://192.0.2.1:8265"])
     with pytest.raises(UsageError, match=rf"^{named} is relative to this folder"):
-        submit(config, ["encode"], flags)
+        build_index(codes, out, config)
+
+
+HERE = load_config(sets=["ray.address=http://127.0.0.1:1", "train.rotate=itq"])
+SENT: list[tuple[Callable[[], Result], list[str]]] = [
+    (lambda: train("/s", "/o", HERE, val="/v"), ["train", "--shards", "/s", "--out", "/o", "--val", "/v"]),
+    (lambda: rotate("/m", "/o", HERE), ["train", "--rotate", "itq", "--model", "/m", "--out", "/o"]),
+    (
+        lambda: encode("/s", "/m", "/o", HERE, allow_degraded=True),
+        ["encode", "--shards", "/s", "--model", "/m", "--out", "/o", "--allow-degraded"],
+    ),
+    (
+        lambda: preflight("/s", "/m", "/o", HERE, price=2.5),
+        ["encode", "--dry-run", "--shards", "/s", "--model", "/m", "--out", "/o", "--price", "2.5"],
+    ),
+    (lambda: retry_rejects("/c", HERE, model="/m"), ["retry-rejects", "--codes", "/c", "--model", "/m"]),
+    (lambda: verify_tars("/a b", "/o", HERE), ["verify", "/a b", "--for-run", "/o"]),
+    (
+        lambda: build_index(["/c", "/d"], "/o", HERE, publish=False, dry_run=False),
+        ["index", "build", "--codes", "/c", "--codes", "/d", "--out", "/o", "--no-publish"],
+    ),
+    (
+        lambda: add_codes("/i", ["/c"], HERE, publish=True, prune=True, replace_changed=True),
+        ["index", "add", "--index", "/i", "--codes", "/c", "--prune", "--replace"],
+    ),
+    (lambda: compact_index("/i", HERE, publish=False), ["index", "compact", "--index", "/i", "--no-publish"]),
+    (lambda: publish_index("/i", HERE, digest="ab"), ["index", "publish", "--index", "/i", "--digest", "ab"]),
+]
+
+
+class Sent(Exception):
+    """What would have been sent to the cluster."""
+
+
+@pytest.mark.parametrize(("call", "words"), SENT, ids=lambda one: " ".join(one[:2]) if isinstance(one, list) else "")
+def test_a_verb_is_sent_as_words_that_its_own_command_line_takes(
+    call: Callable[[], Result], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sent(address: str, arguments: list[str], **options: object) -> None:
+        raise Sent(arguments)
+
+    monkeypatch.setattr("pipelines.cluster.jobs.submit_verb", sent)
+    with pytest.raises(Sent) as told:
+        call()
+    (arguments,) = told.value.args
+    cut = arguments.index("--set")
+    assert arguments[:cut] == words and "ray.address=auto" in arguments[cut:]
+    command: Any = typer.main.get_command(build_app())
+    while isinstance(command, TyperGroup):
+        name, *arguments = arguments
+        command = command.commands[name]
+    assert command.make_context("hhnet", list(arguments)).params["sets"]
+
+
+def test_the_answer_of_a_job_is_typed_and_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"verb": "encode", "status": "done", "uri": "/o", "digest": "d", "samples": 3, "codes": 2, "rejects": 1}
+    monkeypatch.setattr("pipelines.cluster.jobs.submit_verb", lambda *_, **__: answer)
+    result = encode("/s", "/m", "/o", HERE)
+    assert isinstance(result, EncodeResult) and result.as_json() == answer
+    planned = {"verb": "index build", "status": "planned", "uri": "/o", "digest": None, "kind": "flat"}
+    planned |= {"begun_as": None, "why": "smallest", "kinds": [], "sample": {}}
+    monkeypatch.setattr("pipelines.cluster.jobs.submit_verb", lambda *_, **__: planned)
+    result = build_index(["/c"], "/o", HERE, dry_run=True)
+    assert isinstance(result, PlannedResult) and result.as_json() == planned
+    monkeypatch.setattr("pipelines.cluster.jobs.submit_verb", lambda *_, **__: {"verb": "encode", "status": "done"})
+    with pytest.raises(WorkFailed, match="install the same version on both sides"):
+        encode("/s", "/m", "/o", HERE)
 
 
 def test_labels_of_the_driver_are_not_for_the_job() -> None:

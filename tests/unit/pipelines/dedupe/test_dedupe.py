@@ -154,7 +154,7 @@ def test_pairs_and_components_are_those_of_all_samples(
     contents = tars("a", codes)
     uri = write_codes(tmp_path / "codes", contents, bits).uri
     out = str(tmp_path / "out")
-    result = dedupe([uri], out, settings(radius))
+    result = dedupe([uri], out, settings(radius)).as_json()
     expected = Expected(samples_of(contents), set(), radius)
     assert pairs_of(out) == expected.pairs
     assert components_of(out) == expected.components
@@ -162,7 +162,7 @@ def test_pairs_and_components_are_those_of_all_samples(
     assert (result["pairs"], result["components"]) == (len(expected.pairs), len(expected.components))
     assert result["droppable"] == expected.droppable
     assert result["groups"] == sum(number > 1 for number in Counter(map(bytes, codes)).values())
-    assert verify(out)["digest"] == result["digest"]
+    assert verify(out).digest == result["digest"]
 
 
 def test_what_a_row_says_of_a_sample(tmp_path: Path) -> None:
@@ -188,32 +188,32 @@ def test_what_a_row_says_of_a_sample(tmp_path: Path) -> None:
 def build_flat(root: Path, uris: list[str], name: str = "index") -> str:
     with pytest.MonkeyPatch.context() as patch:
         use_inline_pool(patch, pipelines.index.pool)
-        return str(build_index(uris, str(root / name), FLAT)["uri"])
+        return str(build_index(uris, str(root / name), FLAT).uri)
 
 
 def test_ten_thousand_equal_codes_make_as_many_pairs(tmp_path: Path) -> None:
     codes = np.zeros((10_000, 8), np.uint8)
     codes[5::1000] = 255
     out = str(tmp_path / "out")
-    result = dedupe([codes_at(tmp_path, "codes", codes, 2500)], out, settings(2))
+    result = dedupe([codes_at(tmp_path, "codes", codes, 2500)], out, settings(2)).as_json()
     assert (result["pairs"], result["groups"], result["components"]) == (9_998, 2, 2)
     assert (result["droppable"], result["samples"]) == (9_998, 10_000)
-    assert verify(out)["status"] == "done"
+    assert verify(out).status == "done"
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_compare_is_no_error(tmp_path: Path, count: int) -> None:
     out = str(tmp_path / "out")
-    result = dedupe([codes_at(tmp_path, "codes", random_codes(1)[:count])], out, settings(3))
+    result = dedupe([codes_at(tmp_path, "codes", random_codes(1)[:count])], out, settings(3)).as_json()
     assert (result["status"], result["samples"], result["pairs"], result["components"]) == ("done", count, 0, 0)
-    assert verify(out)["status"] == "done"
-    assert dedupe([str(tmp_path / "codes")], out, settings(3))["status"] == "unchanged"
+    assert verify(out).status == "done"
+    assert dedupe([str(tmp_path / "codes")], out, settings(3)).status == "unchanged"
 
 
 def test_codes_without_tars(tmp_path: Path) -> None:
     uri = write_codes(tmp_path / "codes", {}).uri
-    assert dedupe([uri], str(tmp_path / "out"), settings(3))["samples"] == 0
-    assert verify(str(tmp_path / "out"))["status"] == "done"
+    assert dedupe([uri], str(tmp_path / "out"), settings(3)).samples == 0
+    assert verify(str(tmp_path / "out")).status == "done"
 
 
 def test_several_artifacts_are_compared_as_one(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_several_artifacts_are_compared_as_one(tmp_path: Path) -> None:
     expected = Expected({**samples_of(one), **samples_of(two, 2)}, set(), 2)
     assert pairs_of(out) == expected.pairs
     assert any(a >> 32 < 2 <= b >> 32 for a, b, _ in expected.pairs)
-    assert verify(out)["status"] == "done"
+    assert verify(out).status == "done"
 
 
 # ------------------------------------------------------------------------------------------------------- equal bytes
@@ -234,14 +234,14 @@ def test_bytes_do_not_depend_on_memory_blocks_or_threads(
     tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = codes_at(tmp_path, "codes", clustered(700))
-    plain = dedupe([uri], str(tmp_path / "plain"), settings(3, threads=1))
+    plain = dedupe([uri], str(tmp_path / "plain"), settings(3, threads=1)).as_json()
     names = set(files_of(plain["uri"]))
     assert sum("pairs-" in name and "parts/" in name for name in names) > 11
     for number, (size, threads, memory) in enumerate([(100, 2, "64MiB"), (333, 1, "32MiB"), (17, 2, "2GiB")]):
         monkeypatch.setattr(search, "_block_size", lambda *_, size=size: size)
         monkeypatch.setattr(search, "QUERIES", size // 2)
         out = str(tmp_path / str(number))
-        assert dedupe([uri], out, settings(3, threads=threads, memory=memory))["digest"] == plain["digest"]
+        assert dedupe([uri], out, settings(3, threads=threads, memory=memory)).digest == plain["digest"]
         assert set(files_of(out)) == names
 
 
@@ -249,11 +249,11 @@ def test_pairs_that_do_not_fit_into_memory_are_put_in_order_on_disk(
     tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = codes_at(tmp_path, "codes", clustered(400, centres=4))
-    plain = dedupe([uri], str(tmp_path / "plain"), settings(3))
+    plain = dedupe([uri], str(tmp_path / "plain"), settings(3)).as_json()
     monkeypatch.setattr(
         search.PairSearch, "_spool", lambda self, unit: search.ExternalSort(self._folder / f"u{unit}", 37)
     )
-    assert dedupe([uri], str(tmp_path / "spilled"), settings(3))["digest"] == plain["digest"]
+    assert dedupe([uri], str(tmp_path / "spilled"), settings(3)).digest == plain["digest"]
     assert plain["pairs"] > 7 * 16 * 37
 
 
@@ -284,7 +284,7 @@ def test_too_many_pairs_are_an_error_with_the_figures(tmp_path: Path) -> None:
     uri = codes_at(tmp_path, "codes", clustered(400, centres=2))
     with pytest.raises(WorkFailed, match=r"\d+ pairs within radius 5 so far, .* raise dedupe.max_pairs = 1000"):
         dedupe([uri], str(tmp_path / "out"), settings(5, max_pairs=1000))
-    assert dedupe([uri], str(tmp_path / "out"), settings(5))["pairs"] > 1000
+    assert dedupe([uri], str(tmp_path / "out"), settings(5)).pairs > 1000
 
 
 def test_samples_that_do_not_fit_are_refused_with_the_figures() -> None:
@@ -305,14 +305,14 @@ def test_new_codes_are_compared_with_each_other_and_with_those_of_the_index(
     old, new = tars("old", clustered(300, seed=1)), tars("new", clustered(250, seed=2))
     index = build_flat(tmp_path, [write_codes(tmp_path / "old", old).uri])
     out = str(tmp_path / "out")
-    result = dedupe([write_codes(tmp_path / "new", new).uri], out, settings(radius), against=index)
+    result = dedupe([write_codes(tmp_path / "new", new).uri], out, settings(radius), against=index).as_json()
     known = samples_of(old)
     expected = Expected({**known, **samples_of(new, len(old))}, set(known), radius)
     assert pairs_of(out) == expected.pairs
     assert components_of(out) == expected.components
     assert (result["samples"], result["indexed"], result["droppable"]) == (250, 300, expected.droppable)
     assert not [row for row in rows_of(out, "components-") if row["id"] in known and not row["keep"]]
-    assert verify(out)["digest"] == result["digest"]
+    assert verify(out).digest == result["digest"]
 
 
 def test_removed_rows_take_no_part_and_tars_of_the_index_are_passed_over(
@@ -326,22 +326,22 @@ def test_removed_rows_take_no_part_and_tars_of_the_index_are_passed_over(
     remove_rows(index, FLAT, ["b"])
     grown = write_codes(tmp_path / "grown", {"new-0.tar": new, "old-0.tar": old}).uri
     out = str(tmp_path / "out")
-    result = dedupe([grown], out, settings(0), against=index)
+    result = dedupe([grown], out, settings(0), against=index).as_json()
     assert (result["samples"], result["indexed"]) == (2, 3)
     assert [(row["key_a"], row["key_b"]) for row in rows_of(out, "pairs-")] == [("c", "f")]
     add_codes(index, [grown], FLAT)  # the proof goes on from the version that was used
-    assert verify(out)["status"] == "done"
-    assert dedupe([grown], str(tmp_path / "later"), settings(0), against=index)["samples"] == 0
+    assert verify(out).status == "done"
+    assert dedupe([grown], str(tmp_path / "later"), settings(0), against=index).samples == 0
 
 
 def test_dropping_what_is_not_kept_leaves_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = codes_at(tmp_path, "codes", clustered(300))
     out = str(tmp_path / "out")
-    dropped = dedupe([codes], out, settings(2))["droppable"]
+    dropped = dedupe([codes], out, settings(2)).droppable
     index = build_flat(tmp_path, [codes])
     use_inline_pool(monkeypatch, pipelines.index.pool)
     keys = [row["key"] for row in rows_of(out, "components-") if not row["keep"]]
-    assert remove_rows(index, FLAT, keys)["removed"] == dropped == len(keys)
+    assert remove_rows(index, FLAT, keys).removed == dropped == len(keys)
     with open_index(index) as reader:
         table = pa.concat_tables([reader.live_keys(shard.ordinal) for shard in reader.filled()])
     left = np.array([list(code) for code in table["code"].to_pylist()], np.uint8)
@@ -356,8 +356,8 @@ def test_dropping_what_is_not_kept_leaves_no_pair(tmp_path: Path, monkeypatch: p
 
 def test_other_settings_in_the_same_place_are_refused(tmp_path: Path) -> None:
     uri = codes_at(tmp_path, "codes", clustered(100))
-    first = dedupe([uri], str(tmp_path / "out"), settings(2))
-    again = dedupe([uri], str(tmp_path / "out"), settings(2, threads=1, memory="64MiB", max_pairs=1))
+    first = dedupe([uri], str(tmp_path / "out"), settings(2)).as_json()
+    again = dedupe([uri], str(tmp_path / "out"), settings(2, threads=1, memory="64MiB", max_pairs=1)).as_json()
     assert (again["status"], again["digest"]) == ("unchanged", first["digest"])
     with pytest.raises(FingerprintMismatch, match="choose another --out"):
         dedupe([uri], str(tmp_path / "out"), settings(3))
@@ -367,7 +367,7 @@ def test_a_broken_off_search_redoes_only_what_is_missing(
     tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = codes_at(tmp_path, "codes", clustered(500))
-    whole = dedupe([uri], str(tmp_path / "whole"), settings(3))
+    whole = dedupe([uri], str(tmp_path / "whole"), settings(3)).as_json()
     monkeypatch.setenv("HHNET_FAILPOINTS", "receipt.put.before=enospc@4")
     out = str(tmp_path / "broken")
     with pytest.raises(StoreUnavailable):
@@ -379,15 +379,15 @@ def test_a_broken_off_search_redoes_only_what_is_missing(
     monkeypatch.setattr(
         search.PairSearch, "_search", lambda self, unit, block: (searched.append(unit), plain(self, unit, block))
     )
-    assert dedupe([uri], out, settings(3))["digest"] == whole["digest"]
+    assert dedupe([uri], out, settings(3)).digest == whole["digest"]
     assert searched == [3, 4, 5, 6, 7]
 
 
 def test_a_part_that_was_deleted_is_made_again(tmp_path: Path, small_units: None) -> None:
     uri = codes_at(tmp_path, "codes", clustered(300))
-    first = dedupe([uri], str(tmp_path / "out"), settings(3))
+    first = dedupe([uri], str(tmp_path / "out"), settings(3)).as_json()
     part = next(Path(first["uri"], "parts").glob("pairs-000001-*"))
     part.unlink()
-    assert dedupe([uri], str(tmp_path / "out"), settings(3))["digest"] == first["digest"]
+    assert dedupe([uri], str(tmp_path / "out"), settings(3)).digest == first["digest"]
     assert part.exists()
     assert json.loads(Path(first["uri"], "receipts/pairs-000001.json").read_text())["unit"] == 1

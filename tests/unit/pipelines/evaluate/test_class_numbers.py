@@ -40,8 +40,8 @@ def both(tmp_path: Path) -> tuple[str, str]:
         for place, number in enumerate(NUMBERS * 2)
     )
     write_tar(tmp_path / "wds" / "a.tar", samples)
-    return str(ingest(str(tmp_path / "t" / "t.csv"), str(tmp_path / "table"), CONFIG)["uri"]), str(
-        adopt(str(tmp_path / "wds"), str(tmp_path / "wds"))["uri"]
+    return str(ingest(str(tmp_path / "t" / "t.csv"), str(tmp_path / "table"), CONFIG).uri), str(
+        adopt(str(tmp_path / "wds"), str(tmp_path / "wds")).uri
     )
 
 
@@ -59,9 +59,9 @@ def test_codes_of_both_are_compared_by_the_names_of_classes(
 ) -> None:
     use_inline_pool(monkeypatch, pipelines.encode.workers)
     write_model(tmp_path / "model", both[0])
-    codes = [encode(uri, str(tmp_path / "model"), str(tmp_path / f"c{n}"), CONFIG)["uri"] for n, uri in enumerate(both)]
+    codes = [encode(uri, str(tmp_path / "model"), str(tmp_path / f"c{n}"), CONFIG).uri for n, uri in enumerate(both)]
     asked, searched = codes[queries], codes[1 - queries]
-    result = evaluate(asked, [searched], str(tmp_path / "report"), CONFIG)
+    result = evaluate(asked, [searched], str(tmp_path / "report"), CONFIG).as_json()
     sides = []
     for uri in (asked, searched):
         opened = open_codes(uri)
@@ -84,6 +84,6 @@ def test_a_number_that_the_other_side_lacks_is_still_refused(both: tuple[str, st
     (tmp_path / "other").mkdir()
     samples = ({"__key__": f"{n}", "jpg": jpeg(picture(n, 90)), "cls": b"%d" % n} for n in (1, 7))
     write_tar(tmp_path / "other" / "b.tar", samples)
-    other = open_shards(str(adopt(str(tmp_path / "other"), str(tmp_path / "other"))["uri"]))
+    other = open_shards(str(adopt(str(tmp_path / "other"), str(tmp_path / "other")).uri))
     with pytest.raises(InputError, match=r"has classes the training shards lack: 7$"):
         TrainData.make(open_shards(both[0]), other, CONFIG)

@@ -78,7 +78,7 @@ def page_of(result):
 
 def test_map_is_the_librarys_over_the_whole_database(tmp_path):
     q, database = sets(tmp_path)
-    result = evaluate(q, database, str(tmp_path / "report"), config())
+    result = evaluate(q, database, str(tmp_path / "report"), config()).as_json()
     expected = hhnet.mean_average_precision(*arrays([q]), *arrays(database))
     assert (result["verb"], result["status"]) == ("evaluate", "done")
     assert result["map"] == pytest.approx(expected, abs=1e-6) and 0.4 < result["map"] < 0.99
@@ -91,7 +91,7 @@ def test_the_re_ranked_map_is_that_of_the_lists_of_a_search(tmp_path):
     rows = {name: simple_rows(name, 60, 8, seed=seed, flip=0.3) for seed, name in enumerate("qd")}
     q, d = (write_codes(tmp_path / n, {f"{n}.tar": with_logits(r, 8)}, 8).uri for n, r in rows.items())
     for n in (1, 20, 1000):
-        result = evaluate(q, [d], str(tmp_path / f"report-{n}"), config(rerank=n, ties="stable"))
+        result = evaluate(q, [d], str(tmp_path / f"report-{n}"), config(rerank=n, ties="stable")).as_json()
         (codes, labels), (query_codes, query_labels) = arrays([d]), arrays([q])
         logits, queries = (hhnet.saturate(with_logits(rows[name], 8).logits) for name in "dq")
         total = 0.0
@@ -107,7 +107,7 @@ def test_the_re_ranked_map_is_that_of_the_lists_of_a_search(tmp_path):
         }
         assert metrics_of(result)["reranked"] == result["reranked"]
         assert f"the first {min(n, 60)} by logits" in page_of(result)
-    assert result["map"] == evaluate(q, [d], str(tmp_path / "plain"), config(ties="stable"))["map"]
+    assert result["map"] == evaluate(q, [d], str(tmp_path / "plain"), config(ties="stable")).map
 
 
 def test_ties_in_a_random_order_stand_for_their_expectation(tmp_path):
@@ -115,9 +115,9 @@ def test_ties_in_a_random_order_stand_for_their_expectation(tmp_path):
     rows = Rows([str(n) for n in range(2000)], np.zeros((2000, 1), np.uint8), [[int(n >= 200)] for n in range(2000)])
     one = Rows(["q"], rows.codes[:1], [[0]])
     q, d = (write_codes(tmp_path / n, {f"{n}.tar": with_logits(r, 8)}, 8).uri for n, r in (("q", one), ("d", rows)))
-    result = evaluate(q, [d], str(tmp_path / "report"), config(rerank=1))
+    result = evaluate(q, [d], str(tmp_path / "report"), config(rerank=1)).as_json()
     assert result["reranked"]["map"] == pytest.approx(result["map"], abs=0.03)
-    assert evaluate(q, [d], str(tmp_path / "stable"), config(rerank=1, ties="stable"))["reranked"]["map"] == 1
+    assert evaluate(q, [d], str(tmp_path / "stable"), config(rerank=1, ties="stable")).reranked["map"] == 1
 
 
 def test_codes_without_logits_are_not_re_ranked(tmp_path):
@@ -125,18 +125,18 @@ def test_codes_without_logits_are_not_re_ranked(tmp_path):
     with pytest.raises(InputError, match=r"q has no logits to re-rank by: encode with encode\.logits=true"):
         evaluate(q, database, str(tmp_path / "report"), config(rerank=10))
     assert not (tmp_path / "report").exists()
-    assert "reranked" not in metrics_of(evaluate(q, database, str(tmp_path / "report"), config()))
+    assert "reranked" not in metrics_of(evaluate(q, database, str(tmp_path / "report"), config()).as_json())
 
 
 def test_the_stable_convention_is_the_text_books(tmp_path):
     q, database = sets(tmp_path, bits=8)
-    result = evaluate(q, database, str(tmp_path / "report"), config(ties="stable"))
+    result = evaluate(q, database, str(tmp_path / "report"), config(ties="stable")).as_json()
     assert result["map"] == pytest.approx(naive_map(*arrays([q]), *arrays(database)), abs=1e-6)
 
 
 def test_the_convention_is_part_of_the_report_and_its_variant_is_published(tmp_path):
     q, database = sets(tmp_path)
-    result = evaluate(q, database, str(tmp_path / "report"), config(at=20, ties="stable", empty="skip"))
+    result = evaluate(q, database, str(tmp_path / "report"), config(at=20, ties="stable", empty="skip")).as_json()
     metrics = metrics_of(result)
     pair = *arrays([q]), *arrays(database)
     assert metrics["map"] == pytest.approx(
@@ -161,7 +161,7 @@ def test_the_convention_is_part_of_the_report_and_its_variant_is_published(tmp_p
 
 def test_the_other_figures(tmp_path):
     q, database = sets(tmp_path, flip=0.05, database=120)
-    metrics = metrics_of(evaluate(q, database, str(tmp_path / "report"), config()))
+    metrics = metrics_of(evaluate(q, database, str(tmp_path / "report"), config()).as_json())
     pair = *arrays([q]), *arrays(database)
     assert metrics["precision_at"] == {
         str(k): pytest.approx(hhnet.precision_at(*pair, k), abs=1e-6) for k in (10, 100)
@@ -191,7 +191,9 @@ def test_classes_are_mapped_by_name(tmp_path):
     q = write_codes(tmp_path / "q", {"q-0.tar": Rows([f"q{n}" for n in range(60)], codes, [[n] for n in labels])}).uri
     moved = [[other.index(names[n])] for n in labels]
     d = {"d-0.tar": Rows([f"d{n}" for n in range(60)], class_codes(labels, flip=0.2, seed=5), moved)}
-    result = evaluate(q, [write_codes(tmp_path / "d", d, classes=other).uri], str(tmp_path / "report"), config())
+    result = evaluate(
+        q, [write_codes(tmp_path / "d", d, classes=other).uri], str(tmp_path / "report"), config()
+    ).as_json()
     assert result["map"] > 0.8
 
 
@@ -206,13 +208,13 @@ def test_several_labels_and_none(tmp_path):
     codes = class_codes([0, 1, 2, 0])
     q = write_codes(tmp_path / "q", {"q-0.tar": Rows(list("abcd"), codes, [[0], [1, 2], [2], []])}).uri
     d = write_codes(tmp_path / "d", {"d-0.tar": Rows(list("efg"), codes[:3], [[0, 1], [2], []])}).uri
-    result = evaluate(q, [d], str(tmp_path / "report"), PLAIN)
+    result = evaluate(q, [d], str(tmp_path / "report"), PLAIN).as_json()
     metrics = metrics_of(result)
     hot = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 1], [0, 0, 0]]), np.array([[1, 1, 0], [0, 0, 1], [0, 0, 0]])
     assert metrics["map"] == pytest.approx(hhnet.mean_average_precision(codes, hot[0], codes[:3], hot[1]), abs=1e-6)
     assert {entry["name"]: entry["queries"] for entry in metrics["classes"]} == {"cat": 1, "dog": 1, "owl": 2}
     assert "1 queries have no label" in metrics["notes"][0]
-    skipped = evaluate(q, [d], str(tmp_path / "skip"), config(empty="skip"))
+    skipped = evaluate(q, [d], str(tmp_path / "skip"), config(empty="skip")).as_json()
     assert metrics_of(skipped)["skipped"] == 1 and skipped["map"] == pytest.approx(result["map"] * 4 / 3, abs=1e-5)
 
 
@@ -221,7 +223,7 @@ def test_every_convention_is_in_the_report_by_name(tmp_path):
     labels = [[0], [1], [0], [1], [], [2], *[[n % 2] for n in range(34)]]  # one without a label, one of a class alone
     q = write_codes(tmp_path / "q", {"q-0.tar": Rows([f"q{n}" for n in range(6)], codes[:6], labels[:6])}, 16).uri
     d = write_codes(tmp_path / "d", {"d-0.tar": Rows([f"d{n}" for n in range(34)], codes[6:], labels[6:])}, 16).uri
-    metrics = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config(at=5)))
+    metrics = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config(at=5)).as_json())
     found = {name: entry for entry in metrics["by_convention"] for name in entry["names"]}
     hot = (
         np.eye(3, dtype=bool)[[0, 1, 0, 1, 0, 2]] & (np.arange(6) != 4)[:, None],
@@ -240,7 +242,7 @@ def test_every_convention_is_in_the_report_by_name(tmp_path):
     assert low < metrics["map"] < high
     for name in ("hashnet", "csq", "modfire", "dsh-analysis"):
         settings = {key.removeprefix("evaluate."): value for key, value in convention_settings(name).items()}
-        chosen = evaluate(q, [d], str(tmp_path / name), config(at=5, **settings))
+        chosen = evaluate(q, [d], str(tmp_path / name), config(at=5, **settings)).as_json()
         assert chosen["map"] == found[name]["map"]
 
 
@@ -250,7 +252,7 @@ def test_ties_in_the_order_of_outputs_are_measured_where_there_are_logits(tmp_pa
         for name, count in (("q", 20), ("d", 200))
     }
     q, d = (write_codes(tmp_path / name, {f"{name}-0.tar": rows}, 16).uri for name, rows in sides.items())
-    report = evaluate(q, [d], str(tmp_path / "report"), config(rerank=10))
+    report = evaluate(q, [d], str(tmp_path / "report"), config(rerank=10)).as_json()
     (found,) = (entry for entry in metrics_of(report)["by_convention"] if "h2q" in entry["names"])
     logits = tuple(rows.logits for rows in sides.values())
     expected = hhnet.mean_average_precision(*arrays([q]), *arrays([d]), ties="scores", tie_scores=logits)
@@ -268,7 +270,7 @@ def test_curves_say_how_many_queries_they_average(tmp_path):
     codes = random_codes(20, 16, seed=1)
     q = write_codes(tmp_path / "q", {"q-0.tar": Rows(list("abcd"), codes[:4], [[0], [1], [2], []])}, 16).uri
     d = write_codes(tmp_path / "d", {"d-0.tar": Rows(list("efgh"), codes[4:8], [[0], [1], [0], [1]])}, 16).uri
-    metrics = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config()))
+    metrics = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config()).as_json())
     assert metrics["pr_curve"]["queries"] == metrics["pr_by_rank"]["queries"] == 2
     hot = np.eye(3, dtype=bool)[[0, 1, 2, 0]] & (np.arange(4) != 3)[:, None], np.eye(3, dtype=bool)[[0, 1, 0, 1]]
     precision, recall = hhnet.precision_recall_at(codes[:4], hot[0], codes[4:8], hot[1], metrics["pr_by_rank"]["ranks"])
@@ -300,7 +302,7 @@ def test_queries_to_which_nothing_is_relevant_are_refused_with_the_reason(tmp_pa
 
 def test_the_worst_queries_are_shown_worst_first(tmp_path):
     q, database = sets(tmp_path)
-    page = page_of(evaluate(q, database, str(tmp_path / "report"), PLAIN))
+    page = page_of(evaluate(q, database, str(tmp_path / "report"), PLAIN).as_json())
     shown = re.findall(r"AP (\d\.\d{3})", page[page.index("The worst queries") :])
     ap = hhnet.average_precisions(*arrays([q]), *arrays(database))
     assert shown == [f"{value:.3f}" for value in np.sort(ap)[:3]]
@@ -323,16 +325,16 @@ def test_inputs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(InputError, match="at least one"):
         evaluate(q, [], out, config())
     with pytest.raises(InputError, match="is a report artifact, not codes"):
-        evaluate(evaluate(q, database, out, config())["uri"], database, str(tmp_path / "no"), config())
+        evaluate(evaluate(q, database, out, config()).uri, database, str(tmp_path / "no"), config())
 
 
 def test_reports_are_equal_to_the_byte_and_a_second_run_does_nothing(tmp_path):
     shards = [write_shards(tmp_path, name, seed=seed) for seed, name in enumerate(("query", "database"), 1)]
     q, d = (codes_of_shards(tmp_path / f"c{n}", uri, seed=n).uri for n, uri in enumerate(shards))
-    first = evaluate(q, [d], str(tmp_path / "one"), PLAIN)
-    second = evaluate(q, [d], str(tmp_path / "two"), PLAIN)
+    first = evaluate(q, [d], str(tmp_path / "one"), PLAIN).as_json()
+    second = evaluate(q, [d], str(tmp_path / "two"), PLAIN).as_json()
     assert first["digest"] == second["digest"]
-    again = evaluate(q, [d], str(tmp_path / "one"), PLAIN)
+    again = evaluate(q, [d], str(tmp_path / "one"), PLAIN).as_json()
     assert again == {**first, "status": "unchanged"}
 
 
@@ -356,7 +358,7 @@ def ill(tmp_path):
     """Bits of queries and database, and the report on them."""
     (queries, q), (database, d) = ill_rows("q", 200, 24, 1, ones=0.9), ill_rows("d", 600, 24, 2)
     uris = [write_codes(tmp_path / name, {f"{name}-0.tar": rows}, 24).uri for name, rows in (("q", q), ("d", d))]
-    return queries, database, evaluate(uris[0], uris[1:], str(tmp_path / "report"), config())
+    return queries, database, evaluate(uris[0], uris[1:], str(tmp_path / "report"), config()).as_json()
 
 
 def test_the_health_of_the_codes_is_in_the_metrics(ill):
@@ -431,7 +433,7 @@ def test_codes_without_fault_are_said_to_be_so(tmp_path):
         name: Rows(range_keys(n), random_codes(n, 64, seed=n), labels_of(n)) for name, n in (("q", 90), ("d", 400))
     }
     q, d = (write_codes(tmp_path / name, {f"{name}-0.tar": rows}).uri for name, rows in codes.items())
-    said = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config()))["health"]["conclusions"]
+    said = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config()).as_json())["health"]["conclusions"]
     assert "None is constant or nearly so." in said[0]
     assert said[1].startswith("No two bits are near copies of each other; the most correlated are bits ")
     assert said[2] == "All 400 codes of the database are distinct."
@@ -442,7 +444,7 @@ def test_codes_without_fault_are_said_to_be_so(tmp_path):
 def test_a_single_query_and_codes_that_are_all_equal(tmp_path):
     rows = {name: Rows(range_keys(n), np.full((n, 1), 5, np.uint8), labels_of(n)) for name, n in (("q", 1), ("d", 20))}
     q, d = (write_codes(tmp_path / name, {f"{name}-0.tar": entry}, 8).uri for name, entry in rows.items())
-    health = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config()))["health"]
+    health = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config()).as_json())["health"]
     assert health["queries"]["distances"] == [] and health["drift"]["distance_variation"] is None
     assert health["database"]["distances"] == [1] + 8 * [0] and health["database"]["most_correlated"] == []
     assert health["database"]["constant"] == list(range(8)) and health["drift"]["beyond_chance"] == []
@@ -461,7 +463,7 @@ def with_pictures(tmp_path):
 
 def test_the_page_is_self_contained_and_frames_what_is_right_and_wrong(tmp_path, with_pictures):
     q, d = with_pictures
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), Config(evaluate=EvaluateSettings(gallery=6))))
+    page = page_of(evaluate(q, [d], str(tmp_path / "report"), Config(evaluate=EvaluateSettings(gallery=6))).as_json())
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == PLOTS + (6 + 6) * 11 and all(source.startswith("data:image/") for source in sources)
     assert "http" not in page.replace("http-equiv", "") and "<script" not in page and "url(" not in page
@@ -479,7 +481,7 @@ def test_pictures_are_those_of_the_samples_shown(tmp_path, with_pictures):
     """With codes that never err, each row shows one colour only."""
     q = codes_of_shards(tmp_path / "exact-q", str(tmp_path / "query"), flip=0.0).uri
     d = codes_of_shards(tmp_path / "exact-d", str(tmp_path / "database"), flip=0.0).uri
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), Config(evaluate=EvaluateSettings(gallery=3))))
+    page = page_of(evaluate(q, [d], str(tmp_path / "report"), Config(evaluate=EvaluateSettings(gallery=3))).as_json())
     colours = []
     for row in page.split('<article class="query">')[1:]:
         data = [base64.b64decode(text) for text in re.findall(r'base64,([^"]+)"', row)]
@@ -492,7 +494,7 @@ def test_pictures_are_those_of_the_samples_shown(tmp_path, with_pictures):
 def test_the_page_says_when_shards_are_out_of_reach(tmp_path, with_pictures):
     q, d = with_pictures
     shutil.rmtree(tmp_path / "database")
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN))
+    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN).as_json())
     assert "Some pictures are missing" in page and "database holds no committed shards" in page
     assert len(re.findall('src="data:image/', page)) == PLOTS + 2 * 3 and page.count(">no picture<") == 2 * 30
 
@@ -501,7 +503,7 @@ def test_a_damaged_picture_is_left_out_and_the_rest_is_shown(tmp_path, with_pict
     q, d = with_pictures
     for tar in (tmp_path / "database" / "parts").glob("*.tar"):
         tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN))
+    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN).as_json())
     shown = len(re.findall('src="data:image/', page)) - PLOTS
     assert 2 * 3 < shown < 2 * 33 and page.count(">no picture<") == 2 * 33 - shown
 
@@ -510,15 +512,15 @@ def test_class_names_are_escaped(tmp_path):
     names = ("<script>alert(1)</script>", 'a"b', "c&d")
     q = write_codes(tmp_path / "q", {"q-0.tar": simple_rows("q", 9)}, classes=names).uri
     d = write_codes(tmp_path / "d", {"d-0.tar": simple_rows("d", 30)}, classes=names).uri
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN))
+    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN).as_json())
     assert "<script" not in page and "&lt;script&gt;" in page and 'alt="right, a"b' not in page
 
 
 def test_queries_that_are_in_the_database_are_pointed_out(tmp_path):
     q, database = sets(tmp_path)
-    page = page_of(evaluate(q, [q, *database], str(tmp_path / "report"), config()))
+    page = page_of(evaluate(q, [q, *database], str(tmp_path / "report"), config()).as_json())
     assert "Some queries are in the database too" in page
-    assert "Some queries" not in page_of(evaluate(q, database, str(tmp_path / "other"), config()))
+    assert "Some queries" not in page_of(evaluate(q, database, str(tmp_path / "other"), config()).as_json())
 
 
 def test_the_gallery_is_spread_over_the_classes_and_has_failures(tmp_path):
@@ -545,7 +547,7 @@ def test_random_codes_are_at_chance(tmp_path):
         tmp_path / "d", {"d-0.tar": Rows(range_keys(2000), random_codes(2000, seed=1), labels_of(2000))}
     ).uri
     for at, spread in ((None, 0.05), (10, 0.25)):
-        result = evaluate(q, [d], str(tmp_path / f"report-{at}"), config(at=at))
+        result = evaluate(q, [d], str(tmp_path / f"report-{at}"), config(at=at)).as_json()
         assert result["map"] == pytest.approx(result["chance"], rel=spread)
     assert result["chance"] > 0.4  # random hits among the first ten lower the denominator too
 

@@ -50,7 +50,7 @@ def file(model: Artifact) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(model: Artifact, file: Path) -> dict[str, Any]:
-    return export(model.uri, str(file))
+    return export(model.uri, str(file)).as_json()
 
 
 def run(file: Path, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
@@ -91,13 +91,13 @@ def test_the_file_says_what_it_is_and_not_where_it_was_made(
 def test_a_rerun_gives_the_same_bytes_and_says_so(
     exported: dict[str, Any], file: Path, model: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    again = export(model.uri, str(file))
+    again = export(model.uri, str(file)).as_json()
     assert again == {**exported, "status": "unchanged"}
     assert capsys.readouterr().out == "", "stdout is for the result alone"
 
 
 def test_a_fixed_batch_is_in_the_file(model: Artifact, tmp_path: Path) -> None:
-    result = export(model.uri, str(tmp_path / "five.onnx"), batch=5)
+    result = export(model.uri, str(tmp_path / "five.onnx"), batch=5).as_json()
     assert (result["batch"], result["images"]) == (5, 24)
     (images,) = onnxruntime.InferenceSession(tmp_path / "five.onnx").get_inputs()
     assert images.shape == [5, SIDE, SIDE, 3]

@@ -43,7 +43,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     def build(name: str, under: Path = tmp_path, publish: bool = True, bits: int = 64) -> str:
         rows = {"base-000000.tar": simple_rows("base", 20, bits, seed=sorted(MODELS).index(name), flip=0.3)}
         codes = write_codes(under / f"codes-{name}-{bits}", rows, bits, model=MODELS[name])
-        return str(build_index([codes.uri], str(under / name), CONFIG, publish=publish)["uri"])
+        return str(build_index([codes.uri], str(under / name), CONFIG, publish=publish).uri)
 
     return build
 
@@ -55,20 +55,20 @@ def alias(tmp_path: Path) -> str:
 
 def found(index: str) -> tuple[str, str, list[dict[str, Any]]]:
     """What a search for the key says: of which index and version, and the neighbours."""
-    answer = search(index, CONFIG, keys=[KEY], k=5)
+    answer = search(index, CONFIG, keys=[KEY], k=5).as_json()
     return answer["uri"], answer["digest"], answer["results"][0]["neighbours"]
 
 
 def test_a_search_through_an_alias_is_one_of_the_index_that_it_stands_for(build: Build, alias: str) -> None:
     first, second = build("v1"), build("v2", bits=128)
-    made = set_alias(alias, first)
+    made = set_alias(alias, first).as_json()
     assert (made["status"], made["version"], made["uri"], made["index"]) == ("done", 1, alias, first)
     assert found(alias) == found(first)
-    assert set_alias(alias, first)["status"] == "unchanged"
-    switched = set_alias(alias, second)
+    assert set_alias(alias, first).status == "unchanged"
+    switched = set_alias(alias, second).as_json()
     assert (switched["version"], switched["bits"], switched["model"]) == (2, 128, MODELS["v2"])
     assert found(alias) == found(second) != found(first)
-    assert [(v["version"], v["index"]) for v in alias_history(alias)["versions"]] == [(2, second), (1, first)]
+    assert [(v["version"], v["index"]) for v in alias_history(alias).versions] == [(2, second), (1, first)]
 
 
 def test_a_version_of_the_index_is_followed_when_it_is_published(build: Build, alias: str, tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_version_of_the_index_is_followed_when_it_is_published(build: Build, a
     more = write_codes(tmp_path / "more", {"more-000000.tar": simple_rows("more", 5)}).uri
     add_codes(index, [more], CONFIG)
     assert found(alias) == found(index) != before
-    assert set_alias(alias, index)["status"] == "unchanged"
-    assert search(alias, CONFIG, keys=[KEY], version=1, k=5)["digest"] == before[1]
+    assert set_alias(alias, index).status == "unchanged"
+    assert search(alias, CONFIG, keys=[KEY], version=1, k=5).digest == before[1]
     with pytest.raises(InputError, match=rf"alias {alias}: {index} has no version 7"):
         search(alias, CONFIG, keys=[KEY], version=7)
 
@@ -88,13 +88,13 @@ def test_rollbacks_go_back_one_by_one(build: Build, alias: str) -> None:
     indexes = [build(name) for name in MODELS]
     for index in indexes:
         set_alias(alias, index)
-    backs = [rollback_alias(alias) for _ in range(2)]
+    backs = [rollback_alias(alias).as_json() for _ in range(2)]
     assert [(b["version"], b["to"], b["index"]) for b in backs] == [(4, 2, indexes[1]), (5, 1, indexes[0])]
     assert found(alias) == found(indexes[0])
     with pytest.raises(InputError, match="made as version 1, and none is older"):
         rollback_alias(alias)
-    assert set_alias(alias, indexes[2])["version"] == 6
-    assert rollback_alias(alias)["index"] == indexes[0]
+    assert set_alias(alias, indexes[2]).version == 6
+    assert rollback_alias(alias).index == indexes[0]
     set_alias(alias, indexes[2])
     shutil.rmtree(indexes[0])
     with pytest.raises(InputError, match=rf"{indexes[0]} holds no committed index"):
@@ -158,10 +158,10 @@ def test_of_two_switches_at_once_one_wins(
     (lost,) = [error for run in runs if (error := run.exception())]
     assert isinstance(lost, CommitConflict) and "run again" in str(lost)
     (won,) = [run.result() for run in runs if not run.exception()]
-    assert found(alias)[0] == won["index"] and len(versions(Store(alias))) == 1 + begun
+    assert found(alias)[0] == won.index and len(versions(Store(alias))) == 1 + begun
     monkeypatch.setattr(pipelines.index.alias, "publish_number", publish)
-    assert [set_alias(alias, index)["status"] for index in indexes[:2]].count("unchanged") <= 1
-    assert verify(alias)["kind"] == "alias"
+    assert [set_alias(alias, index).status for index in indexes[:2]].count("unchanged") <= 1
+    assert verify(alias).kind == "alias"
 
 
 def test_an_alias_whose_first_setting_was_killed_is_set_by_the_next(
@@ -174,12 +174,12 @@ def test_an_alias_whose_first_setting_was_killed_is_set_by_the_next(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipelines.index.alias, "publish_number", killed)
         set_alias(alias, first)
-    for use in (lambda: found(alias), lambda: alias_history(alias), lambda: rollback_alias(alias)):
+    for use in (lambda: found(alias), lambda: alias_history(alias).as_json(), lambda: rollback_alias(alias).as_json()):
         with pytest.raises(InputError, match="names no index yet: set it with --to"):
             use()
-    assert (set_alias(alias, second)["version"], found(alias)[0]) == (1, second)
-    (orphan,) = verify(alias)["orphans"]
-    assert gc(alias, older_than="0s")["names"] == [orphan]
+    assert (set_alias(alias, second).version, found(alias)[0]) == (1, second)
+    (orphan,) = verify(alias).orphans
+    assert gc(alias, older_than="0s").names == [orphan]
     assert found(alias)[0] == second
 
 
@@ -210,12 +210,12 @@ def test_another_index_in_the_place_of_the_one_that_was_named_is_refused(build: 
     shutil.rmtree(index)
     with pytest.raises(InputError, match=rf"alias {alias}: {index} holds no committed index"):
         found(alias)
-    assert any("not checked" in check for check in verify(alias)["checks"])
+    assert any("not checked" in check for check in verify(alias).checks)
     shutil.copytree(build("v2"), index)
     for use in (found, verify):
         with pytest.raises((FingerprintMismatch, DamagedArtifact), match=rf"but {index} has"):
             use(alias)
-    assert set_alias(alias, index)["version"] == 2
+    assert set_alias(alias, index).version == 2
     assert found(alias)[1] == found(index)[1]
 
 
@@ -229,15 +229,15 @@ def test_a_copied_tree_names_its_own_index(build: Build, tmp_path: Path) -> None
     shutil.move(tree, tmp_path / "elsewhere")
     moved = str(tmp_path / "elsewhere" / "names" / "photos")
     assert found(moved)[0] == str(tmp_path / "elsewhere" / "v1")
-    assert any(str(tmp_path / "elsewhere" / "v1") in check for check in verify(moved)["checks"])
+    assert any(str(tmp_path / "elsewhere" / "v1") in check for check in verify(moved).checks)
 
 
 def test_verify_says_that_every_version_names_a_published_index(build: Build, alias: str) -> None:
     first, second = build("v1"), build("v2")
     set_alias(alias, first)
     set_alias(alias, second)
-    proven = verify(alias)
-    assert (proven["digest"], proven["orphans"]) == (alias_history(alias)["digest"], [])
+    proven = verify(alias).as_json()
+    assert (proven["digest"], proven["orphans"]) == (alias_history(alias).digest, [])
     for index in (first, second):
         assert any(f"index {index} is published" in check for check in proven["checks"])
 
@@ -259,13 +259,13 @@ def test_gc_keeps_what_the_alias_says_now(build: Build, alias: str) -> None:
     indexes = [build(name) for name in MODELS]
     for index in indexes:
         set_alias(alias, index)
-    assert gc(alias, older_than="0s")["status"] == "unchanged"
-    assert gc(alias, older_than="0s", keep=1)["collected"] == [1, 2]
+    assert gc(alias, older_than="0s").status == "unchanged"
+    assert gc(alias, older_than="0s", keep=1).collected == [1, 2]
     assert found(alias) == found(indexes[2])
     with pytest.raises(InputError, match="none is older"):
         rollback_alias(alias)
-    assert set_alias(alias, indexes[0])["version"] == 4
-    assert verify(alias)["orphans"] == []
+    assert set_alias(alias, indexes[0]).version == 4
+    assert verify(alias).orphans == []
 
 
 def test_the_command_shows_whole_uris_and_refuses_both_ways_at_once(build: Build, alias: str) -> None:

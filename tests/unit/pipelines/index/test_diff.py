@@ -62,7 +62,7 @@ def run(command: str) -> None:
 
 def test_before_anything_is_done_all_is_to_come(shards: dict[str, str], tmp_path: Path) -> None:
     out, index = str(tmp_path / "codes"), str(tmp_path / "index")
-    found = plan([shards["old"]], [out], index)
+    found = plan([shards["old"]], [out], index).as_json()
     assert (found["verb"], found["status"], found["encode"], found["add"]) == ("plan", "pending", 3, 0)
     assert named(found, "encode") == [f"old-{n:06d}.tar" for n in range(3)]
     assert [entry["samples"] for entry in found["changes"]] == [10, 10, 4]
@@ -77,14 +77,14 @@ def test_before_anything_is_done_all_is_to_come(shards: dict[str, str], tmp_path
 def test_a_night_is_planned_and_its_commands_leave_nothing_to_do(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT)["uri"]
-    assert plan([shards["old"]], [codes["old"]], index)["status"] == "unchanged"
-    found = plan([shards["new"]], [codes["old"], codes["new"]], index)
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
+    assert plan([shards["old"]], [codes["old"]], index).status == "unchanged"
+    found = plan([shards["new"]], [codes["old"], codes["new"]], index).as_json()
     assert (found["encode"], found["add"], found["replace"], found["remove"]) == (0, 3, 0, 3)
     assert named(found, "remove") == [f"old-{n:06d}.tar" for n in range(3)]
     for command in found["commands"]:
         run(command)
-    again = plan([shards["new"]], [codes["old"], codes["new"]], index)
+    again = plan([shards["new"]], [codes["old"], codes["new"]], index).as_json()
     assert (again["status"], again["changes"], again["commands"]) == ("unchanged", [], [])
     assert (again["tars"], again["encoded"], again["indexed"]) == (3, 6, 3)
 
@@ -93,10 +93,10 @@ def test_tars_whose_receipts_are_there_are_not_to_be_encoded_again(shards: dict[
     """As a run leaves it that was killed before its manifest: two tars are done, of the third a part is gone."""
     out, index = codes_of_shards(tmp_path / "codes", shards["old"]).uri, str(tmp_path / "index")
     Path(out, "manifest.json").unlink()
-    found = plan([shards["old"]], [out], index)
+    found = plan([shards["old"]], [out], index).as_json()
     assert (found["status"], found["encode"], found["publish"], found["encoded"]) == ("pending", 0, 3, 0)
     next(Path(out, "parts").glob("old-000002-*")).unlink()
-    found = plan([shards["old"]], [out], index)
+    found = plan([shards["old"]], [out], index).as_json()
     assert (found["encode"], found["publish"]) == (1, 2)
     assert named(found, "publish") == ["old-000000.tar", "old-000001.tar"]
     assert found["commands"] == [
@@ -108,8 +108,8 @@ def test_tars_whose_receipts_are_there_are_not_to_be_encoded_again(shards: dict[
 def test_without_codes_of_them_new_tars_are_to_be_encoded(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path
 ) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT)["uri"]
-    found = plan(list(shards.values()), [codes["old"]], index)
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
+    found = plan(list(shards.values()), [codes["old"]], index).as_json()
     assert named(found, "encode") == [f"new-{n:06d}.tar" for n in range(3)]
     assert found["commands"] == [
         f"hhnet encode --shards {shards['new']} --model MODEL --out CODES",
@@ -121,9 +121,9 @@ def test_codes_are_to_come_where_they_were_named_beside_their_shards(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path
 ) -> None:
     third, out, index = write_shards(tmp_path, "third", seed=5), str(tmp_path / "codes-new"), str(tmp_path / "index")
-    beside = plan([shards["old"], shards["new"]], [codes["old"], out], index)
+    beside = plan([shards["old"], shards["new"]], [codes["old"], out], index).as_json()
     assert beside["commands"][0] == f"hhnet encode --shards {shards['new']} --model MODEL --out {out}"
-    fewer = plan([shards["old"], shards["new"], third], [codes["old"], out], index)
+    fewer = plan([shards["old"], shards["new"], third], [codes["old"], out], index).as_json()
     assert fewer["commands"][:2] == [
         f"hhnet encode --shards {uri} --model MODEL --out CODES" for uri in (shards["new"], third)
     ]
@@ -133,7 +133,7 @@ def test_a_tar_with_the_name_of_one_that_is_gone_has_changed(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path
 ) -> None:
     before = write_codes(tmp_path / "before", {"new-000001.tar": simple_rows("n", 4)})
-    found = plan([shards["new"]], [str(before.uri)])
+    found = plan([shards["new"]], [str(before.uri)]).as_json()
     changed = [entry for entry in found["changes"] if "changed" in entry]
     assert [(entry["shard"], entry["changed"]) for entry in changed] == [
         ("new-000001.tar", open_codes(before.uri).shards[0].sha256)
@@ -147,23 +147,23 @@ def test_codes_that_were_published_anew_replace_those_in_the_index(tmp_path: Pat
     other = {"b-000000.tar": simple_rows("b", 5, seed=3)}
     first = write_codes(tmp_path / "first", {"a-000000.tar": fewer, **other})
     second = write_codes(tmp_path / "second", {"a-000000.tar": more})
-    index = build_index([first.uri], str(tmp_path / "index"), FLAT)["uri"]
-    found = plan([], [second.uri], index)
+    index = build_index([first.uri], str(tmp_path / "index"), FLAT).uri
+    found = plan([], [second.uri], index).as_json()
     assert (named(found, "replace"), named(found, "remove")) == (["a-000000.tar"], ["b-000000.tar"])
     for command in found["commands"]:
         run(command)
-    assert plan([], [second.uri], index)["status"] == "unchanged"
+    assert plan([], [second.uri], index).status == "unchanged"
     with open_index(index) as reader:
         assert reader.count == 6
 
 
 def test_rows_that_were_compacted_away_are_no_change(tmp_path: Path) -> None:
     codes = write_codes(tmp_path / "codes", {"a-000000.tar": simple_rows("a", 9)}).uri
-    index = build_index([codes], str(tmp_path / "index"), FLAT)["uri"]
+    index = build_index([codes], str(tmp_path / "index"), FLAT).uri
     remove_rows(index, FLAT, ["a/00003"])
-    assert plan([], [codes], index)["removed_samples"] == 1
+    assert plan([], [codes], index).removed_samples == 1
     compact_index(index, FLAT)
-    found = plan([], [codes], index)
+    found = plan([], [codes], index).as_json()
     assert (found["status"], found["removed_samples"]) == ("unchanged", 0)
 
 
@@ -174,7 +174,7 @@ def test_what_cannot_be_compared_is_refused(shards: dict[str, str], codes: dict[
         plan([shards["old"], shards["old"]])
     with pytest.raises(InputError, match="no committed shards"):
         plan([str(tmp_path / "nowhere")])
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT)["uri"]
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
     foreign = write_codes(tmp_path / "foreign", {"x-000000.tar": simple_rows("x", 3)}, model="c" * 64)
     with pytest.raises(FingerprintMismatch, match=r"aaaaaaaaaaaa.*cccccccccccc"):
         plan([], [foreign.uri], index)
@@ -194,29 +194,29 @@ def test_the_table_and_the_commands_are_shown(
 
 
 def test_an_index_follows_its_codes_in_one_version(codes: dict[str, str], tmp_path: Path) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT)["uri"]
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
     classes = open_codes(codes["old"]).classes
     kept = write_codes(tmp_path / "kept", {"kept-000000.tar": simple_rows("kept", 12)}, classes=classes).uri
     add_codes(index, [kept], FLAT)
     remove_rows(index, FLAT, ["kept/00002"])
-    result = add_codes(index, [kept, codes["new"]], FLAT, prune=True)
+    result = add_codes(index, [kept, codes["new"]], FLAT, prune=True).as_json()
     assert (result["version"], result["added"], result["shards_removed"], result["card"]["count"]) == (4, 24, 3, 35)
     assert versions(Store(index)) == [1, 2, 3, 4]
     with open_index(index) as reader:
         found, lacking = reader.find(["kept/00001", "kept/00002"])
         assert (len(found), lacking) == (1, ["kept/00002"])
-        fresh = build_index([codes["new"], kept], str(tmp_path / "fresh"), FLAT)["uri"]
+        fresh = build_index([codes["new"], kept], str(tmp_path / "fresh"), FLAT).uri
         remove_rows(fresh, FLAT, ["kept/00002"])
         with open_index(fresh) as other:
             queries = random_codes(20, seed=5)
             assert (reader.search(queries, 35)[0] == other.search(queries, 35)[0]).all()
-    again = add_codes(index, [kept, codes["new"]], FLAT, prune=True)
+    again = add_codes(index, [kept, codes["new"]], FLAT, prune=True).as_json()
     assert (again["status"], again["version"]) == ("unchanged", 4)
-    assert verify(index)["status"] == "done"
+    assert verify(index).status == "done"
 
 
 def test_following_codes_without_one_row_is_refused(codes: dict[str, str], tmp_path: Path) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT)["uri"]
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
     classes = open_codes(codes["old"]).classes
     empty = write_codes(tmp_path / "empty", {"e-000000.tar": Rows([], random_codes(0), [])}, classes=classes).uri
     with pytest.raises(InputError, match="there are no codes to add"):
@@ -224,16 +224,16 @@ def test_following_codes_without_one_row_is_refused(codes: dict[str, str], tmp_p
 
 
 def test_what_is_prepared_is_published_once(codes: dict[str, str], tmp_path: Path) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT)["uri"]
-    made = add_codes(index, [codes["new"]], FLAT, publish=False, prune=True)
-    key = search(index, FLAT, hex_codes=["00" * 8], k=1)["results"][0]["neighbours"][0]["shard"]
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
+    made = add_codes(index, [codes["new"]], FLAT, publish=False, prune=True).as_json()
+    key = search(index, FLAT, hex_codes=["00" * 8], k=1).results[0]["neighbours"][0]["shard"]
     assert (made["version"], key[:3]) == (None, "old")
-    assert publish_index(index, FLAT, digest=made["digest"])["version"] == 2
-    assert publish_index(index, FLAT, digest=made["digest"])["status"] == "unchanged"
+    assert publish_index(index, FLAT, digest=made["digest"]).version == 2
+    assert publish_index(index, FLAT, digest=made["digest"]).status == "unchanged"
 
 
 def test_an_index_that_lost_a_part_does_not_pass_for_unchanged(codes: dict[str, str], tmp_path: Path) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT)["uri"]
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
     next((tmp_path / "index/parts").glob("part-*")).unlink()
     with pytest.raises(DamagedArtifact, match=r"parts/part-.* is gone"):
         add_codes(index, [codes["old"]], FLAT, prune=True)
@@ -241,7 +241,7 @@ def test_an_index_that_lost_a_part_does_not_pass_for_unchanged(codes: dict[str, 
 
 def test_an_index_of_another_kind_or_other_lists_is_refused(codes: dict[str, str], tmp_path: Path) -> None:
     asked = Config(index=IndexSettings(kind="ivf", nlist=4, workers=1))
-    index = build_index([codes["old"]], str(tmp_path / "index"), asked)["uri"]
+    index = build_index([codes["old"]], str(tmp_path / "index"), asked).uri
     add_codes(index, [codes["new"]], FLAT)
     require_settings(open_current(index), asked)
     for other in (FLAT, Config(index=IndexSettings(kind="ivf", nlist=5))):
@@ -249,6 +249,6 @@ def test_an_index_of_another_kind_or_other_lists_is_refused(codes: dict[str, str
             require_settings(open_current(index), other)
     require_settings(open_current(index), Config(index=IndexSettings(kind="auto", nlist=4)))
     automatic = Config(index=IndexSettings(kind="ivf", workers=1))
-    grown = build_index([codes["old"]], str(tmp_path / "automatic"), automatic)["uri"]
+    grown = build_index([codes["old"]], str(tmp_path / "automatic"), automatic).uri
     add_codes(grown, [codes["new"]], FLAT)
     require_settings(open_current(grown), automatic)

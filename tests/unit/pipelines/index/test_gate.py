@@ -38,7 +38,7 @@ def settings(*sets: str) -> Config:
 def build(root: Path, *sets: str, rows: dict[str, Rows] | None = None, publish: bool = True) -> dict[str, Any]:
     contents = rows or {f"x-{n:06d}.tar": simple_rows(f"x{n}", 80, seed=n, flip=0.2) for n in range(3)}
     uri = write_codes(root / "codes", contents).uri
-    return build_index([uri], str(root / "index"), settings(*sets), publish=publish)
+    return build_index([uri], str(root / "index"), settings(*sets), publish=publish).as_json()
 
 
 IVF = ("index.kind='ivf'", "index.nlist=12", "index.nprobe=1")
@@ -166,7 +166,7 @@ def test_equal_codes_and_fewer_codes_than_k_pass(tmp_path: Path, kind: tuple[str
     few = {"x-000000.tar": simple_rows("x", 2), "x-000001.tar": simple_rows("y", 1)}
     result = build(tmp_path / "few", *kind, rows=few)
     assert (result["version"], result["card"]["recall"]) == (1, 1.0)
-    (answer,) = search(result["uri"], settings(), keys=["x/00000"], k=10)["results"]
+    (answer,) = search(result["uri"], settings(), keys=["x/00000"], k=10).results
     assert len(answer["neighbours"]) == 3
 
 

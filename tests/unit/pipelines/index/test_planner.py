@@ -12,8 +12,9 @@ import pytest
 import pipelines.index.build
 import pipelines.index.pool
 from pipelines.artifacts.manifest import open_artifact
+from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import closed_records
-from pipelines.cli.index import index_build
+from pipelines.cli.index import BuildFlags, index_build
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
@@ -127,7 +128,7 @@ def test_the_predicted_bytes_are_those_that_are_built(
     assert {entry.kind for entry in predictions} == set(kind_names())
     for entry in predictions:
         named = config.model_copy(update={"index": config.index.model_copy(update={"kind": entry.kind})})
-        parts = open_artifact(build_index([uri], str(tmp_path / entry.kind), named)["uri"]).manifest.parts
+        parts = open_artifact(build_index([uri], str(tmp_path / entry.kind), named).uri).manifest.parts
         built = sum(part.bytes for part in parts if part.name.startswith("part-"))
         assert entry.bytes == pytest.approx(built, rel=0.03), entry.kind
         assert entry.build_s > 0 < entry.query_s
@@ -148,12 +149,12 @@ def test_more_codes_than_were_tried_follow_the_growth_of_the_work() -> None:
 @pytest.mark.parametrize("count", [1, 3, 130])
 def test_few_codes_are_enough(tmp_path: Path, pool: InlinePool, count: int) -> None:
     uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", count)}).uri
-    assert build_index([uri], str(tmp_path / "index"), settings())["kind"] == "flat"
+    assert build_index([uri], str(tmp_path / "index"), settings()).kind == "flat"
 
 
 def test_as_many_lists_as_codes_can_be_tried_although_some_codes_are_queries(tmp_path: Path, pool: InlinePool) -> None:
     uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", 100)}).uri
-    assert build_index([uri], str(tmp_path / "index"), settings("index.nlist=100"))["kind"] == "flat"
+    assert build_index([uri], str(tmp_path / "index"), settings("index.nlist=100")).kind == "flat"
 
 
 # --------------------------------------------------------------------------------------------------- the same kind
@@ -169,10 +170,10 @@ def asked_again(*_: object) -> Plan:
 
 def test_auto_makes_what_the_chosen_kind_makes_by_name(tmp_path: Path, pool: InlinePool, capsys: Any) -> None:
     uri = some_codes(tmp_path)
-    auto = build_index([uri], str(tmp_path / "auto"), settings())
+    auto = build_index([uri], str(tmp_path / "auto"), settings()).as_json()
     table = capsys.readouterr().err
     assert all(kind in table for kind in kind_names()) and "180 codes in 3 parts" in table and "recall@10" in table
-    named = build_index([uri], str(tmp_path / "named"), settings("index.kind=flat"))
+    named = build_index([uri], str(tmp_path / "named"), settings("index.kind=flat")).as_json()
     assert (auto["kind"], auto["digest"]) == ("flat", named["digest"])
     assert auto["why"].startswith("flat is exact") and {entry["kind"] for entry in auto["kinds"]} == set(kind_names())
     records = closed_records(Store(tmp_path / "auto"))
@@ -187,14 +188,14 @@ def test_a_rerun_stays_with_the_kind_that_was_chosen(
     """As `hhnet run` does: built unpublished, then published by a second call."""
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
     monkeypatch.setattr(pipelines.index.build, "plan_kind", choosing(kind))
-    first = build_index([uri], out, settings("index.latency=3ms"), publish=False)
+    first = build_index([uri], out, settings("index.latency=3ms"), publish=False).as_json()
     monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
-    second = build_index([uri], out, settings("index.memory=1KiB"))
+    second = build_index([uri], out, settings("index.memory=1KiB")).as_json()
     assert (second["status"], second["kind"], second["version"]) == ("done", kind, 1)
     assert second["digest"] == first["digest"]
     (tmp_path / "index/identity.json").unlink()
-    assert build_index([uri], out, settings())["digest"] == first["digest"]
-    assert build_index([uri], out, settings(f"index.kind={kind}"))["status"] == "unchanged"
+    assert build_index([uri], out, settings()).digest == first["digest"]
+    assert build_index([uri], out, settings(f"index.kind={kind}")).status == "unchanged"
 
 
 def test_a_build_broken_off_after_the_choice_goes_on_with_it(
@@ -207,7 +208,7 @@ def test_a_build_broken_off_after_the_choice_goes_on_with_it(
         build_index([uri], out, settings())
     pool.fatal = lambda task: False
     monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
-    assert build_index([uri], out, settings())["kind"] == "multihash"
+    assert build_index([uri], out, settings()).kind == "multihash"
 
 
 def test_of_two_runs_that_choose_otherwise_the_first_wins(
@@ -220,7 +221,7 @@ def test_of_two_runs_that_choose_otherwise_the_first_wins(
         return choosing("flat")(tasks, config)
 
     monkeypatch.setattr(pipelines.index.build, "plan_kind", overtaken)
-    result = build_index([uri], out, settings())
+    result = build_index([uri], out, settings()).as_json()
     assert (result["kind"], result["status"]) == ("multihash", "unchanged")
 
 
@@ -237,14 +238,19 @@ def test_a_root_of_other_codes_is_refused_before_anything_is_tried(
 # --------------------------------------------------------------------------------------------- nothing is written
 
 
+def dry_run(uri: str, folder: Path, **flags: Any) -> Result:
+    asked = BuildFlags(codes=[uri], out=str(folder / "index"), kind="auto", dry_run=True, **flags)
+    return index_build(asked, load_config(flags=asked.settings()))
+
+
 def test_a_dry_run_shows_the_figures_and_writes_nothing(tmp_path: Path, pool: InlinePool, capsys: Any) -> None:
     uri = some_codes(tmp_path)
-    result = index_build([uri], str(tmp_path / "index"), kind="auto", memory="4GiB", latency="1h", dry_run=True)
+    result = dry_run(uri, tmp_path, memory="4GiB", latency="1h").as_json()
     assert (result["status"], result["kind"], result["digest"], result["begun_as"]) == ("planned", "flat", None, None)
     assert len(result["kinds"]) == len(kind_names()) and json.dumps(result)
     assert "hnsw" in capsys.readouterr().err and not (tmp_path / "index").exists() and pool.done == []
     build_index([uri], str(tmp_path / "index"), settings("index.kind=ivf"))
-    again = index_build([uri], str(tmp_path / "index"), kind="auto", dry_run=True)
+    again = dry_run(uri, tmp_path).as_json()
     assert (again["kind"], again["begun_as"]) == ("flat", "ivf")
 
 
@@ -257,7 +263,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path: Path, p
 @pytest.mark.parametrize("flag", [{"memory": "4GiB"}, {"latency": "5ms"}, {"recall": 0.9}, {"dry_run": True}])
 def test_a_budget_without_auto_is_a_usage_error(flag: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="give --kind auto with them"):
-        index_build(["codes"], "index", **flag)
+        index_build(BuildFlags(codes=["codes"], out="index", **flag), load_config())
 
 
 def test_sizes_and_times_are_read_with_clear_errors() -> None:

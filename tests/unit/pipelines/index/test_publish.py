@@ -46,21 +46,21 @@ def codes_at(root: Path, name: str) -> str:
 
 @pytest.fixture
 def index(tmp_path: Path) -> str:
-    return str(build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT)["uri"])
+    return str(build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT).uri)
 
 
 def test_a_first_version_is_published_by_its_own_digest_only(tmp_path: Path) -> None:
-    built = build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT, publish=False)
+    built = build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT, publish=False).as_json()
     with pytest.raises(InputError, match=f"deadbeef is not there, what waits .* is {built['digest'][:12]}"):
         publish_index(built["uri"], FLAT, digest="deadbeef")
     assert versions(Store(built["uri"])) == []
-    assert publish_index(built["uri"], FLAT, digest=built["digest"][:8])["version"] == 1
+    assert publish_index(built["uri"], FLAT, digest=built["digest"][:8]).version == 1
 
 
 def test_a_version_that_was_overtaken_is_told(index: str) -> None:
-    hidden = remove_rows(index, FLAT, ["base/0/00002"], publish=False)
+    hidden = remove_rows(index, FLAT, ["base/0/00002"], publish=False).as_json()
     remove_rows(index, FLAT, ["base/0/00009"])
-    result = publish_index(index, FLAT)
+    result = publish_index(index, FLAT).as_json()
     assert (result["status"], result["version"]) == ("unchanged", 2)
     assert result["overtaken"] == [f"{hidden['digest'][:12]} was made as version 2, not as 3: make it again"]
     with pytest.raises(InputError, match="was made as version 2, not as 3: make it again"):
@@ -72,11 +72,11 @@ def test_what_is_no_index_is_not_rolled_back(tmp_path: Path, index: str) -> None
     build_index([codes_at(tmp_path, "more")], other, FLAT)
     set_alias(alias, index)
     set_alias(alias, other)
-    before = alias_history(alias)
-    for change in (lambda: rollback_index(alias), lambda: publish_index(alias, FLAT)):
+    before = alias_history(alias).as_json()
+    for change in (lambda: rollback_index(alias).as_json(), lambda: publish_index(alias, FLAT).as_json()):
         with pytest.raises(InputError, match=r"photos is an alias artifact, not index: `hhnet alias --alias .*photos`"):
             change()
-    assert alias_history(alias) == before
+    assert alias_history(alias).as_json() == before
     with pytest.raises(InputError, match="base is a codes artifact, not index"):
         rollback_index(str(tmp_path / "base"), 1)
     assert versions(Store(tmp_path / "base")) == []
@@ -85,14 +85,14 @@ def test_what_is_no_index_is_not_rolled_back(tmp_path: Path, index: str) -> None
 def test_an_alias_is_read_like_the_index_that_it_names(tmp_path: Path, index: str) -> None:
     alias, tonight = str(tmp_path / "photos"), codes_at(tmp_path, "tonight")
     set_alias(alias, index)
-    assert index_info(alias) == index_info(index)
+    assert index_info(alias).as_json() == index_info(index).as_json()
     codes = [str(tmp_path / "base"), tonight]
-    planned = plan((), codes, alias)
-    assert planned | {"commands": 0} == plan((), codes, index) | {"commands": 0}
+    planned = plan((), codes, alias).as_json()
+    assert planned | {"commands": 0} == plan((), codes, index).as_json() | {"commands": 0}
     assert planned["commands"] == [f"hhnet index add --index {alias} --codes {tonight}"]
-    found = dedupe([tonight], str(tmp_path / "alike"), FLAT, against=alias)
+    found = dedupe([tonight], str(tmp_path / "alike"), FLAT, against=alias).as_json()
     assert found["indexed"] == 40
-    assert add_codes(alias, [tonight], FLAT)["uri"] == index
+    assert add_codes(alias, [tonight], FLAT).uri == index
 
 
 def collects(index: str, monkeypatch: pytest.MonkeyPatch, when: str, module: Any) -> None:
@@ -137,8 +137,8 @@ def test_parts_that_gc_takes_from_a_change_are_not_published(
         collects(index, patch, "measure", reindex)
         add_codes(index, [codes], FLAT)
     assert versions(Store(index)) == [1]
-    assert add_codes(index, [codes], FLAT)["version"] == 2
-    assert search(index, FLAT, keys=["more/0/00001"], k=1)["results"][0]["neighbours"][0]["distance"] == 0
+    assert add_codes(index, [codes], FLAT).version == 2
+    assert search(index, FLAT, keys=["more/0/00001"], k=1).results[0]["neighbours"][0]["distance"] == 0
 
 
 @pytest.mark.parametrize("name", ["keys-000002", "ordinals"])
@@ -146,7 +146,7 @@ def test_parts_that_gc_takes_while_a_version_is_published_are_told(
     tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     before = set(Path(index).glob("parts/*"))
-    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False)
+    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False).as_json()
     (part,) = {path for path in Path(index).glob("parts/*") if path.name.startswith(name)} - before
     with (
         deleted_meanwhile(part, monkeypatch),
@@ -154,19 +154,19 @@ def test_parts_that_gc_takes_while_a_version_is_published_are_told(
     ):
         publish_index(index, FLAT, digest=hidden["digest"])
     rollback_index(index)
-    assert search(index, FLAT, keys=["base/0/00001"], k=1)["version"] == 3
-    assert add_codes(index, [str(tmp_path / "more")], FLAT)["version"] == 4
-    assert [entry["version"] for entry in index_info(index)["versions"]] == [4, 3, 2, 1]
+    assert search(index, FLAT, keys=["base/0/00001"], k=1).version == 3
+    assert add_codes(index, [str(tmp_path / "more")], FLAT).version == 4
+    assert [entry["version"] for entry in index_info(index).versions] == [4, 3, 2, 1]
 
 
 def test_a_manifest_that_gc_takes_while_it_is_published_is_put_again(
     tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False)
+    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False).as_json()
     (manifest,) = Path(index).glob("manifests/*")
     with deleted_meanwhile(manifest, monkeypatch):
-        assert publish_index(index, FLAT, digest=hidden["digest"])["version"] == 2
-    assert verify(index)["status"] == "done"
+        assert publish_index(index, FLAT, digest=hidden["digest"]).version == 2
+    assert verify(index).status == "done"
 
 
 @contextmanager
@@ -187,9 +187,9 @@ def test_an_alias_of_what_is_gone_or_another_index_is_refused(tmp_path: Path, in
     alias, tonight = str(tmp_path / "photos"), codes_at(tmp_path, "tonight")
     set_alias(alias, index)
     reads = (
-        lambda: index_info(alias),
-        lambda: plan((), [tonight], alias),
-        lambda: dedupe([tonight], str(tmp_path / "alike"), FLAT, against=alias),
+        lambda: index_info(alias).as_json(),
+        lambda: plan((), [tonight], alias).as_json(),
+        lambda: dedupe([tonight], str(tmp_path / "alike"), FLAT, against=alias).as_json(),
     )
     shutil.rmtree(index)
     for read in reads:

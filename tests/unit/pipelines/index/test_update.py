@@ -74,7 +74,7 @@ def codes_at(root: Path, name: str, **options: Any) -> str:
 
 @pytest.fixture
 def index(tmp_path: Path, pool: InlinePool) -> str:
-    uri = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), FLAT)["uri"])
+    uri = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), FLAT).uri)
     pool.done.clear()
     return uri
 
@@ -102,11 +102,11 @@ def keys_of(index: str) -> list[str]:
 
 @KINDS
 def test_new_tars_are_added_and_nothing_else_is_touched(tmp_path: Path, pool: InlinePool, config: Config) -> None:
-    index = build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config)["uri"]
+    index = build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config).uri
     before = {path: path.read_bytes() for path in Path(index).rglob("*") if path.is_file()}
     first = open_current(index).manifest
     pool.done.clear()
-    result = add_codes(index, [codes_at(tmp_path, "more")], config)
+    result = add_codes(index, [codes_at(tmp_path, "more")], config).as_json()
     assert (result["verb"], result["status"], result["version"]) == ("index add", "done", 2)
     assert (result["added"], result["shards_added"], result["card"]["count"]) == (40, 2, 100)
     assert [(task.ordinal, task.shard) for task in pool.done] == [(3, "more-000000.tar"), (4, "more-000001.tar")]
@@ -114,7 +114,9 @@ def test_new_tars_are_added_and_nothing_else_is_touched(tmp_path: Path, pool: In
     assert {part.path for part in second.parts} > {part.path for part in first.parts if "ordinals" not in part.path}
     assert all(path.read_bytes() == data for path, data in before.items())
     assert {entry.role for entry in second.inputs} == {"codes-0", "codes-1", "model"}
-    both = build_index([str(tmp_path / "base"), str(tmp_path / "more")], str(tmp_path / "both"), config)["uri"]
+    both = build_index([str(tmp_path / "base"), str(tmp_path / "more")], str(tmp_path / "both"), config).as_json()[
+        "uri"
+    ]
     assert sure(ask(index)) == sure(ask(both))
     assert config.index.kind == "ivf" or ask(index) == ask(both)
     assert second.meta["quantizer_sha256"] == first.meta["quantizer_sha256"]
@@ -122,14 +124,14 @@ def test_new_tars_are_added_and_nothing_else_is_touched(tmp_path: Path, pool: In
 
 def test_only_what_is_not_held_is_added(tmp_path: Path, index: str, pool: InlinePool) -> None:
     base = str(tmp_path / "base")
-    again = add_codes(index, [base], FLAT)
+    again = add_codes(index, [base], FLAT).as_json()
     assert (again["status"], again["version"], again["added"], pool.done) == ("unchanged", 1, 0, [])
     held = {shard.name: shard.sha256 for shard in open_codes(base).shards}
     contents = {**tars("base", shards=3), **tars("new", shards=1)}
     for name, sha256 in held.items():
         contents[name].sha256 = sha256
     grown = write_codes(tmp_path / "grown", contents, shards_digest="b" * 64).uri
-    result = add_codes(index, [grown], FLAT)
+    result = add_codes(index, [grown], FLAT).as_json()
     assert (result["version"], result["added"], [task.shard for task in pool.done]) == (2, 20, ["new-000000.tar"])
     assert len(open_current(index).manifest.inputs) == 3
 
@@ -146,7 +148,7 @@ def test_a_tar_that_has_other_codes_now_is_refused_naming_both(tmp_path: Path, i
     ):
         add_codes(index, [other.uri], FLAT)
     remove_rows(index, FLAT, shards=["base-000001.tar"])
-    assert add_codes(index, [other.uri], FLAT)["added"] == 20
+    assert add_codes(index, [other.uri], FLAT).added == 20
 
 
 def retried(root: Path, first: Artifact, contents: dict[str, Rows]) -> str:
@@ -176,7 +178,7 @@ def test_codes_that_were_retried_replace_all_that_an_index_holds(
     tmp_path: Path, pool: InlinePool, config: Config, compacted: bool
 ) -> None:
     first, every = half_rejected(tmp_path)
-    index = build_index([first.uri], str(tmp_path / "index"), config)["uri"]
+    index = build_index([first.uri], str(tmp_path / "index"), config).uri
     remove_rows(index, config, ["a/0/00004"])
     if compacted:
         compact_index(index, config)
@@ -185,7 +187,7 @@ def test_codes_that_were_retried_replace_all_that_an_index_holds(
     codes = retried(tmp_path, first, every)
     with pytest.raises(FingerprintMismatch, match=r"holds a-000000.tar .* and has others: --replace takes those"):
         add_codes(index, [codes], config)
-    result = add_codes(index, [codes], config, replace_changed=True)
+    result = add_codes(index, [codes], config, replace_changed=True).as_json()
     facts = {name: result[name] for name in ("version", "added", "shards_added", "shards_replaced")}
     assert facts == {"version": number + 1, "added": 0, "shards_added": 0, "shards_replaced": 1}
     (rows,) = every.values()
@@ -193,14 +195,14 @@ def test_codes_that_were_retried_replace_all_that_an_index_holds(
     assert keys_of(index) == [rows.keys[n] for n in left]
     with open_index(index) as reader:
         assert reader.search(rows.codes[left], 1)[1].ravel().tolist() == left, "an ordinal is given once, to one tar"
-    assert add_codes(index, [codes], config, replace_changed=True)["status"] == "unchanged"
-    assert compact_index(index, config)["dropped"] == 2
-    assert verify(index)["status"] == "done"
+    assert add_codes(index, [codes], config, replace_changed=True).status == "unchanged"
+    assert compact_index(index, config).dropped == 2
+    assert verify(index).status == "done"
 
 
 def test_what_was_compacted_away_is_not_brought_back_unseen(tmp_path: Path, pool: InlinePool) -> None:
     first, every = half_rejected(tmp_path)
-    index = build_index([first.uri], str(tmp_path / "index"), FLAT)["uri"]
+    index = build_index([first.uri], str(tmp_path / "index"), FLAT).uri
     remove_rows(index, FLAT, ["a/0/00004"])
     compact_index(index, FLAT)
     elsewhere = write_codes(tmp_path / "elsewhere", every).uri
@@ -208,7 +210,7 @@ def test_what_was_compacted_away_is_not_brought_back_unseen(tmp_path: Path, pool
     with pytest.raises(InputError, match=f"which 1 samples went then cannot be told without .*{first.digest[:12]}"):
         add_codes(index, [elsewhere], FLAT, replace_changed=True)
     (tmp_path / "moved").rename(first.uri)
-    assert add_codes(index, [elsewhere], FLAT, replace_changed=True)["shards_replaced"] == 1
+    assert add_codes(index, [elsewhere], FLAT, replace_changed=True).shards_replaced == 1
     assert "a/0/00004" not in keys_of(index) and len(keys_of(index)) == 19
 
 
@@ -220,9 +222,9 @@ def test_a_tar_of_which_just_removed_samples_have_codes_now_goes(tmp_path: Path,
     rows = contents["base-000001.tar"]
     contents["base-000001.tar"] = Rows(rows.keys[3:4], rows.codes[3:4], rows.labels[3:4], rows.sha256, [3])
     other = write_codes(tmp_path / "other", contents).uri
-    assert add_codes(index, [other], FLAT, replace_changed=True)["shards_replaced"] == 1
+    assert add_codes(index, [other], FLAT, replace_changed=True).shards_replaced == 1
     assert len(keys_of(index)) == 40
-    assert verify(index)["status"] == "done"
+    assert verify(index).status == "done"
 
 
 @pytest.mark.parametrize(
@@ -253,12 +255,15 @@ def test_a_tar_twice_and_an_empty_artifact_are_refused(tmp_path: Path, index: st
 
 
 def test_an_index_that_was_never_published_is_not_changed(tmp_path: Path, pool: InlinePool) -> None:
-    index = build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT, publish=False)["uri"]
-    for change in (lambda: remove_rows(index, FLAT, ["base/0/00000"]), lambda: rollback_index(index)):
+    index = build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT, publish=False).uri
+    for change in (
+        lambda: remove_rows(index, FLAT, ["base/0/00000"]).as_json(),
+        lambda: rollback_index(index).as_json(),
+    ):
         with pytest.raises(InputError, match="never published"):
             change()
-    assert publish_index(index, FLAT)["version"] == 1
-    assert remove_rows(index, FLAT, ["base/0/00000"])["version"] == 2
+    assert publish_index(index, FLAT).version == 1
+    assert remove_rows(index, FLAT, ["base/0/00000"]).version == 2
 
 
 def test_codes_of_a_later_version_are_found_where_they_lie(tmp_path: Path, index: str) -> None:
@@ -272,9 +277,9 @@ def test_codes_of_a_later_version_are_found_where_they_lie(tmp_path: Path, index
 
 @KINDS
 def test_what_is_removed_is_not_found_and_not_counted(tmp_path: Path, pool: InlinePool, config: Config) -> None:
-    index = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config)["uri"])
+    index = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config).uri)
     gone = ["base/0/00003", "base/2/00000", "base/2/00019"]
-    result = remove_rows(index, config, gone)
+    result = remove_rows(index, config, gone).as_json()
     assert (result["status"], result["version"], result["removed"], result["card"]["count"]) == ("done", 2, 3, 57)
     assert pool.done == [task for task in pool.done if task.ordinal < 3]  # nothing was built
     assert not set(gone) & set(keys_of(index))
@@ -295,30 +300,32 @@ def test_what_is_removed_is_not_found_and_not_counted(tmp_path: Path, pool: Inli
 
 
 def test_what_was_removed_already_is_fine_and_what_never_was_is_not(index: str) -> None:
-    first = remove_rows(index, FLAT, ["base/0/00003"])
-    assert remove_rows(index, FLAT, ["base/0/00003"])["status"] == "unchanged"
+    first = remove_rows(index, FLAT, ["base/0/00003"]).as_json()
+    assert remove_rows(index, FLAT, ["base/0/00003"]).status == "unchanged"
     with pytest.raises(InputError, match=r"key 'base/0/0003' is not in .*; near it are base/0/.*--ignore-missing"):
         remove_rows(index, FLAT, ["base/0/00004", "base/0/0003"])
     with pytest.raises(InputError, match=r"shard 'base-00001.tar' is not in .*; near it are base-00000\d.tar"):
         remove_rows(index, FLAT, shards=["base-00001.tar"])
     assert open_current(index).digest == first["digest"]
-    result = remove_rows(index, FLAT, ["base/0/00004", "base/0/0003"], ["base-00001.tar"], ignore_missing=True)
+    result = remove_rows(
+        index, FLAT, ["base/0/00004", "base/0/0003"], ["base-00001.tar"], ignore_missing=True
+    ).as_json()
     assert (result["removed"], result["version"]) == (1, 3)
-    assert remove_rows(index, FLAT, ["nothing"], ignore_missing=True)["status"] == "unchanged"
-    assert remove_rows(index, FLAT, [])["status"] == "unchanged"
+    assert remove_rows(index, FLAT, ["nothing"], ignore_missing=True).status == "unchanged"
+    assert remove_rows(index, FLAT, []).status == "unchanged"
     with pytest.raises(InputError, match="nothing to remove"):
         remove_rows(index, FLAT)
 
 
 def test_a_whole_shard_goes_and_its_ordinal_stays_its_own(tmp_path: Path, index: str, pool: InlinePool) -> None:
     kept = ask(index)
-    result = remove_rows(index, FLAT, shards=["base-000001.tar"])
+    result = remove_rows(index, FLAT, shards=["base-000001.tar"]).as_json()
     assert (result["removed"], result["shards_removed"]) == (20, 1)
     assert {part.name for part in open_current(index).manifest.parts} == {
         *("ordinals.parquet", "keys-000000.parquet", "keys-000002.parquet"),
         *("part-000000.safetensors", "part-000002.safetensors"),
     }
-    assert remove_rows(index, FLAT, shards=["base-000001.tar"])["status"] == "unchanged"
+    assert remove_rows(index, FLAT, shards=["base-000001.tar"]).status == "unchanged"
     add_codes(index, [codes_at(tmp_path, "more", shards=1)], FLAT)
     add_codes(index, [str(tmp_path / "base")], FLAT)
     assert [(task.ordinal, task.shard) for task in pool.done] == [(3, "more-000000.tar"), (1, "base-000001.tar")]
@@ -331,23 +338,23 @@ def test_a_shard_whose_last_row_went_is_not_taken_for_a_new_one(
     tmp_path: Path, pool: InlinePool, config: Config
 ) -> None:
     base = codes_at(tmp_path, "base", shards=3)
-    index = str(build_index([base], str(tmp_path / "index"), config)["uri"])
+    index = str(build_index([base], str(tmp_path / "index"), config).uri)
     gone = [f"base/1/{n:05d}" for n in range(20)]
     remove_rows(index, config, gone[:19])
-    assert remove_rows(index, config, gone[19:])["removed"] == 1
-    assert compact_index(index, config)["status"] == "unchanged", "the part is what says that they were removed"
+    assert remove_rows(index, config, gone[19:]).removed == 1
+    assert compact_index(index, config).status == "unchanged", "the part is what says that they were removed"
     remove_rows(index, config, ["base/2/00003"])
-    assert compact_index(index, config)["compacted"] == 1
+    assert compact_index(index, config).compacted == 1
     codes = [base, codes_at(tmp_path, "more", shards=1)]
-    result = add_codes(index, codes, config, prune=True, replace_changed=True)
+    result = add_codes(index, codes, config, prune=True, replace_changed=True).as_json()
     assert (result["added"], result["shards_replaced"], result["shards_removed"]) == (20, 0, 0)
     assert len(keys_of(index)) == 59 and not set(gone) & set(keys_of(index))
     with open_index(index) as reader:
         assert reader.search(random_codes(3), 99)[1].shape == (3, 59)
-        assert dedupe([codes[1]], str(tmp_path / "alike"), config, against=index)["indexed"] == 59
-    assert verify(index)["status"] == "done"
+        assert dedupe([codes[1]], str(tmp_path / "alike"), config, against=index).indexed == 59
+    assert verify(index).status == "done"
     remove_rows(index, config, shards=["base-000001.tar"])
-    assert add_codes(index, codes, config)["added"] == 20, "a tar that was removed as a whole may come again"
+    assert add_codes(index, codes, config).added == 20, "a tar that was removed as a whole may come again"
 
 
 def test_a_sample_that_came_for_one_that_was_compacted_away_is_a_change(tmp_path: Path, pool: InlinePool) -> None:
@@ -356,11 +363,11 @@ def test_a_sample_that_came_for_one_that_was_compacted_away_is_a_change(tmp_path
     kept = [0, 1, 2, 4, 5, 6, 7, 8, 9]
     other = Rows([rows.keys[n] for n in kept], rows.codes[kept], [rows.labels[n] for n in kept], "5" * 64, kept)
     codes = write_codes(tmp_path / "codes", {"a-000000.tar": first})
-    index = build_index([codes.uri], str(tmp_path / "index"), FLAT)["uri"]
+    index = build_index([codes.uri], str(tmp_path / "index"), FLAT).uri
     remove_rows(index, FLAT, ["a/0/00003"])
     compact_index(index, FLAT)
     now = write_codes(tmp_path / "now", {"a-000000.tar": other}).uri
-    assert add_codes(index, [now], FLAT, replace_changed=True)["shards_replaced"] == 1
+    assert add_codes(index, [now], FLAT, replace_changed=True).shards_replaced == 1
     assert keys_of(index) == [rows.keys[n] for n in kept]
 
 
@@ -371,10 +378,10 @@ def test_a_tar_that_has_no_codes_any_more_goes(tmp_path: Path, index: str) -> No
     sha256 = contents["base-000001.tar"].sha256
     contents["base-000001.tar"] = Rows([], np.empty((0, 8), np.uint8), [], sha256)
     remove_rows(index, FLAT, ["base/1/00003"])
-    result = add_codes(index, [write_codes(tmp_path / "other", contents).uri], FLAT, replace_changed=True)
+    result = add_codes(index, [write_codes(tmp_path / "other", contents).uri], FLAT, replace_changed=True).as_json()
     assert (result["added"], result["shards_added"], result["shards_replaced"]) == (0, 0, 1)
     assert len(keys_of(index)) == 40
-    assert verify(index)["status"] == "done"
+    assert verify(index).status == "done"
 
 
 def test_an_index_is_never_emptied(index: str) -> None:
@@ -385,11 +392,11 @@ def test_an_index_is_never_emptied(index: str) -> None:
 
 def test_tars_of_one_name_are_told_apart_by_their_sha256(tmp_path: Path, pool: InlinePool) -> None:
     uris = [write_codes(tmp_path / n, {"s-000000.tar": simple_rows(n, 5, seed=len(n))}).uri for n in ("a", "bb")]
-    index = build_index(uris, str(tmp_path / "index"), FLAT)["uri"]
+    index = build_index(uris, str(tmp_path / "index"), FLAT).uri
     with pytest.raises(InputError, match=r"names 2 tars: .* [0-9a-f]{12} \(ordinal 0\)"):
         remove_rows(index, FLAT, shards=["s-000000.tar"])
     second = open_codes(uris[1]).shards[0].sha256
-    assert remove_rows(index, FLAT, shards=[second[:10]])["removed"] == 5
+    assert remove_rows(index, FLAT, shards=[second[:10]]).removed == 5
     assert keys_of(index)[0] == "a/00000"
 
 
@@ -398,22 +405,22 @@ def test_tars_of_one_name_are_told_apart_by_their_sha256(tmp_path: Path, pool: I
 
 @KINDS
 def test_compacting_changes_no_answer(tmp_path: Path, pool: InlinePool, config: Config) -> None:
-    index = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config)["uri"])
-    assert compact_index(index, config)["status"] == "unchanged"
+    index = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config).uri)
+    assert compact_index(index, config).status == "unchanged"
     remove_rows(index, config, [f"base/0/{n:05d}" for n in range(5)] + ["base/2/00007"])
     before, everything = ask(index), ask(index, k=60)
     pool.done.clear()
     (tmp_path / "base").rename(tmp_path / "away")  # the codes are not needed
-    result = compact_index(index, config)
+    result = compact_index(index, config).as_json()
     assert (result["version"], result["compacted"], result["dropped"]) == (3, 2, 6)
     assert [task.ordinal for task in pool.done] == [0, 2]
     assert REMOVED_NAME not in {part.name for part in open_current(index).manifest.parts}
     assert ask(index, k=60) == everything
     assert sure(ask(index)) == sure(before)
     assert config.index.kind == "ivf" or ask(index) == before
-    assert compact_index(index, config)["status"] == "unchanged"
+    assert compact_index(index, config).status == "unchanged"
     (tmp_path / "away").rename(tmp_path / "base")
-    assert add_codes(index, [str(tmp_path / "base")], config)["status"] == "unchanged"
+    assert add_codes(index, [str(tmp_path / "base")], config).status == "unchanged"
 
 
 def test_rows_that_were_compacted_away_are_no_difference_of_codes(tmp_path: Path, index: str) -> None:
@@ -425,7 +432,7 @@ def test_rows_that_were_compacted_away_are_no_difference_of_codes(tmp_path: Path
     for shard in open_codes(str(tmp_path / "base")).shards:
         contents[shard.name].sha256 = shard.sha256
     grown = write_codes(tmp_path / "grown", contents, shards_digest="b" * 64).uri
-    assert add_codes(index, [grown], FLAT)["added"] == 20
+    assert add_codes(index, [grown], FLAT).added == 20
     assert not {"base/0/00003", "base/0/00009"} & set(keys_of(index))
 
 
@@ -440,7 +447,9 @@ def test_ten_nights_end_with_the_answers_of_a_fresh_build(tmp_path: Path, pool: 
     random = np.random.default_rng(5)
     nights: dict[str, dict[str, Rows]] = {"base": tars("base", shards=5, count=100)}
     index = str(
-        build_index([write_codes(tmp_path / "base", nights["base"]).uri], str(tmp_path / "index"), config)["uri"]
+        build_index([write_codes(tmp_path / "base", nights["base"]).uri], str(tmp_path / "index"), config).as_json()[
+            "uri"
+        ]
     )
     gone: set[str] = set()
     for night in range(10):
@@ -465,7 +474,7 @@ def test_ten_nights_end_with_the_answers_of_a_fresh_build(tmp_path: Path, pool: 
         name: write_codes(tmp_path / f"left-{name}", {tar: without(rows, gone) for tar, rows in contents.items()}).uri
         for name, contents in nights.items()
     }
-    same = str(build_index(list(left.values()), str(tmp_path / "same"), config)["uri"])
+    same = str(build_index(list(left.values()), str(tmp_path / "same"), config).uri)
     assert sorted(keys_of(index)) == sorted(keys_of(same))
     with open_index(index) as reader, open_index(same) as fresh:
         assert {n: s.shard for n, s in reader.shards.items()} == {n: s.shard for n, s in fresh.shards.items()}
@@ -474,7 +483,7 @@ def test_ten_nights_end_with_the_answers_of_a_fresh_build(tmp_path: Path, pool: 
     assert config.index.kind == "ivf" or answers == expected
     assert ask(index, 5, 5000) == ask(same, 5, 5000)
 
-    other = str(build_index(list(left.values())[::-1], str(tmp_path / "other"), config)["uri"])
+    other = str(build_index(list(left.values())[::-1], str(tmp_path / "other"), config).uri)
     assert answers[0] == ask(other, 50, 20)[0]
     assert below(index, 50, 20) == below(other, 50, 20)
 
@@ -511,10 +520,13 @@ def test_a_running_reader_finishes_on_its_version(tmp_path: Path, index: str) ->
 def test_a_rollback_is_a_version_and_ordinals_are_not_given_again(tmp_path: Path, index: str) -> None:
     expected = ask(index)
     add_codes(index, [codes_at(tmp_path, "more", shards=1)], FLAT)
-    back = rollback_index(index)
+    back = rollback_index(index).as_json()
     assert (back["status"], back["version"], back["to"], back["digest"]) == ("done", 3, 1, open_artifact(index).digest)
     assert ask(index) == expected
-    assert (rollback_index(index, 1)["status"], rollback_index(index, 3)["status"]) == ("unchanged", "unchanged")
+    assert (rollback_index(index, 1).status, rollback_index(index, 3).status) == (
+        "unchanged",
+        "unchanged",
+    )
     add_codes(index, [codes_at(tmp_path, "other", shards=1)], FLAT)
     add_codes(index, [str(tmp_path / "more")], FLAT)
     with open_index(index) as reader:
@@ -523,9 +535,9 @@ def test_a_rollback_is_a_version_and_ordinals_are_not_given_again(tmp_path: Path
     for number, complaint in ((9, "no version 9: its versions are 1, 2, 3, 4, 5"), (0, "no version 0")):
         with pytest.raises(InputError, match=complaint):
             rollback_index(index, number)
-    assert [rollback_index(index)["to"] for _ in range(2)] == [4, 3]
-    assert rollback_index(index, 2)["version"] == 8
-    assert rollback_index(index)["to"] == 1
+    assert [rollback_index(index).to for _ in range(2)] == [4, 3]
+    assert rollback_index(index, 2).version == 8
+    assert rollback_index(index).to == 1
     with pytest.raises(InputError, match="made as version 1, and none is older"):
         rollback_index(index)
 
@@ -536,9 +548,9 @@ def test_of_two_runs_at_once_one_publishes(
 ) -> None:
     remove_rows(index, FLAT, ["base/0/00000"])
     work: dict[str, Callable[[], Any]] = {
-        "add": lambda: add_codes(index, [codes_at(tmp_path, "more")], FLAT),
-        "remove": lambda: remove_rows(index, FLAT, ["base/0/00001"]),
-        "compact": lambda: compact_index(index, FLAT),
+        "add": lambda: add_codes(index, [codes_at(tmp_path, "more")], FLAT).as_json(),
+        "remove": lambda: remove_rows(index, FLAT, ["base/0/00001"]).as_json(),
+        "compact": lambda: compact_index(index, FLAT).as_json(),
     }
     measure = reindex.measure
 
@@ -566,13 +578,13 @@ def test_a_change_that_was_cut_off_is_done_by_running_it_again(
 ) -> None:
     base, more = codes_at(tmp_path, "base", shards=3), codes_at(tmp_path, "more", shards=3)
     work: dict[str, Callable[[str], Any]] = {
-        "add": lambda index: add_codes(index, [more], FLAT),
-        "remove": lambda index: remove_rows(index, FLAT, ["base/0/00001"]),
-        "compact": lambda index: compact_index(index, FLAT),
+        "add": lambda index: add_codes(index, [more], FLAT).as_json(),
+        "remove": lambda index: remove_rows(index, FLAT, ["base/0/00001"]).as_json(),
+        "compact": lambda index: compact_index(index, FLAT).as_json(),
     }
     results = []
     for name in ("whole", "cut"):
-        index = str(build_index([base], str(tmp_path / name), FLAT)["uri"])
+        index = str(build_index([base], str(tmp_path / name), FLAT).uri)
         remove_rows(index, FLAT, ["base/1/00003", "base/2/00004"])
         failpoints._hits.clear()
         pool.done.clear()
@@ -619,15 +631,15 @@ def test_a_version_below_the_gate_is_not_published_and_the_figures_are_told(
 
 
 def test_what_was_not_published_waits_for_it(tmp_path: Path, index: str) -> None:
-    assert publish_index(index, FLAT)["status"] == "unchanged"
-    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False)
+    assert publish_index(index, FLAT).status == "unchanged"
+    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False).as_json()
     assert (hidden["status"], hidden["version"], versions(Store(index))) == ("done", None, [1])
-    other = remove_rows(index, FLAT, ["base/0/00000"], publish=False)
+    other = remove_rows(index, FLAT, ["base/0/00000"], publish=False).as_json()
     with pytest.raises(
         InputError, match=f"2 were made as version 2: name one with --digest, .*{hidden['digest'][:12]}"
     ):
         publish_index(index, FLAT)
-    shown = publish_index(index, FLAT, digest=hidden["digest"][:9])
+    shown = publish_index(index, FLAT, digest=hidden["digest"][:9]).as_json()
     assert (shown["status"], shown["version"], shown["digest"]) == ("done", 2, hidden["digest"])
     assert len(keys_of(index)) == 100
     with pytest.raises(InputError, match=f"{other['digest'][:12]} was made as version 2, not as 3: make it again"):
@@ -641,7 +653,7 @@ def test_info_tells_what_the_versions_hold(tmp_path: Path, index: str) -> None:
     add_codes(index, [codes_at(tmp_path, "more", shards=1)], FLAT)
     remove_rows(index, FLAT, shards=["base-000001.tar"])
     rollback_index(index, 3)
-    result = index_info(index)
+    result = index_info(index).as_json()
     assert (result["version"], result["card"]["count"], result["kind"]) == (5, 79, "flat")
     rows = [
         tuple(v[key] for key in ("version", "made_as", "codes", "removed", "shards", "ordinals"))
@@ -658,9 +670,9 @@ def test_info_tells_what_the_versions_hold(tmp_path: Path, index: str) -> None:
 
 
 def test_a_corpus_that_outgrew_its_quantizer_is_noted(tmp_path: Path, pool: InlinePool) -> None:
-    index = build_index([codes_at(tmp_path, "base", shards=1)], str(tmp_path / "index"), IVF)["uri"]
-    assert "note" not in add_codes(index, [codes_at(tmp_path, "some", shards=2)], IVF)["card"]
-    grown = add_codes(index, [codes_at(tmp_path, "more", shards=4)], IVF)
+    index = build_index([codes_at(tmp_path, "base", shards=1)], str(tmp_path / "index"), IVF).uri
+    assert "note" not in add_codes(index, [codes_at(tmp_path, "some", shards=2)], IVF).card
+    grown = add_codes(index, [codes_at(tmp_path, "more", shards=4)], IVF).as_json()
     assert grown["card"]["trained_on"] == 20
     assert grown["card"]["note"].startswith("7.0 times the codes that the quantizer was trained on")
 
@@ -712,8 +724,8 @@ def test_a_flipped_bit_in_the_table_of_removed_rows_is_found(index: str) -> None
 
 def test_a_swapped_quantizer_is_refused_naming_both(tmp_path: Path, pool: InlinePool) -> None:
     config = IVF.model_copy(update={"index": IVF.index.model_copy(update={"seed": 9})})
-    index = str(build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), IVF)["uri"])
-    other = str(build_index([str(tmp_path / "base")], str(tmp_path / "other"), config)["uri"])
+    index = str(build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), IVF).uri)
+    other = str(build_index([str(tmp_path / "base")], str(tmp_path / "other"), config).uri)
     own, foreign = (open_current(uri).manifest.part(QUANTIZER_NAME) for uri in (index, other))
     Store(index).put(foreign.path, Store(other).read(foreign.path))
 
@@ -741,14 +753,14 @@ def test_a_part_that_is_gone_is_not_named_again(index: str) -> None:
 
 @KINDS
 def test_verify_proves_every_version(tmp_path: Path, pool: InlinePool, config: Config) -> None:
-    index = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config)["uri"])
+    index = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config).uri)
     remove_rows(index, config, ["base/0/00003", "base/1/00004"])
     add_codes(index, [codes_at(tmp_path, "more")], config)
     compact_index(index, config)
     remove_rows(index, config, ["more/0/00000"], ["base-000002.tar"])
     rollback_index(index, 2)
-    last = rollback_index(index, 5)
-    result = verify(index)
+    last = rollback_index(index, 5).as_json()
+    result = verify(index).as_json()
     assert result["digest"] == last["digest"]
     assert result["orphans"] == []
     for check in (

@@ -90,7 +90,7 @@ def test_a_tar_that_is_no_plain_file_is_named(wds: Path, tmp_path: Path, kind: s
 
 def test_tars_are_indexed_where_they_lie(wds: Path) -> None:
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in wds.iterdir()}
-    result = adopt(str(wds), str(wds))
+    result = adopt(str(wds), str(wds)).as_json()
     assert (result["status"], result["samples"], result["skipped"], result["found"]) == ("done", 12, 0, 12)
     assert result["classes"] == ["0", "1", "2"]
     for name, (data, time) in before.items():
@@ -121,7 +121,7 @@ def test_a_copy_elsewhere_holds_the_same_bytes(wds: Path, tmp_path: Path) -> Non
 def test_tars_with_names_that_people_give_them(name: str, wds: Path, tmp_path: Path) -> None:
     (wds / "train-0000.tar").rename(wds / name)
     for out in (tmp_path / "copy", wds):
-        assert adopt(str(wds), str(out))["samples"] == 12
+        assert adopt(str(wds), str(out)).samples == 12
         assert name in [shard.name for shard in open_shards(str(out)).shards]
         assert [sample.damage for sample in read_all(out)] == [None] * 12
         verify(str(out))
@@ -130,7 +130,7 @@ def test_tars_with_names_that_people_give_them(name: str, wds: Path, tmp_path: P
 def test_one_tar_of_a_folder_is_adopted_in_place(wds: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a tar: give the folder that holds it"):
         adopt(str(wds / "train-0000.tar"), str(wds / "train-0000.tar"))
-    assert adopt(str(wds / "train-0000.tar"), str(wds))["samples"] == 6
+    assert adopt(str(wds / "train-0000.tar"), str(wds)).samples == 6
     assert [shard.name for shard in open_shards(str(wds)).shards] == ["train-0000.tar"]
     verify(str(wds))
 
@@ -146,7 +146,7 @@ def test_gc_leaves_the_tars_alone(wds: Path) -> None:
     (wds / "empty.tar").write_bytes(bytes(10240))
     adopt(str(wds), str(wds))
     before = {path.name for path in wds.iterdir()}
-    assert gc(str(wds), older_than="0s")["deleted"] == 0
+    assert gc(str(wds), older_than="0s").deleted == 0
     assert {path.name for path in wds.iterdir()} == before
     verify(str(wds))
 
@@ -159,14 +159,14 @@ def test_the_document_names_every_reason() -> None:
 @pytest.mark.parametrize("out", ["wds", "copy"])
 def test_a_prefix_that_grows_is_the_next_version(out: str, wds: Path, tmp_path: Path) -> None:
     root = tmp_path / out
-    first = adopt(str(wds), str(root))
-    again = adopt(str(wds), str(root))
+    first = adopt(str(wds), str(root)).as_json()
+    again = adopt(str(wds), str(root)).as_json()
     assert (again["status"], again["digest"]) == ("unchanged", first["digest"])
     before = {part.path for part in open_artifact(str(root)).manifest.parts if part.path.endswith(".tar")}
     old = read_all(root)
     # Its name comes before the others, it repeats one of their keys, and it has a class that is new.
     write_foreign(wds / "evening.tar", {**numbered(11, 2), "00020.jpg": IMAGES[3], "00020.cls": b"4"})
-    second = adopt(str(wds), str(root), allow_degraded=True)
+    second = adopt(str(wds), str(root), allow_degraded=True).as_json()
     assert (second["samples"], second["tars"], second["version"]) == (14, 3, 2)
     assert (second["classes"], skipped(second)) == (["0", "1", "2", "3", "4"], {"evening.tar: 00011": "duplicate_key"})
     assert versions(Store(root)) == [1, 2] and open_artifact(str(root)).digest == first["digest"]
@@ -175,19 +175,19 @@ def test_a_prefix_that_grows_is_the_next_version(out: str, wds: Path, tmp_path: 
     samples = read_all(root)
     assert [sample.record.key for sample in samples[:2]] == ["00012", "00020"] and samples[2:] == old
     assert [sample.damage for sample in samples] == [None] * 14
-    assert verify(str(root))["digest"] == second["digest"]
-    same = adopt(str(wds), str(root), allow_degraded=True)
+    assert verify(str(root)).digest == second["digest"]
+    same = adopt(str(wds), str(root), allow_degraded=True).as_json()
     assert (same["digest"], same["version"], versions(Store(root))) == (second["digest"], 2, [1, 2])
     write_foreign(wds / "zz.tar", numbered(30, 1))
-    assert adopt(str(wds), str(root), allow_degraded=True)["version"] == 3
-    assert gc(str(root), older_than="0s")["deleted"] == 0 and verify(str(root))["orphans"] == []
+    assert adopt(str(wds), str(root), allow_degraded=True).version == 3
+    assert gc(str(root), older_than="0s").deleted == 0 and verify(str(root)).orphans == []
 
 
 def test_names_of_classes_that_are_new_come_behind_those_that_were_there(tmp_path: Path) -> None:
     write_foreign(tmp_path / "b.tar", {"b.jpg": IMAGES[0], "b.cls": b"owl", "c.jpg": IMAGES[1], "c.cls": b"yak"})
     adopt(str(tmp_path), str(tmp_path))
     write_foreign(tmp_path / "c.tar", {"d.jpg": IMAGES[2], "d.cls": b"cat", "e.jpg": IMAGES[3], "e.cls": b"7"})
-    assert adopt(str(tmp_path), str(tmp_path))["classes"] == ["owl", "yak", "7", "cat"]
+    assert adopt(str(tmp_path), str(tmp_path)).classes == ["owl", "yak", "7", "cat"]
     assert [sample.record.labels for sample in read_all(tmp_path)] == [(0,), (1,), (3,), (2,)]
     with pytest.raises(InputError, match="put new names behind its own"):
         adopt(str(tmp_path), str(tmp_path), Adoption(classes=("cat", "owl", "yak", "7")))
@@ -201,7 +201,7 @@ def test_a_prefix_that_was_adopted_with_names_grows_with_the_same_names(wds: Pat
         adopt(str(wds), str(wds))
     with pytest.raises(FingerprintMismatch):
         adopt(str(wds), str(wds), Adoption(keys_by_tar=True))
-    assert adopt(str(wds), str(wds), Adoption(classes=("cat", "dog", "owl", "yak")))["version"] == 2
+    assert adopt(str(wds), str(wds), Adoption(classes=("cat", "dog", "owl", "yak"))).version == 2
     verify(str(wds))
 
 
@@ -220,7 +220,7 @@ def test_a_tar_that_changed_or_vanished_is_named(version: int, wds: Path) -> Non
     with pytest.raises(InputError, match=r"train-0001\.tar vanished since it was adopted"):
         adopt(str(wds), str(wds))
     (wds / "train-0001.tar").write_bytes(data)
-    assert adopt(str(wds), str(wds))["version"] == version + 1
+    assert adopt(str(wds), str(wds)).version == version + 1
     verify(str(wds))
 
 
@@ -229,17 +229,17 @@ def test_what_is_lost_of_adopted_shards_is_made_again(grown: bool, wds: Path, tm
     adopt(str(wds), str(tmp_path / "out"))
     if grown:
         write_foreign(wds / "train-0002.tar", numbered(12, 2))
-    result = adopt(str(wds), str(tmp_path / "out"))
+    result = adopt(str(wds), str(tmp_path / "out")).as_json()
     for part in open_current(str(tmp_path / "out")).manifest.parts:
         if part.path.endswith(".tar") or not grown:
             (tmp_path / "out" / part.path).unlink()
-    assert adopt(str(wds), str(tmp_path / "out"))["digest"] == result["digest"]
+    assert adopt(str(wds), str(tmp_path / "out")).digest == result["digest"]
     verify(str(tmp_path / "out"))
 
 
 def test_two_adoptions_are_equal_to_the_byte(wds: Path, tmp_path: Path) -> None:
     shutil.copytree(wds, tmp_path / "other")
-    assert adopt(str(wds), str(wds))["digest"] == adopt(str(tmp_path / "other"), str(tmp_path / "other"))["digest"]
+    assert adopt(str(wds), str(wds)).digest == adopt(str(tmp_path / "other"), str(tmp_path / "other")).digest
 
 
 def test_shards_that_were_written_here_can_be_adopted_too(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_what_cannot_be_taken_is_named_with_its_reason_and_counted(tmp_path: Pat
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     write_foreign(tmp_path / "b.tar", {**numbered(1, 2), "last.jpg": IMAGES[0]}, end=False)
-    result = adopt(str(tmp_path), str(tmp_path), allow_degraded=True)
+    result = adopt(str(tmp_path), str(tmp_path), allow_degraded=True).as_json()
     assert [sample.record.key for sample in read_all(tmp_path)] == ["00000", "00001", "between", "00002"]
     assert skipped(result) == {
         "a.tar: apart": "interleaved",
@@ -341,7 +341,7 @@ def test_what_cannot_be_taken_is_named_with_its_reason_and_counted(tmp_path: Pat
 
 def test_names_are_cut_to_a_thousand_but_counts_are_not(tmp_path: Path) -> None:
     write_foreign(tmp_path / "a.tar", {**numbered(0, 1), **{f"x{number}.txt": b"" for number in range(1500)}})
-    result = adopt(str(tmp_path), str(tmp_path), allow_degraded=True)
+    result = adopt(str(tmp_path), str(tmp_path), allow_degraded=True).as_json()
     assert (result["skipped"], len(result["skipped_files"])) == (1500, 1000)
     assert result["skipped_reasons"] == {"no_image": 1500}
 
@@ -352,11 +352,11 @@ def test_keys_that_begin_anew_in_each_tar_can_be_told_apart(tmp_path: Path) -> N
     with pytest.raises(Degraded, match=r"3 of 6 pictures .*duplicate_key 3; .*--keys-by-tar tells equal keys"):
         adopt(str(tmp_path / "in"), str(tmp_path / "plain"))
     assert not (tmp_path / "plain").exists()
-    plain = adopt(str(tmp_path / "in"), str(tmp_path / "plain"), allow_degraded=True)
+    plain = adopt(str(tmp_path / "in"), str(tmp_path / "plain"), allow_degraded=True).as_json()
     assert (plain["status"], plain["skipped_reasons"]) == ("degraded", {"duplicate_key": 3})
     more = Config(ingest=IngestSettings(skip_budget=0.5))
-    assert adopt(str(tmp_path / "in"), str(tmp_path / "plain"), config=more)["status"] == "unchanged"
-    result = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(keys_by_tar=True))
+    assert adopt(str(tmp_path / "in"), str(tmp_path / "plain"), config=more).status == "unchanged"
+    result = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(keys_by_tar=True)).as_json()
     assert result["samples"] == 6
     assert [sample.record.key for sample in read_all(tmp_path / "out")][2:4] == ["a/00002", "b/00000"]
 
@@ -364,7 +364,7 @@ def test_keys_that_begin_anew_in_each_tar_can_be_told_apart(tmp_path: Path) -> N
 def test_a_tar_without_a_sample_is_named_and_is_no_part(wds: Path) -> None:
     (wds / "empty.tar").write_bytes(bytes(10240))
     (wds / "noise.tar").write_bytes(b"x" * 2000)
-    result = adopt(str(wds), str(wds), allow_degraded=True)
+    result = adopt(str(wds), str(wds), allow_degraded=True).as_json()
     assert skipped(result) == {"noise.tar": "bad_header"}
     assert result["tars"] == 2 and len(open_shards(str(wds)).shards) == 2
 
@@ -404,7 +404,7 @@ def test_labels_come_from_cls_or_json(
 ) -> None:
     both = {"a.jpg": IMAGES[0], "b.jpg": IMAGES[1], **members}
     write_foreign(tmp_path / "x.tar", dict(sorted(both.items())))
-    result = adopt(str(tmp_path), str(tmp_path))
+    result = adopt(str(tmp_path), str(tmp_path)).as_json()
     assert result["classes"] == classes
     assert [sample.record.labels for sample in read_all(tmp_path)] == labels
     verify(str(tmp_path))
@@ -428,7 +428,7 @@ def test_a_label_that_is_refused_is_named_with_its_value(
     member: str, content: bytes, detail: str, tmp_path: Path
 ) -> None:
     write_foreign(tmp_path / "x.tar", {"a.jpg": IMAGES[0], f"a.{member}": content, "b.jpg": IMAGES[1]})
-    result = adopt(str(tmp_path), str(tmp_path), Adoption(), allow_degraded=True)
+    result = adopt(str(tmp_path), str(tmp_path), Adoption(), allow_degraded=True).as_json()
     assert skipped(result) == {"x.tar: a": "bad_metadata"} and detail in result["skipped_files"][0]["detail"]
     assert run_record(tmp_path)["skipped_files"] == result["skipped_files"]
 
@@ -436,7 +436,7 @@ def test_a_label_that_is_refused_is_named_with_its_value(
 def test_json_of_which_no_label_is_asked_costs_its_metadata_at_most(tmp_path: Path) -> None:
     members = {"a.jpg": IMAGES[0], "a.json": b"[3]", "b.jpg": IMAGES[1], "b.json": b"{" + b" " * (1 << 20)}
     write_foreign(tmp_path / "x.tar", members)
-    result = adopt(str(tmp_path), str(tmp_path), Adoption(fields=()))
+    result = adopt(str(tmp_path), str(tmp_path), Adoption(fields=())).as_json()
     assert (result["samples"], result["skipped"]) == (2, 0)
     assert [sample.metadata for sample in read_all(tmp_path)] == [b"[3]", None]
     verify(str(tmp_path))
@@ -455,7 +455,7 @@ def test_the_image_among_several_can_be_named(tmp_path: Path) -> None:
         adopt(str(tmp_path / "in"), str(tmp_path / "none"))
     for name, key in (("input.jpg", "a"), (".png", "b")):
         out = tmp_path / name
-        result = adopt(str(tmp_path / "in"), str(out), Adoption(image_member=name), allow_degraded=True)
+        result = adopt(str(tmp_path / "in"), str(out), Adoption(image_member=name), allow_degraded=True).as_json()
         assert result["samples"] == 1 and result["skipped_reasons"] == {"no_image": 1}
         (sample,) = read_all(out)
         assert sample.record.key == key and sample.image == members[sample.record.members[0].name]
@@ -472,7 +472,7 @@ def test_the_label_beside_a_named_image_may_have_a_name_too(tmp_path: Path) -> N
         **{"d.input.jpg": IMAGES[3], "d.seg.cls": b"x" * (1 << 21)},  # too large for a label
     }
     write_foreign(tmp_path / "in" / "x.tar", members)
-    result = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(image_member="input.jpg"))
+    result = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(image_member="input.jpg")).as_json()
     assert (result["samples"], result["skipped"]) == (4, 0)
     labels = {sample.record.key: sample.record.labels for sample in read_all(tmp_path / "out")}
     assert labels == {"a": (1,), "b": (0,), "c": (), "d": ()}
@@ -495,23 +495,23 @@ def test_a_member_that_nobody_reads_costs_no_sample(tmp_path: Path) -> None:
         link = tarfile.TarInfo("a.txt")
         link.type, link.linkname = tarfile.SYMTYPE, "b.txt"
         archive.addfile(link)
-    result = adopt(str(tmp_path), str(tmp_path))
+    result = adopt(str(tmp_path), str(tmp_path)).as_json()
     assert (result["samples"], skipped(result)) == (1, {"x.tar: a.txt": "link"})
 
 
 def test_a_field_of_the_json_can_be_named_and_labels_can_be_left_out(tmp_path: Path) -> None:
     facts = b'{"species": "lynx", "age": 3, "labels": [9]}'
     write_foreign(tmp_path / "in" / "x.tar", {"a.jpg": IMAGES[0], "a.json": facts, "a.cls": b"5"})
-    named = adopt(str(tmp_path / "in"), str(tmp_path / "named"), Adoption(fields=("species", "age")))
+    named = adopt(str(tmp_path / "in"), str(tmp_path / "named"), Adoption(fields=("species", "age"))).as_json()
     assert named["classes"] == ["3", "lynx"]
-    left_out = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(fields=()))
+    left_out = adopt(str(tmp_path / "in"), str(tmp_path / "out"), Adoption(fields=())).as_json()
     assert left_out["classes"] == [] and read_all(tmp_path / "out")[0].record.labels == ()
 
 
 def test_a_file_names_the_classes_by_number(wds: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\nyak\n\n")
     names = read_class_names(tmp_path / "names.txt")
-    result = adopt(str(wds), str(tmp_path / "out"), Adoption(classes=names))
+    result = adopt(str(wds), str(tmp_path / "out"), Adoption(classes=names)).as_json()
     assert result["classes"] == ["cat", "dog", "owl", "yak"]
     assert [sample.record.labels for sample in read_all(tmp_path / "out")][:3] == [(0,), (1,), (2,)]
     with pytest.raises(InputError, match="'2' is not among the 2 classes given"):

@@ -66,32 +66,30 @@ def made_of(wds: Path) -> tuple[str, str, str, str]:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_codes_and_index_take_in_what_is_new(classes: int, wds: Path, pool: InlinePool) -> None:
     shards, model, codes, index = made_of(wds)
-    first = encode(shards, model, codes, CONFIG)
+    first = encode(shards, model, codes, CONFIG).as_json()
     build_index([codes], index, CONFIG)
-    assert plan([shards], [codes], index)["status"] == "unchanged"
+    assert plan([shards], [codes], index).status == "unchanged"
     write_night(wds, 2, classes)
     adopt(shards, shards)
     pool.done.clear()
 
-    before = plan([shards], [codes], index)
+    before = plan([shards], [codes], index).as_json()
     assert [(one["change"], one["shard"]) for one in before["changes"]] == [("encode", "night-2.tar")]
     assert [shlex.split(line)[1:] for line in before["commands"]] == [
         ["encode", "--shards", shards, "--model", model, "--out", codes],
         ["index", "add", "--index", index, "--codes", codes],
     ]
-    second = encode(shards, model, codes, CONFIG)
+    second = encode(shards, model, codes, CONFIG).as_json()
     assert [task.shard for task in pool.done] == ["night-2.tar"]
     assert (second["status"], second["codes"], first["codes"]) == ("done", 15, 10)
-    assert encode(shards, model, codes, CONFIG)["status"] == "unchanged"
+    assert encode(shards, model, codes, CONFIG).status == "unchanged"
     assert {part.path for part in open_artifact(codes).manifest.parts} < {
         part.path for part in open_current(codes).manifest.parts
     }
     assert open_codes(codes).classes == tuple("012"[:classes])
-    assert [(one["change"], one["shard"]) for one in plan([shards], [codes], index)["changes"]] == [
-        ("add", "night-2.tar")
-    ]
-    assert add_codes(index, [codes], CONFIG)["added"] == 5
-    assert plan([shards], [codes], index)["status"] == "unchanged"
+    assert [(one["change"], one["shard"]) for one in plan([shards], [codes], index).changes] == [("add", "night-2.tar")]
+    assert add_codes(index, [codes], CONFIG).added == 5
+    assert plan([shards], [codes], index).status == "unchanged"
     for uri in (shards, codes, index):
         verify(uri)
 
@@ -105,15 +103,15 @@ def test_a_retry_and_a_lost_part_of_grown_codes(wds: Path, pool: InlinePool) -> 
     tar.write_bytes(data)
     write_night(wds, 2)
     adopt(shards, shards)
-    grown = encode(shards, model, codes, CONFIG, allow_degraded=True)
+    grown = encode(shards, model, codes, CONFIG, allow_degraded=True).as_json()
     assert 0 < grown["rejects"] < 5 and grown["samples"] == 15
-    mended = retry_rejects(codes, CONFIG)
+    mended = retry_rejects(codes, CONFIG).as_json()
     assert (mended["codes"], mended["version"]) == (15, 3)
     part = next(path for path in Path(codes, "parts").glob("night-2-*"))
     lost = part.read_bytes()
     part.unlink()
-    assert encode(shards, model, codes, CONFIG)["digest"] == mended["digest"]
-    assert part.read_bytes() == lost and verify(codes)["orphans"] == []
+    assert encode(shards, model, codes, CONFIG).digest == mended["digest"]
+    assert part.read_bytes() == lost and verify(codes).orphans == []
 
 
 def test_codes_of_what_was_there_before_are_not_mixed_up(wds: Path, pool: InlinePool, tmp_path: Path) -> None:
@@ -124,7 +122,7 @@ def test_codes_of_what_was_there_before_are_not_mixed_up(wds: Path, pool: Inline
     adopt(shards, shards)
     with pytest.raises(FingerprintMismatch):
         encode(shards, model, codes, other)
-    anew = encode(shards, model, str(tmp_path / "anew"), CONFIG)
+    anew = encode(shards, model, str(tmp_path / "anew"), CONFIG).as_json()
     assert anew["codes"] == 15 and versions(Store(anew["uri"])) == []
     encode(shards, model, codes, CONFIG)
     both = [{part.path for part in open_current(uri).manifest.parts} for uri in (codes, anew["uri"])]
@@ -155,4 +153,4 @@ def test_animations_of_old_and_new_tars_are_counted(wds: Path, tmp_path: Path, p
     for night, count, expected in ((7, 2, 2), (8, 3, 5)):
         write_moving(night, count)
         adopt(str(wds), str(wds))
-        assert encode(str(wds), str(tmp_path / "model"), codes, CONFIG)["animated"] == expected
+        assert encode(str(wds), str(tmp_path / "model"), codes, CONFIG).animated == expected

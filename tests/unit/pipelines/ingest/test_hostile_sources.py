@@ -22,7 +22,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def take(source: Path, tmp_path: Path, **how: Any) -> dict[str, Any]:
-    return ingest(str(source), str(tmp_path / "out"), Config(), allow_degraded=True, **how)
+    return ingest(str(source), str(tmp_path / "out"), Config(), allow_degraded=True, **how).as_json()
 
 
 # -------------------------------------------------------------------------------------------------------------- zips

@@ -90,7 +90,7 @@ def tar_of(folder: Path, path: Path, prefix: str = "") -> Path:
 
 
 def test_a_folder_becomes_shards_with_every_byte_as_it_was(folder: Path, tmp_path: Path) -> None:
-    result = ingest(str(folder), str(tmp_path / "out"), SMALL)
+    result = ingest(str(folder), str(tmp_path / "out"), SMALL).as_json()
     assert {name: result[name] for name in ("verb", "status", "uri", "samples", "skipped", "found")} == {
         **{"verb": "ingest", "status": "done", "uri": str(tmp_path / "out")},
         **{"samples": 24, "skipped": 0, "found": 24},
@@ -137,10 +137,10 @@ def test_the_stock_webdataset_library_reads_bytes_and_labels(folder: Path, tmp_p
 
 
 def test_a_rerun_finds_everything_done(folder: Path, tmp_path: Path) -> None:
-    first = ingest(str(folder), str(tmp_path / "out"), SMALL)
+    first = ingest(str(folder), str(tmp_path / "out"), SMALL).as_json()
     before = tree(tmp_path / "out")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    second = ingest(str(folder), str(tmp_path / "out"), SMALL)
+    second = ingest(str(folder), str(tmp_path / "out"), SMALL).as_json()
     assert second["status"] == "unchanged"
     assert second["digest"] == first["digest"]
     assert tree(tmp_path / "out") == before
@@ -174,7 +174,7 @@ def test_an_ingest_that_was_cut_off_is_completed(folder: Path, tmp_path: Path) -
     ingest(str(folder), str(tmp_path / "cut"), SMALL)
     (tmp_path / "cut/manifest.json").unlink()
     next((tmp_path / "cut/parts").glob("shard-000001-*")).unlink()
-    assert ingest(str(folder), str(tmp_path / "cut"), SMALL)["status"] == "done"
+    assert ingest(str(folder), str(tmp_path / "cut"), SMALL).status == "done"
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 
@@ -195,7 +195,7 @@ def test_a_source_that_changes_while_it_is_read_ends_the_run(
 
 def test_only_decoding_judges_an_image(tmp_path: Path) -> None:
     names = pictures.write_specimens(tmp_path / "images/odd")
-    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), Config(), allow_degraded=True)
+    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), Config(), allow_degraded=True).as_json()
     assert result["samples"] == len(names) - 1
     assert result["skipped_files"] == [{"path": "odd/empty.jpg", "reason": "empty"}]
     assert images_of(open_shards(result["uri"]))["odd/truncated"][0] == pictures.truncated_jpeg()
@@ -209,7 +209,7 @@ def test_what_is_no_sample_is_skipped_and_named(folder: Path, tmp_path: Path) ->
     os.mkfifo(folder / "class_00/pipe.jpg")
     (folder / "class_00/lost.jpg").symlink_to(folder / "nowhere.jpg")
     (folder / "class_00/linked.jpg").symlink_to(folder / "class_01/0000.jpg")
-    result = ingest(str(folder), str(tmp_path / "out"), Config(), allow_degraded=True)
+    result = ingest(str(folder), str(tmp_path / "out"), Config(), allow_degraded=True).as_json()
     assert {item["path"]: item["reason"] for item in result["skipped_files"]} == {
         "README.txt": "wrong_suffix",
         "class_00/noext": "wrong_suffix",
@@ -231,7 +231,7 @@ def test_what_is_skipped_for_its_suffix_is_counted_by_suffix(folder: Path, tmp_p
         (folder / f"class_00/{number}.x{number}").touch()
     for name in ("a.ico", "b.ICO", "c.Ico", "d.jp2", "e"):
         (folder / "class_01" / name).touch()
-    result = ingest(str(folder), str(tmp_path / "out"), Config())
+    result = ingest(str(folder), str(tmp_path / "out"), Config()).as_json()
     counts = result["skipped_suffixes"]
     assert sum(counts.values()) == result["skipped"] == 3005
     assert len(counts) <= sources.SUFFIXES_COUNTED + 1 and max(counts, key=counts.__getitem__) == "others"
@@ -246,7 +246,7 @@ def test_pictures_of_every_format_are_samples(tmp_path: Path, kind: str) -> None
         (tmp_path / "images/cat" / name).write_bytes(name.encode())
     make = zip_of if kind == "x.zip" else tar_of
     source = tmp_path / "images" if kind == "folder" else make(tmp_path / "images", tmp_path / kind)
-    result = ingest(str(source), str(tmp_path / "out"), Config())
+    result = ingest(str(source), str(tmp_path / "out"), Config()).as_json()
     shards = open_shards(result["uri"])
     assert {record.path for record in shards.shards[0].records()} == {f"cat/{name}" for name in names}
     assert result["skipped_suffixes"] == {".ico": 1, ".jp2": 1}
@@ -257,7 +257,7 @@ def test_a_file_too_large_to_be_read_back_is_skipped(
 ) -> None:
     monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 5000)
     (folder / "class_00/big.bmp").write_bytes(bytes(5001))
-    result = ingest(str(folder), str(tmp_path / "out"), Config(), allow_degraded=True)
+    result = ingest(str(folder), str(tmp_path / "out"), Config(), allow_degraded=True).as_json()
     assert result["skipped_files"] == [{"path": "class_00/big.bmp", "reason": "too_large"}]
 
 
@@ -309,7 +309,7 @@ def test_two_files_of_one_stem_are_two_samples(folder: Path, tmp_path: Path, kin
         source.write_text("path,label\n" + "".join(f"{name},{name[:8]}\n" for name in names))
     elif kind != "folder":
         source = (zip_of if kind == "x.zip" else tar_of)(folder, tmp_path / kind)
-    result = ingest(str(source), str(tmp_path / "out"), SMALL)
+    result = ingest(str(source), str(tmp_path / "out"), SMALL).as_json()
     assert (result["samples"], result["skipped"]) == (25, 0)
     shards = open_shards(result["uri"])
     found = {sample.record.key: sample for shard in shards.shards for sample in shards.read(shard)}
@@ -318,7 +318,7 @@ def test_two_files_of_one_stem_are_two_samples(folder: Path, tmp_path: Path, kin
         assert sample.image == (folder / f"class_00/0000.{suffix}").read_bytes()
         assert sample.record.path == f"class_00/0000.{suffix}"
     assert "class_00/0001" in found and "class_00/0000" not in found
-    assert verify(result["uri"])["status"] == "done"
+    assert verify(result["uri"]).status == "done"
 
 
 def test_the_shard_index_has_each_path_as_it_was(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_the_shard_index_has_each_path_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "images/a.b").mkdir(parents=True)
     for name in names:
         (tmp_path / "images/a.b" / name).write_bytes(os.fsencode(name))
-    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), Config())
+    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), Config()).as_json()
     shards = open_shards(result["uri"])
     found = {sample.record.path: sample.image for sample in shards.read(shards.shards[0])}
     assert found == {f"a.b/{sources.printable(name)}": os.fsencode(name) for name in names}
@@ -348,7 +348,7 @@ def test_odd_file_names_travel_through_stock_webdataset(tmp_path: Path) -> None:
         (tmp_path / "images" / class_name).mkdir(parents=True)
         for name in names:
             (tmp_path / "images" / class_name / name).write_bytes(os.fsencode(class_name + name))
-    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), Config())
+    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), Config()).as_json()
     assert result["samples"] == 3 * len(names)
     assert result["classes"] == ["__hidden__", "nested", "v1.0"]
     shards = open_shards(result["uri"])
@@ -368,10 +368,10 @@ def test_an_archive_gives_the_same_artifact_as_its_folder(folder: Path, tmp_path
     make = zip_of if name.endswith(".zip") else tar_of
     make(folder, tmp_path / name)
     ingest(str(folder), str(tmp_path / "a"), SMALL)
-    result = ingest(str(tmp_path / name), str(tmp_path / "b"), SMALL)
+    result = ingest(str(tmp_path / name), str(tmp_path / "b"), SMALL).as_json()
     assert result["status"] == "done"
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
-    assert ingest(str(tmp_path / name), str(tmp_path / "b"), SMALL)["status"] == "unchanged"
+    assert ingest(str(tmp_path / name), str(tmp_path / "b"), SMALL).status == "unchanged"
 
 
 def test_members_that_leave_the_archive_are_skipped_and_nothing_is_extracted(folder: Path, tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_members_that_leave_the_archive_are_skipped_and_nothing_is_extracted(fol
         "x.tar": {"cat/dev.jpg": "special"},
     }
     for name, extra in more.items():
-        result = ingest(str(tmp_path / name), str(tmp_path / f"out-{name}"), Config(), allow_degraded=True)
+        result = ingest(str(tmp_path / name), str(tmp_path / f"out-{name}"), Config(), allow_degraded=True).as_json()
         found = {item["path"]: item["reason"] for item in result["skipped_files"]}
         assert found == reasons | {"cat/link.jpg": "link"} | extra
         assert result["samples"] == 1
@@ -431,7 +431,7 @@ def test_a_damaged_member_of_a_zip_is_named(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(Degraded, match=r"class_01/0002\.jpg: unreadable, Bad CRC"):
         ingest(str(path), str(tmp_path / "out"), Config())
     assert not (tmp_path / "out").exists()
-    result = ingest(str(path), str(tmp_path / "out"), Config(), allow_degraded=True)
+    result = ingest(str(path), str(tmp_path / "out"), Config(), allow_degraded=True).as_json()
     assert (result["status"], result["samples"], result["skipped_reasons"]) == ("degraded", 23, {"unreadable": 1})
 
 
@@ -485,7 +485,7 @@ def test_a_table_gives_labels_and_metadata(folder: Path, tmp_path: Path, name: s
             "place": ["Rome", "Oslo", "", *["x"] * 6],
         },
     )
-    result = ingest(str(table), str(tmp_path / "out"), Config())
+    result = ingest(str(table), str(tmp_path / "out"), Config()).as_json()
     assert result["classes"] == ["NA", "cat", "dog", "pet"]
     shards = open_shards(result["uri"])
     found = images_of(shards)
@@ -499,12 +499,12 @@ def test_a_table_gives_labels_and_metadata(folder: Path, tmp_path: Path, name: s
     assert json.loads(stock["class_00/0000"]["json"]) == {"labels": [1, 3], "place": "Rome", "stars": stars}
     assert json.loads(stock["class_01/0000"]["json"])["stars"] is None
     assert "cls" not in stock["class_00/0000"]
-    assert verify(result["uri"])["status"] == "done"
+    assert verify(result["uri"]).status == "done"
 
 
 def test_one_label_without_metadata_is_a_cls_member(folder: Path, tmp_path: Path) -> None:
     table = write_table(folder / "t.csv", {"path": PATHS[:2], "label": ["7", "10"]})
-    result = ingest(str(table), str(tmp_path / "out"), Config())
+    result = ingest(str(table), str(tmp_path / "out"), Config()).as_json()
     assert result["classes"] == ["7", "10"]
     url = str(Path(result["uri"], open_shards(result["uri"]).shards[0].part.path))
     stock = {sample["__key__"]: sample for sample in webdataset.WebDataset(url, shardshuffle=False)}
@@ -514,16 +514,16 @@ def test_one_label_without_metadata_is_a_cls_member(folder: Path, tmp_path: Path
 
 def test_parquet_lists_are_labels(folder: Path, tmp_path: Path) -> None:
     table = write_table(folder / "t.parquet", {"path": PATHS[:3], "labels": [["a", "b"], [], None]})
-    result = ingest(str(table), str(tmp_path / "out"), Config())
+    result = ingest(str(table), str(tmp_path / "out"), Config()).as_json()
     found = images_of(open_shards(result["uri"]))
     assert [found[path.removesuffix(".jpg")][1] for path in PATHS[:3]] == [["a", "b"], [], []]
 
 
 def test_columns_can_be_named_and_labels_left_out(folder: Path, tmp_path: Path) -> None:
     table = write_table(folder / "t.csv", {"file": PATHS[:3], "kind": ["a", "b", "a"], "label": ["x", "y", "z"]})
-    result = ingest(str(table), str(tmp_path / "a"), Config(), path_column="file", label_columns=["kind"])
+    result = ingest(str(table), str(tmp_path / "a"), Config(), path_column="file", label_columns=["kind"]).as_json()
     assert result["classes"] == ["a", "b"]
-    result = ingest(str(table), str(tmp_path / "b"), Config(), path_column="file", label_columns=[])
+    result = ingest(str(table), str(tmp_path / "b"), Config(), path_column="file", label_columns=[]).as_json()
     assert result["classes"] == []
     assert {tuple(labels) for _, labels in images_of(open_shards(result["uri"])).values()} == {()}
 
@@ -541,7 +541,7 @@ def test_dates_become_text_and_nan_null(folder: Path, tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"path": PATHS[:2], "label": ["a", "b"], "day": day, "x": [float("nan"), 1.5]}), folder / "t.parquet"
     )
-    result = ingest(str(folder / "t.parquet"), str(tmp_path / "out"), Config())
+    result = ingest(str(folder / "t.parquet"), str(tmp_path / "out"), Config()).as_json()
     shards = open_shards(result["uri"])
     facts = {s.record.key: json.loads(s.metadata or b"") for s in shards.read(shards.shards[0], metadata=True)}
     assert facts["class_00/0000"] == {"labels": [0], "day": "1970-01-02 00:00:00.000000", "x": None}
@@ -586,7 +586,7 @@ def parts_of(result: dict[str, Any]) -> dict[str, dict[str, tuple[bytes, list[st
 
 def test_shares_split_each_class_and_lose_nothing(tmp_path: Path) -> None:
     pictures.write_folder(tmp_path / "images", per_class=20, size=8)
-    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), SMALL, "train=.8,query=.1,database=.1")
+    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), SMALL, "train=.8,query=.1,database=.1").as_json()
     parts = parts_of(result)
     assert list(parts) == ["train", "query", "database"]
     for name, count in [("train", 16), ("query", 2), ("database", 2)]:
@@ -595,19 +595,21 @@ def test_shares_split_each_class_and_lose_nothing(tmp_path: Path) -> None:
         shards = open_shards(result["splits"][name]["uri"])
         assert list(shards.classes) == result["classes"]
         assert all(shard.name.startswith(f"{name}-") for shard in shards.shards)
-        assert verify(shards.artifact.uri)["status"] == "done"
+        assert verify(shards.artifact.uri).status == "done"
     every: dict[str, Any] = {}
     for part in parts.values():
         assert not every.keys() & part.keys()
         every |= part
     assert every == expected_images(tmp_path / "images")
-    again = ingest(str(tmp_path / "images"), str(tmp_path / "out"), SMALL, "train=.8,query=.1,database=.1")
+    again = ingest(str(tmp_path / "images"), str(tmp_path / "out"), SMALL, "train=.8,query=.1,database=.1").as_json()
     assert (again["status"], again["digest"]) == ("unchanged", result["digest"])
 
 
 def test_small_classes_are_rounded_fairly(tmp_path: Path) -> None:
     pictures.write_folder(tmp_path / "images", classes=10, per_class=5, size=8)
-    result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), Config(), "train=.8,query=.1,database=.1")
+    result = ingest(
+        str(tmp_path / "images"), str(tmp_path / "out"), Config(), "train=.8,query=.1,database=.1"
+    ).as_json()
     parts = parts_of(result)
     assert {name: part["samples"] for name, part in result["splits"].items()} == {
         "train": 40,
@@ -622,7 +624,7 @@ def test_the_seed_of_a_split(tmp_path: Path) -> None:
     chosen = []
     for number, seed in enumerate((0, 0, 1)):
         config = load_config(sets=[f"ingest.seed={seed}"])
-        result = ingest(str(tmp_path / "images"), str(tmp_path / str(number)), config, "a=.5,b=.5")
+        result = ingest(str(tmp_path / "images"), str(tmp_path / str(number)), config, "a=.5,b=.5").as_json()
         chosen.append(set(parts_of(result)["a"]))
     assert chosen[0] == chosen[1] != chosen[2]
 
@@ -630,7 +632,7 @@ def test_the_seed_of_a_split(tmp_path: Path) -> None:
 def test_many_labels_split_by_the_rarest(folder: Path, tmp_path: Path) -> None:
     labels = [[f"c{n % 2}", f"odd{n}"] if n % 3 == 0 else [f"c{n % 2}"] for n in range(9)]
     table = write_table(folder / "t.parquet", {"path": PATHS, "labels": labels})
-    result = ingest(str(table), str(tmp_path / "out"), Config(), "a=.5,b=.5")
+    result = ingest(str(table), str(tmp_path / "out"), Config(), "a=.5,b=.5").as_json()
     assert sorted(part["samples"] for part in result["splits"].values()) == [4, 5]
 
 
@@ -638,7 +640,7 @@ def test_the_top_folder_can_name_the_split(tmp_path: Path) -> None:
     pictures.write_folder(tmp_path / "images/train", classes=3)
     pictures.write_folder(tmp_path / "images/test", classes=2, per_class=3, first=100)
     for source, out in ((tmp_path / "images", "a"), (tar_of(tmp_path / "images", tmp_path / "x.tar.gz"), "b")):
-        result = ingest(str(source), str(tmp_path / out), SMALL, "folder")
+        result = ingest(str(source), str(tmp_path / out), SMALL, "folder").as_json()
         parts = parts_of(result)
         assert {name: len(part) for name, part in parts.items()} == {"test": 6, "train": 24}
         assert "train/class_00/0000" in parts["train"]
@@ -650,7 +652,7 @@ def test_the_top_folder_can_name_the_split(tmp_path: Path) -> None:
 def test_a_column_can_name_the_split(folder: Path, tmp_path: Path, name: str) -> None:
     part = ["train", "train", "query"] * 3
     table = write_table(folder / name, {"path": PATHS, "label": ["a", "b", "c"] * 3, "part": part})
-    result = ingest(str(table), str(tmp_path / "out"), Config(), "column:part")
+    result = ingest(str(table), str(tmp_path / "out"), Config(), "column:part").as_json()
     assert {name: part["samples"] for name, part in result["splits"].items()} == {"query": 3, "train": 6}
     assert open_shards(result["splits"]["query"]["uri"]).classes == ("a", "b", "c")
     write_table(folder / name, {"path": PATHS, "label": ["a", "b", "c"] * 3, "part": part[::-1]})

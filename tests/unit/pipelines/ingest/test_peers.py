@@ -86,7 +86,7 @@ def nested(root: Path) -> None:
 def test_samples_and_classes_are_those_of_image_folder(make: Any, tmp_path: Path) -> None:
     make(tmp_path / "in")
     peer = ImageFolder(str(tmp_path / "in"))
-    own = ingest(str(tmp_path / "in"), str(tmp_path / "out"), Config())
+    own = ingest(str(tmp_path / "in"), str(tmp_path / "out"), Config()).as_json()
     assert sorted(own["classes"]) == peer.classes
     expected = {str(Path(path).relative_to(tmp_path / "in")): [peer.classes[label]] for path, label in peer.samples}
     assert classes_of(tmp_path / "out") == expected
@@ -97,24 +97,26 @@ def test_a_folder_of_a_class_without_pictures_is_no_class(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError):
         ImageFolder(str(tmp_path / "in"))
     allowed = ImageFolder(str(tmp_path / "in"), allow_empty=True)
-    own = ingest(str(tmp_path / "in"), str(tmp_path / "out"), Config())
+    own = ingest(str(tmp_path / "in"), str(tmp_path / "out"), Config()).as_json()
     assert (own["samples"], own["classes"]) == (len(allowed), ["cat", "dog"])
 
 
 @pytest.mark.parametrize("names", [("train/1.jpg", "test/2.jpg"), ("Train/cat/1.jpg", "val/cat/2.jpg")])
 def test_parts_of_a_split_that_are_taken_for_classes_are_pointed_out(names: tuple[str, ...], tmp_path: Path) -> None:
-    result = ingest(str(tree(tmp_path / "in", *names)), str(tmp_path / "out"), Config())
+    result = ingest(str(tree(tmp_path / "in", *names)), str(tmp_path / "out"), Config()).as_json()
     assert any("--split folder" in note and str(result["classes"][0]) in note for note in result["notes"])
     labelled = "/cat/" in names[0]
     columns = None if labelled else ()
-    split = ingest(str(tmp_path / "in"), str(tmp_path / "split"), Config(), split="folder", label_columns=columns)
+    split = ingest(
+        str(tmp_path / "in"), str(tmp_path / "split"), Config(), split="folder", label_columns=columns
+    ).as_json()
     assert split["classes"] == (["cat"] if labelled else [])
     assert not any("--split folder" in note for note in split["notes"])
 
 
 def test_classes_beside_one_that_is_called_as_a_part_are_classes(tmp_path: Path) -> None:
     source = tree(tmp_path / "in", "test/1.jpg", "cat/2.jpg")
-    assert ingest(str(source), str(tmp_path / "out"), Config())["notes"] == []
+    assert ingest(str(source), str(tmp_path / "out"), Config()).notes == []
 
 
 # -------------------------------------------------------------------------------------------------------- img2dataset
@@ -147,7 +149,7 @@ def test_img2datasets_files_are_known_however_long_its_numbers_are(names: list[s
     source = downloads(tmp_path / "in", names)
     if form != "folder":
         source = Path(shutil.make_archive(str(tmp_path / "x"), form, source))
-    result = ingest(str(source), str(tmp_path / "out"), Config())
+    result = ingest(str(source), str(tmp_path / "out"), Config()).as_json()
     assert (result["samples"], result["classes"]) == (len(names), [])
     opened = open_shards(str(tmp_path / "out"))
     samples = [sample for shard in opened.shards for sample in opened.read(shard, metadata=True)]
@@ -159,14 +161,14 @@ def test_img2datasets_files_are_known_however_long_its_numbers_are(names: list[s
 
 def test_short_numbers_without_img2datasets_statistics_are_classes(tmp_path: Path) -> None:
     source = downloads(tmp_path / "in", ["1/10", "2/20", "2/21"], statistics=False)
-    assert ingest(str(source), str(tmp_path / "out"), Config())["classes"] == ["1", "2"]
+    assert ingest(str(source), str(tmp_path / "out"), Config()).classes == ["1", "2"]
 
 
 def test_a_download_that_lost_its_json_is_a_sample(tmp_path: Path) -> None:
     source = downloads(tmp_path / "in", ["00000/000000000", "00000/000000001"])
     (source / "00000/000000001.json").unlink()
     (source / "00000/000000001.txt").write_text("")
-    assert ingest(str(source), str(tmp_path / "out"), Config())["samples"] == 2
+    assert ingest(str(source), str(tmp_path / "out"), Config()).samples == 2
 
 
 def test_img2datasets_parquet_files_are_a_source_together(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_img2datasets_parquet_files_are_a_source_together(tmp_path: Path) -> Non
         columns = {"url": ["http://x/1", "http://x/2"], "key": [f"{shard}0", f"{shard}1"], "jpg": [shot(1), shot(2)]}
         pq.write_table(pa.table(columns), tmp_path / "in" / f"{shard:05d}.parquet")
         (tmp_path / "in" / f"{shard:05d}_stats.json").write_text("{}")
-    result = ingest(str(tmp_path / "in"), str(tmp_path / "out"), Config())
+    result = ingest(str(tmp_path / "in"), str(tmp_path / "out"), Config()).as_json()
     assert (result["samples"], result["classes"]) == (4, [])
 
 
@@ -187,7 +189,7 @@ def test_what_the_webdataset_library_writes_is_adopted_as_it_is(tmp_path: Path) 
     with webdataset.ShardWriter(str(tmp_path / "in" / "train-%06d.tar"), maxcount=5, verbose=0) as sink:
         for number in range(12):
             sink.write({"__key__": f"sample{number:05d}", "jpg": shot(number), "cls": number % 3})
-    result = adopt(str(tmp_path / "in"), str(tmp_path / "out"))
+    result = adopt(str(tmp_path / "in"), str(tmp_path / "out")).as_json()
     assert (result["samples"], result["skipped"], result["tars"]) == (12, 0, 3)
     peer = webdataset.WebDataset(
         sorted(map(str, (tmp_path / "in").glob("*.tar"))), shardshuffle=False, empty_check=False
@@ -231,7 +233,7 @@ def test_a_compressed_tar_under_the_name_of_a_plain_one_is_named_as_that(pack: A
     with pytest.raises(InputError, match=f"compressed by {name}: unpack it"):
         adopt(str(tmp_path / "in"), str(tmp_path / "out"))
     write_tar(tmp_path / "in" / "sa_000001.tar", {f"BZh{name}.jpg": shot(1)})
-    result = adopt(str(tmp_path / "in"), str(tmp_path / "out"), allow_degraded=True)
+    result = adopt(str(tmp_path / "in"), str(tmp_path / "out"), allow_degraded=True).as_json()
     assert (result["samples"], f"compressed by {name}" in result["skipped_files"][0]["detail"]) == (1, True)
 
 
@@ -277,7 +279,9 @@ def test_paths_of_another_place_are_told_about_the_root(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"image": images, "label": [0]}), tmp_path / "in" / "t.parquet")
     assert "--root DIR" in refusal(tmp_path / "in" / "t.parquet", tmp_path / "out")
-    own = ingest(str(tmp_path / "in" / "t.parquet"), str(tmp_path / "out"), Config(), table_root=str(tmp_path))
+    own = ingest(
+        str(tmp_path / "in" / "t.parquet"), str(tmp_path / "out"), Config(), table_root=str(tmp_path)
+    ).as_json()
     assert own["samples"] == 1
 
 
@@ -288,7 +292,7 @@ def test_a_part_whose_one_class_is_none_of_the_others_is_pointed_out(form: str, 
     source = tree(tmp_path / "in", "val/images/val_0.JPEG", "val/images/val_1.JPEG", "test/images/test_0.JPEG")
     if form == "zip":
         source = Path(shutil.make_archive(str(tmp_path / "x"), "zip", source))
-    notes = ingest(str(source), str(tmp_path / "out"), Config(), split="folder")["notes"]
+    notes = ingest(str(source), str(tmp_path / "out"), Config(), split="folder").notes
     told = [note for note in notes if "--unlabelled" in note]
     assert [note.partition(",")[0] for note in told] == ["test has one class", "val has one class"]
     assert all(" images, " in note for note in told)
@@ -299,7 +303,7 @@ def test_a_part_whose_one_class_is_none_of_the_others_is_pointed_out(form: str, 
 )
 def test_parts_with_classes_of_their_own_are_usual(names: tuple[str, ...], tmp_path: Path) -> None:
     source = tree(tmp_path / "in", *names)
-    assert ingest(str(source), str(tmp_path / "out"), Config(), split="folder")["notes"] == []
+    assert ingest(str(source), str(tmp_path / "out"), Config(), split="folder").notes == []
 
 
 def test_one_part_of_a_split_zip_is_told_how_to_be_joined(tmp_path: Path) -> None:
@@ -324,6 +328,6 @@ def test_one_part_of_a_split_zip_is_told_how_to_be_joined(tmp_path: Path) -> Non
     ],
 )
 def test_folders_that_only_number_pictures_are_pointed_out(names: tuple[str, ...], told: bool, tmp_path: Path) -> None:
-    result = ingest(str(tree(tmp_path / "in", *names)), str(tmp_path / "out"), Config())
+    result = ingest(str(tree(tmp_path / "in", *names)), str(tmp_path / "out"), Config()).as_json()
     assert result["classes"] == sorted({name.partition("/")[0] for name in names})
     assert any("--unlabelled" in note for note in result["notes"]) is told

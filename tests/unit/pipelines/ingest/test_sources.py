@@ -69,11 +69,11 @@ def made(form: str, tree: Tree, root: Path) -> Path:
 
 def taken(source: Path, out: Path, config: Config | None = None, **options: Any) -> dict[str, Any]:
     """The result of an ingest that keeps the law: found = samples + skipped, each skip under one of the reasons."""
-    result = ingest(str(source), str(out), config or Config(), **options)
+    result = ingest(str(source), str(out), config or Config(), **options).as_json()
     assert result["found"] == result["samples"] + result["skipped"]
     assert result["skipped"] == sum(result["skipped_reasons"].values())
     assert set(result["skipped_reasons"]) <= set(SkipReason)
-    assert verify(result["uri"])["status"] == "done" if "splits" not in result else True
+    assert verify(result["uri"]).status == "done" if "splits" not in result else True
     return result
 
 

@@ -23,7 +23,6 @@ from hhnet.codes import sign_bits
 from pipelines.artifacts.manifest import Artifact, manifest_digest
 from pipelines.artifacts.tables import parquet_bytes, read_parquet
 from pipelines.artifacts.versions import open_current, open_input
-from pipelines.cli.present import present
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode.codes import code_array, open_codes, real_codes_array
@@ -83,7 +82,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def encoded(shards: Path, model: Artifact, out: Path, config: Config) -> str:
-    return str(encode(str(shards), model.uri, str(out), config)["uri"])
+    return str(encode(str(shards), model.uri, str(out), config).uri)
 
 
 def bytes_of(root: str) -> dict[str, bytes]:
@@ -149,7 +148,7 @@ def test_a_retry_keeps_what_the_codes_have(pool: InlinePool, shards: Path, model
         corpus.damage(0, [1])
         encode(corpus.uri, model.uri, corpus.out, made, allow_degraded=True)
         corpus.mend()
-        assert retry_rejects(corpus.out, retried)["recovered"] == 1
+        assert retry_rejects(corpus.out, retried).recovered == 1
         verify(corpus.out)
         assert open_codes(corpus.out).logits == made.encode.logits
 
@@ -169,7 +168,7 @@ def codes(tmp_path: Path) -> str:
 
 @pytest.fixture
 def index(codes: str, tmp_path: Path, pool: InlinePool) -> str:
-    return str(build_index([codes], str(tmp_path / "index"), PLAIN)["uri"])
+    return str(build_index([codes], str(tmp_path / "index"), PLAIN).uri)
 
 
 def without(rows: dict[str, Rows]) -> dict[str, Rows]:
@@ -192,12 +191,12 @@ def test_one_index_has_logits_of_all_its_codes_or_of_none(
 
 def test_added_and_compacted_parts_keep_their_logits(codes: str, index: str, tmp_path: Path) -> None:
     more = write_codes(tmp_path / "more", contents("more", shards=1, seed=9), 16, shards_digest="c" * 64).uri
-    assert add_codes(index, [more], PLAIN)["added"] == 30
+    assert add_codes(index, [more], PLAIN).added == 30
     remove_rows(index, PLAIN, ["base/0/00003", "more/0/00000"])
     queries = [f"more/0/{n:05d}" for n in range(1, 30)]
-    before = search(index, reranking(40), keys=queries, k=40)["results"]
+    before = search(index, reranking(40), keys=queries, k=40).results
     compact_index(index, PLAIN)
-    assert search(index, reranking(40), keys=queries, k=40)["results"] == before
+    assert search(index, reranking(40), keys=queries, k=40).results == before
     with open_index(index) as reader:
         for ordinal, source in enumerate([codes, codes, more]):
             table = reader.read_keys(ordinal)
@@ -209,11 +208,11 @@ def test_added_and_compacted_parts_keep_their_logits(codes: str, index: str, tmp
 
 def test_an_index_without_logits_has_the_bytes_that_it_always_had(tmp_path: Path, pool: InlinePool) -> None:
     plain = write_codes(tmp_path / "plain", without(contents("plain")), 16).uri
-    index = str(build_index([plain], str(tmp_path / "index"), PLAIN)["uri"])
+    index = str(build_index([plain], str(tmp_path / "index"), PLAIN).uri)
     assert not [name for name, data in bytes_of(index).items() if b"logits" in data]
     with pytest.raises(InputError, match=r"index has no logits to re-rank by: encode with encode\.logits=true"):
         search(index, reranking(5), keys=["plain/0/00000"])
-    assert search(index, PLAIN, keys=["plain/0/00000"])["results"][0]["neighbours"][0]["distance"] == 0
+    assert search(index, PLAIN, keys=["plain/0/00000"]).results[0]["neighbours"][0]["distance"] == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ search
@@ -251,8 +250,8 @@ def test_the_short_list_is_ordered_as_plain_floats_order_it(
     expected = brute(codes, n, k)
     opened = open_codes(codes)
     keys = ["base/1/00003", "base/0/00029"]
-    by_key = search(index, reranking(n), keys=keys, k=k)["results"]
-    by_codes = search(index, reranking(n), codes=[codes], k=k)["results"]
+    by_key = search(index, reranking(n), keys=keys, k=k).results
+    by_codes = search(index, reranking(n), codes=[codes], k=k).results
     rows = [row for table in opened.tables() for row in table.to_pylist()]
     found = dict(zip([row["key"] for row in rows], by_codes, strict=True))
     for row in rows:
@@ -268,15 +267,19 @@ def test_equal_logits_come_by_id(tmp_path: Path, pool: InlinePool) -> None:
     assert row.logits is not None
     same = Rows(list("abcdef"), np.repeat(row.codes, 6, 0), [[0]] * 6, logits=np.repeat(row.logits, 6, 0))
     codes = write_codes(tmp_path / "codes", {"x.tar": same}, 16).uri
-    index = str(build_index([codes], str(tmp_path / "index"), PLAIN)["uri"])
-    (result,) = search(index, reranking(6), keys=["d"], k=4)["results"]
+    index = str(build_index([codes], str(tmp_path / "index"), PLAIN).uri)
+    (result,) = search(index, reranking(6), keys=["d"], k=4).results
     assert [found["key"] for found in result["neighbours"]] == ["a", "b", "c", "d"]
 
 
 def test_an_image_is_encoded_by_the_model_that_was_checked_not_by_what_lies_there_by_now(
     pool: InlinePool, pictures: Path, shards: Path, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = str(build_index([encoded(shards, model, tmp_path / "codes", PLAIN)], str(tmp_path / "index"), PLAIN)["uri"])
+    index = str(
+        build_index([encoded(shards, model, tmp_path / "codes", PLAIN)], str(tmp_path / "index"), PLAIN).as_json()[
+            "uri"
+        ]
+    )
     shutil.copytree(model.uri, tmp_path / "model")
     other = write_model(tmp_path / "other", str(shards), seed=5)
 
@@ -305,16 +308,17 @@ def test_an_image_is_ranked_by_what_the_network_says_of_it(
     pool: InlinePool, pictures: Path, shards: Path, model: Artifact, tmp_path: Path
 ) -> None:
     codes = encoded(shards, model, tmp_path / "codes", REAL_CODES)
-    index = str(build_index([codes], str(tmp_path / "index"), PLAIN)["uri"])
+    index = str(build_index([codes], str(tmp_path / "index"), PLAIN).uri)
     image = next(pictures.rglob("*.*"))
     page = tmp_path / "found.html"
-    (result,) = search(index, reranking(20), images=[str(image)], k=6, html=str(page))["results"]
+    found = search(index, reranking(20), images=[str(image)], k=6, html=str(page))
+    (result,) = found.results
     (z,) = Encoder.open(model.uri).real_codes([image.read_bytes()])
     want = brute(codes, 20, 6)(z, pack_bits(sign_bits(z[None]))[0].tobytes())
     assert [score for _, score in answers(result)] == pytest.approx([score for _, score in want], abs=2e-6)
     assert result["neighbours"][0]["key"] == str(image.relative_to(pictures).with_suffix(""))
     assert json.loads(json.dumps(result)) == result
-    table = present({"results": [result]}).splitlines()
+    table = found.as_text().splitlines()[:-2]
     assert table[1].split() == ["rank", "score", "distance", "labels", "key"]
     assert [line.split()[1] for line in table[2:]] == [f"{score:.4f}" for _, score in answers(result)]
     assert "the nearest 20 of them ordered by their logits" in page.read_text()
@@ -326,7 +330,7 @@ def test_a_bare_code_and_codes_without_logits_cannot_be_re_ranked(codes: str, in
     plain = write_codes(tmp_path / "plain", without(contents("plain")), 16).uri
     with pytest.raises(InputError, match="plain has no logits to re-rank by"):
         search(index, reranking(5), codes=[plain])
-    (result,) = search(index, PLAIN, keys=["base/0/00001"])["results"]
+    (result,) = search(index, PLAIN, keys=["base/0/00001"]).results
     assert "score" not in result["neighbours"][0]
 
 

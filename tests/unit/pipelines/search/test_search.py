@@ -29,7 +29,7 @@ def build(tmp_path, monkeypatch):
     use_inline_pool(monkeypatch, pipelines.index.pool)
 
     def build(*codes, name="index", config=CONFIG):
-        return build_index(list(codes), str(tmp_path / name), config)["uri"]
+        return build_index(list(codes), str(tmp_path / name), config).uri
 
     return build
 
@@ -49,7 +49,7 @@ def two_artifacts(root, bits=64):
 def test_results_are_exactly_a_stable_brute_force(tmp_path, build, bits, k):
     uris, codes, ids, keys = two_artifacts(tmp_path, bits)
     queries = random_codes(5, bits, seed=3)
-    answer = search(build(*uris), CONFIG, hex_codes=[query.tobytes().hex() for query in queries], k=k)
+    answer = search(build(*uris), CONFIG, hex_codes=[query.tobytes().hex() for query in queries], k=k).as_json()
 
     distances = np.unpackbits(queries[:, None] ^ codes[None], axis=2).sum(2)
     for result, row in zip(answer["results"], distances, strict=True):
@@ -63,7 +63,7 @@ def test_results_are_exactly_a_stable_brute_force(tmp_path, build, bits, k):
 def test_a_key_finds_itself_first_and_the_answer_is_plain_json(tmp_path, build):
     uris, *_ = two_artifacts(tmp_path)
     index = build(*uris)
-    answer = search(index, CONFIG, keys=["two/00004"])
+    answer = search(index, CONFIG, keys=["two/00004"]).as_json()
     assert json.loads(json.dumps(answer)) == answer
     assert {"verb", "status", "uri", "digest"} <= set(answer) and answer["uri"] == index
     (result,) = answer["results"]
@@ -84,24 +84,25 @@ def test_a_key_of_two_shards_is_searched_once_for_each(tmp_path, build):
         write_codes(tmp_path / name, {f"{name}-000000.tar": Rows(["same"], random_codes(1, seed=seed), [[0]])}).uri
         for seed, name in enumerate(("one", "two"))
     ]
-    answer = search(build(*uris), CONFIG, keys=["same"], k=1)
+    answer = search(build(*uris), CONFIG, keys=["same"], k=1).as_json()
     assert [result["neighbours"][0]["shard"] for result in answer["results"]] == ["one-000000.tar", "two-000000.tar"]
 
 
 def test_a_sample_is_named_by_its_key_or_its_path(tmp_path, build):
     index = build(*two_artifacts(tmp_path)[0])
     by_key, by_path, both = (
-        search(index, CONFIG, keys=keys) for keys in (["two/00004"], ["two/00004.png"], ["one/00001.png", "one/00001"])
+        search(index, CONFIG, keys=keys).as_json()
+        for keys in (["two/00004"], ["two/00004.png"], ["one/00001.png", "one/00001"])
     )
     assert by_path["results"] == by_key["results"] and by_path["results"][0]["query"] == "two/00004"
     assert len(both["results"]) == 2 and both["results"][0] == both["results"][1]
     with pytest.raises(InputError, match=r"'two/00004.jpg' is not in .*; near it are two/00004"):
         search(index, CONFIG, keys=["two/00004.jpg"])
-    removed = remove_rows(index, CONFIG, ["two/00004.png", "two/00004", "one/00001.png"])
+    removed = remove_rows(index, CONFIG, ["two/00004.png", "two/00004", "one/00001.png"]).as_json()
     assert removed["removed"] == 2
     with pytest.raises(InputError, match=r"'two/00004\.png' was removed"):
         search(index, CONFIG, keys=["two/00004.png"])
-    assert remove_rows(index, CONFIG, ["two/00004.png"])["status"] == "unchanged"
+    assert remove_rows(index, CONFIG, ["two/00004.png"]).status == "unchanged"
 
 
 @pytest.mark.parametrize("kept", [0, 2, 128])
@@ -133,14 +134,14 @@ def test_a_key_that_is_not_text_is_not_there(tmp_path, build):
         search(index, CONFIG, keys=["one/00001", "caf\udce9/1"])
     with pytest.raises(InputError, match=r"'caf\\udce9/1' is not in"):
         remove_rows(index, CONFIG, ["one/00001", "caf\udce9/1"])
-    assert remove_rows(index, CONFIG, ["one/00001", "caf\udce9/1"], ignore_missing=True)["removed"] == 1
+    assert remove_rows(index, CONFIG, ["one/00001", "caf\udce9/1"], ignore_missing=True).removed == 1
 
 
 def test_more_neighbours_than_an_answer_holds_are_refused_at_once(tmp_path, build, monkeypatch):
     uris, *_, keys = two_artifacts(tmp_path)
     index = build(*uris)
     monkeypatch.setattr("pipelines.search.search.ANSWER", 3 * len(keys))
-    assert len(search(index, CONFIG, codes=uris, k=3)["results"]) == len(keys)
+    assert len(search(index, CONFIG, codes=uris, k=3).results) == len(keys)
     with pytest.raises(InputError, match=f"{len(keys) + 1} queries with 3 neighbours each are too many for one answer"):
         search(index, CONFIG, codes=uris, keys=keys[:1], k=3)
 
@@ -149,7 +150,7 @@ def test_more_neighbours_than_an_answer_holds_are_refused_at_once(tmp_path, buil
 def test_all_rows_of_a_codes_artifact_are_queries(tmp_path, build, monkeypatch, batch):
     monkeypatch.setattr("pipelines.search.search.BATCH", batch)
     uris, _, ids, keys = two_artifacts(tmp_path)
-    answer = search(build(*uris), CONFIG, codes=uris, k=1)
+    answer = search(build(*uris), CONFIG, codes=uris, k=1).as_json()
     assert [result["query"] for result in answer["results"]] == keys
     assert [result["neighbours"][0]["id"] for result in answer["results"]] == ids.tolist()
 
@@ -209,7 +210,7 @@ def with_model(tmp_path, monkeypatch, build):
 def test_an_image_is_encoded_by_the_model_that_made_the_codes(tmp_path, with_model):
     index, _ = with_model
     (tmp_path / "query.jpg").write_bytes(jpeg(picture(1, 77)))
-    (result,) = search(index, CONFIG, images=[str(tmp_path / "query.jpg")])["results"]
+    (result,) = search(index, CONFIG, images=[str(tmp_path / "query.jpg")]).results
     assert (result["query"], result["by"]) == (str(tmp_path / "query.jpg"), "image")
     assert [entry["labels"] for entry in result["neighbours"]] == [["dog"]] * 4
 
@@ -247,7 +248,7 @@ def test_the_page_shows_the_query_and_its_neighbours(tmp_path, build):
     index = build(codes_of_shards(tmp_path / "codes", shards).uri)
     page_file = tmp_path / "found.html"
     page_file.write_text("an older page")
-    answer = search(index, CONFIG, keys=["class_01/0001"], html=str(page_file))
+    answer = search(index, CONFIG, keys=["class_01/0001"], html=str(page_file)).as_json()
     page = page_file.read_text()
     assert answer["html"] == str(page_file)
     assert len(pictures_in(page)) == 5 and "no picture" not in page

@@ -98,7 +98,7 @@ def grid_of(folder: Path, shards: Path | None, text: str = STUDY) -> Grid:
 
 def test_rows_mean_and_deviation_are_those_of_the_reports(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
-    answer = study(grid, out)
+    answer = study(grid, out).as_json()
     assert (answer["status"], answer["cells"], answer["failed"]) == ("done", 4, 0)
     reports = {}
     for manifest in Path(out).glob("report/*/manifest.json"):
@@ -125,8 +125,8 @@ def test_rows_mean_and_deviation_are_those_of_the_reports(trainings: Trainings, 
 
 def test_its_status_counts_cells_and_artifacts(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    answer = study(grid_of(tmp_path, shards), out)
-    found = status(out)
+    answer = study(grid_of(tmp_path, shards), out).as_json()
+    found = status(out).as_json()
     assert (found["kind"], found["status"], found["digest"]) == ("study", "done", answer["digest"])
     assert (found["done"], found["of"], found["unit"]) == (4, 4, "cells")
     assert found["made"]["report"] == {"done": 4}
@@ -135,16 +135,16 @@ def test_its_status_counts_cells_and_artifacts(trainings: Trainings, shards: Pat
 
 def test_a_rerun_trains_nothing_and_says_unchanged(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
-    first = study(grid, out)
+    first = study(grid, out).as_json()
     trained = list(trainings.done)
-    again = study(grid, out)
+    again = study(grid, out).as_json()
     assert again == {**first, "status": "unchanged"} and trainings.done == trained
 
 
 def test_the_rate_is_chosen_on_validation_for_each_group_and_its_training_counts(
     trainings: Trainings, shards: Path, tmp_path: Path
 ) -> None:
-    answer = study(grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out"))
+    answer = study(grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out")).as_json()
     searches = pq.read_table(next(Path(answer["uri"]).glob("parts/searches-*"))).to_pylist()
     rows = pq.read_table(answer["table"]).to_pylist()
     assert len(searches) == 4 and len(trainings.done) == len(set(trainings.done)) == 6
@@ -161,9 +161,9 @@ def test_the_rate_is_chosen_on_validation_for_each_group_and_its_training_counts
 def test_a_candidate_that_fails_is_not_chosen_and_is_shown(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     trainings.fails[16, 1e-3, 0] = WorkFailed("the loss became nan")
     grid, out = grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out")
-    answer = study(grid, out)
+    answer = study(grid, out).as_json()
     assert answer["failed"] == 0 and answer["summary"][0]["lr"] == 1e-5
-    assert study(grid, out, dry_run=True)["done"] == 4
+    assert study(grid, out, dry_run=True).done == 4
     assert "the loss became nan" in Path(answer["report"]).read_text()
 
 
@@ -178,21 +178,21 @@ def test_a_cell_that_fails_is_a_row_with_its_error_and_is_tried_again(
     rows = {(row["bits"], row["seed"]): row for row in pq.read_table(table).to_pylist()}
     assert rows[24, 0]["error"] == "the loss became nan" and rows[24, 0]["map"] is None
     assert all(row["error"] is None and row["map"] for place, row in rows.items() if place != (24, 0))
-    assert verify(str(table.parents[1]))["kind"] == "study"
-    states = [entry["state"] for entry in study(grid, out, dry_run=True)["states"]]
+    assert verify(str(table.parents[1])).kind == "study"
+    states = [entry["state"] for entry in study(grid, out, dry_run=True).states]
     assert states == ["done", "done", "failed", "done"]
     with pytest.raises(WorkFailed, match="1 of 4 cells failed"):  # of another share than its own
         study(grid, out, share=(1, 2))
     trainings.fails[24, 1e-3, 0] = WorkFailed("the disk is full")
     with pytest.raises(WorkFailed, match="the disk is full"):
         study(grid, out)
-    assert status(out)["failures"] == ["the disk is full"]
+    assert status(out).failures == ["the disk is full"]
     with pytest.raises(WorkFailed, match="the disk is full"):
         study(grid, out, share=(1, 2))
     trainings.fails.clear()
-    answer = study(grid, out)
+    answer = study(grid, out).as_json()
     assert (answer["status"], answer["failed"], len(trainings.done)) == ("done", 0, 4)
-    assert status(out)["failures"] == []
+    assert status(out).failures == []
     assert [entry["seeds"] for entry in answer["summary"]] == [2, 2]
 
 
@@ -204,35 +204,37 @@ def test_what_is_no_cells_fault_ends_the_study_and_a_rerun_goes_on(
     trainings.fails[24, 1e-3, 0] = error
     with pytest.raises(type(error)):
         study(grid, out)
-    listed = study(grid, out, dry_run=True)
+    listed = study(grid, out, dry_run=True).as_json()
     assert [entry["state"] for entry in listed["states"]] == ["done", "done", "missing", "missing"]
     assert (listed["done"], listed["missing"], listed["digest"]) == (2, 2, None)
     trainings.fails.clear()
-    assert study(grid, out)["status"] == "done"
+    assert study(grid, out).status == "done"
     assert len(trainings.done) == len(set(trainings.done)) == 4
 
 
 def test_shares_do_their_groups_and_the_last_one_publishes(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
-    first = study(grid, out, share=(2, 2))
+    first = study(grid, out, share=(2, 2)).as_json()
     assert {bits for bits, _, _ in trainings.done} == {24} and first["missing"] == 2 and first["digest"] is None
-    last = study(grid, out, share=(1, 2))
+    last = study(grid, out, share=(1, 2)).as_json()
     assert last["cells"] == 4 and len(trainings.done) == 4
-    assert study(grid, out, share=(2, 2)) == {**last, "status": "unchanged"}
+    assert study(grid, out, share=(2, 2)).as_json() == {**last, "status": "unchanged"}
 
 
 def test_the_last_of_two_shares_side_by_side_publishes(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
     others: list[dict[str, Any]] = []
-    trainings.meanwhile = lambda: others.append(study(grid, out, share=(1, 2)))  # begins and ends while (2, 2) trains
-    last = study(grid, out, share=(2, 2))
+    trainings.meanwhile = lambda: others.append(
+        study(grid, out, share=(1, 2)).as_json()
+    )  # begins and ends while (2, 2) trains
+    last = study(grid, out, share=(2, 2)).as_json()
     assert [answer["missing"] for answer in others] == [2]
     assert last["digest"] is not None and len(last["summary"]) == 2
 
 
 def test_without_data_only_a_dry_run_lists_the_cells(tmp_path: Path) -> None:
     grid = grid_of(tmp_path, None)
-    listed = study(grid, str(tmp_path / "out"), dry_run=True)
+    listed = study(grid, str(tmp_path / "out"), dry_run=True).as_json()
     assert listed["missing"] == 4 and not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="the study has no data: give --train, --query and --database"):
         study(grid, str(tmp_path / "out"))
@@ -262,8 +264,8 @@ def rewritten(uri: str, out: Path, change: dict[str, Any], summary: bool = True)
 def test_verify_follows_every_figure_to_the_artifact_it_is_from(
     trainings: Trainings, shards: Path, tmp_path: Path
 ) -> None:
-    uri = study(grid_of(tmp_path, shards), str(tmp_path / "out"))["uri"]
-    proven = verify(uri)
+    uri = study(grid_of(tmp_path, shards), str(tmp_path / "out")).uri
+    proven = verify(uri).as_json()
     assert "4 cells with the figures of the reports and models they name" in proven["checks"]
     assert proven["orphans"] == []
     other = pq.read_table(next(Path(uri).glob("parts/cells-*"))).to_pylist()[1]

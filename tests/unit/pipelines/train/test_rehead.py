@@ -53,7 +53,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(root: Path, out: Path, method: str, *more: str, model: str = "model") -> dict[str, Any]:
-    return verb.rotate(str(root / model), str(out), settings(f"train.rotate={method}", *more))
+    return verb.rotate(str(root / model), str(out), settings(f"train.rotate={method}", *more)).as_json()
 
 
 def training_images(root: Path) -> tuple[list[bytes], set[str]]:
@@ -85,7 +85,7 @@ def test_a_rotation_turns_the_outputs_and_lessens_their_error(root: Path, tmp_pa
     assert result["error"] == pytest.approx(quantisation_error(after), abs=1e-4)
     assert result["error"] < result["error_before"]
     np.testing.assert_allclose(before @ before.T, after @ after.T, rtol=1e-3, atol=1e-2)  # no angle has changed
-    assert verify(str(tmp_path / "out"))["status"] == "done"
+    assert verify(str(tmp_path / "out")).status == "done"
     again = run(root, tmp_path / "out", method)
     assert again["status"] == "unchanged" and again["digest"] == result["digest"]
     assert {name: again[name] for name in ("map", "error")} == {name: result[name] for name in ("map", "error")}

@@ -50,7 +50,7 @@ def test_of_equal_epochs_the_last_is_published_and_a_map_that_never_moves_is_sai
     monkeypatch.setattr(
         pipelines.train.train, "_run_workers", lambda job, data, log: train_worker(job, lambda *report: None)
     )
-    result = train(str(tmp_path / "shards"), str(tmp_path / "model"), config)
+    result = train(str(tmp_path / "shards"), str(tmp_path / "model"), config).as_json()
     assert (result["map"], result["epoch"]) == (max(maps), epoch)
     said = "the validation mAP was 0.5000 in all 3 validations" in capsys.readouterr().err
     assert said == (len(set(maps)) == 1)
@@ -74,5 +74,5 @@ def test_relative_weights_are_found_by_workers_in_other_folders_and_name_the_mod
         (tmp_path / name).mkdir()
         safetensors.torch.save_file(state, tmp_path / name / "w.safetensors")
         monkeypatch.chdir(tmp_path / name)
-        digests.add(train(str(tmp_path / "shards"), str(tmp_path / f"model-{name}"), load_config(sets=sets))["digest"])
+        digests.add(train(str(tmp_path / "shards"), str(tmp_path / f"model-{name}"), load_config(sets=sets)).digest)
     assert len(digests) == 1

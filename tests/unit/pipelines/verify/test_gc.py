@@ -66,25 +66,25 @@ def test_what_nothing_refers_to_goes_and_all_else_stays(codes: Artifact) -> None
     before = files(codes.uri)
     age_all(Path(codes.uri))
     litter(Path(codes.uri), *ORPHANS, "runs/1.json", "notes.txt", "mine/parts/x.bin")
-    planned = gc(codes.uri, dry_run=True)
+    planned = gc(codes.uri, dry_run=True).as_json()
     assert (planned["status"], planned["deleted"], planned["bytes"]) == ("done", 6, 36)
     assert set(planned["names"]) == set(ORPHANS)
     assert files(codes.uri) > before | set(ORPHANS)
-    done = gc(codes.uri)
+    done = gc(codes.uri).as_json()
     assert {**planned, "dry_run": False} == done
     assert done["digest"] == codes.digest
     assert files(codes.uri) == before | {"runs/1.json", "notes.txt", "mine/parts/x.bin"}
-    again = gc(codes.uri)
+    again = gc(codes.uri).as_json()
     assert (again["status"], again["deleted"], again["note"]) == ("unchanged", 0, "")
 
 
 def test_the_grace_period_protects_what_a_run_may_still_publish(codes: Artifact) -> None:
     litter(Path(codes.uri), "parts/old-0123456789abcdef.bin", age=3 * 3600)
     litter(Path(codes.uri), "parts/new-0123456789abcdef.bin", age=3600)
-    assert gc(codes.uri)["deleted"] == 0
-    result = gc(codes.uri, older_than="2h")
+    assert gc(codes.uri).deleted == 0
+    result = gc(codes.uri, older_than="2h").as_json()
     assert (result["names"], result["young"]) == (["parts/old-0123456789abcdef.bin"], 1)
-    assert gc(codes.uri, older_than="30m")["names"] == ["parts/new-0123456789abcdef.bin"]
+    assert gc(codes.uri, older_than="30m").names == ["parts/new-0123456789abcdef.bin"]
 
 
 def test_what_any_version_refers_to_stays(codes: Artifact) -> None:
@@ -98,7 +98,7 @@ def test_what_any_version_refers_to_stays(codes: Artifact) -> None:
     second = publish_next(codes, 2, parts, refs, {"samples": 10})
     before = files(codes.uri)
     age_all(Path(codes.uri))
-    result = gc(codes.uri)
+    result = gc(codes.uri).as_json()
     assert (result["deleted"], result["digest"]) == (0, second.digest)
     assert files(codes.uri) == before
     assert open_current(codes.uri).digest == second.digest
@@ -111,7 +111,7 @@ def test_an_unfinished_run_keeps_what_it_will_resume_from(tmp_path: Path) -> Non
     age_all(tmp_path)
     before = files(tmp_path)
     litter(tmp_path, "parts/.tmp-1")
-    result = gc(str(tmp_path))
+    result = gc(str(tmp_path)).as_json()
     assert (result["names"], result["digest"]) == (["parts/.tmp-1"], None)
     assert "no manifest" in result["note"]
     assert files(tmp_path) == before
@@ -131,7 +131,7 @@ def test_a_finished_training_gives_up_its_checkpoints_whole(tmp_path: Path) -> N
     age_all(tmp_path)
     young = tmp_path / "checkpoints/000000002-x/manifest.json"
     os.utime(young)
-    result = gc(str(tmp_path))
+    result = gc(str(tmp_path)).as_json()
     assert result["deleted"] == 3
     assert result["names"][0] == "checkpoints/000000001-x/manifest.json"
     assert {name.split("/")[1] for name in files(tmp_path) if name.startswith("checkpoints/")} == {"000000002-x"}
@@ -142,7 +142,7 @@ def test_an_unfinished_training_keeps_its_checkpoints(tmp_path: Path) -> None:
     model_with_checkpoints(tmp_path, finished=False)
     age_all(tmp_path)
     before = files(tmp_path)
-    assert gc(str(tmp_path))["deleted"] == 0
+    assert gc(str(tmp_path)).deleted == 0
     assert files(tmp_path) == before
 
 
@@ -170,7 +170,7 @@ def test_a_lost_first_manifest_beside_versions_stops_it(codes: Artifact) -> None
 
 def test_the_figures_agree_with_what_verify_calls_orphans(codes: Artifact) -> None:
     litter(Path(codes.uri), *ORPHANS[:4])
-    orphans = gc(codes.uri, dry_run=True)["names"]
+    orphans = gc(codes.uri, dry_run=True).names
     assert sorted(orphans_of(all_versions(codes.store))) == sorted(orphans)
 
 
@@ -196,7 +196,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Versions 1 to 4: 30 codes, two keys removed, 5 codes added, a tar removed; all of them two days old."""
     use_inline_pool(monkeypatch, pipelines.index.pool)
     base = {f"b-{n:06d}.tar": simple_rows(f"b{n}", 10, seed=n) for n in range(3)}
-    uri = str(build_index([write_codes(tmp_path / "b", base).uri], str(tmp_path / "index"), CONFIG)["uri"])
+    uri = str(build_index([write_codes(tmp_path / "b", base).uri], str(tmp_path / "index"), CONFIG).uri)
     remove_rows(uri, CONFIG, ["b0/00000", "b1/00000"])
     add_codes(uri, [write_codes(tmp_path / "c", {"c-000000.tar": simple_rows("c", 5, seed=9)}).uri], CONFIG)
     remove_rows(uri, CONFIG, shards=["b-000002.tar"])
@@ -206,18 +206,18 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_all_versions_stay_unless_asked(index: str) -> None:
     before = files(index)
-    result = gc(index)
+    result = gc(index).as_json()
     assert (result["status"], result["collected"]) == ("unchanged", [])
-    assert gc(index, keep=4)["collected"] == gc(index, keep=9)["collected"] == []
+    assert gc(index, keep=4).collected == gc(index, keep=9).collected == []
     assert files(index) == before
     with pytest.raises(ConfigError, match="at least the current version stays"):
         gc(index, keep=0)
 
 
 def test_the_last_versions_stay_whole_and_the_others_fail_clearly(index: str) -> None:
-    planned = gc(index, keep=2, dry_run=True)
+    planned = gc(index, keep=2, dry_run=True).as_json()
     assert (planned["collected"], len(versions(Store(index)))) == ([1, 2], 4)
-    done = gc(index, keep=2)
+    done = gc(index, keep=2).as_json()
     assert {**planned, "dry_run": False} == done
     assert done["names"][:2] == ["versions/1.json", "versions/2.json"]
     assert versions(Store(index)) == [3, 4]
@@ -228,16 +228,16 @@ def test_the_last_versions_stay_whole_and_the_others_fail_clearly(index: str) ->
         rollback_index(index, 2)
     with pytest.raises(InputError, match="was collected by gc"), open_index(index, 1):
         pass
-    checks = verify(index)
+    checks = verify(index).as_json()
     assert checks["orphans"] == []
     assert any("versions 3 to 4 name" in check for check in checks["checks"])
-    assert [entry["version"] for entry in index_info(index)["versions"]] == [4, 3]
-    assert gc(index, keep=2)["status"] == "unchanged"
+    assert [entry["version"] for entry in index_info(index).versions] == [4, 3]
+    assert gc(index, keep=2).status == "unchanged"
     base = open_artifact(index).origin("codes-0")
-    assert build_index([str(base)], index, CONFIG)["version"] == 4
-    assert remove_rows(index, CONFIG, ["c/00000"])["version"] == 5
-    assert gc(index, keep=1, older_than="0s")["collected"] == [3, 4]
-    assert verify(index)["orphans"] == []
+    assert build_index([str(base)], index, CONFIG).version == 4
+    assert remove_rows(index, CONFIG, ["c/00000"]).version == 5
+    assert gc(index, keep=1, older_than="0s").collected == [3, 4]
+    assert verify(index).orphans == []
     with pytest.raises(InputError, match="made as version 5, and none is older"):
         rollback_index(index)
 
@@ -248,20 +248,20 @@ def bytes_of() -> npt.NDArray[np.uint8]:
 
 def test_a_version_that_was_current_within_the_grace_period_stays(index: str) -> None:
     os.utime(Path(index, "versions/3.json"))
-    assert gc(index, keep=1)["collected"] == [1]
+    assert gc(index, keep=1).collected == [1]
     assert versions(Store(index)) == [2, 3, 4]
 
 
 def test_the_version_that_knows_all_ordinals_stays(index: str, tmp_path: Path) -> None:
     rollback_index(index, 1)
     age_all(Path(index))
-    assert gc(index, keep=1)["collected"] == [1, 2, 3]
+    assert gc(index, keep=1).collected == [1, 2, 3]
     with open_index(index) as reader:
         assert (reader.version, reader.count) == (5, 30)
     add_codes(index, [write_codes(tmp_path / "d", {"d-000000.tar": simple_rows("d", 4, seed=5)}).uri], CONFIG)
     with open_index(index) as reader:
         assert [shard.ordinal for shard in reader.shards.values() if shard.shard == "d-000000.tar"] == [4]
-    assert verify(index)["orphans"] == []
+    assert verify(index).orphans == []
 
 
 def test_a_collection_that_was_cut_off_leaves_whole_versions(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,11 +279,11 @@ def test_a_collection_that_was_cut_off_leaves_whole_versions(index: str, monkeyp
         try:
             gc(index, keep=1)
         except KeyboardInterrupt:
-            assert verify(index)["status"] == "done"
+            assert verify(index).status == "done"
     monkeypatch.setattr(gc_module, "_delete", delete)
     gc(index, keep=1)
     assert versions(Store(index)) == [4]
-    assert verify(index)["orphans"] == []
+    assert verify(index).orphans == []
 
 
 def test_a_rollback_while_versions_are_collected_keeps_what_it_names(
@@ -300,4 +300,4 @@ def test_a_rollback_while_versions_are_collected_keeps_what_it_names(
     gc(index, keep=1)
     with open_index(index) as reader:
         assert (reader.version, reader.count) == (5, 28)
-    assert verify(index)["status"] == "done"
+    assert verify(index).status == "done"

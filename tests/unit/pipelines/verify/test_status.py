@@ -93,7 +93,7 @@ class Interrupted(ShardEncoder):
         turn = next(type(self).turns)
         if turn == 2:
             before = files(Path(self.job.out))
-            type(self).seen = status(self.job.out)
+            type(self).seen = status(self.job.out).as_json()
             assert files(Path(self.job.out)) == before, "a look changes nothing"
         if turn == 3:
             raise WorkFailed("the fourth shard will not do")
@@ -116,14 +116,14 @@ def test_an_encode_is_seen_while_it_works_when_it_failed_and_when_it_is_done(
     assert seen["run"]["settings"]["encode.batch_size"] == 8
     assert "hhnet" in seen["run"]["versions"]
 
-    failed = status(out)
+    failed = status(out).as_json()
     assert (failed["status"], failed["run"]["error"]) == ("failed", "the fourth shard will not do")
     assert (failed["shards"]["done"], failed["done"], failed["left_s"]) == (3, 30, None)
-    assert (plan([arguments[0]], [out])["encode"], plan([arguments[0]], [out])["publish"]) == (1, 3)
+    assert (plan([arguments[0]], [out]).as_json()["encode"], plan([arguments[0]], [out]).as_json()["publish"]) == (1, 3)
 
     monkeypatch.setattr("pipelines.encode.encode.ShardEncoder", ShardEncoder)
-    result = encode(*arguments)
-    done = status(out)
+    result = encode(*arguments).as_json()
+    done = status(out).as_json()
     assert (done["status"], done["digest"], done["shards"]["done"]) == ("done", result["digest"], 4)
     assert done["rejects"] == {"total": 2, "reasons": {"not_an_image": 1, "truncated": 1}}
     assert (done["done"], done["of"]) == (35, 35)
@@ -134,9 +134,9 @@ def test_records_outlive_gc_and_are_no_orphans(root: Path, tmp_path: Path, confi
     encode(str(root / "shards"), str(root / "model"), out, config)
     before = sorted(Path(out, "runs").rglob("*.json"))
     assert len(before) == 2
-    assert gc(out, older_than="0s")["deleted"] == 0
+    assert gc(out, older_than="0s").as_json()["deleted"] == 0
     assert sorted(Path(out, "runs").rglob("*.json")) == before
-    assert verify(out)["orphans"] == []
+    assert verify(out).as_json()["orphans"] == []
 
 
 # --------------------------------------------------------------------------------------------------------- attempts
@@ -151,7 +151,7 @@ def begun_codes(folder: Path) -> Store:
 def test_slow_and_retried_shards_and_hosts_are_named(tmp_path: Path) -> None:
     store, now = begun_codes(tmp_path), time.time()
     with RunLog(store, "encode", total=40, unit="images", shards=4) as log:
-        assert re.search("rate +none yet: Ray", describe(status(str(tmp_path))))
+        assert re.search("rate +none yet: Ray", describe(status(str(tmp_path)).as_json()))
         for number in range(3):
             began = now - 100 + 10 * number
             tries = [Tried(began, began + 10, "quick", 11, "0", "done")]
@@ -160,9 +160,9 @@ def test_slow_and_retried_shards_and_hosts_are_named(tmp_path: Path) -> None:
         stuck = Tried(now - 90, now - 80, "", 0, None, "stuck")
         log.tried("3.tar", [died, stuck, Tried(now - 80, now - 30, "slow", 22, "1", "done")], {"samples": 10})
         log.reach(40)
-        found = status(str(tmp_path))
+        found = status(str(tmp_path)).as_json()
         assert found["status"] == "working"
-    found = status(str(tmp_path))
+    found = status(str(tmp_path)).as_json()
     assert found["retried"] == [
         {"shard": "3.tar", "attempts": 3, "ends": ["died", "stuck", "done"], "hosts": ["slow", "?"]}
     ]
@@ -194,7 +194,7 @@ def test_rate_and_time_left_count_from_the_first_shard_that_was_done(
             store.put(f"receipts/{number}.json", canonical_json(receipt))
         log.reach(30)
         deadline = time.monotonic() + 60
-        while (found := status(str(tmp_path)))["rate"] is None:
+        while (found := status(str(tmp_path)).as_json())["rate"] is None:
             assert time.monotonic() < deadline
         assert (found["done"], found["of"], found["rate"], found["left_s"]) == (30, 110, 10.0, 8)
         assert "10 images/s" in describe(found)
@@ -213,9 +213,9 @@ def test_a_training_tells_steps_epoch_and_the_map_so_far(root: Path, tmp_path: P
     store, steps = Store(tmp_path / "model"), trained.manifest.meta["metrics"]["steps"]
     with RunLog(store, "train", config, done=1, total=steps, unit="steps", epochs=2, epoch_steps=steps // 2) as log:
         log.reach(steps // 2, "epoch 1/2  loss 0.5")
-        found = status(store.uri)
+        found = status(store.uri).as_json()
         assert (found["status"], found["kind"], found["epochs"]) == ("working", "model", 2)
-    found = status(store.uri)
+    found = status(store.uri).as_json()
     assert (found["status"], found["digest"]) == ("pending", None)
     assert (found["done"], found["of"]) == (steps, steps), "the last checkpoint is further than the last word"
     assert (found["epoch"], found["checkpoint_step"]) == (2, steps)
@@ -227,8 +227,8 @@ def test_a_training_tells_steps_epoch_and_the_map_so_far(root: Path, tmp_path: P
 def test_status_of_an_index(root: Path, tmp_path: Path, config: Config) -> None:
     out = str(tmp_path / "codes")
     encode(str(root / "shards"), str(root / "model"), out, config)
-    built = build_index([out], str(tmp_path / "index"), load_config(sets=["index.workers=1"]))
-    found = status(built["uri"])
+    built = build_index([out], str(tmp_path / "index"), load_config(sets=["index.workers=1"])).as_json()
+    found = status(built["uri"]).as_json()
     assert (found["status"], found["kind"], found["version"], found["digest"]) == ("done", "index", 1, built["digest"])
     assert (found["done"], found["of"], found["unit"]) == (4, 4, "parts")
     assert found["run"]["verb"] == "index build"
@@ -240,27 +240,27 @@ def test_status_of_an_index(root: Path, tmp_path: Path, config: Config) -> None:
 def test_a_whole_run_is_listed_stage_by_stage(root: Path, tmp_path: Path, config: Config) -> None:
     for name in ("shards", "model"):
         os.symlink(root / name, tmp_path / name)
-    found = status(str(tmp_path))
+    found = status(str(tmp_path)).as_json()
     assert [(one["stage"], one["status"]) for one in found["stages"]] == [("shards", "done"), ("model", "done")]
     assert (found["status"], found["to_come"]) == ("pending", ["codes", "index", "reports"])
     with RunLog(begun_codes(tmp_path / "codes/database"), "encode", total=35, unit="images", shards=4) as log:
         log.reach(20)
-        found = status(str(tmp_path))
+        found = status(str(tmp_path)).as_json()
         assert (found["status"], found["active"]) == ("working", ["codes/database"])
         assert "codes/database: working" in describe(found)
         assert one_line(found).startswith("working: codes/database 0 of 4 shards")
-    assert status(str(tmp_path))["status"] == "pending"
+    assert status(str(tmp_path)).status == "pending"
 
 
 def test_a_study_tells_cells_and_failures(tmp_path: Path) -> None:
     with RunLog(Store(tmp_path), "study", total=6, unit="cells") as log:
         log.advance(2, "loss=dsh")
         Store(tmp_path).put("failures/model-0/000001.json", b'{"error": "the loss is not finite"}')
-        found = status(str(tmp_path))
+        found = status(str(tmp_path)).as_json()
     assert (found["status"], found["kind"], found["digest"]) == ("working", "study", None)
     assert found["failures"] == ["the loss is not finite"]
-    assert status(str(tmp_path))["done"] == 2
-    assert status(str(tmp_path))["status"] == "pending"
+    assert status(str(tmp_path)).as_json()["done"] == 2
+    assert status(str(tmp_path)).status == "pending"
 
 
 def test_nothing_at_the_place_is_bad_usage(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def hhnet(*words: object) -> subprocess.CompletedProcess[str]:
 
 def looks(found: Sequence[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """What one look after another finds."""
-    rest = iter(found)
+    rest = iter([{"uri": "u", "digest": None, **one} for one in found])
     monkeypatch.setattr(status_module.Survey, "look", lambda self: next(rest))
 
 
@@ -291,7 +291,7 @@ def test_watching_ends_when_the_work_is_done(
     base = {"uri": "u", "kind": "codes", "of": 3, "unit": "images"}
     states = [("working", 0), ("working", 1), ("working", 1), ("pending", 2), ("done", 3)]
     looks([{**base, "status": state, "done": done} for state, done in states], monkeypatch)
-    assert status(str(tmp_path), watch=True, every=0)["status"] == "done"
+    assert status(str(tmp_path), watch=True, every=0).status == "done"
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == [
         "working: 0 of 3 images (0 %)",
@@ -303,7 +303,7 @@ def test_watching_ends_when_the_work_is_done(
 @pytest.mark.parametrize("state", ["died", "failed", "interrupted"])
 def test_watching_ends_when_nothing_works_any_more(state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks([{"status": "working", "kind": "codes"}, {"status": state}], monkeypatch)
-    assert status(str(tmp_path), watch=True, every=0)["status"] == state
+    assert status(str(tmp_path), watch=True, every=0).status == state
 
 
 def test_the_command_prints_one_line_of_json(root: Path) -> None:

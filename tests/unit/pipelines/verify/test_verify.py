@@ -43,7 +43,7 @@ def shards(tmp_path: Path) -> Artifact:
     pictures.write_folder(tmp_path / "images")
     result = ingest(
         str(tmp_path / "images"), str(tmp_path / "shards"), load_config(sets=["ingest.samples_per_shard=10"])
-    )
+    ).as_json()
     return open_artifact(result["uri"])
 
 
@@ -173,32 +173,32 @@ def test_everything_the_verbs_write_is_proven(tmp_path: Path, shards: Artifact, 
     index = make_index(tmp_path / "index", codes)
     publish_version(index.store, 1, "manifest.json", index.digest)
     for artifact in (shards, model, codes, index):
-        result = verify(artifact.uri)
+        result = verify(artifact.uri).as_json()
         assert {name: result[name] for name in ("verb", "status", "uri", "digest", "kind", "orphans")} == {
             **{"verb": "verify", "status": "done", "uri": artifact.uri, "digest": artifact.digest},
             **{"kind": artifact.manifest.kind, "orphans": []},
         }
-    checks = "\n".join(verify(codes.uri)["checks"])
+    checks = "\n".join(verify(codes.uri).checks)
     assert "24 samples = 21 codes + 3 rejects" in checks
     assert "with the keys, paths and labels of the shard index" in checks
     assert f"input model: {model.uri}" in checks
-    assert "24 samples in 3 tars" in "\n".join(verify(shards.uri)["checks"])
-    assert "21 codes in 3 parts" in "\n".join(verify(index.uri)["checks"])
+    assert "24 samples in 3 tars" in "\n".join(verify(shards.uri).checks)
+    assert "21 codes in 3 parts" in "\n".join(verify(index.uri).checks)
 
 
 def test_a_copied_artifact_is_still_proven(tmp_path: Path, shards: Artifact, model: Artifact) -> None:
     codes = make_codes(tmp_path / "codes", shards, model)
     shutil.copytree(codes.uri, tmp_path / "copy")
-    assert verify(str(tmp_path / "copy"))["digest"] == codes.digest
+    assert verify(str(tmp_path / "copy")).digest == codes.digest
 
 
 def test_inputs_out_of_reach_are_noted(tmp_path: Path, shards: Artifact, model: Artifact) -> None:
     codes = make_codes(tmp_path / "codes", shards, model)
     (tmp_path / "shards").rename(tmp_path / "moved")
-    checks = "\n".join(verify(codes.uri)["checks"])
+    checks = "\n".join(verify(codes.uri).checks)
     assert "input shards: not checked" in checks
     assert "24 samples = 21 codes + 3 rejects" in checks
-    again = "\n".join(verify(codes.uri, shards=str(tmp_path / "moved"))["checks"])
+    again = "\n".join(verify(codes.uri, shards=str(tmp_path / "moved")).checks)
     assert f"input shards: {tmp_path / 'moved'}" in again
     with pytest.raises(InputError):
         verify(codes.uri, shards=str(tmp_path / "nowhere"))
@@ -210,7 +210,7 @@ def test_orphans_are_reported_not_failures(tmp_path: Path, shards: Artifact) -> 
     (tmp_path / "shards/receipts/.tmp-1").write_bytes(b"killed")
     (tmp_path / "shards/versions").mkdir()
     (tmp_path / f"shards/versions/{'9' * 30}.json").write_bytes(b"no version")
-    result = verify(shards.uri)
+    result = verify(shards.uri).as_json()
     assert result["orphans"] == [
         *("parts/shard-000000-0123456789abcdef.tar", "receipts/.tmp-1", f"versions/{'9' * 30}.json")
     ]
@@ -220,7 +220,7 @@ def test_an_unknown_kind_is_proven_by_digest(tmp_path: Path) -> None:
     writer = ArtifactWriter(Store(tmp_path), "novel", MARK, (), {})
     part = writer.put_part("x.bin", b"data", 1)
     writer.commit([part], {}, {})
-    assert "digests only" in verify(str(tmp_path))["checks"][-1]
+    assert "digests only" in verify(str(tmp_path)).checks[-1]
     flip(tmp_path / part.path)
     with pytest.raises(DamagedArtifact, match="does not match the digest"):
         verify(str(tmp_path))
@@ -512,7 +512,7 @@ def test_checkpoints(tmp_path: Path) -> None:
         writer.put_part("progress.json", canonical_json({"best": None}), 1),
     ]
     writer.commit(parts, {"tensors": 2}, {"step": 1})
-    assert verify(str(tmp_path))["kind"] == "checkpoint"
+    assert verify(str(tmp_path)).kind == "checkpoint"
     resign(tmp_path, lambda fields: fields["totals"].update(tensors=3))
     with pytest.raises(DamagedArtifact, match="the totals say 3 tensors, the state has 2"):
         verify(str(tmp_path))
@@ -525,7 +525,7 @@ def test_reports(tmp_path: Path) -> None:
         writer.put_part("report.html", b"<!doctype html>", 1),
     ]
     writer.commit(parts, {}, {"map": 0.5, "chance": 0.1, "convention": "", "precision_at": {}, "bits": BITS})
-    assert verify(str(tmp_path))["kind"] == "report"
+    assert verify(str(tmp_path)).kind == "report"
     resign(tmp_path, lambda fields: fields["meta"].update(map=0.9))
     with pytest.raises(DamagedArtifact, match="differ in map"):
         verify(str(tmp_path))
@@ -542,13 +542,13 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
 
 def test_a_run_reads_the_tars_that_no_run_proved_before(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
     out, config = str(tmp_path / "out"), load_config()
-    first = verify_tars(shards.uri, out, config)
+    first = verify_tars(shards.uri, out, config).as_json()
     assert (first["status"], first["tars"], first["proven"], first["known"], first["left"]) == ("done", 3, 3, 0, 0)
     assert len(pool.done) == 3
-    again = verify_tars(shards.uri, out, config)
+    again = verify_tars(shards.uri, out, config).as_json()
     assert (again["status"], again["proven"], again["known"], again["damaged"]) == ("unchanged", 0, 3, [])
     assert len(pool.done) == 3
-    assert verify_tars(shards.uri, str(tmp_path / "other"), config)["proven"] == 3
+    assert verify_tars(shards.uri, str(tmp_path / "other"), config).proven == 3
 
 
 def test_a_damaged_tar_is_named_and_looked_at_again(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
@@ -557,7 +557,7 @@ def test_a_damaged_tar_is_named_and_looked_at_again(shards: Artifact, tmp_path: 
     flip(Path(shards.uri, opened.shards[1].part.path), opened.shards[1].records()[3].members[0].offset + 20)
     Path(shards.uri, opened.shards[2].part.path).unlink()
     for _ in range(2):
-        found = verify_tars(shards.uri, out, config)
+        found = verify_tars(shards.uri, out, config).as_json()
         assert len(found["damaged"]) == 2
         assert "is not the" in found["damaged"][0] and found["damaged"][1].endswith("is missing")
     assert (found["known"], found["proven"]) == (1, 0)
@@ -567,14 +567,14 @@ def test_a_damaged_tar_is_named_and_looked_at_again(shards: Artifact, tmp_path: 
 
 def test_a_share_of_the_tars_is_read_until_all_are_known(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
     out, config = str(tmp_path / "out"), load_config(sets=["run.verify=0.3"])
-    counts = [verify_tars(shards.uri, out, config) for _ in range(4)]
+    counts = [verify_tars(shards.uri, out, config).as_json() for _ in range(4)]
     assert [(found["proven"], found["known"], found["left"]) for found in counts] == [
         (1, 0, 2),
         (1, 1, 1),
         (1, 2, 0),
         (0, 3, 0),
     ]
-    nothing = verify_tars(shards.uri, str(tmp_path / "other"), load_config(sets=["run.verify=0"]))
+    nothing = verify_tars(shards.uri, str(tmp_path / "other"), load_config(sets=["run.verify=0"])).as_json()
     assert (nothing["status"], nothing["left"]) == ("unchanged", 3)
 
 
@@ -582,7 +582,7 @@ def test_a_tar_whose_reader_died_is_neither_proven_nor_damaged(
     shards: Artifact, tmp_path: Path, pool: InlinePool
 ) -> None:
     pool.fatal = lambda name: name.endswith("000001.tar")
-    found = verify_tars(shards.uri, str(tmp_path / "out"), load_config())
+    found = verify_tars(shards.uri, str(tmp_path / "out"), load_config()).as_json()
     assert (found["proven"], found["damaged"], found["left"]) == (2, [], 1)
 
 

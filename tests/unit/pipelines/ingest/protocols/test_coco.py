@@ -122,7 +122,7 @@ def test_every_part_is_proven(root: Path, tmp_path: Path) -> None:
     card = ingested(root, tmp_path / "out", ALL, "ingest.samples_per_shard=2")["protocol"]
     assert card["files"] == {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in (TRAIN, VAL)}
     for part in ALL.parts:
-        checks = verify(str(tmp_path / "out" / part))["checks"]
+        checks = verify(str(tmp_path / "out" / part)).checks
         assert f"keys and images are those of {part} in protocol all, split {card['digest'][:12]}" in checks
 
 

@@ -120,7 +120,7 @@ def test_several_labels_or_none(multi: Path, tmp_path: Path, capsys: pytest.Capt
     assert result["protocol"]["database"] == ["database"]
     assert warnings_in(capsys.readouterr().err) == []
     for part in MULTI.parts:
-        checks = verify(str(tmp_path / "out" / part))["checks"]
+        checks = verify(str(tmp_path / "out" / part)).checks
         assert (
             f"keys and images are those of {part} in protocol multi, split {result['protocol']['digest'][:12]}"
             in checks
@@ -136,7 +136,7 @@ def test_queries_that_the_list_of_the_database_has_too(
     assert result["protocol"]["parts"]["database"]["samples"] == 3
     (warning,) = warnings_in(capsys.readouterr().err)
     assert warning == "multi: the 2 queries are in the database, by the list of the protocol: each finds itself first"
-    assert verify(str(tmp_path / "out/query"))["status"] == "done"
+    assert verify(str(tmp_path / "out/query")).status == "done"
 
 
 def test_every_other_line_of_the_test_list_is_for_validation(imagenet: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_every_part_is_proven(root: Path, tmp_path: Path) -> None:
     sky = hashlib.sha256(label_file(root, "sky").read_bytes()).hexdigest()
     assert card["files"]["AllLabels/Labels_sky.txt"] == sky
     for part in SMALL.parts:
-        checks = verify(str(tmp_path / "out" / part))["checks"]
+        checks = verify(str(tmp_path / "out" / part)).checks
         assert f"keys and images are those of {part} in protocol small, split {card['digest'][:12]}" in checks
 
 
