@@ -1,1 +1,1 @@
-"""Prefect flows: orchestration of the verbs, and nothing else."""
+"""Prefect flows: they orchestrate the verbs and do no work of their own."""

@@ -1,9 +1,9 @@
 """The demo's images, as one zip of class folders: `train/<class>/00000.png` and `test/<class>/00000.png`.
 
-Fashion-MNIST is looked for in this order, each source named aloud and given up after 20 s without a byte:
-our cache, a copy that the system has installed, torchvision's mirror, Debian's package. Every file is checked
-against a sha256 of its unpacked content, so it does not matter who compressed it. Where none can be reached,
-the photographs that scikit-image ships inside its package are cut into crops.
+Fashion-MNIST is looked for in this order: our cache, a copy installed on the system, torchvision's mirror, Debian's
+package. Each source that is tried is named, and given up after 20 s without a byte. Every file is checked against a
+sha256 of its unpacked content, so it does not matter who compressed it. If no source can be reached, crops of the
+photographs in scikit-image's package take its place.
 """
 
 import gzip
@@ -31,7 +31,9 @@ Say = Callable[[str], None]
 
 MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 PACKAGE = "dataset-fashion-mnist"
+"""Name of Debian's package."""
 PACKED = "usr/share/datasets/fashion-mnist"
+"""Folder of the files in Debian's package, relative to /."""
 INSTALLED = Path("/") / PACKED
 CLASSES = (
     *("t-shirt-top", "trouser", "pullover", "dress", "coat"),
@@ -41,7 +43,7 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class IdxFile:
-    """A file of the original distribution: size and sha256 of its content, not of the .gz around it."""
+    """A file of the original distribution, with the size in bytes and the sha256 of its content (not of the .gz)."""
 
     name: str
     size: int
@@ -68,12 +70,14 @@ PHOTOGRAPHS = (
     *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg"),
 )
 CROP = 32
+"""Side of a crop in pixels."""
 CROP_ROWS = 10
+"""Rows of crops that a photograph is scaled to."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared set: the zip, what it is in words, its images in the `train` folder, and if it is a stand-in."""
+    """A prepared set: its zip, a title, the number of images in its `train` folder, and whether it is the fallback."""
 
     archive: Path
     title: str
@@ -82,12 +86,12 @@ class Dataset:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `hhnet` below XDG_CACHE_HOME, else below ~/.cache."""
+    """Return the folder for downloads: `hhnet` below XDG_CACHE_HOME, else below ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hhnet"
 
 
 def prepare(say: Say, cache: Path | None = None) -> Dataset:
-    """Fashion-MNIST, or the photographs where it cannot be had, as a zip in the cache."""
+    """Put Fashion-MNIST, or the photographs if no source can be reached, as a zip into the cache, and return it."""
     store = Store(cache or cache_folder())
     if (found := _fashion_mnist(store, say)) is not None:
         return found
@@ -134,9 +138,9 @@ def _from_mirror(mirror: str, folder: Path) -> Path:
 
 
 def read_idx_files(folder: Path) -> dict[str, npt.NDArray[np.uint8]]:
-    """The four files of `folder`, by name, unpacked and without their header.
+    """Read the four files in `folder`; return their content by name, uint8, unpacked and without headers.
 
-    Unavailable where one is missing, DamagedArtifact where its content is not the published one.
+    Raises Unavailable if one is missing, DamagedArtifact if its content is not the published one.
     """
     return {file.name: _read_idx(folder / f"{file.name}.gz", file) for file in FILES}
 
@@ -165,9 +169,9 @@ def _fashion_images(files: dict[str, npt.NDArray[np.uint8]]) -> Iterator[tuple[s
 
 
 def photographs() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-    """Crops of 32 x 32 pixels, one class per photograph; the last quarter of its columns is for the queries.
+    """Yield (name, pixels) of crops of 32 x 32 pixels; each photograph is a class.
 
-    Train and test crops never overlap, and neither do two crops of one set.
+    The last quarter of a photograph's columns are `test` crops, the others `train`. No two crops overlap.
     """
     spec = find_spec("skimage")
     if spec is None or spec.origin is None:
@@ -188,7 +192,7 @@ def photographs() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
 
 
 def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Grey (H, W) or RGB (H, W, 3) pixels as a PNG that is not compressed: the bytes are those of every zlib."""
+    """Encode grey (H, W) or RGB (H, W, 3) pixels as an uncompressed PNG, whose bytes depend on no version of zlib."""
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", compress_level=0)
     return sink.getvalue()
@@ -198,7 +202,7 @@ def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _ready(store: Store, name: str) -> Path | None:
-    """The zip in the cache, if its bytes are those that were recorded when it was made."""
+    """Return the zip in the cache if its sha256 is the one recorded when it was made, else None."""
     archive = Path(store.path(f"{name}.zip"))
     try:
         recorded = store.read(f"{name}.zip.sha256").decode()
@@ -218,9 +222,10 @@ def _archive(store: Store, name: str, images: Iterable[tuple[str, npt.NDArray[np
             stage("images", len(content)) as advance,
         ):
             for member, pixels in content:
+                # A fixed date, so that the bytes of the zip depend on the images alone.
                 archive.writestr(zipfile.ZipInfo(member, (1980, 1, 1, 0, 0, 0)), png_bytes(pixels))
                 advance(1)
-        for stale in (f"{name}.zip", f"{name}.zip.sha256"):  # whatever lies there failed its check
+        for stale in (f"{name}.zip", f"{name}.zip.sha256"):  # they failed the check above, if they exist
             store.delete(stale)
         store.put_same(f"{name}.zip", path)
         store.put_same(f"{name}.zip.sha256", (sha256_of(path) + "\n").encode())
@@ -233,7 +238,7 @@ def _count(archive: Path, folder: str) -> int:
 
 
 def sample_query(archive: Path) -> str:
-    """Keep one image of the `test` folder as a file beside the archive, to search with; returns its path."""
+    """Write one image of the `test` folder beside the archive, as a query to search with; return its path."""
     with zipfile.ZipFile(archive) as opened:
         first = next(name for name in opened.namelist() if name.startswith("test/"))
         Store(archive.parent).put_same(f"{archive.stem}-query.png", opened.read(first))

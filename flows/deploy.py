@@ -1,8 +1,8 @@
 """Serve the flow on a schedule: `python -m flows.deploy --config F --cron "0 2 * * *"`.
 
-It registers the deployment with the Prefect server that PREFECT_API_URL or the active profile names
-(PREFECT_API_AUTH_STRING where that asks for a password), then waits and runs what the schedule, the page or the API of
-that server asks for.
+It registers the deployment with the Prefect server in PREFECT_API_URL or the active profile (PREFECT_API_AUTH_STRING
+holds the password, if that server wants one). Then it waits, and starts the runs that the schedule, the page or the API
+of that server asks for.
 """
 
 import re
@@ -22,16 +22,18 @@ from pipelines.errors import ConfigError, HHNetError, Unavailable
 from pipelines.index.kinds import require_index_kind
 
 NAME = "hhnet"
+"""Default name of the deployment."""
 REFUSED = "/%&<>"
 """Characters that Prefect refuses in names."""
 CRON_FIELDS = ("minute", "hour", "day of the month", "month", "day of the week")
 LEAST_INTERVAL_S = 60.0
+"""Smallest --interval in seconds."""
 LEAST_LOST_AFTER_S = 90.0
-"""Three signs of life."""
+"""Smallest --lost-after in seconds, the time of three signs of life."""
 
 
 class Collision(StrEnum):
-    """What becomes of a run that is due while as many run as may."""
+    """The fate of a run that is due while the limit of runs is reached."""
 
     ENQUEUE = "enqueue"
     CANCEL_NEW = "cancel-new"
@@ -98,7 +100,7 @@ def serve(
 
 
 def _reach(config: Path, tree: dict[str, Any]) -> str:
-    """Check the settings and that the server may be spoken to and answers; its URL."""
+    """Check the settings, and that the server may be used and answers; return its URL."""
     settings = config_from(tree)
     require_index_kind(settings.index.kind, "auto")
     if settings.run.out is None:
@@ -135,7 +137,7 @@ def _serve(url: str, when: str, fields: dict[str, Any]) -> None:
 
 
 def check_name(what: str, name: str) -> None:
-    """ConfigError for a name that Prefect would refuse."""
+    """Raise ConfigError for a name that Prefect would refuse."""
     found = [character for character in REFUSED if character in name]
     if found or not name.strip():
         why = f"holds {' '.join(found)}" if found else "is empty"
@@ -143,7 +145,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def check_zone(zone: str) -> None:
-    """ConfigError for what is no time zone of the IANA data base."""
+    """Raise ConfigError for a zone that is not in the IANA time zone database."""
     try:
         ZoneInfo(zone)
     except (OSError, ValueError, KeyError):  # ZoneInfoNotFoundError is a KeyError
@@ -151,12 +153,13 @@ def check_zone(zone: str) -> None:
 
 
 def check_cron(cron: str) -> None:
-    """ConfigError for what is no schedule of five fields, naming the field that is wrong."""
+    """Raise ConfigError, naming the wrong field, unless `cron` is a schedule of five fields."""
     fields = cron.split()
     if len(fields) != len(CRON_FIELDS):
         names = ", ".join(CRON_FIELDS)
         raise ConfigError(f"--cron {cron!r} has {len(fields)} fields instead of five: {names}, as in '0 2 * * *'")
     for place, (field, meaning) in enumerate(zip(fields, CRON_FIELDS, strict=True)):
+        # Each field is tried alone among stars, so that the error can name the wrong one.
         alone = " ".join(field if other == place else "*" for other in range(len(fields)))
         if not _is_cron(alone):
             raise ConfigError(f"--cron {cron!r}: {field!r} is no {meaning}")
@@ -175,7 +178,7 @@ def _is_cron(text: str) -> bool:
 
 
 def _seconds(what: str, text: str, least: float) -> float:
-    """A duration; 0 where it is 0. ConfigError for what is none or too short."""
+    """Parse a duration into seconds. Raises ConfigError if it is none or too short; --lost-after may be 0."""
     try:
         seconds = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else float(parse_duration(text))
     except ValueError as error:

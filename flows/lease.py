@@ -1,9 +1,9 @@
-"""A run's place among those that may run at one time, which it keeps when Prefect's server restarts.
+"""Keeps a run alive when Prefect's server restarts and forgets the run's lease on its concurrency slot.
 
-Prefect's engine ends a run whose lease on that place cannot be renewed, and a server forgets its leases when it
-restarts (unless PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE names a module that keeps them): hours of training would end
-for a restart of seconds. Here renewal is tried again as long as the run works. The server counts the place as taken
-until the run ends, with or without the lease.
+Prefect's engine ends a run if the lease on its slot cannot be renewed, and a server forgets its leases when it restarts
+(unless PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE names a module that keeps them). A restart of seconds would end hours
+of training. Here renewal is tried again as long as the run works. The server counts the slot as taken until the run
+ends, with or without the lease.
 """
 
 import threading
@@ -19,17 +19,18 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 
 RENEWALS = 5
-"""Renewals within the life of a lease, of which all but one may fail."""
+"""Number of renewals within the life of a lease; all but one may fail."""
 
 
 def keep_leases() -> None:
-    """Have Prefect's engine use `kept_lease` in this process."""
+    """Make Prefect's engine use `kept_lease` in this process."""
+    # Prefect has no setting for it, so its module's own name is replaced.
     vars(flow_engine)["maintain_concurrency_lease"] = kept_lease
 
 
 @contextmanager
 def kept_lease(lease_id: UUID, lease_duration: float, **_: Any) -> Iterator[None]:
-    """Renew a lease as long as the block lasts; a failure to do so costs the lease, never the work."""
+    """Renew a lease while the block lasts. If that fails, only the lease is lost; the work goes on."""
     ended = threading.Event()
 
     def renew() -> None:

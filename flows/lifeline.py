@@ -1,6 +1,6 @@
-"""A process that works for another one ends when that one is gone, however it went.
+"""Ends the processes that work for another process once that one is gone, whatever ended it.
 
-Else a run goes on beside the next one that the server starts, and nobody sees or stops it.
+Otherwise a run would go on beside the next one that the server starts, and nobody would see or stop it.
 """
 
 import ctypes
@@ -19,26 +19,29 @@ VARIABLE = "HHNET_SERVED_BY"
 """Environment variable with the process id of the serving process."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+"""Number of a prctl option, like PR_SET_PDEATHSIG, from linux/prctl.h."""
 RAY_NAMES = ("ray", "gcs_server")
-"""How names of Ray's processes begin; a process that has ended has only its name left."""
+"""Beginnings of the names of Ray's processes; of an ended process only its name is left."""
 LOOK_EVERY_S = 1.0
+"""Seconds between two looks for the parent."""
 END_S = 30.0
-"""Seconds that an orphan has to end its Ray and report, before it is killed."""
+"""Seconds that an orphan has to end its Ray and report before it is killed."""
 
 
 def die_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent dies; on Linux alone."""
+    """Ask the kernel to send this process SIGTERM when its parent dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def follow_parent() -> None:
-    """End this process once the serving process that started it is gone; do nothing where none did."""
+    """End this process once the serving process that started it is gone; do nothing if there was none."""
     served_by = os.environ.get(VARIABLE, "")
     if not served_by.isdigit() or int(served_by) == os.getpid():
         return
     die_with_parent()
-    told = sys.platform == "linux" and os.getppid() == int(served_by)  # by the kernel, when the time comes
+    # The kernel sends SIGTERM only if the parent still lived when it was asked to.
+    told = sys.platform == "linux" and os.getppid() == int(served_by)
     threading.Thread(target=_watch, args=(int(served_by), told), daemon=True).start()
 
 
@@ -52,17 +55,17 @@ def _watch(parent: int, told: bool) -> None:
 
 
 def adopt_orphans() -> None:
-    """Have the kernel make this process the parent of what runs leave behind; on Linux alone."""
+    """Make this process the parent of processes that runs leave behind (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_orphaned_ray() -> None:
-    """Kill the processes of Ray whose run is gone, some of which would notice that only after a minute."""
+    """Kill the processes of Ray whose run is gone. Some would notice that only after a minute."""
     for process in psutil.Process().children():
         with suppress(psutil.Error):
             if process.status() == psutil.STATUS_ZOMBIE:
-                if process.name().startswith(RAY_NAMES):  # never a run's own, whose end others wait for
+                if process.name().startswith(RAY_NAMES):  # not a run's own process, whose end the runner waits for
                     os.waitpid(process.pid, os.WNOHANG)
             elif is_rays(process.cmdline()):
                 process.kill()

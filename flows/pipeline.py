@@ -1,7 +1,7 @@
 """The flow, in the order in which data moves: images -> shards -> model -> codes -> index -> report.
 
-One Prefect task per stage; thousands of shards are Ray's business inside it. What is done already is found by the
-jobs themselves, so a second run says `unchanged` stage by stage.
+Each stage is one Prefect task; inside it, Ray works on thousands of shards. The jobs find finished work themselves, so
+a second run reports `unchanged` stage by stage.
 """
 
 import json
@@ -48,19 +48,20 @@ from pipelines.errors import ConfigError, HHNetError
 from pipelines.storage import Store
 
 WAIT_FACTOR = 4
-"""How much longer each wait before another try of a run is than the one before."""
+"""Factor from each wait before another try of a run to the next wait."""
 
 AWAIT_SERVER_S = 30.0
+"""Seconds that a run waits at its end for a Prefect server that is away."""
 AWAIT_SERVER_SERVED_S = 600.0
-"""How long a run waits at its end for a Prefect server that is away: nobody sits before one of a deployment."""
+"""Seconds that a run of a deployment waits for it, since no user waits for the run."""
 
 NO_SETTINGS: dict[str, Any] = {}
 
 finished: ContextVar[list[Result] | None] = ContextVar("finished", default=None)
-"""Receives the summary of a run in this process, which Prefect loses where its server is gone at the end."""
+"""Receives the summary of a run in this process. Prefect would lose it if its server is gone at the end."""
 
 
-keep_leases()  # here, since the process of a run imports this module before its engine begins
+keep_leases()  # at import, since a run's process imports this module before Prefect's engine begins
 
 
 def run_name() -> str:
@@ -101,7 +102,7 @@ def pipeline(
         base: The deployment's own settings, over which the others are laid. Leave it as it is.
     """
     follow_parent()
-    served = bool(runtime.deployment.id)  # the server is asked for it, which may be gone later
+    served = bool(runtime.deployment.id)  # asked now: the answer comes from the server, which may be gone later
     try:
         tree = settings_of(config, sets, out, base)
         settings = parse(tree)
@@ -115,7 +116,7 @@ def pipeline(
             return Cancelled(message="cancelled; what was committed stays, the next run goes on from there")
         raise
     except Exception as error:
-        # Prefect would write an exception that leaves the flow into the user's storage.
+        # Returned as a state: Prefect would write an exception that leaves the flow into the user's storage.
         log = get_run_logger()
         log.error(str(error), exc_info=None if isinstance(error, HHNetError) else error)
         ended = Failed(data=error, message=str(error) or type(error).__name__)
@@ -124,7 +125,7 @@ def pipeline(
 
 
 def _is_cancelled() -> bool:
-    """Whether the server has this run as one that is to be cancelled."""
+    """Tell whether the server has cancelled this run or is about to."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return False
@@ -135,7 +136,7 @@ def _is_cancelled() -> bool:
 
 
 def _persist(settings: Config, tree: dict[str, Any], out: str, served: bool) -> Result:
-    """Run the stages; a run of a deployment does so again, later and later, where something is out of reach."""
+    """Run the stages. A run of a deployment tries again, after ever longer waits, if something is out of reach."""
     tries = settings.run.retries if served else 0
     for attempt in range(tries + 1):
         log = StageLog()
@@ -155,7 +156,7 @@ def _persist(settings: Config, tree: dict[str, Any], out: str, served: bool) -> 
 
 
 def _wait(seconds: float, error: BaseException, attempt: int, tries: int) -> None:
-    """Wait before another try, and say so in the log and in the run's state."""
+    """Wait before another try, and show that in the log and in the run's state."""
     text = f"{error}; try {attempt} of {tries} more in {seconds:g} s"
     get_run_logger().warning(text)
     _show_state(Running(name="WaitingToRetry", message=text))
@@ -195,11 +196,12 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
     queries = ref_of(log.add(encode, "encode query", shards[roles.query], model, f"{out}/codes/query", config))
     database = []
     for uri in roles.database:
-        first = {**shards[uri], "digest": open_artifact(uri).digest}  # shards that grow keep the place of their codes
+        # Named by the digest of the first version, so that shards that grow keep the place of their codes.
+        first = {**shards[uri], "digest": open_artifact(uri).digest}
         name = codes_name(first, splits)
         database.append(ref_of(log.add(encode, f"encode {name}", shards[uri], model, f"{out}/codes/{name}", config)))
 
-    # codes -> index -> report; published only when the gate let it pass
+    # codes -> index -> report; the index is published only if it passes the gate
     made = ref_of(log.add(index, "build index", database, f"{out}/index", config))
     report = log.add(evaluate, "evaluate reports", queries, database, f"{out}/reports", config)
     log.add(publish, "publish index", made, config)
@@ -207,7 +209,7 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
 
 
 def _report(settings: Config, out: str, log: StageLog, summary: Result | None) -> None:
-    """Show the run's page and tables, as far as it came; what they show is not worth a failure of its own."""
+    """Show the run's page and tables so far in Prefect. A failure to do so never ends the run."""
     links = {"everything": out}
     if (address := ray_address(settings)).startswith(("http://", "https://")):
         links["Ray's dashboard"] = f"{address}/#/jobs"
@@ -231,18 +233,18 @@ def _report(settings: Config, out: str, log: StageLog, summary: Result | None) -
 
 
 def place(uri: str) -> str:
-    """The last two parts of a URI, by which a person knows an artifact."""
+    """Return the last two parts of a URI, as a name of the artifact for people."""
     return "/".join(Store(uri).uri.rstrip("/").split("/")[-2:])
 
 
 class Roles:
-    """Which shards artifact (by URI) plays which part."""
+    """The URIs of the shards artifacts by role: train, val, query, database."""
 
     def __init__(self, train: str, val: str | None, query: str, database: tuple[str, ...]) -> None:
         self.train, self.val, self.query, self.database = train, val, query, database
 
     def all(self) -> list[str]:
-        """Every artifact once, in the order of use."""
+        """Return every artifact once, in the order of use."""
         uris = [self.train, *([self.val] if self.val else []), self.query, *self.database]
         return list(dict.fromkeys(uris))
 
@@ -273,6 +275,6 @@ def assign_roles(settings: Config, splits: Mapping[str, Any]) -> Roles:
 
 
 def codes_name(shards: Ref, splits: Mapping[str, Any]) -> str:
-    """Where the codes of a database lie below OUT/codes: its place among the others, which changes, does not count."""
+    """Return the folder of a database's codes below OUT/codes, by its split or digest: its position may change."""
     split = next((name for name, found in splits.items() if found["uri"] == shards["uri"]), None)
     return "database" if split == "database" else f"database-{split or shards['digest'][:NAME_CHARS]}"

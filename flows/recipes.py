@@ -1,4 +1,4 @@
-"""What `hhnet demo` trains with: the recipe in demo.toml, and how it is fitted to other images than its own."""
+"""Training settings of `hhnet demo`: the recipe in demo.toml, fitted to the number and size of other images."""
 
 import os
 import statistics
@@ -16,16 +16,21 @@ from pipelines.shards.containers import FORMATS, SUFFIXES
 
 RECIPE = Path(__file__).parent / "demo.toml"
 RECIPE_IMAGES = 60_000
+"""Number of training images that the recipe was made for (Fashion-MNIST)."""
 PROBED = 64
+"""Number of images whose size is looked at, approximately."""
 SIZES = (128, 96, 64, 32)
+"""Sides of the input in pixels, the largest first."""
 TRAIN_SHARE = 0.8
+"""Share of the user's images that train; the others are queries."""
 FEWEST_EPOCHS, MOST_EPOCHS = 8, 40
 SMALL_SET, SMALL_BATCH = 4000, 32
+"""Below SMALL_SET training images a batch has SMALL_BATCH images."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A look at a set of images: how many, the usual shorter side in pixels, and one of the files."""
+    """Facts on a set of images: their number, the median of the shorter side in pixels, and one of the files."""
 
     images: int
     side: int
@@ -33,12 +38,12 @@ class Probe:
 
 
 def demo_recipe() -> Config:
-    """The settings of demo.toml."""
+    """Return the settings of demo.toml."""
     return load_config(RECIPE)
 
 
 def probe(folder: str) -> Probe:
-    """Count the images below `folder` and read the headers of some. InputError where there are none."""
+    """Count the images below `folder` and read the headers of some. Raises InputError if there are none."""
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: --data wants a folder that holds one folder per class")
@@ -55,7 +60,7 @@ def _images(root: Path) -> Iterator[Path]:
 
 
 def _side(path: Path) -> int | None:
-    """Shorter side by the file's header, or None where that cannot be read; only encode judges an image."""
+    """Return the shorter side from the file's header, or None if it cannot be read. Only `encode` rejects images."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return min(image.size)
@@ -64,9 +69,9 @@ def _side(path: Path) -> int | None:
 
 
 def fitted(recipe: Config, images: int, side: int) -> dict[str, Any]:
-    """Settings for `images` training images of about `side` pixels that train about as long as the recipe.
+    """Return settings for `images` training images of about `side` pixels that train about as long as the recipe.
 
-    The largest input that the images fill is taken, unless fewer than eight epochs of it fit into that time.
+    The input is the largest that the images fill and that leaves time for FEWEST_EPOCHS epochs, else the smallest.
     """
     work = RECIPE_IMAGES * recipe.train.epochs * _cost(recipe.data.image_size, recipe.model.stem_stride)
     for size in [size for size in SIZES if size <= max(side * 4 // 3, SIZES[-1])]:
@@ -83,12 +88,12 @@ def fitted(recipe: Config, images: int, side: int) -> dict[str, Any]:
 
 
 def _stem_stride(recipe: Config, size: int) -> int:
-    """The recipe's stride at the recipe's size, the published one at three times that."""
+    """Return the stride of the stem: the recipe's at its size, twice that up to double the size, and 4 above."""
     if size <= recipe.data.image_size:
         return recipe.model.stem_stride
     return min(4, 2 * recipe.model.stem_stride) if size <= 2 * recipe.data.image_size else 4
 
 
 def _cost(size: int, stride: int) -> float:
-    """Work per image up to a constant: the pixels behind the stem."""
+    """Return the work for an image, up to a constant factor: the number of pixels behind the stem."""
     return (size / stride) ** 2

@@ -1,6 +1,6 @@
-"""What Prefect's page and log show of a run: a bar and log lines for each stage, tables, links.
+"""Reports a run to Prefect's page and log: a bar and log lines for each stage, tables, links.
 
-A thread of its own sends it. The work never waits for a server that is slow or gone: that costs the picture alone.
+A thread of its own sends them. The work never waits for a slow or lost server; then only the display is missing.
 """
 
 import re
@@ -31,18 +31,18 @@ END_WAIT_S = 10.0
 """Seconds that a stage waits at its end for its last update to be sent."""
 
 OUT_OF_REACH = (httpx.HTTPError, PrefectException)
-"""What Prefect's client raises where the server is gone or refuses."""
+"""Exceptions of Prefect's client if the server is gone or refuses."""
 
 
 def artifact_key(name: str) -> str:
-    """Return `hhnet-<name>` in the characters that Prefect takes. Names that would become the same get a digest."""
+    """Return `hhnet-<name>` in the characters that Prefect allows. Names that could become the same get a digest."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     plain = name.replace(" ", "-").replace("/", "-") == slug
     return f"hhnet-{slug}" if plain else f"hhnet-{slug}-{sha256_of(name.encode())[:6]}".replace("--", "-")
 
 
 def publish(key: str, kind: str, data: Any, description: str) -> None:
-    """Show an artifact in the current flow run: one for each key, which a later call changes, in a retry too."""
+    """Show an artifact in the current flow run. A later call with the same key, also in a retry, changes it."""
     flow, task = FlowRunContext.get(), TaskRunContext.get()
     run = task.task_run.flow_run_id if task else flow.flow_run.id if flow and flow.flow_run else None
     if run is None:
@@ -66,13 +66,13 @@ def publish(key: str, kind: str, data: Any, description: str) -> None:
 
 @contextmanager
 def best_effort() -> Iterator[None]:
-    """Ask Prefect's server inside without patience; what it does not answer is passed over."""
+    """Let calls to Prefect's server in the block retry only once, and suppress their errors."""
     with suppress(*OUT_OF_REACH), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
         yield
 
 
 def await_prefect(seconds: float) -> None:
-    """Wait up to `seconds` until Prefect's server answers, so that one that restarts hears how a run ended."""
+    """Wait up to `seconds` until Prefect's server answers, so that a restarting one still hears how the run ended."""
     deadline = time.monotonic() + seconds
     while not answers() and time.monotonic() < deadline:
         time.sleep(UPDATE_EVERY_S)
@@ -86,7 +86,7 @@ def answers() -> bool:
 
 
 def publish_if_reachable(key: str, kind: str, data: Any, description: str) -> bool:
-    """Do as `publish`; False where the server does not take it."""
+    """Call `publish`; return False if the server does not take it."""
     with best_effort():
         publish(key, kind, data, description)
         return True
@@ -95,7 +95,7 @@ def publish_if_reachable(key: str, kind: str, data: Any, description: str) -> bo
 
 @contextmanager
 def progress(name: str) -> Iterator[None]:
-    """Show the stages of the verb inside as one progress bar of Prefect, and as lines in the run's log."""
+    """Show the stages of a verb in the block as one progress bar in Prefect, and as lines in the run's log."""
     following = _Following(name)
     with reporting(following.hear):
         following.start()
@@ -108,33 +108,33 @@ def progress(name: str) -> Iterator[None]:
 
 
 class _Following:
-    """Remembers what a verb reported last; a thread sends it on."""
+    """Holds a verb's last report of progress; a thread sends it to Prefect."""
 
     reached: ClassVar[bool] = True
-    """Whether the server took what was sent last, by any stage: one that is gone is not waited for at each end."""
+    """Whether the server took the last report of any stage. If not, the ends of stages do not wait for it."""
 
     def __init__(self, name: str) -> None:
         self._name, self._key = name, artifact_key(name)
         self._log: Any = get_run_logger()
         self._share, self._text = 0.0, name
         self._ended = threading.Event()
-        context = copy_context()  # the run to which the thread sends
+        context = copy_context()  # holds the flow run, which a new thread would not know
         self._thread = threading.Thread(target=lambda: context.run(self._follow), daemon=True)
         self._begun = self._logged = time.monotonic()
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         self._thread.start()
 
     def hear(self, stage: str, done: int, total: int, note: str) -> None:
-        """Take a report of the verb, from any of its threads."""
+        """Take a report of the verb; any of its threads may call this."""
         share = min(done, total) / total if total else 0.0
         seconds = time.monotonic() - self._begun
         left = f", about {seconds / share * (1 - share):.0f} s left" if 0 < share < 1 else ""
         self._share, self._text = 100.0 * share, f"{stage}: {done} of {total}{left}  {note}".rstrip()
 
     def end(self, how: str, why: str = "") -> None:
-        """Send the last of it, for a while; the bar of a stage that failed stays short of its end."""
+        """Send the last report, and wait a while for that. The bar of a failed stage stays short of its end."""
         seconds = time.monotonic() - self._begun
         self._share = 100.0 if not why else min(self._share, 99.0)
         self._text = f"{self._name}: {how} after {seconds:.0f} s{': ' if why else ''}{why}"
@@ -160,7 +160,7 @@ class _Following:
         _Following.reached = publish_if_reachable(self._key, "progress", share, text)
 
     def _write(self, text: str) -> None:
-        """Log a line, unless the last one was a moment ago."""
+        """Log a line, unless the last one is less than LOG_EVERY_S old."""
         if time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
             self._log.info(text)

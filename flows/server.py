@@ -1,6 +1,6 @@
-"""The Prefect server that a run reports to: the one that PREFECT_API_URL names, else a temporary one.
+"""The Prefect server that a run reports to: the one in PREFECT_API_URL, else a temporary one.
 
-Prefect reads its settings when it is imported: this module imports none of it and sets the environment first.
+Prefect reads its settings when it is imported, so this module sets the environment first and imports none of Prefect.
 """
 
 import base64
@@ -26,7 +26,9 @@ from pipelines.errors import ConfigError, Unavailable, UsageError
 from pipelines.storage import scratch_folder
 
 STARTUP_S = 180.0
+"""Seconds that the temporary server may take to start."""
 REACH_S = 30.0
+"""Seconds that the user's server may take to answer."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NO_SERVER = (
     "PREFECT_API_URL is not set, nor in the active Prefect profile: start `prefect server start --host 127.0.0.1` and "
@@ -40,25 +42,25 @@ QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-    # Each call to a server that is gone, each batch of log lines too, waits so often; twice is some 10 s.
+    # Each call to a lost server, also for each batch of log lines, retries this often; two retries take about 10 s.
     "PREFECT_CLIENT_MAX_RETRIES": "2",
 }
-"""No analytics, nothing of Prefect's own on the terminal, no pickle, little patience at each call."""
+"""Settings of Prefect: no analytics, no output of its own on the terminal, no pickle, few retries of each call."""
 
 
 @contextmanager
 def prefect_server() -> Iterator[None]:
-    """Settings for the flows run inside: the user's server, else one on 127.0.0.1 that is gone at the end.
+    """Set the environment for flows in the block: the user's server, else one on 127.0.0.1 that ends with the block.
 
-    The temporary server has its own database and home in a scratch folder, and a password that only this
-    process knows; nothing that the user set for another server reaches it. Raises Unavailable where it does not come
-    up, UsageError where the user's may not be spoken to.
+    The temporary server has its own database and home in a scratch folder, and a password that only this process knows.
+    No setting of the user for another server reaches it. Raises Unavailable if it does not start, UsageError if the
+    user's server may not be used.
     """
     assert "prefect" not in sys.modules, "Prefect was imported before its settings were made"
     with quiet_prefect(), scratch_folder() as home:
         if url := server_url():
             reach_prefect(url)
-            # Prefect writes what it cannot report to its server into files; they go with the run.
+            # Prefect writes results that it cannot report to its server into files; here they end with the block.
             with environment({"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home)}):
                 yield
             return
@@ -69,7 +71,7 @@ def prefect_server() -> Iterator[None]:
 
 @contextmanager
 def quiet_prefect() -> Iterator[None]:
-    """The environment of a process that is about to import Prefect: QUIET, and no proxy before this machine."""
+    """Set the environment for a process that will import Prefect: QUIET, and no proxy for this machine."""
     quiet: dict[str, str | None] = {name: value for name, value in QUIET.items() if name not in os.environ}
     direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = ",".join(dict.fromkeys([*filter(None, direct.split(",")), *LOOPBACK]))
@@ -78,12 +80,12 @@ def quiet_prefect() -> Iterator[None]:
 
 
 def server_url() -> str | None:
-    """The Prefect API that the user named: by PREFECT_API_URL, else in the active Prefect profile."""
+    """Return the URL of the user's Prefect API from PREFECT_API_URL, else from the active profile, else None."""
     return prefect_setting("PREFECT_API_URL")
 
 
 def prefect_setting(name: str) -> str | None:
-    """A setting as Prefect would find it in the environment, else in the active profile; Prefect is not imported."""
+    """Read a setting like Prefect, from the environment, else from the active profile, without importing Prefect."""
     if value := os.environ.get(name):
         return value
     try:
@@ -101,10 +103,10 @@ def _is_prefects(name: str) -> bool:
 
 
 def reach_prefect(url: str) -> None:
-    """See that the Prefect API at `url` may be spoken to and answers, before anything is sent to it.
+    """Check that the Prefect API at `url` may be used and answers, before anything is sent to it.
 
-    UsageError where it is beyond this machine and no password or key is set, or where it refuses the one that is;
-    Unavailable where it does not answer.
+    Raises UsageError if it is beyond this machine and no password or key is set, or if it refuses the one that is set;
+    Unavailable if it does not answer; ConfigError if the URL is not that of an API.
     """
     refuse_credentials("PREFECT_API_URL", url)
     password, key = (prefect_setting(f"PREFECT_API_{name}") for name in ("AUTH_STRING", "KEY"))
@@ -118,7 +120,7 @@ def reach_prefect(url: str) -> None:
     question = urllib.request.Request(f"{url.rstrip('/')}/admin/version")  # noqa: S310 (http and https alone come here)
     if password or key:
         basic = base64.b64encode((password or "").encode()).decode()
-        # A redirect must not carry the password to somebody else.
+        # Unredirected: a redirect must not carry the password to another server.
         question.add_unredirected_header("Authorization", f"Basic {basic}" if password else f"Bearer {key}")
     proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
     try:
@@ -145,7 +147,7 @@ def _is_json(data: bytes) -> bool:
 
 @contextmanager
 def _temporary_server(home: Path) -> Iterator[dict[str, str]]:
-    """The settings that reach it."""
+    """Start a server in `home`, yield the settings that reach it, and stop it at the end of the block."""
     settings = {
         "PREFECT_HOME": str(home),
         "PREFECT_API_AUTH_STRING": f"hhnet:{secrets.token_urlsafe(24)}",
@@ -161,7 +163,7 @@ def _temporary_server(home: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    """Environment variables for the length of the block; None unsets one."""
+    """Set environment variables for the length of the block; None unsets one."""
     before = {name: os.environ.get(name) for name in values}
     _set_environment(values)
     try:
@@ -196,11 +198,11 @@ def _start(port: int, home: Path, settings: Mapping[str, str]) -> subprocess.Pop
         return subprocess.Popen(
             [*command, "--no-ui"],
             env=env,
-            cwd=home,  # where no .env or prefect.toml of the user's lies
+            cwd=home,  # Prefect would read a .env or prefect.toml in the user's folder
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for the flow, which then reports to the server
+            start_new_session=True,  # keeps Ctrl-C from it: the interrupted flow still reports to it
             preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
 

@@ -1,7 +1,7 @@
-"""A deployment and the process that serves it: what it runs when, what it stops, and how it ends.
+"""A deployment, and the process that serves it: it starts due runs, stops unwanted ones, and ends its runs with itself.
 
-Prefect's own runner stops hearing of cancellations, and then of schedules, when its server is away for half a minute.
-This one asks by itself. It uses inner parts of `prefect.runner`, all of them in the class below.
+Prefect's own runner stops hearing of cancellations, and then of schedules, if its server is away for half a minute. The
+runner here keeps asking. It uses private parts of `prefect.runner`, only in the class `Server`.
 """
 
 import asyncio
@@ -39,18 +39,18 @@ from flows.lifeline import VARIABLE, adopt_orphans, end_orphaned_ray
 from flows.pipeline import pipeline
 
 LOOK_EVERY_S = 5.0
-"""Seconds between two looks at what the server wants of the runs of this process."""
+"""Seconds between two questions to the server for the states of this process's runs."""
 HEARTBEAT_S = 30
-"""Seconds between two signs of life of a run; Prefect's least."""
+"""Seconds between two signs of life of a run, the smallest value that Prefect allows."""
 MISSED_AFTER_S = 60.0
-"""Seconds after which a scheduled run that nobody began counts as missed."""
+"""Seconds after its time at which a scheduled run that nobody started counts as missed."""
 
 OUT_OF_REACH = (httpx.HTTPError, PrefectException)
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is served: a name, parameters, and when and how often runs begin."""
+    """A deployment: its name, the parameters of its runs, its schedule, and its limit of runs."""
 
     name: str
     parameters: dict[str, Any]
@@ -63,7 +63,7 @@ class Deployment:
     lost_after_s: float = 0.0
 
     def schedule(self) -> Schedule | None:
-        """Prefect's schedule, or None: only when asked to."""
+        """Return Prefect's schedule, or None if runs begin only on request."""
         if self.cron is not None:
             return Cron(self.cron, timezone=self.timezone)
         if self.interval_s is not None:
@@ -71,13 +71,13 @@ class Deployment:
         return None
 
     def concurrency(self) -> ConcurrencyLimitConfig:
-        """How many runs there may be at one time over all processes, and what becomes of one more."""
+        """Return Prefect's limit of runs at one time over all processes, and its strategy for one run more."""
         strategy = ConcurrencyLimitStrategy.CANCEL_NEW if self.cancel_new else ConcurrencyLimitStrategy.ENQUEUE
         return ConcurrencyLimitConfig(limit=self.limit, collision_strategy=strategy)
 
 
 def serve(deployment: Deployment) -> None:
-    """Register the deployment and run what is due until SIGINT or SIGTERM."""
+    """Register the deployment and start due runs until SIGINT or SIGTERM."""
     with suppress(KeyboardInterrupt):
         asyncio.run(_serve(deployment))
 
@@ -90,24 +90,24 @@ async def _serve(deployment: Deployment) -> None:
         dropped = await drop_missed_runs(client, uid)
     if dropped:
         sys.stderr.write(
-            f"{dropped + 1} scheduled runs were missed: the last is made up for, {dropped} before it cancelled\n"
+            f"{dropped + 1} scheduled runs were missed: the last one runs now, the {dropped} before it are cancelled\n"
         )
     await runner.serve()
 
 
 class Server(Runner):
-    """Runs flow runs in processes of their own, which end with this one."""
+    """Starts flow runs in processes of their own, which end with this one."""
 
     def __init__(self, deployment: Deployment) -> None:
-        # No limit of this process: the deployment's own counts over all processes and knows what to do beyond it.
+        # No limit of this process: the deployment's limit counts over all processes and has a strategy beyond it.
         super().__init__(name=deployment.name, limit=None, heartbeat_seconds=HEARTBEAT_S, pause_on_shutdown=False)
         self._deployment = deployment
         self._away = False
-        os.environ[VARIABLE] = str(os.getpid())  # for flows.lifeline in the processes of the runs
+        os.environ[VARIABLE] = str(os.getpid())  # read by flows.lifeline in the processes of the runs
         adopt_orphans()
 
     async def register(self) -> UUID:
-        """Put the deployment on the server; its id."""
+        """Register the deployment on the server, and return its id."""
         served = self._deployment
         uid: UUID = await self.aadd_flow(
             pipeline,
@@ -121,7 +121,7 @@ class Server(Runner):
         return uid
 
     async def serve(self) -> None:
-        """Begin runs that are due and end those that are not wanted any more, until SIGTERM."""
+        """Start runs that are due and end those that are no longer wanted, until SIGTERM."""
         async with self, anyio.create_task_group() as group:
             self._stop_observing()
             loop = asyncio.get_running_loop()
@@ -132,7 +132,7 @@ class Server(Runner):
             group.start_soon(self._repeat, self._end_unwanted, LOOK_EVERY_S)
 
     def _stop_observing(self) -> None:
-        """End Prefect's own watch for cancellations, which gives up for ever while the server is away."""
+        """End Prefect's own watch for cancellations: it gives up for ever if the server is away."""
         observer = self._cancelling_observer
         assert observer is not None, "the runner was entered"
         watches = (
@@ -141,11 +141,13 @@ class Server(Runner):
         )
         for task, callback in watches:
             if task is not None:
+                # First the callback: Prefect's would start polling after a failed task, or ask a cancelled one for
+                # its error.
                 task.remove_done_callback(callback)
                 task.cancel()
 
     async def _repeat(self, look: Any, every_s: float) -> None:
-        """Look again and again; a server that is away is told once, and asked on."""
+        """Call `look` every `every_s` seconds for ever. If the server is away, say so once and keep asking."""
         while True:
             try:
                 await look()
@@ -160,7 +162,7 @@ class Server(Runner):
             await asyncio.sleep(every_s)
 
     async def _end_unwanted(self) -> None:
-        """Stop the runs of this process that the server has as cancelled, crashed or deleted, and what runs left."""
+        """Stop this process's runs that the server cancelled, crashed or deleted, and Ray processes of ended runs."""
         await anyio.to_thread.run_sync(end_orphaned_ray)
         for uid in self._process_manager.flow_run_ids():
             try:
@@ -176,14 +178,14 @@ class Server(Runner):
                 await self._kill_if_working(run)
 
     async def _kill_if_working(self, run: FlowRun) -> None:
-        """Kill the process of a run that somebody else ended, unless it is just ending by itself."""
+        """Kill the process of a run that the server has ended, unless it ends by itself within LOOK_EVERY_S."""
         await asyncio.sleep(LOOK_EVERY_S)
         if self._process_manager.get(run.id) is not None:
             await self._process_manager.kill(run.id)
 
 
 async def crash_lost_runs(client: PrefectClient, deployment: Deployment, uid: UUID) -> None:
-    """Have the server mark a run Crashed that gives no sign of life, since one of a dead host runs for ever else."""
+    """Make the server mark runs without a sign of life as Crashed: those of a dead host would stay Running for ever."""
     name = f"hhnet: runs of {deployment.name} that give no sign of life are Crashed"
     known = await client.read_automations_by_name(name)
     for old in known:
@@ -208,7 +210,7 @@ async def crash_lost_runs(client: PrefectClient, deployment: Deployment, uid: UU
 
 
 async def drop_missed_runs(client: PrefectClient, uid: UUID) -> int:
-    """Cancel the scheduled runs that nobody began while nobody served, but for the last; how many."""
+    """Cancel all but the last of the scheduled runs that were missed while nobody served; return their number."""
     late = await client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[uid])),
         flow_run_filter=FlowRunFilter(
@@ -223,7 +225,7 @@ async def drop_missed_runs(client: PrefectClient, uid: UUID) -> int:
 
 
 def missed_runs(runs: Sequence[FlowRun], before: datetime) -> list[FlowRun]:
-    """The runs of the schedule that should have begun before that time, oldest first."""
+    """Return the scheduled runs that should have begun before that time and have not, oldest first."""
     due = [(run.next_scheduled_start_time, run) for run in runs if run.auto_scheduled and run.run_count == 0]
     missed = [(when, run) for when, run in due if when is not None and when < before]
     return [run for _, run in sorted(missed, key=lambda pair: pair[0])]

@@ -1,4 +1,4 @@
-"""Bring files from elsewhere: a download or a Debian package, given up when no byte comes for a while."""
+"""Fetches files by download or as a Debian package, and gives up if no byte comes for a while."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.errors import Unavailable
 
 STALL_S = 20.0
+"""Seconds without a byte after which a transfer is given up."""
 
 APT_CONFIG = """\
 Dir::State "{folder}/state";
@@ -25,11 +26,11 @@ APT::Sandbox::User "root";
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 """
-"""Lists and caches of our own, so that apt needs no root; without the hooks, by which an update changes the machine."""
+"""Settings of apt: lists and caches of our own, so that it needs no root, and no hooks that change the machine."""
 
 
 class _Meter:
-    """Counts the bytes of a transfer, as a progress bar of pooch, and ends one that is longer than `limit`."""
+    """Progress bar for pooch that counts the bytes of a transfer and ends one of more than `limit` bytes."""
 
     total = 0
 
@@ -37,31 +38,30 @@ class _Meter:
         self.limit, self.received = limit, 0
 
     def update(self, count: int) -> None:
-        """Count the bytes that came."""
+        """Count `count` received bytes. Raises ValueError beyond the limit."""
         self.received += count
         if self.received > self.limit:
             raise ValueError(f"it sent more than {self.limit} bytes")
 
     def reset(self) -> None:
-        """Begin again, as pooch does at the end to count what really came."""
+        """Set the count to 0; pooch does so at the end and then counts the real size."""
         self.received = 0
 
     def close(self) -> None:
-        """Leave nothing open."""
+        """Do nothing; pooch calls this at the end."""
 
 
 def download(url: str, path: Path, limit: int, stall_s: float = STALL_S) -> None:
-    """Fetch `url` into `path`. Unavailable on any failure, after `limit` bytes, and after `stall_s` without a byte.
+    """Fetch `url` into `path`. Raises Unavailable on any failure, after `limit` bytes, or `stall_s` without a byte.
 
-    The transfer runs in a thread of its own, because a name server that does not answer cannot be timed out
-    in the thread that asked it.
+    The transfer runs in a thread of its own, since a question to a name server has no timeout in the thread that asks.
     """
     import pooch
     from requests import RequestException
 
-    pooch.get_logger().setLevel("WARNING")  # its lines are ours: each source is named by who asks for it
+    pooch.get_logger().setLevel("WARNING")  # its own lines would repeat ours: the caller names each source
     meter, problems = _Meter(limit), [""]
-    # Some servers call a .gz an encoding, and requests would unpack it.
+    # Some servers declare a .gz as a content encoding, and requests would unpack it.
     fetch = pooch.HTTPDownloader(progressbar=meter, timeout=stall_s, headers={"Accept-Encoding": "identity"})
 
     def transfer() -> None:
@@ -79,7 +79,7 @@ def download(url: str, path: Path, limit: int, stall_s: float = STALL_S) -> None
 
 
 def _watch(alive: Callable[[], bool], moved: Callable[[], int], name: str, stall_s: float) -> None:
-    """Wait while `alive`; Unavailable where `moved` stays the same for `stall_s`."""
+    """Wait while `alive` is true. Raises Unavailable if the value of `moved` stays the same for `stall_s`."""
     seen, last = -1, time.monotonic()
     while alive():
         time.sleep(0.05)
@@ -90,9 +90,9 @@ def _watch(alive: Callable[[], bool], moved: Callable[[], int], name: str, stall
 
 
 def unpack_debian(package: str, folder: Path) -> Path:
-    """Download a Debian package and unpack it below `folder` without installing it and without root.
+    """Download a Debian package and unpack it below `folder`, without installing it and without root.
 
-    Returns the folder that stands for `/`. Unavailable where there is no apt-get, or it cannot bring it.
+    Returns the folder that stands for `/`. Raises Unavailable if there is no apt-get, or if it cannot download it.
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise Unavailable("no apt-get here")
@@ -109,7 +109,7 @@ def unpack_debian(package: str, folder: Path) -> Path:
 
 
 def run_watched(command: list[str], folder: Path, stall_s: float = STALL_S) -> None:
-    """Run a command in `folder`. Unavailable if it fails, or if nothing there changes for `stall_s`."""
+    """Run a command in `folder`. Raises Unavailable if it fails, or if no file or output grows for `stall_s`."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
@@ -136,6 +136,6 @@ def _bytes_below(folder: Path) -> int:
         for name in names:
             try:
                 total += Path(place, name).stat().st_size
-            except OSError:  # it was renamed between the listing and the look
+            except OSError:  # it was renamed after it was listed
                 continue
     return total

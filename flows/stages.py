@@ -1,7 +1,7 @@
-"""The flow's tasks, one per stage: each calls its job, and passes URIs and digests as plain JSON.
+"""The flow's tasks, one for each stage: each calls its job, and passes on URIs and digests as plain JSON.
 
-Where `ray.address` is an http(s) URL, what needs Ray is submitted there as a job; else it runs in this process. The
-first argument of every task is its name in Prefect: of the task run, its progress bar and its row in the tables.
+If `ray.address` is an http(s) URL, stages that need Ray are submitted there as jobs; otherwise they run in this
+process. The first argument of every task is its name in Prefect: of the task run, its progress bar and its table rows.
 """
 
 import logging
@@ -26,23 +26,26 @@ from pipelines.storage import Store, use_unsigned
 _log = logging.getLogger(__name__)
 
 Ref = dict[str, str]
-"""Where an artifact lies and what it is: {"uri": ..., "digest": ...}."""
+"""Reference to an artifact: {"uri": ..., "digest": ...}."""
 
 Result = dict[str, Any]
-"""What a job returned: verb, status, uri, digest and its own figures."""
+"""Result of a job: verb, status, uri, digest and its own figures."""
 
 NAME_CHARS = 12
+"""Characters of a digest that name a folder."""
 RETRIES = 2
+"""Number of times that a task is tried again."""
 RETRY_AFTER_S = [5.0, 30.0]
+"""Seconds of waiting before each of these tries."""
 
 
 def is_out_of_reach(error: object) -> bool:
-    """Whether an error, of a job or of a submitted one, is exit code 3: store or cluster out of reach."""
+    """Tell whether the error of a job, submitted or not, has exit code 3: store or cluster out of reach."""
     return getattr(error, "exit_code", None) == Unavailable.exit_code
 
 
 def out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Retry what a store or cluster out of reach made fail, and nothing else."""
+    """Tell Prefect to retry a task if a store or cluster was out of reach, and in no other case."""
     if not is_out_of_reach(state.data):
         return False
     _log.warning("%s; trying again", state.data)
@@ -62,7 +65,7 @@ act = partial(
 
 
 def parse(config: Mapping[str, Any]) -> Config:
-    """The typed tree, whose public buckets this process asks without keys; ConfigError for anything that is not one."""
+    """Return the typed settings, and read their public buckets without keys from now on. ConfigError for a bad tree."""
     settings = config_from(config)
     require_index_kind(settings.index.kind, "auto")
     use_unsigned(settings.store.unsigned)
@@ -70,13 +73,13 @@ def parse(config: Mapping[str, Any]) -> Config:
 
 
 def ref_of(result: Result) -> Ref:
-    """What the next stage needs to know of a result."""
+    """Return the reference to a result that the next stages need."""
     return {"uri": str(result["uri"]), "digest": str(result["digest"])}
 
 
 @act(name="ingest")
 def ingest(name: str, source: str, out: str, split: str, config: dict[str, Any]) -> Result:
-    """Images to shards, one artifact per split."""
+    """Turn images into shards, one artifact for each part of the split."""
     from pipelines.ingest.ingest import ingest as job
 
     with progress(name):
@@ -85,9 +88,9 @@ def ingest(name: str, source: str, out: str, split: str, config: dict[str, Any])
 
 @act(name="verify")
 def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
-    """Prove the tars of shards that runs with this `out` have not proven yet.
+    """Verify the tars of shards that runs with this `out` have not verified yet.
 
-    A damaged tar does not end the run: `encode` makes rejects of the damaged samples, and the reject budget decides.
+    A damaged tar does not end the run: `encode` rejects the damaged samples, and the reject budget decides.
     """
     from pipelines.cluster.submit import submit
     from pipelines.verify.verify import verify_tars
@@ -105,7 +108,7 @@ def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Result:
 
 @act(name="train")
 def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Result:
-    """Shards to a model."""
+    """Train a model on shards."""
     from pipelines.cluster.submit import submit
     from pipelines.train.train import train as job
 
@@ -117,7 +120,7 @@ def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, A
 
 @act(name="rotate")
 def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Result:
-    """Another hash layer for the model."""
+    """Give the model another hash layer, as a new model."""
     from pipelines.cluster.submit import submit
     from pipelines.train.rehead import rotate as job
 
@@ -129,7 +132,7 @@ def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Result:
 
 @act(name="encode")
 def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Result:
-    """Shards and a model to codes."""
+    """Encode shards with a model into codes."""
     from pipelines.cluster.submit import submit
     from pipelines.encode.encode import encode as job
 
@@ -142,7 +145,7 @@ def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any])
 
 @act(name="index")
 def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Result:
-    """Codes to an index, or to the next version of the one that is there: with what is new, without what is gone.
+    """Build an index of codes, or the next version of the present one: with new codes, without those that are gone.
 
     It is not published yet. A first version that lost a part is built again.
     """
@@ -165,9 +168,9 @@ def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Resu
 
 @act(name="evaluate")
 def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dict[str, Any]) -> Result:
-    """Codes of queries and database to mAP and report, which lies below `out` under a name of its own.
+    """Compute mAP and the report from the codes of queries and database, in a folder of its own below `out`.
 
-    Each night has other codes, and a report that was published is never edited.
+    Each night has other codes, and a published report is never edited.
     """
     from pipelines.evaluate.evaluate import evaluate as job
     from pipelines.evaluate.evaluate import report_fingerprint
@@ -180,7 +183,7 @@ def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dic
 
 @act(name="publish")
 def publish(name: str, index: Ref, config: dict[str, Any]) -> Result:
-    """Let the index, or its next version, through the gate and make it current."""
+    """Check the index, or its next version, at the gate and make it current."""
     from pipelines.cluster.submit import submit
     from pipelines.index.publish import publish_index as job
 
@@ -191,13 +194,13 @@ def publish(name: str, index: Ref, config: dict[str, Any]) -> Result:
 
 
 def measured_rate(codes: str) -> float | None:
-    """Images per second of the run that encoded most of these codes, for a run that found them all done."""
+    """Return the images per second of the run that encoded most of these codes, for runs that find them all done."""
     longest = max(closed_records(Store(codes)), key=lambda record: int(record.get("images", 0)), default={})
     return cast("float | None", longest.get("images_per_second"))
 
 
 def located(ref: Ref) -> str:
-    """The URI, after a look that the artifact there is still the one an earlier stage handed on."""
+    """Return the URI. Raises FingerprintMismatch if the artifact there is not the one of an earlier stage any more."""
     found = open_current(ref["uri"]).digest
     if found != ref["digest"]:
         raise FingerprintMismatch(f"{ref['uri']} changed during the run: {ref['digest'][:12]} became {found[:12]}")

@@ -1,4 +1,4 @@
-"""What a run has to show for itself: one JSON object, and for Prefect a page of Markdown and tables."""
+"""Summaries of a run: one JSON object, and for Prefect a page of Markdown and tables."""
 
 import time
 from collections import Counter
@@ -17,21 +17,21 @@ from pipelines.storage import Store
 from pipelines.verify.status.figures import attempts_of, slowest
 
 SLOWEST = 20
-"""Shards in the table of the slowest."""
+"""Number of shards in the table of the slowest."""
 RUNS = 20
-"""Runs that encoded the same codes, of which the slowest shards are looked for."""
+"""Number of last runs on the same codes in which the slowest shards are looked for."""
 DETAIL_CHARS = 300
 """Characters of an error that a table shows."""
 
 
 class StageLog:
-    """Calls the stages one after another and remembers what each returned, how long it took, and which one failed."""
+    """Calls the stages one after another, and records the result, the seconds and the failure of each."""
 
     def __init__(self) -> None:
         self.stages: list[Result] = []
 
     def add(self, stage: Any, name: str, *arguments: Any) -> Result:
-        """Run a stage's task under a name and note its result."""
+        """Run a stage's task under a name, record its result and return it."""
         begun = time.monotonic()
         try:
             result = cast(Result, stage(name, *arguments))
@@ -44,7 +44,7 @@ class StageLog:
         return result
 
     def summary(self, report: Result, out: str) -> Result:
-        """The run as one JSON object; `status` is unchanged where every stage but the proofs was."""
+        """Return the run as one JSON object. `status` is `unchanged` if that of every stage but `verify` is."""
         work = [stage for stage in self.stages if stage["verb"] != "verify"]
         unchanged = all(stage["status"] == "unchanged" for stage in work)
         return {
@@ -67,7 +67,7 @@ def _seconds(begun: float) -> Result:
 
 
 def encode_rate(stages: list[Result]) -> float | None:
-    """Images per second over all encodings of the run, or None where nothing was encoded."""
+    """Return the images per second over all encodings of the run, or None if nothing was encoded."""
     timed = [stage for stage in stages if stage.get("images_per_second")]
     seconds = sum(stage["samples"] / stage["images_per_second"] for stage in timed)
     return round(sum(stage["samples"] for stage in timed) / seconds, 1) if seconds else None
@@ -77,7 +77,7 @@ def encode_rate(stages: list[Result]) -> float | None:
 
 
 def stage_rows(stages: Iterable[Result]) -> list[Result]:
-    """The stages as rows of a table: what became of each, how long it took, what it counted, what went wrong."""
+    """Return the stages as rows of a table: status, seconds, counts, and the reason of a failure."""
     return [
         {
             "stage": stage["stage"],
@@ -94,7 +94,7 @@ def stage_rows(stages: Iterable[Result]) -> list[Result]:
 
 
 def _detail(stage: Result) -> str:
-    """Why a stage failed; of a look at shards how many tars it read, and what was wrong with them."""
+    """Return why a stage failed; for `verify`, the numbers of checked tars and their damages."""
     if "proven" not in stage:
         return str(stage.get("detail", ""))
     counts = f"{stage['proven']} tars proven, {stage['known']} before, {stage['left']} left"
@@ -102,7 +102,7 @@ def _detail(stage: Result) -> str:
 
 
 def reject_rows(codes: Mapping[str, str]) -> list[Result]:
-    """Rejects by codes and reason, also of codes that are not published yet."""
+    """Count rejects by codes and reason, also of codes that are not published yet."""
     rows = []
     for name, uri in codes.items():
         store = Store(uri)
@@ -117,7 +117,7 @@ def reject_rows(codes: Mapping[str, str]) -> list[Result]:
 
 
 def slowest_rows(codes: Mapping[str, str]) -> list[Result]:
-    """Return the shards that took a worker longest in the last runs that encoded these codes."""
+    """Return the shards on which a worker spent most time in the last runs on these codes."""
     rows = [
         {"codes": name, **row}
         for name, uri in codes.items()
@@ -127,7 +127,7 @@ def slowest_rows(codes: Mapping[str, str]) -> list[Result]:
 
 
 def _codes_parts(store: Store) -> list[Part]:
-    """The parts of the current version of codes, else those that receipts claim so far."""
+    """Return the parts of the current version of codes, or of their receipts so far if nothing is published."""
     try:
         return list(open_current(store, "codes").manifest.parts)
     except InputError:
@@ -136,7 +136,7 @@ def _codes_parts(store: Store) -> list[Part]:
 
 
 def run_page(stages: list[Result], summary: Result | None, links: Mapping[str, str]) -> str:
-    """The run as Markdown: figures or what failed, links, stages."""
+    """Return the run as Markdown: figures or the failure, links, stages."""
     lines = ["# HHNet run", ""]
     failed = next((stage for stage in stages if stage["status"] in ("failed", "ended")), None)
     if summary is not None:

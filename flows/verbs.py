@@ -14,6 +14,7 @@ from pipelines.errors import ConfigError, Unavailable
 Result = dict[str, Any]
 
 REPORT_S = 10.0
+"""Seconds that Prefect may take to send its last events."""
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 Sets = Annotated[
@@ -75,7 +76,7 @@ def demo(
 
 
 def _standard_images(say: Any) -> tuple[Result, str, str]:
-    """Flags, a query image and a title for Fashion-MNIST, or for what stands in for it."""
+    """Return settings, a query image and a title for Fashion-MNIST, or for its fallback."""
     from flows.datasets import CROP, prepare, sample_query
     from flows.recipes import demo_recipe, fitted
 
@@ -87,7 +88,7 @@ def _standard_images(say: Any) -> tuple[Result, str, str]:
 
 
 def _own_images(data: str, say: Any) -> tuple[Result, str, str]:
-    """Flags, a query image and a title for the user's folder."""
+    """Return settings, a query image and a title for the user's folder."""
     from flows.recipes import TRAIN_SHARE, demo_recipe, fitted, probe
 
     seen = probe(data)
@@ -102,7 +103,7 @@ def _own_images(data: str, say: Any) -> tuple[Result, str, str]:
 
 
 def _with_flags(flags: Result, sets: list[str] | None, out: str) -> Config:
-    """The recipe, changed by what the images need, then by the user."""
+    """Return the recipe, changed first by the settings for the images, then by those of the user."""
     from flows.recipes import RECIPE
 
     fitted = [f"{name}={_toml(value)}" for name, value in flags.items()]
@@ -116,7 +117,7 @@ def _toml(value: Any) -> str:
 
 
 def demo_summary(result: Result, title: str, bits: int, query: str) -> str:
-    """What the demo says at the end: the figures, where the report lies, and what to try next."""
+    """Return the demo's last message: the figures, the place of the report, and a command to try next."""
     rate = result["images_per_second"]
     search = ["hhnet", "search", "--index", f"{result['store']}/index", "--image", query]
     facts = {
@@ -133,7 +134,7 @@ def demo_summary(result: Result, title: str, bits: int, query: str) -> str:
 def run_pipeline(settings: Config, out: str) -> Result:
     """Run the flow in this process, against the user's Prefect server or a temporary one.
 
-    Unavailable where all was made and the server is gone, so that it shows the run as it was last.
+    Raises Unavailable if the server is lost, also after everything was made: it then does not show the run's end.
     """
     from flows.server import prefect_server
 
@@ -143,7 +144,7 @@ def run_pipeline(settings: Config, out: str) -> Result:
 
         from flows.pipeline import finished, pipeline
 
-        logging.raiseExceptions = False  # log lines that a server which is gone does not take are not worth a word
+        logging.raiseExceptions = False  # else each log line that a lost server does not take prints a traceback
         made: list[Result] = []
         token = finished.set(made)
         try:
@@ -159,7 +160,7 @@ def run_pipeline(settings: Config, out: str) -> Result:
 
 
 def check_access(settings: Config) -> None:
-    """UsageError for what must not be sent to a server, or spoken to: settings become parameters that Prefect keeps."""
+    """Raise UsageError for credentials in the settings, which Prefect would keep, or for a Ray without a token."""
     from pipelines.cluster.access import refuse_credentials, require_ray_token
     from pipelines.cluster.session import ray_address
 
@@ -168,7 +169,7 @@ def check_access(settings: Config) -> None:
 
 
 def _report_all() -> None:
-    """Send what Prefect's threads still hold: a temporary server is gone before they would do so by themselves."""
+    """Send the logs and events that Prefect's threads still hold, before a temporary server is stopped."""
     from prefect.events.worker import EventsWorker
 
     from flows.reporting import answers
@@ -181,11 +182,11 @@ def _report_all() -> None:
 
 
 def _drop_unsent() -> None:
-    """Drop what could not be sent: at the end of the process Prefect would try each piece once more, for minutes."""
+    """Drop unsent logs and events: at the end of the process Prefect would try each once more, for minutes."""
     from prefect._internal.concurrency.services import _active_services
 
     for service in tuple(_active_services):
         waiting = service._queue
         with waiting.mutex:
             waiting.queue.clear()
-        waiting.put_nowait(None)  # the mark at which the service ends
+        waiting.put_nowait(None)  # makes the service end

@@ -47,7 +47,8 @@ class CodeHealth:
     distances: _Counts
     """int64 (K + 1,): pairs of two codes at Hamming distance 0, 1, ..., K. All 0 for a single code."""
     sampled: int
-    """Codes whose pairs `distances` counts: N up to 8,192, else 8,192, drawn with a fixed seed, none twice."""
+    """Number of codes whose pairs `distances` counts: all N up to 8,192, else 8,192 distinct rows drawn with a fixed
+    seed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -32,13 +32,12 @@ class Task:
 
     @property
     def cost(self) -> int:
-        """Word comparisons of a full pass."""
+        """Number of word comparisons of a full pass."""
         return int(len(self.queries) * len(self.database) * (self.queries.shape[1] + self.query_labels.shape[1]))
 
     def histograms(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Yield the counts of samples and of relevant samples at each distance, two int64 (q, D), for each block of
-        queries.
-        """
+        """Yield the counts of samples and of relevant samples at each distance, two int64 (q, D), by blocks of
+        queries."""
         for start in range(0, len(self.queries), _QUERY_BLOCK):
             block = slice(start, min(start + _QUERY_BLOCK, len(self.queries)))
             queries_QW, labels_QL = self.queries[block], self.query_labels[block]

@@ -328,8 +328,7 @@ def chance_map(
 
 
 def relevant_share(query_labels: Labels, database_labels: Labels) -> float:
-    """Return the mean over queries of the relevant share of the database: the precision of codes without
-    information."""
+    """Return the mean relevant share of the database over queries: the precision of codes without information."""
     return precision_within_radius(*_saying_nothing(query_labels, database_labels), 0)
 
 

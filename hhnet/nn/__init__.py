@@ -1,1 +1,1 @@
-"""Networks and what trains them: backbones, hash layers, losses, centres."""
+"""Networks and their training: backbones, hash layers, losses, centres."""

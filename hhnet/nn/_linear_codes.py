@@ -152,7 +152,7 @@ def _mixed(columns: _Columns, dimension: int, rng: np.random.Generator) -> _Colu
     Two codes side by side add their weights word by word, so their light words should belong to different messages.
     """
     images = np.zeros(1, np.int64)
-    while len(np.unique(images)) < 2**dimension:  # the map is to be invertible, which three in ten are
+    while len(np.unique(images)) < 2**dimension:  # again until the map is invertible, as three in ten are
         images = np.zeros(1, np.int64)
         for image in rng.integers(1, 2**dimension, dimension):
             images = np.concatenate([images, images ^ image])

@@ -43,9 +43,10 @@ _without_cache = False
 
 
 def compiled(function: _F) -> _F:
-    """Compile with numba, on first call, outside the interpreter lock, kept in numba's cache on disk.
+    """Compile a function with numba at its first call; it runs outside the interpreter lock.
 
-    Where no folder for that cache can be written, each process compiles anew, which is said once.
+    The machine code is kept in numba's cache on disk. Where no folder for that cache can be written, each process
+    compiles anew and warns once.
     """
     global _without_cache
     if not _without_cache:
@@ -209,8 +210,7 @@ def _append(
     distances: Any,
     count: int,
 ) -> int:
-    """Write the codes in [start, stop) that are allowed and nearer than `limit` to the outputs; return their new
-    count."""
+    """Write the codes in [start, stop) that are allowed and nearer than `limit` to the outputs; return the count."""
     for code in range(start, stop):
         distance = _distance(query, words, code)
         if distance < limit and (allowed_N.shape[0] == 0 or allowed_N[code]):
@@ -252,9 +252,7 @@ def _collect(
     distances: Any,
     count: int,
 ) -> int:
-    """Write the allowed codes nearer than `limit`, from the group at `first` on, to the outputs; return their new
-    count.
-    """
+    """Write the allowed codes nearer than `limit`, from the group at `first` on, to the outputs; return the count."""
     num, size = words.shape[0] // len(query), _group(query)
     whole = num // size * size
     while first < whole:

@@ -214,7 +214,7 @@ def hamming_knn(
         )
         return np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])
     # Fewer queries than threads: share out the database instead. The parts lie in row order, so a stable sort
-    # by distance alone merges them; where one has fewer than k, what fills its rows comes last.
+    # by distance alone merges them; a part with fewer than k has NO_DISTANCE there, which sorts last.
     found = run_blocks(
         lambda part: _nearest(queries_QW, database_NW[part], allowed_N[part], radius_Q, k, part.start),
         *(size, cost, workers, size),

@@ -27,8 +27,8 @@ def training_failure(said: str) -> HHNetError:
         told = re.search(r"remote=\[?([0-9a-f.:]+)\]?", said[found.start() :])
         where = f" at {told[1]}" if told else ""
         return ClusterUnavailable(
-            f"the training workers cannot reach each other{where}, as where the name of a node leads to its loopback "
-            "address: set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME for GPUs, to the network's interface (eth0) on "
+            f"the training workers cannot reach each other{where}, perhaps since a node's name resolves to loopback: "
+            "set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME for GPUs, to the network's interface (eth0) on "
             f"every node; {found[0]}"
         )
     if _NO_MEMORY.search(said) is not None:

@@ -266,5 +266,5 @@ class _Followed:
                 f"{job} was lost ({_first_line(info.message or 'Ray does not say why')}): {AGAIN}"
             )
         if code == 0:
-            return ClusterUnavailable(f"{job} ended well, but its log cannot be read: the same command says its result")
-        return WorkFailed(f"{job} ended with {code} and no word of its own; the last line of its log: {self._last}")
+            return ClusterUnavailable(f"{job} succeeded, but its log cannot be read: run the same command again")
+        return WorkFailed(f"{job} ended with exit code {code} and no error message; last line of its log: {self._last}")

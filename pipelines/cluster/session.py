@@ -68,6 +68,8 @@ def ray_session(config: Config) -> Iterator[None]:
     Raises HeadLost if the head stops answering meanwhile. In the main thread this interrupts any wait; in other
     threads `require_head` and `require_node` raise it.
     """
+    # Before Ray is imported, which reads them: it sends no usage statistics, leaves CUDA_VISIBLE_DEVICES alone in
+    # workers without GPUs, and uses the second version of Ray Train, whose API `train` needs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     address = ray_address(config)

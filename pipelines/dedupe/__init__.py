@@ -2,9 +2,9 @@
 
 dedupe         the verb
 sources        the tars whose codes take part
-corpus         their codes, ids and keys in files of a scratch folder, mapped
+corpus         their codes, ids and keys in mapped files of a scratch folder
 pairs          the pairs within a radius, unit by unit
 components     the connected components of the pairs
-external_sort  integers in a file, had back in order
+external_sort  64-bit integers in a scratch file, read back in order
 tables         the tables of the artifact
 """

@@ -17,11 +17,12 @@ from pipelines.dedupe.external_sort import ExternalSort, cut
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name, read_table
 
 NUMBER_BITS = 31
+"""Bits of a sample's number in a sort key; the number of its component's root stands above them."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """The parts that were written, and what they count up to."""
+    """The written parts, and their numbers of components and of droppable samples."""
 
     parts: Sequence[Part]
     components: int
@@ -31,7 +32,7 @@ class Components:
 def write_components(
     writer: ArtifactWriter, draft: Artifact, pairs: Sequence[Part], corpus: Corpus, memory: int, folder: Path
 ) -> Components:
-    """Join the samples of all pairs, and write those that are in one by (component, id)."""
+    """Join the samples of all pairs, and write those in a component, ordered by (component, id)."""
     forest = UnionFind(corpus.count)
     with stage("join", len(pairs), unit="parts") as advance:
         for part in pairs:

@@ -1,4 +1,4 @@
-"""The samples that take part, numbered from 0: their codes, ids and keys in files of a scratch folder, mapped."""
+"""The samples that take part, numbered from 0: their codes, ids and keys in mapped files of a scratch folder."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,6 +18,7 @@ from pipelines.encode.codes import code_array
 from pipelines.index.reader import index_id
 
 ROW_MASK = (1 << 32) - 1
+"""The bits of a sample's id that hold its row; the ordinal of its tar stands above them."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -31,20 +32,20 @@ class Corpus:
     ids: npt.NDArray[np.int64]
     keys: pa.LargeStringArray
     known: int
-    """How many of them are of the index."""
+    """Number of samples that are already in the index; they come first."""
     shards: dict[int, str]
 
     @property
     def count(self) -> int:
-        """Samples."""
+        """Number of samples."""
         return len(self.ids)
 
     def numbers(self, ids: npt.NDArray[np.int64]) -> Numbers:
-        """The numbers of samples by their ids."""
+        """Return the numbers of samples, given their ids."""
         return np.searchsorted(self.ids, ids)
 
     def columns(self, numbers: Numbers, suffix: str = "") -> dict[str, pa.Array]:
-        """Id, key, shard and row of some samples, as the tables of the artifact have them."""
+        """Return id, key, shard and row of some samples, as columns of the artifact's tables."""
         ids = self.ids[numbers]
         ordinals, places = np.unique(ids >> 32, return_inverse=True)
         names, back = np.unique([self.shards[int(ordinal)] for ordinal in ordinals], return_inverse=True)
@@ -61,7 +62,7 @@ class Corpus:
 
 
 def read_corpus(sources: Sequence[Source], width: int, folder: Path) -> Corpus:
-    """Read every source once, its codes of `width` bytes, and keep what is needed of it in `folder`."""
+    """Read every source once, with codes of `width` bytes, and keep the samples' columns in files of `folder`."""
     words, known = (width + 7) // 8, 0
     ends = np.zeros(1, np.int64)
     names = ("codes", "ids", "ends", "keys")
@@ -88,7 +89,7 @@ def read_corpus(sources: Sequence[Source], width: int, folder: Path) -> Corpus:
 
 
 def _strings(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], Any]:
-    """Bytes of each string of a column, and those bytes one after another."""
+    """Return the length in bytes of each string of a column, and the bytes of all strings one after another."""
     lengths = pc.binary_length(column).to_numpy().astype(np.int64)
     chunks = [chunk.cast(pa.large_string()) for chunk in column.chunks]
     pieces = []
@@ -100,7 +101,7 @@ def _strings(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], Any]:
 
 
 def _mapped(path: Path) -> pa.Buffer:
-    """A file's bytes, which the system may drop from memory."""
+    """Map a file's bytes; the system may drop them from memory and read them again."""
     if not path.stat().st_size:
         return pa.py_buffer(b"")
     with pa.memory_map(str(path)) as source:

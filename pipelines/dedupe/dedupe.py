@@ -25,8 +25,8 @@ AGAINST = "against"
 def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None = None) -> dict[str, Any]:
     """Find the near-duplicates among the codes artifacts `codes`, or also between them and the index `against`.
 
-    Tars that the index holds are passed over. Raises FingerprintMismatch where the codes, or the index, are of other
-    models or lengths; InputError where a tar comes twice; ConfigError where the samples do not fit `dedupe.memory`;
+    Tars that the index holds are passed over. Raises FingerprintMismatch if the codes, or the index, are of other
+    models or lengths; InputError if a tar comes twice; ConfigError if the samples do not fit `dedupe.memory`;
     WorkFailed above `dedupe.max_pairs`.
     """
     if not codes:
@@ -62,7 +62,7 @@ def _writer(sets: Sequence[CodesSet], index: Artifact | None, out: str, name: st
 def _find(
     writer: ArtifactWriter, sets: Sequence[CodesSet], sources: Sequence[Source], settings: DedupeSettings
 ) -> Artifact:
-    # numba, which an unchanged result has no need of
+    # Imported here, since these load numba, and an unchanged result does not need it.
     from pipelines.dedupe.components import write_components
     from pipelines.dedupe.corpus import read_corpus
     from pipelines.dedupe.pairs import PairSearch, find_leaders, require_memory

@@ -1,4 +1,4 @@
-"""External sort of 64-bit integers in a file of a scratch folder."""
+"""External sort of distinct 64-bit integers in a scratch file."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -10,28 +10,29 @@ import numpy.typing as npt
 Keys = npt.NDArray[np.uint64]
 
 _WAYS = 16
+"""Files that one too large file is dealt to, by ranges of the values."""
 
 
 class ExternalSort:
-    """Takes distinct 64-bit integers in any order, from several threads, and yields them once in ascending order."""
+    """An external sort of distinct 64-bit integers: added in any order, by several threads, then read once, sorted."""
 
     def __init__(self, path: Path, at_once: int) -> None:
         self._path, self._at_once = path, at_once
         self._lock = threading.Lock()
 
     def add(self, keys: Keys) -> None:
-        """Append some."""
+        """Append integers, in any order."""
         with self._lock, self._path.open("ab") as stream:
             keys.tofile(stream)
 
     def in_order(self) -> Iterator[Keys]:
-        """All of them, `at_once` at most at a time; the file is gone afterwards."""
+        """Yield all integers in ascending order, at most `at_once` at a time; the file is removed."""
         if self._path.exists():
             yield from _in_order(self._path, self._at_once)
 
 
 def _in_order(path: Path, at_once: int) -> Iterator[Keys]:
-    """Sort what fits, else deal it to files by ranges of the values and sort those one after another."""
+    """Sort a file that fits; else deal it to files by ranges of the values, and sort these one after another."""
     count = path.stat().st_size // 8
     if count <= at_once:
         keys = np.fromfile(path, np.uint64)
@@ -43,7 +44,7 @@ def _in_order(path: Path, at_once: int) -> Iterator[Keys]:
     low, high = min(first for first, _ in ends), max(last for _, last in ends)
     width = np.uint64((high - low) // _WAYS + 1)
     paths = [path.with_name(f"{path.name}.{way}") for way in range(_WAYS)]
-    for keys in _blocks(path, at_once // 4 or 1):  # the ways take copies
+    for keys in _blocks(path, at_once // 4 or 1):  # a quarter, since dealing makes copies of a block
         way_of = (keys - np.uint64(low)) // width
         for way in np.unique(way_of):
             ExternalSort(paths[int(way)], at_once).add(keys[way_of == way])
@@ -60,7 +61,7 @@ def _blocks(path: Path, count: int) -> Iterator[Keys]:
 
 
 def cut(arrays: Iterable[Keys], rows: int) -> Iterator[Keys]:
-    """The same integers in arrays of exactly `rows`, and one of what is left."""
+    """Cut a stream of integers into arrays of exactly `rows`, and a last one with the rest."""
     rest = np.empty(0, np.uint64)
     for array in arrays:
         taken = rows - len(rest) if len(rest) else 0

@@ -1,9 +1,9 @@
 """The pairs within a radius, unit by unit of the samples, each unit with a receipt.
 
-Equal codes are found first, so that only one code of each kind is searched for, and the pairs of a million equal ones
-are a million. The tables of substrings are built over as many codes as the memory allows, one block after another; the
-units are searched for in every block from their own on. Pairs wait in a file per unit and are put in order once all
-blocks were searched, so neither the order nor the size of the blocks shows in what is written.
+Equal codes are found first, and only their leader is searched for; so a million equal codes give a million pairs and
+not all pairs among them. The tables of substrings are built over as many codes as the memory allows, one block after
+another; each unit is searched for in every block from its own on. The pairs of a unit wait in a file and are sorted
+once all blocks were searched, so the written bytes depend neither on the order nor on the size of the blocks.
 """
 
 import threading
@@ -29,28 +29,31 @@ from pipelines.dedupe.tables import PAIRS_SCHEMA, pairs_name, unit_name
 from pipelines.errors import ConfigError, InputError, WorkFailed
 from pipelines.storage import Entry
 
-DISTANCE_BITS, NUMBER_BITS = 13, 31  # of a pair as one integer: below them the distance, above them the place in UNIT
+# A pair is one integer: from the top the first sample's place in its unit, the second's number, and the distance.
+DISTANCE_BITS, NUMBER_BITS = 13, 31
 QUERIES = 1 << 16
+"""Samples searched for at a time."""
 LEAST_BLOCK = 1 << 10
+"""Codes of the smallest block, taken even if its tables exceed the memory."""
 
 
 @dataclass(frozen=True)
 class Leaders:
-    """Who of the samples leads, in files that are mapped."""
+    """The leaders among equal codes, in mapped files."""
 
     of: npt.NDArray[np.int32]
-    """int32 (N,), as `equal_groups` returns them."""
+    """int32 (N,), the leader of each sample, as `equal_groups` returns them."""
     numbers: npt.NDArray[np.int32]
-    """int32 (D,), the numbers of those that lead, ascending."""
+    """int32 (D,), the numbers of the leaders, ascending."""
     groups: int
-    """How many of them lead another."""
+    """Number of leaders that lead another sample."""
 
 
 def require_memory(count: int, settings: DedupeSettings) -> None:
-    """InputError or ConfigError, with the figures, where so many samples cannot be searched in the memory allowed."""
+    """Raise InputError or ConfigError, with the figures, if the samples are too many for the allowed memory."""
     if count > MOST_CODES:
         raise InputError(f"{count} samples are too many for one search, which takes {MOST_CODES}: give fewer --codes")
-    least = 5 * count  # 4 to say which is joined with which, and room for a hash table that is passed over a few times
+    least = 5 * count  # bytes: 4 per sample for the union-find, and a hash table that needs a few passes
     if least > settings.memory:
         raise ConfigError(
             f"dedupe.memory = {settings.memory} bytes: {count} samples take {least} at least, 5 for each; "
@@ -59,7 +62,7 @@ def require_memory(count: int, settings: DedupeSettings) -> None:
 
 
 def find_leaders(corpus: Corpus, memory: int, folder: Path) -> Leaders:
-    """Find equal codes; the arrays are moved to files, so that the search has the memory."""
+    """Find equal codes, and move the resulting arrays to files to free their memory for the search."""
     leaders, count, groups = equal_groups(corpus.codes, corpus.known, memory - 4 * corpus.count)
     leaders.tofile(folder / "leaders")
     with (folder / "leading").open("wb") as stream:
@@ -75,7 +78,7 @@ def _mapped(path: Path, count: int) -> npt.NDArray[np.int32]:
 
 
 class PairSearch:
-    """Finds and writes the pairs of the units that have no receipt yet."""
+    """The search for the pairs of all units that have no receipt yet."""
 
     def __init__(
         self, writer: ArtifactWriter, corpus: Corpus, leaders: Leaders, settings: DedupeSettings, folder: Path
@@ -91,7 +94,10 @@ class PairSearch:
         self._pairs = 0
 
     def run(self) -> dict[str, PairsReceipt]:
-        """The receipts of all units, by name. WorkFailed where there are more pairs than `dedupe.max_pairs`."""
+        """Find the pairs of all units without a receipt, and return the receipts of all units by name.
+
+        Raises WorkFailed if there are more pairs than `dedupe.max_pairs`.
+        """
         units = [unit_name(unit) for unit in range(-(-self._corpus.count // artifact.UNIT))]
         there = self._writer.store.entries("parts")
         found = self._writer.receipts(PairsReceipt, units)
@@ -114,12 +120,12 @@ class PairSearch:
     # ---------------------------------------------------------------------------------------------------- order
 
     def _span(self, unit: int) -> slice:
-        """Where the leading samples of a unit lie among all that lead."""
+        """Return the range of a unit's leaders among all leaders."""
         ends = np.searchsorted(self._leaders.numbers, [unit * artifact.UNIT, (unit + 1) * artifact.UNIT])
         return slice(int(ends[0]), int(ends[1]))
 
     def _runs(self, units: Sequence[int]) -> Iterator[list[int]]:
-        """Units that are searched for together: as many as fill a block, but one where only one block is searched."""
+        """Yield units that are searched for together: as many as fill a block, or one if only one block is searched."""
         run: list[int] = []
         for unit in units:
             run.append(unit)
@@ -131,13 +137,13 @@ class PairSearch:
             yield run
 
     def _steps(self, run: Sequence[int]) -> list[slice]:
-        """The blocks in which a run is searched for."""
+        """Return the blocks to search for the units of a run."""
         return [block for block in self._blocks if block.stop > self._span(run[0]).start]
 
     # --------------------------------------------------------------------------------------------------- search
 
     def _search(self, unit: int, block: slice) -> None:
-        """Find the pairs of the leading samples of a unit with those of a block that come after them."""
+        """Find the pairs of a unit's leaders with the later leaders of a block."""
         span = self._span(unit)
         numbers = self._leaders.numbers
         for start in range(span.start, min(span.stop, block.stop), QUERIES):
@@ -160,14 +166,14 @@ class PairSearch:
             )
 
     def _table(self, block: slice) -> MultiIndexHash:
-        """The tables of a block; those of the block before are gone."""
+        """Return the tables of a block; those of the previous block are dropped."""
         if self._built is None or self._built[0] != block:
             self._built = None
             self._built = block, MultiIndexHash.build(self._corpus.codes[self._leaders.numbers[block]])
         return self._built[1]
 
     def _link(self, unit: int) -> None:
-        """Add the pairs of a unit with those that have the same code."""
+        """Add the pairs at distance 0 whose first sample is in the unit: each follower with its leader."""
         low = unit * artifact.UNIT
         for start in range(low, self._corpus.count, artifact.UNIT):
             leaders = self._leaders.of[start : start + artifact.UNIT]
@@ -195,14 +201,14 @@ class PairSearch:
     # ---------------------------------------------------------------------------------------------------- write
 
     def _spool(self, unit: int) -> ExternalSort:
-        """The pairs found so far of a unit, in one object for all threads, since it has the lock on their file."""
+        """Return the unit's pairs so far; all threads share one object, since it holds the lock on the file."""
         with self._lock:
             if unit not in self._spools:
                 self._spools[unit] = ExternalSort(self._folder / unit_name(unit), self._settings.memory // 4 // 8)
             return self._spools[unit]
 
     def _write(self, unit: int) -> PairsReceipt:
-        """Put a unit's pairs in order into its parts, then its receipt."""
+        """Write a unit's pairs in order as parts, then put its receipt."""
         parts, low = [], unit * artifact.UNIT
         for number, keys in enumerate(cut(self._spool(unit).in_order(), artifact.PART_ROWS)):
             places = keys >> np.uint64(DISTANCE_BITS)
@@ -217,7 +223,7 @@ class PairSearch:
 
 
 def _block_size(memory: int, width: int) -> int:
-    """How many codes of `width` bytes have tables that fit."""
+    """Return the largest number of codes of `width` bytes, by doubling, whose tables fit the memory."""
     size = LEAST_BLOCK
     while size < MOST_CODES and _table_bytes(2 * size, width) <= memory:
         size *= 2
@@ -230,5 +236,5 @@ def _table_bytes(count: int, width: int) -> int:
 
 
 def _is_whole(receipt: PairsReceipt, there: Mapping[str, Entry]) -> bool:
-    """The parts of a receipt are in the listing `there`."""
+    """Test whether all parts of a receipt are in the listing `there`."""
     return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)

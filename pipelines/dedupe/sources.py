@@ -1,4 +1,4 @@
-"""The tars whose codes take part in a search for duplicates: those of codes artifacts, and those of an index."""
+"""The tars whose codes take part in a search for duplicates: those of codes artifacts and those of an index."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ COLUMNS = ("row", "key", "code")
 
 @dataclass(frozen=True)
 class Source:
-    """One tar that takes part: its place, and how its rows are read."""
+    """One tar that takes part: its place, and a function that reads its rows."""
 
     place: PlacedShard
     uri: str
     _read: Callable[[], pa.Table]
 
     def read(self) -> pa.Table:
-        """The columns `COLUMNS` of its samples, digest-checked; DamagedArtifact unless their rows ascend."""
+        """Read the columns `COLUMNS` of the samples, digest-checked; raise DamagedArtifact unless their rows ascend."""
         table = self._read().select(COLUMNS)
         rows = table["row"].to_numpy()
         if len(table) != self.place.rows or (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
@@ -32,9 +32,9 @@ class Source:
 
 
 def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> list[Source]:
-    """The tars of an index, under its ordinals, then those of the codes that it does not hold, in their order.
+    """List the tars of an index, under its ordinals, then those tars of the codes that the index does not hold.
 
-    Raises FingerprintMismatch, naming both, where their models or bits differ.
+    The latter keep their order. Raises FingerprintMismatch, naming both, if their models or bits differ.
     """
     known = []
     if index is not None:

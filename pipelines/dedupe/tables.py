@@ -1,13 +1,13 @@
 """The duplicates artifact: its tables and names.
 
-A sample's id is ordinal << 32 | row, where `shards.parquet` says which tar has the ordinal. `pairs-<unit>-<n>.parquet`
-are, one after another, the pairs in the order of (id_a, id_b), with id_a < id_b; `components-<n>.parquet` the samples
-that are in a pair, in the order of (component, id). Where a part ends depends on the samples and the pairs alone: a
-unit is `UNIT` samples, those of id_a, and a part `PART_ROWS` rows.
+A sample's id is ordinal << 32 | row; `shards.parquet` has the ordinal of each tar. `pairs-<unit>-<n>.parquet` are, one
+after another, the pairs in the order of (id_a, id_b), with id_a < id_b. `components-<n>.parquet` are the samples that
+are in a pair, in the order of (component, id). The ends of parts depend on the samples and the pairs alone: a unit is
+`UNIT` samples as id_a, and a part `PART_ROWS` rows.
 
-Of samples with one code the first that is not of the index leads. Each of the others has one pair, with that one, at
-distance 0; pairs at other distances are those of leading samples, all of them. Two samples of the index are no pair,
-and of those with one code only the first takes part.
+Among samples with equal codes, the first that is not in the index leads. Each of the others has one pair, with the
+leader, at distance 0. Pairs at other distances join leaders only, and all such pairs are there. Two samples of the
+index are never a pair, and of those with equal codes only the first takes part.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,9 @@ from pipelines.errors import DamagedArtifact
 SHARDS_NAME = "shards.parquet"
 PAIRS, COMPONENTS = "pairs-", "components-"
 UNIT = 1 << 20
-"""Samples of one unit of work."""
+"""Samples of one unit of work, the stretch that gets one receipt."""
 PART_ROWS = 1 << 18
+"""Largest number of rows in a part."""
 
 SHARDS = pa.schema(
     [
@@ -35,7 +36,7 @@ SHARDS = pa.schema(
         pa.field("rows", pa.int32(), nullable=False),
     ]
 )
-"""The tars that take part, by ordinal; `digest` of the codes artifact or the index that their rows come from."""
+"""The tars that take part, by ordinal; `digest` is that of the codes artifact or the index with their rows."""
 
 _PLACE = [
     pa.field("id", pa.int64(), nullable=False),
@@ -60,12 +61,13 @@ COMPONENTS_SCHEMA = pa.schema(
         pa.field("keep", pa.bool_(), nullable=False),
     ]
 )
-"""`component` is the smallest id of it, `size` its samples. `keep`: that sample, or any of the index."""
+"""`component` is the smallest id in the component, `size` its number of samples. `keep` is true for that sample and for
+every sample of the index."""
 
 
 @dataclass(frozen=True)
 class PlacedShard:
-    """A row of `shards.parquet`."""
+    """A row of `shards.parquet`: one tar that takes part."""
 
     ordinal: int
     shard: str
@@ -76,27 +78,27 @@ class PlacedShard:
 
 
 def unit_name(unit: int) -> str:
-    """Name of a unit's receipt."""
+    """Return the name of a unit's receipt."""
     return f"{PAIRS}{unit:06d}"
 
 
 def pairs_name(unit: int, number: int) -> str:
-    """Name of one of a unit's parts."""
+    """Return the name of one of a unit's parts."""
     return f"{unit_name(unit)}-{number:06d}.parquet"
 
 
 def components_name(number: int) -> str:
-    """Name of a part of the components."""
+    """Return the name of a part of the components."""
     return f"{COMPONENTS}{number:06d}.parquet"
 
 
 def parts_of(artifact: Artifact, prefix: str) -> list[Part]:
-    """The parts whose names begin so, in the order of their rows."""
+    """List the parts whose names begin with `prefix`, in the order of their rows."""
     return sorted((part for part in artifact.manifest.parts if part.name.startswith(prefix)), key=lambda p: p.name)
 
 
 def read_table(artifact: Artifact, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """A part, digest, schema and number of rows checked; all columns of `schema`, or some."""
+    """Read a part with all columns of `schema`, or some; digest, schema and number of rows are checked."""
     where = f"{artifact.uri}/{part.path}"
     table = read_parquet(artifact.read(part), where, columns)
     require_schema(table, pa.schema([schema.field(name) for name in columns]) if columns else schema, where)
@@ -106,7 +108,7 @@ def read_table(artifact: Artifact, part: Part, schema: pa.Schema, columns: Seque
 
 
 def read_places(artifact: Artifact) -> list[PlacedShard]:
-    """The tars that took part; DamagedArtifact where their ordinals do not ascend."""
+    """Read the tars that took part; raise DamagedArtifact if their ordinals do not ascend."""
     table = read_table(artifact, artifact.manifest.part(SHARDS_NAME), SHARDS)
     places = [PlacedShard(**row) for row in table.to_pylist()]
     ordinals = [place.ordinal for place in places]

@@ -1,13 +1,13 @@
-"""Images to shards: what a source holds, where its labels come from, how it is split.
+"""Turns images into shards: lists a source, finds its labels, splits it.
 
 ingest      the verb
-sources     what it reads: folders, archives, tables
-folders     files below a folder; zips and found: members of archives
-layout      which folder names a class; beside: what lies next to a picture
-tables      a CSV or Parquet table; columns, csv_rows, image_rows: its cells and rows; places: where its paths lie
-classes     how classes are named and ordered
-split       which sample goes to which part
-skips       why a file is no sample
-adopt       shards that others wrote; foreign: their samples, tarlists: which tars, growth: the next version
+sources     opens and lists a source: folder, archive or table; bounds: limits on what it may unfold to
+folders     files below a folder; zips: members of a zip; found: a file before it is judged
+layout      classes from the names of folders; beside: metadata in files next to a picture
+tables      a CSV or Parquet table; columns, csv_rows, image_rows: its cells and rows; places: the files that it names
+classes     names and order of classes
+split       the part of each sample
+skips       reasons to skip a file
+adopt       shards that others wrote; foreign: their samples, tarlists: the choice of tars, growth: the next version
 protocols/  the splits of the field
 """

@@ -1,10 +1,10 @@
-"""Foreign WebDataset tars -> a shards artifact, without writing their samples anew.
+"""Turns foreign WebDataset tars into a shards artifact, without writing their samples anew.
 
     tars of a folder or prefix -> scan each once -> keys made unique -> class ids -> shard index -> manifest
 
-Where --out is the place that holds the tars, they stay untouched and become parts under their own names; anywhere else
-they are put as parts, byte for byte. Either way the shard index says where each sample's members lie, and every other
-verb works on the result as on shards that were written here.
+If --out is the place of the tars, they stay untouched and become parts under their own names; otherwise they are copied
+there byte for byte. In both cases the shard index holds the place of each sample's members, so every other verb works
+on the result as on shards that `ingest` wrote.
 """
 
 import re
@@ -38,20 +38,21 @@ from pipelines.shards.tar import TarBeyondLimits, TarReason
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 
 ADOPT_VERSION = 3
-"""Raised by hand when the same tars would give another index; part of the fingerprint."""
+"""Version of the index's content, part of the fingerprint. Bump it when the same tars would give another index."""
 THREADS = 2
+"""Number of tars that are scanned side by side."""
 
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,4}")
-"""A whole number below 100,000 as one writes it."""
+"""A whole number below 100,000 without a sign or leading zeros."""
 
 
 @dataclass(frozen=True)
 class Adoption:
-    """How foreign samples are read.
+    """Options for reading foreign samples.
 
-    `fields` are the JSON fields that hold labels (unset: `cls`, else `labels` or `label`; none: no labels), `classes`
-    the names of the class numbers, and `keys_by_tar` puts the tar's name before each key. `image_member` is what
-    follows the key in the name of the image, such as `input.jpg`; unset: the one member with the suffix of an image.
+    `fields` are the JSON fields that hold labels (unset: `cls`, else `labels` or `label`; empty: no labels). `classes`
+    are the names of the class numbers. `keys_by_tar` puts the tar's name before each key. `image_member` is the suffix
+    of the image's name behind the key, such as `input.jpg` (unset: the one member with the suffix of an image).
     """
 
     fields: tuple[str, ...] | None = None
@@ -61,12 +62,12 @@ class Adoption:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """What follows the key in the names of images, with its dot, in lower case."""
+        """Suffixes of images: the part of a name behind the key, with its dot, in lower case."""
         return SUFFIXES if self.image_member is None else (f".{self.image_member.lower().removeprefix('.')}",)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of it belongs to a fingerprint beside the tars and their classes."""
+        """Settings that belong to the fingerprint besides the tars and their classes."""
         chosen = {} if self.image_member is None else {"image_member": self.images[0]}
         return {"adopt": ADOPT_VERSION, "fields": self.fields, "keys_by_tar": self.keys_by_tar, **chosen}
 
@@ -78,12 +79,12 @@ _HINTS = {
     "twice",
     TarReason.INTERLEAVED: "write the tar anew with its members in order, as tar --sort=name does",
 }
-"""What helps against a reason where it is the most frequent one."""
+"""Advice for the most frequent reason of a loss."""
 
 
 @dataclass
 class _Indexed:
-    """One tar's part of the result: its digest, its rows with no class ids yet, and their labels by name."""
+    """One indexed tar: its digest, its rows (without class ids yet), and the class names of each row."""
 
     name: str
     bytes: int
@@ -97,9 +98,9 @@ def adopt(
 ) -> dict[str, Any]:
     """Index the tars of `source`, a folder, s3:// prefix, tar or pattern, as a shards artifact at `out`.
 
-    Found = samples + skipped; what is skipped is counted by reason, the first by name. Raises InputError where there
-    is no tar or no sample, or where a label is not among the classes given; Degraded where more was skipped than
-    `ingest.skip_budget` and that was not allowed.
+    In the result, found = samples + skipped. Skips are counted by reason, and the first ones are named. Raises
+    InputError if there is no tar or no sample, or if a label is not among the given classes; Degraded if more was lost
+    than `ingest.skip_budget` and `allow_degraded` is not set.
     """
     began = time.time()
     how, budget = how or Adoption(), (config or Config()).ingest.skip_budget
@@ -141,7 +142,7 @@ def adopt(
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """The lines of a file: line n names class n, counted from 0. InputError where a name is missing or there twice."""
+    """Read class names from a file: line n names class n, from 0. Raises InputError if one is missing or repeated."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -162,7 +163,7 @@ def _nothing_found(listing: Listing) -> str:
 
 
 def _hint(listing: Listing) -> str:
-    """What to do about the most frequent reason, if anything is known to help."""
+    """Return advice for the most frequent reason, or ""."""
     reason = max(listing.reasons, key=lambda name: listing.reasons[name], default="")
     return f": {_HINTS[TarReason(reason)]}" if reason in _HINTS else ""
 
@@ -175,7 +176,7 @@ def _index(
 ) -> Iterator[_Indexed]:
     """Scan the tars, several side by side, and index them in order.
 
-    The first of several equal keys is taken, those of the tars that were adopted before first of all.
+    Of equal keys the first is taken; keys of tars that were adopted before come first of all.
     """
 
     def scan(name: str) -> ForeignTar:
@@ -200,7 +201,10 @@ def _index(
 def _index_tar(
     name: str, tar: ForeignTar, how: Adoption, seen: set[str], own: Container[str], listing: Listing
 ) -> _Indexed:
-    """The rows of one tar. Keys `seen` are taken, but for its `own` if it was adopted before."""
+    """Index one tar, and add its keys to `seen`. A key already `seen` is a loss, unless it is among the tar's `own`.
+
+    `own` are the keys that the tar had when it was adopted before.
+    """
     prefix = f"{name.removesuffix('.tar')}/" if how.keys_by_tar else ""
     records: list[Record] = []
     labels = []
@@ -223,7 +227,7 @@ def _index_tar(
 def _class_ids(
     found: set[str], how: Adoption, where: str, base: Grown | None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes, and the id of each label. A number is its own id, unless there are names beside the numbers."""
+    """Return the classes and the id of each label. A number is its own id, unless there are names besides numbers."""
     if how.classes is not None:
         ids = {name: int(name) for name in found if name.isascii() and name.isdigit()}
         ids = {name: number for name, number in ids.items() if number < len(how.classes)}
@@ -243,7 +247,7 @@ def _class_ids(
 
 
 def _numbered(tar: _Indexed, ids: Mapping[str, int], base: Grown | None) -> pa.Table:
-    """The rows of a tar with class ids, which are those it had before if it was adopted before."""
+    """Return the rows of a tar with class ids. Raises InputError if they changed since it was adopted."""
     place = SHARD_INDEX.get_field_index("labels")
     field = SHARD_INDEX.field(place)
     labels = pa.array([[ids[name] for name in own] for own in tar.labels], field.type)
@@ -266,9 +270,9 @@ def _publish(
     totals: Mapping[str, int],
     base: Grown | None,
 ) -> tuple[Artifact, bool]:
-    """Commit the artifact, what is gone of it, or its next version.
+    """Commit the artifact, its missing parts, or its next version.
 
-    The flag is False where it was committed before and is all there.
+    The flag is False if it was committed before and nothing of it is missing.
     """
     digest = sha256_of(canonical_json([[[tar.name, tar.sha256] for tar in tars], classes, sha256_of(index), totals]))
     new = [tar for tar in tars if base is None or tar.name not in base.shards]
@@ -278,7 +282,7 @@ def _publish(
     writer = ArtifactWriter(root, "shards", mark, (), {})
     if base is not None:
         parts, index_part = _put(origin, root, writer, new or tars, index, totals["samples"])
-        if not new:  # and what was gone is there again
+        if not new:  # only missing parts were put again
             return base.artifact, True
         return base.publish(parts, index_part, dict(totals), classes=classes, source=digest), True
     parts, index_part = _put(origin, root, writer, tars, index, totals["samples"])
@@ -289,7 +293,7 @@ def _publish(
 def _put(
     origin: Store, root: Store, writer: ArtifactWriter, tars: Sequence[_Indexed], index: bytes, samples: int
 ) -> tuple[list[Part], Part]:
-    """The tars as parts, put unless they lie there already, and the index of all tars."""
+    """Return the tars as parts, copied unless `root` is their own place, and the part of the index of all tars."""
     if origin.uri == root.uri:
         parts = [Part(path=tar.name, bytes=tar.bytes, sha256=tar.sha256, rows=tar.table.num_rows) for tar in tars]
     else:
@@ -298,7 +302,7 @@ def _put(
 
 
 def _copied(origin: Store, writer: ArtifactWriter, tars: Sequence[_Indexed]) -> Iterator[Part]:
-    """Put each tar as a part, its bytes as they are."""
+    """Put each tar as a part, byte for byte. Raises WorkFailed if one changed since it was scanned."""
     with scratch_folder() as scratch, stage("copy", len(tars), unit="tars") as advance:
         for tar in tars:
             path = Path(origin.path(tar.name)) if origin.is_local else scratch / tar.name

@@ -1,4 +1,4 @@
-"""What stands beside a picture in img2dataset's output format `files`: its metadata in .json, its caption in .txt."""
+"""Files beside a picture in img2dataset's output format `files`: metadata in .json, the caption in .txt."""
 
 import json
 import math
@@ -9,14 +9,16 @@ from typing import Any
 from pipelines.errors import InputError
 
 MAX_BESIDE_BYTES = 1 << 20
+"""Largest size of such a file in bytes; larger ones are skipped."""
 
 
 def beside_picture(
     path: str, beside: Container[str], used: set[str], read: Callable[[str], bytes]
 ) -> dict[str, Any] | None:
-    """Return the metadata of a picture, None where it has none, and add to `used` what of `beside` it was in.
+    """Return the metadata of a picture or None, and add the files that belong to it to `used`.
 
-    What cannot be read or is no JSON object costs the metadata, never the picture.
+    `beside` are the files beside pictures. One that cannot be read or is no JSON object adds no metadata; the picture
+    is kept.
     """
     stem = os.path.splitext(path)[0]  # noqa: PTH122 - a Path per file is slow
     facts: dict[str, Any] = {}
@@ -36,12 +38,13 @@ def _parse_json(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("not an object")
     value.pop("labels", None)  # the name that a sample's own labels have
-    json.dumps(cleaned := _finite(value), ensure_ascii=False, allow_nan=False).encode()  # as a shard will hold it
+    # Tried as a shard will write it: lone surrogates fail here and cost the metadata, not the shard.
+    json.dumps(cleaned := _finite(value), ensure_ascii=False, allow_nan=False).encode()
     return dict(cleaned)
 
 
 def _finite(value: Any) -> Any:
-    """The same value with null in the place of numbers that JSON has no words for."""
+    """Return the value with None in place of NaN and infinities, which JSON cannot write."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""How far a source may unfold: in all, and in memory at once. Pictures barely shrink, bombs do."""
+"""Limits on how far a compressed source may unfold, in all and in memory. Pictures barely compress, bombs do."""
 
 import resource
 from collections.abc import Iterator
@@ -8,23 +8,24 @@ from pathlib import Path
 from pipelines.errors import InputError
 
 MAX_EXPANSION = 200
-"""How many times its own size a compressed source may unfold to."""
+"""Limit on the unfolded size of a compressed source, as a multiple of its own size."""
 SMALL_BYTES = 64 << 20
-"""Any source may unfold to this much."""
+"""Bytes that any source may unfold to, however small it is."""
 READING_BYTES = 1 << 30
-"""Memory that reading a few rows of a table may take, beside four times the size of its file."""
+"""Bytes of memory that reading a few rows of a table may take, besides four times the size of its file."""
 
 _STATM = Path("/proc/self/statm")
 _DATA_PAGES = 5
+"""Place of the number of data and stack pages in /proc/self/statm, see proc(5)."""
 
 
 def largest(path: Path) -> int:
-    """Return how many bytes a compressed source may unfold to."""
+    """Return the number of bytes that a compressed source may unfold to."""
     return max(SMALL_BYTES, MAX_EXPANSION * path.stat().st_size)
 
 
 def require_bounded(path: Path, unfolded: int) -> None:
-    """InputError where a source unfolds to more than it may."""
+    """Raise InputError if a source unfolds to more bytes than `largest` allows."""
     if unfolded > largest(path):
         raise InputError(
             f"{path} unfolds to more than {largest(path) >> 20} MiB, {MAX_EXPANSION} times its size: it is no source "
@@ -34,13 +35,15 @@ def require_bounded(path: Path, unfolded: int) -> None:
 
 @contextmanager
 def memory_for(path: Path) -> Iterator[None]:
-    """Let this process take only so much more memory as reading a table at `path` may need: MemoryError beyond.
+    """Limit this process, inside the block, to the additional memory that reading a table at `path` may need.
 
-    A table announces sizes that nothing but unfolding it can check. Where there is no /proc, there is no limit.
+    Allocations beyond it raise MemoryError. A table announces sizes that can only be checked by unfolding it. Without
+    /proc there is no limit.
     """
     if not _STATM.exists():
         yield
         return
+    # RLIMIT_DATA counts private writable memory only, so mapped files do not use it up.
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     held = int(_STATM.read_text().split()[_DATA_PAGES]) * resource.getpagesize()
     limit = held + READING_BYTES + 4 * path.stat().st_size

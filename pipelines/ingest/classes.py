@@ -1,4 +1,4 @@
-"""What a class is called and how classes are ordered: one rule for tables, folders and tars of others."""
+"""Names and order of classes, by one rule for tables, folders and foreign tars."""
 
 import math
 import re
@@ -12,8 +12,8 @@ _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,99}")
 def class_names(labels: Iterable[str]) -> list[str]:
     """Sort class names; the place of a name is its class id.
 
-    Where all names are whole numbers as one writes them (no leading zero, no fraction) they are in numeric order, so
-    10 follows 2. Otherwise all of them are texts, so 007 and 7 are two classes.
+    If all names are plain whole numbers (no leading zero, no fraction), the order is numeric, so 10 comes after 2.
+    Otherwise all names are texts, so 007 and 7 are two classes.
     """
     found = set(labels)
     whole = all(_WHOLE.fullmatch(name) for name in found)
@@ -21,10 +21,10 @@ def class_names(labels: Iterable[str]) -> list[str]:
 
 
 def label_name(value: Any) -> str:
-    """Return the class name that a label of a table or of JSON stands for; "" where it stands for none.
+    """Return the class name for a label from a table or JSON, or "" for no label.
 
-    A text is taken as it is, a bool as true or false, a whole number without its fraction; null, NaN and blank texts
-    are no label. Raises ValueError, which says the value, for anything else.
+    A text is taken unchanged, a bool as `true` or `false`, a whole number without its fraction. Null, NaN and blank
+    texts are no label. Raises ValueError, with the value, for anything else.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""

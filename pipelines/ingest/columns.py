@@ -1,7 +1,6 @@
-"""The columns of a Parquet table of images: which hold pictures, labels and metadata, and their cells as plain values.
+"""The columns of a Parquet table of images: those with pictures, labels and metadata, and their cells as plain values.
 
-What the Hugging Face Hub serves says of itself which column is an image and what the classes are called, as JSON in the
-metadata of the schema.
+Tables of the Hugging Face Hub name their image columns and classes themselves, as JSON in the schema's metadata.
 """
 
 import json
@@ -15,14 +14,15 @@ import pyarrow as pa
 from pipelines.ingest.classes import label_name
 
 MAX_FEATURES_BYTES = 16 << 20
+"""Largest size of the Hub's JSON in bytes; a larger one is ignored."""
 
 _LISTS = ("Sequence", "List", "LargeList")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half a character, which JSON can spell and nothing can store."""
+"""A lone surrogate: JSON can spell it, but UTF-8 cannot store it."""
 
 
 def features_of(schema: pa.Schema) -> Mapping[str, Any]:
-    """Return what the schema's metadata says of each column in the Hub's way; {} where it says nothing usable."""
+    """Return the Hub's description of each column from the schema's metadata, or {} if there is no usable one."""
     text = (schema.metadata or {}).get(b"huggingface", b"")
     try:
         features = json.loads(text)["info"]["features"] if len(text) <= MAX_FEATURES_BYTES else {}
@@ -32,8 +32,8 @@ def features_of(schema: pa.Schema) -> Mapping[str, Any]:
 
 
 def classes_of(feature: Any) -> list[str] | None:
-    """Return the class names of a `ClassLabel`, or of a list of them; None for any other feature."""
-    while True:  # and no recursion: a stranger says how deep it is
+    """Return the class names of a `ClassLabel` feature, or of a list of it; None for any other feature."""
+    while True:  # no recursion: the depth is set by an untrusted file
         if isinstance(feature, list) and len(feature) == 1:
             feature = feature[0]
         elif isinstance(feature, dict) and feature.get("_type") in _LISTS:
@@ -51,7 +51,7 @@ def _is_class_name(name: Any) -> bool:
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns that hold images as bytes: structs of `bytes` and `path`, and what the Hub calls an image."""
+    """Return the columns that hold images: structs of `bytes` and `path`, and bytes that the Hub calls an image."""
     features = features_of(schema)
     found = []
     for field in schema:
@@ -63,17 +63,17 @@ def image_columns(schema: pa.Schema) -> list[str]:
 
 
 def columns_of_bytes(schema: pa.Schema) -> list[str]:
-    """Return the columns of bytes, whatever they mean."""
+    """Return the columns whose type is bytes."""
     return [field.name for field in schema if _is_bytes(field.type)]
 
 
 def lists_of_images(schema: pa.Schema) -> list[str]:
-    """Return the columns that hold several images in a cell, which are not read."""
+    """Return the columns with a list of images in each cell; they are not supported."""
     return [field.name for field in schema if _is_list(field.type) and _is_image_struct(field.type.value_type)]
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Whether images can be in the cells of a column of this type."""
+    """Tell whether a column of this type can hold images."""
     return _is_image_struct(kind) or _is_bytes(kind)
 
 
@@ -97,7 +97,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def metadata_type(kind: pa.DataType) -> pa.DataType | None:
-    """Return the type that a column keeps as metadata and in codes; None where it cannot be metadata."""
+    """Return the type of a column as metadata of shards and codes, or None if it cannot be metadata."""
     if pa.types.is_dictionary(kind):
         return metadata_type(kind.value_type)
     if _is_text(kind) or pa.types.is_null(kind):
@@ -107,7 +107,7 @@ def metadata_type(kind: pa.DataType) -> pa.DataType | None:
 
 
 def json_values(column: pa.Array, kind: pa.DataType) -> list[Any]:
-    """Return the cells of a metadata column as JSON has them: dates, times and decimals as text, NaN as null."""
+    """Return the cells of a metadata column as JSON values: dates, times and decimals as text, NaN as null."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if _as_text(kind):
@@ -120,7 +120,7 @@ def _as_text(kind: pa.DataType) -> bool:
 
 
 def bytes_unfolded(column: pa.Array) -> int:
-    """Return how many bytes of text and pictures the cells of a column have, each counted as often as it is there."""
+    """Return the bytes of text and pictures in a column; a dictionary's value counts for each cell that has it."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return bytes_unfolded(column.dictionary_decode()) if _is_text(kind.value_type) else 0
@@ -135,9 +135,10 @@ def bytes_unfolded(column: pa.Array) -> int:
 
 
 def label_cells(column: pa.Array, names: Sequence[str] | None) -> list[list[str]]:
-    """Return the class names of each row, none where the cell is empty; `names` are those of class numbers.
+    """Return the class names of each row, an empty list for an empty cell. `names` are the names of class numbers.
 
-    A cell may be a list. Raises ValueError where the column cannot be labels, with the row from 0 if one is to blame.
+    A cell may be a list. Raises ValueError if the column cannot be labels; its first argument is the row, from 0, if a
+    single cell is the reason.
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -163,7 +164,7 @@ def _is_list(kind: pa.DataType) -> bool:
 def _named(value: Any, names: Sequence[str] | None) -> str:
     if names is None or not isinstance(value, int) or isinstance(value, bool):
         return label_name(value)
-    if value == -1:  # the Hub's way to say that a picture has no label
+    if value == -1:  # the Hub's number for a picture without a label
         return ""
     if not 0 <= value < len(names):
         raise ValueError(f"{value} is none of the {len(names)} classes that the schema names")

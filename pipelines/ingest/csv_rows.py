@@ -1,4 +1,4 @@
-"""The rows of a CSV, each cell as the text that is written there."""
+"""Reads the rows of a CSV, each cell as the text in the file."""
 
 import codecs
 import csv
@@ -11,12 +11,15 @@ from typing import IO
 from pipelines.errors import InputError
 
 MAX_LINE_CHARS = 16 << 20
+"""Longest line in characters; a longer one means that the file is no table."""
 MAX_CELL_CHARS = 1 << 20
+"""Longest cell in characters."""
 DELIMITERS = (",", ";", "\t", "|")
+"""Delimiters in the order in which they are tried on the header."""
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before that of UTF-16, which it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before the mark of UTF-16, since that is how this one begins
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -25,10 +28,11 @@ _NAMED_DELIMITER = re.compile(r"sep=(.)\s*")
 
 
 def read_csv(path: Path, column: str, encoding: str | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of each row, the header first; rows without any text are passed over.
+    """Yield the line number and the cells of each row, the header first. Rows without any text are skipped.
 
-    A byte-order mark says the encoding, else `encoding` does, else it is UTF-8. The delimiter is a comma, unless the
-    header has `column` only with a semicolon, tab or bar, or a line `sep=;` stands above it. Raises InputError.
+    The encoding is that of the byte-order mark, else `encoding`, else UTF-8. The delimiter is a comma, unless the
+    header has `column` only with a semicolon, tab or bar, or a line such as `sep=;` stands above it. Raises InputError
+    for a file that cannot be read as a table.
     """
     chosen = _encoding(path, encoding)
     csv.field_size_limit(MAX_CELL_CHARS)
@@ -78,7 +82,7 @@ def _lines(path: Path, text: IO[str]) -> Iterator[str]:
     while line := text.readline(MAX_LINE_CHARS):
         if len(line) == MAX_LINE_CHARS:
             raise InputError(f"{path} has a line of more than {MAX_LINE_CHARS} characters: it is no table")
-        line.encode()  # UnicodeError for half a character, which a few encodings can spell and nothing can store
+        line.encode()  # raises UnicodeError for a lone surrogate: a few encodings can spell it, UTF-8 cannot store it
         yield line
 
 

@@ -1,4 +1,4 @@
-"""Every file below a folder, through linked folders too; a link that leads back to a folder above it is a loop."""
+"""Lists every file below a folder, also in linked folders. A link to a folder above itself is reported as a loop."""
 
 import io
 import os
@@ -13,9 +13,9 @@ _Identity = tuple[int, int]
 
 
 def walk_folder(root: Path) -> Iterator[Found]:
-    """Find every file below `root`, and each folder before its files. InputError where `root` cannot be listed.
+    """Yield every file below `root`, and each folder before its files. Raises InputError if `root` cannot be listed.
 
-    A folder below it that cannot be listed comes as one that is `unreadable`.
+    A folder below `root` that cannot be listed is yielded as `unreadable`.
     """
     above = tuple(_identity(folder.stat()) for folder in (root, *root.resolve().parents))
     pending = [("", above)]
@@ -47,7 +47,7 @@ def _identity(found: os.stat_result) -> _Identity:
 
 
 def _look_at(path: str, item: "os.DirEntry[str]") -> Found:
-    """What an item of a folder is; the place of a folder is its identity."""
+    """Return an item of a folder by its kind. The `place` of a folder is its device and inode numbers."""
     linked = item.is_symlink()
     try:
         if item.is_dir() and not (linked and is_hidden(path)):
@@ -62,7 +62,7 @@ def _look_at(path: str, item: "os.DirEntry[str]") -> Found:
 
 
 def folder_reader(root: Path) -> Callable[[str], bytes]:
-    """Read files below `root`."""
+    """Return a function that reads a file below `root`, and raises Unreadable if it cannot."""
 
     def read(path: str) -> bytes:
         try:

@@ -1,8 +1,8 @@
-"""One foreign WebDataset tar: the samples it holds, where their members lie, and what cannot be taken.
+"""Scans one foreign WebDataset tar: its samples, the places of their members, and its losses.
 
     entries of the tar -> runs of members with one key -> samples, or a loss with a reason from `TarReason`
 
-The tar is streamed once, bounded by `TarLimits`; nothing is extracted, decoded or followed.
+The tar is streamed once, bounded by `TarLimits`. Nothing is extracted, decoded or followed.
 """
 
 import hashlib
@@ -16,23 +16,27 @@ from pipelines.shards.shards import Member, key_end
 from pipelines.shards.tar import Hashed, Readable, TarBeyondLimits, TarDamaged, TarEntry, TarLimits, TarReason, read_tar
 
 MAX_LABEL_BYTES = 1 << 20
+"""Largest member in bytes that is read for labels."""
 MAX_LABEL_CHARS = 200
+"""Longest label in characters."""
 
 _FACTS = (".cls", ".json")
+"""Suffixes of members with labels and metadata."""
 _SHOWN = 60
+"""Characters of a bad label that an error shows."""
 _COMPRESSED = re.compile(
     rb"(?P<gzip>\x1f\x8b\x08)|(?P<xz>\xfd7zXZ\0)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<zip>PK\3\4)"
 )
-"""The first bytes of files that are compressed though they may be called .tar."""
+"""First bytes of compressed files, which may still be called .tar."""
 
-# What a name on a terminal or a line must not hold: control characters, line separators, what turns the direction of
-# writing, lone surrogates. All else names classes, what joins the parts of a letter or an emoji too.
+# Characters that would spoil a terminal or a line of text: control characters, line separators, marks that change the
+# direction of writing, lone surrogates. All others may be in class names, also the joiners inside letters and emoji.
 _NO_LABEL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class ForeignSample:
-    """A sample that can be taken: `members[0]` is the image, the rest its `cls` and `json`; labels are names."""
+    """A sample that can be taken: `members[0]` is the image, the rest its `cls` and `json`. Labels are class names."""
 
     key: str
     members: tuple[Member, ...]
@@ -41,9 +45,9 @@ class ForeignSample:
 
 @dataclass(frozen=True)
 class Loss:
-    """What cannot be taken: a sample by its key, a lone file by its name, or (no name) the rest of the tar.
+    """A part of a tar that cannot be taken: a sample by its key, a lone file by its name, or (no name) the tar's rest.
 
-    `detail` says more than the reason, where there is more to say; `sample` whether it costs a sample.
+    `detail` adds to the reason, if there is more to say. `sample` tells whether a sample is lost.
     """
 
     name: str
@@ -54,7 +58,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class ForeignTar:
-    """A scanned tar: samples in the order they lie, losses, and the digest of all its bytes."""
+    """A scanned tar: samples in the order of the tar, losses, and the size and digest of the whole tar."""
 
     samples: list[ForeignSample]
     losses: list[Loss]
@@ -65,11 +69,11 @@ class ForeignTar:
 def scan_foreign_tar(
     stream: Readable, images: Sequence[str], fields: Sequence[str] | None, limits: TarLimits | None = None
 ) -> ForeignTar:
-    """Scan one tar. `images` are the suffixes of images, with their dot; `fields` the JSON fields that hold labels.
+    """Scan one tar. `images` are the suffixes of images, with their dot; `fields` are the JSON fields with labels.
 
-    Unset `fields` = the `cls` member, else `labels` or `label` of the JSON; none = no labels. A JSON is parsed only
-    where a label is asked of it. Where the tar breaks, its last sample is given up with it, since members of it may be
-    missing. TarBeyondLimits is raised as it comes: a tar that is not read to its end has no digest.
+    Unset `fields` means the `cls` member, else `labels` or `label` of the JSON; empty means no labels. JSON is parsed
+    only for labels. If the tar is damaged, the sample at the damage is lost too, since it may lack members. Raises
+    TarBeyondLimits unchanged: a tar that is not read to its end has no digest.
     """
     source = Hashed(stream)
     runs = _Runs(images, fields)
@@ -89,14 +93,14 @@ def scan_foreign_tar(
 
 
 def _compression(head: bytes) -> str:
-    """What to do about a tar that is compressed, by its first bytes; empty where it is not."""
+    """Return advice if the first bytes show that a tar is compressed, else ""."""
     found = _COMPRESSED.match(head)
     return f"it is compressed by {found.lastgroup}: unpack it, for samples are read by their place" if found else ""
 
 
 @dataclass
 class _Run:
-    """Members that stand together under one key."""
+    """Consecutive members with one key."""
 
     key: str
     suffixes: set[str] = field(default_factory=set)
@@ -108,13 +112,13 @@ class _Run:
     detail: str = ""
 
     def refuse(self, reason: TarReason, detail: str = "") -> None:
-        """Give the sample up; the first reason stays."""
+        """Mark the sample as lost. The first reason stays."""
         if self.problem is None:
             self.problem, self.detail = reason, detail
 
 
 class _Runs:
-    """Groups the entries of one tar into samples, as the stock reader does: by what precedes the first dot."""
+    """Groups the entries of one tar into samples like the stock webdataset reader: by the name up to its first dot."""
 
     def __init__(self, images: Sequence[str], fields: Sequence[str] | None) -> None:
         self._images, self._fields = frozenset(images), fields
@@ -124,7 +128,7 @@ class _Runs:
         self._losses: list[Loss] = []
 
     def wants(self, entry: TarEntry) -> bool:
-        """Whether the content is needed: of an image for its digest, of `cls` and `json` also for what they say."""
+        """Tell whether a member must be read: an image for its digest, `cls` and `json` also for their labels."""
         suffix = _suffix(entry.name)
         limit = entry.size if suffix in self._images else MAX_LABEL_BYTES if self._states(suffix) else -1
         return entry.refusal is None and entry.size <= limit
@@ -149,11 +153,11 @@ class _Runs:
             run.beside.append(Loss(entry.name, entry.refusal, sample=False))
 
     def _states(self, suffix: str) -> bool:
-        """Whether a member may state labels: beside an image such as `.input.jpg` that may be `.output.cls`."""
+        """Tell whether a member may hold labels. With images such as `.input.jpg`, that can be `.output.cls`."""
         return suffix in _FACTS or (self._compound and suffix.endswith(".cls"))
 
     def _take(self, run: _Run, entry: TarEntry, suffix: str, content: bytes | None) -> None:
-        """Keep an image or what may state labels; a member that is too large for that has no content."""
+        """Keep an image or a member that may hold labels. A member that is too large comes without content."""
         if entry.refusal is not None:
             run.refuse(entry.refusal, entry.name)
             return
@@ -167,12 +171,12 @@ class _Runs:
             run.images.append(member)
 
     def break_off(self, reason: TarReason) -> None:
-        """The tar ends here against its will."""
+        """Mark the open sample as lost, since the tar is damaged here."""
         if self._open is not None:
             self._open.refuse(reason)
 
     def close(self) -> None:
-        """The key that is open has no further member here."""
+        """Close the open run of members, and judge its sample."""
         run, self._open = self._open, None
         if run is None:
             return
@@ -198,7 +202,7 @@ class _Runs:
             run.labels = _labels({suffix: content for suffix, (_, content) in run.facts.items()}, self._fields)
         except ValueError as error:
             run.refuse(TarReason.BAD_METADATA, str(error))
-        # What was too large to be read is no metadata either; the contents of the rest have served.
+        # A member that was too large to be read is no metadata either. The other contents are not needed any more.
         run.facts = {name: (member, b"") for name, (member, content) in run.facts.items() if content is not None}
 
     def samples(self) -> list[ForeignSample]:
@@ -217,20 +221,20 @@ class _Runs:
 
 
 def _key(name: str) -> str:
-    """The key of a member, empty where it has none; `./a/b.jpg` and `a/b.jpg` have one key."""
+    """Return the key of a member, or "" if it has none; `./a/b.jpg` and `a/b.jpg` have the same key."""
     try:
         stem = name[: key_end(name)]
     except ValueError:
         return ""
     if stem.endswith("/") or not stem:
         return ""
-    if stem.startswith("/"):  # refused, but not under the key of a file that is not
+    if stem.startswith("/"):  # refused later, and must not share the key of a file without the slash
         return stem
     return "/".join(part for part in stem.split("/") if part not in ("", "."))
 
 
 def _suffix(name: str) -> str:
-    """What follows the key, with its dot, in lower case: `.jpg`, `.seg.png`; empty where there is no dot."""
+    """Return the name behind the key, with its dot, in lower case (`.jpg`, `.seg.png`), or "" if it has no dot."""
     try:
         return name[key_end(name) :].lower()
     except ValueError:
@@ -241,7 +245,7 @@ def _suffix(name: str) -> str:
 
 
 def _labels(facts: dict[str, bytes | None], fields: Sequence[str] | None) -> tuple[str, ...]:
-    """The class names that `cls` or `json` states, each once. ValueError, with the value, for what cannot be one."""
+    """Return the class names in `cls` or `json`, each once. Raises ValueError, with the value, for a bad label."""
     if fields is None and ".cls" in facts:
         found: list[Any] = [_text(facts[".cls"], "cls").strip()]
     elif fields == () or ".json" not in facts:
@@ -264,7 +268,7 @@ def _text(content: bytes | None, member: str) -> str:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A JSON object; one of another form states nothing, as boxes in a list do not."""
+    """Parse a JSON object; any other JSON value, such as a list of boxes, counts as an empty one."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -277,7 +281,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _label(value: Any) -> str:
-    """A label as the name of a class: a text, true or false, or a whole number, however it is written in JSON."""
+    """Return a JSON label as a class name: a text, `true` or `false`, or a whole number (3.0 is 3). Else ValueError."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():

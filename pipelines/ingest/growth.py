@@ -1,7 +1,7 @@
-"""Tars that were adopted before: adopting again takes those that are new beside them, as the next version.
+"""The next version of adopted shards: adopting again adds the tars that are new beside the earlier ones.
 
-What stands in a version stays: a tar keeps its rows, a class its id. So codes and an index of the version before are
-right for the next one too, and only what is new is encoded.
+A tar keeps its rows and a class its id. So codes and an index of the version before hold for the next one too, and only
+new tars are encoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from pipelines.storage import Store
 
 @dataclass(frozen=True)
 class Grown:
-    """The current version of adopted shards, from which the next one is made."""
+    """The current version of adopted shards, to which the next one adds."""
 
     artifact: Artifact
     number: int
@@ -30,16 +30,16 @@ class Grown:
 
     @cached_property
     def keys(self) -> dict[str, set[str]]:
-        """The keys that each tar has in the version, by the tar's name."""
+        """Keys of each tar in this version, by the tar's name."""
         return {name: set(shard.table()["key"].to_pylist()) for name, shard in self.shards.items()}
 
     @property
     def parts(self) -> list[Part]:
-        """The tars of the version."""
+        """Parts of this version that are tars."""
         return [part for part in self.artifact.manifest.parts if part.name != INDEX_NAME]
 
     def names(self, found: Sequence[str], origin: Store) -> list[str]:
-        """The tars to look at, in order: those `found` and those of the version. InputError where one vanished."""
+        """Return the tars to look at, in order: those `found` and those of the version. InputError if one vanished."""
         there = origin.entries()
         for name in self.shards:
             if name not in there:
@@ -50,7 +50,7 @@ class Grown:
         return sorted({*found, *self.shards})
 
     def require_same_bytes(self, name: str, sha256: str, origin: Store) -> None:
-        """InputError where a tar of the version has other bytes now."""
+        """Raise InputError if a tar of the version has other bytes now."""
         if name in self.shards and self.shards[name].part.sha256 != sha256:
             raise InputError(
                 f"{origin.uri}/{name} changed since it was adopted at {self.artifact.uri}: bring its bytes back, or "
@@ -58,7 +58,7 @@ class Grown:
             )
 
     def require_same_rows(self, name: str, rows: pa.Table) -> None:
-        """InputError where a tar of the version would have other samples or class ids in the next one."""
+        """Raise InputError if a tar of the version would have other samples or class ids in the next one."""
         if name not in self.shards:
             return
         before, after = (table.select(["key", "labels"]).to_pylist() for table in (self.shards[name].table(), rows))
@@ -79,9 +79,10 @@ class Grown:
 
 
 def adopted_before(root: Store, settings: Mapping[str, object]) -> Grown | None:
-    """What was adopted at `root` with these settings, or None: nothing, something else, or an index that is gone.
+    """Return the shards that were adopted at `root` with these settings, or None.
 
-    Who goes on without it finds by the fingerprint what lies there.
+    None means nothing, something else, or a first version whose index is gone. The caller then goes on as for a new
+    artifact, and its fingerprint tells whether that fits what lies there.
     """
     if root.size("manifest.json") is None:
         return None
@@ -98,15 +99,15 @@ def adopted_before(root: Store, settings: Mapping[str, object]) -> Grown | None:
     except DamagedArtifact:
         if known:
             raise
-        return None  # what is gone of a first version is made again
+        return None  # missing parts of a first version are made again
 
 
 def grown_classes(
     found: set[str], before: tuple[str, ...], numbers: Mapping[str, int]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes `before`, and behind them those that are new, so that ids of old ones stay.
+    """Return the classes `before` with the new ones behind them, so that old ids stay, and the id of each class.
 
-    `numbers` are the labels that are numbers.
+    `numbers` are the labels that are numbers; if all are, each number is its own id.
     """
     if len(numbers) == len(found) and before == tuple(map(str, range(len(before)))):
         count = max([len(before), *(number + 1 for number in numbers.values())])

@@ -1,4 +1,4 @@
-"""Images in the rows of Parquet tables, as the Hugging Face Hub serves them: read once, kept in a scratch file."""
+"""Images in the rows of Parquet tables, as on the Hugging Face Hub: read once and kept in a scratch file."""
 
 import os
 from collections.abc import Iterator
@@ -23,10 +23,11 @@ _MAGIC = (
 
 
 class ImageRows(Generic[R]):
-    """Images of rows, and what else each row says.
+    """Images of rows, and the other content of each row.
 
-    An image is a struct of its bytes and the path it had, or its bytes alone. Where all rows have paths of images, no
-    two the same, these are the names; else a name is the table's and the row's number, with a suffix by the bytes.
+    An image is a struct of its bytes and its former path, or its bytes alone. If all rows have different paths of
+    images, these are the images' names. Otherwise a name is the table's and the row's number, with a suffix that
+    follows from the bytes.
     """
 
     def __init__(self, spool: IO[bytes], root: Path) -> None:
@@ -35,14 +36,14 @@ class ImageRows(Generic[R]):
         self._held: dict[str, tuple[int, int]] = {}
 
     def add(self, image: Any, row: R, number: str) -> None:
-        """Keep the image of a row; `number` names it if its path cannot."""
+        """Keep the image of a row. `number` becomes its name if its path cannot be."""
         path = image.get("path") if isinstance(image, dict) else None
         data = image.get("bytes") if isinstance(image, dict) else image
         start, size = self._spool.tell(), -1 if data is None else self._spool.write(data)
         self._rows.append((row, number, path, start, size, _suffix(data or b"", path)))
 
     def named(self, listing: Listing) -> Iterator[tuple[str, R]]:
-        """Give each row's image a name below the source; what is no sample is skipped in `listing`."""
+        """Yield each row with the name of its image below the source; skip in `listing` those that are no samples."""
         paths = [path.replace("\\", "/") if path else "" for _, _, path, *_ in self._rows]
         by_path = len(set(paths)) == len(paths) and all(map(_is_name, paths))
         self._spool.flush()

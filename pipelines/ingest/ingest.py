@@ -1,9 +1,9 @@
-"""Images -> WebDataset shards with an index, reproducible to the byte.
+"""The verb ingest: turns images into WebDataset shards with an index, reproducible to the byte.
 
     source -> listing -> keys, class ids, sha256 -> split -> seeded permutation -> tars -> shard index -> manifest
 
-The source is read twice: once to know its digest, which names the result and finds a rerun that has nothing to do,
-and once to write it. Bytes that changed in between end the run. What is held in memory is names and digests.
+The source is read twice: first for its digest, by which a rerun finds that everything is done, then to write it. Bytes
+that changed in between end the run. Only names and digests are held in memory.
 """
 
 import hashlib
@@ -45,20 +45,22 @@ from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 _log = logging.getLogger(__name__)
 
 INGEST_VERSION = 3
-"""Raised by hand when the same source would give other keys, classes or samples; part of the fingerprint."""
+"""Version of keys, classes and samples, part of the fingerprint. Bump it when the same source would give others."""
 MAX_SHARDS = 1_000_000
+"""Largest number of shards of one artifact; their names have six digits."""
 THREADS = 2
+"""Number of shards that are written side by side."""
 
 _ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".zst", ".7z", ".rar"})
 
-# Beyond `.` and `%`: what a tar, a Parquet string or the stock webdataset reader cannot hold.
+# `.` ends a key and `%` begins an escape. A tar, a Parquet string or the stock webdataset reader cannot hold the rest.
 _ENCODED = re.compile(r"[.%\x00-\x1f\x7f\ud800-\udfff]")
 _HIDDEN = re.compile(r"__[^/]*__(/|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sample to be written: its key, where its image lies in the source, label ids, metadata, image digest."""
+    """A sample to be written: its key, the path of its image in the source, label ids, metadata, image digest."""
 
     key: str
     path: str
@@ -68,7 +70,7 @@ class Sample:
 
     @property
     def suffix(self) -> str:
-        """The image's own suffix, without the dot."""
+        """Suffix of the image's path, without the dot."""
         return self.path.rpartition(".")[2]
 
 
@@ -89,13 +91,17 @@ def ingest(
 ) -> dict[str, Any]:
     """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
 
-    `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`; the columns are for tables, where unset
-    `label_columns` means those called label, label2, ..., and none leaves any source unlabelled; paths lie below
-    `table_root`, unset the table's folder, `encoding` is that of a CSV, `label_separator` stands between the labels of
-    one cell, and `multi_hot` means a column for each label, with 1 and 0. `class_from` says which folder names the
-    class, see `Layout`. A `protocol` reads the folder `source` of its data set's own files and splits them. Raises
-    InputError for a source that cannot be used, and Degraded where more than `ingest.skip_budget` of them cannot
-    be taken and that was not allowed.
+    `split` is `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`. `class_from` selects the folder that names
+    the class, see `Layout`. Empty `label_columns` leave any source unlabelled.
+
+    For tables, unset `label_columns` means those called label, label2, ...; paths are below `table_root`, by default
+    the table's folder; `encoding` is that of a CSV; `label_separator` separates the labels in one cell; `multi_hot`
+    means a column of 1 and 0 for each label.
+
+    A `protocol` reads the files of its data set in the folder `source`, and splits them itself.
+
+    Raises InputError for a source that cannot be used, and Degraded if more than `ingest.skip_budget` of its images
+    cannot be taken and `allow_degraded` is not set.
     """
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
@@ -114,7 +120,7 @@ def ingest(
         stores = {name: root.child(name) if plan.by else root for name in names}
         marks = {name: _fingerprint(config, digest, plan, name, class_from) for name in names}
         there = {name: finished(stores[name], "shards", marks[name]) for name in names}
-        # All of them before any work, for a root may hold something else.
+        # All writers before any work: a root may hold something else, and then nothing must have been written.
         writers = {
             name: ArtifactWriter(stores[name], "shards", marks[name], (), {}) for name in names if not there[name]
         }
@@ -179,9 +185,9 @@ def _opened(
 
 
 def sample_key(path: str, whole: bool = False) -> str:
-    """The key of a file: its path without suffix, or the `whole` of it, percent-encoded where a key cannot hold it."""
+    """Return the key of a file: its path without the suffix, or the `whole` path, percent-encoded where necessary."""
     key = _ENCODED.sub(_percent, path if whole else os.path.splitext(path)[0])  # noqa: PTH122 - a Path per file is slow
-    # The stock webdataset reader passes over names that begin with such a folder.
+    # The stock webdataset reader skips names that begin with a folder like __NAME__.
     return "%5F" + key[1:] if _HIDDEN.match(key) else key
 
 
@@ -190,7 +196,7 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def _in_key_order(listing: Listing) -> list[str]:
-    """Sort the listing by key and return the keys; a path that comes twice is an InputError."""
+    """Sort the listing by key and return the keys. Raises InputError for no images, or for a path that comes twice."""
     if not listing.entries:
         raise InputError(f"{listing.where} holds no images{_first_skipped(listing)}{_what_helps(listing)}")
     keys = unique_keys([entry.path for entry in listing.entries], listing.where)
@@ -200,10 +206,10 @@ def _in_key_order(listing: Listing) -> list[str]:
 
 
 def unique_keys(paths: Sequence[str], where: str) -> list[str]:
-    """Return the key of each path; those that would have one key keep their suffixes. InputError for equal paths."""
+    """Return the key of each path; paths that would share a key keep their suffixes. InputError for equal paths."""
     keys = [sample_key(path) for path in paths]
     while twice := {one for one, other in pairwise(sorted(keys)) if one == other}:
-        # A suffix that was kept may make the key of a third file: `a.png` of a.png beside a.jpg, and of a.png.jpg.
+        # Again until all differ: a kept suffix can equal the key of a third file, as a.png beside a.jpg and a.png.jpg.
         longer = [sample_key(path, whole=True) if key in twice else key for path, key in zip(paths, keys, strict=True)]
         if longer == keys:
             path = next(path for path, key in zip(paths, keys, strict=True) if key in twice)
@@ -213,7 +219,7 @@ def unique_keys(paths: Sequence[str], where: str) -> list[str]:
 
 
 def _skips(listing: Listing) -> dict[str, Any]:
-    """What a result and a run record say of the files that are no samples."""
+    """Return the facts on skipped files for a result and a run record."""
     return {
         "skipped": listing.skipped,
         "found": len(listing.entries) + listing.skipped,
@@ -225,7 +231,7 @@ def _skips(listing: Listing) -> dict[str, Any]:
 
 
 def _what_helps(listing: Listing) -> str:
-    """What to do about a source whose files are passed over, if that is known."""
+    """Return advice for a source whose files are all skipped, or ""."""
     if SkipReason.MISSING in listing.reasons:
         return ": --root DIR says where the files of a table lie"
     if ".tar" in listing.suffixes:
@@ -240,7 +246,7 @@ def _first_skipped(listing: Listing) -> str:
 
 
 def _read_all(source: Source, required: bool) -> dict[str, bytes]:
-    """Read every image once for its sha256, by path; one that cannot be read is skipped unless it is `required`."""
+    """Read every image once and return its sha256 by path. One that cannot be read is skipped, unless `required`."""
     digests: dict[str, bytes] = {}
     listing = source.listing
     taken = []
@@ -272,7 +278,7 @@ def _samples(
 
 
 def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Sequence[str], source: Source) -> str:
-    """What was ingested, whatever held it: a folder and a zip of it have one digest."""
+    """Return the digest of the content of a source, in any container: a folder and a zip of it have one digest."""
     digest = hashlib.sha256(canonical_json(list(classes)))
     for said in filter(None, (source.files, source.columns)):
         digest.update(canonical_json(said))
@@ -285,7 +291,7 @@ def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Se
 def _protocol_card(
     protocol: Protocol, source: Source, samples: Sequence[Sample], groups: Sequence[str]
 ) -> ProtocolCard:
-    """What the manifests say of a protocol's split; what makes its figures better than they are goes to stderr."""
+    """Return the facts on a protocol's split for the manifests, and print the protocol's warnings to stderr."""
     parts: dict[str, list[tuple[str, bytes]]] = {name: [] for name in protocol.parts}
     for sample, group in zip(samples, groups, strict=True):
         parts[group].append((sample.key, sample.sha256))
@@ -307,7 +313,7 @@ def _fingerprint(config: Config, digest: str, plan: SplitPlan, name: str, class_
 def build_shard(path: Path, name: str, samples: Sequence[Sample], read: Callable[[str], bytes]) -> pa.Table:
     """Write one tar of `samples` at `path`, read it back, and return its rows of the shard index.
 
-    The tar's bytes depend on the samples alone. WorkFailed where the source changed since it was digested.
+    The tar's bytes depend on the samples alone. Raises WorkFailed if an image changed since it was digested.
     """
     write_tar(path, (_members(sample, read(sample.path)) for sample in samples))
     labels = {sample.key: sample.labels for sample in samples}
@@ -339,8 +345,10 @@ def _publish(
     meta: ShardsMeta,
     log: RunLog,
 ) -> Artifact:
-    """Write and commit one artifact, or what is gone of it."""
+    """Write and commit one artifact, or the missing parts of it."""
     size, name = config.ingest.samples_per_shard, part or config.ingest.name
+    # Philox by name, so that another default generator of numpy would not change the order. The 0 keeps this stream
+    # apart from that of `split_by_shares`, which has a 1.
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.ingest.seed, 0])))
     order = random.permutation(len(samples))
     chunks = [[samples[place] for place in order[start : start + size]] for start in range(0, len(samples), size)]
@@ -370,7 +378,7 @@ def _publish(
         try:
             index = index_bytes(tables())
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)  # do not write the shards that wait
+            pool.shutdown(wait=True, cancel_futures=True)  # without this, the `with` would still write waiting shards
             raise
     parts.append(writer.put_part(INDEX_NAME, index, len(samples)))
     listing = source.listing

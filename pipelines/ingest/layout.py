@@ -1,8 +1,8 @@
-"""What class a picture is of, told from the paths of a source alone.
+"""Derives the class of each picture from the paths of a source alone.
 
-CLASS/.../FILE          the first folder, as torchvision's ImageFolder has it, or with `parent` the last one
-PART/CLASS/.../FILE     the same below the folder of a part, where the top folder names the part of a split
-FILE                    no class: unlabelled where nothing has a class folder, else a stray picture
+CLASS/.../FILE          the first folder, as in torchvision's ImageFolder, or with `parent` the last one
+PART/CLASS/.../FILE     the same below the folder of a part, if top folders name the parts of a split
+FILE                    no class: unlabelled if no picture has a class folder, else a stray picture
 00000/000000000.jpg     img2dataset's output format `files`: unlabelled, with .json and .txt beside it
 """
 
@@ -22,7 +22,7 @@ HIDDEN_NAMES = frozenset(
         *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
     }
 )
-"""What systems keep for themselves under names without a leading dot, in lower case."""
+"""Names of system files and folders that have no leading dot, in lower case."""
 
 SPLIT_NAMES = frozenset(
     {
@@ -30,7 +30,7 @@ SPLIT_NAMES = frozenset(
         *("query", "queries", "gallery", "database"),
     }
 )
-"""Names of folders, in lower case, that are rather the parts of a split than classes."""
+"""Names of folders that are more likely the parts of a split than classes, in lower case."""
 
 _NUMBERED = re.compile(r"(\d+)/\1\d*\.[^./]+")
 _BESIDE = re.compile(r"(?:.*/)?(\d+)/\1\d*\.(?:json|txt)", re.DOTALL)
@@ -39,9 +39,9 @@ _STATS = re.compile(r"(?:.*/)?\d+_stats\.json", re.DOTALL)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the folders of a source are read.
+    """Options for reading the folders of a source.
 
-    Unset `class_from` is `first`, and img2dataset's files are recognised. `parts`: the top folder names a part.
+    Unset `class_from` is `first`, and then img2dataset's files are recognised too. `parts`: top folders name parts.
     """
 
     class_from: ClassFrom | None = None
@@ -50,40 +50,40 @@ class Layout:
 
     @property
     def depth(self) -> int:
-        """Folders that lead to a picture which has a class."""
+        """Number of folders above a picture with a class, at least."""
         return 1 + self.parts
 
 
 def is_hidden(path: str) -> bool:
-    """Return whether the file or a folder that holds it is hidden."""
+    """Tell whether the file or a folder above it is hidden."""
     return any(name.startswith(".") or name.lower() in HIDDEN_NAMES for name in path.split("/"))
 
 
 def may_stand_beside(path: str) -> bool:
-    """Return whether a file is named as img2dataset names the metadata and the caption of a picture."""
+    """Tell whether a file has the name of metadata or a caption from img2dataset."""
     return _BESIDE.fullmatch(path) is not None
 
 
 def is_statistics(path: str) -> bool:
-    """Return whether a file is named as the counts that img2dataset writes beside the folder of each shard."""
+    """Tell whether a file has the name of the counts that img2dataset writes beside the folder of each shard."""
     return _STATS.fullmatch(path) is not None
 
 
 def is_numbered(paths: Sequence[str], statistics: bool) -> bool:
-    """Return whether all pictures are named as img2dataset names them: a shard's number, and below it longer ones.
+    """Tell whether all pictures have names from img2dataset: SHARD/SHARD..., where the file's number is longer.
 
-    How long they are is set by its options, and a shard of one picture has the shard's number for its name. Without
-    its `statistics` beside the folders, only the longer ones are told from numbered classes.
+    The length of the numbers is an option of img2dataset, and the only picture of a shard may have the shard's own
+    number. Without the `statistics` files beside the folders, numbers of one or two digits are taken for classes.
     """
     found = [_NUMBERED.fullmatch(path) for path in paths]
     return all(match and (statistics or len(match[1]) > 2) for match in found)
 
 
 def wrapping_folders(common: str, paths: Iterable[str], depth: int, stem: str) -> str:
-    """Return the folders that only wrap the pictures, with a slash behind; empty for none.
+    """Return the folders that only wrap the pictures, ending with a slash, or "" for none.
 
-    `common` is the folder that holds all files. Its last folder is a class, if no picture had one without it; but
-    a folder named as its archive, `stem`, is none.
+    `common` is the folder that holds all files. Its first folders are wrappers as long as the deepest picture keeps
+    `depth` folders below them. If there is none by this rule, a first folder with the archive's name, `stem`, is one.
     """
     deepest = max((path.count("/") for path in paths), default=0)
     folders = common.split("/")[:-1]
@@ -95,17 +95,17 @@ def wrapping_folders(common: str, paths: Iterable[str], depth: int, stem: str) -
 
 @dataclass
 class Places:
-    """The class of each picture, in the order of their paths, and what is worth saying of them."""
+    """The class of each picture, in the order of their paths, and notes for the user."""
 
     labels: list[tuple[str, ...] | None]
-    """None is a stray picture."""
+    """Class names of each picture; None for a stray picture."""
     notes: list[str]
 
 
 def place_pictures(paths: Sequence[str], layout: Layout, where: str, numbered: bool = False) -> Places:
-    """Tell the class of each picture by its folders; `numbered` pictures have none.
+    """Derive the class of each picture from its folders; `numbered` pictures have none.
 
-    InputError where the top folder should name a part of a split, and no picture lies in PART/CLASS.
+    Raises InputError if top folders should name the parts of a split and no picture lies in PART/CLASS.
     """
     if layout.parts:
         _require_parts(paths, layout, where)
@@ -154,7 +154,7 @@ def _labelled(paths: Sequence[str], layout: Layout, classed: set[str]) -> Places
 
 
 def _doubtful_classes(names: Sequence[str], layout: Layout) -> list[str]:
-    """Say so where all classes are named as the parts of a split, or as folders that only number the pictures."""
+    """Return a note if all classes have names of parts of a split, or of folders that only number the pictures."""
     if names and not layout.parts and all(name.lower() in SPLIT_NAMES for name in names):
         return [f"the classes are {', '.join(names)}: where these are parts of a split, pass --split folder"]
     first = names[0] if names else ""
@@ -164,7 +164,7 @@ def _doubtful_classes(names: Sequence[str], layout: Layout) -> list[str]:
 
 
 def _lone_classes(paths: Sequence[str], labels: Sequence[tuple[str, ...] | None]) -> list[str]:
-    """Name the parts whose only class is none of a part that has several, as val/images/ beside train/CLASS/."""
+    """Return a note for each part whose only class is in no part with several, as val/images/ beside train/CLASS/."""
     classes: dict[str, set[str]] = {}
     for path, label in zip(paths, labels, strict=True):
         if label:

@@ -1,4 +1,4 @@
-"""Where the files lie that a table names: below its folder, or below a root that the user gives."""
+"""Finds the files that a table names, below its folder or below a root that the user gives."""
 
 import os
 import stat
@@ -11,15 +11,15 @@ from pipelines.ingest.skips import SkipReason
 from pipelines.shards.containers import SUFFIXES
 
 TRIED = 1000
-"""Paths, evenly taken from those that were not found, on which leading folders are tried."""
+"""Number of paths, evenly taken from those not found, on which leading folders are tried."""
 
 
 class Places:
-    """Finds files below the folder `root`, however a table spells their paths.
+    """Finds files below the folder `root` by the paths that a table has for them.
 
-    A path is relative to `root`, or absolute and below it, however many `..` it has. Backslashes may separate folders,
-    letters with accents may be composed otherwise than on disk, and the suffix of an image may be left out if just one
-    file has the rest of the name. Nothing outside `root` is ever taken.
+    A path is relative to `root`, or absolute and below it, and may contain `..`. Backslashes may separate folders,
+    accents may be composed differently than on disk, and the suffix of an image may be missing if exactly one file has
+    the rest of the name. Nothing outside `root` is ever taken.
     """
 
     def __init__(self, root: Path) -> None:
@@ -28,9 +28,9 @@ class Places:
         self._starts = tuple({self._folder, os.path.realpath(folder).rstrip("/") + "/"})
 
     def find(self, name: str, foreign: Sequence[str] = ()) -> tuple[str, int] | SkipReason:
-        """Return the path of a file below the root and its size, or why it cannot be taken: a reason to skip it.
+        """Return the path of a file below the root and its size, or the reason to skip it.
 
-        `foreign` are folders that `name` begins with elsewhere, to be left out.
+        `foreign` are leading folders of `name` on another machine; they are left out.
         """
         reason = SkipReason.MISSING
         for spelling in _spellings(name):
@@ -56,7 +56,7 @@ class Places:
         return (path, found.st_size) if stat.S_ISREG(found.st_mode) else SkipReason.SPECIAL
 
     def _with_suffix(self, path: str) -> tuple[str, int] | SkipReason | None:
-        """The one file whose name has a suffix of an image that `path` lacks, as lists of ids name files."""
+        """Return the only file named `path` plus the suffix of an image, or None. Lists of ids name files like that."""
         if os.path.splitext(path)[1].lower() in SUFFIXES:  # noqa: PTH122 - a Path per file is slow
             return None
         spelled = [path + suffix for known in SUFFIXES for suffix in (known, known.upper())]
@@ -64,9 +64,9 @@ class Places:
         return found[0] if len(found) == 1 else None
 
     def foreign_folders(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the leading folders that these paths have elsewhere: without them most are below the root.
+        """Return the leading folders without which most of these paths are found below the root, or () for none.
 
-        One answer for all paths, so that two files of one name in two folders are never taken for one.
+        The answer is one for all paths, so that files of one name in two folders are never mistaken for each other.
         """
         tried = [split_path(name.replace("\\", "/")) for name in names[:: -(-len(names) // TRIED) or 1]]
         shared = _shared([parts[:-1] for parts in tried])
@@ -83,12 +83,12 @@ class Places:
 
 
 def split_path(name: str) -> list[str]:
-    """Return the folders and the name of a path; the first is empty where it is absolute."""
+    """Split a path into its folders and its name. An absolute path begins with an empty folder."""
     return [part for place, part in enumerate(name.split("/")) if part not in ("", ".") or (place == 0 and part == "")]
 
 
 def _shared(folders: Sequence[Sequence[str]]) -> list[str]:
-    """Return the folders that all begin with."""
+    """Return the leading folders that all paths share."""
     return [own[0] for own in takewhile(lambda own: len(set(own)) == 1, zip(*folders, strict=False))]
 
 

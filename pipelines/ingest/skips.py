@@ -1,13 +1,13 @@
-"""Why a file of a source is no sample: a closed list, so that readers may switch on it and counts can be added up."""
+"""Reasons to skip a file of a source: a closed list, so that readers can switch on it and add up counts."""
 
 from enum import StrEnum
 
 
 class SkipReason(StrEnum):
-    """Why `ingest` passes over a file. Where a tar that is adopted has the same reason, it has the same name."""
+    """A reason for `ingest` to skip a file. A reason that `--adopt` has too has the same name there (`TarReason`)."""
 
     TOO_LARGE = "too_large"
-    """The file is larger than a reader of shards takes."""
+    """The file is larger than a reader of shards accepts."""
     LINK = "link"
     """A link that leads nowhere, back to a folder that holds it, or out of its archive."""
     SPECIAL = "special"
@@ -15,7 +15,7 @@ class SkipReason(StrEnum):
     UNSAFE_NAME = "unsafe_name"
     """The name is absolute, leads out of its source, is too long or holds a NUL."""
     HIDDEN = "hidden"
-    """The file or a folder that holds it is hidden, or is what a system keeps for itself."""
+    """The file or a folder above it is hidden, or belongs to the system."""
     UNREADABLE = "unreadable"
     """The file, or a folder with all that it holds, cannot be read."""
     MISSING = "missing"
@@ -29,10 +29,10 @@ class SkipReason(StrEnum):
     REPLACED = "replaced"
     """A later entry of the archive has the same name."""
     NO_LABEL = "no_label"
-    """The data set gives the picture no label, and the protocol leaves such out."""
+    """The data set has no label for the picture, and the protocol leaves such pictures out."""
 
 
 NO_LOSS = frozenset(
     {SkipReason.HIDDEN, SkipReason.WRONG_SUFFIX, SkipReason.STRAY, SkipReason.REPLACED, SkipReason.NO_LABEL}
 )
-"""Reasons that cost nobody a picture, so they do not count for `ingest.skip_budget`."""
+"""Reasons by which no picture is lost, so they do not count for `ingest.skip_budget`."""

@@ -1,11 +1,11 @@
-"""What `ingest` reads: a folder, zip or tar of class folders, or a table of paths and labels.
+"""Sources of `ingest`: a folder, zip or tar of class folders, or a table of paths and labels.
 
     folder, zip, tar   class = the first folder below the source, see `layout`
     CSV, Parquet       `path,label[,label2...]`, paths relative to the table's folder, other columns = metadata;
                        a Parquet table may hold the images themselves
 
-Nothing is extracted by name: a zip is read member by member where it lies, a tar is streamed once into one
-nameless scratch file. A file is a sample if its suffix is an image's; all else is skipped, with a reason.
+Nothing is extracted by name: a zip is read in place, member by member, and a tar is streamed once into one scratch
+file. A file with the suffix of an image is a sample; every other file is skipped with a reason.
 """
 
 import bz2
@@ -43,9 +43,13 @@ from pipelines.shards.tar import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, T
 from pipelines.storage import scratch_folder
 
 MAX_FILES = 20_000_000
+"""Largest number of files in one source."""
 SKIPPED_NAMED = 1000
+"""Number of skipped files that a result names; the others are only counted."""
 SUFFIXES_COUNTED = 1000
+"""Number of different suffixes that are counted by themselves; the others are counted together."""
 SUFFIXES_SHOWN = 5
+"""Number of suffixes that a message shows."""
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _LONGEST_FIRST = sorted(_TAR_SUFFIXES, key=len, reverse=True)
@@ -61,7 +65,7 @@ _BROKEN = (TarDamaged, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One sample to be: its path below the source, its class names, metadata, and the part its table puts it into."""
+    """A future sample: its path below the source, its class names, its metadata, and its part if the source has one."""
 
     path: str
     labels: tuple[str, ...]
@@ -71,25 +75,25 @@ class Entry:
 
 @dataclass
 class Listing:
-    """Samples found so far, and what was passed over: counted in full, the first names kept."""
+    """The samples found so far, and the skipped files: all are counted, the first ones are named."""
 
     where: str
     entries: list[Entry] = field(default_factory=list)
     skipped: int = 0
     losses: Counter[str] = field(default_factory=Counter)
-    """Those of them that would have been samples, by reason."""
+    """Counts of skipped files that would have been samples, by reason."""
     reasons: Counter[str] = field(default_factory=Counter)
     suffixes: Counter[str] = field(default_factory=Counter)
-    """Of the files that were skipped for their suffix: how many have which, in lower case."""
+    """Counts of the files that were skipped for their suffix, by that suffix in lower case."""
     named: list[dict[str, str]] = field(default_factory=list)
     first_lost: dict[str, str] | None = None
     notes: list[str] = field(default_factory=list)
-    """What else the user should know of the source, one line each."""
+    """Notes on the source for the user, one line each."""
 
     def skip(self, path: str, reason: str, detail: str = "", loss: bool | None = None) -> None:
-        """Pass over a file, and say why: a `SkipReason`, or a `TarReason` of a tar that is adopted.
+        """Record a skipped file with its reason: a `SkipReason`, or a `TarReason` for an adopted tar.
 
-        Unset, `loss` is whether the reason costs a picture.
+        `loss` tells whether a picture is lost; by default that follows from the reason.
         """
         self.skipped += 1
         if reason is SkipReason.WRONG_SUFFIX:
@@ -110,26 +114,26 @@ class Listing:
 
     @property
     def skipped_suffixes(self) -> dict[str, int]:
-        """How many were passed over for each suffix that no picture has, the most frequent first."""
+        """Number of skipped files for each suffix that no picture has, the most frequent first."""
         return dict(sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0])))
 
     @property
     def skipped_files(self) -> list[dict[str, str]]:
-        """The first that were passed over, each with its reason."""
+        """First skipped files, each with its reason."""
         return list(self.named)
 
     @property
     def lost_files(self) -> list[str]:
-        """The first pictures that were passed over, stray ones too."""
+        """Paths of the first skipped pictures, stray ones too."""
         return [file["path"] for file in self.named if file["reason"] not in NO_LOSS - {SkipReason.STRAY}]
 
     @property
     def skipped_reasons(self) -> dict[str, int]:
-        """All that were passed over, counted by reason."""
+        """Number of skipped files for each reason."""
         return dict(sorted(self.reasons.items()))
 
     def require_budget(self, samples: int, budget: float, allow_degraded: bool) -> bool:
-        """Return whether more than the share `budget` of the pictures was lost; Degraded unless that is allowed."""
+        """Tell whether more than the share `budget` of the pictures is lost. Raises Degraded if that is not allowed."""
         lost = self.losses.total()
         if lost <= budget * (samples + lost):
             return False
@@ -142,16 +146,16 @@ class Listing:
         return True
 
     def why_skipped(self) -> str:
-        """Name the reasons with their counts, the suffixes that no picture has, and the first file."""
+        """Describe the skipped files: reasons with counts, the suffixes that no picture has, and the first file."""
         return _counted(self.reasons, next(iter(self.named), None), self.skipped_suffixes)
 
     def add(self, entry: Entry) -> None:
-        """Take a sample."""
+        """Add a sample."""
         self.entries.append(entry)
         self.bound(0)
 
     def bound(self, more: int) -> None:
-        """InputError where these and `more` files are too many."""
+        """Raise InputError if the files so far and `more` are too many."""
         if len(self.entries) + self.skipped + more > MAX_FILES:
             raise InputError(f"{self.where} holds more than {MAX_FILES} files: ingest it in pieces")
 
@@ -173,10 +177,10 @@ def _counted(
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source. `read` returns all bytes of the file of an entry's path; threads may share it.
+    """An opened source. `read` returns all bytes of the file at an entry's path; threads may share it.
 
-    Of a protocol's data set, `files` has the sha256 of what says labels and parts, by its name, and `searched` the
-    parts that are the database, where it says so itself.
+    For the data set of a protocol, `files` has the sha256 of each file with labels or parts, by its name. `searched`
+    are the parts that form the database, if the data set names them itself.
     """
 
     listing: Listing
@@ -189,7 +193,7 @@ class Source:
 
 @contextmanager
 def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
-    """Open a folder, zip or tar of pictures and list it. InputError where that cannot be done."""
+    """Open a folder, zip or tar of pictures and list it. Raises InputError if that cannot be done."""
     listing, layout = Listing(str(path)), layout or Layout()
     files = _Files(listing)
     if path.is_dir():
@@ -218,7 +222,7 @@ def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
 
 
 def unfit(path: str, size: int) -> SkipReason | None:
-    """Why a file cannot be a sample by its name and size alone, or None."""
+    """Return why a file cannot be a sample by its name and size alone, or None if it can."""
     name = path[path.rfind("/") + 1 :]
     if os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122 - a Path per file is slow
         return SkipReason.WRONG_SUFFIX
@@ -230,7 +234,7 @@ def unfit(path: str, size: int) -> SkipReason | None:
 
 
 class _Files:
-    """The files of a source as they are met: pictures and what stands beside them, by path, with their places."""
+    """The files of a source as they are listed: pictures, and files beside them, with the place of each by its path."""
 
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
@@ -239,10 +243,10 @@ class _Files:
         self._folders = 0
         self._statistics = False
         self._common: str | None = None
-        """The folder that holds all files met so far, with a slash behind."""
+        """Folder that holds all files so far, ending with a slash."""
 
     def meet_all(self, found: Iterable[Found]) -> None:
-        """Take each file for a picture or for what stands beside one, or pass over it."""
+        """Sort each file: a picture, a file beside one, or skipped."""
         for one in found:
             if one.kind == "folder":
                 self._folders += 1
@@ -278,7 +282,7 @@ class _Files:
             self._common = self._common[: self._common.rfind("/", 0, -1) + 1]
 
     def source(self, layout: Layout, read: Callable[[str], bytes], archive: str | None = None) -> Source:
-        """Make samples of the pictures; those of an `archive` (its name) that wraps all in a folder lie below that."""
+        """Make samples of the pictures. For an `archive` (its name), paths leave out folders that wrap everything."""
         pictures = [path for path in self.places if path not in self._beside]
         wrapper = wrapping_folders(self._common or "", pictures, layout.depth, archive) if archive else ""
         if wrapper:
@@ -296,7 +300,7 @@ class _Files:
         strays = found.labels.count(None)
         used: set[str] = set()
         for path, labels in zip(paths, found.labels, strict=True):
-            if labels is None:  # a few stray pictures are nothing lost, but more than there are samples are
+            if labels is None:  # stray pictures count as lost only if they are more than half of all
                 self.listing.skip(path, SkipReason.STRAY, loss=2 * strays > len(paths))
             else:
                 facts = beside_picture(path, beside, used, read_below) if numbered else None
@@ -307,7 +311,7 @@ class _Files:
 
 
 def _refusal(path: str, found: Found) -> SkipReason | None:
-    """Why a file of a folder or archive is no sample, or None."""
+    """Return why a file of a folder or archive is no sample, or None if it is one."""
     if is_hidden(path):
         return SkipReason.HIDDEN
     reason = unfit(path, found.size)
@@ -322,13 +326,13 @@ def _stands_beside(path: str, size: int) -> bool:
 
 
 def _stem(archive: Path) -> str:
-    """The name of an archive without its suffixes."""
+    """Return the name of an archive without its suffixes."""
     name = archive.name
     return next(name[: -len(end)] for end in (*_LONGEST_FIRST, ".zip") if name.lower().endswith(end))
 
 
 def file_size(path: str, where: str) -> int:
-    """Bytes of a file that is named at `where`; InputError unless it is there, and plain."""
+    """Return the size of a file in bytes. Raises InputError, with `where` it is named, unless it is a plain file."""
     try:
         found = os.stat(path)  # noqa: PTH116 - a Path per file is slow
     except (OSError, ValueError) as error:
@@ -339,7 +343,7 @@ def file_size(path: str, where: str) -> int:
 
 
 def printable(name: str) -> str:
-    """A file name as valid Unicode: bytes that are not UTF-8 show as \\xNN."""
+    """Return a file name as valid Unicode, with \\xNN for bytes that are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -347,7 +351,7 @@ def printable(name: str) -> str:
 
 
 def inside(name: str) -> tuple[str, str | None]:
-    """A name from an archive or a table as a plain relative path, and why it is refused if it is."""
+    """Return a name from an archive or table as a plain relative path, and why it is refused, or None."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/"):
         return name, "absolute path"
@@ -357,9 +361,9 @@ def inside(name: str) -> tuple[str, str | None]:
 
 
 def _spool_tar(path: Path, spool: IO[bytes]) -> Iterator[Found]:
-    """Stream a tar once; its pictures go end to end into `spool`, and their places are offset and size."""
+    """Stream a tar once and append its pictures to `spool`; the place of each is (offset, size) there."""
     held: dict[str, tuple[int, int]] = {}
-    """What a hard link may lead to: pictures that are hidden also, for a tar holds the bytes but once."""
+    """Targets of hard links, also hidden pictures: a tar holds the bytes of linked files only once."""
     try:
         with _open_tar(path) as stream:
             for entry, content in read_tar(stream, _is_spooled, _limits(path, stream)):

@@ -1,4 +1,4 @@
-"""Which sample goes to which part of a split: by seeded shares of each class, top folder, column, or protocol."""
+"""Assigns samples to the parts of a split: by seeded shares of each class, top folder, column, or protocol."""
 
 import re
 from collections import Counter
@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How a source is split. `by` is empty (one artifact), `shares`, `folder`, `column` or `protocol`."""
+    """A rule to split a source. `by` is "" (no split, one artifact), `shares`, `folder`, `column` or `protocol`."""
 
     by: str = ""
     shares: tuple[tuple[str, Fraction], ...] = ()
@@ -28,7 +28,7 @@ class SplitPlan:
     protocol: Protocol | None = None
 
     def assign(self, entries: Sequence[Entry], keys: Sequence[str], seed: int, where: str) -> list[str]:
-        """The part of each entry; "" where nothing is split. `entries` are in order of their keys."""
+        """Return the part of each entry, or "" for each if nothing is split. `entries` are in order of their keys."""
         if self.by == "shares":
             return split_by_shares([entry.labels for entry in entries], self.shares, seed)
         if self.by == "folder":
@@ -45,11 +45,11 @@ class SplitPlan:
         return groups
 
     def names(self, groups: Sequence[str]) -> list[str]:
-        """The parts, in the order they are written."""
+        """Return the parts in the order in which they are written."""
         return [name for name, _ in self.shares] if self.by == "shares" else sorted(set(groups))
 
     def card(self, name: str) -> SplitSpec | None:
-        """What a part's manifest says about the split it comes from."""
+        """Return the description of the split for a part's manifest, or None without a split."""
         if not self.by:
             return None
         spec = ",".join(f"{part}={share}" for part, share in self.shares) or self.column or ""
@@ -59,7 +59,7 @@ class SplitPlan:
 
 
 def parse_split(text: str | None) -> SplitPlan:
-    """Read the value of --split."""
+    """Parse the value of --split. Raises InputError for a malformed one."""
     if text is None:
         return SplitPlan()
     if text == "folder":
@@ -92,16 +92,18 @@ def _top_folder(path: str, where: str) -> str:
 
 
 def split_by_shares(labels: Sequence[tuple[str, ...]], shares: Sequence[tuple[str, Fraction]], seed: int) -> list[str]:
-    """Deal samples to parts so that each class is divided by the shares, to within one sample.
+    """Assign samples to parts so that each class is divided by the shares, to within one sample.
 
-    A sample with several labels counts for its rarest one. What rounding leaves over goes to the largest
-    remainders, and what a part went short of in one class it gets in a later one.
+    A sample with several labels counts for its rarest one. Samples left by rounding go to the largest remainders, and a
+    part that came short in one class gets the difference in a later one.
     """
     sizes = Counter(label for own in labels for label in own)
     strata: dict[str | None, list[int]] = {}
     for place, own in enumerate(labels):
         rarest = min(own, key=lambda label: (sizes[label], label)) if own else None
         strata.setdefault(rarest, []).append(place)
+    # Philox by name, so that another default generator of numpy would not change the split. The 1 keeps this stream
+    # apart from that of the order in shards, which has a 0.
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1])))
     parts = [""] * len(labels)
     owed = [Fraction(0)] * len(shares)
@@ -119,7 +121,7 @@ def split_by_shares(labels: Sequence[tuple[str, ...]], shares: Sequence[tuple[st
 
 
 def _round_counts(size: int, shares: Sequence[Fraction], owed: list[Fraction]) -> list[int]:
-    """`size` divided by the shares, each count rounded down or up; `owed` carries the error on."""
+    """Divide `size` by the shares, with each count rounded down or up; `owed` carries the error to the next call."""
     exact = [size * share for share in shares]
     counts = [int(count) for count in exact]
     fractions = [count - int(count) for count in exact]

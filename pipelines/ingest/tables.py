@@ -1,6 +1,6 @@
-"""A CSV or Parquet table as a source of `ingest`: of image paths, labels and metadata, or with the images in its rows.
+"""A CSV or Parquet table as a source of `ingest`: image paths or images, labels and metadata in its rows.
 
-Every cell of a CSV is the text that is written there; a Parquet column keeps its type.
+Every cell of a CSV is the text in the file; a Parquet column keeps its type.
 """
 
 import os
@@ -39,33 +39,35 @@ from pipelines.storage import scratch_folder
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 LABEL_COLUMN = re.compile(r"labels?\d*")
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
-"""A column that pandas makes of the numbers of rows; nobody has asked for it."""
+"""Name of the column in which pandas stores row numbers; it is left out."""
 HUB_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
 YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false", "-1", "")
-"""Cells of a table that has a column for each class, in lower case."""
+"""Cells of a table with a column for each class, in lower case."""
 ROWS_AT_ONCE = 8192
+"""Rows that are read from a Parquet table of paths at once."""
 COLUMNS_NAMED = 50
-"""Columns that an error names."""
+"""Number of columns that an error names."""
 IMAGES_AT_ONCE = 64
+"""Rows that are read from a Parquet table of images at once."""
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError)
-"""What damaged Parquet ends in: the last ones where names are no text, and dates or zones are none of Python's."""
+"""Exceptions from damaged Parquet: the last two from names that are no text, and dates or zones unknown to Python."""
 
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Which columns the user asks for. Unset `labels` = those called label, label2, ...; none of them = unlabelled."""
+    """The columns that the user asks for. Unset `labels`: those called label, label2, ...; empty: unlabelled."""
 
     path: str = "path"
     labels: Sequence[str] | None = None
     split: str | None = None
     separator: str | None = None
-    """What separates several labels in one cell of text."""
+    """Text between the labels of one cell."""
     multi_hot: bool = False
-    """A label is the name of its column, where the cell is 1 or true."""
+    """If set, a cell of 1 or true means that the name of its column is a label."""
 
     def names(self, column: str, cell: str) -> list[str]:
-        """Return the labels in a cell of text; blank ones are none. ValueError for a cell that cannot be one."""
+        """Return the labels in a cell of text, without blank ones. ValueError for a multi-hot cell but 1 or 0."""
         if self.multi_hot:
             said = cell.strip().lower()
             if said not in (*NO, *YES):
@@ -78,7 +80,7 @@ class TableColumns:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row: its number from 1, its image (a path, or a struct of bytes and path), and what is said of it."""
+    """A row: its number from 1, its image (path, bytes, or a struct of both), labels, metadata, and part of a split."""
 
     number: int
     image: Any
@@ -89,7 +91,7 @@ class Row:
 
 @dataclass
 class _Found:
-    """What the tables of a source have in common, gathered while they are read."""
+    """The content of all tables of a source, gathered while they are read."""
 
     listing: Listing
     kinds: dict[str, pa.DataType] = field(default_factory=dict)
@@ -100,7 +102,7 @@ class _Found:
     label_columns: int = 0
 
     def keep(self, path: str, row: Row, where: str) -> None:
-        """Take a row for a file; a file of several rows gets all their labels, and the metadata of the first."""
+        """Keep a row for a file. A file with several rows gets all their labels, and the metadata of the first."""
         first = self.rows.setdefault(path, row)
         if first is row:
             return
@@ -114,12 +116,12 @@ class _Found:
         self.rows[path] = Row(first.number, first.image, both, first.metadata, first.group)
 
     def note(self, text: str) -> None:
-        """Say something of the source once."""
+        """Add a note on the source, once."""
         if text not in self.listing.notes:
             self.listing.notes.append(text)
 
     def close(self) -> None:
-        """List what was found."""
+        """Add the files to the listing, with notes on rows that say more than can be kept."""
         if self.other_metadata:
             self.note(
                 f"{self.other_metadata} rows name a file again with other metadata: that of its first row is kept"
@@ -131,14 +133,14 @@ class _Found:
         self.rows.clear()
 
     def source(self, reader: Callable[[str], bytes]) -> Source:
-        """The opened source."""
+        """Return the opened source."""
         return Source(self.listing, reader, columns={name: str(kind) for name, kind in sorted(self.kinds.items())})
 
 
 def tables_at(path: Path, is_folder: bool) -> list[Path]:
-    """Return the tables that make up a source: itself, or of a folder the Parquet files with images in their rows.
+    """Return the tables that make up a source: the file itself, or the Parquet files with images in a folder.
 
-    A folder in which an image lies as a file is not one of tables.
+    A folder that also holds an image as a file has no tables in this sense.
     """
     if not is_folder:
         return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
@@ -160,11 +162,11 @@ def tables_at(path: Path, is_folder: bool) -> list[Path]:
         images = [table for table, schema in schemas.items() if image_columns(schema)]
         return images or [table for table, schema in schemas.items() if _holds_bytes_only(schema)]
     except (pa.ArrowException, OSError, ValueError):
-        return []  # listing it as a folder says what is wrong
+        return []  # it is then listed as a folder, and that error says what is wrong
 
 
 def _holds_bytes_only(schema: pa.Schema) -> bool:
-    """Return whether a table names no files but has a column of bytes, as img2dataset writes it."""
+    """Tell whether a table has no paths but one column of bytes, as img2dataset writes it."""
     return len(columns_of_bytes(schema)) == 1 and "path" not in schema.names
 
 
@@ -177,10 +179,10 @@ def open_table(
     encoding: str | None = None,
     by_file: bool = False,
 ) -> Iterator[Source]:
-    """Open the `tables_at` a path, which are one source, and list the images.
+    """Open the tables that `tables_at` found at a path as one source, and list the images.
 
-    Paths lie below `root`, unset the folder of the table. `encoding` is that of a CSV. `by_file` puts images that lie
-    in rows into the part of a split that the name of their table says. Raises InputError.
+    Paths are below `root`, by default the folder of the table. `encoding` is that of a CSV. With `by_file`, the name of
+    a table with images in its rows is their part of a split. Raises InputError for a table that cannot be used.
     """
     found = _Found(Listing(str(path)))
     if path.suffix.lower() != ".parquet" and tables == [path]:
@@ -213,13 +215,13 @@ def open_table(
 
 
 def _split_of(table: Path) -> str | None:
-    """The part that the Hub's name of a table says: train of train-00000-of-00002.parquet."""
+    """Return the part in the Hub's name of a table, `train` for train-00000-of-00002.parquet, or None."""
     named = HUB_NAME.fullmatch(table.name)
     return named[1] if named else None
 
 
 def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Row], found: _Found) -> None:
-    """List the files that rows name in a column."""
+    """List the files whose paths are in a column. Raises InputError if none can be found."""
     read, places = list(rows), Places(root or path.parent)
     named = [row for row in read if row.image.strip()]
     if read and not named:
@@ -289,7 +291,7 @@ def _csv_rows(path: Path, columns: TableColumns, encoding: str | None, found: _F
 
 
 class _ParquetTable:
-    """One Parquet table: what its columns are for, and its rows, a few at a time."""
+    """One Parquet table: the use of its columns, and its rows, read a few at a time."""
 
     def __init__(self, path: Path, columns: TableColumns) -> None:
         self._path = path
@@ -304,7 +306,7 @@ class _ParquetTable:
             raise InputError(f"cannot read {path} as a table: {error}") from None
 
     def _choose(self, columns: TableColumns) -> None:
-        """Say what each column is for."""
+        """Choose the columns of images or paths and of labels. InputError if one is missing or of a wrong type."""
         path = self._path
         self._features = features_of(self._schema)
         self._names = [name for name in self._schema.names if not PANDAS_INDEX.fullmatch(name)]
@@ -324,14 +326,14 @@ class _ParquetTable:
             raise InputError(f"{path}: the column {self._columns.path!r} is {kind}, which is neither paths nor images")
 
     def _hub_labels(self, columns: TableColumns) -> Sequence[str] | None:
-        """The label columns of a table of images: those called so, else the first that the Hub calls one."""
+        """Return the wanted label columns: the user's, else None if some are named label..., else the Hub's first."""
         labels = columns.labels
         if labels is None and not any(map(LABEL_COLUMN.fullmatch, self._schema.names)):
             labels = [name for name in self._schema.names if classes_of(self._features.get(name))][:1]
         return labels
 
     def rows(self, found: _Found) -> Iterator[Row]:
-        """Read the rows; says in `found` which columns are left out, and of what type the others are."""
+        """Yield the rows; note in `found` which columns are left out, and the types of the metadata columns."""
         path, split = self._columns.path, self._columns.split
         extra = [name for name in _extra(self._names, self._columns, self._labels, found) if self._keeps(name, found)]
         found.label_columns = len(self._labels)
@@ -358,12 +360,12 @@ class _ParquetTable:
             raise InputError(f"cannot read {self._path} as a table: {error}") from None
 
     def _next(self, batches: Iterator[pa.RecordBatch]) -> tuple[pa.RecordBatch, int] | None:
-        """The next rows, and how many bytes of text and pictures they unfold to."""
+        """Return the next rows and their bytes of unfolded text and pictures, or None at the end."""
         with memory_for(self._path):
             batch = next(batches, None)
             if batch is None:
                 return None
-            batch.validate(full=True)
+            batch.validate(full=True)  # offsets of a damaged file may point anywhere, and reading them would crash
             return batch, sum(map(bytes_unfolded, batch.columns))
 
     def _rows_of(self, batch: pa.RecordBatch, extra: Sequence[str], before: int) -> Iterator[Row]:
@@ -390,7 +392,7 @@ class _ParquetTable:
             raise InputError(f"{self._path}{row}: the label column {name!r} is {column.type}: {why}") from None
 
     def _keeps(self, name: str, found: _Found) -> bool:
-        """Whether a column becomes metadata; if not, that is said."""
+        """Tell whether a column becomes metadata; add a note if it does not."""
         own = self._schema.field(name).type
         kind = metadata_type(own)
         if kind is None:
@@ -402,7 +404,7 @@ class _ParquetTable:
 
 
 def _names(columns: TableColumns, cells: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
-    """The labels of a row from its columns and cells, each once."""
+    """Return the labels of a row from its (column, cell) pairs, each once."""
     try:
         return tuple(dict.fromkeys(name for column, cell in cells for name in columns.names(column, cell)))
     except ValueError as error:
@@ -422,7 +424,7 @@ def _short(kind: pa.DataType) -> str:
 
 
 def _chosen(path: Path, names: Sequence[str], columns: TableColumns) -> list[str]:
-    """The label columns; InputError where a column that is asked for is not there, or a name stands for two."""
+    """Return the label columns. Raises InputError if a wanted column is missing, or two have the same name."""
     if len(set(names) - {""}) != len([name for name in names if name]):
         raise InputError(f"{path} has two columns of one name; its columns are {_listed(names)}")
     labels = list(columns.labels) if columns.labels is not None else [n for n in names if LABEL_COLUMN.fullmatch(n)]
@@ -438,7 +440,7 @@ def _chosen(path: Path, names: Sequence[str], columns: TableColumns) -> list[str
 
 
 def _extra(names: Sequence[str], columns: TableColumns, labels: Sequence[str], found: _Found) -> list[str]:
-    """The columns that become metadata; those without a name are passed over, and `labels` is a name that is taken."""
+    """Return the columns that become metadata. Left out: columns without a name, and `labels`, a key of the shards."""
     used = {columns.path, columns.split, *labels, ""}
     if "" in names:
         found.note("columns without a name are left out")

@@ -1,4 +1,4 @@
-"""Which tars a SOURCE of `--adopt` names: all of a folder or prefix, one of them, or those of a pattern in braces."""
+"""Lists the tars of a SOURCE of `--adopt`: all in a folder or prefix, one of them, or those of a pattern in braces."""
 
 import re
 from itertools import product
@@ -9,6 +9,7 @@ from pipelines.errors import InputError
 from pipelines.storage import Store
 
 MAX_TARS = 1_000_000
+"""Largest number of tars that a pattern may stand for."""
 
 _COMPRESSED = re.compile(r"[^/.][^/]*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2|txz)", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -16,11 +17,11 @@ _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 
 
 def tars_of(source: str) -> tuple[Store, list[str]]:
-    """The place where the tars of `source` lie, and their names in order.
+    """Return the folder or prefix of the tars of `source`, and their names in order.
 
-    `source` is a folder or s3:// prefix with tars directly in it, a tar, or several as `t-{000..012}.tar` or
-    `{train,val}.tar`, as the webdataset library writes them. InputError where there is none, or one is not there,
-    cannot be read by place or cannot name a shard.
+    `source` is a folder or s3:// prefix with tars directly in it, a tar, or a pattern of the webdataset library for
+    several, such as `t-{000..012}.tar` or `{train,val}.tar`. Raises InputError if there is no tar, or if one does not
+    exist, is compressed or has a name that a shard cannot have.
     """
     origin, wanted = _place(source)
     beside = [name for name in origin.names("") if "/" not in name]
@@ -49,7 +50,7 @@ def tars_of(source: str) -> tuple[Store, list[str]]:
 
 
 def _place(source: str) -> tuple[Store, list[str] | None]:
-    """The folder of what is named, and the names; None for all that lie in it."""
+    """Return the folder of the named tars and their names, or None for all tars in it."""
     whole = Store(source)
     literal = whole.is_local and Path(whole.uri).exists()
     sources = [source] if literal or "{" not in source else _expanded(source)
@@ -68,12 +69,12 @@ def _place(source: str) -> tuple[Store, list[str] | None]:
 
 
 def _is_folder(store: Store) -> bool:
-    """Whether a name that ends in .tar is that of a folder or prefix."""
+    """Tell whether a name that ends in .tar belongs to a folder or prefix."""
     return Path(store.uri).is_dir() if store.is_local else bool(store.entries())
 
 
 def _expanded(source: str) -> list[str]:
-    """Every name that a pattern in braces stands for; braces do not lie in one another."""
+    """Return every name that a pattern in braces stands for. Raises InputError for nested braces or too many names."""
     pieces = _BRACES.split(source)
     choices = [_choices(piece, source) if place % 2 else [piece] for place, piece in enumerate(pieces)]
     count = 1
@@ -85,7 +86,7 @@ def _expanded(source: str) -> list[str]:
 
 
 def _choices(inside: str, source: str) -> list[str]:
-    """What one pair of braces stands for: numbers from the first to the last, as wide as these, or a list of texts."""
+    """Return the choices of one pair of braces: the numbers of a range, padded like its ends, or a list of texts."""
     span = _RANGE.fullmatch(inside)
     if span is None:
         return inside.split(",")
@@ -98,7 +99,7 @@ def _choices(inside: str, source: str) -> list[str]:
 
 
 def _require_readable(origin: Store, beside: list[str]) -> None:
-    """InputError for what lies among the tars of a folder and would be passed over without a word."""
+    """Raise InputError for a file among the tars of a folder that would be skipped silently: special or compressed."""
     if origin.is_local:
         for path in sorted(Path(origin.uri).glob("[!.]*.tar")):
             if path.name not in beside:

@@ -1,7 +1,7 @@
-"""The members of a zip under the names that were meant, whoever wrote it.
+"""Lists and reads the members of a zip under the names that their writer meant.
 
-A name is UTF-8 where its flag says so, else by its Unicode path field, else UTF-8 if it is valid as that (macOS and old
-Info-ZIP set no flag), else code page 437. Windows programs wrote `\\` between folders.
+A name is UTF-8 if its flag says so, else that of the Unicode path field, else UTF-8 if it is valid UTF-8 (macOS and old
+Info-ZIP set no flag), else code page 437. Some Windows programs write `\\` between folders.
 """
 
 import stat
@@ -17,13 +17,13 @@ from pipelines.ingest.found import Found, Unreadable
 _UTF8_FLAG = 0x800
 _UNICODE_PATH = 0x7075
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError, OverflowError)
-"""What a damaged member ends in; the last two are names that are no text, and places before or far behind the zip."""
+"""Exceptions from damaged members; the last two from names that are no text, and from offsets outside the zip."""
 _WINDOWS = frozenset({0, 10, 11, 14})
-"""Systems, as a zip numbers them, on which no name can hold a backslash: FAT, NTFS and VFAT."""
+"""Numbers in a zip for systems on which no name can hold a backslash: FAT, NTFS and VFAT."""
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip; InputError where it is none, or but one part of several."""
+    """Open a zip. Raises InputError if it is none, or only one part of a split zip."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
@@ -37,7 +37,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def list_zip(archive: zipfile.ZipFile) -> Iterator[Found]:
-    """Find every member; the place of a file is its ZipInfo."""
+    """Yield every member; the `place` of a file is its ZipInfo."""
     infos = archive.infolist()
     for info, name in zip(infos, _meant_names(infos), strict=True):
         mode = stat.S_IFMT(info.external_attr >> 16)
@@ -52,18 +52,18 @@ def list_zip(archive: zipfile.ZipFile) -> Iterator[Found]:
 
 
 def guessed_names(archive: zipfile.ZipFile) -> list[str]:
-    """The names of which nothing says how they are written: code page 437 is what is left for them."""
+    """Return the names without any sign of their encoding; they are read as code page 437."""
     return [name for name, sure in map(_said, archive.infolist()) if not sure]
 
 
 def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> Callable[[str], bytes]:
-    """Read members by their path."""
+    """Return a function that reads a member by its path, and raises Unreadable if it cannot."""
 
     def read(path: str) -> bytes:
         info = members[path]
         try:
             with archive.open(info) as stream:
-                # With a size the decompressor stops there, whatever the compressed bytes would unfold to.
+                # With a size given, the decompressor stops there, even if the compressed bytes would unfold to more.
                 data = stream.read(info.file_size + 1)
         except _BROKEN as error:
             raise Unreadable(f"{archive.filename}: cannot read {path}: {error}", str(error)) from None
@@ -76,7 +76,7 @@ def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo])
 
 
 def _hindrance(info: zipfile.ZipInfo) -> str:
-    """Why a member cannot be unpacked here; empty where it can."""
+    """Return why a member cannot be unpacked here, or "" if it can."""
     if info.flag_bits & 1:
         return "encrypted: unpack it"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -85,8 +85,9 @@ def _hindrance(info: zipfile.ZipInfo) -> str:
 
 
 def _meant_names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
-    """The names with `/` between folders; that of a folder ends with one."""
+    """Return the names with `/` between folders; the name of a folder ends with one."""
     names = [_said(info)[0] for info in infos]
+    # Without a single slash, backslashes separate folders on whatever system the zip was written.
     slashes = any("/" in name for name in names)
     return [
         name.replace("\\", "/") if info.create_system in _WINDOWS or not slashes else name
@@ -95,11 +96,11 @@ def _meant_names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
 
 
 def _said(info: zipfile.ZipInfo) -> tuple[str, bool]:
-    """The name, and whether the zip says or shows how it is written."""
+    """Return the name, and whether the zip states its encoding or the bytes show it."""
     name = info.orig_filename
     if info.flag_bits & _UTF8_FLAG:
         return name, True
-    raw = name.encode("cp437")
+    raw = name.encode("cp437")  # zipfile decodes names without the flag as code page 437: back to the bytes
     try:
         return _unicode_path(info.extra, raw) or raw.decode("utf-8"), True
     except UnicodeDecodeError:
@@ -107,7 +108,7 @@ def _said(info: zipfile.ZipInfo) -> tuple[str, bool]:
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> str:
-    """The name in the Unicode path field, if it was written for this name; else empty."""
+    """Return the name in the Unicode path field if its checksum fits the `raw` name, else ""."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
         field, extra = extra[4 : 4 + size], extra[4 + size :]

@@ -1,4 +1,4 @@
-"""What pages share.
+"""The parts that all HTML pages share.
 
 page      self-contained HTML, from `templates/`
 plots     curves and histograms as PNG

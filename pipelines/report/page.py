@@ -11,7 +11,7 @@ from pipelines.report.pictures import data_uri
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture with its caption; `right` is None where being right means nothing."""
+    """One picture with its caption; `right` is None if right and wrong mean nothing for it."""
 
     name: str
     labels: Sequence[str] = ()

@@ -17,18 +17,20 @@ from pipelines.shards.images import decode_image
 from pipelines.shards.shards import Shard, ShardSet, open_shards
 
 SIDE = 128
+"""Longest side of a thumbnail, in pixels."""
 LOSSLESS_SIDE = 64
+"""Longest side up to which images are stored as PNG; larger ones become JPEG."""
 
 
 class Place(NamedTuple):
-    """Where a sample's image lies: the sha256 of its tar, and its row there."""
+    """The place of a sample's image: the sha256 of its tar, and its row there."""
 
     shard_sha256: str
     row: int
 
 
 class Pictures:
-    """Thumbnails by place, as data URIs. `problems` says in plain words why some cannot be had."""
+    """Thumbnails by place, as data URIs. `problems` says in plain words why some are missing."""
 
     def __init__(self, sets: Iterable[ShardSet] = (), problems: Sequence[str] = ()) -> None:
         self.problems = list(problems)
@@ -41,7 +43,7 @@ class Pictures:
         return shard_sha256 in self._shards
 
     def get(self, places: Iterable[Place]) -> dict[Place, str]:
-        """Data URIs of those places whose image can be read; each tar is opened once."""
+        """Return the data URIs of those places whose image can be read; each tar is opened once."""
         groups: dict[str, set[int]] = {}
         for place in places:
             groups.setdefault(place.shard_sha256, set()).add(place.row)
@@ -65,9 +67,9 @@ class Pictures:
 
 
 def find_pictures(codes: Sequence[Artifact], shards: Sequence[str]) -> Pictures:
-    """Pictures of the samples of `codes`: from `shards` where named, else from where the codes remember them.
+    """Find the pictures of the samples of `codes`, in `shards` if given, else in the shards that the codes came from.
 
-    Named shards must open (their errors are raised); shards that are only remembered may be out of reach.
+    Given shards must open (their errors are raised); those that the codes came from may be out of reach.
     """
     if shards:
         return Pictures([open_shards(uri) for uri in shards])
@@ -81,7 +83,7 @@ def find_pictures(codes: Sequence[Artifact], shards: Sequence[str]) -> Pictures:
 
 
 def thumbnail(data: bytes) -> str | None:
-    """A picture of at most SIDE pixels a side as a data URI, or None where the bytes are no image."""
+    """Return a picture of at most SIDE pixels a side as a data URI, or None if the bytes are no image."""
     try:
         return encode_thumbnail(decode_image(data))
     except ImageReject:
@@ -89,7 +91,7 @@ def thumbnail(data: bytes) -> str | None:
 
 
 def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
-    """uint8 RGB (H, W, 3) -> data URI; small images stay lossless, since they are shown enlarged."""
+    """Encode uint8 RGB (H, W, 3) as a data URI; small images stay lossless, since they are shown enlarged."""
     image = Image.fromarray(pixels)
     small = max(image.size) <= LOSSLESS_SIDE
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -102,5 +104,5 @@ def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """An image's bytes as a URI that a page carries inside itself."""
+    """Return an image's bytes as a URI that a page carries inside itself."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

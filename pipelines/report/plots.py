@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-INK = "#7d8794"  # reads on a white and on a dark page; the plots' ground is transparent
+INK = "#7d8794"  # readable on a white and on a dark page; the background of plots is transparent
 ACCENT = "#3f7ff0"
 RIGHT = "#2ba564"
 WRONG = "#e05252"
@@ -42,7 +42,7 @@ _STYLE: dict[Any, Any] = {
 
 
 class Plot:
-    """Receives the PNG when the block of `_plot` ends."""
+    """The result of `_plot`: it holds the PNG once the block has ended."""
 
     png: bytes = b""
 
@@ -57,12 +57,13 @@ def _plot(xlabel: str, ylabel: str) -> Iterator[tuple[Any, Plot]]:
         axes.set_ylabel(ylabel)
         yield axes, result
         sink = io.BytesIO()
+        # Without `Software`, whose value would be matplotlib's version: equal figures give equal bytes.
         figure.savefig(sink, dpi=200, transparent=True, format="png", metadata={"Software": None})
         result.png = sink.getvalue()
 
 
 def pr_curve(precision: Sequence[float], recall: Sequence[float], chance: float) -> bytes:
-    """Precision over recall, one point per Hamming radius; the chance level is dashed."""
+    """Plot precision over recall, one point per Hamming radius; the chance level is dashed."""
     with _plot("recall", "precision") as (axes, result):
         # Radii that find nothing have precision 0 by convention, which is not a point of the curve.
         points = [(r, p) for r, p in zip(recall, precision, strict=True) if r > 0]
@@ -74,7 +75,7 @@ def pr_curve(precision: Sequence[float], recall: Sequence[float], chance: float)
 
 
 def precision_at_n(counts: Sequence[float], precision: Sequence[float], chance: float) -> bytes:
-    """Precision among the first N, N on a logarithmic axis."""
+    """Plot the precision among the first N, with N on a logarithmic axis."""
     with _plot("N nearest", "precision@N") as (axes, result):
         axes.plot(counts, precision, color=ACCENT, marker="o", markersize=3.5)
         if len(counts) > 1:
@@ -88,7 +89,7 @@ def precision_at_n(counts: Sequence[float], precision: Sequence[float], chance: 
 
 
 def distance_histogram(relevant: Sequence[float], other: Sequence[float]) -> bytes:
-    """Shares of relevant and of other pairs at each Hamming distance."""
+    """Plot the shares of relevant and of other pairs at each Hamming distance."""
     with _plot("Hamming distance", "share of pairs") as (axes, result):
         places = range(len(relevant))
         for shares, colour, name in ((other, WRONG, "different class"), (relevant, RIGHT, "same class")):
@@ -101,7 +102,7 @@ def distance_histogram(relevant: Sequence[float], other: Sequence[float]) -> byt
 
 
 def moved_distances(old: Sequence[float], new: Sequence[float]) -> bytes:
-    """Shares of the same pairs by normalised distance under two codes, in bins of equal width from 0 to 1."""
+    """Plot the shares of the same pairs by normalised distance under two codes, in equal bins from 0 to 1."""
     with _plot("Hamming distance / bits", "share of pairs") as (axes, result):
         edges = [place / len(old) for place in range(len(old) + 1)]
         for shares, colour, name in ((old, ORANGE, "old codes"), (new, ACCENT, "new codes")):
@@ -114,7 +115,7 @@ def moved_distances(old: Sequence[float], new: Sequence[float]) -> bytes:
 
 
 def overlap_histogram(shares: Sequence[float]) -> bytes:
-    """Shares of the queries by overlap, in bins of equal width from 0 to 1."""
+    """Plot the shares of the queries by overlap, in bins of equal width from 0 to 1."""
     with _plot("overlap", "share of queries") as (axes, result):
         edges = [place / len(shares) for place in range(len(shares) + 1)]
         axes.stairs(shares, edges, color=ACCENT, fill=True, alpha=0.7)
@@ -124,7 +125,7 @@ def overlap_histogram(shares: Sequence[float]) -> bytes:
 
 
 def bit_balance(balance: Sequence[float], entropy: Sequence[float]) -> bytes:
-    """Share of ones of each bit as bars, its entropy as dots; half, which is balanced, is dashed."""
+    """Plot the share of ones of each bit as bars and its entropy as dots; the balanced share, half, is dashed."""
     with _plot("bit", "share, or bits") as (axes, result):
         _bars(axes, balance, ACCENT, "share of ones")
         size = 4.0 if len(entropy) <= 64 else 2.0
@@ -137,7 +138,7 @@ def bit_balance(balance: Sequence[float], entropy: Sequence[float]) -> bytes:
 
 
 def bit_correlation(phi_KK: npt.NDArray[np.float64]) -> bytes:
-    """Phi coefficients of all pairs of bits as a map; what is not correlated is clear."""
+    """Plot the phi coefficients of all pairs of bits as a map; uncorrelated pairs are transparent."""
     with _plot("bit", "bit") as (axes, result):
         ends = [(0.0, WRONG), (0.5, f"{WRONG}00"), (0.5, f"{ACCENT}00"), (1.0, ACCENT)]
         shades = LinearSegmentedColormap.from_list("phi", ends)
@@ -151,7 +152,7 @@ def bit_correlation(phi_KK: npt.NDArray[np.float64]) -> bytes:
 
 
 def bucket_sizes(classes: Sequence[tuple[int, int, float]]) -> bytes:
-    """Share of the items in buckets of each class of sizes, given as (smallest, largest, share)."""
+    """Plot the share of the items in buckets of each class of sizes, given as (smallest, largest, share)."""
     with _plot("items that have the same code", "share of items") as (axes, result):
         _bars(axes, [share for *_, share in classes])
         names = [f"{low:,}" if low == high else f"{_short(low)}–{_short(high)}" for low, high, _ in classes]
@@ -165,8 +166,10 @@ def bucket_sizes(classes: Sequence[tuple[int, int, float]]) -> bytes:
 
 
 def code_distances(database: Sequence[float], queries: Sequence[float], bits: int) -> bytes:
-    """Shares of the pairs within the database and within the queries at each distance; what independent balanced bits
-    would give is dashed."""
+    """Plot the shares of the pairs within the database and within the queries at each distance.
+
+    The dashed line is the distribution for independent balanced bits.
+    """
     with _plot("Hamming distance", "share of pairs") as (axes, result):
         places = range(bits + 1)
         if database:
@@ -183,7 +186,7 @@ def code_distances(database: Sequence[float], queries: Sequence[float], bits: in
 
 
 def bit_drift(change: Sequence[float], chance: Sequence[float]) -> bytes:
-    """Change of each bit's share of ones as bars, over the band that chance explains."""
+    """Plot the change of each bit's share of ones as bars, over the band that chance explains."""
     with _plot("bit", "queries − database") as (axes, result):
         beyond = [abs(value) > limit for value, limit in zip(change, chance, strict=True)]
         for chosen, colour, name in ((False, ACCENT, "within chance"), (True, WRONG, "beyond chance")):
@@ -200,7 +203,7 @@ def bit_drift(change: Sequence[float], chance: Sequence[float]) -> bytes:
 
 
 def study_curves(xlabel: str, series: Mapping[str, Sequence[tuple[float, float, float]]], doubling: bool) -> bytes:
-    """mAP over x for each named series of (x, mean, deviation).
+    """Plot mAP over x for each named series of (x, mean, deviation).
 
     With `doubling` x is on a logarithmic axis, and lines join the points of each series where none has an x twice.
     """
@@ -225,7 +228,7 @@ def study_curves(xlabel: str, series: Mapping[str, Sequence[tuple[float, float, 
 
 
 def _bars(axes: Any, heights: Sequence[float], colour: str = ACCENT, name: str | None = None) -> None:
-    """One bar a place, without gaps where there are many."""
+    """Draw one bar per place, without gaps where there are many."""
     axes.bar(range(len(heights)), heights, width=0.8 if len(heights) <= 64 else 1, color=colour, alpha=0.7, label=name)
     axes.set_xlim(-0.6, len(heights) - 0.4)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -233,7 +236,7 @@ def _bars(axes: Any, heights: Sequence[float], colour: str = ACCENT, name: str |
 
 
 def _short(number: int) -> str:
-    """`950`, `2k`, `1M`."""
+    """Shorten a number: `950`, `2k`, `1M`."""
     for size, letter in ((1 << 20, "M"), (1 << 10, "k")):
         if number >= size:
             return f"{number / size:.0f}{letter}"

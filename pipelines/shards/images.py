@@ -1,6 +1,6 @@
-"""From untrusted bytes to pixels: a guarded decoder that either returns RGB or says why not, and a pool to run it.
+"""From untrusted bytes to pixels: a guarded decoder that returns RGB or a reason to refuse, and a pool to run it.
 
-Pillow sees only what makes pixels: `pipelines.shards.containers` has walked the file first.
+Pillow sees only the bytes that make pixels: `pipelines.shards.containers` has walked the file first.
 """
 
 import functools
@@ -25,8 +25,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_BYTES = 64 << 20
+"""Largest image file that is decoded, in bytes."""
 STRIP_PIXELS = 4 << 20
-"""What is converted to RGB at a time."""
+"""Pixels converted to RGB at a time, which bounds the memory of the conversion."""
 
 # Pillow only warns between one and two times its own ceiling; here the first is already an error.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -42,7 +43,7 @@ _TURNS = {
     7: (True, -1, -1),
     8: (True, -1, 1),
 }
-"""How a picture of each EXIF orientation comes upright: whether its axes swap, then the step along rows and columns."""
+"""Steps that turn each EXIF orientation upright: whether to swap the axes, then the step along rows and columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def decode_picture(data: bytes) -> Decoded:
             _register_heif()
         with Image.open(io.BytesIO(picture.data), formats=(picture.format,)) as image:
             check_size(*image.size)
-            # Of an AVIF, Pillow puts the turn of its container where that of the EXIF block would be.
+            # For AVIF, Pillow reports the rotation stated by the container as if it were the EXIF orientation.
             turn = image.getexif().get(0x0112, 1) if picture.format == "AVIF" else picture.orientation
             image.load()
             pixels = _to_pixels(image)
@@ -92,7 +93,7 @@ def decode_picture(data: bytes) -> Decoded:
 
 @functools.cache
 def _register_heif() -> None:
-    """Let Pillow read HEIC; ImageReject where the extra is not installed."""
+    """Let Pillow read HEIC; raise ImageReject if the extra is not installed."""
     try:
         import pi_heif
     except ImportError:
@@ -101,7 +102,10 @@ def _register_heif() -> None:
 
 
 def _to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """RGB of a loaded picture, converted strip by strip: all at once, a large one would be held four times over."""
+    """Return the RGB of a loaded picture, converted strip by strip.
+
+    Converted at once, a large picture would be held four times over.
+    """
     width, height = image.size
     rows = max(1, STRIP_PIXELS // width)
     if rows >= height:
@@ -123,6 +127,7 @@ def _upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
+        # Pillow's own conversion would clip 16-bit grey at 255 instead of scaling it.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "I":
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
@@ -139,10 +144,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_ahead(items: Iterable[T], work: Callable[[T], R], threads: int, limit: int) -> Iterator[R]:
-    """`work(item)` for each item, in order, computed by `threads` threads at most `limit` items ahead.
+    """Yield `work(item)` for each item, in order, computed by `threads` threads at most `limit` items ahead.
 
-    The items are drawn in a thread of their own, so reading, decoding and what the caller does with the results
-    run side by side. An exception of `items` or `work` is raised at its place in the order.
+    The items are drawn in a thread of their own, so reading, decoding and the caller's own work run side by side. An
+    exception of `items` or `work` is raised at its place in the order.
     """
     results: queue.Queue[Future[R] | BaseException | None] = queue.Queue(maxsize=limit)
     stopped = threading.Event()

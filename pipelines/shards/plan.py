@@ -1,4 +1,4 @@
-"""The order of an epoch: which samples each worker reads in which batch, computed from seed and epoch."""
+"""The order of an epoch: the samples that each worker reads for each batch, computed from seed and epoch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -12,11 +12,11 @@ _T = TypeVar("_T")
 def epoch_spans(
     rows: Sequence[npt.NDArray[np.int64]], seed: int, epoch: int, world: int, rank: int
 ) -> list[tuple[int, npt.NDArray[np.int64]]]:
-    """The (shard, rows) pairs that `rank` of `world` reads in `epoch`; a pure function of its arguments.
+    """Return the (shard, rows) pairs that `rank` of `world` reads in `epoch`; a pure function of its arguments.
 
-    `rows[s]` lists the rows of shard s that take part. Shards are permuted and laid end to end, and each rank takes
-    an equal stretch of that line (to within one sample), so that two ranks share a shard only at a border and
-    every sample belongs to exactly one rank.
+    `rows[s]` lists the rows of shard s that take part. Shards are permuted and laid end to end, and each rank takes an
+    equal stretch of that line (to within one sample). So two ranks share a shard only at a border, and every sample
+    belongs to exactly one rank.
     """
     order = _generator(seed, epoch).permutation(len(rows))
     total = sum(len(part) for part in rows)
@@ -33,10 +33,10 @@ def epoch_spans(
 
 
 def batch_sizes(total: int, steps: int, world: int, rank: int) -> list[int]:
-    """How many of `total` samples `rank` puts into each of `steps` steps, which all ranks take together.
+    """Return how many of `total` samples `rank` puts into each of `steps` steps, which all ranks take together.
 
-    A rank's samples are spread over the steps as evenly as can be, so the ragged end is a fraction of a sample per
-    step instead of one small last batch.
+    A rank's samples are spread over the steps as evenly as possible, so batches differ by at most one sample instead of
+    leaving one small batch at the end.
     """
     mine = (rank + 1) * total // world - rank * total // world
     return [(step + 1) * mine // steps - step * mine // steps for step in range(steps)]
@@ -83,4 +83,5 @@ def _pop(held: list[_T], random: np.random.Generator) -> _T:
 
 
 def _generator(*key: int) -> np.random.Generator:
+    # SeedSequence mixes the numbers of the key, so neighbouring seeds and epochs give unrelated orders.
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

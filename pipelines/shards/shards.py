@@ -1,9 +1,9 @@
 """WebDataset shards: written reproducibly, read against their index, dealt to workers by an epoch plan.
 
-A shards artifact holds tars and one Parquet, the shard index, that knows where each sample's members lie and what
-their sha256 is. Tars that were written here are parts like any other; adopted ones may lie beside the manifest under
-the names they came with. Reading goes by that index: a short, cut or altered tar shows up sample by sample as `damaged`
-instead of ending the stream early.
+A shards artifact holds tars and one Parquet, the shard index, with the place and the sha256 of each sample's members.
+Tars that were written here are parts like any other; adopted ones may lie beside the manifest under their original
+names. Tars are read by that index: a short, cut or altered tar shows up sample by sample as `damaged` instead of ending
+the stream early.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from pipelines.storage import ObjectStream, Store, scratch_folder
 
 INDEX_NAME = "index.parquet"
 GROUP_ROWS = 1024
-"""Rows of the shard index that are read at once, at most, to know the samples of one tar."""
+"""Largest number of rows in a row group of the shard index, the unit in which it is read."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Record:
-    """What the shard index knows of a sample; `path` is where it lay in its source, `members[0]` the image."""
+    """A sample in the shard index; `path` is its place in its source, `members[0]` the image."""
 
     key: str
     shard: str
@@ -53,9 +53,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample read from its tar: image bytes, and the JSON member's bytes where asked for.
+    """A sample read from its tar: the bytes of its image, and of its JSON member if requested.
 
-    `damage` says why the bytes are not what the index promises; `image` is empty then.
+    `damage` says how the bytes differ from those in the index; `image` is empty then.
     """
 
     record: Record
@@ -68,10 +68,11 @@ class Sample:
 
 
 def write_tar(path: Path, samples: Iterable[Mapping[str, Any]]) -> None:
-    """Write samples (`__key__` and suffix -> bytes) as a WebDataset tar whose bytes depend on them alone."""
+    """Write samples (`__key__` and suffix -> bytes) as a WebDataset tar whose bytes depend on nothing else."""
     import webdataset  # imports torch, which readers of shards can do without
 
     with path.open("wb") as stream:
+        # Fixed times, owners and modes: the same samples give the same bytes and digest.
         writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="hhnet", group="hhnet", mode=0o644)
         try:
             for sample in samples:
@@ -87,7 +88,7 @@ def scan_tar(
     image_of: Mapping[str, str],
     paths: Mapping[str, str],
 ) -> pa.Table:
-    """Re-read a tar that was just written and make its rows of the shard index.
+    """Read back a tar that was just written, and make its rows of the shard index.
 
     `labels`, `image_of` (the image's member name) and the source `paths` are by key. A sample's members stand together.
     """
@@ -114,7 +115,7 @@ def scan_tar(
 
 
 def key_end(name: str) -> int:
-    """Where a member's name goes over from key to suffix: its first dot after the last slash. ValueError without."""
+    """Return where a member's key ends: at its name's first dot after the last slash. ValueError if there is none."""
     return name.index(".", name.rfind("/") + 1)
 
 
@@ -123,7 +124,7 @@ def _image_first(members: list[Member], image: str) -> tuple[Member, ...]:
 
 
 def index_table(records: Sequence[Record]) -> pa.Table:
-    """Records as rows of the shard index."""
+    """Return records as rows of the shard index."""
     return table_of(
         SHARD_INDEX,
         {
@@ -138,7 +139,7 @@ def index_table(records: Sequence[Record]) -> pa.Table:
 
 
 def index_bytes(tables: Iterable[pa.Table]) -> bytes:
-    """The shard index as Parquet, from the rows of each tar, which share no row group with those of another."""
+    """Serialise the shard index as Parquet; the rows of two tars never share a row group."""
     return parquet_groups(SHARD_INDEX, tables, GROUP_ROWS)
 
 
@@ -147,7 +148,7 @@ def index_bytes(tables: Iterable[pa.Table]) -> bytes:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a shards artifact. Its rows of the index, which lie there from `start` on, are read when asked for."""
+    """One tar of a shards artifact. Its rows of the index, from `start` on, are read when they are needed."""
 
     name: str
     part: Part
@@ -165,7 +166,7 @@ class Shard:
         return self.part.rows
 
     def table(self) -> pa.Table:
-        """The tar's rows of the index, in tar order. DamagedArtifact where they are not what a reader can go by."""
+        """Read the tar's rows of the index, in tar order; raise DamagedArtifact if the tar cannot be read by them."""
         table, where = self.index.read(self.start, self.start + self.rows), self.index.where
         if not pc.all(pc.equal(table["shard"].cast(pa.string()), self.name), min_count=0).as_py():
             raise DamagedArtifact(f"{where} does not hold the {self.rows} rows of {self.name} in order")
@@ -175,7 +176,7 @@ class Shard:
         return table
 
     def records(self) -> list[Record]:
-        """The index rows as records."""
+        """Read the index rows as records."""
         return [
             Record(
                 row["key"],
@@ -191,7 +192,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """An opened shards artifact. Its index stays on disk, whole as its digest says, and is checked tar by tar."""
+    """An opened shards artifact. Its index stays on disk; its digest was checked, its rows are checked tar by tar."""
 
     artifact: Artifact
     classes: tuple[str, ...]
@@ -203,7 +204,7 @@ class ShardSet:
         return sum(shard.rows for shard in self.shards)
 
     def shard(self, name: str) -> Shard:
-        """The shard of this name."""
+        """Return the shard of this name."""
         if name not in self._by_name:
             raise InputError(f"{self.artifact.uri} has no shard {name}")
         return self._by_name[name]
@@ -220,12 +221,12 @@ class ShardSet:
         return read_samples(self.artifact.store, shard.part, records, metadata)
 
     def label_lists(self) -> list[list[int]]:
-        """Labels of all samples, shard by shard."""
+        """Return the labels of all samples, shard by shard."""
         return [labels for shard in self.shards for labels in shard.table()["labels"].to_pylist()]
 
 
 def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:
-    """Open the current version of a shards artifact by URI, or the one of a digest, or take one that is open.
+    """Open a shards artifact given by its URI, in its current version or that of `digest`, or as an open artifact.
 
     The index's digest is checked before it is parsed.
     """
@@ -236,7 +237,7 @@ def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:
     where = f"{artifact.uri}/{INDEX_NAME}"
     with scratch_folder() as folder:
         index = ParquetRows(artifact.fetch(artifact.manifest.part(INDEX_NAME), folder), SHARD_INDEX, where)
-    # The copy of a remote index has no name any more: its bytes go with this process, however that ends.
+    # The local copy of a remote index is open but already unlinked: its bytes vanish with this process.
     shards = []
     start = 0
     for part in sorted((p for p in artifact.manifest.parts if p.name != INDEX_NAME), key=tar_name):
@@ -248,13 +249,13 @@ def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:
 
 
 def tar_name(part: Part) -> str:
-    """The name of a tar: a part's own, or that of a file which was adopted where it lies."""
+    """Return the name of a tar: a part's own, or the original file name of an adopted tar."""
     path = PurePosixPath(part.path)
     return part.name if path.parent.name == "parts" else path.name
 
 
 def _require_places(table: pa.Table, where: str) -> None:
-    """No cell is empty, each sample has a member, and each member a place that a reader can go to."""
+    """Raise DamagedArtifact unless no cell is empty and each sample has members with offsets and sizes from 0 on."""
     if not table.num_rows:
         return
     members = table["members"].combine_chunks()
@@ -269,7 +270,7 @@ def _require_places(table: pa.Table, where: str) -> None:
 
 
 def read_samples(store: Store, part: Part, records: Sequence[Record], metadata: bool = False) -> Iterator[Sample]:
-    """Stream `records` of one tar in the order given; what is missing or altered comes as damaged samples."""
+    """Stream `records` of one tar in the order given; missing or altered ones come as damaged samples."""
     try:
         stream = store.open(part.path)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """A strict, bounded reader of tar streams; it never touches the file system.
 
-`tarfile` ends a stream quietly at a damaged or missing header, and reads headers of any length into memory. Here a
-stream that does not end in its end-of-archive marker is an error, as is a header that is not one, and what a hostile
-archive can cost is bounded by `TarLimits`.
+`tarfile` ends a stream quietly at a damaged or missing header, and reads headers of any length into memory. Here an
+invalid header is an error, and so is a stream without its end-of-archive marker. `TarLimits` bounds the cost of a
+hostile archive.
 """
 
 import hashlib
@@ -15,24 +15,27 @@ from typing import Literal, Protocol
 
 BLOCK = 512
 MAX_HEADER_BYTES = 1 << 20
-"""Of all the extended headers in front of one entry together."""
+"""Largest sum of the extended headers in front of one entry, in bytes."""
 MAX_MEMBER_BYTES = 256 << 20
+"""Largest member of a sample, in bytes."""
 MAX_NAME_BYTES = 1024
+"""Longest name of an entry, in bytes of UTF-8."""
 SKIP_BYTES = 1 << 20
+"""Bytes read at a time where content is passed over."""
 
 _SPARSE_GOES_ON, _SPARSE_MORE = 482, 504
-"""Where the header of GNU tar's sparse file, and a further block of its map, say that another block follows."""
+"""Offsets in the header of a GNU sparse file, and in a block of its map, of the flag that another block follows."""
 _LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _EXTENDED = {tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}
 
 
 class TarReason(StrEnum):
-    """Why a tar, or something in it, is not taken. A closed list: readers may switch on it."""
+    """A reason not to take a tar, or something in it. A closed list: readers may switch on it."""
 
     TRUNCATED = "truncated"
     """The archive ends before its end-of-archive marker."""
     BAD_HEADER = "bad_header"
-    """A header is not one, or contradicts itself; what follows it cannot be found."""
+    """A header is invalid, or contradicts itself; the next one cannot be found."""
     TRAILING_DATA = "trailing_data"
     """Something follows the end-of-archive marker."""
     TOO_LARGE = "too_large"
@@ -60,11 +63,11 @@ class TarReason(StrEnum):
     INTERLEAVED = "interleaved"
     """Members of other samples stand between those of this one."""
     BAD_METADATA = "bad_metadata"
-    """The `cls` or `json` member cannot be read, or its label cannot be one."""
+    """The `cls` or `json` member cannot be read, or its label is not a possible one."""
 
 
 class TarDamaged(Exception):
-    """The stream is not a whole tar archive within the limits; the message says where it breaks."""
+    """The stream is not a whole tar archive within the limits; the message names the place of the damage."""
 
     def __init__(self, reason: TarReason, message: str) -> None:
         super().__init__(message)
@@ -72,27 +75,27 @@ class TarDamaged(Exception):
 
 
 class TarBeyondLimits(TarDamaged):
-    """The archive costs more than `TarLimits` allow, so nothing more of it is read."""
+    """The archive exceeds `TarLimits`, so nothing more of it is read."""
 
 
 class Readable(Protocol):
-    """What a tar is read from."""
+    """A source of a tar's bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes, none at the end."""
+        """Read at most `size` bytes; none at the end."""
         ...
 
 
 class Hashed:
-    """A stream whose bytes are counted and hashed as they are read."""
+    """A stream that counts and hashes its bytes as they are read."""
 
     def __init__(self, stream: Readable) -> None:
         self._stream, self._digest, self._size = stream, hashlib.sha256(), 0
         self.head = b""
-        """What the first read gave."""
+        """The bytes of the first read."""
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes, none at the end."""
+        """Read at most `size` bytes; none at the end."""
         data = self._stream.read(size)
         self._digest.update(data)
         self.head = data if not self._size else self.head
@@ -100,7 +103,7 @@ class Hashed:
         return data
 
     def finish(self) -> tuple[int, str]:
-        """Read on to the end; size and hex sha256 of everything."""
+        """Read on to the end; return size and hex sha256 of the whole stream."""
         while self.read(SKIP_BYTES):
             pass
         return self._size, self._digest.hexdigest()
@@ -108,12 +111,12 @@ class Hashed:
 
 @dataclass(frozen=True, slots=True)
 class TarLimits:
-    """What an archive may cost its reader."""
+    """The limits on the cost of an archive to its reader."""
 
     member_bytes: int = MAX_MEMBER_BYTES
-    """Content that is held at once; a larger member is passed over."""
+    """Largest content held in memory, in bytes; a larger member is passed over."""
     entries: int = 4_000_000
-    """Headers of any type."""
+    """Largest number of headers of any type."""
     total_bytes: int = 1 << 40
     seconds: float = 6 * 3600.0
 
@@ -128,7 +131,7 @@ class TarEntry:
     kind: Literal["file", "folder", "link", "special"]
     """`file`, `folder`, `link`, or `special` (devices, FIFOs, sparse files)."""
     target: str = ""
-    """Of a hard link, the name of the entry whose content it has."""
+    """Name of the entry that a hard link refers to, else empty."""
 
     @property
     def refusal(self) -> TarReason | None:
@@ -149,10 +152,10 @@ def _is_text(name: str) -> bool:
 def read_tar(
     stream: Readable, wanted: Callable[[TarEntry], bool] | None = None, limits: TarLimits | None = None
 ) -> Iterator[tuple[TarEntry, bytes | None]]:
-    """Every entry of a tar in order, with the content of those files that are `wanted` (default: all of them).
+    """Yield every entry of a tar in order, with the content of the files that are `wanted` (default: all of them).
 
-    A file above `limits.member_bytes` comes without content. Raises TarDamaged where the stream is cut, altered, goes
-    on after its end-of-archive marker; TarBeyondLimits, which is one too, where it exceeds another limit.
+    A file above `limits.member_bytes` comes without content. Raises TarDamaged if the stream is cut, altered, or goes
+    on after its end-of-archive marker, and its subclass TarBeyondLimits if it exceeds another limit.
     """
     limits = limits or TarLimits()
     source = _Bounded(stream, limits)
@@ -190,7 +193,7 @@ def read_tar(
 
 
 class _Bounded:
-    """The stream with its offset, on which a short read is an error, as is one read too many."""
+    """The stream with its offset. A short read raises TarDamaged, a read beyond the limits TarBeyondLimits."""
 
     def __init__(self, stream: Readable, limits: TarLimits) -> None:
         self.stream, self.limits, self.offset = stream, limits, 0
@@ -239,7 +242,7 @@ def _parse_header(header: bytes, offset: int) -> tarfile.TarInfo:
 
 
 def _header_content(source: _Bounded, size: int, pending: int) -> bytes:
-    """An extended header's content; `pending` bytes of them stand in front of the next entry, this one included."""
+    """Read an extended header's content; `pending` bytes of headers, this one included, precede the next entry."""
     if pending > MAX_HEADER_BYTES:
         message = f"the tar holds a header of {pending} bytes, the limit is {MAX_HEADER_BYTES}"
         raise TarDamaged(TarReason.TOO_LARGE, message)
@@ -249,7 +252,7 @@ def _header_content(source: _Bounded, size: int, pending: int) -> bytes:
 
 
 def _skip_sparse_map(source: _Bounded, pending: int) -> int:
-    """Pass over the blocks in which GNU tar goes on with the map of a sparse file; `pending` and their bytes."""
+    """Skip the further blocks of a GNU sparse file's map; return `pending` plus their bytes."""
     while True:
         block = _header_content(source, BLOCK, pending := pending + BLOCK)
         if not block[_SPARSE_MORE]:
@@ -257,7 +260,10 @@ def _skip_sparse_map(source: _Bounded, pending: int) -> int:
 
 
 def _header_fields(kind: bytes, content: bytes) -> dict[str, str]:
-    """What an extended header says of the next entry. A global one may say nothing of where entries lie."""
+    """Return the fields that an extended header sets for the next entry.
+
+    A global header must not set where entries lie or what they are called: that would change every later entry.
+    """
     if kind in _LONG_NAMES:
         return {_LONG_NAMES[kind]: _text(content.rstrip(b"\0"))}
     fields = _pax_fields(content)
@@ -269,7 +275,7 @@ def _header_fields(kind: bytes, content: bytes) -> dict[str, str]:
 
 
 def _pax_fields(content: bytes) -> dict[str, str]:
-    """The records `<length> <key>=<value>\\n` of an extended header."""
+    """Parse the records `<length> <key>=<value>\\n` of an extended header."""
     fields: dict[str, str] = {}
     content = content.rstrip(b"\0")
     start = 0
@@ -286,7 +292,8 @@ def _pax_fields(content: bytes) -> dict[str, str]:
 
 
 def _entry(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> TarEntry:
-    name = extended.get("GNU.sparse.name", extended.get("path", info.name))  # `path` is made up for a sparse file
+    # For a sparse file, `path` is a made-up name; the real one is in GNU.sparse.name.
+    name = extended.get("GNU.sparse.name", extended.get("path", info.name))
     size = extended.get("size", str(info.size))
     if not size.isascii() or not size.isdigit() or len(size) > 19:
         message = f"the tar declares the size {size[:40]!r} for {name[:200]!r}"

@@ -1,14 +1,17 @@
 """The only package that writes bytes which outlive a process, and the only way to read them back.
 
-store     what a store is: objects below one root, put once and never changed
-local     a folder as a store, and the local files that verbs write beside it
-s3        a prefix of a bucket as a store
-bucket    the requests that it makes, each until it is answered
-writes    put-if-absent among them, whole or in parts
-access    which buckets are asked without keys
-clock     how long an operation is tried again, and what is worth trying
-scratch   temporary folders that are gone with their owner
-many      many reads at a time, their results in order
+store       a store: objects below one root, put once and never changed
+local       a folder as a store, and the local files that verbs write beside it
+s3          a prefix of a bucket as a store
+bucket      requests to a bucket, each repeated until it is answered
+writes      put-if-absent on S3, whole or in parts
+objects     the operations that a folder and a bucket have in common
+access      the buckets that are asked without keys
+clock       the deadline of an operation, and which failures are worth another try
+digests     canonical JSON and sha256
+failpoints  places where a test can kill the process or fill the disk
+scratch     temporary folders that are removed with their owner
+many        many reads at a time, their results in order
 """
 
 from pipelines.storage.access import use_unsigned

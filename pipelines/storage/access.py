@@ -1,21 +1,22 @@
-"""Which buckets are asked without keys: public ones, which refuse or ignore the keys of others.
+"""The buckets that are asked without keys: public ones, which refuse or ignore other accounts' keys.
 
-Like the endpoint and the keys it is known from the environment of each process, so that workers know it too.
+They are set in the environment of each process, like the endpoint and the keys, so that workers know them too.
 """
 
 import os
 from collections.abc import Sequence
 
 VARIABLE = "HHNET_STORE_UNSIGNED"
+"""Environment variable with the names of unsigned buckets, separated by commas, or `*` for all."""
 ALL = "*"
 
 
 def is_unsigned(bucket: str) -> bool:
-    """Whether requests to a bucket are not signed."""
+    """Test whether requests to a bucket go without a signature."""
     return not {bucket, ALL}.isdisjoint(os.environ.get(VARIABLE, "").replace(" ", "").split(","))
 
 
 def use_unsigned(buckets: bool | Sequence[str]) -> None:
-    """Ask these buckets, or all, without keys from now on, in this process and in those that it starts."""
+    """Send unsigned requests to these buckets, or all, from now on, in this process and in those that it starts."""
     if buckets:
         os.environ[VARIABLE] = ALL if buckets is True else ",".join(buckets)

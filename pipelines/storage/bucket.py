@@ -14,8 +14,11 @@ from pipelines.storage.clock import Clock, Transient
 from pipelines.storage.digests import sha256_of
 
 CONNECT_S = 5.0
+"""Longest wait for a connection, in seconds."""
 SILENCE_S = 20.0
+"""Longest silence of a store before a request is given up and tried again, in seconds."""
 CHUNK_BYTES = 1 << 20
+"""Bytes of a download that are taken over at a time; each chunk renews the clock."""
 DIGEST_KEY = "sha256"
 """Metadata of every object that is put: the sha256 of its bytes."""
 
@@ -24,45 +27,46 @@ _PAGES = {"ContinuationToken": "NextContinuationToken"}
 
 
 class Bucket:
-    """One bucket, reached through s3fs's session. FileNotFoundError for an object, or a bucket, that is not there."""
+    """One bucket, reached through s3fs's session. Raises FileNotFoundError for a missing object or bucket."""
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name, self.seconds = name, seconds
         self.fs = S3FileSystem(
             anon=is_unsigned(name),
             config_kwargs={
+                # A third, so that one silent connection cannot use up a short deadline.
                 "connect_timeout": min(CONNECT_S, seconds / 3),
                 "read_timeout": min(SILENCE_S, seconds / 3),
-                "retries": {"total_max_attempts": 1},
+                "retries": {"total_max_attempts": 1},  # the clock retries; both together would multiply
             },
         )
 
     async def connect(self) -> None:
-        """Have a client; making one takes a second, which no operation is charged for."""
+        """Set up the client. This takes a second, so it is done before an operation's clock starts."""
         try:
             await self.fs.set_session()
         except (BotoCoreError, ValueError) as error:
             raise ConfigError(f"s3://{self.name}: the S3 client cannot be set up: {error}") from error
 
     def clock(self, operation: str, key: str) -> Clock:
-        """The time of one operation on one object."""
+        """Start the clock of one operation on one object."""
         return Clock(f"{operation} s3://{self.name}/{key}", self.seconds)
 
     async def request(self, method: str, **fields: Any) -> Answer:
-        """One request, tried once."""
+        """Send one request, once."""
         client = await self.fs.set_session()
         return cast(Answer, await getattr(client, method)(Bucket=self.name, **fields))
 
     async def persist(self, operation: str, key: str, method: str, **fields: Any) -> Answer:
-        """A request that may be repeated at will, tried until it is answered."""
+        """Send a request that may be repeated safely, until it is answered."""
         return await self.clock(operation, key).persist(lambda: self.request(method, **fields))
 
     async def size(self, key: str) -> int:
-        """Bytes of an object."""
+        """Return the bytes of an object."""
         return int((await self.persist("stat", key, "head_object", Key=key))["ContentLength"])
 
     async def sha256(self, key: str, clock: Clock) -> str | None:
-        """The digest of an object's bytes, as it was put or else by reading them; None where there is none."""
+        """Return the digest of an object's bytes, stated at its put or else computed; None if there is no object."""
         try:
             answer = await clock.persist(lambda: self.request("head_object", Key=key))
             stated = answer.get("Metadata", {}).get(DIGEST_KEY)
@@ -73,10 +77,10 @@ class Bucket:
     async def fetch(
         self, key: str, start: int = 0, stop: int | None = None, limit: int | None = None
     ) -> tuple[bytes, str | None]:
-        """Bytes [start, stop) of an object, or all, and the digest that all of them were put with.
+        """Fetch the bytes [start, stop) of an object, or all, and the digest of the whole object stated at its put.
 
-        Of an object that has more than `limit` bytes only the first `limit` + 1 are received. A connection that breaks
-        is taken up where it broke; the clock runs from the last bytes that arrived.
+        Of an object with more than `limit` bytes only the first `limit` + 1 are received. A broken connection is taken
+        up where it broke; the clock starts anew with every chunk that arrives.
         """
         clock = self.clock("read", key)
         download = _Download(start, stop, limit)
@@ -97,6 +101,7 @@ class Bucket:
                 download.stop = size if download.limit is None else min(size, download.limit + 1)
             download.stated = answer.get("Metadata", {}).get(DIGEST_KEY)
             async for chunk in body.iter_chunks(CHUNK_BYTES):
+                # Cut at `stop`: the store sends all of an object beyond `limit`, until the connection is dropped.
                 download.buffer.write(chunk[: download.stop - download.offset])
                 clock.renew()
                 if download.done:
@@ -105,26 +110,26 @@ class Bucket:
             raise Transient(f"the answer ended at byte {download.offset} of {download.stop}")
 
     async def entries(self, prefix: str) -> list[Answer]:
-        """Key, Size and LastModified of the objects whose keys begin with `prefix`."""
+        """List Key, Size and LastModified of the objects whose keys begin with `prefix`."""
         return await self._list("list_objects_v2", "Contents", prefix, _PAGES)
 
     async def require(self) -> None:
-        """FileNotFoundError unless the bucket is there."""
+        """Raise FileNotFoundError unless the bucket exists."""
         await self.persist("list", "", "list_objects_v2", MaxKeys=1)
 
     async def folders(self, prefix: str) -> list[Answer]:
-        """The Prefix of each group of keys that begin with `prefix` and go on to a slash."""
+        """List the Prefix of each group of keys that begin with `prefix` and go on to a slash."""
         return await self._list("list_objects_v2", "CommonPrefixes", prefix, _PAGES, Delimiter="/")
 
     async def uploads(self, prefix: str) -> list[Answer]:
-        """Key, UploadId and Initiated of the multipart uploads that were begun and not ended."""
+        """List Key, UploadId and Initiated of the multipart uploads that were begun and not ended."""
         markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
         return await self._list("list_multipart_uploads", "Uploads", prefix, markers)
 
     async def _list(
         self, method: str, held: str, prefix: str, markers: Mapping[str, str], **fields: str
     ) -> list[Answer]:
-        """All pages of a listing, each tried until it is answered."""
+        """Fetch all pages of a listing, each tried until it is answered."""
         found: list[Answer] = []
         more: Answer = {}
         while True:
@@ -135,19 +140,19 @@ class Bucket:
             more = {asked: page[given] for asked, given in markers.items()}
 
     async def abort(self, key: str, upload: str) -> None:
-        """End a multipart upload and free its parts; one that has ended is fine."""
+        """End a multipart upload and free its parts; an upload that has ended already is no error."""
         with suppress(FileNotFoundError):
             await self.persist("abort the upload of", key, "abort_multipart_upload", Key=key, UploadId=upload)
 
     async def abort_all(self, key: str) -> None:
-        """End the multipart uploads of an object."""
+        """End all multipart uploads of an object."""
         for upload in await self.uploads(key):
             if upload["Key"] == key:
                 await self.abort(key, upload["UploadId"])
 
 
 class _Download:
-    """A range of an object, as far as it has arrived; `stop` is known with the first answer."""
+    """A range of an object, as far as it has arrived; `stop` is known from the first answer on."""
 
     def __init__(self, start: int, stop: int | None, limit: int | None = None) -> None:
         self.start, self.stop, self.limit = start, stop, limit

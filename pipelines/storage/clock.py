@@ -1,7 +1,7 @@
-"""How long an operation on a remote store is tried again, and which failures are worth another try.
+"""The deadline of an operation on a remote store, and the failures that are worth another try.
 
-One clock runs for an operation, whatever fails in it: exponential backoff with full jitter inside one deadline.
-The libraries below are told not to retry, so that their patience does not multiply with this one.
+One clock runs for an operation, whatever fails in it: exponential backoff with full jitter inside one deadline. The
+libraries below are told not to retry, since their retries would multiply with these.
 """
 
 import asyncio
@@ -22,13 +22,17 @@ from pipelines.errors import ConfigError, HHNetError, StoreUnavailable
 _log = logging.getLogger(__name__)
 
 VARIABLE = "HHNET_STORE_DEADLINE_S"
+"""Environment variable with the deadline, in seconds."""
 DEADLINE_S = 60.0
+"""Seconds that an operation may take without progress, unless the environment says otherwise."""
 FIRST_PAUSE_S = 0.1
+"""Longest pause before the second try, in seconds; it doubles with each further try."""
 LONGEST_PAUSE_S = 5.0
+"""Longest pause before any try, in seconds."""
 
 _BUSY = {408, 429}
-_LACKING = 501  # a server error by number, but one that no waiting ends
-# Client errors by status, but of the way there and not of the request.
+_LACKING = 501  # a server error by its number, but waiting does not help: the store lacks the operation
+# Client errors by their status, but caused on the way to the store and not by the request.
 _ON_THE_WAY = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"}
 _HINTS = {
     401: ": check the keys and what they may do",
@@ -51,23 +55,23 @@ _jitter = random.SystemRandom()  # not the seeded generators, whose draws are re
 
 
 def deadline_s() -> float:
-    """Seconds that an operation may take without progress, from the environment."""
+    """Return the seconds that an operation may take without progress, from the environment."""
     text = os.environ.get(VARIABLE, "")
     try:
         seconds = float(text or DEADLINE_S)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"{VARIABLE}={text!r} is not a number of seconds above 0")
+        raise ConfigError(f"{VARIABLE}={text!r} is not a number of seconds above 0: set it to one, or unset it")
     return seconds
 
 
 class Exists(Exception):
-    """Put-if-absent found an object of that name."""
+    """Put-if-absent found an object of the same name."""
 
 
 class Transient(Exception):
-    """A request failed in a way that may pass. `landed`: it may have been carried out all the same."""
+    """A request failed in a way that may pass. `landed`: the store may have carried it out nevertheless."""
 
     def __init__(self, problem: object, landed: bool = True) -> None:
         super().__init__(_one_line(problem))
@@ -75,14 +79,14 @@ class Transient(Exception):
 
 
 class Conflict(Transient):
-    """Another request for the same object is under way (409); what was asked for was not done."""
+    """Another request for the same object is under way (409); this one was not carried out."""
 
     def __init__(self, problem: object) -> None:
         super().__init__(problem, landed=False)
 
 
 class Clock:
-    """The time that one operation has, however often it is tried. `what` names operation and object in errors."""
+    """The time left for one operation, over all its tries. `what` names operation and object in errors."""
 
     def __init__(self, what: str, seconds: float) -> None:
         self.what, self.seconds, self.tries = what, seconds, 0
@@ -90,14 +94,17 @@ class Clock:
         self.renew()
 
     def renew(self) -> None:
-        """Something arrived: the deadline and the pauses begin again."""
+        """Start the deadline and the pauses anew, because something arrived."""
         self._end = time.monotonic() + self.seconds
         self._pauses = 0
         if self._running is not None:
             self._running.reschedule(asyncio.get_running_loop().time() + self.seconds)
 
     async def attempt(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Make one request. Transient, Exists or FileNotFoundError as it turns out; StoreUnavailable for good."""
+        """Make one request, once.
+
+        Raises Transient, Exists or FileNotFoundError, as it turns out, and StoreUnavailable where no retry can help.
+        """
         self.tries += 1
         try:
             async with asyncio.timeout(max(0.0, self._end - time.monotonic())) as self._running:
@@ -113,7 +120,7 @@ class Clock:
             self._running = None
 
     async def pause(self, problem: Transient) -> None:
-        """Wait before the next try; StoreUnavailable when the time is up."""
+        """Wait before the next try; raise StoreUnavailable when the time is up."""
         pause = _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._pauses))
         self._pauses += 1
         left = self._end - time.monotonic()
@@ -127,7 +134,7 @@ class Clock:
         _log.info("cannot %s: %s; trying again", self.what, problem, extra={"tries": self.tries})
 
     async def persist(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Make a request that may be repeated at will until it is answered."""
+        """Make a request that may be repeated safely, until it is answered."""
         while True:
             try:
                 return await self.attempt(call)
@@ -169,11 +176,11 @@ class Clock:
 
 
 def _never_sent(error: Exception) -> bool:
-    """Whether there was not even a connection; an EndpointConnectionError alone does not say so."""
+    """Test whether there was not even a connection; an EndpointConnectionError alone does not say so."""
     cause = getattr(error, "kwargs", {}).get("error")
     return isinstance(error, boto.ConnectTimeoutError) or isinstance(cause, aiohttp.ClientConnectorError)
 
 
 def _one_line(problem: object) -> str:
-    """What went wrong in at most 300 characters, without the keys that a URL may carry."""
+    """Shorten a problem to one line of at most 300 characters, without the keys that a URL may carry."""
     return re.sub(r"//[^/@\s]*@", "//", " ".join(str(problem).split()))[:300]

@@ -1,4 +1,4 @@
-"""How bytes are named: canonical JSON and sha256."""
+"""Canonical JSON and sha256, the names of bytes."""
 
 import hashlib
 import json
@@ -9,10 +9,7 @@ from pydantic import BaseModel
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte form of a JSON value: sorted keys, UTF-8, indented, one trailing newline.
-
-    A model is written as an object without the fields that have their default.
-    """
+    """Serialise a JSON value in its one byte form: sorted keys, UTF-8, indented, one trailing newline."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False, default=_fields)
     return (text + "\n").encode()
 
@@ -24,7 +21,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def sha256_of(data: bytes | Path) -> str:
-    """Hex sha256 of bytes or of a file's content."""
+    """Return the hex sha256 of bytes or of a file's content."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
     with data.open("rb") as stream:

@@ -19,7 +19,7 @@ _lock = threading.Lock()
 
 
 def failpoint(name: str) -> None:
-    """Pass the place called `name`. OSError (ENOSPC), or the end of the process, where the environment asks for it."""
+    """Pass the place called `name`; raise OSError (ENOSPC) or kill the process where the environment asks for it."""
     wanted = os.environ.get(VARIABLE)
     if not wanted:
         return

@@ -17,34 +17,37 @@ from pipelines.storage.objects import Entry
 from pipelines.storage.scratch import PrivateFolder
 
 COPY_BYTES = 1 << 20
+"""Bytes of a file that are copied at a time."""
 SCRATCH_PREFIX = "hhscratch-"
+"""Beginning of the names of scratch folders; a later process finds abandoned ones by it."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a full disk and of a used-up quota."""
 
 
 class LocalObjects:
-    """Files below one folder. Fails with OSError as it comes, FileNotFoundError for an object that is not there.
+    """Files below one folder. Raises OSError unchanged, and FileNotFoundError for a missing object.
 
-    What is no plain file, a pipe or a device for example, is none: who reads it may never come to an end.
+    Pipes, devices and other special files do not count as objects: reading one might never end.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """All bytes of a file, or the first `limit` + 1."""
+        """Return all bytes of a file, or the first `limit` + 1."""
         with self._file(name).open("rb") as stream:
             return stream.read(-1 if limit is None else limit + 1)
 
     def open(self, name: str) -> IO[bytes]:
-        """The file, open for reading."""
+        """Open the file for reading."""
         return self._file(name).open("rb")
 
     def size(self, name: str) -> int:
-        """Bytes of the file."""
+        """Return the bytes of the file."""
         return self._file(name).stat().st_size
 
     def entries(self, prefix: str) -> dict[str, Entry]:
-        """Files below `prefix`, by their names relative to the root."""
+        """List the files below `prefix` by their names relative to the root."""
         cut = len(str(self._root)) + 1
         found = {}
         for folder, _, names in os.walk(self._root / prefix):
@@ -56,7 +59,7 @@ class LocalObjects:
         return found
 
     def folders(self, prefix: str) -> list[str]:
-        """Folders directly below `prefix`."""
+        """List the folders directly below `prefix`."""
         try:
             with os.scandir(self._root / prefix) as found:
                 return [entry.name for entry in found if entry.is_dir()]
@@ -64,25 +67,25 @@ class LocalObjects:
             return []
 
     def require(self) -> None:
-        """Nothing: a folder is made when something is put into it."""
+        """Do nothing: a folder is made when something is put into it."""
 
     def delete(self, name: str) -> None:
         """Remove a file."""
         (self._root / name).unlink()
 
     def delete_all(self, prefix: str) -> None:
-        """Remove all below `prefix`, with its folders."""
+        """Remove all files and folders below `prefix`."""
         shutil.rmtree(self._root / prefix)
 
     def uploads(self) -> dict[str, Entry]:
-        """None: what was not ended has no name, or one of a file."""
+        """Return {}: local writes have no resumable uploads."""
         return {}
 
     def abort(self, name: str) -> None:
-        """Nothing to end."""
+        """Do nothing: local writes have no resumable uploads."""
 
     def put(self, name: str, data: bytes | Path, point: str) -> bool:
-        """Write durably under no name, then link the name, which fails where it is taken."""
+        """Write the bytes durably to an unnamed file, then link its name, which fails where the name is taken."""
         target = self._root / name
         _make_folder(target.parent)
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -90,8 +93,10 @@ class LocalObjects:
             with _temporary(target.parent) as (stream, path):
                 _write_durably(stream, data)
                 failpoint(point)
+                # `path` may be a link in /proc to the unnamed file. Only linkat with AT_SYMLINK_FOLLOW links the file
+                # itself, and Python calls linkat where a descriptor is given; it does not matter for absolute paths.
                 os.link(path, target, src_dir_fd=folder, follow_symlinks=True)
-            os.fsync(folder)
+            os.fsync(folder)  # or a power cut could take the name back
         except FileExistsError:
             if not target.is_file() and (
                 target.exists() or target.is_symlink()
@@ -111,10 +116,13 @@ class LocalObjects:
 
 @contextmanager
 def _temporary(folder: Path) -> Iterator[tuple[IO[bytes], str]]:
-    """A file to write, and a path to link it from; where the system can, it has no name that a kill would leave."""
+    """Open a file to write, and yield it with a path to link it from.
+
+    Where the system can (O_TMPFILE), the file has no name, so a killed process leaves nothing behind.
+    """
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
-    except (AttributeError, OSError):  # not this system, or not this file system
+    except (AttributeError, OSError):  # the system, or this file system, has no unnamed files
         path = folder / f".tmp-{uuid.uuid4().hex}"
         try:
             with path.open("xb") as stream:
@@ -137,7 +145,7 @@ def _write_durably(stream: IO[bytes], data: bytes | Path) -> None:
 
 
 def _make_folder(path: Path) -> None:
-    """Make a folder and those above it, each durable in the one that holds it."""
+    """Make a folder and those above it, and sync each one's entry to disk."""
     if path.is_dir():
         return
     _make_folder(path.parent)
@@ -151,10 +159,10 @@ def _make_folder(path: Path) -> None:
 
 @contextmanager
 def scratch_folder(kept: bool = False) -> Iterator[Path]:
-    """Make a local folder for bytes under construction, gone at the end. StoreUnavailable where its disk is full.
+    """Make a local folder for bytes under construction, removed at the end; StoreUnavailable if its disk is full.
 
-    Where this process is killed, the next one that wants such a folder removes it; `kept` has that done at once, by a
-    process of its own.
+    If this process is killed, the next one that makes such a folder removes it. With `kept`, a process of its own
+    removes it at once.
     """
     private = PrivateFolder(Path(tempfile.gettempdir()), SCRATCH_PREFIX, kept)
     try:
@@ -170,8 +178,9 @@ def scratch_folder(kept: bool = False) -> Iterator[Path]:
 
 
 def write_output(path: str | Path, data: bytes) -> None:
-    """Write a local file that a user named, whole or not at all, replacing what was there."""
+    """Write a local file that a user named, whole or not at all, replacing an existing one."""
     target = Path(path).expanduser()
+    # In the same folder, hence on the same file system: only there is `replace` atomic.
     temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
     try:
         with temporary.open("xb") as stream:

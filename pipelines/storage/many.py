@@ -6,17 +6,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 AT_ONCE = 16
-"""Reads under way at a time: a store far away answers each after tens of milliseconds, and many of them at once."""
+"""Reads under way at a time: a distant store answers each after tens of milliseconds, but many of them at once."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 def in_order(work: Callable[[_T], _R], items: Iterable[_T], at_once: int = AT_ONCE) -> Iterator[_R]:
-    """Do `work` on `at_once` items at a time in threads; results in the order of the items.
+    """Do `work` on `at_once` items at a time in threads, and yield the results in the order of the items.
 
-    Of several errors the first in that order is raised, whichever came first. Results that were not asked for yet are
-    held for twice `at_once` items at most, so memory does not grow with their number.
+    Of several errors, the first by that order is raised, whichever happened first. At most twice `at_once` results are
+    held, so memory does not grow with the number of items.
     """
     pool = ThreadPoolExecutor(at_once, "many")
     under_way: deque[Future[_R]] = deque()

@@ -1,4 +1,4 @@
-"""A prefix of a bucket as a store: what `Store` asks for, waited for."""
+"""A prefix of a bucket as a store: the operations of `Store`, run on s3fs's event loop and waited for."""
 
 import io
 from collections.abc import Awaitable, Callable
@@ -16,12 +16,13 @@ from pipelines.storage.failpoints import failpoint
 from pipelines.storage.objects import Entry
 
 BLOCK_BYTES = 8 << 20
+"""Bytes that a stream fetches and holds at a time."""
 
 _T = TypeVar("_T")
 
 
 class S3Objects:
-    """Objects below `bucket/prefix`. FileNotFoundError for one that is not there, StoreUnavailable for what fails."""
+    """Objects below `bucket/prefix`. Raises FileNotFoundError for a missing one, StoreUnavailable for a failure."""
 
     def __init__(self, root: str) -> None:
         name, _, prefix = root.partition("/")
@@ -29,10 +30,10 @@ class S3Objects:
         self._prefix = f"{prefix}/" if prefix else ""
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """All bytes of an object, checked against the sha256 it was put with; or the first `limit` + 1, unchecked.
+        """Return all bytes of an object, checked against its stated sha256; or the first `limit` + 1, unchecked.
 
-        Bytes that differ are read again, for they may have changed on the way; if they come the same twice they lie
-        so in the store, which is DamagedArtifact.
+        The sha256 is stated by the put. Bytes that differ are read again, since they may have changed on the way. If
+        they arrive the same twice, the store itself holds wrong bytes, which raises DamagedArtifact.
         """
         key = self._prefix + name
         clock = self._bucket.clock("read", key)
@@ -50,19 +51,19 @@ class S3Objects:
             self._wait(lambda: clock.pause(Transient("what arrives does not match its sha256")))
 
     def open(self, name: str) -> io.BufferedReader:
-        """A stream that holds one block of 8 MiB at a time and outlives connections that break."""
+        """Open a stream that holds one block of 8 MiB at a time and survives broken connections."""
         return io.BufferedReader(_Blocks(self, name, self.size(name)), BLOCK_BYTES)
 
     def size(self, name: str) -> int:
-        """Bytes of an object."""
+        """Return the bytes of an object."""
         return self._wait(lambda: self._bucket.size(self._prefix + name))
 
     def block(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of an object that is at least that long."""
+        """Return the bytes [start, stop) of an object that is at least that long."""
         return self._wait(lambda: self._bucket.fetch(self._prefix + name, start, stop))[0]
 
     def entries(self, prefix: str) -> dict[str, Entry]:
-        """Objects below a prefix, by name; none where not even the bucket is there."""
+        """List the objects below a prefix, by name; none if the bucket does not exist."""
         below = self._prefix + (f"{prefix}/" if prefix else "")
         try:
             found = self._wait(lambda: self._bucket.entries(below))
@@ -76,7 +77,7 @@ class S3Objects:
         }
 
     def folders(self, prefix: str) -> list[str]:
-        """What stands between `prefix` and the next slash; none where not even the bucket is there."""
+        """List the folders directly below `prefix`; none if the bucket does not exist."""
         below = self._prefix + (f"{prefix}/" if prefix else "")
         try:
             found = self._wait(lambda: self._bucket.folders(below))
@@ -85,7 +86,7 @@ class S3Objects:
         return [entry["Prefix"][len(below) : -1] for entry in found]
 
     def require(self) -> None:
-        """FileNotFoundError unless the bucket is there."""
+        """Raise FileNotFoundError unless the bucket exists."""
         self._wait(self._bucket.require)
 
     def delete(self, name: str) -> None:
@@ -99,7 +100,7 @@ class S3Objects:
             self.delete(name)
 
     def uploads(self) -> dict[str, Entry]:
-        """Multipart uploads below the root that were begun and not ended; of those of one name the youngest."""
+        """List the multipart uploads below the root that were begun and not ended; of each name the youngest."""
         try:
             begun = self._wait(lambda: self._bucket.uploads(self._prefix))
         except FileNotFoundError:
@@ -128,7 +129,7 @@ class S3Objects:
 
 
 class _Blocks(io.RawIOBase):
-    """An object as a raw stream, for a BufferedReader to ask for block after block."""
+    """An object as a raw stream; a BufferedReader around it asks for block after block."""
 
     def __init__(self, objects: S3Objects, name: str, size: int) -> None:
         self._objects, self._name, self._size, self._place = objects, name, size, 0

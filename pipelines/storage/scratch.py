@@ -1,9 +1,9 @@
-"""Private temporary folders, which are gone with their owner, however that ends.
+"""Private temporary folders that are removed when their owner ends, in whatever way.
 
-The owner holds a lock on its folder. Whoever makes the next folder beside it kills the processes that still write below
-a folder whose lock is free, and removes it. Where that would be too late, the owner has a keeper, which is this file
-run by itself and does so at once: the pipe between them breaks when the owner ends. Only the standard library is
-imported: the keeper starts fast, and it must not depend on the environment.
+The owner holds a lock on its folder. Whoever makes the next folder beside it looks for folders whose lock is free,
+kills the processes that still write below them, and removes them. Where that would be too late, the owner has a keeper
+that does so at once: this file run by itself, which notices the owner's end by the broken pipe between them. Only the
+standard library is imported: the keeper starts fast, and it must not depend on the environment.
 """
 
 import fcntl
@@ -20,10 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 
 DRAWN = 8
-"""Characters that `mkdtemp` puts behind a prefix."""
+"""Characters that `mkdtemp` appends to a prefix."""
 SWEEP_S = 10.0
-"""How long the keeper may take to end what is left and to remove the folder."""
+"""Seconds that a sweep may take to end the remaining processes and to remove the folder."""
 AGAIN_S = 0.1
+"""Seconds between two tries of a sweep."""
 
 
 class PrivateFolder:
@@ -36,7 +37,7 @@ class PrivateFolder:
         self._keeper = _start_keeper(self.path) if kept else None
 
     def close(self) -> None:
-        """Remove the folder; with a keeper wait until it has done so, at most twice SWEEP_S."""
+        """Remove the folder; if there is a keeper, wait until it has done so, at most twice SWEEP_S."""
         if self._keeper is None:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
@@ -49,7 +50,7 @@ class PrivateFolder:
 
 def _start_keeper(folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(folder)],
+        [sys.executable, "-I", "-S", __file__, str(folder)],  # without PYTHON* variables, user folders and site
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -59,26 +60,26 @@ def _start_keeper(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def _locked_folder(base: Path, prefix: str) -> tuple[Path, int]:
-    """Make a folder and lock it; returns it and the descriptor that holds the lock."""
+    """Make a folder and lock it; return it and the descriptor that holds the lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
         try:
             lock = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # another process took it for one that was left, before it was locked
+        except FileNotFoundError:  # another process took it for an abandoned one, before it was locked
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             folder.stat()
-        except (BlockingIOError, FileNotFoundError):  # the same
+        except (BlockingIOError, FileNotFoundError):  # another process sweeps it, or has removed it
             os.close(lock)
             continue
-        except OSError:  # a file system without locks, where nobody can take it for one that was left
+        except OSError:  # a file system without locks, where nobody sweeps folders
             pass
         return folder, lock
 
 
 def _sweep_if_left(folder: Path) -> None:
-    """Sweep a folder of this user whose owner is dead: nobody holds its lock."""
+    """Sweep a folder of this user if its owner is dead, that is, if nobody holds its lock."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -94,7 +95,7 @@ def _sweep_if_left(folder: Path) -> None:
 
 
 def sweep(folder: str, spared: int) -> None:
-    """Kill the processes with open files below `folder`, but not `spared`, and remove it; gives up after SWEEP_S."""
+    """Kill the processes with open files below `folder`, but not `spared`, and remove it; give up after SWEEP_S."""
     deadline = time.monotonic() + SWEEP_S
     while Path(folder).exists() and time.monotonic() < deadline:
         holders = [process for process in _holders(folder) if process != spared]
@@ -108,7 +109,7 @@ def sweep(folder: str, spared: int) -> None:
 
 
 def _holders(folder: str) -> Iterator[int]:
-    """The processes that have a file below `folder` open to write it; who only reads a log there may go on."""
+    """Yield the processes that have a file below `folder` open for writing; those that only read there may go on."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if any(_writes(link, folder) for link in (process / "fd").iterdir()):
@@ -126,10 +127,10 @@ def _writes(link: Path, folder: str) -> bool:
 
 
 def _keep(folder: str) -> None:
-    """Wait until the owner closes its end of the pipe, by its will or by its death; then sweep."""
+    """Wait until the pipe breaks because the owner closed it or died; then sweep."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    owner = os.getppid()  # where it closes the pipe itself, it may have logs open still
+    owner = os.getppid()  # spared: if it closed the pipe itself, it is alive and may still write logs there
     sys.stdin.buffer.read()
     sweep(folder, spared=owner)
 

@@ -1,8 +1,8 @@
-"""What a store is: objects below one root, on a local path or under `s3://bucket/prefix`, put once, never changed.
+"""A store: objects below one root, on a local path or under `s3://bucket/prefix`, put once and never changed.
 
-How an S3 store is reached comes from the environment of each process, as is the custom there: the endpoint from
-AWS_ENDPOINT_URL, keys from the standard credential chain, from HHNET_STORE_UNSIGNED which buckets are asked without
-keys, and from HHNET_STORE_DEADLINE_S for how many seconds an operation is tried again before it fails (60 unless set).
+Access to S3 is configured by the environment of each process, as usual there: AWS_ENDPOINT_URL has the endpoint, the
+standard credential chain the keys, HHNET_STORE_UNSIGNED the buckets that are asked without keys, and
+HHNET_STORE_DEADLINE_S the seconds that an operation is tried again before it fails (60 by default).
 """
 
 import hashlib
@@ -21,13 +21,14 @@ from pipelines.storage.objects import Entry, Objects
 _T = TypeVar("_T")
 
 READ_BYTES = 1 << 20
+"""Bytes read at a time to compute a digest."""
 
 
 class Store:
     """Objects under one root, put if absent.
 
     Errors: ConfigError for a URI that is neither a path nor s3://; StoreUnavailable, naming the operation and the
-    object, when the store does not answer or refuses; FileNotFoundError for an object that is not there.
+    object, when the store does not answer or refuses; FileNotFoundError for a missing object.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -35,7 +36,7 @@ class Store:
         if not text:
             raise ConfigError("a store URI is empty: name a folder or s3://bucket/prefix")
         scheme, separator, rest = text.partition("://")
-        if separator and scheme not in ("s3", "file"):  # what follows may hold a secret
+        if separator and scheme not in ("s3", "file"):  # the rest is not printed: it may hold a secret
             raise ConfigError(f"{scheme}://...: only local paths and s3:// URIs are stores")
         authority = rest.split("/")[0]
         if separator and ("@" in authority or ":" in authority):  # a secret key may hold the slash, a bucket no colon
@@ -47,7 +48,7 @@ class Store:
             self._objects = LocalObjects(Path(self.root))
         else:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", authority):
-                raise ConfigError("s3://...: what follows is no name of a bucket: write s3://bucket/prefix")
+                raise ConfigError("s3://... does not name a bucket: write s3://bucket/prefix")
             from pipelines.storage.s3 import S3Objects  # local stores do without its libraries
 
             self.root = rest.rstrip("/")
@@ -58,42 +59,42 @@ class Store:
         return f"Store({self.uri!r})"
 
     def child(self, name: str) -> "Store":
-        """The store below `name`."""
+        """Return the store below `name`."""
         return Store(f"{self.uri}/{name}")
 
     def path(self, name: str) -> str:
-        """Full path of an object: of its file, or bucket and key."""
+        """Return the full path of an object: of its file, or bucket and key."""
         return f"{self.root}/{name}"
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """The whole object; of one that has more than `limit` bytes, only the first `limit` + 1 are fetched."""
+        """Read a whole object; if it has more than `limit` bytes, only the first `limit` + 1 are fetched."""
         return self._ask("read", name, lambda: self._objects.read(name, limit))
 
     def open(self, name: str) -> "ObjectStream":
-        """A stream over the object, from its start."""
+        """Open a stream over an object, from its start."""
         return ObjectStream(self._ask("open", name, lambda: self._objects.open(name)), f"{self.uri}/{name}")
 
     def size(self, name: str) -> int | None:
-        """Bytes of the object, or None where there is none."""
+        """Return the bytes of an object, or None if it is missing."""
         try:
             return self._ask("stat", name, lambda: self._objects.size(name))
         except FileNotFoundError:
             return None
 
     def names(self, prefix: str) -> list[str]:
-        """Sorted names of the objects below `prefix`, relative to the root. Only writers and gc list."""
+        """List the sorted names of the objects below `prefix`, relative to the root. Only writers and gc list."""
         return list(self.entries(prefix))
 
     def entries(self, prefix: str = "") -> dict[str, Entry]:
-        """The objects below `prefix` with size and time, by name in order. Only writers and gc list."""
+        """List the objects below `prefix` with size and time, sorted by name. Only writers and gc list."""
         return dict(sorted(self._ask("list", prefix, lambda: self._objects.entries(prefix)).items()))
 
     def folders(self, prefix: str = "") -> list[str]:
-        """Sorted names of the folders directly below `prefix`; asked for without a listing of what lies in them."""
+        """List the sorted names of the folders directly below `prefix`, without listing their contents."""
         return sorted(self._ask("list", prefix, lambda: self._objects.folders(prefix)))
 
     def require_bucket(self) -> None:
-        """InputError where the store lies in a bucket that is not there; for who has found nothing in it."""
+        """Raise InputError if the store's bucket does not exist; for callers that found nothing in the store."""
         try:
             self._ask("list", "", self._objects.require)
         except FileNotFoundError:
@@ -101,7 +102,7 @@ class Store:
             raise InputError(f"the bucket s3://{bucket} does not exist: check its name and AWS_ENDPOINT_URL") from None
 
     def delete(self, name: str) -> None:
-        """Delete an object that nothing refers to any more; one that is gone already is fine."""
+        """Delete an object that nothing refers to any more; one that is gone already is no error."""
         with suppress(FileNotFoundError):
             self._ask("delete", name, lambda: self._objects.delete(name))
 
@@ -112,15 +113,15 @@ class Store:
             self._ask("delete", prefix, lambda: self._objects.delete_all(prefix))
 
     def uploads(self) -> dict[str, Entry]:
-        """What was begun to be put and was killed, by name: its parts are in no listing, but cost space."""
+        """List the unfinished uploads by name: their parts are in no other listing, but cost space."""
         return dict(sorted(self._ask("list the uploads of", "", self._objects.uploads).items()))
 
     def abort(self, name: str) -> None:
-        """Free what uploads of an object that were never ended have sent; the object itself stays."""
+        """Free the parts of unfinished uploads of an object; the object itself stays."""
         self._ask("abort the uploads of", name, lambda: self._objects.abort(name))
 
     def put(self, name: str, data: bytes | Path, point: str = "put") -> bool:
-        """Put an object if there is none of that name. True if this call made it, False if one was there.
+        """Put an object if none has that name; True if this call made it, False if one was there.
 
         Passes the failpoints `point`.before, .during (the bytes are stored, the name is not) and .after.
         """
@@ -133,7 +134,7 @@ class Store:
         return made
 
     def put_same(self, name: str, data: bytes | Path, point: str = "put") -> None:
-        """Put an object, or find the same bytes there already; other bytes raise CommitConflict."""
+        """Put an object, or find the same bytes there already; raise CommitConflict for other bytes."""
         if not self.put(name, data, point) and self._sha256(name) != sha256_of(data):
             raise CommitConflict(
                 f"{self.uri}/{name} exists with other bytes; nothing was overwritten: see what put it there, and "
@@ -141,7 +142,7 @@ class Store:
             )
 
     def _sha256(self, name: str) -> str:
-        """Hex sha256 of an object, which is not held in memory."""
+        """Return the hex sha256 of an object, without holding it in memory."""
         digest = hashlib.sha256()
         with self.open(name) as stream:
             while data := stream.read(READ_BYTES):
@@ -167,13 +168,13 @@ def _expanded(path: Path) -> Path:
 
 
 class ObjectStream:
-    """An object that is being read. A store that fails on the way is StoreUnavailable, as it is at the start."""
+    """An object being read. A failure of the store on the way raises StoreUnavailable, as at the start."""
 
     def __init__(self, raw: IO[bytes], where: str) -> None:
         self._raw, self._where = raw, where
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes, none at the end."""
+        """Read at most `size` bytes; none at the end."""
         try:
             return self._raw.read(size)
         except HHNetError:

@@ -1,10 +1,11 @@
 """Put-if-absent on S3, in one request or as a multipart upload.
 
 Either way a single request with `If-None-Match: *` makes the object appear whole. When its answer is lost, the store
-is asked what lies there: our bytes, and it landed; others, and another was first; none, and it is made again.
+is asked for the object's digest: with our bytes the request landed; with others another writer was first; if there is
+no object, the request is made again.
 
-A multipart upload that was cut off keeps its parts in the store, unseen. One that fails is aborted; one that was
-killed is cleared when the same object is put again, for once an object is there no upload of it can complete.
+A multipart upload that was cut off keeps its parts in the store, unseen. A failed upload is aborted. The upload of a
+killed process is cleared when the same object is put again: once an object is there, no upload of it can complete.
 """
 
 import asyncio
@@ -19,13 +20,17 @@ from pipelines.storage.clock import Clock, Conflict, Exists, Transient
 from pipelines.storage.digests import sha256_of
 
 SINGLE_BYTES = 32 << 20
+"""Largest object that is put in one request, in bytes."""
 PART_BYTES = 16 << 20
+"""Least size of a part of a multipart upload, in bytes."""
 MOST_PARTS = 10_000
+"""Largest number of parts of an upload that S3 takes; larger objects get larger parts."""
 SENDERS = 4
+"""Parts of one upload that are sent at a time."""
 
 
 class Body:
-    """What is put: size, digest, and any stretch of its bytes."""
+    """The bytes to put: their size, digest, and any stretch of them."""
 
     def __init__(self, data: bytes | Path) -> None:
         self._data = data
@@ -33,7 +38,7 @@ class Body:
         self.sha256 = sha256_of(data)
 
     def stretch(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), cut at the end."""
+        """Return the bytes [start, stop), cut at the end."""
         if isinstance(self._data, bytes):
             return self._data[start:stop]
         with self._data.open("rb") as stream:
@@ -42,9 +47,9 @@ class Body:
 
 
 async def put(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) -> bool:
-    """Put an object if there is none; True if this call made it. `during` is called before it appears.
+    """Put an object if there is none; True if this call made it. `during` is called before the object appears.
 
-    StoreUnavailable when it could not be put, CommitUnknown when that could not be found out.
+    Raises StoreUnavailable when it could not be put, CommitUnknown when the outcome could not be found out.
     """
     try:
         if body.size > SINGLE_BYTES:
@@ -54,11 +59,13 @@ async def put(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) 
         fields: dict[str, Any] = {"Body": data, "Metadata": {DIGEST_KEY: body.sha256}}
         return await _commit(bucket, "put_object", key, body.sha256, **fields)
     except FileNotFoundError:
-        raise StoreUnavailable(f"cannot write s3://{bucket.name}/{key}: there is no such bucket") from None
+        raise StoreUnavailable(
+            f"cannot write s3://{bucket.name}/{key}: there is no such bucket: check its name and AWS_ENDPOINT_URL"
+        ) from None
 
 
 async def _commit(bucket: Bucket, method: str, key: str, sha256: str, again: bool = True, **fields: Any) -> bool:
-    """The request that makes an object appear. A Conflict is raised unless the request may be made `again`."""
+    """Send the request that makes an object appear; raise Conflict unless the request may be made `again`."""
     clock = bucket.clock("write", key)
     lost = False
     while True:
@@ -101,13 +108,13 @@ async def _put_parts(bucket: Bucket, key: str, body: Body, during: Callable[[], 
             restarts = restarts or bucket.clock("write", key)
             await restarts.pause(problem)
             continue
-        with suppress(StoreUnavailable):  # the object is there; what remains of uploads costs space, no more
+        with suppress(StoreUnavailable):  # the object is there; left-over parts only cost space
             await bucket.abort_all(key)
         return made
 
 
 async def _upload(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) -> bool:
-    """One multipart upload from beginning to end; Conflict when it has to begin anew."""
+    """Run one multipart upload from beginning to end; raise Conflict when it has to begin anew."""
     metadata = {DIGEST_KEY: body.sha256}
     begun = await bucket.persist("write", key, "create_multipart_upload", Key=key, Metadata=metadata)
     upload = str(begun["UploadId"])
@@ -116,7 +123,7 @@ async def _upload(bucket: Bucket, key: str, body: Body, during: Callable[[], Non
         during()
         fields = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
         return await _commit(bucket, "complete_multipart_upload", key, body.sha256, again=False, **fields)
-    except FileNotFoundError:  # cleared by another, who has put the object
+    except FileNotFoundError:  # another writer has put the object and cleared this upload
         if await bucket.sha256(key, bucket.clock("stat", key)) is None:
             raise Conflict("the upload is gone, and there is no object") from None
         return False
@@ -128,7 +135,7 @@ async def _upload(bucket: Bucket, key: str, body: Body, during: Callable[[], Non
 
 
 async def _send(bucket: Bucket, key: str, upload: str, body: Body) -> list[Answer]:
-    """Send all parts, a few at a time; what the store answered for each, as it wants to hear it again."""
+    """Send all parts, a few at a time; return the list of parts that the completing request has to name."""
     step = max(PART_BYTES, -(-body.size // MOST_PARTS))
     turns = asyncio.Semaphore(SENDERS)
 
@@ -149,7 +156,7 @@ async def _send(bucket: Bucket, key: str, upload: str, body: Body) -> list[Answe
 
 
 async def _abort_once(bucket: Bucket, key: str, upload: str) -> None:
-    """Free what was sent, if the store answers at once; the failure that led here is what the caller hears of."""
+    """Free the sent parts if the store answers at once; the caller reports the failure that led here."""
     with suppress(Exception):
         async with asyncio.timeout(bucket.seconds / 20):
             await bucket.request("abort_multipart_upload", Key=key, UploadId=upload)

@@ -1,13 +1,13 @@
-"""Shards to a model.
+"""Turns shards into a model.
 
 train        the verb, on Ray Train
-batches      which samples train and validate, and the batches of an epoch
-prefetch     those batches from a position on, made ahead
-learner      the optimiser step and all that a checkpoint must hold
-optimizer    how weights move
+batches      the samples that train and validate, and the batches of an epoch
+prefetch     the batches from a position on, made ahead of their use
+learner      the optimiser step and the state that a checkpoint must hold
+optimizer    the optimiser and its learning rate
 mixup        batches whose labels lie between 0 and 1
 teacher      the frozen network of a distillation
 validation   mAP inside training
-checkpoints  where a training goes on
+checkpoints  saved moments at which a training resumes
 rehead       `hhnet train --rotate`: another hash layer for a trained model
 """

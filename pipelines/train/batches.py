@@ -1,7 +1,7 @@
-"""What training reads: which samples train and which validate, and the batches of an epoch.
+"""Input of training: the choice of samples that train and that validate, and the batches of an epoch.
 
-An epoch is a pure function of (seed, epoch, shard index, number of workers): a position in it is one integer. Where a
-training goes on with another number of workers, a new leg of the epoch deals out what the legs before it left.
+An epoch is a pure function of (seed, epoch, shard index, number of workers): a position in it is one integer. If a
+training goes on with another number of workers, a new leg of the epoch deals out the samples that earlier legs left.
 """
 
 import hashlib
@@ -31,20 +31,23 @@ View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uin
 """A training augmentation, from decoded pixels (H, W, 3) to a square (S, S, 3)."""
 
 QUERY_SHARE = 0.2
-"""Share of the validation samples that are queries; the others are what they are searched in."""
+"""Share of the validation samples that are queries; they are searched in the others."""
 
 CHUNK = 16
-"""Samples that a thread prepares at once: small images take less time than handing them over one by one."""
+"""Number of samples that a thread prepares at once: a small image takes less time to prepare than to hand over."""
 
 
 def preprocess_of(config: Config) -> Preprocess:
-    """The configured way from pixels to tensors."""
+    """Return the configured preprocessing from pixels to tensors.
+
+    If `data.resize` is not set, it is the image size up to 64 pixels, and 256/224 of it above.
+    """
     size = config.data.image_size
     return Preprocess(size=size, resize=config.data.resize or (size if size <= 64 else round(size * 256 / 224)))
 
 
 def views_of(config: Config, views: int) -> list[View]:
-    """How each view of a sample is made: the configured one, or before it a weak one, which is a mirror image."""
+    """Return the augmentation of each view: the configured one and, before it if there are two, a weak one (flip)."""
     weak = _augment(config, "none" if config.data.augment == "none" else "flip")
     strong = _augment(config, config.data.augment)
     if config.data.policy == "trivial":
@@ -56,7 +59,7 @@ def _augment(config: Config, kind: str) -> View:
     size = config.data.image_size
     if kind == "auto":
         kind = "crop_flip" if size <= 64 else "resized_crop"
-    # A flip is a crop that has no room to move.
+    # A crop without padding has no room to move, so only its flip is left.
     augment = Augment(size=size, kind="crop_flip", padding=0) if kind == "flip" else Augment(size=size, kind=kind)
     if kind == "resized_crop":
         return augment
@@ -66,7 +69,7 @@ def _augment(config: Config, kind: str) -> View:
 
 @dataclass(frozen=True)
 class TrainData:
-    """Which rows train and which validate. `rows[s]` are the training rows of shard s."""
+    """The rows that train and those that validate. `rows[s]` are the training rows of shard s."""
 
     train: ShardSet
     rows: tuple[npt.NDArray[np.int64], ...]
@@ -77,7 +80,7 @@ class TrainData:
 
     @classmethod
     def make(cls, train_set: ShardSet, val_set: ShardSet | None, config: Config) -> "TrainData":
-        """Split off the validation samples; InputError where there is too little to train or to validate on."""
+        """Split off the validation samples. Raises InputError if too little is left to train or to validate on."""
         if not train_set.classes:
             raise InputError(
                 f"{train_set.artifact.uri}: no image has a label to learn from: ingest a folder of class folders, or a "
@@ -108,20 +111,20 @@ class TrainData:
         rows = tuple(np.flatnonzero(part) for part in np.split(trains, ends))
         queries = max(1, round(QUERY_SHARE * len(chosen)))
         data = cls(train_set, rows, source, chosen, queries)
-        epoch_leg(data, config, 0, (), config.train.workers)
+        epoch_leg(data, config, 0, (), config.train.workers)  # for its error: too few samples for the workers
         return data
 
     @property
     def samples(self) -> int:
-        """Training samples in an epoch."""
+        """Number of training samples in an epoch."""
         return sum(len(rows) for rows in self.rows)
 
     def epoch_steps(self, config: Config) -> int:
-        """Optimiser steps of an epoch."""
+        """Return the number of optimiser steps in an epoch."""
         return -(-self.samples // config.data.batch_size)
 
     def total_steps(self, config: Config) -> int:
-        """Optimiser steps of the whole training."""
+        """Return the number of optimiser steps in the whole training."""
         return config.train.epochs * self.epoch_steps(config)
 
 
@@ -138,7 +141,7 @@ def _draws(shards: ShardSet, seed: int) -> npt.NDArray[np.bytes_]:
 
 
 def _places(shards: ShardSet, numbers: npt.NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
-    """Return (shard, row) of samples that are numbered through all shards."""
+    """Return (shard, row) of each sample number; numbers count through all shards."""
     ends = np.cumsum([shard.rows for shard in shards.shards])
     found = np.searchsorted(ends, numbers, side="right")
     first = numbers - (ends[found] - np.array([shards.shards[s].rows for s in found], np.int64))
@@ -147,7 +150,7 @@ def _places(shards: ShardSet, numbers: npt.NDArray[np.int64]) -> tuple[tuple[int
 
 @dataclass(frozen=True)
 class DecodedSample:
-    """A sample and its pixels, uint8 (H, W, 3), or none where it did not decode."""
+    """A sample and its pixels, uint8 (H, W, 3), or None if it did not decode."""
 
     key: str
     shard: str
@@ -157,18 +160,18 @@ class DecodedSample:
 
 
 class DecodedCache:
-    """Decoded samples up to a number of bytes, which the next epochs need neither read nor decode."""
+    """Decoded samples, up to `limit` bytes of pixels, so that later epochs need neither read nor decode them."""
 
     def __init__(self, limit: int) -> None:
         self._left = limit
         self._held: dict[tuple[str, int], DecodedSample] = {}
 
     def get(self, shard: str, row: int) -> DecodedSample | None:
-        """The sample at a row of a shard, if it is held."""
+        """Return the sample at a row of a shard, or None if it is not held."""
         return self._held.get((shard, row))
 
     def keep(self, sample: DecodedSample) -> None:
-        """Hold a sample if there is room."""
+        """Hold a sample if it fits into the bytes that are left."""
         size = 0 if sample.pixels is None else sample.pixels.nbytes
         if size <= self._left and (sample.shard, sample.row) not in self._held:
             self._held[sample.shard, sample.row] = sample
@@ -177,9 +180,9 @@ class DecodedCache:
 
 @dataclass(frozen=True)
 class Leg:
-    """The part of an epoch that one number of workers takes: which rows of each shard, in how many steps.
+    """The part of an epoch that is trained with one number of workers: the rows of each shard, and the steps.
 
-    An epoch that no change of the number of workers interrupts is one leg.
+    An epoch is one leg unless the number of workers changes in it.
     """
 
     data: TrainData
@@ -191,11 +194,11 @@ class Leg:
     world: int
 
     def batch_sizes(self, rank: int) -> list[int]:
-        """Samples of `rank` in each step."""
+        """Return the number of samples that `rank` takes in each step."""
         return batch_sizes(sum(map(len, self.rows)), self.steps, self.world, rank)
 
     def samples(self, rank: int, cache: DecodedCache) -> Iterator[Sample | DecodedSample]:
-        """The samples of `rank` in training order, undecoded unless all that are read together are held."""
+        """Yield the samples of `rank` in training order, decoded if `cache` holds all that are read together."""
         train = self.data.train
 
         def read(number: int, rows: npt.NDArray[np.int64]) -> Iterable[Sample | DecodedSample]:
@@ -206,7 +209,7 @@ class Leg:
         return self._ordered(rank, read)
 
     def rows_after(self, steps: int) -> tuple[npt.NDArray[np.int64], ...]:
-        """The rows that no worker has been given after `steps` steps."""
+        """Return the rows that no worker has been given after `steps` steps."""
         given = [np.zeros(rows.max(initial=-1) + 1, np.bool_) for rows in self.rows]
         for rank in range(self.world):
             places = self._ordered(rank, lambda shard, rows: ((shard, int(row)) for row in rows))
@@ -215,18 +218,19 @@ class Leg:
         return tuple(rows[~taken[rows]] for rows, taken in zip(self.rows, given, strict=True))
 
     def _ordered(self, rank: int, read: Callable[[int, npt.NDArray[np.int64]], Iterable[T]]) -> Iterator[T]:
-        """What `read` makes of the spans of `rank`, in training order, which does not depend on `read`."""
+        """Yield the results of `read` for the spans of `rank` in training order, which does not depend on `read`."""
         seed, data = self.config.train.seed, self.config.data
         spans = epoch_spans(self.rows, seed, self.epoch, self.world, rank)
         sources = (lambda shard=shard, rows=rows: iter(read(shard, rows)) for shard, rows in spans)
+        # Only later legs have their number in the key: an epoch without a change of workers needs none.
         key = (seed, self.epoch, self.world, rank, *([self.number] if self.number else []))
         return mixed(sources, data.interleave, data.shuffle_buffer, key)
 
 
 def epoch_leg(data: TrainData, config: Config, epoch: int, before: Iterable[Sequence[int]], world: int) -> Leg:
-    """The leg of `world` workers in `epoch` after the legs `before`, each the number of its workers and its steps.
+    """Return the leg of `world` workers in `epoch` after the legs `before`, each given as (workers, steps).
 
-    InputError where the samples that are left are too few for so many workers.
+    Raises InputError if too few samples are left for so many workers.
     """
     leg = Leg(data, config, epoch, 0, data.rows, data.epoch_steps(config), world)
     for workers, steps in before:
@@ -243,9 +247,10 @@ def epoch_leg(data: TrainData, config: Config, epoch: int, before: Iterable[Sequ
 def epoch_batches(
     leg: Leg, first: int, rank: int, views: int = 1, cache: DecodedCache | None = None
 ) -> Iterator[tuple[Batch, int]]:
-    """(batch, samples that did not decode) for each step that `rank` takes in `leg`, from step `first` of it on.
+    """Yield (batch, number of samples that did not decode) for each step of `rank` in `leg`, from step `first` on.
 
-    The `views` of a sample, see `views_of`, stand side by side in a batch. What is decoded is kept in `cache`.
+    The views of a sample (see `views_of`) stand side by side in a batch. Decoded samples are kept in `cache`. Raises
+    InputError if fewer than two samples of a batch decode.
     """
     data, config, cache = leg.data, leg.config, cache or DecodedCache(0)
     sizes = leg.batch_sizes(rank)
@@ -294,7 +299,7 @@ def _decode(sample: Sample, cache: DecodedCache) -> DecodedSample:
 
 
 def _augmented(sample: DecodedSample, augments: Sequence[View], seed: int, epoch: int) -> list[npt.NDArray[np.uint8]]:
-    """The views of a sample; none where it did not decode."""
+    """Return the views of a sample, or [] if it did not decode."""
     if sample.pixels is None:
         return []
     rng = sample_rng(seed, epoch, sample.key)
@@ -302,7 +307,7 @@ def _augmented(sample: DecodedSample, augments: Sequence[View], seed: int, epoch
 
 
 def _too_few(samples: int, chosen: int, val_set: ShardSet | None, train_set: ShardSet, config: Config) -> str:
-    """Say how many samples there are to validate on, and what is needed."""
+    """Return the message that there are too few samples to validate on, with the number needed."""
     uri, needed = (val_set or train_set).artifact.uri, "validation needs a query and one sample to find, 2 at least"
     if val_set:
         return f"{uri} has {counted(samples, 'sample')}: {needed}"

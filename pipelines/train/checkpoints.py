@@ -1,10 +1,10 @@
-"""Training checkpoints: artifacts of our own under `checkpoints/` of a model root, verified before they are used.
+"""Training checkpoints: artifacts under `checkpoints/` of a model root, verified before they are used.
 
-Each save makes a new folder, so a save that was cut off can never spoil a good one; the newest that verifies is
-the one to resume from. Tensors are safetensors, everything else is JSON.
+Each save makes a new folder, so a save that was cut off can never spoil a good one. Training resumes from the newest
+checkpoint that verifies. Tensors are safetensors, everything else is JSON.
 
-Two runs of one training may save beside each other. A run drops only what it saved itself and what lay there when it
-began, and of the latter never the best one of a checkpoint that it found: that run may still be alive.
+Two runs of one training may save beside each other. A run drops only its own checkpoints and those that it found at its
+start, and of the latter never one that another checkpoint names as its best: the other run may still be alive.
 """
 
 import json
@@ -23,6 +23,7 @@ from pipelines.errors import DamagedArtifact, InputError
 from pipelines.storage import Store, canonical_json
 
 KEEP_LAST = 2
+"""Number of the newest checkpoints that are kept besides the best one."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Checkpoint:
     artifact: Artifact
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix`, without it."""
+        """Read the tensors whose names begin with `prefix`; return them by their names without it."""
         data = self.artifact.read(self.artifact.manifest.part("state.safetensors"))
         state = safetensors.torch.load(data)
         return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
     @property
     def best(self) -> str:
-        """The name of the checkpoint that was best so far; its own where none was validated yet."""
+        """Name of the best checkpoint so far, or of this one if none was validated yet."""
         return str(self.progress["best"]["checkpoint"]) if self.progress["best"] else self.name
 
 
@@ -54,11 +55,11 @@ class Checkpoints:
         self._droppable: list[str] = []  # oldest first; the last ones are kept
 
     def new_name(self, step: int) -> str:
-        """A folder name that sorts by step and that no other attempt has."""
+        """Return a new folder name that sorts by step and that no other attempt has."""
         return f"{step:09d}-{uuid.uuid4().hex[:8]}"
 
     def save(self, name: str, step: int, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Commit a checkpoint and read it back, then drop those before it that are neither its best nor the last."""
+        """Commit a checkpoint and verify it, then drop older ones except the best and the last KEEP_LAST."""
         writer = ArtifactWriter(self.store.child(f"checkpoints/{name}"), "checkpoint", self.fingerprint, (), {})
         parts = [
             writer.put_part("state.safetensors", safetensors.torch.save(tensors), rows=len(tensors)),
@@ -73,7 +74,7 @@ class Checkpoints:
                 self._droppable.remove(old)
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint all of whose bytes verify, and those of its best one, or None."""
+        """Return the newest checkpoint that verifies together with the best one that it names, or None."""
         names = self._names()
         needed = {best for name in names if (best := self._best_of(name)) != name}
         self._droppable = [name for name in names if name not in needed]
@@ -86,13 +87,13 @@ class Checkpoints:
         return None
 
     def named(self, name: str) -> Checkpoint:
-        """The checkpoint of this name, its bytes verified. DamagedArtifact or InputError otherwise."""
+        """Open the checkpoint of this name and verify its bytes. Raises DamagedArtifact or InputError if that fails."""
         found = self._described(name)
         found.artifact.read(found.artifact.manifest.part("state.safetensors"))
         return found
 
     def _described(self, name: str) -> Checkpoint:
-        """A checkpoint without a look at its tensors."""
+        """Open a checkpoint without reading its tensors."""
         artifact = open_artifact(self.store.child(f"checkpoints/{name}"), "checkpoint")
         if artifact.manifest.fingerprint != self.fingerprint:
             raise DamagedArtifact(f"{artifact.uri} belongs to another training")
@@ -100,14 +101,14 @@ class Checkpoints:
         return Checkpoint(name, artifact.facts(CheckpointMeta).step, progress, artifact)
 
     def _best_of(self, name: str) -> str | None:
-        """Which checkpoint this one names as the best so far; None where it cannot be read."""
+        """Return the name of the best checkpoint that this one knows, or None if it cannot be read."""
         try:
             return self._described(name).best
         except (DamagedArtifact, InputError):
             return None
 
     def _names(self) -> list[str]:
-        """Folders with a manifest, oldest first."""
+        """List the folders with a manifest, oldest first."""
         suffix = "/manifest.json"
         return [
             name.removeprefix("checkpoints/").removesuffix(suffix)

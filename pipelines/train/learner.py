@@ -1,8 +1,8 @@
-"""The optimiser step of HHNet and everything a checkpoint must hold to repeat it bit for bit.
+"""The optimiser step of HHNet, and the state that a checkpoint must hold to repeat it bit for bit.
 
-The loss sees the gathered batch of all workers. Each worker back-propagates the part that went through its own
-images; the gradients are averaged by DistributedDataParallel, so they are scaled by the number of workers first.
-The loss's own parameters get their whole gradient on every worker.
+The loss sees the gathered batch of all workers. Each worker back-propagates through its own images only;
+DistributedDataParallel averages the gradients, so they are scaled by the number of workers first. The loss's own
+parameters get their whole gradient on every worker.
 
 Shape suffixes: B images of the global batch, b images of this worker, S side, K bits, C classes.
 """
@@ -33,14 +33,16 @@ from pipelines.train.optimizer import make_optimizer, rate_factor
 from pipelines.train.teacher import Teacher
 
 KEY_BYTES = 16
+"""Length of the digests that stand for sample keys between workers, in bytes."""
 KEYS_SHOWN = 3
+"""Number of sample keys that the error of a bad loss shows."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """One worker's part of a step: uint8 squares (b, S, S, 3), multi-hot or soft labels (b, C), keys.
 
-    Where the loss compares several views of a sample, each is an image, and they stand side by side.
+    If the loss compares several views of a sample, each view is an image of its own, and they stand side by side.
     """
 
     squares: npt.NDArray[np.uint8]
@@ -54,13 +56,13 @@ class StepLoss:
     def __init__(self, loss: Tensor, step: int, rate: float, keys: Sequence[str]) -> None:
         self._step, self._rate, self._keys = step, rate, keys
         self._value, self._copied = loss.detach(), None
-        if loss.is_cuda:  # a copy of its own, since reading the tensor would wait for all work that was queued since
+        if loss.is_cuda:  # an own copy with an event: reading the tensor itself would wait for all work queued since
             self._value = torch.empty((), pin_memory=True).copy_(self._value, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
     def value(self) -> float:
-        """The loss, waited for. WorkFailed when it is not finite."""
+        """Wait for the loss and return it. Raises WorkFailed if it is not finite."""
         if self._copied is not None:
             self._copied.synchronize()
         value = float(self._value)
@@ -84,6 +86,7 @@ class Learner:
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         )
+        # Every worker draws the same first weights, of the loss too.
         torch.manual_seed(config.train.seed)
         self.loss = make_training_loss(config, classes).to(self.device)
         self.model = make_network(config, self.loss.default_head).to(self.device).to(memory_format=torch.channels_last)
@@ -98,8 +101,9 @@ class Learner:
         if self.world == 1:
             return self.model
         network = DistributedDataParallel(self.model, device_ids=[self.device] if self.device.type == "cuda" else None)
-        # DDP sorts its buckets anew after the first backward pass, which changes the order of its sums. Doing that
-        # pass before any real step makes a resumed run add in the same order as an unbroken one.
+        # DDP sorts its buckets anew after the first backward pass, which changes the order of its sums. With that pass
+        # done before any real step, a resumed run adds in the same order as an unbroken one. The state is put back,
+        # since these passes change the running statistics.
         state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         side = self.config.data.image_size
         for _ in range(2):
@@ -109,12 +113,12 @@ class Learner:
         return network
 
     def step(self, batch: Batch) -> StepLoss:
-        """One optimiser step."""
+        """Take one optimiser step with this batch, and return its loss."""
         self._set_rates()
         self._network.train()
         self.loss.train()
         squares_b = torch.from_numpy(batch.squares).to(self.device, non_blocking=True)
-        # No part of one image: batch normalisation needs two.
+        # No part has a single image: batch normalisation needs two.
         parts = squares_b.tensor_split(max(1, min(self.config.train.accumulate, len(squares_b) // 2)))
         z_bK = self._forward(self._network, parts[0], 0) if len(parts) == 1 else self._codes_of(parts)
         z_BK, labels_BC, keys = self._gather(z_bK, batch)
@@ -130,7 +134,9 @@ class Learner:
             self._pass_on(parts, cast(Tensor, z_bK.grad))
         if self.world > 1:
             for parameter in self.loss.parameters():
-                if parameter.grad is not None:  # on all workers alike: the loss sees the batch of all of them
+                # None on all workers or on none, since each computes the loss of the whole batch. Worker 0's gradient
+                # is sent to all, so that rounding cannot let the parameters drift apart.
+                if parameter.grad is not None:
                     dist.broadcast(parameter.grad, 0)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
         self.optimizer.step()
@@ -139,9 +145,9 @@ class Learner:
         return result
 
     def _forward(self, network: nn.Module, squares: Tensor, part: int) -> Tensor:
-        """Real codes of a part of this worker's images, in training mode."""
-        # Dropout is the only user of this generator: seeding it by step and part makes the state of the RNG a function
-        # of the position, with nothing to save, and drops the same in both passes of a part.
+        """Return the real codes of a part of this worker's images, in training mode."""
+        # Dropout is the only user of this generator. Seeded by step and part, its state follows from the position in
+        # the training: a checkpoint need not hold it, and both passes of a part drop the same.
         place = (self.config.train.seed, self.step_count, self.rank, part)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         with autocast(self.device, self.config.model.precision):
@@ -149,21 +155,23 @@ class Learner:
         return z.float()
 
     def _codes_of(self, parts: Sequence[Tensor]) -> Tensor:
-        """Real codes of all parts without the graph that made them: a leaf, to which the loss's gradient comes.
+        """Return the real codes of all parts as a leaf tensor, which collects the loss's gradient.
 
-        A loss compares all samples of a batch, so no part can be learned from before the codes of all are known. With
-        the gradient at the codes each part goes through the network again (Gao et al. 2021, GradCache).
+        A loss compares all samples of a batch, so it needs the codes of all parts before the first can be learned
+        from. Once the gradient at the codes is known, each part goes through the network again (Gao et al. 2021,
+        GradCache).
         """
         buffers = list(self.model.buffers())
         kept = [buffer.clone() for buffer in buffers]
         with torch.no_grad():
             z_bK = torch.cat([self._forward(self.model, part, place) for place, part in enumerate(parts)])
-            for buffer, before in zip(buffers, kept, strict=True):  # the second pass takes running statistics on
+            # Undo the update of running statistics: the second pass makes it, and must not make it twice.
+            for buffer, before in zip(buffers, kept, strict=True):
                 buffer.copy_(before)
         return z_bK.requires_grad_()
 
     def _pass_on(self, parts: Sequence[Tensor], gradient_bK: Tensor) -> None:
-        """Take the gradient at the codes back through the network, part by part; the last one meets other workers'."""
+        """Back-propagate the gradient at the codes part by part; the last part averages gradients over the workers."""
         network = self._network
         waiting = network.no_sync if isinstance(network, DistributedDataParallel) else nullcontext
         for place, (part, gradient) in enumerate(zip(parts, gradient_bK.tensor_split(len(parts)), strict=True)):
@@ -176,12 +184,13 @@ class Learner:
             group["lr"] = group["peak"] * factor
 
     def _gather(self, z_bK: Tensor, batch: Batch) -> tuple[Tensor, Tensor, list[str]]:
-        """The batch of all workers, in rank order; only this worker's rows carry gradient."""
+        """Return real codes, labels and keys of all workers, in rank order; only this worker's codes carry gradient."""
         labels_bC = torch.from_numpy(batch.labels).to(self.device, torch.float32)
+        # Digests, since gathered tensors need keys of one length; with one worker too, so that the loss's keys agree.
         digests = [hashlib.blake2b(key.encode(), digest_size=KEY_BYTES).digest() for key in batch.keys]
         if self.world == 1:
             return z_bK, labels_bC, [digest.hex() for digest in digests]
-        if z_bK.requires_grad:
+        if z_bK.requires_grad:  # times the workers, since DDP divides by them when it averages
             z_bK.register_hook(lambda gradient: gradient * self.world)  # type: ignore[no-untyped-call]
         counts = self._sizes(len(z_bK))
         key_b = torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, KEY_BYTES).copy())
@@ -192,13 +201,13 @@ class Learner:
         return torch.cat(z_parts), labels, [row.tobytes().hex() for row in keys]
 
     def _sizes(self, mine: int) -> list[int]:
-        """How many images each worker has in this step."""
+        """Gather the number of images of each worker in this step; `mine` is this worker's."""
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
         dist.all_gather(sizes, torch.tensor([mine], device=self.device))
         return [int(size) for size in sizes]
 
     def _update_average(self) -> None:
-        """EMA with decay min(d, (1+t)/(10+t)), buffers included. Worker 0's is the one that counts."""
+        """Update the EMA with decay min(d, (1+t)/(10+t)), buffers included. Only worker 0 keeps one."""
         if self.rank != 0:
             return
         ramp = (1 + self.step_count) / (10 + self.step_count)
@@ -214,7 +223,7 @@ class Learner:
                 dist.broadcast(tensor, 0)
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors of this moment, by name, on the CPU."""
+        """Return all tensors that a checkpoint must hold, by name, on the CPU."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         tensors |= {f"loss.{name}": tensor for name, tensor in self.loss.state_dict().items()}
@@ -223,7 +232,7 @@ class Learner:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
 
     def load_state(self, tensors: dict[str, Tensor], step_count: int) -> None:
-        """Go back to the moment at which `state` was taken. DamagedArtifact where it does not fit."""
+        """Restore the tensors that `state` returned at `step_count`. Raises DamagedArtifact if they do not fit."""
         try:
             self.model.load_state_dict(_below("model.", tensors))
             self.average.load_state_dict(_below("average.", tensors))
@@ -247,7 +256,7 @@ class Learner:
 
 
 def _pairs(average: nn.Module, model: nn.Module) -> tuple[tuple[list[Tensor], list[Tensor]], ...]:
-    """The tensors of both, side by side: first the real ones, then the counts."""
+    """Pair the tensors of both networks: first the floating-point ones, then the integer ones (counts)."""
     pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
     kinds = (
         [pair for pair in pairs if pair[0].is_floating_point()],
@@ -261,7 +270,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def make_training_loss(config: Config, classes: int) -> Any:
-    """The configured loss; ConfigError for an unknown name or option. Each process makes it: it warns of nothing."""
+    """Make the configured loss, without warnings, since each process makes one. Raises ConfigError for bad settings."""
     try:
         with warnings.catch_warnings(action="ignore"):
             loss = make_loss(config.train.loss, config.model.bits, classes, **config.train.loss_options)
@@ -277,7 +286,7 @@ def make_training_loss(config: Config, classes: int) -> Any:
 
 
 def make_network(config: Config, default_head: str) -> HHNet:
-    """The configured network; ConfigError for a name, head or weights that do not exist."""
+    """Make the configured network. Raises ConfigError for a name, head or weights that do not exist."""
     model = config.model
     try:
         return HHNet(
@@ -293,7 +302,8 @@ def make_network(config: Config, default_head: str) -> HHNet:
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """Each worker's rows (counts[r], ...) on every worker, in rank order."""
+    """Return the rows (counts[r], ...) of each worker r, in rank order, on every worker."""
+    # Padded to one length: all_gather takes tensors of one shape only.
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     gathered = [torch.empty_like(padded) for _ in counts]

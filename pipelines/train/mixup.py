@@ -8,13 +8,13 @@ from pipelines.train.learner import Batch
 
 
 def softened(batch: Batch, config: Config, epoch: int, views: int) -> Batch:
-    """The batch under `train.mixup` and `train.label_smoothing`.
+    """Return the batch after `train.mixup` and `train.label_smoothing`, with float32 labels.
 
-    Mixup (Zhang et al. 2018) blends each sample with the next one of the batch, the last with the first. How much of it
-    stays is drawn from Beta(alpha, alpha) by a generator of the sample, as its augmentation is. The views of a sample
-    are blended alike, each with the same view of the other.
+    Mixup (Zhang et al. 2018) blends each sample with the next one of the batch, and the last with the first. The share
+    of the sample itself is drawn from Beta(alpha, alpha) by a generator seeded with its key, like its augmentation. All
+    views of a sample are blended with the same share, each with the same view of the other sample.
 
-    Label smoothing takes its share of a sample's labels and deals it out to all classes (Szegedy et al. 2016).
+    Label smoothing spreads a share of a sample's labels evenly over all classes (Szegedy et al. 2016).
     """
     alpha, smoothing = config.train.mixup, config.train.label_smoothing
     squares, labels = batch.squares, batch.labels.astype(np.float32)

@@ -1,4 +1,4 @@
-"""How weights move: the optimiser, its groups of parameters, and the learning rate over the steps."""
+"""The optimiser, its groups of parameters, and the schedule of the learning rate."""
 
 import math
 
@@ -13,9 +13,9 @@ _MOMENTUM = 0.9
 
 
 def make_optimizer(model: HHNet, loss: HashLoss, train: TrainSettings) -> torch.optim.Optimizer:
-    """The configured optimiser over the network and what the loss learns. Each group has its peak rate as `peak`.
+    """Make the configured optimiser for the parameters of network and loss. Each group has its peak rate as `peak`.
 
-    ConfigError for a network whose blocks have no known order, with `train.layer_decay`.
+    Raises ConfigError if `train.layer_decay` is set and the order of the network's blocks is not known.
     """
     try:
         groups = model.param_groups(train.lr, train.weight_decay, train.backbone_lr_scale, train.layer_decay)
@@ -38,7 +38,10 @@ def make_optimizer(model: HHNet, loss: HashLoss, train: TrainSettings) -> torch.
 
 
 def rate_factor(step: int, total: int, train: TrainSettings) -> float:
-    """Factor of the peak learning rate: linear from 0 over the warm-up's share of the steps, then as scheduled."""
+    """Return the factor of the peak learning rate: a linear rise over `train.warmup` of the steps, then the schedule.
+
+    The schedule is `constant`, or half a cosine down to 0 at step `total`.
+    """
     rise = max(1, math.floor(train.warmup * total))
     if step < rise:
         return (step + 1) / rise

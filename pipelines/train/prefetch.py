@@ -1,8 +1,7 @@
-"""The batches of a training from a position on, made in this process or, beside a GPU, in one of their own.
+"""The batches of a training from a position on, made in this process or, for a GPU, in a process of their own.
 
-A GPU is kept busy by the thread that launches its work, and that thread needs the interpreter lock for each launch.
-Threads that decode in the same process take it away: on an H200, HRNet-W18-small at 32 pixels went from 12,000 to 4,000
-images a second.
+The thread that launches a GPU's work needs the interpreter lock for each launch. Threads that decode in the same
+process take the lock away from it: on an H200, HRNet-W18-small at 32 pixels fell from 12,000 to 4,000 images a second.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +17,12 @@ from pipelines.train.batches import DecodedCache, TrainData, epoch_batches, epoc
 from pipelines.train.learner import Batch
 
 AHEAD = 8
-"""Batches that wait for the GPU."""
+"""Number of batches that are made ahead and wait for the GPU."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where `rank` of `world` stands: the epoch, and its legs up to now as (workers, steps), the present one last."""
+    """The position of worker `rank` of `world`: the epoch and its legs as (workers, steps), up to the present one."""
 
     rank: int
     world: int
@@ -33,7 +32,7 @@ class Position:
 
 
 def batches(data: TrainData, config: Config, position: Position) -> Iterator[tuple[Batch, int]]:
-    """(batch, samples that did not decode) for each step from `position` to the end of the training."""
+    """Yield (batch, number of samples that did not decode) for each step from `position` to the end of the training."""
     cache = DecodedCache(config.data.cache)
     epoch, legs, world = position.epoch, position.legs, position.world
     while epoch < config.train.epochs:
@@ -45,12 +44,12 @@ def batches(data: TrainData, config: Config, position: Position) -> Iterator[tup
 def batches_apart(
     shards: str, val: str | None, config: Config, position: Position, digests: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Batch, int]]:
-    """What `batches` yields for these shards, made in a process of their own; its errors are raised here.
+    """Yield the items of `batches` for these shards, made in another process; raise its errors here.
 
-    `digests` say which versions of `shards` and `val` are meant; unset = the current ones.
+    `digests` select the versions of `shards` and `val`; unset means the current ones.
     """
     feed = _Feed(shards, val, config, position, digests or {})
-    # Spawned, not forked: a forked child has the locks of threads that it has not.
+    # Spawned, not forked: a forked child inherits locks that are held by threads which it does not have.
     for item in DataLoader(
         feed, batch_size=None, collate_fn=_alone, num_workers=1, prefetch_factor=AHEAD, multiprocessing_context="spawn"
     ):
@@ -72,9 +71,9 @@ class _Feed(IterableDataset[tuple[Batch, int] | HHNetError]):
             train_set = open_shards(self._shards, self._digests.get("shards"))
             yield from batches(TrainData.make(train_set, val, self._config), self._config, self._position)
         except HHNetError as error:
-            yield error  # a loader would raise it with a traceback for its message
+            yield error  # as an item: if it were raised, DataLoader would replace its message by a traceback
 
 
 def _alone(item: Any) -> Any:
-    """A batch comes whole."""
+    """Return the item unchanged: it is a whole batch already."""
     return item

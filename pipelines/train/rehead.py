@@ -1,8 +1,8 @@
-"""`hhnet train --rotate`: another hash layer for a trained model, fitted to its training images without their labels.
+"""`hhnet train --rotate`: gives a trained model another hash layer, fitted to its training images without labels.
 
-`h2q` and `itq` rotate the outputs so that their signs lose less of them; `lsh`, `pca` and `pca-itq` project the
-features; `classes` takes the index of the class that the loss's own classifier sees. The last four are the baselines
-that a learned hash layer has to beat. No weight of the backbone changes, and validation measures what comes of it.
+`h2q` and `itq` rotate the outputs so that taking their signs loses less; `lsh`, `pca` and `pca-itq` project the
+features; `classes` encodes the index of the class that the loss's own classifier predicts. The last four are baselines
+that a learned hash layer has to beat. No weight of the backbone changes, and validation measures the new model.
 """
 
 import time
@@ -36,17 +36,18 @@ if TYPE_CHECKING:  # they import torch, which only the worker needs
     from hhnet.nn.model import HHNet, Preprocess
 
 FEATURES = ("lsh", "pca", "pca-itq")
-"""Methods that look at the features and not at the outputs."""
+"""Methods that are fitted to the features and not to the outputs."""
 BATCH = 64
+"""Number of images that go through the network at once."""
 EPOCHS = 150
-"""Of H2Q."""
+"""Number of epochs of the H2Q fit."""
 
 Reals = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class RotateJob:
-    """What the worker needs to know; plain values that travel to another process."""
+    """The input of the worker: plain values that can be sent to another process."""
 
     model: str
     shards: str
@@ -57,7 +58,7 @@ class RotateJob:
     config: Config
 
     def writer(self) -> ArtifactWriter:
-        """The writer at the new model's root."""
+        """Return the writer at the new model's root."""
         val = {"val": self.val} if self.val else {}
         return ArtifactWriter(
             *(Store(self.out), "model", self.fingerprint, self.inputs),
@@ -67,7 +68,7 @@ class RotateJob:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The new model as bytes, and what became of it."""
+    """The new model's weights as bytes, its model card, its number of parameters, and its figures."""
 
     weights: bytes
     card: dict[str, Any]
@@ -81,10 +82,10 @@ class Fitted:
 def rotate(model: str, out: str, config: Config, shards: str | None = None) -> dict[str, Any]:
     """Give the model at the URI `model` the hash layer of `train.rotate`, and publish it as another model at `out`.
 
-    Its training shards are looked for at `shards`, else where they lay. Returns verb, status (`done` or `unchanged`),
-    uri, digest, rotated, map and map_before (validation), bits, images, error and, of rotations, error_before: the mean
-    squared difference of outputs and signs, see `hhnet.nn.rotation`. Raises InputError where the method cannot be
-    applied.
+    The training shards are read at `shards`, or by default where the model's manifest says. Returns verb, status
+    (`done` or `unchanged`), uri, digest, rotated, map and map_before (validation), bits, images, error and, for
+    rotations, error_before. The errors are mean squared differences of outputs and signs, see `hhnet.nn.rotation`.
+    Raises InputError if the method cannot be applied.
     """
     begun = time.monotonic()
     job = plan_job(open_artifact(model, "model"), out, config, shards)
@@ -99,13 +100,13 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> d
     if status == "done":
         seconds = time.monotonic() - begun
         figures = {**result, "fingerprint": job.fingerprint, "seconds": round(seconds, 3)}
-        write_run_record(artifact.store, "train", figures, config)  # at the end: what is refused leaves nothing behind
+        write_run_record(artifact.store, "train", figures, config)  # last, so that a refused run leaves nothing behind
         result["seconds"] = round(seconds, 1)
     return result
 
 
 def plan_job(model: Artifact, out: str, config: Config, shards: str | None = None) -> RotateJob:
-    """Name the result: its fingerprint and inputs."""
+    """Return the job with its inputs and the fingerprint of its result. Raises UsageError if no method is set."""
     if config.train.rotate == "none":
         raise UsageError("nothing to do to the model: give --rotate h2q, or another method of docs/rotation.md")
     learnt = open_input(model, "shards", shards)
@@ -153,7 +154,7 @@ def _publish(job: RotateJob, fitted: Fitted) -> Artifact:
 
 
 class Fitter:
-    """Fits the hash layer of a job; lives in a worker. `post(steps, note)` reports progress: images, then epochs."""
+    """Fits the hash layer of a job; runs in a worker. `post(steps, note)` reports progress: images, then epochs."""
 
     def __init__(self, job: RotateJob, post: Any) -> None:
         from pipelines.encode.encoder import Encoder, read_model_card
@@ -163,13 +164,13 @@ class Fitter:
         self.base = open_artifact(job.model, "model")
         self.card = read_model_card(self.base)
         self.encoder = Encoder.open(self.base)
-        # As it was trained, so that what was held out then is held out now.
+        # The settings of the training, so that the same samples are held out for validation.
         self.trained = config_of(self.card.get("settings", {}))
         val = open_shards(job.val) if job.val else None
         self.data = TrainData.make(open_shards(job.shards), val, self.trained)
 
     def run(self, _model: str) -> Fitted:
-        """Make the model of the method."""
+        """Fit the configured method, and return the new model with its validation mAP."""
         from hhnet.nn.model import card, model_to_bytes
         from pipelines.encode.encoder import Encoder
         from pipelines.train.validation import map_of
@@ -234,7 +235,7 @@ class Fitter:
         return made, {"images": len(x_ND), "error": rotation.quantisation_error((x_ND - mean_D) @ directions_DK)}
 
     def _class_index(self) -> "HHNet":
-        """The classifier that the loss learned beside the network, which only checkpoints have."""
+        """Return the model with the loss's own classifier as its hash layer; only checkpoints hold that classifier."""
         from hhnet.nn import rehead
         from pipelines.train.checkpoints import Checkpoints
 
@@ -256,7 +257,7 @@ class Fitter:
             raise InputError(f"{self.base.uri}: {error}") from None
 
     def _outputs(self, network: Any) -> Reals:
-        """What `network` makes of a seeded sample of the training images, float64 (N, its width)."""
+        """Return the outputs of `network` for a seeded sample of the training images, float64 (N, width of outputs)."""
         batches, squares, done = [], [], 0
         decode = partial(_decode, self.encoder.preprocess)
         for square in decode_ahead(self._sample(), decode, self.job.config.data.workers, 2 * BATCH):
@@ -274,7 +275,7 @@ class Fitter:
         return np.concatenate(batches).astype(np.float64)
 
     def _sample(self) -> Iterator[Sample]:
-        """`train.rotate_samples` training images, or all where there are fewer, shard by shard."""
+        """Yield `train.rotate_samples` training images, or all if there are fewer, shard by shard."""
         order = np.random.default_rng(self.train.seed).permutation(self.data.samples)
         taken = order.argsort() < self.train.rotate_samples
         ends = np.cumsum([len(rows) for rows in self.data.rows])[:-1]

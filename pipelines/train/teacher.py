@@ -1,4 +1,4 @@
-"""The teacher of a distillation: a frozen network whose features say which images are near each other."""
+"""The teacher of a distillation: a frozen network whose features tell which images are close to each other."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ from pipelines.errors import ConfigError
 
 
 class Teacher:
-    """The network of `train.teacher`. It sees what the network sees, scaled as it was trained."""
+    """The network of `train.teacher`. It gets the learner's images, normalised as in its own training."""
 
     def __init__(self, config: Config, preprocess: Preprocess, device: torch.device) -> None:
-        """ConfigError for a name or weights that do not exist, and for images of a size that it cannot take."""
+        """Load the network. Raises ConfigError for an unknown name or weights, or an image size that it cannot take."""
         train = config.train
         assert train.teacher is not None
         try:
@@ -28,13 +28,13 @@ class Teacher:
         trained = getattr(network.net, "pretrained_cfg", {})
         mean, std = trained.get("mean", preprocess.mean), trained.get("std", preprocess.std)
         self._preprocess = replace(preprocess, mean=mean, std=std)
-        try:
+        try:  # once at the start, so that a bad image size is found before any work
             self.features(torch.zeros(1, preprocess.size, preprocess.size, 3, dtype=torch.uint8, device=device))
         except ValueError as error:
             raise ConfigError(f"train.teacher: {error}") from None
 
     def features(self, squares: Tensor) -> Tensor:
-        """uint8 squares (b, S, S, 3) -> float32 (b, D)."""
+        """Return the features, float32 (b, D), of uint8 squares (b, S, S, 3)."""
         with torch.no_grad(), autocast(self._device, self._precision):
             features: Tensor = self._network(self._preprocess.normalise(squares))
         return features.float()

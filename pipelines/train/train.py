@@ -1,7 +1,8 @@
-"""Train: shards to an HHNet model, by Ray Train on one to many workers, resumed by itself after any kill.
+"""The verb train: turns shards into an HHNet model on one to many workers of Ray Train, and resumes after any kill.
 
-`train` names the result, finds what exists and publishes; `train_worker` is the loop that each worker runs. An
-epoch is a pure function of (seed, epoch, shard index), so a checkpoint only has to hold the position in it.
+`train` computes the fingerprint of the result, looks for a finished one, and publishes; `train_worker` is the loop of
+each worker. An epoch is a pure function of (seed, epoch, shard index, number of workers), so a checkpoint only has to
+hold the position in it.
 """
 
 import hashlib
@@ -42,7 +43,7 @@ if TYPE_CHECKING:  # they import torch, which a run that finds everything done c
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What every worker needs to know; plain values that travel to other processes."""
+    """The input of every worker: plain values that can be sent to other processes."""
 
     shards: str
     val: str | None
@@ -53,16 +54,16 @@ class TrainJob:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Which versions of the shards it is, by their role."""
+        """Return the digests of the input shards by role (`shards`, `val`); each selects one version."""
         return {entry.role: entry.digest for entry in self.inputs}
 
     def opened(self) -> tuple[ShardSet, ShardSet | None]:
-        """The shards to learn from and those to validate on, as they were when the job was begun."""
+        """Open the shards to learn from and those to validate on, in the versions of the job's start."""
         val = open_shards(self.val, self.digests["val"]) if self.val else None
         return open_shards(self.shards, self.digests["shards"]), val
 
     def writer(self) -> ArtifactWriter:
-        """The writer at the model's root."""
+        """Return the writer at the model's root."""
         origin = {"shards": self.shards, **({"val": self.val} if self.val else {})}
         return ArtifactWriter(Store(self.out), "model", self.fingerprint, self.inputs, origin)
 
@@ -73,8 +74,8 @@ class TrainJob:
 def train(shards: str, out: str, config: Config, val: str | None = None) -> dict[str, Any]:
     """Train on a shards artifact and publish the weights of the best validation epoch.
 
-    Returns verb, status (`done` or `unchanged`), uri, digest, map (validation), epoch, steps and, unless nothing
-    was done, images_per_second. A rerun of the same command goes on from the last good checkpoint.
+    Returns verb, status (`done` or `unchanged`), uri, digest, map (validation), epoch, steps, skipped and, if work was
+    done, seconds. A rerun of the same command goes on from the last good checkpoint.
     """
     begun, config = time.monotonic(), _absolute(config)
     job = _job_of(shards, val, out, config)
@@ -90,7 +91,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> dict
 
 
 def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
-    """The job on the shards as they are now, or on the versions of them with which it was begun at `out`."""
+    """Return the job on the current shards, or on the earlier versions of them with which `out` was begun."""
     job = plan_job(open_current(shards, "shards"), open_current(val, "shards") if val else None, out, config)
     try:
         begun = read_identity(Store(out))
@@ -109,7 +110,7 @@ def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
 
 
 def _work(job: TrainJob) -> Artifact:
-    """Train from the last good checkpoint to the end, and publish."""
+    """Train from the last good checkpoint to the end, and publish the model."""
     from pipelines.train.batches import TrainData
     from pipelines.train.checkpoints import Checkpoints
 
@@ -136,7 +137,7 @@ def _work(job: TrainJob) -> Artifact:
 
 
 def _warn_of_equal_maps(history: Sequence[Mapping[str, Any]]) -> None:
-    """Say on stderr where validation told no epoch from another."""
+    """Warn on stderr if all validations gave the same mAP, so that they could not choose an epoch."""
     maps = [entry["map"] for entry in history if "map" in entry]
     if len(maps) > 1 and len(set(maps)) == 1:
         _log.warning(
@@ -147,9 +148,9 @@ def _warn_of_equal_maps(history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_network(config: Config, classes: int) -> None:
-    """Build the network and the loss once and show them an image, so that a bad setting is found before any work.
+    """Build the network and the loss once and try one image, so that a bad setting is found before any work.
 
-    Too few bits for the classes are said on stderr.
+    Warns on stderr if there are too few bits for the classes. Raises ConfigError for a bad setting.
     """
     import torch
 
@@ -178,7 +179,7 @@ def check_network(config: Config, classes: int) -> None:
 
 
 def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
-    """Name the result: its fingerprint and inputs."""
+    """Return the job with its inputs and the fingerprint of its result."""
     opened = {"shards": shards, **({"val": val} if val else {})}
     inputs = tuple(ArtifactInput(role=role, kind="shards", digest=found.digest) for role, found in opened.items())
     settings = _settings(config)
@@ -187,7 +188,7 @@ def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -
 
 
 def _absolute(config: Config) -> Config:
-    """The settings with paths of weights as they are meant here, since workers run in other folders."""
+    """Return the settings with absolute paths of weights, since workers run in other folders."""
 
     def absolute(weights: str | None) -> str | None:
         return weights if weights in (None, "timm") else str(Path(str(weights)).absolute())
@@ -198,7 +199,7 @@ def _absolute(config: Config) -> Config:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """The settings that make the model, with the digests of weights files in place of their paths."""
+    """Return the settings that change the model, with the digests of weights files in place of their paths."""
     settings = result_settings(config, "model")
     if config.model.weights not in (None, "timm"):
         settings["model.weights"] = _file_digest("model.weights", str(config.model.weights))
@@ -219,11 +220,11 @@ def _file_digest(setting: str, path: str) -> str:
 
 
 def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
-    """Run the loop on Ray Train until its last step, restarting workers that die."""
+    """Run the training loop on Ray Train until its last step; restart workers that die."""
     config = job.config
     with ray_session(config), scratch_folder(kept=True) as scratch:
         require_shared_store(Store(job.out), config)
-        # Ray Train would wait again and again for room that a lost node took away.
+        # Seconds that Ray Train waits for the room of its workers; a lost node may have taken it away.
         os.environ[START_TIMEOUT] = str(config.ray.wait_s)
         need = training_need(config)
         board = start_board()
@@ -238,7 +239,7 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
 
 
 class _Unstarted(Exception):
-    """Ray Train could not start its workers: `waited` tells whether they found no room or were lost as they began."""
+    """Ray Train could not start its workers. `waited`: they found no room in time; otherwise they died at the start."""
 
     def __init__(self, waited: bool, reason: str) -> None:
         super().__init__(reason)
@@ -246,7 +247,7 @@ class _Unstarted(Exception):
 
 
 def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) -> Need:
-    """Return what the workers of another try reserve, or raise what ends the training."""
+    """Return the reservation for another try, or raise the error that ends the training."""
     if unstarted.waited:
         nodes = look()
         fitting = need if config.train.cpus is not None else widest(nodes, config.train.workers, need)
@@ -259,7 +260,7 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
 
 
 def _fit(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
-    """Train on Ray Train with workers that each reserve `need`; WorkFailed or the workers' own error at the end."""
+    """Train on Ray Train with workers that each reserve `need`. Raises WorkFailed, or the workers' own error."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.v2.api.exceptions import ControllerError
@@ -277,6 +278,7 @@ def _fit(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
         ),
         run_config=RunConfig(
             storage_path=str(scratch),
+            # By default Ray Train would try for ever to start workers that find no room.
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=0),
         ),
     )
@@ -285,7 +287,7 @@ def _fit(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
         trainer.fit()
     except ControllerError as failed:
         reason = failed.controller_failure
-        if type(reason).__name__.startswith("WorkerGroupStartup"):
+        if type(reason).__name__.startswith("WorkerGroupStartup"):  # by name, since Ray's classes for it are private
             raise _Unstarted("Timeout" in type(reason).__name__, str(reason).splitlines()[0]) from failed
         error = failed
     except TrainingFailedError as failed:
@@ -298,10 +300,10 @@ def _fit(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
 
 
 def _trainer_class(config: Config) -> Any:
-    """Ray's TorchTrainer, on a Ray of our own without the actor that outlives a controller to free what it reserved.
+    """Return Ray's TorchTrainer; for a local Ray, a subclass without the actor that frees reservations at the end.
 
-    That actor asks a dashboard, and where there is none every training waits at its end until it gives up (12 s). All
-    of such a Ray ends with this process, reservations included.
+    That actor asks the dashboard. A local Ray has none, so every training would wait 12 s until the actor gives up. A
+    local Ray ends with this process, reservations included.
     """
     from ray.train.torch import TorchTrainer
 
@@ -311,14 +313,14 @@ def _trainer_class(config: Config) -> Any:
     class LocalTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            # By name: in a Ray where it is gone or renamed, training only ends later.
+            # By name: if a later Ray renames or drops the class, training still works and only ends later.
             return [entry for entry in callbacks if type(entry).__name__ != "PlacementGroupCleanerCallback"]
 
     return LocalTrainer
 
 
 def _ray_loop(settings: dict[str, Any]) -> None:
-    """The function that Ray Train runs in each worker."""
+    """Train in a worker of Ray Train; an error of ours goes to the board, so that a restart does not repeat it."""
     import ray
     import torch
 
@@ -336,7 +338,7 @@ def _ray_loop(settings: dict[str, Any]) -> None:
 def _publish(
     writer: ArtifactWriter, checkpoints: "Checkpoints", last: "Checkpoint", train_set: ShardSet, config: Config
 ) -> Artifact:
-    """The averaged weights of the best validation epoch become the model."""
+    """Publish the averaged weights of the best validation epoch as the model."""
     from hhnet.nn.model import card, model_to_bytes
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
@@ -404,18 +406,18 @@ def train_worker(job: TrainJob, post: Any) -> None:
             before, loss = loss, learner.step(batch)
             legs[-1][1] += 1
             progress["skipped"] += bad
-            seen += len(batch.keys) * learner.world  # images, of which a sample may have several views
-            known = (before or loss).value()  # of the step before, so that a GPU has the next while it is read
+            seen += len(batch.keys) * learner.world  # images: each view of a sample counts as one
+            known = (before or loss).value()  # of the step before, so that the GPU has work while this waits
             if learner.rank == 0:
                 rate = seen / (time.monotonic() - begun)
                 note = f"epoch {epoch + 1}/{config.train.epochs}  loss {known:.4f}  {rate:.0f} images/s"
                 post(learner.step_count, note)
             at_end = learner.step_count % steps == 0
             if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
-                loss.value()  # a state that a bad step led to is never saved
+                loss.value()  # raises if the loss is not finite, so that the state after a bad step is never saved
                 _save(checkpoints, learner, progress)
         progress["legs"] = []
-        assert loss is not None, "an epoch has a step that is left"
+        assert loss is not None, "an epoch has at least one step left"
         with meter.busy():
             ended = time.perf_counter()
             _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
@@ -423,7 +425,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
 
 
 def _counted(batches: "Iterator[tuple[Batch, int]]", meter: Meter) -> "Iterator[tuple[Batch, int]]":
-    """The same batches. Counts, when each has been learnt from, its images, the wait for it and its step."""
+    """Yield the same batches; after each, count its images, the seconds of waiting for it, and those of its step."""
     while True:
         with meter.busy():
             begun = time.perf_counter()
@@ -441,7 +443,7 @@ def _counted(batches: "Iterator[tuple[Batch, int]]", meter: Meter) -> "Iterator[
 def _stream(
     job: TrainJob, data: "TrainData", learner: "Learner", epoch: int, legs: list[list[int]]
 ) -> "Iterator[tuple[Batch, int]]":
-    """The batches from here on, made in a process of their own where a GPU waits for them."""
+    """Return the batches from here on, made in a process of their own if a GPU waits for them."""
     from pipelines.train.prefetch import Position, batches, batches_apart
 
     done = [(workers, steps) for workers, steps in legs]
@@ -459,7 +461,7 @@ def _end_epoch(
     epoch: int,
     loss: float,
 ) -> None:
-    """Validate when it is time, remember the best, and save then and when a checkpoint is due."""
+    """Validate if it is due, remember the best epoch, and save after a validation or if a checkpoint is due."""
     from pipelines.train.validation import validate
 
     train_config = learner.config.train
@@ -469,7 +471,7 @@ def _end_epoch(
     validates = last or (epoch + 1) % train_config.val_every == 0
     if validates:
         entry["map"] = validate(learner, data)
-        if progress["best"] is None or entry["map"] >= progress["best"]["map"]:  # of equals the one that learnt more
+        if progress["best"] is None or entry["map"] >= progress["best"]["map"]:  # of equal ones, the later epoch
             progress["best"] = {"map": entry["map"], "epoch": epoch + 1, "checkpoint": name}
     progress["history"].append(entry)
     if validates or learner.step_count % train_config.checkpoint_steps == 0:

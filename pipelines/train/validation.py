@@ -1,4 +1,4 @@
-"""Validation inside training: mAP of the averaged weights on samples that are neither trained on nor queries."""
+"""Validation inside training: mAP of the averaged weights on samples that are neither trained on nor test queries."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
@@ -16,13 +16,13 @@ from pipelines.train.learner import Learner, gather_rows
 
 
 def validate(learner: Learner, data: TrainData) -> float:
-    """mAP over the whole ranking (ties by expectation) of the averaged weights on the validation samples.
+    """Return the mAP of the averaged weights on the validation samples, over the whole ranking (ties by expectation).
 
-    The queries are a fixed part of them and are searched in the others, never in themselves.
+    A fixed part of the samples are the queries; they are searched in the others only.
     """
     learner.share_average()
     config = learner.config
-    # A copy, since an encoder lays out the weights of its model anew, elsewhere in memory.
+    # A copy, since the encoder moves its model's weights in memory, and the EMA update keeps references to them.
     average, threads = deepcopy(learner.average), torch.get_num_threads()
     encoder = Encoder(average, learner.preprocess, config.model.precision, "", threads)
     mine = range(learner.rank, len(data.val_rows), learner.world)
@@ -39,12 +39,12 @@ def validate(learner: Learner, data: TrainData) -> float:
 
 
 def map_of(encoder: Encoder, data: TrainData, config: Config) -> float:
-    """The same figure of a model that is not being trained, in this process."""
+    """Return the same mAP for a model that is not in training, computed in this process."""
     return _val_map(_codes(encoder, data, range(len(data.val_rows)), config), _val_labels(data), data.queries)
 
 
 def _codes(encoder: Encoder, data: TrainData, mine: Sequence[int], config: Config) -> npt.NDArray[np.uint8]:
-    """Codes of some validation samples, behind a first byte that is 1 where there is one and 0 where it is missing."""
+    """Encode some validation samples, uint8 (samples, 1 + bytes of a code); the first byte is 1 if there is a code."""
     places = sorted(mine, key=lambda i: data.val_rows[i])
     encoded = encoder.encode_samples(_val_samples(data, places), config.encode.batch_size, config.data.workers)
     where = {
@@ -74,7 +74,7 @@ def _by_shard(data: TrainData, places: Iterable[int]) -> dict[int, list[int]]:
 
 
 def _val_labels(data: TrainData) -> npt.NDArray[np.bool_]:
-    """Multi-hot labels (V, C) of the validation samples, by the training set's class ids."""
+    """Return multi-hot labels, bool (V, C), of the validation samples, by the training set's class ids."""
     places = {name: number for number, name in enumerate(data.train.classes)}
     ids = [places.get(name, -1) for name in data.val.classes]  # -1: no sample has it
     labels = np.zeros((len(data.val_rows), len(data.train.classes)), np.bool_)

@@ -1,4 +1,4 @@
-"""What every protocol has: an interface, the check of its counts, and the card by which its split is known again."""
+"""The base of all protocols: their interface, the check of their counts, and the card that identifies a split."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,19 +14,19 @@ from pipelines.errors import InputError
 from pipelines.ingest.sources import Entry, Source
 
 ROLES = ("query", "train", "val", "database")
-"""What a part can be called; `database` are the images that are nothing else."""
+"""Names that a part can have; `database` holds the images that are in no other part."""
 REST = -1
-"""In place of a count: all images that are in no other part, however many there are."""
+"""In place of a count: all images that are in no other part, in any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(ABC):
     """A named split of a data set.
 
-    `parts` has the number of images in each part. An image is in one part and stored once, so `database` names the
-    parts that are searched: with `train` among them the training images are searched as well. Where it is empty, the
-    opened source says which. `keys` has the sha256 of the sorted keys of parts that the field has published. `version`
-    is raised when other images are dealt under the same name.
+    `parts` has the number of images in each part. An image is in one part and stored once, so `database` lists the
+    parts that are searched: if `train` is among them, training images are searched too. If it is empty, the opened
+    source names these parts. `keys` has the sha256 of the sorted keys of each part that the field has published. Bump
+    `version` when the same name gets other images.
     """
 
     name: str
@@ -37,16 +37,17 @@ class Protocol(ABC):
 
     @abstractmethod
     def open(self, root: Path) -> AbstractContextManager[Source]:
-        """Check the data set's own files in the folder `root` and list its images; InputError where they do not fit."""
+        """Check the data set's own files in the folder `root` and list its images. Raises InputError for wrong ones."""
 
     @abstractmethod
     def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
-        """The part of each entry. It depends on nothing else: neither on a setting nor on a version of a library."""
+        """Return the part of each entry. It depends on no setting and on no version of a library."""
 
     def assign(self, entries: Sequence[Entry], keys: Sequence[str], where: str) -> list[str]:
-        """The part of each entry; InputError unless each part gets the number of images that the protocol says.
+        """Return the part of each entry, checked against the protocol.
 
-        Nor may a part that was published get other images than that.
+        Raises InputError if a part has another number of images than the protocol, or if a published part has other
+        images.
         """
         dealt = self.deal(entries, keys)
         found = Counter(dealt)
@@ -67,11 +68,10 @@ class Protocol(ABC):
         return dealt
 
     def card(self, parts: Mapping[str, Sequence[tuple[str, bytes]]], source: Source) -> ProtocolCard:
-        """What the manifests say of a split, from the (key, sha256 of the image) of each part's samples.
+        """Return the facts on a split for the manifests, from the (key, sha256 of the image) of each part's samples.
 
-        `digest` is that of the whole split: of each part's keys and images, of which parts are searched, and of the
-        files that say labels or parts. `leaks` counts the images that are in two parts by their bytes; twice in the
-        database is no leak.
+        `digest` covers the whole split: the keys and images of each part, the names of the searched parts, and the
+        files with labels or parts. `leaks` counts images whose bytes are in two parts, unless both are searched.
         """
         proofs = {part: part_proof(samples) for part, samples in parts.items()}
         database = source.searched or self.database
@@ -86,7 +86,7 @@ class Protocol(ABC):
         )
 
     def warnings(self, card: ProtocolCard) -> list[str]:
-        """What of this split makes a figure look better than it is: one line each."""
+        """Return one line for each property of the split that makes figures look better than they are."""
         found = []
         if "train" in card.database:
             found.append(

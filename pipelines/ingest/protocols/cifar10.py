@@ -4,12 +4,12 @@
     pictures/               train/<class>/<picture>, test/<class>/<picture>
 
 The binary version (https://www.cs.toronto.edu/~kriz/cifar.html) has 10,000 records a file, each a label byte and
-3,072 bytes of red, green and blue planes. A key is a file and a row in it, as in data_batch_1/00017. The Python version
-is made of pickles and is refused.
+3,072 bytes of red, green and blue planes. A key is a file and a row in it, such as data_batch_1/00017. The Python
+version is made of pickles and is refused.
 
-The protocols and who has their counts: `cifar10` swuxyj/DeepHash-pytorch and thulab/DeepHash; `cifar10-1` swuxyj,
-ssppp/GreedyHash I and kamwoh/orthohash; `cifar10-2` ssppp/GreedyHash II; `cifar10-h2q` the code of H2Q and of HHNet.
-The counts are theirs. The images are not, where they are drawn.
+The protocols and the code bases with the same counts: `cifar10` swuxyj/DeepHash-pytorch and thulab/DeepHash;
+`cifar10-1` swuxyj, ssppp/GreedyHash I and kamwoh/orthohash; `cifar10-2` ssppp/GreedyHash II; `cifar10-h2q` the code of
+H2Q and of HHNet. Only the counts are theirs: drawn parts have other images.
 """
 
 import struct
@@ -30,26 +30,30 @@ from pipelines.ingest.sources import Entry, Listing, Source, open_source, printa
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
+"""Side of an image in pixels."""
 PIXELS = 3 * SIDE * SIDE
+"""Bytes of the pixels of an image."""
 RECORD = 1 + PIXELS
+"""Bytes of a record."""
 NAMES = "batches.meta.txt"
 MAX_NAMES_BYTES = 4096
+"""Bytes that are read of the file of class names."""
 TEST = "test_batch"
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), TEST)
 DRAW = "cifar10 draw 1"
-"""The seed of all draws. Not `ingest.seed`: a protocol is the same split for everyone."""
+"""Seed of all draws, in place of `ingest.seed`: a protocol is the same split for everyone."""
 WANTED = "--root is the folder cifar-10-batches-bin, or one of train/<class> and test/<class>"
 
 _BMP = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54 + PIXELS, 0, 54, 40, SIDE, SIDE, 1, 24, 0, PIXELS, 0, 0, 0, 0)
-"""The header of an uncompressed picture of 24 bits a pixel; the rows that follow need no padding."""
+"""Header of an uncompressed BMP of 24 bits a pixel; rows of 32 pixels need no padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10(Protocol):
     """A protocol of CIFAR-10.
 
-    If `official`, the test images are the queries and the others the training images. Else the parts are drawn from all
-    images, the same number of each class. `batch` is the number of images in each of the six files.
+    If `official`, the test images are the queries and the others the training images. Otherwise the parts are drawn
+    from all images, with the same number of each class. `batch` is the number of images in each of the six files.
     """
 
     official: bool = False
@@ -57,7 +61,7 @@ class Cifar10(Protocol):
 
     @contextmanager
     def open(self, root: Path) -> Iterator[Source]:
-        """Open the binary version or a folder of pictures; each entry's `group` is `train` or `test`, as it lies."""
+        """Open the binary version or a folder of pictures; each entry's `group` is its original part, train or test."""
         names = _names_in(root)
         if NAMES in names or any(f"{batch}.bin" in names for batch in BATCHES):
             source = _open_binary(root, self.batch)
@@ -77,7 +81,7 @@ class Cifar10(Protocol):
             raise InputError(f"{root} does not hold CIFAR-10: {WANTED}")
 
     def _check_classes(self, listing: Listing) -> None:
-        """InputError unless each class has its share of the training and of the test images."""
+        """Raise InputError unless each class has its share of the training and of the test images."""
         found = Counter((entry.group, *entry.labels) for entry in listing.entries)
         for group, images in (("train", 5 * self.batch), ("test", self.batch)):
             for name in CLASSES:
@@ -88,7 +92,7 @@ class Cifar10(Protocol):
                     )
 
     def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
-        """The official parts, or drawn ones."""
+        """Return the official part of each entry, or a drawn one."""
         if self.official:
             return ["query" if entry.group == "test" else "train" for entry in entries]
         shares = {part: self.parts[part] // len(CLASSES) for part in ("query", "train", "val") if part in self.parts}
@@ -130,7 +134,7 @@ def _open_binary(root: Path, images: int) -> Source:
 
 
 def _check_names(path: Path) -> None:
-    """InputError unless the class names are the known ones, in the order of their labels."""
+    """Raise InputError unless the class names are the known ones, in the order of their labels."""
     try:
         with path.open("rb") as stream:
             names = stream.read(MAX_NAMES_BYTES).decode("ascii", "replace").split()
@@ -141,7 +145,7 @@ def _check_names(path: Path) -> None:
 
 
 def _read_labels(path: Path, images: int) -> npt.NDArray[np.uint8]:
-    """The label of each record, uint8 (images,)."""
+    """Read the label of each record, uint8 (images,)."""
     try:
         if (size := path.stat().st_size) != images * RECORD:
             raise InputError(f"{path} has {size} bytes, {images * RECORD} expected ({images} records of {RECORD})")
@@ -157,7 +161,7 @@ def _read_labels(path: Path, images: int) -> npt.NDArray[np.uint8]:
 
 
 def _read_picture(root: Path, path: str) -> bytes:
-    """A record's pixels as BMP: without loss, and in bytes that depend on no version of an encoder."""
+    """Return a record's pixels as BMP: lossless, and in bytes that depend on no version of an encoder."""
     batch, _, name = path.partition("/")
     file = root / f"{batch}.bin"
     try:
@@ -169,7 +173,7 @@ def _read_picture(root: Path, path: str) -> bytes:
     if len(data) != PIXELS:
         raise WorkFailed(f"{file} changed while it was ingested: run again")
     planes = np.frombuffer(data, np.uint8).reshape(3, SIDE, SIDE)
-    # BMP has blue first, and the lowest row.
+    # BMP begins with the lowest row, and each pixel with blue.
     return _BMP + planes[::-1, ::-1].transpose(1, 2, 0).tobytes()
 
 
@@ -177,7 +181,7 @@ def _read_picture(root: Path, path: str) -> bytes:
 
 
 def _mark_pictures(listing: Listing) -> None:
-    """Name the top folder of each picture as its `group`; InputError for one that lies elsewhere than it should."""
+    """Set each picture's `group` to its top folder. InputError for one outside train/<class> and test/<class>."""
     for path in [*(entry.path for entry in listing.entries), *listing.lost_files]:
         group, *folders = path.split("/")[:-1] or [""]
         if group not in ("train", "test") or len(folders) != 1 or folders[0] not in CLASSES:

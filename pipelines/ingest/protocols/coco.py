@@ -1,6 +1,6 @@
 """MS COCO 2014 and its protocols: drawn from the annotations, or by the lists of two families of code bases.
 
-    annotations/instances_train2014.json, instances_val2014.json     what is drawn, and its labels
+    annotations/instances_train2014.json, instances_val2014.json     images to draw from, with labels
     or train.txt, test.txt, database.txt                             a family's lists
     train2014/, val2014/                                             the images
 
@@ -37,11 +37,12 @@ CLASSES = (
     *("sports ball", "stop sign", "suitcase", "surfboard", "teddy bear", "tennis racket", "tie", "toaster", "toilet"),
     *("toothbrush", "traffic light", "train", "truck", "tv", "umbrella", "vase", "wine glass", "zebra"),
 )
-"""The categories in the order of the lists' columns, which is that of their names."""
+"""Categories in the order of the lists' columns, which is alphabetical."""
 FOLDERS = ("train2014", "val2014")
 MAX_JSON_BYTES = 512 << 20
-"""Half as much again as the larger of the two files has."""
+"""Largest size of an annotation file in bytes, 1.5 times that of the larger one."""
 DRAW = "coco draw 1"
+"""Seed of all draws, in place of `ingest.seed`: a protocol is the same split for everyone."""
 WANTED = "--root is the folder that holds annotations/instances_train2014.json, train2014 and val2014"
 
 _FIELDS = ("images", "annotations", "categories", "id", "file_name", "name", "image_id", "category_id")
@@ -49,13 +50,13 @@ _FIELDS = ("images", "annotations", "categories", "id", "file_name", "name", "im
 
 @dataclass(frozen=True, kw_only=True)
 class Coco(Protocol):
-    """A protocol that is drawn from the annotated images of COCO 2014; if not `labelled`, also from the others."""
+    """A protocol that is drawn from the annotated images of COCO 2014; if `labelled` is False, also from the others."""
 
     labelled: bool = True
 
     @contextmanager
     def open(self, root: Path) -> Iterator[Source]:
-        """Open the annotations; a label of an image is the category of any object in it."""
+        """Open the annotations; the labels of an image are the categories of all objects in it."""
         listing = Listing(str(root))
         files = {}
         for folder in FOLDERS:
@@ -71,7 +72,7 @@ class Coco(Protocol):
         yield Source(listing, folder_reader(root), files)
 
     def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
-        """Drawn parts, whatever the labels: the code of H2Q draws so too."""
+        """Draw the part of each entry without regard to labels, as the code of H2Q does."""
         shares = {part: self.parts[part] for part in ("query", "train", "val") if part in self.parts}
         return draw(keys, [""] * len(keys), shares, DRAW)
 
@@ -80,9 +81,9 @@ class Coco(Protocol):
 
 
 def read_instances(data: bytes, where: str) -> list[tuple[str, tuple[str, ...]]]:
-    """File name and sorted class names of each image, in the order of the file; InputError where it is malformed."""
+    """Return (file name, sorted class names) of each image, in the order of the file. InputError for malformed data."""
     try:
-        # Outlines are most of the file: each object is cut to what is used here as soon as it is parsed.
+        # Outlines are most of the file: each object is cut to the known fields as soon as it is parsed.
         document = json.loads(data, object_hook=_known_fields)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from None
@@ -121,7 +122,7 @@ def _objects(document: Mapping[str, Any], name: str, where: str) -> list[Mapping
 
 
 def _read_categories(rows: Sequence[Mapping[str, Any]], where: str) -> dict[int, str]:
-    """The class name of each category id; InputError unless the names are the 80 known ones."""
+    """Return the class name of each category id. Raises InputError unless the names are the 80 known ones."""
     names: dict[int, str] = {}
     for place, row in enumerate(rows):
         number, name = _integer(row, "id", f"{where}: categories[{place}]"), row.get("name")

@@ -1,7 +1,7 @@
 """Draws that anyone can repeat: images are taken in the order of the sha256 of `<seed>:<key>`.
 
-The seed is a text that belongs to a data set, not `ingest.seed`: a protocol is the same split for everyone. Since there
-is one order, the queries and the training images of protocols with the same shares of a data set are the same.
+The seed is a text that belongs to a data set, not `ingest.seed`: a protocol is the same split for everyone. A data set
+has one order, so its protocols with the same shares have the same queries and training images.
 """
 
 import hashlib
@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 
 def draw(keys: Sequence[str], labels: Sequence[str], shares: Mapping[str, int], seed: str) -> list[str]:
-    """The part of each image: of every class the first go to the first of `shares`, and so on.
+    """Return the part of each image: the first images of each class fill the first of `shares`, and so on.
 
-    What is left over goes to `database`.
+    `shares` are the numbers of images of one class. Images that are left go to `database`.
     """
     seats = [part for part, share in shares.items() for _ in range(share)]
     parts = ["database"] * len(keys)
@@ -26,9 +26,9 @@ def draw(keys: Sequence[str], labels: Sequence[str], shares: Mapping[str, int], 
 
 
 def fill(keys: Sequence[str], labels: Sequence[Sequence[str]], shares: Mapping[str, int], seed: str) -> list[str]:
-    """The part of each image with several labels; each class has so many seats in each of `shares`.
+    """Return the part of each image with several labels; `shares` are the seats of each class in each part.
 
-    An image takes a seat of the first of its labels that has one left, in the first part that has; else it goes to
+    An image takes a seat of its first label that has one left, in the first part with one; if there is none, it goes to
     `database`. So each class has at least its share in each part, if there are enough images.
     """
     parts = ["database"] * len(keys)

@@ -1,4 +1,4 @@
-"""Files of a data set, which nobody vouches for: bounded before they are read, and images before they are listed."""
+"""Reads untrusted files of a data set: sizes are bounded, and images are checked before they are listed."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from pipelines.ingest.sources import file_size, printable, unfit
 
 
 def read_bounded(path: Path, limit: int, wanted: str) -> bytes:
-    """All bytes of a file; InputError, with what is `wanted`, where it cannot be read or is larger than `limit`."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    """Return all bytes of a file. InputError, with `wanted` as advice, if it cannot be read or exceeds `limit`."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
         raise InputError(f"{path} is not a plain file: {wanted}")
     try:
         with path.open("rb") as stream:
@@ -21,6 +21,6 @@ def read_bounded(path: Path, limit: int, wanted: str) -> bytes:
 
 
 def require_image(root: Path, path: str, where: str) -> None:
-    """InputError, at `where` it is named, unless `path` below `root` is a file that can be a sample."""
+    """Raise InputError, with `where` it is named, unless `path` below `root` is a file that can be a sample."""
     if reason := unfit(path, file_size(f"{root}/{path}", where)):
         raise InputError(f"{where}: {printable(path)} cannot be a sample: {reason}")

@@ -2,12 +2,11 @@
 
     train.txt, test.txt, database.txt       the lists; `image/<synset>_<n>.JPEG` are training images of ILSVRC,
                                             `val_image/ILSVRC2012_val_<n>.JPEG` validation images
-    image/, val_image/                      the images, as HashNet's archive has them
-    or train/<synset>/, val/                the images, as ILSVRC has them in Data/CLS-LOC
+    image/, val_image/                      the images, in the folders of HashNet's archive
+    or train/<synset>/, val/                the images, in the folders of ILSVRC's Data/CLS-LOC
 
-The lists of thuml/HashNet, yuanli2333/Hadamard-Matrix-for-hashing (CSQ; its test.txt is short of 17 lines) and
-swuxyj/DeepHash-pytorch name the same images. `imagenet100-h2q` is the use that the code of H2Q and of HHNet makes of
-them.
+The lists of thuml/HashNet, yuanli2333/Hadamard-Matrix-for-hashing (CSQ; its test.txt lacks 17 lines) and
+swuxyj/DeepHash-pytorch name the same images. `imagenet100-h2q` uses them like the code of H2Q and of HHNet.
 """
 
 import re
@@ -34,7 +33,7 @@ SYNSETS = (
     *("n04486054", "n04548362", "n04560804", "n04579432", "n04596742", "n07583066", "n07584110", "n07753113"),
     *("n07754684", "n07836838", "n12057211", "n13044778"),
 )
-"""What the columns of the lists stand for: in each, all training images are of one synset."""
+"""Classes of the lists' columns: all training images with a 1 in a column are of this synset."""
 
 _IMAGE = re.compile(r"(?:image/(n\d{8})_\d+|val_image/ILSVRC2012_val_\d{8})\.JPEG")
 
@@ -46,11 +45,11 @@ class Imagenet100(Listed):
     classes: tuple[str, ...] = SYNSETS
 
     def locate(self, root: Path) -> Callable[[str], str]:
-        """The path as it is where `root` has the folder image, else where ILSVRC keeps that image."""
+        """Return the path unchanged if `root` has the folder `image`, else the place of the image in ILSVRC."""
         return str if (root / "image").is_dir() else _in_ilsvrc
 
     def check(self, line: Line) -> None:
-        """InputError unless the line is of one class, and of that of its synset if the name says one."""
+        """Raise InputError unless the line has one class, which must be the synset in the name if it has one."""
         match = _IMAGE.fullmatch(line.path)
         labels = [self.classes[column] for column in line.labels]
         if match is None or len(labels) != 1:

@@ -2,13 +2,12 @@
 
     train.txt, test.txt, database.txt     a line an image: <path> <0 or 1 for each class>
 
-Each code base has its own folders in front of the paths, so a path counts by its last folder and name, as in
-`train2014/COCO_train2014_000000440877.jpg`. That, without suffix, is the image's key, and it says where the image lies
-below `--root`, beside the lists.
+Each code base has its own folders in front of the paths, so only the last folder and the name count, as in
+`train2014/COCO_train2014_000000440877.jpg`. That is the place of the image below `--root`, beside the lists, and
+without suffix its key.
 
-A code base reads the lists one by one, so they may overlap. Here an image is stored once: one that is in two lists is
-part of the first of test, train and database, and whether training images or queries are searched is what
-`database.txt` says of them.
+A code base reads the lists one by one, so they may overlap. Here an image is stored once. If it is in two lists, its
+part is the first of test, train and database; training images and queries that are in `database.txt` too are searched.
 """
 
 import hashlib
@@ -26,13 +25,13 @@ from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.sources import Entry, Listing, Source, inside, printable
 
 MAX_LIST_BYTES = 256 << 20
-"""Seven times the largest list of the field, the 128,503 images of ImageNet-100."""
+"""Largest size of a list in bytes, seven times the largest of the field (ImageNet-100, 128,503 images)."""
 WANTED = "--root is the folder that holds train.txt, test.txt, database.txt and the images that they list"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One image of a list: where it is listed, the last folder and name of its path, and its labels as columns."""
+    """One image of a list: the list and line, the last folder and name of its path, and the columns of its labels."""
 
     list: Path
     number: int
@@ -41,13 +40,13 @@ class Line:
 
     @property
     def where(self) -> str:
-        """The list and the line, for an error."""
+        """List and line, for an error."""
         return f"{self.list}, line {self.number}"
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """A list that was read. `sha256` is that of its lines with paths cut to last folder and name, single spaces."""
+    """A list. `sha256` is the digest of its lines with paths cut to the last folder and name, and single spaces."""
 
     lines: Sequence[Line]
     sha256: str
@@ -55,9 +54,9 @@ class ImageList:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed(Protocol):
-    """A protocol of lists. `classes` are what the columns stand for.
+    """A protocol of lists. `classes` are the names of the columns.
 
-    With `halves` the lines 1, 3, 5 ... of test.txt are queries and the others are for validation.
+    With `halves`, lines 1, 3, 5, ... of test.txt are queries and the others are for validation.
     """
 
     classes: tuple[str, ...]
@@ -65,7 +64,7 @@ class Listed(Protocol):
 
     @contextmanager
     def open(self, root: Path) -> Iterator[Source]:
-        """Open the lists; each entry's `group` is its part."""
+        """Open the lists; each entry's `group` is its part. Raises InputError for lists that cannot be right."""
         names = ("test.txt", "train.txt", "database.txt")
         lists = {name: read_list(root / name, len(self.classes)) for name in names}
         held, searched = self._deal_lines(*lists.values())
@@ -81,20 +80,23 @@ class Listed(Protocol):
         yield Source(listing, lambda path: read(locate(path)), files, searched)
 
     def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
-        """The parts that the lists say."""
+        """Return the part of each entry from the lists."""
         return [entry.group or "" for entry in entries]
 
     def locate(self, root: Path) -> Callable[[str], str]:
-        """How the place of an image below `root` follows from its listed path: it is that path."""
+        """Return a function from an image's listed path to its place below `root`; here they are the same."""
         return str
 
     def check(self, line: Line) -> None:
-        """InputError where a line cannot be right for this data set."""
+        """Raise InputError if a line cannot be right for this data set. Here all pass; a subclass may refuse some."""
 
     def _deal_lines(
         self, test: ImageList, train: ImageList, database: ImageList
     ) -> tuple[Mapping[str, tuple[str, Line]], tuple[str, ...]]:
-        """The part and the line of each path, and the parts that the database list has too."""
+        """Return the part and the line of each path, and the parts that are searched.
+
+        Raises InputError if a training image is a query, labels differ, or a part is in the database only partly.
+        """
         held: dict[str, tuple[str, Line]] = {}
         for place, line in enumerate(test.lines):
             held[line.path] = ("val" if self.halves and place % 2 else "query", line)
@@ -123,7 +125,7 @@ class Listed(Protocol):
 
 
 def read_list(path: Path, columns: int) -> ImageList:
-    """Read a list; InputError unless each line is a path and a 0 or 1 for each class, and each image comes once."""
+    """Read a list. Raises InputError unless each line is a path and a 0 or 1 per class, and each image comes once."""
     lines: list[Line] = []
     numbers: dict[str, int] = {}
     digest = hashlib.sha256()
@@ -143,7 +145,7 @@ def read_list(path: Path, columns: int) -> ImageList:
 
 
 def _last_two(name: bytes) -> str | None:
-    """The last folder and the name of a path; None where it has none, or leaves its folder."""
+    """Return the last folder and the name of a path, or None if it has no folder or leads out of it."""
     parts = os.fsdecode(name).split("/")[-2:]
     path, refusal = inside("/".join(parts))
     return path if refusal is None and path.split("/") == parts and len(parts) == 2 else None

@@ -3,12 +3,12 @@
     ImageList/Imagelist.txt                       269,648 lines <folder>\\<name>
     Groundtruth/AllLabels/Labels_<concept>.txt    as many lines, 0 or 1 for these images (or AllLabels in the root)
     Flickr/<folder>/<name>, or images/<name>      the images
-    or train.txt, test.txt, database.txt, images/ where a protocol is one of lists
+    or train.txt, test.txt, database.txt, images/ for a protocol of lists
 
-`nuswide21` has the counts, and fills them in the way, of data/nuswide_21/code.py of swuxyj/DeepHash-pytorch, whose own
-draw is `nuswide21-list`; HyP2 uses these counts too. `nuswide21-m` are the lists of swuxyj and of DHD over the images
-of HashNet's archive (those of CSQ are short of 45 and 60 lines). `nuswide21-h2q` has the counts of the code of H2Q and
-of HHNet, which takes what can still be downloaded.
+`nuswide21` has the counts of data/nuswide_21/code.py of swuxyj/DeepHash-pytorch and fills them in the same way; that
+code's own draw is `nuswide21-list`. HyP2 uses these counts too. `nuswide21-m` are the lists of swuxyj and of DHD over
+the images of HashNet's archive (those of CSQ lack 45 and 60 lines). `nuswide21-h2q` has the counts of the code of H2Q
+and of HHNet, which uses the images that can still be downloaded.
 """
 
 import hashlib
@@ -33,18 +33,21 @@ CLASSES = (
     *("sky", "clouds", "person", "water", "animal", "grass", "buildings", "window", "plants", "lake", "ocean", "road"),
     *("flowers", "sunset", "reflection", "rocks", "vehicle", "snow", "tree", "beach", "mountain"),
 )
-"""The 21 concepts in the order of the lists' columns, the most frequent first; the draw goes by this order too."""
+"""The 21 concepts in the order of the lists' columns, the most frequent first; the draw uses this order too."""
 MAX_LINE_BYTES = 256
+"""Longest line of the image list in bytes."""
 DRAW = "nuswide draw 1"
+"""Seed of all draws, in place of `ingest.seed`: a protocol is the same split for everyone."""
 WANTED = "--root is the folder that holds ImageList, Groundtruth/AllLabels, and Flickr or images"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NusWide(Protocol):
-    """A protocol that is drawn from the `labelled` of all `images`: those with one of the 21 concepts.
+    """A protocol that is drawn from the images with at least one of the 21 concepts.
 
-    If `by_class`, each concept has its share of queries and of training images, else any image can be drawn. If
-    `partial`, images that are not there are passed over, and the split is one of those that are.
+    `images` is the number of all images, `labelled` of those with a concept. With `by_class`, each concept has its
+    share of queries and of training images; otherwise any image can be drawn. With `partial`, missing images are
+    skipped, and the others are split.
     """
 
     images: int = 269_648
@@ -54,7 +57,7 @@ class NusWide(Protocol):
 
     @contextmanager
     def open(self, root: Path) -> Iterator[Source]:
-        """Open the label files; a key is a line of the image list, as in actor/0001_2124494179."""
+        """Open the label files; a key is a line of the image list without its suffix, such as actor/0001_2124494179."""
         folder = "Groundtruth/AllLabels" if (root / "Groundtruth").is_dir() else "AllLabels"
         files = {"ImageList/Imagelist.txt": self.images * MAX_LINE_BYTES}
         files |= {f"{folder}/Labels_{name}.txt": 4 * self.images for name in CLASSES}
@@ -76,12 +79,12 @@ class NusWide(Protocol):
                 require_image(root, locate(path), f"{root / list_name}, line {number}")
                 listing.add(Entry(path, labels))
         read = folder_reader(root)
-        # AllLabels is the same wherever it lies.
+        # Without the folder above it, since the same AllLabels may also lie in the root.
         digests = {name.removeprefix("Groundtruth/"): hashlib.sha256(text).hexdigest() for name, text in data.items()}
         yield Source(listing, lambda path: read(locate(path)), digests)
 
     def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
-        """Drawn parts: by concept, training images first as in code.py, or whatever the labels."""
+        """Draw the part of each entry: by concept, training images first as in code.py, or without regard to labels."""
         if self.by_class:
             labels = [sorted(entry.labels, key=CLASSES.index) for entry in entries]
             shares = {part: self.parts[part] // len(CLASSES) for part in ("train", "query")}
@@ -91,7 +94,7 @@ class NusWide(Protocol):
 
 
 def _read_paths(data: bytes, where: Path, images: int) -> list[str]:
-    """The path of each image with slashes; InputError for a line that is no path, or one that comes twice."""
+    """Return the path of each image with slashes. Raises InputError for a line that is no path or comes twice."""
     lines = data.rstrip().split(b"\n")
     if len(lines) != images:
         raise InputError(f"{where} has {len(lines)} lines, {images} expected: one for each image")
@@ -108,7 +111,7 @@ def _read_paths(data: bytes, where: Path, images: int) -> list[str]:
 
 
 def _read_flags(data: bytes, where: Path, images: int) -> npt.NDArray[np.bool_]:
-    """Whether each image has the concept, bool (images,)."""
+    """Read which images have the concept, bool (images,)."""
     flags = data.split()
     if len(flags) != images:
         raise InputError(f"{where} has {len(flags)} lines, {images} expected: one for each image")
@@ -119,7 +122,7 @@ def _read_flags(data: bytes, where: Path, images: int) -> npt.NDArray[np.bool_]:
 
 
 def _locate(root: Path) -> Callable[[str], str]:
-    """Where the image of a path of the list lies below `root`."""
+    """Return a function from a path of the list to the image's place below `root`."""
     if (root / "Flickr").is_dir():
         return lambda path: f"Flickr/{path}"
     return lambda path: f"images/{path.partition('/')[2]}"

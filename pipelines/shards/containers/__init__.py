@@ -1,8 +1,8 @@
-"""The containers of image files, walked by hand: what is picture in them, within limits, and which way is up.
+"""The containers of image files, walked by hand to find the bytes of the picture, within limits, and its orientation.
 
-No decoder has seen a byte yet. Size, frames, scans and metadata are held against limits, the orientation is read from
-its one entry, and comments, profiles, thumbnails and all frames but the first are left out, since parsing them
-costs an attacker little and a reader much (one 64 KiB EXIF block can name 300 MiB of values).
+No decoder has seen a byte yet. Size, frames, scans and metadata are held against limits, and the orientation is read
+from its one entry. Comments, profiles, thumbnails and all frames but the first are left out: they cost an attacker
+little and a parser much (one 64 KiB EXIF block can name 300 MiB of values).
 """
 
 from pipelines.artifacts.tables import Reason
@@ -12,11 +12,12 @@ from pipelines.shards.containers.tiff import walk_tiff
 from pipelines.shards.containers.usual import walk_bmp, walk_gif, walk_jpeg, walk_png, walk_ppm, walk_webp
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
-"""What is decoded, as Pillow calls it; HEIF comes with an extra."""
+"""Formats that are decoded, by Pillow's names; HEIF comes with an extra."""
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
+"""Suffixes of files that are taken for images."""
 
 _WALKS = {
     b"\xff\xd8\xff": walk_jpeg,
@@ -30,7 +31,7 @@ _WALKS = {
 
 
 def walk(data: bytes) -> Picture:
-    """The picture in a file of an allowed format, whatever its name, within the limits. Raises ImageReject."""
+    """Return the picture in a file of an allowed format, whatever its name; raise ImageReject beyond the limits."""
     for start, walked in _WALKS.items():
         if data.startswith(start):
             return walked(data)

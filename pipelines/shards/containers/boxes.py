@@ -1,7 +1,7 @@
 """AVIF and HEIF: boxes within boxes. The decoder gets the primary picture, no sequence and no metadata.
 
-What an item's header says of its size is held against the limits too, since a decoder makes room by the stream's own
-header and not by what the file says of it.
+The sizes in the items' own AV1 headers are held against the limits too: a decoder allocates by these headers, not by
+the sizes that the file states.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,12 +10,13 @@ from pipelines.artifacts.tables import Reason
 from pipelines.shards.containers.limits import MAX_CHUNKS, MAX_PIXELS, ImageReject, Metadata, Picture, check_size
 
 MAX_ITEMS = 4096
+"""Largest number of items in a file."""
 MAX_ITEM_PIXELS = 4 * MAX_PIXELS
-"""Of all items together: tiles of the picture, its transparency, a preview, a map of brightness."""
+"""Largest sum of pixels over all items: tiles of the picture, its transparency, a preview, a map of brightness."""
 
 _AVIF, _HEIF = {b"avif", b"avis"}, {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 _SEQUENCES = {b"avis", b"hevc", b"hevx", b"msf1"}
-"""Brands of files whose sequence must be there."""
+"""Brands of files that must have a sequence."""
 _UNREAD = (b"Exif", b"mime", b"uri ")
 _SEQUENCE_HEADER = 1
 
@@ -24,7 +25,7 @@ _Extent = tuple[bool, int, int]
 
 
 def walk_boxes(data: bytes) -> Picture:
-    """The file with its sequence and its metadata renamed to what no decoder knows."""
+    """Return the file with its sequence and its metadata renamed to types that every decoder skips."""
     metadata = Metadata()
     boxes = _boxes(data, 0, len(data), metadata)
     kind, start, end = next(boxes)
@@ -51,12 +52,12 @@ def walk_boxes(data: bytes) -> Picture:
 
 
 def _boxes(data: bytes | bytearray, start: int, end: int, metadata: Metadata) -> Iterator[_Box]:
-    """Kind, start and end of the content of each box in a range; the type is right before the start."""
+    """Yield type, start and end of the content of each box in a range; the type is right before the start."""
     while start < end:
         metadata.count()
         size, kind, head = int.from_bytes(data[start : start + 4], "big"), bytes(data[start + 4 : start + 8]), 8
         if size == 1:
-            if kind != b"mdat":  # nobody writes such, and what is to be hidden would lie elsewhere
+            if kind != b"mdat":  # nobody writes these, and the type to rename would not be right before the start
                 raise ImageReject(Reason.UNDECODABLE, f"a box {kind!r} with a size of 64 bits")
             size, head = int.from_bytes(data[start + 8 : start + 16], "big"), 16
         elif size == 0:
@@ -70,7 +71,7 @@ def _boxes(data: bytes | bytearray, start: int, end: int, metadata: Metadata) ->
 
 
 def _walk_meta(data: bytearray, meta: _Box, form: str, metadata: Metadata) -> None:
-    """Hide items of metadata, and hold what the file and the headers of AV1 items say of sizes against the limits."""
+    """Hide items of metadata, and hold the sizes stated by the file and by AV1 headers against the limits."""
     kinds: dict[int, bytes] = {}
     places: dict[int, list[_Extent]] = {}
     sizes: dict[int, int] = {}
@@ -110,7 +111,7 @@ def _item_kinds(data: bytearray, start: int, end: int, metadata: Metadata) -> di
 
 
 def _item_sizes(data: bytearray, start: int, end: int, metadata: Metadata) -> dict[int, int]:
-    """Pixels of each item before it is cropped, as its property `ispe` says; ImageReject where one is too large."""
+    """Return the pixels of each item before it is cropped, from its property `ispe`; raise ImageReject if too large."""
     pixels: list[int] = []
     sizes: dict[int, int] = {}
     for kind, begin, stop in _boxes(data, start, end, metadata):
@@ -133,7 +134,7 @@ def _item_sizes(data: bytearray, start: int, end: int, metadata: Metadata) -> di
 
 
 def _taker(data: bytearray, start: int, end: int) -> Callable[[int], int]:
-    """Return what takes the number in the next bytes of a range; ImageReject behind its end."""
+    """Return a function that reads the number in the next bytes of a range; beyond its end it raises ImageReject."""
     place = start
 
     def take(size: int) -> int:
@@ -147,7 +148,7 @@ def _taker(data: bytearray, start: int, end: int) -> Callable[[int], int]:
 
 
 def _item_places(data: bytearray, start: int, end: int) -> dict[int, list[_Extent]]:
-    """The pieces of each item: whether one lies in the box `idat`, from where on, and its size."""
+    """Return the pieces of each item: whether the piece lies in the box `idat`, its start, and its size."""
     take = _taker(data, start + 4, end)
     version = data[start]
     widths = take(1), take(1)
@@ -176,7 +177,7 @@ def _item_places(data: bytearray, start: int, end: int) -> dict[int, list[_Exten
 
 
 def _av1_pixels(content: bytes, metadata: Metadata) -> int:
-    """Pixels of the largest frame that an AV1 item's headers announce; ImageReject where that is too large."""
+    """Return the pixels of the largest frame in an AV1 item's headers; raise ImageReject if it is too large."""
     place = most = 0
     while place < len(content):
         metadata.count()
@@ -201,7 +202,7 @@ def _av1_pixels(content: bytes, metadata: Metadata) -> int:
 
 
 class _Bits:
-    """Reads bits from the front; zeros follow the last."""
+    """A reader of bits from the front; zeros follow the last."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._left = int.from_bytes(data, "big"), 8 * len(data)
@@ -212,7 +213,7 @@ class _Bits:
 
 
 def _av1_size(header: bytes) -> tuple[int, int]:
-    """The largest width and height of frames, from a sequence header (AV1 specification, 5.5)."""
+    """Read the largest width and height of frames from a sequence header (AV1 specification, 5.5)."""
     bits = _Bits(header)
     bits.take(4)
     if bits.take(1):

@@ -1,4 +1,4 @@
-"""What every walk of a container shares: the limits, the reject, what a decoder gets to see, and the way up."""
+"""The parts that every walk of a container shares: limits, the reject, the resulting picture, and its orientation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,24 +6,26 @@ from typing import Literal
 from pipelines.artifacts.tables import Reason
 
 MAX_PIXELS = 64_000_000
+"""Largest picture that is decoded, in pixels."""
 MAX_ASPECT = 200
+"""Largest ratio of the longer side to the shorter one."""
 MAX_METADATA_BYTES = 16 << 20
-"""Of everything in a file that makes no pixels; depth maps and profiles of cameras take some MiB."""
+"""Largest sum of bytes in a file that make no pixels; depth maps and profiles of cameras take some MiB."""
 MAX_CHUNKS = 65_536
-"""Segments of a JPEG, chunks of a PNG or WebP, blocks of a GIF, boxes and items of an AVIF."""
+"""Largest number of segments of a JPEG, chunks of a PNG or WebP, blocks of a GIF, boxes and items of an AVIF."""
 MAX_SCANS = 100
-"""Of a JPEG; each costs a pass over all pixels, however few bytes it has. Encoders write about ten."""
+"""Largest number of scans of a JPEG. Each costs a pass over all pixels, however short; encoders write about ten."""
 MAX_SCANNED_PIXELS = 1 << 30
-"""Scans times pixels of a JPEG: about sixteen scans of the largest picture."""
+"""Largest product of scans and pixels of a JPEG: about sixteen scans of the largest picture."""
 MAX_GIF_BLOCKS = 1 << 20
-"""Of 255 bytes each as encoders write them, in one image or extension of a GIF."""
+"""Largest number of blocks in one image or extension of a GIF; encoders write blocks of 255 bytes."""
 MAX_RUN_LENGTH = 4 << 20
-"""Bytes, and pixels, of a run-length coded BMP and of a PPM that is text or not of 8 bits: Pillow decodes them pixel by
-pixel in Python."""
+"""Largest run-length coded BMP, and PPM of text or of other than 8 bits, in bytes and in pixels. Pillow decodes these
+pixel by pixel in Python."""
 
 
 class ImageReject(Exception):
-    """The bytes do not become pixels, for `reason`."""
+    """The bytes cannot become pixels, for `reason`."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -31,7 +33,7 @@ class ImageReject(Exception):
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse by what a header declares, before any pixel is decoded."""
+    """Raise ImageReject for a size in a header that is beyond the limits, before any pixel is decoded."""
     if width * height > MAX_PIXELS:
         raise ImageReject(Reason.TOO_LARGE, f"{width} x {height} pixels, the limit is {MAX_PIXELS}")
     if max(width, height) > MAX_ASPECT * min(width, height):
@@ -40,7 +42,7 @@ def check_size(width: int, height: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What a decoder gets to see: the format, the bytes that make pixels, and the orientation beside them.
+    """The input of a decoder: the format, the bytes that make pixels, and the orientation beside them.
 
     `animated`: there are further frames, which are left out.
     """
@@ -52,20 +54,20 @@ class Picture:
 
 
 class Metadata:
-    """The chunks of one file: how many there are, how much of it makes no pixels, and which way is up."""
+    """Counts over the chunks of one file, held against the limits, and the orientation found among them."""
 
     def __init__(self) -> None:
         self.chunks = self.bytes = 0
         self.orientation: int | None = None
 
     def count(self) -> None:
-        """Pass one chunk; ImageReject where there are too many."""
+        """Count one chunk; raise ImageReject if there are too many."""
         self.chunks += 1
         if self.chunks > MAX_CHUNKS:
             raise ImageReject(Reason.TOO_LARGE, f"more than {MAX_CHUNKS} chunks")
 
     def leave_out(self, size: int, exif: bytes | None = None) -> None:
-        """Pass over what makes no pixels, and read the orientation of `exif`; ImageReject where it is too much."""
+        """Count `size` bytes that make no pixels, and read the orientation of `exif`; ImageReject above the limit."""
         self.bytes += size
         if self.bytes > MAX_METADATA_BYTES:
             raise ImageReject(Reason.TOO_LARGE, f"more than {MAX_METADATA_BYTES} bytes of metadata")
@@ -73,12 +75,12 @@ class Metadata:
             self.orientation = orientation_of(exif)
 
     def picture(self, form: str, data: bytes, animated: bool = False) -> Picture:
-        """The picture of `data`, turned as the metadata say."""
+        """Make the picture of `data`, with the orientation found in the metadata."""
         return Picture(form, data, self.orientation or 1, animated)
 
 
 def orientation_of(exif: bytes) -> int | None:
-    """The orientation that the first directory of an EXIF block (from its TIFF header on) states, or None."""
+    """Return the orientation stated by the first directory of an EXIF block (from its TIFF header on), or None."""
     order: Literal["little", "big"]
     if exif.startswith(b"II*\0"):
         order = "little"

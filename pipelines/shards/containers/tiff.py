@@ -1,4 +1,4 @@
-"""TIFF and BigTIFF: a directory of tags, of which the decoder gets those that make pixels of the first picture."""
+"""TIFF and BigTIFF: a directory of tags. The decoder gets the tags that make pixels of the first picture."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,11 +11,11 @@ from pipelines.shards.containers.limits import ImageReject, Picture, check_size
 from pipelines.shards.containers.usual import walk_jpeg
 
 MAX_ENTRIES = 4096
-"""Tags of a directory."""
+"""Largest number of tags in a directory."""
 MAX_VALUES = 8 << 20
-"""Bytes of the values of the tags that are kept: where strips and tiles lie, and colours."""
+"""Largest sum of the values of the kept tags, in bytes: places of strips and tiles, and colours."""
 MAX_TILE = 2048
-"""Pixels of a tile's side, unless the picture is as wide or high."""
+"""Longest side of a tile in pixels, unless the picture is as wide or high."""
 
 _WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION = 256, 257, 259, 274
 _STRIPS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 273, 279, 322, 323, 324, 325
@@ -25,14 +25,14 @@ _KEPT = {
     *(_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, 332, 338, 339, 347, 529, 530, 531, 532),
 }
 _COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000}
-"""None, CCITT, LZW, JPEG, deflate, PackBits and Zstandard; not the first form of JPEG, nor SGI's logarithms."""
+"""None, CCITT, LZW, JPEG, deflate, PackBits and Zstandard; not old-style JPEG, nor SGI's logarithmic coding."""
 _JPEG = 7
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How wide numbers are: a count of entries, an entry, a value or offset inside it."""
+    """The widths of a TIFF's numbers, in bytes: a count of entries, an entry, a value or offset inside it."""
 
     order: Literal["little", "big"]
     count: int
@@ -41,7 +41,7 @@ class _Form:
 
 
 def walk_tiff(data: bytes) -> Picture:
-    """The first picture: the file with a directory of its own behind it, which has no further one."""
+    """Return the first picture: the file with a new directory at its end that has no successor."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     big = b"+" in data[2:4]
     form = _Form(order, 8, 20, 8) if big else _Form(order, 2, 12, 4)
@@ -74,7 +74,7 @@ def walk_tiff(data: bytes) -> Picture:
 
 
 def _check(data: bytes, tags: dict[int, bytes], form: _Form) -> None:
-    """Refuse what would cost more than it weighs."""
+    """Raise ImageReject for a directory that would cost much more than its size."""
     total = 0
     for tag in _KEPT & tags.keys():
         size = _bytes_of(tags[tag], form)
@@ -100,7 +100,7 @@ def _check(data: bytes, tags: dict[int, bytes], form: _Form) -> None:
 
 
 def _check_places(data: bytes, tags: dict[int, bytes], form: _Form, jpegs: bool) -> None:
-    """Each strip or tile lies in the file; each that is a JPEG of its own has scans to be counted, and a size."""
+    """Raise ImageReject unless each strip or tile lies in the file, and each JPEG among them is within the limits."""
     tiled = _TILES in tags
     places = _values(data, tags, _TILES if tiled else _STRIPS, form)
     sizes = _values(data, tags, _TILE_BYTES if tiled else _STRIP_BYTES, form)
@@ -121,7 +121,7 @@ def _one(data: bytes, tags: dict[int, bytes], tag: int, form: _Form) -> int | No
 
 
 def _values(data: bytes, tags: dict[int, bytes], tag: int, form: _Form) -> npt.NDArray[np.uint64]:
-    """The whole numbers of a tag; none where it is not there, or of another type."""
+    """Return the whole numbers of a tag; none if it is missing or of another type."""
     entry = tags.get(tag, b"")
     kind = _number(entry, 2, 2, form)
     if kind not in (1, 3, 4, 16) or _bytes_of(entry, form) > MAX_VALUES:
@@ -138,7 +138,7 @@ def _values(data: bytes, tags: dict[int, bytes], tag: int, form: _Form) -> npt.N
 
 
 def _bytes_of(entry: bytes, form: _Form) -> int:
-    """Bytes of the values that an entry names; a type that is not known counts as the widest."""
+    """Return the bytes of the values that an entry names; an unknown type counts as the widest."""
     return _number(entry, 4, form.offset, form) * _SIZES.get(_number(entry, 2, 2, form), 8)
 
 

@@ -27,7 +27,7 @@ _APPLICATION = {*range(0xE1, 0xEE), 0xEF, 0xFE}
 
 
 def walk_jpeg(data: bytes) -> Picture:
-    """The segments that make pixels."""
+    """Keep the segments that make pixels."""
     metadata, kept = Metadata(), [data[:2]]
     components, one_scan, pixels = 0, False, 0
     place, scans, first_scan = 2, 0, 0
@@ -70,7 +70,10 @@ _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 
 
 def walk_png(data: bytes) -> Picture:
-    """The chunks that make pixels. Whether they are all there is the decoder's to say: the end chunk may be missing."""
+    """Keep the chunks that make pixels.
+
+    Missing chunks at the end are left to the decoder to report.
+    """
     metadata, kept = Metadata(), [data[:8]]
     place, animated, begun = 8, False, False
     while True:
@@ -100,11 +103,11 @@ def _png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 _WEBP_METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
-"""Each with its flag in the header of an extended file."""
+"""Types of metadata chunks, each with its flag in the header of an extended file."""
 
 
 def walk_webp(data: bytes) -> Picture:
-    """The picture, or of an animation the canvas with the first frame."""
+    """Keep the picture, or the canvas with the first frame of an animation."""
     metadata = Metadata()
     place, end, frames = 12, 8 + int.from_bytes(data[4:8], "little"), 0
     kept = []
@@ -131,7 +134,7 @@ def walk_webp(data: bytes) -> Picture:
 
 
 def _webp_size(kind: bytes, header: bytes) -> tuple[int, int]:
-    """What a WebP chunk declares; libwebp allocates two canvases of it before Pillow can look."""
+    """Return the size that a WebP chunk declares; libwebp allocates two such canvases before Pillow can look."""
     if kind == b"VP8X":
         return 1 + int.from_bytes(header[4:7], "little"), 1 + int.from_bytes(header[7:10], "little")
     if kind == b"VP8L":
@@ -141,7 +144,7 @@ def _webp_size(kind: bytes, header: bytes) -> tuple[int, int]:
 
 
 def walk_bmp(data: bytes) -> Picture:
-    """The picture as it is."""
+    """Keep the file unchanged; raise ImageReject for a large run-length coded one."""
     header, compression = int.from_bytes(data[14:18], "little"), int.from_bytes(data[30:34], "little")
     if header >= 40 and compression in (1, 2):
         width, height = (abs(int.from_bytes(data[at : at + 4], "little", signed=True)) for at in (18, 22))
@@ -156,7 +159,7 @@ _GIF_TRAILER, _GIF_EXTENSION, _GIF_IMAGE, _GIF_CONTROL = 0x3B, 0x21, 0x2C, 0xF9
 
 
 def walk_gif(data: bytes) -> Picture:
-    """The screen, its colours, and the first image with the control block that is right before it."""
+    """Keep the screen, its colours, and the first image with the control block right before it."""
     if len(data) < 13:
         raise ImageReject(Reason.TRUNCATED, "the GIF ends inside its header")
     width, height, flags = struct.unpack_from("<HHB", data, 6)
@@ -190,12 +193,12 @@ def walk_gif(data: bytes) -> Picture:
 
 
 def _gif_colours(flags: int) -> int:
-    """Bytes of the colour table that the flags of a screen or an image announce."""
+    """Return the bytes of the colour table that the flags of a screen or an image announce."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _gif_blocks(data: bytes, place: int) -> int:
-    """Where a row of blocks that begins at `place` is over: behind the empty one, or where the file ends."""
+    """Return the end of a series of blocks that begins at `place`: behind the empty block, or the end of the file."""
     for _ in range(MAX_GIF_BLOCKS):
         if place >= len(data):
             return len(data)
@@ -212,11 +215,11 @@ _GAP = rb"(?:[ \t\n\v\f\r]|#[^\n\r]*[\n\r])"
 _BITMAP = re.compile(rb"P([14])" + _GAP + rb"+(\d{1,9})" + _GAP + rb"+(\d{1,9})[ \t\n\v\f\r]")
 _MAP = re.compile(rb"P([2356])" + (_GAP + rb"+(\d{1,9})") * 3 + rb"[ \t\n\v\f\r]")
 _PPM_HEADER = 4096
-"""Bytes within which a header ends, its comments included."""
+"""Bytes within which a header must end, comments included."""
 
 
 def walk_ppm(data: bytes) -> Picture:
-    """The pixels behind a header written anew."""
+    """Return the pixels with a newly written header."""
     found = (_BITMAP if data[1:2] in b"14" else _MAP).match(data[:_PPM_HEADER])
     if found is None:
         raise ImageReject(Reason.NOT_AN_IMAGE, "begins like a PPM, but has no header of one")
@@ -224,7 +227,7 @@ def walk_ppm(data: bytes) -> Picture:
     check_size(width, height)
     pixels = data[found.end() :]
     if kind in (5, 6) and most == [65535]:
-        pixels, most = pixels[::2], [255]  # of each sample of 16 bits the upper 8, which Pillow takes slowly
+        pixels, most = pixels[::2], [255]  # the upper 8 of 16 bits: Pillow decodes 16 bits slowly
     if (kind < 4 or most not in ([], [255])) and max(len(data), width * height) > MAX_RUN_LENGTH:
         raise ImageReject(
             Reason.TOO_LARGE, f"a PPM of text, or not of 8 bits, with more than {MAX_RUN_LENGTH} pixels or bytes"
