@@ -32,7 +32,8 @@ class Console(logging.Handler):
 def _json(record: logging.LogRecord) -> str:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
     usual = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-    fields = {name: value for name, value in vars(record).items() if name not in _USUAL}
+    # Ray marks every record with a name that begins so.
+    fields = {name: value for name, value in vars(record).items() if name not in _USUAL and name[0] != "_"}
     return json.dumps(usual | fields, default=str)
 
 
