@@ -13,6 +13,7 @@ import pytest
 import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import ArtifactInput, Part, open_artifact
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
@@ -136,7 +137,8 @@ def finished_encode(folder: Path, count: int, config: Config) -> dict[str, str]:
         data = b"rows of %d" % number
         path = f"parts/a-{number:06d}-{sha256_of(data)[:16]}.parquet"
         part = Part(path=path, bytes=len(data), sha256=sha256_of(data), rows=1)
-        receipt = {"shard": f"a-{number:06d}.tar", "part": part.model_dump(), "rejects": None}
+        tar = {"shard": f"a-{number:06d}.tar", "shard_sha256": tars[number].sha256, "samples": 1}
+        receipt = Receipt.model_validate({**tar, "part": part, "rejects": None})
         (folder / "codes" / path).write_bytes(data)  # not put: a thousand fsyncs are not what this is about
         (folder / "codes" / f"receipts/a-{number:06d}.json").write_bytes(canonical_json(receipt))
         parts.append(part)

@@ -539,8 +539,11 @@ def test_tars_that_cannot_be_read_by_place_or_named(name: str, wds: Path) -> Non
 
 
 def test_places_without_anything_to_adopt(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no \.tar file"):
+    with pytest.raises(InputError, match="nowhere does not exist: --adopt takes a folder"):
         adopt(str(tmp_path / "nowhere"), str(tmp_path / "out"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds no \.tar file"):
+        adopt(str(tmp_path / "empty"), str(tmp_path / "out"))
     write_foreign(tmp_path / "in" / "x.tar", {"a.txt": b"x"})
     with pytest.raises(
         InputError, match=r"can be taken \(1 skipped: no_image 1; the first is x\.tar: a: no_image, its members: txt\)"
