@@ -1,4 +1,4 @@
-"""What a verb returns: a frozen dataclass per verb, as JSON and in words."""
+"""Results of verbs: a frozen dataclass per verb, as JSON and in words."""
 
 import re
 from collections.abc import Mapping, Sequence

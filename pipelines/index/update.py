@@ -463,7 +463,7 @@ def _parts(
 ) -> tuple[list[Part], list[ReceiptRef]]:
     """Return the parts and receipts of the next version.
 
-    They come from its tasks, from unchanged shards, and from its tables.
+    They are the new ones of its tasks, the old ones of unchanged shards, and its tables.
     """
     manifest, reader = base.artifact.manifest, base.reader
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
