@@ -1,4 +1,4 @@
-"""The flags of verbs that have many, or some that stand for settings. Those of `hhnet index ...` lie beside them."""
+"""Flags of verbs that have many, or some that stand for settings; those of `hhnet index` are in `index`."""
 
 from dataclasses import dataclass
 from pathlib import Path
