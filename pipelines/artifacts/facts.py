@@ -139,7 +139,7 @@ class _CodedMeta(Facts):
 
     @property
     def has_logits(self) -> bool:
-        """Whether there are logits beside the codes."""
+        """True if there are logits beside the codes."""
         return self.logits is not None
 
     @field_validator("logits")

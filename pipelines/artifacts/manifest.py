@@ -135,7 +135,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     try:
         fields = json.loads(data)
         if isinstance(fields, dict) and isinstance(fields.get("format"), int) and fields["format"] > FORMAT:
-            if fields.get("digest") != manifest_digest(fields):  # before the format: a flipped bit is no upgrade
+            if fields.get("digest") != manifest_digest(fields):  # a flipped bit is no newer format
                 raise DamagedArtifact(f"{where} does not match its own digest")
             raise ConfigError(f"{where} has format {fields['format']}, newer than {FORMAT}: upgrade hhnet")
         manifest = Manifest.model_validate(fields)

@@ -323,5 +323,5 @@ def _json(store: Store, name: str) -> Record:
 
 
 def allowed_cpus() -> int:
-    """Return the CPUs that this process may run on; all of the machine where the system has no affinity (macOS)."""
+    """Return how many CPUs this process may run on; all of the machine where the system has no affinity (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,7 +22,7 @@ REAL_CODES = "int8: 127 x output / largest |output| of the row, away from 0"
 
 
 class Reason(StrEnum):
-    """The reason for which a sample became a reject. A closed list: readers may switch on it."""
+    """Reasons why a sample becomes a reject. A closed list: readers may switch on it."""
 
     DAMAGED = "damaged"
     """The tar is short, or the sample's bytes do not match the shard index."""

@@ -134,6 +134,7 @@ def publish_next(
     require_parts(base, parts, number)
     artifact = next_artifact(base, parts, receipts, totals, **changed)
     path = put_manifest(artifact)
+    # A root without versions is at version 1 unnamed: name it before a second one exists.
     if number == 2 and not publish_version(base.store, 1, "manifest.json", base.digest):
         raise _overtaken(base.store, number)
     publish_number(artifact, path, number)
@@ -191,6 +192,7 @@ def publish_number(artifact: Artifact, path: str, number: int) -> None:
         raise DamagedArtifact(f"{artifact.uri}/{gone} is gone, so version {number} cannot name it: run again")
     if not publish_version(artifact.store, number, path, artifact.digest):
         raise _overtaken(artifact.store, number)
+    # Look again: gc may have deleted objects between the first look and the publication.
     gone_now = _unpublishable(artifact, path)
     if path in gone_now:
         put_manifest(artifact)

@@ -131,6 +131,7 @@ class TrialEncoder(ShardEncoder):
             wall, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
         assert receipt is not None, "an empty folder holds no better result"
         puts = 1 + len(receipt.parts)
+        # The scratch folder is local: add the time of the requests that --out would get.
         far = 0.0 if self._target.is_local else (1 + puts) * self._round_trip()
         figures |= {"write": figures["write"] + far, "wall": wall + far, "cpu": cpu}
         written = sum(part.bytes for part in receipt.parts) + len(canonical_json(receipt))
@@ -228,6 +229,7 @@ def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> Trial:
         images=images,
         rejects=sum(int(run.figures["rejects"]) for run in runs),
         seconds=sum(run.figures["wall"] for run in runs),
+        # All seconds of the trial but those that its images take at the rate of the last shard.
         startup=max(0.0, seconds - images * last["wall"] / rows),
         rows=rows,
         wall=last["wall"],

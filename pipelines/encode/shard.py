@@ -96,7 +96,7 @@ def _fields(metadata: bytes | None) -> dict[str, Any]:
 
 def _text(value: Any) -> str | None:
     text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return text if text is None else text.encode("utf-8", "replace").decode()  # half an emoji is no text
+    return text if text is None else text.encode("utf-8", "replace").decode()  # half a surrogate pair is no UTF-8
 
 
 def rejects_bytes(rejects: Sequence[tuple[Record, ImageReject]]) -> bytes:

@@ -154,6 +154,7 @@ class _Tally:
         for place, (distances, bits) in enumerate(zip(both, self.bits, strict=True)):
             self.pairs[place] += np.bincount(distances.ravel(), minlength=bits + 1)
             self.near[place] += np.bincount(distances.ravel(), weights, minlength=bits + 1)
+        # In integers: the sum over all blocks is exact, whatever their size.
         self.product += int((both[0].astype(np.int64) * both[1]).sum())
 
     def correlation(self) -> float | None:

@@ -80,6 +80,7 @@ def _measured(pair: Pair, at: int | None, names: Sequence[str], convention: Conv
         ap_Q = hhnet.average_precisions(
             *pair.arguments(),
             at=at,
+            # A sort that promises no order is represented by the expectation over all orders.
             ties={"undefined": "expected"}.get(convention.ties, convention.ties),
             denominator=convention.denominator,
             empty=convention.empty,

@@ -161,6 +161,7 @@ def sample_places(shards: Sequence[tuple[int, int]], size: int, seed: int) -> li
     for ordinal, rows in shards:
         stop = start + rows
         share = (stop * size // total - start * size // total) if rows else 0
+        # One generator per shard, so that places do not depend on the draws of other shards.
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, ordinal))))
         drawn.append(np.sort(random.choice(rows, share, replace=False)) if share else np.empty(0, np.int64))
         start = stop

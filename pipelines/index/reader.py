@@ -181,6 +181,7 @@ class IndexReader:
         def nearest(share: slice) -> Neighbours:
             best = nothing
             for shard in shards[share]:
+                # A later part need not find codes farther than the k-th neighbour so far.
                 radius = best[0][:, -1] if best[0].shape[1] == k else None
                 best = merge(best, self._kept_part(shard).search(queries, k, radius), k)
             return best

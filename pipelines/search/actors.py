@@ -65,6 +65,7 @@ def spread(reader: IndexReader, workers: int, config: Config) -> Iterator[Callab
     raised here.
     """
     ordinals = [shard.ordinal for shard in reader.filled()]
+    # Round-robin, so that shares differ by one part at most.
     shares = [ordinals[place::workers] for place in range(min(workers, len(ordinals)))]
     with ray_session(config):
         require_shared_store(reader.artifact.store, config)
@@ -98,6 +99,8 @@ class _Fan:
         import ray
 
         self._artifact, self._shares, self._need, self._wait_s = artifact, shares, need, wait_s
+        # No restarts by Ray: `_bury` counts deaths and starts actors itself. BESIDE is a thread of its own, so that an
+        # actor can answer `_watch` while it searches.
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
         self._remote = ray.remote(**need.options(), **options)(Searcher)
         self._manifest = ray.put(artifact.manifest.to_bytes())

@@ -397,6 +397,7 @@ def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
             row |= {"model": cell.model.digest, "val_map": model.metrics.map, "steps": model.metrics.steps}
             row |= {"images": config.train.epochs * samples, "parameters": cell.model.manifest.totals["parameters"]}
             head = model.rotation.rotated if model.rotation else None
+            # Cells with one network and input size share the count, since counting opens the model.
             shape = json.dumps([config.model.model_dump(mode="json"), config.data.image_size, head])
             if shape not in known:
                 known[shape] = forward_flops(Encoder.open(cell.model).model, config.data.image_size)

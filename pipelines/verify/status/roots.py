@@ -103,6 +103,7 @@ def _receipts(store: Store, names: Iterable[str]) -> list[Receipt]:
 
 def _claimed_rejects(store: Store) -> list[Part]:
     """Return the tables of rejects of finished shards, as their receipts name them."""
+    # Without "-" and the 16 digits of the digest that every part has in its name.
     stems = {PurePosixPath(name).stem[:-17] for name in store.entries("rejects")}
     there = store.entries("receipts")
     names = [name for name in there if PurePosixPath(name).stem in stems]
