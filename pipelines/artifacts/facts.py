@@ -1,7 +1,7 @@
 """Facts of each kind: the fields of `meta` in a manifest, and of the receipts of its parts.
 
-Facts without a default are always written. The others are left out where they have it. Results of verbs show the facts
-in the order in which they stand here.
+Facts without a default are always written; the others are left out where they have their default. Results of verbs show
+the facts in the order of the fields here.
 """
 
 from typing import Any

@@ -1,10 +1,10 @@
 """Run records: what a run did, where and when, below `runs/` of an artifact's root and outside every digest.
 
-    runs/<UTC time>-<id>/begin.json             verb, host, versions, settings, and how much there is to do
-    runs/<UTC time>-<id>/progress-000001.json   how far it is, and the attempts that ended since the one before
-    runs/<UTC time>-<id>/end.json               how it ended, and the figures of all of it
+    runs/<UTC time>-<id>/begin.json             verb, host, versions, settings, and the amount of work
+    runs/<UTC time>-<id>/progress-000001.json   work done so far, and the attempts that ended since the one before
+    runs/<UTC time>-<id>/end.json               how it ended, and the figures of the whole run
 
-The names sort by time. Each object is put once, and the newest of a run is its last sign of life: while a run works it
+The names sort by time. Each object is put once, and the newest one of a run is its last sign of life: a working run
 puts one at least every 30 seconds. A run that died cannot close its record; the next run at the root does it.
 """
 

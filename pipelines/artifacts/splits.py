@@ -1,7 +1,7 @@
 """Identifies the part of a published split that an artifact holds: kept by shards, models and codes, and compared.
 
-Figures of two splits cannot be compared, and a split's name does not tell: its digest does, since it covers every image
-of every part.
+Figures of two splits cannot be compared. A split's name does not tell them apart, but its digest does, since it covers
+every image of every part.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Versions of an artifact: finds the current manifest of a root, publishes the next, and tells finished from lost.
 
-`versions/<n>.json` names a manifest below the root; the highest n is current. A root without versions has one
-manifest, `manifest.json`, which counts as version 1. The oldest versions may have been collected by `hhnet gc`; the
-others still count on from them.
+`versions/<n>.json` names a manifest below the root; the highest n is current. A root without versions has one manifest,
+`manifest.json`, which counts as version 1. `hhnet gc` may have collected the oldest versions; the numbers of the others
+do not change.
 """
 
 import json

@@ -1,7 +1,8 @@
 """Recipes: presets of the settings of a training, by name, as `--recipe NAME` or `train.recipe` takes them.
 
-A recipe is a function that returns settings by dotted name. They stand above the defaults and below everything that the
-user says. Its docstring has the command and a mAP of docs/results.md: a preset without a figure is not kept.
+A recipe is a function that returns settings by dotted name. They override the defaults and are overridden by all
+settings of the user. Its docstring has the command and a mAP from docs/results.md: a preset without a figure is not
+kept.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """One typed configuration tree: defaults < recipe < `--config FILE.toml` < `--set section.key=value` < named flags.
 
-Every setting of every verb is declared here once, with its default, its bounds, one line of meaning, and as
-`ChangesResult` the kinds of artifact whose bytes it changes.
+Every setting of every verb is declared here once, with its default, its bounds and one line of meaning. `ChangesResult`
+names the kinds of artifact whose bytes it changes.
 """
 
 import os

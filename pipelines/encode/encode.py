@@ -1,7 +1,7 @@
 """`hhnet encode`: shards and a model to packed codes in Parquet, one part per shard, on a pool of Ray workers.
 
-A finished run is recognised from its manifest and one listing, before Ray or torch is imported. Otherwise receipts
-say which shards are done; the others are encoded, and when every shard has its receipt the manifest is put.
+A finished run is recognised from its manifest and one listing, before Ray or torch is imported. Otherwise the receipts
+tell which shards are done. The others are encoded, and the manifest is put when every shard has its receipt.
 """
 
 import time

@@ -1,9 +1,9 @@
 """`hhnet encode --dry-run`: predicts the cost of an encode from two of its shards.
 
-They are encoded by one worker on the Ray that the encode would use, and thrown away: nothing is put at --out. The
-second of them gives the rates, since the first meets libraries that are not loaded yet. The rest is arithmetic: workers
-are as fast side by side as alone until their hosts have no CPU left, hosts are like the one that was tried, and the
-store serves all workers as it served one.
+One worker encodes them on the Ray that the encode would use, and their codes are thrown away: nothing is put at --out.
+The second shard gives the rates, since the first one also pays for loading libraries. The rest is arithmetic under
+three assumptions: workers side by side are as fast as one alone until their hosts have no CPU left, all hosts are like
+the tried one, and the store serves all workers as well as it served one.
 """
 
 import heapq

@@ -1,9 +1,9 @@
 """`hhnet retry-rejects`: encodes the rejects of published codes again, after their cause is gone.
 
-A shard that has rejects is encoded again as a whole, because its batches close ranks over them: the codes that come out
-for the rejects are those that an undisturbed run would have made. It counts only if no code is lost by it. The codes of
-what was recovered become a part of their own beside the shard's part, so that who reads all parts of the folder reads
-each sample once. The next version names a new manifest, with new receipts for those shards.
+A shard with rejects is encoded again as a whole. Its batches then have the same images as in an undisturbed run, and so
+the recovered samples get the same codes. The result counts only if no code is lost by it. Recovered codes become a part
+of their own beside the shard's part, so that a reader of all parts of the folder sees each sample once. The next
+version names a new manifest, with new receipts for those shards.
 """
 
 import time

@@ -1,6 +1,6 @@
 """`hhnet export`: writes a model as one ONNX file, and checks it against torch before it is kept.
 
-The graph normalises, runs the network in fp32, and packs; only resizing stays outside, by the rule in the file's
+The graph normalises, runs the network in fp32, and packs. Only resizing stays outside, by the rule in the file's
 metadata. The file is a function of the model, the batch and the versions of the exporter.
 
 Shape suffixes: N images, S side of the network's input, K bits.

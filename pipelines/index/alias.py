@@ -1,9 +1,9 @@
 """Aliases: a root whose current version names a published index, and how an index is found through one.
 
-An alias names the root of an index, not a version of it, so that what `index add` publishes is found through it at
-once. The index is known by its fingerprint, bits and model: another index at the same place is refused. Its place is
-kept relative to the alias where both lie below one folder or in one bucket; a copied tree stays valid. `manifest.json`
-of an alias is empty and the same for all; each version has a manifest of its own.
+An alias names the root of an index, not a version, so a version that `index add` publishes is found through it at once.
+The index is identified by its fingerprint, bits and model; another index at the same place is refused. The place is
+stored relative to the alias if both are below one folder or in one bucket, so that a copied tree stays valid.
+`manifest.json` of an alias is empty and the same for all; each version has a manifest of its own.
 """
 
 import json

@@ -1,6 +1,6 @@
 """`hhnet plan`: compares shards, their codes and an index, and names the commands that bring them up to date.
 
-Tars are known by their sha256. Only manifests and receipts are read, and nothing is written.
+Tars are identified by their sha256. Only manifests and receipts are read, and nothing is written.
 """
 
 import shlex

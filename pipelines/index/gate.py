@@ -1,7 +1,8 @@
 """Measures a version of an index before it is published, and refuses one below the settings.
 
 A sample of its codes is searched for, part by part, and each answer is compared with an exact scan of the key tables,
-which were written beside the parts. Nothing else is read, so a version with removed rows is measured like the first.
+which were written beside the parts. Nothing else is read, so a version with removed rows is measured in the same way as
+the first.
 
 Shape suffixes: P probes, Q queries, K neighbours, H hits, N codes of a shard, B bytes of a code.
 """

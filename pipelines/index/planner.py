@@ -2,14 +2,14 @@
 
 Bytes are those of the parts, by each kind's own formula. Seconds and recalls are measured: each kind builds and
 searches parts of 1,024, 4,096, ... codes of a seeded sample, up to the largest part or until its share of time is used
-up. Queries are codes of the sample that are in none of these parts. Since the codes are real, so are their duplicates
-and clusters, on which the buckets of multihash, the lists of ivf and the links of hnsw depend.
+up. Queries are codes of the sample outside these parts. Real codes have real duplicates and clusters, which decide the
+buckets of multihash, the lists of ivf and the links of hnsw.
 
-A part larger than was tried is predicted from the last two sizes, by how the kind says that its work W grows with the N
-codes of a part: as a + b W(N). A recall is taken to fall on with log N as it fell between the last two sizes, and never
-to rise.
+Parts larger than the tried ones are predicted from the last two sizes, as a + b W(N): the kind declares how its work W
+grows with the N codes of a part. A recall is assumed to go on falling with log N as between the last two sizes, and
+never to rise.
 
-The time of a query is that of all parts, one after another, opened and in memory: what the gate measures.
+The time of a query covers all parts, one after another, opened and in memory, as in the gate.
 
 Shape suffixes: N codes, B bytes of a code, Q queries.
 """

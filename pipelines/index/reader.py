@@ -1,12 +1,12 @@
 """Reads the index artifact: its tables and names, and a reader that searches it part by part.
 
-For the shard of ordinal n there are `part-<n>.<suffix>` (the kind's own format) and `keys-<n>.parquet`, which makes
-the index self-contained: rows, keys, source paths, codes, labels, and logits where the codes have them.
-`ordinals.parquet` says which tar an ordinal belongs to; what the kind's parts share is `quantizer.faiss`.
+The shard of ordinal n has `part-<n>.<suffix>` in the kind's own format, and `keys-<n>.parquet`, which makes the index
+self-contained: rows, keys, source paths, codes, labels, and logits where the codes have them. `ordinals.parquet` maps
+ordinals to tars; `quantizer.faiss` is shared by all parts of a kind that has one.
 
-In a later version `removed.parquet` names the rows of parts that are no longer to be found; these may be all of a part,
-which stays so that the same tar is not taken for a new one. A shard that was removed as a whole has no parts, and keeps
-its ordinal with 0 rows: an ordinal is given once, to one tar.
+In a later version `removed.parquet` names the rows of parts that must not be found any more. These may be all rows of a
+part; it stays, so that the same tar is not taken for a new one. A shard that was removed as a whole has no parts, and
+keeps its ordinal with 0 rows: an ordinal is given once, to one tar.
 """
 
 import difflib

@@ -1,8 +1,8 @@
 """`hhnet index add | remove | compact`: change an index by publishing its next version.
 
-What is published is never edited. The next version names the parts of unchanged shards again, new parts for new
-shards, and a table of the rows that were removed from old ones; compacting builds those parts anew without the rows.
-It is measured like a first version and becomes current in one step. Readers stay on the version they opened.
+A published version is never edited. The next version names the parts of unchanged shards again, new parts for new
+shards, and a table of the rows that were removed from old ones; compacting rebuilds those parts without the rows. It is
+measured like a first version and becomes current in one step. Readers stay on the version that they opened.
 """
 
 import difflib

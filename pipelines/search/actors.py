@@ -1,7 +1,7 @@
 """Searches one index with several Ray actors: deals out the parts, and merges the answers by (distance, id).
 
-An actor opens the manifest that this process opened, and of its parts just those that it is asked about. What comes
-back is what `IndexReader.search` finds for these parts, so the merged answer is the one that a single process gives.
+An actor opens the same manifest as this process, and only those of its parts that it is asked about. It returns the
+result of `IndexReader.search` for these parts, so the merged answer equals that of a single process.
 """
 
 import os

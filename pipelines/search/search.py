@@ -1,7 +1,8 @@
 """`hhnet search`: nearest neighbours of images, keys or codes in a published index, as JSON and as a page.
 
-Codes find neighbours, logits put them in order: with `search.rerank` the nearest so many by Hamming distance are
-ordered by the asymmetric distance of their logits to the query's outputs, and the first k of that order are shown.
+Codes find neighbours, logits put them in order. With `search.rerank` the nearest codes by Hamming distance, as many as
+it says, are ordered by the asymmetric distance of their logits to the query's outputs; the first k of that order are
+shown.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -2,9 +2,9 @@
 
     grid -> per group: search on validation -> per seed: train -> encode queries and database -> evaluate -> study
 
-It stands above the verbs and does nothing that they do: each step is a verb's function with an --out of its own below
-the study's, named by the fingerprint of what it makes. So what is there is found whatever study made it, a rerun after
-a kill goes on, and what differs in a setting never meets. Processes that share a store each take a share of the groups.
+It only calls other verbs: each step is a verb's function with an --out of its own below the study's, named by the
+fingerprint of its result. So a result is found whichever study made it, a rerun after a kill goes on, and results of
+different settings never share a place. Processes that share a store each take a share of the groups.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Proves a duplicates artifact: pairs, components and totals agree, and the codes have those pairs.
 
-All pairs of equal codes are proven from the codes, and the distance of every pair. That no near pair is missing is
-proven for a seeded sample, which is compared with all codes.
+All pairs of equal codes, and the distance of every pair, are proven from the codes. The absence of further near pairs
+is proven for a seeded sample, which is compared with all codes.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """`hhnet gc`: deletes unreferenced objects below an artifact's root, once they are older than a grace period.
 
-Attempts that lost a race or were killed leave parts, rejects, receipts and manifests that no version names, names of
-files and uploads under construction, and a finished training its checkpoints. What any version refers to is never
-touched, nor is anything whose name is none of this project's; old versions go only where that is asked for. On a root
-without a manifest only what is under construction goes: its parts and receipts are what the run will be resumed from.
+Attempts that lost a race or were killed leave parts, rejects, receipts and manifests that no version names, temporary
+files and unfinished uploads; a finished training leaves its checkpoints. Objects that any version names are never
+touched, nor are files that this project did not name; old versions go only on request. On a root without a manifest
+only temporary files and uploads go: a run will be resumed from its parts and receipts.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Proves an artifact from its stored bytes alone: digests, counts, schemas, conservation, and its chain of inputs.
 
-`verify` is that proof. `verify_tars` is the look at shards that a run begins with: spread over Ray, tars that were
-proven before are passed over, and damage is named instead of failing, since `encode` makes rejects of it.
+`verify` is that proof. `verify_tars` checks the shards at the start of a run: it is spread over Ray and skips tars that
+were proven before. It lists damage instead of failing, since `encode` turns damaged samples into rejects.
 """
 
 import hashlib

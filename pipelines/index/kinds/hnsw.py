@@ -1,11 +1,11 @@
 """A graph of near codes (Faiss `IndexBinaryHNSW`) in memory: fast, approximate, and large.
 
 Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World
-graphs", PAMI 2020, arXiv 1603.09320. A code of 64 bits takes 288 bytes with `m` = 32. Codes that lie in tight clusters,
-or are equal, make a graph that falls apart: the gate shows it, and the planner before that.
+graphs", PAMI 2020, arXiv 1603.09320. A code of 64 bits takes 288 bytes with `m` = 32. Codes in tight clusters, or equal
+codes, make a graph that falls apart: the gate shows it, and the planner before that.
 
-A part is an `IndexBinaryIDMap` of the graph. The graph has no range search, no ids of its own and no removal: ids are
-kept beside it in the order of its rows, a range search scans its codes, and removed rows are passed over by a search.
+A part is an `IndexBinaryIDMap` of the graph. The graph has no range search, no ids of its own and no removal. So ids
+are kept beside it in the order of its rows, a range search scans its codes, and a search skips removed rows.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Inverted lists (Faiss `IndexBinaryIVF`) under one quantizer that all parts share.
 
-Parts trained apart would merge and search without any error and find almost nothing, so the quantizer is trained
-once, every part is built from it, and every part is compared with it when it is opened.
+Parts with quantizers of their own would merge and search without any error and find almost nothing. So the quantizer is
+trained once, every part is built from it, and every part is compared with it when it is opened.
 """
 
 from collections.abc import Mapping

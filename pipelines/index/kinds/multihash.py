@@ -1,8 +1,8 @@
 """Multi-index hashing of a memory-mapped part: exact, and sublinear for near neighbours of short codes.
 
 A part is a safetensors file with `codes`, uint64 (N, W), the packed codes as little-endian words; `ids`, int64 (N,);
-and the tables of `hhnet.search.multi_index`, `starts` and `rows`, uint32. How many substrings a part has follows from
-its number of codes. A part of less than some ten thousand codes is scanned sooner than its tables are asked.
+and the tables of `hhnet.search.multi_index`, `starts` and `rows`, uint32. The number of substrings follows from the
+part's number of codes. Below some ten thousand codes a scan of the part is faster than its tables.
 """
 
 from collections.abc import Callable, Mapping
