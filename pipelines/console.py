@@ -1,4 +1,4 @@
-"""Log records on stderr: each a line `hhnet: ...`, or one of JSON with its fields.
+"""Shows log records on stderr, each as a line `hhnet: ...` or as one line of JSON with its fields.
 
 Every process that imports `pipelines` shows warnings so; the command line sets another level and form. In a Ray worker
 stderr is the worker's own log file.
@@ -17,7 +17,7 @@ _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
 class Console(logging.Handler):
-    """Writes to what is stderr at the moment; a line that nobody reads costs no work."""
+    """Writes to the present stderr; a line that nobody reads costs no work."""
 
     as_json = False
 
@@ -32,7 +32,7 @@ class Console(logging.Handler):
 def _json(record: logging.LogRecord) -> str:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
     usual = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-    # Ray marks every record with a name that begins so.
+    # Names with an underscore are left out: Ray marks every record with one.
     fields = {name: value for name, value in vars(record).items() if name not in _USUAL and name[0] != "_"}
     return json.dumps(usual | fields, default=str)
 
@@ -46,5 +46,5 @@ def show_log(level: Level = "warning", as_json: bool = False) -> None:
     for name in ("pipelines", "flows"):
         logger = logging.getLogger(name)
         logger.handlers = [_CONSOLE]
-        logger.propagate = False  # Prefect and Ray show what reaches the root in a form of their own
+        logger.propagate = False  # at the root logger, Prefect and Ray would show the records again in their own form
         logger.setLevel(level.upper())

@@ -20,7 +20,7 @@ Interrupts end with 130 (SIGINT) and 143 (SIGTERM).
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and what it counts: 1 worker, 12 workers."""
+    """Format a number with its noun: 1 worker, 12 workers."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -64,7 +64,7 @@ class FingerprintMismatch(UsageError):
 
 
 class Unavailable(HHNetError):
-    """Something outside the process is out of reach."""
+    """Something outside the process cannot be reached."""
 
     exit_code = 3
 

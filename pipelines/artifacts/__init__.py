@@ -1,4 +1,4 @@
-"""Artifacts: what verbs publish at a root and read from it again.
+"""Artifacts: the results that verbs publish at a root and that later verbs read.
 
 manifest  what an artifact holds, and how it is opened
 commit    the protocol that publishes it

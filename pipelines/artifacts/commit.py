@@ -34,7 +34,10 @@ from pipelines.storage import Store, canonical_json, in_order, sha256_of
 
 
 def require_identity(store: Store, kind: str, fingerprint: str) -> None:
-    """FingerprintMismatch where the root was begun with something else; FileNotFoundError where it was not begun."""
+    """Raise FingerprintMismatch where the root was begun with another kind or fingerprint.
+
+    Raises FileNotFoundError where it was not begun.
+    """
     found, other = read_identity(store)
     if (found, other) != (kind, fingerprint):
         raise FingerprintMismatch(
@@ -44,7 +47,10 @@ def require_identity(store: Store, kind: str, fingerprint: str) -> None:
 
 
 def read_claim(store: Store, path: str, model: type[F]) -> F:
-    """Read a receipt that was put, whether a manifest names it or not; DamagedArtifact where it is not of the model."""
+    """Read a receipt that was put, whether or not a manifest names it.
+
+    Raises DamagedArtifact where it does not fit the model.
+    """
     return model.parse(store.read(path), f"{store.uri}/{path}", "delete it to have its shard done again")
 
 
@@ -67,7 +73,7 @@ class ArtifactWriter:
             store.put("origin.json", canonical_json(dict(origin)))
 
     def committed(self) -> Artifact | None:
-        """The artifact, if it was committed before."""
+        """Return the artifact if it was committed before, else None."""
         return open_artifact(self.store, self.kind) if self.store.size("manifest.json") is not None else None
 
     def put_part(self, name: str, data: bytes | Path, rows: int, folder: str = "parts") -> Part:
@@ -84,13 +90,16 @@ class ArtifactWriter:
         return Part(path=target, bytes=size, sha256=digest, rows=rows)
 
     def put_receipt(self, shard: str, receipt: F) -> F:
-        """Claim a shard's result. The first receipt wins; the winner's is returned, whoever wrote it."""
+        """Claim a shard's result. The first receipt wins and is returned, whichever run wrote it."""
         if self.store.put(f"receipts/{shard}.json", canonical_json(receipt), "receipt.put"):
             return receipt
         return read_claim(self.store, f"receipts/{shard}.json", type(receipt))
 
     def receipts(self, model: type[F], among: Container[str] | None = None) -> dict[str, F]:
-        """The receipts put so far, by shard, or those of them that are `among`; what need not be done again."""
+        """Return the receipts put so far, by shard, or only those `among` these shards.
+
+        Their work need not be done again.
+        """
         named = {}
         for name in self.store.names("receipts"):
             shard = PurePosixPath(name).name.removesuffix(".json")
@@ -107,7 +116,7 @@ class ArtifactWriter:
         receipts: Mapping[str, Facts] | None = None,
         point: str = "manifest.put",
     ) -> Artifact:
-        """Publish the manifest. If one is there already its digest must be the same (CommitConflict).
+        """Publish the manifest. If another one with a different digest is already there, raise CommitConflict.
 
         `point` names the failpoints of that last step.
         """
@@ -122,7 +131,7 @@ class ArtifactWriter:
         meta: Facts,
         receipts: Mapping[str, Facts] | None = None,
     ) -> Artifact:
-        """The artifact as `commit` would publish it; its parts can be read already."""
+        """Return the artifact as `commit` would publish it; its parts can be read already."""
         refs = [
             ReceiptRef(shard=shard, path=f"receipts/{shard}.json", bytes=len(data), sha256=sha256_of(data))
             for shard, data in sorted((s, canonical_json(r)) for s, r in (receipts or {}).items())
@@ -144,13 +153,13 @@ class ArtifactWriter:
 
 
 def versions(store: Store) -> list[int]:
-    """The published version numbers, ascending; another file there, `01.json` for example, is no version."""
+    """Return the published version numbers, ascending; other files there, such as `01.json`, are ignored."""
     numbers = (re.fullmatch(r"versions/([1-9]\d{0,8})\.json", name) for name in store.names("versions"))
     return sorted(int(match.group(1)) for match in numbers if match)
 
 
 def publish_version(store: Store, number: int, manifest_path: str, digest: str) -> bool:
-    """Put `versions/<number>.json`; False if another run took that number. Publishing the same again is fine."""
+    """Put `versions/<number>.json`; return False if another run took that number. Publishing the same again is fine."""
     record = canonical_json({"version": number, "manifest": manifest_path, "digest": digest})
     name = f"versions/{number}.json"
     return store.put(name, record, "version.put") or store.read(name) == record

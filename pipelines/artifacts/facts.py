@@ -1,7 +1,7 @@
-"""Facts of each kind: what a manifest says in `meta`, and what the receipts of its parts say.
+"""Facts of each kind: the fields of `meta` in a manifest, and of the receipts of its parts.
 
-Facts without a default are always written. The others are left out where they have it. Results of verbs show the facts
-in the order in which they stand here.
+Facts without a default are always written; the others are left out where they have their default. Results of verbs show
+the facts in the order of the fields here.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ class SplitPart(Facts):
     """A part of a protocol's split, as codes and models name it: `train`, `query`, `val` or `database`."""
 
     name: str
-    """The protocol's."""
+    """Name of the protocol."""
     digest: str
-    """Covers every image of every part, so it tells two splits of one name apart."""
+    """Digest over every image of every part, so it tells two splits of one name apart."""
     part: str
     database: tuple[str, ...]
-    """The parts that the protocol searches."""
+    """Parts that the protocol searches."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.digest[:SHOWN_CHARS]})"
@@ -40,21 +40,21 @@ class PartProof(Facts):
 
 
 class ProtocolCard(Facts):
-    """The whole split of a protocol, as each of its shards tells it."""
+    """The whole split of a protocol, as each of its shards artifacts describes it."""
 
     name: str
     version: int
     digest: str
     database: tuple[str, ...]
     leaks: dict[str, int]
-    """Images that are in two parts by their bytes: `query in train` -> how many."""
+    """Number of images that are in two parts, by their bytes: `query in train` -> count."""
     parts: dict[str, PartProof]
     files: dict[str, str] = Field(default_factory=dict)
-    """The sha256 of the files that say labels or parts."""
+    """The sha256 of the files that define labels or parts."""
 
 
 class SplitSpec(Facts):
-    """The rule that dealt the samples to parts, and the part that the shards are."""
+    """The rule that assigned the samples to parts, and the part that these shards hold."""
 
     by: str
     spec: str
@@ -69,20 +69,20 @@ class ShardsMeta(Facts):
 
     classes: tuple[str, ...]
     source: str
-    """Digest of what was ingested."""
+    """Digest of the ingested source."""
     split: SplitSpec | None
     protocol: ProtocolCard | None = None
     columns: dict[str, str] = Field(default_factory=dict)
-    """Arrow types of the metadata that came in the columns of a table."""
+    """Arrow types of the metadata columns that came from a table."""
     adopted: bool = False
-    """The tars were written by others and lie where they were."""
+    """Whether the tars were written by others and stay at their place."""
     version: int = 1
     grown_from: str | None = None
-    """Digest of the first version, of those that have grown."""
+    """Digest of the first version, if the shards have grown since."""
 
     @property
     def split_part(self) -> SplitPart | None:
-        """Return the part of a protocol's split that the samples are, in the form that models and codes keep."""
+        """Part of a protocol's split that the samples are, as models and codes keep it; None outside protocols."""
         card = self.protocol
         if card is None or self.split is None:
             return None
@@ -90,21 +90,21 @@ class ShardsMeta(Facts):
 
 
 class Metrics(Facts):
-    """Validation of the epoch whose weights a model has, and how it was trained."""
+    """Validation figures of the epoch whose weights the model has, and figures of its training."""
 
     epoch: int
     map: float
     skipped: int
-    """Steps whose gradient was not finite."""
+    """Number of steps skipped because their gradient was not finite."""
     steps: int
 
 
 class Rotation(Facts):
-    """Figures of a hash layer that was put in place of the trained one."""
+    """Figures of a hash layer that replaced the trained one."""
 
     bits: int
     error: float | None = None
-    """Mean squared difference of outputs and signs."""
+    """Mean squared difference between outputs and their signs."""
     error_before: float | None = None
     images: int
     map: float
@@ -119,7 +119,7 @@ class ModelMeta(Facts):
     classes: tuple[str, ...]
     metrics: Metrics
     protocol: SplitPart | None = None
-    """The split of the training images."""
+    """Split part of the training images."""
     rotation: Rotation | None = None
 
 
@@ -130,16 +130,16 @@ class CheckpointMeta(Facts):
 
 
 class _CodedMeta(Facts):
-    """Facts that codes and an index of them have in common."""
+    """Facts that codes share with the index built from them."""
 
     bits: int
     classes: tuple[str, ...]
     logits: str | None = None
-    """Form of the logits beside the codes, where there are any."""
+    """Form of the logits beside the codes; None if there are none."""
 
     @property
     def has_logits(self) -> bool:
-        """Tell whether there are logits beside the codes."""
+        """True if there are logits beside the codes."""
         return self.logits is not None
 
     @field_validator("logits")
@@ -156,12 +156,12 @@ class CodesMeta(_CodedMeta):
     carried: dict[str, str]
     """Arrow types of the metadata columns."""
     settings: dict[str, Any]
-    """Settings that change codes, by name: those that they were made with."""
+    """The settings that the codes were made with, by name; only those that change codes."""
     animated: int = 0
-    """Pictures of several frames."""
+    """Number of pictures with several frames."""
     protocol: SplitPart | None = None
     trained_on: SplitPart | None = None
-    """The split of the model's training images."""
+    """Split part of the model's training images."""
 
 
 class IndexCard(Facts):
@@ -169,7 +169,7 @@ class IndexCard(Facts):
 
     bytes_per_code: float
     count: int
-    """Codes that can be found."""
+    """Number of codes that can be found."""
     note: str | None = None
     radius: int | None = None
     recall: float | None = None
@@ -177,7 +177,7 @@ class IndexCard(Facts):
     recall_within: float | None = None
     self_recall: float | None = None
     trained_on: int | None = None
-    """Codes that its quantizer was trained on, of an index that has changed since."""
+    """Number of codes that the quantizer was trained on, if the index has changed since."""
 
 
 class IndexMeta(_CodedMeta):
@@ -191,11 +191,11 @@ class IndexMeta(_CodedMeta):
 
 
 class AliasMeta(Facts):
-    """Facts of one version of an alias: the index that it names."""
+    """Facts of one version of an alias, which names an index."""
 
     version: int = Field(ge=1)
     index: str = Field(min_length=1)
-    """Where it lies, from the alias where both lie below one folder or in one bucket."""
+    """Place of the index: relative to the alias if both share a folder or a bucket, else the whole URI."""
     fingerprint: str
     bits: int
     model: str
@@ -258,30 +258,30 @@ class Receipt(Facts):
     samples: int
     part: Part
     more: tuple[Part, ...] = ()
-    """Codes that a retry recovered."""
+    """Parts with codes that a retry recovered."""
     rejects: Part | None
     animated: int = 0
-    """Pictures of several frames."""
+    """Number of pictures with several frames."""
 
     @property
     def codes(self) -> tuple[Part, ...]:
-        """Return the parts that hold codes, in the order of their paths."""
+        """Parts that hold codes, in the order of their paths."""
         return (self.part, *self.more)
 
     @property
     def parts(self) -> list[Part]:
-        """Return all parts: those of the codes and, where there are any, the rejects."""
+        """All parts: those with codes and, if there are any, the rejects."""
         return [*self.codes, *([self.rejects] if self.rejects else [])]
 
 
 class QuantizerReceipt(Facts):
-    """The receipt of what all parts of an index share."""
+    """The receipt of the quantizer that all parts of an index share."""
 
     part: Part
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Return all parts."""
+        """All parts."""
         return (self.part,)
 
 
@@ -293,17 +293,17 @@ class PartReceipt(Facts):
     shard_sha256: str
     rows: int
     quantizer_sha256: str | None
-    """What the part was built with; None where its kind has no quantizer."""
+    """The sha256 of the quantizer that the part was built with; None for a kind without one."""
     part: Part
     keys: Part
     compacted: int = 0
-    """Removed rows that the part was built without."""
+    """Number of removed rows that the part was built without."""
     left_out: str | None = None
-    """The sha256 of those that the last compaction left out."""
+    """The sha256 of the rows that the last compaction left out."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Return all parts."""
+        """All parts."""
         return (self.part, self.keys)
 
 

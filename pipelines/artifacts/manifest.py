@@ -1,4 +1,4 @@
-"""Manifests: what an artifact holds, and artifacts opened through them, each byte checked against its digest."""
+"""Manifests: the contents of an artifact, and artifacts opened through them, each byte checked against its digest."""
 
 import hashlib
 import json
@@ -16,14 +16,17 @@ from pipelines.storage import Store, canonical_json, sha256_of
 
 FORMAT = 1
 PART_NAME = r"[A-Za-z0-9_(\[][A-Za-z0-9 ._+=,@()\[\]-]*"
-"""What a part may be called: with what tars are called that browsers and people have copied."""
+"""Pattern of the names that a part may have.
+
+Spaces and brackets are allowed, since browsers and people put them into the names of copied tars.
+"""
 
 
 DIGEST_CHARS = 16
 
 
 def fingerprint(kind: str, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Hex sha256 that names the result of `kind` made from `inputs` (digests) under `settings`."""
+    """Return the hex sha256 that names the result of `kind` made from `inputs` (digests) under `settings`."""
     return sha256_of(canonical_json({"format": FORMAT, "kind": kind, "inputs": inputs, "settings": settings}))
 
 
@@ -32,13 +35,13 @@ class _Record(BaseModel):
 
 
 class Facts(_Record):
-    """Facts about its kind that a manifest or a receipt holds. One that has its default is not written."""
+    """Facts about its kind that a manifest or a receipt holds. A fact with its default value is not written."""
 
     model_config = ConfigDict(strict=True)
 
     @classmethod
     def parse(cls, data: bytes, where: str, advice: str) -> Self:
-        """Parse JSON. DamagedArtifact, which ends with the `advice`, where a fact is missing, wrong or unknown."""
+        """Parse JSON; raises DamagedArtifact, ending with `advice`, where a fact is missing, wrong or unknown."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
@@ -46,7 +49,7 @@ class Facts(_Record):
             raise DamagedArtifact(f"{where} cannot be used ({', '.join(wrong[:MOST_WRONG])}): {advice}") from None
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is written as JSON values, in the order of the fields."""
+        """Return the written facts as JSON values, in the order of the fields."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -68,13 +71,13 @@ class Part(_Record):
 
     @property
     def name(self) -> str:
-        """The logical name, without digest: `shard-000000.tar`."""
+        """Logical name, without digest: `shard-000000.tar`."""
         path = PurePosixPath(self.path)
         return path.stem[: -DIGEST_CHARS - 1] + path.suffix
 
 
 class ArtifactInput(_Record):
-    """An upstream artifact: its role here, its kind and its digest. Never where it lay."""
+    """An upstream artifact: its role here, its kind and its digest. Its place is never part of it."""
 
     role: str
     kind: str
@@ -91,7 +94,7 @@ class ReceiptRef(_Record):
 
 
 class Manifest(_Record):
-    """What was published. `meta` holds the kind's own facts (classes, bits, card, settings)."""
+    """The published description of an artifact. `meta` holds the kind's own facts (classes, bits, card, settings)."""
 
     format: int
     kind: str
@@ -104,35 +107,35 @@ class Manifest(_Record):
     digest: str
 
     def part(self, name: str) -> Part:
-        """The part of this logical name; DamagedArtifact where there is none."""
+        """Return the part with this logical name; raises DamagedArtifact where there is none."""
         for part in self.parts:
             if part.name == name:
                 return part
         raise DamagedArtifact(f"the {self.kind} manifest lists no part {name}")
 
     def input(self, role: str) -> ArtifactInput:
-        """The input of this role; DamagedArtifact where there is none."""
+        """Return the input with this role; raises DamagedArtifact where there is none."""
         for entry in self.inputs:
             if entry.role == role:
                 return entry
         raise DamagedArtifact(f"the {self.kind} manifest names no input {role}")
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON, digest included."""
+        """Return the canonical JSON, digest included."""
         return canonical_json(self.model_dump(mode="json"))
 
 
 def manifest_digest(fields: Mapping[str, Any]) -> str:
-    """sha256 of the canonical manifest without its own digest."""
+    """Return the sha256 of the canonical manifest without its own digest."""
     return sha256_of(canonical_json({key: value for key, value in fields.items() if key != "digest"}))
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """Check and parse a manifest's bytes; DamagedArtifact or ConfigError (newer format) otherwise."""
+    """Check and parse a manifest's bytes; raises DamagedArtifact, or ConfigError for a newer format."""
     try:
         fields = json.loads(data)
         if isinstance(fields, dict) and isinstance(fields.get("format"), int) and fields["format"] > FORMAT:
-            if fields.get("digest") != manifest_digest(fields):  # which every format has: a flipped bit is no upgrade
+            if fields.get("digest") != manifest_digest(fields):  # a flipped bit is no newer format
                 raise DamagedArtifact(f"{where} does not match its own digest")
             raise ConfigError(f"{where} has format {fields['format']}, newer than {FORMAT}: upgrade hhnet")
         manifest = Manifest.model_validate(fields)
@@ -147,7 +150,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 
 def read_part(store: Store, part: Part | ReceiptRef) -> bytes:
-    """All bytes of a part, by one request, checked against size and sha256 before they are returned."""
+    """Read all bytes of a part in one request, and check size and sha256 before they are returned."""
     try:
         data = store.read(part.path, limit=part.bytes)
     except FileNotFoundError:
@@ -166,17 +169,17 @@ class Artifact:
 
     @property
     def uri(self) -> str:
-        """Where it lies."""
+        """URI of the artifact's root."""
         return self.store.uri
 
     @property
     def digest(self) -> str:
-        """The manifest's digest, which names the artifact wherever it lies."""
+        """The manifest's digest, which names the artifact at any place."""
         return self.manifest.digest
 
     @cached_property
     def parts(self) -> Mapping[str, Part]:
-        """The parts by logical name, for those who look for one after another."""
+        """The parts by logical name, for repeated look-ups."""
         return {part.name: part for part in self.manifest.parts}
 
     @cached_property
@@ -185,7 +188,7 @@ class Artifact:
         return {reference.shard: reference for reference in self.manifest.receipts}
 
     def facts(self, model: type[F]) -> F:
-        """Parse once what the manifest says of its kind; DamagedArtifact where it lacks a fact."""
+        """Parse the facts of the manifest's kind, once per model; raises DamagedArtifact where one is missing."""
         if model not in self._parsed:
             where = f"{self.uri}: the {self.manifest.kind} manifest"
             self._parsed[model] = model.parse(
@@ -198,14 +201,14 @@ class Artifact:
         return {}
 
     def read(self, part: Part | ReceiptRef) -> bytes:
-        """All bytes of a part, checked against size and sha256 before they are returned."""
+        """Read all bytes of a part; size and sha256 are checked before they are returned."""
         return read_part(self.store, part)
 
     def fetch(self, part: Part, folder: Path) -> Path:
-        """A local file with the part's checked bytes: the stored file itself on a local store, else a copy.
+        """Return a local file with the part's checked bytes: the stored file on a local store, else a copy.
 
-        The part may be larger than memory. Bytes that differ are copied again, for they may have changed on the way;
-        if they come the same twice they lie so in the store.
+        The part may be larger than memory. A copy with a wrong digest is made again, because the bytes may have changed
+        on the way; a second copy with the same wrong digest means that the store holds these bytes.
         """
         size = self.store.size(part.path)
         if size is None:
@@ -223,7 +226,7 @@ class Artifact:
         raise DamagedArtifact(f"{self.uri}/{part.path} does not match the digest in its manifest")
 
     def _copy(self, part: Part, path: Path) -> str:
-        """Copy a part as it comes; the sha256 of what is in the copy."""
+        """Copy a part without checking it; return the sha256 of the copy."""
         digest = hashlib.sha256()
         with self.store.open(part.path) as stream, path.open("wb") as sink:
             while data := stream.read(COPY_BYTES):
@@ -232,9 +235,9 @@ class Artifact:
         return digest.hexdigest()
 
     def origin(self, role: str) -> str | None:
-        """Where the input of `role` lay when this artifact was made, if that was remembered.
+        """Return the URI that the input of `role` had when this artifact was made, or None if it is not known.
 
-        Inputs that a later version brought in are remembered by their digest, since origin.json is put only once.
+        Inputs that a later version added are remembered by their digest, since origin.json is put only once.
         """
         added = [_origin_name(entry.digest) for entry in self.manifest.inputs if entry.role == role]
         for name, field in [*((name, "uri") for name in added), ("origin.json", role)]:
@@ -251,12 +254,15 @@ def _origin_name(digest: str) -> str:
 
 
 def remember_origin(store: Store, digest: str, uri: str) -> None:
-    """Keep where an input lies that a version of the artifact at `store` brings in; the first place is kept."""
+    """Remember the place of an input that a later version of the artifact at `store` adds; the first place is kept."""
     store.put(_origin_name(digest), canonical_json({"uri": uri}))
 
 
 def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
-    """Open what was committed at `uri`. InputError where nothing was, or where it is of another kind."""
+    """Open the artifact that was committed at `uri`.
+
+    Raises InputError where none was, or one of another kind.
+    """
     store = uri if isinstance(uri, Store) else Store(uri)
     try:
         data = store.read("manifest.json")
@@ -269,7 +275,7 @@ def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
 
 
 def require_kind(store: Store, manifest: Manifest, kind: str | None) -> None:
-    """InputError where an artifact is of another kind than the one that was asked for, if one was."""
+    """Raise InputError where an artifact is of another kind than `kind`; None allows all."""
     if kind is not None and manifest.kind != kind:
         article = "an" if manifest.kind[0] in "aeiou" else "a"
         hint = f": `hhnet alias --alias {store.uri}` shows what it names" if manifest.kind == "alias" else ""
@@ -277,7 +283,7 @@ def require_kind(store: Store, manifest: Manifest, kind: str | None) -> None:
 
 
 def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
-    """The input of `role` from `uri`, else from where it lay; its digest is checked either way."""
+    """Open the input of `role` from `uri`, else from its remembered place; its digest is checked either way."""
     expected = artifact.manifest.input(role)
     where = uri or artifact.origin(role)
     if where is None:
@@ -292,7 +298,10 @@ def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifac
 
 
 def read_identity(store: Store) -> tuple[str, str]:
-    """Kind and fingerprint of what the root was begun with; FileNotFoundError where it was not."""
+    """Return the kind and fingerprint that the root was begun with.
+
+    Raises FileNotFoundError where it was not begun.
+    """
     try:
         found = json.loads(store.read("identity.json"))
         return str(found["kind"]), str(found["fingerprint"])
@@ -303,4 +312,4 @@ def read_identity(store: Store) -> tuple[str, str]:
 COPY_BYTES = 1 << 20
 FETCHES = 4
 MOST_WRONG = 3
-"""Wrong facts that an error names."""
+"""Number of wrong facts that an error names."""

@@ -1,4 +1,4 @@
-"""What a verb returns: a frozen dataclass per verb, as JSON and in words."""
+"""Results of verbs: a frozen dataclass per verb, as JSON and in words."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ ROWS_SHOWN = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of a verb. Each verb has a subclass with its own figures, in the order in which they are shown.
+    """The result of a verb. A subclass for each verb adds its own figures, in the order in which they are shown.
 
     A field whose default is None is left out of JSON while it is None.
     """

@@ -1,10 +1,10 @@
 """Run records: what a run did, where and when, below `runs/` of an artifact's root and outside every digest.
 
-    runs/<UTC time>-<id>/begin.json             verb, host, versions, settings, and how much there is to do
-    runs/<UTC time>-<id>/progress-000001.json   how far it is, and the attempts that ended since the one before
-    runs/<UTC time>-<id>/end.json               how it ended, and the figures of all of it
+    runs/<UTC time>-<id>/begin.json             verb, host, versions, settings, and the amount of work
+    runs/<UTC time>-<id>/progress-000001.json   work done so far, and the attempts that ended since the one before
+    runs/<UTC time>-<id>/end.json               how it ended, and the figures of the whole run
 
-The names sort by time. Each object is put once, and the newest of a run is its last sign of life: while a run works it
+The names sort by time. Each object is put once, and the newest one of a run is its last sign of life: a working run
 puts one at least every 30 seconds. A run that died cannot close its record; the next run at the root does it.
 """
 
@@ -32,12 +32,15 @@ from pipelines.errors import HHNetError, StoreUnavailable
 from pipelines.storage import Entry, Store, canonical_json, in_order
 
 PROGRESS_EVERY_S = 10.0
-"""Between two progress objects of a run that moves on, for its first hour."""
+"""Seconds between two progress objects of a run that makes progress, for its first hour."""
 HEARTBEAT_S = 30.0
-"""Between two heartbeats: progress objects of a run that does not move on, and of every run after that hour."""
+"""Seconds between two heartbeats.
+
+These are the progress objects of a run without progress, and of every run after its first hour.
+"""
 FREQUENT_UNTIL_S = 3600.0
 DEAD_AFTER_S = 90.0
-"""Silence after which a run counts as dead: three heartbeats did not come."""
+"""Seconds of silence after which a run counts as dead: three missing heartbeats."""
 PACKAGES = ("hhnet", "torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow", "faiss-cpu", "faiss-gpu")
 BEGIN, END, PROGRESS = "begin.json", "end.json", "progress-"
 
@@ -50,9 +53,9 @@ Record = dict[str, Any]
 
 
 class RunLog:
-    """Keeps the record of one run: begun on entry, moved on by a thread while it works, closed on exit.
+    """Keeps the record of one run: begun on entry, updated by a thread while it works, closed on exit.
 
-    A store that does not take a progress object costs the picture, never the work: its attempts go into the next one.
+    If the store refuses a progress object, the work goes on: the attempts in it go into the next one.
     """
 
     def __init__(
@@ -90,16 +93,16 @@ class RunLog:
         return self
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Say that `steps` more of the work are done."""
+        """Record that `steps` more of the work are done."""
         self.reach(self.done + steps, note)
 
     def reach(self, done: int, note: str = "") -> None:
-        """Say how much of the work is done."""
+        """Record that `done` of the work is done."""
         with self._lock:
             self.done, self._note, self._fresh = done, note, True
 
     def tried(self, item: str, tries: Sequence[Any], figures: Mapping[str, float]) -> None:
-        """Keep the attempts (dataclasses, such as the pool's) at an item, the last one with its figures."""
+        """Record the attempts at an item as dataclasses (such as the pool's), the last one with its figures."""
         made: list[Record] = [{"item": item, **asdict(attempt)} for attempt in tries] or [{"item": item}]
         made[-1] |= {name: round(value, 3) for name, value in figures.items()}
         with self._lock:
@@ -107,7 +110,7 @@ class RunLog:
             self._fresh = True
 
     def result(self, **figures: Any) -> None:
-        """Keep figures of the whole run, for its end."""
+        """Record figures of the whole run, for its end."""
         self.figures |= figures
 
     def __exit__(
@@ -115,7 +118,7 @@ class RunLog:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        if isinstance(error, StoreUnavailable):  # it would only be waited for once more
+        if isinstance(error, StoreUnavailable):  # the put of end.json would only wait for the store again
             return
         ended = time.time()
         end = {
@@ -161,7 +164,7 @@ class RunLog:
 
 
 def write_run_record(store: Store, verb: str, figures: Mapping[str, Any], config: Config | None = None) -> None:
-    """Keep the record of a run of which there are only figures at its end."""
+    """Write the record of a run that has figures only at its end."""
     with RunLog(store, verb, config) as log:
         log.result(**figures)
 
@@ -179,16 +182,16 @@ def close_dead(store: Store, by: str) -> None:
 
 
 def process_identity() -> Record:
-    """By what this process is known again on its machine, and on no other."""
+    """Return the facts that identify this process on its machine, and on no other."""
     process = psutil.Process()
     return {"machine": _machine(), "pid": process.pid, "started": process.create_time()}
 
 
 def _machine() -> str | None:
-    """The boot of this machine and its space of process ids, which containers have their own of."""
+    """Return the boot id of this machine and its namespace of process ids; each container has its own."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - it names no path
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - the link names no path
     except OSError:
         return None
 
@@ -208,7 +211,10 @@ def _versions() -> dict[str, str]:
 
 
 def _recordable(value: Any) -> Any:
-    """The same without the keys that a URL may carry before its host, and with escapes for what is not Unicode."""
+    """Return the value with credentials removed and non-Unicode text escaped.
+
+    A URL may carry credentials before its host.
+    """
     if isinstance(value, str):
         return re.sub(r"//[^/@\s]*@", "//", value).encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
@@ -221,30 +227,33 @@ def _recordable(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its record tells it; `sign` is when its last object was put, `progress` what that said."""
+    """A run as its record describes it.
+
+    `sign` is the time of its last object.
+    """
 
     name: str
     begin: Record
     end: Record | None
     sign: float
     heartbeats: Sequence[Record] = field(default_factory=list)
-    """What its progress objects said, oldest first."""
+    """Contents of its progress objects, oldest first."""
     back: bool = False
-    """It was taken for dead, and moved on after that."""
+    """Whether it moved on after it was taken for dead."""
 
     @property
     def attempts(self) -> list[Record]:
-        """Every attempt that ended, in that order."""
+        """Every ended attempt, in the order of their ends."""
         return [one for entry in (*self.heartbeats, self.end or {}) for one in entry.get("attempts", [])]
 
     @property
     def last(self) -> Record:
-        """What it said last of how far it is."""
+        """The run's last statement of its progress."""
         said = [self.begin, *self.heartbeats, *([self.end] if self.end and "done" in self.end else [])]
         return said[-1]
 
     def state(self) -> str:
-        """`working`, `died`, or how it ended: `done`, `failed`, `interrupted`."""
+        """Return `working`, `died`, or the end that it recorded: `done`, `failed`, `interrupted`."""
         if self.end is not None and not self.back:
             return str(self.end.get("end"))
         if self._is_gone() or time.time() - self.sign > DEAD_AFTER_S:
@@ -252,7 +261,10 @@ class Run:
         return "working"
 
     def _is_gone(self) -> bool:
-        """Whether its process was on this machine and is no more; on another machine only its silence tells."""
+        """Tell whether its process ran on this machine and has ended.
+
+        For a run on another machine only its silence tells, so the answer is False.
+        """
         process = self.begin.get("process") or {}
         if process.get("machine") is None or process["machine"] != _machine():
             return False
@@ -264,19 +276,19 @@ class Run:
 
 
 def read_runs(store: Store, last: int = 1) -> list[Run]:
-    """The `last` runs at a root, oldest first, with all that they recorded."""
+    """Return the `last` runs at a root, oldest first, with their whole records."""
     names = [name for name in store.folders("runs") if _is_run(name)][-last:]
     return [_read(store, name, store.entries(f"runs/{name}")) for name in names]
 
 
 def closed_records(store: Store) -> list[Record]:
-    """What the runs at a root recorded at their end, oldest first."""
+    """Return the records that the runs at a root wrote at their end, oldest first."""
     names = [name for name in store.names("runs") if name.endswith(f"/{END}")]
     return [record for record in in_order(lambda name: _json(store, name), names) if record]
 
 
 def _names(there: Mapping[str, Entry]) -> Iterable[str]:
-    """The runs of a listing that were begun."""
+    """Yield the begun runs of a listing."""
     for name in there:
         path = PurePosixPath(name)
         if path.name == BEGIN and len(path.parts) == 3 and _is_run(path.parts[1]):
@@ -288,7 +300,7 @@ def _is_run(name: str) -> bool:
 
 
 def _read(store: Store, name: str, there: Mapping[str, Entry], only: str = "") -> Run:
-    """A run from a listing of its objects, of which `only` one is read if that is said."""
+    """Read a run from a listing of its objects; with `only`, read no object but its begin."""
     put_at = {path: entry.modified for path, entry in there.items() if path.startswith(f"runs/{name}/")}
     heartbeats = [path for path in put_at if PurePosixPath(path).name.startswith(PROGRESS)]
     begin, end = f"runs/{name}/{BEGIN}", f"runs/{name}/{END}"
@@ -302,7 +314,7 @@ def _read(store: Store, name: str, there: Mapping[str, Entry], only: str = "") -
 
 
 def _json(store: Store, name: str) -> Record:
-    """A record; empty where it is not one, since no record is worth a failure."""
+    """Read a record; {} where it is not readable, since no record is worth a failure."""
     try:
         found = json.loads(store.read(name))
     except (FileNotFoundError, ValueError):

@@ -1,7 +1,7 @@
-"""Which part of which published split an artifact is of: said by shards, carried into models and codes, and compared.
+"""Identifies the part of a published split that an artifact holds: kept by shards, models and codes, and compared.
 
-Figures of two splits cannot be compared, and a split's name does not tell: its digest does, since it covers every image
-of every part.
+Figures of two splits cannot be compared. A split's name does not tell them apart, but its digest does, since it covers
+every image of every part.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ LEARNED = "The queries are images that the model was trained on: the figures say
 
 
 def split_part(codes: Artifact) -> SplitPart | None:
-    """The part of a split that codes are of; None where they say none."""
+    """Return the part of a split that codes hold, or None where they name none."""
     return codes.facts(CodesMeta).protocol
 
 
 def require_one_split(queries: Artifact, database: Sequence[Artifact]) -> None:
-    """FingerprintMismatch, naming both, where queries and database are of different splits."""
+    """Raise FingerprintMismatch, naming both, where queries and database are of different splits."""
     mine = split_part(queries)
     for other in database:
         theirs = split_part(other)
@@ -32,7 +32,7 @@ def require_one_split(queries: Artifact, database: Sequence[Artifact]) -> None:
 
 
 def split_facts(queries: Artifact, database: Sequence[Artifact]) -> Mapping[str, str]:
-    """What a report says of its split; nothing where the queries are of none."""
+    """Return the facts of a report about its split; {} where the queries are of none."""
     mine = split_part(queries)
     if mine is None:
         return {}
@@ -41,7 +41,7 @@ def split_facts(queries: Artifact, database: Sequence[Artifact]) -> Mapping[str,
 
 
 def split_notes(queries: Artifact, database: Sequence[Artifact]) -> list[str]:
-    """What keeps a figure from being that of its protocol, a sentence each."""
+    """List, a sentence each, the reasons why a figure is not the figure of its protocol."""
     mine, trained = split_part(queries), queries.facts(CodesMeta).trained_on
     notes = []
     if mine is not None:
@@ -67,9 +67,9 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def part_proof(samples: Iterable[tuple[str, bytes]]) -> PartProof:
-    """By what a part of a split is known again, from the key and the image's sha256 of each sample, in any order.
+    """Return the digests that identify a part of a split, from key and image sha256 of each sample, in any order.
 
-    `keys` is the sha256 of the sorted keys, one a line; `images` that of a line `<sha256>  <key>` for each of them.
+    `keys` is the sha256 of the sorted keys, one a line; `images` is the sha256 of lines `<sha256>  <key>`.
     """
     ordered = sorted(samples)
     images = "".join(f"{digest.hex()}  {key}\n" for key, digest in ordered)
@@ -78,11 +78,11 @@ def part_proof(samples: Iterable[tuple[str, bytes]]) -> PartProof:
 
 
 def keys_digest(keys: Iterable[str]) -> str:
-    """The sha256 of the sorted keys, one a line."""
+    """Return the sha256 of the sorted keys, one a line."""
     return sha256_of("".join(f"{key}\n" for key in sorted(keys)).encode())
 
 
 def split_digest(parts: Mapping[str, PartProof], database: Sequence[str], files: Mapping[str, str]) -> str:
-    """The digest of a whole split: the proofs of its parts, which of them are searched, and any files that say so."""
+    """Return the digest of a whole split: the proofs of its parts, the names of the searched ones, and any files."""
     whole = {"parts": parts, "database": list(database)}
     return sha256_of(canonical_json({**whole, "files": files} if files else whole))

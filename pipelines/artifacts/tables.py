@@ -18,16 +18,16 @@ from pipelines.errors import DamagedArtifact
 
 BIT_ORDER = "little"
 REAL_CODES = "int8: 127 x output / largest |output| of the row, away from 0"
-"""How the bytes of a column `logits` came from the network's outputs."""
+"""Formula by which the bytes of a column `logits` come from the network's outputs."""
 
 
 class Reason(StrEnum):
-    """Why a sample became a reject. A closed list: readers may switch on it."""
+    """Reasons why a sample becomes a reject. A closed list: readers may switch on it."""
 
     DAMAGED = "damaged"
     """The tar is short, or the sample's bytes do not match the shard index."""
     NOT_AN_IMAGE = "not_an_image"
-    """The bytes are in none of the formats that are decoded."""
+    """The bytes are in none of the supported formats."""
     TRUNCATED = "truncated"
     """The image ends before its last row."""
     TOO_LARGE = "too_large"
@@ -35,7 +35,7 @@ class Reason(StrEnum):
     UNDECODABLE = "undecodable"
     """The decoder refused the bytes for another reason."""
     WORKER_DIED = "worker_died"
-    """Every worker that held the sample's shard died, on a node that lives on."""
+    """Every worker that held the sample's shard died, while its node lives on."""
     OUT_OF_MEMORY = "out_of_memory"
     """The last worker that held the sample's shard was killed because its node ran out of memory."""
     STUCK = "stuck"
@@ -54,8 +54,10 @@ SHARD_INDEX = pa.schema(
         pa.field("members", pa.list_(MEMBER), nullable=False),
     ]
 )
-"""One row per sample, in tar order. `path` is where it lay in its source, `members[0]` the image; offsets count
-bytes from the start of the tar."""
+"""One row per sample, in tar order.
+
+`path` is the sample's place in its source, `members[0]` the image; offsets count bytes from the start of the tar.
+"""
 
 REJECTS = pa.schema(
     [
@@ -76,7 +78,7 @@ def codes_schema(
     carried: Mapping[str, pa.DataType] | None = None,
     logits: bool = False,
 ) -> pa.Schema:
-    """Schema of a codes part for `bits` bits, with the facts a lone file needs in its metadata."""
+    """Return the schema of a codes part for `bits` bits, with the facts in its metadata that a lone file needs."""
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
@@ -99,7 +101,7 @@ def codes_schema(
 
 
 def column_type(text: str) -> pa.DataType:
-    """Return the Arrow type that `str` of it names, of those that metadata has. Raises ValueError for others."""
+    """Return the Arrow type that has `text` as its `str`; raises ValueError for types that metadata cannot have."""
     if found := re.fullmatch(r"timestamp\[(s|ms|us|ns), tz=([^\]]+)\]", text):
         return pa.timestamp(found[1], found[2])
     if found := re.fullmatch(r"decimal(32|64|128|256)\((\d{1,2}), (-?\d{1,2})\)", text):
@@ -108,8 +110,8 @@ def column_type(text: str) -> pa.DataType:
 
 
 def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return JSON values as a column of a type that metadata has; Arrow's own errors where they are not of it."""
-    if pa.types.is_time(kind):  # Arrow reads no times, only points in time
+    """Return JSON values as a column of a metadata type; values of another type raise Arrow's own errors."""
+    if pa.types.is_time(kind):  # Arrow parses timestamps, but no times of day
         days = [None if value is None else f"1970-01-01 {value}" for value in values]
         return pa.array(days, pa.string()).cast(pa.timestamp(kind.unit)).cast(kind)
     if pa.types.is_duration(kind):
@@ -120,30 +122,33 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def real_codes_field(bits: int) -> pa.Field:
-    """The column of logits: one int8 for each bit, as the bytes of a fixed-size binary."""
+    """Return the column of logits: one int8 for each bit, as the bytes of a fixed-size binary."""
     return pa.field("logits", pa.binary(bits), nullable=False)
 
 
 def as_written(schema: pa.Schema) -> pa.Schema:
-    """The schema of a table that was read, as it was before: Parquet gives the items of lists another name."""
+    """Return the schema that a table had before it was written: Parquet renames the items of lists."""
     types = [pa.list_(field.type.value_type) if pa.types.is_list(field.type) else field.type for field in schema]
     fields = [field.with_type(kind) for field, kind in zip(schema, types, strict=True)]
     return pa.schema(fields, metadata=schema.metadata)
 
 
 def table_of(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
-    """A table of exactly `schema` from plain columns; a mismatch is a programmer's error."""
+    """Return a table of exactly `schema` from plain columns; a mismatch is a programmer's error."""
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """The table as Parquet: one fixed set of options, so equal tables give equal bytes."""
+    """Return the table as Parquet, with fixed options, so that equal tables give equal bytes."""
     return parquet_groups(table.schema, [table], 1 << 17)
 
 
 def parquet_groups(schema: pa.Schema, tables: Iterable[pa.Table], rows: int) -> bytes:
-    """Tables, taken one by one, as one Parquet in row groups of at most `rows` rows, each of one table."""
+    """Write tables, taken one by one, as one Parquet.
+
+    Its row groups have at most `rows` rows, each from one table.
+    """
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, schema, compression="zstd", version="2.6", data_page_version="1.0") as writer:
         for table in tables:
@@ -152,9 +157,9 @@ def parquet_groups(schema: pa.Schema, tables: Iterable[pa.Table], rows: int) -> 
 
 
 def read_parquet(data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Parse Parquet bytes whose digest was checked; DamagedArtifact where they are not a valid table."""
+    """Parse Parquet bytes whose digest was checked; raises DamagedArtifact where they are not a valid table."""
     try:
-        # No thread of Arrow's is started: one that lets go of the bytes while the interpreter ends aborts the process.
+        # Without Arrow's threads: one that releases the bytes while the interpreter ends aborts the process.
         with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as source:
             table = source.read(list(columns) if columns else None, use_threads=False)
         table.validate(full=True)
@@ -164,10 +169,11 @@ def read_parquet(data: bytes, where: str, columns: Sequence[str] | None = None) 
 
 
 class ParquetRows:
-    """A Parquet file of which ranges of rows are read, by the row groups that hold them and never as a whole.
+    """A Parquet file that is read by ranges of rows, through the row groups that hold them and never as a whole.
 
-    The file stays open, so its name may go; several threads may read. Its digest was checked before. DamagedArtifact,
-    at once or when rows are read, where it is not a valid table that begins with the fields of `schema`.
+    The file stays open, so its name may be deleted; several threads may read. Its digest was checked before. Raises
+    DamagedArtifact, at once or when rows are read, where it is not a valid table that begins with the fields of
+    `schema`.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, where: str) -> None:
@@ -187,11 +193,11 @@ class ParquetRows:
 
     @property
     def rows(self) -> int:
-        """Rows of the file."""
+        """Number of rows in the file."""
         return int(self._metadata.num_rows)
 
     def read(self, start: int, stop: int) -> pa.Table:
-        """The rows [start, stop), which the file has."""
+        """Return the rows [start, stop), which must be in the file."""
         first, last = bisect_right(self._ends, start), bisect_left(self._ends, stop)
         groups = list(range(first, last + 1)) if start < stop else []
         before = self._ends[first - 1] if first else 0
@@ -211,7 +217,7 @@ def _unreadable(where: str, error: Exception) -> DamagedArtifact:
 
 
 def require_schema(table: pa.Table | ParquetRows, schema: pa.Schema, where: str) -> None:
-    """DamagedArtifact unless `table` has the fields of `schema` first, in order and type."""
+    """Raise DamagedArtifact unless `table` begins with the fields of `schema`, in order and type."""
     for position, field in enumerate(schema):
         found = table.schema.field(position) if position < len(table.schema) else None
         if found is None or found.name != field.name or found.type != field.type:
@@ -219,5 +225,5 @@ def require_schema(table: pa.Table | ParquetRows, schema: pa.Schema, where: str)
 
 
 def class_ids_in(columns: Iterable[pa.ChunkedArray]) -> set[int]:
-    """Return the class ids that rows have in columns of labels."""
+    """Return the class ids that occur in columns of labels."""
     return {number for column in columns for number in pc.unique(pc.list_flatten(column)).to_pylist()}

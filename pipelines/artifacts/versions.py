@@ -1,8 +1,8 @@
-"""Versions of an artifact: which manifest of a root is current, how the next is published, and what is finished.
+"""Versions of an artifact: finds the current manifest of a root, publishes the next, and tells finished from lost.
 
-`versions/<n>.json` names a manifest below the root; the highest n is current. A root without versions has one
-manifest, `manifest.json`, which counts as version 1. The oldest versions may have been collected by `hhnet gc`; the
-others still count on from them.
+`versions/<n>.json` names a manifest below the root; the highest n is current. A root without versions has one manifest,
+`manifest.json`, which counts as version 1. `hhnet gc` may have collected the oldest versions; the numbers of the others
+do not change.
 """
 
 import json
@@ -31,24 +31,24 @@ from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatc
 from pipelines.storage import Entry, Store, canonical_json
 
 FOLDERS = ("parts", "rejects", "receipts", "manifests")
-"""Where a root keeps what its manifests, and the versions that name those, refer to."""
+"""Folders of a root that hold the objects named by its manifests and versions."""
 
 
 def open_version(store: Store, number: int, kind: str | None = None) -> Artifact:
-    """The artifact as `versions/<number>.json` names it; DamagedArtifact where that is not what was published."""
+    """Open the artifact that `versions/<number>.json` names; raises DamagedArtifact unless it is as published."""
     _, artifact = named_version(store, number)
     require_kind(store, artifact.manifest, kind)
     return artifact
 
 
 def manifest_path(artifact: Artifact) -> str:
-    """Where the manifest of an open artifact lies below its root."""
+    """Return the path of an open artifact's manifest below its root."""
     path = f"manifests/{artifact.digest[:DIGEST_CHARS]}.json"
     return path if artifact.store.size(path) is not None else "manifest.json"
 
 
 def named_version(store: Store, number: int) -> tuple[str, Artifact]:
-    """The path of a version's manifest, and the artifact; DamagedArtifact where that is not what was published."""
+    """Return the path of a version's manifest, and the artifact; raises DamagedArtifact unless it is as published."""
     where = f"{store.uri}/versions/{number}.json"
     try:
         data = store.read(f"versions/{number}.json")
@@ -67,14 +67,14 @@ def named_version(store: Store, number: int) -> tuple[str, Artifact]:
 
 
 def open_current(uri: str | Path | Store, kind: str | None = None) -> Artifact:
-    """The current version of what was committed at `uri`. InputError where nothing was, or of another kind."""
+    """Open the current version of the artifact at `uri`; raises InputError where there is none of this kind."""
     store = uri if isinstance(uri, Store) else Store(uri)
     known = versions(store)
     return open_version(store, known[-1], kind) if known else open_artifact(store, kind)
 
 
 def open_known(uri: str, kind: str, digest: str) -> Artifact:
-    """The version of what was committed at `uri` that has this digest. FingerprintMismatch where there is none."""
+    """Open the version with this digest of the artifact at `uri`; raises FingerprintMismatch where there is none."""
     with suppress(InputError):  # the first version needs no listing, and most artifacts have no other
         if (first := open_artifact(uri, kind)).digest == digest:
             return first
@@ -88,7 +88,7 @@ def open_known(uri: str, kind: str, digest: str) -> Artifact:
 
 
 def require_version(store: Store, number: int, known: Sequence[int]) -> None:
-    """InputError where the version is not among the `known`, with whether it was collected."""
+    """Raise InputError where the version is not among the `known`; it says whether gc collected it."""
     if number not in known:
         gone = "was collected by gc" if 0 < number < known[0] else "is not there"
         raise InputError(
@@ -97,11 +97,9 @@ def require_version(store: Store, number: int, known: Sequence[int]) -> None:
 
 
 def all_versions(store: Store, but: Container[int] = ()) -> dict[str, Artifact]:
-    """Every manifest that the root has published, by its path, in the order of the versions that first name it.
+    """Return every published manifest of the root by its path, in the order of the versions that first name it.
 
-    Versions in `but` are left out.
-
-    InputError where nothing was published, or where the first manifest is gone.
+    Versions in `but` are left out. Raises InputError where nothing was published, or where the first manifest is gone.
     """
     first, known = open_artifact(store), [number for number in versions(store) if number not in but]
     named = dict(named_version(store, number) for number in known)
@@ -109,7 +107,7 @@ def all_versions(store: Store, but: Container[int] = ()) -> dict[str, Artifact]:
 
 
 def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
-    """The input of `role` from `uri`, else from where it lay: the version that was used, known by its digest."""
+    """Open the input of `role` in the version that was used, from `uri` or else from its remembered place."""
     try:
         return manifests.open_input(artifact, role, uri)
     except FingerprintMismatch:
@@ -129,10 +127,14 @@ def publish_next(
     totals: dict[str, int],
     **changed: Any,
 ) -> Artifact:
-    """Publish version `number`, made from `base`, the version before it. CommitConflict if another run was first."""
+    """Publish version `number`, made from `base`, the version before it.
+
+    Raises CommitConflict if another run was first.
+    """
     require_parts(base, parts, number)
     artifact = next_artifact(base, parts, receipts, totals, **changed)
     path = put_manifest(artifact)
+    # A root without versions is at version 1 unnamed: name it before a second one exists.
     if number == 2 and not publish_version(base.store, 1, "manifest.json", base.digest):
         raise _overtaken(base.store, number)
     publish_number(artifact, path, number)
@@ -140,7 +142,7 @@ def publish_next(
 
 
 def require_parts(base: Artifact, parts: Iterable[Part | ReceiptRef], number: int) -> None:
-    """DamagedArtifact where a part that version `number` is to name is gone or cut."""
+    """Raise DamagedArtifact where a part for version `number` is missing or cut."""
     for path in _gone(base.store.entries(), parts):
         raise DamagedArtifact(
             f"{base.uri}/{path} is gone, so version {number} cannot name it: the verb that made it restores it"
@@ -148,7 +150,7 @@ def require_parts(base: Artifact, parts: Iterable[Part | ReceiptRef], number: in
 
 
 def _gone(there: Mapping[str, Entry], named: Iterable[Part | ReceiptRef]) -> list[str]:
-    """Paths of what is named and is gone or cut, as a listing of the root shows."""
+    """Return the paths of named objects that are missing or cut in a listing of the root."""
     return [entry.path for entry in named if entry.path not in there or there[entry.path].size != entry.bytes]
 
 
@@ -159,7 +161,10 @@ def next_artifact(
     totals: Mapping[str, int],
     **changed: Any,
 ) -> Artifact:
-    """The next version as it will be, with the fields of `base` (`inputs`, `meta`) not in `changed`; nothing is put."""
+    """Return the next version as it will be published, without putting anything.
+
+    Fields of `base` (`inputs`, `meta`) that are not in `changed` stay.
+    """
     fields = {
         **base.manifest.model_dump(mode="json"),
         "parts": [part.model_dump() for part in sorted(parts, key=lambda part: part.path)],
@@ -171,22 +176,23 @@ def next_artifact(
 
 
 def put_manifest(artifact: Artifact) -> str:
-    """Put the manifest of a version that is not published yet; its path."""
+    """Put the manifest of a version that is not published yet; return its path."""
     path = f"manifests/{artifact.digest[:DIGEST_CHARS]}.json"
     artifact.store.put_same(path, artifact.manifest.to_bytes(), "manifest.put")
     return path
 
 
 def publish_number(artifact: Artifact, path: str, number: int) -> None:
-    """Make what the manifest at `path` names version `number`.
+    """Publish the manifest at `path` as version `number`.
 
-    CommitConflict if another run took that number. DamagedArtifact where something that the manifest names is gone:
-    what lay there for long without a version that names it, `gc` may delete at any moment.
+    Raises CommitConflict if another run took that number, DamagedArtifact where an object that the manifest names is
+    gone: `gc` may at any moment delete an old object that no version names.
     """
     for gone in _unpublishable(artifact, path):
         raise DamagedArtifact(f"{artifact.uri}/{gone} is gone, so version {number} cannot name it: run again")
     if not publish_version(artifact.store, number, path, artifact.digest):
         raise _overtaken(artifact.store, number)
+    # Look again: gc may have deleted objects between the first look and the publication.
     gone_now = _unpublishable(artifact, path)
     if path in gone_now:
         put_manifest(artifact)
@@ -199,13 +205,13 @@ def publish_number(artifact: Artifact, path: str, number: int) -> None:
 
 
 def _unpublishable(artifact: Artifact, path: str) -> list[str]:
-    """Of the manifest at `path` and what it names, what is not there."""
+    """Return the paths that are missing: the manifest at `path` itself, and the objects that it names."""
     there = artifact.store.entries()
     return [*([] if path in there else [path]), *_gone(there, referenced(artifact))]
 
 
 class _Made(Facts):
-    """The number that a manifest of any kind may say."""
+    """The version number in a manifest of any kind."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -213,15 +219,18 @@ class _Made(Facts):
 
 
 def made_as(artifact: Artifact) -> int:
-    """The number of the version that this manifest was made for; a rollback gives it another one as well."""
+    """Return the version number that this manifest was made for; a rollback gives it another one as well."""
     return artifact.facts(_Made).version
 
 
 def version_before(store: Store, known: Sequence[int]) -> int:
-    """Of the `known`, the version before the one that is current, wherever a rollback has taken that from."""
+    """Return the number of the known version before the current content.
+
+    After a rollback the content is older than its number says, so the number that it was made for counts.
+    """
     try:
         current = made_as(open_version(store, known[-1]))
-    except DamagedArtifact:  # all the more reason to go back
+    except DamagedArtifact:  # a damaged version is a reason to go back, not an obstacle
         current = known[-1]
     older = [number for number in known if number < current]
     if not older:
@@ -230,10 +239,10 @@ def version_before(store: Store, known: Sequence[int]) -> int:
 
 
 def roll_back(store: Store, known: Sequence[int], to: int) -> tuple[int, Artifact]:
-    """Make version `to` of the `known` current again, as the next version; the number under which it is current.
+    """Make version `to` of the `known` current again, as the next version; return the new number and the artifact.
 
-    A current version that cannot be opened is no hindrance. InputError where there is no version `to`, CommitConflict
-    where another run publishes, or gc collects, meanwhile.
+    A current version that cannot be opened does not matter. Raises InputError where there is no version `to`,
+    CommitConflict where another run publishes, or gc collects, meanwhile.
     """
     require_version(store, to, known)
     number = known[-1] + 1
@@ -256,12 +265,12 @@ def _overtaken(store: Store, number: int) -> CommitConflict:
 
 
 def referenced(artifact: Artifact) -> list[Part | ReceiptRef]:
-    """The parts and receipts that a manifest names."""
+    """Return the parts and receipts that a manifest names."""
     return [*artifact.manifest.parts, *artifact.manifest.receipts]
 
 
 def lost(artifact: Artifact) -> set[str]:
-    """Names of published objects that are gone or cut, as one listing of the root shows."""
+    """Return the names of published objects that are missing or cut in one listing of the root."""
     there = artifact.store.entries()
     return {*_gone(there, referenced(artifact))} | {
         name for name in ("identity.json", "manifest.json") if name not in there
@@ -269,11 +278,11 @@ def lost(artifact: Artifact) -> set[str]:
 
 
 def finished(store: Store, kind: str, fingerprint: str) -> Artifact | None:
-    """What a run of this fingerprint published at the root, if all of it is still there; else None.
+    """Return the artifact that a run of this fingerprint published at the root, or None unless all of it exists.
 
     Costs a stat, two listings and the read of a manifest (and of its version record), however many parts there are.
     """
-    if store.size("manifest.json") is None:  # although versions may name it
+    if store.size("manifest.json") is None:  # versions may still name it, but it is gone
         return None
     try:
         artifact = open_current(store, kind)

@@ -1,4 +1,4 @@
-"""The command line.
+"""The command line of `hhnet`.
 
 main   the verbs
 flags  the flags of those that have many

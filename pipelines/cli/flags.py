@@ -1,4 +1,4 @@
-"""The flags of verbs that have many, or some that stand for settings. Those of `hhnet index ...` lie beside them."""
+"""Flags of verbs that have many, or some that stand for settings; those of `hhnet index` are in `index`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,7 +256,7 @@ class EvaluateFlags(Flags):
     ] = None
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that flags stand for, of which a convention fixes several."""
+        """Return the settings that flags stand for; a convention fixes several of them."""
         from pipelines.evaluate.conventions import convention_settings
 
         return {"evaluate.at": self.at, **(convention_settings(self.convention) if self.convention else {})}

@@ -143,7 +143,7 @@ def _read_keys(file: Path) -> list[str]:
         text = file.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--keys {file} cannot be read: {error}") from None
-    # Not by splitlines, which cuts at characters that a key may hold.
+    # Not splitlines: it also cuts at characters that a key may hold.
     return [key for line in text.split("\n") if (key := line.removesuffix("\r"))]
 
 

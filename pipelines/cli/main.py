@@ -379,7 +379,7 @@ def _root(
 
 
 def build_app() -> typer.Typer:
-    """The whole command tree, with the verbs that other packages contribute."""
+    """Return the whole command tree, with the verbs that other packages contribute."""
     names = {command.name for command in app.registered_commands}
     for entry in sorted(entry_points(group="hhnet.verbs"), key=lambda entry: entry.name):
         if entry.name not in names:

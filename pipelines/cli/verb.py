@@ -1,4 +1,4 @@
-"""What every verb of the command line shares: its options, errors, exit codes, output, and the way to a Ray job.
+"""Shared parts of every verb of the command line: options, errors, exit codes, output, and the way to a Ray job.
 
 Nothing here imports torch, ray, faiss or prefect before a verb's own work begins, so help and usage errors answer
 at once.
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 SEND_AGAIN_S = 0.1
 LINE_CHARS = 300
-"""Longest message of an error; --debug shows all of it."""
+"""Largest length of an error message in characters; --debug shows all of it."""
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 Sets = Annotated[
@@ -58,7 +58,7 @@ COMMON = {
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; raised so that what must be closed is closed."""
+    """Raised on SIGTERM, so that open resources are closed on the way out."""
 
 
 class Flags:
@@ -136,7 +136,10 @@ def _arguments(own: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> di
 
 
 def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
-    """Do a verb's work and report it, to who follows the job where it was submitted; the exit code of the contract."""
+    """Do a verb's work and print its result or error; return the exit code of the contract.
+
+    In a submitted job the result is not printed, but recorded for the process that follows the job.
+    """
     with job_records() as records:
         try:
             with _signals_raised():
@@ -150,7 +153,7 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
                     raise
                 traceback.print_exc()
             _complain(message)
-            if isinstance(error, HeadLost):  # Ray would wait for its head before it lets the process end
+            if isinstance(error, HeadLost):  # a normal exit would wait for Ray's head
                 os._exit(code)
             return code
         if records is not None:
@@ -162,10 +165,10 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
 
 @contextmanager
 def _signals_raised() -> Iterator[None]:
-    """Raise SIGTERM and a hang-up as `Terminated`, also where Python drops what a signal raises."""
+    """Raise SIGTERM and a hang-up as `Terminated`, also where Python drops an exception of a signal handler."""
     previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
     hung_up = signal.getsignal(signal.SIGHUP)
-    if hung_up is signal.SIG_DFL:  # else somebody, such as nohup, wants the verb to outlive its terminal
+    if hung_up is signal.SIG_DFL:  # otherwise nohup or the like wants the verb to outlive its terminal
         signal.signal(signal.SIGHUP, _hang_up)
     sys.unraisablehook = _send_again
     try:
@@ -177,7 +180,7 @@ def _signals_raised() -> Iterator[None]:
 
 
 def _explained(error: BaseException) -> tuple[str, int, bool]:
-    """The message of an error that ends a verb, its exit code, and whether that is enough without a traceback."""
+    """Return an error's message, its exit code, and whether the message suffices without a traceback."""
     goes_on = "what was committed stays, the same command goes on from there"
     if isinstance(error, HHNetError):
         return str(error), error.exit_code, True
@@ -189,31 +192,31 @@ def _explained(error: BaseException) -> tuple[str, int, bool]:
 
 
 def _json_line(result: Mapping[str, Any]) -> str:
-    """A result as one line of JSON, in ASCII where the console cannot show all of it."""
+    """Return a result as one line of JSON, in ASCII where the console cannot show all of it."""
     text = json.dumps(result, ensure_ascii=False)
     return text if _shown(text) == text else json.dumps(result)
 
 
 _HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""What a name must not do to a console: move its cursor, colour it, or turn the direction of writing."""
+"""Characters that would let a name move the console's cursor, colour it, or turn the direction of writing."""
 
 
 def _shown(text: str) -> str:
-    """The text with control characters and what the console cannot encode as \\x, \\u and \\U escapes."""
+    """Return the text with \\x, \\u and \\U escapes for characters that would harm the console or do not fit it."""
     text = _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     encoding = (sys.stdout and sys.stdout.encoding) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _print(text: str) -> int:
-    """Write a result to stdout; 1 and a line on stderr where that fails."""
+    """Write a result to stdout; return 1, after a line on stderr, where that fails, else 0."""
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         sys.stdout.write(_shown(text) + "\n")
         sys.stdout.flush()
     except OSError as error:
-        if sys.stdout is not None:  # what it still holds would fail once more at the end of the process
+        if sys.stdout is not None:  # its buffer would fail again at the end of the process
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _complain(f"the result cannot be written to stdout: {error.strerror}; what was published stays")
         return 1
@@ -225,12 +228,15 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def _hang_up(_number: int, _frame: FrameType | None) -> None:
-    """End a verb whose terminal is gone as SIGTERM does, by whatever handler that has at the moment."""
+    """End a verb whose terminal is gone in the same way as SIGTERM, by its present handler."""
     signal.raise_signal(signal.SIGTERM)
 
 
 def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
-    """A signal that arrives in a hook, at a fork for example, raises where Python drops it: deliver it once more."""
+    """Deliver a signal once more if its exception was raised where Python drops it.
+
+    That is the case in a hook, for example at a fork.
+    """
     number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(unraisable.exc_type)
     if number is None:
         sys.__unraisablehook__(unraisable)

@@ -1,4 +1,4 @@
-"""Configuration: one typed tree, from defaults, a recipe, files and flags.
+"""Configuration: one typed tree, built from defaults, a recipe, files and flags.
 
 settings     every setting with its default, bounds and meaning
 loading      how the tree comes about, and the errors of those who wrote it

@@ -1,4 +1,4 @@
-"""Which settings change a result: they belong to its fingerprint."""
+"""Lists the settings that change a result, and so belong to its fingerprint."""
 
 from collections.abc import Mapping
 from functools import cache, reduce
@@ -19,18 +19,18 @@ def settings_by_kind(tree: type[Config]) -> Mapping[str, tuple[str, ...]]:
 
 
 RESULT_SETTINGS = settings_by_kind(Config)
-"""The dotted names of the settings that change each kind of artifact."""
+"""Dotted names of the settings that change each kind of artifact."""
 
 
 def result_settings(config: Config, kind: str) -> dict[str, Any]:
-    """The settings of `config` that change an artifact of `kind`, by dotted name, as plain JSON values."""
+    """Return the settings of `config` that change an artifact of `kind`, by dotted name, as plain JSON values."""
     values = config.model_dump(mode="json")
     names = settings_by_kind(type(config))[kind]
     return {name: reduce(lambda node, key: node[key], name.split("."), values) for name in names}
 
 
 def config_of(settings: Mapping[str, Any]) -> Config:
-    """The tree in which the settings of these dotted names are as given and all others at their defaults."""
+    """Return a tree with the given settings, by dotted name, and all others at their defaults."""
     tree: dict[str, Any] = {}
     for name, value in settings.items():
         assign(tree, name, value)

@@ -1,4 +1,4 @@
-"""Settings from files, flags and recipes: one tree, checked, with errors that name the nearest setting."""
+"""Loads settings from files, flags and recipes into one tree; its errors name the nearest setting."""
 
 import difflib
 import json
@@ -15,8 +15,11 @@ from pipelines.errors import ConfigError
 
 
 def changed_settings(config: Config) -> list[str]:
-    """Every setting that is not a default or its recipe's, as section.key=value; `ray.address` points at the job's own
-    cluster, and where its driver runs is decided."""
+    """Return the settings that differ from the defaults or the recipe, as section.key=value.
+
+    They are for a submitted job: `ray.address` becomes the job's own cluster, and `ray.driver_labels` is left out,
+    since the place of its driver is already decided.
+    """
     changed = [] if config.train.recipe is None else [f"train.recipe={config.train.recipe}"]
     defaults = load_config(sets=changed).model_dump(mode="json")
     for section, settings in config.model_dump(mode="json").items():
@@ -24,7 +27,7 @@ def changed_settings(config: Config) -> list[str]:
             if value == defaults[section][key] or (section, key) in (("ray", "address"), ("ray", "driver_labels")):
                 continue
             usual = defaults[section][key]
-            if isinstance(value, dict) and usual:  # a group of settings
+            if isinstance(value, dict) and usual:  # a nested group of settings
                 changed += [
                     f"{section}.{key}.{name}={json.dumps(one)}" for name, one in value.items() if one != usual[name]
                 ]
@@ -58,9 +61,9 @@ def load_tree(
     sets: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Collect what the user says, as `load_config` does: sections of plain values, without defaults or recipe.
+    """Collect the user's settings, as `load_config` does: sections of plain values, without defaults or recipe.
 
-    `base` is a TOML file or such a tree, which stays as it is.
+    `base` is a TOML file, or a tree, which is not changed.
     """
     tree = merged({}, base) if isinstance(base, Mapping) else read_toml(Path(base)) if base is not None else {}
     for text in sets:
@@ -84,14 +87,14 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def config_from(tree: Mapping[str, Any]) -> Config:
-    """Validate a tree of `load_tree`, its recipe below it. Raises ConfigError."""
+    """Validate a tree from `load_tree`, over its recipe. Raises ConfigError."""
     whole = merged({}, tree)
     _start_from_recipe(whole)
     return validated(whole)
 
 
 def validated(tree: Mapping[str, Any], kind: type[Config] = Config) -> Config:
-    """Check a tree of settings; ConfigError names the setting, its value and what is allowed."""
+    """Check a tree of settings; raise ConfigError with the setting, its value and the allowed values."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -99,7 +102,7 @@ def validated(tree: Mapping[str, Any], kind: type[Config] = Config) -> Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; ConfigError where there is none or it is not TOML."""
+    """Read the tables of a TOML file; raise ConfigError where there is none or it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -109,7 +112,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    """Read `text` as a TOML value; what is not one is a plain string."""
+    """Read `text` as a TOML value; other text becomes a plain string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -128,7 +131,7 @@ def assign(tree: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _start_from_recipe(tree: dict[str, Any]) -> None:
-    """Add what the recipe says to what the user says, which stays."""
+    """Add the settings of the recipe below those of the user."""
     train = tree.get("train")
     name = train.get("recipe") if isinstance(train, dict) else None
     for path, value in recipe_settings(name).items() if isinstance(name, str) else ():
@@ -138,7 +141,7 @@ def _start_from_recipe(tree: dict[str, Any]) -> None:
 
 
 def _explain(error: ValidationError, kind: type[Config]) -> str:
-    """One line for the first problem, naming the nearest known key where a key is unknown."""
+    """Describe the first problem in one line; for an unknown key, name the nearest known one."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
@@ -151,5 +154,5 @@ def _explain(error: ValidationError, kind: type[Config]) -> str:
 
 
 def known_names(kind: type[Config] = Config) -> list[str]:
-    """Every section and setting, by dotted name."""
+    """List every section and setting, by dotted name."""
     return [name for name, _ in declared(kind)]

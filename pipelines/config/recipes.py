@@ -1,7 +1,8 @@
 """Recipes: presets of the settings of a training, by name, as `--recipe NAME` or `train.recipe` takes them.
 
-A recipe is a function that returns settings by dotted name. They stand above the defaults and below everything that the
-user says. Its docstring has the command and a mAP of docs/results.md: a preset without a figure is not kept.
+A recipe is a function that returns settings by dotted name. They override the defaults and are overridden by all
+settings of the user. Its docstring has the command and a mAP from docs/results.md: a preset without a figure is not
+kept.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,19 +12,19 @@ from pipelines.errors import ConfigError
 Settings = Mapping[str, str | int | float]
 
 _NO_CLIPPING = 1e6
-"""A norm that no gradient reaches."""
+"""Largest norm of the gradient, so high that no gradient reaches it."""
 
 
 def plain() -> Settings:
-    """What the deep-hashing code bases do: RMSprop at one small rate, no augmentation, no schedule, no averaging.
+    """Return the settings of most deep-hashing code: one small RMSprop rate, no augmentation, schedule or averaging.
 
         hhnet train --recipe plain --shards shards/train --out model --backbone resnet18
 
     mAP of CIFAR-10 at 8 epochs: 0.2223 with ResNet-18, 0.1445 with HHNet-W18-small (docs/results.md).
 
-    The network and the size of the images are yours; theirs are a pretrained AlexNet at 224 pixels. Still ours: weights
-    of norms and biases do not decay, and the model is that of the best epoch on validation samples, not on the queries.
-    Source: swuxyj/DeepHash-pytorch `DPSH.py`.
+    The network and the image size are yours; that code uses a pretrained AlexNet at 224 pixels. Two differences stay:
+    weights of norms and biases do not decay, and the model comes from the best epoch on validation samples instead of
+    on the queries. Source: swuxyj/DeepHash-pytorch `DPSH.py`.
     """
     return {
         "data.augment": "none",
@@ -42,7 +43,7 @@ def plain() -> Settings:
 
 
 def scratch32() -> Settings:
-    """From random weights at 32 pixels, as CIFAR-10 has them: a small HRNet whose stem halves once.
+    """Return settings for random weights at 32 pixels, as in CIFAR-10: a small HRNet whose stem halves once.
 
         hhnet train --recipe scratch32 --shards shards/train --out model
 
@@ -65,12 +66,12 @@ _RECIPES: dict[str, Callable[[], Settings]] = {recipe.__name__: recipe for recip
 
 
 def recipe_names() -> tuple[str, ...]:
-    """Names that `recipe_settings` knows."""
+    """Return the names that `recipe_settings` knows."""
     return tuple(_RECIPES)
 
 
 def recipe_settings(name: str) -> Settings:
-    """The settings of a recipe, by dotted name. ConfigError for an unknown one, naming those that exist."""
+    """Return the settings of a recipe, by dotted name; raise ConfigError with the known names for an unknown one."""
     if name not in _RECIPES:
         raise ConfigError(f"train.recipe = {name!r}: there is no such recipe; take one of {', '.join(_RECIPES)}")
     return _RECIPES[name]()

@@ -1,7 +1,7 @@
 """One typed configuration tree: defaults < recipe < `--config FILE.toml` < `--set section.key=value` < named flags.
 
-Every setting of every verb is declared here once, with its default, its bounds, one line of meaning, and as
-`ChangesResult` the kinds of artifact whose bytes it changes.
+Every setting of every verb is declared here once, with its default, its bounds and one line of meaning. `ChangesResult`
+names the kinds of artifact whose bytes it changes.
 """
 
 import os
@@ -24,7 +24,10 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Seconds in a text such as 5ms or 24h; ValueError for another text. What is no text is returned as it is."""
+    """Return the seconds of a text such as 5ms or 24h; return other values as they are.
+
+    Raises ValueError for other text.
+    """
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
@@ -67,7 +70,7 @@ def declared(section: type[Section], prefix: str = "") -> Iterator[tuple[str, tu
 
 
 class PlacedSettings(Section):
-    """Where the workers of a verb run: docs/placement.md."""
+    """Placement of a verb's workers: docs/placement.md."""
 
     cpus: float | None = Field(None, gt=0, le=4096)
     """CPUs of a worker; unset = 1, or in training an equal share of what the nodes have."""
@@ -82,7 +85,7 @@ class PlacedSettings(Section):
 
 
 class GpuPlacedSettings(PlacedSettings):
-    """Where the workers of a verb run that can use a GPU: docs/placement.md."""
+    """Placement of a verb's workers that can use a GPU: docs/placement.md."""
 
     gpus: float | None = Field(None, ge=0, le=64)
     """GPUs of a worker, waited for; 0.5 = two share one, 0 = none; unset = 1 where a node has one."""
@@ -91,7 +94,7 @@ class GpuPlacedSettings(PlacedSettings):
 
 
 class IngestSettings(Section):
-    """How shards are written."""
+    """Settings of writing shards."""
 
     samples_per_shard: Annotated[int, ChangesResult("shards")] = Field(1000, ge=1, le=1_000_000)
     """Samples in one WebDataset tar."""
@@ -104,7 +107,7 @@ class IngestSettings(Section):
 
 
 class DataSettings(Section):
-    """How images reach the network."""
+    """Settings of the way from stored images to the network."""
 
     image_size: Annotated[int, ChangesResult("model")] = Field(224, ge=8, le=4096)
     """Side of the square that the network sees, in pixels."""
@@ -128,7 +131,7 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """The hashing network."""
+    """Settings of the hashing network."""
 
     backbone: Annotated[str, ChangesResult("model")] = "hrnet_w18"
     """A timm name, with its tag where weights are pinned (hrnet_w18.ms_in1k), or alexnet."""
@@ -154,7 +157,7 @@ class ModelSettings(Section):
 
 
 class TrainSettings(GpuPlacedSettings):
-    """How it learns."""
+    """Settings of a training."""
 
     recipe: str | None = None
     """A preset of pipelines/config/recipes.py from which all other settings start: docs/recipes.md."""
@@ -218,7 +221,7 @@ class TrainSettings(GpuPlacedSettings):
 
 
 class EncodeSettings(GpuPlacedSettings):
-    """How a corpus is encoded."""
+    """Settings of encoding a corpus."""
 
     workers: int | None = Field(None, ge=1, le=4096)
     """Encoding processes; unset = one per GPU, or one per CPU where there is none."""
@@ -244,7 +247,7 @@ class EncodeSettings(GpuPlacedSettings):
 
 
 class GateSettings(Section):
-    """What a version of an index must show before it is published."""
+    """Minimum figures that a version of an index needs before it is published."""
 
     probes: Annotated[int, ChangesResult("index")] = Field(100, ge=1, le=100_000)
     """Indexed codes that are searched for, a seeded sample."""
@@ -265,7 +268,7 @@ class GateSettings(Section):
 
 
 class IndexSettings(PlacedSettings):
-    """How codes are indexed."""
+    """Settings of building an index over codes."""
 
     kind: Annotated[str, ChangesResult("index")] = "flat"
     """flat = exact scan; multihash = exact, by tables of substrings; ivf = inverted lists under one quantizer; hnsw = a
@@ -293,7 +296,7 @@ class IndexSettings(PlacedSettings):
 
 
 class SearchSettings(PlacedSettings):
-    """How an index is asked."""
+    """Settings of searching an index."""
 
     k: int = Field(10, ge=1, le=100_000)
     """Neighbours per query."""
@@ -306,7 +309,7 @@ class SearchSettings(PlacedSettings):
 
 
 class DedupeSettings(Section):
-    """How near-duplicates are found."""
+    """Settings of finding near-duplicates."""
 
     radius: Annotated[int, ChangesResult("duplicates")] = Field(0, ge=0, le=4096)
     """Bits in which the codes of a pair may differ; 0 = equal codes only."""
@@ -338,7 +341,7 @@ class EvaluateSettings(Section):
 
 
 class AgreementSettings(Section):
-    """How two codes of the same samples are compared."""
+    """Settings of comparing two codes of the same samples."""
 
     queries: Annotated[int, ChangesResult("agreement")] = Field(1000, ge=1, le=1_000_000)
     """Samples whose neighbours are compared, seeded, at most."""
@@ -349,7 +352,7 @@ class AgreementSettings(Section):
 
 
 class RaySettings(Section):
-    """Where the work runs."""
+    """Settings of Ray: the cluster, the driver and waiting times."""
 
     address: str | None = None
     """Unset = RAY_ADDRESS, else a local Ray; `auto` or host:port joins; http(s)://... submits a job."""
@@ -369,7 +372,7 @@ class RaySettings(Section):
 
 
 class StoreSettings(Section):
-    """What is known of the stores."""
+    """Settings of the object stores."""
 
     shared: bool = False
     """A local --out is a network file system that every node sees."""
@@ -379,7 +382,7 @@ class StoreSettings(Section):
 
 
 class RunSettings(Section):
-    """What `hhnet run` works on."""
+    """Inputs, outputs and retries of `hhnet run`."""
 
     out: str | None = None
     """Folder or s3:// prefix that receives shards, model, codes, index and report."""
@@ -405,7 +408,7 @@ class RunSettings(Section):
 
 
 class Config(Section):
-    """The whole tree."""
+    """The whole tree of settings."""
 
     ingest: IngestSettings = IngestSettings()
     data: DataSettings = DataSettings()

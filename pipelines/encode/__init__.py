@@ -1,4 +1,4 @@
-"""Shards and a model to packed codes in Parquet.
+"""Turns shards and a model into packed codes in Parquet.
 
 encode         the verb: what is missing is encoded, then published
 job            what one encode has to do, and what is left of it

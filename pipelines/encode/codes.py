@@ -1,4 +1,4 @@
-"""Codes artifacts, opened: which tars they encode, and their rows as arrays, digest-checked before parsing."""
+"""Opens codes artifacts: lists the encoded tars, and reads their rows as arrays, digest-checked before parsing."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,16 +19,16 @@ from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, in_order
 
 TABLES_AT_ONCE = 4
-"""Parts read at a time where all are wanted one after another; twice as many are in memory."""
+"""Parts read at a time when all are read in turn; twice as many are in memory."""
 ENCODER_VERSION = 3
-"""Raised by hand when the same model and images would give other codes; part of every codes fingerprint."""
+"""Version of the encoder, part of every codes fingerprint. Bump it when the same model and images give other codes."""
 
 
 @dataclass(frozen=True)
 class CodesShard:
-    """The codes of one tar: its name and sha256, and the Parquet parts that hold its rows, each row in one of them.
+    """The codes of one tar: its name, its sha256 and the Parquet parts with its rows. Each row is in one part.
 
-    What a retry has recovered lies in a part of its own.
+    Samples that a retry recovered are in a part of their own.
     """
 
     name: str
@@ -37,7 +37,7 @@ class CodesShard:
 
     @property
     def rows(self) -> int:
-        """Codes in the parts."""
+        """Number of codes in the parts."""
         return sum(part.rows for part in self.parts)
 
 
@@ -49,7 +49,7 @@ class CodesSet:
     bits: int
     classes: tuple[str, ...]
     logits: bool
-    """Whether it has logits beside the codes."""
+    """Whether the artifact has logits beside the codes."""
 
     @cached_property
     def shards(self) -> tuple[CodesShard, ...]:
@@ -70,7 +70,7 @@ class CodesSet:
 
     @property
     def rows(self) -> int:
-        """Codes in all shards."""
+        """Number of codes in all shards."""
         return sum(part.rows for part in self.artifact.manifest.parts if part.path.startswith("parts/"))
 
     @property
@@ -79,11 +79,11 @@ class CodesSet:
         return self.artifact.manifest.input("model").digest
 
     def read(self, shard: CodesShard) -> pa.Table:
-        """The contract's columns of one shard, checked; further columns are left out."""
+        """Return the contract's columns of one shard, checked; further columns are left out."""
         return read_codes(self.artifact.store, shard.parts, self.bits, self.logits)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows of every shard, one table at a time."""
+        """Yield the rows of every shard, one table at a time."""
         return in_order(self.read, self.shards, TABLES_AT_ONCE)
 
 
@@ -95,9 +95,9 @@ def open_codes(source: str | Artifact) -> CodesSet:
 
 
 def codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
-    """The codes of this digest that an index has parts of, among the versions at `near` or where they lay.
+    """Return the codes with this digest that parts of an index come from, or None if they no longer exist.
 
-    None where they are there no more.
+    Looks among the versions at `near` and at the place that the index remembers.
     """
     role = next((entry.role for entry in index.manifest.inputs if entry.digest == digest), None)
     for where in (near, None) if role else ():
@@ -107,7 +107,10 @@ def codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
 
 
 def read_codes(store: Store, parts: Sequence[Part], bits: int, logits: bool = False) -> pa.Table:
-    """A shard's codes as a table of the contract's columns, by row; digest, schema and number of rows checked."""
+    """Return a shard's codes as a table of the contract's columns, ordered by row.
+
+    Digest, schema and number of rows of each part are checked.
+    """
     tables = [_read_part(store, part, bits, logits) for part in parts]
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries().sort_by("row")
 
@@ -122,39 +125,39 @@ def _read_part(store: Store, part: Part, bits: int, logits: bool) -> pa.Table:
 
 
 def code_array(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-    """A fixed_size_binary column as uint8 (N, bytes)."""
+    """Return a fixed_size_binary column as uint8 (N, bytes)."""
     array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # what an empty column stays
+    if isinstance(array, pa.ChunkedArray):  # combine_chunks leaves an empty column chunked
         return np.empty((0, column.type.byte_width), np.uint8)
     data = np.frombuffer(array.buffers()[1], np.uint8)
     return data.reshape(-1, column.type.byte_width)[array.offset : array.offset + len(array)]
 
 
 def require_real_codes(uri: str, logits: bool) -> None:
-    """InputError unless the codes at `uri`, or an index of them, hold logits."""
+    """Raise InputError unless the codes at `uri`, or the index built from them, hold logits."""
     if not logits:
         raise InputError(f"{uri} has no logits to re-rank by: encode with encode.logits=true to have them")
 
 
 def real_codes_array(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
-    """A column of logits as int8 (N, bits)."""
+    """Return a column of logits as int8 (N, bits)."""
     return code_array(column).view(np.int8)
 
 
 def require_signs(table: pa.Table, bits: int, where: str) -> None:
-    """DamagedArtifact unless each logit of a table that has codes too lies on its bit's side of zero."""
+    """Raise DamagedArtifact unless each logit of a table with codes lies on its bit's side of zero."""
     logits, ones = real_codes_array(table["logits"]), unpack_bits(code_array(table["code"]), bits)
     if not ((logits > 0) == ones).all() or (logits == np.iinfo(np.int8).min).any():
         raise DamagedArtifact(f"{where} has logits that are not those of its codes")
 
 
 def same_classes(first: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether a class id means the same in both lists: one is the other, or what that has grown to."""
+    """Tell whether class ids mean the same in both lists: the lists are equal, or one continues the other."""
     return all(mine == theirs for mine, theirs in zip(first, other, strict=False))
 
 
 def class_names(labels: Sequence[int], classes: Sequence[str], where: str) -> list[str]:
-    """The names of class ids; DamagedArtifact for an id that has none."""
+    """Return the names of class ids; raises DamagedArtifact for an id without a name."""
     for label in labels:
         if not 0 <= label < len(classes):
             raise DamagedArtifact(f"{where}: class id {label} is outside the {len(classes)} classes of the manifest")
@@ -162,9 +165,9 @@ def class_names(labels: Sequence[int], classes: Sequence[str], where: str) -> li
 
 
 def require_pair(first: CodesSet, other: CodesSet, one_index: bool = False) -> None:
-    """FingerprintMismatch, naming both, unless they have one code length and one model.
+    """Raise FingerprintMismatch, naming both, unless they have one code length and one model.
 
-    Codes of `one_index` must have one class list, and logits all or none, as well.
+    With `one_index` they must also have one class list, and either both have logits or neither has.
     """
     facts: list[tuple[str, Any, Any, bool]] = [
         ("bits", first.bits, other.bits, first.bits == other.bits),
@@ -183,7 +186,7 @@ def require_pair(first: CodesSet, other: CodesSet, one_index: bool = False) -> N
 
 
 def require_distinct(sets: Sequence[CodesSet]) -> None:
-    """InputError where two of them encode the same tar, whose samples would count twice."""
+    """Raise InputError where two of the artifacts encode the same tar: its samples would count twice."""
     owners: dict[str, str] = {}
     for entry in sets:
         for shard in entry.shards:

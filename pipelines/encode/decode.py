@@ -1,4 +1,4 @@
-"""Feed the network: samples read and decoded beside the forward pass."""
+"""Feeds the network: samples are read and decoded in threads beside the forward pass."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from pipelines.shards.shards import Sample
 
 
 def timed(samples: Iterable[Sample], clock: dict[str, float]) -> Iterator[Sample]:
-    """Pass the samples on, and add the seconds that reading them took to the clock's `read`."""
+    """Pass the samples on, and add the seconds spent on reading them to `clock["read"]`."""
     iterator = iter(samples)
     while True:
         begun = time.perf_counter()
@@ -28,7 +28,7 @@ def timed(samples: Iterable[Sample], clock: dict[str, float]) -> Iterator[Sample
 def decode_square(
     preprocess: Preprocess, sample: Sample
 ) -> tuple[Sample, npt.NDArray[np.uint8] | ImageReject, bool, float]:
-    """Return the sample without its bytes, its square or the reject, whether it is animated, and the seconds."""
+    """Return the sample without its bytes, its square or the reject, whether it is animated, and the seconds taken."""
     begun = time.perf_counter()
     square: npt.NDArray[np.uint8] | ImageReject
     animated = False
@@ -40,5 +40,5 @@ def decode_square(
             square, animated = preprocess.resize_crop(decoded.pixels), decoded.animated
         except ImageReject as reject:
             square = reject
-    # The image's bytes are done with; holding them for a whole shard would keep the shard in memory.
+    # The bytes are not needed after decoding; keeping them until the shard ends would hold the whole shard in memory.
     return Sample(sample.record, b"", sample.metadata), square, animated, time.perf_counter() - begun

@@ -1,7 +1,7 @@
 """`hhnet encode`: shards and a model to packed codes in Parquet, one part per shard, on a pool of Ray workers.
 
-A finished run is recognised from its manifest and one listing, before Ray or torch is imported. Otherwise receipts
-say which shards are done; the others are encoded, and when every shard has its receipt the manifest is put.
+A finished run is recognised from its manifest and one listing, before Ray or torch is imported. Otherwise the receipts
+tell which shards are done. The others are encoded, and the manifest is put when every shard has its receipt.
 """
 
 import time
@@ -31,9 +31,9 @@ from pipelines.shards.shards import ShardSet, open_shards
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult(Result):
-    """The codes. `animated` counts pictures of several frames, of which the first was taken.
+    """Result of an encode. `animated` counts pictures of several frames; only their first frame is encoded.
 
-    `images_per_second`, and `shares` of the time by step, are those of this run if it did anything.
+    `images_per_second`, and `shares` of the time by step, describe this run and are unset if it did nothing.
     """
 
     verb: str = "encode"
@@ -47,9 +47,9 @@ class EncodeResult(Result):
 
 @on_cluster("encode")
 def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bool = False) -> EncodeResult:
-    """Encode all samples of a shards artifact; a rerun does only what is missing.
+    """Encode all samples of a shards artifact; a rerun encodes only missing shards.
 
-    Raises Degraded when more than `encode.reject_budget` was rejected and that was not allowed.
+    Raises Degraded when more than `encode.reject_budget` was rejected, unless `allow_degraded` is set.
     """
     job = plan_job(open_current(shards, "shards"), open_artifact(model, "model"), out, config)
     artifact = finished_codes(job)
@@ -68,7 +68,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
 
 
 def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:
-    """Encode what is missing, and publish; what was published before and lost since is made again."""
+    """Encode the missing shards and publish; shards that were published and lost since are encoded again."""
     begun = time.monotonic()
     writer = job.writer()
     opened = open_shards(job.shards, job.shards_digest)
@@ -107,7 +107,7 @@ def _commit(
     allow_degraded: bool,
     before: Artifact | None,
 ) -> Artifact:
-    """Publish the codes, or as the next version those of `before` and those of the shards that are new."""
+    """Publish the codes: a first version, or a next one with the shards of `before` and the new ones."""
     manifest = before.manifest if before else None
     held = {ref.shard for ref in manifest.receipts} if manifest else set()
     receipts = {name: receipt for name, receipt in receipts.items() if PurePosixPath(name).name not in held}

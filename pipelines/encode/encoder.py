@@ -1,4 +1,4 @@
-"""Model and images to packed codes: the forward pass of every verb, with decoding beside it.
+"""Turns a model and images into packed codes: the forward pass of every verb, with decoding beside it.
 
 Shape suffixes: B images, S side of the network's input, K bits.
 """
@@ -29,8 +29,10 @@ from pipelines.shards.shards import Record, Sample
 
 @dataclass
 class Encoded:
-    """What one shard became: codes (N, ceil(K/8)) and, if asked for, logits (N, K) of the kept samples in row order,
-    and the rejects. `animated` counts those kept that are the first of several frames."""
+    """The encoding of one shard: codes (N, ceil(K/8)) and rejects; logits (N, K) if asked for.
+
+    Kept samples are in row order. `animated` counts the kept samples with several frames; only the first is encoded.
+    """
 
     codes: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.int8]
@@ -43,8 +45,8 @@ class Encoded:
 class Encoder:
     """A model ready to encode, on the GPU if there is one.
 
-    On a CPU it uses one thread unless told otherwise: workers are the way to use more cores, and codes do not depend
-    on their number.
+    On a CPU it uses one thread unless told otherwise: more workers use more cores, and codes do not depend on their
+    number.
     """
 
     def __init__(self, model: HHNet, preprocess: Preprocess, precision: str, digest: str, threads: int = 1) -> None:
@@ -66,11 +68,14 @@ class Encoder:
 
     @property
     def bits(self) -> int:
-        """K."""
+        """Length of a code in bits, K."""
         return self.model.bits
 
     def real_codes(self, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
-        """Image bytes to real codes, float32 (N, K). Raises ImageReject for the first that is none."""
+        """Return the real codes of encoded images, float32 (N, K).
+
+        Raises ImageReject for the first that does not decode.
+        """
         squares = [self.preprocess.resize_crop(decode_image(data)) for data in images]
         return self.outputs(squares)
 
@@ -84,8 +89,8 @@ class Encoder:
     ) -> Encoded:
         """Encode one shard's samples in batches, decoding in `threads` threads beside the forward pass.
 
-        Samples that are damaged or do not decode become rejects; batches close ranks over them, so the codes are
-        a function of the shard alone. `advance` is called after each sample and each batch.
+        Damaged or undecodable samples become rejects. The following samples move up in the batch, so the codes are a
+        function of the shard alone. `advance` is called after each sample and each batch.
         """
         clock = dict.fromkeys(("read", "decode", "forward"), 0.0)
         codes = [np.zeros((0, (self.bits + 7) // 8), np.uint8)]
@@ -124,7 +129,7 @@ class Encoder:
     def outputs(
         self, squares: Sequence[npt.NDArray[np.uint8]], network: nn.Module | None = None
     ) -> npt.NDArray[np.float32]:
-        """What the model, or a part `network` of it that takes images, makes of squares, each uint8 (S, S, 3)."""
+        """Run the model, or its part `network`, on squares, each uint8 (S, S, 3); return its outputs as float32."""
         batch = torch.from_numpy(np.stack(squares)).to(self.device)
         threads = nullcontext() if self.device.type == "cuda" else _threads(self.threads)
         with torch.inference_mode(), autocast(self.device, self.precision), threads:
@@ -135,7 +140,7 @@ class Encoder:
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Let torch use so many threads of this process inside."""
+    """Let torch use `number` threads of this process inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -145,12 +150,12 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """The context in which a network runs at `precision` (`fp32` or `bf16`)."""
+    """Return the context that runs a network at `precision` (`fp32` or `bf16`)."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def read_model_card(artifact: Artifact) -> dict[str, Any]:
-    """The model's card (model.json), digest-checked."""
+    """Return the model's card (model.json), digest-checked."""
     data = artifact.read(artifact.manifest.part("model.json"))
     try:
         card = json.loads(data)

@@ -1,4 +1,4 @@
-"""What one encode has to do: its name and inputs, and the shards that are left of it."""
+"""Plans one encode: its name, its inputs, and the shards that still have to be encoded."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to encode: its tar, the name its receipt gets, and in another go its rejects so far, row -> reason.
+    """A shard to encode: its tar, the name of its receipt and, on a retry, its rejects so far, row -> reason.
 
-    `kept` are the parts of codes that it has already: no row of them is put again, so that who reads all parts of the
-    folder reads each sample once.
+    `kept` are the parts with codes that the shard has already. Their rows are not put again, so that a reader of all
+    parts of the folder sees each sample once.
     """
 
     shard: str
@@ -43,7 +43,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What every worker of one encoding needs to know; plain values that travel to other processes."""
+    """The description of one encode that every worker gets, as plain values that can be sent to other processes."""
 
     shards: str
     model: str
@@ -52,27 +52,27 @@ class EncodeJob:
     inputs: tuple[ArtifactInput, ...]
     schema: pa.Schema
     split: SplitPart | None
-    """The split of the shards, for the manifest."""
+    """Split part that the shards are, for the manifest."""
     trained_on: SplitPart | None
-    """The split of the model's training images, likewise."""
+    """Split part that the model was trained on, for the manifest."""
     config: Config
 
     @property
     def shards_digest(self) -> str:
-        """Which version of the shards it is."""
+        """Digest of the version of the shards that is encoded."""
         return next(entry.digest for entry in self.inputs if entry.role == "shards")
 
     def writer(self) -> ArtifactWriter:
-        """The writer at the job's root."""
+        """Return the writer at the job's root."""
         origin = {"shards": self.shards, "model": self.model}
         return ArtifactWriter(Store(self.out), "codes", self.fingerprint, self.inputs, origin)
 
 
 def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> EncodeJob:
-    """Name the result: its fingerprint, inputs and schema."""
+    """Return the job of an encode, with its fingerprint, inputs and schema."""
     settings = {**result_settings(config, "codes"), "encoder": ENCODER_VERSION}
     source, network = shards.facts(ShardsMeta), model.facts(ModelMeta)
-    root = source.grown_from or shards.digest  # shards that have grown keep the place of their codes
+    root = source.grown_from or shards.digest  # the same for all versions: grown shards keep their codes in place
     mark = fingerprint("codes", {"shards": root, "model": model.digest}, settings)
     inputs = (
         ArtifactInput(role="shards", kind="shards", digest=shards.digest),
@@ -85,7 +85,7 @@ def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> Enc
 
 
 def carried_types(shards: Artifact, names: Sequence[str]) -> dict[str, pa.DataType]:
-    """Return the types of metadata columns: those that the table had, text where none is known."""
+    """Return the Arrow types of metadata columns: the type in the source table, or text where none is known."""
     known = shards.facts(ShardsMeta).columns
     try:
         return {name: column_type(known.get(name, "string")) for name in names}
@@ -94,21 +94,20 @@ def carried_types(shards: Artifact, names: Sequence[str]) -> dict[str, pa.DataTy
 
 
 def finished_codes(job: EncodeJob) -> Artifact | None:
-    """The codes that a run of this job published, of this version of the shards, if all of it is still there."""
+    """Return the codes of this job and this version of the shards, if they are published and complete; else None."""
     found = finished(Store(job.out), "codes", job.fingerprint)
     return found if found is not None and found.manifest.input("shards").digest == job.shards_digest else None
 
 
 def over_budget(totals: Mapping[str, int], config: Config) -> bool:
-    """More was rejected than `encode.reject_budget` allows."""
+    """Tell whether more samples were rejected than `encode.reject_budget` allows."""
     return totals["rejects"] > config.encode.reject_budget * totals["samples"]
 
 
 def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[str, Receipt], list[ShardTask]]:
-    """The codes, if they were published, the receipts that need not be made again, and the tasks of the other shards.
+    """Return the published codes or None, the receipts that still hold, and the tasks of all other shards.
 
-    Of published codes those shards are done again of which something is gone, and those done that the shards have got
-    since.
+    After a publication the tasks are the shards with missing objects and the shards added since.
     """
     published, known, lost_tasks = None, set[str](), list[ShardTask]()
     if store.size("manifest.json") is not None:
@@ -127,7 +126,7 @@ def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[
 
 
 def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
-    """The shards of which a published part or receipt is gone; they get the receipts that the manifest names."""
+    """Return tasks for shards with a missing part or receipt; each keeps the receipt name of the manifest."""
     gone = lost(published)
     manifest = published.manifest
     stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
@@ -142,7 +141,7 @@ def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
 
 
 def codes_by_stem(parts: Iterable[Part]) -> dict[str, tuple[Part, ...]]:
-    """Those of the parts that hold codes, by the name of their shard without `.tar`, in the order of their paths."""
+    """Group the parts that hold codes by the name of their shard without `.tar`, in the order of their paths."""
     found: dict[str, tuple[Part, ...]] = {}
     for part in sorted(parts, key=lambda part: part.path):
         if part.path.startswith("parts/"):

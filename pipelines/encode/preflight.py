@@ -1,9 +1,9 @@
-"""`hhnet encode --dry-run`: what an encode would take, told from two of its shards.
+"""`hhnet encode --dry-run`: predicts the cost of an encode from two of its shards.
 
-They are encoded by one worker on the Ray that the encode would use, and thrown away: nothing is put at --out. The
-second of them gives the rates, since the first meets libraries that are not loaded yet. The rest is arithmetic: workers
-are as fast side by side as alone until their hosts have no CPU left, hosts are like the one that was tried, and the
-store serves all workers as it served one.
+One worker encodes them on the Ray that the encode would use, and their codes are thrown away: nothing is put at --out.
+The second shard gives the rates, since the first one also pays for loading libraries. The rest is arithmetic under
+three assumptions: workers side by side are as fast as one alone until their hosts have no CPU left, all hosts are like
+the tried one, and the store serves all workers as well as it served one.
 """
 
 import heapq
@@ -35,12 +35,12 @@ from pipelines.storage import Store, canonical_json, scratch_folder
 STEPS = ("read", "decode", "forward", "write")
 MILLION = 1_000_000
 LEAST_S = 1e-6
-"""Shortest time that a rate is computed from."""
+"""Shortest time in seconds that a rate is computed from; shorter ones count as this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightResult(Result):
-    """What an encode would take; all but the counts is unset where nothing is left to encode."""
+    """Predicted cost of an encode; only the counts are set if nothing is left to encode."""
 
     TABLES = ("by_step",)
 
@@ -70,9 +70,9 @@ class PreflightResult(Result):
 
 @on_cluster("encode --dry-run")
 def preflight(shards: str, model: str, out: str, config: Config, price: float | None = None) -> PreflightResult:
-    """Say what encoding the shards that are missing at `out` would take, without putting anything there.
+    """Predict the cost of encoding the shards that are missing at `out`, without putting anything there.
 
-    The `price` is that of a worker's hour. Raises what `encode` would raise before its first shard.
+    `price` is the price of one hour of a worker. Raises the errors that `encode` would raise before its first shard.
     """
     network = open_artifact(model, "model")
     job = plan_job(open_current(shards, "shards"), network, out, config)
@@ -103,7 +103,7 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
 
 
 class TrialReceipt(Receipt):
-    """A receipt that also says where its shard was encoded, and what would be put at --out."""
+    """A receipt with the host that encoded its shard and the bytes that would be put at --out."""
 
     host: str
     device: str
@@ -113,7 +113,7 @@ class TrialReceipt(Receipt):
 
 
 class TrialEncoder(ShardEncoder):
-    """Encodes shards as any worker does, and puts them into a scratch folder that is deleted."""
+    """Encodes shards as any worker does, but puts them into a scratch folder that is deleted."""
 
     verb = "dry-run"
 
@@ -123,7 +123,7 @@ class TrialEncoder(ShardEncoder):
         self._target = Store(job.out)
 
     def run(self, task: ShardTask) -> tuple[TrialReceipt, dict[str, float]]:
-        """Encode a shard; returns where that was and what it would put, and what it took."""
+        """Encode a shard; return its trial receipt and the figures of its time."""
         with scratch_folder() as folder:
             self.writer = replace(self.job, out=str(folder)).writer()
             begun, cpu_begun = time.perf_counter(), time.process_time()
@@ -131,6 +131,7 @@ class TrialEncoder(ShardEncoder):
             wall, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
         assert receipt is not None, "an empty folder holds no better result"
         puts = 1 + len(receipt.parts)
+        # The scratch folder is local: add the time of the requests that --out would get.
         far = 0.0 if self._target.is_local else (1 + puts) * self._round_trip()
         figures |= {"write": figures["write"] + far, "wall": wall + far, "cpu": cpu}
         written = sum(part.bytes for part in receipt.parts) + len(canonical_json(receipt))
@@ -138,7 +139,10 @@ class TrialEncoder(ShardEncoder):
         return TrialReceipt.model_validate({**dict(receipt), **where, "bytes": written, "puts": puts}), figures
 
     def _round_trip(self) -> float:
-        """Seconds of a request to the store at --out, the least of three; to put a small object takes about as long."""
+        """Return the seconds of a request to the store at --out, the least of three.
+
+        To put a small object takes about as long.
+        """
         seconds = []
         for _ in range(3):
             begun = time.perf_counter()
@@ -154,15 +158,15 @@ def _device() -> str:
 
 
 def _cpus() -> float:
-    """CPUs of this host that its container may use, by Ray's count, which knows of quotas."""
+    """Return the CPUs that the container may use on this host, by Ray's count, which respects quotas."""
     return float(min(counted_cpus(), allowed_cpus()))
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the tried shards took. `rows`, `wall`, `cpu` and `rates` are those of the last one.
+    """Measurements of the tried shards. `rows`, `wall`, `cpu` and `rates` come from the last one.
 
-    `startup` is what passes before the first image, `rates` are images per second as if a worker did but one step.
+    `startup` is the time before the first image; `rates` are images per second as if a worker did only that step.
     """
 
     shards: int
@@ -183,7 +187,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The workers that an encode would have: how many, the GPUs of each, and the hosts they share."""
+    """The workers that an encode would have: their number, the GPUs of each, and their shared hosts."""
 
     workers: int
     gpus: float
@@ -191,7 +195,10 @@ class Fleet:
 
 
 def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int) -> tuple[Trial, Fleet]:
-    """Encode the first shard and one from the middle by one worker; `most` is how many workers find work."""
+    """Encode the first shard and one from the middle with one worker.
+
+    `most` is the largest number of workers that find work.
+    """
     picked = [tasks[0], *([tasks[len(tasks) // 2]] if len(tasks) > 1 else [])]
     alone = job.config.encode.model_copy(update={"workers": 1})
     begun = time.perf_counter()
@@ -222,6 +229,7 @@ def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> Trial:
         images=images,
         rejects=sum(int(run.figures["rejects"]) for run in runs),
         seconds=sum(run.figures["wall"] for run in runs),
+        # All seconds of the trial but those that its images take at the rate of the last shard.
         startup=max(0.0, seconds - images * last["wall"] / rows),
         rows=rows,
         wall=last["wall"],
@@ -240,7 +248,7 @@ def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> Trial:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the trial says of an encode of shards of `rows` images by the workers of `fleet`."""
+    """Time and cost of encoding shards of `rows` images with the workers of `fleet`, computed from the trial."""
 
     trial: Trial
     fleet: Fleet
@@ -253,19 +261,19 @@ class Estimate:
 
     @property
     def rate(self) -> float:
-        """Images per second of all workers: what the CPUs of the hosts allow of that."""
+        """Images per second of all workers together, limited by the CPUs of their hosts."""
         return min(self.apart, self.fleet.hosts * self.trial.cpus * self.trial.rows / max(self.trial.cpu, LEAST_S))
 
     @property
     def seconds(self) -> float:
-        """Until the last worker is done, if each takes the next shard as soon as it is free."""
+        """Seconds until the last worker is done; each worker takes the next shard when it is free."""
         free = [0.0] * self.fleet.workers
         for rows in self.rows:
             heapq.heapreplace(free, free[0] + rows * self.fleet.workers / self.rate)
         return self.trial.startup + max(free)
 
     def figures(self) -> dict[str, Any]:
-        """Time, what binds, and the rates of the steps."""
+        """Return the time, the limiting step, and the rates of the steps."""
         trial, workers = self.trial, self.fleet.workers
         one = {**trial.rates, "together": trial.rows / trial.wall}
         among = {**{step: each * workers for step, each in trial.rates.items()}, "together": self.rate}
@@ -286,7 +294,7 @@ class Estimate:
         }
 
     def binding(self) -> str:
-        """What holds the images up, and how many there would be without."""
+        """Describe the step that limits the rate, and the rate without that limit."""
         trial, workers, rate = self.trial, self.fleet.workers, f"{self.rate:,.0f}"
         if self.rate < self.apart:
             each, cpus = 1000 * trial.cpu / trial.rows, self.fleet.hosts * trial.cpus
@@ -300,7 +308,7 @@ class Estimate:
         return f"{slowest}-bound: {rate} of {trial.rates[limit] * workers:,.0f} images/s, which {limit} could do"
 
     def cost(self, price: float | None) -> dict[str, Any]:
-        """Hours of GPUs or CPUs and money, for these images and for a million that come after the start."""
+        """Return hours of GPUs or CPUs and the money, for these images and for each million after the start."""
         hours, million = self.seconds / 3600, MILLION / self.rate / 3600
         unit, units = ("gpu_hours", self.fleet.gpus) if self.fleet.gpus else ("cpu_hours", 1)
 
@@ -314,7 +322,7 @@ class Estimate:
 def _traffic(
     job: EncodeJob, opened: ShardSet, network: Artifact, left: Sequence[Shard], trial: Trial, fleet: Fleet
 ) -> dict[str, Any]:
-    """Bytes, and the requests to S3 stores: for each shard, and of each worker when it begins."""
+    """Return the bytes to move and the requests to S3 stores: those of each shard and those of each worker's start."""
     index, weights = opened.artifact.manifest.part(INDEX_NAME), network.manifest.parts
     tars = [shard.part.bytes for shard in left]
     get = head = put = 0.0
@@ -336,14 +344,14 @@ def _traffic(
 
 
 def _blocks(size: int) -> int:
-    """Requests that it takes to read an object of an S3 store from start to end."""
+    """Return the number of requests that read an object of an S3 store from start to end."""
     from pipelines.storage.s3 import BLOCK_BYTES
 
     return -(-size // BLOCK_BYTES)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 4.2 s, 42 s, 3 min 20 s, 5 h 10 min."""
+    """Format seconds for people: 4.2 s, 42 s, 3 min 20 s, 5 h 10 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

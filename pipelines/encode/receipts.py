@@ -1,4 +1,4 @@
-"""Receipts of encoded shards: what was put for a shard, claimed once, and read again."""
+"""Receipts of encoded shards: each is claimed once, and read again by later runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -26,10 +26,10 @@ from pipelines.encode.shard import ShardCodes
 def publish_shard(
     writer: ArtifactWriter, shard: Shard, receipt: str, done: ShardCodes, kept: Sequence[Part] = ()
 ) -> Receipt:
-    """Put a shard's part and rejects, then claim it with the receipt of that name; the first receipt wins.
+    """Put a shard's part and rejects, then claim it with the receipt named `receipt`; return the winning receipt.
 
-    Rows that are in parts of codes that are `kept` are left out. Returns the winner. DamagedArtifact where another
-    attempt won and what its receipt promises is gone.
+    The first receipt wins. Rows that the `kept` parts already hold are left out. Raises DamagedArtifact where another
+    attempt won and an object that its receipt names is gone.
     """
     codes, rows = _without_rows(writer.store, kept, done) if kept else (done.codes, done.rows)
     new = [writer.put_part(f"{shard.stem}.parquet", codes, rows)] if rows or not kept else []
@@ -60,7 +60,7 @@ def publish_shard(
 
 
 def _without_rows(store: Store, kept: Sequence[Part], done: ShardCodes) -> tuple[bytes, int]:
-    """The codes of a shard less the rows that parts hold which are there, and how many that are."""
+    """Return a shard's codes as Parquet without the rows of the `kept` parts, and the number of rows that are left."""
     table = read_parquet(done.codes, "what was encoded")
     held = [read_parquet(read_part(store, part), f"{store.uri}/{part.path}", ["row"])["row"] for part in kept]
     rows = np.concatenate([column.to_numpy() for column in held])
@@ -75,7 +75,10 @@ def read_receipt(artifact: Artifact, reference: ReceiptRef) -> Receipt:
 
 
 def read_whole_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> Receipt | None:
-    """The receipt of this name, if it was put and the bytes it promises are there: by `there`, a listing, if given."""
+    """Return the receipt of this name, or None if it or an object that it names is missing.
+
+    Existence is taken from `there`, a listing, if given.
+    """
 
     def size(path: str) -> int | None:
         return store.size(path) if there is None else there[path].size if path in there else None
@@ -88,7 +91,7 @@ def read_whole_receipt(store: Store, name: str, there: Mapping[str, Entry] | Non
 
 
 def read_whole_receipts(store: Store, names: Sequence[str]) -> dict[str, Receipt]:
-    """Of these receipts, those whose shards need not be encoded again."""
+    """Return the receipts, by name, of the shards that need not be encoded again."""
     there = store.entries()
     found = in_order(lambda name: read_whole_receipt(store, name, there), names)
     return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}

@@ -1,9 +1,9 @@
-"""`hhnet retry-rejects`: another go at the rejects of published codes, after their cause is gone.
+"""`hhnet retry-rejects`: encodes the rejects of published codes again, after their cause is gone.
 
-A shard that has rejects is encoded again as a whole, because its batches close ranks over them: the codes that come out
-for the rejects are those that an undisturbed run would have made. It counts only if no code is lost by it. The codes of
-what was recovered become a part of their own beside the shard's part, so that who reads all parts of the folder reads
-each sample once. The next version names a new manifest, with new receipts for those shards.
+A shard with rejects is encoded again as a whole. Its batches then have the same images as in an undisturbed run, and so
+the recovered samples get the same codes. The result counts only if no code is lost by it. Recovered codes become a part
+of their own beside the shard's part, so that a reader of all parts of the folder sees each sample once. The next
+version names a new manifest, with new receipts for those shards.
 """
 
 import time
@@ -30,12 +30,12 @@ from pipelines.storage import Store, canonical_json, sha256_of
 
 
 class ShardRetrier(ShardEncoder):
-    """Puts a shard's new codes only where they are better than the ones it has."""
+    """A shard encoder that puts new codes only where they are better than those that the shard has."""
 
     verb = "retry-rejects"
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:
-        """Claim the shard for the next version if its rejects became fewer, or others among the same rows."""
+        """Claim the shard for the next version if it has fewer rejects, or other reasons for the same rows."""
         now = _reasons(done.rejects, shard.name) if done.rejects else {}
         if now == task.rejected or not now.keys() <= task.rejected.keys():
             return None
@@ -44,7 +44,7 @@ class ShardRetrier(ShardEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class RetryResult(Result):
-    """The codes and their version; samples that have codes now are `recovered`."""
+    """The codes and their version after a retry; `recovered` counts the samples that have codes now."""
 
     verb: str = "retry-rejects"
     version: int
@@ -56,11 +56,11 @@ class RetryResult(Result):
 
 @on_cluster("retry-rejects")
 def retry_rejects(codes: str, config: Config, shards: str | None = None, model: str | None = None) -> RetryResult:
-    """Work through the rejects of the current version of `codes` again, and publish what became of them.
+    """Encode the rejects of the current version of `codes` again, and publish the outcome.
 
-    The status is `degraded` while more than `encode.reject_budget` is still rejected, `unchanged` where nothing became
-    better. Shards and model are
-    found where they lay unless named. Raises FingerprintMismatch where this encoder would give other codes.
+    The status is `degraded` while more than `encode.reject_budget` is still rejected, `unchanged` where no shard
+    improved. Shards and model are found at their remembered places unless named. Raises FingerprintMismatch where this
+    encoder would give other codes.
     """
     store = Store(codes)
     known = versions(store)
@@ -83,7 +83,7 @@ def retry_rejects(codes: str, config: Config, shards: str | None = None, model: 
 
 
 def _tasks(base: Artifact, number: int) -> list[ShardTask]:
-    """The shards that have rejects. Their receipts lie apart from those of other versions."""
+    """Return tasks for the shards with rejects. Their receipts are kept apart from those of other versions."""
     found, kept = [], codes_by_stem(base.manifest.parts)
     for part in base.manifest.parts:
         if part.path.startswith("rejects/"):
@@ -94,14 +94,14 @@ def _tasks(base: Artifact, number: int) -> list[ShardTask]:
 
 
 def _reasons(rejects: bytes, where: str) -> dict[int, str]:
-    """Row -> reason of a rejects table."""
+    """Return the rows of a rejects table with their reasons."""
     table = read_parquet(rejects, where)
     require_schema(table, REJECTS, where)
     return dict(zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
 def _plan(base: Artifact, config: Config, shards: str | None, model: str | None) -> EncodeJob:
-    """The job that made the codes, with the settings that they were made with."""
+    """Return the job that made the codes, with the settings that they were made with."""
     made = {name.removeprefix("encode."): value for name, value in base.facts(CodesMeta).settings.items()}
     encode = EncodeSettings.model_validate({**config.encode.model_dump(), **made})
     source, network = open_input(base, "shards", shards), open_input(base, "model", model)
@@ -129,7 +129,7 @@ def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -
 
 
 def _publish(base: Artifact, number: int, put: Mapping[str, Receipt]) -> Artifact:
-    """The next version: the shards of `put` by their new receipts, all others as they were."""
+    """Publish the next version: new receipts for the shards in `put`, the old ones for all others."""
     replaced = {PurePosixPath(name).name for name in put}
     manifest = base.manifest
     refs = [ref for ref in manifest.receipts if ref.shard not in replaced]

@@ -1,4 +1,4 @@
-"""One shard to codes and rejects, without Ray: the core of every encode."""
+"""Encodes one shard to codes and rejects, without Ray: the core of every encode."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardCodes:
-    """One encoded shard as bytes: its codes part and, where there are rejects, their table and counts by reason."""
+    """One encoded shard as bytes: its codes part and, if there are rejects, their table and counts by reason."""
 
     codes: bytes
     rows: int
@@ -35,7 +35,7 @@ class ShardCodes:
     seconds: Mapping[str, float]
     reasons: Mapping[str, int]
     animated: int = 0
-    """Of the rows, those of pictures with several frames, of which the first was taken."""
+    """Rows whose picture has several frames; only the first frame is encoded."""
 
 
 def encode_shard(
@@ -46,7 +46,7 @@ def encode_shard(
     config: Config,
     advance: Callable[[], None] = lambda: None,
 ) -> ShardCodes:
-    """Encode one shard; samples = rows + rejected, always. `advance` is called as images and batches are done."""
+    """Encode one shard. Always samples = rows + rejected; `advance` is called as images and batches are done."""
     carried = list(dict.fromkeys(config.encode.carry))
     samples = shards.read(shard, metadata=bool(carried))
     settings = config.encode
@@ -78,7 +78,7 @@ def _columns(encoded: "Encoded", carried: Mapping[str, pa.DataType]) -> dict[str
 
 
 def _carried(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
-    """A metadata column of its type; what is no text comes into a column of texts as JSON."""
+    """Return a metadata column of its type; in a column of texts, other values become JSON."""
     try:
         return column_of([_text(value) for value in values] if pa.types.is_string(kind) else values, kind)
     except pa.ArrowException as error:
@@ -86,7 +86,7 @@ def _carried(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _fields(metadata: bytes | None) -> dict[str, Any]:
-    """The fields of a sample's JSON. One that is no object, which only an adopted tar can hold, has none."""
+    """Return the fields of a sample's JSON; {} where it is no object, which only an adopted tar can hold."""
     try:
         value = json.loads(metadata or b"{}")
     except (ValueError, RecursionError):
@@ -96,11 +96,11 @@ def _fields(metadata: bytes | None) -> dict[str, Any]:
 
 def _text(value: Any) -> str | None:
     text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return text if text is None else text.encode("utf-8", "replace").decode()  # half an emoji is no text
+    return text if text is None else text.encode("utf-8", "replace").decode()  # half a surrogate pair is no UTF-8
 
 
 def rejects_bytes(rejects: Sequence[tuple[Record, ImageReject]]) -> bytes:
-    """The rejects table of one shard as Parquet."""
+    """Return the rejects table of one shard as Parquet."""
     columns = {
         "key": [record.key for record, _ in rejects],
         "shard": [record.shard for record, _ in rejects],

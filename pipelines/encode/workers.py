@@ -1,4 +1,4 @@
-"""Many shards on a pool of Ray workers, each attempt counted and each shard settled."""
+"""Encodes many shards on a pool of Ray workers; each attempt is counted and each shard settled."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ from pipelines.encode.shard import ShardCodes, encode_shard, rejects_bytes
 
 @dataclass(frozen=True)
 class ShardRun:
-    """What became of a shard: the receipt that stands for it, None where nothing was put, and what it took."""
+    """The outcome of a shard: the receipt that stands for it (None if nothing was put) and the figures of its time."""
 
     task: ShardTask
     receipt: Receipt | None
@@ -40,7 +40,7 @@ class ShardRun:
 
 
 def reject_whole_shard(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTask]) -> ShardCodes:
-    """Reject every sample of a shard that all workers died of or stood still on."""
+    """Reject every sample of a shard that killed or hung all workers that tried it."""
     reasons = {End.STUCK: Reason.STUCK, End.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY}
     reject = ImageReject(reasons.get(outcome.end, Reason.WORKER_DIED), str(outcome.error))
     empty = parquet_bytes(schema.empty_table())
@@ -49,14 +49,14 @@ def reject_whole_shard(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTa
 
 
 def count_shard(meter: Meter, shard: Shard, done: ShardCodes) -> None:
-    """Count what became of a shard's images, and its bytes."""
+    """Count a shard's images by outcome, and its bytes."""
     meter.images(shard.rows)
     meter.rejects(done.reasons)
     meter.bytes(read=shard.part.bytes if done.seconds else 0, written=len(done.codes) + len(done.rejects or b""))
 
 
 class ShardEncoder:
-    """One Ray worker: a model in memory, shards in, receipts out. `progress` counts images and batches."""
+    """One Ray worker that holds a model and turns shards into receipts. `progress` counts images and batches."""
 
     verb = "encode"
 
@@ -69,10 +69,10 @@ class ShardEncoder:
         self.writer = job.writer()
 
     def run(self, task: ShardTask) -> tuple[Receipt | None, dict[str, float]]:
-        """Encode a shard and put its part and receipt; returns the receipt that won, and what it took.
+        """Encode a shard and put its part and receipt; return the receipt that won, and the figures of its time.
 
-        A shard that was claimed since it was handed out, by a worker that died right after or by another run, is
-        not encoded again.
+        A shard is not encoded again if it was claimed since it was handed out, by a worker that died right after or by
+        another run.
         """
         shard = self.shards.shard(task.shard)
         claimed = read_whole_receipt(self.writer.store, task.receipt)
@@ -91,7 +91,7 @@ class ShardEncoder:
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:
-        """Put what was encoded; None where it is not worth it."""
+        """Put the encoded shard and return its receipt; a subclass may return None to put nothing."""
         return publish_shard(self.writer, shard, task.receipt, done, task.kept)
 
     def _advance(self) -> None:
@@ -106,7 +106,10 @@ def encode_shards(
     give_up: Callable[[Outcome[ShardTask]], Receipt | None],
     log: RunLog,
 ) -> list[ShardRun]:
-    """Run the tasks on a pool of Ray workers. `give_up` settles a shard that no worker survived; `log` follows."""
+    """Run the tasks on a pool of Ray workers.
+
+    `give_up` settles a shard that no worker survived; `log` records the progress.
+    """
     if not tasks:
         return []
     rows = {shard.name: shard.rows for shard in shards.shards}
@@ -147,7 +150,7 @@ def encode_shards(
 
 
 def run_figures(runs: Sequence[ShardRun], wall: float) -> dict[str, Any]:
-    """Images per second, and how the workers' time was shared out; decode and read run beside forward."""
+    """Return images per second and the shares of the workers' time; decode and read run beside forward."""
     spent = {name: sum(run.figures.get(name, 0.0) for run in runs) for name in ("read", "decode", "forward", "write")}
     total = sum(spent.values()) or 1.0
     samples = sum(int(run.figures["samples"]) for run in runs)

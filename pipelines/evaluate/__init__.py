@@ -1,4 +1,4 @@
-"""How well codes find their own classes, as figures and a page.
+"""Measures how well codes find their own classes, as figures and a page.
 
 evaluate     the verb
 figures      every number of a report

@@ -1,4 +1,4 @@
-"""How far two codes of the same samples agree on who is near whom: the figures, and the page that shows them."""
+"""Measures how far two codes of the same samples agree on neighbours, and shows the figures on a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Matched:
-    """Samples that both codes hold, row by row: codes uint8 (N, bytes), labels bool (N, C) as the old codes say."""
+    """Samples that both codes hold, row by row: codes uint8 (N, bytes), labels bool (N, C) from the old codes."""
 
     old: npt.NDArray[np.uint8]
     new: npt.NDArray[np.uint8]
@@ -46,10 +46,10 @@ class Matched:
 
 @dataclass(frozen=True)
 class Movement:
-    """Normalised distances (over bits) of the same pairs before and after."""
+    """Distances of the same pairs before and after, each divided by the number of bits."""
 
     old: Sequence[float]
-    """Share of the pairs in each of the bins of equal width from 0 to 1."""
+    """Share of the pairs in each bin; the bins have equal width from 0 to 1."""
     new: Sequence[float]
     old_mean: float
     new_mean: float
@@ -69,9 +69,9 @@ class AgreementFigures:
     """Every number of the report."""
 
     overlap: float
-    """Mean over the queries; see `overlaps`."""
+    """Mean overlap over the queries; see `overlaps`."""
     chance: float
-    """What independent codes would give: k / (samples - 1)."""
+    """Overlap of independent codes: k / (samples - 1)."""
     k: int
     queries: int
     samples: int
@@ -80,17 +80,20 @@ class AgreementFigures:
     bits_old: int
     bits_new: int
     quartiles: Sequence[float]
-    """Of the overlap over the queries."""
+    """Quartiles of the overlap over the queries."""
     correlation: float | None
-    """Pearson's, of the distances of all pairs of a query and another sample; None where a side has one distance."""
+    """Pearson's correlation of old and new distances, over all pairs of a query and another sample.
+
+    None where all distances of a side are equal.
+    """
     pairs: Movement
     """All pairs of a query and another sample."""
     neighbours: Movement
-    """Queries and their old neighbours, by the probability that they are among the k nearest."""
+    """Queries and their old neighbours, weighted by the probability that they are among the k nearest."""
     classes: Sequence[ClassOverlap]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the figures as plain JSON values."""
         return asdict(self)
 
 
@@ -117,7 +120,7 @@ def _ids(side: Side, known: Sequence[str]) -> npt.NDArray[np.int64]:
 
 
 def nearest_probabilities(distances: Distances, k: int) -> Floats:
-    """Probability that each item is among the k nearest when the items at the k-th distance stand in random order.
+    """Return each item's probability to be among the k nearest if ties at the k-th distance are ordered at random.
 
     int32 (Q, N), 1 <= k <= N -> float64 (Q, N); each row sums to k.
     """
@@ -128,15 +131,16 @@ def nearest_probabilities(distances: Distances, k: int) -> Floats:
 
 
 def overlaps(old: Floats, new: Floats, k: int) -> Floats:
-    """Expected share of the k nearest that both codes name, over independent random orders of their ties: (Q,).
+    """Return the expected share of the k nearest that both codes name: (Q,).
 
-    With p_old(i) and p_new(i) from `nearest_probabilities` it is sum_i p_old(i) p_new(i) / k.
+    Their ties have independent random orders. With p_old(i) and p_new(i) from `nearest_probabilities` it is sum_i
+    p_old(i) p_new(i) / k.
     """
     return np.asarray((old * new).sum(1) / k)
 
 
 class _Tally:
-    """Sums over the blocks of queries: of distances of all pairs, and those of old neighbours by probability."""
+    """Sums over blocks of queries: distances of all pairs, and distances of old neighbours by probability."""
 
     def __init__(self, bits: tuple[int, int]) -> None:
         self.bits = bits
@@ -150,10 +154,11 @@ class _Tally:
         for place, (distances, bits) in enumerate(zip(both, self.bits, strict=True)):
             self.pairs[place] += np.bincount(distances.ravel(), minlength=bits + 1)
             self.near[place] += np.bincount(distances.ravel(), weights, minlength=bits + 1)
+        # In integers: the sum over all blocks is exact, whatever their size.
         self.product += int((both[0].astype(np.int64) * both[1]).sum())
 
     def correlation(self) -> float | None:
-        """Pearson's correlation of the two distances of all pairs."""
+        """Return Pearson's correlation of the two distances of all pairs."""
         (old, old_square), (new, new_square) = (_moments(counts) for counts in self.pairs)
         spread = (old_square - old * old) * (new_square - new * new)
         mean = self.product / self.pairs[0].sum()
@@ -176,7 +181,10 @@ def _movement(counts: Sequence[Floats], bits: tuple[int, int]) -> Movement:
 
 
 def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[AgreementFigures, Floats]:
-    """All figures of the report, and the overlap of each query. A query is no neighbour of its own; N is at least 2."""
+    """Return all figures of the report, and the overlap of each query.
+
+    A query is no neighbour of itself; N is at least 2.
+    """
     total = len(matched.old)
     k = min(settings.k, total - 1)
     random = np.random.Generator(np.random.Philox(settings.seed))
@@ -214,12 +222,12 @@ def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[Ag
 def _others(
     codes: npt.NDArray[np.uint8], block: npt.NDArray[np.int64], others: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int32]:
-    """Distances from the queries of a block to all samples but themselves, int32 (Q, N - 1)."""
+    """Return the distances from the queries of a block to all other samples, int32 (Q, N - 1)."""
     return hhnet.hamming_distances(codes[block], codes)[others].reshape(len(block), -1)
 
 
 def _by_class(matched: Matched, queries: npt.NDArray[np.int64], overlap_Q: Floats) -> list[ClassOverlap]:
-    """Classes that a query has; a query of several counts in each."""
+    """Return the mean overlap of each class with a query; a query with several classes counts in each."""
     labels = matched.labels[queries]
     return [
         ClassOverlap(name, int(labels[:, place].sum()), rounded(overlap_Q[labels[:, place]].mean()))
@@ -229,7 +237,10 @@ def _by_class(matched: Matched, queries: npt.NDArray[np.int64], overlap_Q: Float
 
 
 def agreement_page(figures: AgreementFigures, drawn: Mapping[str, bytes], sources: Mapping[str, str]) -> str:
-    """The self-contained page; `drawn` holds the PNGs of `overlap`, `pair_distances` and `neighbour_distances`."""
+    """Return the self-contained page.
+
+    `drawn` holds the PNGs of `overlap`, `pair_distances` and `neighbour_distances`.
+    """
     classes = sorted(figures.classes, key=lambda entry: (-entry.overlap, entry.name))
     return render("agreement", figures=figures, drawn=drawn, classes=classes, sources=sources)
 
@@ -240,7 +251,7 @@ OVERLAP_BINS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementResult(Result):
-    """How far two codes agree on the neighbours of their samples, and the report."""
+    """The report on two codes, and its main figures."""
 
     verb: str = "agreement"
     overlap: float
@@ -260,8 +271,8 @@ class AgreementResult(Result):
 def agreement(old: str, new: str, out: str, config: Config) -> AgreementResult:
     """Compare the codes `old` and `new` of the same shards into a report at `out`.
 
-    Samples are matched by the sha256 of their tar and their row; those that only one side has are counted and left
-    out. The codes may differ in bits. Raises InputError where they share fewer than two samples.
+    Samples are matched by the sha256 of their tar and their row; samples on one side only are counted and left out. The
+    codes may differ in bits. Raises InputError where they share fewer than two samples.
     """
     sides = {"old": open_codes(old), "new": open_codes(new)}
     digests = {role: entry.artifact.digest for role, entry in sides.items()}

@@ -1,4 +1,4 @@
-"""The mAP of one ranking as the code bases of the field would give it."""
+"""Computes the mAP of one ranking as each code base of the field would."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from pipelines.evaluate.rounding import rounded
 
 @dataclass(frozen=True)
 class ConventionFigures:
-    """One way to compute mAP, the code bases that have it, and what it gives."""
+    """One way to compute mAP, the code bases with this convention, and the mAP of the ranking."""
 
     names: Sequence[str]
     ties: str
@@ -24,15 +24,15 @@ class ConventionFigures:
     empty: str
     unlabelled: str
     map: float | None
-    """None where the order inside ties is that of outputs which the codes do not have, or no query is left."""
+    """None where ties are ordered by outputs that the codes do not have, or no query is left."""
     queries: int
-    """Over how many the mean goes."""
+    """Number of queries in the mean."""
 
 
 def convention_settings(name: str) -> dict[str, str]:
-    """The settings of `evaluate` that a named convention stands for.
+    """Return the settings of `evaluate` for a named convention.
 
-    Raises UsageError for an unknown name, and for one whose order inside ties is not that of codes.
+    Raises UsageError for an unknown name, and for a convention that orders ties by the network's outputs.
     """
     if name not in CONVENTIONS:
         raise UsageError(f"--convention {name!r} is not known: choose from {', '.join(CONVENTIONS)}")
@@ -51,7 +51,7 @@ def convention_settings(name: str) -> dict[str, str]:
 
 
 def average_precisions(pair: Pair, settings: EvaluateSettings) -> npt.NDArray[np.float64]:
-    """AP of every query, float64 (Q,), NaN where the convention leaves it out."""
+    """Return the AP of every query, float64 (Q,), NaN where the convention leaves it out."""
     ap_Q = hhnet.average_precisions(
         *pair.arguments(), at=settings.at, ties=settings.ties, denominator=settings.denominator, empty=settings.empty
     )
@@ -59,7 +59,7 @@ def average_precisions(pair: Pair, settings: EvaluateSettings) -> npt.NDArray[np
 
 
 def chance(pair: Pair, settings: EvaluateSettings) -> float:
-    """The mAP that codes which say nothing have under the convention of the settings."""
+    """Return the mAP that codes without information have under the convention of the settings."""
     _, query_labels, _, database_labels = pair.arguments()
     if settings.unlabelled == "skip":
         query_labels = query_labels[pair.queries.labels.any(1)]
@@ -67,7 +67,7 @@ def chance(pair: Pair, settings: EvaluateSettings) -> float:
 
 
 def by_convention(pair: Pair, at: int | None) -> list[ConventionFigures]:
-    """The mAP@`at` under every convention that has a name, those together that cannot differ."""
+    """Return the mAP@`at` under every named convention; conventions that cannot differ are grouped."""
     groups: dict[Convention, list[str]] = {}
     for name, convention in CONVENTIONS.items():
         groups.setdefault(replace(convention, source=""), []).append(name)
@@ -80,6 +80,7 @@ def _measured(pair: Pair, at: int | None, names: Sequence[str], convention: Conv
         ap_Q = hhnet.average_precisions(
             *pair.arguments(),
             at=at,
+            # A sort that promises no order is represented by the expectation over all orders.
             ties={"undefined": "expected"}.get(convention.ties, convention.ties),
             denominator=convention.denominator,
             empty=convention.empty,

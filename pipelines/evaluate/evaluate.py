@@ -1,4 +1,4 @@
-"""`hhnet evaluate`: how well the codes of the queries find their own classes in the database, as figures and a page."""
+"""`hhnet evaluate`: measures how well the codes of queries find their own classes in the database."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -39,12 +39,12 @@ STEPS = 5
 NEIGHBOURS = 10
 WORST = 6
 FIGURES = 2
-"""Raised by hand when a report of the same codes and settings has other figures or another page than before."""
+"""Version of the report format. Bump it when the contents of a report change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult(Result):
-    """The figures of a report and where it lies; `queries_searched` says when its queries were searched."""
+    """The main figures of a report, and its place; `queries_searched` says when its queries were searched."""
 
     verb: str = "evaluate"
     map: float
@@ -81,7 +81,7 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
 
 
 def report_fingerprint(queries: str, database: Sequence[str], config: Config) -> str:
-    """What a report is known by: the digests of the codes that it compares, and the convention."""
+    """Return the fingerprint of a report: the digests of the codes that it compares, and the convention."""
     inputs = {"queries": queries, "database": list(database), "figures": FIGURES}
     return fingerprint("report", inputs, result_settings(config, "report"))
 
@@ -98,7 +98,7 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
             raise InputError(f"{name} holds no codes to evaluate")
     known = {name for entry in sets for name in entry.classes}
     unknown = [name for name in query_set.classes if name not in known]
-    if unknown:  # a class that no sample has, as adopted numbers leave them between theirs, is nothing to know
+    if unknown:  # unused class ids are fine: adopted numbers leave gaps
         used = class_ids_in(table["labels"] for table in query_set.tables())
         unknown = [name for n, name in enumerate(query_set.classes) if n in used and name not in known]
     if unknown:
@@ -119,7 +119,10 @@ def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) 
 
 
 def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, bool]]:
-    """Seeded queries spread over the classes, as (query, hard): every third is the worst of its class by AP."""
+    """Return seeded queries spread over the classes, as (query, hard).
+
+    Every third is the worst of its class by AP.
+    """
     random = np.random.Generator(np.random.Philox(1))
     order = random.permutation(len(ap_Q))
     used = [number for number in range(len(pair.classes)) if pair.queries.labels[:, number].any()]
@@ -138,20 +141,20 @@ def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> lis
 
 
 def worst_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, str]]:
-    """The `count` queries of the lowest AP among those that have something to find, as (query, remark)."""
+    """Return the `count` queries with the lowest AP among those with a relevant item, as (query, remark)."""
     findable = pair.findable() & ~np.isnan(ap_Q)
     order = [int(query) for query in np.argsort(ap_Q, kind="stable") if findable[query]]
     return [(query, f"AP {ap_Q[query]:.3f}") for query in order[:count]]
 
 
 def spread_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, str]]:
-    """`choose_queries` with a remark for each."""
+    """Return the queries of `choose_queries` with a remark for each."""
     chosen = choose_queries(pair, ap_Q, count)
     return [(n, f"{'hard query' if hard else 'query'}, AP {np.nan_to_num(ap_Q[n]):.3f}") for n, hard in chosen]
 
 
 def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictures) -> list[Row]:
-    """Queries, each with a remark, and their nearest neighbours, with pictures."""
+    """Return rows of a gallery: queries, each with a remark, and their nearest neighbours, with pictures."""
     if not chosen:
         return []
     queries = np.array([query for query, _ in chosen])
@@ -232,14 +235,17 @@ def _plots(figures: Figures, examined: Examined) -> dict[str, bytes]:
 
 
 def _sources(query_set: CodesSet, sets: Sequence[CodesSet]) -> Mapping[str, str]:
-    """Digests only: a report must not depend on where its inputs lay."""
+    """Return the digests of the inputs.
+
+    Their places are left out: a report must not depend on them.
+    """
     split = split_facts(query_set.artifact, [entry.artifact for entry in sets])
     databases = {f"database {number}": entry.artifact.digest for number, entry in enumerate(sets, 1)}
     return {"model": query_set.model, "queries": query_set.artifact.digest, **databases, **split}
 
 
 def _split_notes(query_set: CodesSet, sets: Sequence[CodesSet]) -> list[str]:
-    """What keeps the figures from being those of a protocol, which is said on stderr too."""
+    """List the reasons why the figures are not those of a protocol, and say them on stderr too."""
     notes = split_notes(query_set.artifact, [entry.artifact for entry in sets])
     for text in notes or _learned_notes(query_set):
         _log.warning("warning: %s", text)
@@ -247,7 +253,10 @@ def _split_notes(query_set: CodesSet, sets: Sequence[CodesSet]) -> list[str]:
 
 
 def _learned_notes(query_set: CodesSet) -> list[str]:
-    """Only for stderr, since whether the model can be asked depends on where it lies."""
+    """Return the warning that the queries were trained on, for stderr only.
+
+    It is not in the report, because it can be given only if the model is at its remembered place.
+    """
     with suppress(HHNetError):
         learned = open_input(query_set.artifact, "model").manifest.inputs
         if query_set.artifact.manifest.input("shards").digest in {entry.digest for entry in learned}:
@@ -286,6 +295,6 @@ def _answer(artifact: Artifact, status: str) -> EvaluateResult:
 
 
 def _searched(artifact: Artifact) -> list[str]:
-    """When the queries were searched for this report, first to last; a rerun that finds it done does not search."""
+    """Return the times at which the queries were searched for this report; a rerun that finds it done adds none."""
     records = closed_records(artifact.store)
     return sorted(str(record["queries_searched"]) for record in records if "queries_searched" in record)

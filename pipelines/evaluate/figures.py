@@ -1,4 +1,4 @@
-"""Every number of a report."""
+"""Computes every number of a report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ from pipelines.evaluate.rounding import all_rounded, rounded
 RANKS = (10, 100, 1000)
 CURVE_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 CURVE_QUERIES = 1000
-RANK_POINTS = 60  # of the curve over ranks, in equal ratios
+RANK_POINTS = 60  # points of the curve over ranks, in equal ratios
 PAIRS = 30_000_000
 BLOCK_PAIRS = 1 << 22
 
@@ -36,20 +36,20 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Reranked:
-    """The mAP of what `hhnet search --rerank` gives, the rest of the ranking behind it.
+    """The mAP of the ranking of `hhnet search --rerank`, followed by the rest of the plain ranking.
 
-    Ties in distance stand in database order by that convention; else in one seeded random order, so that the figure is
-    to be compared with the expectation over all orders.
+    By the convention `stable`, ties in distance are in database order. Otherwise they are in one seeded random order,
+    so that the figure can be compared with the expectation over all orders.
     """
 
     first: int
-    """Nearest codes of a query that are ordered by their logits; the others stay."""
+    """Number of nearest codes of a query that are ordered by their logits; the others keep their order."""
     map: float
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of a curve; `queries` is how many queries it averages."""
+    """Points of a curve; `queries` is the number of queries in its average."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -58,7 +58,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RankCurve:
-    """Precision and recall among the first of each number in `ranks`, over `queries` queries."""
+    """Precision and recall among the first of each number in `ranks`, averaged over `queries` queries."""
 
     ranks: Sequence[int]
     recall: Sequence[float]
@@ -76,21 +76,21 @@ class Figures:
     tie_bounds: tuple[float, float]
     """The mAP with the relevant items last and first inside every tie."""
     by_convention: Sequence[ConventionFigures]
-    """The same ranking as each code base of the field would measure it."""
+    """The mAP of the same ranking in each code base of the field."""
     reranked: Reranked | None
     map_min: float
-    """The same with AP divided by min(relevant, K), which cannot fall when a better ranking finds more."""
+    """The mAP with AP divided by min(relevant, K), which cannot fall when a better ranking finds more."""
     chance: float
-    """The mAP of codes that say nothing, in the same convention."""
+    """The mAP of codes without information, in the same convention."""
     relevant_share: float
-    """Mean over queries of the share of the database that is relevant."""
+    """Share of the database that is relevant to a query, mean over the queries."""
     bits: int
     queries: int
     database: int
     skipped: int
-    """Queries that the convention leaves out."""
+    """Number of queries that the convention leaves out."""
     distinct: int
-    """Different codes in the database."""
+    """Number of distinct codes in the database."""
     precision_at: Mapping[str, float]
     within_radius_2: float
     pr_curve: Curve
@@ -105,7 +105,7 @@ class Figures:
     notes: Sequence[str] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values; what was not asked for is left out."""
+        """Return plain JSON values; figures that were not asked for are left out."""
         return {name: value for name, value in asdict(self).items() if name != "reranked" or value}
 
 
@@ -113,7 +113,7 @@ class Figures:
 
 
 def require_findable(pair: Pair) -> None:
-    """Raises InputError where nothing is relevant to any query, and says why."""
+    """Raise InputError where nothing is relevant to any query, and say why."""
     if pair.findable().any():
         return
     for side, name in ((pair.queries, "queries"), (pair.database, "database")):
@@ -123,9 +123,9 @@ def require_findable(pair: Pair) -> None:
 
 
 def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple[Figures, npt.NDArray[np.float64]]:
-    """All figures of the report, and the AP of every query (NaN where the convention leaves it out).
+    """Return all figures of the report, and the AP of every query (NaN where the convention leaves it out).
 
-    `examined` is what was found in the codes of the same pair, to some query of which something is relevant.
+    `examined` comes from the codes of the same pair; at least one query must have a relevant item.
     """
     arguments = pair.arguments()
     findable = pair.findable()
@@ -201,12 +201,12 @@ def _reranked(pair: Pair, settings: EvaluateSettings) -> Reranked | None:
 
 
 def _ranks(wanted: Sequence[int], pair: Pair) -> list[int]:
-    """The ranks that the database is long enough for."""
+    """Return the ranks up to the length of the database, or that length alone if all are larger."""
     return [k for k in wanted if k <= len(pair.database)] or [len(pair.database)]
 
 
 def _some_queries(pair: Pair, count: int) -> npt.NDArray[np.int64]:
-    """At most `count` queries, seeded, in their order."""
+    """Draw at most `count` seeded queries, in their order."""
     total = len(pair.queries)
     random = np.random.Generator(np.random.Philox(0))
     return np.sort(random.permutation(total)[:count])
@@ -220,7 +220,7 @@ def _precision_at_n(pair: Pair) -> Curve:
 
 
 def _distances(pair: Pair) -> tuple[Curve, Curve]:
-    """Histograms of the distances of relevant and of other pairs, over as many queries as PAIRS allows."""
+    """Return histograms of the distances of relevant and of other pairs, over as many queries as PAIRS allows."""
     rows = _some_queries(pair, min(CURVE_QUERIES, max(1, PAIRS // len(pair.database))))
     step = max(1, BLOCK_PAIRS // len(pair.database))
     counts = np.zeros((2, pair.bits + 1), np.int64)
@@ -237,7 +237,7 @@ def _distances(pair: Pair) -> tuple[Curve, Curve]:
 
 
 def _per_class(pair: Pair, ap_Q: npt.NDArray[np.float64]) -> list[ClassFigures]:
-    """Classes that either side uses; a query of several classes counts in each."""
+    """Return the figures of classes on either side; a query with several classes counts in each."""
     figures = []
     queries, database = pair.queries.labels.sum(0), pair.database.labels.sum(0)
     for number, name in enumerate(pair.classes):

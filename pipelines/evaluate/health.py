@@ -1,4 +1,4 @@
-"""What a report says of the codes themselves: how the database uses its bits, and how the queries differ from it."""
+"""Examines the codes themselves: the use of their bits in the database, and the drift to the queries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ LISTED = 10
 WEAK = 0.5
 """Bits of entropy below which a bit is weak: the rarer value in less than 11% of the codes."""
 COPIES = 0.9
-"""|phi| from which two bits say nearly the same."""
+"""Smallest |phi| at which two bits count as near copies of each other."""
 SIGNIFICANCE = 0.01
 
 
 @dataclass(frozen=True)
 class Examined:
-    """Both sides and the drift from the database to the queries, with every array."""
+    """The examined codes of both sides, and the drift from the database to the queries, with every array."""
 
     database: CodeHealth
     queries: CodeHealth
@@ -39,7 +39,7 @@ class Correlated:
 
 @dataclass(frozen=True)
 class SharedCode:
-    """A code, its bytes in hexadecimal, and the items that have it."""
+    """A code as hexadecimal bytes, and the number of items that have it."""
 
     code: str
     items: int
@@ -47,7 +47,7 @@ class SharedCode:
 
 @dataclass(frozen=True)
 class BucketClass:
-    """The buckets of `smallest` to `largest` items, and the items in all of them."""
+    """Buckets of `smallest` to `largest` items: their number, and the items in all of them."""
 
     smallest: int
     largest: int
@@ -57,39 +57,39 @@ class BucketClass:
 
 @dataclass(frozen=True)
 class SideFigures:
-    """The codes of one side. Lists by bit begin with bit 0, `distances` with distance 0."""
+    """Figures of the codes of one side. Lists by bit begin with bit 0, `distances` with distance 0."""
 
     items: int
     distinct: int
     balance: Sequence[float]
-    """Share of ones."""
+    """Share of ones, by bit."""
     entropy: Sequence[float]
-    """Of each bit by itself, in bits."""
+    """Entropy of each bit by itself, in bits."""
     entropy_total: float
-    """Their sum, which correlation between bits can only lower."""
+    """Sum of the entropies in bits; correlation between bits makes the true entropy lower."""
     constant: Sequence[int]
     weak: Sequence[int]
     """Bits that are not constant but have less than half a bit of entropy."""
     correlation_mean: float
-    """Mean of |phi| over all pairs of two bits; a pair with a constant bit counts 0."""
+    """Mean |phi| over all pairs of two bits; a pair with a constant bit counts 0."""
     copies: int
-    """Pairs with |phi| of 0.9 or more."""
+    """Number of pairs with |phi| of 0.9 or more."""
     most_correlated: Sequence[Correlated]
     largest_buckets: Sequence[SharedCode]
     bucket_sizes: Sequence[BucketClass]
-    """By powers of two, without gaps, up to the largest bucket."""
+    """Bucket classes by powers of two, without gaps, up to the largest bucket."""
     distances: Sequence[float]
     """Share of the pairs of two items at each Hamming distance; empty for a single item."""
     sampled: int
-    """Items whose pairs these are."""
+    """Number of items whose pairs are in `distances`."""
 
 
 @dataclass(frozen=True)
 class DriftFigures:
-    """How the queries differ from the database."""
+    """Differences of the queries from the database."""
 
     balance_change: Sequence[float]
-    """By bit: share of ones among the queries, less that in the database."""
+    """By bit: share of ones among the queries, minus the share in the database."""
     chance: Sequence[float]
     """By bit: the largest change that chance explains, by a two-proportion z-test at 1% for all bits together."""
     beyond_chance: Sequence[int]
@@ -97,15 +97,18 @@ class DriftFigures:
     """Jensen-Shannon divergence in bits, summed over the bits."""
     divergence_max: float
     distance_variation: float | None
-    """Total variation distance of the distances within either side; None where a side has one item."""
+    """Total variation distance between the distances within the queries and within the database.
+
+    None where a side has one item.
+    """
     common: int
-    """Distinct codes that occur on both sides."""
+    """Number of distinct codes that occur on both sides."""
     jaccard: float
 
 
 @dataclass(frozen=True)
 class HealthFigures:
-    """The numbers of code health in `metrics.json`."""
+    """Figures of code health in `metrics.json`."""
 
     database: SideFigures
     queries: SideFigures
@@ -120,7 +123,7 @@ def examine(queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8], bit
 
 
 def health_figures(examined: Examined) -> HealthFigures:
-    """What of it goes into the report."""
+    """Return the figures for the report."""
     database, queries = _side(examined.database), _side(examined.queries)
     drift = _drift(examined)
     return HealthFigures(database, queries, drift, conclusions(database, queries, drift))
@@ -166,7 +169,7 @@ def _bucket_classes(sizes: npt.NDArray[np.int64]) -> list[BucketClass]:
 def _drift(examined: Examined) -> DriftFigures:
     before, after, drift = examined.database, examined.queries, examined.drift
     pooled = (before.balance * before.count + after.balance * after.count) / (before.count + after.count)
-    # Bonferroni: each of the bits is tested at its share of the level, and from both sides.
+    # Bonferroni: each bit is tested at its share of the level, split between both sides.
     limit = NormalDist().inv_cdf(1 - SIGNIFICANCE / (2 * before.bits))
     chance = limit * np.sqrt(pooled * (1 - pooled)) * sqrt(1 / before.count + 1 / after.count)
     variation = drift.distance_variation
@@ -186,7 +189,7 @@ def _drift(examined: Examined) -> DriftFigures:
 
 
 def conclusions(database: SideFigures, queries: SideFigures, drift: DriftFigures) -> list[str]:
-    """What a reader should take from the figures, a sentence or two each on bits, copies, buckets and drift."""
+    """Write the conclusions for a reader, a sentence or two each on bits, copies, buckets and drift."""
     return [_on_bits(database), _on_copies(database), _on_buckets(database), _on_drift(database, queries, drift)]
 
 
@@ -240,6 +243,6 @@ def _on_drift(database: SideFigures, queries: SideFigures, drift: DriftFigures) 
 
 
 def _named(bits: Sequence[int]) -> str:
-    """`1 bit (3)`, `3 bits (1, 2, 3)`; a long list is cut."""
+    """Name bits: `1 bit (3)`, `3 bits (1, 2, 3)`; a long list is cut."""
     listed = ", ".join(str(bit) for bit in bits[:LISTED]) + (", ..." if len(bits) > LISTED else "")
     return f"{len(bits)} {'bit' if len(bits) == 1 else 'bits'} ({listed})"

@@ -1,4 +1,4 @@
-"""Queries and database of a report in memory: codes, labels under one list of classes, and where each row lies."""
+"""Loads queries and database of a report: codes, labels under one list of classes, and the place of each row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from pipelines.report.pictures import Place
 
 @dataclass(frozen=True)
 class Side:
-    """The queries or the database: codes uint8 (N, bytes), multi-hot labels bool (N, C), and where each row lies."""
+    """The queries or the database: codes uint8 (N, bytes), labels multi-hot bool (N, C), and the place of each row."""
 
     codes: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.bool_]
     logits: npt.NDArray[np.int8] | None
-    """(N, bits), or None where they are not asked for."""
+    """Logits (N, bits), or None where they were not asked for."""
     shard: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
     shards: Sequence[str]
-    """sha256 of the tars that `shard` counts."""
+    """The sha256 of the tars; `shard` holds positions in this list."""
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def place(self, number: int) -> Place:
-        """Where the image of a row lies."""
+        """Return the place of a row's image."""
         return Place(self.shards[self.shard[number]], int(self.row[number]))
 
 
@@ -51,11 +51,14 @@ class Pair:
         return self.queries.logits, self.database.logits
 
     def findable(self) -> npt.NDArray[np.bool_]:
-        """Whether anything in the database is relevant to each query, bool (Q,)."""
+        """Tell for each query whether an item in the database is relevant to it, bool (Q,)."""
         return np.asarray((self.queries.labels & self.database.labels.any(0)).any(1), np.bool_)
 
     def arguments(self, rows: npt.NDArray[np.int64] | None = None) -> tuple[Any, Any, Any, Any]:
-        """Codes and labels as the metrics take them, of all queries or of some; class ids where each has just one."""
+        """Return codes and labels in the form of the metrics, of all queries or of `rows`.
+
+        Labels are class ids where each sample has exactly one class.
+        """
         queries = (self.queries.codes, self.queries.labels)
         if rows is not None:
             queries = queries[0][rows], queries[1][rows]
@@ -66,7 +69,7 @@ class Pair:
 
 
 def load_pair(query_set: CodesSet, sets: Sequence[CodesSet], logits: bool = False) -> Pair:
-    """All codes and labels in memory, class ids mapped by name to the sorted union of the class lists."""
+    """Load all codes and labels; class ids are mapped by name to the sorted union of the class lists."""
     classes = tuple(sorted({name for entry in sets for name in entry.classes}))
     return Pair(_load([query_set], classes, logits), _load(sets, classes, logits), classes, query_set.bits)
 

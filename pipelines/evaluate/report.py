@@ -1,4 +1,4 @@
-"""The evaluation report as one self-contained HTML page."""
+"""Builds the evaluation report as one self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from pipelines.report.page import Row, render
 
 
 def convention_name(settings: EvaluateSettings) -> str:
-    """The convention in short: `mAP@all, ties=expected, denominator=retrieved, empty=zero`."""
+    """Return the convention in short: `mAP@all, ties=expected, denominator=retrieved, empty=zero`."""
     at = "all" if settings.at is None else settings.at
     name = f"mAP@{at}, ties={settings.ties}, denominator={settings.denominator}, empty={settings.empty}"
     return name if settings.unlabelled == "zero" else f"{name}, unlabelled={settings.unlabelled}"
@@ -22,9 +22,9 @@ def report_page(
     problems: Sequence[str],
     sources: Mapping[str, str],
 ) -> str:
-    """The page: headline, conventions, curves, code health, classes, galleries of `rows` and of the `worst` queries.
+    """Return the page: headline, conventions, curves, code health, classes, and two galleries.
 
-    `drawn` holds the PNGs of all plots by name.
+    The galleries show `rows` and the `worst` queries. `drawn` holds the PNGs of all plots by name.
     """
     ordered = sorted(figures.classes, key=lambda entry: (-(entry.map if entry.map is not None else -1.0), entry.name))
     return render(

@@ -1,4 +1,4 @@
-"""How the figures of a report are rounded, so that they are equal wherever they are computed."""
+"""Rounds the figures of a report, so that they are equal wherever they are computed."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,10 +7,10 @@ DIGITS = 6
 
 
 def rounded(value: Any) -> float:
-    """To the digits of a report; never -0.0, which would be written with its sign."""
+    """Round to the digits of a report; -0.0 becomes 0.0, since its sign would be written."""
     return round(float(value), DIGITS) + 0.0
 
 
 def all_rounded(values: Iterable[Any]) -> list[float]:
-    """The same for each of several."""
+    """Round each of several values."""
     return [rounded(value) for value in values]

@@ -1,1 +1,1 @@
-"""Models in the formats of other systems."""
+"""Writes models in the formats of other systems."""

@@ -1,6 +1,6 @@
-"""`hhnet export`: a model as one ONNX file, from uint8 images to packed codes, checked against torch before it is kept.
+"""`hhnet export`: writes a model as one ONNX file, and checks it against torch before it is kept.
 
-The graph normalises, runs the network in fp32, and packs; only resizing stays outside, by the rule in the file's
+The graph normalises, runs the network in fp32, and packs. Only resizing stays outside, by the rule in the file's
 metadata. The file is a function of the model, the batch and the versions of the exporter.
 
 Shape suffixes: N images, S side of the network's input, K bits.
@@ -31,20 +31,23 @@ from pipelines.shards.images import MAX_BYTES, decode_image
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json, sha256_of, write_output
 
-if TYPE_CHECKING:  # it imports torch, which must not be loaded before the packages and the model are known to be there
+if TYPE_CHECKING:  # imports torch, which must not be loaded before packages and model are checked
     from hhnet.preprocess import Preprocess
     from pipelines.encode.encoder import Encoder
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
-"""What torch's exporter writes without a conversion."""
+"""ONNX operator set that torch's exporter writes without a conversion."""
 MOST_BYTES = 2**31 - 2**24
-"""Weights that leave room for the graph in a protobuf message, which ends at 2 GiB."""
+"""Largest size of the weights in bytes; it leaves room for the graph in a protobuf message, which ends at 2 GiB."""
 CHECKED = 64
-"""Images that torch and onnxruntime both see."""
+"""Number of images that are run through both torch and onnxruntime."""
 BATCH = 8
 TOLERANCE = 1e-4
-"""By which logits may differ, as a share of the largest where that is above 1; bits nearer to zero are not compared."""
+"""Largest difference of logits, as a share of the largest logit where that is above 1.
+
+Bits whose logit is nearer to zero than this are not compared.
+"""
 STEPS = 4
 
 Squares = npt.NDArray[np.uint8]
@@ -54,7 +57,7 @@ RealCodes = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Agreement:
-    """What a comparison of one graph with one network found: bits that were compared, and how far logits differ."""
+    """Result of comparing a graph with a network: number of compared bits, and largest difference of logits."""
 
     bits: int
     largest: float
@@ -62,7 +65,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult(Result):
-    """The ONNX file, and how it was checked."""
+    """The ONNX file, and the figures of its check."""
 
     verb: str = "export"
     images: int
@@ -122,7 +125,10 @@ def export(model: str, out: str, batch: int | None = None, images: Path | None =
 
 
 def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
-    """The network as a checked ONNX file: `images` uint8 (N, S, S, 3) -> `codes` uint8 (N, K / 8), `logits` (N, K)."""
+    """Export the network as a checked ONNX file.
+
+    Input: `images` uint8 (N, S, S, 3). Outputs: `codes` uint8 (N, K / 8) and `logits` (N, K).
+    """
     import onnx
     import torch
 
@@ -130,7 +136,7 @@ def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
     size = sum(value.nbytes for value in network.state_dict().values())
     if size > MOST_BYTES:
         raise InputError(f"{artifact.uri} has {size:,} bytes of weights, more than the 2 GiB of an ONNX file")
-    example = torch.zeros(batch or 2, side, side, 3, dtype=torch.uint8)  # of 1 the exporter would make a constant
+    example = torch.zeros(batch or 2, side, side, 3, dtype=torch.uint8)  # with 1 the exporter would write a constant
     try:
         program = torch.onnx.export(
             network,
@@ -155,7 +161,7 @@ def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
 
 
 def _packed(encoder: "Encoder") -> Any:
-    """The encoder's network on the CPU, with normalisation before it and packing behind it, as a torch module."""
+    """Wrap the encoder's network, on the CPU, in a torch module that normalises before it and packs after it."""
     import torch
     from torch import Tensor, nn
 
@@ -176,14 +182,14 @@ def _packed(encoder: "Encoder") -> Any:
 
 
 def _forget_sources(graph: Any) -> None:
-    """Remove what the exporter notes of the program: stack traces with this machine's paths, and its own names."""
+    """Remove the exporter's notes on the program: stack traces with this machine's paths, and its own names."""
     main = graph.graph
     for entry in (main, *main.node, *main.input, *main.output, *main.value_info, *main.initializer):
         entry.ClearField("metadata_props")
 
 
 def metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
-    """What the file says of itself; values that are no plain text are JSON."""
+    """Return the file's metadata; values that are no plain text are JSON."""
     return {
         "hhnet.version": version("hhnet"),
         "hhnet.model": artifact.digest,
@@ -201,7 +207,10 @@ def metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
 
 
 def find_images(artifact: Artifact, preprocess: "Preprocess", folder: Path | None) -> tuple[Squares, str]:
-    """Up to CHECKED images as uint8 (N, S, S, 3), and what they are: files, training images, or generated ones."""
+    """Return up to CHECKED images as uint8 (N, S, S, 3), and their source.
+
+    They are the files in `folder`, else training images of the model, else generated ones.
+    """
     if folder is not None:
         squares = list(islice(_decoded(_files(folder), preprocess), CHECKED))
         if not squares:
@@ -238,14 +247,14 @@ def _decoded(images: Iterable[bytes], preprocess: "Preprocess") -> Iterator[Squa
 
 
 def _generated(preprocess: "Preprocess") -> Squares:
-    """Seeded clouds of colour, coarse to fine."""
+    """Generate seeded clouds of colour, coarse to fine."""
     random = np.random.default_rng(0)
     sides = [2 + n % 31 for n in range(CHECKED)]
     return np.stack([preprocess.resize_crop(random.integers(0, 256, (s, s, 3), np.uint8)) for s in sides])
 
 
 def compare(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int | None) -> Agreement:
-    """Run the file beside torch on the same images. Raises WorkFailed where codes or logits differ."""
+    """Run the file beside torch on the same images; raise WorkFailed where codes or logits differ."""
     import onnxruntime
     import torch
 
@@ -265,7 +274,10 @@ def compare(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int |
 
 
 def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
-    """Rows in batches: of the fixed size, the last filled up from the front; else a batch of one, then of BATCH."""
+    """Yield rows in batches of the fixed size, the last filled up from the front.
+
+    Without a fixed size: a batch of one, then batches of BATCH, so that both sizes are tried.
+    """
     if batch is not None:
         for start in range(0, count, batch):
             yield np.arange(start, start + batch) % count
@@ -276,7 +288,7 @@ def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def judge(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> Agreement:
-    """Compare codes and logits of the graph with torch's logits; WorkFailed where they differ."""
+    """Compare codes and logits of the graph with torch's logits; raise WorkFailed where they differ."""
     if not (np.isfinite(z_NK).all() and np.isfinite(expected_NK).all()):
         raise WorkFailed("the network's outputs are not finite: check the model with hhnet verify; nothing was written")
     tolerance = TOLERANCE * max(1.0, float(np.abs(expected_NK).max()))

@@ -1,4 +1,4 @@
-"""Sharded Hamming indexes: built, changed, published through a gate, and read.
+"""Sharded Hamming indexes: building, changing, publishing through a gate, and reading.
 
 build     `hhnet index build`
 update    `hhnet index add | remove | compact`: the next version

@@ -1,9 +1,9 @@
 """Aliases: a root whose current version names a published index, and how an index is found through one.
 
-An alias names the root of an index, not a version of it, so that what `index add` publishes is found through it at
-once. The index is known by its fingerprint, bits and model: another index at the same place is refused. Its place is
-kept relative to the alias where both lie below one folder or in one bucket; a copied tree stays valid. `manifest.json`
-of an alias is empty and the same for all; each version has a manifest of its own.
+An alias names the root of an index, not a version, so a version that `index add` publishes is found through it at once.
+The index is identified by its fingerprint, bits and model; another index at the same place is refused. The place is
+stored relative to the alias if both are below one folder or in one bucket, so that a copied tree stays valid.
+`manifest.json` of an alias is empty and the same for all; each version has a manifest of its own.
 """
 
 import json
@@ -33,7 +33,7 @@ KIND = "alias"
 
 @dataclass(frozen=True)
 class AliasTarget:
-    """The index that a version of an alias names: where it lies now, and what it must be."""
+    """The index that a version of an alias names: its present place, and the identity that it must have there."""
 
     uri: str
     fingerprint: str
@@ -42,18 +42,18 @@ class AliasTarget:
 
     @classmethod
     def of(cls, alias: Artifact) -> "AliasTarget":
-        """What the version names; DamagedArtifact where it names nothing."""
+        """Return the target that a version of an alias names; raises DamagedArtifact where it names none."""
         named = alias.facts(AliasMeta)
         return cls(_locate(named.index, alias.store), named.fingerprint, named.bits, named.model)
 
     @classmethod
     def of_index(cls, index: Artifact) -> "AliasTarget":
-        """The target that an index is."""
+        """Return the target that names this index."""
         bits, model = index.facts(IndexMeta).bits, index.manifest.input("model").digest
         return cls(index.uri, index.manifest.fingerprint, bits, model)
 
     def meta(self, alias: Store, version: int) -> AliasMeta:
-        """What version `version` of the alias says to name this index."""
+        """Return the facts that version `version` of the alias stores about this index."""
         return AliasMeta(
             version=version,
             index=_place(self.uri, alias),
@@ -63,9 +63,9 @@ class AliasTarget:
         )
 
     def open(self, version: int | None = None) -> tuple[int, Artifact]:
-        """A published version of the index, by default the current one, and its number.
+        """Open a published version of the index, by default the current one; return its number too.
 
-        InputError where it is not there any more, FingerprintMismatch where another index is in its place.
+        Raises InputError where the index is gone, FingerprintMismatch where another index is in its place.
         """
         number, index = _published(Store(self.uri), version)
         found = AliasTarget.of_index(index)
@@ -79,10 +79,11 @@ class AliasTarget:
 
 
 def open_published(uri: str, version: int | None = None) -> tuple[int, Artifact]:
-    """A published version of the index at `uri`, or of the one that the alias there names now, and its number.
+    """Open a published version of the index at `uri`, or of the index that the alias there names now.
 
-    The alias is read once: who has the artifact stays on it whatever the alias names later. InputError where nothing
-    is published, or no such version; FingerprintMismatch where the alias names another index than is there.
+    Returns its number too. The alias is read once: the opened artifact stays the same if the alias is set again. Raises
+    InputError where nothing is published, or no such version; FingerprintMismatch where another index is at the place
+    that the alias names.
     """
     store = Store(uri)
     if not holds_alias(store):
@@ -95,16 +96,17 @@ def open_published(uri: str, version: int | None = None) -> tuple[int, Artifact]
 
 
 def index_root(uri: str) -> Store:
-    """The root of the index at `uri`, whether it is there or not, or of the one that the alias there names now.
+    """Return the root of the index at `uri`, or of the index that the alias there names now.
 
-    Raises as `open_published` does where the alias names none that is there, or another one.
+    An index need not exist at `uri`. An alias raises the errors of `open_published` where its index is gone or another
+    one.
     """
     store = Store(uri)
     return open_published(uri)[1].store if holds_alias(store) else store
 
 
 def holds_alias(store: Store) -> bool:
-    """Whether the root is that of an alias; what cannot be read is none, and is refused by whatever opens it."""
+    """Tell whether the root holds an alias; False for an unreadable root, because opening it raises the error."""
     try:
         return bool(json.loads(store.read("identity.json"))["kind"] == KIND)
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
@@ -112,7 +114,7 @@ def holds_alias(store: Store) -> bool:
 
 
 def current_alias(store: Store) -> tuple[int, Artifact]:
-    """The current version of an alias, and its number; InputError where it was never set."""
+    """Return the number and the artifact of the alias's current version; raises InputError where it was never set."""
     known = versions(store)
     if not known:
         open_artifact(store, KIND)
@@ -123,7 +125,7 @@ def current_alias(store: Store) -> tuple[int, Artifact]:
 def _published(store: Store, version: int | None) -> tuple[int, Artifact]:
     known = versions(store)
     if not known:
-        open_artifact(store, "index")  # says so if there is no index at all
+        open_artifact(store, "index")  # raises its own error if there is no index at all
         raise InputError(f"{store.uri} holds an index that was never published: build it without --no-publish")
     number = known[-1] if version is None else version
     require_version(store, number, known)
@@ -131,14 +133,14 @@ def _published(store: Store, version: int | None) -> tuple[int, Artifact]:
 
 
 def _place(uri: str, alias: Store) -> str:
-    """How the alias writes down a place: from itself where both lie below one folder or in one bucket, else whole."""
+    """Return a place as the alias stores it: relative if both share a folder or a bucket, else the whole URI."""
     index = Store(uri)
     shared = index.is_local == alias.is_local and posixpath.commonpath([index.root, alias.root]) not in ("", "/")
     return posixpath.relpath(index.root, alias.root) if shared else uri
 
 
 def _locate(place: str, alias: Store) -> str:
-    """The URI of a place that an alias names."""
+    """Return the URI of a place that an alias names."""
     if place.startswith("/") or "://" in place:
         return place
     root = posixpath.normpath(f"{alias.root}/{place}")
@@ -147,7 +149,7 @@ def _locate(place: str, alias: Store) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class AliasResult(Result):
-    """The index that an alias stands for, and all that it stood for, newest first."""
+    """The index that an alias names, and all indexes that it has named, newest first."""
 
     TABLES = ("versions",)
 
@@ -161,10 +163,10 @@ class AliasResult(Result):
 
 
 def set_alias(alias: str, to: str) -> AliasResult:
-    """Have the alias stand for the published index `to`, as its next version; `unchanged` where it does already.
+    """Make the alias name the published index `to`, as a new version; `unchanged` where it already does.
 
-    Whoever searches through the alias meanwhile finishes on the index that was opened. Raises InputError where `to`
-    is not a published index, CommitConflict where another run sets the alias meanwhile.
+    A search that runs meanwhile finishes on the index that it opened. Raises InputError where `to` is not a published
+    index, CommitConflict where another run sets the alias meanwhile.
     """
     store, index = Store(alias), Store(to)
     if store.size("manifest.json") is not None:
@@ -186,10 +188,10 @@ def set_alias(alias: str, to: str) -> AliasResult:
 
 
 def rollback_alias(alias: str) -> AliasResult:
-    """Have the alias stand again for the index that it stood for before, as a new version.
+    """Make the alias name its previous index again, as a new version.
 
-    Raises InputError where there is none before, or that index is gone; CommitConflict where another run sets the
-    alias meanwhile.
+    Raises InputError where there is no previous index, or it is gone; CommitConflict where another run sets the alias
+    meanwhile.
     """
     store = Store(alias)
     current_alias(store)
@@ -201,7 +203,7 @@ def rollback_alias(alias: str) -> AliasResult:
 
 
 def alias_history(alias: str) -> AliasResult:
-    """What the alias stands for and stood for, newest first; no index is opened."""
+    """Return the present and past targets of the alias, newest first; opens no index."""
     store = Store(alias)
     number, current = current_alias(store)
     return _answer(store, "done", number, current)

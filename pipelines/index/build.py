@@ -45,7 +45,7 @@ QUANTIZER = "quantizer"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult(IndexResult):
-    """The index; of a kind that the planner chose now also why, and what it predicted."""
+    """The built index. If the planner chose its kind in this run, also the reason and the predictions."""
 
     HIDDEN = ("kinds",)  # shown before any work
 
@@ -57,7 +57,7 @@ class BuildResult(IndexResult):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedResult(Result):
-    """The kind that the planner would choose, and the one that a build at this root would stay with."""
+    """The kind that the planner would choose, and the kind that a build at this root would keep."""
 
     HIDDEN = ("kinds",)  # shown before any work
 
@@ -74,11 +74,11 @@ class PlannedResult(Result):
 def build_index(
     codes: Sequence[str], out: str, config: Config, publish: bool = True, dry_run: bool = False
 ) -> BuildResult | PlannedResult:
-    """Index the codes artifacts `codes` (in this order) at `out`; publish it as version 1 if it passes the gate.
+    """Index the codes artifacts `codes`, in this order, at `out`; publish version 1 if it passes the gate.
 
-    An index that was built before is left as it is, with the versions it has by now. The kind `auto` is the one that
-    `out` was begun with, else what the planner chooses; with `dry_run` nothing is built or written. Raises
-    FingerprintMismatch where the codes do not belong together, ConfigError for an unknown kind and where none keeps
+    An index that was built before is left as it is, at its present version. For the kind `auto`, the kind that `out`
+    was begun with is kept, else the planner chooses; with `dry_run` nothing is built or written. Raises
+    FingerprintMismatch where the codes do not belong together, ConfigError for an unknown kind or if no kind keeps
     within the planner's budget, InputError where a tar comes twice or there is nothing to index, WorkFailed where the
     gate finds less than `index.gate` asks for.
     """
@@ -107,7 +107,7 @@ def build_index(
 def _build_and_publish(
     sets: Sequence[CodesSet], store: Store, name: str, artifact: Artifact | None, publish: bool, config: Config
 ) -> Artifact:
-    """Build what is missing of the index, and make it version 1 if that is asked for and there is none yet."""
+    """Build the missing parts of the index, and publish version 1 if asked for and none exists."""
     figures = None
     tasks: list[PartTask] = []
     if artifact is None:
@@ -135,7 +135,7 @@ def _open_all(codes: Sequence[str]) -> list[CodesSet]:
 
 
 def plan_parts(sets: Sequence[CodesSet]) -> list[PartTask]:
-    """One task per shard, ordinals counted from 0 in the order of the artifacts and of their shards."""
+    """Return one task per shard; ordinals count from 0 in the order of the artifacts and of their shards."""
     shards = [(entry, shard) for entry in sets for shard in entry.shards]
     return [task_of(ordinal, entry, shard) for ordinal, (entry, shard) in enumerate(shards)]
 
@@ -152,17 +152,18 @@ def _of_kind(config: Config, kind: str) -> Config:
 
 
 def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config) -> PlannedResult:
-    """What the planner chooses now; `begun_as` is the kind that a build at this root would stay with."""
+    """Return the planner's choice; `begun_as` is the kind that a build at this root would keep."""
     require_distinct(sets)
     begun, chosen = _begun(sets, store, config), plan_kind(plan_parts(sets), config)
     return PlannedResult(uri=store.uri, digest=None, kind=chosen.kind, begun_as=begun, **chosen.facts())
 
 
 def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Config, dict[str, Any]]:
-    """The settings with a kind for `auto`, and why: the kind that the root was begun with, else the planner's choice.
+    """Return the settings with a kind in place of `auto`, and the reason.
 
-    Measured again the choice could be another one. What remembers it is identity.json, which is put before any work: it
-    has the fingerprint that the chosen kind has by name, and no other kind has that. The first of several runs wins.
+    The kind that the root was begun with comes first, else the planner's choice. A second measurement could choose
+    another kind, so the choice has to be remembered. identity.json does that: it is put before any work and holds a
+    fingerprint that only the chosen kind has. The first of several runs wins.
     """
     facts: dict[str, Any] = {}
     if (kind := _begun(sets, store, config)) is None:
@@ -177,7 +178,10 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Con
 
 
 def _begun(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None:
-    """The kind of index that the root was begun with; FingerprintMismatch where that is none of these codes."""
+    """Return the kind that the root was begun with, or None where it was not begun.
+
+    Raises FingerprintMismatch where other codes or settings began it.
+    """
     try:
         held, name = read_identity(store)
     except FileNotFoundError:
@@ -194,7 +198,10 @@ def _begun(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None
 
 
 def _writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter:
-    """The model is named as an input too, so that a search by image finds it without the codes."""
+    """Return the writer of the index, with the codes and their model as inputs.
+
+    With the model among the inputs, a search by image finds it without the codes.
+    """
     digests = [entry.artifact.digest for entry in sets]
     inputs = [ArtifactInput(role=f"codes-{n}", kind="codes", digest=digest) for n, digest in enumerate(digests)]
     inputs.append(ArtifactInput(role="model", kind="model", digest=sets[0].model))
@@ -242,7 +249,7 @@ def _train(
     parameters: Mapping[str, int],
     config: Config,
 ) -> QuantizerReceipt:
-    """Train what the parts share; its receipt makes a resumed run use the same."""
+    """Train the quantizer that the parts share; with its receipt a resumed run uses the same one."""
     drawn = sample_rows(tasks, kind.sample_size(parameters), config.index.seed)
     sample = np.concatenate([codes_of(task)[rows] for task, rows in drawn])
     data = kind.train(sample, parameters, config.index.seed)
@@ -251,7 +258,7 @@ def _train(
 
 
 def _shared(writer: ArtifactWriter, receipt: QuantizerReceipt) -> bytes:
-    """The bytes of the quantizer that won, checked."""
+    """Return the bytes of the quantizer that the receipt names, checked against their digest."""
     (part,) = parts_of(writer, receipt, None, writer.store.entries("parts"))
     data = writer.store.read(part.path)
     if sha256_of(data) != part.sha256:

@@ -1,6 +1,6 @@
-"""`hhnet plan`: what is new, changed or gone between shards, their codes and an index, and which commands mend it.
+"""`hhnet plan`: compares shards, their codes and an index, and names the commands that bring them up to date.
 
-Tars are known by their sha256. Only manifests and receipts are read, and nothing is written.
+Tars are identified by their sha256. Only manifests and receipts are read, and nothing is written.
 """
 
 import shlex
@@ -38,7 +38,7 @@ class Tar:
 
 @dataclass
 class State:
-    """What lies there: the tars, the codes of tars, and the parts of the index, each by the tar's sha256."""
+    """The tars, their codes, and the parts of the index as they are now, each by the tar's sha256."""
 
     tars: dict[str, Tar] = field(default_factory=dict)
     codes: dict[str, tuple[CodesSet, CodesShard]] = field(default_factory=dict)
@@ -46,15 +46,17 @@ class State:
     sets: list[CodesSet] = field(default_factory=list)
     index: Artifact | None = None
     waiting: dict[str, str] = field(default_factory=dict)
-    """Where there are codes of a tar that were not published yet, by its sha256: their receipt says they are whole."""
+    """URI of the complete but unpublished codes of a tar, by the tar's sha256."""
     planned: dict[str, str] = field(default_factory=dict)
-    """Where codes of shards are to be, by the URI of the shards: where those of a version before are, which the shards
-    have outgrown, or the place named with them, where none are yet."""
+    """URI for the codes of shards, by the URI of the shards.
+
+    It is the place of their older codes if the shards have grown since, or the place named with them if there are none.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanResult(Result):
-    """How many tars are encoded and indexed, what is to change, and the commands that do it."""
+    """The number of encoded and indexed tars, the changes to make, and the commands that make them."""
 
     TABLES = ("changes",)
     HIDDEN = ("commands",)
@@ -79,18 +81,18 @@ class PlanResult(Result):
 
 
 def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = None) -> PlanResult:
-    """Compare tars with their codes and with an index; codes and an index that are not there yet are all to come.
+    """Compare tars with their codes and with an index; codes and an index that do not exist yet count as empty.
 
     Each of `changes` has a `change`:
-    `encode`: a tar without codes; `changed` names the sha256 of the tar whose name it has taken over.
-    `publish`: a tar that was encoded in a run that has not published yet; the same `hhnet encode` goes on from there.
+    `encode`: a tar without codes; `changed` is the sha256 of the older tar with the same name, if there was one.
+    `publish`: a tar that an unpublished encode has finished; the same `hhnet encode` goes on from there.
     `add`: codes that the index lacks.
-    `remove`: a tar that the index holds and no shards have, or no codes where no shards are named.
-    `replace`: of codes that were published anew there are more or fewer than were indexed; as many count as the same,
-    which `index add` looks into.
+    `remove`: a tar that the index holds and no shards have; without named shards, one that no codes have.
+    `replace`: a tar whose codes were published anew with more or fewer rows than were indexed; an equal number counts
+    as unchanged here, and `index add` compares the codes.
 
-    `status` is `unchanged` where there are none, else `pending`. Raises FingerprintMismatch where codes and index are
-    of several models, InputError where a tar comes twice.
+    `status` is `unchanged` where there are no changes, else `pending`. Raises FingerprintMismatch where codes and index
+    come from several models, InputError where a tar comes twice.
     """
     if not shards and not codes:
         raise InputError("nothing to compare: name shards with --shards, or codes with --codes")
@@ -149,7 +151,7 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
 
 
 def _outgrown(state: State) -> Iterator[tuple[str, str]]:
-    """Shards that have grown since they were encoded, and their codes, each by its URI."""
+    """Yield shards that have grown since they were encoded, with their codes, each by its URI."""
     for shards in {tar.shards.uri: tar.shards for tar in state.tars.values()}.values():
         if shards.facts(ShardsMeta).grown_from:
             known = {version.digest for version in all_versions(shards.store).values()}
@@ -159,13 +161,13 @@ def _outgrown(state: State) -> Iterator[tuple[str, str]]:
 
 
 def _encoded_tars(store: Store) -> list[str]:
-    """The sha256 of the tars that an encode which has not published yet has done."""
+    """Return the sha256 of the tars that an unpublished encode has finished."""
     names = [name.removeprefix("receipts/").removesuffix(".json") for name in store.names("receipts")]
     return [receipt.shard_sha256 for receipt in read_whole_receipts(store, names).values()]
 
 
 def _removed(index: Artifact | None) -> int:
-    """Samples of tars in the index that are not to be found."""
+    """Count the removed rows of the index's parts."""
     parts = index.manifest.parts if index else ()
     return sum(part.rows for part in parts if part.name == REMOVED_NAME)
 
@@ -194,7 +196,10 @@ def _to_add(state: State) -> Iterator[dict[str, Any]]:
 
 
 def _to_replace(state: State) -> Iterator[dict[str, Any]]:
-    """A retry of rejects publishes more codes of a tar; a compaction leaves some out, and says so in its receipt."""
+    """Yield the tars of the index whose codes were published anew with another number of rows.
+
+    A retry of rejects publishes more codes of a tar. A compaction leaves some out, and its receipt says how many.
+    """
     index, known = state.index, state.codes.keys() & state.held.keys()
     if index is None:
         return
@@ -221,7 +226,7 @@ def _to_remove(state: State, among_tars: bool) -> Iterator[dict[str, Any]]:
 
 
 def _commands(state: State, changes: Sequence[dict[str, Any]], index: str | None) -> Iterator[str]:
-    """What to run, in order; a word in capitals stands for what cannot be known here."""
+    """Yield the commands to run, in order; a word in capitals stands for a value that is not known here."""
     of = {name: [entry for entry in changes if entry["change"] == name] for name in CHANGES}
     waiting = list(dict.fromkeys(entry["where"] for entry in (*of["encode"], *of["publish"])))
     model = next((uri for entry in state.sets if (uri := entry.artifact.origin("model"))), "MODEL")
@@ -239,6 +244,6 @@ def _commands(state: State, changes: Sequence[dict[str, Any]], index: str | None
     if named:
         how = ["--replace"] if of["replace"] else []
         yield shlex.join(["hhnet", "index", "add", "--index", index, *named, *how])
-    if of["remove"]:  # last, since an index must not be empty in between
+    if of["remove"]:  # after `add`, since an index must never be empty in between
         gone = [word for entry in of["remove"] for word in ("--shard", entry["sha256"][:SHOWN_SHA])]
         yield shlex.join(["hhnet", "index", "remove", "--index", index, *gone])

@@ -1,4 +1,4 @@
-"""What the kinds that keep Faiss indexes share: how their bytes are made and read, and one thread for a while."""
+"""Reads and writes Faiss indexes for the kinds that keep them, and limits Faiss to one thread for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ _limits = Lock()
 
 @contextmanager
 def readable(what: str, size: int) -> Iterator[None]:
-    """Let Faiss parse `size` bytes, in which no more elements can lie; what claims more is refused unread.
+    """Let Faiss parse `size` bytes inside the context, and refuse bytes that claim more elements than fit into them.
 
-    Faiss says with RuntimeError what it refuses, and with MemoryError what would be too large. Its limits are those of
-    the process.
+    Raises DamagedArtifact. Faiss reports refused bytes by RuntimeError and too large ones by MemoryError. Its limits
+    hold for the whole process.
     """
     with _limits:
         faiss.set_deserialization_loop_limit(size)
@@ -29,7 +29,7 @@ def readable(what: str, size: int) -> Iterator[None]:
 
 
 def bytes_of(index: Any) -> bytes:
-    """The index as Faiss writes it."""
+    """Return the index in Faiss's own format."""
     return bytes(faiss.serialize_index_binary(index).tobytes())
 
 

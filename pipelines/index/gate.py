@@ -1,7 +1,8 @@
-"""What an index must show before a version of it is published.
+"""Measures a version of an index before it is published, and refuses one below the settings.
 
 A sample of its codes is searched for, part by part, and each answer is compared with an exact scan of the key tables,
-which were written beside the parts. Nothing else is read, so a version with removed rows is measured like the first.
+which were written beside the parts. Nothing else is read, so a version with removed rows is measured in the same way as
+the first.
 
 Shape suffixes: P probes, Q queries, K neighbours, H hits, N codes of a shard, B bytes of a code.
 """
@@ -22,33 +23,33 @@ from pipelines.index.parts import sample_places
 from pipelines.index.reader import IndexReader, index_id, merge
 
 HITS = 1 << 22
-"""Hits within the radius that are looked at together."""
+"""Hits within the radius that are judged in one step, which bounds memory."""
 LOOKED_AT = ("row", "code")
-"""The columns of a key table that are read here: without the keys that is several times faster."""
+"""Columns of a key table that the gate reads; leaving out the keys makes reading several times faster."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured: recalls and counts are those of the index, times those of the machine."""
+    """Measurements of the gate: recalls and counts depend on the index, times on the machine too."""
 
     exact: bool
     k: int
     radius: int
     codes: int
     opened: int
-    """Codes in the parts, of the `codes` that the totals promise."""
+    """Codes in the opened parts; `codes` is the number that the manifest promises."""
     self_recall: float
     recall: float
     recall_within: float
     duplicates: int
-    """Ids that came twice in an answer; where the kind is exact, ids that a part holds twice."""
+    """Ids that came twice in an answer; for an exact kind, also ids that a part holds twice."""
     wrong: int
-    """Ids that are none of their shard's, or came with another distance than that of their code."""
+    """Ids that are not in their shard, or came with a distance other than the distance of their code."""
     p50_ms: float
     p99_ms: float
 
     def card(self) -> dict[str, Any]:
-        """What the manifest keeps."""
+        """Return the figures that the manifest keeps, rounded."""
         return {
             "recall": round(self.recall, 4),
             "recall_at": self.k,
@@ -58,7 +59,7 @@ class Figures:
         }
 
     def record(self) -> dict[str, Any]:
-        """What the run record keeps."""
+        """Return the figures that the run record keeps, rounded."""
         return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
@@ -91,7 +92,7 @@ def measure(reader: IndexReader, settings: GateSettings, seed: int) -> Figures:
         distances, rows = hamming_knn(probes_PB, codes_NB, settings.k)
         truth = merge(truth, (distances, index_id(shard.ordinal, rows_N[rows])), settings.k)
         opened, duplicates, wrong = opened + part.count, duplicates + answers.duplicates, wrong + answers.wrong
-    # A code that more than K samples share may be represented by others of them.
+    # Where more than K samples share the code, K others at distance 0 are a right answer too.
     itself_P = (found[1] == ids_P[:, None]).any(1) | (found[0] == 0).all(1)
     p50, p99 = np.percentile(1e3 * seconds_P, [50, 99])
     return Figures(
@@ -111,7 +112,7 @@ def measure(reader: IndexReader, settings: GateSettings, seed: int) -> Figures:
 
 
 def require(figures: Figures, settings: GateSettings, where: str) -> None:
-    """WorkFailed, with all figures, unless they reach what `settings` ask for."""
+    """Raise WorkFailed, with all figures, unless they reach the limits in `settings`."""
     least = {"self_recall": settings.min_self_recall, "recall": settings.min_recall}
     least["recall_within"] = settings.min_recall_within
     if figures.exact:
@@ -134,8 +135,8 @@ def require(figures: Figures, settings: GateSettings, where: str) -> None:
 
 
 def one_by_one(part: Searcher, queries_QB: Codes, k: int) -> tuple[Neighbours, npt.NDArray[np.float64]]:
-    """The nearest of each query, asked one after another, and the seconds (Q,) that each took."""
-    part.search(queries_QB[:1], k)  # so that no query pays for compiling or for the first touch
+    """Search the nearest of each query, one query at a time; return them and the seconds (Q,) that each took."""
+    part.search(queries_QB[:1], k)  # no query shall pay for compiling or for the first page faults
     answers, seconds_Q = [], np.empty(len(queries_QB))
     for place in range(len(queries_QB)):
         begun = time.perf_counter()
@@ -146,12 +147,12 @@ def one_by_one(part: Searcher, queries_QB: Codes, k: int) -> tuple[Neighbours, n
 
 
 def tie_aware_recall(found: Any, exact: Any) -> float:
-    """Share of the k places whose neighbour is as near as the exact k-th, whichever of several equals it is."""
+    """Return the share of the k places whose neighbour is as near as the exact k-th; ties count as found."""
     return float((found <= exact[:, -1:]).mean())
 
 
 def _probes(reader: IndexReader, size: int, seed: int) -> tuple[Codes, Ids]:
-    """Seeded codes uint8 (P, B) of the key tables, and the ids int64 (P,) that the parts must give them."""
+    """Draw seeded codes uint8 (P, B) from the key tables, with the ids int64 (P,) that the parts must give them."""
     shards = reader.filled()
     codes, ids = [], []
     drawn = sample_places([(shard.ordinal, reader.live(shard)) for shard in shards], size, seed)
@@ -164,14 +165,14 @@ def _probes(reader: IndexReader, size: int, seed: int) -> tuple[Codes, Ids]:
 
 
 class _Answers:
-    """What one part answers, held against its key table; what is wrong in it is counted."""
+    """Compares the answers of one part with its key table, and counts wrong ones."""
 
     def __init__(self, codes_NB: Codes, ids_N: Ids) -> None:
         self._codes_NB, self._ids_N = codes_NB, ids_N
         self.duplicates = self.wrong = 0
 
     def nearest(self, part: Searcher, probes_PB: Codes, k: int, seconds_P: npt.NDArray[np.float64]) -> Neighbours:
-        """The nearest of each probe, asked one by one; their times are added to `seconds_P`."""
+        """Return the nearest of each probe, asked one by one; add their times to `seconds_P`."""
         (distances_PK, ids_PK), spent_P = one_by_one(part, probes_PB, k)
         seconds_P += spent_P
         there = ids_PK != NO_ID
@@ -179,7 +180,7 @@ class _Answers:
         return distances_PK, ids_PK
 
     def within(self, part: Searcher, probes_PB: Codes, radius: int) -> tuple[int, int]:
-        """How many right hits the probes have, and how many they should have."""
+        """Return the number of right hits of the probes, and the number that an exact scan finds."""
         found = expected = 0
         step = max(1, HITS // len(self._ids_N))  # each probe may have as many hits as there are codes
         for start in range(0, len(probes_PB), step):
@@ -190,14 +191,17 @@ class _Answers:
         return found, expected
 
     def everything(self, part: Searcher, probe_PB: Codes) -> None:
-        """Have an exact part give all that it holds."""
+        """Ask an exact part for all its codes, and count the missing and wrong ones."""
         offsets, distances, ids = part.range_search(probe_PB, 8 * probe_PB.shape[1])
         self.wrong += len(self._ids_N) - self._judge(probe_PB, np.diff(offsets), distances, ids)
 
     def _judge(
         self, probes_PB: Codes, counts_P: npt.NDArray[np.int64], distances_H: npt.NDArray[np.int32], ids_H: Ids
     ) -> int:
-        """Of the answers, probe after probe, how many are different ids of the shard at the distance of their codes."""
+        """Return the number of right answers: distinct ids of the shard with the true distance of their code.
+
+        Answers come probe after probe, `counts_P` of each.
+        """
         probe_H = np.repeat(np.arange(len(probes_PB)), counts_P)
         places_H = np.searchsorted(self._ids_N, ids_H).clip(max=len(self._ids_N) - 1)
         true_H = np.bitwise_count(self._codes_NB[places_H] ^ probes_PB[probe_H]).sum(1)

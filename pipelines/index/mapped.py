@@ -1,4 +1,4 @@
-"""Tensors of a safetensors file, mapped: the library's own numpy reader would copy them."""
+"""Maps tensors of a safetensors file; the library's own numpy reader would copy them."""
 
 import json
 from math import prod
@@ -13,9 +13,9 @@ MAX_HEADER_BYTES = 1 << 16
 
 
 def mapped(path: Path, name: str, dtype: np.dtype[Any], code: str, shape: tuple[int | None, ...]) -> Any:
-    """The tensor `name` of dtype `dtype`, which safetensors calls `code`; None in `shape` stands for any length.
+    """Map the tensor `name` of dtype `dtype` and return it; None in `shape` stands for any length.
 
-    DamagedArtifact where the file does not hold it.
+    `code` is the name of the dtype in safetensors. Raises DamagedArtifact where the file does not hold the tensor.
     """
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -1,4 +1,4 @@
-"""The core of an index build, without Ray: one shard's codes become its part, its key table and its receipt."""
+"""Turns one shard's codes into its index part, its key table and its receipt, without Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pipelines.storage import Store, canonical_json, sha256_of
 
 @dataclass(frozen=True)
 class PartTask:
-    """One shard to index: its ordinal, and where its codes lie. `later`: an index exists already, which it changes."""
+    """One shard to index: its ordinal and the place of its codes. `later` is set when it changes an existing index."""
 
     ordinal: int
     shard: str
@@ -35,18 +35,19 @@ class PartTask:
 
     @property
     def rows(self) -> int:
-        """Codes that the part will hold."""
+        """Number of codes that the part will hold."""
         return sum(part.rows for part in self.parts)
 
     @property
     def where(self) -> str:
-        """The Parquet that holds the codes, or the first of those, for messages."""
+        """URI of the Parquet with the codes, or of the first such file, for messages."""
         return f"{self.codes_uri}/{self.parts[0].path}"
 
     def receipt(self, quantizer: str | None) -> str:
-        """Name of the shard's receipt. After the first version it tells what was built, since other runs may try else.
+        """Return the name of the shard's receipt.
 
-        `quantizer` is the sha256 of what the parts share.
+        After the first version it holds a digest of the part's inputs, since other runs may try to build other parts.
+        `quantizer` is the sha256 of the bytes that the parts share.
         """
         if not self.later:
             return part_stem(self.ordinal)
@@ -55,20 +56,20 @@ class PartTask:
         return f"{part_stem(self.ordinal)}-{sha256_of(mark)[:DIGEST_CHARS]}"
 
     def table(self) -> pa.Table:
-        """The rows to index, with the columns of a key table among others; digest-checked."""
+        """Return the rows to index, with the columns of a key table among others; digest-checked."""
         return read_codes(Store(self.codes_uri), self.parts, self.bits, self.logits)
 
     def facts(self) -> dict[str, Any]:
-        """What the receipt tells beside the shard and its parts."""
+        """Return further fields of the receipt, beside the shard and its parts."""
         return {}
 
 
 @dataclass(frozen=True)
 class CompactTask(PartTask):
-    """A shard of an index whose part is built anew without the rows `left_out`, ascending.
+    """A shard of an index whose part is rebuilt without the rows `left_out`, ascending.
 
-    Codes come from its own key table, the one of `parts` in the index at `codes_uri`. `compacted` counts the rows that
-    earlier compactions left out.
+    Codes come from its own key table, which is the only one of `parts` and is in the index at `codes_uri`. `compacted`
+    counts the rows that earlier compactions left out.
     """
 
     left_out: tuple[int, ...] = ()
@@ -76,11 +77,11 @@ class CompactTask(PartTask):
 
     @property
     def rows(self) -> int:
-        """Codes that the part will hold."""
+        """Number of codes that the part will hold."""
         return super().rows - len(self.left_out)
 
     def table(self) -> pa.Table:
-        """The rows that stay; DamagedArtifact where the key table lacks one of the others."""
+        """Return the rows that stay; raises DamagedArtifact where the key table lacks a row to leave out."""
         table = read_key_table(Store(self.codes_uri), self.parts[0], self.bits, self.logits)
         kept = table.filter(pa.array(~np.isin(table["row"].to_numpy(), self.left_out)))
         if len(kept) != self.rows:
@@ -88,13 +89,16 @@ class CompactTask(PartTask):
         return kept
 
     def facts(self) -> dict[str, Any]:
-        """How many rows of the codes are gone for good, which says when codes that hold them are the same."""
+        """Return the number of rows left out so far, and a digest of those left out now.
+
+        They tell later whether other codes differ from the part's own only by these rows.
+        """
         rows = sha256_of(canonical_json(list(self.left_out)))
         return {"compacted": self.compacted + len(self.left_out), "left_out": rows}
 
 
 class PartBuilder:
-    """Lives in a Ray worker and builds one part after another."""
+    """A Ray worker that builds one part after another."""
 
     def __init__(
         self,
@@ -109,14 +113,14 @@ class PartBuilder:
         self._kind, self._shared, self._parameters = index_kind(kind), shared, parameters
 
     def run(self, task: PartTask) -> PartReceipt:
-        """Build and claim the part of one shard; the receipt that won is returned."""
+        """Build and claim the part of one shard; return the receipt that won."""
         return build_part(task, self._writer, self._kind, self._shared, self._parameters)
 
 
 def build_part(
     task: PartTask, writer: ArtifactWriter, kind: IndexKind, shared: bytes | None, parameters: Mapping[str, int]
 ) -> PartReceipt:
-    """Read a shard's codes, build and put its part and its key table, then its receipt."""
+    """Read a shard's codes, build and put its part and its key table, then claim them with its receipt."""
     table = task.table()
     rows = table["row"].to_numpy().astype(np.int64)
     if (np.diff(rows) <= 0).any() or rows[0] < 0:
@@ -141,19 +145,23 @@ def build_part(
 
 
 def sample_rows(tasks: Sequence[PartTask], size: int, seed: int) -> list[tuple[PartTask, npt.NDArray[np.int64]]]:
-    """Seeded rows of about `size` codes, from each shard its proportional share; shards that give none are left out."""
+    """Draw seeded rows of about `size` codes, from each shard its proportional share.
+
+    Shards without a drawn row are left out.
+    """
     drawn = sample_places([(task.ordinal, task.rows) for task in tasks], size, seed)
     return [(task, places) for task, places in zip(tasks, drawn, strict=True) if len(places)]
 
 
 def sample_places(shards: Sequence[tuple[int, int]], size: int, seed: int) -> list[npt.NDArray[np.int64]]:
-    """For each (ordinal, rows) its proportional share of `size` seeded places, ascending."""
+    """Draw `size` seeded places, ascending, from the shards (ordinal, rows): from each its proportional share."""
     total = sum(rows for _, rows in shards)
     size, start = min(size, total), 0
     drawn = []
     for ordinal, rows in shards:
         stop = start + rows
         share = (stop * size // total - start * size // total) if rows else 0
+        # One generator per shard, so that places do not depend on the draws of other shards.
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, ordinal))))
         drawn.append(np.sort(random.choice(rows, share, replace=False)) if share else np.empty(0, np.int64))
         start = stop
@@ -161,5 +169,5 @@ def sample_places(shards: Sequence[tuple[int, int]], size: int, seed: int) -> li
 
 
 def codes_of(task: PartTask) -> Codes:
-    """The codes of a shard, digest-checked."""
+    """Return the codes of a shard, digest-checked."""
     return code_array(task.table()["code"])

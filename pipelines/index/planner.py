@@ -1,15 +1,15 @@
-"""Which kind of index suits these codes: what each would cost, predicted before any work, and the choice among them.
+"""Predicts the cost of each kind of index for these codes before any work, and chooses one.
 
 Bytes are those of the parts, by each kind's own formula. Seconds and recalls are measured: each kind builds and
 searches parts of 1,024, 4,096, ... codes of a seeded sample, up to the largest part or until its share of time is used
-up. Queries are codes of the sample that are in none of these parts. Since the codes are real, so are their duplicates
-and clusters, on which the buckets of multihash, the lists of ivf and the links of hnsw depend.
+up. Queries are codes of the sample outside these parts. Real codes have real duplicates and clusters, which decide the
+buckets of multihash, the lists of ivf and the links of hnsw.
 
-A part larger than was tried is predicted from the last two sizes, by how the kind says that its work W grows with the N
-codes of a part: as a + b W(N). A recall is taken to fall on with log N as it fell between the last two sizes, and never
-to rise.
+Parts larger than the tried ones are predicted from the last two sizes, as a + b W(N): the kind declares how its work W
+grows with the N codes of a part. A recall is assumed to go on falling with log N as between the last two sizes, and
+never to rise.
 
-The time of a query is that of all parts, one after another, opened and in memory: what the gate measures.
+The time of a query covers all parts, one after another, opened and in memory, as in the gate.
 
 Shape suffixes: N codes, B bytes of a code, Q queries.
 """
@@ -36,21 +36,24 @@ from pipelines.index.parts import PartTask, codes_of
 from pipelines.storage import scratch_folder
 
 MIN_SAMPLE_CODES, MAX_SAMPLE_CODES = 1 << 15, 1 << 18
-"""Codes that are looked at: as many as the largest part has, within these bounds, from as few shards as hold them."""
+"""Bounds of the sample size in codes.
+
+Between them it is the size of the largest part; the codes come from as few shards as hold them.
+"""
 QUERIES = 64
 FIRST_TRIAL_CODES, TRIAL_GROWTH = 1024, 4
-"""Codes of the first part that is tried, and how many times more the next has."""
+"""Codes of the first part that is tried, and the factor from one trial to the next."""
 TRIAL_BUDGET_S = 0.7
-"""Approximate time that a kind may use to try parts."""
+"""Approximate time budget in seconds for trial builds and searches of one kind."""
 
 Growth = Callable[[int], float]
 Curve = Callable[[int], float]
-"""From the codes of a part to seconds, or to a recall."""
+"""Function from the number of codes of a part to seconds, or to a recall."""
 
 
 @dataclass(frozen=True)
 class TriedPart:
-    """A part that was built and searched: its codes, seconds to build it, median of a query, and recalls."""
+    """A part that was built and searched: its codes, seconds to build, median seconds of a query, and recalls."""
 
     codes: int
     build_s: float
@@ -61,7 +64,10 @@ class TriedPart:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An index of one kind: bytes of its parts, seconds to build it and of a query, recall at k and of itself."""
+    """Predicted index of one kind: bytes of its parts, seconds to build it and of a query, and two recalls.
+
+    `recall` is measured at k. `self_recall` is the share of codes that find themselves.
+    """
 
     kind: str
     exact: bool
@@ -74,7 +80,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Plan:
-    """The choice and what it was made from; `sample` says what the predictions were measured on."""
+    """The chosen kind, the reason, and the predictions; `sample` describes the codes that were measured."""
 
     kind: str
     why: str
@@ -82,7 +88,7 @@ class Plan:
     sample: Mapping[str, float]
 
     def facts(self) -> dict[str, Any]:
-        """As plain JSON values, for a result or a run record."""
+        """Return the plan as plain JSON values, for a result or a run record."""
         kinds = [_rounded(asdict(entry)) for entry in self.predictions]
         return {"why": self.why, "kinds": kinds, "sample": _rounded(self.sample)}
 
@@ -105,9 +111,9 @@ def plan_kind(tasks: Sequence[PartTask], config: Config) -> Plan:
 
 
 def choose_kind(predictions: Sequence[Prediction], settings: IndexSettings) -> tuple[str, str]:
-    """The kind to build and why: exact before approximate, then few bytes before many, of those within the budget.
+    """Return the kind to build and the reason: of the kinds within the budget, exact first, then fewest bytes.
 
-    ConfigError, with all figures, where none is.
+    Raises ConfigError, with all figures, where none is.
     """
     passed: list[str] = []
     for entry in sorted(predictions, key=lambda entry: (not entry.exact, entry.bytes)):
@@ -123,7 +129,7 @@ def choose_kind(predictions: Sequence[Prediction], settings: IndexSettings) -> t
 
 
 def objections(entry: Prediction, settings: IndexSettings) -> list[str]:
-    """What speaks against a kind, each with its figure."""
+    """List the limits that a kind breaks, each with its figure."""
     found = []
     if settings.memory is None and index_kind(entry.kind).needs_memory_limit:
         found.append(f"{readable_bytes(entry.bytes)} without --memory")
@@ -142,14 +148,17 @@ def objections(entry: Prediction, settings: IndexSettings) -> list[str]:
 
 
 def predict(codes_NB: Codes, sizes: Sequence[int], config: Config) -> list[Prediction]:
-    """Each kind for parts of these sizes, measured on a sample of their codes, which is in random order."""
+    """Predict each kind for parts of these sizes.
+
+    Measures it on a sample of their codes, which must be in random order.
+    """
     held = min(QUERIES, len(codes_NB) // 4)
     queries_QB = codes_NB[:held] if held else codes_NB
     codes_NB = codes_NB[held:]
     found: list[Prediction] = []
     scan: Curve | None = None
     with scratch_folder() as folder, stage("plan", len(names := kind_names()), unit="kinds") as advance:
-        for name in sorted(names, key=lambda name: (name != "flat", name)):  # the others are compared with a scan
+        for name in sorted(names, key=lambda name: (name != "flat", name)):  # the others need the scan of flat
             trials = _Trials(name, codes_NB, queries_QB, sizes, config, folder)
             scan = scan or trials.query_s
             found.append(trials.prediction(scan))
@@ -158,7 +167,7 @@ def predict(codes_NB: Codes, sizes: Sequence[int], config: Config) -> list[Predi
 
 
 class _Trials:
-    """Parts of one kind, tried, and what follows for parts of other sizes."""
+    """Tried parts of one kind, and predictions from them for parts of other sizes."""
 
     def __init__(
         self, name: str, codes_NB: Codes, queries_QB: Codes, sizes: Sequence[int], config: Config, folder: Path
@@ -175,11 +184,11 @@ class _Trials:
             if len(self._made) > 1 and _seconds(self._made) + TRIAL_GROWTH * _seconds(self._made[-1:]) > TRIAL_BUDGET_S:
                 break
             if not self._made:
-                self.kind.build(codes_NB[:size], np.arange(size), shared, self.tried)  # which compiles
+                self.kind.build(codes_NB[:size], np.arange(size), shared, self.tried)  # compiles before the first trial
             self._made.append(self._try(codes_NB[:size], queries_QB, shared, folder / f"{name}-{size}"))
 
     def prediction(self, scan: Curve) -> Prediction:
-        """For an index with parts of all the sizes."""
+        """Predict an index with parts of all the sizes."""
         workers = min(self._config.index.workers or allowed_cpus(), len(self._sizes))
         sizes, times = np.unique(self._sizes, return_counts=True)
         parts = list(zip(sizes.tolist(), times.tolist(), strict=True))
@@ -194,11 +203,11 @@ class _Trials:
         )
 
     def query_s(self, size: int) -> float:
-        """Seconds of a query in a part of this size, with the parameters that were tried."""
+        """Return the seconds of a query in a part of `size` codes, with the parameters of the trials."""
         return along([(trial.codes, trial.query_s) for trial in self._made], size, self.kind.query_work)
 
     def build_s(self, size: int) -> float:
-        """Seconds to build a part of this size, likewise."""
+        """Return the seconds to build a part of `size` codes, with the parameters of the trials."""
         return along([(trial.codes, trial.build_s) for trial in self._made], size, self.kind.build_work)
 
     def _query_of_all(self, size: int, scan: Curve) -> float:
@@ -210,7 +219,7 @@ class _Trials:
         return max(0.0, along([(trial.codes, getattr(trial, name)) for trial in self._made], size, log, falls=True))
 
     def _train(self, codes_NB: Codes, count: int) -> tuple[bytes | None, float]:
-        """What the parts that are tried share, and the seconds that the index's own training would take."""
+        """Train the bytes that the tried parts share; also return the predicted seconds of the index's own training."""
         wanted = self.kind.sample_size(self.parameters)
         if not wanted:
             return None, 0.0
@@ -234,9 +243,9 @@ class _Trials:
 
 
 def along(tried: Sequence[tuple[int, float]], size: int, growth: Growth, falls: bool = False) -> float:
-    """The value at `size`: between those tried, or beyond them as a + b growth(N) through the last two, b >= 0.
+    """Interpolate the value at `size`; beyond the tried sizes extrapolate by a + b growth(N) through the last two.
 
-    With `falls`, b <= 0.
+    b is at least 0; with `falls` it is at most 0.
     """
     sizes, values = [growth(count) for count, _ in tried], [value for _, value in tried]
     place = growth(size)
@@ -262,7 +271,7 @@ def _seconds(trials: Sequence[TriedPart]) -> float:
 
 
 def _sample(tasks: Sequence[PartTask], seed: int) -> Codes:
-    """Codes of shards in a seeded order, until there are enough, in a seeded order."""
+    """Read shards in a seeded order until there are enough codes, and return the sample in a seeded order."""
     wanted = min(MAX_SAMPLE_CODES, max(MIN_SAMPLE_CODES, QUERIES + max(task.rows for task in tasks)))
     random = np.random.Generator(np.random.Philox(seed))
     drawn: list[Codes] = []
@@ -275,7 +284,7 @@ def _sample(tasks: Sequence[PartTask], seed: int) -> Codes:
 
 
 def _duplicates(codes_NB: Codes) -> dict[str, float]:
-    """How many codes, the share of different ones, and the share of the commonest."""
+    """Return the number of codes, the share of distinct ones, and the share of the most common one."""
     _, counts = np.unique(codes_NB.view(f"V{codes_NB.shape[1]}"), return_counts=True)
     total = len(codes_NB)
     return {"codes": total, "distinct": len(counts) / total, "commonest": int(counts.max()) / total}
@@ -285,7 +294,7 @@ def _duplicates(codes_NB: Codes) -> dict[str, float]:
 
 
 def show(predictions: Sequence[Prediction], sample: Mapping[str, float], sizes: Sequence[int], config: Config) -> None:
-    """The table on stderr."""
+    """Print the table of predictions on stderr."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -307,12 +316,12 @@ def show(predictions: Sequence[Prediction], sample: Mapping[str, float], sizes: 
 
 
 def readable_bytes(count: int) -> str:
-    """Such as 1.5GiB."""
+    """Format a number of bytes, such as 1.5GiB."""
     return ByteSize(count).human_readable()
 
 
 def readable_time(seconds: float) -> str:
-    """Such as 1.5 ms."""
+    """Format seconds, such as 1.5 ms."""
     for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""What builds and changes of an index share: parts made side by side on Ray, their tables, the way through the gate."""
+"""Steps that build and update share: parts built side by side on Ray, their tables, and the gate."""
 
 import platform
 import time
@@ -31,7 +31,7 @@ from pipelines.storage import Entry, scratch_folder, sha256_of
 
 
 def task_of(ordinal: int, entry: CodesSet, shard: CodesShard, later: bool = False) -> PartTask:
-    """The work of one shard of a codes artifact."""
+    """Return the task that indexes one shard of a codes artifact."""
     uri, digest = entry.artifact.uri, entry.artifact.digest
     return PartTask(ordinal, shard.name, shard.sha256, uri, digest, shard.parts, entry.bits, entry.logits, later)
 
@@ -45,7 +45,7 @@ def build_parts(
     config: Config,
     log: RunLog,
 ) -> dict[str, PartReceipt]:
-    """Receipts of the parts of these tasks, by name; those that were missing are built side by side."""
+    """Return the receipts of the parts of these tasks, by name; missing parts are built side by side."""
     quantizer = sha256_of(shared) if shared else None
     filled = {task.receipt(quantizer): task for task in tasks if task.rows}
     there = writer.store.entries("parts")
@@ -105,7 +105,10 @@ def parts_of(
     shared: bytes | None,
     there: Mapping[str, Entry],
 ) -> tuple[Part, ...]:
-    """The parts a receipt claims; they must be `there`, in a listing, and built from the quantizer at hand."""
+    """Return the parts that a receipt claims.
+
+    They must be in `there`, a listing, and be built with the quantizer `shared`.
+    """
     for part in receipt.parts:
         if part.path not in there or there[part.path].size != part.bytes:
             raise DamagedArtifact(
@@ -124,19 +127,22 @@ def parts_of(
 
 
 def ordinal_table(shards: Iterable[IndexedShard]) -> bytes:
-    """The ordinal table of these shards, by ordinal."""
+    """Return the ordinal table of these shards as Parquet, by ordinal."""
     rows = sorted(shards, key=lambda shard: shard.ordinal)
     columns = {field.name: [getattr(shard, field.name) for shard in rows] for field in ORDINALS}
     return parquet_bytes(table_of(ORDINALS, columns))
 
 
 def shard_of(task: PartTask) -> IndexedShard:
-    """The row of the ordinal table for the part that a task makes."""
+    """Return the row of the ordinal table for the part that a task makes."""
     return IndexedShard(task.ordinal, task.shard, task.shard_sha256, task.codes_digest, task.rows)
 
 
 def card_of(parts: Iterable[Part], count: int) -> IndexCard:
-    """Codes that can be found, and bytes of the kind's parts for each; what the gate measures is added to it."""
+    """Return the card of an index: codes that can be found, and bytes of the kind's parts for each.
+
+    The measurements of the gate are added to it later.
+    """
     size = sum(part.bytes for part in parts if part.path.startswith("parts/part-"))
     return IndexCard(count=count, bytes_per_code=round(size / count, 3))
 
@@ -145,32 +151,32 @@ def card_of(parts: Iterable[Part], count: int) -> IndexCard:
 
 
 def measure(artifact: Artifact, config: Config) -> Figures:
-    """What the gate asks of an index, measured on it as it lies there."""
+    """Run the gate's measurements on an index at its root."""
     with scratch_folder() as folder:
         return gate.measure(IndexReader(artifact, folder), config.index.gate, config.index.seed)
 
 
 def pass_gate(artifact: Artifact, figures: Figures, config: Config, log: RunLog) -> None:
-    """Keep the figures in the run's record; WorkFailed, with them, where they are below `index.gate`."""
+    """Keep the figures in the run's record; raise WorkFailed, with the figures, where they are below `index.gate`."""
     asked = config.index.gate.model_dump(mode="json")
     log.result(digest=artifact.digest, gate=figures.record(), asked=asked, machine=machine())
     gate.require(figures, config.index.gate, artifact.uri)
 
 
 def machine() -> dict[str, Any]:
-    """What a run record says of where its times were measured."""
+    """Return the facts about this machine that a run record keeps beside its times."""
     return {"cpus": allowed_cpus(), "architecture": platform.machine()}
 
 
 def gated_meta(meta: IndexMeta, figures: Figures) -> IndexMeta:
-    """`meta` with the measured recalls in its card."""
+    """Return `meta` with the measured recalls in its card."""
     return meta.model_copy(update={"card": meta.card.model_copy(update=figures.card())})
 
 
 def require_settings(artifact: Artifact, config: Config) -> None:
-    """FingerprintMismatch, naming both, unless an index is of the kind and parameters that the settings ask for.
+    """Raise FingerprintMismatch, naming both, unless an index has the kind and parameters of the settings.
 
-    An index of any kind will do for `auto`.
+    For the kind `auto` any index will do.
     """
     meta = artifact.facts(IndexMeta)
     kind = meta.kind if config.index.kind == "auto" else config.index.kind
@@ -185,7 +191,7 @@ def require_settings(artifact: Artifact, config: Config) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexResult(Result):
-    """An index, of which the version is None while it is not published."""
+    """Facts about an index; its version is None until it is published."""
 
     version: int | None
     kind: str

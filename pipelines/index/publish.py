@@ -1,4 +1,4 @@
-"""`hhnet index publish | rollback | info`: which version of an index is current, and what the versions hold."""
+"""`hhnet index publish | rollback | info`: sets the current version of an index, and lists its versions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from pipelines.storage import Store
 
 @dataclass(frozen=True, kw_only=True)
 class PublishResult(IndexResult):
-    """The current version; `overtaken` says what was made for a number that another version has by now."""
+    """The current version; `overtaken` lists indexes made for a version number that was published otherwise since."""
 
     verb: str = "index publish"
     overtaken: list[str] | None = None
@@ -27,7 +27,7 @@ class PublishResult(IndexResult):
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackResult(IndexResult):
-    """The new version, which is `to` again."""
+    """The new version, with the content of version `to`."""
 
     verb: str = "index rollback"
     to: int
@@ -35,7 +35,7 @@ class RollbackResult(IndexResult):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoResult(IndexResult):
-    """The current version, and all of them, newest first."""
+    """The current version, and the list of all versions, newest first."""
 
     TABLES = ("versions",)
 
@@ -45,11 +45,11 @@ class InfoResult(IndexResult):
 
 @on_cluster("index publish")
 def publish_index(index: str, config: Config, digest: str | None = None) -> PublishResult:
-    """Let through the gate and publish what was made without being published: the index, or its next version.
+    """Pass an unpublished index, or its unpublished next version, through the gate and publish it.
 
-    `digest`, or its first digits, says which where several were made; `unchanged` where there is none, with what was
-    `overtaken`: made for a number that another version has by now. Raises InputError for a digest that cannot be
-    published, WorkFailed where it is below `index.gate`, CommitConflict where another run publishes meanwhile.
+    `digest`, or its first digits, names it where several exist. `unchanged` where there is none; `overtaken` then lists
+    those whose number another version has taken. Raises InputError for a digest that cannot be published, WorkFailed
+    where it is below `index.gate`, CommitConflict where another run publishes meanwhile.
     """
     store = Store(index)
     first, known = open_artifact(store, "index"), versions(store)
@@ -85,7 +85,7 @@ def _publish(path: str, artifact: Artifact, number: int, config: Config) -> Publ
 
 
 def _unnamed(store: Store) -> dict[str, Artifact]:
-    """What was made as a next version, of the manifests that no version names, by path."""
+    """Return the made but unpublished next versions, by the path of their manifest."""
     named = {named_version(store, version)[0] for version in versions(store)}
     return {
         path: Artifact(store, parse_manifest(store.read(path), f"{store.uri}/{path}"))
@@ -95,9 +95,10 @@ def _unnamed(store: Store) -> dict[str, Artifact]:
 
 
 def rollback_index(index: str, to: int | None = None) -> RollbackResult:
-    """Make an older version current again, by default the one before, as a new version; nothing is deleted.
+    """Make an older version current again, by default the one before, as a new version; delete nothing.
 
-    Its answers are those that it gave; the gate is not asked again. Raises InputError where there is no such version.
+    It gives the same answers as before, so the gate is not asked again. Raises InputError where there is no such
+    version.
     """
     store = Store(index)
     open_artifact(store, "index")
@@ -111,7 +112,7 @@ def rollback_index(index: str, to: int | None = None) -> RollbackResult:
 
 
 def index_info(index: str) -> InfoResult:
-    """What the versions of an index hold, newest first; nothing but manifests is read."""
+    """List the versions of an index, newest first; only manifests are read."""
     store = index_root(index)
     first = open_artifact(store, "index")
     known = versions(store)

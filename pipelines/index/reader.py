@@ -1,12 +1,12 @@
-"""The index artifact: its tables and names, and a reader that searches it part by part.
+"""Reads the index artifact: its tables and names, and a reader that searches it part by part.
 
-For the shard of ordinal n there are `part-<n>.<suffix>` (the kind's own format) and `keys-<n>.parquet`, which makes
-the index self-contained: rows, keys, source paths, codes, labels, and logits where the codes have them.
-`ordinals.parquet` says which tar an ordinal belongs to; what the kind's parts share is `quantizer.faiss`.
+The shard of ordinal n has `part-<n>.<suffix>` in the kind's own format, and `keys-<n>.parquet`, which makes the index
+self-contained: rows, keys, source paths, codes, labels, and logits where the codes have them. `ordinals.parquet` maps
+ordinals to tars; `quantizer.faiss` is shared by all parts of a kind that has one.
 
-In a later version `removed.parquet` names the rows of parts that are no longer to be found; these may be all of a part,
-which stays so that the same tar is not taken for a new one. A shard that was removed as a whole has no parts, and keeps
-its ordinal with 0 rows: an ordinal is given once, to one tar.
+In a later version `removed.parquet` names the rows of parts that must not be found any more. These may be all rows of a
+part; it stays, so that the same tar is not taken for a new one. A shard that was removed as a whole has no parts, and
+keeps its ordinal with 0 rows: an ordinal is given once, to one tar.
 """
 
 import difflib
@@ -39,12 +39,15 @@ ORDINALS_NAME = "ordinals.parquet"
 QUANTIZER_NAME = "quantizer.faiss"
 REMOVED_NAME = "removed.parquet"
 KEY_ROWS_KEPT = 1 << 22
-"""Rows of key tables that stay in memory between questions; at least one table does."""
+"""Rows of key tables that stay in memory between queries; at least one table stays."""
 DIGESTS_AT_ONCE = 8
 PARTS_KEPT = 128
-"""Mapped parts that stay open between searches: each holds some file descriptors, and a mask where rows are removed."""
+"""Number of mapped parts that stay open between searches.
+
+Each holds some file descriptors, and a mask where rows are removed.
+"""
 NAMES = ("key", "path")
-"""The columns by which a sample is named."""
+"""Columns by which a user may name a sample."""
 NEAR_KEYS = 3
 NEAR_KEYS_AMONG = 20_000
 
@@ -59,11 +62,11 @@ ORDINALS = pa.schema(
 )
 
 REMOVED = pa.schema([pa.field("ordinal", pa.int32(), nullable=False), pa.field("row", pa.int32(), nullable=False)])
-"""Rows of parts that are not to be found, by (ordinal, row)."""
+"""Rows of parts that must not be found any more, by (ordinal, row)."""
 
 
 def keys_schema(bits: int, logits: bool = False) -> pa.Schema:
-    """One row per code of a shard, in the order of its ids; `row` is the sample's place in the tar."""
+    """Return the schema of a key table: one row per code, by id; `row` is the sample's place in the tar."""
     return pa.schema(
         [
             pa.field("row", pa.int32(), nullable=False),
@@ -77,23 +80,23 @@ def keys_schema(bits: int, logits: bool = False) -> pa.Schema:
 
 
 def part_stem(ordinal: int) -> str:
-    """Name of a shard's part, without its suffix."""
+    """Return the name of a shard's part, without its suffix."""
     return f"part-{ordinal:06d}"
 
 
 def keys_name(ordinal: int) -> str:
-    """Name of a shard's key table."""
+    """Return the name of a shard's key table."""
     return f"keys-{ordinal:06d}.parquet"
 
 
 def index_id(ordinal: Any, row: Any) -> Any:
-    """The 64-bit id of a sample, or int64 ids of several."""
+    """Return the 64-bit id of a sample, or int64 ids of several."""
     return ordinal << 32 | row
 
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """A row of the ordinal table; `rows` of its part, removed ones included."""
+    """A row of the ordinal table; `rows` counts the codes of its part, removed ones included."""
 
     ordinal: int
     shard: str
@@ -104,7 +107,7 @@ class IndexedShard:
 
 @dataclass(frozen=True)
 class Item:
-    """What the index knows of one id; `labels` are class names."""
+    """The facts that the index holds about one id; `labels` are class names."""
 
     id: int
     key: str
@@ -116,8 +119,11 @@ class Item:
 
 
 class IndexReader:
-    """A committed index, opened for search. Parts that are not mapped are opened one at a time, for each search anew,
-    so memory is bounded by the largest."""
+    """A committed index, opened for search.
+
+    Mapped parts may stay open. All others are opened one at a time, for each search anew, so memory is bounded by the
+    largest.
+    """
 
     def __init__(self, artifact: Artifact, folder: Path, version: int | None = None) -> None:
         self.artifact, self.version, self._folder = artifact, version, folder
@@ -143,25 +149,28 @@ class IndexReader:
 
     @property
     def width(self) -> int:
-        """Bytes of a code."""
+        """Length of a code in bytes."""
         return (self.bits + 7) // 8
 
     @property
     def count(self) -> int:
-        """Codes that can be found."""
+        """Number of codes that can be found."""
         return sum(self.live(shard) for shard in self.shards.values())
 
     def live(self, shard: IndexedShard) -> int:
-        """Codes of a shard that can be found."""
+        """Return the number of codes of a shard that can be found."""
         return shard.rows - len(self.removed.get(shard.ordinal, ()))
 
     def filled(self) -> list[IndexedShard]:
-        """The shards that have a part, by ordinal."""
+        """Return the shards that have a part, by ordinal."""
         return [shard for _, shard in sorted(self.shards.items()) if shard.rows]
 
     def search(self, queries: Codes, k: int, among: Sequence[IndexedShard] | None = None) -> Neighbours:
-        """The k nearest over all parts, or those `among`: int32 and int64 (Q, min(k, count)), by (distance, id)."""
-        from hhnet.search.kernels import run_blocks  # compiles on import what an index that is only described needs not
+        """Return the k nearest over all parts, or over the parts of the shards `among`.
+
+        Distances int32 and ids int64 are (Q, min(k, count)), ordered by (distance, id).
+        """
+        from hhnet.search.kernels import run_blocks  # compiles on import; only a search needs it
 
         if k < 1:
             raise ValueError(f"k must be at least 1: got {k}")
@@ -172,6 +181,7 @@ class IndexReader:
         def nearest(share: slice) -> Neighbours:
             best = nothing
             for shard in shards[share]:
+                # A later part need not find codes farther than the k-th neighbour so far.
                 radius = best[0][:, -1] if best[0].shape[1] == k else None
                 best = merge(best, self._kept_part(shard).search(queries, k, radius), k)
             return best
@@ -183,9 +193,10 @@ class IndexReader:
         return functools.reduce(lambda first, second: merge(first, second, k), found, nothing)
 
     def _fetch(self, shards: Sequence[IndexedShard]) -> None:
-        """Check the digests of parts that were never opened, side by side: a digest costs more than a search.
+        """Check the digests of parts that were never opened, in threads: a digest costs more than a search.
 
-        One caller at a time, since a part of a store of objects is copied to a file that others may have mapped.
+        A lock lets one caller at a time in, since a part from an object store is copied to a file that others may have
+        mapped.
         """
         with self._fetching:
             missing = [shard.ordinal for shard in shards if shard.ordinal not in self._files]
@@ -196,8 +207,11 @@ class IndexReader:
                     self._files.update(zip(missing, paths, strict=True))
 
     def _kept_part(self, shard: IndexedShard) -> Searcher:
-        """The shard's part, which stays open where that costs no memory; not the last used but the first stay, since
-        every search passes over all parts."""
+        """Return the shard's searcher.
+
+        The first PARTS_KEPT mapped parts stay open; an LRU would evict each part just before its next use, since every
+        search passes over all parts.
+        """
         if (searcher := self._opened.get(shard.ordinal)) is None:
             searcher = self.open_part(shard)
             if self.kind.mapped and len(self._opened) < PARTS_KEPT:
@@ -205,7 +219,7 @@ class IndexReader:
         return searcher
 
     def open_part(self, shard: IndexedShard) -> Searcher:
-        """The shard's part; its digest is checked when it is first opened."""
+        """Open the shard's part; its digest is checked the first time."""
         self._fetch([shard])
         path, rows = self._files[shard.ordinal], self.removed.get(shard.ordinal)
         removed = NOTHING_REMOVED if rows is None else index_id(shard.ordinal, rows)
@@ -215,7 +229,7 @@ class IndexReader:
         return searcher
 
     def read_keys(self, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """A shard's key table as it is stored, or columns of it, checked; it holds the removed rows too."""
+        """Return a shard's key table as stored, or some of its columns, checked; removed rows are included."""
         table = read_key_table(self.artifact.store, self.part(keys_name(ordinal)), self.bits, self.logits, columns)
         if table.num_rows != self.shards[ordinal].rows:
             where = f"{self.artifact.uri}/{keys_name(ordinal)}"
@@ -223,7 +237,7 @@ class IndexReader:
         return table
 
     def live_keys(self, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """A shard's key table, or columns of it among which is `row`, without the removed rows."""
+        """Return a shard's key table without the removed rows, or some of its columns; `row` must be among them."""
         table, removed = self.read_keys(ordinal, columns), self.removed.get(ordinal)
         if removed is None:
             return table
@@ -233,12 +247,12 @@ class IndexReader:
         return kept
 
     def items(self, ids: Sequence[int]) -> dict[int, Item]:
-        """Key, place and labels of ids; NO_ID is left out."""
+        """Return key, place and labels of these ids; NO_ID is left out."""
         numbers = np.array(sorted({int(number) for number in ids} - {NO_ID}), np.int64)
         return {item.id: item for ordinal, rows in _by_ordinal(numbers) for item in self._items_of(ordinal, rows)}
 
     def real_codes_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-        """The logits of ids that ascend, int8 (N, bits), of an index that has them."""
+        """Return the logits of ascending ids, int8 (N, bits); the index must have logits."""
         found = [np.empty((0, self.bits), np.int8)]
         for ordinal, rows in _by_ordinal(ids):
             table = self._logits(ordinal)
@@ -246,7 +260,7 @@ class IndexReader:
         return np.concatenate(found)
 
     def find(self, keys: Sequence[str]) -> tuple[list[tuple[Item, bytes]], list[str]]:
-        """The samples of these keys or paths with their codes, in the order given, and what is nowhere."""
+        """Return the samples with these keys or paths and their codes, in the order given, and the names not found."""
         found: dict[str, list[tuple[Item, bytes]]] = {key: [] for key in keys}
         wanted = pa.array(filter(_is_text, found), pa.string())
         for shard in self.filled():
@@ -260,14 +274,17 @@ class IndexReader:
         return [entry for key in keys for entry in found[key]], [key for key in found if not found[key]]
 
     def find_ids(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
-        """The ids of the samples of these keys or paths, ascending, and what is nowhere; fit for millions of them."""
+        """Return the ids of the samples with these keys or paths, ascending, and the names not found.
+
+        It is fit for millions of names.
+        """
         distinct = dict.fromkeys(keys)
         wanted = pa.array(filter(_is_text, distinct), pa.string())
         known, found = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
         for shards in _by_rows(self.filled(), KEY_ROWS_KEPT) if len(wanted) else ():
             tables = {shard.ordinal: self.live_keys(shard.ordinal, ["row", *NAMES]) for shard in shards}
             ids = [index_id(ordinal, table["row"].to_numpy().astype(np.int64)) for ordinal, table in tables.items()]
-            # Of many tables at once, since each call hashes all that is wanted.
+            # Many tables in one call, since each call hashes all wanted names again.
             names = pa.concat_tables(tables.values())
             for name in NAMES:
                 places = pc.index_in(names[name], value_set=wanted)
@@ -277,12 +294,15 @@ class IndexReader:
         return np.unique(np.concatenate(found)), lacking
 
     def all_keys(self) -> Iterator[str]:
-        """Every key, shard by shard."""
+        """Yield every key, shard by shard."""
         for shard in self.filled():
             yield from self._keys(shard.ordinal)["key"].to_pylist()
 
     def removed_keys(self, keys: Sequence[str]) -> set[str]:
-        """Which of these keys or paths, none of which is found, were removed since the parts were built."""
+        """Return which of these keys or paths were removed since the parts were built.
+
+        Call it only with names that `find` or `find_ids` did not find.
+        """
         wanted, gone = pa.array(filter(_is_text, keys), pa.string()), set()
         for ordinal, rows in self.removed.items() if keys else ():
             table = self.read_keys(ordinal)
@@ -292,7 +312,10 @@ class IndexReader:
         return gone & set(keys)
 
     def near_keys(self, key: str) -> list[str]:
-        """Keys that look like `key`: those that contain its last component or lie in it, then similar spellings."""
+        """Return up to NEAR_KEYS keys that resemble `key`.
+
+        First come keys that begin with it, end with its last component, or are contained in it; then similar spellings.
+        """
         tail = key.rsplit("/", 1)[-1]
         near: list[str] = []
         pool: list[str] = []
@@ -318,7 +341,7 @@ class IndexReader:
             yield Item(number, entry["key"], entry["path"], *place, tuple(names))
 
     def _places(self, ordinal: int, table: pa.Table, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where rows of a shard stand in its key table, or in columns of it."""
+        """Return the places of a shard's rows in its key table."""
         known = table["row"].to_numpy()
         places = np.searchsorted(known, rows)
         if len(rows) and (places.max() >= len(known) or (known[places] != rows).any()):
@@ -326,7 +349,7 @@ class IndexReader:
         return places
 
     def part(self, name: str) -> Part:
-        """The part of this logical name; DamagedArtifact where there is none."""
+        """Return the part of this logical name; raises DamagedArtifact where there is none."""
         if name not in self._parts:
             raise DamagedArtifact(f"{self.artifact.uri}: the manifest lists no part {name}")
         return self._parts[name]
@@ -341,7 +364,7 @@ class IndexReader:
         return self.artifact.read(part) if part else None
 
     def _read_removed(self) -> dict[int, npt.NDArray[np.int64]]:
-        """Ordinal -> rows that are not to be found, ascending."""
+        """Read the removed rows of each ordinal, ascending."""
         part, where = self._parts.get(REMOVED_NAME), f"{self.artifact.uri}/{REMOVED_NAME}"
         if part is None:
             return {}
@@ -359,7 +382,7 @@ class IndexReader:
 
 
 def _by_ordinal(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Ordinals and rows of ids that ascend."""
+    """Split ascending ids into ordinals and their rows."""
     ordinals = ids >> 32
     starts = np.flatnonzero(np.diff(ordinals, prepend=-1))
     for chunk in np.split(ids, starts[1:]) if len(ids) else ():
@@ -367,12 +390,12 @@ def _by_ordinal(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[n
 
 
 def _named(table: pa.Table, wanted: pa.Array) -> pa.ChunkedArray:
-    """Which rows have one of the `wanted` texts as their key or source path."""
+    """Mark the rows whose key or source path is among the `wanted` texts."""
     return pc.or_(*(pc.is_in(table[name], value_set=wanted) for name in NAMES))
 
 
 def _is_text(key: str) -> bool:
-    """Whether it can be a key at all; what a shell hands on that is not UTF-8 cannot."""
+    """Tell whether the text can be a key at all: a shell may hand on bytes that are not UTF-8."""
     try:
         key.encode()
     except UnicodeEncodeError:
@@ -381,7 +404,7 @@ def _is_text(key: str) -> bool:
 
 
 def _by_rows(shards: Sequence[IndexedShard], most: int) -> Iterator[list[IndexedShard]]:
-    """The shards in their order, as many together as have `most` rows; at least one."""
+    """Group the shards in their order, at most `most` rows together but at least one shard."""
     group: list[IndexedShard] = []
     for shard in shards:
         if group and sum(one.rows for one in group) + shard.rows > most:
@@ -393,7 +416,10 @@ def _by_rows(shards: Sequence[IndexedShard], most: int) -> Iterator[list[Indexed
 
 
 def read_key_table(store: Store, part: Part, bits: int, logits: bool, columns: Sequence[str] | None = None) -> pa.Table:
-    """A key table, or columns of it in its own order, digest, their schema and number of rows checked."""
+    """Return a key table, or some of its columns in their stored order.
+
+    Checks the digest, the schema and the number of rows.
+    """
     where = f"{store.uri}/{part.path}"
     table = read_parquet(read_part(store, part), where, columns)
     schema = keys_schema(bits, logits)
@@ -404,7 +430,7 @@ def read_key_table(store: Store, part: Part, bits: int, logits: bool, columns: S
 
 
 def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:
-    """The ordinal table of an index; DamagedArtifact where an ordinal or a tar comes twice."""
+    """Read the ordinal table of an index; raises DamagedArtifact where an ordinal or a tar comes twice."""
     where = f"{artifact.uri}/{ORDINALS_NAME}"
     table = read_parquet(artifact.read(artifact.manifest.part(ORDINALS_NAME)), where)
     require_schema(table, ORDINALS, where)
@@ -415,7 +441,7 @@ def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:
 
 
 def part_receipt(artifact: Artifact, ordinal: int) -> PartReceipt:
-    """The receipt of the part that an index has of a shard, checked."""
+    """Return the receipt of an index's part for a shard, checked."""
     reference = artifact.receipts.get(part_stem(ordinal))
     if reference is None:
         raise DamagedArtifact(f"{artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
@@ -423,9 +449,10 @@ def part_receipt(artifact: Artifact, ordinal: int) -> PartReceipt:
 
 
 def newest_made(store: Store) -> tuple[int, Artifact]:
-    """The newest version that is no rollback. Its ordinal table has all that were ever given, for each is made so.
+    """Return the newest version that is no rollback, and its number.
 
-    A version whose table is gone could never be opened, so no id of it was ever given out: it is passed over.
+    Its ordinal table holds every ordinal that was ever given, since each version is made from such a one. A version
+    whose table is gone is passed over: it could never be opened, so no id of it was ever given out.
     """
     for number in reversed(versions(store)):
         artifact = open_version(store, number, "index")
@@ -435,7 +462,7 @@ def newest_made(store: Store) -> tuple[int, Artifact]:
 
 
 def merge(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
-    """The k best of two results by (distance, id)."""
+    """Return the k best of two results, by (distance, id)."""
     distances = np.concatenate([first[0], second[0]], axis=1)
     ids = np.concatenate([first[1], second[1]], axis=1)
     order = np.lexsort((ids, distances), axis=1)[:, :k]
@@ -443,7 +470,7 @@ def merge(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
 
 
 def code_bytes(codes: Sequence[bytes], width: int) -> Codes:
-    """Codes of `width` bytes as uint8 (N, width)."""
+    """Return codes of `width` bytes as uint8 (N, width)."""
     return np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width)
 
 

@@ -1,8 +1,8 @@
 """`hhnet index add | remove | compact`: change an index by publishing its next version.
 
-What is published is never edited. The next version names the parts of unchanged shards again, new parts for new
-shards, and a table of the rows that were removed from old ones; compacting builds those parts anew without the rows.
-It is measured like a first version and becomes current in one step. Readers stay on the version they opened.
+A published version is never edited. The next version names the parts of unchanged shards again, new parts for new
+shards, and a table of the rows that were removed from old ones; compacting rebuilds those parts without the rows. It is
+measured like a first version and becomes current in one step. Readers stay on the version that they opened.
 """
 
 import difflib
@@ -55,21 +55,24 @@ from pipelines.index.reader import (
 from pipelines.storage import canonical_json, sha256_of
 
 GROWN = 4
-"""Times the codes that a quantizer was trained on, above which the card says that it has grown out of it."""
+"""Factor over the codes of the quantizer's training above which the card says that the index has outgrown it."""
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Base:
-    """The current version, from which the next one is made."""
+    """The current version, which the next one is made from."""
 
     number: int
     reader: IndexReader
     shards: Mapping[int, IndexedShard]
-    """Every shard that was ever given an ordinal; those that the version does not hold have 0 rows."""
+    """Every shard that was ever given an ordinal; a shard that this version does not hold has 0 rows."""
     built_from: dict[tuple[str, str], dict[str, tuple[CodesSet, CodesShard]]] = field(default_factory=dict)
-    """The codes of a digest that were looked for at a place: each tar's, by its sha256; none where they are gone."""
+    """Codes that were looked up, by their digest and place: the codes of each tar by its sha256.
+
+    {} marks codes that no longer exist.
+    """
 
     @property
     def artifact(self) -> Artifact:
@@ -79,15 +82,15 @@ class Base:
 
 @dataclass(frozen=True)
 class Change:
-    """What the next version has instead: parts to build, and the shards and removed rows as they will be."""
+    """The differences of the next version: parts to build, and its shards and removed rows."""
 
     shards: Mapping[int, IndexedShard]
     removed: Mapping[int, Rows]
     tasks: Sequence[PartTask] = ()
     codes: Sequence[CodesSet] = ()
-    """Codes artifacts that new parts come from."""
+    """Codes artifacts that the new parts come from."""
     facts: dict[str, int] = field(default_factory=dict)
-    """What the result tells of it."""
+    """Figures about the change for the result."""
 
 
 # ----------------------------------------------------------------------------------------------------------- verbs
@@ -95,7 +98,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeResult(IndexResult):
-    """The next version, and what it has more and less: codes and shards added, samples removed, parts compacted."""
+    """The next version and its differences: codes and shards added, samples removed, parts compacted."""
 
     added: int | None = None
     shards_added: int | None = None
@@ -117,11 +120,11 @@ def add_codes(
 ) -> ChangeResult:
     """Add the tars of `codes` that the index does not hold, and publish the next version.
 
-    A tar that it held before has its old ordinal again; `unchanged` where there is no new tar. With `prune` the same
-    version is without the tars that none of `codes` has. With `replace_changed` a tar that is held and has other codes
-    there has those in the same version, less the samples that were removed. Raises FingerprintMismatch where the codes
-    are of another model, length or class list, or, without `replace_changed`, where a tar that is held has other codes
-    there; InputError where there are no codes at all.
+    A tar that it held before gets its old ordinal again; `unchanged` where there is no new tar. With `prune` the same
+    version drops the tars that none of `codes` has. With `replace_changed` a held tar whose codes differ gets the new
+    codes in the same version, less the samples that were removed. Raises FingerprintMismatch where the codes are of
+    another model, length or class list, or, without `replace_changed`, where the codes of a held tar differ; InputError
+    where there are no codes at all.
     """
     if not codes:
         raise InputError("no codes to add: name at least one codes artifact with --codes")
@@ -149,7 +152,7 @@ def remove_rows(
     ignore_missing: bool = False,
     publish: bool = True,
 ) -> ChangeResult:
-    """Have the samples of these keys, and the shards of these names or sha256, no longer found in the next version.
+    """Remove the samples with these keys, and the shards with these names or sha256, in the next version.
 
     A key of several shards is removed from all of them; `unchanged` where all of it was removed already. Raises
     InputError for a key or a shard that the index does not hold, unless `ignore_missing`, and where nothing would be
@@ -168,10 +171,9 @@ def remove_rows(
 
 @on_cluster("index compact")
 def compact_index(index: str, config: Config, publish: bool = True) -> ChangeResult:
-    """Build the parts that hold removed rows anew without them; ids, ordinals and answers stay as they are.
+    """Rebuild the parts with removed rows without these rows; ids, ordinals and answers stay the same.
 
-    The rows come from the index's own key tables. A quantizer that was learnt stays. `unchanged` where nothing was
-    removed.
+    The rows come from the index's own key tables. A trained quantizer stays. `unchanged` where nothing was removed.
     """
     with _base(index) as base:
         change = _compacting(base)
@@ -197,7 +199,10 @@ def _base(index: str) -> Iterator[Base]:
 
 
 def _require_same(base: Base, entry: CodesSet) -> None:
-    """FingerprintMismatch, naming both, unless the codes have the index's bits, model, classes and kind of columns."""
+    """Raise FingerprintMismatch, naming both, unless the codes fit the index.
+
+    Bits, model, classes and kind of columns must agree.
+    """
     reader, uri = base.reader, entry.artifact.uri
     model = base.artifact.manifest.input("model").digest
     for name, mine, theirs, same in (
@@ -240,18 +245,21 @@ def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Chan
     facts = {"added": added, "shards_added": sum(task.rows > 0 and task.ordinal not in replaced for task in tasks)}
     if replace_changed:
         facts["shards_replaced"] = len(replaced)
-    # Tars without codes get an ordinal when others are added; they alone are no reason for a version.
+    # Tars without codes get an ordinal when others are added; on their own they do not justify a new version.
     return _without(base, Change(given, removed, tasks if added or replaced else (), used, facts), set())
 
 
 def _pruned(base: Base, change: Change, wanted: set[str]) -> Change:
-    """The same, less the tars whose sha256 is not `wanted`."""
+    """Return the change without the tars whose sha256 is not `wanted`."""
     gone = {n for n, shard in change.shards.items() if shard.rows and shard.shard_sha256 not in wanted}
     return replace(_without(base, change, gone), facts={**change.facts, "shards_removed": len(gone)})
 
 
 def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> bool:
-    """Whether a tar that the index holds has the same codes in this artifact, but for those left out by compacting."""
+    """Tell whether a held tar has the same codes in this artifact.
+
+    Rows that compactions left out of the part may be there too.
+    """
     if held.codes_digest == entry.artifact.digest:
         return True
     if (before := _codes_of(base, held, entry)) is not None and before[1].parts == shard.parts:
@@ -266,7 +274,7 @@ def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShar
 
 
 def _codes_of(base: Base, held: IndexedShard, entry: CodesSet) -> tuple[CodesSet, CodesShard] | None:
-    """The codes that a part was built from, as far as they are still there."""
+    """Return the codes that a part was built from, or None if they no longer exist."""
     name = held.codes_digest, entry.artifact.uri
     if name not in base.built_from:
         codes = codes_used(base.artifact, *name)
@@ -275,12 +283,15 @@ def _codes_of(base: Base, held: IndexedShard, entry: CodesSet) -> tuple[CodesSet
 
 
 def _compacted(base: Base, ordinal: int) -> int:
-    """Removed rows that a part was built without."""
+    """Return the number of removed rows that a part was built without."""
     return part_receipt(base.artifact, ordinal).compacted
 
 
 def _left_out(base: Base, held: IndexedShard, before: tuple[CodesSet, CodesShard] | None) -> Rows | None:
-    """Those rows, which only the codes that were there before can tell."""
+    """Return the rows that compactions left out of a part.
+
+    None if the codes from before the compaction no longer exist: only they can tell.
+    """
     if not _compacted(base, held.ordinal):
         return np.empty(0, np.int64)
     if before is None:
@@ -291,7 +302,7 @@ def _left_out(base: Base, held: IndexedShard, before: tuple[CodesSet, CodesShard
 
 
 def _still_removed(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> Rows:
-    """Rows of a tar's other codes that were removed from the index, by its table or left out by compacting."""
+    """Return the rows of a tar's new codes that the index had removed, by its table or by a compaction."""
     left_out = _left_out(base, held, _codes_of(base, held, entry))
     if left_out is None:
         raise InputError(
@@ -307,7 +318,10 @@ def _still_removed(base: Base, held: IndexedShard, entry: CodesSet, shard: Codes
 
 
 def _named_shards(base: Base, names: Sequence[str], ignore_missing: bool) -> set[int]:
-    """Ordinals of shards by name, or by sha256 or its first digits where several tars have one name."""
+    """Return the ordinals of shards by name or sha256.
+
+    The first 8 or more digits of a sha256 are enough; they tell several tars with one name apart.
+    """
     found = set()
     for name in names:
         alike = [
@@ -328,7 +342,7 @@ def _named_shards(base: Base, names: Sequence[str], ignore_missing: bool) -> set
 
 
 def _rows_of(base: Base, keys: Sequence[str], ignore_missing: bool) -> dict[int, Rows]:
-    """Ordinal -> rows of these keys, ascending."""
+    """Return the rows with these keys, ascending, by ordinal."""
     ids, lacking = base.reader.find_ids(keys)
     if not ignore_missing:
         gone = base.reader.removed_keys(lacking)
@@ -351,7 +365,7 @@ def _removing(base: Base, whole: set[int], rows: Mapping[int, Rows]) -> Change:
 
 
 def _without(base: Base, change: Change, whole: set[int]) -> Change:
-    """The same without the shards `whole`; InputError where no code would be left."""
+    """Return the change without the shards `whole`; raises InputError where no code would be left."""
     shards = {n: replace(shard, rows=0) if n in whole else shard for n, shard in change.shards.items()}
     removed = {n: rows for n, rows in change.removed.items() if n not in whole and len(rows)}
     if not _count(shards, removed):
@@ -368,7 +382,10 @@ def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> i
 
 
 def _compacting(base: Base) -> Change:
-    """Parts of which nothing is left stay: they are what says that their samples were removed."""
+    """Return the change that rebuilds each part with removed rows.
+
+    A part without any row left stays as it is: it records that its samples were removed.
+    """
     reader = base.reader
     partly = {n: rows for n, rows in reader.removed.items() if reader.live(reader.shards[n])}
     tasks = [
@@ -397,7 +414,7 @@ def _compacting(base: Base) -> Change:
 
 
 def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool) -> ChangeResult:
-    """Build what is missing, measure the next version, and publish it."""
+    """Build the missing parts, measure the next version, and publish it."""
     number, count = base.number + 1, _count(change.shards, change.removed)
     inputs = _inputs(base, change)
     for entry in change.codes:
@@ -427,7 +444,7 @@ def _unchanged(verb: str, base: Base, facts: Mapping[str, int]) -> ChangeResult:
 
 
 def _inputs(base: Base, change: Change) -> list[ArtifactInput]:
-    """The codes that parts of the next version come from, each under the role that it has already, and the model."""
+    """Return the model and the codes behind the next version's parts; known codes keep their role."""
     held = {shard.codes_digest for shard in change.shards.values() if shard.rows}
     inputs = [entry for entry in base.artifact.manifest.inputs if entry.kind != "codes" or entry.digest in held]
     named = {entry.digest for entry in inputs}
@@ -444,7 +461,10 @@ def _inputs(base: Base, change: Change) -> list[ArtifactInput]:
 def _parts(
     base: Base, change: Change, inputs: Sequence[ArtifactInput], config: Config, log: RunLog
 ) -> tuple[list[Part], list[ReceiptRef]]:
-    """The parts and receipts of the next version: new ones of its tasks, those of unchanged shards, its tables."""
+    """Return the parts and receipts of the next version.
+
+    They are the new ones of its tasks, the old ones of unchanged shards, and its tables.
+    """
     manifest, reader = base.artifact.manifest, base.reader
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
     made = build_parts(writer, reader.meta.kind, reader.parameters, change.tasks, reader.shared, config, log)
@@ -474,7 +494,7 @@ def _parts(
 
 
 def _card(base: Base, parts: Sequence[Part], count: int) -> IndexCard:
-    """The card before the gate; it says where the corpus has outgrown what its quantizer was trained on."""
+    """Return the card before the gate; it says if the index has outgrown its quantizer's training codes."""
     card, before = card_of(parts, count), base.reader.meta.card
     if base.reader.shared is None:
         return card

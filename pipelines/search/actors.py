@@ -1,7 +1,7 @@
-"""Search of one index by several Ray actors: the parts are dealt out, and the answers merged by (distance, id).
+"""Searches one index with several Ray actors: deals out the parts, and merges the answers by (distance, id).
 
-An actor opens the manifest that this process opened, and of its parts just those that it is asked about. What comes
-back is what `IndexReader.search` finds for these parts, so the merged answer is the one that a single process gives.
+An actor opens the same manifest as this process, and only those of its parts that it is asked about. It returns the
+result of `IndexReader.search` for these parts, so the merged answer equals that of a single process.
 """
 
 import os
@@ -25,14 +25,14 @@ from pipelines.index.reader import IndexReader, merge
 from pipelines.storage import Store, scratch_folder
 
 ATTEMPTS = 3
-"""Actors that may die on one share of a batch of queries before the search ends."""
+"""Number of actors that may die on one share of a batch of queries before the search ends."""
 
 
 class Searcher:
-    """Lives in an actor and searches parts of an index, which it opens at the first search."""
+    """An actor that searches parts of an index; it opens the index at the first search."""
 
     def __init__(self, uri: str, manifest: bytes) -> None:
-        os.environ["NUMBA_NUM_THREADS"] = "1"  # an actor is placed on one CPU; others have the rest
+        os.environ["NUMBA_NUM_THREADS"] = "1"  # Ray gives an actor one CPU; other actors use the rest
         self._uri, self._manifest = uri, manifest
         self._reader: IndexReader | None = None
         self._closing = ExitStack()
@@ -52,18 +52,20 @@ class Searcher:
         return self._reader.search(queries, k, [shards[ordinal] for ordinal in ordinals])
 
     def close(self) -> None:
-        """Delete what was copied from a store of objects."""
+        """Delete the files that were copied from an object store."""
         self._closing.close()
 
 
 @contextmanager
 def spread(reader: IndexReader, workers: int, config: Config) -> Iterator[Callable[[Codes, int], Neighbours]]:
-    """Deal the parts to at most `workers` actors; what is yielded searches them like `reader.search`.
+    """Deal the parts to at most `workers` actors; yield a function that searches them like `reader.search`.
 
-    Fewer actors do where no more find room. ClusterUnavailable where none does for `ray.wait_s`. WorkFailed where a
-    share lost its actor at each of several attempts; an error in an actor is raised here.
+    If there is room for fewer actors only, these do all the work. Raises ClusterUnavailable if there is room for none
+    within `ray.wait_s`, WorkFailed where a share lost its actor at each of several attempts; an error in an actor is
+    raised here.
     """
     ordinals = [shard.ordinal for shard in reader.filled()]
+    # Round-robin, so that shares differ by one part at most.
     shares = [ordinals[place::workers] for place in range(min(workers, len(ordinals)))]
     with ray_session(config):
         require_shared_store(reader.artifact.store, config)
@@ -76,7 +78,10 @@ def spread(reader: IndexReader, workers: int, config: Config) -> Iterator[Callab
 
 @dataclass(eq=False)
 class _Actor:
-    """An actor; `waits` is its place or the answer for a share, whichever it was asked last."""
+    """An actor and its present task.
+
+    `waits` is the reference of its last request: its node, or the answer for a share.
+    """
 
     handle: Any
     waits: Any
@@ -84,16 +89,18 @@ class _Actor:
     share: int | None = None
     beat: Any = None
     heard: float = 0.0
-    """When it answered last, beside its work."""
+    """Time of its last answer to a look at whether it lives (`time.monotonic`)."""
 
 
 class _Fan:
-    """As many actors as there are shares, if they find room. Each keeps to the shares that it has opened."""
+    """The actors of one search, one per share if there is room. Each keeps to the shares that it has opened."""
 
     def __init__(self, artifact: Artifact, shares: Sequence[Sequence[int]], need: Need, wait_s: float) -> None:
         import ray
 
         self._artifact, self._shares, self._need, self._wait_s = artifact, shares, need, wait_s
+        # No restarts by Ray: `_bury` counts deaths and starts actors itself. BESIDE is a thread of its own, so that an
+        # actor can answer `_watch` while it searches.
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
         self._remote = ray.remote(**need.options(), **options)(Searcher)
         self._manifest = ray.put(artifact.manifest.to_bytes())
@@ -133,7 +140,7 @@ class _Fan:
         return best
 
     def _watch(self, actor: _Actor, waiting: list[int], died: list[int]) -> None:
-        """Ask an actor, beside its work, whether it lives; one that does not answer for STUCK_S is replaced."""
+        """Ask an actor, beside its work, whether it lives; one without an answer for STUCK_S is replaced."""
         import ray
 
         if actor.beat is None or ray.wait([actor.beat], timeout=0)[0]:
@@ -143,14 +150,14 @@ class _Fan:
             self._bury(actor, f"did not answer for {STUCK_S:g} s", True, waiting, died)
 
     def _ask(self, actor: _Actor, waiting: list[int], batch: Any, k: int) -> None:
-        """Give an actor a share that waits: one that it has opened, else one that no other has."""
+        """Give an actor a waiting share: one that it has opened, else one that no other has."""
         share = min(waiting, key=lambda share: (self._opened.get(share) is not actor, share in self._opened))
         waiting.remove(share)
         self._opened[share] = actor
         actor.share, actor.waits = share, actor.handle.search.remote(batch, k, self._shares[share])
 
     def _answer(self, actor: _Actor, waiting: list[int], died: list[int]) -> Neighbours | None:
-        """Take an actor's answer: its place, what it found, or its death, after which another is started."""
+        """Take an actor's answer: its node, its neighbours, or its death, after which another is started."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
@@ -171,7 +178,7 @@ class _Fan:
         return distances, ids
 
     def _bury(self, actor: _Actor, reason: str, own_fault: bool, waiting: list[int], died: list[int]) -> None:
-        """Have another actor started, and the share searched again; WorkFailed where that was tried too often."""
+        """Start another actor and search the share again; raise WorkFailed where that was tried too often."""
         import ray
 
         ray.kill(actor.handle)

@@ -1,4 +1,4 @@
-"""Search of one index on a GPU: the codes of all parts lie in its memory, and many queries are answered at once."""
+"""Searches one index on a GPU: its memory holds the codes of all parts and answers many queries at once."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ from pipelines.index.reader import IndexReader
 
 
 def on_gpu(reader: IndexReader, device: str = "cuda") -> Callable[[Codes, int], Neighbours]:
-    """Copy the codes of a flat index to the GPU; what is returned searches them like `reader.search`.
+    """Copy the codes of a flat index to the GPU; return a function that searches them like `reader.search`.
 
-    ConfigError for another kind of index, and where no GPU is or has room for the codes.
+    Raises ConfigError for another kind of index, and where there is no GPU with room for the codes.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("search.device = cuda, but torch sees no GPU here: leave it at cpu")

@@ -1,7 +1,8 @@
 """`hhnet search`: nearest neighbours of images, keys or codes in a published index, as JSON and as a page.
 
-Codes find neighbours, logits put them in order: with `search.rerank` the nearest so many by Hamming distance are
-ordered by the asymmetric distance of their logits to the query's outputs, and the first k of that order are shown.
+Codes find neighbours, logits put them in order. With `search.rerank` the nearest codes by Hamming distance, as many as
+it says, are ordered by the asymmetric distance of their logits to the query's outputs; the first k of that order are
+shown.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,9 +32,9 @@ from pipelines.storage import write_output
 
 BATCH = 4096
 PAIRS = 1 << 20
-"""Queries times neighbours that are searched for together."""
+"""Queries times neighbours that are searched for in one batch."""
 ANSWER = 4_000_000
-"""Neighbours of all queries that one answer may have: each takes some 700 bytes."""
+"""Largest number of neighbours, of all queries together, in one answer; each takes about 700 bytes."""
 PAGE_QUERIES = 200
 
 Nearest = Callable[[Codes, int], Neighbours]
@@ -41,9 +42,9 @@ Nearest = Callable[[Codes, int], Neighbours]
 
 @dataclass(frozen=True)
 class Query:
-    """What to look for: how it was named, its packed code, and its picture or where that lies.
+    """A query: the user's name for it, its packed code, and its picture or the picture's place.
 
-    `outputs` are those of the network, or the logits that were stored of them, where the query is to be re-ranked.
+    `outputs` are needed for re-ranking: the outputs of the network, or the logits stored from them.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """What was found: its Hamming distance and, where the neighbours are re-ranked, its asymmetric distance."""
+    """A found neighbour: its Hamming distance and, if the neighbours are re-ranked, its asymmetric distance."""
 
     item: Item
     distance: int
@@ -109,7 +110,7 @@ def search(
 ) -> SearchResult:
     """Search the published `index` by image files, by keys or paths in it, by codes artifacts, and by hex codes.
 
-    `model` and `shards` say where these lie if not where the artifacts remember; `html` is a file for a page with
+    `model` and `shards` name their places where the remembered ones are wrong; `html` is a file for a page with
     pictures. Neighbours come by (distance, id); with `search.rerank` by (asymmetric distance, distance, id). Raises
     InputError for a query that cannot be used or re-ranked, and FingerprintMismatch for a model or codes that are not
     the index's own.
@@ -149,18 +150,18 @@ def search(
 
 @contextmanager
 def _nearest(reader: IndexReader, config: Config) -> Iterator[Nearest]:
-    """What searches the parts: this process, a GPU, or `search.workers` Ray actors."""
+    """Yield the function that searches the parts: in this process, on a GPU, or on `search.workers` Ray actors."""
     if config.search.device == "cuda":
         if config.search.workers is not None:
             raise ConfigError("search.workers and search.device = cuda exclude each other: the GPU is in one process")
-        from pipelines.search.gpu import on_gpu  # imports torch, which a search on CPUs can do without
+        from pipelines.search.gpu import on_gpu  # imports torch; only the GPU needs it
 
         yield on_gpu(reader)
         return
     if config.search.workers is None:
         yield reader.search
         return
-    from pipelines.search.actors import spread  # a search in this process needs no Ray
+    from pipelines.search.actors import spread  # imports Ray; a search in this process needs none
 
     with spread(reader, config.search.workers, config) as nearest:
         yield nearest
@@ -169,7 +170,7 @@ def _nearest(reader: IndexReader, config: Config) -> Iterator[Nearest]:
 def _named(
     reader: IndexReader, batch: Sequence[Query], found: Neighbours, k: int, rerank: bool
 ) -> list[tuple[Query, list[Neighbour]]]:
-    """The first k neighbours of each query, re-ranked if so asked, with what the index knows of them."""
+    """Return the first k neighbours of each query with the index's facts about them, re-ranked if asked for."""
     distances, ids = found
     scores: list[list[float]] | list[list[None]] = [[None] * k] * len(batch)
     if rerank:
@@ -186,7 +187,10 @@ def _named(
 def _reranked(
     reader: IndexReader, batch: Sequence[Query], distances: npt.NDArray[np.int32], ids: Ids
 ) -> tuple[npt.NDArray[np.int32], Ids, npt.NDArray[np.float32]]:
-    """Distances, ids and asymmetric distances by (asymmetric distance, distance, id); what was not found stays last."""
+    """Return distances, ids and asymmetric distances by (asymmetric distance, distance, id).
+
+    Empty places stay last.
+    """
     asymmetric = np.full(ids.shape, np.inf, np.float32)
     known = np.unique(ids[ids != NO_ID])
     logits = reader.real_codes_of(known)
@@ -232,7 +236,7 @@ def _queries(
     model: str | None,
     outputs: bool,
 ) -> Iterator[Query]:
-    """The queries in turn, with their outputs if asked for."""
+    """Yield the queries in turn, with their outputs if asked for."""
     if outputs and hex_codes:
         raise InputError(
             f"--code {hex_codes[0]} has no logits to re-rank by: search by --image, --key or --codes, or set no rerank"
@@ -250,9 +254,9 @@ def _queries(
 def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> Iterator[Query]:
     data = [_read_image(name) for name in images]
     artifact = open_input(reader.artifact, "model", model)
-    from pipelines.encode.encoder import Encoder  # imports torch, which the other queries can do without
+    from pipelines.encode.encoder import Encoder  # imports torch; only images need it
 
-    z_NK = Encoder.open(artifact).real_codes(data)  # as it was opened, not what lies there by now
+    z_NK = Encoder.open(artifact).real_codes(data)  # not the root, which may have changed
     if z_NK.shape[1] != reader.bits:
         raise FingerprintMismatch(
             f"{artifact.uri} makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits"
@@ -278,7 +282,7 @@ def _read_image(name: str) -> bytes:
 
 
 def _by_key(reader: IndexReader, keys: Sequence[str], outputs: bool) -> Iterator[Query]:
-    """A key that several of the index's shards hold is searched once for each."""
+    """Yield the queries for these keys; a key in several of the index's shards is searched once for each."""
     found, lacking = reader.find(keys)
     if gone := sorted(reader.removed_keys(lacking)):
         raise InputError(f"key {gone[0]!r} was removed from {reader.artifact.uri}")
@@ -304,7 +308,7 @@ def _parse_hex(text: str, reader: IndexReader) -> bytes:
 
 
 def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Query]:
-    """Every row of a codes artifact, one shard in memory at a time."""
+    """Yield a query for every row of a codes artifact, with one shard in memory at a time."""
     if entry.bits != reader.bits:
         raise FingerprintMismatch(
             f"{entry.artifact.uri} holds codes of {entry.bits} bits, {reader.artifact.uri} of {reader.bits} bits"
@@ -339,7 +343,7 @@ def _batches(queries: Iterator[Query], size: int) -> Iterator[list[Query]]:
 
 
 def find_pictures_of(reader: IndexReader, shards: Sequence[str]) -> Pictures:
-    """Pictures of the index's samples: from `shards` where named, else through the codes it was built from."""
+    """Return the pictures of the index's samples: from `shards` where named, else through the index's codes."""
     if shards:
         pictures = find_pictures((), shards)
         if not any(shard.shard_sha256 in pictures for shard in reader.filled()):
@@ -361,7 +365,10 @@ def find_pictures_of(reader: IndexReader, shards: Sequence[str]) -> Pictures:
 def search_page(
     shown: Sequence[tuple[Query, Sequence[Neighbour]]], total: int, pictures: Pictures, rerank: int | None
 ) -> str:
-    """The results as a self-contained page; neighbours are framed by whether they share a class with the query."""
+    """Return the results as a self-contained page.
+
+    The frame of a neighbour tells whether it shares a class with the query.
+    """
     places = {Place(found.item.shard_sha256, found.item.row) for _, near in shown for found in near}
     found = pictures.get(places | {query.place for query, _ in shown if query.place})
     rows = [

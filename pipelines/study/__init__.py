@@ -1,4 +1,4 @@
-"""Studies: grids of trainings whose results can be compared.
+"""Studies: grids of trainings with comparable results.
 
 study    the verb
 grid     what a TOML file describes, as groups of cells that differ in nothing but the seed

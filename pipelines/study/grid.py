@@ -1,4 +1,4 @@
-"""A study as its TOML file describes it, and the grid of configurations that it stands for.
+"""Reads a study from its TOML file, and expands it into the grid of its configurations.
 
     title = "Bits"
     seeds = [0, 1]
@@ -37,15 +37,15 @@ MAX_CELLS = 10_000
 
 
 class Description(BaseModel):
-    """The file as it is written."""
+    """The TOML file as it is written."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str = Field(min_length=1, max_length=200)
     about: str = ""
-    """What is asked, in a few sentences."""
+    """Question of the study, in a few sentences."""
     protocol: str | None = None
-    """The split of the field that it is about; the data set's files are named on the command line."""
+    """Published split that the study uses; the data set's files are named on the command line."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     settings: dict[str, Any] = {}
     axes: dict[str, Any] = {}
@@ -54,7 +54,7 @@ class Description(BaseModel):
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of an axis: its label, and the settings that it stands for by dotted name."""
+    """One value of an axis: its label, and its settings by dotted name."""
 
     label: str
     settings: Mapping[str, Any]
@@ -62,14 +62,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Group:
-    """The cells that differ in the seed alone: the label that each axis has in it, and their settings."""
+    """The cells that differ in the seed alone: their label on each axis, and their settings."""
 
     labels: Mapping[str, str]
     settings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """`recipe=ours, model.bits=64`."""
+        """Labels of the group: `recipe=ours, model.bits=64`."""
         return ", ".join(f"{axis}={label}" for axis, label in self.labels.items()) or "all"
 
 
@@ -81,13 +81,13 @@ class Grid:
     axes: Mapping[str, tuple[Choice, ...]]
     groups: tuple[Group, ...]
     candidates: tuple[Choice, ...]
-    """What is searched among; empty where nothing is."""
+    """Choices that a search tries; empty without a search."""
     file: Path | None
     sets: tuple[str, ...]
 
     @classmethod
     def make(cls, description: Description, file: Path | None = None, sets: Sequence[str] = ()) -> "Grid":
-        """The grid of a description; `file` and `sets` change settings of every cell. Raises ConfigError."""
+        """Expand a description into its grid; `file` and `sets` change settings of every cell. Raises ConfigError."""
         axes, searched = _axes(description.axes, "axes"), _axes(description.search, "search")
         _require_own_settings({**axes, **{f"search {name}": choices for name, choices in searched.items()}})
         size = len(description.seeds)
@@ -110,19 +110,19 @@ class Grid:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds of each group."""
+        """Seeds of each group."""
         return self.description.seeds
 
     def config(self, group: Group, seed: int, more: Mapping[str, Any] | None = None) -> Config:
-        """The configuration of a cell; `more` is what a search chose."""
+        """Return the configuration of a cell; `more` holds the settings that a search chose."""
         return load_config(self.file, self.sets, {**group.settings, **(more or {}), "train.seed": seed})
 
     def base(self) -> Config:
-        """The configuration that all cells share."""
+        """Return the configuration that all cells share."""
         return load_config(self.file, self.sets)
 
     def _require_distinct(self) -> None:
-        """ConfigError where two cells, or two candidates of a group, would be one training under two names."""
+        """Raise ConfigError where two cells, or two candidates of a group, would be the same training."""
         cells = {f"{group.name}, seed {seed}": self.config(group, seed) for group in self.groups for seed in self.seeds}
         if len(cells) < len(self.groups) * len(self.seeds):
             raise ConfigError("seeds: a seed stands there twice")
@@ -142,9 +142,9 @@ def _refuse_same(configs: Mapping[str, Config], kinds: Sequence[str]) -> None:
 
 
 def read_description(source: str, protocol: str | None = None) -> Description:
-    """A shipped study by its name, or one in a .toml file, on another `protocol` if that is given.
+    """Read a shipped study by its name, or one in a .toml file; `protocol` replaces its protocol.
 
-    ConfigError, in one line, where it is neither, or wrong.
+    Raises ConfigError, in one line, where it is neither, or wrong.
     """
     if source in SHIPPED:
         tree = tomllib.loads(files(__package__).joinpath(f"{source}.toml").read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ def read_description(source: str, protocol: str | None = None) -> Description:
 
 
 def _axes(tree: Mapping[str, Any], where: str) -> dict[str, tuple[Choice, ...]]:
-    """The axes in the order of the file: lists of a setting's values, or tables of named variants."""
+    """Return the axes in the order of the file: lists of a setting's values, or tables of named variants."""
     axes: dict[str, tuple[Choice, ...]] = {}
     for name, value in tree.items():
         if name in Config.model_fields:
@@ -183,7 +183,7 @@ def _axes(tree: Mapping[str, Any], where: str) -> dict[str, tuple[Choice, ...]]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tables by dotted name."""
+    """Yield the leaves of nested tables by dotted name."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
@@ -200,7 +200,7 @@ def _joined(row: Sequence[Choice]) -> dict[str, Any]:
 
 
 def _require_own_settings(axes: Mapping[str, Sequence[Choice]]) -> None:
-    """ConfigError where two axes set the same setting: the later would silently win."""
+    """Raise ConfigError where two axes set the same setting: the later one would silently win."""
     owner: dict[str, str] = {"train.seed": "seeds"}
     for axis, choices in axes.items():
         for setting in {name for choice in choices for name in choice.settings}:

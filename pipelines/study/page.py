@@ -1,4 +1,4 @@
-"""The page of a study: what was asked, the groups over their seeds, curves, the searches, and every cell."""
+"""Builds the page of a study: its question, the groups over their seeds, curves, the searches, and every cell."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ CURVES = {
     "map_flops": ("flops", "GFLOP of one image", 1e9),
     "map_image_size": ("image_size", "side of the input in pixels", 1.0),
 }
-"""Name of a plot -> the figure on its x axis, that axis's title, and what the figure is divided by."""
+"""Name of a plot -> (figure on its x axis, title of that axis, divisor of the figure)."""
 
 
 def study_plots(summary: Sequence[Entry]) -> dict[str, bytes]:
-    """PNGs of mAP over bits, FLOPs and input size, each only where that has more than one value."""
+    """Draw PNGs of mAP over bits, FLOPs and input size, each only where that has more than one value."""
     done = [entry for entry in summary if entry["map"] is not None]
     drawn = {}
     for name, (figure, title, unit) in CURVES.items():
@@ -30,7 +30,7 @@ def study_plots(summary: Sequence[Entry]) -> dict[str, bytes]:
 
 
 def _series(done: Sequence[Entry], figure: str, unit: float) -> dict[str, list[tuple[float, float, float]]]:
-    """The groups as curves: what differs in an axis that moves x stands on one curve."""
+    """Return the groups as curves; groups that differ only in axes that move x are on one curve."""
     axes = [name for name in done[0] if name.startswith(AXIS)]
     kept = [axis for axis in axes if not _moves(done, axis, axes, figure)]
     series: dict[str, list[tuple[float, float, float]]] = {}
@@ -41,7 +41,7 @@ def _series(done: Sequence[Entry], figure: str, unit: float) -> dict[str, list[t
 
 
 def _moves(done: Sequence[Entry], axis: str, axes: Sequence[str], figure: str) -> bool:
-    """Whether two groups that differ in this axis alone differ in the figure."""
+    """Tell whether two groups that differ in this axis alone differ in the figure."""
     seen: dict[tuple[str, ...], set[float]] = {}
     for entry in done:
         seen.setdefault(tuple(entry[other] for other in axes if other != axis), set()).add(entry[figure])
@@ -56,7 +56,7 @@ def study_page(
     drawn: Mapping[str, bytes],
     sources: Mapping[str, str],
 ) -> str:
-    """The self-contained page."""
+    """Return the self-contained page."""
     axes = [name for name in summary[0] if name.startswith(AXIS)]
     best = max((entry for entry in summary if entry["map"] is not None), key=lambda e: float(e["map"]), default=None)
     return render(

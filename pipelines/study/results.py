@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipelines.artifacts.tables import table_of
 
 AXIS = "axis."
-"""Before the name of an axis, the column that holds its labels."""
+"""Prefix of the columns with the labels of an axis; the axis's name follows."""
 
 CELLS = pa.schema(
     [
@@ -33,8 +33,11 @@ CELLS = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-"""Columns of every study; one of strings for each axis follows. `flops` are those of one image's forward pass, `images`
-those seen in training; `model` and `report` are digests. A cell that failed has an error instead of figures."""
+"""Columns of every study; one of strings for each axis follows.
+
+`flops` count one image's forward pass, `images` those seen in training; `model` and `report` are digests. A cell that
+failed has an error instead of figures.
+"""
 
 SEARCHES = pa.schema(
     [
@@ -51,7 +54,7 @@ SEARCHES = pa.schema(
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate of a search and what became of it."""
+    """The outcome of one candidate of a search."""
 
     group: str
     seed: int
@@ -63,26 +66,26 @@ class Trial:
 
 
 def cells_schema(axes: Sequence[str]) -> pa.Schema:
-    """The schema of the cells of a study with these axes."""
+    """Return the schema of the cells of a study with these axes."""
     return pa.schema([*CELLS, *(pa.field(AXIS + name, pa.string(), nullable=False) for name in axes)])
 
 
 def cells_table(axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The cells as a table; what a row does not say is null."""
+    """Return the cells as a table; values that a row lacks are null."""
     schema = cells_schema(axes)
     return table_of(schema, {name: [row.get(name) for row in rows] for name in schema.names})
 
 
 def searches_table(trials: Sequence[Trial]) -> pa.Table:
-    """The trials as a table."""
+    """Return the trials as a table."""
     return table_of(SEARCHES, {name: [getattr(trial, name) for trial in trials] for name in SEARCHES.names})
 
 
 def summarise(cells: pa.Table) -> list[dict[str, Any]]:
-    """Each group over its seeds: mean and sample deviation of the mAP, which one seed alone does not have.
+    """Summarise each group over its seeds: mean and sample deviation of the mAP.
 
-    Cells that failed are counted and have no part in it; a group in which all failed has no mean. The other figures
-    are those that its cells share.
+    A single seed has no deviation. Failed cells are counted but not averaged; a group in which all failed has no mean.
+    The other figures are those that its cells share.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in cells.to_pylist():

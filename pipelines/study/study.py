@@ -1,10 +1,10 @@
-"""`hhnet study`: a grid of trainings, each encoded and evaluated, to one table and page.
+"""`hhnet study`: runs a grid of trainings, each encoded and evaluated, and collects them in one table and page.
 
     grid -> per group: search on validation -> per seed: train -> encode queries and database -> evaluate -> study
 
-It stands above the verbs and does nothing that they do: each step is a verb's function with an --out of its own below
-the study's, named by the fingerprint of what it makes. So what is there is found whatever study made it, a rerun after
-a kill goes on, and what differs in a setting never meets. Processes that share a store each take a share of the groups.
+It only calls other verbs: each step is a verb's function with an --out of its own below the study's, named by the
+fingerprint of its result. So a result is found whichever study made it, a rerun after a kill goes on, and results of
+different settings never share a place. Processes that share a store each take a share of the groups.
 """
 
 import json
@@ -49,7 +49,7 @@ FAILED_NAMED = 3
 
 @dataclass(frozen=True)
 class Data:
-    """The shards that every cell learns from and is measured on."""
+    """The shards that all cells are trained and measured on."""
 
     train: Artifact
     val: Artifact | None
@@ -57,7 +57,7 @@ class Data:
     database: tuple[Artifact, ...]
 
     def inputs(self) -> dict[str, Artifact]:
-        """By role."""
+        """Return the shards by role."""
         val = {"val": self.val} if self.val else {}
         return {
             "train": self.train,
@@ -69,7 +69,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of the grid with its seed, and what became of it; neither model nor error where it is missing."""
+    """One configuration with its seed, and its outcome; neither model nor error is set where it is missing."""
 
     group: Group
     seed: int
@@ -80,12 +80,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """`recipe=ours, model.bits=64, seed 0`."""
+        """Labels and seed: `recipe=ours, model.bits=64, seed 0`."""
         return f"{self.group.name}, seed {self.seed}"
 
     @property
     def state(self) -> str:
-        """In a word."""
+        """State of the cell: `failed`, `done` or `missing`."""
         return "failed" if self.error else "done" if self.report else "missing"
 
 
@@ -126,14 +126,13 @@ class StudyResult(Result):
 def study(
     grid: Grid, out: str, root: str | None = None, share: tuple[int, int] = (1, 1), dry_run: bool = False
 ) -> StudyResult | StudyListing:
-    """Do what is missing of a study below `out`, and publish its tables and page when no cell is missing.
+    """Do the missing steps of a study below `out`, and publish its tables and page when no cell is missing.
 
     The data are the shards of `run.train`, `run.query`, `run.database` and `run.val`, or those that the study's
-    protocol makes of the files in `root`. `share` (i, n) does every n-th training only, from the i-th. With `dry_run`
-    nothing is done.
+    protocol makes from the files in `root`. `share` (i, n) does only every n-th training, from the i-th on. With
+    `dry_run` nothing is done.
 
-    Raises WorkFailed at the end where cells failed:
-    they are rows with their error, and a rerun tries them again.
+    Raises WorkFailed at the end where cells failed: they are rows with their error, and a rerun tries them again.
     """
     number, shares = share
     data = _data(grid, out, root, dry_run)
@@ -148,7 +147,7 @@ def study(
                 sys.stderr.write(f"study: group {place + 1} of {len(grid.groups)}: {group.name}\n")
                 made[place] = run_group(grid, group, Steps(out, data, work=True))
                 log.advance(len(grid.seeds), group.name)
-    # Looked at when the own share is done, so that of several processes the last one finds no cell missing.
+    # Look after the own share is done: of several processes the last one then finds no cell missing.
     found_only = Steps(out, data, work=False) if data else None
     outcomes = [made.get(place) or run_group(grid, group, found_only) for place, group in enumerate(grid.groups)]
     cells = [cell for found, _ in outcomes for cell in found]
@@ -163,7 +162,10 @@ def study(
 
 
 def _turns(grid: Grid) -> list[int]:
-    """The place of each group's training among all: groups that share one belong to one share, or each would train."""
+    """Return the place of each group's training among all trainings.
+
+    Groups with the same training get the same place, and so the same share; otherwise several shares would train it.
+    """
     configs = [grid.config(group, grid.seeds[0], {}) for group in grid.groups]
     marks = [json.dumps(result_settings(config, "model"), sort_keys=True) for config in configs]
     places = {mark: place for place, mark in enumerate(dict.fromkeys(marks))}
@@ -171,7 +173,7 @@ def _turns(grid: Grid) -> list[int]:
 
 
 def _data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | None:
-    """The shards, which a protocol makes first; None for a dry run that has none yet."""
+    """Return the shards, which a protocol makes first; None for a dry run without any yet."""
     base, protocol = grid.base(), grid.description.protocol
     named = base.run
     if root is not None:
@@ -206,13 +208,13 @@ def _data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | None:
 
 
 class Steps:
-    """The verbs of a cell, each at an --out named by what it makes; without `work` only what is there is found."""
+    """The steps of a cell, each at an --out named by its fingerprint; without `work` it only finds existing results."""
 
     def __init__(self, out: str, data: Data, work: bool) -> None:
         self.out, self.data, self.work = Store(out).uri, data, work
 
     def model(self, config: Config) -> Artifact | None:
-        """Train, or find the model; where it is a rotated one, cells share the training that it is made of."""
+        """Train or find the model; cells with rotated models share the training behind them."""
         trained = self._trained(config)
         if trained is None or config.train.rotate == "none":
             return trained
@@ -234,7 +236,7 @@ class Steps:
         return self._found_or_made("model", mark, make)
 
     def codes(self, shards: Artifact, model: Artifact, config: Config) -> Artifact | None:
-        """Encode, or find the codes."""
+        """Encode the shards, or find the codes."""
         mark = encoding.plan_job(shards, model, self.out, config).fingerprint
 
         def make(uri: str) -> None:
@@ -254,7 +256,7 @@ class Steps:
         return self._found_or_made("report", mark, lambda uri: evaluate.evaluate(queries.uri, uris, uri, config))
 
     def _found_or_made(self, kind: str, mark: str, make: Callable[[str], object]) -> Artifact | None:
-        """What is there, or is made. A failure is remembered, so that a look tells failed from missing."""
+        """Find the artifact, or make it; record a failure, so that a look can tell failed from missing."""
         uri, failures = f"{self.out}/{kind}/{mark[:NAME_CHARS]}", f"failures/{kind}-{mark[:NAME_CHARS]}"
         found, store = finished(Store(uri), kind, mark), Store(self.out)
         if found is not None:
@@ -267,19 +269,25 @@ class Steps:
             make(uri)
         except HHNetError as error:
             if not out_of_reach(error):
-                number = len(store.names(failures)) + 1  # of two shares that fail at once one note is enough
+                number = len(store.names(failures)) + 1  # if two shares fail at once, one note is enough
                 store.put(f"{failures}/{number:06d}.json", canonical_json({"error": str(error)}))
             raise
         return open_current(uri, kind)
 
 
 def out_of_reach(error: HHNetError) -> bool:
-    """Whether the store or the cluster failed; a job's error has no class of its own, but its exit code."""
+    """Tell whether the store or the cluster failed.
+
+    It looks at the exit code, since an error that comes from a job has no class of its own.
+    """
     return error.exit_code == Unavailable.exit_code
 
 
 def attempt(step: Callable[[], T]) -> tuple[T | None, str | None]:
-    """What a step gives, or its one-line error. What is out of reach is not the cell's fault and ends the study."""
+    """Run a step; return its result, or its one-line error.
+
+    An unreachable store or cluster is not the cell's fault and ends the study.
+    """
     try:
         return step(), None
     except HHNetError as error:
@@ -289,7 +297,7 @@ def attempt(step: Callable[[], T]) -> tuple[T | None, str | None]:
 
 
 def run_group(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Cell], list[Trial]]:
-    """The cells of a group with the candidate that validation chose, and the trials of its search."""
+    """Run the cells of a group with the candidate that validation chose; return them and the trials of its search."""
     trials, chosen = search(grid, group, steps)
     cells = [Cell(group, seed, grid.config(group, seed, chosen)) for seed in grid.seeds]
     if trials and all(trial.error for trial in trials):
@@ -308,10 +316,10 @@ def _run_cell(cell: Cell, steps: Steps) -> Cell:
 
 
 def search(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Trial], Mapping[str, Any]]:
-    """Train each candidate with the first seed; the best validation mAP, or the first of equals, is chosen.
+    """Train each candidate with the first seed, and choose the best validation mAP, the first of equals.
 
-    A candidate that fails, by a rate so high that the loss is not finite for example, is not chosen. While one is
-    missing none is chosen.
+    A candidate that fails, for example by a rate so high that the loss is not finite, is not chosen. While one is
+    missing, none is chosen.
     """
     if not grid.candidates or steps is None:
         return [], {}
@@ -334,7 +342,7 @@ def search(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Trial], 
 
 
 def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Sequence[Trial]) -> StudyResult:
-    """The study artifact, named by its description, its reports, and what failed."""
+    """Publish the study artifact; its fingerprint covers its description, its reports, and the failures."""
     inputs = data.inputs()
     for number, cell in enumerate(cells):
         made = {"model": cell.model, "report": cell.report}
@@ -373,7 +381,7 @@ def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Se
 
 
 def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
-    """The cells as rows of the table."""
+    """Return the cells as rows of the table."""
     train_set, val_set = open_shards(data.train.uri), open_shards(data.val.uri) if data.val else None
     known: dict[str, int] = {}
     rows = []
@@ -381,7 +389,7 @@ def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
         config, axes = cell.config, {AXIS + name: label for name, label in cell.group.labels.items()}
         row: dict[str, Any] = {"group": cell.group.name, "seed": cell.seed, "error": cell.error, **axes}
         model = cell.model.facts(ModelMeta) if cell.model else None
-        bits = model.bits if model else config.model.bits  # of a class index fewer
+        bits = model.bits if model else config.model.bits  # a class index has fewer bits
         row |= {"backbone": config.model.backbone, "bits": bits, "loss": config.train.loss}
         row |= {"image_size": config.data.image_size, "lr": config.train.lr}
         if cell.model is not None and model is not None:
@@ -389,6 +397,7 @@ def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
             row |= {"model": cell.model.digest, "val_map": model.metrics.map, "steps": model.metrics.steps}
             row |= {"images": config.train.epochs * samples, "parameters": cell.model.manifest.totals["parameters"]}
             head = model.rotation.rotated if model.rotation else None
+            # Cells with one network and input size share the count, since counting opens the model.
             shape = json.dumps([config.model.model_dump(mode="json"), config.data.image_size, head])
             if shape not in known:
                 known[shape] = forward_flops(Encoder.open(cell.model).model, config.data.image_size)
@@ -401,7 +410,7 @@ def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
 
 
 def _seconds(cells: Sequence[Cell]) -> dict[str, float]:
-    """Seconds that the training of each cell took, over all its runs, as these remember them."""
+    """Return the seconds that the training of each cell took, over all its recorded runs."""
     found = {}
     for cell in cells:
         records = closed_records(cell.model.store) if cell.model else []
@@ -410,7 +419,7 @@ def _seconds(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def _listing(out: str, cells: Sequence[Cell], dry_run: bool) -> StudyListing:
-    """Every cell with its state, where the study is not whole yet."""
+    """Return every cell with its state, for a study that is not complete yet."""
     shown = [{"cell": cell.name, "state": cell.state} for cell in cells]
     counts = Counter(cell.state for cell in cells)
     return StudyListing(
@@ -438,7 +447,7 @@ def _answer(artifact: Artifact, status: str) -> StudyResult:
 
 
 def _complain(cells: Sequence[Cell], result: Result) -> None:
-    """WorkFailed, naming them, where cells failed."""
+    """Raise WorkFailed, naming them, where cells failed."""
     failed = [cell for cell in cells if cell.error]
     if failed:
         named = "; ".join(f"{cell.name}: {cell.error}" for cell in failed[:FAILED_NAMED])

@@ -1,4 +1,4 @@
-"""Artifacts proven from their stored bytes, cleaned up, and followed while they are made.
+"""Proves artifacts from their stored bytes, cleans them up, and follows them while they are made.
 
 verify      the verb
 proofs      the proof of each kind; codes, index, model, report, duplicates, study, shards: one module each

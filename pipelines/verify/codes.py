@@ -1,4 +1,4 @@
-"""Proofs of a codes artifact: schema, order, labels, conservation, and the samples of the shards it was made from."""
+"""Proves a codes artifact: schema, order, labels, conservation, and the samples of its input shards."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from pipelines.storage import in_order
 from pipelines.verify.findings import Findings, require_distinct
 
 PARTS_AT_ONCE = 4
-"""Parts that are read and parsed at a time, each of which is in memory."""
+"""Number of parts that are read and parsed side by side; all of them are in memory."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -29,7 +29,7 @@ _PLACES = pa.schema(
 
 
 def prove_codes(findings: Findings) -> None:
-    """Schema, order, labels and conservation: each sample of each shard is a code or a reject, once."""
+    """Check schema, order, labels and conservation: each sample of each shard is a code or a reject, once."""
     artifact = findings.artifact
     manifest = artifact.manifest
     source = findings.input("shards")
@@ -47,7 +47,7 @@ def prove_codes(findings: Findings) -> None:
             with findings.guard():
                 findings.split("trained_on", meta.trained_on, model.facts(ModelMeta).protocol)
         try:
-            # The manifest sorts its keys; the setting has the order of the columns.
+            # In the order of the setting, which is the order of the columns: the manifest sorts its keys.
             columns = {name: column_type(meta.carried[name]) for name in meta.settings.get("encode.carry", ())}
         except (KeyError, TypeError, ValueError):
             raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its carried columns") from None
@@ -56,7 +56,7 @@ def prove_codes(findings: Findings) -> None:
 
 
 def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Shard], classes: int) -> None:
-    """The parts of every receipt, and that all of them together are what the manifest promises."""
+    """Check the parts of every receipt, and that together they are what the manifest promises."""
     artifact, manifest = findings.artifact, findings.artifact.manifest
     receipts = list(_receipts(findings))
     keys: list[pa.Array] = []
@@ -108,7 +108,10 @@ def _receipts(findings: Findings) -> Iterator[Receipt]:
 
 
 def _outcome(work: Callable[[_T], _R], item: _T) -> Callable[[], _R]:
-    """Do `work` and say later what came of it, so that damage of one item does not end the work on the others."""
+    """Run `work` now and return a function that returns its result or raises its error.
+
+    So damage of one item does not end the work on the others.
+    """
     try:
         result = work(item)
     except DamagedArtifact as damage:
@@ -122,7 +125,10 @@ def _outcome(work: Callable[[_T], _R], item: _T) -> Callable[[], _R]:
 
 
 def _prove_shard(artifact: Artifact, receipt: Receipt, schema: pa.Schema, classes: int) -> pa.Table:
-    """Check one shard's codes and rejects. Returns key, row, path and labels, the last two null for a reject."""
+    """Check one shard's codes and rejects.
+
+    Returns key, row, path and labels of its samples; path and labels are null for a reject.
+    """
     columns = [_prove_codes(artifact, receipt, part, schema, classes) for part in receipt.codes]
     if receipt.rejects is not None:
         where = f"{artifact.uri}/{receipt.rejects.path}"
@@ -144,7 +150,7 @@ def _prove_shard(artifact: Artifact, receipt: Receipt, schema: pa.Schema, classe
 
 
 def _prove_codes(artifact: Artifact, receipt: Receipt, part: Part, schema: pa.Schema, classes: int) -> pa.Table:
-    """Check one part of a shard's codes. Returns key, row, path and labels of its samples."""
+    """Check one part of a shard's codes; return key, row, path and labels of its samples."""
     where = f"{artifact.uri}/{part.path}"
     codes = read_parquet(artifact.read(part), where)
     require_schema(codes, schema, where)
@@ -175,7 +181,10 @@ def _require_rows(table: pa.Table, receipt: Receipt, part: Part, where: str) -> 
 
 
 def _same_facts(facts: dict[bytes, bytes], expected: dict[bytes, bytes]) -> bool:
-    """Whether a part says what the manifest does; its classes may be those that there were before the shards grew."""
+    """Tell whether a part's metadata agrees with the manifest.
+
+    Its class list may be shorter: the list from before the shards grew.
+    """
     if {**facts, b"hhnet.classes": b""} != {**expected, b"hhnet.classes": b""}:
         return False
     try:

@@ -1,7 +1,7 @@
-"""Proofs of a duplicates artifact: pairs, components and totals agree, and the codes have those pairs.
+"""Proves a duplicates artifact: pairs, components and totals agree, and the codes have those pairs.
 
-All pairs of equal codes are proven from the codes, and the distance of every pair. That no near pair is missing is
-proven for a seeded sample, which is compared with all codes.
+All pairs of equal codes, and the distance of every pair, are proven from the codes. The absence of further near pairs
+is proven for a seeded sample, which is compared with all codes.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Joined:
-    """The samples that the components list, by id."""
+    """The samples in the table of components, by id."""
 
     ids: Ids
     keys: pa.Array
     indexed: npt.NDArray[np.bool_]
 
     def find(self, ids: Ids, where: str) -> Ids:
-        """Places of ids among them; DamagedArtifact where one is not."""
+        """Return the positions of ids among the samples; raise DamagedArtifact where one is missing."""
         places = np.searchsorted(self.ids, ids)
         if (np.append(self.ids, -1)[places] != ids).any():
             raise DamagedArtifact(f"{where} has samples that are in no component")
@@ -48,7 +48,7 @@ class _Joined:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """All pairs, by places among the joined samples, in their order."""
+    """All pairs, in order, as positions among the joined samples."""
 
     a: Ids
     b: Ids
@@ -57,16 +57,19 @@ class _Pairs:
 
     @cached_property
     def marks(self) -> Ids:
-        """One ascending number for each pair."""
+        """One number for each pair, ascending."""
         return self.mark(self.a, self.b)
 
     def mark(self, a: Ids, b: Ids) -> Ids:
-        """The number of pairs of places."""
+        """Return the numbers of pairs from the positions of both sides."""
         return a * len(self.joined.ids) + b
 
 
 def prove_duplicates(findings: Findings) -> None:
-    """Order, places and totals; each component is what its pairs join; with the codes at hand, that these have them."""
+    """Check order, places and totals, and that each component is what its pairs join.
+
+    If the codes are within reach, also check that they have these pairs.
+    """
     artifact = findings.artifact
     with findings.guard():
         places = read_places(artifact)
@@ -107,7 +110,7 @@ def _read_components(findings: Findings, places: list[PlacedShard]) -> pa.Table:
 
 
 def _require_places(table: pa.Table, suffix: str, places: list[PlacedShard], where: str) -> None:
-    """Shard and row are those of the id."""
+    """Check that shard and row belong to the id."""
     ids = table[f"id{suffix}"].to_numpy()
     ordinals = np.array([place.ordinal for place in places], np.int64)
     found = np.searchsorted(ordinals, ids >> 32)
@@ -130,7 +133,7 @@ def _joined(findings: Findings, listed: pa.Table, places: list[PlacedShard]) -> 
 
 
 def _read_pairs(findings: Findings, joined: _Joined, places: list[PlacedShard]) -> _Pairs:
-    """The pairs, part by part: places and keys of both sides, distances within the radius, order."""
+    """Read the pairs part by part; check places and keys of both sides, distances within the radius, and order."""
     artifact, radius = findings.artifact, findings.artifact.facts(DuplicatesMeta).radius
     sides: dict[str, list[Ids]] = {"_a": [], "_b": []}
     distances = [np.empty(0, np.int32)]
@@ -156,7 +159,7 @@ def _read_pairs(findings: Findings, joined: _Joined, places: list[PlacedShard]) 
 
 
 def _prove_receipts(findings: Findings) -> None:
-    """Each part of the pairs belongs to the receipt of its unit, and there is one for every unit."""
+    """Check that each part of the pairs belongs to the receipt of its unit, and that every unit has a receipt."""
     artifact = findings.artifact
     claimed = []
     for number, reference in enumerate(artifact.manifest.receipts):
@@ -174,7 +177,10 @@ def _prove_receipts(findings: Findings) -> None:
 
 
 def _prove_groups(findings: Findings, pairs: _Pairs) -> int:
-    """Of equal codes each is a pair with the one that leads and has no other; how many lead."""
+    """Check the pairs of equal codes, and return the number of groups of equal codes.
+
+    In a group one sample leads. Each other sample has a single pair, with the leader.
+    """
     equal = pairs.distances == 0
     a, b = pairs.a[equal], pairs.b[equal]
     follows = np.where(pairs.joined.indexed[a], a, b)
@@ -187,8 +193,11 @@ def _prove_groups(findings: Findings, pairs: _Pairs) -> int:
 
 
 def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> tuple[int, int]:
-    """The components are those of the pairs; how many there are, and how many samples of them can go."""
-    from hhnet.search.pairs import UnionFind  # numba, which other kinds are proven without
+    """Check that the components follow from the pairs.
+
+    Returns the number of components, and the number of their samples that can be dropped.
+    """
+    from hhnet.search.pairs import UnionFind  # imports numba; only this kind needs it
 
     joined = pairs.joined
     forest = UnionFind(len(joined.ids))
@@ -214,7 +223,10 @@ def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> tu
 
 
 def _prove_codes(findings: Findings, places: list[PlacedShard], pairs: _Pairs) -> None:
-    """The samples are those of the codes and the index, and have these pairs; noted where one is out of reach."""
+    """Check that the samples come from the codes and the index, and have these pairs.
+
+    If an input is out of reach, that is noted instead.
+    """
     found = [findings.input(entry.role) for entry in findings.artifact.manifest.inputs]
     inputs = [entry for entry in found if entry is not None]
     if len(inputs) < len(found):
@@ -263,14 +275,14 @@ def _prove_pairs(findings: Findings, sources: list[Source], pairs: _Pairs, width
 
 
 def _near(codes: Codes, probes: Ids, among: Ids, radius: int) -> tuple[Ids, Ids]:
-    """Each probe with each other sample within the radius, by their numbers."""
+    """Return each probe with each other sample within the radius, as numbers of the corpus."""
     offsets, rows, _ = hhnet.hamming_range(codes[probes], codes[among], radius)
     a, b = np.repeat(probes, np.diff(offsets)), among[rows]
     return a[a != b], b[a != b]
 
 
 def _require_pairs(pairs: _Pairs, a: Ids, b: Ids, uri: str) -> None:
-    """These ids are pairs."""
+    """Raise DamagedArtifact unless all these ids are pairs."""
     ids = pairs.joined.ids
     low, high = (np.searchsorted(ids, side) for side in (np.minimum(a, b), np.maximum(a, b)))
     marks = pairs.mark(low, high)

@@ -1,4 +1,4 @@
-"""What one verification has proven and found wrong so far."""
+"""Collects the checks and problems of one verification."""
 
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ MAX_PROBLEMS = 20
 
 @dataclass
 class Findings:
-    """What was proven, and what was found wrong: counted in full, the first `MAX_PROBLEMS` kept."""
+    """The passed checks and the problems of one verification; all problems are counted, `MAX_PROBLEMS` are kept."""
 
     artifact: Artifact
     given: Mapping[str, str]
@@ -27,12 +27,12 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     found: int = 0
     followed: set[str] = field(default_factory=set)
-    """Digests of the inputs' inputs that were looked for."""
+    """Digests of the inputs' inputs that were already followed."""
     proven: set[Hashable] = field(default_factory=set)
-    """What was found right in one version and need not be looked at in another."""
+    """Marks of objects that were proven in one version and are skipped in the others."""
 
     def problem(self, text: str) -> None:
-        """Note something wrong; the same text twice is one problem."""
+        """Note a problem; the same text twice is one problem."""
         if text not in self.problems:
             self.found += 1
             if len(self.problems) < MAX_PROBLEMS:
@@ -45,14 +45,14 @@ class Findings:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn the first damage inside into a problem, and go on after it."""
+        """Turn the first damage inside the context into a problem, and go on after it."""
         try:
             yield
         except (DamagedArtifact, FingerprintMismatch) as error:
             self.problem(str(error))
 
     def input(self, role: str) -> Artifact | None:
-        """The input of this role with the right digest; None, and a note, where it is out of reach."""
+        """Open the input of this role with the right digest; where it is out of reach, note that and return None."""
         try:
             found = open_input(self.artifact, role, self.given.get(role))
         except (DamagedArtifact, FingerprintMismatch) as error:
@@ -68,12 +68,12 @@ class Findings:
         return None
 
     def split(self, key: str, mine: SplitPart | None, said: SplitPart | None) -> None:
-        """Require that the split in the manifest, if it names one, is the one that its input says."""
+        """Require that the split in the manifest, if it names one, is the split of its input."""
         same = mine is None or mine == said
         self.require(same, f"{self.artifact.uri} names another split ({key}) than its input")
 
     def _follow(self, artifact: Artifact, path: str) -> None:
-        """Open the inputs of an input where they lay, and theirs, each by the digest that its manifest names."""
+        """Open the inputs of an input, and theirs in turn, at their remembered places, each by its digest."""
         for entry in artifact.manifest.inputs:
             name = f"{path} > {entry.role}"
             if entry.digest in self.followed:
@@ -90,7 +90,10 @@ class Findings:
                 self._follow(found, name)
 
     def one_model(self, inputs: Iterable[Artifact]) -> None:
-        """All codes among the inputs were made by one model, the one that the artifact itself names if it does."""
+        """Require that all codes among the inputs were made by one model.
+
+        If the artifact itself names a model, it must be that one.
+        """
         own = [entry.digest for entry in self.artifact.manifest.inputs if entry.kind == "model"]
         named = {entry.uri: entry.manifest.input("model").digest for entry in inputs if entry.manifest.kind == "codes"}
         for uri, digest in named.items():
@@ -102,12 +105,12 @@ class Findings:
 
 
 def count(number: int, unit: str) -> str:
-    """`1 tar`, `2 tars`."""
+    """Format a number and its unit: `1 tar`, `2 tars`."""
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
 def require_distinct(findings: Findings, keys: pa.ChunkedArray) -> None:
-    """A key names one sample of an artifact; a problem otherwise."""
+    """Note a problem unless each key names only one sample of an artifact."""
     if len(keys) == pc.count_distinct(keys).as_py():
         return
     counts = pc.value_counts(keys)
@@ -119,7 +122,7 @@ def require_distinct(findings: Findings, keys: pa.ChunkedArray) -> None:
 
 
 def json_object(findings: Findings, name: str) -> dict[str, Any]:
-    """Read a part that must be a JSON object; where it is none, a finding and an empty one."""
+    """Read a part that must be a JSON object; where it is none, note a problem and return {}."""
     artifact = findings.artifact
     with findings.guard():
         try:

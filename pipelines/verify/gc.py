@@ -1,9 +1,9 @@
-"""`hhnet gc`: delete what nothing refers to below an artifact's root, once it is older than a grace period.
+"""`hhnet gc`: deletes unreferenced objects below an artifact's root, once they are older than a grace period.
 
-Attempts that lost a race or were killed leave parts, rejects, receipts and manifests that no version names, names of
-files and uploads under construction, and a finished training its checkpoints. What any version refers to is never
-touched, nor is anything whose name is none of this project's; old versions go only where that is asked for. On a root
-without a manifest only what is under construction goes: its parts and receipts are what the run will be resumed from.
+Attempts that lost a race or were killed leave parts, rejects, receipts and manifests that no version names, temporary
+files and unfinished uploads; a finished training leaves its checkpoints. Objects that any version names are never
+touched, nor are files that this project did not name; old versions go only on request. On a root without a manifest
+only temporary files and uploads go: a run will be resumed from its parts and receipts.
 """
 
 import time
@@ -25,14 +25,15 @@ from pipelines.storage.failpoints import failpoint
 TEMPORARY = ".tmp-"
 CHECKPOINTS = "checkpoints/"
 NAMED = 1000
-"""Names that a result lists at most."""
+"""Largest number of names in a result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GcResult(Result):
-    """The versions and files that went. `uploads` were begun on S3 and never ended, `young` garbage stays for its age.
+    """The deleted versions and files.
 
-    The digest is None for a root without manifest.
+    `uploads` were begun on S3 and never ended; `young` counts the garbage that stays because of its age. The digest is
+    None for a root without manifest.
     """
 
     verb: str = "gc"
@@ -49,18 +50,18 @@ class GcResult(Result):
 def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | None = None) -> GcResult:
     """Delete the garbage below the root `uri` that was put more than `older_than` (such as 90m, 24h, 7d) ago.
 
-    The grace period has to be longer than any run that may still be writing there: what a run has put and not yet
-    published looks like garbage. With `keep` only the last so many versions stay, and those that were current within
-    the grace period; the newest ordinal table of an index stays too, so that no ordinal is given twice.
+    The grace period has to be longer than any run that may still be writing there: until a run publishes, its objects
+    look like garbage. With `keep` only the last so many versions stay, and those that were current within the grace
+    period; the newest ordinal table of an index stays too, so that no ordinal is given twice.
 
-    With `dry_run` nothing is deleted, and the figures say what would be. Raises InputError where the root holds
+    With `dry_run` nothing is deleted, and the figures describe a real run. Raises InputError where the root holds
     nothing.
     """
     if keep is not None and keep < 1:
         raise ConfigError(f"--keep {keep}: at least the current version stays")
     before = time.time() - _seconds(older_than)
     store = Store(uri)
-    # Listed before the manifests are read: what is published in between is then known to be in use.
+    # List first, then read the manifests: an object that is published in between then counts as in use.
     there, uploads = store.entries(), store.uploads()
     if not there and not uploads:
         raise InputError(f"{store.uri} holds nothing")
@@ -68,10 +69,10 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     collected = _superseded(store, there, keep, before) if keep is not None else []
     records = [f"versions/{number}.json" for number in collected]
     if not dry_run:
-        # Ascending, and before what they name: a version that can still be opened is whole.
+        # Ascending, and before the objects that they name: a version that can still be opened is then complete.
         for name in records:
             _delete(store, name)
-    left = all_versions(store, but=collected) if collected else published  # a rollback may have named one of them again
+    left = all_versions(store, but=collected) if collected else published  # a rollback may name one of them again
     garbage = {name: there[name] for name in [*records, *_garbage(there, left)]}
     old = {name: entry for name, entry in garbage.items() if _put_at(name, garbage) < before}
     abandoned = [name for name, entry in uploads.items() if entry.modified < before]
@@ -103,9 +104,10 @@ def _seconds(text: str) -> float:
 
 
 def _superseded(store: Store, there: Mapping[str, Entry], keep: int, before: float) -> list[int]:
-    """The oldest versions that may go: not of the last `keep`, and each followed by another before the grace period.
+    """Return the oldest versions that may go.
 
-    They go from the oldest on, so that the numbers of those that stay leave no gap.
+    They are not among the last `keep`, and each was followed by another before the grace period. They go from the
+    oldest on, so that the numbers of the remaining versions leave no gap.
     """
     known = versions(store)
     stays = known[-keep:]
@@ -121,7 +123,10 @@ def _superseded(store: Store, there: Mapping[str, Entry], keep: int, before: flo
 
 
 def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> list[str]:
-    """Names that nothing refers to; a checkpoint's manifest comes first, so that no half of it counts."""
+    """Return the names of unreferenced objects.
+
+    A checkpoint's manifest comes first, so that a half-deleted checkpoint is not opened as one.
+    """
     temporary = [name for name in there if PurePosixPath(name).name.startswith(TEMPORARY)]
     if not published:
         return temporary
@@ -136,7 +141,10 @@ def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> l
 
 
 def _put_at(name: str, garbage: Mapping[str, Entry]) -> float:
-    """When an object was put; a checkpoint is as young as the youngest of its objects, since it goes as a whole."""
+    """Return the time at which an object was put.
+
+    A checkpoint is as young as the youngest of its objects, since it is deleted as a whole.
+    """
     if not name.startswith(CHECKPOINTS):
         return garbage[name].modified
     folder = "/".join(name.split("/")[:2]) + "/"

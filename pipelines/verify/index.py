@@ -1,4 +1,4 @@
-"""Proofs of an index: its parts, keys and ordinals, and the codes it was made from."""
+"""Proves an index: its parts, keys and ordinals, and the codes that it was made from."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -16,7 +16,10 @@ from pipelines.verify.findings import Findings, count
 
 
 def prove_index(findings: Findings) -> None:
-    """Ordinals, key tables, parts and codes agree on the rows, and each part opens with those that are not removed."""
+    """Check that ordinals, key tables, parts and codes agree on the rows.
+
+    Each part must open with the rows that are not removed.
+    """
     artifact = findings.artifact
     with findings.guard(), scratch_folder() as folder:
         reader = IndexReader(artifact, folder)
@@ -55,9 +58,12 @@ def prove_index(findings: Findings) -> None:
 
 
 def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, paths: Sequence[str]) -> None:
-    """The rows ascend, the removed ones are among them, and the part opens with the others; its files are `paths`."""
+    """Check one part, whose files are `paths`.
+
+    Its rows ascend, the removed rows are among them, and it opens with the others.
+    """
     mark = (*paths, shard.rows, reader.removed.get(shard.ordinal, NOTHING_REMOVED).tobytes())
-    if mark in findings.proven:  # as a part of another version
+    if mark in findings.proven:  # proven already as a part of another version
         return
     keys = reader.read_keys(shard.ordinal)
     rows = keys["row"].to_numpy()
@@ -66,19 +72,22 @@ def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, pa
     if reader.logits:
         require_signs(keys, reader.bits, f"{reader.artifact.uri}/{keys_name(shard.ordinal)}")
     reader.live_keys(shard.ordinal)
-    reader.open_part(shard)  # refuses a part that does not hold as many codes
+    reader.open_part(shard)  # raises unless the part holds as many codes
     findings.proven.add(mark)
 
 
 def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> None:
-    """The index holds the tars of its codes with their keys and codes, less the rows that were compacted away."""
+    """Check that the index holds the tars of these codes with their keys and codes.
+
+    Rows that were compacted away may be missing.
+    """
     uri, later = findings.artifact.uri, made_as(findings.artifact) > 1
     if codes.logits != reader.logits:
         findings.problem(f"{uri}: one of the index and its input {codes.artifact.uri} has logits, the other has none")
         return
     encoded = {shard.sha256: shard for shard in codes.shards}
     indexed = [shard for shard in reader.shards.values() if shard.codes_digest == codes.artifact.digest]
-    if later:  # which may have removed whole tars
+    if later:  # a later version may have removed whole tars
         indexed = [shard for shard in indexed if shard.rows]
     found = {shard.shard_sha256 for shard in indexed}
     same = found <= encoded.keys() if later else found == encoded.keys()
@@ -95,7 +104,7 @@ def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> N
 def _prove_rows(
     findings: Findings, reader: IndexReader, shard: IndexedShard, codes: CodesSet, source: CodesShard
 ) -> None:
-    """Key, code, labels and any logits of every row are those of the codes."""
+    """Check that key, code, labels and any logits of every row equal those in the codes."""
     part = reader.part(keys_name(shard.ordinal))
     mark = (part.path, ",".join(held.sha256 for held in source.parts))
     if mark in findings.proven:

@@ -1,4 +1,4 @@
-"""Proofs of a model and of a checkpoint."""
+"""Proves a model and a checkpoint."""
 
 import safetensors
 
@@ -8,7 +8,7 @@ from pipelines.verify.findings import Findings, count, json_object
 
 
 def prove_model(findings: Findings) -> None:
-    """The weights are safetensors and the card agrees with the manifest."""
+    """Check that the weights are safetensors and that the card agrees with the manifest."""
     artifact = findings.artifact
     card = json_object(findings, "model.json")
     _tensors(findings, "model.safetensors")
@@ -23,7 +23,7 @@ def prove_model(findings: Findings) -> None:
 
 
 def prove_checkpoint(findings: Findings) -> None:
-    """The state is safetensors with as many tensors as the totals say."""
+    """Check that the state is safetensors with as many tensors as the totals say."""
     artifact = findings.artifact
     json_object(findings, "progress.json")
     count = _tensors(findings, "state.safetensors")

@@ -1,4 +1,4 @@
-"""What must hold inside an artifact of each kind beyond its digests, and between it and its inputs.
+"""Lists the proof of each kind of artifact: its contents beyond their digests, and its relation to its inputs.
 
 A proof adds problems to `Findings` instead of raising, so that one run names all of them. It reads parts through
 `Artifact.read`, which checks their digests before anything is parsed.
@@ -24,4 +24,4 @@ PROOFS: Mapping[str, Callable[[Findings], None]] = {
     "alias": prove_alias,
     "study": prove_study,
 }
-"""By kind; `shards` has its own way, since its tars are digested and read in one pass."""
+"""The proof of each kind. `shards` is not here, since its tars are digested and read in one pass."""

@@ -1,4 +1,4 @@
-"""Tars that a run proved once, by their digest, so that the next run need not read them again.
+"""Remembers proven tars by their digest, so that the next run need not read them again.
 
 They are remembered below the run's `--out`, outside every artifact: `proven/<id>.json`, each put once.
 """
@@ -14,7 +14,10 @@ FOLDER = "proven"
 
 
 def remembered_tars(store: Store) -> set[str]:
-    """Return the sha256 of all tars that runs with this `--out` have proven. DamagedArtifact for a broken record."""
+    """Return the sha256 of all tars that runs with this `--out` have proven.
+
+    Raises DamagedArtifact for a broken record.
+    """
     known: set[str] = set()
     for name in store.names(FOLDER):
         try:

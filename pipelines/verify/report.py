@@ -1,4 +1,4 @@
-"""Proofs of a report and of an alias."""
+"""Proves a report and an alias."""
 
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.facts import AgreementMeta, ReportMeta
@@ -10,7 +10,10 @@ from pipelines.verify.findings import Findings, json_object
 
 
 def prove_report(findings: Findings) -> None:
-    """The metrics are JSON and agree with the manifest; only a report on agreement compares codes of several models."""
+    """Check that the metrics are JSON and agree with the manifest.
+
+    Only a report on agreement may compare codes of several models.
+    """
     artifact = findings.artifact
     metrics = json_object(findings, "metrics.json")
     on_agreement = [entry.role for entry in artifact.manifest.inputs] == ["old", "new"]
@@ -24,7 +27,7 @@ def prove_report(findings: Findings) -> None:
 
 
 def _headline(artifact: Artifact, on_agreement: bool) -> dict[str, float | None]:
-    """Return the figures that manifest and metrics both tell."""
+    """Return the figures that are both in the manifest and in the metrics."""
     if on_agreement:
         told = artifact.facts(AgreementMeta)
         return {"overlap": told.overlap, "chance": told.chance, "correlation": told.correlation}
@@ -33,7 +36,10 @@ def _headline(artifact: Artifact, on_agreement: bool) -> dict[str, float | None]
 
 
 def prove_alias(findings: Findings) -> None:
-    """The version names an index that is published where it says, unless that is out of reach; the root names none."""
+    """Check that the version names a published index at its place, unless that is out of reach.
+
+    The manifest of the root names none.
+    """
     artifact = findings.artifact
     if not artifact.manifest.meta:
         empty = [n for n in versions(artifact.store) if named_version(artifact.store, n)[1].digest == artifact.digest]

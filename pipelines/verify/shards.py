@@ -1,4 +1,4 @@
-"""Proofs of a shards artifact: the index as a whole, and each tar in one pass against its digest and its rows."""
+"""Proves a shards artifact: its index as a whole, and each tar in one pass against its digest and its rows."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ from pipelines.verify.findings import Findings, count, require_distinct
 
 
 def _is_adopted(artifact: Artifact) -> bool:
-    """Whether the tars of a shards artifact were written by others."""
+    """Tell whether the tars of a shards artifact were written by others."""
     return artifact.facts(ShardsMeta).adopted
 
 
 def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
     """Stream one tar against its digest and its index rows: members, their order and bytes, and the labels inside.
 
-    An adopted tar may hold what the index does not list, and may break off after what it lists; what its labels are
-    called is a matter of how it was adopted.
+    An adopted tar may hold members that the index does not list, and may end in damage after the listed ones. Its
+    labels are not checked, since the adoption decided their meaning.
     """
     where = f"{artifact.uri}/{shard.part.path}"
     pairs = [(member, record) for record in shard.records() for member in record.members]
@@ -49,7 +49,7 @@ def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
 
 
 def _compare(source: Hashed, pairs: list[tuple[Member, Record]]) -> Iterator[str]:
-    """What differs between a tar and its index; where members differ, the first of them ends the comparison."""
+    """Yield the differences between a tar and its index; the first different member ends the comparison."""
     place = -1
     for place, (entry, content) in enumerate(read_tar(source)):
         if place >= len(pairs):
@@ -67,7 +67,7 @@ def _compare(source: Hashed, pairs: list[tuple[Member, Record]]) -> Iterator[str
 
 
 def _compare_adopted(source: Hashed, pairs: list[tuple[Member, Record]]) -> Iterator[str]:
-    """Which listed members an adopted tar does not hold; what else it holds does not matter."""
+    """Yield a problem if an adopted tar lacks listed members; it may hold others."""
     listed = {member.offset: member for member, _ in pairs}
     with suppress(TarDamaged):
         for entry, content in read_tar(source, lambda entry: entry.offset in listed):
@@ -85,7 +85,7 @@ def _is_member(member: Member, entry: TarEntry, content: bytes) -> bool:
 
 
 def _labels_in(name: str, content: bytes) -> list[int] | None:
-    """The labels that a member states; None for an image."""
+    """Return the labels in a member: None for an image, [-1] where they are not readable."""
     try:
         if name.endswith(".cls"):
             return [int(content)]
@@ -97,7 +97,7 @@ def _labels_in(name: str, content: bytes) -> list[int] | None:
 
 
 def prove_shards(findings: Findings) -> list[Shard]:
-    """Check the index and the totals; returns the shards, whose tars `prove_tar` has yet to stream."""
+    """Check the index and the totals; return the shards, whose tars `prove_tar` has yet to stream."""
     artifact = findings.artifact
     with findings.guard():
         opened = open_shards(artifact)
@@ -127,7 +127,10 @@ def prove_shards(findings: Findings) -> list[Shard]:
 
 
 def _prove_protocol(findings: Findings, opened: ShardSet, card: ProtocolCard, part: str) -> None:
-    """The samples are those of one part of a protocol's split, and the card has the digest of all its parts."""
+    """Check that the samples are one part of a protocol's split.
+
+    The card must have the digest of all its parts.
+    """
     uri, name = findings.artifact.uri, card.name
     if part not in card.parts:
         raise DamagedArtifact(f"{uri}: the manifest does not say which part of which protocol this is")

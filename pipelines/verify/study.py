@@ -1,4 +1,4 @@
-"""Proof of a study: every figure in its tables is that of the report or model which the row names by digest."""
+"""Proves a study: every figure in its tables equals the one in the report or model that its row names by digest."""
 
 import json
 from typing import Any
@@ -13,7 +13,10 @@ from pipelines.verify.findings import Findings, count
 
 
 def prove_study(findings: Findings) -> None:
-    """The rows name inputs and have their figures, the summary is that of the rows, and the totals count them."""
+    """Check that rows name inputs and have their figures.
+
+    The summary must follow from the rows, and the totals must count them.
+    """
     artifact = findings.artifact
     found = [findings.input(entry.role) for entry in artifact.manifest.inputs]
     inputs = {entry.digest: entry for entry in found if entry is not None}
@@ -60,7 +63,7 @@ def _prove_row(
 
 
 def _model_of(report: Artifact) -> str | None:
-    """Digest of the model whose codes the report is about; None where its queries are out of reach."""
+    """Return the digest of the model behind a report's codes, or None where its queries are out of reach."""
     try:
         return open_input(report, "queries").manifest.input("model").digest
     except (InputError, StoreUnavailable):

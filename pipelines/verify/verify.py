@@ -1,7 +1,7 @@
-"""Prove an artifact from its stored bytes alone: digests, counts, schemas, conservation, and its chain of inputs.
+"""Proves an artifact from its stored bytes alone: digests, counts, schemas, conservation, and its chain of inputs.
 
-`verify` is that proof. `verify_tars` is the look at shards that a run begins with: spread over Ray, tars that were
-proven before are passed over, and damage is named instead of failing, since `encode` makes rejects of it.
+`verify` is that proof. `verify_tars` checks the shards at the start of a run: it is spread over Ray and skips tars that
+were proven before. It lists damage instead of failing, since `encode` turns damaged samples into rejects.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ THREADS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyResult(Result):
-    """What was checked, and files that nothing refers to."""
+    """The passed checks, and files that no version names."""
 
     verb: str = "verify"
     kind: str
@@ -44,7 +44,7 @@ class VerifyResult(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class TarsResult(Result):
-    """Tars `proven` now, `known` to be right before and `left` for another run; `damaged` says what is wrong."""
+    """Tars `proven` now, `known` to be right before and `left` for another run; `damaged` lists the problems."""
 
     verb: str = "verify"
     kind: str = "shards"
@@ -58,9 +58,9 @@ class TarsResult(Result):
 def verify(uri: str, shards: str | None = None, model: str | None = None) -> VerifyResult:
     """Check everything that the artifact at `uri` claims.
 
-    Inputs are followed to `shards` and `model` where given, else to where they lay; one that is out of reach is
-    noted, not a failure. So are orphans, files that nothing refers to. Raises DamagedArtifact naming the first
-    problem and the number of others; InputError where nothing was committed.
+    Inputs are looked for at `shards` and `model` where given, else at their remembered places; one that is out of reach
+    is noted, and is no failure. The same holds for orphans, files that no version names. Raises DamagedArtifact naming
+    the first problem and the number of others; InputError where nothing was committed.
     """
     first = open_artifact(uri)
     given = {role: where for role, where in (("shards", shards), ("model", model)) if where is not None}
@@ -96,7 +96,7 @@ def verify_tars(uri: str, out: str, config: Config) -> TarsResult:
     """Prove the tars of a shards artifact that runs with this `out` have not proven yet, on a pool of Ray workers.
 
     At most `run.verify` of all tars are read; the status is `unchanged` where none was. Raises DamagedArtifact where
-    manifest or index are not what was published.
+    manifest or index differ from the published ones.
     """
     artifact = open_current(uri, "shards")
     findings = Findings(artifact, {})
@@ -120,7 +120,10 @@ def verify_tars(uri: str, out: str, config: Config) -> TarsResult:
 
 
 def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Config) -> tuple[int, list[str]]:
-    """How many of the tars are right, which is remembered, and what is wrong with the others."""
+    """Return the number of right tars and the problems of the others.
+
+    The right ones are remembered.
+    """
     if not shards:
         return 0, []
     digests = {shard.name: shard.part.sha256 for shard in shards}
@@ -137,7 +140,7 @@ def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Conf
         )
         try:
             for outcome in pool:
-                if outcome.error is None:  # else its workers died, which says nothing about the tar
+                if outcome.error is None:  # else its workers died: the tar may still be right
                     if outcome.result:
                         damaged.append(outcome.result[0])
                     else:
@@ -149,7 +152,7 @@ def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Conf
 
 
 class TarProver:
-    """One Ray worker of `verify_tars`: the name of a tar in, what is wrong with it out."""
+    """A Ray worker of `verify_tars`: takes the name of a tar and returns its problems."""
 
     def __init__(self, uri: str) -> None:
         self.shards = open_shards(uri)
@@ -160,7 +163,7 @@ class TarProver:
 
 
 def _published(findings: Findings) -> dict[str, Artifact]:
-    """Every manifest that the root has published, by its path, oldest first; a version that names none is a problem."""
+    """Return every published manifest of the root by its path, oldest first; note versions that name none."""
     store = findings.artifact.store
     numbers = versions(store)
     collected = bool(numbers) and numbers[0] > 1
@@ -186,7 +189,10 @@ def _summary(findings: Findings) -> str:
 
 
 def _check_envelope(findings: Findings, path: str) -> None:
-    """The manifest and the identity are the canonical bytes, and agree. (Opening checked the manifest's digest.)"""
+    """Check that manifest and identity have their canonical bytes, and agree.
+
+    The manifest's digest was checked when it was opened.
+    """
     artifact = findings.artifact
     manifest = artifact.manifest
     identity = {"format": manifest.format, "kind": manifest.kind, "fingerprint": manifest.fingerprint}
@@ -203,7 +209,7 @@ def _check_envelope(findings: Findings, path: str) -> None:
 
 
 def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard]) -> None:
-    """Size and sha256 of all parts and receipts of all versions; a tar's members in the same pass."""
+    """Check size and sha256 of all parts and receipts of all versions, and a tar's members in the same pass."""
     artifact = findings.artifact
     classes = len(artifact.facts(ShardsMeta).classes) if tars else 0
     streamed = {shard.part.path for shard in tars}
@@ -245,9 +251,10 @@ def _damage(artifact: Artifact, entry: Part | ReceiptRef) -> list[str]:
 
 
 def _orphans(published: Mapping[str, Artifact]) -> list[str]:
-    """Files that no version refers to: what a lost race or a killed run leaves behind, and `hhnet gc` deletes.
+    """Return the files that no version names.
 
-    What lies among the versions and is none is named as well, and left to its owner.
+    A lost race or a killed run leaves them behind, and `hhnet gc` deletes them. Files in the folder of versions that
+    are no versions are named as well, and left to their owner.
     """
     named = {*published, *(entry.path for artifact in published.values() for entry in referenced(artifact))}
     store = next(iter(published.values())).store

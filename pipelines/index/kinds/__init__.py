@@ -27,60 +27,59 @@ Radii = npt.NDArray[np.int32]
 Neighbours = tuple[npt.NDArray[np.int32], Ids]
 """Distances in bits (Q, k) and ids (Q, k), each row ordered by (distance, id)."""
 Hits = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Ids]
-"""Offsets (Q + 1,), and distances and ids of all hits: those of query q lie at offsets[q]:offsets[q + 1], by (distance,
-id)."""
+"""Offsets (Q + 1,), distances and ids of all hits; query q has offsets[q]:offsets[q + 1], by (distance, id)."""
 
 NOTHING_REMOVED: Ids = np.empty(0, np.int64)
 NO_ID = -1
 NO_DISTANCE = np.iinfo(np.int32).max
-"""What fills a row that has fewer than k neighbours."""
+"""Distance in the empty places of a row with fewer than k neighbours."""
 
 
 class Searcher(Protocol):
     """One part, opened."""
 
     count: int
-    """Codes that can be found: those of the part less the removed."""
+    """Number of codes that can be found: all codes of the part without the removed ones."""
 
     def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
-        """The k nearest codes of the part; k is cut to `count`, and what was not found is NO_ID, NO_DISTANCE.
+        """Return the k nearest codes of the part; k is cut to `count`, and empty places are NO_ID, NO_DISTANCE.
 
-        What is farther than the `radius` of its query need not be found.
+        Codes farther than the `radius` of their query may be left out.
         """
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
-        """The codes of the part within `radius` bits, inclusive."""
+        """Return the codes of the part within `radius` bits, inclusive."""
 
 
 class IndexKind(ABC):
-    """One way to lay out and search codes, and what the planner is to know of it."""
+    """One way to lay out and search codes, with the cost figures that the planner needs."""
 
     suffix: ClassVar[str]
-    """Of the parts' file names."""
+    """Suffix of the parts' file names."""
     exact: ClassVar[bool]
-    """Whether a search returns just what a brute-force scan does."""
+    """Whether a search returns exactly the result of a brute-force scan."""
     mapped: ClassVar[bool]
-    """Whether an opened part leaves its bytes in the file, so that it may stay open."""
+    """Whether an opened part leaves its bytes in the file; it may then stay open at no cost of memory."""
 
     @abstractmethod
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
-        """The settings this kind uses, with the unset ones resolved for `count` codes."""
+        """Return the settings that this kind uses, with the unset ones resolved for `count` codes."""
 
     def sample_size(self, parameters: Mapping[str, int]) -> int:
-        """Codes that `train` wants to see; 0 where the kind learns nothing."""
+        """Return the number of codes that `train` wants to see; 0 where the kind learns nothing."""
         return 0
 
     def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
-        """What all parts share, learnt once from a sample of the codes; called only if `sample_size` is above 0."""
+        """Train the bytes that all parts share on a sample of the codes; called once, if `sample_size` is above 0."""
         raise AssertionError("a kind that wants no sample is not trained")
 
     @abstractmethod
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
-        """One part from at least one code; `ids` ascend."""
+        """Build one part from at least one code; `ids` ascend."""
 
     @abstractmethod
     def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
-        """About how many bytes `build` makes of `rows` codes of `width` bytes."""
+        """Return approximately the number of bytes that `build` makes of `rows` codes of `width` bytes."""
 
     @abstractmethod
     def open(
@@ -119,12 +118,15 @@ class IndexKind(ABC):
         return 1.0
 
     def extra_codes(self, parameters: Mapping[str, int], tried: Mapping[str, int]) -> float:
-        """Return the codes that a scan passes in the time by which a query with `parameters` takes longer."""
+        """Return the additional time of a query with `parameters` over one with `tried`.
+
+        Its unit is the codes that a scan passes in that time.
+        """
         return 0.0
 
 
 def kind_names() -> list[str]:
-    """Names of the kinds, sorted; their modules are not imported."""
+    """Return the names of the kinds, sorted; their modules are not imported."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
@@ -138,6 +140,6 @@ def require_index_kind(name: str, *others: str) -> None:
 
 
 def index_kind(name: str) -> IndexKind:
-    """The kind of this name; its module, and so Faiss where it needs it, is imported now."""
+    """Return the kind of this name; its module, and Faiss where it needs it, is imported only now."""
     require_index_kind(name)
     return cast(IndexKind, importlib.import_module(f"{__name__}.{name}").KIND)

@@ -21,17 +21,17 @@ class FlatKind(IndexKind):
     mapped = True
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
-        """None."""
+        """Return {}: the kind has no parameters."""
         return {}
 
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
-        """Codes and ids as they are."""
+        """Store codes and ids as they are."""
         assert len(codes) == len(ids) > 0
         assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
         return bytes(save({"codes": np.ascontiguousarray(codes), "ids": np.ascontiguousarray(ids)}))
 
     def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
-        """Codes and ids."""
+        """Return the bytes of the codes and ids."""
         return rows * (width + 8)
 
     def open(
@@ -54,16 +54,16 @@ class FlatSearcher:
         self.count = len(codes) if self._allowed is None else int(self._allowed.sum())
 
     def live(self) -> tuple[Codes, Ids]:
-        """The codes that can be found, and their ids, which ascend."""
+        """Return the codes that can be found, and their ids, which ascend."""
         return (self.codes, self.ids) if self._allowed is None else (self.codes[self._allowed], self.ids[self._allowed])
 
     def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
-        """Exactly the k nearest, of those within `radius`."""
+        """Return exactly the k nearest, of those within `radius`."""
         distances, rows = hamming_knn(queries, self.codes, k, allowed=self._allowed, radius=radius)
         return distances, np.where(rows == NO_ROW, NO_ID, self.ids[rows])
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
-        """Exactly those within `radius`."""
+        """Return exactly the codes within `radius`."""
         offsets, rows, distances = hamming_range(queries, self.codes, radius, allowed=self._allowed)
         return offsets, distances, self.ids[rows]
 

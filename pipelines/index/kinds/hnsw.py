@@ -1,11 +1,11 @@
 """A graph of near codes (Faiss `IndexBinaryHNSW`) in memory: fast, approximate, and large.
 
 Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World
-graphs", PAMI 2020, arXiv 1603.09320. A code of 64 bits takes 288 bytes with `m` = 32. Codes that lie in tight clusters,
-or are equal, make a graph that falls apart: the gate shows it, and the planner before that.
+graphs", PAMI 2020, arXiv 1603.09320. A code of 64 bits takes 288 bytes with `m` = 32. Codes in tight clusters, or equal
+codes, make a graph that falls apart: the gate shows it, and the planner before that.
 
-A part is an `IndexBinaryIDMap` of the graph. The graph has no range search, no ids of its own and no removal: ids are
-kept beside it in the order of its rows, a range search scans its codes, and removed rows are passed over by a search.
+A part is an `IndexBinaryIDMap` of the graph. The graph has no range search, no ids of its own and no removal. So ids
+are kept beside it in the order of its rows, a range search scans its codes, and a search skips removed rows.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from pipelines.index.faiss_io import bytes_of, one_thread, readable
 from pipelines.index.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
 
 _untyped: Any = faiss
-"""Faiss's stubs lack the search parameters, and that a selector takes an array."""
+"""Faiss without its stubs, which lack the search parameters and the array argument of a selector."""
 
 
 class HnswKind(IndexKind):
@@ -35,11 +35,14 @@ class HnswKind(IndexKind):
     needs_memory_limit = True
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
-        """Both as they are set."""
+        """Return `m` and `ef_search` as they are set."""
         return {"m": settings.m, "ef_search": settings.ef_search}
 
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
-        """The graph of the codes in their order. One thread, since links depend on who is there already."""
+        """Build the graph of the codes in their order.
+
+        It uses one thread, since the links of a code depend on the codes that are already there.
+        """
         assert len(codes) == len(ids) > 0
         assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
         graph = faiss.IndexBinaryHNSW(8 * codes.shape[1], parameters["m"])
@@ -49,22 +52,25 @@ class HnswKind(IndexKind):
         return bytes_of(index)
 
     def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
-        """2m links of a code on the ground floor and m on each above, which 1 of m codes reaches; level, offset, id."""
+        """Return the bytes of the links, levels, offsets and ids.
+
+        A code has 2m links on the ground floor and m on each floor above; 1 of m codes reaches the next floor.
+        """
         m = parameters["m"]
         return round(rows * (width + 8 + 8 + 4 + 4 * (2 * m + m / (m - 1))))
 
     def build_work(self, count: int) -> float:
-        """Each code is found a place by a walk."""
+        """Return the work of N walks, since a walk finds the place of each code."""
         return count * log(count + 1)
 
     def query_work(self, count: int) -> float:
-        """The walk."""
+        """Return the work of one walk."""
         return log(count)
 
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> "HnswSearcher":
-        """Parse the part; it is in memory then."""
+        """Parse the part into memory."""
         with readable(str(path), path.stat().st_size):
             index: Any = faiss.read_index_binary(str(path))
         graph = faiss.downcast_IndexBinary(index.index) if type(index) is faiss.IndexBinaryIDMap else index
@@ -82,7 +88,7 @@ class HnswSearcher:
     """A part in memory."""
 
     def __init__(self, index: Any, graph: Any, ef_search: int, removed: Ids) -> None:
-        self._index, self._graph = index, graph  # the index owns the graph, and that the codes
+        self._index, self._graph = index, graph  # keeps both alive: the index owns the graph, the graph its codes
         self._ids: Ids = faiss.vector_to_array(index.id_map)
         storage: Any = faiss.downcast_IndexBinary(graph.storage)
         self._codes = faiss.rev_swig_ptr(storage.xb.data(), storage.ntotal * storage.code_size)
@@ -96,10 +102,10 @@ class HnswSearcher:
         self.count = len(self._ids) if self._allowed is None else int(self._allowed.sum())
 
     def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
-        """The k nearest that the walk came by.
+        """Return the k nearest codes that the walk met.
 
-        As with any approximate kind others of several equals may stand for the last distance; the order of those
-        returned is (distance, id).
+        As with any approximate kind, others of several equals may stand for the last distance; the order of the
+        returned ones is (distance, id).
         """
         k = min(k, self.count)
         if not k:
@@ -111,7 +117,10 @@ class HnswSearcher:
         return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
-        """Exactly those within `radius`, by a scan: a graph does not know when it has seen them all."""
+        """Return exactly the codes within `radius`, by a scan.
+
+        A walk over the graph cannot tell when it has met them all.
+        """
         offsets, rows, distances = hamming_range(queries, self._codes, radius, allowed=self._allowed)
         return offsets, distances, self._ids[rows]
 

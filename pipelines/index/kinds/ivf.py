@@ -1,7 +1,7 @@
 """Inverted lists (Faiss `IndexBinaryIVF`) under one quantizer that all parts share.
 
-Parts trained apart would merge and search without any error and find almost nothing, so the quantizer is trained
-once, every part is built from it, and every part is compared with it when it is opened.
+Parts with quantizers of their own would merge and search without any error and find almost nothing. So the quantizer is
+trained once, every part is built from it, and every part is compared with it when it is opened.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from pipelines.storage import sha256_of
 SAMPLES_PER_LIST = 64
 TRAIN_ROUNDS = 10
 TRIAL_LISTS, TRIAL_SAMPLES_PER_LIST = 512, 16
-"""Lists that the planner tries at most, and the codes that train each of them."""
+"""Largest number of lists that the planner tries, and the codes that train each of them."""
 CODES_PER_CENTRE = 5
 """Codes that a scan passes in the time that a query takes for one centre."""
 
@@ -34,7 +34,7 @@ class IvfKind(IndexKind):
     mapped = False
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
-        """`nlist` defaults to the square root of the number of codes; `nprobe` is cut to it."""
+        """Return `nlist`, by default the square root of the number of codes, and `nprobe`, at most `nlist`."""
         nlist = settings.nlist or max(1, isqrt(count))
         if nlist > count:
             raise ConfigError(
@@ -43,11 +43,14 @@ class IvfKind(IndexKind):
         return {"nlist": nlist, "nprobe": min(settings.nprobe, nlist)}
 
     def sample_size(self, parameters: Mapping[str, int]) -> int:
-        """Enough codes for a stable centre in each list."""
+        """Return enough codes for a stable centre in each list."""
         return SAMPLES_PER_LIST * parameters["nlist"]
 
     def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
-        """The empty trained index. One thread, since sums of floats in another order give other centres."""
+        """Return the empty trained index.
+
+        It uses one thread, since sums of floats in another order give other centres.
+        """
         bits = 8 * sample.shape[1]
         index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, parameters["nlist"])
         index.cp.seed = seed % (1 << 31)
@@ -59,14 +62,14 @@ class IvfKind(IndexKind):
         return bytes_of(index)
 
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
-        """A copy of the empty trained index with the codes added in their order."""
+        """Add the codes, in their order, to a copy of the empty trained index."""
         index = _parse(shared)
         with one_thread():
             index.add_with_ids(np.ascontiguousarray(codes), np.ascontiguousarray(ids))
         return bytes_of(index)
 
     def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
-        """Codes and ids, and in each part all centres and the lengths of its lists."""
+        """Return the bytes of codes and ids, and of the centres and list lengths that each part holds."""
         nlist = parameters["nlist"]
         return rows * (width + 8) + nlist * width + 8 * min(nlist, 2 * rows)
 
@@ -81,15 +84,15 @@ class IvfKind(IndexKind):
         return {"nlist": most, "nprobe": max(1, parameters["nprobe"] * most // lists)}
 
     def trial_sample_size(self, tried: Mapping[str, int]) -> int:
-        """Fewer codes for a list than `train` takes."""
+        """Return fewer codes for a list than `train` takes."""
         return TRIAL_SAMPLES_PER_LIST * tried["nlist"]
 
     def build_factor(self, parameters: Mapping[str, int], tried: Mapping[str, int]) -> float:
-        """Training a list, and finding the list of a code, grow with the lists."""
+        """Return the ratio of the lists: the time to train and the time to place a code both grow with it."""
         return parameters["nlist"] / tried["nlist"]
 
     def extra_codes(self, parameters: Mapping[str, int], tried: Mapping[str, int]) -> float:
-        """A query looks at all centres."""
+        """Return the cost of the additional centres, since a query looks at all centres."""
         return CODES_PER_CENTRE * (parameters["nlist"] - tried["nlist"])
 
     def open(
@@ -111,7 +114,7 @@ class IvfKind(IndexKind):
                 f"{path} was built with another quantizer than the index's own: its centres are {centres[:12]}, not "
                 f"{own[:12]}"
             )
-        if len(removed):  # from the copy in memory: Faiss takes no selector when it searches binary lists
+        if len(removed):  # only in memory: a search of binary lists in Faiss takes no selector
             index.remove_ids(np.ascontiguousarray(removed))
         return IvfSearcher(index, parameters["nprobe"])
 
@@ -124,11 +127,11 @@ class IvfSearcher:
         self._index.nprobe = nprobe
 
     def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
-        """The k nearest in the probed lists.
+        """Return the k nearest in the probed lists.
 
-        Faiss keeps whichever of several equal distances it met first, so the last distance may be represented by
-        other ids than an exact scan would return; the order of those returned is (distance, id). Its marks for a place
-        that stays empty are NO_ID and NO_DISTANCE.
+        Faiss keeps whichever of several equal distances it met first, so the last distance may be represented by other
+        ids than an exact scan would return; the order of the returned ones is (distance, id). Faiss marks empty places
+        by NO_ID and NO_DISTANCE itself.
         """
         k = min(k, self.count)
         distances, ids = self._index.search(np.ascontiguousarray(queries), k)
@@ -136,8 +139,8 @@ class IvfSearcher:
         return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
-        """Those within `radius` in the probed lists."""
-        # Faiss leaves out what lies at its radius itself.
+        """Return the codes within `radius` in the probed lists."""
+        # Faiss excludes codes at exactly its radius, and `radius` here is inclusive.
         limits, distances, ids = self._index.range_search(np.ascontiguousarray(queries), radius + 1)
         offsets = limits.astype(np.int64)
         query = np.repeat(np.arange(len(queries)), np.diff(offsets))
@@ -146,7 +149,7 @@ class IvfSearcher:
 
 
 def _parse(shared: bytes | None) -> Any:
-    """The empty trained index that the parts share."""
+    """Parse the empty trained index that the parts share."""
     assert shared is not None, "an ivf part needs the shared quantizer"
     with readable("the index's quantizer", len(shared)):
         index = faiss.deserialize_index_binary(np.frombuffer(shared, np.uint8))

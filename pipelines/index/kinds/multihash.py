@@ -1,8 +1,8 @@
 """Multi-index hashing of a memory-mapped part: exact, and sublinear for near neighbours of short codes.
 
 A part is a safetensors file with `codes`, uint64 (N, W), the packed codes as little-endian words; `ids`, int64 (N,);
-and the tables of `hhnet.search.multi_index`, `starts` and `rows`, uint32. How many substrings a part has follows from
-its number of codes. A part of less than some ten thousand codes is scanned sooner than its tables are asked.
+and the tables of `hhnet.search.multi_index`, `starts` and `rows`, uint32. The number of substrings follows from the
+part's number of codes. Below some ten thousand codes a scan of the part is faster than its tables.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,11 +32,11 @@ class MihKind(IndexKind):
     max_scans = 1.1  # it falls back to a scan
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
-        """None: each part's tables follow its own number of codes."""
+        """Return {}: the tables of each part follow its own number of codes."""
         return {}
 
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
-        """Codes and ids as they are, and the rows sorted by each substring."""
+        """Store codes and ids as they are, and the rows sorted by each substring."""
         assert len(codes) == len(ids) > 0
         assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
         table = MultiIndexHash.build(codes)
@@ -49,7 +49,7 @@ class MihKind(IndexKind):
         return bytes(save(tensors))
 
     def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
-        """Codes in whole words, ids, and for each substring every row and where each pattern begins."""
+        """Return the bytes of codes in whole words, of ids, and of each substring's rows and pattern starts."""
         bits = 8 * width
         substrings = default_substrings(rows, bits)
         return rows * (8 * ((width + 7) // 8) + 8 + 4 * substrings) + 4 * table_length(bits, substrings)
@@ -59,7 +59,8 @@ class MihKind(IndexKind):
     ) -> "MihSearcher":
         """Map the file; pages are read as a search touches them.
 
-        The shapes are checked here, what the tables say when it is used: to look at all of it would cost a scan.
+        Shapes are checked here. The tables' contents are checked when they are used: to check all of them here would
+        cost as much as a scan.
         """
         codes = mapped(path, "codes", np.dtype("<u8"), "U64", (rows, (width + 7) // 8))
         starts = mapped(path, "starts", np.dtype("<u4"), "U32", (None,))
@@ -80,12 +81,12 @@ class MihSearcher:
         self.count = len(ids) if self._allowed is None else int(self._allowed.sum())
 
     def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
-        """Exactly the k nearest, of those within `radius`."""
+        """Return exactly the k nearest, of those within `radius`."""
         distances, rows = self._sound(lambda: self.table.knn(queries, k, allowed=self._allowed, radius=radius))
         return distances, np.where(rows == NO_ROW, NO_ID, self.ids[rows])
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
-        """Exactly those within `radius`."""
+        """Return exactly the codes within `radius`."""
         offsets, rows, distances = self._sound(lambda: self.table.range_search(queries, radius, allowed=self._allowed))
         return offsets, distances, self.ids[rows]
 

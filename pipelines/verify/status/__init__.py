@@ -1,4 +1,4 @@
-"""`hhnet status`: how far the work at a root is, from the store alone, while it works and after it died.
+"""`hhnet status`: shows the progress of the work at a root, from the store alone, during it and after its death.
 
 figures   what run records add up to
 roots     one artifact's root
@@ -18,13 +18,13 @@ from pipelines.verify.status.survey import Survey
 from pipelines.verify.status.words import describe, one_line
 
 WATCH_S = 5.0
-"""Between two looks of --watch."""
+"""Seconds between two looks of --watch."""
 GOES_ON = ("working", "pending")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusResult(Result):
-    """How far the work is: `done`, `working`, `died`, `failed`, `interrupted`, or `pending` if nothing works on it.
+    """The state of the work: `done`, `working`, `died`, `failed`, `interrupted`, or `pending` if none runs.
 
     The digest is None before the commit; `found` holds all figures, which differ by kind.
     """
@@ -42,7 +42,7 @@ class StatusResult(Result):
 
 
 def status(uri: str, watch: bool = False, every: float = WATCH_S) -> StatusResult:
-    """Say how far the work at `uri` is: the root of any artifact, a study's --out, or run.out.
+    """Report the progress of the work at `uri`: the root of any artifact, a study's --out, or run.out.
 
     With `watch` it looks again until nothing works and nothing is to come, and draws on stderr meanwhile. Raises
     InputError where nothing was begun.
@@ -60,7 +60,7 @@ def status(uri: str, watch: bool = False, every: float = WATCH_S) -> StatusResul
 
 @contextmanager
 def _screen() -> Iterator[Callable[[Record], None]]:
-    """Redraw in place."""
+    """Yield a function that draws over its last drawing."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -71,7 +71,7 @@ def _screen() -> Iterator[Callable[[Record], None]]:
 
 @contextmanager
 def _lines() -> Iterator[Callable[[Record], None]]:
-    """A line for each look that found something else than the one before."""
+    """Yield a function that prints a line whenever the state has changed."""
     last = ""
 
     def draw(found: Record) -> None:

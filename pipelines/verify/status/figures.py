@@ -1,4 +1,4 @@
-"""What run records add up to: rate and time left, hosts, the slowest and the retried items, settings."""
+"""Sums up run records: rate and time left, hosts, the slowest and the retried items, settings."""
 
 import time
 from collections import defaultdict
@@ -9,12 +9,12 @@ from pipelines.artifacts.runs import Record, Run
 from pipelines.config.settings import Config
 
 RATE_S = 600.0
-"""The rate is that of the last so many seconds, so that it follows a cluster that grows or shrinks."""
+"""Seconds that the rate is measured over: short enough to follow a cluster that grows or shrinks."""
 SHOWN = 5
 
 
 def pace(run: Run) -> Record:
-    """Done, of how many, in which unit, and per second; None for what cannot be told yet."""
+    """Return the progress: done, total, unit and rate per second; None for values that are not known yet."""
     said = run.last
     rate = _rate(run)
     return {
@@ -27,21 +27,21 @@ def pace(run: Run) -> Record:
 
 
 def seconds_left(found: Record) -> int | None:
-    """From what is left and the rate; None unless it works and has one."""
+    """Return the time left from the rest and the rate; None unless the run works and has a rate."""
     if found["status"] != "working" or not found.get("rate") or not found.get("of"):
         return None
     return round(max(0, int(found["of"]) - int(found["done"])) / float(found["rate"]))
 
 
 def _rate(run: Run) -> float | None:
-    """Work per second: of all of a run that ended, else lately."""
+    """Return the work per second: over the whole of an ended run, else over the last RATE_S."""
     if run.end is not None and "done" in run.end and not run.back:
         began, before = float(run.begin.get("began", 0)), int(run.begin.get("done", 0))
         points = [(began, before), (float(run.end["ended"]), int(run.end["done"]))]
     else:
         points = _ends(run) or [(float(beat["at"]), int(beat["done"])) for beat in run.heartbeats]
     points = [point for point in points if points[-1][0] - point[0] <= RATE_S or run.end is not None]
-    still = [point for point in points if point[1] == points[0][1]]  # it had not begun to move yet
+    still = [point for point in points if point[1] == points[0][1]]  # before the first progress
     points = points[max(0, len(still) - 1) :]
     if len(points) < 2 or points[-1][1] <= points[0][1]:
         return None
@@ -50,9 +50,9 @@ def _rate(run: Run) -> float | None:
 
 
 def _ends(run: Run) -> list[tuple[float, int]]:
-    """When each item that the run did ended, and how many samples were done by then.
+    """Return (time, samples done) at the end of each item that the run did.
 
-    The first is where counting begins: until then workers were built and a model was loaded.
+    The first entry is the start of counting: until then workers were built and a model was loaded.
     """
     ended = sorted(
         (float(one["ended"]), int(one["samples"])) for one in run.attempts if "ended" in one and one.get("samples")
@@ -65,7 +65,7 @@ def _ends(run: Run) -> list[tuple[float, int]]:
 
 
 def about_run(run: Run) -> Record:
-    """Who, where, when, how long and with which versions and settings; and the error that ended it."""
+    """Return host, time, duration, versions and settings of a run, and the error that ended it."""
     ended = float(run.end["ended"]) if run.end and "ended" in run.end and not run.back else None
     began = float(run.begin.get("began", 0))
     state = run.state()
@@ -86,7 +86,7 @@ def about_run(run: Run) -> Record:
 
 
 def _changed(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The settings that are not at their default, by dotted name."""
+    """Yield the settings that are not at their default, by dotted name."""
     usual = dict(_flat(Config().model_dump(mode="json")))
     for name, value in _flat(settings):
         if name not in usual or usual[name] != value:
@@ -102,13 +102,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def attempts_of(runs: Sequence[Run]) -> list[Record]:
-    """The attempts of several runs that say where and when they were."""
+    """Return the attempts of several runs that record their host and time."""
     found = [one for run in runs for one in run.attempts]
     return [one for one in found if isinstance(one.get("began"), float) and isinstance(one.get("ended"), float)]
 
 
 def hosts(attempts: Sequence[Record]) -> list[Record]:
-    """What each host did, the slowest for an item first."""
+    """Return the figures of each host, the slowest per item first."""
     by_host: dict[str, list[Record]] = defaultdict(list)
     for one in attempts:
         by_host[str(one.get("host") or "?")].append(one)
@@ -133,7 +133,7 @@ def _host(name: str, tries: Sequence[Record]) -> Record:
 
 
 def slowest(attempts: Sequence[Record]) -> list[Record]:
-    """The items that took a worker longest."""
+    """Return the items that took a worker longest."""
     done = [one for one in attempts if one.get("end") == "done"]
     done.sort(key=lambda one: one["began"] - one["ended"])
     return [
@@ -151,7 +151,7 @@ def slowest(attempts: Sequence[Record]) -> list[Record]:
 
 
 def retried(attempts: Sequence[Record]) -> list[Record]:
-    """The items that took more than one attempt, those with most first, and how each attempt ended."""
+    """Return the items with more than one attempt, most attempts first, and the end of each attempt."""
     by_item: dict[str, list[Record]] = defaultdict(list)
     for one in attempts:
         by_item[str(one["item"])].append(one)

@@ -1,4 +1,4 @@
-"""How far the work at one artifact's root is, from what lies there: manifest, receipts, rejects, checkpoints, runs."""
+"""Reports the progress at one artifact's root from its objects: manifest, receipts, rejects, checkpoints, runs."""
 
 import json
 from collections import Counter
@@ -19,18 +19,18 @@ from pipelines.storage import Store, in_order
 from pipelines.verify.status import figures
 
 RUNS = 3
-"""Runs whose attempts are looked at, the newest of them."""
+"""Number of newest runs whose attempts are read."""
 MOST_READ = 1000
-"""Receipts, and tables of rejects, that one look reads at most."""
+"""Largest number of receipts, and of tables of rejects, that one look reads."""
 
 
 def is_root(store: Store) -> bool:
-    """Whether a verb has begun an artifact here."""
+    """Tell whether a verb has begun an artifact here."""
     return store.size("identity.json") is not None or store.size("manifest.json") is not None
 
 
 def look(store: Store) -> Record:
-    """Everything that can be told of one root."""
+    """Return all figures of one root."""
     artifact = _committed(store)
     kind = artifact.manifest.kind if artifact else read_identity(store)[0]
     runs = read_runs(store, RUNS)
@@ -51,7 +51,7 @@ def look(store: Store) -> Record:
         **found,
         "left_s": figures.seconds_left(found),
         "run": figures.about_run(run) if run else None,
-        "hosts": figures.hosts(figures.attempts_of([run]) if run else []),  # of one run, so that no pause counts
+        "hosts": figures.hosts(figures.attempts_of([run]) if run else []),  # one run: pauses between runs are no work
         "slowest": figures.slowest(attempts),
         "retried": figures.retried(attempts),
     }
@@ -64,7 +64,7 @@ def _committed(store: Store) -> Artifact | None:
 
 
 def _plain(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
-    """What was published."""
+    """Return the published totals."""
     return {"totals": artifact.manifest.totals} if artifact else {}
 
 
@@ -72,7 +72,7 @@ def _plain(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
 
 
 def _codes(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
-    """Shards and images that are done, and the rejects so far by reason."""
+    """Count the finished shards and images, and the rejects so far by reason."""
     if artifact is not None:
         manifest = artifact.manifest
         rejects = [part for part in manifest.parts if part.path.startswith("rejects/")]
@@ -84,14 +84,14 @@ def _codes(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
     there = store.entries("receipts")
     total = run.begin.get("shards") if run else None
     found: Record = {"shards": {"done": len(there), "of": total}}
-    if len(there) <= MOST_READ:  # exact; of more it is what the run said last
+    if len(there) <= MOST_READ:  # exact; of more receipts the last record of the run has to do
         found["done"] = sum(receipt.samples for receipt in _receipts(store, there))
         found["unit"] = "images"
     return {**found, **_rejects(store, _claimed_rejects(store))}
 
 
 def _receipts(store: Store, names: Iterable[str]) -> list[Receipt]:
-    """The receipts that can be read; one that cannot is for the verb to complain of."""
+    """Return the readable receipts; an unreadable one is left for the verb to report."""
 
     def read(name: str) -> Receipt | None:
         with suppress(DamagedArtifact, FileNotFoundError):
@@ -102,7 +102,8 @@ def _receipts(store: Store, names: Iterable[str]) -> list[Receipt]:
 
 
 def _claimed_rejects(store: Store) -> list[Part]:
-    """The tables of rejects of shards that are done, as their receipts name them."""
+    """Return the tables of rejects of finished shards, as their receipts name them."""
+    # Without "-" and the 16 digits of the digest that every part has in its name.
     stems = {PurePosixPath(name).stem[:-17] for name in store.entries("rejects")}
     there = store.entries("receipts")
     names = [name for name in there if PurePosixPath(name).stem in stems]
@@ -110,7 +111,7 @@ def _claimed_rejects(store: Store) -> list[Part]:
 
 
 def _rejects(store: Store, parts: Sequence[Part]) -> Record:
-    """How many were rejected and why; `looked_into` where the reasons are those of the first tables only."""
+    """Count the rejects and their reasons; `looked_into` is set where only the first tables were read."""
     reasons: Counter[str] = Counter()
     read = parts[:MOST_READ]
     for found in in_order(partial(_reasons, store), read):
@@ -132,14 +133,14 @@ def _reasons(store: Store, part: Part) -> list[str]:
 
 
 def _model(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
-    """Epoch, and the validation mAP so far: of what was published, else of the newest checkpoint that can be read."""
+    """Return epoch and validation mAP of the published model, else of the newest readable checkpoint."""
     begin = run.begin if run else {}
     epochs, epoch_steps = begin.get("epochs"), begin.get("epoch_steps")
     if artifact is not None:
         metrics = artifact.facts(ModelMeta).metrics
         return {"epochs": epochs, "epoch": epochs, "map": metrics.map, "map_epoch": metrics.epoch}
     found: Record = {"epochs": epochs, **_newest_checkpoint(store)}
-    if run is not None:  # a run that died may have saved more than it said
+    if run is not None:  # a run that died may have saved more than it recorded
         found["done"] = max(int(run.last.get("done", 0)), found.get("checkpoint_step", 0))
         if epochs and epoch_steps:
             found["epoch"] = min(int(epochs), found["done"] // int(epoch_steps) + 1)
@@ -147,7 +148,10 @@ def _model(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
 
 
 def _newest_checkpoint(store: Store) -> Record:
-    """Step, validations and best mAP of the newest checkpoint whose progress can be read; its weights are not."""
+    """Return step, validations and best mAP of the newest checkpoint with readable progress.
+
+    Its weights are not read.
+    """
     for name in reversed(store.folders("checkpoints")):
         with suppress(DamagedArtifact, InputError, ValueError, KeyError):
             checkpoint = open_artifact(store.child(f"checkpoints/{name}"), "checkpoint")
@@ -170,7 +174,7 @@ def _validations(history: Iterable[Mapping[str, Any]]) -> list[Record]:
 
 
 def _index(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
-    """The version that is current, and the parts of the one that is being made."""
+    """Return the current version, and the published totals."""
     known = versions(store)
     found: Record = {"version": known[-1] if known else None}
     if artifact is not None:

@@ -1,4 +1,4 @@
-"""How far a folder of artifacts is: everything below the `run.out` of `hhnet run`, or below a study's --out."""
+"""Reports the progress of a folder of artifacts: all below the `run.out` of `hhnet run`, or below a study's --out."""
 
 import json
 from collections import Counter
@@ -12,24 +12,24 @@ from pipelines.verify.status import figures
 from pipelines.verify.status.roots import RUNS, is_root, look
 
 STAGES = ("shards", "model", "codes", "index", "reports")
-"""Folders of `hhnet run`, in the order in which it makes them; `model-<method>` is a rotated model."""
+"""Folders of `hhnet run`, in the order of its stages; `model-<method>` is a rotated model."""
 STEPS = ("model", "codes", "report", "study")
-"""Folders of a study, each with one artifact for each cell or more."""
+"""Folders of a study, each with one or more artifacts per cell."""
 NO_STAGES = {"runs", "failures", "parts", "receipts", "rejects", "checkpoints", "manifests", "versions", "origins"}
 ORDER = ("working", "died", "failed", "interrupted", "pending", "done")
-"""What the whole is called: the first of these that one of its stages is."""
+"""States in order of precedence: the first one that a stage has is the state of the whole."""
 FAILURES_READ = 20
 
 
 class Survey:
-    """Looks at a root or a folder of them, again and again; what is done stays as it was found."""
+    """Looks at a root or a folder of them, repeatedly; a finished root is not read again."""
 
     def __init__(self, uri: str) -> None:
         self.store = Store(uri)
         self._settled: dict[str, Record] = {}
 
     def look(self) -> Record:
-        """The state of everything there. InputError where there is nothing."""
+        """Return the state of everything there; raise InputError where there is nothing."""
         if is_root(self.store):
             return look(self.store)
         runs = read_runs(self.store, RUNS)
@@ -45,7 +45,7 @@ class Survey:
         return self._whole("folder", stages, _to_come(roots))
 
     def _roots(self) -> list[str]:
-        """Roots one or two folders below, in the order of the stages."""
+        """Return the roots one or two folders below, in the order of the stages."""
         folders = [name for name in self.store.folders() if name not in NO_STAGES]
         found: list[str] = []
         for name, there in zip(folders, in_order(lambda name: is_root(self.store.child(name)), folders), strict=True):
@@ -83,7 +83,7 @@ class Survey:
         }
 
     def _study(self, stages: Sequence[Record], runs: Sequence[Run]) -> Record:
-        """A study: cells that its runs have done, artifacts by kind, and what failed."""
+        """Return the state of a study: the cells done by its runs, artifacts by kind, and failures."""
         whole = self._whole("study", stages, ())
         published = [stage for stage in stages if stage["stage"].startswith("study/") and stage["status"] == "done"]
         run = next((one for one in reversed(runs) if one.state() == "working"), runs[-1] if runs else None)
@@ -106,7 +106,7 @@ class Survey:
         }
 
     def _failures(self) -> list[str]:
-        """The last errors of the cells that failed and were not made since, the first of them."""
+        """Return the last error of each cell that failed and was not made since; at most FAILURES_READ of them."""
         last: dict[str, str] = {}
         for name in sorted(self.store.names("failures")):
             last[name.split("/")[1]] = name  # failures/model-0123abcd/000001.json
@@ -119,7 +119,10 @@ class Survey:
 
 
 def _to_come(roots: Sequence[str]) -> list[str]:
-    """The stages of `hhnet run` that have not begun, where the folders are those that it makes."""
+    """Return the stages of `hhnet run` that have not begun.
+
+    Returns [] for a folder that `hhnet run` did not make.
+    """
     begun = {name.split("/")[0] for name in roots}
     if not all(name in STAGES or name.startswith("model-") for name in begun):
         return []

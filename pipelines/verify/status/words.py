@@ -1,4 +1,4 @@
-"""A status in words and short tables."""
+"""Shows a status in words and short tables."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ SAME_DAY_S = 43_200
 
 
 def describe(found: Record) -> str:
-    """A status for people."""
+    """Format a status for people."""
     lines = [f"status: {found['status']}{_why(found)}"]
     active = next((one for one in found.get("stages", []) if one["stage"] in found.get("active", [])), None)
     lines += _columns(_facts(found if active is None or "made" in found else {**found, "run": None}))
@@ -28,7 +28,7 @@ def describe(found: Record) -> str:
 
 
 def one_line(found: Record) -> str:
-    """A status on one line, for a log."""
+    """Format a status as one line, for a log."""
     active = [one for one in found.get("stages", []) if one["stage"] in found.get("active", [])]
     of = found if found.get("done") is not None or not active else active[0]
     name = f"{of['stage']} " if "stage" in of else ""
@@ -39,7 +39,7 @@ def one_line(found: Record) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """A span of time: `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
+    """Format a span of time: `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -51,7 +51,7 @@ def lasting(seconds: float) -> str:
 
 
 def _why(found: Record) -> str:
-    """What makes it so."""
+    """Return the reason for the status, as the end of a sentence."""
     run = found.get("run")
     if not run:
         return ", nothing is working on it" if found["status"] == "pending" else ""
@@ -111,7 +111,7 @@ def _done(found: Record) -> str:
 
 
 def _pace(found: Record) -> list[str]:
-    """The rate; and the time left, with when that will be."""
+    """Return the rate and, if known, the time left with the expected end."""
     if not found.get("rate"):
         return []
     parts = [f"{found['rate']:,.4g} {found.get('unit') or 'steps'}/s"]
@@ -123,13 +123,13 @@ def _pace(found: Record) -> list[str]:
 
 
 def _starting(found: Record) -> str:
-    """What a run does that has nothing to show yet."""
+    """Return a note for a run at work that has nothing to show yet, else an empty text."""
     works = found["status"] == "working" and found.get("of") and not found.get("hosts")
     return "none yet: Ray and its workers start, or the first of them is at work" if works else ""
 
 
 def _failed(hosts: Sequence[Record]) -> str:
-    """How many attempts at a shard ended badly, of those that the run recorded."""
+    """Return how many recorded attempts at a shard ended badly, of all recorded ones."""
     failed, done = (sum(host[name] for host in hosts) for name in ("failed", "shards"))
     return f"{failed or 'none'} of {failed + done:,} attempts" if failed + done else ""
 
@@ -177,7 +177,7 @@ def _stage_row(stage: Record) -> Record:
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows under a heading; numbers to the right. Columns that are empty are left out."""
+    """Lay out rows under a heading; numbers are aligned right, empty columns are left out."""
     if not rows:
         return []
     names = [name for name in rows[0] if any(row[name] not in (None, "", []) for row in rows)]
