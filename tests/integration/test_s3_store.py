@@ -291,5 +291,5 @@ def test_a_run_on_s3_is_seen_while_it_works_and_after_it_was_killed(server: Seaw
     assert (working["status"], working["shards"], working["done"]) == ("working", {"done": 1, "of": 4}, 10)
     assert (status(uri).status, status(server.uri("run")).status) == ("died", "died")
     with RunLog(store, "encode", total=40, unit="images", shards=4) as log:
-        assert status(uri).run["name"] == log.name
+        assert status(uri).found["run"]["name"] == log.name
     assert [(one["end"], one.get("closed_by")) for one in closed_records(store)] == [("died", log.name), ("done", None)]

@@ -186,13 +186,13 @@ def test_a_cell_that_fails_is_a_row_with_its_error_and_is_tried_again(
     trainings.fails[24, 1e-3, 0] = WorkFailed("the disk is full")
     with pytest.raises(WorkFailed, match="the disk is full"):
         study(grid, out)
-    assert status(out).failures == ["the disk is full"]
+    assert status(out).found["failures"] == ["the disk is full"]
     with pytest.raises(WorkFailed, match="the disk is full"):
         study(grid, out, share=(1, 2))
     trainings.fails.clear()
     answer = study(grid, out).as_json()
     assert (answer["status"], answer["failed"], len(trainings.done)) == ("done", 0, 4)
-    assert status(out).failures == []
+    assert status(out).found["failures"] == []
     assert [entry["seeds"] for entry in answer["summary"]] == [2, 2]
 
 

@@ -1,13 +1,15 @@
 """An index kind is one module of the package: a toy one is built, searched and planned for by its name."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import pipelines.index.pool
 from hhnet import hamming_knn
-from pipelines.cli.index import index_build
+from pipelines.cli.index import BuildFlags, index_build
+from pipelines.config.loading import load_config
 from pipelines.errors import ConfigError
 from pipelines.index import kinds
 from pipelines.index.reader import open_index
@@ -58,22 +60,28 @@ KIND = ToyKind()
 """
 
 
+def built(uri: str, out: str, **flags: Any) -> dict[str, Any]:
+    """What `hhnet index build` gives with these flags."""
+    given = BuildFlags(codes=[uri], out=out, **flags)
+    return index_build(given, load_config(flags=given.settings())).as_json()
+
+
 def test_a_kind_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_inline_pool(monkeypatch, pipelines.index.pool)
     contents = {f"x-{n:06d}.tar": simple_rows(f"x{n}", 40, seed=n) for n in range(2)}
     uri, out = write_codes(tmp_path / "codes", contents).uri, str(tmp_path / "index")
     with plugged_in(kinds, tmp_path / "plugins", "toy", TOY):
-        built = index_build([uri], out, kind="toy")
-        assert (built["kind"], built["version"], built["card"]["recall"]) == ("toy", 1, 1.0)
+        toy = built(uri, out, kind="toy")
+        assert (toy["kind"], toy["version"], toy["card"]["recall"]) == ("toy", 1, 1.0)
         queries = random_codes(5, seed=9)
         with open_index(out) as reader:
             distances, _ = reader.search(queries, 7)
         every = np.concatenate([rows.codes for rows in contents.values()])
         assert distances.tolist() == hamming_knn(queries, every, 7)[0].tolist()
-        planned = index_build([uri], str(tmp_path / "planned"), kind="auto", dry_run=True)
+        planned = built(uri, str(tmp_path / "planned"), kind="auto", dry_run=True)
         assert [entry["kind"] for entry in planned["kinds"]] == ["flat", "hnsw", "ivf", "multihash", "toy"]
         with pytest.raises(ConfigError, match="index kind 'toi' is unknown: did you mean toy") as refusal:
-            index_build([uri], out, kind="toi")
+            built(uri, out, kind="toi")
         assert refusal.value.exit_code == 2
     with pytest.raises(ConfigError, match="'toy' is unknown: choose one of auto, flat, hnsw, ivf, multihash"):
-        index_build([uri], out, kind="toy")
+        built(uri, out, kind="toy")
