@@ -45,7 +45,7 @@ WeightsPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings in which an unknown key is an error."""
+    """A frozen group of settings that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -322,7 +322,7 @@ class DedupeSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """The convention of the metrics."""
+    """Settings of the metrics' convention and the report."""
 
     at: Annotated[int | None, ChangesResult("report")] = Field(None, ge=1)
     """mAP@K; unset = over the whole ranking."""

@@ -57,7 +57,7 @@ class Movement:
 
 @dataclass(frozen=True)
 class ClassOverlap:
-    """Mean overlap of the queries of a class."""
+    """Mean overlap of the queries with one class."""
 
     name: str
     queries: int

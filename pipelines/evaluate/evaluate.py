@@ -65,9 +65,9 @@ class EvaluateResult(Result):
 def evaluate(queries: str, database: Sequence[str], out: str, config: Config) -> EvaluateResult:
     """Evaluate the codes `queries` against the codes `database` (several count as one) into a report at `out`.
 
-    Raises FingerprintMismatch where the codes differ in bits, model or the split that they are of, InputError where the
-    queries have classes that the database does not know, a tar comes twice, either side is empty, nothing is relevant
-    to any query, or logits that `evaluate.rerank` needs are not there.
+    Raises FingerprintMismatch where the codes differ in bits, model or split; InputError where queries have classes
+    that the database lacks, a tar comes twice, a side is empty, no query has a relevant item, or logits are missing
+    that `evaluate.rerank` needs.
     """
     query_set, sets = _open_all(queries, database)
     for entry in (query_set, *sets) if config.evaluate.rerank else ():

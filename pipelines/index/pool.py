@@ -84,7 +84,7 @@ class CountedBuilder(PartBuilder):
     """Builds parts, and counts codes, bytes and seconds."""
 
     def run(self, task: PartTask) -> PartReceipt:
-        """Build and claim the part of one shard; the receipt that won is returned."""
+        """Build and claim the part of one shard; return the receipt that won."""
         meter, begun = Meter("index"), time.perf_counter()
         receipt = super().run(task)
         meter.seconds({"build": time.perf_counter() - begun})
@@ -95,7 +95,7 @@ class CountedBuilder(PartBuilder):
 
 
 def built(there: Mapping[str, Entry], receipt: PartReceipt | QuantizerReceipt) -> bool:
-    """Tell whether what a receipt claims exists, by a listing of the parts."""
+    """Tell whether the objects that a receipt names exist in a listing of the parts."""
     return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)
 
 

@@ -476,9 +476,9 @@ def code_bytes(codes: Sequence[bytes], width: int) -> Codes:
 
 @contextmanager
 def open_index(uri: str, version: int | None = None) -> Iterator[IndexReader]:
-    """Open a published index, by default its highest version, or the one that the alias at `uri` names now.
+    """Open a published index: by default its highest version, or the index that the alias at `uri` names now.
 
-    What is opened stays the same whatever is published meanwhile. InputError where nothing is published.
+    An open index stays the same when others are published. Raises InputError where nothing is published.
     """
     number, artifact = open_published(uri, version)
     with scratch_folder() as folder:

@@ -38,7 +38,7 @@ class Searcher:
         self._closing = ExitStack()
 
     def place(self) -> str:
-        """Return the id of the node it is on."""
+        """Return the id of the actor's node."""
         import ray
 
         return str(ray.get_runtime_context().get_node_id())

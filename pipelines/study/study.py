@@ -94,7 +94,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyListing(Result):
-    """Every cell with its state, while cells are missing; the uri is the study's --out."""
+    """Every cell with its state, as long as cells are missing; the uri is the study's --out."""
 
     TABLES = ("states",)
 

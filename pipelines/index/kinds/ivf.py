@@ -98,7 +98,7 @@ class IvfKind(IndexKind):
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> "IvfSearcher":
-        """Parse the part and compare it with what was published, quantizer included."""
+        """Parse the part, and check that its codes and its quantizer are those of the index."""
         with readable(str(path), path.stat().st_size):
             index: Any = faiss.read_index_binary(str(path))
         found = type(index), index.d, index.ntotal
