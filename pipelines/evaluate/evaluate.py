@@ -119,10 +119,7 @@ def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) 
 
 
 def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, bool]]:
-    """Return seeded queries spread over the classes, as (query, hard).
-
-    Every third is the worst of its class by AP.
-    """
+    """Return seeded queries spread over the classes, as (query, hard): every third is the worst of its class by AP."""
     random = np.random.Generator(np.random.Philox(1))
     order = random.permutation(len(ap_Q))
     used = [number for number in range(len(pair.classes)) if pair.queries.labels[:, number].any()]
@@ -235,10 +232,7 @@ def _plots(figures: Figures, examined: Examined) -> dict[str, bytes]:
 
 
 def _sources(query_set: CodesSet, sets: Sequence[CodesSet]) -> Mapping[str, str]:
-    """Return the digests of the inputs.
-
-    Their places are left out: a report must not depend on them.
-    """
+    """Return the digests of the inputs, without their places: a report must not depend on them."""
     split = split_facts(query_set.artifact, [entry.artifact for entry in sets])
     databases = {f"database {number}": entry.artifact.digest for number, entry in enumerate(sets, 1)}
     return {"model": query_set.model, "queries": query_set.artifact.digest, **databases, **split}

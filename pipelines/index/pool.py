@@ -105,10 +105,7 @@ def parts_of(
     shared: bytes | None,
     there: Mapping[str, Entry],
 ) -> tuple[Part, ...]:
-    """Return the parts that a receipt claims.
-
-    They must be in `there`, a listing, and be built with the quantizer `shared`.
-    """
+    """Return a receipt's parts; they must be `there`, in a listing, and be built with the quantizer `shared`."""
     for part in receipt.parts:
         if part.path not in there or there[part.path].size != part.bytes:
             raise DamagedArtifact(

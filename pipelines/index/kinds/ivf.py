@@ -47,10 +47,7 @@ class IvfKind(IndexKind):
         return SAMPLES_PER_LIST * parameters["nlist"]
 
     def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
-        """Return the empty trained index.
-
-        It uses one thread, since sums of floats in another order give other centres.
-        """
+        """Return the empty trained index; one thread, since sums of floats in another order give other centres."""
         bits = 8 * sample.shape[1]
         index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, parameters["nlist"])
         index.cp.seed = seed % (1 << 31)
