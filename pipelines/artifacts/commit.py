@@ -34,10 +34,7 @@ from pipelines.storage import Store, canonical_json, in_order, sha256_of
 
 
 def require_identity(store: Store, kind: str, fingerprint: str) -> None:
-    """Raise FingerprintMismatch where the root was begun with another kind or fingerprint.
-
-    Raises FileNotFoundError where it was not begun.
-    """
+    """Raise FingerprintMismatch where the root was begun with something else, FileNotFoundError where it never was."""
     found, other = read_identity(store)
     if (found, other) != (kind, fingerprint):
         raise FingerprintMismatch(
@@ -47,10 +44,7 @@ def require_identity(store: Store, kind: str, fingerprint: str) -> None:
 
 
 def read_claim(store: Store, path: str, model: type[F]) -> F:
-    """Read a receipt that was put, whether or not a manifest names it.
-
-    Raises DamagedArtifact where it does not fit the model.
-    """
+    """Read a receipt, whether or not a manifest names it; raise DamagedArtifact where it does not fit the model."""
     return model.parse(store.read(path), f"{store.uri}/{path}", "delete it to have its shard done again")
 
 
@@ -96,10 +90,7 @@ class ArtifactWriter:
         return read_claim(self.store, f"receipts/{shard}.json", type(receipt))
 
     def receipts(self, model: type[F], among: Container[str] | None = None) -> dict[str, F]:
-        """Return the receipts put so far, by shard, or only those `among` these shards.
-
-        Their work need not be done again.
-        """
+        """Return the receipts put so far, by shard, or those `among` these shards: work that is done already."""
         named = {}
         for name in self.store.names("receipts"):
             shard = PurePosixPath(name).name.removesuffix(".json")

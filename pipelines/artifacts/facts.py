@@ -165,7 +165,7 @@ class CodesMeta(_CodedMeta):
 
 
 class IndexCard(Facts):
-    """Size of an index, and what the gate measured on it."""
+    """Size of an index, and the gate's measurements on it."""
 
     bytes_per_code: float
     count: int

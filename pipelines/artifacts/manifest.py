@@ -259,10 +259,7 @@ def remember_origin(store: Store, digest: str, uri: str) -> None:
 
 
 def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
-    """Open the artifact that was committed at `uri`.
-
-    Raises InputError where none was, or one of another kind.
-    """
+    """Open the artifact that was committed at `uri`; raise InputError where there is none of this kind."""
     store = uri if isinstance(uri, Store) else Store(uri)
     try:
         data = store.read("manifest.json")
@@ -298,10 +295,7 @@ def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifac
 
 
 def read_identity(store: Store) -> tuple[str, str]:
-    """Return the kind and fingerprint that the root was begun with.
-
-    Raises FileNotFoundError where it was not begun.
-    """
+    """Return kind and fingerprint that the root was begun with; raise FileNotFoundError where it was not begun."""
     try:
         found = json.loads(store.read("identity.json"))
         return str(found["kind"]), str(found["fingerprint"])

@@ -211,10 +211,7 @@ def _versions() -> dict[str, str]:
 
 
 def _recordable(value: Any) -> Any:
-    """Return the value with credentials removed and non-Unicode text escaped.
-
-    A URL may carry credentials before its host.
-    """
+    """Return the value without the credentials that a URL may carry, and with non-Unicode text escaped."""
     if isinstance(value, str):
         return re.sub(r"//[^/@\s]*@", "//", value).encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
@@ -227,10 +224,7 @@ def _recordable(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its record describes it.
-
-    `sign` is the time of its last object.
-    """
+    """A run as its record describes it; `sign` is the time of its last object."""
 
     name: str
     begin: Record

@@ -145,10 +145,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def parquet_groups(schema: pa.Schema, tables: Iterable[pa.Table], rows: int) -> bytes:
-    """Write tables, taken one by one, as one Parquet.
-
-    Its row groups have at most `rows` rows, each from one table.
-    """
+    """Write tables, taken one by one, as one Parquet; a row group has at most `rows` rows, all from one table."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, schema, compression="zstd", version="2.6", data_page_version="1.0") as writer:
         for table in tables:

@@ -127,10 +127,7 @@ def publish_next(
     totals: dict[str, int],
     **changed: Any,
 ) -> Artifact:
-    """Publish version `number`, made from `base`, the version before it.
-
-    Raises CommitConflict if another run was first.
-    """
+    """Publish version `number`, made from `base`, the one before; raise CommitConflict if another run was first."""
     require_parts(base, parts, number)
     artifact = next_artifact(base, parts, receipts, totals, **changed)
     path = put_manifest(artifact)

@@ -37,7 +37,7 @@ def changed_settings(config: Config) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """Write a value as TOML, which reads JSON's values but for its objects."""
+    """Write a value as TOML; TOML reads all JSON values except objects."""
     if not isinstance(value, dict):
         return json.dumps(value)
     return "{" + ", ".join(f"{json.dumps(name)} = {json.dumps(one)}" for name, one in value.items()) + "}"
@@ -50,8 +50,8 @@ def load_config(
 ) -> Config:
     """Build the tree from a TOML file, `section.key=value` strings and named flags, later ones winning.
 
-    `flags` maps dotted names to values; None means that the flag was not given. Where they set `train.recipe`, the
-    settings of that recipe stand below all of them. Raises ConfigError.
+    `flags` maps dotted names to values; None means that the flag was not given. If any of these sets `train.recipe`,
+    they all override the settings of that recipe. Raises ConfigError.
     """
     return config_from(load_tree(file, sets, flags))
 

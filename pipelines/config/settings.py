@@ -24,10 +24,7 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds of a text such as 5ms or 24h; return other values as they are.
-
-    Raises ValueError for other text.
-    """
+    """Return the seconds of a text such as 5ms or 24h, or another value as it is; ValueError for other text."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
@@ -45,7 +42,7 @@ WeightsPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings in which an unknown key is an error."""
+    """A frozen group of settings that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -322,7 +319,7 @@ class DedupeSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """The convention of the metrics."""
+    """Settings of the metrics' convention and the report."""
 
     at: Annotated[int | None, ChangesResult("report")] = Field(None, ge=1)
     """mAP@K; unset = over the whole ranking."""

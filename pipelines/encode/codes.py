@@ -53,7 +53,7 @@ class CodesSet:
 
     @cached_property
     def shards(self) -> tuple[CodesShard, ...]:
-        """The shards in the order of their names; their receipts are read when this is first asked for."""
+        """The shards in the order of their names; their receipts are read at the first access."""
         artifact, manifest = self.artifact, self.artifact.manifest
         listed = frozenset(manifest.parts)
         shards = []
@@ -88,7 +88,7 @@ class CodesSet:
 
 
 def open_codes(source: str | Artifact) -> CodesSet:
-    """Open the current version of a codes artifact by URI, or take one that is open."""
+    """Open the current version of a codes artifact by URI, or wrap an open artifact."""
     artifact = open_current(source, "codes") if isinstance(source, str) else source
     meta = artifact.facts(CodesMeta)
     return CodesSet(artifact, meta.bits, meta.classes, meta.has_logits)

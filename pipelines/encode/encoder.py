@@ -72,10 +72,7 @@ class Encoder:
         return self.model.bits
 
     def real_codes(self, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
-        """Return the real codes of encoded images, float32 (N, K).
-
-        Raises ImageReject for the first that does not decode.
-        """
+        """Return the real codes of images, float32 (N, K); raise ImageReject for the first that does not decode."""
         squares = [self.preprocess.resize_crop(decode_image(data)) for data in images]
         return self.outputs(squares)
 

@@ -139,10 +139,7 @@ class TrialEncoder(ShardEncoder):
         return TrialReceipt.model_validate({**dict(receipt), **where, "bytes": written, "puts": puts}), figures
 
     def _round_trip(self) -> float:
-        """Return the seconds of a request to the store at --out, the least of three.
-
-        To put a small object takes about as long.
-        """
+        """Return the seconds of a request to the store at --out, the least of three; a small put takes as long."""
         seconds = []
         for _ in range(3):
             begun = time.perf_counter()
@@ -195,10 +192,7 @@ class Fleet:
 
 
 def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int) -> tuple[Trial, Fleet]:
-    """Encode the first shard and one from the middle with one worker.
-
-    `most` is the largest number of workers that find work.
-    """
+    """Encode the first shard and one from the middle with one worker; at most `most` workers would find work."""
     picked = [tasks[0], *([tasks[len(tasks) // 2]] if len(tasks) > 1 else [])]
     alone = job.config.encode.model_copy(update={"workers": 1})
     begun = time.perf_counter()

@@ -106,10 +106,7 @@ def encode_shards(
     give_up: Callable[[Outcome[ShardTask]], Receipt | None],
     log: RunLog,
 ) -> list[ShardRun]:
-    """Run the tasks on a pool of Ray workers.
-
-    `give_up` settles a shard that no worker survived; `log` records the progress.
-    """
+    """Run the tasks on a pool of Ray workers, recorded in `log`; `give_up` settles a shard that no worker survived."""
     if not tasks:
         return []
     rows = {shard.name: shard.rows for shard in shards.shards}

@@ -57,7 +57,7 @@ class Movement:
 
 @dataclass(frozen=True)
 class ClassOverlap:
-    """Mean overlap of the queries of a class."""
+    """Mean overlap of the queries with one class."""
 
     name: str
     queries: int
@@ -181,10 +181,7 @@ def _movement(counts: Sequence[Floats], bits: tuple[int, int]) -> Movement:
 
 
 def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[AgreementFigures, Floats]:
-    """Return all figures of the report, and the overlap of each query.
-
-    A query is no neighbour of itself; N is at least 2.
-    """
+    """Return all figures of the report and each query's overlap; a query is no neighbour of itself, N is at least 2."""
     total = len(matched.old)
     k = min(settings.k, total - 1)
     random = np.random.Generator(np.random.Philox(settings.seed))
@@ -237,10 +234,7 @@ def _by_class(matched: Matched, queries: npt.NDArray[np.int64], overlap_Q: Float
 
 
 def agreement_page(figures: AgreementFigures, drawn: Mapping[str, bytes], sources: Mapping[str, str]) -> str:
-    """Return the self-contained page.
-
-    `drawn` holds the PNGs of `overlap`, `pair_distances` and `neighbour_distances`.
-    """
+    """Return the self-contained page; `drawn` holds its PNGs `overlap`, `pair_distances`, `neighbour_distances`."""
     classes = sorted(figures.classes, key=lambda entry: (-entry.overlap, entry.name))
     return render("agreement", figures=figures, drawn=drawn, classes=classes, sources=sources)
 

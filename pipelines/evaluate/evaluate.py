@@ -65,9 +65,9 @@ class EvaluateResult(Result):
 def evaluate(queries: str, database: Sequence[str], out: str, config: Config) -> EvaluateResult:
     """Evaluate the codes `queries` against the codes `database` (several count as one) into a report at `out`.
 
-    Raises FingerprintMismatch where the codes differ in bits, model or the split that they are of, InputError where the
-    queries have classes that the database does not know, a tar comes twice, either side is empty, nothing is relevant
-    to any query, or logits that `evaluate.rerank` needs are not there.
+    Raises FingerprintMismatch where the codes differ in bits, model or split; InputError where queries have classes
+    that the database lacks, a tar comes twice, a side is empty, no query has a relevant item, or logits are missing
+    that `evaluate.rerank` needs.
     """
     query_set, sets = _open_all(queries, database)
     for entry in (query_set, *sets) if config.evaluate.rerank else ():
@@ -119,10 +119,7 @@ def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) 
 
 
 def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, bool]]:
-    """Return seeded queries spread over the classes, as (query, hard).
-
-    Every third is the worst of its class by AP.
-    """
+    """Return seeded queries spread over the classes, as (query, hard): every third is the worst of its class by AP."""
     random = np.random.Generator(np.random.Philox(1))
     order = random.permutation(len(ap_Q))
     used = [number for number in range(len(pair.classes)) if pair.queries.labels[:, number].any()]
@@ -235,10 +232,7 @@ def _plots(figures: Figures, examined: Examined) -> dict[str, bytes]:
 
 
 def _sources(query_set: CodesSet, sets: Sequence[CodesSet]) -> Mapping[str, str]:
-    """Return the digests of the inputs.
-
-    Their places are left out: a report must not depend on them.
-    """
+    """Return the digests of the inputs, without their places: a report must not depend on them."""
     split = split_facts(query_set.artifact, [entry.artifact for entry in sets])
     databases = {f"database {number}": entry.artifact.digest for number, entry in enumerate(sets, 1)}
     return {"model": query_set.model, "queries": query_set.artifact.digest, **databases, **split}

@@ -26,7 +26,7 @@ BLOCK_PAIRS = 1 << 22
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One class: its queries, its database items, and the mAP of its queries (None where none counts)."""
+    """One class: number of queries and of database items, and the mAP of its queries (None if none counts)."""
 
     name: str
     queries: int

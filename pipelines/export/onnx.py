@@ -80,12 +80,11 @@ class ExportResult(Result):
 def export(model: str, out: str, batch: int | None = None, images: Path | None = None) -> ExportResult:
     """Write the model at the URI `model` to the local file `out`, for `batch` images at a time or for any number.
 
-    It is checked on the files in the folder `images`, else on the model's own training images. Returns verb, status
-    (`done`, or `unchanged` where `out` has these bytes already), uri, digest (sha256 of the file), images, checked_on,
-    bits_compared, largest_difference, batch, precision and trained_precision. Raises UsageError where the extra is
-    not installed or `out` is no place for a file, InputError for images that cannot be used or a model of 2 GiB and
-    more, and WorkFailed, with nothing written, where the network cannot be exported or the graph's answers differ
-    from torch's.
+    It is checked on the files in the folder `images`, else on the model's own training images. The status is `done`, or
+    `unchanged` where `out` has these bytes already; the digest is the sha256 of the file. Raises UsageError where the
+    extra is not installed or `out` is no place for a file, InputError for images that cannot be used or a model of 2
+    GiB and more, and WorkFailed, with nothing written, where the network cannot be exported or the graph's answers
+    differ from torch's.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UsageError(f"export needs {', '.join(missing)}: pip install 'hhnet[export]'")

@@ -35,7 +35,7 @@ def bytes_of(index: Any) -> bytes:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have Faiss work on one thread, so that the same input gives the same bytes."""
+    """Run Faiss on one thread inside the context, so that the same input gives the same bytes."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

@@ -73,7 +73,7 @@ class Figures:
 def measure(reader: IndexReader, settings: GateSettings, seed: int) -> Figures:
     """Search a seeded sample of the codes in one part after another, and in their key tables.
 
-    The times are those of one query after another in opened parts.
+    Queries are timed one at a time, in opened parts.
     """
     probes_PB, ids_P = _probes(reader, settings.probes, seed)
     found: Neighbours = np.empty((len(probes_PB), 0), np.int32), np.empty((len(probes_PB), 0), np.int64)

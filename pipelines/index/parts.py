@@ -145,10 +145,7 @@ def build_part(
 
 
 def sample_rows(tasks: Sequence[PartTask], size: int, seed: int) -> list[tuple[PartTask, npt.NDArray[np.int64]]]:
-    """Draw seeded rows of about `size` codes, from each shard its proportional share.
-
-    Shards without a drawn row are left out.
-    """
+    """Draw seeded rows of about `size` codes, a proportional share from each shard; empty shares are left out."""
     drawn = sample_places([(task.ordinal, task.rows) for task in tasks], size, seed)
     return [(task, places) for task, places in zip(tasks, drawn, strict=True) if len(places)]
 

@@ -148,10 +148,7 @@ def objections(entry: Prediction, settings: IndexSettings) -> list[str]:
 
 
 def predict(codes_NB: Codes, sizes: Sequence[int], config: Config) -> list[Prediction]:
-    """Predict each kind for parts of these sizes.
-
-    Measures it on a sample of their codes, which must be in random order.
-    """
+    """Predict each kind for parts of these sizes, measured on a sample of their codes in random order."""
     held = min(QUERIES, len(codes_NB) // 4)
     queries_QB = codes_NB[:held] if held else codes_NB
     codes_NB = codes_NB[held:]

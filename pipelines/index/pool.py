@@ -84,7 +84,7 @@ class CountedBuilder(PartBuilder):
     """Builds parts, and counts codes, bytes and seconds."""
 
     def run(self, task: PartTask) -> PartReceipt:
-        """Build and claim the part of one shard; the receipt that won is returned."""
+        """Build and claim the part of one shard; return the receipt that won."""
         meter, begun = Meter("index"), time.perf_counter()
         receipt = super().run(task)
         meter.seconds({"build": time.perf_counter() - begun})
@@ -95,7 +95,7 @@ class CountedBuilder(PartBuilder):
 
 
 def built(there: Mapping[str, Entry], receipt: PartReceipt | QuantizerReceipt) -> bool:
-    """Tell whether what a receipt claims exists, by a listing of the parts."""
+    """Tell whether the objects that a receipt names exist in a listing of the parts."""
     return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)
 
 
@@ -105,10 +105,7 @@ def parts_of(
     shared: bytes | None,
     there: Mapping[str, Entry],
 ) -> tuple[Part, ...]:
-    """Return the parts that a receipt claims.
-
-    They must be in `there`, a listing, and be built with the quantizer `shared`.
-    """
+    """Return a receipt's parts; they must be `there`, in a listing, and be built with the quantizer `shared`."""
     for part in receipt.parts:
         if part.path not in there or there[part.path].size != part.bytes:
             raise DamagedArtifact(

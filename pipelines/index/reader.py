@@ -274,10 +274,7 @@ class IndexReader:
         return [entry for key in keys for entry in found[key]], [key for key in found if not found[key]]
 
     def find_ids(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
-        """Return the ids of the samples with these keys or paths, ascending, and the names not found.
-
-        It is fit for millions of names.
-        """
+        """Return the ids of samples with these keys or paths, even millions, ascending, and the names not found."""
         distinct = dict.fromkeys(keys)
         wanted = pa.array(filter(_is_text, distinct), pa.string())
         known, found = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
@@ -416,10 +413,7 @@ def _by_rows(shards: Sequence[IndexedShard], most: int) -> Iterator[list[Indexed
 
 
 def read_key_table(store: Store, part: Part, bits: int, logits: bool, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return a key table, or some of its columns in their stored order.
-
-    Checks the digest, the schema and the number of rows.
-    """
+    """Return a key table, or some columns in their stored order; digest, schema and number of rows are checked."""
     where = f"{store.uri}/{part.path}"
     table = read_parquet(read_part(store, part), where, columns)
     schema = keys_schema(bits, logits)
@@ -476,9 +470,9 @@ def code_bytes(codes: Sequence[bytes], width: int) -> Codes:
 
 @contextmanager
 def open_index(uri: str, version: int | None = None) -> Iterator[IndexReader]:
-    """Open a published index, by default its highest version, or the one that the alias at `uri` names now.
+    """Open a published index: by default its highest version, or the index that the alias at `uri` names now.
 
-    What is opened stays the same whatever is published meanwhile. InputError where nothing is published.
+    An open index stays the same when others are published. Raises InputError where nothing is published.
     """
     number, artifact = open_published(uri, version)
     with scratch_folder() as folder:

@@ -199,10 +199,7 @@ def _base(index: str) -> Iterator[Base]:
 
 
 def _require_same(base: Base, entry: CodesSet) -> None:
-    """Raise FingerprintMismatch, naming both, unless the codes fit the index.
-
-    Bits, model, classes and kind of columns must agree.
-    """
+    """Raise FingerprintMismatch unless bits, model, classes and kind of columns of the codes are those of the index."""
     reader, uri = base.reader, entry.artifact.uri
     model = base.artifact.manifest.input("model").digest
     for name, mine, theirs, same in (
@@ -256,10 +253,7 @@ def _pruned(base: Base, change: Change, wanted: set[str]) -> Change:
 
 
 def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> bool:
-    """Tell whether a held tar has the same codes in this artifact.
-
-    Rows that compactions left out of the part may be there too.
-    """
+    """Tell whether a held tar has the same codes in this artifact, apart from rows that compactions left out."""
     if held.codes_digest == entry.artifact.digest:
         return True
     if (before := _codes_of(base, held, entry)) is not None and before[1].parts == shard.parts:
@@ -288,10 +282,7 @@ def _compacted(base: Base, ordinal: int) -> int:
 
 
 def _left_out(base: Base, held: IndexedShard, before: tuple[CodesSet, CodesShard] | None) -> Rows | None:
-    """Return the rows that compactions left out of a part.
-
-    None if the codes from before the compaction no longer exist: only they can tell.
-    """
+    """Return the rows that compactions left out of a part; None if the codes that could tell no longer exist."""
     if not _compacted(base, held.ordinal):
         return np.empty(0, np.int64)
     if before is None:
@@ -318,10 +309,7 @@ def _still_removed(base: Base, held: IndexedShard, entry: CodesSet, shard: Codes
 
 
 def _named_shards(base: Base, names: Sequence[str], ignore_missing: bool) -> set[int]:
-    """Return the ordinals of shards by name or sha256.
-
-    The first 8 or more digits of a sha256 are enough; they tell several tars with one name apart.
-    """
+    """Return the ordinals of shards by name, or by sha256 (8 digits or more) where several tars have one name."""
     found = set()
     for name in names:
         alike = [
@@ -382,10 +370,7 @@ def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> i
 
 
 def _compacting(base: Base) -> Change:
-    """Return the change that rebuilds each part with removed rows.
-
-    A part without any row left stays as it is: it records that its samples were removed.
-    """
+    """Return the change that rebuilds parts without their removed rows; a part with no row left stays as a record."""
     reader = base.reader
     partly = {n: rows for n, rows in reader.removed.items() if reader.live(reader.shards[n])}
     tasks = [
@@ -461,10 +446,7 @@ def _inputs(base: Base, change: Change) -> list[ArtifactInput]:
 def _parts(
     base: Base, change: Change, inputs: Sequence[ArtifactInput], config: Config, log: RunLog
 ) -> tuple[list[Part], list[ReceiptRef]]:
-    """Return the parts and receipts of the next version.
-
-    They are the new ones of its tasks, the old ones of unchanged shards, and its tables.
-    """
+    """Return the parts and receipts of the next version: new ones, those of unchanged shards, and its tables."""
     manifest, reader = base.artifact.manifest, base.reader
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
     made = build_parts(writer, reader.meta.kind, reader.parameters, change.tasks, reader.shared, config, log)

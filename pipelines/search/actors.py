@@ -38,7 +38,7 @@ class Searcher:
         self._closing = ExitStack()
 
     def place(self) -> str:
-        """Return the id of the node it is on."""
+        """Return the id of the actor's node."""
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
@@ -78,10 +78,7 @@ def spread(reader: IndexReader, workers: int, config: Config) -> Iterator[Callab
 
 @dataclass(eq=False)
 class _Actor:
-    """An actor and its present task.
-
-    `waits` is the reference of its last request: its node, or the answer for a share.
-    """
+    """An actor; `waits` is the reference of its last request: its node, or the answer for a share."""
 
     handle: Any
     waits: Any

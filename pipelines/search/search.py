@@ -187,10 +187,7 @@ def _named(
 def _reranked(
     reader: IndexReader, batch: Sequence[Query], distances: npt.NDArray[np.int32], ids: Ids
 ) -> tuple[npt.NDArray[np.int32], Ids, npt.NDArray[np.float32]]:
-    """Return distances, ids and asymmetric distances by (asymmetric distance, distance, id).
-
-    Empty places stay last.
-    """
+    """Return distances, ids and asymmetric distances by (asymmetric, distance, id); empty places stay last."""
     asymmetric = np.full(ids.shape, np.inf, np.float32)
     known = np.unique(ids[ids != NO_ID])
     logits = reader.real_codes_of(known)
@@ -365,10 +362,7 @@ def find_pictures_of(reader: IndexReader, shards: Sequence[str]) -> Pictures:
 def search_page(
     shown: Sequence[tuple[Query, Sequence[Neighbour]]], total: int, pictures: Pictures, rerank: int | None
 ) -> str:
-    """Return the results as a self-contained page.
-
-    The frame of a neighbour tells whether it shares a class with the query.
-    """
+    """Return the results as a self-contained page; frames mark the neighbours that share a class with the query."""
     places = {Place(found.item.shard_sha256, found.item.row) for _, near in shown for found in near}
     found = pictures.get(places | {query.place for query, _ in shown if query.place})
     rows = [

@@ -94,7 +94,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyListing(Result):
-    """Every cell with its state, while cells are missing; the uri is the study's --out."""
+    """Every cell with its state, as long as cells are missing; the uri is the study's --out."""
 
     TABLES = ("states",)
 
@@ -284,10 +284,7 @@ def out_of_reach(error: HHNetError) -> bool:
 
 
 def attempt(step: Callable[[], T]) -> tuple[T | None, str | None]:
-    """Run a step; return its result, or its one-line error.
-
-    An unreachable store or cluster is not the cell's fault and ends the study.
-    """
+    """Run a step; return its result or its one-line error. Out-of-reach errors are raised: the cell is not at fault."""
     try:
         return step(), None
     except HHNetError as error:

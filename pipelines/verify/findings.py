@@ -90,10 +90,7 @@ class Findings:
                 self._follow(found, name)
 
     def one_model(self, inputs: Iterable[Artifact]) -> None:
-        """Require that all codes among the inputs were made by one model.
-
-        If the artifact itself names a model, it must be that one.
-        """
+        """Require that one model made all codes among the inputs: the one that the artifact names, if it names any."""
         own = [entry.digest for entry in self.artifact.manifest.inputs if entry.kind == "model"]
         named = {entry.uri: entry.manifest.input("model").digest for entry in inputs if entry.manifest.kind == "codes"}
         for uri, digest in named.items():

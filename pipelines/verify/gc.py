@@ -141,10 +141,7 @@ def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> l
 
 
 def _put_at(name: str, garbage: Mapping[str, Entry]) -> float:
-    """Return the time at which an object was put.
-
-    A checkpoint is as young as the youngest of its objects, since it is deleted as a whole.
-    """
+    """Return the time at which an object was put; a checkpoint goes as a whole, so its youngest object counts."""
     if not name.startswith(CHECKPOINTS):
         return garbage[name].modified
     folder = "/".join(name.split("/")[:2]) + "/"

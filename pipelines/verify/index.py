@@ -16,10 +16,7 @@ from pipelines.verify.findings import Findings, count
 
 
 def prove_index(findings: Findings) -> None:
-    """Check that ordinals, key tables, parts and codes agree on the rows.
-
-    Each part must open with the rows that are not removed.
-    """
+    """Check that ordinals, key tables, parts and codes agree, and that each part opens without the removed rows."""
     artifact = findings.artifact
     with findings.guard(), scratch_folder() as folder:
         reader = IndexReader(artifact, folder)
@@ -58,10 +55,7 @@ def prove_index(findings: Findings) -> None:
 
 
 def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, paths: Sequence[str]) -> None:
-    """Check one part, whose files are `paths`.
-
-    Its rows ascend, the removed rows are among them, and it opens with the others.
-    """
+    """Check that rows ascend, the removed ones are among them, and the part opens; its files are `paths`."""
     mark = (*paths, shard.rows, reader.removed.get(shard.ordinal, NOTHING_REMOVED).tobytes())
     if mark in findings.proven:  # proven already as a part of another version
         return
@@ -77,10 +71,7 @@ def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, pa
 
 
 def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> None:
-    """Check that the index holds the tars of these codes with their keys and codes.
-
-    Rows that were compacted away may be missing.
-    """
+    """Check that the index holds the tars of these codes with keys and codes, less the compacted rows."""
     uri, later = findings.artifact.uri, made_as(findings.artifact) > 1
     if codes.logits != reader.logits:
         findings.problem(f"{uri}: one of the index and its input {codes.artifact.uri} has logits, the other has none")

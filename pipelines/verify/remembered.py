@@ -14,10 +14,7 @@ FOLDER = "proven"
 
 
 def remembered_tars(store: Store) -> set[str]:
-    """Return the sha256 of all tars that runs with this `--out` have proven.
-
-    Raises DamagedArtifact for a broken record.
-    """
+    """Return the sha256 of all tars that runs with this `--out` proved; raise DamagedArtifact for a broken record."""
     known: set[str] = set()
     for name in store.names(FOLDER):
         try:

@@ -127,10 +127,7 @@ def prove_shards(findings: Findings) -> list[Shard]:
 
 
 def _prove_protocol(findings: Findings, opened: ShardSet, card: ProtocolCard, part: str) -> None:
-    """Check that the samples are one part of a protocol's split.
-
-    The card must have the digest of all its parts.
-    """
+    """Check that the samples are one part of a protocol's split, and that the card has the digest of all parts."""
     uri, name = findings.artifact.uri, card.name
     if part not in card.parts:
         raise DamagedArtifact(f"{uri}: the manifest does not say which part of which protocol this is")

@@ -13,10 +13,7 @@ from pipelines.verify.findings import Findings, count
 
 
 def prove_study(findings: Findings) -> None:
-    """Check that rows name inputs and have their figures.
-
-    The summary must follow from the rows, and the totals must count them.
-    """
+    """Check that rows have the figures of their inputs, the summary follows from them, and the totals count them."""
     artifact = findings.artifact
     found = [findings.input(entry.role) for entry in artifact.manifest.inputs]
     inputs = {entry.digest: entry for entry in found if entry is not None}

@@ -120,10 +120,7 @@ def verify_tars(uri: str, out: str, config: Config) -> TarsResult:
 
 
 def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Config) -> tuple[int, list[str]]:
-    """Return the number of right tars and the problems of the others.
-
-    The right ones are remembered.
-    """
+    """Return the number of right tars, which are remembered, and the problems of the others."""
     if not shards:
         return 0, []
     digests = {shard.name: shard.part.sha256 for shard in shards}
@@ -189,10 +186,7 @@ def _summary(findings: Findings) -> str:
 
 
 def _check_envelope(findings: Findings, path: str) -> None:
-    """Check that manifest and identity have their canonical bytes, and agree.
-
-    The manifest's digest was checked when it was opened.
-    """
+    """Check that manifest and identity have their canonical bytes and agree; opening checked the manifest's digest."""
     artifact = findings.artifact
     manifest = artifact.manifest
     identity = {"format": manifest.format, "kind": manifest.kind, "fingerprint": manifest.fingerprint}

@@ -85,7 +85,7 @@ class IndexKind(ABC):
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> Searcher:
-        """Open a part whose digest was checked; DamagedArtifact unless it holds `rows` codes of `width` bytes.
+        """Open a part whose digest was checked; raise DamagedArtifact unless it holds `rows` codes of `width` bytes.
 
         The ids in `removed`, which ascend, are never found.
         """
@@ -131,7 +131,7 @@ def kind_names() -> list[str]:
 
 
 def require_index_kind(name: str, *others: str) -> None:
-    """Raise ConfigError, which names the nearest, unless `name` is a kind or one of `others`."""
+    """Raise ConfigError, naming the nearest kind, unless `name` is a kind or one of `others`."""
     known = [*others, *kind_names()]
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1)

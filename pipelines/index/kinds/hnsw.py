@@ -117,10 +117,7 @@ class HnswSearcher:
         return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
-        """Return exactly the codes within `radius`, by a scan.
-
-        A walk over the graph cannot tell when it has met them all.
-        """
+        """Return exactly the codes within `radius`, by a scan: a walk cannot tell when it has met them all."""
         offsets, rows, distances = hamming_range(queries, self._codes, radius, allowed=self._allowed)
         return offsets, distances, self._ids[rows]
 

@@ -47,10 +47,7 @@ class IvfKind(IndexKind):
         return SAMPLES_PER_LIST * parameters["nlist"]
 
     def train(self, sample: Codes, parameters: Mapping[str, int], seed: int) -> bytes:
-        """Return the empty trained index.
-
-        It uses one thread, since sums of floats in another order give other centres.
-        """
+        """Return the empty trained index; one thread, since sums of floats in another order give other centres."""
         bits = 8 * sample.shape[1]
         index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, parameters["nlist"])
         index.cp.seed = seed % (1 << 31)
@@ -98,7 +95,7 @@ class IvfKind(IndexKind):
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> "IvfSearcher":
-        """Parse the part and compare it with what was published, quantizer included."""
+        """Parse the part, and check that its codes and its quantizer are those of the index."""
         with readable(str(path), path.stat().st_size):
             index: Any = faiss.read_index_binary(str(path))
         found = type(index), index.d, index.ntotal

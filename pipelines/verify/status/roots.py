@@ -148,10 +148,7 @@ def _model(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
 
 
 def _newest_checkpoint(store: Store) -> Record:
-    """Return step, validations and best mAP of the newest checkpoint with readable progress.
-
-    Its weights are not read.
-    """
+    """Return step, validations and best mAP of the newest readable checkpoint, without reading its weights."""
     for name in reversed(store.folders("checkpoints")):
         with suppress(DamagedArtifact, InputError, ValueError, KeyError):
             checkpoint = open_artifact(store.child(f"checkpoints/{name}"), "checkpoint")

@@ -119,10 +119,7 @@ class Survey:
 
 
 def _to_come(roots: Sequence[str]) -> list[str]:
-    """Return the stages of `hhnet run` that have not begun.
-
-    Returns [] for a folder that `hhnet run` did not make.
-    """
+    """Return the stages of `hhnet run` that have not begun; [] for a folder that `hhnet run` did not make."""
     begun = {name.split("/")[0] for name in roots}
     if not all(name in STAGES or name.startswith("model-") for name in begun):
         return []
