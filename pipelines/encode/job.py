@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -22,9 +21,6 @@ from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import ShardSet
 from pipelines.storage import Store
-
-if TYPE_CHECKING:
-    pass  # imports torch, which only a worker needs
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Receipts of encoded shards: each is claimed once, and read again by later runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +13,10 @@ from pipelines.artifacts.tables import (
     parquet_bytes,
     read_parquet,
 )
+from pipelines.encode.shard import ShardCodes
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard
 from pipelines.storage import Entry, Store, in_order
-
-if TYPE_CHECKING:
-    pass  # imports torch, which only a worker needs
-from pipelines.encode.shard import ShardCodes
 
 
 def publish_shard(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,13 +20,10 @@ from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.encode.job import EncodeJob, ShardTask
 from pipelines.encode.receipts import publish_shard, read_whole_receipt
+from pipelines.encode.shard import ShardCodes, encode_shard, rejects_bytes
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.shards import Shard, ShardSet, open_shards
 from pipelines.storage import Store
-
-if TYPE_CHECKING:
-    pass  # imports torch, which only a worker needs
-from pipelines.encode.shard import ShardCodes, encode_shard, rejects_bytes
 
 
 @dataclass(frozen=True)
