@@ -1,1 +1,5 @@
-"""Retrieval metrics over packed codes."""
+"""Retrieval metrics over packed codes.
+
+retrieval    mAP, precision, recall, with ties treated exactly
+conventions  how code bases of the field compute mAP
+"""

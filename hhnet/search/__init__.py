@@ -1,1 +1,8 @@
-"""Exact Hamming search: scans, multi-index hashing, pairs, and the compiled loops behind them."""
+"""Exact Hamming search over packed codes.
+
+kernels      scans; _compiled: their loops
+multi_index  multi-index hashing; _buckets: its loops
+pairs        all near pairs; _pairs: its loops
+device       search in the memory of a GPU; _closer: its kernel
+_ranking     the loops of `hhnet.metrics`
+"""

@@ -1,6 +1,7 @@
 """Artifacts: the results that verbs publish at a root and that later verbs read.
 
 manifest  what an artifact holds, and how it is opened
+facts     what manifests and receipts say of each kind
 commit    the protocol that publishes it
 versions  the versions of one root, and which is current
 tables    the Parquet tables of shards, codes and rejects

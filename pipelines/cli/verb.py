@@ -1,4 +1,4 @@
-"""Shared parts of every verb of the command line: options, errors, exit codes, output, and the way to a Ray job.
+"""The frame of every verb of the command line: common options, errors, exit codes, and output.
 
 Nothing here imports torch, ray, faiss or prefect before a verb's own work begins, so help and usage errors answer
 at once.

@@ -1,1 +1,4 @@
-"""Writes models in the formats of other systems."""
+"""Models in the formats of other systems.
+
+onnx  one ONNX file, from uint8 images to packed codes
+"""

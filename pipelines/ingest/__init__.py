@@ -1,6 +1,6 @@
 """Turns images into shards: lists a source, finds its labels, splits it.
 
-ingest      the verb
+ingest      the verb; result: what it returns
 sources     opens and lists a source: folder, archive or table; bounds: limits on what it may unfold to
 folders     files below a folder; zips: members of a zip; found: a file before it is judged
 layout      classes from the names of folders; beside: metadata in files next to a picture
