@@ -63,7 +63,7 @@ def make_study(folder: Path, shards: Artifact) -> Artifact:
     grid = Grid.make(read_description(str(folder / "study.toml")))
     cells = [Cell(group, 0, grid.config(group, 0, {}), error="the loss became nan") for group in grid.groups]
     made = _publish(grid, str(folder), Data(shards, None, shards, (shards,)), cells, [])
-    return open_artifact(str(made["uri"]))
+    return open_artifact(made.uri)
 
 
 def make_checkpoint(root: Path) -> Artifact:
