@@ -17,7 +17,10 @@ def main() -> None:
         sys.stderr.write(f"hhnet: the help cannot be written to stdout: {error.strerror}\n")
         sys.stderr.flush()
         os._exit(1)  # what stdout still holds would fail once more at the end of the process
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # Python 3.11 wraps what a class raises while its members are named, as those of the flags are.
+        if not isinstance(error.__cause__ or error, KeyboardInterrupt):
+            raise
         sys.stderr.write("hhnet: interrupted before any work was done\n")
         sys.stderr.flush()
         os._exit(130)  # sys.exit would end in the signal's own code if it came inside an exec(), as of dataclasses
