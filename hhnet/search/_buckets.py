@@ -264,7 +264,7 @@ def _cost(
 
 
 @compiled
-def knn(
+def mih_knn(
     queries_QW: Any,
     codes_NW: Any,
     layout_M3: Any,
@@ -359,7 +359,7 @@ def _sort(keys: Any, num: int, radius: int) -> None:
 
 
 @compiled
-def within(
+def mih_range(
     queries_QW: Any,
     codes_NW: Any,
     layout_M3: Any,

@@ -347,7 +347,7 @@ def _fetch_share(zeros: Any, words: Any, start: int, stop: int, share: int, shar
 
 
 @compiled
-def knn(
+def scan_knn(
     zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius_Q: Any, first_row: int, out_d: Any, out_r: Any
 ) -> None:
     """Find the k nearest of the codes in the flat `words`; their first row is `first_row`, and k is the width of
@@ -390,7 +390,9 @@ def knn(
 
 
 @compiled
-def within(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int, first_row: int, counts_QD: Any) -> Any:
+def scan_range(
+    zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int, first_row: int, counts_QD: Any
+) -> Any:
     """Find all codes within `radius`; return (query, distance, row) of each hit, and add to `counts_QD`.
 
     Hits of one query and distance come in the order of their rows.

@@ -167,7 +167,7 @@ def _nearest(
     first_row: int = 0,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     out = np.full((len(queries_QW), k), NO_DISTANCE, np.int32), np.full((len(queries_QW), k), NO_ROW, np.int64)
-    _compiled.knn(_zeros(queries_QW), queries_QW, database_NW.reshape(-1), allowed_N, radius_Q, first_row, *out)
+    _compiled.scan_knn(_zeros(queries_QW), queries_QW, database_NW.reshape(-1), allowed_N, radius_Q, first_row, *out)
     return out
 
 
@@ -257,7 +257,7 @@ def hamming_range(
     def scan(part: slice, among: slice) -> tuple[slice, npt.NDArray[np.int64], Any]:
         counts_QD = np.zeros((part.stop - part.start, radius + 1), np.int64)
         part_QW, flat = queries_QW[part], database_NW[among].reshape(-1)
-        hits = _compiled.within(_zeros(part_QW), part_QW, flat, allowed_N[among], radius, among.start, counts_QD)
+        hits = _compiled.scan_range(_zeros(part_QW), part_QW, flat, allowed_N[among], radius, among.start, counts_QD)
         return part, counts_QD, hits
 
     cost = num_queries * database_NW.size

@@ -188,7 +188,7 @@ class MultiIndexHash:
         distances, rows = np.full(shape, NO_DISTANCE, np.int32), np.full(shape, NO_ROW, np.int64)
 
         def search(part: slice, state_Q: Any) -> None:
-            _buckets.knn(
+            _buckets.mih_knn(
                 *(queries_QW[part], codes_NW, *self.tables(), allowed_N, radius_Q[part], scan),
                 *(distances[part], rows[part], state_Q),
             )
@@ -216,7 +216,7 @@ class MultiIndexHash:
         counts = np.zeros(len(queries_QW), np.int64)
 
         def search(part: slice, state_Q: Any) -> npt.NDArray[np.int64]:
-            found_keys: npt.NDArray[np.int64] = _buckets.within(
+            found_keys: npt.NDArray[np.int64] = _buckets.mih_range(
                 *(queries_QW[part], codes_NW, *self.tables(), allowed_N),
                 *(radius, scan, counts[part], state_Q),
             )

@@ -29,7 +29,7 @@ import psutil
 
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError, StoreUnavailable
-from pipelines.storage import Entry, Store, canonical_json, in_order
+from pipelines.storage import ObjectInfo, Store, canonical_json, in_order
 
 PROGRESS_EVERY_S = 10.0
 """Seconds between two progress objects of a run that makes progress, for its first hour."""
@@ -281,7 +281,7 @@ def closed_records(store: Store) -> list[Record]:
     return [record for record in in_order(lambda name: _json(store, name), names) if record]
 
 
-def _names(there: Mapping[str, Entry]) -> Iterable[str]:
+def _names(there: Mapping[str, ObjectInfo]) -> Iterable[str]:
     """Yield the begun runs of a listing."""
     for name in there:
         path = PurePosixPath(name)
@@ -293,7 +293,7 @@ def _is_run(name: str) -> bool:
     return re.fullmatch(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}", name) is not None
 
 
-def _read(store: Store, name: str, there: Mapping[str, Entry], only: str = "") -> Run:
+def _read(store: Store, name: str, there: Mapping[str, ObjectInfo], only: str = "") -> Run:
     """Read a run from a listing of its objects; with `only`, read no object but its begin."""
     put_at = {path: entry.modified for path, entry in there.items() if path.startswith(f"runs/{name}/")}
     heartbeats = [path for path in put_at if PurePosixPath(path).name.startswith(PROGRESS)]

@@ -28,7 +28,7 @@ from pipelines.artifacts.manifest import (
     require_kind,
 )
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.storage import Entry, Store, canonical_json
+from pipelines.storage import ObjectInfo, Store, canonical_json
 
 FOLDERS = ("parts", "rejects", "receipts", "manifests")
 """Folders of a root that hold the objects named by its manifests and versions."""
@@ -146,7 +146,7 @@ def require_parts(base: Artifact, parts: Iterable[Part | ReceiptRef], number: in
         )
 
 
-def _gone(there: Mapping[str, Entry], named: Iterable[Part | ReceiptRef]) -> list[str]:
+def _gone(there: Mapping[str, ObjectInfo], named: Iterable[Part | ReceiptRef]) -> list[str]:
     """Return the paths of named objects that are missing or cut in a listing of the root."""
     return [entry.path for entry in named if entry.path not in there or there[entry.path].size != entry.bytes]
 

@@ -253,7 +253,7 @@ def _wait(find: Callable[[Sequence[Node]], T | None], workers: int, need: Need, 
             if found is not None:
                 return found
             if time.monotonic() >= deadline:
-                raise ClusterUnavailable(code_shortage(workers, need, nodes, config.ray.wait_s))
+                raise ClusterUnavailable(explain_shortage(workers, need, nodes, config.ray.wait_s))
             if not asked:
                 asked = True
                 _ask_autoscaler([need] * workers)
@@ -274,7 +274,7 @@ def _ask_autoscaler(needs: Sequence[Need]) -> None:
     request_resources(bundles=[need.bundle() for need in needs], bundle_label_selectors=selectors)
 
 
-def code_shortage(workers: int, need: Need, nodes: Sequence[Node], waited_s: float) -> str:
+def explain_shortage(workers: int, need: Need, nodes: Sequence[Node], waited_s: float) -> str:
     """Return the message that workers found no room: the request, the nodes, the resources in use, and a remedy."""
     kinds = Counter(amounts(node.total) for node in nodes)
     have = "; ".join(f"{count} with {kind}" for kind, count in kinds.most_common())

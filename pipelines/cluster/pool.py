@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
-from pipelines.cluster.placement import SETTLE_S, Need, Node, code_shortage, look, places
+from pipelines.cluster.placement import SETTLE_S, Need, Node, explain_shortage, look, places
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 _log = logging.getLogger(__name__)
@@ -466,11 +466,11 @@ class _Pool(Generic[T]):
             waited = time.monotonic() - min((a.moved for a in self.actors if a.place is None), default=time.monotonic())
             if placed and waited > self.wait_s and not self.told:
                 self.told = True
-                text = code_shortage(coming, self.need, self.nodes, self.wait_s)
+                text = explain_shortage(coming, self.need, self.nodes, self.wait_s)
                 _log.warning("%s goes on with %d workers: %s", self.verb, len(placed), text)
             self.roomless_since = time.monotonic()
         elif time.monotonic() - self.roomless_since > self.wait_s:
-            raise ClusterUnavailable(code_shortage(1, self.need, self.nodes, self.wait_s))
+            raise ClusterUnavailable(explain_shortage(1, self.need, self.nodes, self.wait_s))
 
     def close(self) -> None:
         """End all actors."""

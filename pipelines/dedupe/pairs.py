@@ -27,7 +27,7 @@ from pipelines.dedupe.corpus import Corpus, Numbers
 from pipelines.dedupe.external_sort import ExternalSort, cut
 from pipelines.dedupe.tables import PAIRS_SCHEMA, pairs_name, unit_name
 from pipelines.errors import ConfigError, InputError, WorkFailed
-from pipelines.storage import Entry
+from pipelines.storage import ObjectInfo
 
 # A pair is one integer: from the top the first sample's place in its unit, the second's number, and the distance.
 DISTANCE_BITS, NUMBER_BITS = 13, 31
@@ -235,6 +235,6 @@ def _table_bytes(count: int, width: int) -> int:
     return count * (width + 4 * substrings) + 4 * table_length(8 * width, substrings)
 
 
-def _is_whole(receipt: PairsReceipt, there: Mapping[str, Entry]) -> bool:
+def _is_whole(receipt: PairsReceipt, there: Mapping[str, ObjectInfo]) -> bool:
     """Test whether all parts of a receipt are in the listing `there`."""
     return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)

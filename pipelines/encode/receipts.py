@@ -16,7 +16,7 @@ from pipelines.artifacts.tables import (
 from pipelines.encode.shard import ShardCodes
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard
-from pipelines.storage import Entry, Store, in_order
+from pipelines.storage import ObjectInfo, Store, in_order
 
 
 def publish_shard(
@@ -70,7 +70,7 @@ def read_receipt(artifact: Artifact, reference: ReceiptRef) -> Receipt:
     return Receipt.parse(artifact.read(reference), f"{artifact.uri}/{reference.path}", advice)
 
 
-def read_whole_receipt(store: Store, name: str, there: Mapping[str, Entry] | None = None) -> Receipt | None:
+def read_whole_receipt(store: Store, name: str, there: Mapping[str, ObjectInfo] | None = None) -> Receipt | None:
     """Return the receipt of this name, or None if it or an object that it names is missing.
 
     Existence is taken from `there`, a listing, if given.

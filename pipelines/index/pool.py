@@ -25,7 +25,7 @@ from pipelines.index.gate import Figures
 from pipelines.index.kinds import index_kind
 from pipelines.index.parts import PartBuilder, PartTask
 from pipelines.index.reader import ORDINALS, IndexedShard, IndexReader
-from pipelines.storage import Entry, scratch_folder, sha256_of
+from pipelines.storage import ObjectInfo, scratch_folder, sha256_of
 
 # ---------------------------------------------------------------------------------------------------------- parts
 
@@ -94,7 +94,7 @@ class CountedBuilder(PartBuilder):
         return receipt
 
 
-def built(there: Mapping[str, Entry], receipt: PartReceipt | QuantizerReceipt) -> bool:
+def built(there: Mapping[str, ObjectInfo], receipt: PartReceipt | QuantizerReceipt) -> bool:
     """Tell whether the objects that a receipt names exist in a listing of the parts."""
     return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)
 
@@ -103,7 +103,7 @@ def parts_of(
     writer: ArtifactWriter,
     receipt: PartReceipt | QuantizerReceipt,
     shared: bytes | None,
-    there: Mapping[str, Entry],
+    there: Mapping[str, ObjectInfo],
 ) -> tuple[Part, ...]:
     """Return a receipt's parts; they must be `there`, in a listing, and be built with the quantizer `shared`."""
     for part in receipt.parts:

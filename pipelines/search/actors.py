@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.artifacts.manifest import Artifact, parse_manifest
 from pipelines.cluster.head import require_node
-from pipelines.cluster.placement import Need, code_shortage, look, need_of
+from pipelines.cluster.placement import Need, explain_shortage, look, need_of
 from pipelines.cluster.pool import ASK_EVERY_S, BESIDE, OWN_FAULT, STUCK_S, cause_of_death, first_line
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config
@@ -129,7 +129,7 @@ class _Fan:
             if any(actor.node is not None for actor in self._actors):
                 roomless_since = time.monotonic()
             elif time.monotonic() - roomless_since > self._wait_s:
-                raise ClusterUnavailable(code_shortage(1, self._need, look(), self._wait_s))
+                raise ClusterUnavailable(explain_shortage(1, self._need, look(), self._wait_s))
             if not ready:
                 require_node()
                 for actor in [actor for actor in self._actors if actor.share is not None]:

@@ -18,11 +18,11 @@ from pipelines.storage.access import use_unsigned
 from pipelines.storage.digests import canonical_json, sha256_of
 from pipelines.storage.local import scratch_folder, write_output
 from pipelines.storage.many import in_order
-from pipelines.storage.objects import Entry
+from pipelines.storage.objects import ObjectInfo
 from pipelines.storage.store import ObjectStream, Store
 
 __all__ = [
-    "Entry",
+    "ObjectInfo",
     "ObjectStream",
     "Store",
     "canonical_json",

@@ -13,7 +13,7 @@ from typing import IO
 
 from pipelines.errors import StoreUnavailable
 from pipelines.storage.failpoints import failpoint
-from pipelines.storage.objects import Entry
+from pipelines.storage.objects import ObjectInfo
 from pipelines.storage.scratch import PrivateFolder
 
 COPY_BYTES = 1 << 20
@@ -46,7 +46,7 @@ class LocalObjects:
         """Return the bytes of the file."""
         return self._file(name).stat().st_size
 
-    def entries(self, prefix: str) -> dict[str, Entry]:
+    def entries(self, prefix: str) -> dict[str, ObjectInfo]:
         """List the files below `prefix` by their names relative to the root."""
         cut = len(str(self._root)) + 1
         found = {}
@@ -55,7 +55,7 @@ class LocalObjects:
                 with suppress(FileNotFoundError):  # gone since the folder was read
                     facts = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path per file is slow
                     if stat.S_ISREG(facts.st_mode):
-                        found[f"{folder}/{name}"[cut:]] = Entry(facts.st_size, facts.st_mtime)
+                        found[f"{folder}/{name}"[cut:]] = ObjectInfo(facts.st_size, facts.st_mtime)
         return found
 
     def folders(self, prefix: str) -> list[str]:
@@ -77,7 +77,7 @@ class LocalObjects:
         """Remove all files and folders below `prefix`."""
         shutil.rmtree(self._root / prefix)
 
-    def uploads(self) -> dict[str, Entry]:
+    def uploads(self) -> dict[str, ObjectInfo]:
         """Return {}: local writes have no resumable uploads."""
         return {}
 

@@ -6,7 +6,7 @@ from typing import IO, Protocol
 
 
 @dataclass(frozen=True)
-class Entry:
+class ObjectInfo:
     """An object in a listing: its bytes, and the time of its put in seconds since the epoch."""
 
     size: int
@@ -25,7 +25,7 @@ class Objects(Protocol):
     def size(self, name: str) -> int:
         """Return the bytes of an object."""
 
-    def entries(self, prefix: str) -> dict[str, Entry]:
+    def entries(self, prefix: str) -> dict[str, ObjectInfo]:
         """List the objects below a prefix, by name."""
 
     def folders(self, prefix: str) -> list[str]:
@@ -40,7 +40,7 @@ class Objects(Protocol):
     def delete_all(self, prefix: str) -> None:
         """Remove all objects below a prefix."""
 
-    def uploads(self) -> dict[str, Entry]:
+    def uploads(self) -> dict[str, ObjectInfo]:
         """List the uploads in parts that were begun and never ended: by name, with the time of the last beginning."""
 
     def abort(self, name: str) -> None:

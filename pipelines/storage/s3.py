@@ -13,7 +13,7 @@ from pipelines.storage.bucket import Bucket
 from pipelines.storage.clock import Transient, deadline_s
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.failpoints import failpoint
-from pipelines.storage.objects import Entry
+from pipelines.storage.objects import ObjectInfo
 
 BLOCK_BYTES = 8 << 20
 """Bytes that a stream fetches and holds at a time."""
@@ -62,7 +62,7 @@ class S3Objects:
         """Return the bytes [start, stop) of an object that is at least that long."""
         return self._wait(lambda: self._bucket.fetch(self._prefix + name, start, stop))[0]
 
-    def entries(self, prefix: str) -> dict[str, Entry]:
+    def entries(self, prefix: str) -> dict[str, ObjectInfo]:
         """List the objects below a prefix, by name; none if the bucket does not exist."""
         below = self._prefix + (f"{prefix}/" if prefix else "")
         try:
@@ -71,7 +71,7 @@ class S3Objects:
             return {}
         cut = len(self._prefix)
         return {
-            entry["Key"][cut:]: Entry(int(entry["Size"]), entry["LastModified"].timestamp())
+            entry["Key"][cut:]: ObjectInfo(int(entry["Size"]), entry["LastModified"].timestamp())
             for entry in found
             if not entry["Key"].endswith("/")
         }
@@ -99,16 +99,16 @@ class S3Objects:
         for name in self.entries(prefix):
             self.delete(name)
 
-    def uploads(self) -> dict[str, Entry]:
+    def uploads(self) -> dict[str, ObjectInfo]:
         """List the multipart uploads below the root that were begun and not ended; of each name the youngest."""
         try:
             begun = self._wait(lambda: self._bucket.uploads(self._prefix))
         except FileNotFoundError:
             return {}
-        found: dict[str, Entry] = {}
+        found: dict[str, ObjectInfo] = {}
         for upload in begun:
             name, when = upload["Key"][len(self._prefix) :], upload["Initiated"].timestamp()
-            found[name] = Entry(0, max(when, found[name].modified if name in found else when))
+            found[name] = ObjectInfo(0, max(when, found[name].modified if name in found else when))
         return found
 
     def abort(self, name: str) -> None:

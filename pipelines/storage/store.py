@@ -16,7 +16,7 @@ from pipelines.errors import CommitConflict, ConfigError, HHNetError, InputError
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.failpoints import failpoint
 from pipelines.storage.local import LocalObjects
-from pipelines.storage.objects import Entry, Objects
+from pipelines.storage.objects import ObjectInfo, Objects
 
 _T = TypeVar("_T")
 
@@ -85,7 +85,7 @@ class Store:
         """List the sorted names of the objects below `prefix`, relative to the root. Only writers and gc list."""
         return list(self.entries(prefix))
 
-    def entries(self, prefix: str = "") -> dict[str, Entry]:
+    def entries(self, prefix: str = "") -> dict[str, ObjectInfo]:
         """List the objects below `prefix` with size and time, sorted by name. Only writers and gc list."""
         return dict(sorted(self._ask("list", prefix, lambda: self._objects.entries(prefix)).items()))
 
@@ -112,7 +112,7 @@ class Store:
         with suppress(FileNotFoundError):
             self._ask("delete", prefix, lambda: self._objects.delete_all(prefix))
 
-    def uploads(self) -> dict[str, Entry]:
+    def uploads(self) -> dict[str, ObjectInfo]:
         """List the unfinished uploads by name: their parts are in no other listing, but cost space."""
         return dict(sorted(self._ask("list the uploads of", "", self._objects.uploads).items()))
 

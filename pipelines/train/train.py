@@ -24,7 +24,7 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import all_versions, finished, open_current
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import Need, code_shortage, look, training_need, widest
+from pipelines.cluster.placement import Need, explain_shortage, look, training_need, widest
 from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.ray_private import START_TIMEOUT
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
@@ -166,7 +166,7 @@ def check_network(config: Config, classes: int) -> None:
     """
     import torch
 
-    from hhnet.nn.losses.base import code_shortage
+    from hhnet.nn.losses.base import code_shortage_warning
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
     from pipelines.train.optimizer import make_optimizer
@@ -184,7 +184,7 @@ def check_network(config: Config, classes: int) -> None:
     except ValueError as error:
         raise ConfigError(f"data.image_size: {error}") from None
     backbone = network.backbone
-    if (warning := code_shortage(config.model.bits, classes)) is not None:
+    if (warning := code_shortage_warning(config.model.bits, classes)) is not None:
         _log.warning("warning: %s", warning)
     if backbone.stripped:
         _log.warning("%s: taken without the prefix %s of its names", config.model.weights, backbone.stripped)
@@ -264,7 +264,9 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
         nodes = look()
         fitting = need if config.train.cpus is not None else widest(nodes, config.train.workers, need)
         if fitting is None or fitting == need:
-            raise ClusterUnavailable(code_shortage(config.train.workers, need, nodes, config.ray.wait_s)) from unstarted
+            raise ClusterUnavailable(
+                explain_shortage(config.train.workers, need, nodes, config.ray.wait_s)
+            ) from unstarted
         return fitting
     if restarts == config.train.max_failures:
         raise WorkFailed(f"training could not start its workers: {unstarted}") from unstarted

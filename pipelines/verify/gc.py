@@ -19,7 +19,7 @@ from pipelines.artifacts.versions import FOLDERS, all_versions, open_current, op
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
 from pipelines.index.reader import newest_made
-from pipelines.storage import Entry, Store
+from pipelines.storage import ObjectInfo, Store
 from pipelines.storage.failpoints import failpoint
 
 TEMPORARY = ".tmp-"
@@ -103,7 +103,7 @@ def _seconds(text: str) -> float:
         raise ConfigError(f"--older-than {text!r}: {error}") from None
 
 
-def _superseded(store: Store, there: Mapping[str, Entry], keep: int, before: float) -> list[int]:
+def _superseded(store: Store, there: Mapping[str, ObjectInfo], keep: int, before: float) -> list[int]:
     """Return the oldest versions that may go.
 
     They are not among the last `keep`, and each was followed by another before the grace period. They go from the
@@ -122,7 +122,7 @@ def _superseded(store: Store, there: Mapping[str, Entry], keep: int, before: flo
     return found
 
 
-def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> list[str]:
+def _garbage(there: Mapping[str, ObjectInfo], published: Mapping[str, Artifact]) -> list[str]:
     """Return the names of unreferenced objects.
 
     A checkpoint's manifest comes first, so that a half-deleted checkpoint is not opened as one.
@@ -140,7 +140,7 @@ def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> l
     return list(dict.fromkeys([*temporary, *unused, *checkpoints]))
 
 
-def _put_at(name: str, garbage: Mapping[str, Entry]) -> float:
+def _put_at(name: str, garbage: Mapping[str, ObjectInfo]) -> float:
     """Return the time at which an object was put; a checkpoint goes as a whole, so its youngest object counts."""
     if not name.startswith(CHECKPOINTS):
         return garbage[name].modified

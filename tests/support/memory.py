@@ -7,7 +7,7 @@ MemoryStore(OverwritingObjects)   a put replaces what was there
 import io
 from pathlib import Path
 
-from pipelines.storage import Entry, Store
+from pipelines.storage import ObjectInfo, Store
 from pipelines.storage.failpoints import failpoint
 
 
@@ -29,9 +29,9 @@ class MemoryObjects:
     def size(self, name: str) -> int:
         return len(self.read(name))
 
-    def entries(self, prefix: str) -> dict[str, Entry]:
+    def entries(self, prefix: str) -> dict[str, ObjectInfo]:
         below = f"{prefix}/" if prefix else ""
-        return {name: Entry(len(data), 0.0) for name, data in self.held.items() if name.startswith(below)}
+        return {name: ObjectInfo(len(data), 0.0) for name, data in self.held.items() if name.startswith(below)}
 
     def folders(self, prefix: str) -> list[str]:
         below = f"{prefix}/" if prefix else ""

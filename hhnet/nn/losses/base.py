@@ -41,7 +41,7 @@ class HashLoss(nn.Module):
         super().__init__()
         if bits < 1 or classes < 1:
             raise ValueError(f"a loss needs at least 1 bit and 1 class: got bits={bits}, classes={classes}")
-        if (message := code_shortage(bits, classes)) is not None:
+        if (message := code_shortage_warning(bits, classes)) is not None:
             warnings.warn(message, stacklevel=4)  # where make_loss is called
         self.bits, self.classes = bits, classes
 
@@ -77,7 +77,7 @@ class HashLoss(nn.Module):
         raise NotImplementedError
 
 
-def code_shortage(bits: int, classes: int) -> str | None:
+def code_shortage_warning(bits: int, classes: int) -> str | None:
     """Return a warning where there are more `classes` than codes of `bits`, else None."""
     if classes <= 2**bits:
         return None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.cluster.placement import Need, Node, amounts, code_shortage, label_matches, places, widest
+from pipelines.cluster.placement import Need, Node, amounts, explain_shortage, label_matches, places, widest
 
 
 def node(cpus: float, gpus: float = 0, free: float | None = None, **more: object) -> Node:
@@ -75,10 +75,12 @@ def test_beside_a_gpu_a_worker_gets_its_share_of_the_node() -> None:
 
 def test_a_shortage_says_what_was_asked_what_there_is_what_is_in_use_and_what_to_do() -> None:
     nodes = [node(2, gpus=1, free=0.5), node(2, gpus=1), node(4)]
-    assert code_shortage(3, Need(cpus=2, gpus=1, labels={"zone": "a"}), nodes, 60) == (
+    assert explain_shortage(3, Need(cpus=2, gpus=1, labels={"zone": "a"}), nodes, 60) == (
         "no room for 3 workers of 2 CPU, 1 GPU, label zone=a after 60 s (ray.wait_s): the cluster's nodes are 2 with "
         "2 CPU, 1 GPU, 1 GiB memory; 1 with 4 CPU, 1 GiB memory, in use are 1.5 CPU; ask for fewer or smaller workers, "
         "or add nodes"
     )
-    assert code_shortage(1, Need(cpus=2), [node(2, free=0)], 5).endswith("in use are 2 CPU; wait for what runs there")
+    assert explain_shortage(1, Need(cpus=2), [node(2, free=0)], 5).endswith(
+        "in use are 2 CPU; wait for what runs there"
+    )
     assert amounts({}) == "nothing"
