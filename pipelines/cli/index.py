@@ -55,7 +55,7 @@ class BuildFlags(Flags):
 
 
 @verb(index_app, "build")
-def index_build(flags: BuildFlags, settings: Config) -> Result:
+def index_build_command(flags: BuildFlags, settings: Config) -> Result:
     """Build a sharded index over codes and publish it as version 1.
 
     With --kind auto a planner predicts the bytes, the build time, the time of a query and the recall of every kind from
@@ -71,9 +71,9 @@ def index_build(flags: BuildFlags, settings: Config) -> Result:
     planned = flags.dry_run or any(value is not None for value in flags.budget().values())
     if settings.index.kind != "auto" and planned:
         raise UsageError("--memory, --latency, --recall and --dry-run are for the planner: give --kind auto with them")
-    from pipelines.index.build import build_index as work
+    from pipelines.index.build import build_index
 
-    return work(flags.codes, flags.out, settings, publish=flags.publish, dry_run=flags.dry_run)
+    return build_index(flags.codes, flags.out, settings, publish=flags.publish, dry_run=flags.dry_run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +100,19 @@ class AddFlags(Flags):
 
 
 @verb(index_app, "add")
-def index_add(flags: AddFlags, settings: Config) -> Result:
+def index_add_command(flags: AddFlags, settings: Config) -> Result:
     """Add the tars of codes that the index does not hold yet, and publish the next version.
 
     Example: hhnet index add --index index --codes codes/tonight
     """
-    from pipelines.index.update import add_codes as work
+    from pipelines.index.update import add_codes
 
     changes = {"prune": flags.prune, "replace_changed": flags.replace}
-    return work(flags.index, flags.codes, settings, publish=flags.publish, **changes)
+    return add_codes(flags.index, flags.codes, settings, publish=flags.publish, **changes)
 
 
 @verb(index_app, "remove")
-def index_remove(
+def index_remove_command(
     index: Index,
     key: Annotated[list[str] | None, typer.Option("--key", help="A sample, by key or path.", metavar="K")] = None,
     keys: Annotated[Path | None, typer.Option("--keys", help="A file, a key or path a line.", metavar="FILE")] = None,
@@ -133,9 +133,9 @@ def index_remove(
     wanted = [*(key or ()), *(_read_keys(keys) if keys else ())]
     if not (wanted or shard or keys):
         raise UsageError("nothing to remove: give --key, --keys or --shard")
-    from pipelines.index.update import remove_rows as work
+    from pipelines.index.update import remove_rows
 
-    return work(index, settings, wanted, shard or (), ignore_missing=ignore_missing, publish=publish)
+    return remove_rows(index, settings, wanted, shard or (), ignore_missing=ignore_missing, publish=publish)
 
 
 def _read_keys(file: Path) -> list[str]:
@@ -161,18 +161,18 @@ class CompactFlags(Flags):
 
 
 @verb(index_app, "compact")
-def index_compact(flags: CompactFlags, settings: Config) -> Result:
+def index_compact_command(flags: CompactFlags, settings: Config) -> Result:
     """Build the parts that hold removed samples anew without them; ids and answers stay.
 
     Example: hhnet index compact --index index
     """
-    from pipelines.index.update import compact_index as work
+    from pipelines.index.update import compact_index
 
-    return work(flags.index, settings, publish=flags.publish)
+    return compact_index(flags.index, settings, publish=flags.publish)
 
 
 @verb(index_app, "publish")
-def index_publish(
+def index_publish_command(
     index: IndexItself,
     digest: Annotated[
         str | None, typer.Option(help="Which, if several were made as the next version.", metavar="HEX")
@@ -184,13 +184,13 @@ def index_publish(
 
     Example: hhnet index publish --index index
     """
-    from pipelines.index.publish import publish_index as work
+    from pipelines.index.publish import publish_index
 
-    return work(index, settings, digest=digest)
+    return publish_index(index, settings, digest=digest)
 
 
 @verb(index_app, "rollback")
-def index_rollback(
+def index_rollback_command(
     index: IndexItself,
     to: Annotated[int | None, typer.Option(help="A version; default the one before.", min=1, metavar="N")] = None,
 ) -> Result:
@@ -198,17 +198,17 @@ def index_rollback(
 
     Example: hhnet index rollback --index index --to 3
     """
-    from pipelines.index.publish import rollback_index as work
+    from pipelines.index.publish import rollback_index
 
-    return work(index, to=to)
+    return rollback_index(index, to=to)
 
 
 @verb(index_app, "info")
-def index_info(index: Index) -> Result:
+def index_info_command(index: Index) -> Result:
     """Show the versions of an index, newest first, and the card of the current one.
 
     Example: hhnet index info --index index
     """
-    from pipelines.index.publish import index_info as work
+    from pipelines.index.publish import index_info
 
-    return work(index)
+    return index_info(index)

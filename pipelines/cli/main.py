@@ -23,7 +23,7 @@ from pipelines.cli.flags import (
     VerifyFlags,
 )
 from pipelines.cli.index import index_app
-from pipelines.cli.study import study
+from pipelines.cli.study import study_command
 from pipelines.cli.verb import Out, verb
 from pipelines.config.settings import Config
 from pipelines.errors import UsageError
@@ -40,7 +40,7 @@ app = typer.Typer(
 
 
 @verb(app, "ingest")
-def ingest(flags: IngestFlags, settings: Config) -> Result:
+def ingest_command(flags: IngestFlags, settings: Config) -> Result:
     """Turn images into WebDataset shards, byte for byte, with their index; or index shards that others wrote.
 
     Example: hhnet ingest photos/ --out shards --split train=.8,query=.1,database=.1
@@ -65,10 +65,10 @@ def _ingest_protocol(flags: IngestFlags, settings: Config) -> Result:
     of_tars = flags.adopt or flags.classes or flags.keys_by_tar or flags.image_member
     if flags.source or flags.split or of_tables or of_labels or of_tars:
         raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
-    from pipelines.ingest.ingest import ingest as work
+    from pipelines.ingest.ingest import ingest
     from pipelines.ingest.protocols import find_protocol
 
-    return work(root, flags.out, settings, protocol=find_protocol(protocol))
+    return ingest(root, flags.out, settings, protocol=find_protocol(protocol))
 
 
 def _adopt(flags: IngestFlags, source: str, settings: Config) -> Result:
@@ -89,12 +89,12 @@ def _adopt(flags: IngestFlags, source: str, settings: Config) -> Result:
 def _ingest_source(flags: IngestFlags, source: str, settings: Config) -> Result:
     if flags.classes is not None or flags.keys_by_tar or flags.image_member is not None:
         raise UsageError("--classes, --keys-by-tar and --image-member belong to --adopt")
-    from pipelines.ingest.ingest import ingest as work
+    from pipelines.ingest.ingest import ingest
 
     separator = flags.label_separator
     if separator == "" or (separator and flags.multi_hot):
         raise UsageError("--label-separator is the text between two labels in a cell; --multi-hot goes without it")
-    return work(
+    return ingest(
         source,
         flags.out,
         settings,
@@ -128,7 +128,7 @@ def _class_rule(flags: IngestFlags) -> Literal["first", "parent"] | None:
 
 
 @verb(app, "train")
-def train(flags: TrainFlags, settings: Config) -> Result:
+def train_command(flags: TrainFlags, settings: Config) -> Result:
     """Train a hashing network on shards; the same command resumes after a kill.
 
     Example: hhnet train --shards shards/train --out model --workers 2 --epochs 20 --set data.image_size=32
@@ -147,13 +147,13 @@ def train(flags: TrainFlags, settings: Config) -> Result:
         return rotate(flags.model, flags.out, settings, shards=flags.shards)
     if flags.shards is None:
         raise UsageError("nothing to learn from: give --shards")
-    from pipelines.train.train import train as work
+    from pipelines.train.train import train
 
-    return work(flags.shards, flags.out, settings, val=flags.val)
+    return train(flags.shards, flags.out, settings, val=flags.val)
 
 
 @verb(app, "encode")
-def encode(flags: EncodeFlags, settings: Config) -> Result:
+def encode_command(flags: EncodeFlags, settings: Config) -> Result:
     """Encode shards to packed codes in Parquet; a rerun does only what is missing.
 
     Example: hhnet encode --shards shards/database --model model --out codes/database
@@ -168,24 +168,24 @@ def encode(flags: EncodeFlags, settings: Config) -> Result:
         from pipelines.encode.preflight import preflight
 
         return preflight(flags.shards, flags.model, flags.out, settings, price=flags.price)
-    from pipelines.encode.encode import encode as work
+    from pipelines.encode.encode import encode
 
-    return work(flags.shards, flags.model, flags.out, settings, allow_degraded=flags.allow_degraded)
+    return encode(flags.shards, flags.model, flags.out, settings, allow_degraded=flags.allow_degraded)
 
 
 @verb(app, "retry-rejects")
-def retry_rejects(flags: RetryFlags, settings: Config) -> Result:
+def retry_rejects_command(flags: RetryFlags, settings: Config) -> Result:
     """Encode shards with rejects again after the cause is gone, and publish the next version of the codes.
 
     Example: hhnet retry-rejects --codes codes/database
     """
-    from pipelines.encode.retry_rejects import retry_rejects as work
+    from pipelines.encode.retry_rejects import retry_rejects
 
-    return work(flags.codes, settings, shards=flags.shards, model=flags.model)
+    return retry_rejects(flags.codes, settings, shards=flags.shards, model=flags.model)
 
 
 @verb(app, "gc")
-def gc(
+def gc_command(
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")],
     older_than: Annotated[
         str, typer.Option(help="Grace period; longer than any run that may be writing there.", metavar="24h")
@@ -201,29 +201,28 @@ def gc(
 
     Example: hhnet gc index --keep 7
     """
-    from pipelines.verify.gc import gc as work
+    from pipelines.verify.gc import gc
 
-    return work(uri, older_than=older_than, dry_run=dry_run, keep=keep)
+    return gc(uri, older_than=older_than, dry_run=dry_run, keep=keep)
 
 
 @verb(app, "verify")
-def verify(flags: VerifyFlags, settings: Config) -> Result:
+def verify_command(flags: VerifyFlags, settings: Config) -> Result:
     """Prove an artifact from its bytes alone: digests, counts, schema, conservation.
 
     Example: hhnet verify codes/database
     """
-    from pipelines.verify.verify import verify as work
-    from pipelines.verify.verify import verify_tars
+    from pipelines.verify.verify import verify, verify_tars
 
     if flags.for_run is None:
-        return work(flags.uri, shards=flags.shards, model=flags.model)
+        return verify(flags.uri, shards=flags.shards, model=flags.model)
     if flags.shards or flags.model:
         raise UsageError("--for-run proves shards, which have no inputs: it cannot be given with --shards, --model")
     return verify_tars(flags.uri, flags.for_run, settings)
 
 
 @verb(app, "status")
-def status(
+def status_command(
     uri: Annotated[str, typer.Argument(help="The --out of a verb or study, or run.out.", metavar="URI")],
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until it is done.")] = False,
 ) -> Result:
@@ -233,13 +232,13 @@ def status(
 
     Example: hhnet status s3://bucket/run --json
     """
-    from pipelines.verify.status import status as work
+    from pipelines.verify.status import status
 
-    return work(uri, watch=watch)
+    return status(uri, watch=watch)
 
 
 @verb(app, "plan")
-def plan(
+def plan_command(
     shards: Annotated[list[str] | None, typer.Option("--shards", help="Shards; repeatable.", metavar="URI")] = None,
     codes: Annotated[
         list[str] | None,
@@ -253,13 +252,13 @@ def plan(
     """
     if not (shards or codes):
         raise UsageError("nothing to compare: give --shards or --codes")
-    from pipelines.index.diff import plan as work
+    from pipelines.index.diff import plan
 
-    return work(shards or (), codes or (), index)
+    return plan(shards or (), codes or (), index)
 
 
 @verb(app, "search")
-def search(flags: SearchFlags, settings: Config) -> Result:
+def search_command(flags: SearchFlags, settings: Config) -> Result:
     """Find the nearest codes; equal distances are ordered by id.
 
     Example: hhnet search --index index --image cat.jpg -k 10 --html found.html
@@ -270,9 +269,9 @@ def search(flags: SearchFlags, settings: Config) -> Result:
     """
     if not (flags.image or flags.key or flags.code or flags.codes):
         raise UsageError("nothing to search for: give --image, --key, --code or --codes")
-    from pipelines.search.search import search as work
+    from pipelines.search.search import search
 
-    return work(
+    return search(
         flags.index,
         settings,
         images=flags.image or (),
@@ -287,33 +286,33 @@ def search(flags: SearchFlags, settings: Config) -> Result:
 
 
 @verb(app, "evaluate")
-def evaluate(flags: EvaluateFlags, settings: Config) -> Result:
+def evaluate_command(flags: EvaluateFlags, settings: Config) -> Result:
     """Measure mAP and curves, and write a self-contained report with a gallery.
 
     Example: hhnet evaluate --queries codes/query --database codes/database --out report
 
     Example: hhnet evaluate --queries codes/query --database codes/database --out report --convention hashnet --at 1000
     """
-    from pipelines.evaluate.evaluate import evaluate as work
+    from pipelines.evaluate.evaluate import evaluate
 
-    return work(flags.queries, flags.database, flags.out, settings)
+    return evaluate(flags.queries, flags.database, flags.out, settings)
 
 
 @verb(app, "dedupe")
-def dedupe(flags: DedupeFlags, settings: Config) -> Result:
+def dedupe_command(flags: DedupeFlags, settings: Config) -> Result:
     """Find near-duplicates: all pairs within a radius, and the components that they join, of which one can be kept.
 
     Example: hhnet dedupe --codes codes/train --codes codes/database --radius 3 --out duplicates
 
     Example: hhnet dedupe --codes codes/tonight --against index --radius 3 --out duplicates
     """
-    from pipelines.dedupe.dedupe import dedupe as work
+    from pipelines.dedupe.dedupe import dedupe
 
-    return work(flags.codes, flags.out, settings, against=flags.against)
+    return dedupe(flags.codes, flags.out, settings, against=flags.against)
 
 
 @verb(app, "agreement")
-def agreement(
+def agreement_command(
     old: Annotated[str, typer.Option("--old", help="Codes of the old model.", metavar="URI")],
     new: Annotated[str, typer.Option("--new", help="Codes of the new model, of the same shards.", metavar="URI")],
     out: Out,
@@ -323,13 +322,13 @@ def agreement(
 
     Example: hhnet agreement --old codes/v1 --new codes/v2 --out reports/v1-v2
     """
-    from pipelines.evaluate.agreement import agreement as work
+    from pipelines.evaluate.agreement import agreement
 
-    return work(old, new, out, settings)
+    return agreement(old, new, out, settings)
 
 
 @verb(app, "alias")
-def alias(
+def alias_command(
     alias_: Annotated[str, typer.Option("--alias", help="Root of the alias.", metavar="URI")],
     to: Annotated[str | None, typer.Option("--to", help="The published index to stand for.", metavar="URI")] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Stand for the index before again.")] = False,
@@ -350,7 +349,7 @@ def alias(
 
 
 @verb(app, "export")
-def export(
+def export_command(
     model: Annotated[str, typer.Option("--model", help="The model artifact.", metavar="URI")],
     out: Annotated[str, typer.Option("--out", help="The local file to write.", metavar="FILE.onnx")],
     onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format and so the default.")] = True,
@@ -364,9 +363,9 @@ def export(
 
     Example: hhnet export --onnx --model model --out model.onnx
     """
-    from pipelines.export.onnx import export as work
+    from pipelines.export.onnx import export
 
-    return work(model, out, batch=batch, images=check_images)
+    return export(model, out, batch=batch, images=check_images)
 
 
 @app.callback(invoke_without_command=True)
@@ -387,5 +386,5 @@ def build_app() -> typer.Typer:
     return app
 
 
-verb(app, "study")(study)
+verb(app, "study")(study_command)
 app.add_typer(index_app, name="index")

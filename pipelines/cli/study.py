@@ -40,7 +40,7 @@ class StudyFlags(Flags):
     sets: Sets = None
 
 
-def study(flags: StudyFlags) -> Result:
+def study_command(flags: StudyFlags) -> Result:
     """Train, encode and evaluate a grid of settings and seeds; one table, one page. A rerun does what is missing.
 
     Example: hhnet study small --root cifar-10-batches-bin --out study --dry-run
@@ -56,7 +56,7 @@ def study(flags: StudyFlags) -> Result:
     sources = [f"run.{name}={json.dumps(value)}" for name, value in named.items() if value]
     description = read_description(flags.source, flags.protocol)
     grid = Grid.make(description, flags.config, [*(flags.sets or ()), *sources])
-    from pipelines.study.study import study as work
+    from pipelines.study.study import study
 
     share = (int(match[1]), int(match[2]))
-    return work(grid, flags.out, root=flags.root, share=share, dry_run=flags.dry_run)
+    return study(grid, flags.out, root=flags.root, share=share, dry_run=flags.dry_run)

@@ -14,7 +14,7 @@ import pipelines.index.pool
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import closed_records
-from pipelines.cli.index import BuildFlags, index_build
+from pipelines.cli.index import BuildFlags, index_build_command
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
@@ -240,7 +240,7 @@ def test_a_root_of_other_codes_is_refused_before_anything_is_tried(
 
 def dry_run(uri: str, folder: Path, **flags: Any) -> Result:
     asked = BuildFlags(codes=[uri], out=str(folder / "index"), kind="auto", dry_run=True, **flags)
-    return index_build(asked, load_config(flags=asked.settings()))
+    return index_build_command(asked, load_config(flags=asked.settings()))
 
 
 def test_a_dry_run_shows_the_figures_and_writes_nothing(tmp_path: Path, pool: InlinePool, capsys: Any) -> None:
@@ -263,7 +263,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path: Path, p
 @pytest.mark.parametrize("flag", [{"memory": "4GiB"}, {"latency": "5ms"}, {"recall": 0.9}, {"dry_run": True}])
 def test_a_budget_without_auto_is_a_usage_error(flag: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="give --kind auto with them"):
-        index_build(BuildFlags(codes=["codes"], out="index", **flag), load_config())
+        index_build_command(BuildFlags(codes=["codes"], out="index", **flag), load_config())
 
 
 def test_sizes_and_times_are_read_with_clear_errors() -> None:

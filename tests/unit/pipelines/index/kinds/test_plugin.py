@@ -8,7 +8,7 @@ import pytest
 
 import pipelines.index.pool
 from hhnet import hamming_knn
-from pipelines.cli.index import BuildFlags, index_build
+from pipelines.cli.index import BuildFlags, index_build_command
 from pipelines.config.loading import load_config
 from pipelines.errors import ConfigError
 from pipelines.index import kinds
@@ -63,7 +63,7 @@ KIND = ToyKind()
 def built(uri: str, out: str, **flags: Any) -> dict[str, Any]:
     """What `hhnet index build` gives with these flags."""
     given = BuildFlags(codes=[uri], out=out, **flags)
-    return index_build(given, load_config(flags=given.settings())).as_json()
+    return index_build_command(given, load_config(flags=given.settings())).as_json()
 
 
 def test_a_kind_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
