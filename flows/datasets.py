@@ -32,9 +32,9 @@ Say = Callable[[str], None]
 MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 PACKAGE = "dataset-fashion-mnist"
 """Name of Debian's package."""
-PACKED = "usr/share/datasets/fashion-mnist"
+ARCHIVE_FOLDER = "usr/share/datasets/fashion-mnist"
 """Folder of the files in Debian's package, relative to /."""
-INSTALLED = Path("/") / PACKED
+INSTALLED_FOLDER = Path("/") / ARCHIVE_FOLDER
 CLASSES = (
     *("t-shirt-top", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle-boot"),
@@ -69,7 +69,7 @@ PHOTOGRAPHS = (
     *("camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png"),
     *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg"),
 )
-CROP = 32
+CROP_PIXELS = 32
 """Side of a crop in pixels."""
 CROP_ROWS = 10
 """Rows of crops that a photograph is scaled to."""
@@ -90,7 +90,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hhnet"
 
 
-def prepare(say: Say, cache: Path | None = None) -> Dataset:
+def prepare_archive(say: Say, cache: Path | None = None) -> Dataset:
     """Put Fashion-MNIST, or the photographs if no source can be reached, as a zip into the cache, and return it."""
     store = Store(cache or cache_folder())
     if (found := _fashion_mnist(store, say)) is not None:
@@ -106,9 +106,9 @@ def _fashion_mnist(store: Store, say: Say) -> Dataset | None:
         say(f"data: Fashion-MNIST, from the cache ({ready})")
         return Dataset(ready, title, 60_000)
     sources: tuple[tuple[str, Callable[[Path], Path]], ...] = (
-        (f"the system's copy in {INSTALLED}", lambda _: _installed()),
+        (f"the system's copy in {INSTALLED_FOLDER}", lambda _: _installed()),
         (f"torchvision's mirror {MIRROR}", lambda folder: _from_mirror(MIRROR, folder)),
-        (f"Debian's package {PACKAGE}", lambda folder: unpack_debian(PACKAGE, folder) / PACKED),
+        (f"Debian's package {PACKAGE}", lambda folder: unpack_debian(PACKAGE, folder) / ARCHIVE_FOLDER),
     )
     for name, bring in sources:
         with scratch_folder() as folder:
@@ -123,9 +123,9 @@ def _fashion_mnist(store: Store, say: Say) -> Dataset | None:
 
 
 def _installed() -> Path:
-    if not INSTALLED.is_dir():
+    if not INSTALLED_FOLDER.is_dir():
         raise Unavailable("not installed")
-    return INSTALLED
+    return INSTALLED_FOLDER
 
 
 def _from_mirror(mirror: str, folder: Path) -> Path:
@@ -179,15 +179,17 @@ def photographs() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
     for name in PHOTOGRAPHS:
         with Image.open(Path(spec.origin).parent / "data" / name) as opened:
             photograph = opened.convert("RGB")
-        height = CROP * CROP_ROWS
+        height = CROP_PIXELS * CROP_ROWS
         width = round(photograph.width * height / photograph.height)
         pixels = np.asarray(photograph.resize((width, height), Image.Resampling.BOX))
-        columns = min(width // CROP, 2 * CROP_ROWS)
+        columns = min(width // CROP_PIXELS, 2 * CROP_ROWS)
         border = columns - max(1, columns // 4)
         for split, first, last in (("train", 0, border), ("test", border, columns)):
             places = ((row, column) for row in range(CROP_ROWS) for column in range(first, last))
             for number, (row, column) in enumerate(places):
-                crop = pixels[row * CROP : (row + 1) * CROP, column * CROP : (column + 1) * CROP]
+                crop = pixels[
+                    row * CROP_PIXELS : (row + 1) * CROP_PIXELS, column * CROP_PIXELS : (column + 1) * CROP_PIXELS
+                ]
                 yield f"{split}/{Path(name).stem.replace('_', '-')}/{number:05d}.png", crop
 
 

@@ -39,7 +39,7 @@ class Collision(StrEnum):
     CANCEL_NEW = "cancel-new"
 
 
-def serve(
+def serve_command(
     config: ConfigFile,
     cron: Annotated[
         str | None, typer.Option(help="When to run, such as '0 2 * * *'; unset = only when triggered.")
@@ -117,7 +117,7 @@ def _serve(url: str, when: str, fields: dict[str, Any]) -> None:
     import httpx
     from prefect.exceptions import PrefectException
 
-    from flows.serving import Deployment, serve
+    from flows.serving import Deployment, serve_deployment
 
     deployment = Deployment(**fields)
     word = "cancelled" if deployment.cancel_new else "waits"
@@ -126,7 +126,7 @@ def _serve(url: str, when: str, fields: dict[str, Any]) -> None:
         f"run it now with `prefect deployment run hhnet/{deployment.name}`\n"
     )
     try:
-        serve(deployment)
+        serve_deployment(deployment)
     except (httpx.HTTPError, PrefectException, RuntimeError, ExceptionGroup) as error:
         first: Exception = error
         while isinstance(first, ExceptionGroup):
@@ -189,4 +189,4 @@ def _seconds(what: str, text: str, least: float) -> float:
 
 
 if __name__ == "__main__":
-    typer.run(serve)
+    typer.run(serve_command)

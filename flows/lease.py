@@ -18,7 +18,7 @@ from prefect import flow_engine
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 
-RENEWALS = 5
+RENEWALS_PER_LEASE = 5
 """Number of renewals within the life of a lease; all but one may fail."""
 
 
@@ -34,7 +34,7 @@ def kept_lease(lease_id: UUID, lease_duration: float, **_: Any) -> Iterator[None
     ended = threading.Event()
 
     def renew() -> None:
-        while not ended.wait(lease_duration / RENEWALS):
+        while not ended.wait(lease_duration / RENEWALS_PER_LEASE):
             with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
                 client.renew_concurrency_lease(lease_id=lease_id, lease_duration=lease_duration)
 

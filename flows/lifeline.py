@@ -15,7 +15,7 @@ import psutil
 
 from pipelines.cluster.session import is_rays
 
-VARIABLE = "HHNET_SERVED_BY"
+SERVED_BY_VARIABLE = "HHNET_SERVED_BY"
 """Environment variable with the process id of the serving process."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -24,7 +24,7 @@ RAY_NAMES = ("ray", "gcs_server")
 """Beginnings of the names of Ray's processes; of an ended process only its name is left."""
 LOOK_EVERY_S = 1.0
 """Seconds between two looks for the parent."""
-END_S = 30.0
+ORPHAN_GRACE_S = 30.0
 """Seconds that an orphan has to end its Ray and report before it is killed."""
 
 
@@ -36,7 +36,7 @@ def die_with_parent() -> None:
 
 def follow_parent() -> None:
     """End this process once the serving process that started it is gone; do nothing if there was none."""
-    served_by = os.environ.get(VARIABLE, "")
+    served_by = os.environ.get(SERVED_BY_VARIABLE, "")
     if not served_by.isdigit() or int(served_by) == os.getpid():
         return
     die_with_parent()
@@ -50,7 +50,7 @@ def _watch(parent: int, told: bool) -> None:
         time.sleep(LOOK_EVERY_S)
     if not told:
         os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(END_S)
+    time.sleep(ORPHAN_GRACE_S)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -69,4 +69,4 @@ def end_orphaned_ray() -> None:
                     os.waitpid(process.pid, os.WNOHANG)
             elif is_rays(process.cmdline()):
                 process.kill()
-                process.wait(timeout=END_S)
+                process.wait(timeout=ORPHAN_GRACE_S)

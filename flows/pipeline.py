@@ -22,21 +22,21 @@ from prefect.states import Cancelled, Failed, Running
 
 from flows.lease import keep_leases
 from flows.lifeline import follow_parent
-from flows.reporting import await_prefect, best_effort, publish_if_reachable
+from flows.reporting import await_prefect, best_effort, show_if_reachable
 from flows.stages import (
-    NAME_CHARS,
+    NAME_DIGEST_CHARS,
     Ref,
-    encode,
-    evaluate,
-    index,
-    ingest,
+    encode_stage,
+    evaluate_stage,
+    index_stage,
+    ingest_stage,
     is_out_of_reach,
-    parse,
-    publish,
+    parse_settings,
+    publish_stage,
     ref_of,
-    rotate,
-    train,
-    verify,
+    rotate_stage,
+    train_stage,
+    verify_stage,
 )
 from flows.summary import RunResult, StageLog, reject_rows, run_page, slowest_rows, stage_rows
 from pipelines.artifacts.manifest import open_artifact
@@ -69,7 +69,7 @@ def run_name() -> str:
     when = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
     words = [runtime.deployment.name or "run", f"{when:%Y-%m-%d}"]
     with suppress(HHNetError, KeyError, TypeError):
-        settings = parse(settings_of(**runtime.flow_run.parameters))
+        settings = parse_settings(settings_of(**runtime.flow_run.parameters))
         words.append(f"{settings.train.loss}-{settings.model.bits}")
     return " ".join(words)
 
@@ -105,7 +105,7 @@ def pipeline(
     served = bool(runtime.deployment.id)  # asked now: the answer comes from the server, which may be gone later
     try:
         tree = settings_of(config, sets, out, base)
-        settings = parse(tree)
+        settings = parse_settings(tree)
         if settings.run.out is None:
             raise ConfigError("run.out is not set: set it in the configuration, or give the parameter `out`")
         with kept_ray():
@@ -182,29 +182,31 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
         if run.split is None:
             raise ConfigError("run.source needs run.split, such as train=.8,query=.1,database=.1 or folder")
         source = run.source if "://" in run.source else str(Path(run.source).expanduser())
-        splits = log.add(ingest, "ingest shards", source, f"{out}/shards", run.split, config)["splits"]
+        splits = log.add(ingest_stage, "ingest shards", source, f"{out}/shards", run.split, config)["splits"]
     roles = assign_roles(settings, splits)
-    shards = {uri: ref_of(log.add(verify, f"verify {place(uri)}", uri, out, config)) for uri in roles.all()}
+    shards = {uri: ref_of(log.add(verify_stage, f"verify {place(uri)}", uri, out, config)) for uri in roles.all()}
 
     # shards -> model
     val = shards[roles.val] if roles.val else None
-    model = ref_of(log.add(train, "train model", shards[roles.train], val, f"{out}/model", config))
+    model = ref_of(log.add(train_stage, "train model", shards[roles.train], val, f"{out}/model", config))
     if (method := settings.train.rotate) != "none":
-        model = ref_of(log.add(rotate, f"rotate model-{method}", model, f"{out}/model-{method}", config))
+        model = ref_of(log.add(rotate_stage, f"rotate model-{method}", model, f"{out}/model-{method}", config))
 
     # shards, model -> codes
-    queries = ref_of(log.add(encode, "encode query", shards[roles.query], model, f"{out}/codes/query", config))
+    queries = ref_of(log.add(encode_stage, "encode query", shards[roles.query], model, f"{out}/codes/query", config))
     database = []
     for uri in roles.database:
         # Named by the digest of the first version, so that shards that grow keep the place of their codes.
         first = {**shards[uri], "digest": open_artifact(uri).digest}
         name = codes_name(first, splits)
-        database.append(ref_of(log.add(encode, f"encode {name}", shards[uri], model, f"{out}/codes/{name}", config)))
+        database.append(
+            ref_of(log.add(encode_stage, f"encode {name}", shards[uri], model, f"{out}/codes/{name}", config))
+        )
 
     # codes -> index -> report; the index is published only if it passes the gate
-    made = ref_of(log.add(index, "build index", database, f"{out}/index", config))
-    report = log.add(evaluate, "evaluate reports", queries, database, f"{out}/reports", config)
-    log.add(publish, "publish index", made, config)
+    made = ref_of(log.add(index_stage, "build index", database, f"{out}/index", config))
+    report = log.add(evaluate_stage, "evaluate reports", queries, database, f"{out}/reports", config)
+    log.add(publish_stage, "publish index", made, config)
     return log.summary(report, out)
 
 
@@ -216,7 +218,7 @@ def _report(settings: Config, out: str, log: StageLog, summary: RunResult | None
     if summary is not None:
         links["report"] = summary.report
     page = run_page(log.stages, summary, links)
-    if not publish_if_reachable("hhnet-report", "markdown", page, "What the run made"):
+    if not show_if_reachable("hhnet-report", "markdown", page, "What the run made"):
         return
     names = [stage["stage"] for stage in log.stages]
     encoded = [name.removeprefix("encode ") for name in names if name.startswith("encode ")]
@@ -229,7 +231,7 @@ def _report(settings: Config, out: str, log: StageLog, summary: RunResult | None
     for key, title, make in tables:
         with suppress(HHNetError, OSError, ValueError, KeyError, TypeError):
             if rows := make():
-                publish_if_reachable(key, "table", json.dumps(rows), title)
+                show_if_reachable(key, "table", json.dumps(rows), title)
 
 
 def place(uri: str) -> str:
@@ -277,4 +279,4 @@ def assign_roles(settings: Config, splits: Mapping[str, Any]) -> Roles:
 def codes_name(shards: Ref, splits: Mapping[str, Any]) -> str:
     """Return the folder of a database's codes below OUT/codes, by its split or digest: its position may change."""
     split = next((name for name, found in splits.items() if found["uri"] == shards["uri"]), None)
-    return "database" if split == "database" else f"database-{split or shards['digest'][:NAME_CHARS]}"
+    return "database" if split == "database" else f"database-{split or shards['digest'][:NAME_DIGEST_CHARS]}"

@@ -17,9 +17,9 @@ from pipelines.shards.containers import FORMATS, SUFFIXES
 RECIPE = Path(__file__).parent / "demo.toml"
 RECIPE_IMAGES = 60_000
 """Number of training images that the recipe was made for (Fashion-MNIST)."""
-PROBED = 64
+HEADERS_READ = 64
 """Number of images whose size is looked at, approximately."""
-SIZES = (128, 96, 64, 32)
+IMAGE_SIDES = (128, 96, 64, 32)
 """Sides of the input in pixels, the largest first."""
 TRAIN_SHARE = 0.8
 """Share of the user's images that train; the others are queries."""
@@ -42,7 +42,7 @@ def demo_recipe() -> Config:
     return load_config(RECIPE)
 
 
-def probe(folder: str) -> Probe:
+def probe_images(folder: str) -> Probe:
     """Count the images below `folder` and read the headers of some. Raises InputError if there are none."""
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -50,8 +50,8 @@ def probe(folder: str) -> Probe:
     found = sorted(_images(root))
     if not found:
         raise InputError(f"{root} holds no images ({', '.join(SUFFIXES)}): --data wants one folder per class")
-    sides = [side for path in found[:: max(1, len(found) // PROBED)] if (side := _side(path))]
-    return Probe(len(found), round(statistics.median(sides)) if sides else SIZES[-1], found[0])
+    sides = [side for path in found[:: max(1, len(found) // HEADERS_READ)] if (side := _side(path))]
+    return Probe(len(found), round(statistics.median(sides)) if sides else IMAGE_SIDES[-1], found[0])
 
 
 def _images(root: Path) -> Iterator[Path]:
@@ -68,13 +68,13 @@ def _side(path: Path) -> int | None:
         return None
 
 
-def fitted(recipe: Config, images: int, side: int) -> dict[str, Any]:
+def fit_recipe(recipe: Config, images: int, side: int) -> dict[str, Any]:
     """Return settings for `images` training images of about `side` pixels that train about as long as the recipe.
 
     The input is the largest that the images fill and that leaves time for FEWEST_EPOCHS epochs, else the smallest.
     """
     work = RECIPE_IMAGES * recipe.train.epochs * _cost(recipe.data.image_size, recipe.model.stem_stride)
-    for size in [size for size in SIZES if size <= max(side * 4 // 3, SIZES[-1])]:
+    for size in [size for size in IMAGE_SIDES if size <= max(side * 4 // 3, IMAGE_SIDES[-1])]:
         stride = _stem_stride(recipe, size)
         epochs = int(work / (max(images, 1) * _cost(size, stride)))
         if epochs >= FEWEST_EPOCHS:

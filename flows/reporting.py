@@ -41,7 +41,7 @@ def artifact_key(name: str) -> str:
     return f"hhnet-{slug}" if plain else f"hhnet-{slug}-{sha256_of(name.encode())[:6]}".replace("--", "-")
 
 
-def publish(key: str, kind: str, data: Any, description: str) -> None:
+def show_artifact(key: str, kind: str, data: Any, description: str) -> None:
     """Show an artifact in the current flow run. A later call with the same key, also in a retry, changes it."""
     flow, task = FlowRunContext.get(), TaskRunContext.get()
     run = task.task_run.flow_run_id if task else flow.flow_run.id if flow and flow.flow_run else None
@@ -85,10 +85,10 @@ def answers() -> bool:
     return False
 
 
-def publish_if_reachable(key: str, kind: str, data: Any, description: str) -> bool:
-    """Call `publish`; return False if the server does not take it."""
+def show_if_reachable(key: str, kind: str, data: Any, description: str) -> bool:
+    """Call `show_artifact`; return False if the server does not take it."""
     with best_effort():
-        publish(key, kind, data, description)
+        show_artifact(key, kind, data, description)
         return True
     return False
 
@@ -157,7 +157,7 @@ class _Following:
             self._send(self._share, self._text)
 
     def _send(self, share: float, text: str) -> None:
-        _Following.reached = publish_if_reachable(self._key, "progress", share, text)
+        _Following.reached = show_if_reachable(self._key, "progress", share, text)
 
     def _write(self, text: str) -> None:
         """Log a line, unless the last one is less than LOG_EVERY_S old."""

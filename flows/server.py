@@ -25,16 +25,16 @@ from pipelines.cluster.access import is_loopback, refuse_credentials
 from pipelines.errors import ConfigError, Unavailable, UsageError
 from pipelines.storage import scratch_folder
 
-STARTUP_S = 180.0
+STARTUP_WAIT_S = 180.0
 """Seconds that the temporary server may take to start."""
-REACH_S = 30.0
+REACH_WAIT_S = 30.0
 """Seconds that the user's server may take to answer."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NO_SERVER = (
     "PREFECT_API_URL is not set, nor in the active Prefect profile: start `prefect server start --host 127.0.0.1` and "
     "set it to http://127.0.0.1:4200/api"
 )
-QUIET = {
+QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
@@ -64,15 +64,17 @@ def prefect_server() -> Iterator[None]:
             with environment({"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home)}):
                 yield
             return
-        theirs = dict.fromkeys((name for name in os.environ if _is_prefects(name) and name not in QUIET), None)
+        theirs = dict.fromkeys(
+            (name for name in os.environ if _is_prefects(name) and name not in QUIET_ENVIRONMENT), None
+        )
         with environment(theirs), _temporary_server(home) as settings, environment(settings):
             yield
 
 
 @contextmanager
 def quiet_prefect() -> Iterator[None]:
-    """Set the environment for a process that will import Prefect: QUIET, and no proxy for this machine."""
-    quiet: dict[str, str | None] = {name: value for name, value in QUIET.items() if name not in os.environ}
+    """Set the environment for a process that will import Prefect: QUIET_ENVIRONMENT, and no proxy for this machine."""
+    quiet: dict[str, str | None] = {name: value for name, value in QUIET_ENVIRONMENT.items() if name not in os.environ}
     direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = ",".join(dict.fromkeys([*filter(None, direct.split(",")), *LOOPBACK]))
     with environment({**quiet, "no_proxy": hosts, "NO_PROXY": hosts}):
@@ -124,7 +126,7 @@ def reach_prefect(url: str) -> None:
         question.add_unredirected_header("Authorization", f"Basic {basic}" if password else f"Bearer {key}")
     proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
     try:
-        with urllib.request.build_opener(proxies).open(question, timeout=REACH_S) as answer:
+        with urllib.request.build_opener(proxies).open(question, timeout=REACH_WAIT_S) as answer:
             version = _is_json(answer.read(1 << 16))
     except urllib.error.HTTPError as answer:
         if answer.code in (401, 403):
@@ -208,7 +210,7 @@ def _start(port: int, home: Path, settings: Mapping[str, str]) -> subprocess.Pop
 
 
 def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + STARTUP_S
+    deadline = time.monotonic() + STARTUP_WAIT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -35,7 +35,7 @@ from prefect.schedules import Cron, Interval, Schedule
 from prefect.states import Cancelled
 from prefect.types.entrypoint import EntrypointType
 
-from flows.lifeline import VARIABLE, adopt_orphans, end_orphaned_ray
+from flows.lifeline import SERVED_BY_VARIABLE, adopt_orphans, end_orphaned_ray
 from flows.pipeline import pipeline
 
 LOOK_EVERY_S = 5.0
@@ -76,7 +76,7 @@ class Deployment:
         return ConcurrencyLimitConfig(limit=self.limit, collision_strategy=strategy)
 
 
-def serve(deployment: Deployment) -> None:
+def serve_deployment(deployment: Deployment) -> None:
     """Register the deployment and start due runs until SIGINT or SIGTERM."""
     with suppress(KeyboardInterrupt):
         asyncio.run(_serve(deployment))
@@ -103,7 +103,7 @@ class Server(Runner):
         super().__init__(name=deployment.name, limit=None, heartbeat_seconds=HEARTBEAT_S, pause_on_shutdown=False)
         self._deployment = deployment
         self._away = False
-        os.environ[VARIABLE] = str(os.getpid())  # read by flows.lifeline in the processes of the runs
+        os.environ[SERVED_BY_VARIABLE] = str(os.getpid())  # read by flows.lifeline in the processes of the runs
         adopt_orphans()
 
     async def register(self) -> UUID:
@@ -120,7 +120,7 @@ class Server(Runner):
         )
         return uid
 
-    async def serve(self) -> None:
+    async def serve_deployment(self) -> None:
         """Start runs that are due and end those that are no longer wanted, until SIGTERM."""
         async with self, anyio.create_task_group() as group:
             self._stop_observing()

@@ -29,11 +29,11 @@ _log = logging.getLogger(__name__)
 Ref = dict[str, str]
 """Reference to an artifact: {"uri": ..., "digest": ...}."""
 
-NAME_CHARS = 12
+NAME_DIGEST_CHARS = 12
 """Characters of a digest that name a folder."""
-RETRIES = 2
+TASK_RETRIES = 2
 """Number of times that a task is tried again."""
-RETRY_AFTER_S = [5.0, 30.0]
+TASK_RETRY_WAITS_S = [5.0, 30.0]
 """Seconds of waiting before each of these tries."""
 
 
@@ -42,7 +42,7 @@ def is_out_of_reach(error: object) -> bool:
     return getattr(error, "exit_code", None) == Unavailable.exit_code
 
 
-def out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
+def retry_if_out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
     """Tell Prefect to retry a task if a store or cluster was out of reach, and in no other case."""
     if not is_out_of_reach(state.data):
         return False
@@ -50,19 +50,19 @@ def out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
     return True
 
 
-act = partial(
+stage_task = partial(
     task,
     task_run_name="{name}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_AFTER_S,
-    retry_condition_fn=out_of_reach,
+    retries=TASK_RETRIES,
+    retry_delay_seconds=TASK_RETRY_WAITS_S,
+    retry_condition_fn=retry_if_out_of_reach,
     cache_policy=NO_CACHE,
     persist_result=False,
     result_serializer="json",
 )
 
 
-def parse(config: Mapping[str, Any]) -> Config:
+def parse_settings(config: Mapping[str, Any]) -> Config:
     """Return the typed settings, and read their public buckets without keys from now on. ConfigError for a bad tree."""
     settings = config_from(config)
     require_index_kind(settings.index.kind, "auto")
@@ -75,24 +75,24 @@ def ref_of(result: Record) -> Ref:
     return {"uri": str(result["uri"]), "digest": str(result["digest"])}
 
 
-@act(name="ingest")
-def ingest(name: str, source: str, out: str, split: str, config: dict[str, Any]) -> Record:
+@stage_task(name="ingest")
+def ingest_stage(name: str, source: str, out: str, split: str, config: dict[str, Any]) -> Record:
     """Turn images into shards, one artifact for each part of the split."""
     from pipelines.ingest.ingest import ingest as job
 
     with progress(name):
-        return job(source, out, parse(config), split=split).as_json()
+        return job(source, out, parse_settings(config), split=split).as_json()
 
 
-@act(name="verify")
-def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Record:
+@stage_task(name="verify")
+def verify_stage(name: str, uri: str, out: str, config: dict[str, Any]) -> Record:
     """Verify the tars of shards that runs with this `out` have not verified yet.
 
     A damaged tar does not end the run: `encode` rejects the damaged samples, and the reject budget decides.
     """
     from pipelines.verify.verify import verify_tars
 
-    settings = parse(config)
+    settings = parse_settings(config)
     with progress(name):
         result = verify_tars(uri, out, settings)
     if damaged := result.damaged:
@@ -103,39 +103,43 @@ def verify(name: str, uri: str, out: str, config: dict[str, Any]) -> Record:
     return result.as_json()
 
 
-@act(name="train")
-def train(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Record:
+@stage_task(name="train")
+def train_stage(name: str, shards: Ref, val: Ref | None, out: str, config: dict[str, Any]) -> Record:
     """Train a model on shards."""
     from pipelines.train.train import train as job
 
-    settings, source, held_out = parse(config), located(shards), located(val) if val else None
+    settings, source, held_out = (
+        parse_settings(config),
+        require_unchanged(shards),
+        require_unchanged(val) if val else None,
+    )
     with progress(name):
         return job(source, out, settings, val=held_out).as_json()
 
 
-@act(name="rotate")
-def rotate(name: str, model: Ref, out: str, config: dict[str, Any]) -> Record:
+@stage_task(name="rotate")
+def rotate_stage(name: str, model: Ref, out: str, config: dict[str, Any]) -> Record:
     """Give the model another hash layer, as a new model."""
     from pipelines.train.rehead import rotate as job
 
-    settings, source = parse(config), located(model)
+    settings, source = parse_settings(config), require_unchanged(model)
     with progress(name):
         return replace(job(source, out, settings), verb="rotate").as_json()
 
 
-@act(name="encode")
-def encode(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Record:
+@stage_task(name="encode")
+def encode_stage(name: str, shards: Ref, model: Ref, out: str, config: dict[str, Any]) -> Record:
     """Encode shards with a model into codes."""
     from pipelines.encode.encode import encode as job
 
-    settings, source, network = parse(config), located(shards), located(model)
+    settings, source, network = parse_settings(config), require_unchanged(shards), require_unchanged(model)
     with progress(name):
         result = job(source, network, out, settings)
     return {"images_per_second": measured_rate(out), **replace(result, verb=name).as_json()}
 
 
-@act(name="index")
-def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Record:
+@stage_task(name="index")
+def index_stage(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Record:
     """Build an index of codes, or the next version of the present one: with new codes, without those that are gone.
 
     It is not published yet. A first version that lost a part is built again.
@@ -144,7 +148,7 @@ def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Reco
     from pipelines.index.pool import require_settings
     from pipelines.index.update import add_codes
 
-    settings, sources = parse(config), [located(ref) for ref in codes]
+    settings, sources = parse_settings(config), [require_unchanged(ref) for ref in codes]
     with progress(name):
         known = versions(Store(out))
         if not known or (known == [1] and lost(open_current(out, "index"))):
@@ -153,8 +157,8 @@ def index(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -> Reco
         return add_codes(out, sources, settings, publish=False, prune=True, replace_changed=True).as_json()
 
 
-@act(name="evaluate")
-def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dict[str, Any]) -> Record:
+@stage_task(name="evaluate")
+def evaluate_stage(name: str, queries: Ref, database: list[Ref], out: str, config: dict[str, Any]) -> Record:
     """Compute mAP and the report from the codes of queries and database, in a folder of its own below `out`.
 
     Each night has other codes, and a published report is never edited.
@@ -162,18 +166,20 @@ def evaluate(name: str, queries: Ref, database: list[Ref], out: str, config: dic
     from pipelines.evaluate.evaluate import evaluate as job
     from pipelines.evaluate.evaluate import report_fingerprint
 
-    settings = parse(config)
-    mark = report_fingerprint(queries["digest"], [ref["digest"] for ref in database], settings)[:NAME_CHARS]
+    settings = parse_settings(config)
+    mark = report_fingerprint(queries["digest"], [ref["digest"] for ref in database], settings)[:NAME_DIGEST_CHARS]
     with progress(name):
-        return job(located(queries), [located(ref) for ref in database], f"{out}/{mark}", settings).as_json()
+        return job(
+            require_unchanged(queries), [require_unchanged(ref) for ref in database], f"{out}/{mark}", settings
+        ).as_json()
 
 
-@act(name="publish")
-def publish(name: str, index: Ref, config: dict[str, Any]) -> Record:
+@stage_task(name="publish")
+def publish_stage(name: str, index: Ref, config: dict[str, Any]) -> Record:
     """Check the index, or its next version, at the gate and make it current."""
     from pipelines.index.publish import publish_index as job
 
-    settings, uri, digest = parse(config), index["uri"], index["digest"]
+    settings, uri, digest = parse_settings(config), index["uri"], index["digest"]
     with progress(name):
         return replace(job(uri, settings, digest=digest), verb="publish").as_json()
 
@@ -184,7 +190,7 @@ def measured_rate(codes: str) -> float | None:
     return cast("float | None", longest.get("images_per_second"))
 
 
-def located(ref: Ref) -> str:
+def require_unchanged(ref: Ref) -> str:
     """Return the URI. Raises FingerprintMismatch if the artifact there is not the one of an earlier stage any more."""
     found = open_current(ref["uri"]).digest
     if found != ref["digest"]:

@@ -17,9 +17,9 @@ from pipelines.errors import InputError
 from pipelines.storage import Store
 from pipelines.verify.status.figures import attempts_of, slowest
 
-SLOWEST = 20
+SLOWEST_SHOWN = 20
 """Number of shards in the table of the slowest."""
-RUNS = 20
+RUNS_READ = 20
 """Number of last runs on the same codes in which the slowest shards are looked for."""
 DETAIL_CHARS = 300
 """Characters of an error that a table shows."""
@@ -130,9 +130,9 @@ def slowest_rows(codes: Mapping[str, str]) -> list[Record]:
     rows = [
         {"codes": name, **row}
         for name, uri in codes.items()
-        for row in slowest(attempts_of(read_runs(Store(uri), RUNS)))
+        for row in slowest(attempts_of(read_runs(Store(uri), RUNS_READ)))
     ]
-    return sorted(rows, key=lambda row: -row["seconds"])[:SLOWEST]
+    return sorted(rows, key=lambda row: -row["seconds"])[:SLOWEST_SHOWN]
 
 
 def _codes_parts(store: Store) -> list[Part]:

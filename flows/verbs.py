@@ -92,28 +92,28 @@ def demo(
 
 def _standard_images(say: Any) -> tuple[dict[str, Any], str, str]:
     """Return settings, a query image and a title for Fashion-MNIST, or for its fallback."""
-    from flows.datasets import CROP, prepare, sample_query
-    from flows.recipes import demo_recipe, fitted
+    from flows.datasets import CROP_PIXELS, prepare_archive, sample_query
+    from flows.recipes import demo_recipe, fit_recipe
 
-    found = prepare(say)
+    found = prepare_archive(say)
     flags: dict[str, Any] = {"run.source": str(found.archive)}
     if found.fallback:
-        flags |= fitted(demo_recipe(), found.train_images, CROP)
+        flags |= fit_recipe(demo_recipe(), found.train_images, CROP_PIXELS)
     return flags, sample_query(found.archive), found.title
 
 
 def _own_images(data: str, say: Any) -> tuple[dict[str, Any], str, str]:
     """Return settings, a query image and a title for the user's folder."""
-    from flows.recipes import TRAIN_SHARE, demo_recipe, fitted, probe
+    from flows.recipes import TRAIN_SHARE, demo_recipe, fit_recipe, probe_images
 
-    seen = probe(data)
+    seen = probe_images(data)
     say(f"data: {seen.images:,} images in {data}, usually {seen.side} px on the shorter side")
     flags: dict[str, Any] = {
         "run.source": data,
         "run.split": f"train={TRAIN_SHARE:g},query={1 - TRAIN_SHARE:g}",
         "run.query": "query",
     }
-    flags |= fitted(demo_recipe(), round(seen.images * TRAIN_SHARE), seen.side)
+    flags |= fit_recipe(demo_recipe(), round(seen.images * TRAIN_SHARE), seen.side)
     return flags, str(seen.example), data
 
 

@@ -11,7 +11,16 @@ import pytest
 from PIL import Image
 
 from flows import datasets
-from flows.datasets import CLASSES, FILES, IdxFile, photographs, png_bytes, prepare, read_idx_files, sample_query
+from flows.datasets import (
+    CLASSES,
+    FILES,
+    IdxFile,
+    photographs,
+    png_bytes,
+    prepare_archive,
+    read_idx_files,
+    sample_query,
+)
 from flows.sources import unpack_debian
 from pipelines.errors import DamagedArtifact, Unavailable
 
@@ -34,7 +43,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(datasets, "FILES", tuple(files))
     for name, file in zip(("TRAIN_IMAGES", "TRAIN_LABELS", "TEST_IMAGES", "TEST_LABELS"), files, strict=True):
         monkeypatch.setattr(datasets, name, file)
-    monkeypatch.setattr(datasets, "INSTALLED", folder)
+    monkeypatch.setattr(datasets, "INSTALLED_FOLDER", folder)
     return folder
 
 
@@ -42,14 +51,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Path:
         raise Unavailable("not reachable (test)")
 
-    monkeypatch.setattr(datasets, "INSTALLED", Path("/nonexistent"))
+    monkeypatch.setattr(datasets, "INSTALLED_FOLDER", Path("/nonexistent"))
     monkeypatch.setattr(datasets, "download", refuse)
     monkeypatch.setattr(datasets, "unpack_debian", refuse)
 
 
 def test_the_zip_holds_each_image_in_the_folder_of_its_class(tiny: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    found = prepare(said.append, tmp_path / "cache")
+    found = prepare_archive(said.append, tmp_path / "cache")
     with zipfile.ZipFile(found.archive) as archive:
         names = archive.namelist()
         image = np.asarray(Image.open(io.BytesIO(archive.read("test/trouser/00000.png"))))
@@ -63,20 +72,20 @@ def test_the_zip_holds_each_image_in_the_folder_of_its_class(tiny: Path, tmp_pat
 
 
 def test_the_cache_is_used_and_the_bytes_are_the_same_every_time(tiny: Path, tmp_path: Path) -> None:
-    first = prepare(lambda _: None, tmp_path / "one").archive.read_bytes()
-    assert prepare(lambda _: None, tmp_path / "two").archive.read_bytes() == first
+    first = prepare_archive(lambda _: None, tmp_path / "one").archive.read_bytes()
+    assert prepare_archive(lambda _: None, tmp_path / "two").archive.read_bytes() == first
     for file in tiny.iterdir():
         file.unlink()
     said: list[str] = []
-    assert prepare(said.append, tmp_path / "one").archive.read_bytes() == first
+    assert prepare_archive(said.append, tmp_path / "one").archive.read_bytes() == first
     assert said == [f"data: Fashion-MNIST, from the cache ({tmp_path / 'one' / 'fashion-mnist.zip'})"]
 
 
 def test_a_damaged_cache_is_made_anew(tiny: Path, tmp_path: Path) -> None:
-    archive = prepare(lambda _: None, tmp_path / "cache").archive
+    archive = prepare_archive(lambda _: None, tmp_path / "cache").archive
     good = archive.read_bytes()
     archive.write_bytes(good[:-1] + b"x")
-    assert prepare(lambda _: None, tmp_path / "cache").archive.read_bytes() == good
+    assert prepare_archive(lambda _: None, tmp_path / "cache").archive.read_bytes() == good
 
 
 @pytest.mark.parametrize("damage", ["content", "longer", "not gzip", "cut"])
@@ -99,9 +108,9 @@ def test_a_damaged_source_is_passed_over_and_named(tiny: Path, tmp_path: Path, m
     (tiny / "train-labels-idx1-ubyte.gz").write_bytes(b"nonsense")
     installed = tiny
     no_network(monkeypatch)
-    monkeypatch.setattr(datasets, "INSTALLED", installed)
+    monkeypatch.setattr(datasets, "INSTALLED_FOLDER", installed)
     said: list[str] = []
-    assert prepare(said.append, tmp_path / "cache").fallback
+    assert prepare_archive(said.append, tmp_path / "cache").fallback
     assert any("system's copy" in line and "refused" in line for line in said)
 
 
@@ -110,7 +119,7 @@ def test_without_any_source_the_photographs_stand_in_and_it_says_so(
 ) -> None:
     no_network(monkeypatch)
     said: list[str] = []
-    found = prepare(said.append, tmp_path)
+    found = prepare_archive(said.append, tmp_path)
     assert found.fallback and "fallback" in found.title
     assert [line for line in said if "FALLBACK" in line and "scikit-image" in line]
     assert sum("not reachable" in line for line in said) == 2  # the mirror and Debian, each by name
@@ -140,7 +149,7 @@ def test_a_png_is_read_back_pixel_by_pixel(shape: tuple[int, ...]) -> None:
 
 
 def test_one_query_image_is_kept_to_search_with(tiny: Path, tmp_path: Path) -> None:
-    archive = prepare(lambda _: None, tmp_path / "cache").archive
+    archive = prepare_archive(lambda _: None, tmp_path / "cache").archive
     assert Path(sample_query(archive)).read_bytes() == Path(sample_query(archive)).read_bytes()
     assert Image.open(sample_query(archive)).size == (28, 28)
 
@@ -159,10 +168,10 @@ def test_the_sizes_are_those_of_the_published_counts() -> None:
 
 
 @pytest.mark.skipif(
-    not datasets.INSTALLED.is_dir(),
+    not datasets.INSTALLED_FOLDER.is_dir(),
     reason="digests can be held against nothing but the 55 MB that they are of: Debian's package is not installed",
 )
 def test_the_real_files_have_the_digests_in_the_code() -> None:
-    files = read_idx_files(datasets.INSTALLED)
+    files = read_idx_files(datasets.INSTALLED_FOLDER)
     labels = files["train-labels-idx1-ubyte"]
     assert np.bincount(labels).tolist() == [6000] * 10

@@ -12,7 +12,10 @@ import pytest
 CHILD = (
     "import signal, time; signal.signal(signal.SIGTERM, {handler}); {follow}; print('up', flush=True); time.sleep(60)"
 )
-FOLLOW = "from flows import lifeline; lifeline.END_S = {end}; lifeline.LOOK_EVERY_S = 0.05; lifeline.follow_parent()"
+FOLLOW = (
+    "from flows import lifeline; "
+    "lifeline.ORPHAN_GRACE_S = {end}; lifeline.LOOK_EVERY_S = 0.05; lifeline.follow_parent()"
+)
 PARENT = (
     "import os, subprocess, sys, time; os.environ['HHNET_SERVED_BY'] = str(os.getpid()); "
     "p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE, text=True); "
@@ -71,10 +74,10 @@ def test_a_process_that_follows_nobody_goes_on() -> None:
 
 
 def test_without_a_serving_process_there_is_nobody_to_follow(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.lifeline import VARIABLE, follow_parent
+    from flows.lifeline import SERVED_BY_VARIABLE, follow_parent
 
     for value in ("", "no number", str(os.getpid())):
-        monkeypatch.setenv(VARIABLE, value)
+        monkeypatch.setenv(SERVED_BY_VARIABLE, value)
         threads = threading.active_count()
         follow_parent()
         assert threading.active_count() == threads, value

@@ -7,7 +7,7 @@ import pytest
 
 from flows.pipeline import assign_roles, codes_name, place, settings_of
 from flows.reporting import artifact_key
-from flows.stages import out_of_reach, parse
+from flows.stages import parse_settings, retry_if_out_of_reach
 from flows.summary import StageLog, encode_rate, run_page, stage_rows
 from pipelines.config.settings import Config, RunSettings
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, StoreUnavailable
@@ -58,7 +58,7 @@ def test_only_what_is_out_of_reach_is_tried_again(
     class State:
         data = error
 
-    assert out_of_reach(None, None, State()) is retried  # type: ignore[arg-type]
+    assert retry_if_out_of_reach(None, None, State()) is retried  # type: ignore[arg-type]
     assert ("trying again" in capsys.readouterr().err) is retried
 
 
@@ -67,16 +67,16 @@ def test_the_failure_of_a_submitted_job_is_retried_by_its_exit_code() -> None:
         data = HHNetError("job: the store does not answer")
 
     State.data.exit_code = 3
-    assert out_of_reach(None, None, State())  # type: ignore[arg-type]
+    assert retry_if_out_of_reach(None, None, State())  # type: ignore[arg-type]
 
 
 def test_parameters_are_validated_like_any_configuration() -> None:
     config = Config(run=RunSettings(database=("a", "b")))
-    assert parse(config.model_dump(mode="json")) == config
+    assert parse_settings(config.model_dump(mode="json")) == config
     with pytest.raises(ConfigError, match=r"train\.epochs"):
-        parse({"train": {"epochs": 0}})
+        parse_settings({"train": {"epochs": 0}})
     with pytest.raises(ConfigError, match="index kind 'hsnw' is unknown: did you mean hnsw"):
-        parse({"index": {"kind": "hsnw"}})
+        parse_settings({"index": {"kind": "hsnw"}})
 
 
 def result(verb: str, status: str = "done", **more: object) -> dict[str, object]:

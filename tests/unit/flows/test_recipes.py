@@ -6,7 +6,7 @@ import pytest
 import typer
 from PIL import Image
 
-from flows.recipes import RECIPE, demo_recipe, fitted, probe
+from flows.recipes import RECIPE, demo_recipe, fit_recipe, probe_images
 from flows.verbs import DemoResult, _own_images, _with_flags, demo_summary, run
 from pipelines.config.loading import load_config
 from pipelines.errors import ConfigError, InputError
@@ -29,7 +29,7 @@ def test_a_probe_counts_the_images_and_measures_their_shorter_side(tmp_path: Pat
     (tmp_path / "class_00" / "notes.txt").write_text("no image")
     (tmp_path / "class_00" / "broken.jpg").write_bytes(b"no image either")
     Image.new("RGB", (48, 100)).save(tmp_path / "class_00" / "tall.JPG")
-    seen = probe(str(tmp_path))
+    seen = probe_images(str(tmp_path))
     assert (seen.images, seen.side) == (17, 48)
     assert seen.example is not None and seen.example.is_file()
 
@@ -38,7 +38,7 @@ def test_a_probe_counts_the_images_and_measures_their_shorter_side(tmp_path: Pat
 def test_data_that_is_no_folder_of_images_is_bad_input(tmp_path: Path, make: object) -> None:
     make(tmp_path / "photos")  # type: ignore[operator]
     with pytest.raises(InputError, match="one folder per class"):
-        probe(str(tmp_path / "photos"))
+        probe_images(str(tmp_path / "photos"))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_data_that_is_no_folder_of_images_is_bad_input(tmp_path: Path, make: obj
 )
 def test_own_images_train_about_as_long_as_the_recipe(images: int, side: int, size: int) -> None:
     recipe = demo_recipe()
-    settings = fitted(recipe, images, side)
+    settings = fit_recipe(recipe, images, side)
     assert settings["data.image_size"] == size
 
     def work(count: int, epochs: int, pixels: int, stride: int) -> float:

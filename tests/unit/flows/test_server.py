@@ -155,7 +155,7 @@ def test_a_server_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> N
 
 
 def test_a_server_that_does_not_come_up_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STARTUP_S", 0.3)
+    monkeypatch.setattr(server, "STARTUP_WAIT_S", 0.3)
     (tmp_path / "log").write_text("")
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:

@@ -94,7 +94,7 @@ def test_the_flow_service_passes_flags_that_deploy_has() -> None:
     role, *words = COMPOSE["services"]["flow"]["command"]
     assert role == "flow"
     app = typer.Typer()
-    app.command()(deploy.serve)
+    app.command()(deploy.serve_command)
     options = {flag for parameter in typer.main.get_command(app).params for flag in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= options
     assert (ROOT / "examples" / Path(words[words.index("--config") + 1]).name).is_file()
