@@ -30,7 +30,6 @@ from flows.stages import (
     evaluate_stage,
     index_stage,
     ingest_stage,
-    is_out_of_reach,
     parse_settings,
     publish_stage,
     ref_of,
@@ -44,7 +43,7 @@ from pipelines.artifacts.runs import Record
 from pipelines.cluster.session import kept_ray, ray_address
 from pipelines.config.loading import load_tree, merged
 from pipelines.config.settings import Config
-from pipelines.errors import ConfigError, HHNetError
+from pipelines.errors import ConfigError, HHNetError, is_out_of_reach
 from pipelines.storage import Store
 
 WAIT_FACTOR = 4

@@ -120,7 +120,7 @@ class Server(Runner):
         )
         return uid
 
-    async def serve_deployment(self) -> None:
+    async def serve(self) -> None:
         """Start runs that are due and end those that are no longer wanted, until SIGTERM."""
         async with self, anyio.create_task_group() as group:
             self._stop_observing()

@@ -20,7 +20,7 @@ from pipelines.artifacts.runs import Record, closed_records
 from pipelines.artifacts.versions import lost, open_current
 from pipelines.config.loading import config_from
 from pipelines.config.settings import Config
-from pipelines.errors import FingerprintMismatch, Unavailable
+from pipelines.errors import FingerprintMismatch, is_out_of_reach
 from pipelines.index.kinds import require_index_kind
 from pipelines.storage import Store, use_unsigned
 
@@ -35,11 +35,6 @@ TASK_RETRIES = 2
 """Number of times that a task is tried again."""
 TASK_RETRY_WAITS_S = [5.0, 30.0]
 """Seconds of waiting before each of these tries."""
-
-
-def is_out_of_reach(error: object) -> bool:
-    """Tell whether the error of a job, submitted or not, has exit code 3: store or cluster out of reach."""
-    return getattr(error, "exit_code", None) == Unavailable.exit_code
 
 
 def retry_if_out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:

@@ -89,3 +89,8 @@ class Degraded(HHNetError):
     """The run completed, but more was rejected than the budget allows."""
 
     exit_code = 4
+
+
+def is_out_of_reach(error: object) -> bool:
+    """Tell whether the store or the cluster failed, by the exit code: a job's error has no class of its own."""
+    return getattr(error, "exit_code", None) == Unavailable.exit_code

@@ -201,7 +201,7 @@ class AliasMeta(Facts):
     model: str
 
 
-class Reranked(Facts):
+class RerankedMeta(Facts):
     """Figures of a search that orders the nearest codes by their logits."""
 
     first: int
@@ -216,7 +216,7 @@ class ReportMeta(Facts):
     chance: float
     precision_at: dict[str, float]
     bits: int
-    reranked: Reranked | None = None
+    reranked: RerankedMeta | None = None
     protocol: str | None = None
     split: str | None = None
     """Digest of the protocol's split."""

@@ -106,7 +106,7 @@ def all_versions(store: Store, but: Container[int] = ()) -> dict[str, Artifact]:
     return named if known and known[0] > 1 else {"manifest.json": first, **named}
 
 
-def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
+def open_input_version(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
     """Open the input of `role` in the version that was used, from `uri` or else from its remembered place."""
     try:
         return manifests.open_input(artifact, role, uri)

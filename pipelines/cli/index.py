@@ -209,6 +209,6 @@ def index_info_command(index: Index) -> Result:
 
     Example: hhnet index info --index index
     """
-    from pipelines.index.publish import index_info
+    from pipelines.index.publish import describe_index
 
-    return index_info(index)
+    return describe_index(index)

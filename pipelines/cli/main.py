@@ -252,9 +252,9 @@ def plan_command(
     """
     if not (shards or codes):
         raise UsageError("nothing to compare: give --shards or --codes")
-    from pipelines.index.diff import plan
+    from pipelines.index.diff import plan_changes
 
-    return plan(shards or (), codes or (), index)
+    return plan_changes(shards or (), codes or (), index)
 
 
 @verb(app, "search")
@@ -322,9 +322,9 @@ def agreement_command(
 
     Example: hhnet agreement --old codes/v1 --new codes/v2 --out reports/v1-v2
     """
-    from pipelines.evaluate.agreement import agreement
+    from pipelines.evaluate.agreement import report_agreement
 
-    return agreement(old, new, out, settings)
+    return report_agreement(old, new, out, settings)
 
 
 @verb(app, "alias")

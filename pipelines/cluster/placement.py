@@ -103,7 +103,7 @@ def label_matches(value: str | None, wanted: str) -> bool:
     return (value in values) != refused
 
 
-def look() -> list[Node]:
+def list_live_nodes() -> list[Node]:
     """Return the nodes that are alive. Raises HeadLost if the head of Ray is lost.
 
     A thread asks the head, since a call to a lost head waits where no interrupt reaches it.
@@ -179,7 +179,11 @@ def _settle(
 ) -> Need:
     """Decide between GPU and CPU, and wait until `find` finds room."""
     need = _asked(settings)
-    if isinstance(settings, GpuPlacedSettings) and settings.gpus is None and places(look(), _on_gpu(need), free=False):
+    if (
+        isinstance(settings, GpuPlacedSettings)
+        and settings.gpus is None
+        and places(list_live_nodes(), _on_gpu(need), free=False)
+    ):
         need = _on_gpu(need)
     try:
         return _wait(lambda nodes: find(nodes, need), workers, need, config)
@@ -236,7 +240,7 @@ def room_on_nodes(workers: int, need: Need) -> list[int]:
     """Return the number of workers that fit on each node with room, as soon as all `workers` fit or after SETTLE_S."""
     deadline = time.monotonic() + SETTLE_S
     while True:
-        rooms = [room for node in look() if (room := node.places(need))]
+        rooms = [room for node in list_live_nodes() if (room := node.places(need))]
         if sum(rooms) >= workers or time.monotonic() >= deadline:
             return rooms
         time.sleep(LOOK_EVERY_S)
@@ -248,7 +252,7 @@ def _wait(find: Callable[[Sequence[Node]], T | None], workers: int, need: Need, 
     asked = False
     try:
         while True:
-            nodes = look()
+            nodes = list_live_nodes()
             found = find(nodes)
             if found is not None:
                 return found

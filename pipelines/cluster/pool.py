@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
-from pipelines.cluster.placement import SETTLE_S, Need, Node, explain_shortage, look, places
+from pipelines.cluster.placement import SETTLE_S, Need, Node, explain_shortage, list_live_nodes, places
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Outcome(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Place:
+class ActorLocation:
     """The node, host, process and GPUs of an actor."""
 
     node: str
@@ -97,13 +97,13 @@ class _Worker:
         self._make: Callable[[], Any] = lambda: kind(*args)
         self._worker: Any = None
 
-    def place(self) -> Place:
+    def place(self) -> ActorLocation:
         """Return where this actor runs. Every actor is asked this first."""
         import ray
 
         context = ray.get_runtime_context()
         gpus = ",".join(map(str, context.get_accelerator_ids().get("GPU", [])))
-        return Place(context.get_node_id(), socket.gethostname(), os.getpid(), gpus or None)
+        return ActorLocation(context.get_node_id(), socket.gethostname(), os.getpid(), gpus or None)
 
     def build(self) -> int | None:
         """Build the worker and return its first progress."""
@@ -144,7 +144,7 @@ class _Actor(Generic[T]):
     waits: Any
     """Reference to the answer that it owes: its place, the end of the build, or the result of its item."""
     moved: float
-    place: Place | None = None
+    place: ActorLocation | None = None
     built: bool = False
     item: _Item[T] | None = None
     began: float = 0.0
@@ -419,7 +419,7 @@ class _Pool(Generic[T]):
         from ray.exceptions import RayError
 
         require_node()
-        self.nodes: list[Node] = look()
+        self.nodes: list[Node] = list_live_nodes()
         self.alive = {node.id for node in self.nodes}
         self.draining |= {node.id for node in self.nodes if node.draining}
         self.reckon()

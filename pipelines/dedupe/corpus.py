@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from hhnet.search.multi_index import Codes, padded
 from pipelines.cluster.progress import stage
-from pipelines.dedupe.sources import Source
+from pipelines.dedupe.sources import SourceTar
 from pipelines.encode.codes import code_array
 from pipelines.index.reader import index_id
 
@@ -61,7 +61,7 @@ class Corpus:
         return {f"{name}{suffix}": column for name, column in columns.items()}
 
 
-def read_corpus(sources: Sequence[Source], width: int, folder: Path) -> Corpus:
+def read_corpus(sources: Sequence[SourceTar], width: int, folder: Path) -> Corpus:
     """Read every source once, with codes of `width` bytes, and keep the samples' columns in files of `folder`."""
     words, known = (width + 7) // 8, 0
     ends = np.zeros(1, np.int64)

@@ -13,9 +13,9 @@ from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import finished, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
-from pipelines.dedupe.sources import Source, sources_of
+from pipelines.dedupe.sources import SourceTar, sources_of
 from pipelines.dedupe.tables import SHARDS, SHARDS_NAME
-from pipelines.encode.codes import CodesSet, open_codes, require_distinct
+from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
 from pipelines.index.reader import IndexReader
@@ -55,7 +55,7 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
     artifact = finished(Store(out), "duplicates", name)
     if artifact is not None:
         return _answer(artifact, "unchanged")
-    require_distinct(sets)
+    require_distinct_tars(sets)
     with _reader(index) as reader:
         sources = sources_of(sets, reader)
         writer = _writer(sets, index, out, name)
@@ -76,7 +76,7 @@ def _writer(sets: Sequence[CodesSet], index: Artifact | None, out: str, name: st
 
 
 def _find(
-    writer: ArtifactWriter, sets: Sequence[CodesSet], sources: Sequence[Source], settings: DedupeSettings
+    writer: ArtifactWriter, sets: Sequence[CodesSet], sources: Sequence[SourceTar], settings: DedupeSettings
 ) -> Artifact:
     # Imported here, since these load numba, and an unchanged result does not need it.
     from pipelines.dedupe.components import write_components

@@ -15,7 +15,7 @@ COLUMNS = ("row", "key", "code")
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceTar:
     """One tar that takes part: its place, and a function that reads its rows."""
 
     place: PlacedShard
@@ -31,7 +31,7 @@ class Source:
         return table
 
 
-def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> list[Source]:
+def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> list[SourceTar]:
     """List the tars of an index, under its ordinals, then those tars of the codes that the index does not hold.
 
     The latter keep their order. Raises FingerprintMismatch, naming both, if their models or bits differ.
@@ -52,12 +52,12 @@ def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> li
     return [*known, *(_encoded(begin + n, entry, shard) for n, (entry, shard) in enumerate(new))]
 
 
-def _indexed(index: IndexReader, shard: IndexedShard) -> Source:
+def _indexed(index: IndexReader, shard: IndexedShard) -> SourceTar:
     uri, digest = index.artifact.uri, index.artifact.digest
     place = PlacedShard(shard.ordinal, shard.shard, shard.shard_sha256, digest, True, index.live(shard))
-    return Source(place, uri, lambda: index.live_keys(shard.ordinal, COLUMNS))
+    return SourceTar(place, uri, lambda: index.live_keys(shard.ordinal, COLUMNS))
 
 
-def _encoded(ordinal: int, entry: CodesSet, shard: CodesShard) -> Source:
+def _encoded(ordinal: int, entry: CodesSet, shard: CodesShard) -> SourceTar:
     place = PlacedShard(ordinal, shard.name, shard.sha256, entry.artifact.digest, False, shard.rows)
-    return Source(place, entry.artifact.uri, lambda: entry.read(shard))
+    return SourceTar(place, entry.artifact.uri, lambda: entry.read(shard))

@@ -92,7 +92,7 @@ def components_name(number: int) -> str:
     return f"{COMPONENTS}{number:06d}.parquet"
 
 
-def parts_of(artifact: Artifact, prefix: str) -> list[Part]:
+def list_parts(artifact: Artifact, prefix: str) -> list[Part]:
     """List the parts whose names begin with `prefix`, in the order of their rows."""
     return sorted((part for part in artifact.manifest.parts if part.name.startswith(prefix)), key=lambda p: p.name)
 

@@ -14,7 +14,7 @@ from hhnet import unpack_bits
 from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, Part, read_part
 from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
-from pipelines.artifacts.versions import open_current, open_input
+from pipelines.artifacts.versions import open_current, open_input_version
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, in_order
 
@@ -102,7 +102,7 @@ def codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
     role = next((entry.role for entry in index.manifest.inputs if entry.digest == digest), None)
     for where in (near, None) if role else ():
         with suppress(InputError, FingerprintMismatch):
-            return open_codes(open_input(index, str(role), where))
+            return open_codes(open_input_version(index, str(role), where))
     return None
 
 
@@ -156,7 +156,7 @@ def same_classes(first: Sequence[str], other: Sequence[str]) -> bool:
     return all(mine == theirs for mine, theirs in zip(first, other, strict=False))
 
 
-def class_names(labels: Sequence[int], classes: Sequence[str], where: str) -> list[str]:
+def names_of_class_ids(labels: Sequence[int], classes: Sequence[str], where: str) -> list[str]:
     """Return the names of class ids; raises DamagedArtifact for an id without a name."""
     for label in labels:
         if not 0 <= label < len(classes):
@@ -185,7 +185,7 @@ def require_pair(first: CodesSet, other: CodesSet, one_index: bool = False) -> N
             )
 
 
-def require_distinct(sets: Sequence[CodesSet]) -> None:
+def require_distinct_tars(sets: Sequence[CodesSet]) -> None:
     """Raise InputError where two of the artifacts encode the same tar: its samples would count twice."""
     owners: dict[str, str] = {}
     for entry in sets:

@@ -22,7 +22,7 @@ from pipelines.cluster.pool import Outcome
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
-from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_job, what_is_left
+from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_encode, what_is_left
 from pipelines.encode.receipts import animated_of, publish_shard
 from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, reject_whole_shard, run_figures
 from pipelines.errors import DamagedArtifact, Degraded, InputError
@@ -51,7 +51,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
 
     Raises Degraded when more than `encode.reject_budget` was rejected, unless `allow_degraded` is set.
     """
-    job = plan_job(open_current(shards, "shards"), open_artifact(model, "model"), out, config)
+    job = plan_encode(open_current(shards, "shards"), open_artifact(model, "model"), out, config)
     artifact = finished_codes(job)
     status = "done" if artifact is None else "unchanged"
     measured: dict[str, Any] = {}

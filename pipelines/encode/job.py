@@ -64,7 +64,7 @@ class EncodeJob:
         return ArtifactWriter(Store(self.out), "codes", self.fingerprint, self.inputs, origin)
 
 
-def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> EncodeJob:
+def plan_encode(shards: Artifact, model: Artifact, out: str, config: Config) -> EncodeJob:
     """Return the job of an encode, with its fingerprint, inputs and schema."""
     settings = {**result_settings(config, "codes"), "encoder": ENCODER_VERSION}
     source, network = shards.facts(ShardsMeta), model.facts(ModelMeta)

@@ -26,7 +26,7 @@ from pipelines.cluster.ray_private import counted_cpus
 from pipelines.cluster.session import ray_session
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
-from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, plan_job, what_is_left
+from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, plan_encode, what_is_left
 from pipelines.encode.workers import ShardEncoder, ShardRun, encode_shards
 from pipelines.errors import WorkFailed, counted
 from pipelines.shards.shards import INDEX_NAME, Shard, ShardSet, open_shards
@@ -75,7 +75,7 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
     `price` is the price of one hour of a worker. Raises the errors that `encode` would raise before its first shard.
     """
     network = open_artifact(model, "model")
-    job = plan_job(open_current(shards, "shards"), network, out, config)
+    job = plan_encode(open_current(shards, "shards"), network, out, config)
     store, opened = Store(out), open_shards(job.shards, job.shards_digest)
     with suppress(FileNotFoundError):
         require_identity(store, "codes", job.fingerprint)
@@ -160,7 +160,7 @@ def _cpus() -> float:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialFigures:
     """Measurements of the tried shards. `rows`, `wall`, `cpu` and `rates` come from the last one.
 
     `startup` is the time before the first image; `rates` are images per second as if a worker did only that step.
@@ -191,7 +191,7 @@ class Fleet:
     hosts: int
 
 
-def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int) -> tuple[Trial, Fleet]:
+def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int) -> tuple[TrialFigures, Fleet]:
     """Encode the first shard and one from the middle with one worker; at most `most` workers would find work."""
     picked = [tasks[0], *([tasks[len(tasks) // 2]] if len(tasks) > 1 else [])]
     alone = job.config.encode.model_copy(update={"workers": 1})
@@ -213,12 +213,12 @@ def _failed(outcome: Outcome[ShardTask]) -> Receipt:
     raise WorkFailed(f"the trial failed, as the encode would: {outcome.error}")
 
 
-def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> Trial:
+def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> TrialFigures:
     last, receipts = runs[-1].figures, [run.receipt for run in runs if isinstance(run.receipt, TrialReceipt)]
     rows = int(last["samples"])
     images = sum(int(run.figures["samples"]) for run in runs)
     spent = {**{step: last[step] for step in STEPS}, "decode": last["decode"] / threads}
-    return Trial(
+    return TrialFigures(
         shards=len(runs),
         images=images,
         rejects=sum(int(run.figures["rejects"]) for run in runs),
@@ -244,7 +244,7 @@ def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> Trial:
 class Estimate:
     """Time and cost of encoding shards of `rows` images with the workers of `fleet`, computed from the trial."""
 
-    trial: Trial
+    trial: TrialFigures
     fleet: Fleet
     rows: Sequence[int]
 
@@ -314,7 +314,7 @@ class Estimate:
 
 
 def _traffic(
-    job: EncodeJob, opened: ShardSet, network: Artifact, left: Sequence[Shard], trial: Trial, fleet: Fleet
+    job: EncodeJob, opened: ShardSet, network: Artifact, left: Sequence[Shard], trial: TrialFigures, fleet: Fleet
 ) -> dict[str, Any]:
     """Return the bytes to move and the requests to S3 stores: those of each shard and those of each worker's start."""
     index, weights = opened.artifact.manifest.part(INDEX_NAME), network.manifest.parts

@@ -17,10 +17,10 @@ from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
-from pipelines.artifacts.versions import open_input, open_version, publish_next
+from pipelines.artifacts.versions import open_input_version, open_version, publish_next
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config, EncodeSettings
-from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_job
+from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_encode
 from pipelines.encode.receipts import animated_of, read_receipt, read_whole_receipts
 from pipelines.encode.shard import ShardCodes
 from pipelines.encode.workers import ShardEncoder, encode_shards, run_figures
@@ -104,8 +104,8 @@ def _plan(base: Artifact, config: Config, shards: str | None, model: str | None)
     """Return the job that made the codes, with the settings that they were made with."""
     made = {name.removeprefix("encode."): value for name, value in base.facts(CodesMeta).settings.items()}
     encode = EncodeSettings.model_validate({**config.encode.model_dump(), **made})
-    source, network = open_input(base, "shards", shards), open_input(base, "model", model)
-    job = plan_job(source, network, base.uri, config.model_copy(update={"encode": encode}))
+    source, network = open_input_version(base, "shards", shards), open_input_version(base, "model", model)
+    job = plan_encode(source, network, base.uri, config.model_copy(update={"encode": encode}))
     if job.fingerprint != base.manifest.fingerprint:
         raise FingerprintMismatch(
             f"{base.uri} is codes {base.manifest.fingerprint[:12]}, this hhnet would make {job.fingerprint[:12]} of "

@@ -262,7 +262,7 @@ class AgreementResult(Result):
     metrics: str
 
 
-def agreement(old: str, new: str, out: str, config: Config) -> AgreementResult:
+def report_agreement(old: str, new: str, out: str, config: Config) -> AgreementResult:
     """Compare the codes `old` and `new` of the same shards into a report at `out`.
 
     Samples are matched by the sha256 of their tar and their row; samples on one side only are counted and left out. The

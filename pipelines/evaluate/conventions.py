@@ -50,7 +50,7 @@ def convention_settings(name: str) -> dict[str, str]:
     }
 
 
-def average_precisions(pair: Pair, settings: EvaluateSettings) -> npt.NDArray[np.float64]:
+def average_precisions_of_pair(pair: Pair, settings: EvaluateSettings) -> npt.NDArray[np.float64]:
     """Return the AP of every query, float64 (Q,), NaN where the convention leaves it out."""
     ap_Q = hhnet.average_precisions(
         *pair.arguments(), at=settings.at, ties=settings.ties, denominator=settings.denominator, empty=settings.empty

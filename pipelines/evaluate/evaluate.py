@@ -12,24 +12,24 @@ import numpy.typing as npt
 
 import hhnet
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import ReportMeta, Reranked, SplitPart
+from pipelines.artifacts.facts import ReportMeta, RerankedMeta, SplitPart
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.artifacts.splits import LEARNED, require_one_split, split_facts, split_notes, split_part
 from pipelines.artifacts.tables import class_ids_in
-from pipelines.artifacts.versions import finished, open_input
+from pipelines.artifacts.versions import finished, open_input_version
 from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, EvaluateSettings
-from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair, require_real_codes
+from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars, require_pair, require_real_codes
 from pipelines.errors import HHNetError, InputError
-from pipelines.evaluate.figures import Figures, measure, require_findable
+from pipelines.evaluate.figures import ReportFigures, measure_pair, require_findable
 from pipelines.evaluate.health import Examined, examine
 from pipelines.evaluate.pair import Pair, Side, load_pair
 from pipelines.evaluate.report import convention_name, report_page
 from pipelines.report import plots
-from pipelines.report.page import Row, Tile
+from pipelines.report.page import GalleryRow, Tile
 from pipelines.report.pictures import Pictures, find_pictures
 from pipelines.storage import Store, canonical_json
 
@@ -76,7 +76,7 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     artifact = finished(Store(out), "report", name)
     if artifact is not None:
         return _answer(artifact, "unchanged")
-    require_distinct(sets)
+    require_distinct_tars(sets)
     return _answer(_report(query_set, sets, out, name, config), "done")
 
 
@@ -150,7 +150,7 @@ def spread_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> lis
     return [(n, f"{'hard query' if hard else 'query'}, AP {np.nan_to_num(ap_Q[n]):.3f}") for n, hard in chosen]
 
 
-def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictures) -> list[Row]:
+def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictures) -> list[GalleryRow]:
     """Return rows of a gallery: queries, each with a remark, and their nearest neighbours, with pictures."""
     if not chosen:
         return []
@@ -175,7 +175,7 @@ def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictur
             )
             for distance, number in zip(ds, numbers, strict=True)
         ]
-        rows.append(Row(head, tiles))
+        rows.append(GalleryRow(head, tiles))
     return rows
 
 
@@ -192,7 +192,7 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
         log = stack.enter_context(RunLog(writer.store, "evaluate", config, fingerprint=name))
         examined = examine(pair.queries.codes, pair.database.codes, pair.bits)
         advance(1, note="codes examined")
-        figures, ap_Q = measure(pair, examined, config.evaluate)
+        figures, ap_Q = measure_pair(pair, examined, config.evaluate)
         figures = replace(figures, notes=(*figures.notes, *_split_notes(query_set, sets)))
         advance(1, note=f"mAP {figures.map:.4f}")
         pictures = find_pictures([entry.artifact for entry in (query_set, *sets)], ())
@@ -214,7 +214,7 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
     return artifact
 
 
-def _plots(figures: Figures, examined: Examined) -> dict[str, bytes]:
+def _plots(figures: ReportFigures, examined: Examined) -> dict[str, bytes]:
     curve, by_rank, at_n, health = figures.pr_curve, figures.pr_by_rank, figures.precision_at_n, figures.health
     return {
         "pr_curve": plots.pr_curve(curve.y, curve.x, figures.relevant_share),
@@ -252,14 +252,18 @@ def _learned_notes(query_set: CodesSet) -> list[str]:
     It is not in the report, because it can be given only if the model is at its remembered place.
     """
     with suppress(HHNetError):
-        learned = open_input(query_set.artifact, "model").manifest.inputs
+        learned = open_input_version(query_set.artifact, "model").manifest.inputs
         if query_set.artifact.manifest.input("shards").digest in {entry.digest for entry in learned}:
             return [LEARNED]
     return []
 
 
 def _commit(
-    writer: ArtifactWriter, parts: list[Part], figures: Figures, settings: EvaluateSettings, split: SplitPart | None
+    writer: ArtifactWriter,
+    parts: list[Part],
+    figures: ReportFigures,
+    settings: EvaluateSettings,
+    split: SplitPart | None,
 ) -> Artifact:
     again = figures.reranked
     meta = ReportMeta(
@@ -268,7 +272,7 @@ def _commit(
         convention=convention_name(settings),
         precision_at=dict(figures.precision_at),
         bits=figures.bits,
-        reranked=Reranked(first=again.first, map=again.map) if again else None,
+        reranked=RerankedMeta(first=again.first, map=again.map) if again else None,
         protocol=split.name if split else None,
         split=split.digest if split else None,
     )

@@ -11,7 +11,7 @@ import hhnet
 from hhnet.metrics.retrieval import relevant_share
 from pipelines.config.settings import EvaluateSettings
 from pipelines.errors import InputError
-from pipelines.evaluate.conventions import ConventionFigures, average_precisions, by_convention, chance
+from pipelines.evaluate.conventions import ConventionFigures, average_precisions_of_pair, by_convention, chance
 from pipelines.evaluate.health import Examined, HealthFigures, health_figures
 from pipelines.evaluate.pair import Pair
 from pipelines.evaluate.rounding import all_rounded, rounded
@@ -35,7 +35,7 @@ class ClassFigures:
 
 
 @dataclass(frozen=True)
-class Reranked:
+class RerankedFigures:
     """The mAP of the ranking of `hhnet search --rerank`, followed by the rest of the plain ranking.
 
     By the convention `stable`, ties in distance are in database order. Otherwise they are in one seeded random order,
@@ -67,7 +67,7 @@ class RankCurve:
 
 
 @dataclass(frozen=True)
-class Figures:
+class ReportFigures:
     """Every number of a report. Precisions are expectations over the order inside ties."""
 
     convention: Mapping[str, Any]
@@ -77,7 +77,7 @@ class Figures:
     """The mAP with the relevant items last and first inside every tie."""
     by_convention: Sequence[ConventionFigures]
     """The mAP of the same ranking in each code base of the field."""
-    reranked: Reranked | None
+    reranked: RerankedFigures | None
     map_min: float
     """The mAP with AP divided by min(relevant, K), which cannot fall when a better ranking finds more."""
     chance: float
@@ -122,7 +122,9 @@ def require_findable(pair: Pair) -> None:
     raise InputError("queries and database share no class, so nothing is relevant to any query: are they of one set?")
 
 
-def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple[Figures, npt.NDArray[np.float64]]:
+def measure_pair(
+    pair: Pair, examined: Examined, settings: EvaluateSettings
+) -> tuple[ReportFigures, npt.NDArray[np.float64]]:
     """Return all figures of the report, and the AP of every query (NaN where the convention leaves it out).
 
     `examined` comes from the codes of the same pair; at least one query must have a relevant item.
@@ -130,7 +132,7 @@ def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple
     arguments = pair.arguments()
     findable = pair.findable()
     convention = settings.model_dump(include={"at", "ties", "denominator", "empty", "unlabelled"})
-    ap_Q = average_precisions(pair, settings)
+    ap_Q = average_precisions_of_pair(pair, settings)
     kept = ~np.isnan(ap_Q)
     if not kept.any():
         raise InputError(
@@ -139,13 +141,13 @@ def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple
     bounds = hhnet.tie_bounds(*arguments, at=settings.at, denominator=settings.denominator)
     map_min = float(ap_Q[kept].mean())
     if settings.at is not None and settings.denominator != "min":
-        least = average_precisions(pair, settings.model_copy(update={"denominator": "min"}))
+        least = average_precisions_of_pair(pair, settings.model_copy(update={"denominator": "min"}))
         map_min = float(least[~np.isnan(least)].mean())
     precision, recall = hhnet.precision_recall_curve(*arguments)
     relevant, other = _distances(pair)
     some = int(findable.sum())
     health = health_figures(examined)
-    figures = Figures(
+    figures = ReportFigures(
         convention=convention,
         map=rounded(ap_Q[kept].mean()),
         tie_bounds=(rounded(bounds[0][kept].mean()), rounded(bounds[1][kept].mean())),
@@ -180,7 +182,7 @@ def _pr_by_rank(pair: Pair, queries: int) -> RankCurve:
     return RankCurve(ranks, all_rounded(recall), all_rounded(precision), queries)
 
 
-def _reranked(pair: Pair, settings: EvaluateSettings) -> Reranked | None:
+def _reranked(pair: Pair, settings: EvaluateSettings) -> RerankedFigures | None:
     if settings.rerank is None or pair.logits is None:
         return None
     queries, database = pair.logits
@@ -197,7 +199,7 @@ def _reranked(pair: Pair, settings: EvaluateSettings) -> Reranked | None:
         tie_scores=(hhnet.saturate(queries), hhnet.saturate(database[order])),
         rerank=first,
     )
-    return Reranked(first, rounded(value))
+    return RerankedFigures(first, rounded(value))
 
 
 def _ranks(wanted: Sequence[int], pair: Pair) -> list[int]:

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.encode.codes import CodesSet, class_names, code_array, real_codes_array
-from pipelines.report.pictures import Place
+from pipelines.encode.codes import CodesSet, code_array, names_of_class_ids, real_codes_array
+from pipelines.report.pictures import SampleLocation
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Side:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int) -> SampleLocation:
         """Return the place of a row's image."""
-        return Place(self.shards[self.shard[number]], int(self.row[number]))
+        return SampleLocation(self.shards[self.shard[number]], int(self.row[number]))
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _multi_hot(
 ) -> npt.NDArray[np.bool_]:
     flat = pc.list_flatten(column).to_numpy()
     if len(flat):
-        class_names([int(flat.min()), int(flat.max())], entry.classes, entry.artifact.uri)
+        names_of_class_ids([int(flat.min()), int(flat.max())], entry.classes, entry.artifact.uri)
     counts = pc.list_value_length(column).to_numpy()
     hot = np.zeros((len(column), classes), np.bool_)
     hot[np.repeat(np.arange(len(column)), counts), ids[flat]] = True

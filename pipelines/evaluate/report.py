@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from pipelines.config.settings import EvaluateSettings
-from pipelines.evaluate.figures import Figures
-from pipelines.report.page import Row, render
+from pipelines.evaluate.figures import ReportFigures
+from pipelines.report.page import GalleryRow, render
 
 
 def convention_name(settings: EvaluateSettings) -> str:
@@ -15,10 +15,10 @@ def convention_name(settings: EvaluateSettings) -> str:
 
 
 def report_page(
-    figures: Figures,
+    figures: ReportFigures,
     drawn: Mapping[str, bytes],
-    rows: Sequence[Row],
-    worst: Sequence[Row],
+    rows: Sequence[GalleryRow],
+    worst: Sequence[GalleryRow],
     problems: Sequence[str],
     sources: Mapping[str, str],
 ) -> str:

@@ -23,7 +23,7 @@ from pipelines.artifacts.facts import ModelMeta
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.tables import BIT_ORDER
-from pipelines.artifacts.versions import open_input
+from pipelines.artifacts.versions import open_input_version
 from pipelines.cluster.progress import stage
 from pipelines.errors import HHNetError, InputError, UsageError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
@@ -216,7 +216,7 @@ def find_images(artifact: Artifact, preprocess: "Preprocess", folder: Path | Non
             raise InputError(f"{folder} holds no image that can be decoded: name another folder with --check-images")
         return np.stack(squares), str(folder)
     try:
-        shards = open_shards(open_input(artifact, "shards"))
+        shards = open_shards(open_input_version(artifact, "shards"))
         samples = (sample for shard in shards.shards for sample in shards.read(shard))
         whole = (sample.image for sample in samples if sample.damage is None)
         squares = list(islice(_decoded(whole, preprocess), CHECKED))

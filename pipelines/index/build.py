@@ -17,9 +17,9 @@ from pipelines.artifacts.versions import finished, publish_number
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
-from pipelines.encode.codes import CodesSet, open_codes, require_distinct, require_pair
+from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars, require_pair
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.index.gate import Figures
+from pipelines.index.gate import GateFigures
 from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_index_kind
 from pipelines.index.parts import PartTask, codes_of, sample_rows
 from pipelines.index.planner import plan_kind
@@ -30,10 +30,10 @@ from pipelines.index.pool import (
     card_of,
     gated_meta,
     machine,
-    measure,
+    measure_index,
     ordinal_table,
-    parts_of,
     pass_gate,
+    require_parts_of,
     shard_of,
     task_of,
 )
@@ -111,14 +111,14 @@ def _build_and_publish(
     figures = None
     tasks: list[PartTask] = []
     if artifact is None:
-        require_distinct(sets)
+        require_distinct_tars(sets)
         tasks = plan_parts(sets)
     writer, total = _writer(sets, store, name), sum(task.rows > 0 for task in tasks)
     with RunLog(store, "index build", config, fingerprint=name, total=total, unit="parts") as log:
         if artifact is None:
             artifact, figures = _build(writer, tasks, sets[0], config, log)
         if publish and not versions(store):
-            pass_gate(artifact, figures or measure(artifact, config), config, log)
+            pass_gate(artifact, figures or measure_index(artifact, config), config, log)
             publish_number(artifact, "manifest.json", 1)
     return artifact
 
@@ -153,7 +153,7 @@ def _of_kind(config: Config, kind: str) -> Config:
 
 def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config) -> PlannedResult:
     """Return the planner's choice; `begun_as` is the kind that a build at this root would keep."""
-    require_distinct(sets)
+    require_distinct_tars(sets)
     begun, chosen = _begun(sets, store, config), plan_kind(plan_parts(sets), config)
     return PlannedResult(uri=store.uri, digest=None, kind=chosen.kind, begun_as=begun, **chosen.facts())
 
@@ -167,7 +167,7 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Con
     """
     facts: dict[str, Any] = {}
     if (kind := _begun(sets, store, config)) is None:
-        require_distinct(sets)
+        require_distinct_tars(sets)
         chosen = plan_kind(plan_parts(sets), config)
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
             _writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
@@ -212,7 +212,7 @@ def _writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter
 
 def _build(
     writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config, log: RunLog
-) -> tuple[Artifact, Figures]:
+) -> tuple[Artifact, GateFigures]:
     kind = index_kind(config.index.kind)
     count = sum(task.rows for task in tasks)
     parameters = kind.parameters(config.index, count)
@@ -223,7 +223,7 @@ def _build(
     receipts: dict[str, PartReceipt | QuantizerReceipt] = {QUANTIZER: trained} if trained else {}
     receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config, log)
     there = writer.store.entries("parts")
-    parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared, there)]
+    parts = [part for receipt in receipts.values() for part in require_parts_of(writer, receipt, shared, there)]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))
     meta = IndexMeta(
         kind=config.index.kind,
@@ -235,7 +235,7 @@ def _build(
         logits=REAL_CODES if first.logits else None,
     )
     totals = {"codes": count, "shards": len(tasks)}
-    figures = measure(writer.draft(parts, totals, meta, receipts), config)
+    figures = measure_index(writer.draft(parts, totals, meta, receipts), config)
     return writer.commit(parts, totals, gated_meta(meta, figures), receipts), figures
 
 
@@ -259,7 +259,7 @@ def _train(
 
 def _shared(writer: ArtifactWriter, receipt: QuantizerReceipt) -> bytes:
     """Return the bytes of the quantizer that the receipt names, checked against their digest."""
-    (part,) = parts_of(writer, receipt, None, writer.store.entries("parts"))
+    (part,) = require_parts_of(writer, receipt, None, writer.store.entries("parts"))
     data = writer.store.read(part.path)
     if sha256_of(data) != part.sha256:
         raise DamagedArtifact(f"{writer.store.uri}/{part.path} does not match the digest in its receipt")

@@ -14,7 +14,7 @@ from pipelines.artifacts.facts import IndexMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import all_versions, open_current
-from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_distinct, require_pair
+from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_distinct_tars, require_pair
 from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
@@ -80,7 +80,7 @@ class PlanResult(Result):
         return "\n".join([super().as_text(), *commands])
 
 
-def plan(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = None) -> PlanResult:
+def plan_changes(shards: Sequence[str], codes: Sequence[str] = (), index: str | None = None) -> PlanResult:
     """Compare tars with their codes and with an index; codes and an index that do not exist yet count as empty.
 
     Each of `changes` has a `change`:
@@ -136,7 +136,7 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
         if uri not in there:
             state.waiting |= dict.fromkeys(_encoded_tars(Store(uri)), uri)
     state.planned |= dict(_outgrown(state))
-    require_distinct(state.sets)
+    require_distinct_tars(state.sets)
     state.codes = {shard.sha256: (entry, shard) for entry in state.sets for shard in entry.shards}
     if index is not None and versions(root := index_root(index)):
         state.index = open_current(root, "index")

@@ -18,7 +18,7 @@ from hhnet import hamming_knn, hamming_range
 from pipelines.config.settings import GateSettings
 from pipelines.encode.codes import code_array
 from pipelines.errors import WorkFailed
-from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours, Searcher
+from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours, PartSearcher
 from pipelines.index.parts import sample_places
 from pipelines.index.reader import IndexReader, index_id, merge
 
@@ -29,7 +29,7 @@ LOOKED_AT = ("row", "code")
 
 
 @dataclass(frozen=True)
-class Figures:
+class GateFigures:
     """Measurements of the gate: recalls and counts depend on the index, times on the machine too."""
 
     exact: bool
@@ -70,7 +70,7 @@ class Figures:
         )
 
 
-def measure(reader: IndexReader, settings: GateSettings, seed: int) -> Figures:
+def probe_index(reader: IndexReader, settings: GateSettings, seed: int) -> GateFigures:
     """Search a seeded sample of the codes in one part after another, and in their key tables.
 
     Queries are timed one at a time, in opened parts.
@@ -95,7 +95,7 @@ def measure(reader: IndexReader, settings: GateSettings, seed: int) -> Figures:
     # Where more than K samples share the code, K others at distance 0 are a right answer too.
     itself_P = (found[1] == ids_P[:, None]).any(1) | (found[0] == 0).all(1)
     p50, p99 = np.percentile(1e3 * seconds_P, [50, 99])
-    return Figures(
+    return GateFigures(
         exact=reader.kind.exact,
         k=settings.k,
         radius=settings.radius,
@@ -111,7 +111,7 @@ def measure(reader: IndexReader, settings: GateSettings, seed: int) -> Figures:
     )
 
 
-def require(figures: Figures, settings: GateSettings, where: str) -> None:
+def require_limits(figures: GateFigures, settings: GateSettings, where: str) -> None:
     """Raise WorkFailed, with all figures, unless they reach the limits in `settings`."""
     least = {"self_recall": settings.min_self_recall, "recall": settings.min_recall}
     least["recall_within"] = settings.min_recall_within
@@ -134,7 +134,7 @@ def require(figures: Figures, settings: GateSettings, where: str) -> None:
         raise WorkFailed(f"{where}: not published: {'; '.join(problems)} (measured: {figures}; see index.gate)")
 
 
-def one_by_one(part: Searcher, queries_QB: Codes, k: int) -> tuple[Neighbours, npt.NDArray[np.float64]]:
+def one_by_one(part: PartSearcher, queries_QB: Codes, k: int) -> tuple[Neighbours, npt.NDArray[np.float64]]:
     """Search the nearest of each query, one query at a time; return them and the seconds (Q,) that each took."""
     part.search(queries_QB[:1], k)  # no query shall pay for compiling or for the first page faults
     answers, seconds_Q = [], np.empty(len(queries_QB))
@@ -171,7 +171,7 @@ class _Answers:
         self._codes_NB, self._ids_N = codes_NB, ids_N
         self.duplicates = self.wrong = 0
 
-    def nearest(self, part: Searcher, probes_PB: Codes, k: int, seconds_P: npt.NDArray[np.float64]) -> Neighbours:
+    def nearest(self, part: PartSearcher, probes_PB: Codes, k: int, seconds_P: npt.NDArray[np.float64]) -> Neighbours:
         """Return the nearest of each probe, asked one by one; add their times to `seconds_P`."""
         (distances_PK, ids_PK), spent_P = one_by_one(part, probes_PB, k)
         seconds_P += spent_P
@@ -179,7 +179,7 @@ class _Answers:
         self._judge(probes_PB, there.sum(1), distances_PK[there], ids_PK[there])
         return distances_PK, ids_PK
 
-    def within(self, part: Searcher, probes_PB: Codes, radius: int) -> tuple[int, int]:
+    def within(self, part: PartSearcher, probes_PB: Codes, radius: int) -> tuple[int, int]:
         """Return the number of right hits of the probes, and the number that an exact scan finds."""
         found = expected = 0
         step = max(1, HITS // len(self._ids_N))  # each probe may have as many hits as there are codes
@@ -190,7 +190,7 @@ class _Answers:
             expected += int(hamming_range(chunk_PB, self._codes_NB, radius)[0][-1])
         return found, expected
 
-    def everything(self, part: Searcher, probe_PB: Codes) -> None:
+    def everything(self, part: PartSearcher, probe_PB: Codes) -> None:
         """Ask an exact part for all its codes, and count the missing and wrong ones."""
         offsets, distances, ids = part.range_search(probe_PB, 8 * probe_PB.shape[1])
         self.wrong += len(self._ids_N) - self._judge(probe_PB, np.diff(offsets), distances, ids)

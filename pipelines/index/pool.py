@@ -21,7 +21,7 @@ from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, CodesShard
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed
 from pipelines.index import gate
-from pipelines.index.gate import Figures
+from pipelines.index.gate import GateFigures
 from pipelines.index.kinds import index_kind
 from pipelines.index.parts import PartBuilder, PartTask
 from pipelines.index.reader import ORDINALS, IndexedShard, IndexReader
@@ -99,7 +99,7 @@ def built(there: Mapping[str, ObjectInfo], receipt: PartReceipt | QuantizerRecei
     return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)
 
 
-def parts_of(
+def require_parts_of(
     writer: ArtifactWriter,
     receipt: PartReceipt | QuantizerReceipt,
     shared: bytes | None,
@@ -147,17 +147,17 @@ def card_of(parts: Iterable[Part], count: int) -> IndexCard:
 # ----------------------------------------------------------------------------------------------------------- gate
 
 
-def measure(artifact: Artifact, config: Config) -> Figures:
+def measure_index(artifact: Artifact, config: Config) -> GateFigures:
     """Run the gate's measurements on an index at its root."""
     with scratch_folder() as folder:
-        return gate.measure(IndexReader(artifact, folder), config.index.gate, config.index.seed)
+        return gate.probe_index(IndexReader(artifact, folder), config.index.gate, config.index.seed)
 
 
-def pass_gate(artifact: Artifact, figures: Figures, config: Config, log: RunLog) -> None:
+def pass_gate(artifact: Artifact, figures: GateFigures, config: Config, log: RunLog) -> None:
     """Keep the figures in the run's record; raise WorkFailed, with the figures, where they are below `index.gate`."""
     asked = config.index.gate.model_dump(mode="json")
     log.result(digest=artifact.digest, gate=figures.record(), asked=asked, machine=machine())
-    gate.require(figures, config.index.gate, artifact.uri)
+    gate.require_limits(figures, config.index.gate, artifact.uri)
 
 
 def machine() -> dict[str, Any]:
@@ -165,7 +165,7 @@ def machine() -> dict[str, Any]:
     return {"cpus": allowed_cpus(), "architecture": platform.machine()}
 
 
-def gated_meta(meta: IndexMeta, figures: Figures) -> IndexMeta:
+def gated_meta(meta: IndexMeta, figures: GateFigures) -> IndexMeta:
     """Return `meta` with the measured recalls in its card."""
     return meta.model_copy(update={"card": meta.card.model_copy(update=figures.card())})
 

@@ -12,7 +12,7 @@ from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
-from pipelines.index.pool import IndexResult, measure, pass_gate
+from pipelines.index.pool import IndexResult, measure_index, pass_gate
 from pipelines.index.reader import ORDINALS_NAME, REMOVED_NAME
 from pipelines.storage import Store
 
@@ -79,7 +79,7 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> Publ
 
 def _publish(path: str, artifact: Artifact, number: int, config: Config) -> PublishResult:
     with RunLog(artifact.store, "index publish", config) as log:
-        pass_gate(artifact, measure(artifact, config), config, log)
+        pass_gate(artifact, measure_index(artifact, config), config, log)
         publish_number(artifact, path, number)
     return PublishResult.of(artifact, "done", version=number)
 
@@ -111,7 +111,7 @@ def rollback_index(index: str, to: int | None = None) -> RollbackResult:
     return RollbackResult.of(artifact, status, version=number, to=target)
 
 
-def index_info(index: str) -> InfoResult:
+def describe_index(index: str) -> InfoResult:
     """List the versions of an index, newest first; only manifests are read."""
     store = index_root(index)
     first = open_artifact(store, "index")

@@ -29,10 +29,10 @@ from pipelines.artifacts.facts import IndexMeta, PartReceipt
 from pipelines.artifacts.manifest import Artifact, Part, read_part
 from pipelines.artifacts.tables import read_parquet, real_codes_field, require_schema
 from pipelines.artifacts.versions import made_as, open_version
-from pipelines.encode.codes import class_names, real_codes_array
+from pipelines.encode.codes import names_of_class_ids, real_codes_array
 from pipelines.errors import DamagedArtifact
 from pipelines.index.alias import open_published
-from pipelines.index.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
+from pipelines.index.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, PartSearcher, index_kind
 from pipelines.storage import Store, scratch_folder
 
 ORDINALS_NAME = "ordinals.parquet"
@@ -141,7 +141,7 @@ class IndexReader:
         self.shared = self._read_shared()
         self._files: dict[int, Path] = {}
         self._fetching = threading.Lock()
-        self._opened: dict[int, Searcher] = {}
+        self._opened: dict[int, PartSearcher] = {}
         plain, largest = keys_schema(self.bits).names, max((shard.rows for shard in self.shards.values()), default=0)
         cached = functools.lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))
         self._keys = cached(lambda ordinal: self.live_keys(ordinal, plain))
@@ -206,7 +206,7 @@ class IndexReader:
                     paths = pool.map(lambda part: self.artifact.fetch(part, self._folder), parts)
                     self._files.update(zip(missing, paths, strict=True))
 
-    def _kept_part(self, shard: IndexedShard) -> Searcher:
+    def _kept_part(self, shard: IndexedShard) -> PartSearcher:
         """Return the shard's searcher.
 
         The first PARTS_KEPT mapped parts stay open; an LRU would evict each part just before its next use, since every
@@ -218,7 +218,7 @@ class IndexReader:
                 self._opened[shard.ordinal] = searcher
         return searcher
 
-    def open_part(self, shard: IndexedShard) -> Searcher:
+    def open_part(self, shard: IndexedShard) -> PartSearcher:
         """Open the shard's part; its digest is checked the first time."""
         self._fetch([shard])
         path, rows = self._files[shard.ordinal], self.removed.get(shard.ordinal)
@@ -332,7 +332,7 @@ class IndexReader:
         table = self._keys(ordinal)
         places = self._places(ordinal, table, rows)
         for entry in table.select(["row", *NAMES, "labels"]).take(places).to_pylist():
-            names = class_names(entry["labels"], self.classes, self.artifact.uri)
+            names = names_of_class_ids(entry["labels"], self.classes, self.artifact.uri)
             number = index_id(ordinal, entry["row"])
             place = shard.shard, shard.shard_sha256, entry["row"]
             yield Item(number, entry["key"], entry["path"], *place, tuple(names))

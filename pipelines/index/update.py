@@ -22,7 +22,7 @@ from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import next_artifact, publish_number, put_manifest, require_parts
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
-from pipelines.encode.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct, same_classes
+from pipelines.encode.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct_tars, same_classes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.parts import CompactTask, PartTask
 from pipelines.index.pool import (
@@ -30,10 +30,10 @@ from pipelines.index.pool import (
     build_parts,
     card_of,
     gated_meta,
-    measure,
+    measure_index,
     ordinal_table,
-    parts_of,
     pass_gate,
+    require_parts_of,
     shard_of,
     task_of,
 )
@@ -134,7 +134,7 @@ def add_codes(
             _require_same(base, entry)
         if not any(entry.rows for entry in sets):
             raise InputError(f"{', '.join(entry.artifact.uri for entry in sets)}: there are no codes to add")
-        require_distinct(sets)
+        require_distinct_tars(sets)
         change = _adding(base, sets, replace_changed)
         if prune:
             change = _pruned(base, change, {shard.sha256 for entry in sets for shard in entry.shards})
@@ -413,7 +413,7 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool)
         totals = {"codes": count, "shards": len(change.shards)}
         changed = {"inputs": [entry.model_dump() for entry in inputs], "meta": meta}
         require_parts(base.artifact, parts, number)
-        figures = measure(next_artifact(base.artifact, parts, receipts, totals, **changed), config)
+        figures = measure_index(next_artifact(base.artifact, parts, receipts, totals, **changed), config)
         changed["meta"] = gated_meta(meta, figures)
         artifact = next_artifact(base.artifact, parts, receipts, totals, **changed)
         if publish:
@@ -454,7 +454,7 @@ def _parts(
     receipts: list[ReceiptRef] = []
     parts: list[Part] = []
     for name, receipt in made.items():
-        parts += parts_of(writer, receipt, reader.shared, there)
+        parts += require_parts_of(writer, receipt, reader.shared, there)
         data = canonical_json(receipt)
         stem = part_stem(receipt.ordinal)
         receipts.append(ReceiptRef(shard=stem, path=f"receipts/{name}.json", bytes=len(data), sha256=sha256_of(data)))

@@ -9,7 +9,7 @@ from typing import Any
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,99}")
 
 
-def class_names(labels: Iterable[str]) -> list[str]:
+def sort_class_names(labels: Iterable[str]) -> list[str]:
     """Sort class names; the place of a name is its class id.
 
     If all names are plain whole numbers (no leading zero, no fraction), the order is numeric, so 10 comes after 2.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 from pipelines.ingest.folders import folder_reader
-from pipelines.ingest.places import Places
+from pipelines.ingest.path_resolver import PathResolver
 from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, unfit
 
@@ -31,7 +31,7 @@ class ImageRows(Generic[R]):
     """
 
     def __init__(self, spool: IO[bytes], root: Path) -> None:
-        self._spool, self._places, self._read_file = spool, Places(root), folder_reader(root)
+        self._spool, self._places, self._read_file = spool, PathResolver(root), folder_reader(root)
         self._rows: list[tuple[R, str, str | None, int, int, str]] = []
         self._held: dict[str, tuple[int, int]] = {}
 

@@ -31,7 +31,7 @@ from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, WorkFailed
-from pipelines.ingest.classes import class_names
+from pipelines.ingest.classes import sort_class_names
 from pipelines.ingest.found import Unreadable
 from pipelines.ingest.layout import ClassFrom, Layout
 from pipelines.ingest.protocols.base import Protocol
@@ -60,7 +60,7 @@ _HIDDEN = re.compile(r"__[^/]*__(/|$)")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class PlannedSample:
     """A sample to be written: its key, the path of its image in the source, label ids, metadata, image digest."""
 
     key: str
@@ -112,7 +112,7 @@ def ingest(
         digests = _read_all(opened, required=protocol is not None)
         keys = _in_key_order(listing)
         groups = plan.assign(listing.entries, keys, config.ingest.seed, listing.where)
-        classes = class_names(label for entry in listing.entries for label in entry.labels)
+        classes = sort_class_names(label for entry in listing.entries for label in entry.labels)
         samples = _samples(listing, keys, classes, digests)
         digest = _source_digest(samples, classes, groups, opened)
         card = _protocol_card(protocol, opened, samples, groups) if protocol else None
@@ -268,17 +268,19 @@ def _read_all(source: Source, required: bool) -> dict[str, bytes]:
 
 def _samples(
     listing: Listing, keys: Sequence[str], classes: Sequence[str], digests: Mapping[str, bytes]
-) -> list[Sample]:
+) -> list[PlannedSample]:
     ids = {name: number for number, name in enumerate(classes)}
     tuples: dict[tuple[str, ...], tuple[int, ...]] = {}
     samples = []
     for key, entry in zip(keys, listing.entries, strict=True):
         labels = tuples.setdefault(entry.labels, tuple(ids[name] for name in entry.labels))
-        samples.append(Sample(key, entry.path, labels, entry.metadata, digests[entry.path]))
+        samples.append(PlannedSample(key, entry.path, labels, entry.metadata, digests[entry.path]))
     return samples
 
 
-def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Sequence[str], source: Source) -> str:
+def _source_digest(
+    samples: Sequence[PlannedSample], classes: Sequence[str], groups: Sequence[str], source: Source
+) -> str:
     """Return the digest of the content of a source, in any container: a folder and a zip of it have one digest."""
     digest = hashlib.sha256(canonical_json(list(classes)))
     for said in filter(None, (source.files, source.columns)):
@@ -290,7 +292,7 @@ def _source_digest(samples: Sequence[Sample], classes: Sequence[str], groups: Se
 
 
 def _protocol_card(
-    protocol: Protocol, source: Source, samples: Sequence[Sample], groups: Sequence[str]
+    protocol: Protocol, source: Source, samples: Sequence[PlannedSample], groups: Sequence[str]
 ) -> ProtocolCard:
     """Return the facts on a protocol's split for the manifests, and print the protocol's warnings to stderr."""
     parts: dict[str, list[tuple[str, bytes]]] = {name: [] for name in protocol.parts}
@@ -311,7 +313,7 @@ def _fingerprint(config: Config, digest: str, plan: SplitPlan, name: str, class_
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def build_shard(path: Path, name: str, samples: Sequence[Sample], read: Callable[[str], bytes]) -> pa.Table:
+def build_shard(path: Path, name: str, samples: Sequence[PlannedSample], read: Callable[[str], bytes]) -> pa.Table:
     """Write one tar of `samples` at `path`, read it back, and return its rows of the shard index.
 
     The tar's bytes depend on the samples alone. Raises WorkFailed if an image changed since it was digested.
@@ -327,7 +329,7 @@ def build_shard(path: Path, name: str, samples: Sequence[Sample], read: Callable
     return table
 
 
-def _members(sample: Sample, image: bytes) -> dict[str, Any]:
+def _members(sample: PlannedSample, image: bytes) -> dict[str, Any]:
     members: dict[str, Any] = {"__key__": sample.key, sample.suffix: image}
     if len(sample.labels) == 1 and sample.metadata is None:
         members["cls"] = b"%d" % sample.labels[0]
@@ -339,7 +341,7 @@ def _members(sample: Sample, image: bytes) -> dict[str, Any]:
 
 def _publish(
     writer: ArtifactWriter,
-    samples: list[Sample],
+    samples: list[PlannedSample],
     source: Source,
     config: Config,
     part: str,

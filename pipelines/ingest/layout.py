@@ -94,7 +94,7 @@ def wrapping_folders(common: str, paths: Iterable[str], depth: int, stem: str) -
 
 
 @dataclass
-class Places:
+class PictureClasses:
     """The class of each picture, in the order of their paths, and notes for the user."""
 
     labels: list[tuple[str, ...] | None]
@@ -102,7 +102,7 @@ class Places:
     notes: list[str]
 
 
-def place_pictures(paths: Sequence[str], layout: Layout, where: str, numbered: bool = False) -> Places:
+def place_pictures(paths: Sequence[str], layout: Layout, where: str, numbered: bool = False) -> PictureClasses:
     """Derive the class of each picture from its folders; `numbered` pictures have none.
 
     Raises InputError if top folders should name the parts of a split and no picture lies in PART/CLASS.
@@ -114,16 +114,16 @@ def place_pictures(paths: Sequence[str], layout: Layout, where: str, numbered: b
             f"{len(paths):,} pictures in img2dataset's files layout are taken unlabelled, their captions and JSON as "
             "metadata (--class-from first takes the folders as classes)"
         )
-        return Places([()] * len(paths), [note])
+        return PictureClasses([()] * len(paths), [note])
     classed = {path.partition("/")[0] for path in paths if path.count("/") >= 2} if layout.parts else set()
     return _labelled(paths, layout, classed) if layout.labelled else _unlabelled(paths, layout)
 
 
-def _unlabelled(paths: Sequence[str], layout: Layout) -> Places:
-    return Places([() if path.count("/") >= layout.parts else None for path in paths], [])
+def _unlabelled(paths: Sequence[str], layout: Layout) -> PictureClasses:
+    return PictureClasses([() if path.count("/") >= layout.parts else None for path in paths], [])
 
 
-def _labelled(paths: Sequence[str], layout: Layout, classed: set[str]) -> Places:
+def _labelled(paths: Sequence[str], layout: Layout, classed: set[str]) -> PictureClasses:
     skipped = layout.depth - 1
     if not layout.parts and any("/" in path for path in paths):
         classed = {""}
@@ -150,7 +150,7 @@ def _labelled(paths: Sequence[str], layout: Layout, classed: set[str]) -> Places
     for part, count in sorted(flat.items()):
         where = f"{part} has no class folders: its" if part else "there are no class folders: all"
         notes.append(f"{where} {count:,} pictures are taken unlabelled")
-    return Places(labels, notes)
+    return PictureClasses(labels, notes)
 
 
 def _doubtful_classes(names: Sequence[str], layout: Layout) -> list[str]:

@@ -64,7 +64,7 @@ _BROKEN = (TarDamaged, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SourceImage:
     """A future sample: its path below the source, its class names, its metadata, and its part if the source has one."""
 
     path: str
@@ -78,7 +78,7 @@ class Listing:
     """The samples found so far, and the skipped files: all are counted, the first ones are named."""
 
     where: str
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[SourceImage] = field(default_factory=list)
     skipped: int = 0
     losses: Counter[str] = field(default_factory=Counter)
     """Counts of skipped files that would have been samples, by reason."""
@@ -149,7 +149,7 @@ class Listing:
         """Describe the skipped files: reasons with counts, the suffixes that no picture has, and the first file."""
         return _counted(self.reasons, next(iter(self.named), None), self.skipped_suffixes)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: SourceImage) -> None:
         """Add a sample."""
         self.entries.append(entry)
         self.bound(0)
@@ -304,7 +304,7 @@ class _Files:
                 self.listing.skip(path, SkipReason.STRAY, loss=2 * strays > len(paths))
             else:
                 facts = beside_picture(path, beside, used, read_below) if numbered else None
-                self.listing.add(Entry(path, tuple(map(printable, labels)), facts))
+                self.listing.add(SourceImage(path, tuple(map(printable, labels)), facts))
         for path in sorted(beside - used):
             self.listing.skip(path, SkipReason.WRONG_SUFFIX)
         return Source(self.listing, read_below if wrapper else read)

@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.artifacts.facts import SplitSpec
 from pipelines.errors import InputError
 from pipelines.ingest.protocols.base import Protocol
-from pipelines.ingest.sources import Entry
+from pipelines.ingest.sources import SourceImage
 
 USAGE = "write train=.8,query=.1,database=.1, or folder, or column:NAME"
 
@@ -27,7 +27,7 @@ class SplitPlan:
     column: str | None = None
     protocol: Protocol | None = None
 
-    def assign(self, entries: Sequence[Entry], keys: Sequence[str], seed: int, where: str) -> list[str]:
+    def assign(self, entries: Sequence[SourceImage], keys: Sequence[str], seed: int, where: str) -> list[str]:
         """Return the part of each entry, or "" for each if nothing is split. `entries` are in order of their keys."""
         if self.by == "shares":
             return split_by_shares([entry.labels for entry in entries], self.shares, seed)

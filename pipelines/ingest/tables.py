@@ -31,9 +31,9 @@ from pipelines.ingest.columns import (
 from pipelines.ingest.csv_rows import read_csv
 from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.image_rows import ImageRows
-from pipelines.ingest.places import Places
+from pipelines.ingest.path_resolver import PathResolver
 from pipelines.ingest.skips import SkipReason
-from pipelines.ingest.sources import Entry, Listing, Source, unfit
+from pipelines.ingest.sources import Listing, Source, SourceImage, unfit
 from pipelines.storage import scratch_folder
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -79,7 +79,7 @@ class TableColumns:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A row: its number from 1, its image (path, bytes, or a struct of both), labels, metadata, and part of a split."""
 
     number: int
@@ -96,12 +96,12 @@ class _Found:
     listing: Listing
     kinds: dict[str, pa.DataType] = field(default_factory=dict)
     """Types of the metadata columns."""
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, TableRow] = field(default_factory=dict)
     """The first row of each file."""
     other_metadata: int = 0
     label_columns: int = 0
 
-    def keep(self, path: str, row: Row, where: str) -> None:
+    def keep(self, path: str, row: TableRow, where: str) -> None:
         """Keep a row for a file. A file with several rows gets all their labels, and the metadata of the first."""
         first = self.rows.setdefault(path, row)
         if first is row:
@@ -113,7 +113,7 @@ class _Found:
             )
         self.other_metadata += first.metadata != row.metadata
         both = tuple(dict.fromkeys((*first.labels, *row.labels)))
-        self.rows[path] = Row(first.number, first.image, both, first.metadata, first.group)
+        self.rows[path] = TableRow(first.number, first.image, both, first.metadata, first.group)
 
     def note(self, text: str) -> None:
         """Add a note on the source, once."""
@@ -129,7 +129,7 @@ class _Found:
         if self.label_columns > 1 and {name for row in self.rows.values() for name in row.labels} <= {*YES, *NO}:
             self.note("the label columns say only yes and no: --multi-hot takes the names of the columns as labels")
         for path, row in self.rows.items():
-            self.listing.add(Entry(path, row.labels, row.metadata, row.group))
+            self.listing.add(SourceImage(path, row.labels, row.metadata, row.group))
         self.rows.clear()
 
     def source(self, reader: Callable[[str], bytes]) -> Source:
@@ -201,7 +201,7 @@ def open_table(
     if len(splits) > 1 and not by_file and columns.split is None:
         found.note(f"tables of {', '.join(splits)} are taken together: --split folder makes parts of them")
     with scratch_folder() as scratch, (scratch / "spool").open("w+b") as spool:
-        images: ImageRows[Row] = ImageRows(spool, root or base)
+        images: ImageRows[TableRow] = ImageRows(spool, root or base)
         for number, name in enumerate(tables):
             table = _ParquetTable(name, columns) if number else first
             part = _split_of(name) if by_file else None
@@ -220,9 +220,9 @@ def _split_of(table: Path) -> str | None:
     return named[1] if named else None
 
 
-def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Row], found: _Found) -> None:
+def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[TableRow], found: _Found) -> None:
     """List the files whose paths are in a column. Raises InputError if none can be found."""
-    read, places = list(rows), Places(root or path.parent)
+    read, places = list(rows), PathResolver(root or path.parent)
     named = [row for row in read if row.image.strip()]
     if read and not named:
         raise InputError(f"{path}: the column {column!r} is empty in every row: --path-column names another")
@@ -251,7 +251,7 @@ def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Row],
     found.close()
 
 
-def _nowhere(path: Path, root: Path, lost: Sequence[Row], reason: object) -> str:
+def _nowhere(path: Path, root: Path, lost: Sequence[TableRow], reason: object) -> str:
     name, others = lost[0].image, f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
     what = f"cannot read {root / name}: No such file or directory"
     if reason == SkipReason.UNSAFE_NAME:
@@ -266,7 +266,7 @@ def _nowhere(path: Path, root: Path, lost: Sequence[Row], reason: object) -> str
 # --------------------------------------------------------------------------------------------------------------- CSV
 
 
-def _csv_rows(path: Path, columns: TableColumns, encoding: str | None, found: _Found) -> Iterator[Row]:
+def _csv_rows(path: Path, columns: TableColumns, encoding: str | None, found: _Found) -> Iterator[TableRow]:
     lines = read_csv(path, columns.path, encoding)
     names = [name.strip() for name in next(lines, (0, [""]))[1]]
     labels = _chosen(path, names, columns)
@@ -278,7 +278,7 @@ def _csv_rows(path: Path, columns: TableColumns, encoding: str | None, found: _F
         where = f"{path}, row {number} (line {line})"
         image = cells[place[columns.path]]
         texts = {name: cells[place[name]] for name in labels}
-        yield Row(
+        yield TableRow(
             number,
             image,
             _names(columns, texts.items(), where),
@@ -332,7 +332,7 @@ class _ParquetTable:
             labels = [name for name in self._schema.names if classes_of(self._features.get(name))][:1]
         return labels
 
-    def rows(self, found: _Found) -> Iterator[Row]:
+    def rows(self, found: _Found) -> Iterator[TableRow]:
         """Yield the rows; note in `found` which columns are left out, and the types of the metadata columns."""
         path, split = self._columns.path, self._columns.split
         extra = [name for name in _extra(self._names, self._columns, self._labels, found) if self._keeps(name, found)]
@@ -368,7 +368,7 @@ class _ParquetTable:
             batch.validate(full=True)  # offsets of a damaged file may point anywhere, and reading them would crash
             return batch, sum(map(bytes_unfolded, batch.columns))
 
-    def _rows_of(self, batch: pa.RecordBatch, extra: Sequence[str], before: int) -> Iterator[Row]:
+    def _rows_of(self, batch: pa.RecordBatch, extra: Sequence[str], before: int) -> Iterator[TableRow]:
         images = batch[self._columns.path]
         split = self._columns.split
         if not self.with_images:
@@ -381,7 +381,7 @@ class _ParquetTable:
             cells = ((own, text) for own, column in zip(self._labels, labels, strict=True) for text in column[row])
             names = _names(self._columns, cells, f"{self._path}, row {before + row + 1}")
             metadata = {name: column[row] for name, column in values.items()} if extra else None
-            yield Row(before + row + 1, cell if self.with_images else cell or "", names, metadata, groups[row])
+            yield TableRow(before + row + 1, cell if self.with_images else cell or "", names, metadata, groups[row])
 
     def _label_cells(self, column: pa.Array, name: str, before: int) -> list[list[str]]:
         try:

@@ -34,7 +34,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Row:
+class GalleryRow:
     """A query and its neighbours, nearest first."""
 
     query: Tile

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.versions import open_input
+from pipelines.artifacts.versions import open_input_version
 from pipelines.errors import HHNetError
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_image
@@ -22,7 +22,7 @@ LOSSLESS_SIDE = 64
 """Longest side up to which images are stored as PNG; larger ones become JPEG."""
 
 
-class Place(NamedTuple):
+class SampleLocation(NamedTuple):
     """The place of a sample's image: the sha256 of its tar, and its row there."""
 
     shard_sha256: str
@@ -42,25 +42,25 @@ class Pictures:
     def __contains__(self, shard_sha256: str) -> bool:
         return shard_sha256 in self._shards
 
-    def get(self, places: Iterable[Place]) -> dict[Place, str]:
+    def get(self, places: Iterable[SampleLocation]) -> dict[SampleLocation, str]:
         """Return the data URIs of those places whose image can be read; each tar is opened once."""
         groups: dict[str, set[int]] = {}
         for place in places:
             groups.setdefault(place.shard_sha256, set()).add(place.row)
-        found: dict[Place, str] = {}
+        found: dict[SampleLocation, str] = {}
         for sha256, rows in sorted(groups.items()):
             if sha256 in self._shards:
                 found |= self._read(sha256, sorted(rows))
         return found
 
-    def _read(self, sha256: str, rows: list[int]) -> dict[Place, str]:
+    def _read(self, sha256: str, rows: list[int]) -> dict[SampleLocation, str]:
         entry, shard = self._shards[sha256]
         found = {}
         try:
             for sample in entry.read(shard, [row for row in rows if row < shard.rows]):
                 uri = thumbnail(sample.image)  # a damaged sample comes without bytes
                 if uri is not None:
-                    found[Place(sha256, sample.record.row)] = uri
+                    found[SampleLocation(sha256, sample.record.row)] = uri
         except HHNetError as error:
             self.problems.append(str(error))
         return found
@@ -76,7 +76,7 @@ def find_pictures(codes: Sequence[Artifact], shards: Sequence[str]) -> Pictures:
     sets, problems = [], []
     for artifact in codes:
         try:
-            sets.append(open_shards(open_input(artifact, "shards")))
+            sets.append(open_shards(open_input_version(artifact, "shards")))
         except HHNetError as error:
             problems.append(str(error))
     return Pictures(sets, problems)

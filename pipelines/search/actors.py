@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.artifacts.manifest import Artifact, parse_manifest
 from pipelines.cluster.head import require_node
-from pipelines.cluster.placement import Need, explain_shortage, look, need_of
+from pipelines.cluster.placement import Need, explain_shortage, list_live_nodes, need_of
 from pipelines.cluster.pool import ASK_EVERY_S, BESIDE, OWN_FAULT, STUCK_S, cause_of_death, first_line
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config
@@ -28,7 +28,7 @@ ATTEMPTS = 3
 """Number of actors that may die on one share of a batch of queries before the search ends."""
 
 
-class Searcher:
+class SearchActor:
     """An actor that searches parts of an index; it opens the index at the first search."""
 
     def __init__(self, uri: str, manifest: bytes) -> None:
@@ -99,7 +99,7 @@ class _Fan:
         # No restarts by Ray: `_bury` counts deaths and starts actors itself. BESIDE is a thread of its own, so that an
         # actor can answer `_watch` while it searches.
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
-        self._remote = ray.remote(**need.options(), **options)(Searcher)
+        self._remote = ray.remote(**need.options(), **options)(SearchActor)
         self._manifest = ray.put(artifact.manifest.to_bytes())
         self._opened: dict[int, _Actor] = {}
         self._actors: list[_Actor] = []
@@ -129,7 +129,7 @@ class _Fan:
             if any(actor.node is not None for actor in self._actors):
                 roomless_since = time.monotonic()
             elif time.monotonic() - roomless_since > self._wait_s:
-                raise ClusterUnavailable(explain_shortage(1, self._need, look(), self._wait_s))
+                raise ClusterUnavailable(explain_shortage(1, self._need, list_live_nodes(), self._wait_s))
             if not ready:
                 require_node()
                 for actor in [actor for actor in self._actors if actor.share is not None]:

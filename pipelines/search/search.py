@@ -18,14 +18,14 @@ from hhnet import asymmetric_distances, pack_bits
 from hhnet.codes import sign_bits
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import open_input
+from pipelines.artifacts.versions import open_input_version
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, code_array, open_codes, real_codes_array, require_real_codes
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, code_bytes, open_index
-from pipelines.report.page import Row, Tile, render
-from pipelines.report.pictures import Pictures, Place, find_pictures, thumbnail
+from pipelines.report.page import GalleryRow, Tile, render
+from pipelines.report.pictures import Pictures, SampleLocation, find_pictures, thumbnail
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import MAX_BYTES, decode_image
 from pipelines.storage import write_output
@@ -51,7 +51,7 @@ class Query:
     by: str
     code: bytes
     image: bytes | None = None
-    place: Place | None = None
+    place: SampleLocation | None = None
     labels: tuple[str, ...] = ()
     outputs: npt.NDArray[np.generic] | None = None
 
@@ -250,7 +250,7 @@ def _queries(
 
 def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> Iterator[Query]:
     data = [_read_image(name) for name in images]
-    artifact = open_input(reader.artifact, "model", model)
+    artifact = open_input_version(reader.artifact, "model", model)
     from pipelines.encode.encoder import Encoder  # imports torch; only images need it
 
     z_NK = Encoder.open(artifact).real_codes(data)  # not the root, which may have changed
@@ -288,7 +288,7 @@ def _by_key(reader: IndexReader, keys: Sequence[str], outputs: bool) -> Iterator
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise InputError(f"key {lacking[0]!r} is not in {reader.artifact.uri}{hint}")
     for item, code in found:
-        query = Query(item.key, "key", code, place=Place(item.shard_sha256, item.row), labels=item.labels)
+        query = Query(item.key, "key", code, place=SampleLocation(item.shard_sha256, item.row), labels=item.labels)
         yield replace(query, outputs=reader.real_codes_of(np.array([item.id]))[0]) if outputs else query
 
 
@@ -322,7 +322,7 @@ def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Q
         codes = code_array(table["code"])
         logits = real_codes_array(table["logits"]) if outputs else [None] * len(table)
         for key, row, code, z_K in zip(table["key"].to_pylist(), table["row"].to_pylist(), codes, logits, strict=True):
-            yield Query(key, "codes", code.tobytes(), place=Place(shard.sha256, row), outputs=z_K)
+            yield Query(key, "codes", code.tobytes(), place=SampleLocation(shard.sha256, row), outputs=z_K)
 
 
 def _batches(queries: Iterator[Query], size: int) -> Iterator[list[Query]]:
@@ -351,7 +351,7 @@ def find_pictures_of(reader: IndexReader, shards: Sequence[str]) -> Pictures:
     for entry in reader.artifact.manifest.inputs:
         if entry.kind == "codes":
             try:
-                codes.append(open_input(reader.artifact, entry.role))
+                codes.append(open_input_version(reader.artifact, entry.role))
             except HHNetError as error:
                 problems.append(str(error))
     pictures = find_pictures(codes, ())
@@ -363,10 +363,10 @@ def search_page(
     shown: Sequence[tuple[Query, Sequence[Neighbour]]], total: int, pictures: Pictures, rerank: int | None
 ) -> str:
     """Return the results as a self-contained page; frames mark the neighbours that share a class with the query."""
-    places = {Place(found.item.shard_sha256, found.item.row) for _, near in shown for found in near}
+    places = {SampleLocation(found.item.shard_sha256, found.item.row) for _, near in shown for found in near}
     found = pictures.get(places | {query.place for query, _ in shown if query.place})
     rows = [
-        Row(
+        GalleryRow(
             Tile(query.name, query.labels, _picture(query, found), remark=f"query by {query.by}: {query.name}"),
             [_tile(query, neighbour, found) for neighbour in near],
         )
@@ -376,14 +376,14 @@ def search_page(
     return render("search", rows=rows, total=total, problems=pictures.problems, unreadable=unreadable, rerank=rerank)
 
 
-def _picture(query: Query, found: dict[Place, str]) -> str | None:
+def _picture(query: Query, found: dict[SampleLocation, str]) -> str | None:
     if query.image is not None:
         return thumbnail(query.image)
     return found.get(query.place) if query.place else None
 
 
-def _tile(query: Query, neighbour: Neighbour, found: dict[Place, str]) -> Tile:
+def _tile(query: Query, neighbour: Neighbour, found: dict[SampleLocation, str]) -> Tile:
     item = neighbour.item
     right = bool(set(query.labels) & set(item.labels)) if query.labels else None
-    picture = found.get(Place(item.shard_sha256, item.row))
+    picture = found.get(SampleLocation(item.shard_sha256, item.row))
     return Tile(item.key, item.labels or (item.key,), picture, neighbour.distance, right, remark=item.key)

@@ -9,7 +9,7 @@ from pipelines.report.plots import study_curves
 from pipelines.study.grid import Description
 from pipelines.study.results import AXIS, Trial
 
-Entry = Mapping[str, Any]
+StudyRow = Mapping[str, Any]
 
 CURVES = {
     "map_bits": ("bits", "bits", 1.0),
@@ -19,7 +19,7 @@ CURVES = {
 """Name of a plot -> (figure on its x axis, title of that axis, divisor of the figure)."""
 
 
-def study_plots(summary: Sequence[Entry]) -> dict[str, bytes]:
+def study_plots(summary: Sequence[StudyRow]) -> dict[str, bytes]:
     """Draw PNGs of mAP over bits, FLOPs and input size, each only where that has more than one value."""
     done = [entry for entry in summary if entry["map"] is not None]
     drawn = {}
@@ -29,7 +29,7 @@ def study_plots(summary: Sequence[Entry]) -> dict[str, bytes]:
     return drawn
 
 
-def _series(done: Sequence[Entry], figure: str, unit: float) -> dict[str, list[tuple[float, float, float]]]:
+def _series(done: Sequence[StudyRow], figure: str, unit: float) -> dict[str, list[tuple[float, float, float]]]:
     """Return the groups as curves; groups that differ only in axes that move x are on one curve."""
     axes = [name for name in done[0] if name.startswith(AXIS)]
     kept = [axis for axis in axes if not _moves(done, axis, axes, figure)]
@@ -40,7 +40,7 @@ def _series(done: Sequence[Entry], figure: str, unit: float) -> dict[str, list[t
     return series
 
 
-def _moves(done: Sequence[Entry], axis: str, axes: Sequence[str], figure: str) -> bool:
+def _moves(done: Sequence[StudyRow], axis: str, axes: Sequence[str], figure: str) -> bool:
     """Tell whether two groups that differ in this axis alone differ in the figure."""
     seen: dict[tuple[str, ...], set[float]] = {}
     for entry in done:
@@ -50,8 +50,8 @@ def _moves(done: Sequence[Entry], axis: str, axes: Sequence[str], figure: str) -
 
 def study_page(
     description: Description,
-    cells: Sequence[Entry],
-    summary: Sequence[Entry],
+    cells: Sequence[StudyRow],
+    summary: Sequence[StudyRow],
     trials: Sequence[Trial],
     drawn: Mapping[str, bytes],
     sources: Mapping[str, str],

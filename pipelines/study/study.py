@@ -29,7 +29,7 @@ from pipelines.config.settings import Config
 from pipelines.encode import encode
 from pipelines.encode import job as encoding
 from pipelines.encode.encoder import Encoder
-from pipelines.errors import HHNetError, Unavailable, UsageError, WorkFailed
+from pipelines.errors import HHNetError, UsageError, WorkFailed, is_out_of_reach
 from pipelines.evaluate import evaluate
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols import find_protocol
@@ -219,7 +219,7 @@ class Steps:
         if trained is None or config.train.rotate == "none":
             return trained
         base = trained
-        mark = rehead.plan_job(base, self.out, config, self.data.train.uri).fingerprint
+        mark = rehead.plan_rehead(base, self.out, config, self.data.train.uri).fingerprint
 
         def make(uri: str) -> None:
             rehead.rotate(base.uri, uri, config)
@@ -228,7 +228,7 @@ class Steps:
 
     def _trained(self, config: Config) -> Artifact | None:
         shards, val = self.data.train, self.data.val
-        mark = train.plan_job(shards, val, self.out, config).fingerprint
+        mark = train.plan_training(shards, val, self.out, config).fingerprint
 
         def make(uri: str) -> None:
             train.train(shards.uri, uri, config, val=val.uri if val else None)
@@ -237,7 +237,7 @@ class Steps:
 
     def codes(self, shards: Artifact, model: Artifact, config: Config) -> Artifact | None:
         """Encode the shards, or find the codes."""
-        mark = encoding.plan_job(shards, model, self.out, config).fingerprint
+        mark = encoding.plan_encode(shards, model, self.out, config).fingerprint
 
         def make(uri: str) -> None:
             encode.encode(shards.uri, model.uri, uri, config)
@@ -268,19 +268,11 @@ class Steps:
         try:
             make(uri)
         except HHNetError as error:
-            if not out_of_reach(error):
+            if not is_out_of_reach(error):
                 number = len(store.names(failures)) + 1  # if two shares fail at once, one note is enough
                 store.put(f"{failures}/{number:06d}.json", canonical_json({"error": str(error)}))
             raise
         return open_current(uri, kind)
-
-
-def out_of_reach(error: HHNetError) -> bool:
-    """Tell whether the store or the cluster failed.
-
-    It looks at the exit code, since an error that comes from a job has no class of its own.
-    """
-    return error.exit_code == Unavailable.exit_code
 
 
 def attempt(step: Callable[[], T]) -> tuple[T | None, str | None]:
@@ -288,14 +280,14 @@ def attempt(step: Callable[[], T]) -> tuple[T | None, str | None]:
     try:
         return step(), None
     except HHNetError as error:
-        if out_of_reach(error):
+        if is_out_of_reach(error):
             raise
         return None, str(error)
 
 
 def run_group(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Cell], list[Trial]]:
     """Run the cells of a group with the candidate that validation chose; return them and the trials of its search."""
-    trials, chosen = search(grid, group, steps)
+    trials, chosen = choose_candidate(grid, group, steps)
     cells = [Cell(group, seed, grid.config(group, seed, chosen)) for seed in grid.seeds]
     if trials and all(trial.error for trial in trials):
         return [replace(cell, error=f"no candidate trained: {trials[0].error}") for cell in cells], trials
@@ -312,7 +304,7 @@ def _run_cell(cell: Cell, steps: Steps) -> Cell:
     return replace(cell, model=model, report=report, error=error)
 
 
-def search(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Trial], Mapping[str, Any]]:
+def choose_candidate(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Trial], Mapping[str, Any]]:
     """Train each candidate with the first seed, and choose the best validation mAP, the first of equals.
 
     A candidate that fails, for example by a rate so high that the loss is not finite, is not chosen. While one is

@@ -20,7 +20,7 @@ from pipelines.artifacts.facts import ModelMeta, Rotation
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import write_run_record
-from pipelines.artifacts.versions import finished, open_input
+from pipelines.artifacts.versions import finished, open_input_version
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import BoardView, start_board
@@ -107,7 +107,7 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> R
     method cannot be applied.
     """
     begun = time.monotonic()
-    job = plan_job(open_artifact(model, "model"), out, config, shards)
+    job = plan_rehead(open_artifact(model, "model"), out, config, shards)
     artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
@@ -124,12 +124,12 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> R
     return result
 
 
-def plan_job(model: Artifact, out: str, config: Config, shards: str | None = None) -> RotateJob:
+def plan_rehead(model: Artifact, out: str, config: Config, shards: str | None = None) -> RotateJob:
     """Return the job with its inputs and the fingerprint of its result. Raises UsageError if no method is set."""
     if config.train.rotate == "none":
         raise UsageError("nothing to do to the model: give --rotate h2q, or another method of docs/rotation.md")
-    learnt = open_input(model, "shards", shards)
-    val = open_input(model, "val") if any(entry.role == "val" for entry in model.manifest.inputs) else None
+    learnt = open_input_version(model, "shards", shards)
+    val = open_input_version(model, "val") if any(entry.role == "val" for entry in model.manifest.inputs) else None
     opened = {"model": model, "shards": learnt, **({"val": val} if val else {})}
     inputs = tuple(ArtifactInput(role=r, kind=a.manifest.kind, digest=a.digest) for r, a in opened.items())
     digests = {role: found.digest for role, found in opened.items()}

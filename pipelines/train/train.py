@@ -24,7 +24,7 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import all_versions, finished, open_current
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import Need, explain_shortage, look, training_need, widest
+from pipelines.cluster.placement import Need, explain_shortage, list_live_nodes, training_need, widest
 from pipelines.cluster.progress import BOARD_S, BoardView, start_board
 from pipelines.cluster.ray_private import START_TIMEOUT
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
@@ -104,7 +104,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> Trai
 
 def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
     """Return the job on the current shards, or on the earlier versions of them with which `out` was begun."""
-    job = plan_job(open_current(shards, "shards"), open_current(val, "shards") if val else None, out, config)
+    job = plan_training(open_current(shards, "shards"), open_current(val, "shards") if val else None, out, config)
     try:
         begun = read_identity(Store(out))
     except FileNotFoundError:
@@ -113,7 +113,7 @@ def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
         return job
     held_out = all_versions(Store(val)).values() if val else [None]
     for version, other in product(all_versions(Store(shards)).values(), held_out):
-        older = plan_job(version, other, out, config)
+        older = plan_training(version, other, out, config)
         if begun == ("model", older.fingerprint):
             line = "the model is of an earlier version of its shards: train to another --out to learn from what is new"
             _log.warning("%s: %s", older.out, line)
@@ -190,7 +190,7 @@ def check_network(config: Config, classes: int) -> None:
         _log.warning("%s: taken without the prefix %s of its names", config.model.weights, backbone.stripped)
 
 
-def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
+def plan_training(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
     """Return the job with its inputs and the fingerprint of its result."""
     opened = {"shards": shards, **({"val": val} if val else {})}
     inputs = tuple(ArtifactInput(role=role, kind="shards", digest=found.digest) for role, found in opened.items())
@@ -261,7 +261,7 @@ class _Unstarted(Exception):
 def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) -> Need:
     """Return the reservation for another try, or raise the error that ends the training."""
     if unstarted.waited:
-        nodes = look()
+        nodes = list_live_nodes()
         fitting = need if config.train.cpus is not None else widest(nodes, config.train.workers, need)
         if fitting is None or fitting == need:
             raise ClusterUnavailable(

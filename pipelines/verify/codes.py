@@ -16,7 +16,7 @@ from pipelines.encode.codes import require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import in_order
-from pipelines.verify.findings import Findings, require_distinct
+from pipelines.verify.findings import Findings, check_distinct_keys
 
 PARTS_AT_ONCE = 4
 """Number of parts that are read and parsed side by side; all of them are in memory."""
@@ -70,7 +70,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
             keys += places["key"].chunks
             if receipt.shard in shards:
                 _require_same_samples(artifact, receipt, shards[receipt.shard], places)
-    require_distinct(findings, pa.chunked_array(keys, pa.string()))
+    check_distinct_keys(findings, pa.chunked_array(keys, pa.string()))
     claimed = {part.path for receipt in receipts for part in receipt.parts}
     for part in manifest.parts:
         findings.require(part.path in claimed, f"{artifact.uri}/{part.path} belongs to no receipt")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import hhnet
 from pipelines.artifacts.facts import DuplicatesMeta, PairsReceipt
 from pipelines.dedupe import tables
-from pipelines.dedupe.sources import Source, sources_of
+from pipelines.dedupe.sources import SourceTar, sources_of
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, PlacedShard, read_places, read_table
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact
@@ -102,7 +102,7 @@ def prove_duplicates(findings: Findings) -> None:
 
 
 def _read_components(findings: Findings, places: list[PlacedShard]) -> pa.Table:
-    parts = tables.parts_of(findings.artifact, tables.COMPONENTS)
+    parts = tables.list_parts(findings.artifact, tables.COMPONENTS)
     found = [read_table(findings.artifact, part, COMPONENTS_SCHEMA) for part in parts]
     whole = pa.concat_tables([COMPONENTS_SCHEMA.empty_table(), *found]).unify_dictionaries()
     _require_places(whole, "", places, f"{findings.artifact.uri}: a part of the components")
@@ -137,7 +137,7 @@ def _read_pairs(findings: Findings, joined: _Joined, places: list[PlacedShard]) 
     artifact, radius = findings.artifact, findings.artifact.facts(DuplicatesMeta).radius
     sides: dict[str, list[Ids]] = {"_a": [], "_b": []}
     distances = [np.empty(0, np.int32)]
-    for part in tables.parts_of(artifact, tables.PAIRS):
+    for part in tables.list_parts(artifact, tables.PAIRS):
         where = f"{artifact.uri}/{part.path}"
         table = read_table(artifact, part, PAIRS_SCHEMA)
         for suffix, found in sides.items():
@@ -169,7 +169,7 @@ def _prove_receipts(findings: Findings) -> None:
             claimed += [part.path for part in receipt.parts]
             same = (reference.shard, receipt.unit) == (tables.unit_name(number), number)
             findings.require(same, f"{where} is not the receipt of unit {number}")
-    listed = [part.path for part in tables.parts_of(artifact, tables.PAIRS)]
+    listed = [part.path for part in tables.list_parts(artifact, tables.PAIRS)]
     findings.require(sorted(claimed) == sorted(listed), f"{artifact.uri}: the receipts do not name the parts of pairs")
 
 
@@ -241,7 +241,7 @@ def _prove_codes(findings: Findings, places: list[PlacedShard], pairs: _Pairs) -
         _prove_pairs(findings, sources, pairs, (sets[0].bits + 7) // 8)
 
 
-def _prove_pairs(findings: Findings, sources: list[Source], pairs: _Pairs, width: int) -> None:
+def _prove_pairs(findings: Findings, sources: list[SourceTar], pairs: _Pairs, width: int) -> None:
     from hhnet.search.pairs import equal_groups
     from pipelines.dedupe.corpus import read_corpus
 

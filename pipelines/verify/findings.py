@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.facts import SplitPart
 from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.versions import open_input
+from pipelines.artifacts.versions import open_input_version
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
 
 MAX_PROBLEMS = 20
@@ -54,7 +54,7 @@ class Findings:
     def input(self, role: str) -> Artifact | None:
         """Open the input of this role with the right digest; where it is out of reach, note that and return None."""
         try:
-            found = open_input(self.artifact, role, self.given.get(role))
+            found = open_input_version(self.artifact, role, self.given.get(role))
         except (DamagedArtifact, FingerprintMismatch) as error:
             self.problem(str(error))
         except (InputError, StoreUnavailable) as error:
@@ -80,7 +80,7 @@ class Findings:
                 continue
             self.followed.add(entry.digest)
             try:
-                found = open_input(artifact, entry.role)
+                found = open_input_version(artifact, entry.role)
             except (DamagedArtifact, FingerprintMismatch) as error:
                 self.problem(str(error))
             except (InputError, StoreUnavailable) as error:
@@ -106,7 +106,7 @@ def count(number: int, unit: str) -> str:
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
-def require_distinct(findings: Findings, keys: pa.ChunkedArray) -> None:
+def check_distinct_keys(findings: Findings, keys: pa.ChunkedArray) -> None:
     """Note a problem unless each key names only one sample of an artifact."""
     if len(keys) == pc.count_distinct(keys).as_py():
         return

@@ -13,7 +13,7 @@ from pipelines.artifacts.splits import part_proof, split_digest
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Member, Record, Shard, ShardSet, open_shards
 from pipelines.shards.tar import Hashed, TarDamaged, TarEntry, read_tar
-from pipelines.verify.findings import Findings, count, require_distinct
+from pipelines.verify.findings import Findings, check_distinct_keys, count
 
 
 def _is_adopted(artifact: Artifact) -> bool:
@@ -105,7 +105,7 @@ def prove_shards(findings: Findings) -> list[Shard]:
         keys = pa.chunked_array(
             [chunk for shard in opened.shards for chunk in shard.table()["key"].chunks], pa.string()
         )
-        require_distinct(findings, keys)
+        check_distinct_keys(findings, keys)
         findings.require(
             totals.get("samples") == opened.samples,
             f"{artifact.uri}: the totals say {totals.get('samples')} samples, the index has {opened.samples}",

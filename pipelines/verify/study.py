@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.tables import read_parquet, require_schema
-from pipelines.artifacts.versions import open_input
+from pipelines.artifacts.versions import open_input_version
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
 from pipelines.study.results import cells_schema, summarise
 from pipelines.verify.findings import Findings, count
@@ -62,7 +62,7 @@ def _prove_row(
 def _model_of(report: Artifact) -> str | None:
     """Return the digest of the model behind a report's codes, or None where its queries are out of reach."""
     try:
-        return open_input(report, "queries").manifest.input("model").digest
+        return open_input_version(report, "queries").manifest.input("model").digest
     except (InputError, StoreUnavailable):
         return None
 

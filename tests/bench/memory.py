@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.tables import SHARD_INDEX
-from pipelines.ingest.ingest import Sample, build_shard
+from pipelines.ingest.ingest import PlannedSample, build_shard
 from pipelines.shards.shards import INDEX_NAME, index_bytes
 from pipelines.storage import Store, sha256_of
 from tests.support.models import write_model
@@ -52,7 +52,9 @@ def write_corpus(root: Path, images: int) -> str:
     names = class_names(CLASSES)
     pictures = [png(picture(klass, 0, SIDE, SEED)) for klass in range(CLASSES)]
     samples = [
-        Sample(f"{place:04d}", f"{place % CLASSES}.png", (klass,), None, bytes.fromhex(sha256_of(pictures[klass])))
+        PlannedSample(
+            f"{place:04d}", f"{place % CLASSES}.png", (klass,), None, bytes.fromhex(sha256_of(pictures[klass]))
+        )
         for place in range(PER_SHARD)
         for klass in [place % CLASSES]
     ]

@@ -28,7 +28,7 @@ from pipelines.shards.shards import open_shards
 from pipelines.storage import Store
 from pipelines.train.batches import TrainData
 from pipelines.train.checkpoints import Checkpoints
-from pipelines.train.train import plan_job
+from pipelines.train.train import plan_training
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
 from tests.support.seaweed import seaweed
@@ -201,7 +201,7 @@ class Training:
             worker.wait()
 
     def checkpoints(self, out: Out) -> Checkpoints:
-        job = plan_job(open_artifact(str(self.shards), "shards"), None, str(out), load_config(sets=self.sets))
+        job = plan_training(open_artifact(str(self.shards), "shards"), None, str(out), load_config(sets=self.sets))
         return Checkpoints(Store(out), job.fingerprint)
 
     def state(self, out: Out) -> dict[str, torch.Tensor]:

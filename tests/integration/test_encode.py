@@ -14,7 +14,7 @@ from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode import encode as encode_module
 from pipelines.encode.encode import encode
-from pipelines.encode.job import ShardTask, plan_job
+from pipelines.encode.job import ShardTask, plan_encode
 from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch
 from pipelines.ingest.ingest import ingest
@@ -147,7 +147,7 @@ def test_a_shard_that_kills_its_workers_becomes_rejects(
 def test_a_shard_that_was_claimed_meanwhile_is_not_encoded_again(
     shards: Path, model: Path, tmp_path: Path, config: Config
 ) -> None:
-    job = plan_job(open_artifact(shards / "train"), open_artifact(model), str(tmp_path / "codes"), config)
+    job = plan_encode(open_artifact(shards / "train"), open_artifact(model), str(tmp_path / "codes"), config)
     worker = ShardEncoder(job)
     task = ShardTask("train-000000.tar", "train-000000")
     receipt, figures = worker.run(task)

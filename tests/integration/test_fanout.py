@@ -68,7 +68,7 @@ def actors() -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[:1] and "Searcher" in process.cmdline()[0]
+        if process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[:1] and "SearchActor" in process.cmdline()[0]
     ]
 
 

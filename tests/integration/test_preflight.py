@@ -14,7 +14,7 @@ from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
-from pipelines.encode.job import ShardTask, plan_job
+from pipelines.encode.job import ShardTask, plan_encode
 from pipelines.encode.preflight import preflight
 from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import FingerprintMismatch
@@ -104,7 +104,7 @@ def test_requests_are_those_that_a_worker_makes(
         told = json.loads(done.stdout)
         assert (told["shards_left"], told["workers"]) == (6, 1)
 
-        job = plan_job(open_artifact(shards), open_artifact(model), out, config)
+        job = plan_encode(open_artifact(shards), open_artifact(model), out, config)
         assert job.writer().store.names("") == ["identity.json", "origin.json"]  # as the encode does before its workers
         monkeypatch.setattr(Bucket, "request", counted)
         worker = ShardEncoder(job)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipelines.cluster.placement import look
+from pipelines.cluster.placement import list_live_nodes
 from pipelines.cluster.ray_private import Head, draining_nodes, found_cluster, free_resources
 
 
@@ -39,7 +39,7 @@ def await_value(ask: object, wanted: float) -> None:
 def test_no_node_of_a_local_ray_is_being_drained(local_ray: None) -> None:
     """That a drained node is told is shown where nodes are drained, in tests/chaos/test_clusters.py."""
     assert draining_nodes() == {}
-    assert [node.draining for node in look()] == [False]
+    assert [node.draining for node in list_live_nodes()] == [False]
 
 
 def test_the_head_says_that_this_node_is_not_lost(local_ray: None) -> None:

@@ -19,7 +19,7 @@ from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.encode.encode import encode
-from pipelines.encode.job import plan_job
+from pipelines.encode.job import plan_encode
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch
 from pipelines.evaluate.evaluate import evaluate
 from pipelines.index.build import build_index
@@ -129,7 +129,7 @@ def finished_encode(folder: Path, count: int, config: Config) -> dict[str, str]:
     model = writer.commit(
         [writer.put_part("model.json", b"{}", 1)], {}, {"bits": 16, "classes": classes, "metrics": metrics}
     )
-    job = plan_job(shards, model, str(folder / "codes"), config)
+    job = plan_encode(shards, model, str(folder / "codes"), config)
     for name in ("parts", "receipts"):
         (folder / "codes" / name).mkdir(parents=True)
     parts, receipts = [], {}

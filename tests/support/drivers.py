@@ -30,7 +30,7 @@ from pipelines.errors import HHNetError
 from pipelines.storage import Store
 from pipelines.storage import failpoints as places
 from pipelines.train.checkpoints import Checkpoints
-from pipelines.train.train import plan_job, train_worker
+from pipelines.train.train import plan_training, train_worker
 from tests.support.inline import use_inline_pool
 
 LIMIT_S = 120
@@ -121,6 +121,6 @@ def save_checkpoints(root: str, steps: int) -> None:
 def train_checkpoints(shards: str, out: str, sets: Sequence[str]) -> None:
     """The whole of a training but its end: all checkpoints are there, the model is not."""
     torch.set_num_threads(1)
-    job = plan_job(open_artifact(shards, "shards"), None, out, load_config(sets=sets))
+    job = plan_training(open_artifact(shards, "shards"), None, out, load_config(sets=sets))
     job.writer()
     train_worker(job, lambda step, note: None)

@@ -13,7 +13,7 @@ from pipelines.config.settings import Config
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.train.checkpoints import Checkpoints
-from pipelines.train.train import _publish, plan_job, train_worker
+from pipelines.train.train import _publish, plan_training, train_worker
 
 SIDE = 32
 
@@ -48,7 +48,7 @@ def write_model(
 
 def train_model(shards_uri: str, out: str | Path, config: Config) -> Artifact:
     """A model trained and published in this process: what `train` does, without Ray."""
-    job = plan_job(open_artifact(shards_uri, "shards"), None, str(out), config)
+    job = plan_training(open_artifact(shards_uri, "shards"), None, str(out), config)
     writer = job.writer()
     train_worker(job, lambda step, note: None)
     checkpoints = Checkpoints(writer.store, job.fingerprint)

@@ -19,7 +19,7 @@ import pipelines.train.learner
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.train.learner import Batch, Learner, StepLoss
-from pipelines.train.train import plan_job, train_worker
+from pipelines.train.train import plan_training, train_worker
 
 
 def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
@@ -46,7 +46,7 @@ def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
         pipelines.train.learner.Learner = Recorded  # type: ignore[misc]
         facts = json.loads(Path(job_file).read_text())
         config = load_config(sets=[*facts["sets"], f"train.workers={world}"])
-        job = plan_job(open_artifact(facts["shards"], "shards"), None, facts["out"], config)
+        job = plan_training(open_artifact(facts["shards"], "shards"), None, facts["out"], config)
         job.writer()
         train_worker(job, lambda step, note: None)
     if world > 1:

@@ -35,7 +35,7 @@ NO_DISTANCE = np.iinfo(np.int32).max
 """Distance in the empty places of a row with fewer than k neighbours."""
 
 
-class Searcher(Protocol):
+class PartSearcher(Protocol):
     """One part, opened."""
 
     count: int
@@ -84,7 +84,7 @@ class IndexKind(ABC):
     @abstractmethod
     def open(
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
-    ) -> Searcher:
+    ) -> PartSearcher:
         """Open a part whose digest was checked; raise DamagedArtifact unless it holds `rows` codes of `width` bytes.
 
         The ids in `removed`, which ascend, are never found.

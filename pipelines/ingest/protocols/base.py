@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.artifacts.facts import ProtocolCard
 from pipelines.artifacts.splits import keys_digest, part_proof, split_digest
 from pipelines.errors import InputError
-from pipelines.ingest.sources import Entry, Source
+from pipelines.ingest.sources import Source, SourceImage
 
 ROLES = ("query", "train", "val", "database")
 """Names that a part can have; `database` holds the images that are in no other part."""
@@ -40,10 +40,10 @@ class Protocol(ABC):
         """Check the data set's own files in the folder `root` and list its images. Raises InputError for wrong ones."""
 
     @abstractmethod
-    def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
+    def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Return the part of each entry. It depends on no setting and on no version of a library."""
 
-    def assign(self, entries: Sequence[Entry], keys: Sequence[str], where: str) -> list[str]:
+    def assign(self, entries: Sequence[SourceImage], keys: Sequence[str], where: str) -> list[str]:
         """Return the part of each entry, checked against the protocol.
 
         Raises InputError if a part has another number of images than the protocol, or if a published part has other

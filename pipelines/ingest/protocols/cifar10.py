@@ -26,7 +26,7 @@ from pipelines.errors import InputError, WorkFailed
 from pipelines.ingest.layout import Layout
 from pipelines.ingest.protocols.base import Protocol
 from pipelines.ingest.protocols.draws import draw
-from pipelines.ingest.sources import Entry, Listing, Source, open_source, printable
+from pipelines.ingest.sources import Listing, Source, SourceImage, open_source, printable
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
@@ -91,7 +91,7 @@ class Cifar10(Protocol):
                         f"expected: it is not the original CIFAR-10"
                     )
 
-    def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
+    def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Return the official part of each entry, or a drawn one."""
         if self.official:
             return ["query" if entry.group == "test" else "train" for entry in entries]
@@ -129,7 +129,7 @@ def _open_binary(root: Path, images: int) -> Source:
     for batch in BATCHES:
         group = "test" if batch == TEST else "train"
         for row, label in enumerate(_read_labels(root / f"{batch}.bin", images)):
-            listing.add(Entry(f"{batch}/{row:05d}.bmp", (CLASSES[label],), None, group))
+            listing.add(SourceImage(f"{batch}/{row:05d}.bmp", (CLASSES[label],), None, group))
     return Source(listing, lambda path: _read_picture(root, path))
 
 

@@ -25,7 +25,7 @@ from pipelines.ingest.protocols.draws import draw
 from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.protocols.lists import Listed
 from pipelines.ingest.skips import SkipReason
-from pipelines.ingest.sources import Entry, Listing, Source
+from pipelines.ingest.sources import Listing, Source, SourceImage
 
 CLASSES = (
     *("airplane", "apple", "backpack", "banana", "baseball bat", "baseball glove", "bear", "bed", "bench", "bicycle"),
@@ -66,12 +66,12 @@ class Coco(Protocol):
             for place, (image, labels) in enumerate(read_instances(data, str(root / name))):
                 if labels or not self.labelled:
                     require_image(root, f"{folder}/{image}", f"{root / name}: images[{place}]")
-                    listing.add(Entry(f"{folder}/{image}", labels))
+                    listing.add(SourceImage(f"{folder}/{image}", labels))
                 else:
                     listing.skip(f"{folder}/{image}", SkipReason.NO_LABEL, "no object annotated")
         yield Source(listing, folder_reader(root), files)
 
-    def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
+    def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Draw the part of each entry without regard to labels, as the code of H2Q does."""
         shares = {part: self.parts[part] for part in ("query", "train", "val") if part in self.parts}
         return draw(keys, [""] * len(keys), shares, DRAW)

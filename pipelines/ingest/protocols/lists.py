@@ -22,7 +22,7 @@ from pipelines.errors import InputError
 from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.protocols.base import ROLES, Protocol
 from pipelines.ingest.protocols.files import read_bounded, require_image
-from pipelines.ingest.sources import Entry, Listing, Source, inside, printable
+from pipelines.ingest.sources import Listing, Source, SourceImage, inside, printable
 
 MAX_LIST_BYTES = 256 << 20
 """Largest size of a list in bytes, seven times the largest of the field (ImageNet-100, 128,503 images)."""
@@ -74,12 +74,12 @@ class Listed(Protocol):
             self.check(line)
             require_image(root, locate(path), line.where)
             labels = sorted(self.classes[column] for column in line.labels)
-            listing.add(Entry(path, tuple(labels), None, part))
+            listing.add(SourceImage(path, tuple(labels), None, part))
         read = folder_reader(root)
         files = {name: found.sha256 for name, found in lists.items()}
         yield Source(listing, lambda path: read(locate(path)), files, searched)
 
-    def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
+    def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Return the part of each entry from the lists."""
         return [entry.group or "" for entry in entries]
 

@@ -27,7 +27,7 @@ from pipelines.ingest.protocols.draws import draw, fill
 from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.protocols.lists import Listed
 from pipelines.ingest.skips import SkipReason
-from pipelines.ingest.sources import Entry, Listing, Source, inside, printable
+from pipelines.ingest.sources import Listing, Source, SourceImage, inside, printable
 
 CLASSES = (
     *("sky", "clouds", "person", "water", "animal", "grass", "buildings", "window", "plants", "lake", "ocean", "road"),
@@ -77,13 +77,13 @@ class NusWide(Protocol):
                 listing.skip(path, SkipReason.MISSING)
             else:
                 require_image(root, locate(path), f"{root / list_name}, line {number}")
-                listing.add(Entry(path, labels))
+                listing.add(SourceImage(path, labels))
         read = folder_reader(root)
         # Without the folder above it, since the same AllLabels may also lie in the root.
         digests = {name.removeprefix("Groundtruth/"): hashlib.sha256(text).hexdigest() for name, text in data.items()}
         yield Source(listing, lambda path: read(locate(path)), digests)
 
-    def deal(self, entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
+    def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Draw the part of each entry: by concept, training images first as in code.py, or without regard to labels."""
         if self.by_class:
             labels = [sorted(entry.labels, key=CLASSES.index) for entry in entries]

@@ -29,7 +29,7 @@ def is_root(store: Store) -> bool:
     return store.size("identity.json") is not None or store.size("manifest.json") is not None
 
 
-def look(store: Store) -> Record:
+def describe_root(store: Store) -> Record:
     """Return all figures of one root."""
     artifact = _committed(store)
     kind = artifact.manifest.kind if artifact else read_identity(store)[0]

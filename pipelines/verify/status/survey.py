@@ -9,7 +9,7 @@ from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.errors import InputError
 from pipelines.storage import Store, in_order
 from pipelines.verify.status import figures
-from pipelines.verify.status.roots import RUNS, is_root, look
+from pipelines.verify.status.roots import RUNS, describe_root, is_root
 
 STAGES = ("shards", "model", "codes", "index", "reports")
 """Folders of `hhnet run`, in the order of its stages; `model-<method>` is a rotated model."""
@@ -31,7 +31,7 @@ class Survey:
     def look(self) -> Record:
         """Return the state of everything there; raise InputError where there is nothing."""
         if is_root(self.store):
-            return look(self.store)
+            return describe_root(self.store)
         runs = read_runs(self.store, RUNS)
         roots = self._roots()
         if not roots and not runs:
@@ -61,7 +61,7 @@ class Survey:
     def _stage(self, name: str) -> Record:
         store = self.store.child(name)
         if name not in self._settled:
-            found = look(store)
+            found = describe_root(store)
             if found["status"] != "done":
                 return found
             self._settled[name] = found

@@ -12,7 +12,7 @@ from pipelines.artifacts.versions import (
     finished,
     lost,
     open_current,
-    open_input,
+    open_input_version,
     open_version,
     publish_next,
 )
@@ -77,11 +77,11 @@ def test_an_input_is_the_version_that_was_used(codes: Artifact, tmp_path: Path) 
     before = user_of(codes, "one")
     second = publish_second(codes)
     after = user_of(second, "two")
-    assert open_input(before, "codes-0").digest == codes.digest
-    assert open_input(after, "codes-0").digest == second.digest
+    assert open_input_version(before, "codes-0").digest == codes.digest
+    assert open_input_version(after, "codes-0").digest == second.digest
     stranger = user_of(write_codes(tmp_path / "x", {"c-000000.tar": simple_rows("c", 3)}), "three")
     with pytest.raises(FingerprintMismatch, match="was made from codes"):
-        open_input(stranger, "codes-0")
+        open_input_version(stranger, "codes-0")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"version": 2, "manifest": "../manifest.json", "digest": "x"}'])

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.encode.preflight import Estimate, Fleet, Trial, duration
+from pipelines.encode.preflight import Estimate, Fleet, TrialFigures, duration
 
 GPU = Fleet(workers=2, gpus=1, hosts=1)
-TRIAL = Trial(
+TRIAL = TrialFigures(
     shards=2,
     images=2000,
     rejects=0,

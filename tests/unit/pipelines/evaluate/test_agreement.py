@@ -10,11 +10,11 @@ import hhnet
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.evaluate.agreement import agreement, nearest_probabilities, overlaps
+from pipelines.evaluate.agreement import nearest_probabilities, overlaps, report_agreement
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, class_codes, random_codes, write_codes
 
-CONFIG = Config(agreement=AgreementSettings(queries=1000, k=3))
+CONFIG = Config(report_agreement=AgreementSettings(queries=1000, k=3))
 TARS = {"a-000000.tar": 14, "b-000000.tar": 9}
 
 
@@ -53,7 +53,7 @@ def test_the_overlap_is_the_mean_over_all_orders_of_the_ties(k: int) -> None:
 
 def test_the_figures_are_those_of_a_plain_computation(tmp_path: Path) -> None:
     old, new = codes(tmp_path / "old", 8), codes(tmp_path / "new", 16, seed=5, model="c")
-    answer = agreement(old, new, str(tmp_path / "report"), CONFIG).as_json()
+    answer = report_agreement(old, new, str(tmp_path / "report"), CONFIG).as_json()
     sides = [np.concatenate([rows.codes for rows in rows_of(b, s, TARS).values()]) for b, s in ((8, 0), (16, 5))]
     old_d, new_d = (hhnet.hamming_distances(side, side) for side in sides)
     off = ~np.eye(23, dtype=bool)
@@ -80,21 +80,21 @@ def test_a_code_agrees_with_itself_and_a_rerun_is_unchanged(tmp_path: Path) -> N
     rows = {"a-000000.tar": Rows([str(n) for n in range(40)], random_codes(40, 256), [[]] * 40, "a" * 64)}
     old, new = (write_codes(tmp_path / m, rows, 256, model=m * 64).uri for m in "ac")
     # All 39 others are neighbours: where fewer are asked for, ties at the last place keep the overlap below 1.
-    config = Config(agreement=AgreementSettings(k=39))
-    answer = agreement(old, new, str(tmp_path / "report"), config).as_json()
+    config = Config(report_agreement=AgreementSettings(k=39))
+    answer = report_agreement(old, new, str(tmp_path / "report"), config).as_json()
     assert (answer["overlap"], answer["correlation"], answer["bits_old"]) == (1.0, 1.0, 256)
-    again = agreement(old, new, str(tmp_path / "report"), config).as_json()
+    again = report_agreement(old, new, str(tmp_path / "report"), config).as_json()
     assert again == {**answer, "status": "unchanged"}
     with pytest.raises(FingerprintMismatch):
-        agreement(old, new, str(tmp_path / "report"), CONFIG)
+        report_agreement(old, new, str(tmp_path / "report"), CONFIG)
 
 
 def test_what_only_one_side_has_is_counted_and_left_out(tmp_path: Path) -> None:
     old = codes(tmp_path / "old", tars={**TARS, "c-000000.tar": 4})
     new = codes(tmp_path / "new", model="c", drop=2)
-    answer = agreement(old, new, str(tmp_path / "report"), CONFIG).as_json()
+    answer = report_agreement(old, new, str(tmp_path / "report"), CONFIG).as_json()
     assert (answer["samples"], answer["old_only"], answer["new_only"]) == (19, 8, 0)
-    same = agreement(new, new, str(tmp_path / "same"), CONFIG).as_json()
+    same = report_agreement(new, new, str(tmp_path / "same"), CONFIG).as_json()
     assert (same["samples"], same["old_only"], same["new_only"]) == (19, 0, 0)
     assert answer["overlap"] == same["overlap"]
 
@@ -102,10 +102,10 @@ def test_what_only_one_side_has_is_counted_and_left_out(tmp_path: Path) -> None:
 def test_codes_of_other_shards_are_refused_by_both_names(tmp_path: Path) -> None:
     old, new = codes(tmp_path / "old"), codes(tmp_path / "new", tars={"x-000000.tar": 5})
     with pytest.raises(InputError, match=rf"{old} and {new} are codes of different shards"):
-        agreement(old, new, str(tmp_path / "report"), CONFIG)
+        report_agreement(old, new, str(tmp_path / "report"), CONFIG)
     one = [codes(tmp_path / name, tars={"a-000000.tar": 1}) for name in ("one", "two")]
     with pytest.raises(InputError, match="share 1 samples: at least 2"):
-        agreement(one[0], one[1], str(tmp_path / "report"), CONFIG)
+        report_agreement(one[0], one[1], str(tmp_path / "report"), CONFIG)
     assert not (tmp_path / "report").exists()
 
 
@@ -113,8 +113,8 @@ def test_queries_are_a_seeded_sample(tmp_path: Path) -> None:
     old, new = codes(tmp_path / "old"), codes(tmp_path / "new", seed=9, model="c")
 
     def figures(name: str, seed: int) -> tuple[int, float]:
-        config = Config(agreement=AgreementSettings(queries=4, k=3, seed=seed))
-        answer = agreement(old, new, str(tmp_path / name), config).as_json()
+        config = Config(report_agreement=AgreementSettings(queries=4, k=3, seed=seed))
+        answer = report_agreement(old, new, str(tmp_path / name), config).as_json()
         return answer["queries"], answer["overlap"]
 
     first = figures("one", 0)
@@ -124,7 +124,7 @@ def test_queries_are_a_seeded_sample(tmp_path: Path) -> None:
 
 def test_verify_proves_the_report_and_its_two_codes(tmp_path: Path) -> None:
     old, new = codes(tmp_path / "old"), codes(tmp_path / "new", 128, seed=5, model="c")
-    answer = agreement(old, new, str(tmp_path / "report"), CONFIG).as_json()
+    answer = report_agreement(old, new, str(tmp_path / "report"), CONFIG).as_json()
     proven = verify(answer["uri"]).as_json()
     assert (proven["kind"], proven["orphans"]) == ("report", [])
     for role, uri in (("old", old), ("new", new)):

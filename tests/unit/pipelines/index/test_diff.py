@@ -14,7 +14,7 @@ from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.build import build_index
-from pipelines.index.diff import plan
+from pipelines.index.diff import plan_changes
 from pipelines.index.pool import require_settings
 from pipelines.index.publish import publish_index
 from pipelines.index.reader import open_index
@@ -62,7 +62,7 @@ def run(command: str) -> None:
 
 def test_before_anything_is_done_all_is_to_come(shards: dict[str, str], tmp_path: Path) -> None:
     out, index = str(tmp_path / "codes"), str(tmp_path / "index")
-    found = plan([shards["old"]], [out], index).as_json()
+    found = plan_changes([shards["old"]], [out], index).as_json()
     assert (found["verb"], found["status"], found["encode"], found["add"]) == ("plan", "pending", 3, 0)
     assert named(found, "encode") == [f"old-{n:06d}.tar" for n in range(3)]
     assert [entry["samples"] for entry in found["changes"]] == [10, 10, 4]
@@ -78,13 +78,13 @@ def test_a_night_is_planned_and_its_commands_leave_nothing_to_do(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
-    assert plan([shards["old"]], [codes["old"]], index).status == "unchanged"
-    found = plan([shards["new"]], [codes["old"], codes["new"]], index).as_json()
+    assert plan_changes([shards["old"]], [codes["old"]], index).status == "unchanged"
+    found = plan_changes([shards["new"]], [codes["old"], codes["new"]], index).as_json()
     assert (found["encode"], found["add"], found["replace"], found["remove"]) == (0, 3, 0, 3)
     assert named(found, "remove") == [f"old-{n:06d}.tar" for n in range(3)]
     for command in found["commands"]:
         run(command)
-    again = plan([shards["new"]], [codes["old"], codes["new"]], index).as_json()
+    again = plan_changes([shards["new"]], [codes["old"], codes["new"]], index).as_json()
     assert (again["status"], again["changes"], again["commands"]) == ("unchanged", [], [])
     assert (again["tars"], again["encoded"], again["indexed"]) == (3, 6, 3)
 
@@ -93,10 +93,10 @@ def test_tars_whose_receipts_are_there_are_not_to_be_encoded_again(shards: dict[
     """As a run leaves it that was killed before its manifest: two tars are done, of the third a part is gone."""
     out, index = codes_of_shards(tmp_path / "codes", shards["old"]).uri, str(tmp_path / "index")
     Path(out, "manifest.json").unlink()
-    found = plan([shards["old"]], [out], index).as_json()
+    found = plan_changes([shards["old"]], [out], index).as_json()
     assert (found["status"], found["encode"], found["publish"], found["encoded"]) == ("pending", 0, 3, 0)
     next(Path(out, "parts").glob("old-000002-*")).unlink()
-    found = plan([shards["old"]], [out], index).as_json()
+    found = plan_changes([shards["old"]], [out], index).as_json()
     assert (found["encode"], found["publish"]) == (1, 2)
     assert named(found, "publish") == ["old-000000.tar", "old-000001.tar"]
     assert found["commands"] == [
@@ -109,7 +109,7 @@ def test_without_codes_of_them_new_tars_are_to_be_encoded(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path
 ) -> None:
     index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
-    found = plan(list(shards.values()), [codes["old"]], index).as_json()
+    found = plan_changes(list(shards.values()), [codes["old"]], index).as_json()
     assert named(found, "encode") == [f"new-{n:06d}.tar" for n in range(3)]
     assert found["commands"] == [
         f"hhnet encode --shards {shards['new']} --model MODEL --out CODES",
@@ -121,9 +121,9 @@ def test_codes_are_to_come_where_they_were_named_beside_their_shards(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path
 ) -> None:
     third, out, index = write_shards(tmp_path, "third", seed=5), str(tmp_path / "codes-new"), str(tmp_path / "index")
-    beside = plan([shards["old"], shards["new"]], [codes["old"], out], index).as_json()
+    beside = plan_changes([shards["old"], shards["new"]], [codes["old"], out], index).as_json()
     assert beside["commands"][0] == f"hhnet encode --shards {shards['new']} --model MODEL --out {out}"
-    fewer = plan([shards["old"], shards["new"], third], [codes["old"], out], index).as_json()
+    fewer = plan_changes([shards["old"], shards["new"], third], [codes["old"], out], index).as_json()
     assert fewer["commands"][:2] == [
         f"hhnet encode --shards {uri} --model MODEL --out CODES" for uri in (shards["new"], third)
     ]
@@ -133,7 +133,7 @@ def test_a_tar_with_the_name_of_one_that_is_gone_has_changed(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path
 ) -> None:
     before = write_codes(tmp_path / "before", {"new-000001.tar": simple_rows("n", 4)})
-    found = plan([shards["new"]], [str(before.uri)]).as_json()
+    found = plan_changes([shards["new"]], [str(before.uri)]).as_json()
     changed = [entry for entry in found["changes"] if "changed" in entry]
     assert [(entry["shard"], entry["changed"]) for entry in changed] == [
         ("new-000001.tar", open_codes(before.uri).shards[0].sha256)
@@ -148,11 +148,11 @@ def test_codes_that_were_published_anew_replace_those_in_the_index(tmp_path: Pat
     first = write_codes(tmp_path / "first", {"a-000000.tar": fewer, **other})
     second = write_codes(tmp_path / "second", {"a-000000.tar": more})
     index = build_index([first.uri], str(tmp_path / "index"), FLAT).uri
-    found = plan([], [second.uri], index).as_json()
+    found = plan_changes([], [second.uri], index).as_json()
     assert (named(found, "replace"), named(found, "remove")) == (["a-000000.tar"], ["b-000000.tar"])
     for command in found["commands"]:
         run(command)
-    assert plan([], [second.uri], index).status == "unchanged"
+    assert plan_changes([], [second.uri], index).status == "unchanged"
     with open_index(index) as reader:
         assert reader.count == 6
 
@@ -161,23 +161,23 @@ def test_rows_that_were_compacted_away_are_no_change(tmp_path: Path) -> None:
     codes = write_codes(tmp_path / "codes", {"a-000000.tar": simple_rows("a", 9)}).uri
     index = build_index([codes], str(tmp_path / "index"), FLAT).uri
     remove_rows(index, FLAT, ["a/00003"])
-    assert plan([], [codes], index).removed_samples == 1
+    assert plan_changes([], [codes], index).removed_samples == 1
     compact_index(index, FLAT)
-    found = plan([], [codes], index).as_json()
+    found = plan_changes([], [codes], index).as_json()
     assert (found["status"], found["removed_samples"]) == ("unchanged", 0)
 
 
 def test_what_cannot_be_compared_is_refused(shards: dict[str, str], codes: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to compare"):
-        plan([], [])
+        plan_changes([], [])
     with pytest.raises(InputError, match=r"hold the same tar"):
-        plan([shards["old"], shards["old"]])
+        plan_changes([shards["old"], shards["old"]])
     with pytest.raises(InputError, match="no committed shards"):
-        plan([str(tmp_path / "nowhere")])
+        plan_changes([str(tmp_path / "nowhere")])
     index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
     foreign = write_codes(tmp_path / "foreign", {"x-000000.tar": simple_rows("x", 3)}, model="c" * 64)
     with pytest.raises(FingerprintMismatch, match=r"aaaaaaaaaaaa.*cccccccccccc"):
-        plan([], [foreign.uri], index)
+        plan_changes([], [foreign.uri], index)
 
 
 def test_the_table_and_the_commands_are_shown(

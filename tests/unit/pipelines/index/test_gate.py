@@ -16,7 +16,7 @@ from pipelines.config.settings import Config, GateSettings
 from pipelines.errors import ConfigError, WorkFailed
 from pipelines.index import gate
 from pipelines.index.build import build_index
-from pipelines.index.gate import measure
+from pipelines.index.gate import probe_index
 from pipelines.index.kinds.flat import FlatKind, FlatSearcher
 from pipelines.index.reader import IndexReader, open_index
 from pipelines.search.search import search
@@ -49,7 +49,7 @@ def test_the_recalls_are_those_of_a_scan(tmp_path: Path) -> None:
     gate_settings = GateSettings(probes=240, k=7, radius=20)
     index = build(tmp_path, *IVF, "index.gate.min_recall=0", "index.gate.min_recall_within=0")["uri"]
     with open_index(index) as reader:
-        figures = measure(reader, gate_settings, seed=3)
+        figures = probe_index(reader, gate_settings, seed=3)
         codes = np.concatenate([all_codes(reader, shard.ordinal) for shard in reader.filled()])
         distances, _ = reader.search(codes, 7)
         parts = [reader.open_part(shard) for shard in reader.filled()]
@@ -79,9 +79,9 @@ def test_what_is_below_a_threshold_is_refused_with_the_figures(tmp_path: Path) -
 
 
 def test_a_figure_just_below_its_threshold_is_not_shown_as_if_it_reached_it() -> None:
-    low = gate.Figures(True, 10, 2, 10, 10, 0.99999, 0.99998, 0.99997, 0, 0, 1.0, 1.0)
+    low = gate.GateFigures(True, 10, 2, 10, 10, 0.99999, 0.99998, 0.99997, 0, 0, 1.0, 1.0)
     with pytest.raises(WorkFailed) as refusal:
-        gate.require(low, GateSettings(), "index")
+        gate.require_limits(low, GateSettings(), "index")
     text = str(refusal.value)
     assert "self_recall 0.99999 is below 1" in text and "recall 0.99998 is below 1" in text
     assert "self-recall 0.99999, recall@10 0.99998, recall within 2 bits 0.99997," in text
@@ -141,9 +141,9 @@ def test_totals_that_promise_more_than_the_parts_hold_are_refused(tmp_path: Path
     index = build(tmp_path)["uri"]
     artifact = open_artifact(index)
     manifest = artifact.manifest.model_copy(update={"totals": {"codes": 300, "shards": 3}})
-    figures = measure(IndexReader(Artifact(artifact.store, manifest), tmp_path), GateSettings(), 0)
+    figures = probe_index(IndexReader(Artifact(artifact.store, manifest), tmp_path), GateSettings(), 0)
     with pytest.raises(WorkFailed, match="240 codes of 300 opened"):
-        gate.require(figures, GateSettings(), index)
+        gate.require_limits(figures, GateSettings(), index)
 
 
 def test_the_card_keeps_the_recalls_and_the_run_record_the_times(tmp_path: Path) -> None:

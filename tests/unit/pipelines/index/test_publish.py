@@ -20,8 +20,8 @@ from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index import update as reindex
 from pipelines.index.alias import alias_history, set_alias
 from pipelines.index.build import build_index
-from pipelines.index.diff import plan
-from pipelines.index.publish import index_info, publish_index, rollback_index
+from pipelines.index.diff import plan_changes
+from pipelines.index.publish import describe_index, publish_index, rollback_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, remove_rows
 from pipelines.search.search import search
@@ -85,10 +85,10 @@ def test_what_is_no_index_is_not_rolled_back(tmp_path: Path, index: str) -> None
 def test_an_alias_is_read_like_the_index_that_it_names(tmp_path: Path, index: str) -> None:
     alias, tonight = str(tmp_path / "photos"), codes_at(tmp_path, "tonight")
     set_alias(alias, index)
-    assert index_info(alias).as_json() == index_info(index).as_json()
+    assert describe_index(alias).as_json() == describe_index(index).as_json()
     codes = [str(tmp_path / "base"), tonight]
-    planned = plan((), codes, alias).as_json()
-    assert planned | {"commands": 0} == plan((), codes, index).as_json() | {"commands": 0}
+    planned = plan_changes((), codes, alias).as_json()
+    assert planned | {"commands": 0} == plan_changes((), codes, index).as_json() | {"commands": 0}
     assert planned["commands"] == [f"hhnet index add --index {alias} --codes {tonight}"]
     found = dedupe([tonight], str(tmp_path / "alike"), FLAT, against=alias).as_json()
     assert found["indexed"] == 40
@@ -117,7 +117,7 @@ def left_behind(index: str, codes: str, monkeypatch: pytest.MonkeyPatch) -> None
         raise KilledError
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(reindex, "measure", killed)
+        patch.setattr(reindex, "measure_index", killed)
         add_codes(index, [codes], FLAT)
     age(index)
 
@@ -156,7 +156,7 @@ def test_parts_that_gc_takes_while_a_version_is_published_are_told(
     rollback_index(index)
     assert search(index, FLAT, keys=["base/0/00001"], k=1).version == 3
     assert add_codes(index, [str(tmp_path / "more")], FLAT).version == 4
-    assert [entry["version"] for entry in index_info(index).versions] == [4, 3, 2, 1]
+    assert [entry["version"] for entry in describe_index(index).versions] == [4, 3, 2, 1]
 
 
 def test_a_manifest_that_gc_takes_while_it_is_published_is_put_again(
@@ -187,8 +187,8 @@ def test_an_alias_of_what_is_gone_or_another_index_is_refused(tmp_path: Path, in
     alias, tonight = str(tmp_path / "photos"), codes_at(tmp_path, "tonight")
     set_alias(alias, index)
     reads = (
-        lambda: index_info(alias).as_json(),
-        lambda: plan((), [tonight], alias).as_json(),
+        lambda: describe_index(alias).as_json(),
+        lambda: plan_changes((), [tonight], alias).as_json(),
         lambda: dedupe([tonight], str(tmp_path / "alike"), FLAT, against=alias).as_json(),
     )
     shutil.rmtree(index)

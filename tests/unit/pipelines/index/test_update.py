@@ -27,7 +27,7 @@ from pipelines.errors import (
 from pipelines.index import update as reindex
 from pipelines.index.build import build_index
 from pipelines.index.kinds.flat import FlatKind
-from pipelines.index.publish import index_info, publish_index, rollback_index
+from pipelines.index.publish import describe_index, publish_index, rollback_index
 from pipelines.index.reader import QUANTIZER_NAME, REMOVED, REMOVED_NAME, open_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.search.search import search
@@ -552,14 +552,14 @@ def test_of_two_runs_at_once_one_publishes(
         "remove": lambda: remove_rows(index, FLAT, ["base/0/00001"]).as_json(),
         "compact": lambda: compact_index(index, FLAT).as_json(),
     }
-    measure = reindex.measure
+    measure = reindex.measure_index
 
     def overtaken(*arguments: Any) -> Any:
-        monkeypatch.setattr(reindex, "measure", measure)
+        monkeypatch.setattr(reindex, "measure_index", measure)
         remove_rows(index, FLAT, ["base/2/00002"])
         return measure(*arguments)
 
-    monkeypatch.setattr(reindex, "measure", overtaken)
+    monkeypatch.setattr(reindex, "measure_index", overtaken)
     with pytest.raises(CommitConflict, match="another run published version 3 meanwhile: run again"):
         work[change]()
     assert versions(Store(index)) == [1, 2, 3]
@@ -653,7 +653,7 @@ def test_info_tells_what_the_versions_hold(tmp_path: Path, index: str) -> None:
     add_codes(index, [codes_at(tmp_path, "more", shards=1)], FLAT)
     remove_rows(index, FLAT, shards=["base-000001.tar"])
     rollback_index(index, 3)
-    result = index_info(index).as_json()
+    result = describe_index(index).as_json()
     assert (result["version"], result["card"]["count"], result["kind"]) == (5, 79, "flat")
     rows = [
         tuple(v[key] for key in ("version", "made_as", "codes", "removed", "shards", "ordinals"))

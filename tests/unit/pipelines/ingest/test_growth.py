@@ -17,12 +17,12 @@ from pipelines.encode.encode import encode
 from pipelines.encode.retry_rejects import retry_rejects
 from pipelines.errors import FingerprintMismatch
 from pipelines.index.build import build_index
-from pipelines.index.diff import plan
+from pipelines.index.diff import plan_changes
 from pipelines.index.update import add_codes
 from pipelines.ingest.adopt import adopt
 from pipelines.shards.shards import write_tar
 from pipelines.storage import Store
-from pipelines.train.train import _job_of, plan_job
+from pipelines.train.train import _job_of, plan_training
 from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.inline import InlinePool, use_inline_pool
@@ -68,12 +68,12 @@ def test_codes_and_index_take_in_what_is_new(classes: int, wds: Path, pool: Inli
     shards, model, codes, index = made_of(wds)
     first = encode(shards, model, codes, CONFIG).as_json()
     build_index([codes], index, CONFIG)
-    assert plan([shards], [codes], index).status == "unchanged"
+    assert plan_changes([shards], [codes], index).status == "unchanged"
     write_night(wds, 2, classes)
     adopt(shards, shards)
     pool.done.clear()
 
-    before = plan([shards], [codes], index).as_json()
+    before = plan_changes([shards], [codes], index).as_json()
     assert [(one["change"], one["shard"]) for one in before["changes"]] == [("encode", "night-2.tar")]
     assert [shlex.split(line)[1:] for line in before["commands"]] == [
         ["encode", "--shards", shards, "--model", model, "--out", codes],
@@ -87,9 +87,11 @@ def test_codes_and_index_take_in_what_is_new(classes: int, wds: Path, pool: Inli
         part.path for part in open_current(codes).manifest.parts
     }
     assert open_codes(codes).classes == tuple("012"[:classes])
-    assert [(one["change"], one["shard"]) for one in plan([shards], [codes], index).changes] == [("add", "night-2.tar")]
+    assert [(one["change"], one["shard"]) for one in plan_changes([shards], [codes], index).changes] == [
+        ("add", "night-2.tar")
+    ]
     assert add_codes(index, [codes], CONFIG).added == 5
-    assert plan([shards], [codes], index).status == "unchanged"
+    assert plan_changes([shards], [codes], index).status == "unchanged"
     for uri in (shards, codes, index):
         verify(uri)
 
@@ -133,7 +135,7 @@ def test_a_training_goes_on_with_the_shards_it_was_begun_with(
     wds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config()
-    begun = plan_job(open_current(str(wds), "shards"), None, str(tmp_path / "learnt"), config)
+    begun = plan_training(open_current(str(wds), "shards"), None, str(tmp_path / "learnt"), config)
     begun.writer()
     write_night(wds, 2)
     adopt(str(wds), str(wds))

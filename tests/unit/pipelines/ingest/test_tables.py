@@ -12,7 +12,7 @@ import pytest
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
-from pipelines.encode.job import ShardTask, plan_job
+from pipelines.encode.job import ShardTask, plan_encode
 from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import Degraded, FingerprintMismatch, InputError
 from pipelines.ingest.csv_rows import MAX_CELL_CHARS, MAX_LINE_CHARS
@@ -157,7 +157,7 @@ def carried(result: dict[str, Any], names: list[str]) -> dict[str, dict[str, Any
     shards = open_shards(result["uri"])
     model = write_model(f"{result['uri']}-model", result["uri"])
     config = load_config(sets=[f"encode.carry={json.dumps(names)}"])
-    job = plan_job(shards.artifact, model, f"{result['uri']}-codes", config)
+    job = plan_encode(shards.artifact, model, f"{result['uri']}-codes", config)
     (shard,) = shards.shards
     ShardEncoder(job).run(ShardTask(shard.name, shard.stem))
     codes = encode(shards.artifact.uri, model.uri, job.out, config).uri

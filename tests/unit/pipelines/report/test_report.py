@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.errors import InputError
 from pipelines.report import page, plots
-from pipelines.report.pictures import Place, find_pictures, thumbnail
+from pipelines.report.pictures import SampleLocation, find_pictures, thumbnail
 from pipelines.shards.shards import open_shards
 from pipelines.study.grid import Description
 from pipelines.study.page import study_page
@@ -42,8 +42,8 @@ def test_pictures_come_from_their_place_in_the_tar(tmp_path):
     uri = write_shards(tmp_path, "shard")
     pictures = find_pictures([codes_of_shards(tmp_path / "codes", uri)], ())
     shard = open_shards(uri).shards[1]
-    places = [Place(shard.part.sha256, row) for row in (7, 0, 7)]
-    found = pictures.get([*places, Place("0" * 64, 0), Place(shard.part.sha256, 10_000)])
+    places = [SampleLocation(shard.part.sha256, row) for row in (7, 0, 7)]
+    found = pictures.get([*places, SampleLocation("0" * 64, 0), SampleLocation(shard.part.sha256, 10_000)])
     assert set(found) == set(places) and not pictures.problems
     for place in places:
         (sample,) = open_shards(uri).read(shard, [place.row])
@@ -127,7 +127,7 @@ def test_everything_on_a_page_is_escaped():
         {},
         {evil: evil},
     )
-    found = search_page([page.Row(tile, [tile])], problems=[evil], unreadable=False)
+    found = search_page([page.GalleryRow(tile, [tile])], problems=[evil], unreadable=False)
     for html, times in ((study, 15), (found, 9)):
         assert "<b onload" not in html and "onload='" not in html
         assert html.count("&lt;b onload=&#39;x&#39;&gt;&#34;&amp;") >= times
@@ -140,7 +140,7 @@ def test_a_page_without_one_of_its_facts_is_an_error():
 
 def test_a_verdict_is_told_by_more_than_colour():
     tiles = [page.Tile("n", ["cat"], None, 1, right) for right in (True, False, None)]
-    html = search_page([page.Row(page.Tile("q"), tiles)], unreadable=False)
+    html = search_page([page.GalleryRow(page.Tile("q"), tiles)], unreadable=False)
     assert html.count("✓") == 1 and html.count("✗") == 1
     assert html.count('class="tile right"') == 1 and html.count('class="tile wrong"') == 1
 

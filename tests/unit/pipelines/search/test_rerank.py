@@ -22,7 +22,7 @@ from hhnet import pack_bits, quantise_real_codes
 from hhnet.codes import sign_bits
 from pipelines.artifacts.manifest import Artifact, manifest_digest
 from pipelines.artifacts.tables import parquet_bytes, read_parquet
-from pipelines.artifacts.versions import open_current, open_input
+from pipelines.artifacts.versions import open_current, open_input_version
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode.codes import code_array, open_codes, real_codes_array
@@ -284,12 +284,12 @@ def test_an_image_is_encoded_by_the_model_that_was_checked_not_by_what_lies_ther
     other = write_model(tmp_path / "other", str(shards), seed=5)
 
     def swapped(*arguments: object) -> Artifact:
-        opened = open_input(*arguments)  # type: ignore[arg-type]
+        opened = open_input_version(*arguments)  # type: ignore[arg-type]
         shutil.rmtree(tmp_path / "model")
         shutil.copytree(other.uri, tmp_path / "model")
         return opened
 
-    monkeypatch.setattr("pipelines.search.search.open_input", swapped)
+    monkeypatch.setattr("pipelines.search.search.open_input_version", swapped)
     with pytest.raises(DamagedArtifact):
         search(index, PLAIN, images=[str(next(pictures.rglob("*.*")))], model=str(tmp_path / "model"))
 

@@ -20,8 +20,8 @@ from pipelines.errors import InputError, UsageError
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.train import rehead as verb
-from pipelines.train.rehead import Fitted, Fitter, plan_job
-from pipelines.train.train import plan_job as plan_training
+from pipelines.train.rehead import Fitted, Fitter, plan_rehead
+from pipelines.train.train import plan_training
 from pipelines.verify.verify import verify
 from tests.support.models import train_model
 from tests.support.pictures import write_folder
@@ -146,7 +146,7 @@ def test_the_class_index_is_that_of_the_classifier_in_the_checkpoint(root: Path,
 
 
 def test_the_sample_is_seeded_and_no_larger_than_asked_for(root: Path, tmp_path: Path) -> None:
-    job = plan_job(open_artifact(str(root / "model")), str(tmp_path), settings("train.rotate=itq"))
+    job = plan_rehead(open_artifact(str(root / "model")), str(tmp_path), settings("train.rotate=itq"))
     _, held = training_images(root)
 
     def keys(*more: str) -> list[str]:
@@ -179,7 +179,7 @@ def test_images_that_do_not_decode_are_left_out(root: Path, tmp_path: Path, monk
 def test_what_makes_another_model_has_another_fingerprint(root: Path, tmp_path: Path) -> None:
     model = open_artifact(str(root / "model"))
     marks = {
-        plan_job(model, str(tmp_path), settings(*more)).fingerprint
+        plan_rehead(model, str(tmp_path), settings(*more)).fingerprint
         for more in (
             ("train.rotate=h2q",),
             ("train.rotate=itq",),
@@ -189,7 +189,7 @@ def test_what_makes_another_model_has_another_fingerprint(root: Path, tmp_path: 
     }
     assert len(marks) == 4
     same = settings("train.rotate=h2q", "train.epochs=9", "data.workers=7")
-    assert plan_job(model, str(tmp_path), same).fingerprint in marks
+    assert plan_rehead(model, str(tmp_path), same).fingerprint in marks
     plain = plan_training(open_artifact(str(root / "shards")), None, str(tmp_path), settings()).fingerprint
     turned = plan_training(open_artifact(str(root / "shards")), None, str(tmp_path), settings("train.rotate=h2q"))
     assert turned.fingerprint == plain  # the training is the same, and found again
@@ -222,7 +222,7 @@ def test_a_classifier_that_is_not_there_is_refused(root: Path, tmp_path: Path) -
 
 def test_the_result_is_plain_json(root: Path, tmp_path: Path) -> None:
     fitted = Fitter(
-        plan_job(open_artifact(str(root / "model")), str(tmp_path), settings("train.rotate=h2q")), lambda d, n: None
+        plan_rehead(open_artifact(str(root / "model")), str(tmp_path), settings("train.rotate=h2q")), lambda d, n: None
     ).run("")
     assert isinstance(fitted, Fitted) and json.loads(json.dumps(fitted.card)) == fitted.card
     assert fitted.card["settings"]["train.rotate"] == "h2q" and fitted.card["settings"]["train.epochs"] == 2

@@ -17,7 +17,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.train.batches import preprocess_of
 from pipelines.train.learner import Batch, Learner
 from pipelines.train.teacher import Teacher
-from pipelines.train.train import check_network, plan_job
+from pipelines.train.train import check_network, plan_training
 from tests.support.pictures import write_folder
 
 CLASSES = 3
@@ -108,7 +108,7 @@ def test_its_weights_name_the_result_by_their_bytes(weights: str, tmp_path: Path
     shards = open_artifact(str(tmp_path / "shards"), "shards")
 
     def name(config: Config) -> str:
-        return plan_job(shards, None, str(tmp_path / "model"), config).fingerprint
+        return plan_training(shards, None, str(tmp_path / "model"), config).fingerprint
 
     copy, other = tmp_path / "copy.safetensors", save_teacher(tmp_path / "other.safetensors", seed=1)
     copy.write_bytes(Path(weights).read_bytes())

@@ -16,7 +16,7 @@ from pipelines.artifacts.versions import all_versions, open_current, publish_nex
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
 from pipelines.index.build import build_index
-from pipelines.index.publish import index_info, rollback_index
+from pipelines.index.publish import describe_index, rollback_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, remove_rows
 from pipelines.storage import Store, canonical_json
@@ -231,7 +231,7 @@ def test_the_last_versions_stay_whole_and_the_others_fail_clearly(index: str) ->
     checks = verify(index).as_json()
     assert checks["orphans"] == []
     assert any("versions 3 to 4 name" in check for check in checks["checks"])
-    assert [entry["version"] for entry in index_info(index).versions] == [4, 3]
+    assert [entry["version"] for entry in describe_index(index).versions] == [4, 3]
     assert gc(index, keep=2).status == "unchanged"
     base = open_artifact(index).origin("codes-0")
     assert build_index([str(base)], index, CONFIG).version == 4

@@ -28,7 +28,7 @@ from pipelines.encode.job import ShardTask
 from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import InputError, WorkFailed
 from pipelines.index.build import build_index
-from pipelines.index.diff import plan
+from pipelines.index.diff import plan_changes
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store, canonical_json
 from pipelines.verify import status as status_module
@@ -119,7 +119,10 @@ def test_an_encode_is_seen_while_it_works_when_it_failed_and_when_it_is_done(
     failed = status(out).as_json()
     assert (failed["status"], failed["run"]["error"]) == ("failed", "the fourth shard will not do")
     assert (failed["shards"]["done"], failed["done"], failed["left_s"]) == (3, 30, None)
-    assert (plan([arguments[0]], [out]).as_json()["encode"], plan([arguments[0]], [out]).as_json()["publish"]) == (1, 3)
+    assert (
+        plan_changes([arguments[0]], [out]).as_json()["encode"],
+        plan_changes([arguments[0]], [out]).as_json()["publish"],
+    ) == (1, 3)
 
     monkeypatch.setattr("pipelines.encode.encode.ShardEncoder", ShardEncoder)
     result = encode(*arguments).as_json()

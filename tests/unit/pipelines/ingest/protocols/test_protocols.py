@@ -18,7 +18,7 @@ from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, W
 from pipelines.ingest import protocols
 from pipelines.ingest.protocols import cifar10
 from pipelines.ingest.protocols.cifar10 import Cifar10
-from pipelines.ingest.sources import Entry
+from pipelines.ingest.sources import SourceImage
 from pipelines.shards.images import decode_image
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json
@@ -110,7 +110,7 @@ def test_all_60000_images_are_dealt_by_the_counts_of_the_field(name: str, parts:
     labels = [NAMES[place % 10] for place in range(60_000)]
     groups = ["test" if key.startswith("test") else "train" for key in keys]
     entries = [
-        Entry(f"{key}.bmp", (label,), None, group) for key, label, group in zip(keys, labels, groups, strict=True)
+        SourceImage(f"{key}.bmp", (label,), None, group) for key, label, group in zip(keys, labels, groups, strict=True)
     ]
     dealt = protocol.assign(entries, keys, "here")
     assert Counter(dealt) == parts == protocol.parts

@@ -14,7 +14,7 @@ TRIED = 1000
 """Number of paths, evenly taken from those not found, on which leading folders are tried."""
 
 
-class Places:
+class PathResolver:
     """Finds files below the folder `root` by the paths that a table has for them.
 
     A path is relative to `root`, or absolute and below it, and may contain `..`. Backslashes may separate folders,
