@@ -78,8 +78,8 @@ def serve_command(
         check_name("--name", name)
         for one in tag or ():
             check_name("--tag", one)
-        lost = _seconds("--lost-after", lost_after, LEAST_LOST_AFTER_S)
-        every = _seconds("--interval", interval, LEAST_INTERVAL_S) if interval is not None else None
+        lost = _parse_seconds("--lost-after", lost_after, LEAST_LOST_AFTER_S)
+        every = _parse_seconds("--interval", interval, LEAST_INTERVAL_S) if interval is not None else None
         if cron is not None and every is not None:
             raise ConfigError("--cron and --interval exclude each other: give one of them")
         check_zone(timezone)
@@ -177,7 +177,7 @@ def _is_cron(text: str) -> bool:
     return True
 
 
-def _seconds(what: str, text: str, least: float) -> float:
+def _parse_seconds(what: str, text: str, least: float) -> float:
     """Parse a duration into seconds. Raises ConfigError if it is none or too short; --lost-after may be 0."""
     try:
         seconds = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else float(parse_duration(text))

@@ -108,7 +108,7 @@ def pipeline(
         if settings.run.out is None:
             raise ConfigError("run.out is not set: set it in the configuration, or give the parameter `out`")
         with kept_ray():
-            ended: Record | State[Any] = _persist(settings, tree, settings.run.out, served)
+            ended: Record | State[Any] = _run_with_retries(settings, tree, settings.run.out, served)
     except TerminationSignal:
         # Prefect tells a cancellation from a crash by its own handler of SIGTERM, which a Ray session replaces.
         if _is_cancelled():
@@ -134,7 +134,7 @@ def _is_cancelled() -> bool:
     return False
 
 
-def _persist(settings: Config, tree: dict[str, Any], out: str, served: bool) -> Record:
+def _run_with_retries(settings: Config, tree: dict[str, Any], out: str, served: bool) -> Record:
     """Run the stages. A run of a deployment tries again, after ever longer waits, if something is out of reach."""
     tries = settings.run.retries if served else 0
     for attempt in range(tries + 1):
@@ -142,14 +142,14 @@ def _persist(settings: Config, tree: dict[str, Any], out: str, served: bool) -> 
         try:
             summary = _run_stages(settings, tree, out, log)
         except BaseException as error:
-            _report(settings, out, log, None)
+            _show_run(settings, out, log, None)
             if attempt == tries or not is_out_of_reach(error):
                 raise
             _wait(settings.run.retry_after * WAIT_FACTOR**attempt, error, attempt + 1, tries)
         else:
             if (kept := finished.get()) is not None:
                 kept.append(summary)
-            _report(settings, out, log, summary)
+            _show_run(settings, out, log, summary)
             return summary.as_json()
     raise AssertionError("the last try returns or raises")
 
@@ -173,7 +173,7 @@ def _show_state(state: State[Any]) -> None:
 
 def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLog) -> RunResult:
     run = settings.run
-    _report(settings, out, log, None)
+    _show_run(settings, out, log, None)
 
     # images -> shards
     splits: Mapping[str, Any] = {}
@@ -209,7 +209,7 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
     return log.summary(report, out)
 
 
-def _report(settings: Config, out: str, log: StageLog, summary: RunResult | None) -> None:
+def _show_run(settings: Config, out: str, log: StageLog, summary: RunResult | None) -> None:
     """Show the run's page and tables so far in Prefect. A failure to do so never ends the run."""
     links = {"everything": out}
     if (address := ray_address(settings)).startswith(("http://", "https://")):

@@ -53,9 +53,9 @@ class StageLog:
         except BaseException as error:
             failed = "failed" if isinstance(error, Exception) else "ended"
             detail = (str(error) or type(error).__name__)[:DETAIL_CHARS]
-            self.stages.append({"verb": name, "stage": name, "status": failed, "detail": detail, **_seconds(begun)})
+            self.stages.append({"verb": name, "stage": name, "status": failed, "detail": detail, **_elapsed(begun)})
             raise
-        self.stages.append({**result, "stage": name, **_seconds(begun)})
+        self.stages.append({**result, "stage": name, **_elapsed(begun)})
         return result
 
     def summary(self, report: Record, out: str) -> RunResult:
@@ -71,7 +71,7 @@ class StageLog:
         )
 
 
-def _seconds(begun: float) -> Record:
+def _elapsed(begun: float) -> Record:
     return {"seconds": round(time.monotonic() - begun, 1)}
 
 

@@ -23,13 +23,13 @@ class Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
-        text = _json(record) if self.as_json else f"hhnet: {record.getMessage()}"
+        text = _json_line(record) if self.as_json else f"hhnet: {record.getMessage()}"
         with suppress(OSError):
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
 
-def _json(record: logging.LogRecord) -> str:
+def _json_line(record: logging.LogRecord) -> str:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
     usual = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
     # Names with an underscore are left out: Ray marks every record with one.

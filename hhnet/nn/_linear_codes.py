@@ -107,7 +107,7 @@ def _orbit(start: int, modulus: int) -> _Columns:
 
 def generator(bits: int, dimension: int) -> npt.NDArray[np.int64]:
     """Return the best code known here as 0 and 1, int64 (k, K), for 1 <= k <= 14 and k <= K; always the same."""
-    return as_bits(np.array(_columns(bits, dimension, np.random.default_rng(0))), dimension).T
+    return as_bits(np.array(_choose_columns(bits, dimension, np.random.default_rng(0))), dimension).T
 
 
 def as_bits(numbers: npt.NDArray[np.int64], dimension: int) -> npt.NDArray[np.int64]:
@@ -125,7 +125,7 @@ def minimum_distance(generator_kK: npt.NDArray[np.int64]) -> int:
     return int(np.bitwise_count(words_MW[1:]).sum(1, dtype=np.int64).min())
 
 
-def _columns(bits: int, dimension: int, rng: np.random.Generator) -> _Columns:
+def _choose_columns(bits: int, dimension: int, rng: np.random.Generator) -> _Columns:
     """Choose the columns of a [bits, dimension] code: the best of the table, codes made from it, and a greedy
     choice."""
     if (bits, dimension) in _found():
@@ -134,10 +134,14 @@ def _columns(bits: int, dimension: int, rng: np.random.Generator) -> _Columns:
     if dimension not in _TABLE_ONLY or bits < 16:
         options.append(_grown([1 << i for i in range(dimension)], bits, dimension, rng))
     if bits > _LONGEST:
-        whole = [c for _ in range(bits // _LONGEST) for c in _mixed(_columns(_LONGEST, dimension, rng), dimension, rng)]
+        whole = [
+            c
+            for _ in range(bits // _LONGEST)
+            for c in _mixed(_choose_columns(_LONGEST, dimension, rng), dimension, rng)
+        ]
         options.append(_grown(whole, bits, dimension, rng))
         if bits % _LONGEST >= dimension:
-            options.append(whole + _mixed(_columns(bits % _LONGEST, dimension, rng), dimension, rng))
+            options.append(whole + _mixed(_choose_columns(bits % _LONGEST, dimension, rng), dimension, rng))
     longer, shorter = (-(-bits // 8) * 8, dimension), (bits // 8 * 8, dimension)
     if longer in _found():
         options.append(list(_found()[longer][:bits]))

@@ -59,7 +59,7 @@ def displayed_by(display: Display) -> Iterator[None]:
 @contextmanager
 def stage(name: str, total: int, unit: str = "items") -> Iterator[Advance]:
     """Show a stage's progress on stderr: a bar on a terminal, a line every few seconds elsewhere."""
-    usual = _bar if sys.stderr.isatty() else _lines
+    usual = _progress_bar if sys.stderr.isatty() else _progress_lines
     show = (_displays[-1] if _displays else usual)(name, total, unit)
     reporter = _reporter.get()
     done = 0
@@ -77,7 +77,7 @@ def stage(name: str, total: int, unit: str = "items") -> Iterator[Advance]:
 
 
 @contextmanager
-def _bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -94,7 +94,7 @@ def _bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None
 
 
 @contextmanager
-def _lines(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+def _progress_lines(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
     begun = time.monotonic()
     last = begun
 

@@ -54,28 +54,28 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
     name = fingerprint("duplicates", digests, result_settings(config, "duplicates"))
     artifact = finished(Store(out), "duplicates", name)
     if artifact is not None:
-        return _answer(artifact, "unchanged")
+        return _dedupe_result(artifact, "unchanged")
     require_distinct_tars(sets)
-    with _reader(index) as reader:
+    with _open_against(index) as reader:
         sources = sources_of(sets, reader)
-        writer = _writer(sets, index, out, name)
-        return _answer(_find(writer, sets, sources, config.dedupe), "done")
+        writer = _duplicates_writer(sets, index, out, name)
+        return _dedupe_result(_find_duplicates(writer, sets, sources, config.dedupe), "done")
 
 
 @contextmanager
-def _reader(index: Artifact | None) -> Iterator[IndexReader | None]:
+def _open_against(index: Artifact | None) -> Iterator[IndexReader | None]:
     with scratch_folder() as folder:
         yield IndexReader(index, folder) if index is not None else None
 
 
-def _writer(sets: Sequence[CodesSet], index: Artifact | None, out: str, name: str) -> ArtifactWriter:
+def _duplicates_writer(sets: Sequence[CodesSet], index: Artifact | None, out: str, name: str) -> ArtifactWriter:
     named = [(f"codes-{number}", entry.artifact) for number, entry in enumerate(sets)]
     named += [(AGAINST, index)] if index is not None else []
     inputs = tuple(ArtifactInput(role=role, kind=one.manifest.kind, digest=one.digest) for role, one in named)
     return ArtifactWriter(Store(out), "duplicates", name, inputs, {role: one.uri for role, one in named})
 
 
-def _find(
+def _find_duplicates(
     writer: ArtifactWriter, sets: Sequence[CodesSet], sources: Sequence[SourceTar], settings: DedupeSettings
 ) -> Artifact:
     # Imported here, since these load numba, and an unchanged result does not need it.
@@ -107,6 +107,6 @@ def _find(
     return writer.commit([*pairs, *found.parts, shards], totals, meta, receipts)
 
 
-def _answer(artifact: Artifact, status: str) -> DedupeResult:
+def _dedupe_result(artifact: Artifact, status: str) -> DedupeResult:
     manifest = artifact.manifest
     return DedupeResult.of(artifact, status, radius=artifact.facts(DuplicatesMeta).radius, **manifest.totals)

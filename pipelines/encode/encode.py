@@ -56,7 +56,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     status = "done" if artifact is None else "unchanged"
     measured: dict[str, Any] = {}
     if artifact is None:
-        artifact, measured = _work(job, allow_degraded)
+        artifact, measured = _encode_missing(job, allow_degraded)
     totals = artifact.manifest.totals
     return EncodeResult.of(
         artifact,
@@ -67,7 +67,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     )
 
 
-def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:
+def _encode_missing(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:
     """Encode the missing shards and publish; shards that were published and lost since are encoded again."""
     begun = time.monotonic()
     writer = job.writer()
@@ -89,7 +89,7 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
             log.result(**run_figures(runs, time.monotonic() - begun))
         if published is None or published.manifest.input("shards").digest != job.shards_digest:
             receipts |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
-            published = _commit(job, writer, opened, receipts, allow_degraded, published)
+            published = _commit_codes(job, writer, opened, receipts, allow_degraded, published)
         gone = lost(published)
         if gone:
             raise DamagedArtifact(
@@ -99,7 +99,7 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
     return published, log.figures
 
 
-def _commit(
+def _commit_codes(
     job: EncodeJob,
     writer: ArtifactWriter,
     opened: ShardSet,

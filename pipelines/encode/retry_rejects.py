@@ -66,11 +66,11 @@ def retry_rejects(codes: str, config: Config, shards: str | None = None, model: 
     known = versions(store)
     number = known[-1] if known else 1
     base = open_version(store, number, "codes") if known else open_artifact(store, "codes")
-    tasks = _tasks(base, number + 1)
+    tasks = _list_tasks(base, number + 1)
     artifact = base
     if tasks:
-        job = _plan(base, config, shards, model)
-        artifact = _work(job, base, number + 1, tasks)
+        job = _plan_retry(base, config, shards, model)
+        artifact = _encode_again(job, base, number + 1, tasks)
     changed = artifact.digest != base.digest
     totals = artifact.manifest.totals
     return RetryResult.of(
@@ -82,7 +82,7 @@ def retry_rejects(codes: str, config: Config, shards: str | None = None, model: 
     )
 
 
-def _tasks(base: Artifact, number: int) -> list[ShardTask]:
+def _list_tasks(base: Artifact, number: int) -> list[ShardTask]:
     """Return tasks for the shards with rejects. Their receipts are kept apart from those of other versions."""
     found, kept = [], codes_by_stem(base.manifest.parts)
     for part in base.manifest.parts:
@@ -100,7 +100,7 @@ def _reasons(rejects: bytes, where: str) -> dict[int, str]:
     return dict(zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
-def _plan(base: Artifact, config: Config, shards: str | None, model: str | None) -> EncodeJob:
+def _plan_retry(base: Artifact, config: Config, shards: str | None, model: str | None) -> EncodeJob:
     """Return the job that made the codes, with the settings that they were made with."""
     made = {name.removeprefix("encode."): value for name, value in base.facts(CodesMeta).settings.items()}
     encode = EncodeSettings.model_validate({**config.encode.model_dump(), **made})
@@ -114,7 +114,7 @@ def _plan(base: Artifact, config: Config, shards: str | None, model: str | None)
     return job
 
 
-def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -> Artifact:
+def _encode_again(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -> Artifact:
     begun = time.monotonic()
     put = read_whole_receipts(base.store, [task.receipt for task in tasks])
     missing = [task for task in tasks if task.receipt not in put]
@@ -125,10 +125,10 @@ def _work(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -
             runs = encode_shards(job, opened, missing, ShardRetrier, lambda outcome: None, log)
             log.result(**run_figures(runs, time.monotonic() - begun))
         put |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
-    return _publish(base, number, put) if put else base
+    return _publish_retried(base, number, put) if put else base
 
 
-def _publish(base: Artifact, number: int, put: Mapping[str, Receipt]) -> Artifact:
+def _publish_retried(base: Artifact, number: int, put: Mapping[str, Receipt]) -> Artifact:
     """Publish the next version: new receipts for the shards in `put`, the old ones for all others."""
     replaced = {PurePosixPath(name).name for name in put}
     manifest = base.manifest

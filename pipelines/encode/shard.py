@@ -52,7 +52,7 @@ def encode_shard(
     settings = config.encode
     encoded = encoder.encode_samples(samples, settings.batch_size, config.data.workers, advance, settings.logits)
     return ShardCodes(
-        parquet_bytes(table_of(schema, _columns(encoded, {name: schema.field(name).type for name in carried}))),
+        parquet_bytes(table_of(schema, _codes_columns(encoded, {name: schema.field(name).type for name in carried}))),
         len(encoded.kept),
         rejects_bytes(encoded.rejects) if encoded.rejects else None,
         len(encoded.rejects),
@@ -62,9 +62,9 @@ def encode_shard(
     )
 
 
-def _columns(encoded: "Encoded", carried: Mapping[str, pa.DataType]) -> dict[str, Any]:
+def _codes_columns(encoded: "Encoded", carried: Mapping[str, pa.DataType]) -> dict[str, Any]:
     records = [sample.record for sample in encoded.kept]
-    metadata = [_fields(sample.metadata) for sample in encoded.kept] if carried else []
+    metadata = [_metadata_fields(sample.metadata) for sample in encoded.kept] if carried else []
     return {
         "key": [record.key for record in records],
         "shard": [record.shard for record in records],
@@ -73,19 +73,22 @@ def _columns(encoded: "Encoded", carried: Mapping[str, pa.DataType]) -> dict[str
         "code": [row.tobytes() for row in np.ascontiguousarray(encoded.codes)],
         "labels": [list(record.labels) for record in records],
         "logits": [row.tobytes() for row in encoded.logits],
-        **{name: _carried(name, [fields.get(name) for fields in metadata], kind) for name, kind in carried.items()},
+        **{
+            name: _carried_column(name, [fields.get(name) for fields in metadata], kind)
+            for name, kind in carried.items()
+        },
     }
 
 
-def _carried(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
+def _carried_column(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
     """Return a metadata column of its type; in a column of texts, other values become JSON."""
     try:
-        return column_of([_text(value) for value in values] if pa.types.is_string(kind) else values, kind)
+        return column_of([_metadata_text(value) for value in values] if pa.types.is_string(kind) else values, kind)
     except pa.ArrowException as error:
         raise DamagedArtifact(f"the metadata column {name!r} is not {kind}, as its shards say: {error}") from None
 
 
-def _fields(metadata: bytes | None) -> dict[str, Any]:
+def _metadata_fields(metadata: bytes | None) -> dict[str, Any]:
     """Return the fields of a sample's JSON; {} where it is no object, which only an adopted tar can hold."""
     try:
         value = json.loads(metadata or b"{}")
@@ -94,7 +97,7 @@ def _fields(metadata: bytes | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _text(value: Any) -> str | None:
+def _metadata_text(value: Any) -> str | None:
     text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if text is None else text.encode("utf-8", "replace").decode()  # half a surrogate pair is no UTF-8
 

@@ -273,20 +273,20 @@ def report_agreement(old: str, new: str, out: str, config: Config) -> AgreementR
     name = fingerprint("report", digests, result_settings(config, "agreement"))
     artifact = finished(Store(out), "report", name)
     if artifact is not None:
-        return _answer(artifact, "unchanged")
+        return _agreement_result(artifact, "unchanged")
     with stage("agreement", STEPS, unit="steps") as advance:
-        matched = _matched(sides["old"], sides["new"])
+        matched = _match_codes(sides["old"], sides["new"])
         advance(1, note="codes read")
         inputs = tuple(ArtifactInput(role=role, kind="codes", digest=digest) for role, digest in digests.items())
         origin = {role: entry.artifact.uri for role, entry in sides.items()}
         writer = ArtifactWriter(Store(out), "report", name, inputs, origin)
         models = {f"{role} model": entry.model for role, entry in sides.items()}
-        artifact = _report(writer, matched, {**digests, **models}, config)
+        artifact = _publish_agreement(writer, matched, {**digests, **models}, config)
         advance(2)
-    return _answer(artifact, "done")
+    return _agreement_result(artifact, "done")
 
 
-def _matched(old: CodesSet, new: CodesSet) -> Matched:
+def _match_codes(old: CodesSet, new: CodesSet) -> Matched:
     if not {shard.sha256 for shard in old.shards} & {shard.sha256 for shard in new.shards}:
         raise InputError(
             f"{old.artifact.uri} and {new.artifact.uri} are codes of different shards: name codes of the same tars"
@@ -299,7 +299,7 @@ def _matched(old: CodesSet, new: CodesSet) -> Matched:
     return matched
 
 
-def _report(writer: ArtifactWriter, matched: Matched, sources: dict[str, str], config: Config) -> Artifact:
+def _publish_agreement(writer: ArtifactWriter, matched: Matched, sources: dict[str, str], config: Config) -> Artifact:
     figures, overlap_Q = measure_agreement(matched, config.agreement)
     counts, _ = np.histogram(overlap_Q, OVERLAP_BINS, (0, 1))
     drawn = {
@@ -317,7 +317,7 @@ def _report(writer: ArtifactWriter, matched: Matched, sources: dict[str, str], c
     return writer.commit(parts, totals, AgreementMeta.model_validate(figures, from_attributes=True))
 
 
-def _answer(artifact: Artifact, status: str) -> AgreementResult:
+def _agreement_result(artifact: Artifact, status: str) -> AgreementResult:
     manifest = artifact.manifest
     return AgreementResult.of(
         artifact,

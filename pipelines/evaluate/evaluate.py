@@ -75,9 +75,9 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     name = report_fingerprint(query_set.artifact.digest, [entry.artifact.digest for entry in sets], config)
     artifact = finished(Store(out), "report", name)
     if artifact is not None:
-        return _answer(artifact, "unchanged")
+        return _evaluate_result(artifact, "unchanged")
     require_distinct_tars(sets)
-    return _answer(_report(query_set, sets, out, name, config), "done")
+    return _evaluate_result(_make_report(query_set, sets, out, name, config), "done")
 
 
 def report_fingerprint(queries: str, database: Sequence[str], config: Config) -> str:
@@ -109,7 +109,7 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     return query_set, sets
 
 
-def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) -> ArtifactWriter:
+def _report_writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) -> ArtifactWriter:
     named = [("queries", query_set), *((f"database-{n}", entry) for n, entry in enumerate(sets))]
     inputs = tuple(ArtifactInput(role=role, kind="codes", digest=entry.artifact.digest) for role, entry in named)
     return ArtifactWriter(Store(out), "report", name, inputs, {role: entry.artifact.uri for role, entry in named})
@@ -182,12 +182,12 @@ def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictur
 # --------------------------------------------------------------------------------------------------------- report
 
 
-def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, config: Config) -> Artifact:
+def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, config: Config) -> Artifact:
     with ExitStack() as stack:
         advance = stack.enter_context(stage("evaluate", STEPS, unit="steps"))
         pair = load_pair(query_set, sets, logits=config.evaluate.rerank is not None)
         require_findable(pair)  # before anything is written at `out`
-        writer = _writer(query_set, sets, out, name)
+        writer = _report_writer(query_set, sets, out, name)
         advance(1, note="codes read")
         log = stack.enter_context(RunLog(writer.store, "evaluate", config, fingerprint=name))
         examined = examine(pair.queries.codes, pair.database.codes, pair.bits)
@@ -199,7 +199,7 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
         count = config.evaluate.gallery
         worst = gallery_rows(pair, worst_queries(pair, ap_Q, min(count, WORST)), pictures)
         rows = gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures)
-        drawn = _plots(figures, examined)
+        drawn = _draw_plots(figures, examined)
         advance(1, note="plots and gallery")
         page = report_page(figures, drawn, rows, worst, pictures.problems, _sources(query_set, sets))
         files = {
@@ -208,13 +208,13 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
             **{f"{name}.png": data for name, data in drawn.items()},
         }
         parts = [writer.put_part(name, data, figures.queries) for name, data in sorted(files.items())]
-        artifact = _commit(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
+        artifact = _commit_report(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
         log.result(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
         advance(1)
     return artifact
 
 
-def _plots(figures: ReportFigures, examined: Examined) -> dict[str, bytes]:
+def _draw_plots(figures: ReportFigures, examined: Examined) -> dict[str, bytes]:
     curve, by_rank, at_n, health = figures.pr_curve, figures.pr_by_rank, figures.precision_at_n, figures.health
     return {
         "pr_curve": plots.pr_curve(curve.y, curve.x, figures.relevant_share),
@@ -258,7 +258,7 @@ def _learned_notes(query_set: CodesSet) -> list[str]:
     return []
 
 
-def _commit(
+def _commit_report(
     writer: ArtifactWriter,
     parts: list[Part],
     figures: ReportFigures,
@@ -279,20 +279,20 @@ def _commit(
     return writer.commit(parts, {"queries": figures.queries, "database": figures.database}, meta)
 
 
-def _answer(artifact: Artifact, status: str) -> EvaluateResult:
+def _evaluate_result(artifact: Artifact, status: str) -> EvaluateResult:
     manifest = artifact.manifest
     return EvaluateResult.of(
         artifact,
         status,
         **artifact.facts(ReportMeta).as_json(),
         **manifest.totals,
-        queries_searched=_searched(artifact),
+        queries_searched=_search_times(artifact),
         report=f"{artifact.uri}/{manifest.part('report.html').path}",
         metrics=f"{artifact.uri}/{manifest.part('metrics.json').path}",
     )
 
 
-def _searched(artifact: Artifact) -> list[str]:
+def _search_times(artifact: Artifact) -> list[str]:
     """Return the times at which the queries were searched for this report; a rerun that finds it done adds none."""
     records = closed_records(artifact.store)
     return sorted(str(record["queries_searched"]) for record in records if "queries_searched" in record)

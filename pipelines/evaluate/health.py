@@ -201,10 +201,10 @@ def _on_bits(side: SideFigures) -> str:
     findings = []
     if side.constant:
         verb = "is constant and tells" if len(side.constant) == 1 else "are constant and tell"
-        findings.append(f"{_named(side.constant)} {verb} no two items apart")
+        findings.append(f"{_name_bits(side.constant)} {verb} no two items apart")
     if side.weak:
         verb = "has" if len(side.weak) == 1 else "have"
-        findings.append(f"{_named(side.weak)} {verb} the same value in more than 89% of the items")
+        findings.append(f"{_name_bits(side.weak)} {verb} the same value in more than 89% of the items")
     return f"{text}{'; '.join(findings)}."
 
 
@@ -242,7 +242,7 @@ def _on_drift(database: SideFigures, queries: SideFigures, drift: DriftFigures) 
     return f"{text} The database holds {drift.common:,} of their {queries.distinct:,} distinct codes."
 
 
-def _named(bits: Sequence[int]) -> str:
+def _name_bits(bits: Sequence[int]) -> str:
     """Name bits: `1 bit (3)`, `3 bits (1, 2, 3)`; a long list is cut."""
     listed = ", ".join(str(bit) for bit in bits[:LISTED]) + (", ..." if len(bits) > LISTED else "")
     return f"{len(bits)} {'bit' if len(bits) == 1 else 'bits'} ({listed})"

@@ -67,7 +67,7 @@ class AliasTarget:
 
         Raises InputError where the index is gone, FingerprintMismatch where another index is in its place.
         """
-        number, index = _published(Store(self.uri), version)
+        number, index = _open_target(Store(self.uri), version)
         found = AliasTarget.of_index(index)
         for name in ("fingerprint", "bits", "model"):
             mine, theirs = str(getattr(self, name))[:12], str(getattr(found, name))[:12]
@@ -87,7 +87,7 @@ def open_published(uri: str, version: int | None = None) -> tuple[int, Artifact]
     """
     store = Store(uri)
     if not holds_alias(store):
-        return _published(store, version)
+        return _open_target(store, version)
     target = AliasTarget.of(current_alias(store)[1])
     try:
         return target.open(version)
@@ -122,7 +122,7 @@ def current_alias(store: Store) -> tuple[int, Artifact]:
     return known[-1], open_version(store, known[-1], KIND)
 
 
-def _published(store: Store, version: int | None) -> tuple[int, Artifact]:
+def _open_target(store: Store, version: int | None) -> tuple[int, Artifact]:
     known = versions(store)
     if not known:
         open_artifact(store, "index")  # raises its own error if there is no index at all
@@ -180,11 +180,11 @@ def set_alias(alias: str, to: str) -> AliasResult:
     if known:
         current = open_version(store, known[-1], KIND)
         if AliasTarget.of(current) == target:
-            return _answer(store, "unchanged", known[-1], current)
+            return _alias_result(store, "unchanged", known[-1], current)
     number = known[-1] + 1 if known else 1
     artifact = next_artifact(root, [], [], {}, meta=target.meta(store, number))
     publish_number(artifact, put_manifest(artifact), number)
-    return _answer(store, "done", number, artifact)
+    return _alias_result(store, "done", number, artifact)
 
 
 def rollback_alias(alias: str) -> AliasResult:
@@ -199,17 +199,17 @@ def rollback_alias(alias: str) -> AliasResult:
     before = version_before(store, known)
     AliasTarget.of(open_version(store, before, KIND)).open()
     number, artifact = roll_back(store, known, before)
-    return replace(_answer(store, "done", number, artifact), to=before)
+    return replace(_alias_result(store, "done", number, artifact), to=before)
 
 
 def alias_history(alias: str) -> AliasResult:
     """Return the present and past targets of the alias, newest first; opens no index."""
     store = Store(alias)
     number, current = current_alias(store)
-    return _answer(store, "done", number, current)
+    return _alias_result(store, "done", number, current)
 
 
-def _answer(store: Store, status: str, number: int, artifact: Artifact) -> AliasResult:
+def _alias_result(store: Store, status: str, number: int, artifact: Artifact) -> AliasResult:
     target = AliasTarget.of(artifact)
     listed = {known: open_version(store, known, KIND) for known in reversed(versions(store))}
     return AliasResult(
@@ -220,11 +220,11 @@ def _answer(store: Store, status: str, number: int, artifact: Artifact) -> Alias
         index=target.uri,
         bits=target.bits,
         model=target.model,
-        versions=[_facts(known, version) for known, version in listed.items()],
+        versions=[_target_facts(known, version) for known, version in listed.items()],
     )
 
 
-def _facts(number: int, artifact: Artifact) -> dict[str, Any]:
+def _target_facts(number: int, artifact: Artifact) -> dict[str, Any]:
     target = AliasTarget.of(artifact)
     return {
         "version": number,

@@ -113,10 +113,10 @@ def _build_and_publish(
     if artifact is None:
         require_distinct_tars(sets)
         tasks = plan_parts(sets)
-    writer, total = _writer(sets, store, name), sum(task.rows > 0 for task in tasks)
+    writer, total = _index_writer(sets, store, name), sum(task.rows > 0 for task in tasks)
     with RunLog(store, "index build", config, fingerprint=name, total=total, unit="parts") as log:
         if artifact is None:
-            artifact, figures = _build(writer, tasks, sets[0], config, log)
+            artifact, figures = _build_index(writer, tasks, sets[0], config, log)
         if publish and not versions(store):
             pass_gate(artifact, figures or measure_index(artifact, config), config, log)
             publish_number(artifact, "manifest.json", 1)
@@ -154,7 +154,7 @@ def _of_kind(config: Config, kind: str) -> Config:
 def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config) -> PlannedResult:
     """Return the planner's choice; `begun_as` is the kind that a build at this root would keep."""
     require_distinct_tars(sets)
-    begun, chosen = _begun(sets, store, config), plan_kind(plan_parts(sets), config)
+    begun, chosen = _kind_begun_with(sets, store, config), plan_kind(plan_parts(sets), config)
     return PlannedResult(uri=store.uri, digest=None, kind=chosen.kind, begun_as=begun, **chosen.facts())
 
 
@@ -166,18 +166,18 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Con
     fingerprint that only the chosen kind has. The first of several runs wins.
     """
     facts: dict[str, Any] = {}
-    if (kind := _begun(sets, store, config)) is None:
+    if (kind := _kind_begun_with(sets, store, config)) is None:
         require_distinct_tars(sets)
         chosen = plan_kind(plan_parts(sets), config)
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
-            _writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
-        kind, facts = _begun(sets, store, config), chosen.facts()
+            _index_writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
+        kind, facts = _kind_begun_with(sets, store, config), chosen.facts()
         write_run_record(store, "index plan", {"chosen": chosen.kind, "machine": machine(), **facts}, config)
     assert kind is not None, "the root was begun"
     return _of_kind(config, kind), facts
 
 
-def _begun(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None:
+def _kind_begun_with(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None:
     """Return the kind that the root was begun with, or None where it was not begun.
 
     Raises FingerprintMismatch where other codes or settings began it.
@@ -197,7 +197,7 @@ def _begun(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None
     )
 
 
-def _writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter:
+def _index_writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter:
     """Return the writer of the index, with the codes and their model as inputs.
 
     With the model among the inputs, a search by image finds it without the codes.
@@ -210,7 +210,7 @@ def _writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter
     return ArtifactWriter(store, "index", name, tuple(inputs), origin | ({"model": model} if model else {}))
 
 
-def _build(
+def _build_index(
     writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config, log: RunLog
 ) -> tuple[Artifact, GateFigures]:
     kind = index_kind(config.index.kind)

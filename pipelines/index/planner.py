@@ -98,7 +98,7 @@ def plan_kind(tasks: Sequence[PartTask], config: Config) -> Plan:
 
     Raises ConfigError, with the figures, where no kind keeps within `index.memory`, `index.latency` and `index.recall`.
     """
-    codes_NB = _sample([task for task in tasks if task.rows], config.index.seed)
+    codes_NB = _draw_sample([task for task in tasks if task.rows], config.index.seed)
     sizes = [task.rows for task in tasks if task.rows]
     predictions = predict(codes_NB, sizes, config)
     sample = _duplicates(codes_NB)
@@ -177,8 +177,11 @@ class _Trials:
         shared, self._train_s = self._train(codes_NB, count)
         largest = min(max(sizes), len(codes_NB))
         self._made: list[TriedPart] = []
-        for size in _steps(largest):
-            if len(self._made) > 1 and _seconds(self._made) + TRIAL_GROWTH * _seconds(self._made[-1:]) > TRIAL_BUDGET_S:
+        for size in _trial_sizes(largest):
+            if (
+                len(self._made) > 1
+                and _trial_seconds(self._made) + TRIAL_GROWTH * _trial_seconds(self._made[-1:]) > TRIAL_BUDGET_S
+            ):
                 break
             if not self._made:
                 self.kind.build(codes_NB[:size], np.arange(size), shared, self.tried)  # compiles before the first trial
@@ -252,7 +255,7 @@ def along(tried: Sequence[tuple[int, float]], size: int, growth: Growth, falls: 
     return values[-1] + (min(slope, 0.0) if falls else max(slope, 0.0)) * (place - sizes[-1])
 
 
-def _steps(largest: int) -> Iterator[int]:
+def _trial_sizes(largest: int) -> Iterator[int]:
     size = FIRST_TRIAL_CODES
     while size < largest:
         yield size
@@ -260,14 +263,14 @@ def _steps(largest: int) -> Iterator[int]:
     yield largest
 
 
-def _seconds(trials: Sequence[TriedPart]) -> float:
+def _trial_seconds(trials: Sequence[TriedPart]) -> float:
     return sum(trial.build_s + QUERIES * trial.query_s for trial in trials)
 
 
 # --------------------------------------------------------------------------------------------------------- sample
 
 
-def _sample(tasks: Sequence[PartTask], seed: int) -> Codes:
+def _draw_sample(tasks: Sequence[PartTask], seed: int) -> Codes:
     """Read shards in a seeded order until there are enough codes, and return the sample in a seeded order."""
     wanted = min(MAX_SAMPLE_CODES, max(MIN_SAMPLE_CODES, QUERIES + max(task.rows for task in tasks)))
     random = np.random.Generator(np.random.Philox(seed))

@@ -56,11 +56,11 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> Publ
     if not known:
         if not first.digest.startswith(digest or ""):
             raise InputError(f"{store.uri}: {digest} is not there, what waits to be version 1 is {first.digest[:12]}")
-        return _publish("manifest.json", first, 1, config)
+        return _pass_and_publish("manifest.json", first, 1, config)
     current, number = open_version(store, known[-1]), known[-1] + 1
     if digest and current.digest.startswith(digest):
         return PublishResult.of(current, "unchanged", version=known[-1])
-    named = {path: a for path, a in _unnamed(store).items() if a.digest.startswith(digest or "")}
+    named = {path: a for path, a in _unpublished_versions(store).items() if a.digest.startswith(digest or "")}
     due = {path: artifact for path, artifact in named.items() if made_as(artifact) == number}
     late = [
         f"{artifact.digest[:12]} was made as version {made_as(artifact)}, not as {number}: make it again"
@@ -71,20 +71,20 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> Publ
         listed = ", ".join(sorted(artifact.digest[:12] for artifact in due.values()))
         raise InputError(f"{store.uri}: {len(due)} were made as version {number}: name one with --digest, {listed}")
     for path, artifact in due.items():
-        return _publish(path, artifact, number, config)
+        return _pass_and_publish(path, artifact, number, config)
     if digest is not None:
         raise InputError(f"{store.uri}: {late[0] if late else f'{digest} is not there'}")
     return PublishResult.of(current, "unchanged", version=known[-1], overtaken=late)
 
 
-def _publish(path: str, artifact: Artifact, number: int, config: Config) -> PublishResult:
+def _pass_and_publish(path: str, artifact: Artifact, number: int, config: Config) -> PublishResult:
     with RunLog(artifact.store, "index publish", config) as log:
         pass_gate(artifact, measure_index(artifact, config), config, log)
         publish_number(artifact, path, number)
     return PublishResult.of(artifact, "done", version=number)
 
 
-def _unnamed(store: Store) -> dict[str, Artifact]:
+def _unpublished_versions(store: Store) -> dict[str, Artifact]:
     """Return the made but unpublished next versions, by the path of their manifest."""
     named = {named_version(store, version)[0] for version in versions(store)}
     return {
@@ -118,12 +118,12 @@ def describe_index(index: str) -> InfoResult:
     known = versions(store)
     published = {number: named_version(store, number)[1] for number in known}
     current = published[known[-1]] if known else first
-    listed = [_facts(number, artifact) for number, artifact in sorted(published.items(), reverse=True)]
+    listed = [_version_facts(number, artifact) for number, artifact in sorted(published.items(), reverse=True)]
     version = known[-1] if known else None
-    return InfoResult.of(current, "done", version=version, versions=listed or [_facts(None, first)])
+    return InfoResult.of(current, "done", version=version, versions=listed or [_version_facts(None, first)])
 
 
-def _facts(number: int | None, artifact: Artifact) -> dict[str, Any]:
+def _version_facts(number: int | None, artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
     rows = {part.name: part.rows for part in manifest.parts}
     return {

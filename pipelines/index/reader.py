@@ -262,10 +262,10 @@ class IndexReader:
     def find(self, keys: Sequence[str]) -> tuple[list[tuple[Item, bytes]], list[str]]:
         """Return the samples with these keys or paths and their codes, in the order given, and the names not found."""
         found: dict[str, list[tuple[Item, bytes]]] = {key: [] for key in keys}
-        wanted = pa.array(filter(_is_text, found), pa.string())
+        wanted = pa.array(filter(_is_encodable, found), pa.string())
         for shard in self.filled():
             table = self._keys(shard.ordinal)
-            hits = table.filter(_named(table, wanted))
+            hits = table.filter(_mark_named(table, wanted))
             items = {item.row: item for item in self._items_of(shard.ordinal, hits["row"].to_numpy())}
             for row, code in zip(hits["row"].to_pylist(), hits["code"].to_pylist(), strict=True):
                 item = items[row]
@@ -276,7 +276,7 @@ class IndexReader:
     def find_ids(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
         """Return the ids of samples with these keys or paths, even millions, ascending, and the names not found."""
         distinct = dict.fromkeys(keys)
-        wanted = pa.array(filter(_is_text, distinct), pa.string())
+        wanted = pa.array(filter(_is_encodable, distinct), pa.string())
         known, found = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
         for shards in _by_rows(self.filled(), KEY_ROWS_KEPT) if len(wanted) else ():
             tables = {shard.ordinal: self.live_keys(shard.ordinal, ["row", *NAMES]) for shard in shards}
@@ -287,7 +287,7 @@ class IndexReader:
                 places = pc.index_in(names[name], value_set=wanted)
                 known[places.drop_null().to_numpy()] = True
                 found.append(np.concatenate(ids)[places.is_valid().to_numpy()])
-        lacking = [key for key in distinct if not _is_text(key)] + wanted.filter(pa.array(~known)).to_pylist()
+        lacking = [key for key in distinct if not _is_encodable(key)] + wanted.filter(pa.array(~known)).to_pylist()
         return np.unique(np.concatenate(found)), lacking
 
     def all_keys(self) -> Iterator[str]:
@@ -300,11 +300,11 @@ class IndexReader:
 
         Call it only with names that `find` or `find_ids` did not find.
         """
-        wanted, gone = pa.array(filter(_is_text, keys), pa.string()), set()
+        wanted, gone = pa.array(filter(_is_encodable, keys), pa.string()), set()
         for ordinal, rows in self.removed.items() if keys else ():
             table = self.read_keys(ordinal)
             table = table.filter(pa.array(np.isin(table["row"].to_numpy(), rows)))
-            table = table.filter(_named(table, wanted))
+            table = table.filter(_mark_named(table, wanted))
             gone |= {name for column in NAMES for name in table[column].to_pylist()}
         return gone & set(keys)
 
@@ -386,12 +386,12 @@ def _by_ordinal(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[n
         yield int(chunk[0] >> 32), chunk & 0xFFFFFFFF
 
 
-def _named(table: pa.Table, wanted: pa.Array) -> pa.ChunkedArray:
+def _mark_named(table: pa.Table, wanted: pa.Array) -> pa.ChunkedArray:
     """Mark the rows whose key or source path is among the `wanted` texts."""
     return pc.or_(*(pc.is_in(table[name], value_set=wanted) for name in NAMES))
 
 
-def _is_text(key: str) -> bool:
+def _is_encodable(key: str) -> bool:
     """Tell whether the text can be a key at all: a shell may hand on bytes that are not UTF-8."""
     try:
         key.encode()

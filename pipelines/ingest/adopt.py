@@ -123,7 +123,7 @@ def adopt(
     labels = {name for tar in tars for own in set(tar.labels) for name in own}
     classes, ids = _class_ids(labels, how, origin.uri, base)
     index = index_bytes(_numbered(tar, ids, base) for tar in tars)
-    result, written = _publish(origin, root, tars, index, classes, how, totals, base)
+    result, written = _publish_adopted(origin, root, tars, index, classes, how, totals, base)
     facts = {"skipped_reasons": listing.skipped_reasons, "skipped_files": listing.skipped_files}
     if written:
         seconds = round(time.time() - began, 3)
@@ -259,7 +259,7 @@ def _numbered(tar: _Indexed, ids: Mapping[str, int], base: Grown | None) -> pa.T
 # -------------------------------------------------------------------------------------------------------- publishing
 
 
-def _publish(
+def _publish_adopted(
     origin: Store,
     root: Store,
     tars: Sequence[_Indexed],

@@ -57,24 +57,24 @@ def image_columns(schema: pa.Schema) -> list[str]:
     for field in schema:
         feature = features.get(field.name)
         image = isinstance(feature, dict) and feature.get("_type") == "Image"
-        if _is_image_struct(field.type) or (image and _is_bytes(field.type)):
+        if _is_image_struct(field.type) or (image and _is_bytes_type(field.type)):
             found.append(field.name)
     return found
 
 
 def columns_of_bytes(schema: pa.Schema) -> list[str]:
     """Return the columns whose type is bytes."""
-    return [field.name for field in schema if _is_bytes(field.type)]
+    return [field.name for field in schema if _is_bytes_type(field.type)]
 
 
 def lists_of_images(schema: pa.Schema) -> list[str]:
     """Return the columns with a list of images in each cell; they are not supported."""
-    return [field.name for field in schema if _is_list(field.type) and _is_image_struct(field.type.value_type)]
+    return [field.name for field in schema if _is_list_type(field.type) and _is_image_struct(field.type.value_type)]
 
 
 def holds_images(kind: pa.DataType) -> bool:
     """Tell whether a column of this type can hold images."""
-    return _is_image_struct(kind) or _is_bytes(kind)
+    return _is_image_struct(kind) or _is_bytes_type(kind)
 
 
 def _is_image_struct(kind: pa.DataType) -> bool:
@@ -82,14 +82,14 @@ def _is_image_struct(kind: pa.DataType) -> bool:
         return False
     fields = {field.name: field.type for field in kind}
     path = fields.get("path", pa.null())
-    return _is_bytes(fields.get("bytes", pa.null())) and (pa.types.is_null(path) or _is_text(path))
+    return _is_bytes_type(fields.get("bytes", pa.null())) and (pa.types.is_null(path) or _is_text_type(path))
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def _is_bytes_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _is_text_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -100,7 +100,7 @@ def metadata_type(kind: pa.DataType) -> pa.DataType | None:
     """Return the type of a column as metadata of shards and codes, or None if it cannot be metadata."""
     if pa.types.is_dictionary(kind):
         return metadata_type(kind.value_type)
-    if _is_text(kind) or pa.types.is_null(kind):
+    if _is_text_type(kind) or pa.types.is_null(kind):
         return pa.string()
     plain = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return kind if plain or _as_text(kind) else None
@@ -123,12 +123,12 @@ def bytes_unfolded(column: pa.Array) -> int:
     """Return the bytes of text and pictures in a column; a dictionary's value counts for each cell that has it."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return bytes_unfolded(column.dictionary_decode()) if _is_text(kind.value_type) else 0
-    if pa.types.is_struct(kind) or _is_list(kind):
+        return bytes_unfolded(column.dictionary_decode()) if _is_text_type(kind.value_type) else 0
+    if pa.types.is_struct(kind) or _is_list_type(kind):
         return (
             sum(map(bytes_unfolded, column.flatten())) if pa.types.is_struct(kind) else bytes_unfolded(column.flatten())
         )
-    return int(column.nbytes) if _is_text(kind) or _is_bytes(kind) else 0
+    return int(column.nbytes) if _is_text_type(kind) or _is_bytes_type(kind) else 0
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
@@ -142,7 +142,7 @@ def label_cells(column: pa.Array, names: Sequence[str] | None) -> list[list[str]
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    inner = column.type.value_type if _is_list(column.type) else column.type
+    inner = column.type.value_type if _is_list_type(column.type) else column.type
     if not (metadata_type(inner) or pa.types.is_dictionary(inner)):
         raise ValueError("labels are texts, whole numbers or lists of them")
     if pa.types.is_temporal(inner) and inner is column.type:
@@ -151,17 +151,17 @@ def label_cells(column: pa.Array, names: Sequence[str] | None) -> list[list[str]
     for row, cell in enumerate(column.to_pylist()):
         try:
             values = cell if isinstance(cell, list) else [cell]
-            cells.append([name for name in (_named(value, names) for value in values) if name])
+            cells.append([name for name in (_class_name_of(value, names) for value in values) if name])
         except ValueError as error:
             raise ValueError(row, str(error)) from None
     return cells
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def _is_list_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _named(value: Any, names: Sequence[str] | None) -> str:
+def _class_name_of(value: Any, names: Sequence[str] | None) -> str:
     if names is None or not isinstance(value, int) or isinstance(value, bool):
         return label_name(value)
     if value == -1:  # the Hub's number for a picture without a label

@@ -48,7 +48,7 @@ def read_csv(path: Path, column: str, encoding: str | None = None) -> Iterator[t
 
 
 def _rows(path: Path, column: str, text: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    lines, before = _lines(path, text), 0
+    lines, before = _read_lines(path, text), 0
     head = next(lines, "")
     while head and not head.strip():
         head, before = next(lines, ""), before + 1
@@ -78,7 +78,7 @@ def _rows(path: Path, column: str, text: IO[str]) -> Iterator[tuple[int, list[st
         raise InputError(f"{path}, row {row} (line {line}): {error}: {hint}") from None
 
 
-def _lines(path: Path, text: IO[str]) -> Iterator[str]:
+def _read_lines(path: Path, text: IO[str]) -> Iterator[str]:
     while line := text.readline(MAX_LINE_CHARS):
         if len(line) == MAX_LINE_CHARS:
             raise InputError(f"{path} has a line of more than {MAX_LINE_CHARS} characters: it is no table")

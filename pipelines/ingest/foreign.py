@@ -247,18 +247,18 @@ def _suffix(name: str) -> str:
 def _labels(facts: dict[str, bytes | None], fields: Sequence[str] | None) -> tuple[str, ...]:
     """Return the class names in `cls` or `json`, each once. Raises ValueError, with the value, for a bad label."""
     if fields is None and ".cls" in facts:
-        found: list[Any] = [_text(facts[".cls"], "cls").strip()]
+        found: list[Any] = [_decode_member(facts[".cls"], "cls").strip()]
     elif fields == () or ".json" not in facts:
         return ()
     else:
-        value = _parsed(_text(facts[".json"], "json"))
+        value = _parsed(_decode_member(facts[".json"], "json"))
         names = ("labels", "label") if fields is None else fields
         stated = [name for name in names if value.get(name) is not None]
         found = [one for name in (stated[:1] if fields is None else stated) for one in _as_list(value[name])]
     return tuple(dict.fromkeys(_label(one) for one in found if one is not None and one != ""))
 
 
-def _text(content: bytes | None, member: str) -> str:
+def _decode_member(content: bytes | None, member: str) -> str:
     if content is None:
         raise ValueError(f"its {member} has more than {MAX_LABEL_BYTES} bytes")
     try:

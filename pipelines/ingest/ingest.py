@@ -138,7 +138,7 @@ def ingest(
             with RunLog(
                 writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
             ) as log:
-                parts[name] = _publish(writer, chosen, opened, config, name, meta, log)
+                parts[name] = _publish_shards(writer, chosen, opened, config, name, meta, log)
                 log.result(samples=len(chosen), **_skips(listing))
     status = "degraded" if degraded else "done" if writers else "unchanged"
     facts = {"protocol": card.as_json()} if card else {}
@@ -339,7 +339,7 @@ def _members(sample: PlannedSample, image: bytes) -> dict[str, Any]:
     return members
 
 
-def _publish(
+def _publish_shards(
     writer: ArtifactWriter,
     samples: list[PlannedSample],
     source: Source,

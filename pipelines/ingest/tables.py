@@ -281,7 +281,7 @@ def _csv_rows(path: Path, columns: TableColumns, encoding: str | None, found: _F
         yield TableRow(
             number,
             image,
-            _names(columns, texts.items(), where),
+            _row_labels(columns, texts.items(), where),
             {name: cells[place[name]] or None for name in extra} if extra else None,
             cells[place[columns.split]] if columns.split else None,
         )
@@ -373,13 +373,13 @@ class _ParquetTable:
         split = self._columns.split
         if not self.with_images:
             images = images.cast(pa.string())
-        groups = [_text(cell) for cell in batch[split].to_pylist()] if split else [None] * batch.num_rows
+        groups = [_cell_text(cell) for cell in batch[split].to_pylist()] if split else [None] * batch.num_rows
         labels = [self._label_cells(batch[name], name, before) for name in self._labels]
         values = {name: json_values(batch[name], self._schema.field(name).type) for name in extra}
         for row, image in enumerate(images):
             cell = image.as_py()
             cells = ((own, text) for own, column in zip(self._labels, labels, strict=True) for text in column[row])
-            names = _names(self._columns, cells, f"{self._path}, row {before + row + 1}")
+            names = _row_labels(self._columns, cells, f"{self._path}, row {before + row + 1}")
             metadata = {name: column[row] for name, column in values.items()} if extra else None
             yield TableRow(before + row + 1, cell if self.with_images else cell or "", names, metadata, groups[row])
 
@@ -396,14 +396,14 @@ class _ParquetTable:
         own = self._schema.field(name).type
         kind = metadata_type(own)
         if kind is None:
-            found.note(f"the column {name!r} is left out: {_short(own)} cannot be metadata")
+            found.note(f"the column {name!r} is left out: {_shorten_type(own)} cannot be metadata")
             return False
         if found.kinds.setdefault(name, kind) != kind:
             raise InputError(f"{self._path}: the column {name!r} is {kind}, but {found.kinds[name]} in another table")
         return True
 
 
-def _names(columns: TableColumns, cells: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
+def _row_labels(columns: TableColumns, cells: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
     """Return the labels of a row from its (column, cell) pairs, each once."""
     try:
         return tuple(dict.fromkeys(name for column, cell in cells for name in columns.names(column, cell)))
@@ -411,11 +411,11 @@ def _names(columns: TableColumns, cells: Iterable[tuple[str, str]], where: str) 
         raise InputError(f"{where}: {error}") from None
 
 
-def _text(value: Any) -> str | None:
+def _cell_text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _short(kind: pa.DataType) -> str:
+def _shorten_type(kind: pa.DataType) -> str:
     text = str(kind)
     return text if len(text) <= 60 else f"{text[:60]} ..."
 

@@ -137,7 +137,7 @@ def search(
             )
         for batch in _batches(queries, max(1, min(BATCH, PAIRS // max(each, rerank or 1)))):
             found = nearest(code_bytes([query.code for query in batch], reader.width), rerank or k)
-            for query, neighbours in _named(reader, batch, found, k, rerank is not None):
+            for query, neighbours in _describe_neighbours(reader, batch, found, k, rerank is not None):
                 results.append(_result(query, neighbours))
                 if html is not None and len(shown) < PAGE_QUERIES:
                     shown.append((query, neighbours))
@@ -167,7 +167,7 @@ def _nearest(reader: IndexReader, config: Config) -> Iterator[Nearest]:
         yield nearest
 
 
-def _named(
+def _describe_neighbours(
     reader: IndexReader, batch: Sequence[Query], found: Neighbours, k: int, rerank: bool
 ) -> list[tuple[Query, list[Neighbour]]]:
     """Return the first k neighbours of each query with the index's facts about them, re-ranked if asked for."""

@@ -140,12 +140,12 @@ class TarEntry:
             return TarReason.LINK if self.kind == "link" else TarReason.SPECIAL
         if self.name.startswith("/") or ".." in self.name.split("/"):
             return TarReason.UNSAFE_NAME
-        if len(self.name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES or not _is_text(self.name):
+        if len(self.name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES or not _is_plain_name(self.name):
             return TarReason.BAD_NAME
         return TarReason.TOO_LARGE if self.size > MAX_MEMBER_BYTES else None
 
 
-def _is_text(name: str) -> bool:
+def _is_plain_name(name: str) -> bool:
     return not any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in name)
 
 
@@ -265,7 +265,7 @@ def _header_fields(kind: bytes, content: bytes) -> dict[str, str]:
     A global header must not set where entries lie or what they are called: that would change every later entry.
     """
     if kind in _LONG_NAMES:
-        return {_LONG_NAMES[kind]: _text(content.rstrip(b"\0"))}
+        return {_LONG_NAMES[kind]: _decode_name(content.rstrip(b"\0"))}
     fields = _pax_fields(content)
     if kind in _EXTENDED:
         return fields
@@ -286,7 +286,7 @@ def _pax_fields(content: bytes) -> dict[str, str]:
         key, equals, value = record[:-1].partition(b"=")
         if not len(digits) + 3 <= length <= len(content) - start or not equals or not record.endswith(b"\n"):
             raise TarDamaged(TarReason.BAD_HEADER, "the tar holds a damaged extended header")
-        fields[_text(key)] = _text(value)
+        fields[_decode_name(key)] = _decode_name(value)
         start += length
     return fields
 
@@ -311,5 +311,5 @@ def _entry(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> TarE
     return TarEntry(name, offset, int(size), kind, target)
 
 
-def _text(data: bytes) -> str:
+def _decode_name(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")

@@ -57,14 +57,14 @@ async def put(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) 
         during()
         data = body.stretch(0, body.size)
         fields: dict[str, Any] = {"Body": data, "Metadata": {DIGEST_KEY: body.sha256}}
-        return await _commit(bucket, "put_object", key, body.sha256, **fields)
+        return await _make_appear(bucket, "put_object", key, body.sha256, **fields)
     except FileNotFoundError:
         raise StoreUnavailable(
             f"cannot write s3://{bucket.name}/{key}: there is no such bucket: check its name and AWS_ENDPOINT_URL"
         ) from None
 
 
-async def _commit(bucket: Bucket, method: str, key: str, sha256: str, again: bool = True, **fields: Any) -> bool:
+async def _make_appear(bucket: Bucket, method: str, key: str, sha256: str, again: bool = True, **fields: Any) -> bool:
     """Send the request that makes an object appear; raise Conflict unless the request may be made `again`."""
     clock = bucket.clock("write", key)
     lost = False
@@ -122,7 +122,7 @@ async def _upload(bucket: Bucket, key: str, body: Body, during: Callable[[], Non
         parts = await _send(bucket, key, upload, body)
         during()
         fields = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
-        return await _commit(bucket, "complete_multipart_upload", key, body.sha256, again=False, **fields)
+        return await _make_appear(bucket, "complete_multipart_upload", key, body.sha256, again=False, **fields)
     except FileNotFoundError:  # another writer has put the object and cleared this upload
         if await bucket.sha256(key, bucket.clock("stat", key)) is None:
             raise Conflict("the upload is gone, and there is no object") from None

@@ -135,8 +135,8 @@ def study(
     Raises WorkFailed at the end where cells failed: they are rows with their error, and a rerun tries them again.
     """
     number, shares = share
-    data = _data(grid, out, root, dry_run)
-    turns = [turn % shares for turn in _turns(grid)]
+    data = _open_data(grid, out, root, dry_run)
+    turns = [turn % shares for turn in _training_turns(grid)]
     made = {}
     mine = [place for place, turn in enumerate(turns) if turn == number - 1]
     if data is not None and not dry_run:
@@ -153,15 +153,15 @@ def study(
     cells = [cell for found, _ in outcomes for cell in found]
     trials = [trial for _, found in outcomes for trial in found]
     if data is None or dry_run or any(cell.state == "missing" for cell in cells):
-        result: StudyResult | StudyListing = _listing(out, cells, dry_run)
+        result: StudyResult | StudyListing = _list_cells(out, cells, dry_run)
     else:
-        result = _publish(grid, out, data, cells, trials)
+        result = _publish_study(grid, out, data, cells, trials)
     if not dry_run:
-        _complain(cells, result)
+        _raise_failed_cells(cells, result)
     return result
 
 
-def _turns(grid: Grid) -> list[int]:
+def _training_turns(grid: Grid) -> list[int]:
     """Return the place of each group's training among all trainings.
 
     Groups with the same training get the same place, and so the same share; otherwise several shares would train it.
@@ -172,7 +172,7 @@ def _turns(grid: Grid) -> list[int]:
     return [places[mark] for mark in marks]
 
 
-def _data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | None:
+def _open_data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | None:
     """Return the shards, which a protocol makes first; None for a dry run without any yet."""
     base, protocol = grid.base(), grid.description.protocol
     named = base.run
@@ -330,7 +330,7 @@ def choose_candidate(grid: Grid, group: Group, steps: Steps | None) -> tuple[lis
 # ------------------------------------------------------------------------------------------------------- publish
 
 
-def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Sequence[Trial]) -> StudyResult:
+def _publish_study(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Sequence[Trial]) -> StudyResult:
     """Publish the study artifact; its fingerprint covers its description, its reports, and the failures."""
     inputs = data.inputs()
     for number, cell in enumerate(cells):
@@ -346,10 +346,10 @@ def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Se
     store = Store(f"{Store(out).uri}/study/{mark[:NAME_CHARS]}")
     artifact = finished(store, "study", mark)
     if artifact is not None:
-        return _answer(artifact, "unchanged")
+        return _study_result(artifact, "unchanged")
     refs = tuple(ArtifactInput(role=r, kind=entry.manifest.kind, digest=entry.digest) for r, entry in inputs.items())
     writer = ArtifactWriter(store, "study", mark, refs, {role: entry.uri for role, entry in inputs.items()})
-    table = cells_table(list(grid.axes), _rows(cells, data))
+    table = cells_table(list(grid.axes), _cell_rows(cells, data))
     summary = summarise(table)
     drawn = study_plots(summary)
     sources = {role: entry.digest for role, entry in data.inputs().items()}
@@ -365,11 +365,11 @@ def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Se
     parts = [writer.put_part(name, content, len(cells)) for name, content in sorted(files.items())]
     totals = {"cells": len(cells), "failed": sum(cell.error is not None for cell in cells), "searches": len(trials)}
     artifact = writer.commit(parts, totals, StudyMeta(title=grid.description.title, axes=tuple(grid.axes)))
-    write_run_record(artifact.store, "study", {"fingerprint": mark, "seconds_of": _seconds(cells)})
-    return _answer(artifact, "done")
+    write_run_record(artifact.store, "study", {"fingerprint": mark, "seconds_of": _training_seconds(cells)})
+    return _study_result(artifact, "done")
 
 
-def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
+def _cell_rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
     """Return the cells as rows of the table."""
     train_set, val_set = open_shards(data.train.uri), open_shards(data.val.uri) if data.val else None
     known: dict[str, int] = {}
@@ -398,7 +398,7 @@ def _rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
     return rows
 
 
-def _seconds(cells: Sequence[Cell]) -> dict[str, float]:
+def _training_seconds(cells: Sequence[Cell]) -> dict[str, float]:
     """Return the seconds that the training of each cell took, over all its recorded runs."""
     found = {}
     for cell in cells:
@@ -407,7 +407,7 @@ def _seconds(cells: Sequence[Cell]) -> dict[str, float]:
     return found
 
 
-def _listing(out: str, cells: Sequence[Cell], dry_run: bool) -> StudyListing:
+def _list_cells(out: str, cells: Sequence[Cell], dry_run: bool) -> StudyListing:
     """Return every cell with its state, for a study that is not complete yet."""
     shown = [{"cell": cell.name, "state": cell.state} for cell in cells]
     counts = Counter(cell.state for cell in cells)
@@ -423,7 +423,7 @@ def _listing(out: str, cells: Sequence[Cell], dry_run: bool) -> StudyListing:
     )
 
 
-def _answer(artifact: Artifact, status: str) -> StudyResult:
+def _study_result(artifact: Artifact, status: str) -> StudyResult:
     manifest = artifact.manifest
     return StudyResult.of(
         artifact,
@@ -435,7 +435,7 @@ def _answer(artifact: Artifact, status: str) -> StudyResult:
     )
 
 
-def _complain(cells: Sequence[Cell], result: Result) -> None:
+def _raise_failed_cells(cells: Sequence[Cell], result: Result) -> None:
     """Raise WorkFailed, naming them, where cells failed."""
     failed = [cell for cell in cells if cell.error]
     if failed:

@@ -111,7 +111,7 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> R
     artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
-        artifact = _publish(job, _fit(job))
+        artifact = _publish_model(job, _fit_on_ray(job))
     rotation = artifact.facts(ModelMeta).rotation
     if rotation is None:
         raise DamagedArtifact(f"{artifact.uri}: the model manifest does not say its rotation: rotate to another --out")
@@ -137,7 +137,7 @@ def plan_rehead(model: Artifact, out: str, config: Config, shards: str | None = 
     return RotateJob(model.uri, learnt.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
 
 
-def _fit(job: RotateJob) -> Fitted:
+def _fit_on_ray(job: RotateJob) -> Fitted:
     """Fit in one worker on Ray, on a GPU if there is one."""
     with ray_session(job.config):
         require_shared_store(Store(job.out), job.config)
@@ -160,7 +160,7 @@ def _fit(job: RotateJob) -> Fitted:
     return fitted
 
 
-def _publish(job: RotateJob, fitted: Fitted) -> Artifact:
+def _publish_model(job: RotateJob, fitted: Fitted) -> Artifact:
     writer = job.writer()
     parts = [
         writer.put_part("model.safetensors", fitted.weights, rows=1),

@@ -92,17 +92,17 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> Trai
     A rerun of the same command goes on from the last good checkpoint.
     """
     begun, config = time.monotonic(), _absolute(config)
-    job = _job_of(shards, val, out, config)
+    job = _plan_or_resume(shards, val, out, config)
     artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
-        artifact = _work(job)
+        artifact = _train_to_end(job)
     metrics = artifact.facts(ModelMeta).metrics.as_json()
     seconds = round(time.monotonic() - begun, 1) if status == "done" else None
     return TrainResult.of(artifact, status, **metrics, seconds=seconds)
 
 
-def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
+def _plan_or_resume(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
     """Return the job on the current shards, or on the earlier versions of them with which `out` was begun."""
     job = plan_training(open_current(shards, "shards"), open_current(val, "shards") if val else None, out, config)
     try:
@@ -121,7 +121,7 @@ def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
     return job
 
 
-def _work(job: TrainJob) -> Artifact:
+def _train_to_end(job: TrainJob) -> Artifact:
     """Train from the last good checkpoint to the end, and publish the model."""
     from pipelines.train.batches import TrainData
     from pipelines.train.checkpoints import Checkpoints
@@ -142,7 +142,7 @@ def _work(job: TrainJob) -> Artifact:
             last = checkpoints.latest()
         if last is None or last.step < total:
             raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
-        artifact = _publish(writer, checkpoints, last, train_set, config)
+        artifact = _publish_best(writer, checkpoints, last, train_set, config)
         _warn_of_equal_maps(last.progress["history"])
         log.result(**artifact.facts(ModelMeta).metrics.as_json())
     return artifact
@@ -194,7 +194,7 @@ def plan_training(shards: Artifact, val: Artifact | None, out: str, config: Conf
     """Return the job with its inputs and the fingerprint of its result."""
     opened = {"shards": shards, **({"val": val} if val else {})}
     inputs = tuple(ArtifactInput(role=role, kind="shards", digest=found.digest) for role, found in opened.items())
-    settings = _settings(config)
+    settings = _model_settings(config)
     mark = fingerprint("model", {entry.role: entry.digest for entry in inputs}, settings)
     return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
 
@@ -210,7 +210,7 @@ def _absolute(config: Config) -> Config:
     return config.model_copy(update={"model": model, "train": train})
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _model_settings(config: Config) -> dict[str, Any]:
     """Return the settings that change the model, with the digests of weights files in place of their paths."""
     settings = result_settings(config, "model")
     if config.model.weights not in (None, "timm"):
@@ -243,7 +243,7 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
         with BoardView(board, "train", log.done, log.total, log.unit, log.reach):
             for restarts in range(config.train.max_failures + 1):
                 try:
-                    _fit(job, need, board, scratch)
+                    _fit_on_ray(job, need, board, scratch)
                     break
                 except _Unstarted as unstarted:
                     need = _next_try(unstarted, need, config, restarts)
@@ -273,7 +273,7 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
     return training_need(config)
 
 
-def _fit(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
+def _fit_on_ray(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
     """Train on Ray Train with workers that each reserve `need`. Raises WorkFailed, or the workers' own error."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -349,7 +349,7 @@ def _ray_loop(settings: dict[str, Any]) -> None:
         raise
 
 
-def _publish(
+def _publish_best(
     writer: ArtifactWriter, checkpoints: "Checkpoints", last: "Checkpoint", train_set: ShardSet, config: Config
 ) -> Artifact:
     """Publish the averaged weights of the best validation epoch as the model."""
@@ -375,7 +375,7 @@ def _publish(
         loss=config.train.loss,
         metrics=metrics.as_json(),
         history=last.progress["history"],
-        settings=_settings(config),
+        settings=_model_settings(config),
     )
     parts = [
         writer.put_part("model.safetensors", model_to_bytes(network), rows=1),

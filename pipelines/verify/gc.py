@@ -59,7 +59,7 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     """
     if keep is not None and keep < 1:
         raise ConfigError(f"--keep {keep}: at least the current version stays")
-    before = time.time() - _seconds(older_than)
+    before = time.time() - _parse_grace(older_than)
     store = Store(uri)
     # List first, then read the manifests: an object that is published in between then counts as in use.
     there, uploads = store.entries(), store.uploads()
@@ -96,7 +96,7 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     )
 
 
-def _seconds(text: str) -> float:
+def _parse_grace(text: str) -> float:
     try:
         return float(parse_duration(text))
     except ValueError as error:

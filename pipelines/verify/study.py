@@ -32,7 +32,7 @@ def prove_study(findings: Findings) -> None:
             totals == {"cells": len(rows), "failed": failed},
             f"{artifact.uri}: the totals say {totals}, the table has {len(rows)} cells of which {failed} failed",
         )
-        kept = _json(artifact, "summary.json")
+        kept = _read_json_part(artifact, "summary.json")
         findings.require(kept == summarise(cells), f"{artifact.uri}: summary.json is not the summary of its cells")
         findings.checks.append(f"{count(len(rows), 'cell')} with the figures of the reports and models they name")
 
@@ -52,7 +52,7 @@ def _prove_row(
             continue
         if kind == "report" and _model_of(artifact) not in (None, row["model"]):
             findings.problem(f"{cell} names a report of another model than its own")
-        told = _told_by_report(artifact) if kind == "report" else _told_by_model(artifact)
+        told = _report_figures(artifact) if kind == "report" else _model_figures(artifact)
         for name, value in told.items():
             findings.require(
                 row[name] == value, f"{cell} says {name} {row[name]}, but {kind} {artifact.uri} says {value}"
@@ -67,13 +67,13 @@ def _model_of(report: Artifact) -> str | None:
         return None
 
 
-def _told_by_report(report: Artifact) -> dict[str, Any]:
+def _report_figures(report: Artifact) -> dict[str, Any]:
     meta = report.facts(ReportMeta)
     return {"map": meta.map, "chance": meta.chance, "bits": meta.bits}
 
 
-def _told_by_model(model: Artifact) -> dict[str, Any]:
-    card = _json(model, "model.json")
+def _model_figures(model: Artifact) -> dict[str, Any]:
+    card = _read_json_part(model, "model.json")
     meta = model.facts(ModelMeta)
     return {
         "val_map": meta.metrics.map,
@@ -84,7 +84,7 @@ def _told_by_model(model: Artifact) -> dict[str, Any]:
     }
 
 
-def _json(artifact: Artifact, name: str) -> Any:
+def _read_json_part(artifact: Artifact, name: str) -> Any:
     try:
         return json.loads(artifact.read(artifact.manifest.part(name)))
     except ValueError:

@@ -21,7 +21,7 @@ from pipelines.index.build import build_index
 from pipelines.index.update import remove_rows
 from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, read_description
-from pipelines.study.study import Cell, Data, _publish
+from pipelines.study.study import Cell, Data, _publish_study
 from pipelines.verify.verify import verify
 from tests.support.codes import write_shards
 from tests.support.inline import use_inline_pool
@@ -62,7 +62,7 @@ def make_study(folder: Path, shards: Artifact) -> Artifact:
     (folder / "study.toml").write_text('title = "Failed"\nprotocol = "cifar10"\n[axes]\nmodel.bits = [16, 32]\n')
     grid = Grid.make(read_description(str(folder / "study.toml")))
     cells = [Cell(group, 0, grid.config(group, 0, {}), error="the loss became nan") for group in grid.groups]
-    made = _publish(grid, str(folder), Data(shards, None, shards, (shards,)), cells, [])
+    made = _publish_study(grid, str(folder), Data(shards, None, shards, (shards,)), cells, [])
     return open_artifact(made.uri)
 
 

@@ -13,7 +13,7 @@ from pipelines.config.settings import Config
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.train.checkpoints import Checkpoints
-from pipelines.train.train import _publish, plan_training, train_worker
+from pipelines.train.train import _publish_best, plan_training, train_worker
 
 SIDE = 32
 
@@ -54,4 +54,4 @@ def train_model(shards_uri: str, out: str | Path, config: Config) -> Artifact:
     checkpoints = Checkpoints(writer.store, job.fingerprint)
     last = checkpoints.latest()
     assert last is not None
-    return _publish(writer, checkpoints, last, open_shards(job.shards), job.config)
+    return _publish_best(writer, checkpoints, last, open_shards(job.shards), job.config)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import Record
 from pipelines.verify.status.survey import Survey
-from pipelines.verify.status.words import describe, one_line
+from pipelines.verify.status.words import format_line, format_status
 
 WATCH_S = 5.0
 """Seconds between two looks of --watch."""
@@ -38,7 +38,7 @@ class StatusResult(Result):
 
     def as_text(self) -> str:
         """Return the figures in words and short tables."""
-        return describe(self.found)
+        return format_status(self.found)
 
 
 def status(uri: str, watch: bool = False, every: float = WATCH_S) -> StatusResult:
@@ -50,7 +50,7 @@ def status(uri: str, watch: bool = False, every: float = WATCH_S) -> StatusResul
     survey = Survey(uri)
     found = survey.look()
     if watch and found["status"] in GOES_ON:
-        with _screen() if sys.stderr.isatty() else _lines() as draw:
+        with _draw_screen() if sys.stderr.isatty() else _draw_lines() as draw:
             while found["status"] in GOES_ON:
                 draw(found)
                 time.sleep(every)
@@ -59,24 +59,24 @@ def status(uri: str, watch: bool = False, every: float = WATCH_S) -> StatusResul
 
 
 @contextmanager
-def _screen() -> Iterator[Callable[[Record], None]]:
+def _draw_screen() -> Iterator[Callable[[Record], None]]:
     """Yield a function that draws over its last drawing."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
-        yield lambda found: live.update(Text(describe(found)), refresh=True)
+        yield lambda found: live.update(Text(format_status(found)), refresh=True)
 
 
 @contextmanager
-def _lines() -> Iterator[Callable[[Record], None]]:
+def _draw_lines() -> Iterator[Callable[[Record], None]]:
     """Yield a function that prints a line whenever the state has changed."""
     last = ""
 
     def draw(found: Record) -> None:
         nonlocal last
-        line = one_line(found)
+        line = format_line(found)
         if line != last:
             sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
             sys.stderr.flush()

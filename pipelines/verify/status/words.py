@@ -11,23 +11,23 @@ SETTINGS_SHOWN = 12
 SAME_DAY_S = 43_200
 
 
-def describe(found: Record) -> str:
+def format_status(found: Record) -> str:
     """Format a status for people."""
     lines = [f"status: {found['status']}{_why(found)}"]
     active = next((one for one in found.get("stages", []) if one["stage"] in found.get("active", [])), None)
-    lines += _columns(_facts(found if active is None or "made" in found else {**found, "run": None}))
+    lines += _align_facts(_status_facts(found if active is None or "made" in found else {**found, "run": None}))
     if "made" not in found:
         lines += _table("stages", [_stage_row(one) for one in found.get("stages", [])[:STAGES_SHOWN]])
     if active is not None:
         lines += ["", f"{active['stage']}: {active['status']}{_why(active)}"]
-        lines += _columns(_facts({**active, "kind": None}))
+        lines += _align_facts(_status_facts({**active, "kind": None}))
     for name in ("hosts", "slowest", "retried"):
         rows = (active or found).get(name, [])
         lines += _table(name, rows)
     return "\n".join(lines)
 
 
-def one_line(found: Record) -> str:
+def format_line(found: Record) -> str:
     """Format a status as one line, for a log."""
     active = [one for one in found.get("stages", []) if one["stage"] in found.get("active", [])]
     of = found if found.get("done") is not None or not active else active[0]
@@ -38,7 +38,7 @@ def one_line(found: Record) -> str:
     return ", ".join(parts)
 
 
-def lasting(seconds: float) -> str:
+def format_span(seconds: float) -> str:
     """Format a span of time: `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
     whole = int(seconds)
     if whole < 60:
@@ -56,9 +56,9 @@ def _why(found: Record) -> str:
     if not run:
         return ", nothing is working on it" if found["status"] == "pending" else ""
     if found["status"] == "working":
-        return f", last sign of life {lasting(run['silent_s'])} ago"
+        return f", last sign of life {format_span(run['silent_s'])} ago"
     if found["status"] == "died":
-        return f": last sign of life {lasting(run['silent_s'])} ago; the same command goes on from there"
+        return f": last sign of life {format_span(run['silent_s'])} ago; the same command goes on from there"
     if found["status"] in ("failed", "interrupted"):
         return f": {run['error']}" if run["error"] else ""
     if found["status"] == "done" and run["state"] in ("died", "failed"):
@@ -66,7 +66,7 @@ def _why(found: Record) -> str:
     return ", nothing is working on it" if found["status"] == "pending" else ""
 
 
-def _facts(found: Record) -> list[tuple[str, str]]:
+def _status_facts(found: Record) -> list[tuple[str, str]]:
     run = found.get("run") or {}
     facts = [
         ("uri", found["uri"]),
@@ -94,7 +94,7 @@ def _facts(found: Record) -> list[tuple[str, str]]:
     return [(name, str(text)) for name, text in facts if text]
 
 
-def _columns(facts: Sequence[tuple[str, str]]) -> list[str]:
+def _align_facts(facts: Sequence[tuple[str, str]]) -> list[str]:
     width = max((len(name) for name, _ in facts), default=0)
     return [f"  {name:<{width}}  {text}" for name, text in facts]
 
@@ -118,7 +118,7 @@ def _pace(found: Record) -> list[str]:
     if found.get("left_s") is not None and found["status"] == "working":
         ends = time.localtime(time.time() + found["left_s"])
         when = time.strftime("%H:%M" if found["left_s"] < SAME_DAY_S else "%d %b %H:%M", ends)
-        parts.append(f"about {lasting(found['left_s'])}, until {when}")
+        parts.append(f"about {format_span(found['left_s'])}, until {when}")
     return parts
 
 
@@ -153,7 +153,9 @@ def _counts(counts: Mapping[str, Any]) -> str:
 
 def _run(run: Mapping[str, Any]) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["began"]))
-    return f"{run['verb']} on {run['host']}, began {began}, {run['state']}, {lasting(run['seconds'])} ({run['name']})"
+    return (
+        f"{run['verb']} on {run['host']}, began {began}, {run['state']}, {format_span(run['seconds'])} ({run['name']})"
+    )
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
@@ -170,8 +172,8 @@ def _stage_row(stage: Record) -> Record:
         "status": stage["status"],
         "done": _done(stage) or _map(stage) or _counts(stage.get("totals") or {}),
         "rate": " ".join(_pace(stage)[:1]) or None,
-        "left": lasting(stage["left_s"]) if working and stage.get("left_s") is not None else None,
-        "took": lasting(run["seconds"]) if run else None,
+        "left": format_span(stage["left_s"]) if working and stage.get("left_s") is not None else None,
+        "took": format_span(run["seconds"]) if run else None,
         "rejects": (stage.get("rejects") or {}).get("total"),
     }
 

@@ -88,7 +88,9 @@ def test_training_and_rotating_carry_it_into_the_model(
     sets = ["data.image_size=32", "data.batch_size=20", "model.backbone=resnet18", "model.bits=16", "train.epochs=1"]
     learned = train_model(str(root / "a" / "train"), tmp_path / "model", load_config(sets=sets))
     assert learned.manifest.meta["protocol"] == open_artifact(str(root / "codes/a/train")).manifest.meta["protocol"]
-    monkeypatch.setattr(rotation, "_fit", lambda job: rotation.Fitter(job, lambda done, note: None).run(job.model))
+    monkeypatch.setattr(
+        rotation, "_fit_on_ray", lambda job: rotation.Fitter(job, lambda done, note: None).run(job.model)
+    )
     turned = rotation.rotate(learned.uri, str(tmp_path / "turned"), load_config(sets=["train.rotate=itq"])).as_json()
     assert open_artifact(turned["uri"]).manifest.meta["protocol"] == learned.manifest.meta["protocol"]
     assert verify(learned.uri).status == verify(turned["uri"]).status == "done"

@@ -19,7 +19,7 @@ from pipelines.artifacts.manifest import manifest_digest, open_artifact
 from pipelines.artifacts.tables import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, IngestSettings
-from pipelines.encode.shard import _fields, _text
+from pipelines.encode.shard import _metadata_fields, _metadata_text
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch, InputError
 from pipelines.ingest import adopt as adopting
 from pipelines.ingest.adopt import Adoption, adopt, read_class_names
@@ -443,9 +443,9 @@ def test_json_of_which_no_label_is_asked_costs_its_metadata_at_most(tmp_path: Pa
 
 
 def test_a_json_that_is_no_object_carries_nothing_into_the_codes() -> None:
-    fields = [_fields(data) for data in (b'{"age": 3}', b"[3]", b"null", b"{", b"[" * 100_000, b"\xff", None)]
+    fields = [_metadata_fields(data) for data in (b'{"age": 3}', b"[3]", b"null", b"{", b"[" * 100_000, b"\xff", None)]
     assert fields == [{"age": 3}, {}, {}, {}, {}, {}, {}]
-    assert [_text(value) for value in ("x", {"b": 1}, "\ud83d", None)] == ["x", '{"b": 1}', "?", None]
+    assert [_metadata_text(value) for value in ("x", {"b": 1}, "\ud83d", None)] == ["x", '{"b": 1}', "?", None]
 
 
 def test_the_image_among_several_can_be_named(tmp_path: Path) -> None:

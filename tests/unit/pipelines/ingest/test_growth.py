@@ -22,7 +22,7 @@ from pipelines.index.update import add_codes
 from pipelines.ingest.adopt import adopt
 from pipelines.shards.shards import write_tar
 from pipelines.storage import Store
-from pipelines.train.train import _job_of, plan_training
+from pipelines.train.train import _plan_or_resume, plan_training
 from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.inline import InlinePool, use_inline_pool
@@ -139,10 +139,10 @@ def test_a_training_goes_on_with_the_shards_it_was_begun_with(
     begun.writer()
     write_night(wds, 2)
     adopt(str(wds), str(wds))
-    job = _job_of(str(wds), None, str(tmp_path / "learnt"), config)
+    job = _plan_or_resume(str(wds), None, str(tmp_path / "learnt"), config)
     assert job.fingerprint == begun.fingerprint and job.opened()[0].samples == 10
     assert "an earlier version of its shards" in capsys.readouterr().err
-    assert _job_of(str(wds), None, str(tmp_path / "new"), config).opened()[0].samples == 15
+    assert _plan_or_resume(str(wds), None, str(tmp_path / "new"), config).opened()[0].samples == 15
     assert len(all_versions(Store(str(wds)))) == 2
 
 

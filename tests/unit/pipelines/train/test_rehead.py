@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker runs in this process; its bytes go through JSON as they do on the way to the store."""
-    monkeypatch.setattr(verb, "_fit", lambda job: Fitter(job, lambda done, note: None).run(job.model))
+    monkeypatch.setattr(verb, "_fit_on_ray", lambda job: Fitter(job, lambda done, note: None).run(job.model))
 
 
 def run(root: Path, out: Path, method: str, *more: str, model: str = "model") -> dict[str, Any]:

@@ -34,7 +34,7 @@ from pipelines.storage import Store, canonical_json
 from pipelines.verify import status as status_module
 from pipelines.verify.gc import gc
 from pipelines.verify.status import status
-from pipelines.verify.status.words import describe, lasting, one_line
+from pipelines.verify.status.words import format_line, format_span, format_status
 from pipelines.verify.verify import verify
 from tests.support.inline import use_inline_pool
 from tests.support.models import train_model, write_model
@@ -154,7 +154,7 @@ def begun_codes(folder: Path) -> Store:
 def test_slow_and_retried_shards_and_hosts_are_named(tmp_path: Path) -> None:
     store, now = begun_codes(tmp_path), time.time()
     with RunLog(store, "encode", total=40, unit="images", shards=4) as log:
-        assert re.search("rate +none yet: Ray", describe(status(str(tmp_path)).as_json()))
+        assert re.search("rate +none yet: Ray", format_status(status(str(tmp_path)).as_json()))
         for number in range(3):
             began = now - 100 + 10 * number
             tries = [Tried(began, began + 10, "quick", 11, "0", "done")]
@@ -177,7 +177,7 @@ def test_slow_and_retried_shards_and_hosts_are_named(tmp_path: Path) -> None:
     assert (slow["host"], slow["workers"], slow["gpus"], slow["shards"], slow["failed"]) == ("slow", 2, 1, 1, 1)
     assert (quick["host"], quick["shards"], quick["images_per_second"], quick["mean_s"]) == ("quick", 3, 1.0, 10.0)
     assert unknown["host"] == "?"
-    text = describe(found)
+    text = format_status(found)
     assert "3.tar" in text
     assert "2 of 6 attempts" in text
     assert "died, stuck, done" in text
@@ -200,8 +200,8 @@ def test_rate_and_time_left_count_from_the_first_shard_that_was_done(
         while (found := status(str(tmp_path)).as_json())["rate"] is None:
             assert time.monotonic() < deadline
         assert (found["done"], found["of"], found["rate"], found["left_s"]) == (30, 110, 10.0, 8)
-        assert "10 images/s" in describe(found)
-        assert "about 8 s, until " in describe(found)
+        assert "10 images/s" in format_status(found)
+        assert "about 8 s, until " in format_status(found)
 
 
 # ------------------------------------------------------------------------------------------------------ other kinds
@@ -224,7 +224,7 @@ def test_a_training_tells_steps_epoch_and_the_map_so_far(root: Path, tmp_path: P
     assert (found["epoch"], found["checkpoint_step"]) == (2, steps)
     assert found["map"] == pytest.approx(trained.manifest.meta["metrics"]["map"])
     assert [one["epoch"] for one in found["validations"]] == [1, 2]
-    assert "best so far" in describe(found)
+    assert "best so far" in format_status(found)
 
 
 def test_status_of_an_index(root: Path, tmp_path: Path, config: Config) -> None:
@@ -250,8 +250,8 @@ def test_a_whole_run_is_listed_stage_by_stage(root: Path, tmp_path: Path, config
         log.reach(20)
         found = status(str(tmp_path)).as_json()
         assert (found["status"], found["active"]) == ("working", ["codes/database"])
-        assert "codes/database: working" in describe(found)
-        assert one_line(found).startswith("working: codes/database 0 of 4 shards")
+        assert "codes/database: working" in format_status(found)
+        assert format_line(found).startswith("working: codes/database 0 of 4 shards")
     assert status(str(tmp_path)).status == "pending"
 
 
@@ -334,4 +334,4 @@ def test_an_interrupted_watch_is_130(root: Path, tmp_path: Path) -> None:
     [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (97_200, "1 d 3 h")],
 )
 def test_spans_of_time_in_words(seconds: float, words: str) -> None:
-    assert lasting(seconds) == words
+    assert format_span(seconds) == words
