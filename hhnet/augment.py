@@ -25,9 +25,9 @@ from torchvision.transforms import functional as ops
 
 from hhnet.preprocess import check_image, resize_box
 
-KINDS = ("crop_flip", "resized_crop", "none")
+AUGMENTATIONS = ("crop_flip", "resized_crop", "none")
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-_TRIES = 10  # windows drawn for "resized_crop" before the largest square is taken
+_CROP_TRIES = 10  # windows drawn for "resized_crop" before the largest square is taken
 
 _Image = npt.NDArray[np.uint8]
 
@@ -66,8 +66,8 @@ class Augment:
         """Raise ValueError for values outside their range."""
         if self.size < 1 or self.padding < 0:
             raise ValueError(f"size must be above 0, padding not below: got {self.size} and {self.padding}")
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}: got {self.kind!r}")
+        if self.kind not in AUGMENTATIONS:
+            raise ValueError(f"kind must be one of {', '.join(AUGMENTATIONS)}: got {self.kind!r}")
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area must be two shares, 0 < least <= largest <= 1: got {self.area}")
         if not (0 <= self.jitter < 1 and 0 <= self.erase <= 1):
@@ -107,7 +107,7 @@ class Augment:
 
     def _resized_crop(self, image: _Image, rng: np.random.Generator) -> _Image:
         height, width = image.shape[:2]
-        for _ in range(_TRIES):
+        for _ in range(_CROP_TRIES):
             area = height * width * rng.uniform(*self.area)
             ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
             w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
@@ -158,7 +158,7 @@ def _erase(image: _Image, rng: np.random.Generator) -> None:
 
 # ------------------------------------------------------------------------------------------------- TrivialAugment
 
-STRENGTHS = 31
+STRENGTH_LEVELS = 31
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ class Operation:
     both_ways: bool = True
 
 
-def _steps(first: float, last: float) -> tuple[float, ...]:
-    return tuple(torch.linspace(first, last, STRENGTHS).tolist())
+def _spread_strengths(first: float, last: float) -> tuple[float, ...]:
+    return tuple(torch.linspace(first, last, STRENGTH_LEVELS).tolist())
 
 
 def _moved(image: Image.Image, across: float, down: float) -> Image.Image:
@@ -185,8 +185,8 @@ def _sheared(image: Image.Image, across: float, down: float) -> Image.Image:
     return sheared
 
 
-_SHARES, _PIXELS, _DEGREES = _steps(0.0, 0.99), _steps(0.0, 32.0), _steps(0.0, 135.0)
-_BITS = tuple(float(8 - round(6 * place / (STRENGTHS - 1))) for place in range(STRENGTHS))
+_SHARES, _PIXELS, _DEGREES = _spread_strengths(0.0, 0.99), _spread_strengths(0.0, 32.0), _spread_strengths(0.0, 135.0)
+_KEPT_BITS = tuple(float(8 - round(6 * place / (STRENGTH_LEVELS - 1))) for place in range(STRENGTH_LEVELS))
 
 OPERATIONS: dict[str, Operation] = {
     "Identity": Operation(lambda image, _: image),
@@ -199,8 +199,10 @@ OPERATIONS: dict[str, Operation] = {
     "Color": Operation(lambda image, share: ops.adjust_saturation(image, 1 + share), _SHARES),
     "Contrast": Operation(lambda image, share: ops.adjust_contrast(image, 1 + share), _SHARES),
     "Sharpness": Operation(lambda image, share: ops.adjust_sharpness(image, 1 + share), _SHARES),
-    "Posterize": Operation(lambda image, bits: ops.posterize(image, int(bits)), _BITS, both_ways=False),
-    "Solarize": Operation(lambda image, least: ops.solarize(image, least), _steps(255.0, 0.0), both_ways=False),
+    "Posterize": Operation(lambda image, bits: ops.posterize(image, int(bits)), _KEPT_BITS, both_ways=False),
+    "Solarize": Operation(
+        lambda image, least: ops.solarize(image, least), _spread_strengths(255.0, 0.0), both_ways=False
+    ),
     "AutoContrast": Operation(lambda image, _: ops.autocontrast(image)),
     "Equalize": Operation(lambda image, _: ops.equalize(image)),
 }

@@ -20,9 +20,9 @@ _Codes = npt.NDArray[np.uint8]
 _Counts = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
 
-_BLOCK = 1 << 15  # codes unpacked at once
-_SAMPLE = 1 << 13  # codes whose distances are counted, all pairs of them: 33.5 million
-_ROWS = 1 << 9  # of them, rows of the distance matrix held at once
+_CODES_PER_BLOCK = 1 << 15  # codes unpacked at once
+_SAMPLE_CODES = 1 << 13  # codes whose distances are counted, all pairs of them: 33.5 million
+_ROWS_PER_BLOCK = 1 << 9  # of them, rows of the distance matrix held at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +92,7 @@ def code_health(codes: _Codes, bits: int) -> CodeHealth:
     ones_K, differing_KK = _ones_and_differing(codes, bits)
     balance_K = ones_K / len(codes)
     bucket_codes, bucket_sizes = _buckets(codes)
-    sample = _sample(codes)
+    sample = _sample_codes(codes)
     return CodeHealth(
         bits=bits,
         count=len(codes),
@@ -136,8 +136,8 @@ def _ones_and_differing(codes: _Codes, bits: int) -> tuple[_Counts, _Counts]:
     two bits differ.
     """
     ones_K, differing_KK = np.zeros(bits, np.int64), np.zeros((bits, bits), np.int64)
-    for start in range(0, len(codes), _BLOCK):
-        block_NK = unpack_bits(codes[start : start + _BLOCK], bits)
+    for start in range(0, len(codes), _CODES_PER_BLOCK):
+        block_NK = unpack_bits(codes[start : start + _CODES_PER_BLOCK], bits)
         turned = np.ascontiguousarray(np.packbits(block_NK, axis=0).T)
         ones_K += block_NK.sum(0)
         differing_KK += hamming_distances(turned, turned)
@@ -176,17 +176,17 @@ def _buckets(codes: _Codes) -> tuple[_Codes, _Counts]:
     return codes[order[starts_B[rank_B]]], sizes_B[rank_B]
 
 
-def _sample(codes: _Codes) -> _Codes:
-    if len(codes) <= _SAMPLE:
+def _sample_codes(codes: _Codes) -> _Codes:
+    if len(codes) <= _SAMPLE_CODES:
         return codes
     random = np.random.Generator(np.random.Philox(0))  # a fixed seed: the same codes give the same figures
-    return codes[np.sort(random.choice(len(codes), _SAMPLE, replace=False, shuffle=False))]
+    return codes[np.sort(random.choice(len(codes), _SAMPLE_CODES, replace=False, shuffle=False))]
 
 
 def _pair_distances(codes: _Codes, bits: int) -> _Counts:
     counts_D = np.zeros(bits + 1, np.int64)
-    for start in range(0, len(codes), _ROWS):
-        distances = hamming_distances(codes[start : start + _ROWS], codes)
+    for start in range(0, len(codes), _ROWS_PER_BLOCK):
+        distances = hamming_distances(codes[start : start + _ROWS_PER_BLOCK], codes)
         counts_D += np.bincount(distances.ravel(), minlength=bits + 1)
     counts_D[0] -= len(codes)  # each code with itself
     return counts_D // 2  # each pair was met from both its ends

@@ -9,7 +9,7 @@ Shape suffixes: N samples, Q queries, K bits.
 import numpy as np
 import numpy.typing as npt
 
-LARGEST = 127
+MAX_REAL_CODE = 127
 """Magnitude of the largest quantised output of each row."""
 
 RealCodes = npt.NDArray[np.int8]
@@ -36,7 +36,7 @@ def quantise_real_codes(z_NK: npt.ArrayLike) -> RealCodes:
     if not np.isfinite(array_NK).all():
         raise ValueError("real codes must be finite to become int8: check the model's weights and the images")
     largest_N1 = np.abs(array_NK).max(axis=1, keepdims=True, initial=0.0)
-    scaled_NK = np.rint(LARGEST * (array_NK / np.where(largest_N1 > 0, largest_N1, 1)))
+    scaled_NK = np.rint(MAX_REAL_CODE * (array_NK / np.where(largest_N1 > 0, largest_N1, 1)))
     return np.where(scaled_NK == 0, np.sign(array_NK), scaled_NK).astype(np.int8)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from hhnet.search import _ranking
 from hhnet.search.kernels import Words, code_pair, run_blocks
 
-_QUERY_BLOCK = 4096  # queries whose counts are held at once
+_QUERIES_PER_BLOCK = 4096  # queries whose counts are held at once
 
 Codes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[Any]
@@ -38,8 +38,8 @@ class Task:
     def histograms(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Yield the counts of samples and of relevant samples at each distance, two int64 (q, D), by blocks of
         queries."""
-        for start in range(0, len(self.queries), _QUERY_BLOCK):
-            block = slice(start, min(start + _QUERY_BLOCK, len(self.queries)))
+        for start in range(0, len(self.queries), _QUERIES_PER_BLOCK):
+            block = slice(start, min(start + _QUERIES_PER_BLOCK, len(self.queries)))
             queries_QW, labels_QL = self.queries[block], self.query_labels[block]
             total_QD = np.zeros((len(queries_QW), self.bits + 1), np.int64)
             hits_QD = np.zeros_like(total_QD)

@@ -21,7 +21,7 @@ from hhnet.search import _ranking
 from hhnet.search.kernels import run_blocks
 
 _DENOMINATORS = {"retrieved": _ranking.RETRIEVED, "min": _ranking.MINIMUM, "all": _ranking.ALL}
-_SCORE_BLOCK = 32  # queries whose real-valued scores against the whole database are held at once
+_SCORED_QUERIES_PER_BLOCK = 32  # queries whose real-valued scores against the whole database are held at once
 
 _Floats = npt.NDArray[np.float64]
 
@@ -80,7 +80,7 @@ def _scored(
         scores_QN = -(reals[0][part] @ reals[1].T)  # the squared distance of unit vectors is 2 - 2 cos
         _ranking.scored_ap(*queries, scores_QN, first, cut, kind, ap_Q[part], hit_Q[part])
 
-    run_blocks(rank, len(task.queries), task.cost, block=_SCORE_BLOCK)
+    run_blocks(rank, len(task.queries), task.cost, block=_SCORED_QUERIES_PER_BLOCK)
     return ap_Q, hit_Q
 
 

@@ -19,11 +19,11 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-TABLE_DIMENSION = 10
-_LONGEST = 128
-_TABLE_ONLY = (9, 10)  # dimensions in which a greedy choice of all columns is far worse than the table
-_CELLS = 1 << 22  # largest matrix of messages x candidate columns, in entries
-_MANTISSA = 24  # bits of a float32
+MAX_TABLE_DIMENSION = 10
+_MAX_BITS = 128
+_TABLE_ONLY_DIMENSIONS = (9, 10)  # dimensions in which a greedy choice of all columns is far worse than the table
+_MAX_MATRIX_ENTRIES = 1 << 22  # largest matrix of messages x candidate columns, in entries
+_MANTISSA_BITS = 24  # bits of a float32
 
 _Columns = list[int]
 _Floats = npt.NDArray[np.float32]
@@ -131,17 +131,17 @@ def _choose_columns(bits: int, dimension: int, rng: np.random.Generator) -> _Col
     if (bits, dimension) in _found():
         return list(_found()[bits, dimension])
     options = []
-    if dimension not in _TABLE_ONLY or bits < 16:
+    if dimension not in _TABLE_ONLY_DIMENSIONS or bits < 16:
         options.append(_grown([1 << i for i in range(dimension)], bits, dimension, rng))
-    if bits > _LONGEST:
+    if bits > _MAX_BITS:
         whole = [
             c
-            for _ in range(bits // _LONGEST)
-            for c in _mixed(_choose_columns(_LONGEST, dimension, rng), dimension, rng)
+            for _ in range(bits // _MAX_BITS)
+            for c in _mixed(_choose_columns(_MAX_BITS, dimension, rng), dimension, rng)
         ]
         options.append(_grown(whole, bits, dimension, rng))
-        if bits % _LONGEST >= dimension:
-            options.append(whole + _mixed(_choose_columns(bits % _LONGEST, dimension, rng), dimension, rng))
+        if bits % _MAX_BITS >= dimension:
+            options.append(whole + _mixed(_choose_columns(bits % _MAX_BITS, dimension, rng), dimension, rng))
     longer, shorter = (-(-bits // 8) * 8, dimension), (bits // 8 * 8, dimension)
     if longer in _found():
         options.append(list(_found()[longer][:bits]))
@@ -166,7 +166,7 @@ def _mixed(columns: _Columns, dimension: int, rng: np.random.Generator) -> _Colu
 def _grown(base: Sequence[int], bits: int, dimension: int, rng: np.random.Generator) -> _Columns:
     """Append columns to `base` up to `bits`, then exchange each of the appended ones twice."""
     parity = np.bitwise_xor.reduce(base, keepdims=True)  # the sum of all columns; appended, it makes all weights even
-    drawn = rng.permutation(np.arange(1, 2**dimension))[: max(dimension, _CELLS >> dimension)]
+    drawn = rng.permutation(np.arange(1, 2**dimension))[: max(dimension, _MAX_MATRIX_ENTRIES >> dimension)]
     search = _Search(base, np.concatenate([parity, drawn]), dimension)
     for _ in range(bits - len(base)):
         search.add(int(search.gain().argmax()))
@@ -186,7 +186,7 @@ class _Search:
     def __init__(self, base: Sequence[int], pool: npt.NDArray[np.int64], dimension: int) -> None:
         messages_M: npt.NDArray[np.uint32] = np.arange(1, 2**dimension, dtype=np.uint32)
         self.pool, self.chosen = pool, list[int]()
-        self.heavier = _MANTISSA - dimension
+        self.heavier = _MANTISSA_BITS - dimension
         # The bit that candidate column p adds to the word of message m.
         self.adds_MP = _parity(messages_M[:, None] & pool.astype(np.uint32))
         self.weight_M = np.zeros(len(messages_M), np.float32)

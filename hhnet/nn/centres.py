@@ -8,7 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from hhnet.nn._linear_codes import TABLE_DIMENSION, as_bits, generator, minimum_distance
+from hhnet.nn._linear_codes import MAX_TABLE_DIMENSION, as_bits, generator, minimum_distance
 
 # Best known minimum distance d of a binary linear [K, k] code, k = 1, 2, ... 16 (as far as k <= K), for every
 # K that is a multiple of 8 up to 128 (Grassl's codetables.de, after the copy in Lucas-Schwengber/h2q
@@ -31,12 +31,12 @@ _BEST_DISTANCE: dict[int, tuple[int, ...]] = {
     120: (120, 80, 68, 64, 61, 60, 60, 58, 56, 56, 55, 53, 52, 52, 51, 50),
     128: (128, 85, 72, 68, 64, 64, 64, 64, 60, 60, 58, 57, 57, 56, 56, 54),
 }
-_LONGEST = 128
+_MAX_BITS = 128
 _MAX_SHUFFLED_BITS = 20  # dimension up to which all words are held in memory
-_LEXICODE_CHECKS = 16  # check bits up to which all sums of check columns are held in memory
-_GREEDY_DIMENSION = 14  # a greedy code of more takes seconds and is no better than a random one
-_DRAWS = 16  # random codes tried for a large distance
-_CHUNK = 1 << 16  # words made at once
+_MAX_LEXICODE_CHECK_BITS = 16  # check bits up to which all sums of check columns are held in memory
+_MAX_GREEDY_DIMENSION = 14  # a greedy code of more takes seconds and is no better than a random one
+_RANDOM_CODES_TRIED = 16  # random codes tried for a large distance
+_WORDS_PER_CHUNK = 1 << 16  # words made at once
 
 
 def code_distance(bits: int, dimension: int) -> int:
@@ -48,11 +48,11 @@ def code_distance(bits: int, dimension: int) -> int:
     """
     if not 1 <= dimension <= bits:
         raise ValueError(f"a code of {bits} bits has a dimension from 1 to {bits}: got {dimension}")
-    if dimension > len(_BEST_DISTANCE[_LONGEST]) or bits < 8:
+    if dimension > len(_BEST_DISTANCE[_MAX_BITS]) or bits < 8:
         return _gilbert_varshamov(bits, dimension)
-    whole, rest = divmod(bits, _LONGEST)
+    whole, rest = divmod(bits, _MAX_BITS)
     rest -= rest % 8
-    distance = whole * _BEST_DISTANCE[_LONGEST][dimension - 1]
+    distance = whole * _BEST_DISTANCE[_MAX_BITS][dimension - 1]
     if rest and dimension <= rest:
         distance += _BEST_DISTANCE[rest][dimension - 1]
     return max(distance, _gilbert_varshamov(bits, dimension))
@@ -121,9 +121,9 @@ def hash_centres(classes: int, bits: int, seed: int = 0, *, orthogonal: bool = F
     if hadamard is not None and orthogonal:
         return _hadamard_rows(hadamard, classes, rng)
     dimension = max(1, (classes - 1).bit_length())
-    if dimension > TABLE_DIMENSION and 0 < bits - dimension <= _LEXICODE_CHECKS:
+    if dimension > MAX_TABLE_DIMENSION and 0 < bits - dimension <= _MAX_LEXICODE_CHECK_BITS:
         code = _lexicode(bits, dimension)
-    elif dimension <= TABLE_DIMENSION or (dimension <= _GREEDY_DIMENSION and bits <= _LONGEST):
+    elif dimension <= MAX_TABLE_DIMENSION or (dimension <= _MAX_GREEDY_DIMENSION and bits <= _MAX_BITS):
         code = generator(bits, dimension)
     else:
         code = _random_code(bits, dimension)
@@ -207,7 +207,7 @@ def _random_code(bits: int, dimension: int) -> npt.NDArray[np.int64]:
     rng, wanted = np.random.default_rng(0), _gilbert_varshamov(bits, dimension)
     unit = np.eye(dimension, dtype=np.int64)
     best, reached = unit, -1
-    for _ in range(_DRAWS):
+    for _ in range(_RANDOM_CODES_TRIED):
         draw = np.concatenate([unit, rng.integers(0, 2, (dimension, bits - dimension))], axis=1)
         found = minimum_distance(draw) if dimension <= _MAX_SHUFFLED_BITS else wanted
         if found > reached:
@@ -220,8 +220,10 @@ def _random_code(bits: int, dimension: int) -> npt.NDArray[np.int64]:
 def _words(messages: npt.NDArray[np.int64], code: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
     """Return the words of the messages as +-1, int8 (C, K)."""
     words = np.empty((len(messages), code.shape[1]), np.int8)
-    for start in range(0, len(messages), _CHUNK):
+    for start in range(0, len(messages), _WORDS_PER_CHUNK):
         # As float32 the product is one of BLAS, which numpy lacks for integers; sums of up to 2^24 ones are exact.
-        chunk = as_bits(messages[start : start + _CHUNK], len(code)).astype(np.float32) @ code.astype(np.float32)
-        words[start : start + _CHUNK] = chunk.astype(np.int16) % 2 * 2 - 1
+        chunk = as_bits(messages[start : start + _WORDS_PER_CHUNK], len(code)).astype(np.float32) @ code.astype(
+            np.float32
+        )
+        words[start : start + _WORDS_PER_CHUNK] = chunk.astype(np.int16) % 2 * 2 - 1
     return words

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, normalize
 
-_LEFT_OUT = -1e4  # a logit whose exponential is 0
+_MASKED_LOGIT = -1e4  # a logit whose exponential is 0
 
 
 def neighbour_divergence(z_BK: Tensor, f_BD: Tensor, temperature: float = 0.1) -> Tensor:
@@ -27,4 +27,4 @@ def _neighbours(x_BD: Tensor, temperature: float) -> Tensor:
     """Return the logarithms of the shares (B, B) that the other rows have in each row's neighbourhood."""
     unit_BD = normalize(x_BD)
     itself_BB = torch.eye(len(x_BD), dtype=torch.bool, device=x_BD.device)
-    return torch.log_softmax((unit_BD @ unit_BD.T / temperature).masked_fill(itself_BB, _LEFT_OUT), dim=1)
+    return torch.log_softmax((unit_BD @ unit_BD.T / temperature).masked_fill(itself_BB, _MASKED_LOGIT), dim=1)

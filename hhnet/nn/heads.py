@@ -6,11 +6,11 @@ Shape suffixes: B images, D features, K bits, C classes.
 import torch
 from torch import Tensor, nn
 
-__all__ = ["HEADS", "MADE", "ClassIndex", "class_bits", "make_head"]
+__all__ = ["DERIVED_HEADS", "HEADS", "ClassIndex", "class_bits", "make_head"]
 
 HEADS = ("linear", "bn", "ln")
 """The hash layers that a network can be trained with."""
-MADE = ("ln_rotated", "class_index")
+DERIVED_HEADS = ("ln_rotated", "class_index")
 """The hash layers that only `hhnet.nn.rehead` makes, from a trained network."""
 
 

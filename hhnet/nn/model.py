@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from hhnet.nn.backbones import Backbone, check_state
-from hhnet.nn.heads import HEADS, MADE, class_bits, make_head
+from hhnet.nn.heads import DERIVED_HEADS, HEADS, class_bits, make_head
 from hhnet.preprocess import Preprocess
 
 __all__ = ["HHNet", "Preprocess", "card", "load_model", "model_from_bytes", "model_to_bytes"]
 
 CARD_FORMAT = 1
-MOST_CLASSES = 1 << 24
+MAX_CLASSES = 1 << 24
 """Largest C that a model card may state, so that a hostile card cannot demand all memory."""
 _CARD_TYPES = {"backbone": str, "bits": int, "head": str, "stem_stride": int}
 
@@ -71,8 +71,8 @@ class HHNet(nn.Module):
                 raise ValueError(f"a class index needs 2 or more classes and bits for them: got {classes} and {bits}")
         elif isinstance(bits, bool) or not isinstance(bits, int) or bits % 8 or not 8 <= bits <= 4096:
             raise ValueError(f"bits must be a multiple of 8 from 8 to 4096: got {bits}")
-        if head not in HEADS + MADE:
-            raise ValueError(f"head must be one of {', '.join(HEADS + MADE)}: got {head!r}")
+        if head not in HEADS + DERIVED_HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS + DERIVED_HEADS)}: got {head!r}")
         self.backbone_name, self.bits, self.head_name, self.stem_stride = backbone, bits, head, stem_stride
         self.branches, self.classes = branches, classes
         self.backbone = Backbone(backbone, stem_stride, weights, branches)
@@ -158,8 +158,8 @@ def model_from_bytes(weights: bytes, card: Mapping[str, Any]) -> tuple[HHNet, Pr
     branches = card.get("branches")
     if branches is not None and not (isinstance(branches, list) and all(type(place) is int for place in branches)):
         raise ValueError(f"model card needs branches as a list of int: got {branches!r}")
-    if type(classes := card.get("class_count", 0)) is not int or not 0 <= classes <= MOST_CLASSES:
-        raise ValueError(f"model card needs class_count as an int up to {MOST_CLASSES}: got {classes!r}")
+    if type(classes := card.get("class_count", 0)) is not int or not 0 <= classes <= MAX_CLASSES:
+        raise ValueError(f"model card needs class_count as an int up to {MAX_CLASSES}: got {classes!r}")
     preprocess = Preprocess.from_dict(card.get("preprocess", {}))
     try:
         state: dict[str, Tensor] = safetensors.torch.load(weights)

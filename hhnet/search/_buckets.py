@@ -13,7 +13,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
-from hhnet.search._compiled import VECTOR_COUNT, compiled
+from hhnet.search._compiled import HAS_VECTOR_POPCOUNT, compiled
 
 ANSWERED, SCAN, DAMAGED = 0, 1, 2
 """Outcome of a query: answered from the buckets, cheaper by a scan, or stopped at a subscript outside the codes."""
@@ -25,21 +25,24 @@ NO_ROW = (1 << ROW_BITS) - 1
 # pass over it finds it in the cache). A candidate is a miss in `rows` and one in `codes`, which overlap with those of
 # its neighbours. At 10 million codes on two busy cores of an EPYC, a bucket took 170 to 230 ns, a candidate 35 to 50.
 # A figure that is too high only makes queries scan too soon.
-LOOKUP = 200
-CANDIDATE = 40
-INSERT = 1.2  # per level of the heap of the k best
+LOOKUP_NS = 200
+CANDIDATE_NS = 40
+INSERT_NS = 1.2  # per level of the heap of the k best
 
 # Costs of an exact scan in nanoseconds for each 64-bit word of a code: with one instruction that counts the bits of a
 # vector, or without it. Reading the word from memory is paid once for all queries.
-COMPARE = 0.07 if VECTOR_COUNT else 0.31
-READ = 0.55
+COMPARE_WORD_NS = 0.07 if HAS_VECTOR_POPCOUNT else 0.31
+READ_WORD_NS = 0.55
 
-DIGIT, DIGIT_SORT = 11, 512  # bits of a radix sort's digit, and keys from which it is faster than comparisons
+RADIX_DIGIT_BITS, MIN_RADIX_KEYS = (
+    11,
+    512,
+)  # bits of a radix sort's digit, and keys from which it is faster than comparisons
 
 # Shares of the cost of a scan that may be spent on buckets, and on their sizes, before they are sure to be cheaper. If
 # a scan is needed after all, that time is lost; both shares together keep the loss below a tenth.
-PROBE = 0.05
-SIZING = 0.03
+PROBE_COST_SHARE = 0.05
+SIZING_COST_SHARE = 0.03
 
 
 def _ctpop(typingctx: Any, word: Any) -> Any:
@@ -250,14 +253,14 @@ def _cost(
         if flips > width:
             continue
         ways = choose(width, flips)
-        lookups += LOOKUP * ways
+        lookups += LOOKUP_NS * ways
         if lookups > most_lookups:
             return np.inf
         pattern = _substring(queries_QW, q, layout_M3, j)
         size = _candidates(pattern, width, flips, starts[offsets_M[j] : offsets_M[j + 1]], num)
         if size < 0:
             return -1.0
-        total += LOOKUP * ways + CANDIDATE * size
+        total += LOOKUP_NS * ways + CANDIDATE_NS * size
         if total > most:
             return np.inf
     return total
@@ -290,7 +293,7 @@ def mih_knn(
     for q in range(queries_QW.shape[0]):
         state_Q[q] = SCAN
         query_W = queries_QW[q]
-        filled, certain, spent = 0, False, float(INSERT * k * np.log2(k + 1.0))
+        filled, certain, spent = 0, False, float(INSERT_NS * k * np.log2(k + 1.0))
         if radius_Q[q] < bits:
             heap_K[:] = radius_Q[q] << ROW_BITS | NO_ROW
             filled = k
@@ -298,12 +301,12 @@ def mih_knn(
             j, flips = step % substrings, step // substrings
             if flips <= layout_M3[j, 2]:
                 if not certain:
-                    left = PROBE * scan - spent
+                    left = PROBE_COST_SHARE * scan - spent
                     cost = _cost(queries_QW, q, layout_M3, offsets_M, starts, num, step, step, left, left)
                     if cost == np.inf and filled == k:
                         # The k-th best can only come nearer: no step after this bound is needed.
                         bound = min(heap_K[0] >> ROW_BITS, bits)
-                        sizing, left = (PROBE + SIZING) * scan - spent, scan - spent
+                        sizing, left = (PROBE_COST_SHARE + SIZING_COST_SHARE) * scan - spent, scan - spent
                         cost = _cost(queries_QW, q, layout_M3, offsets_M, starts, num, step, bound, sizing, left)
                         certain = cost >= 0 and cost != np.inf
                     if cost < 0:
@@ -335,14 +338,14 @@ def mih_knn(
 @compiled
 def _sort(keys: Any, num: int, radius: int) -> None:
     """Sort keys of rows below `num` and distances up to `radius` in place; many keys by digits (a radix sort)."""
-    if keys.shape[0] < DIGIT_SORT:
+    if keys.shape[0] < MIN_RADIX_KEYS:
         keys.sort()
         return
-    counts, spare = np.empty(max(1 << DIGIT, radius + 1), np.int64), np.empty_like(keys)
-    for shift in (0, DIGIT, 2 * DIGIT, ROW_BITS):  # a row has 32 bits at most
+    counts, spare = np.empty(max(1 << RADIX_DIGIT_BITS, radius + 1), np.int64), np.empty_like(keys)
+    for shift in (0, RADIX_DIGIT_BITS, 2 * RADIX_DIGIT_BITS, ROW_BITS):  # a row has 32 bits at most
         if 0 < shift < ROW_BITS and num >> shift == 0:
             continue
-        mask = (1 << DIGIT) - 1 if shift < ROW_BITS else (1 << (63 - ROW_BITS)) - 1
+        mask = (1 << RADIX_DIGIT_BITS) - 1 if shift < ROW_BITS else (1 << (63 - ROW_BITS)) - 1
         counts[:] = 0
         for i in range(keys.shape[0]):
             counts[(keys[i] >> shift) & mask] += 1
@@ -381,7 +384,7 @@ def mih_range(
     total = 0
     for q in range(queries_QW.shape[0]):
         query_W, begun = queries_QW[q], total
-        sizing = (PROBE + SIZING) * scan
+        sizing = (PROBE_COST_SHARE + SIZING_COST_SHARE) * scan
         cost = _cost(queries_QW, q, layout_M3, offsets_M, starts, num, 0, radius, sizing, scan)
         state_Q[q] = DAMAGED if cost < 0 else SCAN if cost == np.inf else ANSWERED
         for step in range(radius + 1):

@@ -27,16 +27,18 @@ from numba.extending import intrinsic, overload
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-CHUNK = 4096  # codes per chunk of one word: 32 KiB at 64 bits
-AHEAD = 512  # words from the tested group to the fetched one: the CPU's own prefetch stops at the end of the page
-LANES = 8  # codes per vector: two registers of AVX2, one of AVX-512
-NARROW = 64  # codes per group, of one or two words of 64 bits
-VECTOR_COUNT = bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
+CHUNK_CODES = 4096  # codes per chunk of one word: 32 KiB at 64 bits
+PREFETCH_WORDS = (
+    512  # words from the tested group to the fetched one: the CPU's own prefetch stops at the end of the page
+)
+VECTOR_CODES = 8  # codes per vector: two registers of AVX2, one of AVX-512
+NARROW_GROUP_CODES = 64  # codes per group, of one or two words of 64 bits
+HAS_VECTOR_POPCOUNT = bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
 """Whether one instruction counts the bits of a whole vector."""
 
 # Codes per group of wider codes. Where the CPU has the vector instruction, LLVM uses it on a large group. Elsewhere it
 # would emulate it with several instructions, and a few codes with the scalar instruction are faster.
-WIDE = 128 if VECTOR_COUNT else 8
+WIDE_GROUP_CODES = 128 if HAS_VECTOR_POPCOUNT else 8
 
 
 _without_cache = False
@@ -119,26 +121,26 @@ def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[1])(context, builder, args[1])
         width, word, index = query.count, ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(word, LANES)
+        vector = ir.VectorType(word, VECTOR_CODES)
         count = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector]), f"llvm.ctpop.v{LANES}i64"
+            builder.module, ir.FunctionType(vector, [vector]), f"llvm.ctpop.v{VECTOR_CODES}i64"
         )
 
         def filled(values: list[Any]) -> Any:
             found = ir.Constant(vector, ir.Undefined)
-            for lane in range(LANES):
+            for lane in range(VECTOR_CODES):
                 found = builder.insert_element(found, values[lane % len(values)], index(lane))
             return found
 
         def every_second(first: Any, second: Any, start: int) -> Any:
-            lanes = [start + 2 * lane for lane in range(LANES)]
-            return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(index, LANES), lanes))
+            lanes = [start + 2 * lane for lane in range(VECTOR_CODES)]
+            return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(index, VECTOR_CODES), lanes))
 
         queries = filled([builder.extract_value(args[0], w) for w in range(width)])
         least = None
-        for code in range(0, NARROW, LANES):
+        for code in range(0, NARROW_GROUP_CODES, VECTOR_CODES):
             bits = []
-            for start in range(code * width, (code + LANES) * width, LANES):
+            for start in range(code * width, (code + VECTOR_CODES) * width, VECTOR_CODES):
                 place = builder.bitcast(builder.gep(array.data, [word(start)]), vector.as_pointer())
                 # align=8, as words may begin at any multiple of 8 bytes; by default LLVM assumes a vector's alignment.
                 bits.append(builder.call(count, [builder.xor(builder.load(place, align=8), queries)]))
@@ -147,24 +149,25 @@ def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
                 bits = [builder.add(every_second(low, high, 0), every_second(low, high, 1))]
             # A count fills the low half of its lane and the high half is 0, so both can be compared as 32 bits: such a
             # minimum is one instruction, a minimum of 64 bits is several.
-            distances = builder.bitcast(bits[0], ir.VectorType(index, 2 * LANES))
+            distances = builder.bitcast(bits[0], ir.VectorType(index, 2 * VECTOR_CODES))
             if least is None:
                 least = distances
             else:
                 least = builder.select(builder.icmp_unsigned("<", distances, least), distances, least)
         nearer = builder.icmp_unsigned("<", builder.bitcast(least, vector), filled([args[2]]))
-        flags = ir.IntType(LANES)
+        flags = ir.IntType(VECTOR_CODES)
         return builder.icmp_unsigned("!=", builder.bitcast(nearer, flags), flags(0))
 
     return types.boolean(query, words, types.uint64), codegen
 
 
-# Test whether any of the first NARROW codes in `words` is nearer than `limit` to the query of one or two uint64.
+# Test whether any of the first NARROW_GROUP_CODES codes in `words` is nearer than `limit` to the query, one or two
+# uint64.
 _near_vectors: Any = intrinsic(_vectors)
 
 
 def _constant(typingctx: Any, query: Any) -> Any:
-    size = NARROW if _is_narrow(query) else WIDE
+    size = NARROW_GROUP_CODES if _is_narrow(query) else WIDE_GROUP_CODES
     return types.intp(query), lambda context, builder, signature, args: context.get_constant(types.intp, size)
 
 
@@ -187,7 +190,7 @@ def _near_by_type(query: Any, group: Any, limit: Any) -> Any:
 
     def one_by_one(query: Any, group: Any, limit: Any) -> Any:
         near = False
-        for code in range(WIDE):
+        for code in range(WIDE_GROUP_CODES):
             near |= _distance(query, group, code) < limit
         return near
 
@@ -234,7 +237,7 @@ def _next_near(query: Any, words: Any, first: int, limit: Any, fetch: bool) -> A
         group = words[start * width : (start + size) * width]
         if fetch:
             for word in range(0, size * width, 8):
-                _prefetch(query, group, word + AHEAD)
+                _prefetch(query, group, word + PREFETCH_WORDS)
         if _near(query, group, limit):
             return start
     return whole
@@ -357,7 +360,7 @@ def scan_knn(
     radius, the rest of its outputs is not written.
     """
     num_queries, size, k = queries_QW.shape[0], words.shape[0] // len(zeros), out_d.shape[1]
-    chunk = max(_group(zeros), CHUNK // len(zeros))
+    chunk = max(_group(zeros), CHUNK_CODES // len(zeros))
     bound = max(2 * k, k + chunk)  # compact when above; one more chunk always fits
     room = bound + chunk
     # The candidates of all queries in one array each: a slice for every query and chunk would count references.
@@ -398,7 +401,7 @@ def scan_range(
     Hits of one query and distance come in the order of their rows.
     """
     num_queries, size = queries_QW.shape[0], words.shape[0] // len(zeros)
-    chunk = max(_group(zeros), CHUNK // len(zeros))
+    chunk = max(_group(zeros), CHUNK_CODES // len(zeros))
     room, count, limit = 2 * chunk, 0, np.uint64(radius + 1)
     hit_q, hit_d, hit_r = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64)
     for place in range(-_lead(zeros, words), size, chunk):

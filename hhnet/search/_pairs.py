@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from hhnet.search._buckets import LOOKUP, _cost, _distance, _found_before, _next, _substring, choose
+from hhnet.search._buckets import LOOKUP_NS, _cost, _distance, _found_before, _next, _substring, choose
 from hhnet.search._compiled import compiled
 
 ANSWERED, SCAN = 1, 2
 """Outcome of a query: all its pairs were found, or a scan is cheaper."""
 
-EMPTY = -1
-SIZING = 0.1
+EMPTY_SLOT = -1
+SIZING_COST_SHARE = 0.1
 """Share of a scan's cost that looking up bucket sizes may take; wasted where the buckets hold too much after all."""
 
 
@@ -51,14 +51,14 @@ def group(
     number of leaders and by the number of leaders that another code has joined.
     """
     mask, room = np.uint64(table_S.shape[0] - 1), table_S.shape[0] * 7 // 10
-    table_S[:] = EMPTY
+    table_S[:] = EMPTY_SLOT
     for n in range(codes_NW.shape[0]):
         mixed = _hash(codes_NW, n, seed)
         if np.int64(mixed >> np.uint64(40)) % shares != share:
             continue
         slot = np.int64(mixed & mask)
         leader: Any = -1
-        while table_S[slot] != EMPTY:
+        while table_S[slot] != EMPTY_SLOT:
             leader = np.int64(table_S[slot])
             leader = leader if leader >= 0 else -2 - leader
             if _equal(codes_NW, n, leader):
@@ -116,7 +116,7 @@ def join(
     lookups = 0.0
     for step in range(radius + 1):
         if step // substrings <= layout_M3[step % substrings, 2]:
-            lookups += LOOKUP * choose(layout_M3[step % substrings, 2], step // substrings)
+            lookups += LOOKUP_NS * choose(layout_M3[step % substrings, 2], step // substrings)
     for q in range(begin, queries_QW.shape[0]):
         query_W, begun, first = queries_QW[q], count, first_Q[q]
         scan = word * (num - first) * codes_NW.shape[1]
@@ -124,7 +124,7 @@ def join(
         if first >= num:
             continue
         if (
-            lookups > SIZING * scan
+            lookups > SIZING_COST_SHARE * scan
             or _cost(queries_QW, q, layout_M3, offsets_M, starts, num, 0, radius, np.inf, scan) == np.inf
         ):
             state_Q[q] = SCAN

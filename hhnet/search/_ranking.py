@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hhnet.search._compiled import CHUNK, chunk_distances, compiled
+from hhnet.search._compiled import CHUNK_CODES, chunk_distances, compiled
 
 RETRIEVED, MINIMUM, ALL = 0, 1, 2  # denominators
 
@@ -50,13 +50,13 @@ def histograms(
     hits_QD: Any,
 ) -> None:
     # All subscripts are unsigned: a signed one would be tested for being negative in each step of the loop.
-    distance, match = np.empty(CHUNK, np.uint16), np.empty(CHUNK, np.uint8)
+    distance, match = np.empty(CHUNK_CODES, np.uint16), np.empty(CHUNK_CODES, np.uint8)
     # One counter holds both counts (relevant in the high half), and four copies of it keep the increments of
     # neighbouring equal distances from waiting for each other.
     both = np.zeros((4, total_QD.shape[1]), np.uint64)
     low = np.uint64((1 << 32) - 1)
-    for start in range(0, database_NW.shape[0], CHUNK):
-        stop = min(start + CHUNK, database_NW.shape[0])
+    for start in range(0, database_NW.shape[0], CHUNK_CODES):
+        stop = min(start + CHUNK_CODES, database_NW.shape[0])
         for q in range(queries_QW.shape[0]):
             chunk_distances(queries_QW[q], database_NW, start, stop, distance)
             _matches(labels_QL[q], labels_NL, start, stop, single, match)
@@ -169,7 +169,7 @@ def stable_ap(
     last row.
     """
     size, values = database_NW.shape[0], 8 * queries_QW.itemsize * queries_QW.shape[1] + 1
-    distance, match = np.empty(CHUNK, np.uint16), np.empty(CHUNK, np.uint8)
+    distance, match = np.empty(CHUNK_CODES, np.uint16), np.empty(CHUNK_CODES, np.uint8)
     both, low = np.empty(values, np.uint64), np.uint64((1 << 32) - 1)  # all in the low half, relevant in the high
     # Every row is written, and a row that is no hit is overwritten by the next: a branch that the CPU cannot predict
     # costs more than a store. So there is one place more than there can be relevant rows.
@@ -177,8 +177,8 @@ def stable_ap(
     for q in range(queries_QW.shape[0]):
         both[:] = 0
         every = np.uint64(0)  # as a subscript, see `histograms`
-        for start in range(0, size, CHUNK):
-            stop = min(start + CHUNK, size)
+        for start in range(0, size, CHUNK_CODES):
+            stop = min(start + CHUNK_CODES, size)
             chunk_distances(queries_QW[q], database_NW, start, stop, distance)
             _matches(labels_QL[q], labels_NL, start, stop, single, match)
             for i in range(stop - start):

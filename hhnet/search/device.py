@@ -20,15 +20,21 @@ from hhnet.search.kernels import as_words
 
 Codes = npt.NDArray[np.uint8]
 
-WORD = 4
+WORD_BYTES = 4
 """Bytes per word on the GPU."""
 
-_ROWS = 1 << 24  # rows copied to the GPU at once
-_BLOCKS = {16: 128, 64: 128, 128: 64}  # queries -> rows of one block of threads; Hopper's products take 64 and up
-_PLACES, _SLACK = 4096, 4  # least places per query and chunk, and places per row expected to need one
-_GROWTH = 2  # full blocks: longest chunk, in times the rows before it; recording rows costs more there than chunks do
-_KEYS = 1 << 24  # places of all queries together, 8 bytes each
-_FAR = np.iinfo(np.int32).max
+_ROWS_PER_COPY = 1 << 24  # rows copied to the GPU at once
+_ROWS_PER_BLOCK = {
+    16: 128,
+    64: 128,
+    128: 64,
+}  # queries -> rows of one block of threads; Hopper's products take 64 and up
+_MIN_PLACES, _PLACES_PER_ROW = 4096, 4  # least places per query and chunk, and places per row expected to need one
+_MAX_CHUNK_GROWTH = (
+    2  # full blocks: longest chunk, in times the rows before it; recording rows costs more there than chunks do
+)
+_MAX_PLACES = 1 << 24  # places of all queries together, 8 bytes each
+_NO_DISTANCE = np.iinfo(np.int32).max
 
 
 class DeviceCodes:
@@ -52,11 +58,11 @@ class DeviceCodes:
                 f"{self.count} codes of {sorted(widths)} bytes: there must be fewer than 2^31 of one width"
             )
         self.width, self._device = widths.pop(), torch.device(device)
-        self._codes_NW = torch.empty((self.count, -(-self.width // WORD)), dtype=torch.int32, device=self._device)
+        self._codes_NW = torch.empty((self.count, -(-self.width // WORD_BYTES)), dtype=torch.int32, device=self._device)
         start = 0
         for part in parts:
-            for first in range(0, len(part), _ROWS):
-                piece = part[first : first + _ROWS]
+            for first in range(0, len(part), _ROWS_PER_COPY):
+                piece = part[first : first + _ROWS_PER_COPY]
                 self._codes_NW[start : start + len(piece)].copy_(torch.from_numpy(_padded(piece).view(np.int32)))
                 start += len(piece)
 
@@ -79,8 +85,8 @@ class DeviceCodes:
             raise ValueError(f"queries must have {self.width} bytes, and k be at least 1: got {queries.shape[1]}, {k}")
         k = min(k, self.count)
         keys_QK = np.empty((len(queries), k), np.int64)
-        places = max(_PLACES, _SLACK * k)
-        step = max(min(_BLOCKS), _KEYS // places // max(_BLOCKS) * max(_BLOCKS))
+        places = max(_MIN_PLACES, _PLACES_PER_ROW * k)
+        step = max(min(_ROWS_PER_BLOCK), _MAX_PLACES // places // max(_ROWS_PER_BLOCK) * max(_ROWS_PER_BLOCK))
         for start in range(0, len(queries) if k else 0, step):
             part = slice(start, start + step)
             keys_QK[part] = self._nearest(_padded(queries[part]), k, places).cpu().numpy()
@@ -89,13 +95,13 @@ class DeviceCodes:
     def _nearest(self, queries: Codes, k: int, places: int) -> Tensor:
         """Return the k smallest keys, distance << 32 | row, int64 (Q, k)."""
         num = len(queries)
-        block_q = next((size for size in _BLOCKS if num <= size), max(_BLOCKS))
+        block_q = next((size for size in _ROWS_PER_BLOCK if num <= size), max(_ROWS_PER_BLOCK))
         rows = -(-num // block_q) * block_q
         bits_QB = np.zeros((rows, 8 * queries.shape[1]), np.int8)
         bits_QB[:num] = np.unpackbits(queries, axis=1, bitorder="little")
         signs_QWB = torch.from_numpy(1 - 2 * bits_QB).to(self._device)
         ones_Q = torch.from_numpy(bits_QB.sum(1, dtype=np.int32)).to(self._device)
-        limits_Q = torch.full((rows,), _FAR, dtype=torch.int32, device=self._device)
+        limits_Q = torch.full((rows,), _NO_DISTANCE, dtype=torch.int32, device=self._device)
         limits_Q[num:] = -1  # queries that only fill the last block find nothing
         best_QK = torch.empty((num, 0), dtype=torch.int64, device=self._device)
         first, length = 0, places
@@ -103,7 +109,7 @@ class DeviceCodes:
             last = min(self.count, first + length)
             counts_Q = torch.zeros(rows, dtype=torch.int32, device=self._device)
             keys_QP = torch.full((rows, places), torch.iinfo(torch.int64).max, device=self._device)
-            grid = -(-(last - first) // _BLOCKS[block_q]), rows // block_q
+            grid = -(-(last - first) // _ROWS_PER_BLOCK[block_q]), rows // block_q
             closer[grid](
                 *(self._codes_NW, signs_QWB, ones_Q, limits_Q, counts_Q, keys_QP, first, last, places),
                 **_constants(self._codes_NW.shape[1], block_q),
@@ -116,17 +122,21 @@ class DeviceCodes:
             best_QK = found_QP.topk(k, dim=1, largest=False).values
             limits_Q[:num] = (best_QK[:, -1] >> 32).int()
             # In random order, about k * length / last rows of a chunk are closer than the k-th best of those before.
-            growth = places / (_SLACK * k) if block_q < max(_BLOCKS) else min(_GROWTH, places / (_SLACK * k))
+            growth = (
+                places / (_PLACES_PER_ROW * k)
+                if block_q < max(_ROWS_PER_BLOCK)
+                else min(_MAX_CHUNK_GROWTH, places / (_PLACES_PER_ROW * k))
+            )
             first, length = last, max(places, int(last * growth))
         return best_QK
 
 
 def _constants(words: int, block_q: int) -> dict[str, Any]:
-    return {"WORDS": words, "BLOCK_Q": block_q, "BLOCK_N": _BLOCKS[block_q], "num_warps": 4}
+    return {"WORDS": words, "BLOCK_Q": block_q, "BLOCK_N": _ROWS_PER_BLOCK[block_q], "num_warps": 4}
 
 
 def _padded(codes: Codes) -> Codes:
     """Copy codes into whole, contiguous words."""
-    out = np.zeros((len(codes), -(-codes.shape[1] // WORD) * WORD), np.uint8)
+    out = np.zeros((len(codes), -(-codes.shape[1] // WORD_BYTES) * WORD_BYTES), np.uint8)
     out[:, : codes.shape[1]] = codes
     return out

@@ -30,10 +30,12 @@ NO_ROW = -1
 NO_DISTANCE = np.iinfo(np.int32).max
 """NO_DISTANCE and NO_ROW fill the neighbours of a query that has fewer than k of them within its radius."""
 
-_QUERY_BLOCK = 64  # queries per unit of work of one thread
-_CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
-_SMALL = 1 << 19  # word comparisons below which waking threads costs more than it saves
-_SHARED = 1 << 21  # words of a database below which a few queries are faster without sharing it between threads
+_QUERIES_PER_UNIT = 64  # queries per unit of work of one thread
+_MAX_CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
+_MIN_THREADED_WORDS = 1 << 19  # word comparisons below which waking threads costs more than it saves
+_MIN_SHARED_WORDS = (
+    1 << 21
+)  # words of a database below which a few queries are faster without sharing it between threads
 
 
 def as_words(codes: npt.NDArray[Any], name: str) -> Words:
@@ -90,7 +92,7 @@ os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child process has 
 
 
 def run_blocks(
-    work: Callable[[slice], _T], num: int, cost: int, threads: int | None = None, block: int = _QUERY_BLOCK
+    work: Callable[[slice], _T], num: int, cost: int, threads: int | None = None, block: int = _QUERIES_PER_UNIT
 ) -> list[_T]:
     """Call `work` on slices of at most `block` that cover range(num); return the results in the order of the slices.
 
@@ -101,7 +103,7 @@ def run_blocks(
     workers = _workers(threads)
     step = max(1, min(block, -(-num // workers)))
     slices = [slice(start, min(start + step, num)) for start in range(0, num, step)]
-    if workers == 1 or len(slices) < 2 or cost < _SMALL:
+    if workers == 1 or len(slices) < 2 or cost < _MIN_THREADED_WORDS:
         return [work(part) for part in slices]
     found: dict[int, _T] = {}
     remaining = iter(range(len(slices)))  # the next number is given out under the interpreter lock
@@ -206,8 +208,8 @@ def hamming_knn(
     if num_queries == 0 or k == 0:
         return np.empty((num_queries, k), np.int32), np.empty((num_queries, k), np.int64)
     cost = num_queries * database_NW.size
-    if num_queries >= workers or database_NW.size < _SHARED:
-        block = max(1, min(_QUERY_BLOCK, _CANDIDATES // (2 * k + 2 * _compiled.CHUNK)))
+    if num_queries >= workers or database_NW.size < _MIN_SHARED_WORDS:
+        block = max(1, min(_QUERIES_PER_UNIT, _MAX_CANDIDATES // (2 * k + 2 * _compiled.CHUNK_CODES)))
         found = run_blocks(
             lambda part: _nearest(queries_QW[part], database_NW, allowed_N, radius_Q[part], k),
             *(num_queries, cost, workers, block),
@@ -261,7 +263,7 @@ def hamming_range(
         return part, counts_QD, hits
 
     cost = num_queries * database_NW.size
-    if num_queries >= _workers(threads) or database_NW.size < _SHARED:
+    if num_queries >= _workers(threads) or database_NW.size < _MIN_SHARED_WORDS:
         units = run_blocks(lambda part: scan(part, slice(0, size)), num_queries, cost, threads)
     else:
         units = run_blocks(lambda part: scan(slice(0, num_queries), part), size, cost, threads, size)

@@ -29,26 +29,26 @@ _T = TypeVar("_T")
 
 Codes = npt.NDArray[np.uint8]
 
-MIN_SUBSTRING, MAX_SUBSTRING = 8, 22
+MIN_SUBSTRING_BITS, MAX_SUBSTRING_BITS = 8, 22
 """Bits of a substring: fewer have too many rows in a bucket, and more need tables that outgrow the cache."""
 
-MOSTLY_A_SCAN = 0.95  # share of scanned queries from which scanning all is faster than merging the hits of both ways
-CLEARLY_A_SCAN = 80_000  # nanoseconds that a search by tables costs at least; a cheaper scan is taken at once
-_TYPICAL = 10  # nanoseconds of a scan that count as one word comparison, to decide whether threads pay
+SCAN_ALL_SHARE = 0.95  # share of scanned queries from which scanning all is faster than merging the hits of both ways
+MIN_TABLE_SEARCH_NS = 80_000  # nanoseconds that a search by tables costs at least; a cheaper scan is taken at once
+_NS_PER_COMPARISON = 10  # nanoseconds of a scan that count as one word comparison, to decide whether threads pay
 
 
 def default_substrings(count: int, bits: int) -> int:
     """Return a number of substrings for `count` codes: each has about log2(count) bits, and no more."""
-    width = min(max(count, 1).bit_length() - 1, MAX_SUBSTRING)
-    return -(-bits // max(width, MIN_SUBSTRING))
+    width = min(max(count, 1).bit_length() - 1, MAX_SUBSTRING_BITS)
+    return -(-bits // max(width, MIN_SUBSTRING_BITS))
 
 
 def substring_widths(bits: int, substrings: int) -> list[int]:
     """Return the bits of each substring, in the order of the bits of the code; ValueError for an impossible number."""
-    if not -(-bits // MAX_SUBSTRING) <= substrings <= bits:
+    if not -(-bits // MAX_SUBSTRING_BITS) <= substrings <= bits:
         raise ValueError(
-            f"{bits} bits can be cut into {-(-bits // MAX_SUBSTRING)} to {bits} substrings of at most "
-            f"{MAX_SUBSTRING} bits: got {substrings}"
+            f"{bits} bits can be cut into {-(-bits // MAX_SUBSTRING_BITS)} to {bits} substrings of at most "
+            f"{MAX_SUBSTRING_BITS} bits: got {substrings}"
         )
     return [bits // substrings + (j < bits % substrings) for j in range(substrings)]
 
@@ -223,7 +223,7 @@ class MultiIndexHash:
             return found_keys
 
         scanned, keys_of_blocks = _in_blocks(search, len(queries_QW), scan, threads)
-        if scanned.mean() >= MOSTLY_A_SCAN:
+        if scanned.mean() >= SCAN_ALL_SHARE:
             found = hamming_range(_bytes(queries_QW), self.codes, radius, threads, allowed)
             return *found, np.ones(len(queries_QW), np.bool_)
         keys = np.concatenate(keys_of_blocks)
@@ -242,11 +242,16 @@ class MultiIndexHash:
         Fewer queries than threads share all the threads. Memory is read once for all queries.
         """
         workers = threads or int(numba.config.NUMBA_NUM_THREADS)
-        return self.codes.size / 8 * min(1.0, num / workers) * (_buckets.COMPARE + _buckets.READ / max(num, 1))
+        return (
+            self.codes.size
+            / 8
+            * min(1.0, num / workers)
+            * (_buckets.COMPARE_WORD_NS + _buckets.READ_WORD_NS / max(num, 1))
+        )
 
     def _clearly_a_scan(self, num: int, scan: float) -> bool:
         """Test, without a look at the tables, whether there are no queries or not even one bucket is worth a look."""
-        return num == 0 or num * scan < CLEARLY_A_SCAN or _buckets.PROBE * scan < _buckets.LOOKUP
+        return num == 0 or num * scan < MIN_TABLE_SEARCH_NS or _buckets.PROBE_COST_SHARE * scan < _buckets.LOOKUP_NS
 
     def tables(self) -> tuple[Any, Any, Any, Any]:
         """Return layout, offsets, `starts` and `rows` for the compiled loops.
@@ -273,7 +278,7 @@ def _in_blocks(
 ) -> tuple[npt.NDArray[np.bool_], list[_T]]:
     """Run `search` on blocks of queries; return the mask of queries left to a scan, and the results of the blocks."""
     state = np.empty(num, np.uint8)
-    found = run_blocks(lambda part: search(part, state[part]), num, int(num * scan) // _TYPICAL, threads)
+    found = run_blocks(lambda part: search(part, state[part]), num, int(num * scan) // _NS_PER_COMPARISON, threads)
     if (state == _buckets.DAMAGED).any():
         raise TablesDamagedError("the tables point outside the codes")
     return state == _buckets.SCAN, found

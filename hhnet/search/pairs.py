@@ -13,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.search import _pairs
-from hhnet.search._buckets import COMPARE
+from hhnet.search._buckets import COMPARE_WORD_NS
 from hhnet.search.kernels import as_words, hamming_range, run_blocks
 from hhnet.search.multi_index import Codes, MultiIndexHash, padded
 
-MOST_CODES = (1 << 31) - 1
-LEAST_TABLE = 1 << 16
+MAX_CODES = (1 << 31) - 1
+MIN_TABLE_SLOTS = 1 << 16
 """Number of slots of the smallest hash table."""
 
-_QUERIES = 1024  # queries per unit of work of one thread
-_PAIRS = 1 << 17  # pairs that one thread holds, 14 bytes each
-_WORD = COMPARE  # cost of a word in a scan; a higher figure makes the tables answer more of the queries
-_SCANNED = 64  # queries of one scan
-_SCANNED_ROWS = 1 << 15  # rows of one scan; memory has to hold them as hits of all its queries
+_QUERIES_PER_UNIT = 1024  # queries per unit of work of one thread
+_PAIRS_PER_THREAD = 1 << 17  # pairs that one thread holds, 14 bytes each
+_WORD_COST_NS = COMPARE_WORD_NS  # cost of a word in a scan; a higher figure makes the tables answer more of the queries
+_QUERIES_PER_SCAN = 64  # queries of one scan
+_ROWS_PER_SCAN = 1 << 15  # rows of one scan; memory has to hold them as hits of all its queries
 
 Emit = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]], None]
 """Function that takes queries, rows and distances of some pairs; several threads may call it at once."""
@@ -47,9 +47,9 @@ def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArra
     """
     words_NW = as_words(codes, "codes")
     leaders_N = np.empty(len(codes), np.int32)
-    wanted = max(2 * len(codes), LEAST_TABLE)
+    wanted = max(2 * len(codes), MIN_TABLE_SLOTS)
     slots = 1 << (wanted - 1).bit_length()
-    while slots > LEAST_TABLE and 4 * slots > table_bytes:
+    while slots > MIN_TABLE_SLOTS and 4 * slots > table_bytes:
         slots //= 2
     table_S, shares = np.empty(slots, np.int32), -(-wanted // slots)
     seed = np.uint64(secrets.randbits(64))  # so that nobody can make codes that meet in one slot; no result shows it
@@ -85,19 +85,23 @@ def near_pairs(
 
     def search(part: slice) -> None:
         state_Q, begin, num = np.zeros(part.stop - part.start, np.uint8), 0, part.stop - part.start
-        found = np.empty(_PAIRS, np.int16), np.empty(_PAIRS, np.int64), np.empty(_PAIRS, np.int32)
+        found = (
+            np.empty(_PAIRS_PER_THREAD, np.int16),
+            np.empty(_PAIRS_PER_THREAD, np.int64),
+            np.empty(_PAIRS_PER_THREAD, np.int32),
+        )
         while begin < num:
             begin, count = _pairs.join(
                 *(queries_QW[part], first[part], codes_NW, *table.tables()),
-                *(radius, _WORD, begin, state_Q, found),
+                *(radius, _WORD_COST_NS, begin, state_Q, found),
             )
             if count:
                 emit(found[0][:count] + np.int64(part.start), found[1][:count], found[2][:count])
         scanned = np.flatnonzero(state_Q == _pairs.SCAN) + part.start
-        for start in range(0, len(scanned), _SCANNED):
-            _scan(queries_QW, scanned[start : start + _SCANNED], first, table.codes, radius, emit)
+        for start in range(0, len(scanned), _QUERIES_PER_SCAN):
+            _scan(queries_QW, scanned[start : start + _QUERIES_PER_SCAN], first, table.codes, radius, emit)
 
-    run_blocks(search, len(queries_QW), len(queries_QW) * codes_NW.size, threads, _QUERIES)
+    run_blocks(search, len(queries_QW), len(queries_QW) * codes_NW.size, threads, _QUERIES_PER_UNIT)
 
 
 def _scan(
@@ -110,8 +114,8 @@ def _scan(
 ) -> None:
     """Find the pairs of `some` of the queries by comparing these with every code."""
     chosen, from_row = queries_QW[some].view(np.uint8), first[some]
-    for start in range(int(from_row.min()), len(codes), _SCANNED_ROWS):
-        offsets, rows, distances = hamming_range(chosen, codes[start : start + _SCANNED_ROWS], radius, threads=1)
+    for start in range(int(from_row.min()), len(codes), _ROWS_PER_SCAN):
+        offsets, rows, distances = hamming_range(chosen, codes[start : start + _ROWS_PER_SCAN], radius, threads=1)
         queries, rows = np.repeat(np.arange(len(some)), np.diff(offsets)), rows + start
         new = rows >= from_row[queries]
         if new.any():

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.search.multi_index import MultiIndexHash, default_substrings, table_length
-from hhnet.search.pairs import MOST_CODES, equal_groups, near_pairs
+from hhnet.search.pairs import MAX_CODES, equal_groups, near_pairs
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import PairsReceipt
 from pipelines.artifacts.tables import parquet_bytes, table_of
@@ -51,8 +51,8 @@ class Leaders:
 
 def require_memory(count: int, settings: DedupeSettings) -> None:
     """Raise InputError or ConfigError, with the figures, if the samples are too many for the allowed memory."""
-    if count > MOST_CODES:
-        raise InputError(f"{count} samples are too many for one search, which takes {MOST_CODES}: give fewer --codes")
+    if count > MAX_CODES:
+        raise InputError(f"{count} samples are too many for one search, which takes {MAX_CODES}: give fewer --codes")
     least = 5 * count  # bytes: 4 per sample for the union-find, and a hash table that needs a few passes
     if least > settings.memory:
         raise ConfigError(
@@ -225,7 +225,7 @@ class PairSearch:
 def _block_size(memory: int, width: int) -> int:
     """Return the largest number of codes of `width` bytes, by doubling, whose tables fit the memory."""
     size = LEAST_BLOCK
-    while size < MOST_CODES and _table_bytes(2 * size, width) <= memory:
+    while size < MAX_CODES and _table_bytes(2 * size, width) <= memory:
         size *= 2
     return size
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from hhnet.search.device import WORD, DeviceCodes
+from hhnet.search.device import WORD_BYTES, DeviceCodes
 from pipelines.errors import ConfigError
 from pipelines.index.kinds import Codes, Neighbours
 from pipelines.index.kinds.flat import FlatSearcher
@@ -29,7 +29,7 @@ def on_gpu(reader: IndexReader, device: str = "cuda") -> Callable[[Codes, int], 
     try:
         codes = DeviceCodes([codes for codes, _ in found] or [np.empty((0, reader.width), np.uint8)], device)
     except torch.OutOfMemoryError:
-        needed = reader.count * -(-reader.width // WORD) * WORD
+        needed = reader.count * -(-reader.width // WORD_BYTES) * WORD_BYTES
         raise ConfigError(
             f"{reader.artifact.uri}: its codes take {needed / 2**30:.1f} GiB, more than the GPU has free: leave "
             "search.device at cpu"

@@ -30,7 +30,7 @@ def build(root: Path, monkeypatch: pytest.MonkeyPatch, config: Config = CONFIG) 
 
 @pytest.mark.parametrize("k", [1, 9, 1000])
 def test_answers_are_those_of_the_parts(k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_PLACES", 16)
+    monkeypatch.setattr(gpu, "_MIN_PLACES", 16)
     index = build(tmp_path, monkeypatch)
     remove_rows(index, CONFIG, ["one/00003", "two/00000"])
     queries = random_codes(20, 16, seed=3)

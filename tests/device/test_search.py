@@ -27,7 +27,7 @@ def check(parts: list[Any], queries: Any, k: int) -> None:
 @pytest.fixture(autouse=True)
 def few_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that small sets are searched in several chunks."""
-    monkeypatch.setattr(gpu, "_PLACES", 64)
+    monkeypatch.setattr(gpu, "_MIN_PLACES", 64)
 
 
 @pytest.mark.parametrize("width", [1, 3, 4, 5, 8, 16, 20])
@@ -42,12 +42,12 @@ def test_any_number_of_neighbours(k: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 64, 65, 130])
 def test_any_number_of_queries(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_KEYS", 64)  # the queries go in rounds
+    monkeypatch.setattr(gpu, "_MAX_PLACES", 64)  # the queries go in rounds
     check([random_codes(300, 8)], random_codes(count, 8, seed=1), 3)
 
 
 def test_parts_are_numbered_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_ROWS", 50)
+    monkeypatch.setattr(gpu, "_ROWS_PER_COPY", 50)
     check([random_codes(n, 8, seed=n) for n in (1, 130, 0, 70, 129)], random_codes(4, 8, seed=9), 20)
 
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_searched() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_million_codes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_PLACES", 4096)
+    monkeypatch.setattr(gpu, "_MIN_PLACES", 4096)
     for width in (8, 16, 32):
         check(
             [random_codes(700_000, width), random_codes(300_001, width, seed=2)], random_codes(300, width, seed=1), 100

@@ -161,7 +161,7 @@ def _parse(name: str, data: bytes, shared: bytes, folder: Path) -> None:
     path = folder / "part"
     path.write_bytes(data)
     queries = random_codes(2)
-    mih.CLEARLY_A_SCAN, MultiIndexHash._scan_cost = 0, lambda *_: 1e18  # type: ignore[method-assign]
+    mih.MIN_TABLE_SEARCH_NS, MultiIndexHash._scan_cost = 0, lambda *_: 1e18  # type: ignore[method-assign]
     if name == "quantizer":
         IvfKind().build(random_codes(20), np.arange(20, dtype=np.int64), data, {})
     elif name in kind_names():

@@ -10,7 +10,7 @@ from hhnet.nn.losses.base import HashLoss
 
 __all__ = ["HashLoss", "loss_names", "make_loss"]
 
-_WHOLE = {"seed", "start"}
+_INTEGER_OPTIONS = {"seed", "start"}
 """Options that are whole numbers; a configuration file gives them as floats."""
 
 
@@ -41,7 +41,7 @@ def make_loss(name: str, bits: int, classes: int, **options: Any) -> HashLoss:
     known = [key for key in inspect.signature(loss).parameters if key not in ("bits", "classes")]
     if unknown := sorted(options.keys() - set(known)):
         raise ValueError(f"loss {name} has no option {', '.join(unknown)}: known are {', '.join(known)}")
-    for key in options.keys() & _WHOLE:
+    for key in options.keys() & _INTEGER_OPTIONS:
         if options[key] < 0 or not float(options[key]).is_integer():
             raise ValueError(f"{key} must be a whole number of at least 0: got {options[key]}")
         options[key] = int(options[key])

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from hhnet.nn.losses.base import HashLoss, above, at_least, masked_mean, similarity
 
-_NEAREST = 1e-5  # bits; shorter distances count as this
+_MIN_DISTANCE_BITS = 1e-5  # bits; shorter distances count as this
 
 
 class DCH(HashLoss):
@@ -40,7 +40,7 @@ class DCH(HashLoss):
         """Compute the loss; see `HashLoss.forward`."""
         similar_BB, pairs_BB = similarity(labels_BC)
         unit_BK = normalize(z_BK)
-        distance_BB = (self.bits / 2 * (1 - unit_BK @ unit_BK.T)).clamp(min=_NEAREST)
+        distance_BB = (self.bits / 2 * (1 - unit_BK @ unit_BK.T)).clamp(min=_MIN_DISTANCE_BITS)
         similar = masked_mean(torch.log1p(distance_BB / self.gamma), pairs_BB * similar_BB)
         apart = masked_mean(torch.log1p(self.gamma / distance_BB), pairs_BB * (1 - similar_BB))
         cos_B = unit_BK.abs().mean(1) * self.bits**0.5  # with a vector of ones

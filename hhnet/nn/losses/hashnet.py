@@ -18,8 +18,8 @@ from torch.nn.functional import softplus
 
 from hhnet.nn.losses.base import HashLoss, above, masked_mean, similarity
 
-_GAMMA = 0.005  # growth of beta^2 per training step
-_STEPS = 200  # training steps between two changes of beta
+_BETA_GROWTH = 0.005  # growth of beta^2 per training step
+_STEPS_PER_BETA = 200  # training steps between two changes of beta
 
 
 class HashNet(HashLoss):
@@ -41,7 +41,7 @@ class HashNet(HashLoss):
 
     def beta(self) -> Tensor:
         """Return the present slope of the tanh, a scalar on the buffer's device."""
-        return torch.sqrt(1 + _GAMMA * (self.iteration // _STEPS * _STEPS))
+        return torch.sqrt(1 + _BETA_GROWTH * (self.iteration // _STEPS_PER_BETA * _STEPS_PER_BETA))
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
         """Compute the loss; see `HashLoss.forward`."""

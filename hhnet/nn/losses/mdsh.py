@@ -23,7 +23,7 @@ from torch.nn.functional import normalize, softplus
 
 from hhnet.nn.losses.base import HashLoss, at_least, class_centres, masked_mean, similarity
 
-_LEFT_OUT = -1e4  # a logit whose exponential is 0
+_MASKED_LOGIT = -1e4  # a logit whose exponential is 0
 
 
 class MDSH(HashLoss):
@@ -67,9 +67,9 @@ class MDSH(HashLoss):
         log_p_BC = torch.log_softmax(logit_BC, dim=1)
         top_B1 = logit_BC.argmax(1, keepdim=True)
         is_top_BC = torch.zeros_like(logit_BC, dtype=torch.bool).scatter(1, top_B1, True)
-        others_B1 = torch.logsumexp(logit_BC.masked_fill(is_top_BC, _LEFT_OUT), 1, keepdim=True)
+        others_B1 = torch.logsumexp(logit_BC.masked_fill(is_top_BC, _MASKED_LOGIT), 1, keepdim=True)
         all_B1 = torch.logsumexp(logit_BC, 1, keepdim=True)
-        below_BC = torch.log1p(-torch.exp(log_p_BC.masked_fill(is_top_BC, _LEFT_OUT)))
+        below_BC = torch.log1p(-torch.exp(log_p_BC.masked_fill(is_top_BC, _MASKED_LOGIT)))
         log_not_p_BC = torch.where(is_top_BC, others_B1 - all_B1, below_BC)
         labelled_BC = (labels_BC.sum(1, keepdim=True) > 0).to(unit_BK.dtype).expand_as(labels_BC)
         return -masked_mean(labels_BC * log_p_BC + (1 - labels_BC) * log_not_p_BC, labelled_BC)

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, TrivialAugmentWide, autoaugment
 
 import hhnet.augment
-from hhnet.augment import KINDS, OPERATIONS, STRENGTHS, Augment, Operation, sample_rng, trivial_augment
+from hhnet.augment import AUGMENTATIONS, OPERATIONS, STRENGTH_LEVELS, Augment, Operation, sample_rng, trivial_augment
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 WIDE = np.random.default_rng(1).integers(0, 256, (40, 90, 3), dtype=np.uint8)
@@ -32,7 +32,7 @@ def test_generator_is_stable_across_versions() -> None:
     assert sample_rng(0, 0, "cat/1").integers(0, 2**32, 2).tolist() == [4200802158, 3990093496]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 @pytest.mark.parametrize("image", [IMAGE, WIDE], ids=["square", "wide"])
 def test_shape_determinism_and_untouched_input(kind: str, image: np.ndarray) -> None:
     augment = Augment(size=32, kind=kind, jitter=0.4, erase=0.5)
@@ -138,7 +138,7 @@ TALL = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation_is_that_of_torchvision_at_every_strength(name: str) -> None:
-    strengths, signed = TrivialAugmentWide()._augmentation_space(STRENGTHS)[name]
+    strengths, signed = TrivialAugmentWide()._augmentation_space(STRENGTH_LEVELS)[name]
     mine, picture = OPERATIONS[name], Image.fromarray(TALL)
     theirs = strengths.tolist() if strengths.ndim else [0.0]
     assert list(mine.strengths) == theirs and (mine.both_ways == signed or theirs == [0.0])
@@ -148,7 +148,7 @@ def test_each_operation_is_that_of_torchvision_at_every_strength(name: str) -> N
 
 
 def test_torchvision_knows_no_other_operation() -> None:
-    assert list(OPERATIONS) == list(TrivialAugmentWide()._augmentation_space(STRENGTHS))
+    assert list(OPERATIONS) == list(TrivialAugmentWide()._augmentation_space(STRENGTH_LEVELS))
 
 
 def test_an_image_depends_on_its_generator_alone_and_is_left_as_it_is() -> None:

@@ -32,8 +32,8 @@ def entropy(share: float) -> float:
 @pytest.fixture(params=WIDTHS)
 def bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bits:
     """700 codes, in blocks that do not divide them."""
-    monkeypatch.setattr(health, "_BLOCK", 256)
-    monkeypatch.setattr(health, "_ROWS", 96)
+    monkeypatch.setattr(health, "_CODES_PER_BLOCK", 256)
+    monkeypatch.setattr(health, "_ROWS_PER_BLOCK", 96)
     return lopsided(700, request.param)
 
 
@@ -91,7 +91,7 @@ def test_distances_of_many_codes_are_sampled(monkeypatch: pytest.MonkeyPatch) ->
     bits = lopsided(2000, 32)
     bits[:, :11] = np.arange(2000)[:, None] >> np.arange(11) & 1  # no two codes are equal
     whole = code_health(pack_bits(bits), 32)
-    monkeypatch.setattr(health, "_SAMPLE", 500)
+    monkeypatch.setattr(health, "_SAMPLE_CODES", 500)
     found = code_health(pack_bits(bits), 32)
     assert found.sampled == 500 and found.distances.sum() == 500 * 499 // 2
     assert found.distances[0] == whole.distances[0] == 0

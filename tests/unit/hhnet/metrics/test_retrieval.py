@@ -312,7 +312,7 @@ def test_single_labels_equal_one_hot_labels_and_unpacked_bits() -> None:
 def test_many_queries_span_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     q, ql, d, dl = random_case(5, 100, 6000, 8, 10, False)
     expected = metrics.average_precisions(q, ql, d, dl, at=50)
-    monkeypatch.setattr("hhnet.metrics._relevance._QUERY_BLOCK", 33)
+    monkeypatch.setattr("hhnet.metrics._relevance._QUERIES_PER_BLOCK", 33)
     np.testing.assert_array_equal(metrics.average_precisions(q, ql, d, dl, at=50), expected)
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hhnet.nn._linear_codes import TABLE_DIMENSION, generator, minimum_distance
+from hhnet.nn._linear_codes import MAX_TABLE_DIMENSION, generator, minimum_distance
 from hhnet.nn.centres import _BEST_DISTANCE, _gilbert_varshamov, _hadamard, code_distance, hash_centres, margin
 
 # d by dimension k of the codes [K, k] that are not as good as the best known.
@@ -106,7 +106,7 @@ def test_distance_between_all_pairs(classes: int, bits: int, distance: int) -> N
 @pytest.mark.parametrize("bits", _BEST_DISTANCE)
 def test_codes_are_as_far_apart_as_the_best_known(bits: int) -> None:
     """Save for those that are named, for every dimension of the table of codes."""
-    best = _BEST_DISTANCE[bits][:TABLE_DIMENSION]
+    best = _BEST_DISTANCE[bits][:MAX_TABLE_DIMENSION]
     reached = [minimum_distance(generator(bits, k)) for k in range(1, len(best) + 1)]
     assert reached == [SHORT_OF_BEST.get(bits, {}).get(k, d) for k, d in enumerate(best, 1)]
     assert all(d >= _gilbert_varshamov(bits, k) for k, d in enumerate(reached, 1))

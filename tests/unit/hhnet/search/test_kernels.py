@@ -29,8 +29,8 @@ def matrix(queries: Codes, database: Codes) -> npt.NDArray[np.int32]:
 def work_is_shared_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small cases would not start threads: run each with and without that shortcut."""
     if request.param:
-        monkeypatch.setattr(kernels, "_SMALL", 0)
-        monkeypatch.setattr(kernels, "_SHARED", 0)
+        monkeypatch.setattr(kernels, "_MIN_THREADED_WORDS", 0)
+        monkeypatch.setattr(kernels, "_MIN_SHARED_WORDS", 0)
 
 
 @pytest.fixture(scope="module", params=WIDTHS)

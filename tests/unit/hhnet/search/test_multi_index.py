@@ -35,7 +35,7 @@ def all_by_distance(queries: Codes, codes: Codes, allowed: npt.NDArray[np.bool_]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Small cases would all be scanned: make everything but the scan free, leave the choice, or make it dear."""
     if request.param != "scan":
-        monkeypatch.setattr(mih, "CLEARLY_A_SCAN", 0)
+        monkeypatch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
     if request.param == "buckets":
         monkeypatch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
     return str(request.param)
@@ -134,8 +134,8 @@ def test_only_allowed_rows_are_found(share: float, way: str) -> None:
 def test_threads_change_nothing(threads: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from hhnet.search import kernels
 
-    monkeypatch.setattr(kernels, "_SMALL", 0)
-    monkeypatch.setattr(kernels, "_SHARED", 0)
+    monkeypatch.setattr(kernels, "_MIN_THREADED_WORDS", 0)
+    monkeypatch.setattr(kernels, "_MIN_SHARED_WORDS", 0)
     codes, queries = clustered(700, 64), clustered(150, 64, seed=1)
     check(MultiIndexHash.build(codes), queries, codes, way, (5,), (3,), threads=threads)
     check(MultiIndexHash.build(codes), queries[:2], codes, way, (5,), (3,), threads=threads)
@@ -153,8 +153,8 @@ def test_no_codes_and_no_queries(way: str) -> None:
 
 def test_each_query_chooses_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries near their neighbours are answered from the buckets, others by a scan, in one call."""
-    monkeypatch.setattr(mih, "CLEARLY_A_SCAN", 0)
-    monkeypatch.setattr(_buckets, "COMPARE", 0.31)  # as if no CPU could scan faster
+    monkeypatch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
+    monkeypatch.setattr(_buckets, "COMPARE_WORD_NS", 0.31)  # as if no CPU could scan faster
     codes = clustered(60_000, 64, centres=6000, flip=0.03)
     near, far = codes[:20] ^ np.uint8(0), clustered(20, 64, seed=9, flip=0.5)
     queries = np.stack([near, far], axis=1).reshape(40, 8)
@@ -202,7 +202,7 @@ def test_other_layouts_of_memory_and_padded_queries(way: str) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_damaged_tables_never_read_outside(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any bytes as tables: an answer that may be wrong, or one clear error; never a crash or an endless loop."""
-    monkeypatch.setattr(mih, "CLEARLY_A_SCAN", 0)
+    monkeypatch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
     monkeypatch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
     draw = np.random.default_rng(seed)
     codes = clustered(500, 32)
@@ -225,7 +225,7 @@ def test_a_table_that_points_outside_is_said() -> None:
     codes = clustered(500, 32)
     table = MultiIndexHash.build(codes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mih, "CLEARLY_A_SCAN", 0)
+        patch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
         patch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
         for starts, rows in (
             (table.starts, np.full_like(table.rows, 500)),
@@ -267,4 +267,4 @@ def test_refusals() -> None:
         MultiIndexHash(codes[:, :5], 40, table.starts, table.rows)
     with pytest.raises(TypeError, match="tables must be uint32"):
         MultiIndexHash(table.codes, 64, table.starts.astype(np.int64), table.rows)  # type: ignore[arg-type]
-    assert _buckets.PROBE + _buckets.SIZING < 0.1
+    assert _buckets.PROBE_COST_SHARE + _buckets.SIZING_COST_SHARE < 0.1

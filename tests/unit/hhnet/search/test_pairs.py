@@ -46,7 +46,7 @@ def all_pairs(queries: Codes, first: npt.NDArray[np.int64], codes: Codes, radius
 @pytest.fixture(params=["tables", "scan"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answer all queries from the tables, or none."""
-    monkeypatch.setattr(pairs, "_WORD", {"tables": 1e12, "scan": 0.0}[request.param])
+    monkeypatch.setattr(pairs, "_WORD_COST_NS", {"tables": 1e12, "scan": 0.0}[request.param])
 
 
 @pytest.mark.parametrize("bits", [16, 64, 128, 200])
@@ -69,12 +69,12 @@ def test_what_the_tables_find_and_what_is_scanned_are_the_same(count: int) -> No
 
 
 def test_no_query_is_without_an_answer_when_there_is_no_room_for_its_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "_WORD", 1e12)
+    monkeypatch.setattr(pairs, "_WORD_COST_NS", 1e12)
     codes = clustered(2000, 64, centres=3, flip=0.01)
     after = np.arange(1, len(codes) + 1)
     expected = all_pairs(codes, after, codes, 2)
     for room in (7, 100, 700):
-        monkeypatch.setattr(pairs, "_PAIRS", room)
+        monkeypatch.setattr(pairs, "_PAIRS_PER_THREAD", room)
         assert found_pairs(codes, after, MultiIndexHash.build(codes), 2) == expected
 
 
@@ -116,7 +116,7 @@ def test_equal_codes_have_one_leader(known: int, bits: int) -> None:
 def test_a_small_table_is_passed_over_the_codes_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = padded(clustered(5000, 64, centres=900, flip=0.01))
     expected = equal_groups(codes, 1000, 1 << 30)
-    monkeypatch.setattr(pairs, "LEAST_TABLE", 64)
+    monkeypatch.setattr(pairs, "MIN_TABLE_SLOTS", 64)
     small = equal_groups(codes, 1000, 256)
     assert (small[0] == expected[0]).all()
     assert small[1:] == expected[1:]

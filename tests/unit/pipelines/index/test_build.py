@@ -58,7 +58,7 @@ def test_a_published_index_finds_every_code_by_its_id_and_key(tmp_path, pool):
 @pytest.mark.parametrize("kind", ["flat", "multihash"])
 def test_parts_together_answer_like_one_scan(tmp_path, pool, kind, threads, monkeypatch):
     if threads:
-        monkeypatch.setattr(kernels, "_SMALL", 0)
+        monkeypatch.setattr(kernels, "_MIN_THREADED_WORDS", 0)
     rows = [simple_rows(f"x/{n}", 7 + 60 * (n % 3), 16, seed=n, flip=0.3) for n in range(7)]
     uri = write_codes(tmp_path / "codes", {f"x-{n:06d}.tar": part for n, part in enumerate(rows)}, 16).uri
     built = build_index([uri], str(tmp_path / "index"), Config(index=IndexSettings(kind=kind, workers=1))).as_json()[

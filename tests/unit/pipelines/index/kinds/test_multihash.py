@@ -19,7 +19,7 @@ IDS = (5 << 32) + np.arange(2000, dtype=np.int64) * 3
 def way(request, monkeypatch):
     """Parts this small are scanned: also without that."""
     if request.param == "buckets":
-        monkeypatch.setattr(mih, "CLEARLY_A_SCAN", 0)
+        monkeypatch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
         monkeypatch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
     return request.param
 
