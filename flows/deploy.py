@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
-from flows.verbs import ConfigFile, Sets, check_access
+from flows.verbs import ConfigOption, SetsOption, check_access
 from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, HHNetError, Unavailable
@@ -40,7 +40,7 @@ class Collision(StrEnum):
 
 
 def serve_command(
-    config: ConfigFile,
+    config: ConfigOption,
     cron: Annotated[
         str | None, typer.Option(help="When to run, such as '0 2 * * *'; unset = only when triggered.")
     ] = None,
@@ -66,7 +66,7 @@ def serve_command(
     out: Annotated[
         str | None, typer.Option("--out", help="Folder or s3://bucket/prefix; default run.out.", metavar="URI")
     ] = None,
-    sets: Sets = None,
+    sets: SetsOption = None,
 ) -> None:
     """Serve the pipeline as a Prefect deployment until interrupted.
 

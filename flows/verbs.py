@@ -17,23 +17,23 @@ from pipelines.errors import ConfigError, Unavailable
 if TYPE_CHECKING:
     from flows.summary import RunResult
 
-REPORT_S = 10.0
+REPORT_TIMEOUT_S = 10.0
 """Seconds that Prefect may take to send its last events."""
 
-ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
-Sets = Annotated[
+ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
+SetsOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
 ]
 
 
 def run(
-    config: ConfigFile,
+    config: ConfigOption,
     out: Annotated[
         str | None,
         typer.Option("--out", help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI"),
     ] = None,
-    sets: Sets = None,
+    sets: SetsOption = None,
 ) -> Result:
     """Run the whole pipeline as a Prefect flow: shards, model, codes, index, report; rerun to resume.
 
@@ -68,7 +68,7 @@ def demo(
     out: Annotated[
         str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")
     ] = "hhnet-demo",
-    sets: Sets = None,
+    sets: SetsOption = None,
 ) -> Result:
     """Run the whole pipeline on real images with no setup, in minutes; a second run finds everything done.
 
@@ -193,7 +193,7 @@ def _report_all() -> None:
 
     for handler in logging.getLogger("prefect.flow_runs").handlers:
         handler.flush()
-    EventsWorker.drain_all(timeout=REPORT_S)
+    EventsWorker.drain_all(timeout=REPORT_TIMEOUT_S)
     if not answers():
         _drop_unsent()
 

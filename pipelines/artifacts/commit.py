@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.artifacts.manifest import (
-    DIGEST_CHARS,
-    FORMAT,
+    MANIFEST_FORMAT,
+    PART_DIGEST_CHARS,
     PART_NAME,
     Artifact,
     ArtifactInput,
@@ -60,7 +60,7 @@ class ArtifactWriter:
         origin: Mapping[str, str],
     ) -> None:
         self.store, self.kind, self.fingerprint, self.inputs = store, kind, fingerprint, inputs
-        identity = {"format": FORMAT, "kind": kind, "fingerprint": fingerprint}
+        identity = {"format": MANIFEST_FORMAT, "kind": kind, "fingerprint": fingerprint}
         if not store.put("identity.json", canonical_json(identity), "identity.put"):
             require_identity(store, kind, fingerprint)
         if origin:
@@ -78,7 +78,7 @@ class ArtifactWriter:
             raise InputError(
                 f"{name!r} cannot name a part: use letters, digits, space and any of . _ - + = , @ ( ) [ ]"
             )
-        target = f"{folder}/{path.stem}-{digest[:DIGEST_CHARS]}{path.suffix}"
+        target = f"{folder}/{path.stem}-{digest[:PART_DIGEST_CHARS]}{path.suffix}"
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
         self.store.put_same(target, data, "part.put")
         return Part(path=target, bytes=size, sha256=digest, rows=rows)
@@ -128,7 +128,7 @@ class ArtifactWriter:
             for shard, data in sorted((s, canonical_json(r)) for s, r in (receipts or {}).items())
         ]
         fields: dict[str, Any] = {
-            "format": FORMAT,
+            "format": MANIFEST_FORMAT,
             "kind": self.kind,
             "fingerprint": self.fingerprint,
             "inputs": [entry.model_dump() for entry in self.inputs],

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from pipelines.artifacts.manifest import Facts, Part
 from pipelines.artifacts.tables import REAL_CODES
 
-SHOWN_CHARS = 12
+DIGEST_CHARS_SHOWN = 12
 
 # --------------------------------------------------------------------------------------------------------- splits
 
@@ -28,7 +28,7 @@ class SplitPart(Facts):
     """Parts that the protocol searches."""
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.digest[:SHOWN_CHARS]})"
+        return f"{self.name} ({self.digest[:DIGEST_CHARS_SHOWN]})"
 
 
 class PartProof(Facts):

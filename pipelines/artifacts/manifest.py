@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from pipelines.errors import ConfigError, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, canonical_json, sha256_of
 
-FORMAT = 1
+MANIFEST_FORMAT = 1
 PART_NAME = r"[A-Za-z0-9_(\[][A-Za-z0-9 ._+=,@()\[\]-]*"
 """Pattern of the names that a part may have.
 
@@ -22,12 +22,12 @@ Spaces and brackets are allowed, since browsers and people put them into the nam
 """
 
 
-DIGEST_CHARS = 16
+PART_DIGEST_CHARS = 16
 
 
 def fingerprint(kind: str, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Return the hex sha256 that names the result of `kind` made from `inputs` (digests) under `settings`."""
-    return sha256_of(canonical_json({"format": FORMAT, "kind": kind, "inputs": inputs, "settings": settings}))
+    return sha256_of(canonical_json({"format": MANIFEST_FORMAT, "kind": kind, "inputs": inputs, "settings": settings}))
 
 
 class _Record(BaseModel):
@@ -46,7 +46,7 @@ class Facts(_Record):
             return cls.model_validate_json(data)
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, entry['loc']))} {_wrong(entry)}".strip() for entry in error.errors()]
-            raise DamagedArtifact(f"{where} cannot be used ({', '.join(wrong[:MOST_WRONG])}): {advice}") from None
+            raise DamagedArtifact(f"{where} cannot be used ({', '.join(wrong[:MAX_WRONG_NAMED])}): {advice}") from None
 
     def as_json(self) -> dict[str, Any]:
         """Return the written facts as JSON values, in the order of the fields."""
@@ -73,7 +73,7 @@ class Part(_Record):
     def name(self) -> str:
         """Logical name, without digest: `shard-000000.tar`."""
         path = PurePosixPath(self.path)
-        return path.stem[: -DIGEST_CHARS - 1] + path.suffix
+        return path.stem[: -PART_DIGEST_CHARS - 1] + path.suffix
 
 
 class ArtifactInput(_Record):
@@ -134,10 +134,10 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     """Check and parse a manifest's bytes; raises DamagedArtifact, or ConfigError for a newer format."""
     try:
         fields = json.loads(data)
-        if isinstance(fields, dict) and isinstance(fields.get("format"), int) and fields["format"] > FORMAT:
+        if isinstance(fields, dict) and isinstance(fields.get("format"), int) and fields["format"] > MANIFEST_FORMAT:
             if fields.get("digest") != manifest_digest(fields):  # a flipped bit is no newer format
                 raise DamagedArtifact(f"{where} does not match its own digest")
-            raise ConfigError(f"{where} has format {fields['format']}, newer than {FORMAT}: upgrade hhnet")
+            raise ConfigError(f"{where} has format {fields['format']}, newer than {MANIFEST_FORMAT}: upgrade hhnet")
         manifest = Manifest.model_validate(fields)
     except (ValueError, ValidationError, RecursionError) as error:
         raise DamagedArtifact(f"{where} is not a manifest: {str(error).splitlines()[0]}") from None
@@ -216,7 +216,7 @@ class Artifact:
         local = self.store.is_local
         path = Path(self.store.path(part.path)) if local else folder / PurePosixPath(part.path).name
         wrong: set[str] = set()
-        while size == part.bytes and len(wrong) < FETCHES:
+        while size == part.bytes and len(wrong) < COPIES_AT_ONCE:
             digest = sha256_of(path) if local else self._copy(part, path)
             if digest == part.sha256:
                 return path
@@ -250,7 +250,7 @@ class Artifact:
 
 
 def _origin_name(digest: str) -> str:
-    return f"origins/{digest[:DIGEST_CHARS]}.json"
+    return f"origins/{digest[:PART_DIGEST_CHARS]}.json"
 
 
 def remember_origin(store: Store, digest: str, uri: str) -> None:
@@ -304,6 +304,6 @@ def read_identity(store: Store) -> tuple[str, str]:
 
 
 COPY_BYTES = 1 << 20
-FETCHES = 4
-MOST_WRONG = 3
+COPIES_AT_ONCE = 4
+MAX_WRONG_NAMED = 3
 """Number of wrong facts that an error names."""

@@ -33,12 +33,12 @@ from pipelines.storage import ObjectInfo, Store, canonical_json, in_order
 
 PROGRESS_EVERY_S = 10.0
 """Seconds between two progress objects of a run that makes progress, for its first hour."""
-HEARTBEAT_S = 30.0
+HEARTBEAT_EVERY_S = 30.0
 """Seconds between two heartbeats.
 
 These are the progress objects of a run without progress, and of every run after its first hour.
 """
-FREQUENT_UNTIL_S = 3600.0
+FREQUENT_PROGRESS_UNTIL_S = 3600.0
 DEAD_AFTER_S = 90.0
 """Seconds of silence after which a run counts as dead: three missing heartbeats."""
 PACKAGES = ("hhnet", "torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow", "faiss-cpu", "faiss-gpu")
@@ -143,8 +143,8 @@ class RunLog:
     def _send_heartbeats(self) -> None:
         while not self._ended.wait(PROGRESS_EVERY_S):
             now = time.time()
-            often = self._fresh and now - self._began < FREQUENT_UNTIL_S
-            if often or now - self._put_at >= HEARTBEAT_S - 1:
+            often = self._fresh and now - self._began < FREQUENT_PROGRESS_UNTIL_S
+            if often or now - self._put_at >= HEARTBEAT_EVERY_S - 1:
                 with suppress(HHNetError):
                     self._put(now)
 

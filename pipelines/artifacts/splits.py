@@ -11,7 +11,7 @@ from pipelines.artifacts.manifest import Artifact
 from pipelines.errors import FingerprintMismatch
 from pipelines.storage import canonical_json, sha256_of
 
-LEARNED = "The queries are images that the model was trained on: the figures say nothing of others."
+LEARNED_NOTE = "The queries are images that the model was trained on: the figures say nothing of others."
 
 
 def split_part(codes: Artifact) -> SplitPart | None:
@@ -58,7 +58,7 @@ def split_notes(queries: Artifact, database: Sequence[Artifact]) -> list[str]:
                 "some queries may have been trained on."
             )
         elif trained.part == mine.part:
-            notes.append(LEARNED)
+            notes.append(LEARNED_NOTE)
     return notes
 
 

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from pipelines.artifacts import manifest as manifests
 from pipelines.artifacts.commit import publish_version, versions
 from pipelines.artifacts.manifest import (
-    DIGEST_CHARS,
+    PART_DIGEST_CHARS,
     Artifact,
     Facts,
     Manifest,
@@ -30,7 +30,7 @@ from pipelines.artifacts.manifest import (
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import ObjectInfo, Store, canonical_json
 
-FOLDERS = ("parts", "rejects", "receipts", "manifests")
+NAMED_FOLDERS = ("parts", "rejects", "receipts", "manifests")
 """Folders of a root that hold the objects named by its manifests and versions."""
 
 
@@ -43,7 +43,7 @@ def open_version(store: Store, number: int, kind: str | None = None) -> Artifact
 
 def manifest_path(artifact: Artifact) -> str:
     """Return the path of an open artifact's manifest below its root."""
-    path = f"manifests/{artifact.digest[:DIGEST_CHARS]}.json"
+    path = f"manifests/{artifact.digest[:PART_DIGEST_CHARS]}.json"
     return path if artifact.store.size(path) is not None else "manifest.json"
 
 
@@ -174,7 +174,7 @@ def next_artifact(
 
 def put_manifest(artifact: Artifact) -> str:
     """Put the manifest of a version that is not published yet; return its path."""
-    path = f"manifests/{artifact.digest[:DIGEST_CHARS]}.json"
+    path = f"manifests/{artifact.digest[:PART_DIGEST_CHARS]}.json"
     artifact.store.put_same(path, artifact.manifest.to_bytes(), "manifest.put")
     return path
 

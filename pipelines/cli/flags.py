@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.verb import Codes, Flags, Out
+from pipelines.cli.verb import CodesOption, Flags, OutOption
 from pipelines.config.recipes import recipe_names
 
 
@@ -14,7 +14,7 @@ from pipelines.config.recipes import recipe_names
 class IngestFlags(Flags):
     """Flags of `hhnet ingest`."""
 
-    out: Out
+    out: OutOption
     source: Annotated[
         str | None,
         typer.Argument(
@@ -111,7 +111,7 @@ class IngestFlags(Flags):
 class TrainFlags(Flags):
     """Flags of `hhnet train`."""
 
-    out: Out
+    out: OutOption
     shards: Annotated[
         str | None,
         typer.Option("--shards", help="Shards to learn from; with --rotate where those lie now.", metavar="URI"),
@@ -157,7 +157,7 @@ class EncodeFlags(Flags):
 
     shards: Annotated[str, typer.Option("--shards", help="Shards to encode.", metavar="URI")]
     model: Annotated[str, typer.Option("--model", help="The model artifact.", metavar="URI")]
-    out: Out
+    out: OutOption
     workers: Annotated[int | None, typer.Option(help="Encoding processes.", min=1)] = None
     allow_degraded: Annotated[
         bool,
@@ -249,7 +249,7 @@ class EvaluateFlags(Flags):
 
     queries: Annotated[str, typer.Option("--queries", help="Codes of the queries.", metavar="URI")]
     database: Annotated[list[str], typer.Option("--database", help="Codes searched in; repeatable.", metavar="URI")]
-    out: Out
+    out: OutOption
     at: Annotated[int | None, typer.Option(help="mAP@K; default the whole ranking.", min=1)] = None
     convention: Annotated[
         str | None, typer.Option(help="Compute mAP as this code base does: docs/how-to-compare.md.", metavar="NAME")
@@ -266,8 +266,8 @@ class EvaluateFlags(Flags):
 class DedupeFlags(Flags):
     """Flags of `hhnet dedupe`."""
 
-    codes: Codes
-    out: Out
+    codes: CodesOption
+    out: OutOption
     radius: Annotated[
         int | None, typer.Option(help="Bits in which the codes of a pair may differ; default 0.", min=0)
     ] = None

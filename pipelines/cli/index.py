@@ -7,25 +7,27 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.artifacts.result import Result
-from pipelines.cli.verb import Codes, Flags, Out, verb
+from pipelines.cli.verb import CodesOption, Flags, OutOption, verb
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, UsageError
 from pipelines.index.kinds import require_index_kind
 
 index_app = typer.Typer(help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True)
 
-Index = Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")]
-IndexItself = Annotated[str, typer.Option("--index", help="The index itself, not an alias.", metavar="URI")]
-Publish = Annotated[bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")]
-Workers = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1)]
+IndexOption = Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")]
+OwnIndexOption = Annotated[str, typer.Option("--index", help="The index itself, not an alias.", metavar="URI")]
+PublishOption = Annotated[
+    bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")
+]
+WorkersOption = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFlags(Flags):
     """Flags of `hhnet index build`."""
 
-    codes: Codes
-    out: Out
+    codes: CodesOption
+    out: OutOption
     kind: Annotated[
         str | None, typer.Option(help="flat or multihash (both exact), ivf or hnsw; auto = what the planner chooses.")
     ] = None
@@ -42,7 +44,7 @@ class BuildFlags(Flags):
     dry_run: Annotated[bool, typer.Option("--dry-run", help="For auto: show what each kind would cost, and stop.")] = (
         False
     )
-    workers: Workers = None
+    workers: WorkersOption = None
     publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")] = True
 
     def budget(self) -> dict[str, Any]:
@@ -80,8 +82,8 @@ def index_build_command(flags: BuildFlags, settings: Config) -> Result:
 class AddFlags(Flags):
     """Flags of `hhnet index add`."""
 
-    index: Index
-    codes: Codes
+    index: IndexOption
+    codes: CodesOption
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove the tars that none of these codes has, in the same version.")
     ] = False
@@ -91,8 +93,8 @@ class AddFlags(Flags):
             "--replace", help="Of tars that it holds with other codes, take these; what was removed stays so."
         ),
     ] = False
-    workers: Workers = None
-    publish: Publish = True
+    workers: WorkersOption = None
+    publish: PublishOption = True
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that flags stand for."""
@@ -113,7 +115,7 @@ def index_add_command(flags: AddFlags, settings: Config) -> Result:
 
 @verb(index_app, "remove")
 def index_remove_command(
-    index: Index,
+    index: IndexOption,
     key: Annotated[list[str] | None, typer.Option("--key", help="A sample, by key or path.", metavar="K")] = None,
     keys: Annotated[Path | None, typer.Option("--keys", help="A file, a key or path a line.", metavar="FILE")] = None,
     shard: Annotated[
@@ -122,7 +124,7 @@ def index_remove_command(
     ignore_missing: Annotated[
         bool, typer.Option("--ignore-missing", help="Pass over keys and shards that are not there.")
     ] = False,
-    publish: Publish = True,
+    publish: PublishOption = True,
     *,
     settings: Config,
 ) -> Result:
@@ -151,9 +153,9 @@ def _read_keys(file: Path) -> list[str]:
 class CompactFlags(Flags):
     """Flags of `hhnet index compact`."""
 
-    index: Index
-    workers: Workers = None
-    publish: Publish = True
+    index: IndexOption
+    workers: WorkersOption = None
+    publish: PublishOption = True
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that flags stand for."""
@@ -173,7 +175,7 @@ def index_compact_command(flags: CompactFlags, settings: Config) -> Result:
 
 @verb(index_app, "publish")
 def index_publish_command(
-    index: IndexItself,
+    index: OwnIndexOption,
     digest: Annotated[
         str | None, typer.Option(help="Which, if several were made as the next version.", metavar="HEX")
     ] = None,
@@ -191,7 +193,7 @@ def index_publish_command(
 
 @verb(index_app, "rollback")
 def index_rollback_command(
-    index: IndexItself,
+    index: OwnIndexOption,
     to: Annotated[int | None, typer.Option(help="A version; default the one before.", min=1, metavar="N")] = None,
 ) -> Result:
     """Make an older version current again, as a new version; nothing is deleted.
@@ -204,7 +206,7 @@ def index_rollback_command(
 
 
 @verb(index_app, "info")
-def index_info_command(index: Index) -> Result:
+def index_info_command(index: IndexOption) -> Result:
     """Show the versions of an index, newest first, and the card of the current one.
 
     Example: hhnet index info --index index

@@ -24,7 +24,7 @@ from pipelines.cli.flags import (
 )
 from pipelines.cli.index import index_app
 from pipelines.cli.study import study_command
-from pipelines.cli.verb import Out, verb
+from pipelines.cli.verb import OutOption, verb
 from pipelines.config.settings import Config
 from pipelines.errors import UsageError
 
@@ -315,7 +315,7 @@ def dedupe_command(flags: DedupeFlags, settings: Config) -> Result:
 def agreement_command(
     old: Annotated[str, typer.Option("--old", help="Codes of the old model.", metavar="URI")],
     new: Annotated[str, typer.Option("--new", help="Codes of the new model, of the same shards.", metavar="URI")],
-    out: Out,
+    out: OutOption,
     settings: Config,
 ) -> Result:
     """Report how far two codes of the same samples agree on their neighbours.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.artifacts.result import Result
-from pipelines.cli.verb import ConfigFile, Flags, Sets
+from pipelines.cli.verb import ConfigOption, Flags, SetsOption
 from pipelines.errors import UsageError
 
 
@@ -36,8 +36,8 @@ class StudyFlags(Flags):
         str, typer.Option("--share", help="Do only the I-th of N shares of the groups.", metavar="I/N")
     ] = "1/1"
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing, list the cells and their state.")] = False
-    config: ConfigFile = None
-    sets: Sets = None
+    config: ConfigOption = None
+    sets: SetsOption = None
 
 
 def study_command(flags: StudyFlags) -> Result:

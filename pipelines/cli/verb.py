@@ -35,21 +35,23 @@ from pipelines.storage import use_unsigned
 _log = logging.getLogger(__name__)
 
 SEND_AGAIN_S = 0.1
-LINE_CHARS = 300
+MAX_ERROR_CHARS = 300
 """Largest length of an error message in characters; --debug shows all of it."""
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
-Sets = Annotated[
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
+SetsOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
 ]
-Out = Annotated[str, typer.Option("--out", help="Root of the artifact: a folder or s3://bucket/prefix.", metavar="URI")]
-Codes = Annotated[list[str], typer.Option("--codes", help="A codes artifact; repeatable.", metavar="URI")]
+OutOption = Annotated[
+    str, typer.Option("--out", help="Root of the artifact: a folder or s3://bucket/prefix.", metavar="URI")
+]
+CodesOption = Annotated[list[str], typer.Option("--codes", help="A codes artifact; repeatable.", metavar="URI")]
 JSON_OPTION = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
 LOG_LEVEL_OPTION = Annotated[Level, typer.Option("--log-level", help="Least level of what is logged on stderr.")]
 LOG_JSON_OPTION = Annotated[bool, typer.Option("--log-json", help="Log one line of JSON for each record.")]
 DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-COMMON = {
+COMMON_OPTIONS = {
     "json_output": (JSON_OPTION, False),
     "debug": (DEBUG_OPTION, False),
     "log_level": (LOG_LEVEL_OPTION, "warning"),
@@ -79,7 +81,7 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
         own = inspect.signature(function, eval_str=True).parameters.values()
         options = {option.name: option for parameter in own for option in _options(parameter)}
-        options |= {key: _option(key, kind, default) for key, (kind, default) in COMMON.items()}
+        options |= {key: _option(key, kind, default) for key, (kind, default) in COMMON_OPTIONS.items()}
 
         @functools.wraps(function)
         def command(*, json_output: bool, debug: bool, log_level: Level, log_json: bool, **given: Any) -> None:
@@ -105,7 +107,7 @@ def _options(parameter: inspect.Parameter) -> list[inspect.Parameter]:
     """Return the options that a parameter of a verb's function stands for."""
     kind = parameter.annotation
     if kind is Config:
-        return [_option("config", ConfigFile, None), _option("sets", Sets, None)]
+        return [_option("config", ConfigOption, None), _option("sets", SetsOption, None)]
     if not _holds_flags(kind):
         return [_option(parameter.name, kind, parameter.default)]
     hints = get_type_hints(kind, include_extras=True)
@@ -247,6 +249,6 @@ def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _complain(message: str) -> None:
-    if len(message) > LINE_CHARS:
-        message = f"{message[:LINE_CHARS]} ... (all of it with --debug)"
+    if len(message) > MAX_ERROR_CHARS:
+        message = f"{message[:MAX_ERROR_CHARS]} ... (all of it with --debug)"
     _log.error(_shown(message))

@@ -12,20 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.cluster.access import token_refused
-from pipelines.cluster.ray_private import ASK_HEAD, RAYS_PATIENCE, RAYS_PATIENCE_S, Head, token_headers
+from pipelines.cluster.ray_private import HEAD_METHOD, HEAD_TIMEOUT_S, HEAD_TIMEOUT_VARIABLE, Head, token_headers
 from pipelines.errors import ClusterUnavailable, HeadLost
 
-LEAST_PATIENCE_S = 1.0
+MIN_PATIENCE_S = 1.0
 """Seconds that the head may stay silent at least, however small Ray's own limit is."""
 ASK_EVERY_S = 5.0
 """Seconds between two questions to the head."""
-ASK_S = 5.0
+ASK_TIMEOUT_S = 5.0
 """Seconds that one question may take at most."""
-SETTLE_S = 0.1
+SETTLE_EVERY_S = 0.1
 """Seconds between two looks for the head's next answer."""
-AGAIN_MS = 1000
+MAX_RECONNECT_PAUSE_MS = 1000
 """Longest pause between two attempts to connect, in milliseconds."""
-_UP = "the same command goes on from there once the cluster is back"
+_GOES_ON = "the same command goes on from there once the cluster is back"
 
 
 def await_head(address: str, wait_s: float) -> None:
@@ -38,9 +38,9 @@ def await_head(address: str, wait_s: float) -> None:
     # gRPC takes only lower-case names of metadata; Ray's helper returns them as HTTP headers.
     token = [(name.lower(), value) for name, value in token_headers().items()]
     # No proxy from the environment, as in Ray's own calls. gRPC's own pause between attempts grows to two minutes.
-    options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", AGAIN_MS)]
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_PAUSE_MS)]
     with grpc.insecure_channel(address, options=options) as channel:
-        ask = channel.unary_unary(ASK_HEAD, request_serializer=bytes, response_deserializer=bytes)
+        ask = channel.unary_unary(HEAD_METHOD, request_serializer=bytes, response_deserializer=bytes)
         try:
             ask(b"", timeout=wait_s, metadata=token, wait_for_ready=True)
         except grpc.RpcError as error:
@@ -61,7 +61,7 @@ class HeadWatch:
     """
 
     def __init__(self, address: str) -> None:
-        self.patience_s = max(LEAST_PATIENCE_S, float(os.environ.get(RAYS_PATIENCE) or RAYS_PATIENCE_S) / 2)
+        self.patience_s = max(MIN_PATIENCE_S, float(os.environ.get(HEAD_TIMEOUT_VARIABLE) or HEAD_TIMEOUT_S) / 2)
         self.lost = False
         self._address, self._node_lost = address, False
         self._head = Head()
@@ -75,7 +75,7 @@ class HeadWatch:
         if self.lost:
             raise HeadLost(
                 f"the head of Ray at {self._address} has not answered for {self.patience_s:g} s: what was committed "
-                f"stays, {_UP}"
+                f"stays, {_GOES_ON}"
             )
 
     def require_node(self) -> None:
@@ -93,7 +93,7 @@ class HeadWatch:
     def settle(self) -> None:
         """Wait for the head's next answer. Raises HeadLost if none comes."""
         failed = time.monotonic()
-        while not self.lost and self._heard < failed and not self._ended.wait(SETTLE_S):
+        while not self.lost and self._heard < failed and not self._ended.wait(SETTLE_EVERY_S):
             pass
         self.require_head()
 
@@ -105,7 +105,7 @@ class HeadWatch:
     def end(self) -> None:
         """Stop asking, and wait for the last question to end."""
         self._ended.set()
-        self._thread.join(timeout=2 * ASK_S)
+        self._thread.join(timeout=2 * ASK_TIMEOUT_S)
 
     def forget(self) -> None:
         """Let later sessions begin. Without this call they are refused, since this process is still in the old Ray."""
@@ -115,7 +115,7 @@ class HeadWatch:
         every = min(ASK_EVERY_S, self.patience_s / 4)
         while not self._ended.wait(every):
             asked = time.monotonic()
-            if not self.lost and self._hear(min(ASK_S, every)):
+            if not self.lost and self._hear(min(ASK_TIMEOUT_S, every)):
                 self._heard = asked
             elif time.monotonic() - self._heard > self.patience_s:
                 self.lost = True

@@ -11,19 +11,19 @@ from contextlib import suppress
 from typing import Any, cast
 
 from pipelines.cluster.access import is_loopback, refuse_credentials, require_ray_token, token_refused
-from pipelines.cluster.records import METADATA, FollowedStages, Record, read_record
+from pipelines.cluster.records import RECORDS_METADATA, FollowedStages, Record, read_record
 from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
 from pipelines.storage import sha256_of
 
-REQUEST_S = 30.0
+REQUEST_TIMEOUT_S = 30.0
 """Seconds that one answer of the Jobs API may take."""
 LOOK_EVERY_S = 2.0
 """Seconds between two questions for the state of a job while its log is silent."""
-RECONNECT_S = 1.0
+RECONNECT_PAUSE_S = 1.0
 """Seconds before a broken log connection is opened again, and before a new head is asked again for an agent."""
-LOG_END_S = 10.0
+LOG_END_WAIT_S = 10.0
 """Seconds that the log of an ended job may take to reach its end."""
-AGAIN = "what was committed stays, and the same command goes on from there"
+GOES_ON = "what was committed stays, and the same command goes on from there"
 
 
 def submit_verb(
@@ -57,7 +57,7 @@ def _client(address: str) -> Any:
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            options.setdefault("timeout", REQUEST_S)
+            options.setdefault("timeout", REQUEST_TIMEOUT_S)
             if is_loopback(address):
                 options.setdefault("proxies", {"http": None, "https": None, "all": None})
             return super()._do_request(method, endpoint, **options)
@@ -92,11 +92,13 @@ def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[s
     while submission not in known:
         selector = {"entrypoint_label_selector": dict(labels)} if labels else {}
         try:
-            client.submit_job(entrypoint=command, submission_id=submission, metadata={METADATA: "1"}, **selector)
+            client.submit_job(
+                entrypoint=command, submission_id=submission, metadata={RECORDS_METADATA: "1"}, **selector
+            )
         except RuntimeError as error:  # a head that has just begun has no agent for its jobs yet, and says so
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
-            time.sleep(RECONNECT_S)
+            time.sleep(RECONNECT_PAUSE_S)
         else:
             break
     return submission
@@ -145,7 +147,7 @@ class _Log:
                     if new:
                         self._pieces.put(new)
             self._pieces.put(None)
-            await asyncio.sleep(RECONNECT_S)
+            await asyncio.sleep(RECONNECT_PAUSE_S)
 
 
 class _Followed:
@@ -208,7 +210,7 @@ class _Followed:
         except (OSError, RuntimeError) as error:
             if "404" in str(error) and "does not exist" in str(error):
                 raise ClusterUnavailable(
-                    f"Ray at {self._address} no longer knows job {self._submission}: its head was replaced; {AGAIN}"
+                    f"Ray at {self._address} no longer knows job {self._submission}: its head was replaced; {GOES_ON}"
                 ) from error
             return None
 
@@ -216,7 +218,7 @@ class _Followed:
         if silent_s > self._wait_s:
             raise ClusterUnavailable(
                 f"Ray at {self._address} has not answered for {silent_s:.0f} s (ray.wait_s) while job "
-                f"{self._submission} ran: {AGAIN}, attaching to the job if that is alive"
+                f"{self._submission} ran: {GOES_ON}, attaching to the job if that is alive"
             )
 
     def _require_start(self, info: Any, waited_s: float) -> None:
@@ -244,7 +246,7 @@ class _Followed:
 
     def _take_rest(self, log: _Log, at_end: bool, show: Callable[[Record], None]) -> None:
         """Take the log to its end, and fetch the missing rest if no record of the outcome has come."""
-        deadline = time.monotonic() + LOG_END_S
+        deadline = time.monotonic() + LOG_END_WAIT_S
         while not at_end and time.monotonic() < deadline:
             piece = log.next(max(0.0, deadline - time.monotonic()))
             at_end = piece is None
@@ -258,12 +260,12 @@ class _Followed:
         """Return the error of a job that ended without a record of its outcome."""
         job, code = f"job {self._submission}", info.driver_exit_code
         if info.status.value == "STOPPED":
-            failure: HHNetError = HHNetError(f"{job} was stopped: {AGAIN}")
+            failure: HHNetError = HHNetError(f"{job} was stopped: {GOES_ON}")
             failure.exit_code = 143
             return failure
         if code is None:
             return ClusterUnavailable(
-                f"{job} was lost ({_first_line(info.message or 'Ray does not say why')}): {AGAIN}"
+                f"{job} was lost ({_first_line(info.message or 'Ray does not say why')}): {GOES_ON}"
             )
         if code == 0:
             return ClusterUnavailable(f"{job} succeeded, but its log cannot be read: run the same command again")

@@ -27,11 +27,11 @@ LOOK_EVERY_S = 1.0
 """Seconds between two looks at the cluster during a wait for room."""
 ACCELERATOR_SHARE = 0.001
 """Amount of the node's resource `accelerator_type:NAME` that a worker reserves, so that Ray picks such a node."""
-HEAD_EVERY_S = 0.5
+CHECK_HEAD_EVERY_S = 0.5
 """Seconds between two checks that the head lives, while it is asked for its nodes."""
-SETTLE_S = 3.0
+FREE_COUNT_LAG_S = 3.0
 """Seconds after which Ray's count of free resources has caught up with workers that began or ended."""
-NOT_SHOWN = ("node:", "object_store_memory", "accelerator_type:", "bundle_")
+HIDDEN_RESOURCES = ("node:", "object_store_memory", "accelerator_type:", "bundle_")
 """Resources of a node that messages leave out."""
 
 
@@ -120,7 +120,7 @@ def list_live_nodes() -> list[Node]:
     thread = threading.Thread(target=ask, name="look", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(HEAD_EVERY_S)
+        thread.join(CHECK_HEAD_EVERY_S)
         require_head()
     if failed:
         raise failed[0]
@@ -162,7 +162,7 @@ def training_need(config: Config) -> Need:
     gets at most the GPU's share of its node's CPUs. Raises ClusterUnavailable after `ray.wait_s` without room.
     """
     settings = config.train
-    patience = time.monotonic() + min(SETTLE_S, config.ray.wait_s)
+    patience = time.monotonic() + min(FREE_COUNT_LAG_S, config.ray.wait_s)
 
     def find(nodes: Sequence[Node], need: Need) -> Need | None:
         if settings.cpus is not None:
@@ -237,8 +237,8 @@ def _shares(node: Node, need: Need) -> Iterable[int]:
 
 
 def room_on_nodes(workers: int, need: Need) -> list[int]:
-    """Return the number of workers that fit on each node with room, as soon as all `workers` fit or after SETTLE_S."""
-    deadline = time.monotonic() + SETTLE_S
+    """Wait until all `workers` fit, at most FREE_COUNT_LAG_S; return how many fit on each node with room."""
+    deadline = time.monotonic() + FREE_COUNT_LAG_S
     while True:
         rooms = [room for node in list_live_nodes() if (room := node.places(need))]
         if sum(rooms) >= workers or time.monotonic() >= deadline:
@@ -304,6 +304,6 @@ def amounts(resources: Mapping[str, float]) -> str:
     words = [
         f"{amount / 2**30:.3g} GiB memory" if name == "memory" else f"{amount:g} {name}"
         for name, amount in sorted(resources.items())
-        if amount and not name.startswith(NOT_SHOWN)
+        if amount and not name.startswith(HIDDEN_RESOURCES)
     ]
     return ", ".join(words) or "nothing"

@@ -20,14 +20,14 @@ from typing import Any, Generic, TypeVar
 
 from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
-from pipelines.cluster.placement import SETTLE_S, Need, Node, explain_shortage, list_live_nodes, places
+from pipelines.cluster.placement import FREE_COUNT_LAG_S, Need, Node, explain_shortage, list_live_nodes, places
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BUILD_S = 600.0
+BUILD_TIMEOUT_S = 600.0
 """Seconds that building a worker (imports, the model) may take before it counts as stuck."""
 STUCK_S = 600.0
 """Default of `stuck_s`: seconds without an answer or progress after which an item is taken from its worker."""
@@ -35,9 +35,9 @@ ASK_EVERY_S = 5.0
 """Seconds between two looks at the workers and at the cluster."""
 NODE_VERDICT_S = 30.0
 """Seconds after a worker's death until Ray surely knows whether its node is lost: its health check takes about 15."""
-NODE_LOSSES = 20
+MAX_NODE_LOSSES = 20
 """Number of lost nodes under one item that ends the run."""
-BESIDE = "beside"
+BESIDE_GROUP = "beside"
 """Name of the concurrency group whose thread answers while the actor works."""
 
 
@@ -160,7 +160,7 @@ class _Actor(Generic[T]):
         """Tell whether it made no progress for longer than allowed. An actor without a place is never stuck."""
         if self.place is None:
             return False
-        return time.monotonic() - self.moved > (limit_s if self.built else max(limit_s, BUILD_S))
+        return time.monotonic() - self.moved > (limit_s if self.built else max(limit_s, BUILD_TIMEOUT_S))
 
 
 def map_items(
@@ -221,7 +221,7 @@ class _Pool(Generic[T]):
         self.wait_s, self.max_attempts, self.stuck_s, self.label, self.show = wait_s, max_attempts, stuck_s, label, show
         self.tell_failed = tell_failed
         # Ray's own restarts are off: the pool counts attempts, and moves an item to another actor itself.
-        options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
+        options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE_GROUP: 1}}
         named = type(f"{verb.title().replace('-', '')}Worker", (_Worker,), {"__module__": __name__})
         self.remote = ray.remote(**need.options(), **options)(named)  # the dashboard shows the class as its name
         self.waiting = deque(_Item(item) for item in items)
@@ -233,7 +233,7 @@ class _Pool(Generic[T]):
         self.roomless_since = time.monotonic()
         """Monotonic time since which items wait and no actor has found a place."""
         self.told = False
-        self.placed = -SETTLE_S
+        self.placed = -FREE_COUNT_LAG_S
         """Monotonic time at which an actor last found its place."""
         self.draining: set[str] = set()
         self.room = 0
@@ -367,10 +367,10 @@ class _Pool(Generic[T]):
 
     def failed(self, item: _Item[T]) -> None:
         """Put an item back for another attempt, or among the doubtful ones after too many."""
-        if item.lost(self.alive) >= NODE_LOSSES:
+        if item.lost(self.alive) >= MAX_NODE_LOSSES:
             raise ClusterUnavailable(
-                f"{self.label(item.value)}: {NODE_LOSSES} nodes were lost while they worked on it: what was finished "
-                "is kept, run again when the cluster is stable"
+                f"{self.label(item.value)}: {MAX_NODE_LOSSES} nodes were lost while they worked on it: what was "
+                "finished is kept, run again when the cluster is stable"
             )
         (self.doubtful if self.counted(item) >= self.max_attempts else self.waiting).append(item)
 
@@ -431,7 +431,7 @@ class _Pool(Generic[T]):
                     actor.hear(ray.get(actor.beat))
                 actor.beat = None
             if actor.beat is None:
-                actor.beat = actor.handle.progress.options(concurrency_group=BESIDE).remote()
+                actor.beat = actor.handle.progress.options(concurrency_group=BESIDE_GROUP).remote()
 
     def reckon(self) -> None:
         """Count the room for actors if their number is not given: the present actors and the free places."""
@@ -442,7 +442,7 @@ class _Pool(Generic[T]):
             for actor in late:  # the room was taken, or went with its node
                 self.end(actor)
             self.room = len(self.actors)
-        elif not late and now - self.placed > SETTLE_S:
+        elif not late and now - self.placed > FREE_COUNT_LAG_S:
             self.room = len(self.actors) + places(self.nodes, self.need)
 
     def stopped(self) -> list[Outcome[T]]:
@@ -452,7 +452,7 @@ class _Pool(Generic[T]):
             if actor.item is not None:
                 self.failed(self.let_go(actor, End.STUCK))
             else:
-                self.unbuilt(f"were not built within {max(self.stuck_s, BUILD_S):g} s")
+                self.unbuilt(f"were not built within {max(self.stuck_s, BUILD_TIMEOUT_S):g} s")
         return []
 
     def require_room(self) -> None:

@@ -15,7 +15,7 @@ from pipelines.errors import HHNetError
 
 LINE_EVERY_S = 10.0
 """Least seconds between two lines of progress where stderr is no terminal."""
-BOARD_S = 30.0
+BOARD_TIMEOUT_S = 30.0
 """Seconds that a board may take to answer."""
 
 Reporter = Callable[[str, int, int, str], None]
@@ -169,7 +169,7 @@ class BoardView:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(2 * BOARD_S)
+        self._thread.join(2 * BOARD_TIMEOUT_S)
 
     def _poll(self) -> None:
         import ray
@@ -182,7 +182,7 @@ class BoardView:
             while not ended:
                 ended = self._ended.wait(1.0)
                 with suppress(RayError):  # a lost or late board costs only the display; the work goes on
-                    step, note = ray.get(self._board.read.remote(), timeout=BOARD_S)
+                    step, note = ray.get(self._board.read.remote(), timeout=BOARD_TIMEOUT_S)
                     if step > shown:
                         advance(step - shown, note)
                         self._follow(step, note)

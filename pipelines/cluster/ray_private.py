@@ -7,27 +7,27 @@ import os
 from pathlib import Path
 from typing import Any
 
-RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
-RAYS_PATIENCE_S = 60.0
-"""Seconds without a head after which Ray ends the process, unless RAYS_PATIENCE says otherwise."""
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+HEAD_TIMEOUT_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+HEAD_TIMEOUT_S = 60.0
+"""Seconds without a head after which Ray ends the process, unless HEAD_TIMEOUT_VARIABLE says otherwise."""
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable in which Ray tells the driver of a job its metadata, the submission id among it."""
-ASK_HEAD = "/ray.rpc.InternalKVGcsService/InternalKVGet"
+HEAD_METHOD = "/ray.rpc.InternalKVGcsService/InternalKVGet"
 """A call of gRPC that every head answers, if only to refuse the token."""
-CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+CLUSTERS_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch for platforms without clusters: at 0 its ports are bound to the loopback address."""
-PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-ACCELERATORS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+PREEMPTION_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+START_TIMEOUT_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+ACCELERATORS_VARIABLE = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 
 
 def set_switches(local: bool) -> None:
     """Set what Ray reads when it is imported; a `local` Ray is for this machine alone."""
-    os.environ.setdefault(ACCELERATORS, "0")
+    os.environ.setdefault(ACCELERATORS_VARIABLE, "0")
     if local:
-        os.environ[CLUSTERS] = "0"
+        os.environ[CLUSTERS_VARIABLE] = "0"
         # Nobody takes this machine away with a notice: one process less to start.
-        os.environ.setdefault(PREEMPTION, "0")
+        os.environ.setdefault(PREEMPTION_VARIABLE, "0")
 
 
 def private_options(folder: Path, metrics_port: int | None) -> dict[str, Any]:

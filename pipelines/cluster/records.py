@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from pipelines.cluster.progress import Advance, displayed_by, stage
-from pipelines.cluster.ray_private import JOB_CONFIG
+from pipelines.cluster.ray_private import JOB_CONFIG_VARIABLE
 
-METADATA = "hhnet_records"
+RECORDS_METADATA = "hhnet_records"
 """Key of a job's metadata by which its submitter asks for records."""
 PROGRESS_EVERY_S = 2.0
 """Least seconds between two records of one stage's progress."""
@@ -84,10 +84,10 @@ def job_records() -> Iterator[JobRecords | None]:
 def asked_for_records() -> str | None:
     """Return the submission id of this process's job if its submitter asked for records, else None."""
     try:
-        metadata = json.loads(os.environ.get(JOB_CONFIG) or "{}").get("metadata", {})
+        metadata = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}").get("metadata", {})
     except ValueError:
         return None
-    return metadata.get("job_submission_id") if METADATA in metadata else None
+    return metadata.get("job_submission_id") if RECORDS_METADATA in metadata else None
 
 
 class FollowedStages:

@@ -36,11 +36,11 @@ from pipelines.cluster.ray_private import (
 from pipelines.config.settings import Config, RaySettings
 from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
-from pipelines.storage.scratch import DRAWN, PrivateFolder
+from pipelines.storage.scratch import RANDOM_NAME_CHARS, PrivateFolder
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20
 """Size of a local Ray's object store in bytes."""
-LEAST_DISK_BYTES = 64 << 10
+MIN_DISK_BYTES = 64 << 10
 """Bytes that Ray writes below its temporary folder until it is up, approximately."""
 STOP_WAIT_S = 10.0
 """Seconds that the killed processes of a local Ray may take to end."""
@@ -48,11 +48,11 @@ LEAVE_WAIT_S = 30.0
 """Seconds that leaving Ray may take; without a head it may never return."""
 PR_SET_CHILD_SUBREAPER = 36
 """Number of the prctl option, from linux/prctl.h."""
-PREFIX = "hhray-"
+FOLDER_PREFIX = "hhray-"
 """Start of the name of a local Ray's temporary folder."""
-SOCKET_BYTES = 107
+MAX_SOCKET_PATH_BYTES = 107
 """Longest path of a Unix socket in bytes."""
-RAYS_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+RAY_SOCKET_SUFFIX_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """Bytes that Ray appends to its temporary folder in the path of a socket, at most."""
 
 
@@ -174,7 +174,7 @@ class _Connection:
 
     def _make_room(self, settings: RaySettings) -> dict[str, Any]:
         """Make a private folder with a token and, if the user has no home, one; return the options of a Ray in it."""
-        self._folder = PrivateFolder(short_base(), PREFIX, kept=True)
+        self._folder = PrivateFolder(short_base(), FOLDER_PREFIX, kept=True)
         if not has_ray_token() and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
             token = self._folder.path / "auth_token"
             token.touch(mode=0o600)  # before the secret is in it, so that no other user can read it
@@ -257,7 +257,10 @@ def short_base() -> Path:
     wanted = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), *usual]
     for folder in filter(None, wanted):
         path = os.path.realpath(folder)
-        fits = len(os.fsencode(f"{path}/{PREFIX}")) + DRAWN + RAYS_BYTES <= SOCKET_BYTES
+        fits = (
+            len(os.fsencode(f"{path}/{FOLDER_PREFIX}")) + RANDOM_NAME_CHARS + RAY_SOCKET_SUFFIX_BYTES
+            <= MAX_SOCKET_PATH_BYTES
+        )
         if fits and Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK):
             return Path(path)
     return Path(tempfile.gettempdir())  # none fits: Ray's own error will say why
@@ -284,7 +287,7 @@ def _full_disk() -> str:
     except OSError:
         return ""
     hint = f"; {folder} has no space left for Ray's files: free some space, or set TMPDIR to a larger disk"
-    return hint if free < LEAST_DISK_BYTES else ""
+    return hint if free < MIN_DISK_BYTES else ""
 
 
 def _adopt_orphans() -> None:

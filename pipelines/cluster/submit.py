@@ -16,7 +16,7 @@ from pipelines.errors import UsageError, WorkFailed
 P = ParamSpec("P")
 R = TypeVar("R", bound=Result)
 
-PATHS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
+PATH_FLAGS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
 """Flags of submitted verbs whose values are folders or URIs."""
 
 
@@ -79,7 +79,7 @@ def _flag(name: str, value: Any, same_disk: bool) -> Iterator[str]:
         yield name if value else name.replace("--", "--no-", 1)
     else:
         for one in value if isinstance(value, list | tuple) else [value]:
-            yield from (name, _seen_by_job(name, one, same_disk) if name in PATHS else str(one))
+            yield from (name, _seen_by_job(name, one, same_disk) if name in PATH_FLAGS else str(one))
 
 
 def _seen_by_job(name: str, value: str, same_disk: bool) -> str:

@@ -16,7 +16,7 @@ from pipelines.artifacts.facts import ReportMeta, RerankedMeta, SplitPart
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records
-from pipelines.artifacts.splits import LEARNED, require_one_split, split_facts, split_notes, split_part
+from pipelines.artifacts.splits import LEARNED_NOTE, require_one_split, split_facts, split_notes, split_part
 from pipelines.artifacts.tables import class_ids_in
 from pipelines.artifacts.versions import finished, open_input_version
 from pipelines.cluster.progress import stage
@@ -254,7 +254,7 @@ def _learned_notes(query_set: CodesSet) -> list[str]:
     with suppress(HHNetError):
         learned = open_input_version(query_set.artifact, "model").manifest.inputs
         if query_set.artifact.manifest.input("shards").digest in {entry.digest for entry in learned}:
-            return [LEARNED]
+            return [LEARNED_NOTE]
     return []
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import PartReceipt
-from pipelines.artifacts.manifest import DIGEST_CHARS, ArtifactInput, Part
+from pipelines.artifacts.manifest import PART_DIGEST_CHARS, ArtifactInput, Part
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.encode.codes import code_array, read_codes
 from pipelines.errors import DamagedArtifact
@@ -53,7 +53,7 @@ class PartTask:
             return part_stem(self.ordinal)
         digests = [part.sha256 for part in self.parts]
         mark = canonical_json([self.shard_sha256, digests if len(digests) > 1 else digests[0], quantizer, self.facts()])
-        return f"{part_stem(self.ordinal)}-{sha256_of(mark)[:DIGEST_CHARS]}"
+        return f"{part_stem(self.ordinal)}-{sha256_of(mark)[:PART_DIGEST_CHARS]}"
 
     def table(self) -> pa.Table:
         """Return the rows to index, with the columns of a key table among others; digest-checked."""

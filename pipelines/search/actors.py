@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.artifacts.manifest import Artifact, parse_manifest
 from pipelines.cluster.head import require_node
 from pipelines.cluster.placement import Need, explain_shortage, list_live_nodes, need_of
-from pipelines.cluster.pool import ASK_EVERY_S, BESIDE, OWN_FAULT, STUCK_S, cause_of_death, first_line
+from pipelines.cluster.pool import ASK_EVERY_S, BESIDE_GROUP, OWN_FAULT, STUCK_S, cause_of_death, first_line
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config
 from pipelines.errors import ClusterUnavailable, WorkFailed
@@ -98,7 +98,7 @@ class _Fan:
         self._artifact, self._shares, self._need, self._wait_s = artifact, shares, need, wait_s
         # No restarts by Ray: `_bury` counts deaths and starts actors itself. BESIDE is a thread of its own, so that an
         # actor can answer `_watch` while it searches.
-        options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
+        options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE_GROUP: 1}}
         self._remote = ray.remote(**need.options(), **options)(SearchActor)
         self._manifest = ray.put(artifact.manifest.to_bytes())
         self._opened: dict[int, _Actor] = {}
@@ -142,7 +142,7 @@ class _Fan:
 
         if actor.beat is None or ray.wait([actor.beat], timeout=0)[0]:
             actor.heard = time.monotonic()
-            actor.beat = actor.handle.place.options(concurrency_group=BESIDE).remote()
+            actor.beat = actor.handle.place.options(concurrency_group=BESIDE_GROUP).remote()
         elif time.monotonic() - actor.heard > STUCK_S:
             self._bury(actor, f"did not answer for {STUCK_S:g} s", True, waiting, died)
 

@@ -13,9 +13,9 @@ from pipelines.storage.access import is_unsigned
 from pipelines.storage.clock import Clock, Transient
 from pipelines.storage.digests import sha256_of
 
-CONNECT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
 """Longest wait for a connection, in seconds."""
-SILENCE_S = 20.0
+SILENCE_TIMEOUT_S = 20.0
 """Longest silence of a store before a request is given up and tried again, in seconds."""
 CHUNK_BYTES = 1 << 20
 """Bytes of a download that are taken over at a time; each chunk renews the clock."""
@@ -35,8 +35,8 @@ class Bucket:
             anon=is_unsigned(name),
             config_kwargs={
                 # A third, so that one silent connection cannot use up a short deadline.
-                "connect_timeout": min(CONNECT_S, seconds / 3),
-                "read_timeout": min(SILENCE_S, seconds / 3),
+                "connect_timeout": min(CONNECT_TIMEOUT_S, seconds / 3),
+                "read_timeout": min(SILENCE_TIMEOUT_S, seconds / 3),
                 "retries": {"total_max_attempts": 1},  # the clock retries; both together would multiply
             },
         )

@@ -21,23 +21,23 @@ from pipelines.errors import ConfigError, HHNetError, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 
-VARIABLE = "HHNET_STORE_DEADLINE_S"
+DEADLINE_VARIABLE = "HHNET_STORE_DEADLINE_S"
 """Environment variable with the deadline, in seconds."""
 DEADLINE_S = 60.0
 """Seconds that an operation may take without progress, unless the environment says otherwise."""
-FIRST_PAUSE_S = 0.1
+MAX_FIRST_PAUSE_S = 0.1
 """Longest pause before the second try, in seconds; it doubles with each further try."""
-LONGEST_PAUSE_S = 5.0
+MAX_PAUSE_S = 5.0
 """Longest pause before any try, in seconds."""
 
 _BUSY = {408, 429}
-_LACKING = 501  # a server error by its number, but waiting does not help: the store lacks the operation
+_NOT_IMPLEMENTED = 501  # a server error by its number, but waiting does not help: the store lacks the operation
 # Client errors by their status, but caused on the way to the store and not by the request.
 _ON_THE_WAY = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"}
 _HINTS = {
     401: ": check the keys and what they may do",
     403: ": check the keys and what they may do",
-    _LACKING: ": the store does not offer what this needs; use one that does",
+    _NOT_IMPLEMENTED: ": the store does not offer what this needs; use one that does",
 }
 _CUT = (
     boto.HTTPClientError,
@@ -56,13 +56,15 @@ _jitter = random.SystemRandom()  # not the seeded generators, whose draws are re
 
 def deadline_s() -> float:
     """Return the seconds that an operation may take without progress, from the environment."""
-    text = os.environ.get(VARIABLE, "")
+    text = os.environ.get(DEADLINE_VARIABLE, "")
     try:
         seconds = float(text or DEADLINE_S)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"{VARIABLE}={text!r} is not a number of seconds above 0: set it to one, or unset it")
+        raise ConfigError(
+            f"{DEADLINE_VARIABLE}={text!r} is not a number of seconds above 0: set it to one, or unset it"
+        )
     return seconds
 
 
@@ -121,7 +123,7 @@ class Clock:
 
     async def pause(self, problem: Transient) -> None:
         """Wait before the next try; raise StoreUnavailable when the time is up."""
-        pause = _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._pauses))
+        pause = _jitter.uniform(0, min(MAX_PAUSE_S, MAX_FIRST_PAUSE_S * 2**self._pauses))
         self._pauses += 1
         left = self._end - time.monotonic()
         if left > 0:
@@ -169,7 +171,7 @@ class Clock:
             return Exists(self.what)
         if status == 409:
             return Conflict(problem)
-        if (status >= 500 and status != _LACKING) or status in _BUSY or code in _ON_THE_WAY:
+        if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _BUSY or code in _ON_THE_WAY:
             return Transient(problem, landed=status not in _BUSY)
         hint = _HINTS.get(status, "")
         return StoreUnavailable(f"cannot {self.what}: {_one_line(problem)}{hint}")

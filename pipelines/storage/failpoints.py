@@ -12,7 +12,7 @@ import signal
 import threading
 from collections import Counter
 
-VARIABLE = "HHNET_FAILPOINTS"
+FAILPOINTS_VARIABLE = "HHNET_FAILPOINTS"
 
 _hits: Counter[str] = Counter()
 _lock = threading.Lock()
@@ -20,7 +20,7 @@ _lock = threading.Lock()
 
 def failpoint(name: str) -> None:
     """Pass the place called `name`; raise OSError (ENOSPC) or kill the process where the environment asks for it."""
-    wanted = os.environ.get(VARIABLE)
+    wanted = os.environ.get(FAILPOINTS_VARIABLE)
     if not wanted:
         return
     with _lock:
@@ -38,4 +38,4 @@ def _act(action: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    raise ValueError(f"{VARIABLE} asks for {action!r}: kill and enospc are what a failpoint can do")
+    raise ValueError(f"{FAILPOINTS_VARIABLE} asks for {action!r}: kill and enospc are what a failpoint can do")

@@ -20,7 +20,7 @@ COPY_BYTES = 1 << 20
 """Bytes of a file that are copied at a time."""
 SCRATCH_PREFIX = "hhscratch-"
 """Beginning of the names of scratch folders; a later process finds abandoned ones by it."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of a used-up quota."""
 
 
@@ -168,7 +168,7 @@ def scratch_folder(kept: bool = False) -> Iterator[Path]:
     try:
         yield private.path
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRORS:
             raise
         raise StoreUnavailable(
             f"{private.path}: {error.strerror}: free some space, or set TMPDIR to a larger disk"

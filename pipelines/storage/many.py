@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-AT_ONCE = 16
+READS_AT_ONCE = 16
 """Reads under way at a time: a distant store answers each after tens of milliseconds, but many of them at once."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-def in_order(work: Callable[[_T], _R], items: Iterable[_T], at_once: int = AT_ONCE) -> Iterator[_R]:
+def in_order(work: Callable[[_T], _R], items: Iterable[_T], at_once: int = READS_AT_ONCE) -> Iterator[_R]:
     """Do `work` on `at_once` items at a time in threads, and yield the results in the order of the items.
 
     Of several errors, the first by that order is raised, whichever happened first. At most twice `at_once` results are

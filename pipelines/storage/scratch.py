@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-DRAWN = 8
+RANDOM_NAME_CHARS = 8
 """Characters that `mkdtemp` appends to a prefix."""
-SWEEP_S = 10.0
+SWEEP_TIMEOUT_S = 10.0
 """Seconds that a sweep may take to end the remaining processes and to remove the folder."""
-AGAIN_S = 0.1
+SWEEP_EVERY_S = 0.1
 """Seconds between two tries of a sweep."""
 
 
@@ -31,20 +31,20 @@ class PrivateFolder:
     """A new folder `base/prefix...`, locked by this process until `close`; with `kept` a keeper watches over it."""
 
     def __init__(self, base: Path, prefix: str, kept: bool = False) -> None:
-        for left in base.glob(prefix + DRAWN * "?"):
+        for left in base.glob(prefix + RANDOM_NAME_CHARS * "?"):
             _sweep_if_left(left)
         self.path, self._lock = _locked_folder(base, prefix)
         self._keeper = _start_keeper(self.path) if kept else None
 
     def close(self) -> None:
-        """Remove the folder; if there is a keeper, wait until it has done so, at most twice SWEEP_S."""
+        """Remove the folder; if there is a keeper, wait until it has done so, at most twice SWEEP_TIMEOUT_S."""
         if self._keeper is None:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             assert self._keeper.stdin is not None
             self._keeper.stdin.close()
             with suppress(subprocess.TimeoutExpired):
-                self._keeper.wait(timeout=2 * SWEEP_S)
+                self._keeper.wait(timeout=2 * SWEEP_TIMEOUT_S)
         os.close(self._lock)
 
 
@@ -95,15 +95,15 @@ def _sweep_if_left(folder: Path) -> None:
 
 
 def sweep(folder: str, spared: int) -> None:
-    """Kill the processes with open files below `folder`, but not `spared`, and remove it; give up after SWEEP_S."""
-    deadline = time.monotonic() + SWEEP_S
+    """Kill the processes with open files below `folder` except `spared`, and remove it; end after SWEEP_TIMEOUT_S."""
+    deadline = time.monotonic() + SWEEP_TIMEOUT_S
     while Path(folder).exists() and time.monotonic() < deadline:
         holders = [process for process in _holders(folder) if process != spared]
         for process in holders:
             with suppress(OSError):
                 os.kill(process, signal.SIGKILL)
         if holders:
-            time.sleep(AGAIN_S)
+            time.sleep(SWEEP_EVERY_S)
             continue
         shutil.rmtree(folder, ignore_errors=True)
 

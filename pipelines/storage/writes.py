@@ -19,13 +19,13 @@ from pipelines.storage.bucket import DIGEST_KEY, Answer, Bucket
 from pipelines.storage.clock import Clock, Conflict, Exists, Transient
 from pipelines.storage.digests import sha256_of
 
-SINGLE_BYTES = 32 << 20
+MAX_SINGLE_PUT_BYTES = 32 << 20
 """Largest object that is put in one request, in bytes."""
-PART_BYTES = 16 << 20
+MIN_PART_BYTES = 16 << 20
 """Least size of a part of a multipart upload, in bytes."""
-MOST_PARTS = 10_000
+MAX_PARTS = 10_000
 """Largest number of parts of an upload that S3 takes; larger objects get larger parts."""
-SENDERS = 4
+PARTS_SENT_AT_ONCE = 4
 """Parts of one upload that are sent at a time."""
 
 
@@ -52,7 +52,7 @@ async def put(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) 
     Raises StoreUnavailable when it could not be put, CommitUnknown when the outcome could not be found out.
     """
     try:
-        if body.size > SINGLE_BYTES:
+        if body.size > MAX_SINGLE_PUT_BYTES:
             return await _put_parts(bucket, key, body, during)
         during()
         data = body.stretch(0, body.size)
@@ -136,8 +136,8 @@ async def _upload(bucket: Bucket, key: str, body: Body, during: Callable[[], Non
 
 async def _send(bucket: Bucket, key: str, upload: str, body: Body) -> list[Answer]:
     """Send all parts, a few at a time; return the list of parts that the completing request has to name."""
-    step = max(PART_BYTES, -(-body.size // MOST_PARTS))
-    turns = asyncio.Semaphore(SENDERS)
+    step = max(MIN_PART_BYTES, -(-body.size // MAX_PARTS))
+    turns = asyncio.Semaphore(PARTS_SENT_AT_ONCE)
 
     async def send(number: int) -> Answer:
         async with turns:

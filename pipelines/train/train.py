@@ -25,8 +25,8 @@ from pipelines.artifacts.versions import all_versions, finished, open_current
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, explain_shortage, list_live_nodes, training_need, widest
-from pipelines.cluster.progress import BOARD_S, BoardView, start_board
-from pipelines.cluster.ray_private import START_TIMEOUT
+from pipelines.cluster.progress import BOARD_TIMEOUT_S, BoardView, start_board
+from pipelines.cluster.ray_private import START_TIMEOUT_VARIABLE
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
@@ -237,7 +237,7 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     with ray_session(config), scratch_folder(kept=True) as scratch:
         require_shared_store(Store(job.out), config)
         # Seconds that Ray Train waits for the room of its workers; a lost node may have taken it away.
-        os.environ[START_TIMEOUT] = str(config.ray.wait_s)
+        os.environ[START_TIMEOUT_VARIABLE] = str(config.ray.wait_s)
         need = training_need(config)
         board = start_board()
         with BoardView(board, "train", log.done, log.total, log.unit, log.reach):
@@ -306,7 +306,7 @@ def _fit_on_ray(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
         error = failed
     except TrainingFailedError as failed:
         error = failed
-    failure = ray.get(board.failure.remote(), timeout=BOARD_S)
+    failure = ray.get(board.failure.remote(), timeout=BOARD_TIMEOUT_S)
     if error is not None:
         raise failure or training_failure(str(error)) from error
     if failure is not None:
@@ -339,13 +339,13 @@ def _ray_loop(settings: dict[str, Any]) -> None:
     import torch
 
     board = settings["board"]
-    if ray.get(board.failure.remote(), timeout=BOARD_S) is not None:
+    if ray.get(board.failure.remote(), timeout=BOARD_TIMEOUT_S) is not None:
         return
     torch.set_num_threads(settings["cpus"])
     try:
         train_worker(settings["job"], lambda step, note: board.post.remote(step, note))
     except HHNetError as error:
-        ray.get(board.fail.remote(error), timeout=BOARD_S)
+        ray.get(board.fail.remote(error), timeout=BOARD_TIMEOUT_S)
         raise
 
 

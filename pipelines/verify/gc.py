@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from pipelines.artifacts.commit import versions
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import FOLDERS, all_versions, open_current, open_version, referenced
+from pipelines.artifacts.versions import NAMED_FOLDERS, all_versions, open_current, open_version, referenced
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
 from pipelines.index.reader import newest_made
@@ -133,7 +133,7 @@ def _garbage(there: Mapping[str, ObjectInfo], published: Mapping[str, Artifact])
     used = set(published)
     for artifact in published.values():
         used |= {entry.path for entry in referenced(artifact)}
-    unused = [name for name in there if name.partition("/")[0] in FOLDERS and "/" in name and name not in used]
+    unused = [name for name in there if name.partition("/")[0] in NAMED_FOLDERS and "/" in name and name not in used]
     is_model = any(artifact.manifest.kind == "model" for artifact in published.values())
     checkpoints = [name for name in there if is_model and name.startswith(CHECKPOINTS)]
     checkpoints.sort(key=lambda name: (not name.endswith("/manifest.json"), name))

@@ -14,7 +14,7 @@ from pipelines.artifacts.commit import versions
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import FOLDERS, manifest_path, named_version, open_current, referenced
+from pipelines.artifacts.versions import NAMED_FOLDERS, manifest_path, named_version, open_current, referenced
 from pipelines.cluster.placement import Need
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
@@ -253,4 +253,4 @@ def _orphans(published: Mapping[str, Artifact]) -> list[str]:
     named = {*published, *(entry.path for artifact in published.values() for entry in referenced(artifact))}
     store = next(iter(published.values())).store
     named |= {f"versions/{number}.json" for number in versions(store)}
-    return [name for folder in (*FOLDERS, "versions") for name in store.names(folder) if name not in named]
+    return [name for folder in (*NAMED_FOLDERS, "versions") for name in store.names(folder) if name not in named]

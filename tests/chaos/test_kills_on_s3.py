@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(scaled(300, 3600))
 
 def verb_that_uploads(*words: str) -> None:
     """The command line, which sends every object as a multipart upload, however small it is."""
-    writes.SINGLE_BYTES = 0
+    writes.MAX_SINGLE_PUT_BYTES = 0
     verb(*words)
 
 

@@ -30,7 +30,7 @@ from pipelines.artifacts.manifest import open_artifact
 from pipelines.errors import CommitConflict, CommitUnknown, DamagedArtifact, HHNetError, InputError, StoreUnavailable
 from pipelines.storage import Store, bucket, sha256_of, writes
 from pipelines.storage.bucket import Answer, Bucket
-from pipelines.storage.clock import VARIABLE
+from pipelines.storage.clock import DEADLINE_VARIABLE
 from tests.support.checker import PENDING, client_of, stored_on_s3, violations
 from tests.support.faults import Fault, FaultProxy, Harm, Refusal, Request
 from tests.support.report import SEED, report, scaled
@@ -80,10 +80,10 @@ def rig(
 ) -> Iterator[Rig]:
     server, proxy = platform
     proxy.reset()
-    monkeypatch.setattr(writes, "SINGLE_BYTES", PART)
-    monkeypatch.setattr(writes, "PART_BYTES", PART)
-    monkeypatch.setattr(bucket, "CONNECT_S", SILENCE_S)
-    monkeypatch.setattr(bucket, "SILENCE_S", SILENCE_S)
+    monkeypatch.setattr(writes, "MAX_SINGLE_PUT_BYTES", PART)
+    monkeypatch.setattr(writes, "MIN_PART_BYTES", PART)
+    monkeypatch.setattr(bucket, "CONNECT_TIMEOUT_S", SILENCE_S)
+    monkeypatch.setattr(bucket, "SILENCE_TIMEOUT_S", SILENCE_S)
     name = "".join(c if c.isalnum() else "-" for c in request.node.name)
     with deadline(server, proxy, DEADLINE_S):
         yield Rig(server, proxy, name)
@@ -93,7 +93,7 @@ def rig(
 @contextmanager
 def deadline(server: Seaweed, proxy: FaultProxy, seconds: float) -> Iterator[None]:
     """Stores that are made inside give up after so long."""
-    with server.environment(AWS_ENDPOINT_URL_S3=proxy.endpoint, **{VARIABLE: str(seconds)}):
+    with server.environment(AWS_ENDPOINT_URL_S3=proxy.endpoint, **{DEADLINE_VARIABLE: str(seconds)}):
         yield
 
 

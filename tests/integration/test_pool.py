@@ -150,7 +150,7 @@ class NeverBuilt:
 def test_workers_that_are_never_built_end_the_run_and_reject_nothing(
     local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "BUILD_S", 2.0)
+    monkeypatch.setattr(pool, "BUILD_TIMEOUT_S", 2.0)
     with pytest.raises(WorkFailed, match="test: 1 workers in a row were not built within 2 s"):
         list(map_items(NeverBuilt, (), [1], workers=1, max_attempts=1, stuck_s=1))
 

@@ -70,7 +70,7 @@ def run(
 ) -> Done:
     """Run `work(*args)` in a process of its own, killed after `kill_after` seconds if it still runs then."""
     with tempfile.TemporaryDirectory() as folder:
-        changes = {places.VARIABLE: failpoints, **(variables or {})}
+        changes = {places.FAILPOINTS_VARIABLE: failpoints, **(variables or {})}
         process = _context.Process(target=_child, args=(work, args, changes, folder))
         begun = time.monotonic()
         process.start()

@@ -91,7 +91,7 @@ def test_a_run_that_works_shows_signs_of_life_and_few_of_them(tmp_path: Path, mo
 
 def test_a_run_that_does_not_move_on_is_known_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "PROGRESS_EVERY_S", 0.05)
-    monkeypatch.setattr(runs, "HEARTBEAT_S", 1.1)
+    monkeypatch.setattr(runs, "HEARTBEAT_EVERY_S", 1.1)
     store = Store(tmp_path)
     with RunLog(store, "work", total=100):
         wait_for(lambda: len(read_runs(store)[0].heartbeats) >= 3)

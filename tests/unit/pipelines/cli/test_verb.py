@@ -14,8 +14,8 @@ from typer.core import TyperGroup
 
 from pipelines.artifacts.result import Result
 from pipelines.cli.main import build_app
-from pipelines.cluster.ray_private import JOB_CONFIG
-from pipelines.cluster.records import METADATA, mark, read_record
+from pipelines.cluster.ray_private import JOB_CONFIG_VARIABLE
+from pipelines.cluster.records import RECORDS_METADATA, mark, read_record
 from pipelines.config.loading import changed_settings, load_config
 from pipelines.encode.encode import EncodeResult, encode
 from pipelines.encode.preflight import preflight
@@ -86,8 +86,8 @@ def test_a_long_error_is_cut_and_whole_with_debug(tmp_path: Path) -> None:
 
 def test_a_job_writes_its_outcome_as_a_record(shards: str, tmp_path: Path) -> None:
     submission = "hhnet-0123-1"
-    config = {"metadata": {"job_submission_id": submission, METADATA: "1"}}
-    env = os.environ | {JOB_CONFIG: json.dumps(config)}
+    config = {"metadata": {"job_submission_id": submission, RECORDS_METADATA: "1"}}
+    env = os.environ | {JOB_CONFIG_VARIABLE: json.dumps(config)}
     for uri, code in ((shards, 0), (str(tmp_path / "nothing"), 2)):
         done = subprocess.run([*HHNET, "verify", uri], env=env, capture_output=True, text=True)
         assert done.returncode == code

@@ -31,13 +31,13 @@ def test_private_interfaces_are_named_in_one_file() -> None:
 @pytest.mark.parametrize(
     ("switch", "file"),
     [
-        (ray_private.RAYS_PATIENCE.removeprefix("RAY_"), "_raylet.so"),
-        (ray_private.ASK_HEAD.split("/")[1], "core/generated/gcs_service_pb2.py"),
-        (ray_private.JOB_CONFIG, "_private/runtime_env/constants.py"),
-        (ray_private.CLUSTERS, "_private/ray_constants.py"),
-        (ray_private.ACCELERATORS, "_private/accelerators/accelerator.py"),
-        (ray_private.PREEMPTION, "train/v2/_internal/constants.py"),
-        (ray_private.START_TIMEOUT, "train/v2/_internal/constants.py"),
+        (ray_private.HEAD_TIMEOUT_VARIABLE.removeprefix("RAY_"), "_raylet.so"),
+        (ray_private.HEAD_METHOD.split("/")[1], "core/generated/gcs_service_pb2.py"),
+        (ray_private.JOB_CONFIG_VARIABLE, "_private/runtime_env/constants.py"),
+        (ray_private.CLUSTERS_VARIABLE, "_private/ray_constants.py"),
+        (ray_private.ACCELERATORS_VARIABLE, "_private/accelerators/accelerator.py"),
+        (ray_private.PREEMPTION_VARIABLE, "train/v2/_internal/constants.py"),
+        (ray_private.START_TIMEOUT_VARIABLE, "train/v2/_internal/constants.py"),
     ],
 )
 def test_ray_still_reads_the_switch(switch: str, file: str) -> None:

@@ -591,14 +591,14 @@ def test_a_change_that_was_cut_off_is_done_by_running_it_again(
         if name == "cut":
             known = keys_of(index)
             hit = 2 if point.startswith(("part", "receipt")) and change != "remove" else 1
-            monkeypatch.setenv(failpoints.VARIABLE, f"{point}=enospc@{hit}")
+            monkeypatch.setenv(failpoints.FAILPOINTS_VARIABLE, f"{point}=enospc@{hit}")
             cut = point.startswith("receipt") and change == "remove"  # removes put no receipt
             if not cut:
                 with pytest.raises(StoreUnavailable):
                     work[change](index)
                 if point != "version.put.after":
                     assert (keys_of(index), versions(Store(index))) == (known, [1, 2])
-            monkeypatch.delenv(failpoints.VARIABLE)
+            monkeypatch.delenv(failpoints.FAILPOINTS_VARIABLE)
         work[change](index)
         results.append((open_current(index).digest, versions(Store(index)), ask(index)))
         if change == "add":  # what was finished before the cut was not built again
@@ -612,10 +612,10 @@ def test_what_another_change_left_is_not_taken_for_this_one(
 ) -> None:
     """Both give ordinal 3; the receipt of the one that was cut off must not serve the other."""
     one, two = codes_at(tmp_path, "one", shards=1), codes_at(tmp_path, "two", shards=1)
-    monkeypatch.setenv(failpoints.VARIABLE, "manifest.put.before=enospc")
+    monkeypatch.setenv(failpoints.FAILPOINTS_VARIABLE, "manifest.put.before=enospc")
     with pytest.raises(StoreUnavailable):
         add_codes(index, [one], FLAT)
-    monkeypatch.delenv(failpoints.VARIABLE)
+    monkeypatch.delenv(failpoints.FAILPOINTS_VARIABLE)
     add_codes(index, [two], FLAT)
     assert {key.split("/")[0] for key in keys_of(index)} == {"base", "two"}
 

@@ -8,18 +8,18 @@ import sys
 
 import pytest
 
-from pipelines.storage.failpoints import VARIABLE, failpoint
+from pipelines.storage.failpoints import FAILPOINTS_VARIABLE, failpoint
 
 
 def test_unset_a_failpoint_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(FAILPOINTS_VARIABLE, raising=False)
     assert failpoint("part.put.before") is None
-    monkeypatch.setenv(VARIABLE, "receipt.put.before=enospc")
+    monkeypatch.setenv(FAILPOINTS_VARIABLE, "receipt.put.before=enospc")
     assert failpoint("part.put.before") is None
 
 
 def test_a_full_disk_at_the_hit_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "other=kill,second=enospc@2")
+    monkeypatch.setenv(FAILPOINTS_VARIABLE, "other=kill,second=enospc@2")
     failpoint("second")
     with pytest.raises(OSError, match="No space left") as caught:
         failpoint("second")
@@ -31,11 +31,13 @@ def test_kill_ends_the_process_at_once() -> None:
     program = (
         "from pipelines.storage.failpoints import failpoint; failpoint('x'); print('alive', flush=True); failpoint('x')"
     )
-    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {VARIABLE: "x=kill@2"}, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {FAILPOINTS_VARIABLE: "x=kill@2"}, capture_output=True
+    )
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"alive\n")
 
 
 def test_an_unknown_action_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "x=explode")
+    monkeypatch.setenv(FAILPOINTS_VARIABLE, "x=explode")
     with pytest.raises(ValueError, match="explode"):
         failpoint("x")

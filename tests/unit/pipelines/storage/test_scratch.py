@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster.session import RAYS_BYTES, SOCKET_BYTES, short_base
+from pipelines.cluster.session import MAX_SOCKET_PATH_BYTES, RAY_SOCKET_SUFFIX_BYTES, short_base
 from pipelines.storage import scratch_folder
 from pipelines.storage.scratch import PrivateFolder
 
@@ -96,7 +96,7 @@ def test_sockets_of_ray_fit_below_it(length: int, tmp_path: Path, base: Path, mo
     monkeypatch.setenv("TMPDIR", str(wanted))
     folder = PrivateFolder(short_base(), "hhray-")
     try:
-        assert len(str(folder.path)) + RAYS_BYTES <= SOCKET_BYTES
+        assert len(str(folder.path)) + RAY_SOCKET_SUFFIX_BYTES <= MAX_SOCKET_PATH_BYTES
         assert (folder.path.parent == wanted) == (len(str(wanted)) <= 28)
     finally:
         folder.close()

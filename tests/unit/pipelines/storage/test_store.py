@@ -13,7 +13,7 @@ import pytest
 from pipelines.artifacts.commit import ArtifactWriter, publish_version, versions
 from pipelines.artifacts.facts import QuantizerReceipt
 from pipelines.artifacts.manifest import (
-    FORMAT,
+    MANIFEST_FORMAT,
     Artifact,
     ArtifactInput,
     Facts,
@@ -376,7 +376,7 @@ def signed(fields: dict[str, object]) -> bytes:
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     fields = json.loads(commit(tmp_path).manifest.to_bytes())
     with pytest.raises(ConfigError, match="upgrade hhnet"):
-        parse_manifest(signed({**fields, "format": FORMAT + 1, "unheard_of": {}}), "here")
+        parse_manifest(signed({**fields, "format": MANIFEST_FORMAT + 1, "unheard_of": {}}), "here")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../other/part.bin", "parts/../../x"])
