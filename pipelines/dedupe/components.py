@@ -16,7 +16,7 @@ from pipelines.dedupe.corpus import Corpus
 from pipelines.dedupe.external_sort import ExternalSort, cut
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name, read_table
 
-NUMBER_BITS = 31
+SAMPLE_NUMBER_BITS = 31
 """Bits of a sample's number in a sort key; the number of its component's root stands above them."""
 
 
@@ -40,15 +40,15 @@ def write_components(
             forest.unite(*(corpus.numbers(table[name].to_numpy()) for name in ("id_a", "id_b")))
             advance(1)
     spool = ExternalSort(folder / "components", memory // 4 // 8)
-    for start in range(0, corpus.count, artifact.UNIT):
-        numbers = np.arange(start, min(start + artifact.UNIT, corpus.count))
+    for start in range(0, corpus.count, artifact.UNIT_SAMPLES):
+        numbers = np.arange(start, min(start + artifact.UNIT_SAMPLES, corpus.count))
         roots = forest.roots(start, start + len(numbers))
         joined = forest.sizes(roots) > 1
-        spool.add((roots[joined] << NUMBER_BITS | numbers[joined]).astype(np.uint64))
+        spool.add((roots[joined] << SAMPLE_NUMBER_BITS | numbers[joined]).astype(np.uint64))
     parts, components, droppable = [], 0, 0
-    for number, keys in enumerate(cut(spool.in_order(), artifact.PART_ROWS)):
-        members = (keys & np.uint64((1 << NUMBER_BITS) - 1)).astype(np.int64)
-        roots = (keys >> np.uint64(NUMBER_BITS)).astype(np.int64)
+    for number, keys in enumerate(cut(spool.in_order(), artifact.MAX_PART_ROWS)):
+        members = (keys & np.uint64((1 << SAMPLE_NUMBER_BITS) - 1)).astype(np.int64)
+        roots = (keys >> np.uint64(SAMPLE_NUMBER_BITS)).astype(np.int64)
         keep = (members == roots) | (members < corpus.known)
         columns = {
             "component": corpus.ids[roots],

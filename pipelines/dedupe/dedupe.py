@@ -14,14 +14,14 @@ from pipelines.artifacts.versions import finished, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe.sources import SourceTar, sources_of
-from pipelines.dedupe.tables import SHARDS, SHARDS_NAME
+from pipelines.dedupe.tables import SHARDS_NAME, SHARDS_SCHEMA
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
 from pipelines.index.reader import IndexReader
 from pipelines.storage import Store, scratch_folder
 
-AGAINST = "against"
+AGAINST_ROLE = "against"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
     sets = [open_codes(uri) for uri in codes]
     index = open_current(index_root(against), "index") if against is not None else None
     digests: dict[str, Any] = {"codes": [entry.artifact.digest for entry in sets]}
-    digests |= {AGAINST: index.digest} if index else {}
+    digests |= {AGAINST_ROLE: index.digest} if index else {}
     name = fingerprint("duplicates", digests, result_settings(config, "duplicates"))
     artifact = finished(Store(out), "duplicates", name)
     if artifact is not None:
@@ -70,7 +70,7 @@ def _open_against(index: Artifact | None) -> Iterator[IndexReader | None]:
 
 def _duplicates_writer(sets: Sequence[CodesSet], index: Artifact | None, out: str, name: str) -> ArtifactWriter:
     named = [(f"codes-{number}", entry.artifact) for number, entry in enumerate(sets)]
-    named += [(AGAINST, index)] if index is not None else []
+    named += [(AGAINST_ROLE, index)] if index is not None else []
     inputs = tuple(ArtifactInput(role=role, kind=one.manifest.kind, digest=one.digest) for role, one in named)
     return ArtifactWriter(Store(out), "duplicates", name, inputs, {role: one.uri for role, one in named})
 
@@ -101,8 +101,8 @@ def _find_duplicates(
         "droppable": found.droppable,
     }
     places = [source.place for source in sources]
-    columns = {field.name: [getattr(place, field.name) for place in places] for field in SHARDS}
-    shards = writer.put_part(SHARDS_NAME, parquet_bytes(table_of(SHARDS, columns)), len(places))
+    columns = {field.name: [getattr(place, field.name) for place in places] for field in SHARDS_SCHEMA}
+    shards = writer.put_part(SHARDS_NAME, parquet_bytes(table_of(SHARDS_SCHEMA, columns)), len(places))
     meta = DuplicatesMeta(radius=settings.radius, bits=bits)
     return writer.commit([*pairs, *found.parts, shards], totals, meta, receipts)
 

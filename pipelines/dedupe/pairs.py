@@ -30,10 +30,10 @@ from pipelines.errors import ConfigError, InputError, WorkFailed
 from pipelines.storage import ObjectInfo
 
 # A pair is one integer: from the top the first sample's place in its unit, the second's number, and the distance.
-DISTANCE_BITS, NUMBER_BITS = 13, 31
-QUERIES = 1 << 16
+DISTANCE_BITS, SAMPLE_NUMBER_BITS = 13, 31
+QUERIES_AT_ONCE = 1 << 16
 """Samples searched for at a time."""
-LEAST_BLOCK = 1 << 10
+MIN_BLOCK_CODES = 1 << 10
 """Codes of the smallest block, taken even if its tables exceed the memory."""
 
 
@@ -66,8 +66,8 @@ def find_leaders(corpus: Corpus, memory: int, folder: Path) -> Leaders:
     leaders, count, groups = equal_groups(corpus.codes, corpus.known, memory - 4 * corpus.count)
     leaders.tofile(folder / "leaders")
     with (folder / "leading").open("wb") as stream:
-        for start in range(0, len(leaders), artifact.UNIT):
-            part = leaders[start : start + artifact.UNIT]
+        for start in range(0, len(leaders), artifact.UNIT_SAMPLES):
+            part = leaders[start : start + artifact.UNIT_SAMPLES]
             numbers = np.arange(start, start + len(part), dtype=np.int32)
             stream.write(numbers[part == numbers].tobytes())
     return Leaders(_mapped(folder / "leaders", corpus.count), _mapped(folder / "leading", count), groups)
@@ -98,7 +98,7 @@ class PairSearch:
 
         Raises WorkFailed if there are more pairs than `dedupe.max_pairs`.
         """
-        units = [unit_name(unit) for unit in range(-(-self._corpus.count // artifact.UNIT))]
+        units = [unit_name(unit) for unit in range(-(-self._corpus.count // artifact.UNIT_SAMPLES))]
         there = self._writer.store.entries("parts")
         found = self._writer.receipts(PairsReceipt, units)
         receipts = {name: receipt for name, receipt in found.items() if _is_whole(receipt, there)}
@@ -121,7 +121,9 @@ class PairSearch:
 
     def _span(self, unit: int) -> slice:
         """Return the range of a unit's leaders among all leaders."""
-        ends = np.searchsorted(self._leaders.numbers, [unit * artifact.UNIT, (unit + 1) * artifact.UNIT])
+        ends = np.searchsorted(
+            self._leaders.numbers, [unit * artifact.UNIT_SAMPLES, (unit + 1) * artifact.UNIT_SAMPLES]
+        )
         return slice(int(ends[0]), int(ends[1]))
 
     def _runs(self, units: Sequence[int]) -> Iterator[list[int]]:
@@ -146,8 +148,8 @@ class PairSearch:
         """Find the pairs of a unit's leaders with the later leaders of a block."""
         span = self._span(unit)
         numbers = self._leaders.numbers
-        for start in range(span.start, min(span.stop, block.stop), QUERIES):
-            stop = min(start + QUERIES, span.stop, block.stop)
+        for start in range(span.start, min(span.stop, block.stop), QUERIES_AT_ONCE):
+            stop = min(start + QUERIES_AT_ONCE, span.stop, block.stop)
             first = np.arange(start + 1, stop + 1)
             first[: max(self._new - start, 0)] = self._new  # a sample of the index finds new ones only
             if first[0] >= block.stop:
@@ -174,17 +176,17 @@ class PairSearch:
 
     def _link(self, unit: int) -> None:
         """Add the pairs at distance 0 whose first sample is in the unit: each follower with its leader."""
-        low = unit * artifact.UNIT
-        for start in range(low, self._corpus.count, artifact.UNIT):
-            leaders = self._leaders.of[start : start + artifact.UNIT]
+        low = unit * artifact.UNIT_SAMPLES
+        for start in range(low, self._corpus.count, artifact.UNIT_SAMPLES):
+            leaders = self._leaders.of[start : start + artifact.UNIT_SAMPLES]
             numbers = np.arange(start, start + len(leaders), dtype=np.int32)
             first, last = np.minimum(leaders, numbers), np.maximum(leaders, numbers)
-            mine = (leaders >= 0) & (first < last) & (first >= low) & (first < low + artifact.UNIT)
+            mine = (leaders >= 0) & (first < last) & (first >= low) & (first < low + artifact.UNIT_SAMPLES)
             self._add(unit, first[mine], last[mine], np.zeros(int(mine.sum()), np.int32))
 
     def _add(self, unit: int, a: npt.NDArray[Any], b: npt.NDArray[Any], distances: npt.NDArray[Any]) -> None:
-        low = unit * artifact.UNIT
-        places = (a.astype(np.uint64) - np.uint64(low)) << np.uint64(NUMBER_BITS) | b.astype(np.uint64)
+        low = unit * artifact.UNIT_SAMPLES
+        places = (a.astype(np.uint64) - np.uint64(low)) << np.uint64(SAMPLE_NUMBER_BITS) | b.astype(np.uint64)
         keys = places << np.uint64(DISTANCE_BITS) | distances.astype(np.uint64)
         with self._lock:
             self._pairs += len(keys)
@@ -192,7 +194,7 @@ class PairSearch:
         if pairs > self._settings.max_pairs:
             raise WorkFailed(
                 f"{self._writer.store.uri}: {pairs} pairs within radius {self._settings.radius} so far, in unit "
-                f"{unit + 1} of {-(-self._corpus.count // artifact.UNIT)}: take a smaller --radius, or raise "
+                f"{unit + 1} of {-(-self._corpus.count // artifact.UNIT_SAMPLES)}: take a smaller --radius, or raise "
                 f"dedupe.max_pairs = {self._settings.max_pairs}"
             )
         if len(keys):
@@ -209,11 +211,11 @@ class PairSearch:
 
     def _write(self, unit: int) -> PairsReceipt:
         """Write a unit's pairs in order as parts, then put its receipt."""
-        parts, low = [], unit * artifact.UNIT
-        for number, keys in enumerate(cut(self._spool(unit).in_order(), artifact.PART_ROWS)):
+        parts, low = [], unit * artifact.UNIT_SAMPLES
+        for number, keys in enumerate(cut(self._spool(unit).in_order(), artifact.MAX_PART_ROWS)):
             places = keys >> np.uint64(DISTANCE_BITS)
-            a = (places >> np.uint64(NUMBER_BITS)).astype(np.int64) + low
-            b = (places & np.uint64((1 << NUMBER_BITS) - 1)).astype(np.int64)
+            a = (places >> np.uint64(SAMPLE_NUMBER_BITS)).astype(np.int64) + low
+            b = (places & np.uint64((1 << SAMPLE_NUMBER_BITS) - 1)).astype(np.int64)
             distances = (keys & np.uint64((1 << DISTANCE_BITS) - 1)).astype(np.int32)
             columns = {**self._corpus.columns(a, "_a"), **self._corpus.columns(b, "_b"), "distance": distances}
             data = parquet_bytes(table_of(PAIRS_SCHEMA, columns))
@@ -224,7 +226,7 @@ class PairSearch:
 
 def _block_size(memory: int, width: int) -> int:
     """Return the largest number of codes of `width` bytes, by doubling, whose tables fit the memory."""
-    size = LEAST_BLOCK
+    size = MIN_BLOCK_CODES
     while size < MAX_CODES and _table_bytes(2 * size, width) <= memory:
         size *= 2
     return size

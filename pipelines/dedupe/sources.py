@@ -11,7 +11,7 @@ from pipelines.encode.codes import CodesSet, CodesShard, require_pair
 from pipelines.errors import DamagedArtifact
 from pipelines.index.reader import IndexedShard, IndexReader
 
-COLUMNS = ("row", "key", "code")
+COLUMNS_READ = ("row", "key", "code")
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class SourceTar:
     _read: Callable[[], pa.Table]
 
     def read(self) -> pa.Table:
-        """Read the columns `COLUMNS` of the samples, digest-checked; raise DamagedArtifact unless their rows ascend."""
-        table = self._read().select(COLUMNS)
+        """Read the columns `COLUMNS_READ`, digest-checked; raise DamagedArtifact unless their rows ascend."""
+        table = self._read().select(COLUMNS_READ)
         rows = table["row"].to_numpy()
         if len(table) != self.place.rows or (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
             raise DamagedArtifact(f"{self.uri}: the rows of {self.place.shard} are not ascending, or not all there")
@@ -55,7 +55,7 @@ def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> li
 def _indexed(index: IndexReader, shard: IndexedShard) -> SourceTar:
     uri, digest = index.artifact.uri, index.artifact.digest
     place = PlacedShard(shard.ordinal, shard.shard, shard.shard_sha256, digest, True, index.live(shard))
-    return SourceTar(place, uri, lambda: index.live_keys(shard.ordinal, COLUMNS))
+    return SourceTar(place, uri, lambda: index.live_keys(shard.ordinal, COLUMNS_READ))
 
 
 def _encoded(ordinal: int, entry: CodesSet, shard: CodesShard) -> SourceTar:

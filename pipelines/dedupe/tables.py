@@ -3,7 +3,7 @@
 A sample's id is ordinal << 32 | row; `shards.parquet` has the ordinal of each tar. `pairs-<unit>-<n>.parquet` are, one
 after another, the pairs in the order of (id_a, id_b), with id_a < id_b. `components-<n>.parquet` are the samples that
 are in a pair, in the order of (component, id). The ends of parts depend on the samples and the pairs alone: a unit is
-`UNIT` samples as id_a, and a part `PART_ROWS` rows.
+`UNIT_SAMPLES` samples as id_a, and a part `MAX_PART_ROWS` rows.
 
 Among samples with equal codes, the first that is not in the index leads. Each of the others has one pair, with the
 leader, at distance 0. Pairs at other distances join leaders only, and all such pairs are there. Two samples of the
@@ -20,13 +20,13 @@ from pipelines.artifacts.tables import read_parquet, require_schema
 from pipelines.errors import DamagedArtifact
 
 SHARDS_NAME = "shards.parquet"
-PAIRS, COMPONENTS = "pairs-", "components-"
-UNIT = 1 << 20
+PAIRS_PREFIX, COMPONENTS_PREFIX = "pairs-", "components-"
+UNIT_SAMPLES = 1 << 20
 """Samples of one unit of work, the stretch that gets one receipt."""
-PART_ROWS = 1 << 18
+MAX_PART_ROWS = 1 << 18
 """Largest number of rows in a part."""
 
-SHARDS = pa.schema(
+SHARDS_SCHEMA = pa.schema(
     [
         pa.field("ordinal", pa.int32(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
@@ -79,7 +79,7 @@ class PlacedShard:
 
 def unit_name(unit: int) -> str:
     """Return the name of a unit's receipt."""
-    return f"{PAIRS}{unit:06d}"
+    return f"{PAIRS_PREFIX}{unit:06d}"
 
 
 def pairs_name(unit: int, number: int) -> str:
@@ -89,7 +89,7 @@ def pairs_name(unit: int, number: int) -> str:
 
 def components_name(number: int) -> str:
     """Return the name of a part of the components."""
-    return f"{COMPONENTS}{number:06d}.parquet"
+    return f"{COMPONENTS_PREFIX}{number:06d}.parquet"
 
 
 def list_parts(artifact: Artifact, prefix: str) -> list[Part]:
@@ -109,7 +109,7 @@ def read_table(artifact: Artifact, part: Part, schema: pa.Schema, columns: Seque
 
 def read_places(artifact: Artifact) -> list[PlacedShard]:
     """Read the tars that took part; raise DamagedArtifact if their ordinals do not ascend."""
-    table = read_table(artifact, artifact.manifest.part(SHARDS_NAME), SHARDS)
+    table = read_table(artifact, artifact.manifest.part(SHARDS_NAME), SHARDS_SCHEMA)
     places = [PlacedShard(**row) for row in table.to_pylist()]
     ordinals = [place.ordinal for place in places]
     if ordinals != sorted(set(ordinals)) or min(ordinals, default=0) < 0:

@@ -34,7 +34,7 @@ from pipelines.storage import Store, canonical_json, scratch_folder
 
 STEPS = ("read", "decode", "forward", "write")
 MILLION = 1_000_000
-LEAST_S = 1e-6
+MIN_RATE_TIME_S = 1e-6
 """Shortest time in seconds that a rate is computed from; shorter ones count as this."""
 
 
@@ -228,7 +228,7 @@ def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> TrialFi
         rows=rows,
         wall=last["wall"],
         cpu=last["cpu"],
-        rates={step: rows / max(taken, LEAST_S) for step, taken in spent.items()},
+        rates={step: rows / max(taken, MIN_RATE_TIME_S) for step, taken in spent.items()},
         bytes_per_image=sum(receipt.bytes for receipt in receipts) / images,
         puts_per_shard=sum(receipt.puts for receipt in receipts) / len(runs),
         host=receipts[-1].host,
@@ -256,7 +256,9 @@ class Estimate:
     @property
     def rate(self) -> float:
         """Images per second of all workers together, limited by the CPUs of their hosts."""
-        return min(self.apart, self.fleet.hosts * self.trial.cpus * self.trial.rows / max(self.trial.cpu, LEAST_S))
+        return min(
+            self.apart, self.fleet.hosts * self.trial.cpus * self.trial.rows / max(self.trial.cpu, MIN_RATE_TIME_S)
+        )
 
     @property
     def seconds(self) -> float:

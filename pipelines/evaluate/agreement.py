@@ -24,8 +24,8 @@ from pipelines.report import plots as drawings
 from pipelines.report.page import render
 from pipelines.storage import Store, canonical_json
 
-BINS = 32
-BLOCK_PAIRS = 1 << 22
+DISTANCE_BINS = 32
+PAIRS_PER_BLOCK = 1 << 22
 
 Distances = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
@@ -171,7 +171,7 @@ def _moments(counts: Floats) -> tuple[float, float]:
 
 
 def _movement(counts: Sequence[Floats], bits: tuple[int, int]) -> Movement:
-    bins = min(BINS, *bits)
+    bins = min(DISTANCE_BINS, *bits)
     shares = []
     for mine, length in zip(counts, bits, strict=True):
         place = np.minimum(np.arange(length + 1) * bins // length, bins - 1)
@@ -187,7 +187,7 @@ def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[Ag
     random = np.random.Generator(np.random.Philox(settings.seed))
     queries = np.sort(random.permutation(total)[: settings.queries])
     tally, found = _Tally(matched.bits), []
-    step = max(1, BLOCK_PAIRS // total)
+    step = max(1, PAIRS_PER_BLOCK // total)
     for start in range(0, len(queries), step):
         block = queries[start : start + step]
         others = np.ones((len(block), total), np.bool_)
@@ -239,7 +239,7 @@ def agreement_page(figures: AgreementFigures, drawn: Mapping[str, bytes], source
     return render("agreement", figures=figures, drawn=drawn, classes=classes, sources=sources)
 
 
-STEPS = 3
+PROGRESS_STEPS = 3
 OVERLAP_BINS = 20
 
 
@@ -274,7 +274,7 @@ def report_agreement(old: str, new: str, out: str, config: Config) -> AgreementR
     artifact = finished(Store(out), "report", name)
     if artifact is not None:
         return _agreement_result(artifact, "unchanged")
-    with stage("agreement", STEPS, unit="steps") as advance:
+    with stage("agreement", PROGRESS_STEPS, unit="steps") as advance:
         matched = _match_codes(sides["old"], sides["new"])
         advance(1, note="codes read")
         inputs = tuple(ArtifactInput(role=role, kind="codes", digest=digest) for role, digest in digests.items())

@@ -35,10 +35,10 @@ from pipelines.storage import Store, canonical_json
 
 _log = logging.getLogger(__name__)
 
-STEPS = 5
-NEIGHBOURS = 10
-WORST = 6
-FIGURES = 2
+PROGRESS_STEPS = 5
+NEIGHBOURS_SHOWN = 10
+WORST_SHOWN = 6
+REPORT_VERSION = 2
 """Version of the report format. Bump it when the contents of a report change."""
 
 
@@ -82,7 +82,7 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
 
 def report_fingerprint(queries: str, database: Sequence[str], config: Config) -> str:
     """Return the fingerprint of a report: the digests of the codes that it compares, and the convention."""
-    inputs = {"queries": queries, "database": list(database), "figures": FIGURES}
+    inputs = {"queries": queries, "database": list(database), "figures": REPORT_VERSION}
     return fingerprint("report", inputs, result_settings(config, "report"))
 
 
@@ -155,7 +155,7 @@ def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictur
     if not chosen:
         return []
     queries = np.array([query for query, _ in chosen])
-    distances, near = hhnet.hamming_knn(pair.queries.codes[queries], pair.database.codes, NEIGHBOURS)
+    distances, near = hhnet.hamming_knn(pair.queries.codes[queries], pair.database.codes, NEIGHBOURS_SHOWN)
     wanted = {pair.queries.place(query) for query, _ in chosen}
     found = pictures.get(wanted | {pair.database.place(number) for number in near.ravel().tolist()})
 
@@ -184,7 +184,7 @@ def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictur
 
 def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, config: Config) -> Artifact:
     with ExitStack() as stack:
-        advance = stack.enter_context(stage("evaluate", STEPS, unit="steps"))
+        advance = stack.enter_context(stage("evaluate", PROGRESS_STEPS, unit="steps"))
         pair = load_pair(query_set, sets, logits=config.evaluate.rerank is not None)
         require_findable(pair)  # before anything is written at `out`
         writer = _report_writer(query_set, sets, out, name)
@@ -197,7 +197,7 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         advance(1, note=f"mAP {figures.map:.4f}")
         pictures = find_pictures([entry.artifact for entry in (query_set, *sets)], ())
         count = config.evaluate.gallery
-        worst = gallery_rows(pair, worst_queries(pair, ap_Q, min(count, WORST)), pictures)
+        worst = gallery_rows(pair, worst_queries(pair, ap_Q, min(count, WORST_SHOWN)), pictures)
         rows = gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures)
         drawn = _draw_plots(figures, examined)
         advance(1, note="plots and gallery")

@@ -16,12 +16,12 @@ from pipelines.evaluate.health import Examined, HealthFigures, health_figures
 from pipelines.evaluate.pair import Pair
 from pipelines.evaluate.rounding import all_rounded, rounded
 
-RANKS = (10, 100, 1000)
+PRECISION_RANKS = (10, 100, 1000)
 CURVE_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
-CURVE_QUERIES = 1000
+MAX_CURVE_QUERIES = 1000
 RANK_POINTS = 60  # points of the curve over ranks, in equal ratios
-PAIRS = 30_000_000
-BLOCK_PAIRS = 1 << 22
+MAX_HISTOGRAM_PAIRS = 30_000_000
+PAIRS_PER_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def measure_pair(
         database=len(pair.database),
         skipped=int((~kept).sum()),
         distinct=health.database.distinct,
-        precision_at={str(k): rounded(hhnet.precision_at(*arguments, k)) for k in _ranks(RANKS, pair)},
+        precision_at={str(k): rounded(hhnet.precision_at(*arguments, k)) for k in _ranks(PRECISION_RANKS, pair)},
         within_radius_2=rounded(hhnet.precision_within_radius(*arguments, 2)),
         pr_curve=Curve(all_rounded(recall[: pair.bits + 1]), all_rounded(precision[: pair.bits + 1]), some),
         pr_by_rank=_pr_by_rank(pair, some),
@@ -215,16 +215,16 @@ def _some_queries(pair: Pair, count: int) -> npt.NDArray[np.int64]:
 
 
 def _precision_at_n(pair: Pair) -> Curve:
-    rows = _some_queries(pair, CURVE_QUERIES)
+    rows = _some_queries(pair, MAX_CURVE_QUERIES)
     ranks = _ranks(CURVE_RANKS, pair)
     arguments = pair.arguments(rows)
     return Curve(ranks, [rounded(hhnet.precision_at(*arguments, k)) for k in ranks], len(rows))
 
 
 def _distances(pair: Pair) -> tuple[Curve, Curve]:
-    """Return histograms of the distances of relevant and of other pairs, over as many queries as PAIRS allows."""
-    rows = _some_queries(pair, min(CURVE_QUERIES, max(1, PAIRS // len(pair.database))))
-    step = max(1, BLOCK_PAIRS // len(pair.database))
+    """Count the distances of relevant and other pairs of as many queries as MAX_HISTOGRAM_PAIRS allows."""
+    rows = _some_queries(pair, min(MAX_CURVE_QUERIES, max(1, MAX_HISTOGRAM_PAIRS // len(pair.database))))
+    step = max(1, PAIRS_PER_BLOCK // len(pair.database))
     counts = np.zeros((2, pair.bits + 1), np.int64)
     database_NC = pair.database.labels.astype(np.float32)
     for start in range(0, len(rows), step):

@@ -12,10 +12,10 @@ import hhnet
 from hhnet.health import CodeDrift, CodeHealth
 from pipelines.evaluate.rounding import all_rounded, rounded
 
-LISTED = 10
-WEAK = 0.5
+BITS_LISTED = 10
+WEAK_ENTROPY_BITS = 0.5
 """Bits of entropy below which a bit is weak: the rarer value in less than 11% of the codes."""
-COPIES = 0.9
+MIN_COPY_PHI = 0.9
 """Smallest |phi| at which two bits count as near copies of each other."""
 SIGNIFICANCE = 0.01
 
@@ -130,10 +130,10 @@ def health_figures(examined: Examined) -> HealthFigures:
 
 
 def _side(health: CodeHealth) -> SideFigures:
-    constant, weak = health.entropy == 0, health.entropy < WEAK
+    constant, weak = health.entropy == 0, health.entropy < WEAK_ENTROPY_BITS
     first, second = np.triu_indices(health.bits, 1)
     phi = health.correlation[first, second]
-    order = np.argsort(-np.abs(phi).round(12), kind="stable")[:LISTED]
+    order = np.argsort(-np.abs(phi).round(12), kind="stable")[:BITS_LISTED]
     pairs = health.distances.sum()
     return SideFigures(
         items=health.count,
@@ -144,13 +144,13 @@ def _side(health: CodeHealth) -> SideFigures:
         constant=np.flatnonzero(constant).tolist(),
         weak=np.flatnonzero(weak & ~constant).tolist(),
         correlation_mean=rounded(np.abs(phi).mean()) if len(phi) else 0.0,
-        copies=int((np.abs(phi) >= COPIES).sum()),
+        copies=int((np.abs(phi) >= MIN_COPY_PHI).sum()),
         most_correlated=[
             Correlated((int(first[place]), int(second[place])), rounded(phi[place])) for place in order if phi[place]
         ],
         largest_buckets=[
             SharedCode(code.tobytes().hex(), int(size))
-            for code, size in zip(health.bucket_codes[:LISTED], health.bucket_sizes[:LISTED], strict=True)
+            for code, size in zip(health.bucket_codes[:BITS_LISTED], health.bucket_sizes[:BITS_LISTED], strict=True)
         ],
         bucket_sizes=_bucket_classes(health.bucket_sizes),
         distances=all_rounded(health.distances / pairs) if pairs else [],
@@ -216,7 +216,9 @@ def _on_copies(side: SideFigures) -> str:
     if not side.copies:
         return f"No two bits are near copies of each other; the most correlated are {example}."
     pairs = "1 pair of bits is" if side.copies == 1 else f"{side.copies:,} pairs of bits are"
-    return f"{pairs} nearly equal or opposite (|φ| ≥ {COPIES}), first of all {example}: fewer bits would do as well."
+    return (
+        f"{pairs} nearly equal or opposite (|φ| ≥ {MIN_COPY_PHI}), first of all {example}: fewer bits would do as well."
+    )
 
 
 def _on_buckets(side: SideFigures) -> str:
@@ -244,5 +246,5 @@ def _on_drift(database: SideFigures, queries: SideFigures, drift: DriftFigures) 
 
 def _name_bits(bits: Sequence[int]) -> str:
     """Name bits: `1 bit (3)`, `3 bits (1, 2, 3)`; a long list is cut."""
-    listed = ", ".join(str(bit) for bit in bits[:LISTED]) + (", ..." if len(bits) > LISTED else "")
+    listed = ", ".join(str(bit) for bit in bits[:BITS_LISTED]) + (", ..." if len(bits) > BITS_LISTED else "")
     return f"{len(bits)} {'bit' if len(bits) == 1 else 'bits'} ({listed})"

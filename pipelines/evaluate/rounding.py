@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-DIGITS = 6
+REPORT_DIGITS = 6
 
 
 def rounded(value: Any) -> float:
     """Round to the digits of a report; -0.0 becomes 0.0, since its sign would be written."""
-    return round(float(value), DIGITS) + 0.0
+    return round(float(value), REPORT_DIGITS) + 0.0
 
 
 def all_rounded(values: Iterable[Any]) -> list[float]:

@@ -27,7 +27,7 @@ from pipelines.artifacts.versions import open_input_version
 from pipelines.cluster.progress import stage
 from pipelines.errors import HHNetError, InputError, UsageError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import MAX_BYTES, decode_image
+from pipelines.shards.images import MAX_IMAGE_BYTES, decode_image
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json, sha256_of, write_output
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:  # imports torch, which must not be loaded before packages and
     from hhnet.preprocess import Preprocess
     from pipelines.encode.encoder import Encoder
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 """ONNX operator set that torch's exporter writes without a conversion."""
-MOST_BYTES = 2**31 - 2**24
+MAX_WEIGHT_BYTES = 2**31 - 2**24
 """Largest size of the weights in bytes; it leaves room for the graph in a protobuf message, which ends at 2 GiB."""
-CHECKED = 64
+IMAGES_CHECKED = 64
 """Number of images that are run through both torch and onnxruntime."""
-BATCH = 8
-TOLERANCE = 1e-4
+CHECK_BATCH_IMAGES = 8
+LOGIT_TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit where that is above 1.
 
 Bits whose logit is nearer to zero than this are not compared.
 """
-STEPS = 4
+PROGRESS_STEPS = 4
 
 Squares = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.uint8]
@@ -86,13 +86,13 @@ def export(model: str, out: str, batch: int | None = None, images: Path | None =
     GiB and more, and WorkFailed, with nothing written, where the network cannot be exported or the graph's answers
     differ from torch's.
     """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+    if missing := [name for name in EXPORT_PACKAGES if find_spec(name) is None]:
         raise UsageError(f"export needs {', '.join(missing)}: pip install 'hhnet[export]'")
     target = Path(out).expanduser()
     if "://" in out or not target.parent.is_dir():
         raise UsageError(f"--out {out} must be a local file in a folder that exists")
     artifact = open_artifact(model, "model")
-    with stage("export", STEPS, unit="steps") as advance:
+    with stage("export", PROGRESS_STEPS, unit="steps") as advance:
         from pipelines.encode.encoder import Encoder
 
         encoder = Encoder.open(artifact)
@@ -133,7 +133,7 @@ def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
 
     network, side = _packed(encoder), encoder.preprocess.size
     size = sum(value.nbytes for value in network.state_dict().values())
-    if size > MOST_BYTES:
+    if size > MAX_WEIGHT_BYTES:
         raise InputError(f"{artifact.uri} has {size:,} bytes of weights, more than the 2 GiB of an ONNX file")
     example = torch.zeros(batch or 2, side, side, 3, dtype=torch.uint8)  # with 1 the exporter would write a constant
     try:
@@ -206,12 +206,12 @@ def metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
 
 
 def find_images(artifact: Artifact, preprocess: "Preprocess", folder: Path | None) -> tuple[Squares, str]:
-    """Return up to CHECKED images as uint8 (N, S, S, 3), and their source.
+    """Return up to IMAGES_CHECKED images as uint8 (N, S, S, 3), and their source.
 
     They are the files in `folder`, else training images of the model, else generated ones.
     """
     if folder is not None:
-        squares = list(islice(_decoded(_files(folder), preprocess), CHECKED))
+        squares = list(islice(_decoded(_files(folder), preprocess), IMAGES_CHECKED))
         if not squares:
             raise InputError(f"{folder} holds no image that can be decoded: name another folder with --check-images")
         return np.stack(squares), str(folder)
@@ -219,7 +219,7 @@ def find_images(artifact: Artifact, preprocess: "Preprocess", folder: Path | Non
         shards = open_shards(open_input_version(artifact, "shards"))
         samples = (sample for shard in shards.shards for sample in shards.read(shard))
         whole = (sample.image for sample in samples if sample.damage is None)
-        squares = list(islice(_decoded(whole, preprocess), CHECKED))
+        squares = list(islice(_decoded(whole, preprocess), IMAGES_CHECKED))
         reason = f"no sample of {shards.artifact.uri} can be decoded"
     except HHNetError as error:
         squares, reason = [], str(error)
@@ -231,7 +231,7 @@ def find_images(artifact: Artifact, preprocess: "Preprocess", folder: Path | Non
 def _files(folder: Path) -> Iterator[bytes]:
     try:
         for path in sorted(folder.expanduser().rglob("*")):
-            if path.is_file() and path.stat().st_size <= MAX_BYTES:
+            if path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES:
                 yield path.read_bytes()
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
@@ -248,7 +248,7 @@ def _decoded(images: Iterable[bytes], preprocess: "Preprocess") -> Iterator[Squa
 def _generated(preprocess: "Preprocess") -> Squares:
     """Generate seeded clouds of colour, coarse to fine."""
     random = np.random.default_rng(0)
-    sides = [2 + n % 31 for n in range(CHECKED)]
+    sides = [2 + n % 31 for n in range(IMAGES_CHECKED)]
     return np.stack([preprocess.resize_crop(random.integers(0, 256, (s, s, 3), np.uint8)) for s in sides])
 
 
@@ -275,22 +275,22 @@ def compare(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int |
 def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
     """Yield rows in batches of the fixed size, the last filled up from the front.
 
-    Without a fixed size: a batch of one, then batches of BATCH, so that both sizes are tried.
+    Without a fixed size: a batch of one, then batches of CHECK_BATCH_IMAGES, so that both sizes are tried.
     """
     if batch is not None:
         for start in range(0, count, batch):
             yield np.arange(start, start + batch) % count
         return
     yield np.arange(1)
-    for start in range(1, count, BATCH):
-        yield np.arange(start, min(start + BATCH, count))
+    for start in range(1, count, CHECK_BATCH_IMAGES):
+        yield np.arange(start, min(start + CHECK_BATCH_IMAGES, count))
 
 
 def judge(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> Agreement:
     """Compare codes and logits of the graph with torch's logits; raise WorkFailed where they differ."""
     if not (np.isfinite(z_NK).all() and np.isfinite(expected_NK).all()):
         raise WorkFailed("the network's outputs are not finite: check the model with hhnet verify; nothing was written")
-    tolerance = TOLERANCE * max(1.0, float(np.abs(expected_NK).max()))
+    tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(expected_NK).max()))
     largest = float(np.abs(z_NK - expected_NK).max())
     if largest > tolerance:
         raise WorkFailed(

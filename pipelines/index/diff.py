@@ -23,7 +23,7 @@ from pipelines.shards.shards import INDEX_NAME, tar_name
 from pipelines.storage import Store, in_order
 
 CHANGES = ("encode", "publish", "add", "replace", "remove")
-SHOWN_SHA = 12
+SHA_CHARS_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -245,5 +245,5 @@ def _commands(state: State, changes: Sequence[dict[str, Any]], index: str | None
         how = ["--replace"] if of["replace"] else []
         yield shlex.join(["hhnet", "index", "add", "--index", index, *named, *how])
     if of["remove"]:  # after `add`, since an index must never be empty in between
-        gone = [word for entry in of["remove"] for word in ("--shard", entry["sha256"][:SHOWN_SHA])]
+        gone = [word for entry in of["remove"] for word in ("--shard", entry["sha256"][:SHA_CHARS_SHOWN])]
         yield shlex.join(["hhnet", "index", "remove", "--index", index, *gone])

@@ -22,9 +22,9 @@ from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours, PartSearcher
 from pipelines.index.parts import sample_places
 from pipelines.index.reader import IndexReader, index_id, merge
 
-HITS = 1 << 22
+HITS_AT_ONCE = 1 << 22
 """Hits within the radius that are judged in one step, which bounds memory."""
-LOOKED_AT = ("row", "code")
+COLUMNS_READ = ("row", "code")
 """Columns of a key table that the gate reads; leaving out the keys makes reading several times faster."""
 
 
@@ -81,7 +81,7 @@ def probe_index(reader: IndexReader, settings: GateSettings, seed: int) -> GateF
     seconds_P = np.zeros(len(probes_PB))
     opened = duplicates = wrong = hits = within = 0
     for shard in [shard for shard in reader.filled() if reader.live(shard)]:
-        part, table = reader.open_part(shard), reader.live_keys(shard.ordinal, LOOKED_AT)
+        part, table = reader.open_part(shard), reader.live_keys(shard.ordinal, COLUMNS_READ)
         codes_NB, rows_N = code_array(table["code"]), table["row"].to_numpy().astype(np.int64)
         answers = _Answers(codes_NB, index_id(shard.ordinal, rows_N))
         found = merge(found, answers.nearest(part, probes_PB, settings.k, seconds_P), settings.k)
@@ -158,7 +158,7 @@ def _probes(reader: IndexReader, size: int, seed: int) -> tuple[Codes, Ids]:
     drawn = sample_places([(shard.ordinal, reader.live(shard)) for shard in shards], size, seed)
     for shard, places in zip(shards, drawn, strict=True):
         if len(places):
-            table = reader.live_keys(shard.ordinal, LOOKED_AT)
+            table = reader.live_keys(shard.ordinal, COLUMNS_READ)
             codes.append(code_array(table["code"])[places])
             ids.append(index_id(shard.ordinal, table["row"].to_numpy().astype(np.int64)[places]))
     return np.concatenate(codes), np.concatenate(ids)
@@ -182,7 +182,7 @@ class _Answers:
     def within(self, part: PartSearcher, probes_PB: Codes, radius: int) -> tuple[int, int]:
         """Return the number of right hits of the probes, and the number that an exact scan finds."""
         found = expected = 0
-        step = max(1, HITS // len(self._ids_N))  # each probe may have as many hits as there are codes
+        step = max(1, HITS_AT_ONCE // len(self._ids_N))  # each probe may have as many hits as there are codes
         for start in range(0, len(probes_PB), step):
             chunk_PB = probes_PB[start : start + step]
             offsets, distances, ids = part.range_search(chunk_PB, radius)

@@ -40,7 +40,7 @@ MIN_SAMPLE_CODES, MAX_SAMPLE_CODES = 1 << 15, 1 << 18
 
 Between them it is the size of the largest part; the codes come from as few shards as hold them.
 """
-QUERIES = 64
+TRIAL_QUERIES = 64
 FIRST_TRIAL_CODES, TRIAL_GROWTH = 1024, 4
 """Codes of the first part that is tried, and the factor from one trial to the next."""
 TRIAL_BUDGET_S = 0.7
@@ -149,7 +149,7 @@ def objections(entry: Prediction, settings: IndexSettings) -> list[str]:
 
 def predict(codes_NB: Codes, sizes: Sequence[int], config: Config) -> list[Prediction]:
     """Predict each kind for parts of these sizes, measured on a sample of their codes in random order."""
-    held = min(QUERIES, len(codes_NB) // 4)
+    held = min(TRIAL_QUERIES, len(codes_NB) // 4)
     queries_QB = codes_NB[:held] if held else codes_NB
     codes_NB = codes_NB[held:]
     found: list[Prediction] = []
@@ -238,7 +238,7 @@ class _Trials:
         k = self._config.search.k
         (distances, _), seconds_Q = one_by_one(part, queries_QB, k)
         exact = 1.0 if self.kind.exact else tie_aware_recall(distances, hamming_knn(queries_QB, codes_NB, k)[0])
-        itself = part.search(codes_NB[:QUERIES], 1)[0] == 0
+        itself = part.search(codes_NB[:TRIAL_QUERIES], 1)[0] == 0
         return TriedPart(len(codes_NB), build_s, float(np.median(seconds_Q)), exact, float(itself.mean()))
 
 
@@ -264,7 +264,7 @@ def _trial_sizes(largest: int) -> Iterator[int]:
 
 
 def _trial_seconds(trials: Sequence[TriedPart]) -> float:
-    return sum(trial.build_s + QUERIES * trial.query_s for trial in trials)
+    return sum(trial.build_s + TRIAL_QUERIES * trial.query_s for trial in trials)
 
 
 # --------------------------------------------------------------------------------------------------------- sample
@@ -272,7 +272,7 @@ def _trial_seconds(trials: Sequence[TriedPart]) -> float:
 
 def _draw_sample(tasks: Sequence[PartTask], seed: int) -> Codes:
     """Read shards in a seeded order until there are enough codes, and return the sample in a seeded order."""
-    wanted = min(MAX_SAMPLE_CODES, max(MIN_SAMPLE_CODES, QUERIES + max(task.rows for task in tasks)))
+    wanted = min(MAX_SAMPLE_CODES, max(MIN_SAMPLE_CODES, TRIAL_QUERIES + max(task.rows for task in tasks)))
     random = np.random.Generator(np.random.Philox(seed))
     drawn: list[Codes] = []
     for place in random.permutation(len(tasks)):

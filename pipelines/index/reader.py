@@ -46,10 +46,10 @@ PARTS_KEPT = 128
 
 Each holds some file descriptors, and a mask where rows are removed.
 """
-NAMES = ("key", "path")
+NAME_COLUMNS = ("key", "path")
 """Columns by which a user may name a sample."""
-NEAR_KEYS = 3
-NEAR_KEYS_AMONG = 20_000
+NEAR_KEYS_SHOWN = 3
+MAX_KEYS_COMPARED = 20_000
 
 ORDINALS = pa.schema(
     [
@@ -279,11 +279,11 @@ class IndexReader:
         wanted = pa.array(filter(_is_encodable, distinct), pa.string())
         known, found = np.zeros(len(wanted), np.bool_), [NOTHING_REMOVED]
         for shards in _by_rows(self.filled(), KEY_ROWS_KEPT) if len(wanted) else ():
-            tables = {shard.ordinal: self.live_keys(shard.ordinal, ["row", *NAMES]) for shard in shards}
+            tables = {shard.ordinal: self.live_keys(shard.ordinal, ["row", *NAME_COLUMNS]) for shard in shards}
             ids = [index_id(ordinal, table["row"].to_numpy().astype(np.int64)) for ordinal, table in tables.items()]
             # Many tables in one call, since each call hashes all wanted names again.
             names = pa.concat_tables(tables.values())
-            for name in NAMES:
+            for name in NAME_COLUMNS:
                 places = pc.index_in(names[name], value_set=wanted)
                 known[places.drop_null().to_numpy()] = True
                 found.append(np.concatenate(ids)[places.is_valid().to_numpy()])
@@ -305,11 +305,11 @@ class IndexReader:
             table = self.read_keys(ordinal)
             table = table.filter(pa.array(np.isin(table["row"].to_numpy(), rows)))
             table = table.filter(_mark_named(table, wanted))
-            gone |= {name for column in NAMES for name in table[column].to_pylist()}
+            gone |= {name for column in NAME_COLUMNS for name in table[column].to_pylist()}
         return gone & set(keys)
 
     def near_keys(self, key: str) -> list[str]:
-        """Return up to NEAR_KEYS keys that resemble `key`.
+        """Return up to NEAR_KEYS_SHOWN keys that resemble `key`.
 
         First come keys that begin with it, end with its last component, or are contained in it; then similar spellings.
         """
@@ -319,11 +319,11 @@ class IndexReader:
         for known in self.all_keys():
             if known.startswith(key) or known.endswith(f"/{tail}") or known in key:
                 near.append(known)
-            elif len(pool) < NEAR_KEYS_AMONG:
+            elif len(pool) < MAX_KEYS_COMPARED:
                 pool.append(known)
-            if len(near) == NEAR_KEYS:
+            if len(near) == NEAR_KEYS_SHOWN:
                 return near
-        return near + difflib.get_close_matches(key, pool, NEAR_KEYS - len(near))
+        return near + difflib.get_close_matches(key, pool, NEAR_KEYS_SHOWN - len(near))
 
     def _items_of(self, ordinal: int, rows: npt.NDArray[np.int64]) -> Iterator[Item]:
         shard = self.shards.get(ordinal)
@@ -331,7 +331,7 @@ class IndexReader:
             raise DamagedArtifact(f"{self.artifact.uri}: the ordinal table does not know shard ordinal {ordinal}")
         table = self._keys(ordinal)
         places = self._places(ordinal, table, rows)
-        for entry in table.select(["row", *NAMES, "labels"]).take(places).to_pylist():
+        for entry in table.select(["row", *NAME_COLUMNS, "labels"]).take(places).to_pylist():
             names = names_of_class_ids(entry["labels"], self.classes, self.artifact.uri)
             number = index_id(ordinal, entry["row"])
             place = shard.shard, shard.shard_sha256, entry["row"]
@@ -388,7 +388,7 @@ def _by_ordinal(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[n
 
 def _mark_named(table: pa.Table, wanted: pa.Array) -> pa.ChunkedArray:
     """Mark the rows whose key or source path is among the `wanted` texts."""
-    return pc.or_(*(pc.is_in(table[name], value_set=wanted) for name in NAMES))
+    return pc.or_(*(pc.is_in(table[name], value_set=wanted) for name in NAME_COLUMNS))
 
 
 def _is_encodable(key: str) -> bool:

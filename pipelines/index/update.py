@@ -54,7 +54,7 @@ from pipelines.index.reader import (
 )
 from pipelines.storage import canonical_json, sha256_of
 
-GROWN = 4
+OUTGROWN_FACTOR = 4
 """Factor over the codes of the quantizer's training above which the card says that the index has outgrown it."""
 
 Rows = npt.NDArray[np.int64]
@@ -481,6 +481,6 @@ def _card(base: Base, parts: Sequence[Part], count: int) -> IndexCard:
     if base.reader.shared is None:
         return card
     trained, note = before.trained_on or before.count, None
-    if count > GROWN * trained:
+    if count > OUTGROWN_FACTOR * trained:
         note = f"{count / trained:.1f} times the codes that the quantizer was trained on: build anew for more lists"
     return card.model_copy(update={"trained_on": trained, "note": note})

@@ -40,7 +40,7 @@ from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 
 ADOPT_VERSION = 3
 """Version of the index's content, part of the fingerprint. Bump it when the same tars would give another index."""
-THREADS = 2
+TARS_AT_ONCE = 2
 """Number of tars that are scanned side by side."""
 
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,4}")
@@ -190,7 +190,7 @@ def _index(
     before = base.keys if base else {}
     seen = {key for keys in before.values() for key in keys}
     with stage("adopt", len(names), unit="tars") as advance:
-        for name, tar in zip(names, decode_ahead(names, scan, THREADS, THREADS), strict=True):
+        for name, tar in zip(names, decode_ahead(names, scan, TARS_AT_ONCE, TARS_AT_ONCE), strict=True):
             if base is not None:
                 base.require_same_bytes(name, tar.sha256, origin)
             yield _index_tar(name, tar, how, seen, before.get(name, frozenset()), listing)

@@ -9,9 +9,9 @@ from pipelines.errors import InputError
 
 MAX_EXPANSION = 200
 """Limit on the unfolded size of a compressed source, as a multiple of its own size."""
-SMALL_BYTES = 64 << 20
+MIN_LIMIT_BYTES = 64 << 20
 """Bytes that any source may unfold to, however small it is."""
-READING_BYTES = 1 << 30
+TABLE_MEMORY_BYTES = 1 << 30
 """Bytes of memory that reading a few rows of a table may take, besides four times the size of its file."""
 
 _STATM = Path("/proc/self/statm")
@@ -21,7 +21,7 @@ _DATA_PAGES = 5
 
 def largest(path: Path) -> int:
     """Return the number of bytes that a compressed source may unfold to."""
-    return max(SMALL_BYTES, MAX_EXPANSION * path.stat().st_size)
+    return max(MIN_LIMIT_BYTES, MAX_EXPANSION * path.stat().st_size)
 
 
 def require_bounded(path: Path, unfolded: int) -> None:
@@ -46,7 +46,7 @@ def memory_for(path: Path) -> Iterator[None]:
     # RLIMIT_DATA counts private writable memory only, so mapped files do not use it up.
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     held = int(_STATM.read_text().split()[_DATA_PAGES]) * resource.getpagesize()
-    limit = held + READING_BYTES + 4 * path.stat().st_size
+    limit = held + TABLE_MEMORY_BYTES + 4 * path.stat().st_size
     ends = [end for end in (soft, hard) if end != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min([limit, *ends]), hard))
     try:

@@ -20,9 +20,9 @@ MAX_LABEL_BYTES = 1 << 20
 MAX_LABEL_CHARS = 200
 """Longest label in characters."""
 
-_FACTS = (".cls", ".json")
+_LABEL_SUFFIXES = (".cls", ".json")
 """Suffixes of members with labels and metadata."""
-_SHOWN = 60
+_LABEL_CHARS_SHOWN = 60
 """Characters of a bad label that an error shows."""
 _COMPRESSED = re.compile(
     rb"(?P<gzip>\x1f\x8b\x08)|(?P<xz>\xfd7zXZ\0)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<zip>PK\3\4)"
@@ -147,14 +147,14 @@ class _Runs:
         if suffix in run.suffixes:
             run.refuse(TarReason.DUPLICATE_KEY, f"the tar has two members {key}{suffix}")
         run.suffixes.add(suffix)
-        if suffix in self._images or suffix in _FACTS or (content is not None and self._states(suffix)):
+        if suffix in self._images or suffix in _LABEL_SUFFIXES or (content is not None and self._states(suffix)):
             self._take(run, entry, suffix, content)
         elif entry.refusal not in (None, TarReason.TOO_LARGE):  # nobody reads it, so its size costs nothing
             run.beside.append(Loss(entry.name, entry.refusal, sample=False))
 
     def _states(self, suffix: str) -> bool:
         """Tell whether a member may hold labels. With images such as `.input.jpg`, that can be `.output.cls`."""
-        return suffix in _FACTS or (self._compound and suffix.endswith(".cls"))
+        return suffix in _LABEL_SUFFIXES or (self._compound and suffix.endswith(".cls"))
 
     def _take(self, run: _Run, entry: TarEntry, suffix: str, content: bytes | None) -> None:
         """Keep an image or a member that may hold labels. A member that is too large comes without content."""
@@ -195,9 +195,9 @@ class _Runs:
         if len(run.images) != 1:
             members = ", ".join(suffix.removeprefix(".") for suffix in sorted(run.suffixes))
             run.refuse(TarReason.SEVERAL_IMAGES if run.images else TarReason.NO_IMAGE, f"its members: {members}")
-        others = [suffix for suffix in run.facts if suffix not in _FACTS]
+        others = [suffix for suffix in run.facts if suffix not in _LABEL_SUFFIXES]
         named = {".cls": run.facts[others[0]]} if len(others) == 1 and ".cls" not in run.facts else {}
-        run.facts = {suffix: run.facts[suffix] for suffix in _FACTS if suffix in run.facts} | named
+        run.facts = {suffix: run.facts[suffix] for suffix in _LABEL_SUFFIXES if suffix in run.facts} | named
         try:
             run.labels = _labels({suffix: content for suffix, (_, content) in run.facts.items()}, self._fields)
         except ValueError as error:
@@ -288,10 +288,12 @@ def _label(value: Any) -> str:
         value = int(value)
     if not isinstance(value, str | int):
         shown = json.dumps(value)
-        raise ValueError(f"the label {shown[:_SHOWN]} is neither a text nor true or false nor a whole number")
+        raise ValueError(
+            f"the label {shown[:_LABEL_CHARS_SHOWN]} is neither a text nor true or false nor a whole number"
+        )
     text = str(value)
     if len(text) > MAX_LABEL_CHARS:
-        raise ValueError(f"the label {text[:_SHOWN]!r}... has more than {MAX_LABEL_CHARS} characters")
+        raise ValueError(f"the label {text[:_LABEL_CHARS_SHOWN]!r}... has more than {MAX_LABEL_CHARS} characters")
     if refused := _NO_LABEL.search(text):
-        raise ValueError(f"the label {text[:_SHOWN]!a} holds the character U+{ord(refused[0]):04X}")
+        raise ValueError(f"the label {text[:_LABEL_CHARS_SHOWN]!a} holds the character U+{ord(refused[0]):04X}")
     return text

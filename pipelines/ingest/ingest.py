@@ -49,7 +49,7 @@ INGEST_VERSION = 3
 """Version of keys, classes and samples, part of the fingerprint. Bump it when the same source would give others."""
 MAX_SHARDS = 1_000_000
 """Largest number of shards of one artifact; their names have six digits."""
-THREADS = 2
+SHARDS_AT_ONCE = 2
 """Number of shards that are written side by side."""
 
 _ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".zst", ".7z", ".rar"})
@@ -360,7 +360,7 @@ def _publish_shards(
     parts: list[Part] = []
     with (
         scratch_folder() as scratch,
-        ThreadPoolExecutor(THREADS, "ingest") as pool,
+        ThreadPoolExecutor(SHARDS_AT_ONCE, "ingest") as pool,
         stage("ingest", len(samples), unit="images") as advance,
     ):
 

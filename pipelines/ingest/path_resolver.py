@@ -10,7 +10,7 @@ from pathlib import Path
 from pipelines.ingest.skips import SkipReason
 from pipelines.shards.containers import SUFFIXES
 
-TRIED = 1000
+PATHS_TRIED = 1000
 """Number of paths, evenly taken from those not found, on which leading folders are tried."""
 
 
@@ -68,7 +68,7 @@ class PathResolver:
 
         The answer is one for all paths, so that files of one name in two folders are never mistaken for each other.
         """
-        tried = [split_path(name.replace("\\", "/")) for name in names[:: -(-len(names) // TRIED) or 1]]
+        tried = [split_path(name.replace("\\", "/")) for name in names[:: -(-len(names) // PATHS_TRIED) or 1]]
         shared = _shared([parts[:-1] for parts in tried])
         hits = [
             (sum(isinstance(self.find("/".join(parts[depth:])), tuple) for parts in tried), -depth)

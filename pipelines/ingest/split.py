@@ -13,7 +13,7 @@ from pipelines.errors import InputError
 from pipelines.ingest.protocols.base import Protocol
 from pipelines.ingest.sources import SourceImage
 
-USAGE = "write train=.8,query=.1,database=.1, or folder, or column:NAME"
+SPLIT_USAGE = "write train=.8,query=.1,database=.1, or folder, or column:NAME"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -74,7 +74,7 @@ def _parse_shares(text: str) -> tuple[tuple[str, Fraction], ...]:
     for item in text.split(","):
         name, equals, number = (piece.strip() for piece in item.partition("="))
         if not equals or not _NAME.fullmatch(name) or not re.fullmatch(r"\d*\.?\d+", number):
-            raise InputError(f"--split {text!r}: {USAGE}")
+            raise InputError(f"--split {text!r}: {SPLIT_USAGE}")
         if name in shares or not Fraction(number):
             raise InputError(f"--split {text!r}: {name} is named twice or has no share")
         shares[name] = Fraction(number)

@@ -16,9 +16,9 @@ from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_image
 from pipelines.shards.shards import Shard, ShardSet, open_shards
 
-SIDE = 128
+THUMBNAIL_SIDE = 128
 """Longest side of a thumbnail, in pixels."""
-LOSSLESS_SIDE = 64
+MAX_LOSSLESS_SIDE = 64
 """Longest side up to which images are stored as PNG; larger ones become JPEG."""
 
 
@@ -83,7 +83,7 @@ def find_pictures(codes: Sequence[Artifact], shards: Sequence[str]) -> Pictures:
 
 
 def thumbnail(data: bytes) -> str | None:
-    """Return a picture of at most SIDE pixels a side as a data URI, or None if the bytes are no image."""
+    """Return a picture of at most THUMBNAIL_SIDE pixels a side as a data URI, or None if the bytes are no image."""
     try:
         return encode_thumbnail(decode_image(data))
     except ImageReject:
@@ -93,8 +93,8 @@ def thumbnail(data: bytes) -> str | None:
 def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
     """Encode uint8 RGB (H, W, 3) as a data URI; small images stay lossless, since they are shown enlarged."""
     image = Image.fromarray(pixels)
-    small = max(image.size) <= LOSSLESS_SIDE
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small = max(image.size) <= MAX_LOSSLESS_SIDE
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     if small:
         image.save(sink, "PNG", optimize=True)

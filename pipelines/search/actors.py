@@ -24,7 +24,7 @@ from pipelines.index.kinds import Codes, Neighbours
 from pipelines.index.reader import IndexReader, merge
 from pipelines.storage import Store, scratch_folder
 
-ATTEMPTS = 3
+MAX_ACTOR_DEATHS = 3
 """Number of actors that may die on one share of a batch of queries before the search ends."""
 
 
@@ -184,11 +184,11 @@ class _Fan:
         if actor.share is not None:
             waiting.append(actor.share)
             died[actor.share] += own_fault
-            if died[actor.share] == ATTEMPTS:
+            if died[actor.share] == MAX_ACTOR_DEATHS:
                 parts = len(self._shares[actor.share])
                 raise WorkFailed(
                     f"{self._artifact.uri}: the worker that searches {parts} of its parts {reason}, at the last of "
-                    f"{ATTEMPTS} attempts"
+                    f"{MAX_ACTOR_DEATHS} attempts"
                 )
         self._start()
 

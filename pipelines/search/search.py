@@ -27,15 +27,15 @@ from pipelines.index.reader import IndexReader, Item, code_bytes, open_index
 from pipelines.report.page import GalleryRow, Tile, render
 from pipelines.report.pictures import Pictures, SampleLocation, find_pictures, thumbnail
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import MAX_BYTES, decode_image
+from pipelines.shards.images import MAX_IMAGE_BYTES, decode_image
 from pipelines.storage import write_output
 
-BATCH = 4096
-PAIRS = 1 << 20
+MAX_BATCH_QUERIES = 4096
+MAX_BATCH_NEIGHBOURS = 1 << 20
 """Queries times neighbours that are searched for in one batch."""
-ANSWER = 4_000_000
+MAX_ANSWER_NEIGHBOURS = 4_000_000
 """Largest number of neighbours, of all queries together, in one answer; each takes about 700 bytes."""
-PAGE_QUERIES = 200
+MAX_PAGE_QUERIES = 200
 
 Nearest = Callable[[Codes, int], Neighbours]
 
@@ -130,16 +130,17 @@ def search(
         queries = _queries(reader, images, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
         asked = len(images) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
-        if asked * each > ANSWER:
+        if asked * each > MAX_ANSWER_NEIGHBOURS:
             raise InputError(
-                f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds {ANSWER:,}: "
-                "ask for fewer at a time, or search in batches from Python with pipelines.index.reader.open_index"
+                f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds "
+                f"{MAX_ANSWER_NEIGHBOURS:,}: ask for fewer at a time, "
+                "or search in batches from Python with pipelines.index.reader.open_index"
             )
-        for batch in _batches(queries, max(1, min(BATCH, PAIRS // max(each, rerank or 1)))):
+        for batch in _batches(queries, max(1, min(MAX_BATCH_QUERIES, MAX_BATCH_NEIGHBOURS // max(each, rerank or 1)))):
             found = nearest(code_bytes([query.code for query in batch], reader.width), rerank or k)
             for query, neighbours in _describe_neighbours(reader, batch, found, k, rerank is not None):
                 results.append(_result(query, neighbours))
-                if html is not None and len(shown) < PAGE_QUERIES:
+                if html is not None and len(shown) < MAX_PAGE_QUERIES:
                     shown.append((query, neighbours))
         answer = SearchResult.of(reader.artifact, "done", version=reader.version, results=results, html=html)
         if html is not None:
@@ -265,8 +266,8 @@ def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> 
 def _read_image(name: str) -> bytes:
     path = Path(name).expanduser()
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{name} has {path.stat().st_size} bytes, the limit for an image is {MAX_BYTES}")
+        if path.stat().st_size > MAX_IMAGE_BYTES:
+            raise InputError(f"{name} has {path.stat().st_size} bytes, the limit for an image is {MAX_IMAGE_BYTES}")
         data = path.read_bytes()
         decode_image(data)
     except FileNotFoundError:

@@ -24,7 +24,7 @@ from pipelines.shards.containers.limits import MAX_PIXELS, ImageReject, check_si
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_BYTES = 64 << 20
+MAX_IMAGE_BYTES = 64 << 20
 """Largest image file that is decoded, in bytes."""
 STRIP_PIXELS = 4 << 20
 """Pixels converted to RGB at a time, which bounds the memory of the conversion."""
@@ -65,8 +65,8 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
 
 def decode_picture(data: bytes) -> Decoded:
     """Decode as `decode_image` does, and say whether there are further frames."""
-    if len(data) > MAX_BYTES:
-        raise ImageReject(Reason.TOO_LARGE, f"{len(data)} bytes, the limit is {MAX_BYTES}")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageReject(Reason.TOO_LARGE, f"{len(data)} bytes, the limit is {MAX_IMAGE_BYTES}")
     try:
         picture = walk(data)
         if picture.format == "HEIF":

@@ -25,7 +25,7 @@ from pipelines.shards.tar import MAX_MEMBER_BYTES, TarDamaged, read_tar
 from pipelines.storage import ObjectStream, Store, scratch_folder
 
 INDEX_NAME = "index.parquet"
-GROUP_ROWS = 1024
+ROW_GROUP_ROWS = 1024
 """Largest number of rows in a row group of the shard index, the unit in which it is read."""
 
 
@@ -140,7 +140,7 @@ def index_table(records: Sequence[Record]) -> pa.Table:
 
 def index_bytes(tables: Iterable[pa.Table]) -> bytes:
     """Serialise the shard index as Parquet; the rows of two tars never share a row group."""
-    return parquet_groups(SHARD_INDEX, tables, GROUP_ROWS)
+    return parquet_groups(SHARD_INDEX, tables, ROW_GROUP_ROWS)
 
 
 # ------------------------------------------------------------------------------------------------------- reading

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
 
-BLOCK = 512
+BLOCK_BYTES = 512
 MAX_HEADER_BYTES = 1 << 20
 """Largest sum of the extended headers in front of one entry, in bytes."""
 MAX_MEMBER_BYTES = 256 << 20
@@ -162,14 +162,14 @@ def read_tar(
     extended: dict[str, str] = {}
     entries = header_bytes = 0
     while True:
-        header = source.exactly(BLOCK, "a header")
+        header = source.exactly(BLOCK_BYTES, "a header")
         if not any(header):
             _check_end(source)
             return
         entries += 1
         if entries > limits.entries:
             raise TarBeyondLimits(TarReason.TOO_MANY, f"the tar has more than {limits.entries} entries")
-        info = _parse_header(header, source.offset - BLOCK)
+        info = _parse_header(header, source.offset - BLOCK_BYTES)
         if info.type in _LONG_NAMES or info.type in _EXTENDED or info.type == tarfile.XGLTYPE:
             header_bytes += info.size
             fields = _header_fields(info.type, _header_content(source, info.size, header_bytes))
@@ -189,7 +189,7 @@ def read_tar(
         else:
             source.skip(content_size, entry.name)
             yield entry, None
-        source.skip(-content_size % BLOCK, entry.name)
+        source.skip(-content_size % BLOCK_BYTES, entry.name)
 
 
 class _Bounded:
@@ -223,8 +223,8 @@ class _Bounded:
 
 
 def _check_end(source: _Bounded) -> None:
-    if any(source.exactly(BLOCK, "the end-of-archive marker")):
-        where = f"at byte {source.offset - 2 * BLOCK}"
+    if any(source.exactly(BLOCK_BYTES, "the end-of-archive marker")):
+        where = f"at byte {source.offset - 2 * BLOCK_BYTES}"
         raise TarDamaged(TarReason.BAD_HEADER, f"the tar has half an end-of-archive marker {where}")
     while tail := source.read(SKIP_BYTES):
         if tail.count(0) != len(tail):
@@ -247,14 +247,14 @@ def _header_content(source: _Bounded, size: int, pending: int) -> bytes:
         message = f"the tar holds a header of {pending} bytes, the limit is {MAX_HEADER_BYTES}"
         raise TarDamaged(TarReason.TOO_LARGE, message)
     content = source.exactly(size, "a header")
-    source.skip(-size % BLOCK, "a header")
+    source.skip(-size % BLOCK_BYTES, "a header")
     return content
 
 
 def _skip_sparse_map(source: _Bounded, pending: int) -> int:
     """Skip the further blocks of a GNU sparse file's map; return `pending` plus their bytes."""
     while True:
-        block = _header_content(source, BLOCK, pending := pending + BLOCK)
+        block = _header_content(source, BLOCK_BYTES, pending := pending + BLOCK_BYTES)
         if not block[_SPARSE_MORE]:
             return pending
 

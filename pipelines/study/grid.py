@@ -32,7 +32,7 @@ from pipelines.config.loading import load_config, read_toml
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError
 
-SHIPPED = ("small", "baselines", "losses", "resolution", "paper")
+SHIPPED_STUDIES = ("small", "baselines", "losses", "resolution", "paper")
 MAX_CELLS = 10_000
 
 
@@ -146,12 +146,14 @@ def read_description(source: str, protocol: str | None = None) -> Description:
 
     Raises ConfigError, in one line, where it is neither, or wrong.
     """
-    if source in SHIPPED:
+    if source in SHIPPED_STUDIES:
         tree = tomllib.loads(files(__package__).joinpath(f"{source}.toml").read_text(encoding="utf-8"))
     elif source.endswith(".toml"):
         tree = read_toml(Path(source))
     else:
-        raise ConfigError(f"study {source!r} is unknown: choose one of {', '.join(SHIPPED)}, or name a .toml file")
+        raise ConfigError(
+            f"study {source!r} is unknown: choose one of {', '.join(SHIPPED_STUDIES)}, or name a .toml file"
+        )
     try:
         return Description.model_validate({**tree, **({"protocol": protocol} if protocol else {})})
     except ValidationError as error:

@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.report.page import render
 from pipelines.report.plots import study_curves
 from pipelines.study.grid import Description
-from pipelines.study.results import AXIS, Trial
+from pipelines.study.results import AXIS_PREFIX, Trial
 
 StudyRow = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def study_plots(summary: Sequence[StudyRow]) -> dict[str, bytes]:
 
 def _series(done: Sequence[StudyRow], figure: str, unit: float) -> dict[str, list[tuple[float, float, float]]]:
     """Return the groups as curves; groups that differ only in axes that move x are on one curve."""
-    axes = [name for name in done[0] if name.startswith(AXIS)]
+    axes = [name for name in done[0] if name.startswith(AXIS_PREFIX)]
     kept = [axis for axis in axes if not _moves(done, axis, axes, figure)]
     series: dict[str, list[tuple[float, float, float]]] = {}
     for entry in done:
@@ -57,7 +57,7 @@ def study_page(
     sources: Mapping[str, str],
 ) -> str:
     """Return the self-contained page."""
-    axes = [name for name in summary[0] if name.startswith(AXIS)]
+    axes = [name for name in summary[0] if name.startswith(AXIS_PREFIX)]
     best = max((entry for entry in summary if entry["map"] is not None), key=lambda e: float(e["map"]), default=None)
     return render(
         "study",
@@ -68,7 +68,7 @@ def study_page(
         best=best,
         best_labels=", ".join(str(best[axis]) for axis in axes) if best else "",
         axes=axes,
-        names=[name.removeprefix(AXIS) for name in axes] or ["group"],
+        names=[name.removeprefix(AXIS_PREFIX) for name in axes] or ["group"],
         trials=trials,
         curves=[(png, CURVES[name][1]) for name, png in drawn.items()],
         sources={**sources, "settings": json.dumps(description.settings)},

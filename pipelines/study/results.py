@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.artifacts.tables import table_of
 
-AXIS = "axis."
+AXIS_PREFIX = "axis."
 """Prefix of the columns with the labels of an axis; the axis's name follows."""
 
 CELLS = pa.schema(
@@ -67,7 +67,7 @@ class Trial:
 
 def cells_schema(axes: Sequence[str]) -> pa.Schema:
     """Return the schema of the cells of a study with these axes."""
-    return pa.schema([*CELLS, *(pa.field(AXIS + name, pa.string(), nullable=False) for name in axes)])
+    return pa.schema([*CELLS, *(pa.field(AXIS_PREFIX + name, pa.string(), nullable=False) for name in axes)])
 
 
 def cells_table(axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -98,7 +98,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     maps = [row["map"] for row in done]
     shared = (done or rows)[0]
     return {
-        **{name: value for name, value in shared.items() if name.startswith(AXIS)},
+        **{name: value for name, value in shared.items() if name.startswith(AXIS_PREFIX)},
         "map": fmean(maps) if maps else None,
         "deviation": stdev(maps) if len(maps) > 1 else None,
         "seeds": len(done),

@@ -37,13 +37,13 @@ from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, Group
 from pipelines.study.page import study_page, study_plots
-from pipelines.study.results import AXIS, Trial, cells_table, searches_table, summarise
+from pipelines.study.results import AXIS_PREFIX, Trial, cells_table, searches_table, summarise
 from pipelines.train import rehead, train
 from pipelines.train.batches import TrainData
 
 T = TypeVar("T")
 
-NAME_CHARS = 16
+NAME_DIGEST_CHARS = 16
 FAILED_NAMED = 3
 
 
@@ -257,7 +257,7 @@ class Steps:
 
     def _found_or_made(self, kind: str, mark: str, make: Callable[[str], object]) -> Artifact | None:
         """Find the artifact, or make it; record a failure, so that a look can tell failed from missing."""
-        uri, failures = f"{self.out}/{kind}/{mark[:NAME_CHARS]}", f"failures/{kind}-{mark[:NAME_CHARS]}"
+        uri, failures = f"{self.out}/{kind}/{mark[:NAME_DIGEST_CHARS]}", f"failures/{kind}-{mark[:NAME_DIGEST_CHARS]}"
         found, store = finished(Store(uri), kind, mark), Store(self.out)
         if found is not None:
             return found
@@ -343,7 +343,7 @@ def _publish_study(grid: Grid, out: str, data: Data, cells: Sequence[Cell], tria
         "searches": [asdict(trial) for trial in trials],
     }
     mark = fingerprint("study", {role: entry.digest for role, entry in inputs.items()}, facts)
-    store = Store(f"{Store(out).uri}/study/{mark[:NAME_CHARS]}")
+    store = Store(f"{Store(out).uri}/study/{mark[:NAME_DIGEST_CHARS]}")
     artifact = finished(store, "study", mark)
     if artifact is not None:
         return _study_result(artifact, "unchanged")
@@ -375,7 +375,7 @@ def _cell_rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
     known: dict[str, int] = {}
     rows = []
     for cell in cells:
-        config, axes = cell.config, {AXIS + name: label for name, label in cell.group.labels.items()}
+        config, axes = cell.config, {AXIS_PREFIX + name: label for name, label in cell.group.labels.items()}
         row: dict[str, Any] = {"group": cell.group.name, "seed": cell.seed, "error": cell.error, **axes}
         model = cell.model.facts(ModelMeta) if cell.model else None
         bits = model.bits if model else config.model.bits  # a class index has fewer bits

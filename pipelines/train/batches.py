@@ -33,7 +33,7 @@ View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uin
 QUERY_SHARE = 0.2
 """Share of the validation samples that are queries; they are searched in the others."""
 
-CHUNK = 16
+CHUNK_SAMPLES = 16
 """Number of samples that a thread prepares at once: a small image takes less time to prepare than to hand over."""
 
 
@@ -261,7 +261,7 @@ def epoch_batches(
         decoded = [sample if isinstance(sample, DecodedSample) else _decode(sample, cache) for sample in chunk]
         return [(sample, _augmented(sample, augments, config.train.seed, leg.epoch)) for sample in decoded]
 
-    chunks = decode_ahead(_chunks(samples), prepare, config.data.workers, -(-2 * max(sizes) // CHUNK))
+    chunks = decode_ahead(_chunks(samples), prepare, config.data.workers, -(-2 * max(sizes) // CHUNK_SAMPLES))
     ready = chain.from_iterable(chunks)
     for size in sizes[first:]:
         taken = list(islice(ready, size))
@@ -283,7 +283,7 @@ def epoch_batches(
 
 
 def _chunks(samples: Iterator[Sample | DecodedSample]) -> Iterator[list[Sample | DecodedSample]]:
-    while chunk := list(islice(samples, CHUNK)):
+    while chunk := list(islice(samples, CHUNK_SAMPLES)):
         yield chunk
 
 

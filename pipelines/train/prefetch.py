@@ -16,7 +16,7 @@ from pipelines.shards.shards import open_shards
 from pipelines.train.batches import DecodedCache, TrainData, epoch_batches, epoch_leg
 from pipelines.train.learner import Batch
 
-AHEAD = 8
+BATCHES_AHEAD = 8
 """Number of batches that are made ahead and wait for the GPU."""
 
 
@@ -51,7 +51,12 @@ def batches_apart(
     feed = _Feed(shards, val, config, position, digests or {})
     # Spawned, not forked: a forked child inherits locks that are held by threads which it does not have.
     for item in DataLoader(
-        feed, batch_size=None, collate_fn=_alone, num_workers=1, prefetch_factor=AHEAD, multiprocessing_context="spawn"
+        feed,
+        batch_size=None,
+        collate_fn=_alone,
+        num_workers=1,
+        prefetch_factor=BATCHES_AHEAD,
+        multiprocessing_context="spawn",
     ):
         if isinstance(item, HHNetError):
             raise item

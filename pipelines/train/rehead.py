@@ -37,11 +37,11 @@ from pipelines.storage import Store, canonical_json
 if TYPE_CHECKING:  # they import torch, which only the worker needs
     from hhnet.nn.model import HHNet, Preprocess
 
-FEATURES = ("lsh", "pca", "pca-itq")
+FEATURE_METHODS = ("lsh", "pca", "pca-itq")
 """Methods that are fitted to the features and not to the outputs."""
-BATCH = 64
+IMAGES_AT_ONCE = 64
 """Number of images that go through the network at once."""
-EPOCHS = 150
+H2Q_EPOCHS = 150
 """Number of epochs of the H2Q fit."""
 
 Reals = npt.NDArray[np.float64]
@@ -144,7 +144,7 @@ def _fit_on_ray(job: RotateJob) -> Fitted:
         need = need_of(job.config.train, job.config)
         board = start_board()
         steps = min(job.config.train.rotate_samples, open_shards(job.shards).samples)
-        steps += EPOCHS if job.config.train.rotate == "h2q" else 0
+        steps += H2Q_EPOCHS if job.config.train.rotate == "h2q" else 0
         with BoardView(board, "rotate", 0, steps, "steps"):
             (outcome,) = map_items(
                 *(Fitter, (job, lambda done, note: board.post.remote(done, note)), [job.model]),
@@ -220,17 +220,17 @@ class Fitter:
         method, seed = self.train.rotate, self.train.seed
         if method == "classes":
             return self._class_index(), {"images": 0}
-        network = self.encoder.model.backbone if method in FEATURES else self.encoder.model
+        network = self.encoder.model.backbone if method in FEATURE_METHODS else self.encoder.model
         x_ND = self._outputs(network)
         self.encoder.model.cpu()
         try:
-            if method in FEATURES:
+            if method in FEATURE_METHODS:
                 return self._projected(x_ND)
             if method == "itq":
                 rotation_KK = rotation.itq_rotation(x_ND, seed=seed)
             else:
                 done = partial(self._fitted, len(x_ND))
-                rotation_KK = rotation.householder_rotation(x_ND, epochs=EPOCHS, seed=seed, advance=done)
+                rotation_KK = rotation.householder_rotation(x_ND, epochs=H2Q_EPOCHS, seed=seed, advance=done)
             made = rehead.rotated(self.encoder.model, rotation_KK)
         except ValueError as error:
             raise InputError(f"{self.base.uri}: {method}: {error}") from None
@@ -238,7 +238,7 @@ class Fitter:
         return made, {"images": len(x_ND), "error": after, "error_before": before}
 
     def _fitted(self, images: int, epochs: int) -> None:
-        self.post(images + epochs, f"epoch {epochs}/{EPOCHS}")
+        self.post(images + epochs, f"epoch {epochs}/{H2Q_EPOCHS}")
 
     def _projected(self, x_ND: Reals) -> tuple["HHNet", dict[str, Any]]:
         from hhnet.nn import rehead, rotation
@@ -279,11 +279,11 @@ class Fitter:
         """Return the outputs of `network` for a seeded sample of the training images, float64 (N, width of outputs)."""
         batches, squares, done = [], [], 0
         decode = partial(_decode, self.encoder.preprocess)
-        for square in decode_ahead(self._sample(), decode, self.job.config.data.workers, 2 * BATCH):
+        for square in decode_ahead(self._sample(), decode, self.job.config.data.workers, 2 * IMAGES_AT_ONCE):
             done += 1
             if square is not None:
                 squares.append(square)
-            if len(squares) == BATCH:
+            if len(squares) == IMAGES_AT_ONCE:
                 batches.append(self.encoder.outputs(squares, network))
                 squares = []
                 self.post(done, "")

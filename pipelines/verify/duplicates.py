@@ -24,8 +24,8 @@ from pipelines.index.reader import IndexReader
 from pipelines.storage import scratch_folder
 from pipelines.verify.findings import Findings, count
 
-PROBES = 64
-SLICE = 1 << 18
+MAX_PROBES = 64
+SLICE_ROWS = 1 << 18
 
 Ids = npt.NDArray[np.int64]
 
@@ -102,7 +102,7 @@ def prove_duplicates(findings: Findings) -> None:
 
 
 def _read_components(findings: Findings, places: list[PlacedShard]) -> pa.Table:
-    parts = tables.list_parts(findings.artifact, tables.COMPONENTS)
+    parts = tables.list_parts(findings.artifact, tables.COMPONENTS_PREFIX)
     found = [read_table(findings.artifact, part, COMPONENTS_SCHEMA) for part in parts]
     whole = pa.concat_tables([COMPONENTS_SCHEMA.empty_table(), *found]).unify_dictionaries()
     _require_places(whole, "", places, f"{findings.artifact.uri}: a part of the components")
@@ -137,7 +137,7 @@ def _read_pairs(findings: Findings, joined: _Joined, places: list[PlacedShard]) 
     artifact, radius = findings.artifact, findings.artifact.facts(DuplicatesMeta).radius
     sides: dict[str, list[Ids]] = {"_a": [], "_b": []}
     distances = [np.empty(0, np.int32)]
-    for part in tables.list_parts(artifact, tables.PAIRS):
+    for part in tables.list_parts(artifact, tables.PAIRS_PREFIX):
         where = f"{artifact.uri}/{part.path}"
         table = read_table(artifact, part, PAIRS_SCHEMA)
         for suffix, found in sides.items():
@@ -169,7 +169,7 @@ def _prove_receipts(findings: Findings) -> None:
             claimed += [part.path for part in receipt.parts]
             same = (reference.shard, receipt.unit) == (tables.unit_name(number), number)
             findings.require(same, f"{where} is not the receipt of unit {number}")
-    listed = [part.path for part in tables.list_parts(artifact, tables.PAIRS)]
+    listed = [part.path for part in tables.list_parts(artifact, tables.PAIRS_PREFIX)]
     findings.require(sorted(claimed) == sorted(listed), f"{artifact.uri}: the receipts do not name the parts of pairs")
 
 
@@ -253,8 +253,8 @@ def _prove_pairs(findings: Findings, sources: list[SourceTar], pairs: _Pairs, wi
             raise DamagedArtifact(f"{uri} has samples that are not among the codes")
         if not pc.take(corpus.keys, pa.array(numbers)).cast(pa.string()).equals(joined.keys):
             raise DamagedArtifact(f"{uri} has other keys than the codes")
-        for start in range(0, len(pairs.a), SLICE):
-            part = slice(start, start + SLICE)
+        for start in range(0, len(pairs.a), SLICE_ROWS):
+            part = slice(start, start + SLICE_ROWS)
             differ = corpus.codes[numbers[pairs.a[part]]] ^ corpus.codes[numbers[pairs.b[part]]]
             if not np.array_equal(np.bitwise_count(differ).sum(1, dtype=np.int32), pairs.distances[part]):
                 raise DamagedArtifact(f"{uri} has pairs whose codes differ in another number of bits")
@@ -263,9 +263,9 @@ def _prove_pairs(findings: Findings, sources: list[SourceTar], pairs: _Pairs, wi
         _require_pairs(pairs, corpus.ids[follow], corpus.ids[leaders[follow]], uri)
         leading = np.flatnonzero(leaders == np.arange(corpus.count))
         new = leading[leading >= corpus.known]
-        probes = np.random.Generator(np.random.Philox(0)).choice(new, min(PROBES, len(new)), replace=False)
-        for start in range(0, len(leading), SLICE):
-            among = leading[start : start + SLICE]
+        probes = np.random.Generator(np.random.Philox(0)).choice(new, min(MAX_PROBES, len(new)), replace=False)
+        for start in range(0, len(leading), SLICE_ROWS):
+            among = leading[start : start + SLICE_ROWS]
             a, b = _near(corpus.codes, probes, among, findings.artifact.facts(DuplicatesMeta).radius)
             _require_pairs(pairs, corpus.ids[a], corpus.ids[b], uri)
     findings.checks.append(

@@ -22,9 +22,9 @@ from pipelines.index.reader import newest_made
 from pipelines.storage import ObjectInfo, Store
 from pipelines.storage.failpoints import failpoint
 
-TEMPORARY = ".tmp-"
-CHECKPOINTS = "checkpoints/"
-NAMED = 1000
+TEMPORARY_PREFIX = ".tmp-"
+CHECKPOINTS_PREFIX = "checkpoints/"
+MAX_NAMES = 1000
 """Largest number of names in a result."""
 
 
@@ -91,7 +91,7 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
         uploads=len(abandoned),
         young=len(garbage) - len(old) + len(uploads) - len(abandoned),
         dry_run=dry_run,
-        names=list(old)[:NAMED],
+        names=list(old)[:MAX_NAMES],
         note="" if published else "no manifest: a run can go on from the parts and receipts here, so they stay",
     )
 
@@ -127,7 +127,7 @@ def _garbage(there: Mapping[str, ObjectInfo], published: Mapping[str, Artifact])
 
     A checkpoint's manifest comes first, so that a half-deleted checkpoint is not opened as one.
     """
-    temporary = [name for name in there if PurePosixPath(name).name.startswith(TEMPORARY)]
+    temporary = [name for name in there if PurePosixPath(name).name.startswith(TEMPORARY_PREFIX)]
     if not published:
         return temporary
     used = set(published)
@@ -135,14 +135,14 @@ def _garbage(there: Mapping[str, ObjectInfo], published: Mapping[str, Artifact])
         used |= {entry.path for entry in referenced(artifact)}
     unused = [name for name in there if name.partition("/")[0] in NAMED_FOLDERS and "/" in name and name not in used]
     is_model = any(artifact.manifest.kind == "model" for artifact in published.values())
-    checkpoints = [name for name in there if is_model and name.startswith(CHECKPOINTS)]
+    checkpoints = [name for name in there if is_model and name.startswith(CHECKPOINTS_PREFIX)]
     checkpoints.sort(key=lambda name: (not name.endswith("/manifest.json"), name))
     return list(dict.fromkeys([*temporary, *unused, *checkpoints]))
 
 
 def _put_at(name: str, garbage: Mapping[str, ObjectInfo]) -> float:
     """Return the time at which an object was put; a checkpoint goes as a whole, so its youngest object counts."""
-    if not name.startswith(CHECKPOINTS):
+    if not name.startswith(CHECKPOINTS_PREFIX):
         return garbage[name].modified
     folder = "/".join(name.split("/")[:2]) + "/"
     return max(entry.modified for other, entry in garbage.items() if other.startswith(folder))

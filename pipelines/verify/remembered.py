@@ -10,13 +10,13 @@ from collections.abc import Collection
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import Store, canonical_json
 
-FOLDER = "proven"
+PROVEN_FOLDER = "proven"
 
 
 def remembered_tars(store: Store) -> set[str]:
     """Return the sha256 of all tars that runs with this `--out` proved; raise DamagedArtifact for a broken record."""
     known: set[str] = set()
-    for name in store.names(FOLDER):
+    for name in store.names(PROVEN_FOLDER):
         try:
             known.update(json.loads(store.read(name))["tars"])
         except (ValueError, KeyError, TypeError):
@@ -29,4 +29,4 @@ def remembered_tars(store: Store) -> set[str]:
 def remember_tars(store: Store, digests: Collection[str]) -> None:
     """Keep the sha256 of tars whose bytes were just read and found right."""
     if digests:
-        store.put(f"{FOLDER}/{uuid.uuid4().hex}.json", canonical_json({"tars": sorted(digests)}))
+        store.put(f"{PROVEN_FOLDER}/{uuid.uuid4().hex}.json", canonical_json({"tars": sorted(digests)}))

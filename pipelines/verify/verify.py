@@ -29,7 +29,7 @@ from pipelines.verify.proofs import PROOFS
 from pipelines.verify.remembered import remember_tars, remembered_tars
 from pipelines.verify.shards import prove_shards, prove_tar
 
-THREADS = 4
+CHECKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,7 @@ def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard
         *(lambda entry=entry: _damage(artifact, entry) for entry in rest),
     ]
     with (
-        ThreadPoolExecutor(THREADS, "verify") as pool,
+        ThreadPoolExecutor(CHECKS_AT_ONCE, "verify") as pool,
         stage("verify", len(tasks), unit="parts") as advance,
     ):
         for problems in pool.map(lambda task: list(task()), tasks):

@@ -22,7 +22,7 @@ from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.index.gate import one_by_one, tie_aware_recall
 from pipelines.index.kinds import NOTHING_REMOVED, Codes, index_kind, kind_names
-from pipelines.index.planner import MAX_SAMPLE_CODES, MIN_SAMPLE_CODES, QUERIES, predict
+from pipelines.index.planner import MAX_SAMPLE_CODES, MIN_SAMPLE_CODES, TRIAL_QUERIES, predict
 from pipelines.index.reader import merge
 from pipelines.storage import scratch_folder
 from tests.bench.multihash import clustered
@@ -60,9 +60,9 @@ def measure(name: str, parts: list[Codes], queries_QB: Codes, config: Config, fo
 def compare(count: int, num_parts: int, flip: float, kinds: list[str]) -> list[dict[str, Any]]:
     """A row for each kind."""
     centres = np.random.default_rng(7).integers(0, 1 << 64, CENTRES, dtype=np.uint64)
-    codes_NB, queries_QB = clustered(count, centres, flip, 1), clustered(QUERIES, centres, flip, 2)
+    codes_NB, queries_QB = clustered(count, centres, flip, 1), clustered(TRIAL_QUERIES, centres, flip, 2)
     parts = np.array_split(codes_NB, num_parts)
-    wanted = min(MAX_SAMPLE_CODES, max(MIN_SAMPLE_CODES, QUERIES + len(parts[0])), count)
+    wanted = min(MAX_SAMPLE_CODES, max(MIN_SAMPLE_CODES, TRIAL_QUERIES + len(parts[0])), count)
     sample_NB = codes_NB[np.random.default_rng(3).permutation(count)[:wanted]]
     config = load_config(sets=["index.workers=1"])
     begun = time.perf_counter()

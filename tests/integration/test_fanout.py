@@ -97,7 +97,7 @@ def test_the_share_of_a_killed_actor_is_asked_again(index: str, local_ray: None)
 def test_a_share_that_loses_every_actor_ends_the_search(
     index: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.search.actors, "ATTEMPTS", 1)
+    monkeypatch.setattr(pipelines.search.actors, "MAX_ACTOR_DEATHS", 1)
     with (
         open_index(index) as reader,
         pytest.raises(WorkFailed, match=r"index: the worker that searches \d of its parts died .* last of 1 attempts"),

@@ -19,7 +19,7 @@ from pipelines.index.kinds import Codes, Hits, Ids, IndexKind, Neighbours, Radii
 from pipelines.storage import sha256_of
 
 SAMPLES_PER_LIST = 64
-TRAIN_ROUNDS = 10
+TRAINING_ROUNDS = 10
 TRIAL_LISTS, TRIAL_SAMPLES_PER_LIST = 512, 16
 """Largest number of lists that the planner tries, and the codes that train each of them."""
 CODES_PER_CENTRE = 5
@@ -51,7 +51,7 @@ class IvfKind(IndexKind):
         bits = 8 * sample.shape[1]
         index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, parameters["nlist"])
         index.cp.seed = seed % (1 << 31)
-        index.cp.niter = TRAIN_ROUNDS
+        index.cp.niter = TRAINING_ROUNDS
         index.cp.min_points_per_centroid = 1
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
         with one_thread():

@@ -31,20 +31,22 @@ from pipelines.ingest.sources import Listing, Source, SourceImage, open_source, 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
 """Side of an image in pixels."""
-PIXELS = 3 * SIDE * SIDE
+IMAGE_BYTES = 3 * SIDE * SIDE
 """Bytes of the pixels of an image."""
-RECORD = 1 + PIXELS
+RECORD_BYTES = 1 + IMAGE_BYTES
 """Bytes of a record."""
-NAMES = "batches.meta.txt"
+NAMES_FILE = "batches.meta.txt"
 MAX_NAMES_BYTES = 4096
 """Bytes that are read of the file of class names."""
-TEST = "test_batch"
-BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), TEST)
-DRAW = "cifar10 draw 1"
+TEST_FILE = "test_batch"
+BATCH_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), TEST_FILE)
+DRAW_SEED = "cifar10 draw 1"
 """Seed of all draws, in place of `ingest.seed`: a protocol is the same split for everyone."""
-WANTED = "--root is the folder cifar-10-batches-bin, or one of train/<class> and test/<class>"
+ROOT_HINT = "--root is the folder cifar-10-batches-bin, or one of train/<class> and test/<class>"
 
-_BMP = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54 + PIXELS, 0, 54, 40, SIDE, SIDE, 1, 24, 0, PIXELS, 0, 0, 0, 0)
+_BMP = struct.pack(
+    "<2sIIIIiiHHIIiiII", b"BM", 54 + IMAGE_BYTES, 0, 54, 40, SIDE, SIDE, 1, 24, 0, IMAGE_BYTES, 0, 0, 0, 0
+)
 """Header of an uncompressed BMP of 24 bits a pixel; rows of 32 pixels need no padding."""
 
 
@@ -63,11 +65,11 @@ class Cifar10(Protocol):
     def open(self, root: Path) -> Iterator[Source]:
         """Open the binary version or a folder of pictures; each entry's `group` is its original part, train or test."""
         names = _names_in(root)
-        if NAMES in names or any(f"{batch}.bin" in names for batch in BATCHES):
+        if NAMES_FILE in names or any(f"{batch}.bin" in names for batch in BATCH_FILES):
             source = _open_binary(root, self.batch)
             self._check_classes(source.listing)
             yield source
-        elif "batches.meta" in names or any(batch in names for batch in BATCHES):
+        elif "batches.meta" in names or any(batch in names for batch in BATCH_FILES):
             raise InputError(
                 f"{root} is the Python version of CIFAR-10, which is made of pickles and never read: take the binary "
                 f"version, cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -78,7 +80,7 @@ class Cifar10(Protocol):
                 self._check_classes(source.listing)
                 yield source
         else:
-            raise InputError(f"{root} does not hold CIFAR-10: {WANTED}")
+            raise InputError(f"{root} does not hold CIFAR-10: {ROOT_HINT}")
 
     def _check_classes(self, listing: Listing) -> None:
         """Raise InputError unless each class has its share of the training and of the test images."""
@@ -96,7 +98,7 @@ class Cifar10(Protocol):
         if self.official:
             return ["query" if entry.group == "test" else "train" for entry in entries]
         shares = {part: self.parts[part] // len(CLASSES) for part in ("query", "train", "val") if part in self.parts}
-        return draw(keys, [entry.labels[0] for entry in entries], shares, DRAW)
+        return draw(keys, [entry.labels[0] for entry in entries], shares, DRAW_SEED)
 
 
 _DRAWN = {"train": 5_000, "query": 1_000, "database": 54_000}
@@ -117,17 +119,17 @@ def _names_in(root: Path) -> set[str]:
     try:
         return {path.name for path in root.iterdir()}
     except OSError as error:
-        raise InputError(f"cannot list {root}: {error.strerror}: {WANTED}") from None
+        raise InputError(f"cannot list {root}: {error.strerror}: {ROOT_HINT}") from None
 
 
 # ---------------------------------------------------------------------------------------------------- binary version
 
 
 def _open_binary(root: Path, images: int) -> Source:
-    _check_names(root / NAMES)
+    _check_names(root / NAMES_FILE)
     listing = Listing(str(root))
-    for batch in BATCHES:
-        group = "test" if batch == TEST else "train"
+    for batch in BATCH_FILES:
+        group = "test" if batch == TEST_FILE else "train"
         for row, label in enumerate(_read_labels(root / f"{batch}.bin", images)):
             listing.add(SourceImage(f"{batch}/{row:05d}.bmp", (CLASSES[label],), None, group))
     return Source(listing, lambda path: _read_picture(root, path))
@@ -139,7 +141,7 @@ def _check_names(path: Path) -> None:
         with path.open("rb") as stream:
             names = stream.read(MAX_NAMES_BYTES).decode("ascii", "replace").split()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}: {WANTED}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}: {ROOT_HINT}") from None
     if names != list(CLASSES):
         raise InputError(f"{path} does not name {', '.join(CLASSES)}: it is not the original CIFAR-10")
 
@@ -147,14 +149,16 @@ def _check_names(path: Path) -> None:
 def _read_labels(path: Path, images: int) -> npt.NDArray[np.uint8]:
     """Read the label of each record, uint8 (images,)."""
     try:
-        if (size := path.stat().st_size) != images * RECORD:
-            raise InputError(f"{path} has {size} bytes, {images * RECORD} expected ({images} records of {RECORD})")
-        data = np.fromfile(path, np.uint8, images * RECORD)
+        if (size := path.stat().st_size) != images * RECORD_BYTES:
+            raise InputError(
+                f"{path} has {size} bytes, {images * RECORD_BYTES} expected ({images} records of {RECORD_BYTES})"
+            )
+        data = np.fromfile(path, np.uint8, images * RECORD_BYTES)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}: {WANTED}") from None
-    if len(data) != images * RECORD:
+        raise InputError(f"cannot read {path}: {error.strerror}: {ROOT_HINT}") from None
+    if len(data) != images * RECORD_BYTES:
         raise WorkFailed(f"{path} changed while it was read: run again")
-    labels = data[::RECORD].copy()
+    labels = data[::RECORD_BYTES].copy()
     if len(wrong := np.flatnonzero(labels >= len(CLASSES))):
         raise InputError(f"{path}: the label of record {wrong[0]} is {labels[wrong[0]]}, 0 to 9 expected")
     return labels
@@ -166,11 +170,11 @@ def _read_picture(root: Path, path: str) -> bytes:
     file = root / f"{batch}.bin"
     try:
         with file.open("rb", buffering=0) as stream:
-            stream.seek(int(name.removesuffix(".bmp")) * RECORD + 1)
-            data = stream.read(PIXELS)
+            stream.seek(int(name.removesuffix(".bmp")) * RECORD_BYTES + 1)
+            data = stream.read(IMAGE_BYTES)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
-    if len(data) != PIXELS:
+    if len(data) != IMAGE_BYTES:
         raise WorkFailed(f"{file} changed while it was ingested: run again")
     planes = np.frombuffer(data, np.uint8).reshape(3, SIDE, SIDE)
     # BMP begins with the lowest row, and each pixel with blue.

@@ -41,9 +41,9 @@ CLASSES = (
 FOLDERS = ("train2014", "val2014")
 MAX_JSON_BYTES = 512 << 20
 """Largest size of an annotation file in bytes, 1.5 times that of the larger one."""
-DRAW = "coco draw 1"
+DRAW_SEED = "coco draw 1"
 """Seed of all draws, in place of `ingest.seed`: a protocol is the same split for everyone."""
-WANTED = "--root is the folder that holds annotations/instances_train2014.json, train2014 and val2014"
+ROOT_HINT = "--root is the folder that holds annotations/instances_train2014.json, train2014 and val2014"
 
 _FIELDS = ("images", "annotations", "categories", "id", "file_name", "name", "image_id", "category_id")
 
@@ -61,7 +61,7 @@ class Coco(Protocol):
         files = {}
         for folder in FOLDERS:
             name = f"annotations/instances_{folder}.json"
-            data = read_bounded(root / name, MAX_JSON_BYTES, WANTED)
+            data = read_bounded(root / name, MAX_JSON_BYTES, ROOT_HINT)
             files[name] = hashlib.sha256(data).hexdigest()
             for place, (image, labels) in enumerate(read_instances(data, str(root / name))):
                 if labels or not self.labelled:
@@ -74,7 +74,7 @@ class Coco(Protocol):
     def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Draw the part of each entry without regard to labels, as the code of H2Q does."""
         shares = {part: self.parts[part] for part in ("query", "train", "val") if part in self.parts}
-        return draw(keys, [""] * len(keys), shares, DRAW)
+        return draw(keys, [""] * len(keys), shares, DRAW_SEED)
 
 
 # ------------------------------------------------------------------------------------------------------ annotations

@@ -26,7 +26,7 @@ from pipelines.ingest.sources import Listing, Source, SourceImage, inside, print
 
 MAX_LIST_BYTES = 256 << 20
 """Largest size of a list in bytes, seven times the largest of the field (ImageNet-100, 128,503 images)."""
-WANTED = "--root is the folder that holds train.txt, test.txt, database.txt and the images that they list"
+ROOT_HINT = "--root is the folder that holds train.txt, test.txt, database.txt and the images that they list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def read_list(path: Path, columns: int) -> ImageList:
     lines: list[Line] = []
     numbers: dict[str, int] = {}
     digest = hashlib.sha256()
-    for number, text in enumerate(read_bounded(path, MAX_LIST_BYTES, WANTED).rstrip().split(b"\n"), 1):
+    for number, text in enumerate(read_bounded(path, MAX_LIST_BYTES, ROOT_HINT).rstrip().split(b"\n"), 1):
         name, *flags = text.split() or [b""]
         image = _last_two(name)
         if image is None or len(flags) != columns or not {*flags} <= {b"0", b"1"}:

@@ -36,9 +36,9 @@ CLASSES = (
 """The 21 concepts in the order of the lists' columns, the most frequent first; the draw uses this order too."""
 MAX_LINE_BYTES = 256
 """Longest line of the image list in bytes."""
-DRAW = "nuswide draw 1"
+DRAW_SEED = "nuswide draw 1"
 """Seed of all draws, in place of `ingest.seed`: a protocol is the same split for everyone."""
-WANTED = "--root is the folder that holds ImageList, Groundtruth/AllLabels, and Flickr or images"
+ROOT_HINT = "--root is the folder that holds ImageList, Groundtruth/AllLabels, and Flickr or images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class NusWide(Protocol):
         folder = "Groundtruth/AllLabels" if (root / "Groundtruth").is_dir() else "AllLabels"
         files = {"ImageList/Imagelist.txt": self.images * MAX_LINE_BYTES}
         files |= {f"{folder}/Labels_{name}.txt": 4 * self.images for name in CLASSES}
-        data = {name: read_bounded(root / name, limit, WANTED) for name, limit in files.items()}
+        data = {name: read_bounded(root / name, limit, ROOT_HINT) for name, limit in files.items()}
         (list_name, lines), *columns = data.items()
         paths = _read_paths(lines, root / list_name, self.images)
         flags_NC = np.stack([_read_flags(text, root / name, self.images) for name, text in columns], axis=1)
@@ -88,9 +88,9 @@ class NusWide(Protocol):
         if self.by_class:
             labels = [sorted(entry.labels, key=CLASSES.index) for entry in entries]
             shares = {part: self.parts[part] // len(CLASSES) for part in ("train", "query")}
-            return fill(keys, labels, shares, DRAW)
+            return fill(keys, labels, shares, DRAW_SEED)
         shares = {part: self.parts[part] for part in ("query", "train", "val")}
-        return draw(keys, [""] * len(keys), shares, DRAW)
+        return draw(keys, [""] * len(keys), shares, DRAW_SEED)
 
 
 def _read_paths(data: bytes, where: Path, images: int) -> list[str]:

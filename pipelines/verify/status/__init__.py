@@ -17,9 +17,9 @@ from pipelines.artifacts.runs import Record
 from pipelines.verify.status.survey import Survey
 from pipelines.verify.status.words import format_line, format_status
 
-WATCH_S = 5.0
+WATCH_EVERY_S = 5.0
 """Seconds between two looks of --watch."""
-GOES_ON = ("working", "pending")
+ONGOING = ("working", "pending")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class StatusResult(Result):
         return format_status(self.found)
 
 
-def status(uri: str, watch: bool = False, every: float = WATCH_S) -> StatusResult:
+def status(uri: str, watch: bool = False, every: float = WATCH_EVERY_S) -> StatusResult:
     """Report the progress of the work at `uri`: the root of any artifact, a study's --out, or run.out.
 
     With `watch` it looks again until nothing works and nothing is to come, and draws on stderr meanwhile. Raises
@@ -49,9 +49,9 @@ def status(uri: str, watch: bool = False, every: float = WATCH_S) -> StatusResul
     """
     survey = Survey(uri)
     found = survey.look()
-    if watch and found["status"] in GOES_ON:
+    if watch and found["status"] in ONGOING:
         with _draw_screen() if sys.stderr.isatty() else _draw_lines() as draw:
-            while found["status"] in GOES_ON:
+            while found["status"] in ONGOING:
                 draw(found)
                 time.sleep(every)
                 found = survey.look()

@@ -8,9 +8,9 @@ from typing import Any
 from pipelines.artifacts.runs import Record, Run
 from pipelines.config.settings import Config
 
-RATE_S = 600.0
+RATE_WINDOW_S = 600.0
 """Seconds that the rate is measured over: short enough to follow a cluster that grows or shrinks."""
-SHOWN = 5
+ITEMS_SHOWN = 5
 
 
 def pace(run: Run) -> Record:
@@ -34,13 +34,13 @@ def seconds_left(found: Record) -> int | None:
 
 
 def _rate(run: Run) -> float | None:
-    """Return the work per second: over the whole of an ended run, else over the last RATE_S."""
+    """Return the work per second: over the whole of an ended run, else over the last RATE_WINDOW_S."""
     if run.end is not None and "done" in run.end and not run.back:
         began, before = float(run.begin.get("began", 0)), int(run.begin.get("done", 0))
         points = [(began, before), (float(run.end["ended"]), int(run.end["done"]))]
     else:
         points = _ends(run) or [(float(beat["at"]), int(beat["done"])) for beat in run.heartbeats]
-    points = [point for point in points if points[-1][0] - point[0] <= RATE_S or run.end is not None]
+    points = [point for point in points if points[-1][0] - point[0] <= RATE_WINDOW_S or run.end is not None]
     still = [point for point in points if point[1] == points[0][1]]  # before the first progress
     points = points[max(0, len(still) - 1) :]
     if len(points) < 2 or points[-1][1] <= points[0][1]:
@@ -146,7 +146,7 @@ def slowest(attempts: Sequence[Record]) -> list[Record]:
             "worker": str(one["pid"]) if one.get("pid") else None,
             "gpu": one.get("gpu"),
         }
-        for one in done[:SHOWN]
+        for one in done[:ITEMS_SHOWN]
     ]
 
 

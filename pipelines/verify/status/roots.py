@@ -18,9 +18,9 @@ from pipelines.errors import DamagedArtifact, InputError
 from pipelines.storage import Store, in_order
 from pipelines.verify.status import figures
 
-RUNS = 3
+RUNS_READ = 3
 """Number of newest runs whose attempts are read."""
-MOST_READ = 1000
+MAX_OBJECTS_READ = 1000
 """Largest number of receipts, and of tables of rejects, that one look reads."""
 
 
@@ -33,7 +33,7 @@ def describe_root(store: Store) -> Record:
     """Return all figures of one root."""
     artifact = _committed(store)
     kind = artifact.manifest.kind if artifact else read_identity(store)[0]
-    runs = read_runs(store, RUNS)
+    runs = read_runs(store, RUNS_READ)
     run = next((one for one in reversed(runs) if one.state() == "working"), runs[-1] if runs else None)
     state = run.state() if run else "pending"
     if artifact is not None and state != "working":
@@ -84,7 +84,7 @@ def _codes(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
     there = store.entries("receipts")
     total = run.begin.get("shards") if run else None
     found: Record = {"shards": {"done": len(there), "of": total}}
-    if len(there) <= MOST_READ:  # exact; of more receipts the last record of the run has to do
+    if len(there) <= MAX_OBJECTS_READ:  # exact; of more receipts the last record of the run has to do
         found["done"] = sum(receipt.samples for receipt in _receipts(store, there))
         found["unit"] = "images"
     return {**found, **_rejects(store, _claimed_rejects(store))}
@@ -107,13 +107,13 @@ def _claimed_rejects(store: Store) -> list[Part]:
     stems = {PurePosixPath(name).stem[:-17] for name in store.entries("rejects")}
     there = store.entries("receipts")
     names = [name for name in there if PurePosixPath(name).stem in stems]
-    return [receipt.rejects for receipt in _receipts(store, names[:MOST_READ]) if receipt.rejects]
+    return [receipt.rejects for receipt in _receipts(store, names[:MAX_OBJECTS_READ]) if receipt.rejects]
 
 
 def _rejects(store: Store, parts: Sequence[Part]) -> Record:
     """Count the rejects and their reasons; `looked_into` is set where only the first tables were read."""
     reasons: Counter[str] = Counter()
-    read = parts[:MOST_READ]
+    read = parts[:MAX_OBJECTS_READ]
     for found in in_order(partial(_reasons, store), read):
         reasons.update(found)
     rejects: Record = {"total": sum(part.rows for part in parts), "reasons": dict(reasons.most_common())}

@@ -9,14 +9,24 @@ from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.errors import InputError
 from pipelines.storage import Store, in_order
 from pipelines.verify.status import figures
-from pipelines.verify.status.roots import RUNS, describe_root, is_root
+from pipelines.verify.status.roots import RUNS_READ, describe_root, is_root
 
-STAGES = ("shards", "model", "codes", "index", "reports")
+STAGE_FOLDERS = ("shards", "model", "codes", "index", "reports")
 """Folders of `hhnet run`, in the order of its stages; `model-<method>` is a rotated model."""
-STEPS = ("model", "codes", "report", "study")
+STUDY_FOLDERS = ("model", "codes", "report", "study")
 """Folders of a study, each with one or more artifacts per cell."""
-NO_STAGES = {"runs", "failures", "parts", "receipts", "rejects", "checkpoints", "manifests", "versions", "origins"}
-ORDER = ("working", "died", "failed", "interrupted", "pending", "done")
+ARTIFACT_FOLDERS = {
+    "runs",
+    "failures",
+    "parts",
+    "receipts",
+    "rejects",
+    "checkpoints",
+    "manifests",
+    "versions",
+    "origins",
+}
+STATE_PRECEDENCE = ("working", "died", "failed", "interrupted", "pending", "done")
 """States in order of precedence: the first one that a stage has is the state of the whole."""
 FAILURES_READ = 20
 
@@ -32,7 +42,7 @@ class Survey:
         """Return the state of everything there; raise InputError where there is nothing."""
         if is_root(self.store):
             return describe_root(self.store)
-        runs = read_runs(self.store, RUNS)
+        runs = read_runs(self.store, RUNS_READ)
         roots = self._roots()
         if not roots and not runs:
             raise InputError(
@@ -46,7 +56,7 @@ class Survey:
 
     def _roots(self) -> list[str]:
         """Return the roots one or two folders below, in the order of the stages."""
-        folders = [name for name in self.store.folders() if name not in NO_STAGES]
+        folders = [name for name in self.store.folders() if name not in ARTIFACT_FOLDERS]
         found: list[str] = []
         for name, there in zip(folders, in_order(lambda name: is_root(self.store.child(name)), folders), strict=True):
             if there:
@@ -55,7 +65,7 @@ class Survey:
             below = [f"{name}/{one}" for one in self.store.folders(name)]
             checked = in_order(lambda name: is_root(self.store.child(name)), below)
             found += [one for one, is_one in zip(below, checked, strict=True) if is_one]
-        places = {name: place for place, name in enumerate((*STAGES, *STEPS))}
+        places = {name: place for place, name in enumerate((*STAGE_FOLDERS, *STUDY_FOLDERS))}
         return sorted(found, key=lambda name: (places.get(name.split("/")[0].split("-")[0], -1), name))
 
     def _stage(self, name: str) -> Record:
@@ -69,7 +79,7 @@ class Survey:
 
     def _whole(self, kind: str, stages: Sequence[Record], to_come: Sequence[str]) -> Record:
         states = [*(str(stage["status"]) for stage in stages), *("pending" for _ in to_come)]
-        status = next((state for state in ORDER if state in states), "pending")
+        status = next((state for state in STATE_PRECEDENCE if state in states), "pending")
         active = [stage["stage"] for stage in stages if stage["status"] == status != "done"]
         return {
             "status": status,
@@ -91,7 +101,8 @@ class Survey:
         status = "done" if published and state != "working" else "pending" if state == "done" else state
         pace = figures.pace(run) if run else {}
         counts = {
-            step: dict(Counter(str(s["status"]) for s in stages if s["stage"].startswith(f"{step}/"))) for step in STEPS
+            step: dict(Counter(str(s["status"]) for s in stages if s["stage"].startswith(f"{step}/")))
+            for step in STUDY_FOLDERS
         }
         return {
             **whole,
@@ -121,6 +132,6 @@ class Survey:
 def _to_come(roots: Sequence[str]) -> list[str]:
     """Return the stages of `hhnet run` that have not begun; [] for a folder that `hhnet run` did not make."""
     begun = {name.split("/")[0] for name in roots}
-    if not all(name in STAGES or name.startswith("model-") for name in begun):
+    if not all(name in STAGE_FOLDERS or name.startswith("model-") for name in begun):
         return []
-    return [name for name in STAGES if name not in begun and name != "shards"]
+    return [name for name in STAGE_FOLDERS if name not in begun and name != "shards"]

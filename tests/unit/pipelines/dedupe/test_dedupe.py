@@ -40,8 +40,8 @@ def fresh_failpoints() -> Iterator[None]:
 @pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units of 64 samples and parts of 50 rows, so that a small set has many of both."""
-    monkeypatch.setattr(tables, "UNIT", 64)
-    monkeypatch.setattr(tables, "PART_ROWS", 50)
+    monkeypatch.setattr(tables, "UNIT_SAMPLES", 64)
+    monkeypatch.setattr(tables, "MAX_PART_ROWS", 50)
 
 
 def settings(radius: int, **others: Any) -> Config:
@@ -239,7 +239,7 @@ def test_bytes_do_not_depend_on_memory_blocks_or_threads(
     assert sum("pairs-" in name and "parts/" in name for name in names) > 11
     for number, (size, threads, memory) in enumerate([(100, 2, "64MiB"), (333, 1, "32MiB"), (17, 2, "2GiB")]):
         monkeypatch.setattr(search, "_block_size", lambda *_, size=size: size)
-        monkeypatch.setattr(search, "QUERIES", size // 2)
+        monkeypatch.setattr(search, "QUERIES_AT_ONCE", size // 2)
         out = str(tmp_path / str(number))
         assert dedupe([uri], out, settings(3, threads=threads, memory=memory)).digest == plain["digest"]
         assert set(files_of(out)) == names

@@ -135,7 +135,7 @@ def test_a_dictionary_that_is_large_and_used_once_is_no_bomb(folder: Path, tmp_p
 def test_rows_that_take_too_much_memory_at_once_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "READING_BYTES", 64 * MIB)
+    monkeypatch.setattr(bounds, "TABLE_MEMORY_BYTES", 64 * MIB)
     table = parquet_of(folder, {"path": ["0.jpg"] * 2000, "label": ["a"] * 2000, "x": ["x" * MIB] * 2000})
     with pytest.raises(InputError, match="take more memory than is given"):
         take(table, tmp_path)

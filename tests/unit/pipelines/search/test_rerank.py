@@ -246,7 +246,7 @@ def answers(result: dict[str, Any]) -> list[tuple[int, float]]:
 def test_the_short_list_is_ordered_as_plain_floats_order_it(
     codes: str, index: str, n: int, k: int, pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "PAIRS", pairs)
+    monkeypatch.setattr(search_module, "MAX_BATCH_NEIGHBOURS", pairs)
     expected = brute(codes, n, k)
     opened = open_codes(codes)
     keys = ["base/1/00003", "base/0/00029"]

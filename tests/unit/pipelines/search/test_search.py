@@ -140,7 +140,7 @@ def test_a_key_that_is_not_text_is_not_there(tmp_path, build):
 def test_more_neighbours_than_an_answer_holds_are_refused_at_once(tmp_path, build, monkeypatch):
     uris, *_, keys = two_artifacts(tmp_path)
     index = build(*uris)
-    monkeypatch.setattr("pipelines.search.search.ANSWER", 3 * len(keys))
+    monkeypatch.setattr("pipelines.search.search.MAX_ANSWER_NEIGHBOURS", 3 * len(keys))
     assert len(search(index, CONFIG, codes=uris, k=3).results) == len(keys)
     with pytest.raises(InputError, match=f"{len(keys) + 1} queries with 3 neighbours each are too many for one answer"):
         search(index, CONFIG, codes=uris, keys=keys[:1], k=3)
@@ -148,7 +148,7 @@ def test_more_neighbours_than_an_answer_holds_are_refused_at_once(tmp_path, buil
 
 @pytest.mark.parametrize("batch", [7, 4096])
 def test_all_rows_of_a_codes_artifact_are_queries(tmp_path, build, monkeypatch, batch):
-    monkeypatch.setattr("pipelines.search.search.BATCH", batch)
+    monkeypatch.setattr("pipelines.search.search.MAX_BATCH_QUERIES", batch)
     uris, _, ids, keys = two_artifacts(tmp_path)
     answer = search(build(*uris), CONFIG, codes=uris, k=1).as_json()
     assert [result["query"] for result in answer["results"]] == keys

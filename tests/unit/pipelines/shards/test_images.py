@@ -98,7 +98,7 @@ def test_a_ribbon_is_refused() -> None:
 
 
 def test_too_many_bytes_are_refused_before_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 100)
     with pytest.raises(ImageReject, match="too_large"):
         decode_image(pictures.webp())
 

@@ -23,8 +23,8 @@ from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.plan import batch_sizes, epoch_spans, mixed
 from pipelines.shards.shards import (
-    GROUP_ROWS,
     INDEX_NAME,
+    ROW_GROUP_ROWS,
     Sample,
     Shard,
     ShardSet,
@@ -247,7 +247,7 @@ def test_an_index_that_is_one_row_group_is_read_as_well(opened: ShardSet) -> Non
 def test_the_rows_of_a_tar_lie_apart_in_the_index_in_small_groups(opened: ShardSet) -> None:
     metadata = pq.read_metadata(Path(opened.artifact.uri, opened.artifact.manifest.part(INDEX_NAME).path))
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [10, 10, 4]
-    assert GROUP_ROWS <= 4096
+    assert ROW_GROUP_ROWS <= 4096
 
 
 def test_an_index_that_lies_about_one_tar_can_be_read_for_the_others(opened: ShardSet) -> None:

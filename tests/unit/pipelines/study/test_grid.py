@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.config.fingerprint import result_settings
 from pipelines.errors import ConfigError
-from pipelines.study.grid import SHIPPED, Grid, read_description
+from pipelines.study.grid import SHIPPED_STUDIES, Grid, read_description
 
 TINY = """
 title = "Tiny"
@@ -49,7 +49,7 @@ def test_flags_win_over_the_study_and_axes_over_flags(tmp_path: Path) -> None:
     assert (config.data.image_size, config.model.bits) == (64, 16)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED_STUDIES)
 def test_a_shipped_study_is_a_valid_grid(name: str) -> None:
     grid = Grid.make(read_description(name))
     assert len(grid.seeds) == 3 and len(grid.groups) > 1

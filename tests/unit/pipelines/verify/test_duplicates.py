@@ -15,7 +15,14 @@ from pipelines.artifacts.manifest import Artifact, ArtifactInput, open_artifact
 from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
 from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe.dedupe import dedupe
-from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, SHARDS, SHARDS_NAME, components_name, pairs_name
+from pipelines.dedupe.tables import (
+    COMPONENTS_SCHEMA,
+    PAIRS_SCHEMA,
+    SHARDS_NAME,
+    SHARDS_SCHEMA,
+    components_name,
+    pairs_name,
+)
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import Store
 from pipelines.verify.verify import verify
@@ -23,7 +30,7 @@ from tests.support.codes import Rows, write_codes
 
 RADIUS = 4
 Rows_ = list[dict[str, Any]]
-SCHEMAS = {"pairs": PAIRS_SCHEMA, "components": COMPONENTS_SCHEMA, "shards": SHARDS}
+SCHEMAS = {"pairs": PAIRS_SCHEMA, "components": COMPONENTS_SCHEMA, "shards": SHARDS_SCHEMA}
 NAMES = {"pairs": pairs_name(0, 0), "components": components_name(0), "shards": SHARDS_NAME}
 
 
