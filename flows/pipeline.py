@@ -41,7 +41,7 @@ from flows.summary import RunResult, StageLog, reject_rows, run_page, slowest_ro
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.runs import Record
 from pipelines.cluster.session import kept_ray, ray_address
-from pipelines.config.loading import load_tree, merged
+from pipelines.config.loading import load_tree, merge_trees
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, HHNetError, is_out_of_reach
 from pipelines.storage import Store
@@ -80,7 +80,7 @@ def settings_of(
     base: Mapping[str, Any] = NO_SETTINGS,
 ) -> dict[str, Any]:
     """Lay the parameters of a run over each other: `base`, then `config`, then `sets`, then `out`."""
-    return load_tree(merged(base, config), sets, {"run.out": out})
+    return load_tree(merge_trees(base, config), sets, {"run.out": out})
 
 
 @flow(name="hhnet", flow_run_name=run_name, persist_result=False, result_serializer="json")

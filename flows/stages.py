@@ -15,9 +15,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from flows.reporting import progress
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.runs import Record, closed_records
-from pipelines.artifacts.versions import lost, open_current
+from pipelines.artifacts.versions import list_lost, open_current
 from pipelines.config.loading import config_from
 from pipelines.config.settings import Config
 from pipelines.errors import FingerprintMismatch, is_out_of_reach
@@ -145,8 +145,8 @@ def index_stage(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -
 
     settings, sources = parse_settings(config), [require_unchanged(ref) for ref in codes]
     with progress(name):
-        known = versions(Store(out))
-        if not known or (known == [1] and lost(open_current(out, "index"))):
+        known = list_versions(Store(out))
+        if not known or (known == [1] and list_lost(open_current(out, "index"))):
             return build_index(sources, out, settings, publish=False).as_json()
         require_settings(open_current(out, "index"), settings)
         return add_codes(out, sources, settings, publish=False, prune=True, replace_changed=True).as_json()

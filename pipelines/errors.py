@@ -19,7 +19,7 @@ Interrupts end with 130 (SIGINT) and 143 (SIGTERM).
 """
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Format a number with its noun: 1 worker, 12 workers."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 

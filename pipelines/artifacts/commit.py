@@ -30,7 +30,7 @@ from pipelines.artifacts.manifest import (
     read_identity,
 )
 from pipelines.errors import FingerprintMismatch, InputError
-from pipelines.storage import Store, canonical_json, in_order, sha256_of
+from pipelines.storage import Store, canonical_json, map_in_order, sha256_of
 
 
 def require_identity(store: Store, kind: str, fingerprint: str) -> None:
@@ -96,7 +96,7 @@ class ArtifactWriter:
             shard = PurePosixPath(name).name.removesuffix(".json")
             if name.endswith(".json") and not shard.startswith(".") and (among is None or shard in among):
                 named[shard] = name
-        found = in_order(lambda name: read_claim(self.store, name, model), named.values())
+        found = map_in_order(lambda name: read_claim(self.store, name, model), named.values())
         return dict(zip(named, found, strict=True))
 
     def commit(
@@ -143,7 +143,7 @@ class ArtifactWriter:
 # -------------------------------------------------------------------------------------------------------- versions
 
 
-def versions(store: Store) -> list[int]:
+def list_versions(store: Store) -> list[int]:
     """Return the published version numbers, ascending; other files there, such as `01.json`, are ignored."""
     numbers = (re.fullmatch(r"versions/([1-9]\d{0,8})\.json", name) for name in store.names("versions"))
     return sorted(int(match.group(1)) for match in numbers if match)

@@ -29,7 +29,7 @@ import psutil
 
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError, StoreUnavailable
-from pipelines.storage import ObjectInfo, Store, canonical_json, in_order
+from pipelines.storage import ObjectInfo, Store, canonical_json, map_in_order
 
 PROGRESS_EVERY_S = 10.0
 """Seconds between two progress objects of a run that makes progress, for its first hour."""
@@ -278,7 +278,7 @@ def read_runs(store: Store, last: int = 1) -> list[Run]:
 def closed_records(store: Store) -> list[Record]:
     """Return the records that the runs at a root wrote at their end, oldest first."""
     names = [name for name in store.names("runs") if name.endswith(f"/{END}")]
-    return [record for record in in_order(lambda name: _read_record(store, name), names) if record]
+    return [record for record in map_in_order(lambda name: _read_record(store, name), names) if record]
 
 
 def _names(there: Mapping[str, ObjectInfo]) -> Iterable[str]:
@@ -299,7 +299,7 @@ def _read(store: Store, name: str, there: Mapping[str, ObjectInfo], only: str = 
     heartbeats = [path for path in put_at if PurePosixPath(path).name.startswith(PROGRESS)]
     begin, end = f"runs/{name}/{BEGIN}", f"runs/{name}/{END}"
     wanted = [begin] if only else [begin, *heartbeats, *([end] if end in put_at else [])]
-    found = dict(zip(wanted, in_order(lambda path: _read_record(store, path), wanted), strict=True))
+    found = dict(zip(wanted, map_in_order(lambda path: _read_record(store, path), wanted), strict=True))
     signs = [put_at[path] for path in (begin, *heartbeats) if path in put_at] or [0.0]
     back = end in put_at and max(signs) > put_at[end] and found.get(end, {}).get("end") == DIED
     said = [found[path] for path in heartbeats if found.get(path)]

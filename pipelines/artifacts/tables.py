@@ -100,7 +100,7 @@ def codes_schema(
     )
 
 
-def column_type(text: str) -> pa.DataType:
+def parse_column_type(text: str) -> pa.DataType:
     """Return the Arrow type that has `text` as its `str`; raises ValueError for types that metadata cannot have."""
     if found := re.fullmatch(r"timestamp\[(s|ms|us|ns), tz=([^\]]+)\]", text):
         return pa.timestamp(found[1], found[2])

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from pipelines.artifacts import manifest as manifests
-from pipelines.artifacts.commit import publish_version, versions
+from pipelines.artifacts.commit import list_versions, publish_version
 from pipelines.artifacts.manifest import (
     PART_DIGEST_CHARS,
     Artifact,
@@ -36,7 +36,7 @@ NAMED_FOLDERS = ("parts", "rejects", "receipts", "manifests")
 
 def open_version(store: Store, number: int, kind: str | None = None) -> Artifact:
     """Open the artifact that `versions/<number>.json` names; raises DamagedArtifact unless it is as published."""
-    _, artifact = named_version(store, number)
+    _, artifact = read_version(store, number)
     require_kind(store, artifact.manifest, kind)
     return artifact
 
@@ -47,7 +47,7 @@ def manifest_path(artifact: Artifact) -> str:
     return path if artifact.store.size(path) is not None else "manifest.json"
 
 
-def named_version(store: Store, number: int) -> tuple[str, Artifact]:
+def read_version(store: Store, number: int) -> tuple[str, Artifact]:
     """Return the path of a version's manifest, and the artifact; raises DamagedArtifact unless it is as published."""
     where = f"{store.uri}/versions/{number}.json"
     try:
@@ -69,7 +69,7 @@ def named_version(store: Store, number: int) -> tuple[str, Artifact]:
 def open_current(uri: str | Path | Store, kind: str | None = None) -> Artifact:
     """Open the current version of the artifact at `uri`; raises InputError where there is none of this kind."""
     store = uri if isinstance(uri, Store) else Store(uri)
-    known = versions(store)
+    known = list_versions(store)
     return open_version(store, known[-1], kind) if known else open_artifact(store, kind)
 
 
@@ -81,7 +81,7 @@ def open_known(uri: str, kind: str, digest: str) -> Artifact:
     current = open_current(uri, kind)
     if current.digest == digest:
         return current
-    for version in all_versions(current.store).values():
+    for version in read_all_manifests(current.store).values():
         if version.digest == digest:
             return version
     raise FingerprintMismatch(f"{current.uri} is {kind} {current.digest[:12]}, and no version of it is {digest[:12]}")
@@ -96,13 +96,13 @@ def require_version(store: Store, number: int, known: Sequence[int]) -> None:
         )
 
 
-def all_versions(store: Store, but: Container[int] = ()) -> dict[str, Artifact]:
+def read_all_manifests(store: Store, but: Container[int] = ()) -> dict[str, Artifact]:
     """Return every published manifest of the root by its path, in the order of the versions that first name it.
 
     Versions in `but` are left out. Raises InputError where nothing was published, or where the first manifest is gone.
     """
-    first, known = open_artifact(store), [number for number in versions(store) if number not in but]
-    named = dict(named_version(store, number) for number in known)
+    first, known = open_artifact(store), [number for number in list_versions(store) if number not in but]
+    named = dict(read_version(store, number) for number in known)
     return named if known and known[0] > 1 else {"manifest.json": first, **named}
 
 
@@ -113,7 +113,7 @@ def open_input_version(artifact: Artifact, role: str, uri: str | None = None) ->
     except FingerprintMismatch:
         expected = artifact.manifest.input(role)
         where = uri or artifact.origin(role)
-        for version in all_versions(Store(where)).values() if where else ():
+        for version in read_all_manifests(Store(where)).values() if where else ():
             if version.digest == expected.digest:
                 return version
         raise
@@ -134,7 +134,7 @@ def publish_next(
     # A root without versions is at version 1 unnamed: name it before a second one exists.
     if number == 2 and not publish_version(base.store, 1, "manifest.json", base.digest):
         raise _overtaken(base.store, number)
-    publish_number(artifact, path, number)
+    publish_manifest(artifact, path, number)
     return artifact
 
 
@@ -179,7 +179,7 @@ def put_manifest(artifact: Artifact) -> str:
     return path
 
 
-def publish_number(artifact: Artifact, path: str, number: int) -> None:
+def publish_manifest(artifact: Artifact, path: str, number: int) -> None:
     """Publish the manifest at `path` as version `number`.
 
     Raises CommitConflict if another run took that number, DamagedArtifact where an object that the manifest names is
@@ -204,7 +204,7 @@ def publish_number(artifact: Artifact, path: str, number: int) -> None:
 def _unpublishable(artifact: Artifact, path: str) -> list[str]:
     """Return the paths that are missing: the manifest at `path` itself, and the objects that it names."""
     there = artifact.store.entries()
-    return [*([] if path in there else [path]), *_gone(there, referenced(artifact))]
+    return [*([] if path in there else [path]), *_gone(there, list_referenced(artifact))]
 
 
 class _Made(Facts):
@@ -243,7 +243,7 @@ def roll_back(store: Store, known: Sequence[int], to: int) -> tuple[int, Artifac
     """
     require_version(store, to, known)
     number = known[-1] + 1
-    path, artifact = named_version(store, to)
+    path, artifact = read_version(store, to)
     with suppress(DamagedArtifact):
         current = open_version(store, known[-1])
         if artifact.digest == current.digest:
@@ -261,20 +261,20 @@ def _overtaken(store: Store, number: int) -> CommitConflict:
     return CommitConflict(f"{store.uri}: another run published version {number} meanwhile: run again from there")
 
 
-def referenced(artifact: Artifact) -> list[Part | ReceiptRef]:
+def list_referenced(artifact: Artifact) -> list[Part | ReceiptRef]:
     """Return the parts and receipts that a manifest names."""
     return [*artifact.manifest.parts, *artifact.manifest.receipts]
 
 
-def lost(artifact: Artifact) -> set[str]:
+def list_lost(artifact: Artifact) -> set[str]:
     """Return the names of published objects that are missing or cut in one listing of the root."""
     there = artifact.store.entries()
-    return {*_gone(there, referenced(artifact))} | {
+    return {*_gone(there, list_referenced(artifact))} | {
         name for name in ("identity.json", "manifest.json") if name not in there
     }
 
 
-def finished(store: Store, kind: str, fingerprint: str) -> Artifact | None:
+def find_finished(store: Store, kind: str, fingerprint: str) -> Artifact | None:
     """Return the artifact that a run of this fingerprint published at the root, or None unless all of it exists.
 
     Costs a stat, two listings and the read of a manifest (and of its version record), however many parts there are.
@@ -285,4 +285,4 @@ def finished(store: Store, kind: str, fingerprint: str) -> Artifact | None:
         artifact = open_current(store, kind)
     except InputError:
         return None
-    return artifact if artifact.manifest.fingerprint == fingerprint and not lost(artifact) else None
+    return artifact if artifact.manifest.fingerprint == fingerprint and not list_lost(artifact) else None

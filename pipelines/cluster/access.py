@@ -52,7 +52,7 @@ def require_ray_token(address: str) -> None:
     raise UsageError(f"Ray at {address} is not on the loopback address and would be joined without a token: {lacking}")
 
 
-def token_refused(address: str) -> UsageError:
+def refused_token_error(address: str) -> UsageError:
     """Return the error to raise when Ray refuses a missing or wrong token."""
     return UsageError(
         f"Ray at {address} refuses this environment: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with "

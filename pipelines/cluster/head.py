@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipelines.cluster.access import token_refused
+from pipelines.cluster.access import refused_token_error
 from pipelines.cluster.ray_private import HEAD_METHOD, HEAD_TIMEOUT_S, HEAD_TIMEOUT_VARIABLE, Head, token_headers
 from pipelines.errors import ClusterUnavailable, HeadLost
 
@@ -45,7 +45,7 @@ def await_head(address: str, wait_s: float) -> None:
             ask(b"", timeout=wait_s, metadata=token, wait_for_ready=True)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise token_refused(address) from None
+                raise refused_token_error(address) from None
             if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 return  # any other gRPC error is an answer, so a server is there
             raise ClusterUnavailable(

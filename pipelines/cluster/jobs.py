@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from pipelines.cluster.access import is_loopback, refuse_credentials, require_ray_token, token_refused
+from pipelines.cluster.access import is_loopback, refuse_credentials, refused_token_error, require_ray_token
 from pipelines.cluster.records import RECORDS_METADATA, FollowedStages, Record, read_record
 from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
 from pipelines.storage import sha256_of
@@ -46,7 +46,7 @@ def submit_verb(
         submission = _start_or_attach(client, command, wait_s, labels or {})
         return _Followed(client, address, submission, wait_s, labels or {}).result()
     except AuthenticationError as error:
-        raise token_refused(address) from error
+        raise refused_token_error(address) from error
     except (OSError, RuntimeError) as error:
         raise ClusterUnavailable(f"cannot submit to Ray at {address}: {_first_line(error)}") from error
 

@@ -70,7 +70,9 @@ class Need:
         return chosen
 
     def __str__(self) -> str:
-        return ", ".join([amounts(self.bundle()), *(f"label {name}={value}" for name, value in self.labels.items())])
+        return ", ".join(
+            [format_amounts(self.bundle()), *(f"label {name}={value}" for name, value in self.labels.items())]
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _ask_head() -> list[Node]:
     ]
 
 
-def places(nodes: Iterable[Node], need: Need, free: bool = True) -> int:
+def count_places(nodes: Iterable[Node], need: Need, free: bool = True) -> int:
     """Return how many workers fit on the nodes together; none fit on a draining node."""
     return sum(node.places(need, free) for node in nodes)
 
@@ -146,16 +148,16 @@ def places(nodes: Iterable[Node], need: Need, free: bool = True) -> int:
 # ------------------------------------------------------------------------------------------------- what a verb asks
 
 
-def need_of(settings: PlacedSettings, config: Config) -> Need:
+def await_need(settings: PlacedSettings, config: Config) -> Need:
     """Wait until the cluster has room for one worker of a verb, and return its reservation.
 
     A worker takes a GPU if the settings ask for one, or if they say nothing and a node has one; with
     `ray.cpu_fallback` it can run without. Raises ClusterUnavailable after `ray.wait_s` without room.
     """
-    return _settle(settings, config, 1, lambda nodes, need: need if places(nodes, need) else None)
+    return _settle(settings, config, 1, lambda nodes, need: need if count_places(nodes, need) else None)
 
 
-def training_need(config: Config) -> Need:
+def await_training_needs(config: Config) -> Need:
     """Wait until the cluster has room for all `train.workers` workers, and return the reservation of each.
 
     Unless `train.cpus` is set, a worker gets the largest number of CPUs that all workers can have; a worker with a GPU
@@ -166,8 +168,8 @@ def training_need(config: Config) -> Need:
 
     def find(nodes: Sequence[Node], need: Need) -> Need | None:
         if settings.cpus is not None:
-            return need if places(nodes, need) >= settings.workers else None
-        found, best = (widest(nodes, settings.workers, need, free) for free in (True, False))
+            return need if count_places(nodes, need) >= settings.workers else None
+        found, best = (widen_need(nodes, settings.workers, need, free) for free in (True, False))
         full = found is not None and best is not None and found.cpus >= best.cpus
         return found if full or time.monotonic() >= patience else None
 
@@ -182,7 +184,7 @@ def _settle(
     if (
         isinstance(settings, GpuPlacedSettings)
         and settings.gpus is None
-        and places(list_live_nodes(), _on_gpu(need), free=False)
+        and count_places(list_live_nodes(), _on_gpu(need), free=False)
     ):
         need = _on_gpu(need)
     try:
@@ -215,12 +217,12 @@ def _on_gpu(need: Need) -> Need:
     return replace(need, gpus=1)
 
 
-def widest(nodes: Sequence[Node], workers: int, need: Need, free: bool = True) -> Need | None:
+def widen_need(nodes: Sequence[Node], workers: int, need: Need, free: bool = True) -> Need | None:
     """Return `need` with the most CPUs that let all `workers` fit on the nodes, or None if they do not fit."""
     shares = {share for node in nodes for share in _shares(node, need)}
     for cpus in sorted(shares, reverse=True):
         candidate = replace(need, cpus=cpus)
-        if places(nodes, candidate, free) >= workers:
+        if count_places(nodes, candidate, free) >= workers:
             return candidate
     return None
 
@@ -280,15 +282,15 @@ def _ask_autoscaler(needs: Sequence[Need]) -> None:
 
 def explain_shortage(workers: int, need: Need, nodes: Sequence[Node], waited_s: float) -> str:
     """Return the message that workers found no room: the request, the nodes, the resources in use, and a remedy."""
-    kinds = Counter(amounts(node.total) for node in nodes)
+    kinds = Counter(format_amounts(node.total) for node in nodes)
     have = "; ".join(f"{count} with {kind}" for kind, count in kinds.most_common())
     total, free = (_sum(entries) for entries in ([node.total for node in nodes], [node.free for node in nodes]))
     used = {name: amount - free.get(name, 0) for name, amount in total.items() if amount - free.get(name, 0) > 1e-6}
-    fit = places(nodes, need, free=False)
+    fit = count_places(nodes, need, free=False)
     remedy = "wait for what runs there" if fit >= workers else "ask for fewer or smaller workers, or add nodes"
     return (
         f"no room for {workers} {'worker' if workers == 1 else 'workers'} of {need} after {waited_s:g} s "
-        f"(ray.wait_s): the cluster's nodes are {have or 'none'}, in use are {amounts(used)}; {remedy}"
+        f"(ray.wait_s): the cluster's nodes are {have or 'none'}, in use are {format_amounts(used)}; {remedy}"
     )
 
 
@@ -299,7 +301,7 @@ def _sum(entries: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return dict(total)
 
 
-def amounts(resources: Mapping[str, float]) -> str:
+def format_amounts(resources: Mapping[str, float]) -> str:
     """Write resources for people, such as `2 CPU, 1 GPU, 3.5 GiB memory`."""
     words = [
         f"{amount / 2**30:.3g} GiB memory" if name == "memory" else f"{amount:g} {name}"

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
-from pipelines.cluster.placement import FREE_COUNT_LAG_S, Need, Node, explain_shortage, list_live_nodes, places
+from pipelines.cluster.placement import FREE_COUNT_LAG_S, Need, Node, count_places, explain_shortage, list_live_nodes
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 _log = logging.getLogger(__name__)
@@ -443,7 +443,7 @@ class _Pool(Generic[T]):
                 self.end(actor)
             self.room = len(self.actors)
         elif not late and now - self.placed > FREE_COUNT_LAG_S:
-            self.room = len(self.actors) + places(self.nodes, self.need)
+            self.room = len(self.actors) + count_places(self.nodes, self.need)
 
     def stopped(self) -> list[Outcome[T]]:
         """Kill the actors that are stuck; their items are tried again."""

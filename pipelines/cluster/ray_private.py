@@ -38,7 +38,7 @@ def private_options(folder: Path, metrics_port: int | None) -> dict[str, Any]:
     return options
 
 
-def counted_cpus() -> int:
+def count_cpus() -> int:
     """Return the CPUs that Ray counts on this host, within the quotas of its container."""
     from ray._private.utils import get_num_cpus
 
@@ -59,14 +59,14 @@ def forget_token() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def dialled(address: str) -> str:
+def dialled_address(address: str) -> str:
     """Return the host:port that Ray will dial: it replaces loopback by another address of the machine."""
     from ray._private.services import canonicalize_bootstrap_address
 
     return str(canonicalize_bootstrap_address(address))
 
 
-def found_cluster() -> str:
+def find_cluster() -> str:
     """Return the address of the cluster that `auto` would join. Raises ConnectionError if there is none."""
     from ray._private.services import get_ray_address_from_environment
 

@@ -23,14 +23,14 @@ PROGRESS_EVERY_S = 2.0
 Record = dict[str, Any]
 
 
-def mark(submission: str) -> str:
+def record_mark(submission: str) -> str:
     """Return the text that begins each record of this submission."""
     return f"@hhnet {submission} "
 
 
 def read_record(line: str, submission: str) -> tuple[str, Record | None]:
     """Split a line of the log into its text for people and its record, or None."""
-    text, found, rest = line.partition(mark(submission))
+    text, found, rest = line.partition(record_mark(submission))
     if found:
         with suppress(ValueError):
             record = json.loads(rest)
@@ -43,7 +43,7 @@ class JobRecords:
     """Writes the records of this process's job."""
 
     def __init__(self, submission: str) -> None:
-        self._mark = mark(submission)
+        self._mark = record_mark(submission)
 
     def write(self, **record: Any) -> None:
         """Write one record to stdout, which is the job's log."""
@@ -69,7 +69,7 @@ class JobRecords:
 @contextmanager
 def job_records() -> Iterator[JobRecords | None]:
     """Yield the records of this process's job and show progress by them, or yield None if nobody asked for records."""
-    submission = asked_for_records()
+    submission = find_asking_job()
     if submission is None:
         yield None
         return
@@ -81,7 +81,7 @@ def job_records() -> Iterator[JobRecords | None]:
         yield records
 
 
-def asked_for_records() -> str | None:
+def find_asking_job() -> str | None:
     """Return the submission id of this process's job if its submitter asked for records, else None."""
     try:
         metadata = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}").get("metadata", {})

@@ -21,15 +21,15 @@ from typing import Any
 import psutil
 
 from pipelines.artifacts.runs import allowed_cpus
-from pipelines.cluster.access import has_ray_token, require_ray_token, token_refused
+from pipelines.cluster.access import has_ray_token, refused_token_error, require_ray_token
 from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, settle_head
 from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
 from pipelines.cluster.ray_private import (
-    counted_cpus,
-    dialled,
+    count_cpus,
+    dialled_address,
+    find_cluster,
     forget_token,
-    found_cluster,
     private_options,
     set_switches,
 )
@@ -161,11 +161,11 @@ class _Connection:
         options: dict[str, Any] = {"address": self._address}
         _adopt_orphans()
         with _said_as_unavailable(self._address):
-            require_ray_token(found_cluster() if self._address == "auto" else self._address)
+            require_ray_token(find_cluster() if self._address == "auto" else self._address)
             if self._address == "local":
                 options |= self._make_room(config.ray)
             elif "://" not in self._address:
-                await_head(dialled(self._address), config.ray.wait_s)
+                await_head(dialled_address(self._address), config.ray.wait_s)
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
@@ -229,7 +229,7 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise token_refused(address) from error
+        raise refused_token_error(address) from error
     except Exception as error:
         bare = type(error) is Exception  # Ray raises the plain class when a node is slow to start
         if not (bare or isinstance(error, OSError | RuntimeError | ValueError)):
@@ -241,7 +241,7 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
 
 def usable_cpus() -> int:
     """Return the number of CPUs that this process may use, as affinity and cgroups allow."""
-    return max(1, min(allowed_cpus(), counted_cpus()))
+    return max(1, min(allowed_cpus(), count_cpus()))
 
 
 def _has_home() -> bool:

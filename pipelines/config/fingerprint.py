@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from functools import cache, reduce
 from typing import Any
 
-from pipelines.config.loading import assign, validated
-from pipelines.config.settings import Config, declared
+from pipelines.config.loading import set_in_tree, validate_tree
+from pipelines.config.settings import Config, declared_settings
 
 
 @cache
 def settings_by_kind(tree: type[Config]) -> Mapping[str, tuple[str, ...]]:
     """List for each kind of artifact the dotted names of the settings that are declared to change it."""
     found: dict[str, tuple[str, ...]] = {}
-    for name, kinds in declared(tree):
+    for name, kinds in declared_settings(tree):
         for kind in kinds:
             found[kind] = (*found.get(kind, ()), name)
     return found
@@ -33,5 +33,5 @@ def config_of(settings: Mapping[str, Any]) -> Config:
     """Return a tree with the given settings, by dotted name, and all others at their defaults."""
     tree: dict[str, Any] = {}
     for name, value in settings.items():
-        assign(tree, name, value)
-    return validated(tree)
+        set_in_tree(tree, name, value)
+    return validate_tree(tree)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.config.recipes import recipe_settings
-from pipelines.config.settings import Config, declared
+from pipelines.config.settings import Config, declared_settings
 from pipelines.errors import ConfigError
 
 
@@ -65,35 +65,37 @@ def load_tree(
 
     `base` is a TOML file, or a tree, which is not changed.
     """
-    tree = merged({}, base) if isinstance(base, Mapping) else read_toml(Path(base)) if base is not None else {}
+    tree = merge_trees({}, base) if isinstance(base, Mapping) else read_toml(Path(base)) if base is not None else {}
     for text in sets:
         name, separator, value = text.partition("=")
         if not separator or not name.strip():
             raise ConfigError(f"--set {text!r}: write section.key=value, as in --set train.epochs=5")
-        assign(tree, name.strip(), _parse_value(value.strip()))
+        set_in_tree(tree, name.strip(), _parse_value(value.strip()))
     for name, value in (flags or {}).items():
         if value is not None:
-            assign(tree, name, value)
+            set_in_tree(tree, name, value)
     return tree
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge_trees(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Lay one tree of settings over another: sections are merged key by key, values replaced."""
     tree = dict(below)
     for key, value in above.items():
         under = tree.get(key)
-        tree[key] = merged(under if isinstance(under, Mapping) else {}, value) if isinstance(value, Mapping) else value
+        tree[key] = (
+            merge_trees(under if isinstance(under, Mapping) else {}, value) if isinstance(value, Mapping) else value
+        )
     return tree
 
 
 def config_from(tree: Mapping[str, Any]) -> Config:
     """Validate a tree from `load_tree`, over its recipe. Raises ConfigError."""
-    whole = merged({}, tree)
+    whole = merge_trees({}, tree)
     _start_from_recipe(whole)
-    return validated(whole)
+    return validate_tree(whole)
 
 
-def validated(tree: Mapping[str, Any], kind: type[Config] = Config) -> Config:
+def validate_tree(tree: Mapping[str, Any], kind: type[Config] = Config) -> Config:
     """Check a tree of settings; raise ConfigError with the setting, its value and the allowed values."""
     try:
         return kind.model_validate(tree)
@@ -119,7 +121,7 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def assign(tree: dict[str, Any], name: str, value: Any) -> None:
+def set_in_tree(tree: dict[str, Any], name: str, value: Any) -> None:
     """Enter a value in the tree under its dotted name."""
     *parents, leaf = name.split(".")
     for parent in parents:
@@ -155,4 +157,4 @@ def _explain(error: ValidationError, kind: type[Config]) -> str:
 
 def known_names(kind: type[Config] = Config) -> list[str]:
     """List every section and setting, by dotted name."""
-    return [name for name, _ in declared(kind)]
+    return [name for name, _ in declared_settings(kind)]

@@ -57,13 +57,13 @@ class ChangesResult:
         self.kinds = kinds
 
 
-def declared(section: type[Section], prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+def declared_settings(section: type[Section], prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
     """Name every section and setting below `section`, with the kinds of artifact that it changes."""
     for name, field in section.model_fields.items():
         marks = [mark for mark in field.metadata if isinstance(mark, ChangesResult)]
         yield f"{prefix}{name}", tuple(kind for mark in marks for kind in mark.kinds)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from declared(field.annotation, f"{prefix}{name}.")
+            yield from declared_settings(field.annotation, f"{prefix}{name}.")
 
 
 class PlacedSettings(Section):

@@ -10,7 +10,7 @@ from pipelines.artifacts.facts import DuplicatesMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Facts, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.tables import parquet_bytes, table_of
-from pipelines.artifacts.versions import finished, open_current
+from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe.sources import SourceTar, sources_of
@@ -52,7 +52,7 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
     digests: dict[str, Any] = {"codes": [entry.artifact.digest for entry in sets]}
     digests |= {AGAINST_ROLE: index.digest} if index else {}
     name = fingerprint("duplicates", digests, result_settings(config, "duplicates"))
-    artifact = finished(Store(out), "duplicates", name)
+    artifact = find_finished(Store(out), "duplicates", name)
     if artifact is not None:
         return _dedupe_result(artifact, "unchanged")
     require_distinct_tars(sets)

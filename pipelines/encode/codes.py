@@ -16,7 +16,7 @@ from pipelines.artifacts.manifest import Artifact, Part, read_part
 from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current, open_input_version
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.storage import Store, in_order
+from pipelines.storage import Store, map_in_order
 
 TABLES_AT_ONCE = 4
 """Parts read at a time when all are read in turn; twice as many are in memory."""
@@ -57,7 +57,7 @@ class CodesSet:
         artifact, manifest = self.artifact, self.artifact.manifest
         listed = frozenset(manifest.parts)
         shards = []
-        for reference, data in zip(manifest.receipts, in_order(artifact.read, manifest.receipts), strict=True):
+        for reference, data in zip(manifest.receipts, map_in_order(artifact.read, manifest.receipts), strict=True):
             receipt = Receipt.parse(data, f"{artifact.uri}/{reference.path}", "encode to another --out")
             shard = CodesShard(receipt.shard, receipt.shard_sha256, receipt.codes)
             for part in shard.parts:
@@ -84,7 +84,7 @@ class CodesSet:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the rows of every shard, one table at a time."""
-        return in_order(self.read, self.shards, TABLES_AT_ONCE)
+        return map_in_order(self.read, self.shards, TABLES_AT_ONCE)
 
 
 def open_codes(source: str | Artifact) -> CodesSet:

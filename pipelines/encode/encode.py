@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.commit import ArtifactWriter, list_versions
 from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REAL_CODES
-from pipelines.artifacts.versions import lost, open_current, publish_next
+from pipelines.artifacts.versions import list_lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
 from pipelines.cluster.submit import on_cluster
@@ -90,7 +90,7 @@ def _encode_missing(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dic
         if published is None or published.manifest.input("shards").digest != job.shards_digest:
             receipts |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
             published = _commit_codes(job, writer, opened, receipts, allow_degraded, published)
-        gone = lost(published)
+        gone = list_lost(published)
         if gone:
             raise DamagedArtifact(
                 f"{published.uri}/{min(gone)} is gone and did not come back with the bytes that were published: "
@@ -143,7 +143,7 @@ def _commit_codes(
         return open_current(writer.store, "codes")
     drafted = writer.draft(parts, totals, meta, receipts).manifest
     inputs = [entry.model_dump() for entry in job.inputs]
-    known = versions(writer.store)
+    known = list_versions(writer.store)
     number = (known[-1] if known else 1) + 1
     refs = [*before.manifest.receipts, *drafted.receipts]
     return publish_next(before, number, parts, refs, totals, inputs=inputs, meta=meta)

@@ -11,9 +11,9 @@ from pipelines.artifacts.facts import ModelMeta, Receipt, ShardsMeta, SplitPart
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
 from pipelines.artifacts.tables import (
     codes_schema,
-    column_type,
+    parse_column_type,
 )
-from pipelines.artifacts.versions import finished, lost, open_current
+from pipelines.artifacts.versions import find_finished, list_lost, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.codes import ENCODER_VERSION
@@ -84,14 +84,14 @@ def carried_types(shards: Artifact, names: Sequence[str]) -> dict[str, pa.DataTy
     """Return the Arrow types of metadata columns: the type in the source table, or text where none is known."""
     known = shards.facts(ShardsMeta).columns
     try:
-        return {name: column_type(known.get(name, "string")) for name in names}
+        return {name: parse_column_type(known.get(name, "string")) for name in names}
     except ValueError:
         raise DamagedArtifact(f"{shards.uri} says an unknown type of a column in the manifest") from None
 
 
 def finished_codes(job: EncodeJob) -> Artifact | None:
     """Return the codes of this job and this version of the shards, if they are published and complete; else None."""
-    found = finished(Store(job.out), "codes", job.fingerprint)
+    found = find_finished(Store(job.out), "codes", job.fingerprint)
     return found if found is not None and found.manifest.input("shards").digest == job.shards_digest else None
 
 
@@ -123,7 +123,7 @@ def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[
 
 def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
     """Return tasks for shards with a missing part or receipt; each keeps the receipt name of the manifest."""
-    gone = lost(published)
+    gone = list_lost(published)
     manifest = published.manifest
     stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
     stems |= {ref.shard for ref in manifest.receipts if ref.path in gone}

@@ -20,15 +20,15 @@ from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.versions import open_current
-from pipelines.cluster.placement import need_of, room_on_nodes
+from pipelines.cluster.placement import await_need, room_on_nodes
 from pipelines.cluster.pool import Outcome
-from pipelines.cluster.ray_private import counted_cpus
+from pipelines.cluster.ray_private import count_cpus
 from pipelines.cluster.session import ray_session
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, plan_encode, what_is_left
 from pipelines.encode.workers import ShardEncoder, ShardRun, encode_shards
-from pipelines.errors import WorkFailed, counted
+from pipelines.errors import WorkFailed, format_count
 from pipelines.shards.shards import INDEX_NAME, Shard, ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
 
@@ -156,7 +156,7 @@ def _device() -> str:
 
 def _cpus() -> float:
     """Return the CPUs that the container may use on this host, by Ray's count, which respects quotas."""
-    return float(min(counted_cpus(), allowed_cpus()))
+    return float(min(count_cpus(), allowed_cpus()))
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int
     alone = job.config.encode.model_copy(update={"workers": 1})
     begun = time.perf_counter()
     with ray_session(job.config), scratch_folder() as folder, RunLog(Store(folder), "dry-run") as log:
-        need = need_of(job.config.encode, job.config)
+        need = await_need(job.config.encode, job.config)
         wanted = min(most, job.config.encode.workers or most)
         rooms = room_on_nodes(wanted, need)
         workers = max(1, min(wanted, sum(rooms)))
@@ -274,10 +274,12 @@ class Estimate:
         one = {**trial.rates, "together": trial.rows / trial.wall}
         among = {**{step: each * workers for step, each in trial.rates.items()}, "together": self.rate}
         return {
-            "time": f"{duration(self.seconds)} with {counted(workers, 'worker')}, of which {duration(trial.startup)} "
+            "time": f"{duration(self.seconds)} with {format_count(workers, 'worker')}, of which "
+            f"{duration(trial.startup)} "
             "before the first image",
             "binds": self.binding(),
-            "tried": f"{trial.images:,} images of {counted(trial.shards, 'shard')} in {duration(trial.seconds)} by one "
+            "tried": f"{trial.images:,} images of {format_count(trial.shards, 'shard')} in "
+            f"{duration(trial.seconds)} by one "
             f"worker on {trial.host} ({trial.device}); the last {trial.rows:,} give the rates",
             "rejects_tried": trial.rejects,
             "workers": workers,
@@ -295,7 +297,8 @@ class Estimate:
         if self.rate < self.apart:
             each, cpus = 1000 * trial.cpu / trial.rows, self.fleet.hosts * trial.cpus
             return (
-                f"cpu-bound: {rate} of {self.apart:,.0f} images/s: {counted(workers, 'worker')} share {cpus:g} CPUs, "
+                f"cpu-bound: {rate} of {self.apart:,.0f} images/s: {format_count(workers, 'worker')} share "
+                f"{cpus:g} CPUs, "
                 f"and an image takes {each:.1f} ms of CPU"
             )
         slowest = min(trial.rates, key=lambda step: trial.rates[step])

@@ -16,7 +16,7 @@ from pipelines.artifacts.tables import (
 from pipelines.encode.shard import ShardCodes
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard
-from pipelines.storage import ObjectInfo, Store, in_order
+from pipelines.storage import ObjectInfo, Store, map_in_order
 
 
 def publish_shard(
@@ -89,7 +89,7 @@ def read_whole_receipt(store: Store, name: str, there: Mapping[str, ObjectInfo] 
 def read_whole_receipts(store: Store, names: Sequence[str]) -> dict[str, Receipt]:
     """Return the receipts, by name, of the shards that need not be encoded again."""
     there = store.entries()
-    found = in_order(lambda name: read_whole_receipt(store, name, there), names)
+    found = map_in_order(lambda name: read_whole_receipt(store, name, there), names)
     return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
@@ -63,7 +63,7 @@ def retry_rejects(codes: str, config: Config, shards: str | None = None, model: 
     encoder would give other codes.
     """
     store = Store(codes)
-    known = versions(store)
+    known = list_versions(store)
     number = known[-1] if known else 1
     base = open_version(store, number, "codes") if known else open_artifact(store, "codes")
     tasks = _list_tasks(base, number + 1)

@@ -14,7 +14,7 @@ from pipelines.artifacts.tables import (
     parquet_bytes,
 )
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import need_of
+from pipelines.cluster.placement import await_need
 from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
@@ -111,7 +111,7 @@ def encode_shards(
     with ray_session(job.config):
         settings = job.config.encode
         require_shared_store(Store(job.out), job.config)
-        need = need_of(settings, job.config)
+        need = await_need(settings, job.config)
         with stage("encode", sum(rows[task.shard] for task in tasks), "images") as advance:
             begun = time.monotonic()
             done = 0

@@ -12,7 +12,7 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import AgreementMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import finished
+from pipelines.artifacts.versions import find_finished
 from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import AgreementSettings, Config
@@ -271,7 +271,7 @@ def report_agreement(old: str, new: str, out: str, config: Config) -> AgreementR
     sides = {"old": open_codes(old), "new": open_codes(new)}
     digests = {role: entry.artifact.digest for role, entry in sides.items()}
     name = fingerprint("report", digests, result_settings(config, "agreement"))
-    artifact = finished(Store(out), "report", name)
+    artifact = find_finished(Store(out), "report", name)
     if artifact is not None:
         return _agreement_result(artifact, "unchanged")
     with stage("agreement", PROGRESS_STEPS, unit="steps") as advance:

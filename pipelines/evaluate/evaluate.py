@@ -18,7 +18,7 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.artifacts.splits import LEARNED_NOTE, require_one_split, split_facts, split_notes, split_part
 from pipelines.artifacts.tables import class_ids_in
-from pipelines.artifacts.versions import finished, open_input_version
+from pipelines.artifacts.versions import find_finished, open_input_version
 from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, EvaluateSettings
@@ -73,7 +73,7 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     for entry in (query_set, *sets) if config.evaluate.rerank else ():
         require_real_codes(entry.artifact.uri, entry.logits)
     name = report_fingerprint(query_set.artifact.digest, [entry.artifact.digest for entry in sets], config)
-    artifact = finished(Store(out), "report", name)
+    artifact = find_finished(Store(out), "report", name)
     if artifact is not None:
         return _evaluate_result(artifact, "unchanged")
     require_distinct_tars(sets)

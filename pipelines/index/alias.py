@@ -11,7 +11,7 @@ import posixpath
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.commit import ArtifactWriter, list_versions
 from pipelines.artifacts.facts import AliasMeta, IndexMeta
 from pipelines.artifacts.manifest import Artifact, Facts, fingerprint, open_artifact
 from pipelines.artifacts.result import Result
@@ -19,7 +19,7 @@ from pipelines.artifacts.versions import (
     made_as,
     next_artifact,
     open_version,
-    publish_number,
+    publish_manifest,
     put_manifest,
     require_version,
     roll_back,
@@ -115,7 +115,7 @@ def holds_alias(store: Store) -> bool:
 
 def current_alias(store: Store) -> tuple[int, Artifact]:
     """Return the number and the artifact of the alias's current version; raises InputError where it was never set."""
-    known = versions(store)
+    known = list_versions(store)
     if not known:
         open_artifact(store, KIND)
         raise InputError(f"alias {store.uri} was begun and names no index yet: set it with --to")
@@ -123,7 +123,7 @@ def current_alias(store: Store) -> tuple[int, Artifact]:
 
 
 def _open_target(store: Store, version: int | None) -> tuple[int, Artifact]:
-    known = versions(store)
+    known = list_versions(store)
     if not known:
         open_artifact(store, "index")  # raises its own error if there is no index at all
         raise InputError(f"{store.uri} holds an index that was never published: build it without --no-publish")
@@ -176,14 +176,14 @@ def set_alias(alias: str, to: str) -> AliasResult:
         raise InputError(f"{index.uri} is an alias itself: name the index that it stands for, {stands_for}")
     target = AliasTarget.of_index(open_published(to)[1])
     root = ArtifactWriter(store, KIND, fingerprint(KIND, {}, {}), (), {}).commit([], {}, Facts())
-    known = versions(store)
+    known = list_versions(store)
     if known:
         current = open_version(store, known[-1], KIND)
         if AliasTarget.of(current) == target:
             return _alias_result(store, "unchanged", known[-1], current)
     number = known[-1] + 1 if known else 1
     artifact = next_artifact(root, [], [], {}, meta=target.meta(store, number))
-    publish_number(artifact, put_manifest(artifact), number)
+    publish_manifest(artifact, put_manifest(artifact), number)
     return _alias_result(store, "done", number, artifact)
 
 
@@ -195,7 +195,7 @@ def rollback_alias(alias: str) -> AliasResult:
     """
     store = Store(alias)
     current_alias(store)
-    known = versions(store)
+    known = list_versions(store)
     before = version_before(store, known)
     AliasTarget.of(open_version(store, before, KIND)).open()
     number, artifact = roll_back(store, known, before)
@@ -211,7 +211,7 @@ def alias_history(alias: str) -> AliasResult:
 
 def _alias_result(store: Store, status: str, number: int, artifact: Artifact) -> AliasResult:
     target = AliasTarget.of(artifact)
-    listed = {known: open_version(store, known, KIND) for known in reversed(versions(store))}
+    listed = {known: open_version(store, known, KIND) for known in reversed(list_versions(store))}
     return AliasResult(
         status=status,
         uri=store.uri,

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.commit import ArtifactWriter, list_versions
 from pipelines.artifacts.facts import IndexMeta, PartReceipt, QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact, read_identity
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import REAL_CODES
-from pipelines.artifacts.versions import finished, publish_number
+from pipelines.artifacts.versions import find_finished, publish_manifest
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -91,12 +91,12 @@ def build_index(
     if config.index.kind == "auto":
         config, chosen = _choose(sets, store, config)
     name = _fingerprint(sets, config)
-    artifact, known = finished(store, "index", name), versions(store)
+    artifact, known = find_finished(store, "index", name), list_versions(store)
     status = "unchanged" if artifact else "done"
     if artifact is None or (publish and not known):
         artifact = _build_and_publish(sets, store, name, artifact, publish, config)
-        known, status = versions(store), "done"
-    if status == "done" and known and known != [1] and (artifact := finished(store, "index", name)) is None:
+        known, status = list_versions(store), "done"
+    if status == "done" and known and known != [1] and (artifact := find_finished(store, "index", name)) is None:
         raise DamagedArtifact(
             f"{store.uri}: version {known[-1]} lacks parts that were not built from these codes alone: roll back to a "
             "whole version, or build anew to another --out"
@@ -117,9 +117,9 @@ def _build_and_publish(
     with RunLog(store, "index build", config, fingerprint=name, total=total, unit="parts") as log:
         if artifact is None:
             artifact, figures = _build_index(writer, tasks, sets[0], config, log)
-        if publish and not versions(store):
+        if publish and not list_versions(store):
             pass_gate(artifact, figures or measure_index(artifact, config), config, log)
-            publish_number(artifact, "manifest.json", 1)
+            publish_manifest(artifact, "manifest.json", 1)
     return artifact
 
 

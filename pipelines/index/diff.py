@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import IndexMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import all_versions, open_current
+from pipelines.artifacts.versions import open_current, read_all_manifests
 from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_distinct_tars, require_pair
 from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
 from pipelines.index.reader import REMOVED_NAME, IndexedShard, part_receipt, read_ordinals
 from pipelines.shards.shards import INDEX_NAME, tar_name
-from pipelines.storage import Store, in_order
+from pipelines.storage import Store, map_in_order
 
 CHANGES = ("encode", "publish", "add", "replace", "remove")
 SHA_CHARS_SHOWN = 12
@@ -138,7 +138,7 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
     state.planned |= dict(_outgrown(state))
     require_distinct_tars(state.sets)
     state.codes = {shard.sha256: (entry, shard) for entry in state.sets for shard in entry.shards}
-    if index is not None and versions(root := index_root(index)):
+    if index is not None and list_versions(root := index_root(index)):
         state.index = open_current(root, "index")
         state.held = {shard.shard_sha256: shard for shard in read_ordinals(state.index).values() if shard.rows}
     sets = state.sets
@@ -154,7 +154,7 @@ def _outgrown(state: State) -> Iterator[tuple[str, str]]:
     """Yield shards that have grown since they were encoded, with their codes, each by its URI."""
     for shards in {tar.shards.uri: tar.shards for tar in state.tars.values()}.values():
         if shards.facts(ShardsMeta).grown_from:
-            known = {version.digest for version in all_versions(shards.store).values()}
+            known = {version.digest for version in read_all_manifests(shards.store).values()}
             for entry in state.sets:
                 if entry.artifact.manifest.input("shards").digest in known:
                     yield shards.uri, entry.artifact.uri
@@ -208,7 +208,7 @@ def _to_replace(state: State) -> Iterator[dict[str, Any]]:
         for sha256, held in state.held.items()
         if sha256 in known and state.codes[sha256][0].artifact.digest != held.codes_digest
     ]
-    receipts = in_order(lambda one: part_receipt(index, one[1].ordinal), published_anew)
+    receipts = map_in_order(lambda one: part_receipt(index, one[1].ordinal), published_anew)
     for (sha256, held), receipt in zip(published_anew, receipts, strict=True):
         entry, shard = state.codes[sha256]
         if shard.rows != held.rows + receipt.compacted:

@@ -13,7 +13,7 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import need_of
+from pipelines.cluster.placement import await_need
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
@@ -62,7 +62,7 @@ def build_parts(
                 arguments,
                 missing,
                 verb="index",
-                need=need_of(config.index, config),
+                need=await_need(config.index, config),
                 workers=config.index.workers,
                 wait_s=config.ray.wait_s,
                 label=lambda task: task.shard,

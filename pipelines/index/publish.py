@@ -3,11 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import IndexMeta
 from pipelines.artifacts.manifest import Artifact, open_artifact, parse_manifest
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.versions import made_as, named_version, open_version, publish_number, roll_back, version_before
+from pipelines.artifacts.versions import (
+    made_as,
+    open_version,
+    publish_manifest,
+    read_version,
+    roll_back,
+    version_before,
+)
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
@@ -52,7 +59,7 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> Publ
     where it is below `index.gate`, CommitConflict where another run publishes meanwhile.
     """
     store = Store(index)
-    first, known = open_artifact(store, "index"), versions(store)
+    first, known = open_artifact(store, "index"), list_versions(store)
     if not known:
         if not first.digest.startswith(digest or ""):
             raise InputError(f"{store.uri}: {digest} is not there, what waits to be version 1 is {first.digest[:12]}")
@@ -80,13 +87,13 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> Publ
 def _pass_and_publish(path: str, artifact: Artifact, number: int, config: Config) -> PublishResult:
     with RunLog(artifact.store, "index publish", config) as log:
         pass_gate(artifact, measure_index(artifact, config), config, log)
-        publish_number(artifact, path, number)
+        publish_manifest(artifact, path, number)
     return PublishResult.of(artifact, "done", version=number)
 
 
 def _unpublished_versions(store: Store) -> dict[str, Artifact]:
     """Return the made but unpublished next versions, by the path of their manifest."""
-    named = {named_version(store, version)[0] for version in versions(store)}
+    named = {read_version(store, version)[0] for version in list_versions(store)}
     return {
         path: Artifact(store, parse_manifest(store.read(path), f"{store.uri}/{path}"))
         for path in store.names("manifests")
@@ -102,7 +109,7 @@ def rollback_index(index: str, to: int | None = None) -> RollbackResult:
     """
     store = Store(index)
     open_artifact(store, "index")
-    known = versions(store)
+    known = list_versions(store)
     if not known:
         raise InputError(f"{store.uri} was never published: there is nothing to roll back to")
     target = version_before(store, known) if to is None else to
@@ -115,8 +122,8 @@ def describe_index(index: str) -> InfoResult:
     """List the versions of an index, newest first; only manifests are read."""
     store = index_root(index)
     first = open_artifact(store, "index")
-    known = versions(store)
-    published = {number: named_version(store, number)[1] for number in known}
+    known = list_versions(store)
+    published = {number: read_version(store, number)[1] for number in known}
     current = published[known[-1]] if known else first
     listed = [_version_facts(number, artifact) for number, artifact in sorted(published.items(), reverse=True)]
     version = known[-1] if known else None

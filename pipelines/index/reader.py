@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import IndexMeta, PartReceipt
 from pipelines.artifacts.manifest import Artifact, Part, read_part
 from pipelines.artifacts.tables import read_parquet, real_codes_field, require_schema
@@ -448,7 +448,7 @@ def newest_made(store: Store) -> tuple[int, Artifact]:
     Its ordinal table holds every ordinal that was ever given, since each version is made from such a one. A version
     whose table is gone is passed over: it could never be opened, so no id of it was ever given out.
     """
-    for number in reversed(versions(store)):
+    for number in reversed(list_versions(store)):
         artifact = open_version(store, number, "index")
         if made_as(artifact) == number and store.size(artifact.manifest.part(ORDINALS_NAME).path) is not None:
             return number, artifact

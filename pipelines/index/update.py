@@ -19,7 +19,7 @@ from pipelines.artifacts.facts import IndexCard
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, ReceiptRef, remember_origin
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of
-from pipelines.artifacts.versions import next_artifact, publish_number, put_manifest, require_parts
+from pipelines.artifacts.versions import next_artifact, publish_manifest, put_manifest, require_parts
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct_tars, same_classes
@@ -420,7 +420,7 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool)
             pass_gate(artifact, figures, config, log)
         path = put_manifest(artifact)
         if publish:
-            publish_number(artifact, path, number)
+            publish_manifest(artifact, path, number)
     return ChangeResult.of(artifact, "done", verb=verb, version=number if publish else None, **change.facts)
 
 

@@ -23,7 +23,7 @@ from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.runs import write_run_record
 from pipelines.artifacts.tables import SHARD_INDEX
-from pipelines.artifacts.versions import lost
+from pipelines.artifacts.versions import list_lost
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError, WorkFailed
@@ -275,7 +275,7 @@ def _publish_adopted(
     """
     digest = sha256_of(canonical_json([[[tar.name, tar.sha256] for tar in tars], classes, sha256_of(index), totals]))
     new = [tar for tar in tars if base is None or tar.name not in base.shards]
-    if base is not None and not new and not lost(base.artifact):
+    if base is not None and not new and not list_lost(base.artifact):
         return base.artifact, False
     mark = base.artifact.manifest.fingerprint if base else fingerprint("shards", {"source": digest}, how.settings)
     writer = ArtifactWriter(root, "shards", mark, (), {})

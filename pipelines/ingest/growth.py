@@ -10,7 +10,7 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint, open_artifact
 from pipelines.artifacts.versions import open_current, publish_next
@@ -91,7 +91,7 @@ def adopted_before(root: Store, settings: Mapping[str, object]) -> Grown | None:
         return None
     if first.manifest.fingerprint != fingerprint("shards", {"source": first.facts(ShardsMeta).source}, settings):
         return None
-    known = versions(root)
+    known = list_versions(root)
     try:
         opened = open_shards(open_current(root, "shards"))
         number = known[-1] if known else 1

@@ -26,7 +26,7 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ProtocolCard, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.versions import finished
+from pipelines.artifacts.versions import find_finished
 from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -120,7 +120,7 @@ def ingest(
         names = plan.names(groups)
         stores = {name: root.child(name) if plan.by else root for name in names}
         marks = {name: _fingerprint(config, digest, plan, name, class_from) for name in names}
-        there = {name: finished(stores[name], "shards", marks[name]) for name in names}
+        there = {name: find_finished(stores[name], "shards", marks[name]) for name in names}
         # All writers before any work: a root may hold something else, and then nothing must have been written.
         writers = {
             name: ArtifactWriter(stores[name], "shards", marks[name], (), {}) for name in names if not there[name]

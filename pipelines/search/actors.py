@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.artifacts.manifest import Artifact, parse_manifest
 from pipelines.cluster.head import require_node
-from pipelines.cluster.placement import Need, explain_shortage, list_live_nodes, need_of
+from pipelines.cluster.placement import Need, await_need, explain_shortage, list_live_nodes
 from pipelines.cluster.pool import ASK_EVERY_S, BESIDE_GROUP, OWN_FAULT, STUCK_S, cause_of_death, first_line
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config
@@ -69,7 +69,7 @@ def spread(reader: IndexReader, workers: int, config: Config) -> Iterator[Callab
     shares = [ordinals[place::workers] for place in range(min(workers, len(ordinals)))]
     with ray_session(config):
         require_shared_store(reader.artifact.store, config)
-        fan = _Fan(reader.artifact, shares, need_of(config.search, config), config.ray.wait_s)
+        fan = _Fan(reader.artifact, shares, await_need(config.search, config), config.ray.wait_s)
         try:
             yield fan.search
         finally:

@@ -42,7 +42,7 @@ def batch_sizes(total: int, steps: int, world: int, rank: int) -> list[int]:
     return [(step + 1) * mine // steps - step * mine // steps for step in range(steps)]
 
 
-def mixed(
+def mix_sources(
     sources: Iterable[Callable[[], Iterator[_T]]], interleave: int, buffer: int, key: tuple[int, ...]
 ) -> Iterator[_T]:
     """Draw from up to `interleave` sources at once through a shuffle buffer; the order depends on `key` alone."""

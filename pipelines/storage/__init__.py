@@ -17,7 +17,7 @@ many        many reads at a time, their results in order
 from pipelines.storage.access import use_unsigned
 from pipelines.storage.digests import canonical_json, sha256_of
 from pipelines.storage.local import scratch_folder, write_output
-from pipelines.storage.many import in_order
+from pipelines.storage.many import map_in_order
 from pipelines.storage.objects import ObjectInfo
 from pipelines.storage.store import ObjectStream, Store
 
@@ -26,7 +26,7 @@ __all__ = [
     "ObjectStream",
     "Store",
     "canonical_json",
-    "in_order",
+    "map_in_order",
     "scratch_folder",
     "sha256_of",
     "use_unsigned",

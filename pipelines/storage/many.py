@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-def in_order(work: Callable[[_T], _R], items: Iterable[_T], at_once: int = READS_AT_ONCE) -> Iterator[_R]:
+def map_in_order(work: Callable[[_T], _R], items: Iterable[_T], at_once: int = READS_AT_ONCE) -> Iterator[_R]:
     """Do `work` on `at_once` items at a time in threads, and yield the results in the order of the items.
 
     Of several errors, the first by that order is raised, whichever happened first. At most twice `at_once` results are

@@ -87,14 +87,14 @@ def _sweep_if_left(folder: Path) -> None:
     try:
         if os.fstat(lock).st_uid == os.geteuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            sweep(str(folder), spared=os.getpid())
+            sweep_folder(str(folder), spared=os.getpid())
     except OSError:  # its owner is alive
         pass
     finally:
         os.close(lock)
 
 
-def sweep(folder: str, spared: int) -> None:
+def sweep_folder(folder: str, spared: int) -> None:
     """Kill the processes with open files below `folder` except `spared`, and remove it; end after SWEEP_TIMEOUT_S."""
     deadline = time.monotonic() + SWEEP_TIMEOUT_S
     while Path(folder).exists() and time.monotonic() < deadline:
@@ -132,7 +132,7 @@ def _keep(folder: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     owner = os.getppid()  # spared: if it closed the pipe itself, it is alive and may still write logs there
     sys.stdin.buffer.read()
-    sweep(folder, spared=owner)
+    sweep_folder(folder, spared=owner)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes
-from pipelines.artifacts.versions import finished, open_current
+from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.cluster.session import kept_ray
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -258,7 +258,7 @@ class Steps:
     def _found_or_made(self, kind: str, mark: str, make: Callable[[str], object]) -> Artifact | None:
         """Find the artifact, or make it; record a failure, so that a look can tell failed from missing."""
         uri, failures = f"{self.out}/{kind}/{mark[:NAME_DIGEST_CHARS]}", f"failures/{kind}-{mark[:NAME_DIGEST_CHARS]}"
-        found, store = finished(Store(uri), kind, mark), Store(self.out)
+        found, store = find_finished(Store(uri), kind, mark), Store(self.out)
         if found is not None:
             return found
         if not self.work:
@@ -344,7 +344,7 @@ def _publish_study(grid: Grid, out: str, data: Data, cells: Sequence[Cell], tria
     }
     mark = fingerprint("study", {role: entry.digest for role, entry in inputs.items()}, facts)
     store = Store(f"{Store(out).uri}/study/{mark[:NAME_DIGEST_CHARS]}")
-    artifact = finished(store, "study", mark)
+    artifact = find_finished(store, "study", mark)
     if artifact is not None:
         return _study_result(artifact, "unchanged")
     refs = tuple(ArtifactInput(role=r, kind=entry.manifest.kind, digest=entry.digest) for r, entry in inputs.items())

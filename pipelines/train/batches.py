@@ -18,10 +18,10 @@ from hhnet.augment import Augment, sample_rng, trivial_augment
 from hhnet.nn.model import Preprocess
 from pipelines.artifacts.tables import class_ids_in
 from pipelines.config.settings import Config
-from pipelines.errors import InputError, counted
+from pipelines.errors import InputError, format_count
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
-from pipelines.shards.plan import batch_sizes, epoch_spans, mixed
+from pipelines.shards.plan import batch_sizes, epoch_spans, mix_sources
 from pipelines.shards.shards import Sample, Shard, ShardSet
 from pipelines.train.learner import Batch
 from pipelines.train.mixup import softened
@@ -224,7 +224,7 @@ class Leg:
         sources = (lambda shard=shard, rows=rows: iter(read(shard, rows)) for shard, rows in spans)
         # Only later legs have their number in the key: an epoch without a change of workers needs none.
         key = (seed, self.epoch, self.world, rank, *([self.number] if self.number else []))
-        return mixed(sources, data.interleave, data.shuffle_buffer, key)
+        return mix_sources(sources, data.interleave, data.shuffle_buffer, key)
 
 
 def epoch_leg(data: TrainData, config: Config, epoch: int, before: Iterable[Sequence[int]], world: int) -> Leg:
@@ -310,9 +310,9 @@ def _too_few(samples: int, chosen: int, val_set: ShardSet | None, train_set: Sha
     """Return the message that there are too few samples to validate on, with the number needed."""
     uri, needed = (val_set or train_set).artifact.uri, "validation needs a query and one sample to find, 2 at least"
     if val_set:
-        return f"{uri} has {counted(samples, 'sample')}: {needed}"
+        return f"{uri} has {format_count(samples, 'sample')}: {needed}"
     return (
-        f"{uri} has {counted(samples, 'sample')}, of which train.val_share={config.train.val_share:g} and "
+        f"{uri} has {format_count(samples, 'sample')}, of which train.val_share={config.train.val_share:g} and "
         f"train.val_limit={config.train.val_limit} leave {chosen} to validate on: {needed}; add images, give --val or "
         "raise train.val_share"
     )

@@ -20,8 +20,8 @@ from pipelines.artifacts.facts import ModelMeta, Rotation
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import write_run_record
-from pipelines.artifacts.versions import finished, open_input_version
-from pipelines.cluster.placement import need_of
+from pipelines.artifacts.versions import find_finished, open_input_version
+from pipelines.cluster.placement import await_need
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_session, require_shared_store
@@ -108,7 +108,7 @@ def rotate(model: str, out: str, config: Config, shards: str | None = None) -> R
     """
     begun = time.monotonic()
     job = plan_rehead(open_artifact(model, "model"), out, config, shards)
-    artifact = finished(Store(out), "model", job.fingerprint)
+    artifact = find_finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
         artifact = _publish_model(job, _fit_on_ray(job))
@@ -141,7 +141,7 @@ def _fit_on_ray(job: RotateJob) -> Fitted:
     """Fit in one worker on Ray, on a GPU if there is one."""
     with ray_session(job.config):
         require_shared_store(Store(job.out), job.config)
-        need = need_of(job.config.train, job.config)
+        need = await_need(job.config.train, job.config)
         board = start_board()
         steps = min(job.config.train.rotate_samples, open_shards(job.shards).samples)
         steps += H2Q_EPOCHS if job.config.train.rotate == "h2q" else 0

@@ -21,10 +21,10 @@ from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, read_identity
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.versions import all_versions, finished, open_current
+from pipelines.artifacts.versions import find_finished, open_current, read_all_manifests
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import Need, explain_shortage, list_live_nodes, training_need, widest
+from pipelines.cluster.placement import Need, await_training_needs, explain_shortage, list_live_nodes, widen_need
 from pipelines.cluster.progress import BOARD_TIMEOUT_S, BoardView, start_board
 from pipelines.cluster.ray_private import START_TIMEOUT_VARIABLE
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
@@ -93,7 +93,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> Trai
     """
     begun, config = time.monotonic(), _absolute(config)
     job = _plan_or_resume(shards, val, out, config)
-    artifact = finished(Store(out), "model", job.fingerprint)
+    artifact = find_finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
         artifact = _train_to_end(job)
@@ -111,8 +111,8 @@ def _plan_or_resume(shards: str, val: str | None, out: str, config: Config) -> T
         return job
     if begun == ("model", job.fingerprint):
         return job
-    held_out = all_versions(Store(val)).values() if val else [None]
-    for version, other in product(all_versions(Store(shards)).values(), held_out):
+    held_out = read_all_manifests(Store(val)).values() if val else [None]
+    for version, other in product(read_all_manifests(Store(shards)).values(), held_out):
         older = plan_training(version, other, out, config)
         if begun == ("model", older.fingerprint):
             line = "the model is of an earlier version of its shards: train to another --out to learn from what is new"
@@ -238,7 +238,7 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
         require_shared_store(Store(job.out), config)
         # Seconds that Ray Train waits for the room of its workers; a lost node may have taken it away.
         os.environ[START_TIMEOUT_VARIABLE] = str(config.ray.wait_s)
-        need = training_need(config)
+        need = await_training_needs(config)
         board = start_board()
         with BoardView(board, "train", log.done, log.total, log.unit, log.reach):
             for restarts in range(config.train.max_failures + 1):
@@ -262,7 +262,7 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
     """Return the reservation for another try, or raise the error that ends the training."""
     if unstarted.waited:
         nodes = list_live_nodes()
-        fitting = need if config.train.cpus is not None else widest(nodes, config.train.workers, need)
+        fitting = need if config.train.cpus is not None else widen_need(nodes, config.train.workers, need)
         if fitting is None or fitting == need:
             raise ClusterUnavailable(
                 explain_shortage(config.train.workers, need, nodes, config.ray.wait_s)
@@ -270,7 +270,7 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
         return fitting
     if restarts == config.train.max_failures:
         raise WorkFailed(f"training could not start its workers: {unstarted}") from unstarted
-    return training_need(config)
+    return await_training_needs(config)
 
 
 def _fit_on_ray(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:

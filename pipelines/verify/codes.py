@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.facts import CodesMeta, ModelMeta, Receipt, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, column_type, read_parquet, require_schema
+from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, parse_column_type, read_parquet, require_schema
 from pipelines.encode.codes import require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard, open_shards
-from pipelines.storage import in_order
+from pipelines.storage import map_in_order
 from pipelines.verify.findings import Findings, check_distinct_keys
 
 PARTS_AT_ONCE = 4
@@ -48,7 +48,7 @@ def prove_codes(findings: Findings) -> None:
                 findings.split("trained_on", meta.trained_on, model.facts(ModelMeta).protocol)
         try:
             # In the order of the setting, which is the order of the columns: the manifest sorts its keys.
-            columns = {name: column_type(meta.carried[name]) for name in meta.settings.get("encode.carry", ())}
+            columns = {name: parse_column_type(meta.carried[name]) for name in meta.settings.get("encode.carry", ())}
         except (KeyError, TypeError, ValueError):
             raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its carried columns") from None
         schema = codes_schema(meta.bits, manifest.fingerprint, meta.classes, columns, meta.has_logits)
@@ -64,7 +64,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     def prove(receipt: Receipt) -> pa.Table:
         return _prove_shard(artifact, receipt, schema, classes)
 
-    for receipt, found in zip(receipts, in_order(partial(_outcome, prove), receipts, PARTS_AT_ONCE), strict=True):
+    for receipt, found in zip(receipts, map_in_order(partial(_outcome, prove), receipts, PARTS_AT_ONCE), strict=True):
         with findings.guard():
             places = found()
             keys += places["key"].chunks
@@ -94,7 +94,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
 def _receipts(findings: Findings) -> Iterator[Receipt]:
     artifact, manifest = findings.artifact, findings.artifact.manifest
     listed = frozenset(manifest.parts)
-    read = in_order(partial(_outcome, artifact.read), manifest.receipts)
+    read = map_in_order(partial(_outcome, artifact.read), manifest.receipts)
     for ref, found in zip(manifest.receipts, read, strict=True):
         where = f"{artifact.uri}/{ref.path}"
         with findings.guard():

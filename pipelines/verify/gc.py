@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import NAMED_FOLDERS, all_versions, open_current, open_version, referenced
+from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, open_current, open_version, read_all_manifests
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
 from pipelines.index.reader import newest_made
@@ -65,14 +65,14 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     there, uploads = store.entries(), store.uploads()
     if not there and not uploads:
         raise InputError(f"{store.uri} holds nothing")
-    published = all_versions(store) if "manifest.json" in there or versions(store) else {}
+    published = read_all_manifests(store) if "manifest.json" in there or list_versions(store) else {}
     collected = _superseded(store, there, keep, before) if keep is not None else []
     records = [f"versions/{number}.json" for number in collected]
     if not dry_run:
         # Ascending, and before the objects that they name: a version that can still be opened is then complete.
         for name in records:
             _delete(store, name)
-    left = all_versions(store, but=collected) if collected else published  # a rollback may name one of them again
+    left = read_all_manifests(store, but=collected) if collected else published  # a rollback may name one of them again
     garbage = {name: there[name] for name in [*records, *_garbage(there, left)]}
     old = {name: entry for name, entry in garbage.items() if _put_at(name, garbage) < before}
     abandoned = [name for name, entry in uploads.items() if entry.modified < before]
@@ -109,7 +109,7 @@ def _superseded(store: Store, there: Mapping[str, ObjectInfo], keep: int, before
     They are not among the last `keep`, and each was followed by another before the grace period. They go from the
     oldest on, so that the numbers of the remaining versions leave no gap.
     """
-    known = versions(store)
+    known = list_versions(store)
     stays = known[-keep:]
     if stays and open_version(store, stays[-1]).manifest.kind == "index":
         stays = [newest_made(store)[0], *stays]
@@ -132,7 +132,7 @@ def _garbage(there: Mapping[str, ObjectInfo], published: Mapping[str, Artifact])
         return temporary
     used = set(published)
     for artifact in published.values():
-        used |= {entry.path for entry in referenced(artifact)}
+        used |= {entry.path for entry in list_referenced(artifact)}
     unused = [name for name in there if name.partition("/")[0] in NAMED_FOLDERS and "/" in name and name not in used]
     is_model = any(artifact.manifest.kind == "model" for artifact in published.values())
     checkpoints = [name for name in there if is_model and name.startswith(CHECKPOINTS_PREFIX)]

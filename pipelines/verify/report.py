@@ -1,9 +1,9 @@
 """Proves a report and an alias."""
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import AgreementMeta, ReportMeta
 from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.versions import named_version
+from pipelines.artifacts.versions import read_version
 from pipelines.errors import InputError, StoreUnavailable
 from pipelines.index.alias import AliasTarget
 from pipelines.verify.findings import Findings, json_object
@@ -42,7 +42,9 @@ def prove_alias(findings: Findings) -> None:
     """
     artifact = findings.artifact
     if not artifact.manifest.meta:
-        empty = [n for n in versions(artifact.store) if named_version(artifact.store, n)[1].digest == artifact.digest]
+        empty = [
+            n for n in list_versions(artifact.store) if read_version(artifact.store, n)[1].digest == artifact.digest
+        ]
         findings.require(not empty, f"{artifact.uri}: versions {empty} name no index")
         return
     with findings.guard():

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import NAMED_FOLDERS, manifest_path, named_version, open_current, referenced
+from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, manifest_path, open_current, read_version
 from pipelines.cluster.placement import Need
 from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
@@ -162,12 +162,12 @@ class TarProver:
 def _published(findings: Findings) -> dict[str, Artifact]:
     """Return every published manifest of the root by its path, oldest first; note versions that name none."""
     store = findings.artifact.store
-    numbers = versions(store)
+    numbers = list_versions(store)
     collected = bool(numbers) and numbers[0] > 1
     found = {} if collected else {"manifest.json": findings.artifact}
     for number in numbers:
         with findings.guard():
-            found |= {path: artifact for path, artifact in [named_version(store, number)] if path not in found}
+            found |= {path: artifact for path, artifact in [read_version(store, number)] if path not in found}
     if numbers:
         findings.checks.append(f"versions {numbers[0]} to {numbers[-1]} name manifests that are there")
         whole = numbers == list(range(numbers[0], numbers[-1] + 1))
@@ -207,7 +207,7 @@ def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard
     artifact = findings.artifact
     classes = len(artifact.facts(ShardsMeta).classes) if tars else 0
     streamed = {shard.part.path for shard in tars}
-    named = {entry.model_dump_json(): entry for one in published for entry in referenced(one)}
+    named = {entry.model_dump_json(): entry for one in published for entry in list_referenced(one)}
     rest = [entry for entry in named.values() if entry.path not in streamed]
     tasks: list[Callable[[], Iterable[str]]] = [
         *(lambda shard=shard: prove_tar(artifact, shard, classes) for shard in tars),
@@ -250,7 +250,7 @@ def _orphans(published: Mapping[str, Artifact]) -> list[str]:
     A lost race or a killed run leaves them behind, and `hhnet gc` deletes them. Files in the folder of versions that
     are no versions are named as well, and left to their owner.
     """
-    named = {*published, *(entry.path for artifact in published.values() for entry in referenced(artifact))}
+    named = {*published, *(entry.path for artifact in published.values() for entry in list_referenced(artifact))}
     store = next(iter(published.values())).store
-    named |= {f"versions/{number}.json" for number in versions(store)}
+    named |= {f"versions/{number}.json" for number in list_versions(store)}
     return [name for folder in (*NAMED_FOLDERS, "versions") for name in store.names(folder) if name not in named]

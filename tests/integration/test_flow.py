@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from flows.reporting import artifact_key
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, IngestSettings
@@ -214,7 +214,7 @@ def test_a_night_with_new_shards_makes_the_next_version(local: dict[str, Any], r
     )
     assert index_keys(out) < keys and len(index_keys(out)) == 18
     assert len(list((out / "reports").iterdir())) == 3
-    assert versions(Store(out / "index")) == [1, 2, 3]
+    assert list_versions(Store(out / "index")) == [1, 2, 3]
 
 
 def index_keys(out: Path) -> set[str]:
@@ -275,7 +275,7 @@ def test_a_prefix_that_grows_is_encoded_from_its_new_tar_on(local: dict[str, Any
     night(1)
     (codes,) = (out / "codes").glob(f"database-{open_artifact(wds).digest[:12]}")
     before = {path: path.read_bytes() for path in (codes / "parts").iterdir()}
-    version, keys = versions(Store(out / "index"))[-1], index_keys(out)
+    version, keys = list_versions(Store(out / "index"))[-1], index_keys(out)
     assert {key for key in keys if key.startswith("1-")} == {f"1-{place}" for place in range(5)}
 
     rows = night(2)
@@ -284,7 +284,7 @@ def test_a_prefix_that_grows_is_encoded_from_its_new_tar_on(local: dict[str, Any
     assert {path: path.read_bytes() for path in before} == before
     assert rows["encode database"]["status"] == "unchanged" and rows[f"encode {codes.name}"]["status"] == "done"
     assert open_current(Store(codes), "codes").manifest.totals == {"samples": 10, "codes": 10, "rejects": 0}
-    assert versions(Store(out / "index"))[-1] == version + 1
+    assert list_versions(Store(out / "index"))[-1] == version + 1
     assert index_keys(out) == keys | {f"2-{place}" for place in range(5)}
 
 

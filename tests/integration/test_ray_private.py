@@ -5,7 +5,7 @@ import time
 import pytest
 
 from pipelines.cluster.placement import list_live_nodes
-from pipelines.cluster.ray_private import Head, draining_nodes, found_cluster, free_resources
+from pipelines.cluster.ray_private import Head, draining_nodes, find_cluster, free_resources
 
 
 def test_free_resources_are_what_is_left_of_the_nodes(local_ray: None) -> None:
@@ -49,4 +49,4 @@ def test_the_head_says_that_this_node_is_not_lost(local_ray: None) -> None:
 
 def test_the_cluster_of_the_environment_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
-    assert found_cluster() == "10.1.2.3:6379"
+    assert find_cluster() == "10.1.2.3:6379"

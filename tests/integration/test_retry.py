@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 import pipelines.encode.workers
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current, open_version
 from pipelines.config.loading import load_config
@@ -56,7 +56,7 @@ def test_from_degraded_to_mended(corpus: Corpus, model: Path, codes: Path, confi
 
     still = retry_rejects(corpus.out, config).as_json()
     assert (still["status"], still["digest"], still["version"]) == ("unchanged", first["digest"], 1)
-    assert versions(Store(corpus.out)) == []
+    assert list_versions(Store(corpus.out)) == []
 
     corpus.mend()
     mended = retry_rejects(corpus.out, config).as_json()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from pipelines.artifacts.commit import ArtifactWriter, publish_version, versions
+from pipelines.artifacts.commit import ArtifactWriter, list_versions, publish_version
 from pipelines.artifacts.facts import QuantizerReceipt, Receipt
 from pipelines.artifacts.manifest import Part, open_artifact
 from pipelines.artifacts.runs import RunLog, closed_records
@@ -132,7 +132,7 @@ def test_an_artifact_is_committed_opened_and_checked(server: Seaweed, tmp_path: 
     assert artifact.fetch(part, tmp_path).read_bytes() == b"data"
     assert publish_version(store, 1, "manifest.json", digest)
     assert not publish_version(store, 1, "manifest.json", "0" * 64)
-    assert versions(store) == [1]
+    assert list_versions(store) == [1]
     store.delete(part.path)
     with pytest.raises(DamagedArtifact, match="is missing"):
         artifact.read(part)

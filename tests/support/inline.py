@@ -42,5 +42,5 @@ def use_inline_pool(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> Inli
     monkeypatch.setattr(module, "map_items", pool.map_items)
     monkeypatch.setattr(module, "ray_session", no_session)
     monkeypatch.setattr(module, "require_shared_store", lambda store, config: None)
-    monkeypatch.setattr(module, "need_of", lambda settings, config: None, raising=False)  # not every job asks
+    monkeypatch.setattr(module, "await_need", lambda settings, config: None, raising=False)  # not every job asks
     return pool

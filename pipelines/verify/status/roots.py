@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.artifacts.commit import read_claim, versions
+from pipelines.artifacts.commit import list_versions, read_claim
 from pipelines.artifacts.facts import CheckpointMeta, IndexMeta, ModelMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, Part, open_artifact, read_identity, read_part
 from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.artifacts.tables import read_parquet
 from pipelines.artifacts.versions import open_current
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.storage import Store, in_order
+from pipelines.storage import Store, map_in_order
 from pipelines.verify.status import figures
 
 RUNS_READ = 3
@@ -98,7 +98,7 @@ def _receipts(store: Store, names: Iterable[str]) -> list[Receipt]:
             return read_claim(store, name, Receipt)
         return None
 
-    return [receipt for receipt in in_order(read, names) if receipt is not None]
+    return [receipt for receipt in map_in_order(read, names) if receipt is not None]
 
 
 def _claimed_rejects(store: Store) -> list[Part]:
@@ -114,7 +114,7 @@ def _rejects(store: Store, parts: Sequence[Part]) -> Record:
     """Count the rejects and their reasons; `looked_into` is set where only the first tables were read."""
     reasons: Counter[str] = Counter()
     read = parts[:MAX_OBJECTS_READ]
-    for found in in_order(partial(_reasons, store), read):
+    for found in map_in_order(partial(_reasons, store), read):
         reasons.update(found)
     rejects: Record = {"total": sum(part.rows for part in parts), "reasons": dict(reasons.most_common())}
     if len(read) < len(parts):
@@ -172,7 +172,7 @@ def _validations(history: Iterable[Mapping[str, Any]]) -> list[Record]:
 
 def _index(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
     """Return the current version, and the published totals."""
-    known = versions(store)
+    known = list_versions(store)
     found: Record = {"version": known[-1] if known else None}
     if artifact is not None:
         return {**found, "totals": artifact.manifest.totals, "index_kind": artifact.facts(IndexMeta).kind}

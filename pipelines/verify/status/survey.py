@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from pipelines.artifacts.runs import Record, Run, read_runs
 from pipelines.errors import InputError
-from pipelines.storage import Store, in_order
+from pipelines.storage import Store, map_in_order
 from pipelines.verify.status import figures
 from pipelines.verify.status.roots import RUNS_READ, describe_root, is_root
 
@@ -58,12 +58,14 @@ class Survey:
         """Return the roots one or two folders below, in the order of the stages."""
         folders = [name for name in self.store.folders() if name not in ARTIFACT_FOLDERS]
         found: list[str] = []
-        for name, there in zip(folders, in_order(lambda name: is_root(self.store.child(name)), folders), strict=True):
+        for name, there in zip(
+            folders, map_in_order(lambda name: is_root(self.store.child(name)), folders), strict=True
+        ):
             if there:
                 found.append(name)
                 continue
             below = [f"{name}/{one}" for one in self.store.folders(name)]
-            checked = in_order(lambda name: is_root(self.store.child(name)), below)
+            checked = map_in_order(lambda name: is_root(self.store.child(name)), below)
             found += [one for one, is_one in zip(below, checked, strict=True) if is_one]
         places = {name: place for place, name in enumerate((*STAGE_FOLDERS, *STUDY_FOLDERS))}
         return sorted(found, key=lambda name: (places.get(name.split("/")[0].split("-")[0], -1), name))

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.artifacts.commit import ArtifactWriter, publish_version, versions
+from pipelines.artifacts.commit import ArtifactWriter, list_versions, publish_version
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, open_artifact
 from pipelines.artifacts.versions import (
-    all_versions,
-    finished,
-    lost,
+    find_finished,
+    list_lost,
     open_current,
     open_input_version,
     open_version,
     publish_next,
+    read_all_manifests,
 )
 from pipelines.encode.codes import open_codes
 from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
@@ -44,18 +44,18 @@ def publish_second(codes: Artifact) -> Artifact:
 
 def test_without_versions_the_manifest_is_current(codes: Artifact) -> None:
     assert open_current(codes.uri, "codes").digest == codes.digest
-    assert list(all_versions(codes.store)) == ["manifest.json"]
+    assert list(read_all_manifests(codes.store)) == ["manifest.json"]
 
 
 def test_the_next_version_becomes_current_and_the_first_stays(codes: Artifact) -> None:
     second = publish_second(codes)
     assert second.digest != codes.digest
-    assert versions(codes.store) == [1, 2]
+    assert list_versions(codes.store) == [1, 2]
     assert open_current(codes.uri).digest == second.digest
     assert open_version(codes.store, 1).digest == open_artifact(codes.uri).digest == codes.digest
     assert (open_codes(codes.uri).rows, open_codes(open_artifact(codes.uri)).rows) == (6, 10)
     assert np.concatenate([open_codes(codes.uri).read(s)["row"] for s in open_codes(codes.uri).shards]).size == 6
-    assert list(all_versions(codes.store).values())[-1].digest == second.digest
+    assert list(read_all_manifests(codes.store).values())[-1].digest == second.digest
 
 
 def test_publishing_the_same_version_twice_is_fine_and_another_is_a_conflict(codes: Artifact) -> None:
@@ -97,19 +97,19 @@ def test_a_version_that_names_no_manifest_is_damage(codes: Artifact, content: by
 @pytest.mark.parametrize("folder", ["parts", "receipts", "identity.json", "manifest.json"])
 def test_a_result_deleted_by_hand_is_not_finished(codes: Artifact, folder: str) -> None:
     mark = codes.manifest.fingerprint
-    found = finished(codes.store, "codes", mark)
+    found = find_finished(codes.store, "codes", mark)
     assert found is not None
     assert found.digest == codes.digest
-    assert finished(codes.store, "codes", "0" * 64) is None
-    assert finished(codes.store, "index", mark) is None
+    assert find_finished(codes.store, "codes", "0" * 64) is None
+    assert find_finished(codes.store, "index", mark) is None
     path = Path(codes.uri, folder)
     path = path if path.is_file() else sorted(path.iterdir())[0]
     path.unlink()
-    assert lost(codes) == {str(path.relative_to(codes.uri))}
-    assert finished(codes.store, "codes", mark) is None
+    assert list_lost(codes) == {str(path.relative_to(codes.uri))}
+    assert find_finished(codes.store, "codes", mark) is None
 
 
 def test_a_part_cut_by_hand_is_not_finished(codes: Artifact) -> None:
     path = next(Path(codes.uri, "parts").iterdir())
     path.write_bytes(path.read_bytes()[:-1])
-    assert finished(codes.store, "codes", codes.manifest.fingerprint) is None
+    assert find_finished(codes.store, "codes", codes.manifest.fingerprint) is None

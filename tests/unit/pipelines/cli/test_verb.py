@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from pipelines.artifacts.result import Result
 from pipelines.cli.main import build_app
 from pipelines.cluster.ray_private import JOB_CONFIG_VARIABLE
-from pipelines.cluster.records import RECORDS_METADATA, mark, read_record
+from pipelines.cluster.records import RECORDS_METADATA, read_record, record_mark
 from pipelines.config.loading import changed_settings, load_config
 from pipelines.encode.encode import EncodeResult, encode
 from pipelines.encode.preflight import preflight
@@ -106,11 +106,11 @@ def test_a_job_writes_its_outcome_as_a_record(shards: str, tmp_path: Path) -> No
     ("line", "text", "record"),
     [
         ('{"verb": "encode"}', '{"verb": "encode"}', None),
-        (mark("other") + '{"result": {}}', mark("other") + '{"result": {}}', None),
-        (mark("it") + "torn {", mark("it") + "torn {", None),
-        (mark("it") + "[1]", mark("it") + "[1]", None),
-        (mark("it") + '{"code": 1}', "", {"code": 1}),
-        ("no end of line" + mark("it") + '{"code": 1}', "no end of line", {"code": 1}),
+        (record_mark("other") + '{"result": {}}', record_mark("other") + '{"result": {}}', None),
+        (record_mark("it") + "torn {", record_mark("it") + "torn {", None),
+        (record_mark("it") + "[1]", record_mark("it") + "[1]", None),
+        (record_mark("it") + '{"code": 1}', "", {"code": 1}),
+        ("no end of line" + record_mark("it") + '{"code": 1}', "no end of line", {"code": 1}),
     ],
 )
 def test_only_a_line_with_the_mark_of_the_job_is_a_record(line: str, text: str, record: object) -> None:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from pipelines.cluster.placement import Need, Node, amounts, explain_shortage, label_matches, places, widest
+from pipelines.cluster.placement import (
+    Need,
+    Node,
+    count_places,
+    explain_shortage,
+    format_amounts,
+    label_matches,
+    widen_need,
+)
 
 
 def node(cpus: float, gpus: float = 0, free: float | None = None, **more: object) -> Node:
@@ -13,18 +21,18 @@ def node(cpus: float, gpus: float = 0, free: float | None = None, **more: object
 
 def test_a_worker_fits_on_one_node_or_not_at_all() -> None:
     nodes = [node(1), node(2), node(2)]
-    assert [places(nodes, Need(cpus=cpus)) for cpus in (0.5, 1, 2, 3, 5)] == [10, 5, 2, 0, 0]
-    assert places([node(8, gpus=2)], Need(cpus=1, gpus=0.25)) == 8
-    assert places([node(8, gpus=2)], Need(cpus=3, gpus=1)) == 2
-    assert places([node(8)], Need(memory=2**29)) == 2
-    assert places([node(8)], Need(resources={"disk": 1})) == 0
-    assert places([node(8)], Need(accelerator="A100")) == 0
+    assert [count_places(nodes, Need(cpus=cpus)) for cpus in (0.5, 1, 2, 3, 5)] == [10, 5, 2, 0, 0]
+    assert count_places([node(8, gpus=2)], Need(cpus=1, gpus=0.25)) == 8
+    assert count_places([node(8, gpus=2)], Need(cpus=3, gpus=1)) == 2
+    assert count_places([node(8)], Need(memory=2**29)) == 2
+    assert count_places([node(8)], Need(resources={"disk": 1})) == 0
+    assert count_places([node(8)], Need(accelerator="A100")) == 0
 
 
 def test_what_others_use_and_what_is_taken_away_does_not_count() -> None:
-    assert places([node(4, free=1)], Need()) == 1
-    assert places([node(4, free=1)], Need(), free=False) == 4
-    assert places([node(4, draining=True)], Need()) == 0
+    assert count_places([node(4, free=1)], Need()) == 1
+    assert count_places([node(4, free=1)], Need(), free=False) == 4
+    assert count_places([node(4, draining=True)], Need()) == 0
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,7 @@ def test_what_others_use_and_what_is_taken_away_does_not_count() -> None:
 )
 def test_labels_are_matched_as_ray_does(value: str | None, wanted: str, passes: bool) -> None:
     assert label_matches(value, wanted) is passes
-    assert places([node(1, labels={"x": value} if value else {})], Need(labels={"x": wanted})) == passes
+    assert count_places([node(1, labels={"x": value} if value else {})], Need(labels={"x": wanted})) == passes
 
 
 @pytest.mark.parametrize(
@@ -60,17 +68,17 @@ def test_labels_are_matched_as_ray_does(value: str | None, wanted: str, passes: 
 def test_training_workers_get_the_most_cpus_that_all_of_them_can_have(
     nodes: list[int], workers: int, cpus: int | None
 ) -> None:
-    found = widest([node(count) for count in nodes], workers, Need())
+    found = widen_need([node(count) for count in nodes], workers, Need())
     assert (found and found.cpus) == cpus
 
 
 def test_beside_a_gpu_a_worker_gets_its_share_of_the_node() -> None:
     head, big, small = node(16), node(64, gpus=8), node(8, gpus=1)
     on_gpu = Need(gpus=1)
-    found = [widest([head, big, small], workers, on_gpu) for workers in (1, 8, 9)]
+    found = [widen_need([head, big, small], workers, on_gpu) for workers in (1, 8, 9)]
     assert [need and need.cpus for need in found] == [8, 8, 8]
-    assert widest([head], 1, on_gpu) is None
-    assert widest([head, big], 4, Need(gpus=2)) == Need(gpus=2, cpus=16)
+    assert widen_need([head], 1, on_gpu) is None
+    assert widen_need([head, big], 4, Need(gpus=2)) == Need(gpus=2, cpus=16)
 
 
 def test_a_shortage_says_what_was_asked_what_there_is_what_is_in_use_and_what_to_do() -> None:
@@ -83,4 +91,4 @@ def test_a_shortage_says_what_was_asked_what_there_is_what_is_in_use_and_what_to
     assert explain_shortage(1, Need(cpus=2), [node(2, free=0)], 5).endswith(
         "in use are 2 CPU; wait for what runs there"
     )
-    assert amounts({}) == "nothing"
+    assert format_amounts({}) == "nothing"

@@ -51,7 +51,7 @@ def test_the_options_of_a_private_ray_are_options_of_ray() -> None:
 
 
 def test_rays_count_of_cpus_is_that_of_this_process_at_most() -> None:
-    assert 1 <= ray_private.counted_cpus() <= (os.cpu_count() or 1)
+    assert 1 <= ray_private.count_cpus() <= (os.cpu_count() or 1)
 
 
 # In a process of its own, since Ray reads its mode once.
@@ -73,5 +73,5 @@ def test_the_token_of_the_moment_is_sent_where_one_is_asked_for(mode: str, sent:
 
 
 def test_loopback_becomes_an_address_of_this_machine() -> None:
-    assert ray_private.dialled("10.1.2.3:6379") == "10.1.2.3:6379"
-    assert ray_private.dialled("127.0.0.1:6379").endswith(":6379")
+    assert ray_private.dialled_address("10.1.2.3:6379") == "10.1.2.3:6379"
+    assert ray_private.dialled_address("127.0.0.1:6379").endswith(":6379")

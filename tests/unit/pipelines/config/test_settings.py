@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from pipelines.config.fingerprint import RESULT_SETTINGS, result_settings, settings_by_kind
-from pipelines.config.loading import config_from, known_names, load_config, load_tree, merged, validated
+from pipelines.config.loading import config_from, known_names, load_config, load_tree, merge_trees, validate_tree
 from pipelines.config.settings import ChangesResult, Config, Section
 from pipelines.errors import ConfigError
 
@@ -35,7 +35,7 @@ def test_a_home_in_the_path_of_weights_is_that_of_the_user(monkeypatch: pytest.M
 
 def test_a_tree_is_laid_over_another_and_its_recipe_below_both() -> None:
     below = {"train": {"recipe": "plain", "epochs": 3}, "run": {"database": ["a", "b"]}}
-    tree = load_tree(merged(below, {"train": {"epochs": 2}, "run": {"database": ["c"]}}), ["model.bits=32"])
+    tree = load_tree(merge_trees(below, {"train": {"epochs": 2}, "run": {"database": ["c"]}}), ["model.bits=32"])
     assert tree["train"] == {"recipe": "plain", "epochs": 2} and below["train"]["epochs"] == 3
     config = config_from(tree)
     assert (config.train.epochs, config.model.bits, config.run.database) == (2, 32, ("c",))
@@ -143,7 +143,7 @@ class ToyConfig(Config):
 
 def test_a_declared_setting_is_known_everywhere() -> None:
     """To loading, to the errors, to the lists by kind and to fingerprints."""
-    made = validated(load_tree(sets=["toy.size=5", "toy.speed=2"]), ToyConfig)
+    made = validate_tree(load_tree(sets=["toy.size=5", "toy.speed=2"]), ToyConfig)
     assert isinstance(made, ToyConfig) and (made.toy.size, made.toy.speed) == (5, 2)
     for said, message in (
         ("toy.size=10", "toy.size = 10: Input should be less than or equal to 9"),
@@ -151,7 +151,7 @@ def test_a_declared_setting_is_known_everywhere() -> None:
         ("tpy.size=5", "unknown setting tpy: did you mean toy?"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
-            validated(load_tree(sets=[said]), ToyConfig)
+            validate_tree(load_tree(sets=[said]), ToyConfig)
     assert set(known_names(ToyConfig)) - set(known_names()) == {"toy", "toy.size", "toy.speed"}
     assert settings_by_kind(ToyConfig) == {
         **RESULT_SETTINGS,

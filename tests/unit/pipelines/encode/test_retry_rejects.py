@@ -14,7 +14,7 @@ import pytest
 
 import pipelines.encode.workers
 import pipelines.index.pool
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current
 from pipelines.config.loading import load_config
@@ -171,7 +171,7 @@ def test_a_retry_that_was_cut_off_goes_on_from_its_receipts(
         with pytest.raises(KeyboardInterrupt):
             retry_rejects(corpus.out, config)
     before = set(Path(corpus.out, "runs").iterdir())
-    assert versions(Store(corpus.out)) == []
+    assert list_versions(Store(corpus.out)) == []
     result = retry_rejects(corpus.out, config).as_json()
     assert (result["status"], result["rejects"]) == ("done", 0)
     assert set(Path(corpus.out, "runs").iterdir()) == before  # nothing was encoded
@@ -193,7 +193,7 @@ def test_of_two_retries_with_other_results_one_publishes(
         patch.setattr(retry_module, "publish_next", overtaken)
         with pytest.raises(CommitConflict, match="another run published version 2 meanwhile"):
             retry_rejects(corpus.out, config)
-    assert versions(Store(corpus.out)) == [1, 2]
+    assert list_versions(Store(corpus.out)) == [1, 2]
 
 
 def test_moved_inputs_are_named_and_others_refused(corpus: Corpus, model: Path, config: Config, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipelines.evaluate.agreement import nearest_probabilities, overlaps, report
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, class_codes, random_codes, write_codes
 
-CONFIG = Config(report_agreement=AgreementSettings(queries=1000, k=3))
+CONFIG = Config(agreement=AgreementSettings(queries=1000, k=3))
 TARS = {"a-000000.tar": 14, "b-000000.tar": 9}
 
 
@@ -80,7 +80,7 @@ def test_a_code_agrees_with_itself_and_a_rerun_is_unchanged(tmp_path: Path) -> N
     rows = {"a-000000.tar": Rows([str(n) for n in range(40)], random_codes(40, 256), [[]] * 40, "a" * 64)}
     old, new = (write_codes(tmp_path / m, rows, 256, model=m * 64).uri for m in "ac")
     # All 39 others are neighbours: where fewer are asked for, ties at the last place keep the overlap below 1.
-    config = Config(report_agreement=AgreementSettings(k=39))
+    config = Config(agreement=AgreementSettings(k=39))
     answer = report_agreement(old, new, str(tmp_path / "report"), config).as_json()
     assert (answer["overlap"], answer["correlation"], answer["bits_old"]) == (1.0, 1.0, 256)
     again = report_agreement(old, new, str(tmp_path / "report"), config).as_json()
@@ -113,7 +113,7 @@ def test_queries_are_a_seeded_sample(tmp_path: Path) -> None:
     old, new = codes(tmp_path / "old"), codes(tmp_path / "new", seed=9, model="c")
 
     def figures(name: str, seed: int) -> tuple[int, float]:
-        config = Config(report_agreement=AgreementSettings(queries=4, k=3, seed=seed))
+        config = Config(agreement=AgreementSettings(queries=4, k=3, seed=seed))
         answer = report_agreement(old, new, str(tmp_path / name), config).as_json()
         return answer["queries"], answer["overlap"]
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import pipelines.index.alias
 import pipelines.index.pool
-from pipelines.artifacts.commit import publish_version, versions
+from pipelines.artifacts.commit import list_versions, publish_version
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.versions import next_artifact, put_manifest
 from pipelines.cli.main import build_app
@@ -146,20 +146,20 @@ def test_of_two_switches_at_once_one_wins(
     indexes = [build(name) for name in MODELS]
     if begun:
         set_alias(alias, indexes[2])
-    both, publish = Barrier(2), pipelines.index.alias.publish_number
+    both, publish = Barrier(2), pipelines.index.alias.publish_manifest
 
     def publish_together(*args: Any) -> None:
         both.wait(30)
         publish(*args)
 
-    monkeypatch.setattr(pipelines.index.alias, "publish_number", publish_together)
+    monkeypatch.setattr(pipelines.index.alias, "publish_manifest", publish_together)
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(set_alias, alias, index) for index in indexes[:2]]
     (lost,) = [error for run in runs if (error := run.exception())]
     assert isinstance(lost, CommitConflict) and "run again" in str(lost)
     (won,) = [run.result() for run in runs if not run.exception()]
-    assert found(alias)[0] == won.index and len(versions(Store(alias))) == 1 + begun
-    monkeypatch.setattr(pipelines.index.alias, "publish_number", publish)
+    assert found(alias)[0] == won.index and len(list_versions(Store(alias))) == 1 + begun
+    monkeypatch.setattr(pipelines.index.alias, "publish_manifest", publish)
     assert [set_alias(alias, index).status for index in indexes[:2]].count("unchanged") <= 1
     assert verify(alias).kind == "alias"
 
@@ -172,7 +172,7 @@ def test_an_alias_whose_first_setting_was_killed_is_set_by_the_next(
 
     first, second = build("v1"), build("v2")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipelines.index.alias, "publish_number", killed)
+        patch.setattr(pipelines.index.alias, "publish_manifest", killed)
         set_alias(alias, first)
     for use in (lambda: found(alias), lambda: alias_history(alias).as_json(), lambda: rollback_alias(alias).as_json()):
         with pytest.raises(InputError, match="names no index yet: set it with --to"):

@@ -8,7 +8,7 @@ import pytest
 import pipelines.index.pool
 from hhnet import hamming_knn
 from hhnet.search import kernels
-from pipelines.artifacts.commit import publish_version, versions
+from pipelines.artifacts.commit import list_versions, publish_version
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import open_codes
@@ -233,7 +233,7 @@ def test_an_index_that_loses_its_codes_is_not_published(tmp_path, pool, monkeypa
     uri = some_codes(tmp_path)
     with pytest.raises(WorkFailed, match=r"not published: self_recall 0 is below 1; .*\d answers are not"):
         build_index([uri], str(tmp_path / "index"), FLAT)
-    assert versions(Store(tmp_path / "index")) == []
+    assert list_versions(Store(tmp_path / "index")) == []
 
 
 def test_many_equal_codes_pass_the_gate(tmp_path, pool):

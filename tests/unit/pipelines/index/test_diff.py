@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import pipelines.index.pool
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.versions import open_current
 from pipelines.cli.main import build_app
 from pipelines.config.settings import Config, IndexSettings
@@ -201,7 +201,7 @@ def test_an_index_follows_its_codes_in_one_version(codes: dict[str, str], tmp_pa
     remove_rows(index, FLAT, ["kept/00002"])
     result = add_codes(index, [kept, codes["new"]], FLAT, prune=True).as_json()
     assert (result["version"], result["added"], result["shards_removed"], result["card"]["count"]) == (4, 24, 3, 35)
-    assert versions(Store(index)) == [1, 2, 3, 4]
+    assert list_versions(Store(index)) == [1, 2, 3, 4]
     with open_index(index) as reader:
         found, lacking = reader.find(["kept/00001", "kept/00002"])
         assert (len(found), lacking) == (1, ["kept/00002"])

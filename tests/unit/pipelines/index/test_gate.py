@@ -9,7 +9,7 @@ import safetensors.numpy
 
 import pipelines.index.pool
 from hhnet import hamming_distances
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config, GateSettings
@@ -74,7 +74,7 @@ def test_what_is_below_a_threshold_is_refused_with_the_figures(tmp_path: Path) -
     recall = open_artifact(str(tmp_path / "index")).manifest.meta["card"]["recall"]
     assert f"not published: recall {recall:.6g} is below 0.999" in text
     assert f"recall@20 {recall:.6g}" in text and "p50" in text and "p99" in text
-    assert versions(Store(tmp_path / "index")) == []
+    assert list_versions(Store(tmp_path / "index")) == []
     assert build(tmp_path, *IVF, "index.gate.min_recall=0.1", "index.gate.k=20")["version"] == 1
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import pipelines.artifacts.versions
 import pipelines.index.pool
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.cli.main import build_app
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.dedupe.dedupe import dedupe
@@ -53,7 +53,7 @@ def test_a_first_version_is_published_by_its_own_digest_only(tmp_path: Path) -> 
     built = build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT, publish=False).as_json()
     with pytest.raises(InputError, match=f"deadbeef is not there, what waits .* is {built['digest'][:12]}"):
         publish_index(built["uri"], FLAT, digest="deadbeef")
-    assert versions(Store(built["uri"])) == []
+    assert list_versions(Store(built["uri"])) == []
     assert publish_index(built["uri"], FLAT, digest=built["digest"][:8]).version == 1
 
 
@@ -79,7 +79,7 @@ def test_what_is_no_index_is_not_rolled_back(tmp_path: Path, index: str) -> None
     assert alias_history(alias).as_json() == before
     with pytest.raises(InputError, match="base is a codes artifact, not index"):
         rollback_index(str(tmp_path / "base"), 1)
-    assert versions(Store(tmp_path / "base")) == []
+    assert list_versions(Store(tmp_path / "base")) == []
 
 
 def test_an_alias_is_read_like_the_index_that_it_names(tmp_path: Path, index: str) -> None:
@@ -136,7 +136,7 @@ def test_parts_that_gc_takes_from_a_change_are_not_published(
     with monkeypatch.context() as patch, pytest.raises(DamagedArtifact, match="is gone, so version 2 cannot name it"):
         collects(index, patch, "measure", reindex)
         add_codes(index, [codes], FLAT)
-    assert versions(Store(index)) == [1]
+    assert list_versions(Store(index)) == [1]
     assert add_codes(index, [codes], FLAT).version == 2
     assert search(index, FLAT, keys=["more/0/00001"], k=1).results[0]["neighbours"][0]["distance"] == 0
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pipelines.index.pool
-from pipelines.artifacts.commit import publish_version, versions
+from pipelines.artifacts.commit import list_versions, publish_version
 from pipelines.artifacts.manifest import Artifact, manifest_digest, open_artifact
 from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current, publish_next
@@ -183,7 +183,7 @@ def test_codes_that_were_retried_replace_all_that_an_index_holds(
     if compacted:
         compact_index(index, config)
     remove_rows(index, config, ["a/0/00006"])
-    number = versions(Store(index))[-1]
+    number = list_versions(Store(index))[-1]
     codes = retried(tmp_path, first, every)
     with pytest.raises(FingerprintMismatch, match=r"holds a-000000.tar .* and has others: --replace takes those"):
         add_codes(index, [codes], config)
@@ -240,7 +240,7 @@ def test_codes_that_do_not_belong_to_the_index_are_refused_naming_both(
 ) -> None:
     with pytest.raises(FingerprintMismatch, match=complaint):
         add_codes(index, [codes_at(tmp_path, "odd", **options)], FLAT)
-    assert versions(Store(index)) == [1]
+    assert list_versions(Store(index)) == [1]
 
 
 def test_a_tar_twice_and_an_empty_artifact_are_refused(tmp_path: Path, index: str) -> None:
@@ -387,7 +387,7 @@ def test_a_tar_that_has_no_codes_any_more_goes(tmp_path: Path, index: str) -> No
 def test_an_index_is_never_emptied(index: str) -> None:
     with pytest.raises(InputError, match="no code would be left"):
         remove_rows(index, FLAT, shards=[f"base-{n:06d}.tar" for n in range(3)])
-    assert versions(Store(index)) == [1]
+    assert list_versions(Store(index)) == [1]
 
 
 def test_tars_of_one_name_are_told_apart_by_their_sha256(tmp_path: Path, pool: InlinePool) -> None:
@@ -460,7 +460,7 @@ def test_ten_nights_end_with_the_answers_of_a_fresh_build(tmp_path: Path, pool: 
         if night == 6:
             add_codes(index, [added], config)
             remove_rows(index, config, keys)
-            rollback_index(index, versions(Store(index))[-3])
+            rollback_index(index, list_versions(Store(index))[-3])
         add_codes(index, [added], config)
         remove_rows(index, config, keys)
         gone |= set(keys)
@@ -562,7 +562,7 @@ def test_of_two_runs_at_once_one_publishes(
     monkeypatch.setattr(reindex, "measure_index", overtaken)
     with pytest.raises(CommitConflict, match="another run published version 3 meanwhile: run again"):
         work[change]()
-    assert versions(Store(index)) == [1, 2, 3]
+    assert list_versions(Store(index)) == [1, 2, 3]
     assert "base/2/00002" not in keys_of(index)
     assert work[change]()["version"] == 4
     assert not {"base/0/00000", "base/2/00002"} & set(keys_of(index))
@@ -597,10 +597,10 @@ def test_a_change_that_was_cut_off_is_done_by_running_it_again(
                 with pytest.raises(StoreUnavailable):
                     work[change](index)
                 if point != "version.put.after":
-                    assert (keys_of(index), versions(Store(index))) == (known, [1, 2])
+                    assert (keys_of(index), list_versions(Store(index))) == (known, [1, 2])
             monkeypatch.delenv(failpoints.FAILPOINTS_VARIABLE)
         work[change](index)
-        results.append((open_current(index).digest, versions(Store(index)), ask(index)))
+        results.append((open_current(index).digest, list_versions(Store(index)), ask(index)))
         if change == "add":  # what was finished before the cut was not built again
             again = 4 if name == "cut" and point in ("part.put.before", "part.put.after", "receipt.put.before") else 3
             assert len(pool.done) <= again
@@ -627,13 +627,13 @@ def test_a_version_below_the_gate_is_not_published_and_the_figures_are_told(
     monkeypatch.setattr(FlatKind, "build", lambda self, codes, *rest: build(self, codes ^ 255, *rest))
     with pytest.raises(WorkFailed, match=r"self_recall 0\.\d+ is below 1; .*measured: self-recall 0\.\d.*p99 .* ms"):
         add_codes(index, [codes_at(tmp_path, "more")], FLAT)
-    assert versions(Store(index)) == [1]
+    assert list_versions(Store(index)) == [1]
 
 
 def test_what_was_not_published_waits_for_it(tmp_path: Path, index: str) -> None:
     assert publish_index(index, FLAT).status == "unchanged"
     hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False).as_json()
-    assert (hidden["status"], hidden["version"], versions(Store(index))) == ("done", None, [1])
+    assert (hidden["status"], hidden["version"], list_versions(Store(index))) == ("done", None, [1])
     other = remove_rows(index, FLAT, ["base/0/00000"], publish=False).as_json()
     with pytest.raises(
         InputError, match=f"2 were made as version 2: name one with --digest, .*{hidden['digest'][:12]}"
@@ -745,7 +745,7 @@ def test_a_part_that_is_gone_is_not_named_again(index: str) -> None:
     path.unlink()
     with pytest.raises(DamagedArtifact, match=r"part-000001-.* is gone, so version 2 cannot name it"):
         remove_rows(index, FLAT, ["base/0/00000"])
-    assert versions(Store(index)) == [1]
+    assert list_versions(Store(index)) == [1]
 
 
 # ---------------------------------------------------------------------------------------------------------- verify

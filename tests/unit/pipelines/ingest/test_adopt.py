@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import manifest_digest, open_artifact
 from pipelines.artifacts.tables import SHARD_INDEX, parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current
@@ -169,7 +169,7 @@ def test_a_prefix_that_grows_is_the_next_version(out: str, wds: Path, tmp_path: 
     second = adopt(str(wds), str(root), allow_degraded=True).as_json()
     assert (second["samples"], second["tars"], second["version"]) == (14, 3, 2)
     assert (second["classes"], skipped(second)) == (["0", "1", "2", "3", "4"], {"evening.tar: 00011": "duplicate_key"})
-    assert versions(Store(root)) == [1, 2] and open_artifact(str(root)).digest == first["digest"]
+    assert list_versions(Store(root)) == [1, 2] and open_artifact(str(root)).digest == first["digest"]
     now = {part.path for part in open_current(str(root)).manifest.parts if part.path.endswith(".tar")}
     assert before < now and len(now) == 3
     samples = read_all(root)
@@ -177,7 +177,7 @@ def test_a_prefix_that_grows_is_the_next_version(out: str, wds: Path, tmp_path: 
     assert [sample.damage for sample in samples] == [None] * 14
     assert verify(str(root)).digest == second["digest"]
     same = adopt(str(wds), str(root), allow_degraded=True).as_json()
-    assert (same["digest"], same["version"], versions(Store(root))) == (second["digest"], 2, [1, 2])
+    assert (same["digest"], same["version"], list_versions(Store(root))) == (second["digest"], 2, [1, 2])
     write_foreign(wds / "zz.tar", numbered(30, 1))
     assert adopt(str(wds), str(root), allow_degraded=True).version == 3
     assert gc(str(root), older_than="0s").deleted == 0 and verify(str(root)).orphans == []

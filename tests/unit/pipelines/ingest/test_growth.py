@@ -7,9 +7,9 @@ import pytest
 
 import pipelines.encode.workers
 import pipelines.index.pool
-from pipelines.artifacts.commit import versions
+from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import open_artifact
-from pipelines.artifacts.versions import all_versions, open_current
+from pipelines.artifacts.versions import open_current, read_all_manifests
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.encode.codes import open_codes
@@ -125,7 +125,7 @@ def test_codes_of_what_was_there_before_are_not_mixed_up(wds: Path, pool: Inline
     with pytest.raises(FingerprintMismatch):
         encode(shards, model, codes, other)
     anew = encode(shards, model, str(tmp_path / "anew"), CONFIG).as_json()
-    assert anew["codes"] == 15 and versions(Store(anew["uri"])) == []
+    assert anew["codes"] == 15 and list_versions(Store(anew["uri"])) == []
     encode(shards, model, codes, CONFIG)
     both = [{part.path for part in open_current(uri).manifest.parts} for uri in (codes, anew["uri"])]
     assert both[0] == both[1], "as if all of it had been encoded at once"
@@ -143,7 +143,7 @@ def test_a_training_goes_on_with_the_shards_it_was_begun_with(
     assert job.fingerprint == begun.fingerprint and job.opened()[0].samples == 10
     assert "an earlier version of its shards" in capsys.readouterr().err
     assert _plan_or_resume(str(wds), None, str(tmp_path / "new"), config).opened()[0].samples == 15
-    assert len(all_versions(Store(str(wds)))) == 2
+    assert len(read_all_manifests(Store(str(wds)))) == 2
 
 
 def test_animations_of_old_and_new_tars_are_counted(wds: Path, tmp_path: Path, pool: InlinePool) -> None:

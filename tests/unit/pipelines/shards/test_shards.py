@@ -21,7 +21,7 @@ from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest.ingest import ingest
-from pipelines.shards.plan import batch_sizes, epoch_spans, mixed
+from pipelines.shards.plan import batch_sizes, epoch_spans, mix_sources
 from pipelines.shards.shards import (
     INDEX_NAME,
     ROW_GROUP_ROWS,
@@ -334,15 +334,15 @@ def sources(sizes: list[int]) -> list[Callable[[], Any]]:
 def test_mixing_yields_every_element_once_in_an_order_of_the_key_alone(
     sizes: list[int], interleave: int, buffer: int
 ) -> None:
-    first = list(mixed(sources(sizes), interleave, buffer, (1, 2, 3)))
+    first = list(mix_sources(sources(sizes), interleave, buffer, (1, 2, 3)))
     random.seed(1)
     np.random.seed(1)  # the order must not depend on global generators
-    assert list(mixed(sources(sizes), interleave, buffer, (1, 2, 3))) == first
+    assert list(mix_sources(sources(sizes), interleave, buffer, (1, 2, 3))) == first
     assert sorted(first) == [(s, i) for s, size in enumerate(sizes) for i in range(size)]
 
 
 def test_mixing_mixes_and_differs_by_key() -> None:
-    first, second = (list(mixed(sources([50] * 4), 4, 32, (key,))) for key in (0, 1))
+    first, second = (list(mix_sources(sources([50] * 4), 4, 32, (key,))) for key in (0, 1))
     assert first != second
     assert len({shard for shard, _ in first[:20]}) >= 3
     assert first != sorted(first)
@@ -358,13 +358,13 @@ def test_mixing_opens_no_more_sources_than_it_draws_from() -> None:
         yield from range(10)
         open_now.discard(number)
 
-    list(mixed([lambda n=n: source(n) for n in range(12)], 3, 8, (0,)))
+    list(mix_sources([lambda n=n: source(n) for n in range(12)], 3, 8, (0,)))
     assert most == 3
 
 
 def test_mixing_keeps_each_samples_bytes(opened: ShardSet) -> None:
     reads = [lambda shard=shard: opened.read(shard) for shard in opened.shards]
-    found: list[Sample] = list(mixed(reads, 2, 8, (0,)))
+    found: list[Sample] = list(mix_sources(reads, 2, 8, (0,)))
     assert {sample.record.key for sample in found} == {
         record.key for shard in opened.shards for record in shard.records()
     }

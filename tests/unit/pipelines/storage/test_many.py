@@ -17,7 +17,7 @@ from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import DamagedArtifact
 from pipelines.index.parts import PartTask
 from pipelines.shards.shards import Shard, ShardSet
-from pipelines.storage import Store, in_order
+from pipelines.storage import Store, map_in_order
 from pipelines.storage.local import LocalObjects
 from pipelines.verify.codes import _receipts
 from pipelines.verify.findings import Findings
@@ -136,12 +136,12 @@ def test_reads_are_under_way_together(roots: dict[int, str], monkeypatch: pytest
 
 def test_results_are_in_order_and_few_are_held() -> None:
     begun: list[int] = []
-    results = in_order(lambda number: begun.append(number) or number, range(1000), at_once=4)  # type: ignore[func-returns-value]
+    results = map_in_order(lambda number: begun.append(number) or number, range(1000), at_once=4)  # type: ignore[func-returns-value]
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(begun) <= 3 + 2 * 4
     results.close()  # type: ignore[attr-defined]
     assert len(begun) < 1000
-    assert list(in_order(str, range(50))) == [str(number) for number in range(50)]
+    assert list(map_in_order(str, range(50))) == [str(number) for number in range(50)]
 
 
 def test_the_first_error_in_order_is_raised() -> None:
@@ -156,7 +156,7 @@ def test_the_first_error_in_order_is_raised() -> None:
             raise KeyError("earlier in time")
         return number
 
-    results = in_order(work, range(10), at_once=10)
+    results = map_in_order(work, range(10), at_once=10)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="first"):
         next(results)

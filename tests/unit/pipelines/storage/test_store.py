@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from pipelines.artifacts.commit import ArtifactWriter, publish_version, versions
+from pipelines.artifacts.commit import ArtifactWriter, list_versions, publish_version
 from pipelines.artifacts.facts import QuantizerReceipt
 from pipelines.artifacts.manifest import (
     MANIFEST_FORMAT,
@@ -433,13 +433,13 @@ def test_the_origin_is_outside_the_digest(tmp_path: Path) -> None:
 
 def test_versions_are_taken_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert versions(store) == []
+    assert list_versions(store) == []
     assert publish_version(store, 1, "manifest.json", "a" * 64)
     assert publish_version(store, 1, "manifest.json", "a" * 64)
     assert not publish_version(store, 1, "manifest.json", "b" * 64)
     assert publish_version(store, 10, "manifest.json", "b" * 64)
     assert publish_version(store, 2, "manifest.json", "b" * 64)
-    assert versions(store) == [1, 2, 10]
+    assert list_versions(store) == [1, 2, 10]
 
 
 def test_a_number_that_no_version_is_written_with_is_none(tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ def test_a_number_that_no_version_is_written_with_is_none(tmp_path: Path) -> Non
     assert publish_version(store, 1, "manifest.json", "a" * 64)
     for name in ("0", "01", "-1", "abc", "9" * 30):
         store.put(f"versions/{name}.json", b"{}")
-    assert versions(store) == [1]
+    assert list_versions(store) == [1]
 
 
 def test_run_records_are_outside_the_artifact(tmp_path: Path) -> None:

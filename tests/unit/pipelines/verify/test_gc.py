@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 
 import pipelines.index.pool
-from pipelines.artifacts.commit import ArtifactWriter, versions
+from pipelines.artifacts.commit import ArtifactWriter, list_versions
 from pipelines.artifacts.facts import QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
-from pipelines.artifacts.versions import all_versions, open_current, publish_next
+from pipelines.artifacts.versions import open_current, publish_next, read_all_manifests
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
 from pipelines.index.build import build_index
@@ -171,7 +171,7 @@ def test_a_lost_first_manifest_beside_versions_stops_it(codes: Artifact) -> None
 def test_the_figures_agree_with_what_verify_calls_orphans(codes: Artifact) -> None:
     litter(Path(codes.uri), *ORPHANS[:4])
     orphans = gc(codes.uri, dry_run=True).names
-    assert sorted(orphans_of(all_versions(codes.store))) == sorted(orphans)
+    assert sorted(orphans_of(read_all_manifests(codes.store))) == sorted(orphans)
 
 
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1w", "24 hours"])
@@ -216,11 +216,11 @@ def test_all_versions_stay_unless_asked(index: str) -> None:
 
 def test_the_last_versions_stay_whole_and_the_others_fail_clearly(index: str) -> None:
     planned = gc(index, keep=2, dry_run=True).as_json()
-    assert (planned["collected"], len(versions(Store(index)))) == ([1, 2], 4)
+    assert (planned["collected"], len(list_versions(Store(index)))) == ([1, 2], 4)
     done = gc(index, keep=2).as_json()
     assert {**planned, "dry_run": False} == done
     assert done["names"][:2] == ["versions/1.json", "versions/2.json"]
-    assert versions(Store(index)) == [3, 4]
+    assert list_versions(Store(index)) == [3, 4]
     for number in (3, 4):
         with open_index(index, number) as reader:
             assert reader.search(bytes_of(), 40)[1].shape == (1, {3: 33, 4: 23}[number])
@@ -249,7 +249,7 @@ def bytes_of() -> npt.NDArray[np.uint8]:
 def test_a_version_that_was_current_within_the_grace_period_stays(index: str) -> None:
     os.utime(Path(index, "versions/3.json"))
     assert gc(index, keep=1).collected == [1]
-    assert versions(Store(index)) == [2, 3, 4]
+    assert list_versions(Store(index)) == [2, 3, 4]
 
 
 def test_the_version_that_knows_all_ordinals_stays(index: str, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_collection_that_was_cut_off_leaves_whole_versions(index: str, monkeyp
             assert verify(index).status == "done"
     monkeypatch.setattr(gc_module, "_delete", delete)
     gc(index, keep=1)
-    assert versions(Store(index)) == [4]
+    assert list_versions(Store(index)) == [4]
     assert verify(index).orphans == []
 
 
