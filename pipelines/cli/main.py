@@ -363,9 +363,9 @@ def export_command(
 
     Example: hhnet export --onnx --model model --out model.onnx
     """
-    from pipelines.export.onnx import export
+    from pipelines.export.onnx import export_onnx
 
-    return export(model, out, batch=batch, images=check_images)
+    return export_onnx(model, out, batch=batch, images=check_images)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,7 +13,7 @@ from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.cluster.progress import stage
 from pipelines.dedupe import tables as artifact
 from pipelines.dedupe.corpus import Corpus
-from pipelines.dedupe.external_sort import ExternalSort, cut
+from pipelines.dedupe.external_sort import ExternalSort, cut_blocks
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name, read_table
 
 SAMPLE_NUMBER_BITS = 31
@@ -46,7 +46,7 @@ def write_components(
         joined = forest.sizes(roots) > 1
         spool.add((roots[joined] << SAMPLE_NUMBER_BITS | numbers[joined]).astype(np.uint64))
     parts, components, droppable = [], 0, 0
-    for number, keys in enumerate(cut(spool.in_order(), artifact.MAX_PART_ROWS)):
+    for number, keys in enumerate(cut_blocks(spool.in_order(), artifact.MAX_PART_ROWS)):
         members = (keys & np.uint64((1 << SAMPLE_NUMBER_BITS) - 1)).astype(np.int64)
         roots = (keys >> np.uint64(SAMPLE_NUMBER_BITS)).astype(np.int64)
         keep = (members == roots) | (members < corpus.known)

@@ -13,7 +13,7 @@ from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
-from pipelines.dedupe.sources import SourceTar, sources_of
+from pipelines.dedupe.sources import SourceTar, list_source_tars
 from pipelines.dedupe.tables import SHARDS_NAME, SHARDS_SCHEMA
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars
 from pipelines.errors import InputError
@@ -57,7 +57,7 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
         return _dedupe_result(artifact, "unchanged")
     require_distinct_tars(sets)
     with _open_against(index) as reader:
-        sources = sources_of(sets, reader)
+        sources = list_source_tars(sets, reader)
         writer = _duplicates_writer(sets, index, out, name)
         return _dedupe_result(_find_duplicates(writer, sets, sources, config.dedupe), "done")
 

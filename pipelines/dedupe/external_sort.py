@@ -60,7 +60,7 @@ def _blocks(path: Path, count: int) -> Iterator[Keys]:
             yield np.frombuffer(data, np.uint64)
 
 
-def cut(arrays: Iterable[Keys], rows: int) -> Iterator[Keys]:
+def cut_blocks(arrays: Iterable[Keys], rows: int) -> Iterator[Keys]:
     """Cut a stream of integers into arrays of exactly `rows`, and a last one with the rest."""
     rest = np.empty(0, np.uint64)
     for array in arrays:

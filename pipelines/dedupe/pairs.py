@@ -24,7 +24,7 @@ from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings
 from pipelines.dedupe import tables as artifact
 from pipelines.dedupe.corpus import Corpus, Numbers
-from pipelines.dedupe.external_sort import ExternalSort, cut
+from pipelines.dedupe.external_sort import ExternalSort, cut_blocks
 from pipelines.dedupe.tables import PAIRS_SCHEMA, pairs_name, unit_name
 from pipelines.errors import ConfigError, InputError, WorkFailed
 from pipelines.storage import ObjectInfo
@@ -212,7 +212,7 @@ class PairSearch:
     def _write(self, unit: int) -> PairsReceipt:
         """Write a unit's pairs in order as parts, then put its receipt."""
         parts, low = [], unit * artifact.UNIT_SAMPLES
-        for number, keys in enumerate(cut(self._spool(unit).in_order(), artifact.MAX_PART_ROWS)):
+        for number, keys in enumerate(cut_blocks(self._spool(unit).in_order(), artifact.MAX_PART_ROWS)):
             places = keys >> np.uint64(DISTANCE_BITS)
             a = (places >> np.uint64(SAMPLE_NUMBER_BITS)).astype(np.int64) + low
             b = (places & np.uint64((1 << SAMPLE_NUMBER_BITS) - 1)).astype(np.int64)

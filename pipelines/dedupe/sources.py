@@ -31,7 +31,7 @@ class SourceTar:
         return table
 
 
-def sources_of(sets: Sequence[CodesSet], index: IndexReader | None = None) -> list[SourceTar]:
+def list_source_tars(sets: Sequence[CodesSet], index: IndexReader | None = None) -> list[SourceTar]:
     """List the tars of an index, under its ordinals, then those tars of the codes that the index does not hold.
 
     The latter keep their order. Raises FingerprintMismatch, naming both, if their models or bits differ.

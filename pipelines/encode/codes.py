@@ -94,7 +94,7 @@ def open_codes(source: str | Artifact) -> CodesSet:
     return CodesSet(artifact, meta.bits, meta.classes, meta.has_logits)
 
 
-def codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
+def open_codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
     """Return the codes with this digest that parts of an index come from, or None if they no longer exist.
 
     Looks among the versions at `near` and at the place that the index remembers.

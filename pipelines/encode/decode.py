@@ -13,7 +13,7 @@ from pipelines.shards.images import decode_picture
 from pipelines.shards.shards import Sample
 
 
-def timed(samples: Iterable[Sample], clock: dict[str, float]) -> Iterator[Sample]:
+def time_reads(samples: Iterable[Sample], clock: dict[str, float]) -> Iterator[Sample]:
     """Pass the samples on, and add the seconds spent on reading them to `clock["read"]`."""
     iterator = iter(samples)
     while True:

@@ -22,8 +22,15 @@ from pipelines.cluster.pool import Outcome
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
-from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, over_budget, plan_encode, what_is_left
-from pipelines.encode.receipts import animated_of, publish_shard
+from pipelines.encode.job import (
+    EncodeJob,
+    ShardTask,
+    exceeds_reject_budget,
+    find_finished_codes,
+    find_missing_work,
+    plan_encode,
+)
+from pipelines.encode.receipts import count_animated, publish_shard
 from pipelines.encode.workers import ShardEncoder, count_shard, encode_shards, reject_whole_shard, run_figures
 from pipelines.errors import DamagedArtifact, Degraded, InputError
 from pipelines.shards.shards import ShardSet, open_shards
@@ -52,7 +59,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     Raises Degraded when more than `encode.reject_budget` was rejected, unless `allow_degraded` is set.
     """
     job = plan_encode(open_current(shards, "shards"), open_artifact(model, "model"), out, config)
-    artifact = finished_codes(job)
+    artifact = find_finished_codes(job)
     status = "done" if artifact is None else "unchanged"
     measured: dict[str, Any] = {}
     if artifact is None:
@@ -60,7 +67,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     totals = artifact.manifest.totals
     return EncodeResult.of(
         artifact,
-        "degraded" if over_budget(totals, config) else status,
+        "degraded" if exceeds_reject_budget(totals, config) else status,
         **totals,
         animated=artifact.facts(CodesMeta).animated or None,
         **{name: measured[name] for name in ("images_per_second", "shares") if name in measured},
@@ -72,7 +79,7 @@ def _encode_missing(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dic
     begun = time.monotonic()
     writer = job.writer()
     opened = open_shards(job.shards, job.shards_digest)
-    published, receipts, tasks = what_is_left(writer.store, opened)
+    published, receipts, tasks = find_missing_work(writer.store, opened)
 
     def reject_all(outcome: Outcome[ShardTask]) -> Receipt:
         shard = opened.shard(outcome.item.shard)
@@ -122,7 +129,7 @@ def _commit_codes(
         "codes": sum(part.rows for part in parts) - rejected,
         "rejects": rejected,
     }
-    if over_budget(totals, job.config) and not allow_degraded:
+    if exceeds_reject_budget(totals, job.config) and not allow_degraded:
         raise Degraded(
             f"{rejected} of {opened.samples} samples were rejected, more than encode.reject_budget = "
             f"{job.config.encode.reject_budget:g}: see {writer.store.uri}/rejects, then pass --allow-degraded "
@@ -134,7 +141,7 @@ def _commit_codes(
         carried={name: str(job.schema.field(name).type) for name in job.config.encode.carry},
         settings=result_settings(job.config, "codes"),
         logits=REAL_CODES if job.config.encode.logits else None,
-        animated=animated_of(receipts.values()) + (before.facts(CodesMeta).animated if before else 0),
+        animated=count_animated(receipts.values()) + (before.facts(CodesMeta).animated if before else 0),
         protocol=job.split,
         trained_on=job.trained_on,
     )

@@ -20,7 +20,7 @@ from hhnet.codes import pack_bits, sign_bits
 from hhnet.nn.model import HHNet, Preprocess, model_from_bytes
 from hhnet.real_codes import quantise_real_codes
 from pipelines.artifacts.manifest import Artifact, open_artifact
-from pipelines.encode.decode import decode_square, timed
+from pipelines.encode.decode import decode_square, time_reads
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
@@ -106,7 +106,7 @@ class Encoder:
             clock["forward"] += time.perf_counter() - begun
 
         decode = partial(decode_square, self.preprocess)
-        ahead = decode_ahead(timed(samples, clock), decode, threads, 2 * batch_size)
+        ahead = decode_ahead(time_reads(samples, clock), decode, threads, 2 * batch_size)
         for sample, square, animated, seconds in ahead:
             clock["decode"] += seconds
             advance()

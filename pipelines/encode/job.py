@@ -89,18 +89,18 @@ def carried_types(shards: Artifact, names: Sequence[str]) -> dict[str, pa.DataTy
         raise DamagedArtifact(f"{shards.uri} says an unknown type of a column in the manifest") from None
 
 
-def finished_codes(job: EncodeJob) -> Artifact | None:
+def find_finished_codes(job: EncodeJob) -> Artifact | None:
     """Return the codes of this job and this version of the shards, if they are published and complete; else None."""
     found = find_finished(Store(job.out), "codes", job.fingerprint)
     return found if found is not None and found.manifest.input("shards").digest == job.shards_digest else None
 
 
-def over_budget(totals: Mapping[str, int], config: Config) -> bool:
+def exceeds_reject_budget(totals: Mapping[str, int], config: Config) -> bool:
     """Tell whether more samples were rejected than `encode.reject_budget` allows."""
     return totals["rejects"] > config.encode.reject_budget * totals["samples"]
 
 
-def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[str, Receipt], list[ShardTask]]:
+def find_missing_work(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[str, Receipt], list[ShardTask]]:
     """Return the published codes or None, the receipts that still hold, and the tasks of all other shards.
 
     After a publication the tasks are the shards with missing objects and the shards added since.

@@ -26,7 +26,7 @@ from pipelines.cluster.ray_private import count_cpus
 from pipelines.cluster.session import ray_session
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
-from pipelines.encode.job import EncodeJob, ShardTask, finished_codes, plan_encode, what_is_left
+from pipelines.encode.job import EncodeJob, ShardTask, find_finished_codes, find_missing_work, plan_encode
 from pipelines.encode.workers import ShardEncoder, ShardRun, encode_shards
 from pipelines.errors import WorkFailed, format_count
 from pipelines.shards.shards import INDEX_NAME, Shard, ShardSet, open_shards
@@ -80,7 +80,7 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
     with suppress(FileNotFoundError):
         require_identity(store, "codes", job.fingerprint)
     named = {shard.name: shard for shard in opened.shards}
-    tasks = [] if finished_codes(job) else what_is_left(store, opened)[2]
+    tasks = [] if find_finished_codes(job) else find_missing_work(store, opened)[2]
     left = [named[task.shard] for task in tasks]
     images = sum(shard.rows for shard in left)
     result = PreflightResult(
@@ -274,13 +274,12 @@ class Estimate:
         one = {**trial.rates, "together": trial.rows / trial.wall}
         among = {**{step: each * workers for step, each in trial.rates.items()}, "together": self.rate}
         return {
-            "time": f"{duration(self.seconds)} with {format_count(workers, 'worker')}, of which "
-            f"{duration(trial.startup)} "
-            "before the first image",
+            "time": f"{format_duration(self.seconds)} with {format_count(workers, 'worker')}, of which "
+            f"{format_duration(trial.startup)} before the first image",
             "binds": self.binding(),
             "tried": f"{trial.images:,} images of {format_count(trial.shards, 'shard')} in "
-            f"{duration(trial.seconds)} by one "
-            f"worker on {trial.host} ({trial.device}); the last {trial.rows:,} give the rates",
+            f"{format_duration(trial.seconds)} by one worker on {trial.host} ({trial.device}); the last "
+            f"{trial.rows:,} give the rates",
             "rejects_tried": trial.rejects,
             "workers": workers,
             "seconds": round(self.seconds, 1),
@@ -298,8 +297,7 @@ class Estimate:
             each, cpus = 1000 * trial.cpu / trial.rows, self.fleet.hosts * trial.cpus
             return (
                 f"cpu-bound: {rate} of {self.apart:,.0f} images/s: {format_count(workers, 'worker')} share "
-                f"{cpus:g} CPUs, "
-                f"and an image takes {each:.1f} ms of CPU"
+                f"{cpus:g} CPUs, and an image takes {each:.1f} ms of CPU"
             )
         slowest = min(trial.rates, key=lambda step: trial.rates[step])
         others = ("read", "decode") if slowest == "forward" else ("forward",)
@@ -349,7 +347,7 @@ def _blocks(size: int) -> int:
     return -(-size // BLOCK_BYTES)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds for people: 4.2 s, 42 s, 3 min 20 s, 5 h 10 min."""
     whole = round(seconds)
     if whole < 60:

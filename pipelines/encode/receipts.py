@@ -93,6 +93,6 @@ def read_whole_receipts(store: Store, names: Sequence[str]) -> dict[str, Receipt
     return {name: receipt for name, receipt in zip(names, found, strict=True) if receipt is not None}
 
 
-def animated_of(receipts: Iterable[Receipt]) -> int:
+def count_animated(receipts: Iterable[Receipt]) -> int:
     """Count the pictures of several frames in the shards of these receipts."""
     return sum(receipt.animated for receipt in receipts)

@@ -20,8 +20,8 @@ from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input_version, open_version, publish_next
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config, EncodeSettings
-from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, over_budget, plan_encode
-from pipelines.encode.receipts import animated_of, read_receipt, read_whole_receipts
+from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, exceeds_reject_budget, plan_encode
+from pipelines.encode.receipts import count_animated, read_receipt, read_whole_receipts
 from pipelines.encode.shard import ShardCodes
 from pipelines.encode.workers import ShardEncoder, encode_shards, run_figures
 from pipelines.errors import FingerprintMismatch
@@ -75,7 +75,7 @@ def retry_rejects(codes: str, config: Config, shards: str | None = None, model: 
     totals = artifact.manifest.totals
     return RetryResult.of(
         artifact,
-        "unchanged" if not changed else "degraded" if over_budget(totals, config) else "done",
+        "unchanged" if not changed else "degraded" if exceeds_reject_budget(totals, config) else "done",
         version=number + changed,
         **totals,
         recovered=base.manifest.totals["rejects"] - totals["rejects"],
@@ -142,8 +142,8 @@ def _publish_retried(base: Artifact, number: int, put: Mapping[str, Receipt]) ->
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     samples = manifest.totals["samples"]
     totals = {"samples": samples, "codes": samples - rejected, "rejects": rejected}
-    meta, animated = base.facts(CodesMeta), animated_of(put.values())
+    meta, animated = base.facts(CodesMeta), count_animated(put.values())
     if meta.animated:
         animated += meta.animated
-        animated -= animated_of(read_receipt(base, ref) for ref in manifest.receipts if ref.shard in replaced)
+        animated -= count_animated(read_receipt(base, ref) for ref in manifest.receipts if ref.shard in replaced)
     return publish_next(base, number, parts, refs, totals, meta=meta.model_copy(update={"animated": animated}))

@@ -19,7 +19,7 @@ from pipelines.config.settings import AgreementSettings, Config
 from pipelines.encode.codes import CodesSet, open_codes
 from pipelines.errors import InputError
 from pipelines.evaluate.pair import Pair, Side, load_pair
-from pipelines.evaluate.rounding import all_rounded, rounded
+from pipelines.evaluate.rounding import round_figure, round_figures
 from pipelines.report import plots as drawings
 from pipelines.report.page import render
 from pipelines.storage import Store, canonical_json
@@ -69,7 +69,7 @@ class AgreementFigures:
     """Every number of the report."""
 
     overlap: float
-    """Mean overlap over the queries; see `overlaps`."""
+    """Mean overlap over the queries; see `expected_overlaps`."""
     chance: float
     """Overlap of independent codes: k / (samples - 1)."""
     k: int
@@ -97,7 +97,7 @@ class AgreementFigures:
         return asdict(self)
 
 
-def match(pair: Pair, bits_new: int) -> Matched:
+def match_samples(pair: Pair, bits_new: int) -> Matched:
     """Match the old codes (the queries of `pair`) and the new ones (its database) by tar sha256 and row."""
     known = sorted({*pair.queries.shards, *pair.database.shards})
     old_ids, new_ids = _ids(pair.queries, known), _ids(pair.database, known)
@@ -130,7 +130,7 @@ def nearest_probabilities(distances: Distances, k: int) -> Floats:
     return np.where(nearer, 1.0, np.where(tied, left / tied.sum(1, keepdims=True), 0.0))
 
 
-def overlaps(old: Floats, new: Floats, k: int) -> Floats:
+def expected_overlaps(old: Floats, new: Floats, k: int) -> Floats:
     """Return the expected share of the k nearest that both codes name: (Q,).
 
     Their ties have independent random orders. With p_old(i) and p_new(i) from `nearest_probabilities` it is sum_i
@@ -162,7 +162,7 @@ class _Tally:
         (old, old_square), (new, new_square) = (_moments(counts) for counts in self.pairs)
         spread = (old_square - old * old) * (new_square - new * new)
         mean = self.product / self.pairs[0].sum()
-        return rounded((mean - old * new) / np.sqrt(spread)) if spread > 0 else None
+        return round_figure((mean - old * new) / np.sqrt(spread)) if spread > 0 else None
 
 
 def _moments(counts: Floats) -> tuple[float, float]:
@@ -175,8 +175,8 @@ def _movement(counts: Sequence[Floats], bits: tuple[int, int]) -> Movement:
     shares = []
     for mine, length in zip(counts, bits, strict=True):
         place = np.minimum(np.arange(length + 1) * bins // length, bins - 1)
-        shares.append(all_rounded(np.bincount(place, mine, minlength=bins) / mine.sum()))
-    means = [rounded(_moments(mine)[0] / length) for mine, length in zip(counts, bits, strict=True)]
+        shares.append(round_figures(np.bincount(place, mine, minlength=bins) / mine.sum()))
+    means = [round_figure(_moments(mine)[0] / length) for mine, length in zip(counts, bits, strict=True)]
     return Movement(shares[0], shares[1], means[0], means[1])
 
 
@@ -194,12 +194,12 @@ def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[Ag
         others[np.arange(len(block)), block] = False
         both = _others(matched.old, block, others), _others(matched.new, block, others)
         p_old = nearest_probabilities(both[0], k)
-        found.append(overlaps(p_old, nearest_probabilities(both[1], k), k))
+        found.append(expected_overlaps(p_old, nearest_probabilities(both[1], k), k))
         tally.add(both, p_old)
     overlap_Q = np.concatenate(found)
     figures = AgreementFigures(
-        overlap=rounded(overlap_Q.mean()),
-        chance=rounded(k / (total - 1)),
+        overlap=round_figure(overlap_Q.mean()),
+        chance=round_figure(k / (total - 1)),
         k=k,
         queries=len(queries),
         samples=total,
@@ -207,7 +207,7 @@ def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[Ag
         new_only=matched.new_only,
         bits_old=matched.bits[0],
         bits_new=matched.bits[1],
-        quartiles=all_rounded(np.quantile(overlap_Q, (0.25, 0.5, 0.75))),
+        quartiles=round_figures(np.quantile(overlap_Q, (0.25, 0.5, 0.75))),
         correlation=tally.correlation(),
         pairs=_movement(tally.pairs, matched.bits),
         neighbours=_movement(tally.near, matched.bits),
@@ -227,7 +227,7 @@ def _by_class(matched: Matched, queries: npt.NDArray[np.int64], overlap_Q: Float
     """Return the mean overlap of each class with a query; a query with several classes counts in each."""
     labels = matched.labels[queries]
     return [
-        ClassOverlap(name, int(labels[:, place].sum()), rounded(overlap_Q[labels[:, place]].mean()))
+        ClassOverlap(name, int(labels[:, place].sum()), round_figure(overlap_Q[labels[:, place]].mean()))
         for place, name in enumerate(matched.classes)
         if labels[:, place].any()
     ]
@@ -291,7 +291,7 @@ def _match_codes(old: CodesSet, new: CodesSet) -> Matched:
         raise InputError(
             f"{old.artifact.uri} and {new.artifact.uri} are codes of different shards: name codes of the same tars"
         )
-    matched = match(load_pair(old, [new]), new.bits)
+    matched = match_samples(load_pair(old, [new]), new.bits)
     if len(matched.old) < 2:
         raise InputError(
             f"{old.artifact.uri} and {new.artifact.uri} share {len(matched.old)} samples: at least 2 are needed"

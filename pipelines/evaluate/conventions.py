@@ -11,7 +11,7 @@ from hhnet.metrics.conventions import CONVENTIONS, Convention
 from pipelines.config.settings import EvaluateSettings
 from pipelines.errors import UsageError
 from pipelines.evaluate.pair import Pair
-from pipelines.evaluate.rounding import rounded
+from pipelines.evaluate.rounding import round_figure
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def average_precisions_of_pair(pair: Pair, settings: EvaluateSettings) -> npt.ND
     return _without_unlabelled(ap_Q, pair, settings.unlabelled)
 
 
-def chance(pair: Pair, settings: EvaluateSettings) -> float:
+def chance_of_pair(pair: Pair, settings: EvaluateSettings) -> float:
     """Return the mAP that codes without information have under the convention of the settings."""
     _, query_labels, _, database_labels = pair.arguments()
     if settings.unlabelled == "skip":
@@ -66,7 +66,7 @@ def chance(pair: Pair, settings: EvaluateSettings) -> float:
     return hhnet.chance_map(query_labels, database_labels, settings.at, settings.denominator, settings.empty)
 
 
-def by_convention(pair: Pair, at: int | None) -> list[ConventionFigures]:
+def map_by_convention(pair: Pair, at: int | None) -> list[ConventionFigures]:
     """Return the mAP@`at` under every named convention; conventions that cannot differ are grouped."""
     groups: dict[Convention, list[str]] = {}
     for name, convention in CONVENTIONS.items():
@@ -90,7 +90,7 @@ def _measured(pair: Pair, at: int | None, names: Sequence[str], convention: Conv
         kept = ap_Q[~np.isnan(ap_Q)]
     return ConventionFigures(
         *(names, convention.ties, convention.denominator, convention.empty, convention.unlabelled),
-        map=rounded(kept.mean()) if len(kept) else None,
+        map=round_figure(kept.mean()) if len(kept) else None,
         queries=len(kept),
     )
 

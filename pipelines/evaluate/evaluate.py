@@ -25,7 +25,7 @@ from pipelines.config.settings import Config, EvaluateSettings
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars, require_pair, require_real_codes
 from pipelines.errors import HHNetError, InputError
 from pipelines.evaluate.figures import ReportFigures, measure_pair, require_findable
-from pipelines.evaluate.health import Examined, examine
+from pipelines.evaluate.health import Examined, examine_codes
 from pipelines.evaluate.pair import Pair, Side, load_pair
 from pipelines.evaluate.report import convention_name, report_page
 from pipelines.report import plots
@@ -190,7 +190,7 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         writer = _report_writer(query_set, sets, out, name)
         advance(1, note="codes read")
         log = stack.enter_context(RunLog(writer.store, "evaluate", config, fingerprint=name))
-        examined = examine(pair.queries.codes, pair.database.codes, pair.bits)
+        examined = examine_codes(pair.queries.codes, pair.database.codes, pair.bits)
         advance(1, note="codes examined")
         figures, ap_Q = measure_pair(pair, examined, config.evaluate)
         figures = replace(figures, notes=(*figures.notes, *_split_notes(query_set, sets)))

@@ -11,10 +11,15 @@ import hhnet
 from hhnet.metrics.retrieval import relevant_share
 from pipelines.config.settings import EvaluateSettings
 from pipelines.errors import InputError
-from pipelines.evaluate.conventions import ConventionFigures, average_precisions_of_pair, by_convention, chance
+from pipelines.evaluate.conventions import (
+    ConventionFigures,
+    average_precisions_of_pair,
+    chance_of_pair,
+    map_by_convention,
+)
 from pipelines.evaluate.health import Examined, HealthFigures, health_figures
 from pipelines.evaluate.pair import Pair
-from pipelines.evaluate.rounding import all_rounded, rounded
+from pipelines.evaluate.rounding import round_figure, round_figures
 
 PRECISION_RANKS = (10, 100, 1000)
 CURVE_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -149,21 +154,21 @@ def measure_pair(
     health = health_figures(examined)
     figures = ReportFigures(
         convention=convention,
-        map=rounded(ap_Q[kept].mean()),
-        tie_bounds=(rounded(bounds[0][kept].mean()), rounded(bounds[1][kept].mean())),
-        by_convention=by_convention(pair, settings.at),
+        map=round_figure(ap_Q[kept].mean()),
+        tie_bounds=(round_figure(bounds[0][kept].mean()), round_figure(bounds[1][kept].mean())),
+        by_convention=map_by_convention(pair, settings.at),
         reranked=_reranked(pair, settings),
-        map_min=rounded(map_min),
-        chance=rounded(chance(pair, settings)),
-        relevant_share=rounded(relevant_share(arguments[1], arguments[3])),
+        map_min=round_figure(map_min),
+        chance=round_figure(chance_of_pair(pair, settings)),
+        relevant_share=round_figure(relevant_share(arguments[1], arguments[3])),
         bits=pair.bits,
         queries=len(pair.queries),
         database=len(pair.database),
         skipped=int((~kept).sum()),
         distinct=health.database.distinct,
-        precision_at={str(k): rounded(hhnet.precision_at(*arguments, k)) for k in _ranks(PRECISION_RANKS, pair)},
-        within_radius_2=rounded(hhnet.precision_within_radius(*arguments, 2)),
-        pr_curve=Curve(all_rounded(recall[: pair.bits + 1]), all_rounded(precision[: pair.bits + 1]), some),
+        precision_at={str(k): round_figure(hhnet.precision_at(*arguments, k)) for k in _ranks(PRECISION_RANKS, pair)},
+        within_radius_2=round_figure(hhnet.precision_within_radius(*arguments, 2)),
+        pr_curve=Curve(round_figures(recall[: pair.bits + 1]), round_figures(precision[: pair.bits + 1]), some),
         pr_by_rank=_pr_by_rank(pair, some),
         precision_at_n=_precision_at_n(pair),
         distances_relevant=relevant,
@@ -179,7 +184,7 @@ def _pr_by_rank(pair: Pair, queries: int) -> RankCurve:
     size = len(pair.database)
     ranks = sorted({round(size ** (place / RANK_POINTS)) for place in range(RANK_POINTS + 1)})
     precision, recall = hhnet.precision_recall_at(*pair.arguments(), ranks)
-    return RankCurve(ranks, all_rounded(recall), all_rounded(precision), queries)
+    return RankCurve(ranks, round_figures(recall), round_figures(precision), queries)
 
 
 def _reranked(pair: Pair, settings: EvaluateSettings) -> RerankedFigures | None:
@@ -199,7 +204,7 @@ def _reranked(pair: Pair, settings: EvaluateSettings) -> RerankedFigures | None:
         tie_scores=(hhnet.saturate(queries), hhnet.saturate(database[order])),
         rerank=first,
     )
-    return RerankedFigures(first, rounded(value))
+    return RerankedFigures(first, round_figure(value))
 
 
 def _ranks(wanted: Sequence[int], pair: Pair) -> list[int]:
@@ -218,7 +223,7 @@ def _precision_at_n(pair: Pair) -> Curve:
     rows = _some_queries(pair, MAX_CURVE_QUERIES)
     ranks = _ranks(CURVE_RANKS, pair)
     arguments = pair.arguments(rows)
-    return Curve(ranks, [rounded(hhnet.precision_at(*arguments, k)) for k in ranks], len(rows))
+    return Curve(ranks, [round_figure(hhnet.precision_at(*arguments, k)) for k in ranks], len(rows))
 
 
 def _distances(pair: Pair) -> tuple[Curve, Curve]:
@@ -235,7 +240,7 @@ def _distances(pair: Pair) -> tuple[Curve, Curve]:
             counts[place] += np.bincount(distances[chosen], minlength=pair.bits + 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     places = list(range(pair.bits + 1))
-    return Curve(places, all_rounded(shares[0]), len(rows)), Curve(places, all_rounded(shares[1]), len(rows))
+    return Curve(places, round_figures(shares[0]), len(rows)), Curve(places, round_figures(shares[1]), len(rows))
 
 
 def _per_class(pair: Pair, ap_Q: npt.NDArray[np.float64]) -> list[ClassFigures]:
@@ -246,7 +251,7 @@ def _per_class(pair: Pair, ap_Q: npt.NDArray[np.float64]) -> list[ClassFigures]:
         mine = ap_Q[pair.queries.labels[:, number]]
         mine = mine[~np.isnan(mine)]
         if queries[number] or database[number]:
-            mean = rounded(mine.mean()) if len(mine) else None
+            mean = round_figure(mine.mean()) if len(mine) else None
             figures.append(ClassFigures(name, int(queries[number]), int(database[number]), mean))
     return figures
 

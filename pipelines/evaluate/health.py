@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 import hhnet
 from hhnet.health import CodeDrift, CodeHealth
-from pipelines.evaluate.rounding import all_rounded, rounded
+from pipelines.evaluate.rounding import round_figure, round_figures
 
 BITS_LISTED = 10
 WEAK_ENTROPY_BITS = 0.5
@@ -116,7 +116,7 @@ class HealthFigures:
     conclusions: Sequence[str]
 
 
-def examine(queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8], bits: int) -> Examined:
+def examine_codes(queries: npt.NDArray[np.uint8], database: npt.NDArray[np.uint8], bits: int) -> Examined:
     """Examine the codes of both sides, uint8 (Q, bytes) and (N, bytes)."""
     before, after = hhnet.code_health(database, bits), hhnet.code_health(queries, bits)
     return Examined(before, after, hhnet.code_drift(before, after))
@@ -126,7 +126,7 @@ def health_figures(examined: Examined) -> HealthFigures:
     """Return the figures for the report."""
     database, queries = _side(examined.database), _side(examined.queries)
     drift = _drift(examined)
-    return HealthFigures(database, queries, drift, conclusions(database, queries, drift))
+    return HealthFigures(database, queries, drift, write_conclusions(database, queries, drift))
 
 
 def _side(health: CodeHealth) -> SideFigures:
@@ -138,22 +138,24 @@ def _side(health: CodeHealth) -> SideFigures:
     return SideFigures(
         items=health.count,
         distinct=len(health.bucket_sizes),
-        balance=all_rounded(health.balance),
-        entropy=all_rounded(health.entropy),
-        entropy_total=rounded(health.entropy.sum()),
+        balance=round_figures(health.balance),
+        entropy=round_figures(health.entropy),
+        entropy_total=round_figure(health.entropy.sum()),
         constant=np.flatnonzero(constant).tolist(),
         weak=np.flatnonzero(weak & ~constant).tolist(),
-        correlation_mean=rounded(np.abs(phi).mean()) if len(phi) else 0.0,
+        correlation_mean=round_figure(np.abs(phi).mean()) if len(phi) else 0.0,
         copies=int((np.abs(phi) >= MIN_COPY_PHI).sum()),
         most_correlated=[
-            Correlated((int(first[place]), int(second[place])), rounded(phi[place])) for place in order if phi[place]
+            Correlated((int(first[place]), int(second[place])), round_figure(phi[place]))
+            for place in order
+            if phi[place]
         ],
         largest_buckets=[
             SharedCode(code.tobytes().hex(), int(size))
             for code, size in zip(health.bucket_codes[:BITS_LISTED], health.bucket_sizes[:BITS_LISTED], strict=True)
         ],
         bucket_sizes=_bucket_classes(health.bucket_sizes),
-        distances=all_rounded(health.distances / pairs) if pairs else [],
+        distances=round_figures(health.distances / pairs) if pairs else [],
         sampled=health.sampled,
     )
 
@@ -174,21 +176,21 @@ def _drift(examined: Examined) -> DriftFigures:
     chance = limit * np.sqrt(pooled * (1 - pooled)) * sqrt(1 / before.count + 1 / after.count)
     variation = drift.distance_variation
     return DriftFigures(
-        balance_change=all_rounded(drift.balance_change),
-        chance=all_rounded(chance),
+        balance_change=round_figures(drift.balance_change),
+        chance=round_figures(chance),
         beyond_chance=np.flatnonzero(np.abs(drift.balance_change) > chance).tolist(),
-        divergence_total=rounded(drift.divergence.sum()),
-        divergence_max=rounded(drift.divergence.max()),
-        distance_variation=None if isnan(variation) else rounded(variation),
+        divergence_total=round_figure(drift.divergence.sum()),
+        divergence_max=round_figure(drift.divergence.max()),
+        distance_variation=None if isnan(variation) else round_figure(variation),
         common=drift.common,
-        jaccard=rounded(drift.jaccard),
+        jaccard=round_figure(drift.jaccard),
     )
 
 
 # ---------------------------------------------------------------------------------------------------- conclusions
 
 
-def conclusions(database: SideFigures, queries: SideFigures, drift: DriftFigures) -> list[str]:
+def write_conclusions(database: SideFigures, queries: SideFigures, drift: DriftFigures) -> list[str]:
     """Write the conclusions for a reader, a sentence or two each on bits, copies, buckets and drift."""
     return [_on_bits(database), _on_copies(database), _on_buckets(database), _on_drift(database, queries, drift)]
 

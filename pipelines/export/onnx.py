@@ -77,7 +77,7 @@ class ExportResult(Result):
     trained_precision: str
 
 
-def export(model: str, out: str, batch: int | None = None, images: Path | None = None) -> ExportResult:
+def export_onnx(model: str, out: str, batch: int | None = None, images: Path | None = None) -> ExportResult:
     """Write the model at the URI `model` to the local file `out`, for `batch` images at a time or for any number.
 
     It is checked on the files in the folder `images`, else on the model's own training images. The status is `done`, or
@@ -96,11 +96,11 @@ def export(model: str, out: str, batch: int | None = None, images: Path | None =
         from pipelines.encode.encoder import Encoder
 
         encoder = Encoder.open(artifact)
-        squares_NSS3, checked_on = find_images(artifact, encoder.preprocess, images)
+        squares_NSS3, checked_on = find_check_images(artifact, encoder.preprocess, images)
         advance(1, note="model and images read")
         data = to_onnx(encoder, artifact, batch)
         advance(1, note="exported")
-        found = compare(data, encoder, squares_NSS3, batch)
+        found = compare_with_torch(data, encoder, squares_NSS3, batch)
         advance(1, note="checked")
         digest = sha256_of(data)
         same = target.is_file() and sha256_of(target) == digest
@@ -153,7 +153,7 @@ def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
     assert program is not None, "a program is returned where no file was named"
     graph = program.model_proto
     _forget_sources(graph)
-    onnx.helper.set_model_props(graph, metadata(encoder, artifact))
+    onnx.helper.set_model_props(graph, onnx_metadata(encoder, artifact))
     onnx.checker.check_model(graph, full_check=True)
     data: bytes = graph.SerializeToString(deterministic=True)
     return data
@@ -187,7 +187,7 @@ def _forget_sources(graph: Any) -> None:
         entry.ClearField("metadata_props")
 
 
-def metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
+def onnx_metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
     """Return the file's metadata; values that are no plain text are JSON."""
     return {
         "hhnet.version": version("hhnet"),
@@ -205,7 +205,7 @@ def metadata(encoder: "Encoder", artifact: Artifact) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------- checking
 
 
-def find_images(artifact: Artifact, preprocess: "Preprocess", folder: Path | None) -> tuple[Squares, str]:
+def find_check_images(artifact: Artifact, preprocess: "Preprocess", folder: Path | None) -> tuple[Squares, str]:
     """Return up to IMAGES_CHECKED images as uint8 (N, S, S, 3), and their source.
 
     They are the files in `folder`, else training images of the model, else generated ones.
@@ -252,7 +252,7 @@ def _generated(preprocess: "Preprocess") -> Squares:
     return np.stack([preprocess.resize_crop(random.integers(0, 256, (s, s, 3), np.uint8)) for s in sides])
 
 
-def compare(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int | None) -> Agreement:
+def compare_with_torch(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int | None) -> Agreement:
     """Run the file beside torch on the same images; raise WorkFailed where codes or logits differ."""
     import onnxruntime
     import torch
@@ -269,7 +269,7 @@ def compare(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int |
         logits.append(outputs[1])
         with torch.inference_mode():
             expected.append(network(encoder.preprocess.normalise(torch.from_numpy(images))).numpy())
-    return judge(np.concatenate(codes), np.concatenate(logits), np.concatenate(expected))
+    return require_agreement(np.concatenate(codes), np.concatenate(logits), np.concatenate(expected))
 
 
 def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
@@ -286,7 +286,7 @@ def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
         yield np.arange(start, min(start + CHECK_BATCH_IMAGES, count))
 
 
-def judge(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> Agreement:
+def require_agreement(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> Agreement:
     """Compare codes and logits of the graph with torch's logits; raise WorkFailed where they differ."""
     if not (np.isfinite(z_NK).all() and np.isfinite(expected_NK).all()):
         raise WorkFailed("the network's outputs are not finite: check the model with hhnet verify; nothing was written")

@@ -21,15 +21,15 @@ from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars, 
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import GateFigures
 from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_index_kind
-from pipelines.index.parts import PartTask, codes_of, sample_rows
+from pipelines.index.parts import PartTask, read_shard_codes, sample_rows
 from pipelines.index.planner import plan_kind
 from pipelines.index.pool import (
     IndexResult,
     build_parts,
-    built,
     card_of,
     gated_meta,
-    machine,
+    is_built,
+    machine_facts,
     measure_index,
     ordinal_table,
     pass_gate,
@@ -172,7 +172,7 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Con
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
             _index_writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
         kind, facts = _kind_begun_with(sets, store, config), chosen.facts()
-        write_run_record(store, "index plan", {"chosen": chosen.kind, "machine": machine(), **facts}, config)
+        write_run_record(store, "index plan", {"chosen": chosen.kind, "machine": machine_facts(), **facts}, config)
     assert kind is not None, "the root was begun"
     return _of_kind(config, kind), facts
 
@@ -217,7 +217,7 @@ def _build_index(
     count = sum(task.rows for task in tasks)
     parameters = kind.parameters(config.index, count)
     trained = writer.receipts(QuantizerReceipt, {QUANTIZER}).get(QUANTIZER)
-    if kind.sample_size(parameters) and not (trained and built(writer.store.entries("parts"), trained)):
+    if kind.sample_size(parameters) and not (trained and is_built(writer.store.entries("parts"), trained)):
         trained = _train(writer, kind, tasks, parameters, config)
     shared = _shared(writer, trained) if trained else None
     receipts: dict[str, PartReceipt | QuantizerReceipt] = {QUANTIZER: trained} if trained else {}
@@ -251,7 +251,7 @@ def _train(
 ) -> QuantizerReceipt:
     """Train the quantizer that the parts share; with its receipt a resumed run uses the same one."""
     drawn = sample_rows(tasks, kind.sample_size(parameters), config.index.seed)
-    sample = np.concatenate([codes_of(task)[rows] for task, rows in drawn])
+    sample = np.concatenate([read_shard_codes(task)[rows] for task, rows in drawn])
     data = kind.train(sample, parameters, config.index.seed)
     part = writer.put_part(QUANTIZER_NAME, data, parameters.get("nlist", 1))
     return writer.put_receipt(QUANTIZER, QuantizerReceipt(part=part))

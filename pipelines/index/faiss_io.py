@@ -13,7 +13,7 @@ _limits = Lock()
 
 
 @contextmanager
-def readable(what: str, size: int) -> Iterator[None]:
+def limit_parsing(what: str, size: int) -> Iterator[None]:
     """Let Faiss parse `size` bytes inside the context, and refuse bytes that claim more elements than fit into them.
 
     Raises DamagedArtifact. Faiss reports refused bytes by RuntimeError and too large ones by MemoryError. Its limits
@@ -28,7 +28,7 @@ def readable(what: str, size: int) -> Iterator[None]:
             raise DamagedArtifact(f"{what} is not readable by Faiss: {str(error).splitlines()[0]}") from None
 
 
-def bytes_of(index: Any) -> bytes:
+def faiss_bytes(index: Any) -> bytes:
     """Return the index in Faiss's own format."""
     return bytes(faiss.serialize_index_binary(index).tobytes())
 

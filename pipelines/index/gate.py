@@ -20,7 +20,7 @@ from pipelines.encode.codes import code_array
 from pipelines.errors import WorkFailed
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours, PartSearcher
 from pipelines.index.parts import sample_places
-from pipelines.index.reader import IndexReader, index_id, merge
+from pipelines.index.reader import IndexReader, index_id, merge_nearest
 
 HITS_AT_ONCE = 1 << 22
 """Hits within the radius that are judged in one step, which bounds memory."""
@@ -84,13 +84,13 @@ def probe_index(reader: IndexReader, settings: GateSettings, seed: int) -> GateF
         part, table = reader.open_part(shard), reader.live_keys(shard.ordinal, COLUMNS_READ)
         codes_NB, rows_N = code_array(table["code"]), table["row"].to_numpy().astype(np.int64)
         answers = _Answers(codes_NB, index_id(shard.ordinal, rows_N))
-        found = merge(found, answers.nearest(part, probes_PB, settings.k, seconds_P), settings.k)
+        found = merge_nearest(found, answers.nearest(part, probes_PB, settings.k, seconds_P), settings.k)
         right, expected = answers.within(part, probes_PB, settings.radius)
         hits, within = hits + right, within + expected
         if reader.kind.exact:
             answers.everything(part, probes_PB[:1])
         distances, rows = hamming_knn(probes_PB, codes_NB, settings.k)
-        truth = merge(truth, (distances, index_id(shard.ordinal, rows_N[rows])), settings.k)
+        truth = merge_nearest(truth, (distances, index_id(shard.ordinal, rows_N[rows])), settings.k)
         opened, duplicates, wrong = opened + part.count, duplicates + answers.duplicates, wrong + answers.wrong
     # Where more than K samples share the code, K others at distance 0 are a right answer too.
     itself_P = (found[1] == ids_P[:, None]).any(1) | (found[0] == 0).all(1)
@@ -134,7 +134,7 @@ def require_limits(figures: GateFigures, settings: GateSettings, where: str) -> 
         raise WorkFailed(f"{where}: not published: {'; '.join(problems)} (measured: {figures}; see index.gate)")
 
 
-def one_by_one(part: PartSearcher, queries_QB: Codes, k: int) -> tuple[Neighbours, npt.NDArray[np.float64]]:
+def search_one_by_one(part: PartSearcher, queries_QB: Codes, k: int) -> tuple[Neighbours, npt.NDArray[np.float64]]:
     """Search the nearest of each query, one query at a time; return them and the seconds (Q,) that each took."""
     part.search(queries_QB[:1], k)  # no query shall pay for compiling or for the first page faults
     answers, seconds_Q = [], np.empty(len(queries_QB))
@@ -173,7 +173,7 @@ class _Answers:
 
     def nearest(self, part: PartSearcher, probes_PB: Codes, k: int, seconds_P: npt.NDArray[np.float64]) -> Neighbours:
         """Return the nearest of each probe, asked one by one; add their times to `seconds_P`."""
-        (distances_PK, ids_PK), spent_P = one_by_one(part, probes_PB, k)
+        (distances_PK, ids_PK), spent_P = search_one_by_one(part, probes_PB, k)
         seconds_P += spent_P
         there = ids_PK != NO_ID
         self._judge(probes_PB, there.sum(1), distances_PK[there], ids_PK[there])

@@ -12,7 +12,7 @@ from pipelines.errors import DamagedArtifact
 MAX_HEADER_BYTES = 1 << 16
 
 
-def mapped(path: Path, name: str, dtype: np.dtype[Any], code: str, shape: tuple[int | None, ...]) -> Any:
+def map_tensor(path: Path, name: str, dtype: np.dtype[Any], code: str, shape: tuple[int | None, ...]) -> Any:
     """Map the tensor `name` of dtype `dtype` and return it; None in `shape` stands for any length.
 
     `code` is the name of the dtype in safetensors. Raises DamagedArtifact where the file does not hold the tensor.

@@ -165,6 +165,6 @@ def sample_places(shards: Sequence[tuple[int, int]], size: int, seed: int) -> li
     return drawn
 
 
-def codes_of(task: PartTask) -> Codes:
+def read_shard_codes(task: PartTask) -> Codes:
     """Return the codes of a shard, digest-checked."""
     return code_array(task.table()["code"])

@@ -30,9 +30,9 @@ from pipelines.artifacts.runs import allowed_cpus
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
-from pipelines.index.gate import one_by_one, tie_aware_recall
+from pipelines.index.gate import search_one_by_one, tie_aware_recall
 from pipelines.index.kinds import NOTHING_REMOVED, Codes, index_kind, kind_names
-from pipelines.index.parts import PartTask, codes_of
+from pipelines.index.parts import PartTask, read_shard_codes
 from pipelines.storage import scratch_folder
 
 MIN_SAMPLE_CODES, MAX_SAMPLE_CODES = 1 << 15, 1 << 18
@@ -100,9 +100,9 @@ def plan_kind(tasks: Sequence[PartTask], config: Config) -> Plan:
     """
     codes_NB = _draw_sample([task for task in tasks if task.rows], config.index.seed)
     sizes = [task.rows for task in tasks if task.rows]
-    predictions = predict(codes_NB, sizes, config)
+    predictions = predict_kinds(codes_NB, sizes, config)
     sample = _duplicates(codes_NB)
-    show(predictions, sample, sizes, config)
+    show_predictions(predictions, sample, sizes, config)
     kind, why = choose_kind(predictions, config.index)
     return Plan(kind, why, tuple(predictions), sample)
 
@@ -117,7 +117,7 @@ def choose_kind(predictions: Sequence[Prediction], settings: IndexSettings) -> t
     """
     passed: list[str] = []
     for entry in sorted(predictions, key=lambda entry: (not entry.exact, entry.bytes)):
-        problems = objections(entry, settings)
+        problems = list_objections(entry, settings)
         if not problems:
             merit = "exact" if entry.exact else "approximate"
             return entry.kind, "; ".join([f"{entry.kind} is {merit} and keeps within the budget", *passed])
@@ -128,7 +128,7 @@ def choose_kind(predictions: Sequence[Prediction], settings: IndexSettings) -> t
     )
 
 
-def objections(entry: Prediction, settings: IndexSettings) -> list[str]:
+def list_objections(entry: Prediction, settings: IndexSettings) -> list[str]:
     """List the limits that a kind breaks, each with its figure."""
     found = []
     if settings.memory is None and index_kind(entry.kind).needs_memory_limit:
@@ -147,7 +147,7 @@ def objections(entry: Prediction, settings: IndexSettings) -> list[str]:
 # ----------------------------------------------------------------------------------------------------- prediction
 
 
-def predict(codes_NB: Codes, sizes: Sequence[int], config: Config) -> list[Prediction]:
+def predict_kinds(codes_NB: Codes, sizes: Sequence[int], config: Config) -> list[Prediction]:
     """Predict each kind for parts of these sizes, measured on a sample of their codes in random order."""
     held = min(TRIAL_QUERIES, len(codes_NB) // 4)
     queries_QB = codes_NB[:held] if held else codes_NB
@@ -204,11 +204,11 @@ class _Trials:
 
     def query_s(self, size: int) -> float:
         """Return the seconds of a query in a part of `size` codes, with the parameters of the trials."""
-        return along([(trial.codes, trial.query_s) for trial in self._made], size, self.kind.query_work)
+        return interpolate([(trial.codes, trial.query_s) for trial in self._made], size, self.kind.query_work)
 
     def build_s(self, size: int) -> float:
         """Return the seconds to build a part of `size` codes, with the parameters of the trials."""
-        return along([(trial.codes, trial.build_s) for trial in self._made], size, self.kind.build_work)
+        return interpolate([(trial.codes, trial.build_s) for trial in self._made], size, self.kind.build_work)
 
     def _query_of_all(self, size: int, scan: Curve) -> float:
         per_code = (scan(2 * MAX_SAMPLE_CODES) - scan(MAX_SAMPLE_CODES)) / MAX_SAMPLE_CODES
@@ -216,7 +216,9 @@ class _Trials:
         return min(seconds, self.kind.max_scans * scan(size))
 
     def _recall(self, name: str, size: int) -> float:
-        return max(0.0, along([(trial.codes, getattr(trial, name)) for trial in self._made], size, log, falls=True))
+        return max(
+            0.0, interpolate([(trial.codes, getattr(trial, name)) for trial in self._made], size, log, falls=True)
+        )
 
     def _train(self, codes_NB: Codes, count: int) -> tuple[bytes | None, float]:
         """Train the bytes that the tried parts share; also return the predicted seconds of the index's own training."""
@@ -236,13 +238,13 @@ class _Trials:
         path.write_bytes(data)
         part = self.kind.open(path, self._width, len(codes_NB), shared, self.tried, NOTHING_REMOVED)
         k = self._config.search.k
-        (distances, _), seconds_Q = one_by_one(part, queries_QB, k)
+        (distances, _), seconds_Q = search_one_by_one(part, queries_QB, k)
         exact = 1.0 if self.kind.exact else tie_aware_recall(distances, hamming_knn(queries_QB, codes_NB, k)[0])
         itself = part.search(codes_NB[:TRIAL_QUERIES], 1)[0] == 0
         return TriedPart(len(codes_NB), build_s, float(np.median(seconds_Q)), exact, float(itself.mean()))
 
 
-def along(tried: Sequence[tuple[int, float]], size: int, growth: Growth, falls: bool = False) -> float:
+def interpolate(tried: Sequence[tuple[int, float]], size: int, growth: Growth, falls: bool = False) -> float:
     """Interpolate the value at `size`; beyond the tried sizes extrapolate by a + b growth(N) through the last two.
 
     b is at least 0; with `falls` it is at most 0.
@@ -276,7 +278,7 @@ def _draw_sample(tasks: Sequence[PartTask], seed: int) -> Codes:
     random = np.random.Generator(np.random.Philox(seed))
     drawn: list[Codes] = []
     for place in random.permutation(len(tasks)):
-        drawn.append(codes_of(tasks[place]))
+        drawn.append(read_shard_codes(tasks[place]))
         if sum(map(len, drawn)) >= wanted:
             break
     codes_NB = np.concatenate(drawn)
@@ -293,7 +295,9 @@ def _duplicates(codes_NB: Codes) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------------------- table
 
 
-def show(predictions: Sequence[Prediction], sample: Mapping[str, float], sizes: Sequence[int], config: Config) -> None:
+def show_predictions(
+    predictions: Sequence[Prediction], sample: Mapping[str, float], sizes: Sequence[int], config: Config
+) -> None:
     """Print the table of predictions on stderr."""
     from rich import box
     from rich.console import Console
@@ -309,7 +313,7 @@ def show(predictions: Sequence[Prediction], sample: Mapping[str, float], sizes: 
     for entry in predictions:
         recall = "1 (exact)" if entry.exact else f"{entry.recall:.3f}"
         figures = readable_bytes(entry.bytes), readable_time(entry.build_s), readable_time(entry.query_s), recall
-        table.add_row(entry.kind, *figures, "; ".join(objections(entry, config.index)) or "-")
+        table.add_row(entry.kind, *figures, "; ".join(list_objections(entry, config.index)) or "-")
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160, highlight=False)
     console.print(summary)
     console.print(table)

@@ -50,7 +50,7 @@ def build_parts(
     filled = {task.receipt(quantizer): task for task in tasks if task.rows}
     there = writer.store.entries("parts")
     found = writer.receipts(PartReceipt, filled)
-    receipts = {name: receipt for name, receipt in found.items() if built(there, receipt)}
+    receipts = {name: receipt for name, receipt in found.items() if is_built(there, receipt)}
     missing = [task for name, task in filled.items() if name not in receipts]
     log.reach(len(receipts))
     if missing:
@@ -94,7 +94,7 @@ class CountedBuilder(PartBuilder):
         return receipt
 
 
-def built(there: Mapping[str, ObjectInfo], receipt: PartReceipt | QuantizerReceipt) -> bool:
+def is_built(there: Mapping[str, ObjectInfo], receipt: PartReceipt | QuantizerReceipt) -> bool:
     """Tell whether the objects that a receipt names exist in a listing of the parts."""
     return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)
 
@@ -156,11 +156,11 @@ def measure_index(artifact: Artifact, config: Config) -> GateFigures:
 def pass_gate(artifact: Artifact, figures: GateFigures, config: Config, log: RunLog) -> None:
     """Keep the figures in the run's record; raise WorkFailed, with the figures, where they are below `index.gate`."""
     asked = config.index.gate.model_dump(mode="json")
-    log.result(digest=artifact.digest, gate=figures.record(), asked=asked, machine=machine())
+    log.result(digest=artifact.digest, gate=figures.record(), asked=asked, machine=machine_facts())
     gate.require_limits(figures, config.index.gate, artifact.uri)
 
 
-def machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
     """Return the facts about this machine that a run record keeps beside its times."""
     return {"cpus": allowed_cpus(), "architecture": platform.machine()}
 

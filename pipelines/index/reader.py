@@ -183,14 +183,14 @@ class IndexReader:
             for shard in shards[share]:
                 # A later part need not find codes farther than the k-th neighbour so far.
                 radius = best[0][:, -1] if best[0].shape[1] == k else None
-                best = merge(best, self._kept_part(shard).search(queries, k, radius), k)
+                best = merge_nearest(best, self._kept_part(shard).search(queries, k, radius), k)
             return best
 
         if not self.kind.mapped:
             return nearest(slice(None))
         cost = len(queries) * sum(shard.rows for shard in shards)
         found = run_blocks(nearest, len(shards), cost, block=len(shards))
-        return functools.reduce(lambda first, second: merge(first, second, k), found, nothing)
+        return functools.reduce(lambda first, second: merge_nearest(first, second, k), found, nothing)
 
     def _fetch(self, shards: Sequence[IndexedShard]) -> None:
         """Check the digests of parts that were never opened, in threads: a digest costs more than a search.
@@ -442,7 +442,7 @@ def part_receipt(artifact: Artifact, ordinal: int) -> PartReceipt:
     return PartReceipt.parse(artifact.read(reference), f"{artifact.uri}/{reference.path}", "build the index again")
 
 
-def newest_made(store: Store) -> tuple[int, Artifact]:
+def find_newest_made(store: Store) -> tuple[int, Artifact]:
     """Return the newest version that is no rollback, and its number.
 
     Its ordinal table holds every ordinal that was ever given, since each version is made from such a one. A version
@@ -455,7 +455,7 @@ def newest_made(store: Store) -> tuple[int, Artifact]:
     raise DamagedArtifact(f"{store.uri}: no version was made as the number that it has")
 
 
-def merge(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
+def merge_nearest(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
     """Return the k best of two results, by (distance, id)."""
     distances = np.concatenate([first[0], second[0]], axis=1)
     ids = np.concatenate([first[1], second[1]], axis=1)

@@ -22,7 +22,14 @@ from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import next_artifact, publish_manifest, put_manifest, require_parts
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
-from pipelines.encode.codes import CodesSet, CodesShard, codes_used, open_codes, require_distinct_tars, same_classes
+from pipelines.encode.codes import (
+    CodesSet,
+    CodesShard,
+    open_codes,
+    open_codes_used,
+    require_distinct_tars,
+    same_classes,
+)
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.parts import CompactTask, PartTask
 from pipelines.index.pool import (
@@ -44,9 +51,9 @@ from pipelines.index.reader import (
     REMOVED_NAME,
     IndexedShard,
     IndexReader,
+    find_newest_made,
     keys_name,
     keys_schema,
-    newest_made,
     open_index,
     part_receipt,
     part_stem,
@@ -186,7 +193,7 @@ def compact_index(index: str, config: Config, publish: bool = True) -> ChangeRes
 def _base(index: str) -> Iterator[Base]:
     with open_index(index) as reader:
         assert reader.version is not None, "a published index has a version"
-        _, newest = newest_made(reader.artifact.store)
+        _, newest = find_newest_made(reader.artifact.store)
         given = read_ordinals(newest)
         for ordinal, shard in reader.shards.items():
             if given.get(ordinal, shard).shard_sha256 != shard.shard_sha256:
@@ -271,7 +278,7 @@ def _codes_of(base: Base, held: IndexedShard, entry: CodesSet) -> tuple[CodesSet
     """Return the codes that a part was built from, or None if they no longer exist."""
     name = held.codes_digest, entry.artifact.uri
     if name not in base.built_from:
-        codes = codes_used(base.artifact, *name)
+        codes = open_codes_used(base.artifact, *name)
         base.built_from[name] = {shard.sha256: (codes, shard) for shard in codes.shards} if codes else {}
     return base.built_from[name].get(held.shard_sha256)
 

@@ -21,7 +21,7 @@ from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config
 from pipelines.errors import ClusterUnavailable, WorkFailed
 from pipelines.index.kinds import Codes, Neighbours
-from pipelines.index.reader import IndexReader, merge
+from pipelines.index.reader import IndexReader, merge_nearest
 from pipelines.storage import Store, scratch_folder
 
 MAX_ACTOR_DEATHS = 3
@@ -57,7 +57,9 @@ class SearchActor:
 
 
 @contextmanager
-def spread(reader: IndexReader, workers: int, config: Config) -> Iterator[Callable[[Codes, int], Neighbours]]:
+def spread_over_actors(
+    reader: IndexReader, workers: int, config: Config
+) -> Iterator[Callable[[Codes, int], Neighbours]]:
     """Deal the parts to at most `workers` actors; yield a function that searches them like `reader.search`.
 
     If there is room for fewer actors only, these do all the work. Raises ClusterUnavailable if there is room for none
@@ -125,7 +127,7 @@ class _Fan:
             asked = {actor.waits: actor for actor in self._actors if actor.waits is not None}
             ready, _ = ray.wait(list(asked), timeout=min(ASK_EVERY_S, self._wait_s / 4))
             for ref in ready:
-                best = merge(best, answer, k) if (answer := self._answer(asked[ref], waiting, died)) else best
+                best = merge_nearest(best, answer, k) if (answer := self._answer(asked[ref], waiting, died)) else best
             if any(actor.node is not None for actor in self._actors):
                 roomless_since = time.monotonic()
             elif time.monotonic() - roomless_since > self._wait_s:

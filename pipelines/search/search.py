@@ -162,9 +162,9 @@ def _nearest(reader: IndexReader, config: Config) -> Iterator[Nearest]:
     if config.search.workers is None:
         yield reader.search
         return
-    from pipelines.search.actors import spread  # imports Ray; a search in this process needs none
+    from pipelines.search.actors import spread_over_actors  # imports Ray; a search in this process needs none
 
-    with spread(reader, config.search.workers, config) as nearest:
+    with spread_over_actors(reader, config.search.workers, config) as nearest:
         yield nearest
 
 

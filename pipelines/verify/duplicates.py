@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import hhnet
 from pipelines.artifacts.facts import DuplicatesMeta, PairsReceipt
 from pipelines.dedupe import tables
-from pipelines.dedupe.sources import SourceTar, sources_of
+from pipelines.dedupe.sources import SourceTar, list_source_tars
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, PlacedShard, read_places, read_table
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact
@@ -235,7 +235,7 @@ def _prove_codes(findings: Findings, places: list[PlacedShard], pairs: _Pairs) -
     with scratch_folder() as folder:
         sets = [open_codes(entry) for entry in inputs if entry.manifest.kind == "codes"]
         index = next((IndexReader(entry, folder) for entry in inputs if entry.manifest.kind == "index"), None)
-        sources = sources_of(sets, index)
+        sources = list_source_tars(sets, index)
         if [source.place for source in sources] != places:
             raise DamagedArtifact(f"{findings.artifact.uri}: {tables.SHARDS_NAME} does not list the tars of its inputs")
         _prove_pairs(findings, sources, pairs, (sets[0].bits + 7) // 8)

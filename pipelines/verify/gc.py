@@ -18,7 +18,7 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, open_current, open_version, read_all_manifests
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
-from pipelines.index.reader import newest_made
+from pipelines.index.reader import find_newest_made
 from pipelines.storage import ObjectInfo, Store
 from pipelines.storage.failpoints import failpoint
 
@@ -112,7 +112,7 @@ def _superseded(store: Store, there: Mapping[str, ObjectInfo], keep: int, before
     known = list_versions(store)
     stays = known[-keep:]
     if stays and open_version(store, stays[-1]).manifest.kind == "index":
-        stays = [newest_made(store)[0], *stays]
+        stays = [find_newest_made(store)[0], *stays]
     found = []
     for number, following in pairwise(known):
         entry = there.get(f"versions/{following}.json")

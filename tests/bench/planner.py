@@ -20,10 +20,10 @@ import numpy as np
 from hhnet import hamming_knn
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
-from pipelines.index.gate import one_by_one, tie_aware_recall
+from pipelines.index.gate import search_one_by_one, tie_aware_recall
 from pipelines.index.kinds import NOTHING_REMOVED, Codes, index_kind, kind_names
-from pipelines.index.planner import MAX_SAMPLE_CODES, MIN_SAMPLE_CODES, TRIAL_QUERIES, predict
-from pipelines.index.reader import merge
+from pipelines.index.planner import MAX_SAMPLE_CODES, MIN_SAMPLE_CODES, TRIAL_QUERIES, predict_kinds
+from pipelines.index.reader import merge_nearest
 from pipelines.storage import scratch_folder
 from tests.bench.multihash import clustered
 
@@ -49,10 +49,10 @@ def measure(name: str, parts: list[Codes], queries_QB: Codes, config: Config, fo
         path.write_bytes(data)
         opened.append(kind.open(path, part_NB.shape[1], len(part_NB), shared, parameters, NOTHING_REMOVED))
         written, first = written + len(data), first + len(part_NB)
-    found, seconds_Q = one_by_one(opened[0], queries_QB, config.search.k)
+    found, seconds_Q = search_one_by_one(opened[0], queries_QB, config.search.k)
     for part in opened[1:]:
-        answers, more_Q = one_by_one(part, queries_QB, config.search.k)
-        found, seconds_Q = merge(found, answers, config.search.k), seconds_Q + more_Q
+        answers, more_Q = search_one_by_one(part, queries_QB, config.search.k)
+        found, seconds_Q = merge_nearest(found, answers, config.search.k), seconds_Q + more_Q
     recall = tie_aware_recall(found[0], hamming_knn(queries_QB, codes_NB, config.search.k)[0])
     return {"bytes": written, "build_s": seconds, "query_s": float(np.median(seconds_Q)), "recall": recall}
 
@@ -66,7 +66,7 @@ def compare(count: int, num_parts: int, flip: float, kinds: list[str]) -> list[d
     sample_NB = codes_NB[np.random.default_rng(3).permutation(count)[:wanted]]
     config = load_config(sets=["index.workers=1"])
     begun = time.perf_counter()
-    predictions = predict(sample_NB, [len(part) for part in parts], config)
+    predictions = predict_kinds(sample_NB, [len(part) for part in parts], config)
     rows: list[dict[str, Any]] = [{"bench": "planner", "predicting_s": round(time.perf_counter() - begun, 1)}]
     for entry in predictions:
         if entry.kind in kinds:

@@ -18,7 +18,7 @@ from pipelines.errors import ClusterUnavailable, DamagedArtifact, WorkFailed
 from pipelines.index.build import build_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import remove_rows
-from pipelines.search.actors import spread
+from pipelines.search.actors import spread_over_actors
 from pipelines.search.search import search
 from tests.support.codes import random_codes, simple_rows, write_codes
 from tests.support.inline import use_inline_pool
@@ -46,7 +46,7 @@ def same(found: Any, expected: Any) -> bool:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_actors_and_one_process_give_the_same(index: str, workers: int, local_ray: None) -> None:
     queries = random_codes(9, 16, seed=5)
-    with open_index(index) as reader, spread(reader, workers, Config()) as nearest:
+    with open_index(index) as reader, spread_over_actors(reader, workers, Config()) as nearest:
         for k in (1, 7, 1000):
             assert same(nearest(queries, k), reader.search(queries, k))
         assert same(nearest(queries[:0], 3), reader.search(queries[:0], 3))
@@ -87,7 +87,7 @@ def killed_while_it_searches(nearest: Any, queries: Any, k: int) -> Any:
 
 def test_the_share_of_a_killed_actor_is_asked_again(index: str, local_ray: None) -> None:
     queries = random_codes(9, 16, seed=6)
-    with open_index(index) as reader, spread(reader, 2, Config()) as nearest:
+    with open_index(index) as reader, spread_over_actors(reader, 2, Config()) as nearest:
         assert same(killed_while_it_searches(nearest, queries, 20), reader.search(queries, 20))
         left = actors()
         assert left
@@ -101,7 +101,7 @@ def test_a_share_that_loses_every_actor_ends_the_search(
     with (
         open_index(index) as reader,
         pytest.raises(WorkFailed, match=r"index: the worker that searches \d of its parts died .* last of 1 attempts"),
-        spread(reader, 2, Config()) as nearest,
+        spread_over_actors(reader, 2, Config()) as nearest,
     ):
         killed_while_it_searches(nearest, random_codes(3, 16), 5)
 
@@ -111,7 +111,7 @@ def test_the_share_of_a_stopped_actor_is_asked_again(
 ) -> None:
     monkeypatch.setattr(pipelines.search.actors, "STUCK_S", 2.0)
     queries = random_codes(9, 16, seed=8)
-    with open_index(index) as reader, spread(reader, 2, Config(ray=RaySettings(wait_s=4))) as nearest:
+    with open_index(index) as reader, spread_over_actors(reader, 2, Config(ray=RaySettings(wait_s=4))) as nearest:
         nearest(queries, 20)
         actors()[0].send_signal(signal.SIGSTOP)
         assert same(nearest(queries, 20), reader.search(queries, 20))
@@ -136,7 +136,7 @@ def test_fewer_actors_than_parts_give_the_same_answers(index: str, local_ray: No
     if ray.cluster_resources()["CPU"] >= PARTS:
         pytest.fail("this test needs fewer CPUs than parts")
     queries = random_codes(9, 16, seed=7)
-    with open_index(index) as reader, spread(reader, PARTS, Config()) as nearest:
+    with open_index(index) as reader, spread_over_actors(reader, PARTS, Config()) as nearest:
         for k in (3, 30):
             assert same(nearest(queries, k), reader.search(queries, k))
 
@@ -146,6 +146,6 @@ def test_an_actor_that_finds_no_room_is_not_waited_for_without_end(index: str, l
     with (
         open_index(index) as reader,
         pytest.raises(ClusterUnavailable, match=r"no room for 1 worker of 99 CPU after 0.5 s"),
-        spread(reader, PARTS, config),
+        spread_over_actors(reader, PARTS, config),
     ):
         pass

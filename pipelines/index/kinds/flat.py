@@ -10,7 +10,7 @@ from hhnet import hamming_knn, hamming_range
 from hhnet.search.kernels import NO_ROW
 from pipelines.config.settings import IndexSettings
 from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
-from pipelines.index.mapped import mapped
+from pipelines.index.mapped import map_tensor
 
 
 class FlatKind(IndexKind):
@@ -39,8 +39,8 @@ class FlatKind(IndexKind):
     ) -> "FlatSearcher":
         """Map the file; pages are read as the scan passes over them."""
         return FlatSearcher(
-            codes=mapped(path, "codes", np.dtype("<u1"), "U8", (rows, width)),
-            ids=mapped(path, "ids", np.dtype("<i8"), "I64", (rows,)),
+            codes=map_tensor(path, "codes", np.dtype("<u1"), "U8", (rows, width)),
+            ids=map_tensor(path, "ids", np.dtype("<i8"), "I64", (rows,)),
             removed=removed,
         )
 

@@ -19,7 +19,7 @@ import numpy as np
 from hhnet import hamming_range
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.index.faiss_io import bytes_of, one_thread, readable
+from pipelines.index.faiss_io import faiss_bytes, limit_parsing, one_thread
 from pipelines.index.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
 
 _untyped: Any = faiss
@@ -49,7 +49,7 @@ class HnswKind(IndexKind):
         index = faiss.IndexBinaryIDMap(graph)
         with one_thread():
             index.add_with_ids(np.ascontiguousarray(codes), np.ascontiguousarray(ids))
-        return bytes_of(index)
+        return faiss_bytes(index)
 
     def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
         """Return the bytes of the links, levels, offsets and ids.
@@ -71,7 +71,7 @@ class HnswKind(IndexKind):
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> "HnswSearcher":
         """Parse the part into memory."""
-        with readable(str(path), path.stat().st_size):
+        with limit_parsing(str(path), path.stat().st_size):
             index: Any = faiss.read_index_binary(str(path))
         graph = faiss.downcast_IndexBinary(index.index) if type(index) is faiss.IndexBinaryIDMap else index
         if type(graph) is not faiss.IndexBinaryHNSW or graph is index:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
-from pipelines.index.faiss_io import bytes_of, one_thread, readable
+from pipelines.index.faiss_io import faiss_bytes, limit_parsing, one_thread
 from pipelines.index.kinds import Codes, Hits, Ids, IndexKind, Neighbours, Radii
 from pipelines.storage import sha256_of
 
@@ -56,14 +56,14 @@ class IvfKind(IndexKind):
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
         with one_thread():
             index.train(np.ascontiguousarray(sample))
-        return bytes_of(index)
+        return faiss_bytes(index)
 
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """Add the codes, in their order, to a copy of the empty trained index."""
         index = _parse(shared)
         with one_thread():
             index.add_with_ids(np.ascontiguousarray(codes), np.ascontiguousarray(ids))
-        return bytes_of(index)
+        return faiss_bytes(index)
 
     def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
         """Return the bytes of codes and ids, and of the centres and list lengths that each part holds."""
@@ -96,7 +96,7 @@ class IvfKind(IndexKind):
         self, path: Path, width: int, rows: int, shared: bytes | None, parameters: Mapping[str, int], removed: Ids
     ) -> "IvfSearcher":
         """Parse the part, and check that its codes and its quantizer are those of the index."""
-        with readable(str(path), path.stat().st_size):
+        with limit_parsing(str(path), path.stat().st_size):
             index: Any = faiss.read_index_binary(str(path))
         found = type(index), index.d, index.ntotal
         if found != (faiss.IndexBinaryIVF, 8 * width, rows):
@@ -105,7 +105,7 @@ class IvfKind(IndexKind):
                 f"of {rows} codes of {8 * width} bits"
             )
         trained = _parse(shared)  # owns its quantizer, so it has to outlive the comparison
-        centres, own = sha256_of(bytes_of(index.quantizer)), sha256_of(bytes_of(trained.quantizer))
+        centres, own = sha256_of(faiss_bytes(index.quantizer)), sha256_of(faiss_bytes(trained.quantizer))
         if centres != own:
             raise DamagedArtifact(
                 f"{path} was built with another quantizer than the index's own: its centres are {centres[:12]}, not "
@@ -148,7 +148,7 @@ class IvfSearcher:
 def _parse(shared: bytes | None) -> Any:
     """Parse the empty trained index that the parts share."""
     assert shared is not None, "an ivf part needs the shared quantizer"
-    with readable("the index's quantizer", len(shared)):
+    with limit_parsing("the index's quantizer", len(shared)):
         index = faiss.deserialize_index_binary(np.frombuffer(shared, np.uint8))
     if type(index) is not faiss.IndexBinaryIVF:
         raise DamagedArtifact(f"the index's quantizer is {type(index).__name__}, expected IndexBinaryIVF")

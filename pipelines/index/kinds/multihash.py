@@ -18,7 +18,7 @@ from hhnet.search.multi_index import MultiIndexHash, TablesDamagedError, default
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
-from pipelines.index.mapped import mapped
+from pipelines.index.mapped import map_tensor
 
 _T = TypeVar("_T")
 
@@ -62,14 +62,14 @@ class MihKind(IndexKind):
         Shapes are checked here. The tables' contents are checked when they are used: to check all of them here would
         cost as much as a scan.
         """
-        codes = mapped(path, "codes", np.dtype("<u8"), "U64", (rows, (width + 7) // 8))
-        starts = mapped(path, "starts", np.dtype("<u4"), "U32", (None,))
-        by_pattern = mapped(path, "rows", np.dtype("<u4"), "U32", (None, rows))
+        codes = map_tensor(path, "codes", np.dtype("<u8"), "U64", (rows, (width + 7) // 8))
+        starts = map_tensor(path, "starts", np.dtype("<u4"), "U32", (None,))
+        by_pattern = map_tensor(path, "rows", np.dtype("<u4"), "U32", (None, rows))
         try:
             table = MultiIndexHash(codes.view(np.uint8), 8 * width, starts, by_pattern)
         except ValueError as error:
             raise DamagedArtifact(f"{path}: {error}") from None
-        return MihSearcher(path, table, mapped(path, "ids", np.dtype("<i8"), "I64", (rows,)), removed)
+        return MihSearcher(path, table, map_tensor(path, "ids", np.dtype("<i8"), "I64", (rows,)), removed)
 
 
 class MihSearcher:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.encode.preflight import Estimate, Fleet, TrialFigures, duration
+from pipelines.encode.preflight import Estimate, Fleet, TrialFigures, format_duration
 
 GPU = Fleet(workers=2, gpus=1, hosts=1)
 TRIAL = TrialFigures(
@@ -62,4 +62,4 @@ def test_hours_and_cost_are_those_of_all_workers() -> None:
     [(4.24, "4.2 s"), (42.3, "42 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (18_600, "5 h 10 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

@@ -10,7 +10,7 @@ import hhnet
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.evaluate.agreement import nearest_probabilities, overlaps, report_agreement
+from pipelines.evaluate.agreement import expected_overlaps, nearest_probabilities, report_agreement
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, class_codes, random_codes, write_codes
 
@@ -48,7 +48,9 @@ def test_the_overlap_is_the_mean_over_all_orders_of_the_ties(k: int) -> None:
     old, new = [2, 1, 2, 2, 0], [1, 1, 3, 1, 1]
     probabilities = [nearest_probabilities(np.array([side], np.int32), k) for side in (old, new)]
     assert [p.sum() for p in probabilities] == pytest.approx([k, k])
-    assert overlaps(probabilities[0], probabilities[1], k)[0] == pytest.approx(mean_over_tie_orders(old, new, k))
+    assert expected_overlaps(probabilities[0], probabilities[1], k)[0] == pytest.approx(
+        mean_over_tie_orders(old, new, k)
+    )
 
 
 def test_the_figures_are_those_of_a_plain_computation(tmp_path: Path) -> None:

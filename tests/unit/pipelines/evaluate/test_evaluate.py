@@ -19,7 +19,7 @@ from pipelines.errors import FingerprintMismatch, InputError, UsageError
 from pipelines.evaluate.conventions import convention_settings
 from pipelines.evaluate.evaluate import choose_queries, evaluate
 from pipelines.evaluate.figures import measure_pair
-from pipelines.evaluate.health import examine
+from pipelines.evaluate.health import examine_codes
 from pipelines.evaluate.pair import load_pair
 from tests.support.codes import (
     Rows,
@@ -526,7 +526,7 @@ def test_queries_that_are_in_the_database_are_pointed_out(tmp_path):
 def test_the_gallery_is_spread_over_the_classes_and_has_failures(tmp_path):
     q, database = sets(tmp_path, queries=60)
     pair = load_pair(open_codes(q), [open_codes(uri) for uri in database])
-    _, ap = measure_pair(pair, examine(pair.queries.codes, pair.database.codes, 64), EvaluateSettings())
+    _, ap = measure_pair(pair, examine_codes(pair.queries.codes, pair.database.codes, 64), EvaluateSettings())
     chosen = choose_queries(pair, ap, 9)
     labels = [int(pair.queries.labels[query].argmax()) for query, _ in chosen]
     assert len({query for query, _ in chosen}) == 9 and sorted(labels) == [0, 0, 0, 1, 1, 1, 2, 2, 2]

@@ -21,7 +21,7 @@ from pipelines.config.settings import Config
 from pipelines.encode.encoder import Encoder
 from pipelines.errors import InputError, UsageError, WorkFailed
 from pipelines.export import onnx as module
-from pipelines.export.onnx import compare, export, find_images
+from pipelines.export.onnx import compare_with_torch, export_onnx, find_check_images
 from pipelines.ingest.ingest import ingest
 from tests.support.models import SIDE, write_model
 from tests.support.pictures import jpeg, picture, write_folder, write_specimens
@@ -50,7 +50,7 @@ def file(model: Artifact) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(model: Artifact, file: Path) -> dict[str, Any]:
-    return export(model.uri, str(file)).as_json()
+    return export_onnx(model.uri, str(file)).as_json()
 
 
 def run(file: Path, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
@@ -91,13 +91,13 @@ def test_the_file_says_what_it_is_and_not_where_it_was_made(
 def test_a_rerun_gives_the_same_bytes_and_says_so(
     exported: dict[str, Any], file: Path, model: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    again = export(model.uri, str(file)).as_json()
+    again = export_onnx(model.uri, str(file)).as_json()
     assert again == {**exported, "status": "unchanged"}
     assert capsys.readouterr().out == "", "stdout is for the result alone"
 
 
 def test_a_fixed_batch_is_in_the_file(model: Artifact, tmp_path: Path) -> None:
-    result = export(model.uri, str(tmp_path / "five.onnx"), batch=5).as_json()
+    result = export_onnx(model.uri, str(tmp_path / "five.onnx"), batch=5).as_json()
     assert (result["batch"], result["images"]) == (5, 24)
     (images,) = onnxruntime.InferenceSession(tmp_path / "five.onnx").get_inputs()
     assert images.shape == [5, SIDE, SIDE, 3]
@@ -115,7 +115,7 @@ def test_another_bit_order_is_noticed_and_not_written(
     places.CopyFrom(onnx.numpy_helper.from_array(swapped, places.name))
     monkeypatch.setattr(module, "to_onnx", lambda *_: graph.SerializeToString())
     with pytest.raises(WorkFailed, match="bits of the ONNX graph differ from torch's: nothing was written"):
-        export(model.uri, str(tmp_path / "model.onnx"))
+        export_onnx(model.uri, str(tmp_path / "model.onnx"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,7 +123,7 @@ def test_another_normalisation_is_noticed(exported: dict[str, Any], file: Path, 
     plain = hhnet.Preprocess(size=SIDE, resize=36, mean=(0, 0, 0), std=(1, 1, 1))
     other = Encoder(Encoder.open(model).model, plain, "fp32", model.digest)
     with pytest.raises(WorkFailed, match="logits of the ONNX graph differ"):
-        compare(file.read_bytes(), other, PICTURES, None)
+        compare_with_torch(file.read_bytes(), other, PICTURES, None)
 
 
 def test_without_the_extra_it_says_what_to_install(
@@ -131,13 +131,13 @@ def test_without_the_extra_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"needs onnxruntime: pip install 'hhnet\[export\]'"):
-        export(model.uri, str(tmp_path / "model.onnx"))
+        export_onnx(model.uri, str(tmp_path / "model.onnx"))
 
 
 @pytest.mark.parametrize("out", ["s3://bucket/model.onnx", "nowhere/model.onnx"])
 def test_a_place_that_can_hold_no_file_is_refused_before_any_work(model: Artifact, out: str) -> None:
     with pytest.raises(UsageError, match=f"--out {out} must be a local file"):
-        export(model.uri, out)
+        export_onnx(model.uri, out)
 
 
 # --------------------------------------------------------------------------------------------------------- images
@@ -145,23 +145,23 @@ def test_a_place_that_can_hold_no_file_is_refused_before_any_work(model: Artifac
 
 def test_images_of_a_folder_are_those_that_decode(model: Artifact, encoder: Encoder, tmp_path: Path) -> None:
     write_specimens(tmp_path / "readable", unreadable=False)
-    readable, where = find_images(model, encoder.preprocess, tmp_path / "readable")
+    readable, where = find_check_images(model, encoder.preprocess, tmp_path / "readable")
     write_specimens(tmp_path / "all")
-    found, _ = find_images(model, encoder.preprocess, tmp_path / "all")
+    found, _ = find_check_images(model, encoder.preprocess, tmp_path / "all")
     assert (len(found), where) == (len(readable), str(tmp_path / "readable"))
     assert found.shape[1:] == (SIDE, SIDE, 3)
     (tmp_path / "none").mkdir()
     write_specimens(tmp_path / "bad", readable=False)
     for folder in ("none", "bad", "nowhere"):
         with pytest.raises(InputError, match="name another folder"):
-            find_images(model, encoder.preprocess, tmp_path / folder)
+            find_check_images(model, encoder.preprocess, tmp_path / folder)
 
 
 def test_where_the_training_images_are_gone_they_are_generated_and_called_so(
     model: Artifact, encoder: Encoder, tmp_path: Path
 ) -> None:
     alone = carried(model, tmp_path)
-    squares, what = find_images(alone, encoder.preprocess, None)
+    squares, what = find_check_images(alone, encoder.preprocess, None)
     assert re.match("generated images, for .* does not remember where its shards lies", what)
     assert squares.shape == (64, SIDE, SIDE, 3)
     assert len(np.unique(squares.reshape(64, -1), axis=0)) == 64

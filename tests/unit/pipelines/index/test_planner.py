@@ -20,7 +20,7 @@ from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, UsageError, WorkFailed
 from pipelines.index.build import build_index
 from pipelines.index.kinds import kind_names
-from pipelines.index.planner import Plan, Prediction, along, choose_kind, predict
+from pipelines.index.planner import Plan, Prediction, choose_kind, interpolate, predict_kinds
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool, use_inline_pool
@@ -124,7 +124,7 @@ def test_the_predicted_bytes_are_those_that_are_built(
     config = settings("index.gate.min_self_recall=0", "index.gate.min_recall=0", "index.nprobe=4")
     sample = np.concatenate([rows.codes for rows in contents.values()])
     sample = sample[np.random.default_rng(0).permutation(len(sample))]
-    predictions = predict(sample, sizes, config)
+    predictions = predict_kinds(sample, sizes, config)
     assert {entry.kind for entry in predictions} == set(kind_names())
     for entry in predictions:
         named = config.model_copy(update={"index": config.index.model_copy(update={"kind": entry.kind})})
@@ -137,13 +137,13 @@ def test_the_predicted_bytes_are_those_that_are_built(
 
 def test_more_codes_than_were_tried_follow_the_growth_of_the_work() -> None:
     scan = [(1000, 11.0), (4000, 14.0)]
-    assert along(scan, 2500, float) == pytest.approx(12.5)
-    assert along(scan, 101_000, float) == pytest.approx(111.0)
-    assert along(scan, 10, float) == 11.0 and along(scan[:1], 10, float) == 11.0
-    assert along(scan, 16_000, log) == pytest.approx(17.0)
+    assert interpolate(scan, 2500, float) == pytest.approx(12.5)
+    assert interpolate(scan, 101_000, float) == pytest.approx(111.0)
+    assert interpolate(scan, 10, float) == 11.0 and interpolate(scan[:1], 10, float) == 11.0
+    assert interpolate(scan, 16_000, log) == pytest.approx(17.0)
     recall = [(1000, 0.9), (4000, 0.8)]
-    assert along(recall, 16_000, log, falls=True) == pytest.approx(0.7)
-    assert along(recall, 16_000, log) == along([(1000, 0.5), (4000, 0.8)], 16_000, log, falls=True) == 0.8
+    assert interpolate(recall, 16_000, log, falls=True) == pytest.approx(0.7)
+    assert interpolate(recall, 16_000, log) == interpolate([(1000, 0.5), (4000, 0.8)], 16_000, log, falls=True) == 0.8
 
 
 @pytest.mark.parametrize("count", [1, 3, 130])
