@@ -183,7 +183,7 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
         source = run.source if "://" in run.source else str(Path(run.source).expanduser())
         splits = log.add(ingest_stage, "ingest shards", source, f"{out}/shards", run.split, config)["splits"]
     roles = assign_roles(settings, splits)
-    shards = {uri: ref_of(log.add(verify_stage, f"verify {place(uri)}", uri, out, config)) for uri in roles.all()}
+    shards = {uri: ref_of(log.add(verify_stage, f"verify {shorten_uri(uri)}", uri, out, config)) for uri in roles.all()}
 
     # shards -> model
     val = shards[roles.val] if roles.val else None
@@ -233,7 +233,7 @@ def _show_run(settings: Config, out: str, log: StageLog, summary: RunResult | No
                 show_if_reachable(key, "table", json.dumps(rows), title)
 
 
-def place(uri: str) -> str:
+def shorten_uri(uri: str) -> str:
     """Return the last two parts of a URI, as a name of the artifact for people."""
     return "/".join(Store(uri).uri.rstrip("/").split("/")[-2:])
 

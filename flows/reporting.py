@@ -74,11 +74,11 @@ def best_effort() -> Iterator[None]:
 def await_prefect(seconds: float) -> None:
     """Wait up to `seconds` until Prefect's server answers, so that a restarting one still hears how the run ended."""
     deadline = time.monotonic() + seconds
-    while not answers() and time.monotonic() < deadline:
+    while not prefect_answers() and time.monotonic() < deadline:
         time.sleep(UPDATE_EVERY_S)
 
 
-def answers() -> bool:
+def prefect_answers() -> bool:
     """Tell whether Prefect's server answers now."""
     with best_effort(), get_client(sync_client=True) as client:
         return client.api_healthcheck() is None
@@ -94,7 +94,7 @@ def show_if_reachable(key: str, kind: str, data: Any, description: str) -> bool:
 
 
 @contextmanager
-def progress(name: str) -> Iterator[None]:
+def report_progress(name: str) -> Iterator[None]:
     """Show the stages of a verb in the block as one progress bar in Prefect, and as lines in the run's log."""
     following = _Following(name)
     with reporting(following.hear):

@@ -61,13 +61,13 @@ def prefect_server() -> Iterator[None]:
         if url := server_url():
             reach_prefect(url)
             # Prefect writes results that it cannot report to its server into files; here they end with the block.
-            with environment({"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home)}):
+            with set_environment({"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home)}):
                 yield
             return
         theirs = dict.fromkeys(
             (name for name in os.environ if _is_prefects(name) and name not in QUIET_ENVIRONMENT), None
         )
-        with environment(theirs), _temporary_server(home) as settings, environment(settings):
+        with set_environment(theirs), _temporary_server(home) as settings, set_environment(settings):
             yield
 
 
@@ -77,7 +77,7 @@ def quiet_prefect() -> Iterator[None]:
     quiet: dict[str, str | None] = {name: value for name, value in QUIET_ENVIRONMENT.items() if name not in os.environ}
     direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = ",".join(dict.fromkeys([*filter(None, direct.split(",")), *LOOPBACK]))
-    with environment({**quiet, "no_proxy": hosts, "NO_PROXY": hosts}):
+    with set_environment({**quiet, "no_proxy": hosts, "NO_PROXY": hosts}):
         yield
 
 
@@ -164,17 +164,17 @@ def _temporary_server(home: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+def set_environment(values: Mapping[str, str | None]) -> Iterator[None]:
     """Set environment variables for the length of the block; None unsets one."""
     before = {name: os.environ.get(name) for name in values}
-    _set_environment(values)
+    _write_environment(values)
     try:
         yield
     finally:
-        _set_environment(before)
+        _write_environment(before)
 
 
-def _set_environment(values: Mapping[str, str | None]) -> None:
+def _write_environment(values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)

@@ -14,7 +14,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from flows.reporting import progress
+from flows.reporting import report_progress
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.runs import Record, closed_records
 from pipelines.artifacts.versions import list_lost, open_current
@@ -75,7 +75,7 @@ def ingest_stage(name: str, source: str, out: str, split: str, config: dict[str,
     """Turn images into shards, one artifact for each part of the split."""
     from pipelines.ingest.ingest import ingest as job
 
-    with progress(name):
+    with report_progress(name):
         return job(source, out, parse_settings(config), split=split).as_json()
 
 
@@ -88,7 +88,7 @@ def verify_stage(name: str, uri: str, out: str, config: dict[str, Any]) -> Recor
     from pipelines.verify.verify import verify_tars
 
     settings = parse_settings(config)
-    with progress(name):
+    with report_progress(name):
         result = verify_tars(uri, out, settings)
     if damaged := result.damaged:
         more = f" (and {len(damaged) - 1} more tars)" if len(damaged) > 1 else ""
@@ -108,7 +108,7 @@ def train_stage(name: str, shards: Ref, val: Ref | None, out: str, config: dict[
         require_unchanged(shards),
         require_unchanged(val) if val else None,
     )
-    with progress(name):
+    with report_progress(name):
         return job(source, out, settings, val=held_out).as_json()
 
 
@@ -118,7 +118,7 @@ def rotate_stage(name: str, model: Ref, out: str, config: dict[str, Any]) -> Rec
     from pipelines.train.rehead import rotate as job
 
     settings, source = parse_settings(config), require_unchanged(model)
-    with progress(name):
+    with report_progress(name):
         return replace(job(source, out, settings), verb="rotate").as_json()
 
 
@@ -128,7 +128,7 @@ def encode_stage(name: str, shards: Ref, model: Ref, out: str, config: dict[str,
     from pipelines.encode.encode import encode as job
 
     settings, source, network = parse_settings(config), require_unchanged(shards), require_unchanged(model)
-    with progress(name):
+    with report_progress(name):
         result = job(source, network, out, settings)
     return {"images_per_second": measured_rate(out), **replace(result, verb=name).as_json()}
 
@@ -144,7 +144,7 @@ def index_stage(name: str, codes: list[Ref], out: str, config: dict[str, Any]) -
     from pipelines.index.update import add_codes
 
     settings, sources = parse_settings(config), [require_unchanged(ref) for ref in codes]
-    with progress(name):
+    with report_progress(name):
         known = list_versions(Store(out))
         if not known or (known == [1] and list_lost(open_current(out, "index"))):
             return build_index(sources, out, settings, publish=False).as_json()
@@ -163,7 +163,7 @@ def evaluate_stage(name: str, queries: Ref, database: list[Ref], out: str, confi
 
     settings = parse_settings(config)
     mark = report_fingerprint(queries["digest"], [ref["digest"] for ref in database], settings)[:NAME_DIGEST_CHARS]
-    with progress(name):
+    with report_progress(name):
         return job(
             require_unchanged(queries), [require_unchanged(ref) for ref in database], f"{out}/{mark}", settings
         ).as_json()
@@ -175,7 +175,7 @@ def publish_stage(name: str, index: Ref, config: dict[str, Any]) -> Record:
     from pipelines.index.publish import publish_index as job
 
     settings, uri, digest = parse_settings(config), index["uri"], index["digest"]
-    with progress(name):
+    with report_progress(name):
         return replace(job(uri, settings, digest=digest), verb="publish").as_json()
 
 

@@ -15,7 +15,7 @@ from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_current
 from pipelines.errors import InputError
 from pipelines.storage import Store
-from pipelines.verify.status.figures import attempts_of, slowest
+from pipelines.verify.status.figures import list_attempts, list_slowest
 
 SLOWEST_SHOWN = 20
 """Number of shards in the table of the slowest."""
@@ -130,7 +130,7 @@ def slowest_rows(codes: Mapping[str, str]) -> list[Record]:
     rows = [
         {"codes": name, **row}
         for name, uri in codes.items()
-        for row in slowest(attempts_of(read_runs(Store(uri), RUNS_READ)))
+        for row in list_slowest(list_attempts(read_runs(Store(uri), RUNS_READ)))
     ]
     return sorted(rows, key=lambda row: -row["seconds"])[:SLOWEST_SHOWN]
 

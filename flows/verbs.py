@@ -189,12 +189,12 @@ def _report_all() -> None:
     """Send the logs and events that Prefect's threads still hold, before a temporary server is stopped."""
     from prefect.events.worker import EventsWorker
 
-    from flows.reporting import answers
+    from flows.reporting import prefect_answers
 
     for handler in logging.getLogger("prefect.flow_runs").handlers:
         handler.flush()
     EventsWorker.drain_all(timeout=REPORT_TIMEOUT_S)
-    if not answers():
+    if not prefect_answers():
         _drop_unsent()
 
 

@@ -28,10 +28,10 @@ from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError, WorkFailed
 from pipelines.ingest.foreign import ForeignTar, Loss, scan_foreign_tar
-from pipelines.ingest.growth import Grown, adopted_before, grown_classes
+from pipelines.ingest.growth import Grown, extend_classes, find_adopted_shards
 from pipelines.ingest.result import IngestResult
 from pipelines.ingest.sources import MAX_FILES, Listing
-from pipelines.ingest.tarlists import tars_of
+from pipelines.ingest.tarlists import list_tars
 from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.images import decode_ahead
 from pipelines.shards.shards import INDEX_NAME, Record, index_bytes, index_table
@@ -105,10 +105,10 @@ def adopt(
     """
     began = time.time()
     how, budget = how or Adoption(), (config or Config()).ingest.skip_budget
-    (origin, names), root = tars_of(source), Store(out)
+    (origin, names), root = list_tars(source), Store(out)
     if root.uri == Store(source).uri != origin.uri:
         raise InputError(f"--out {out} is a tar: give the folder that holds it, {origin.uri}, or another one")
-    listing, base = Listing(origin.uri), adopted_before(root, how.settings)
+    listing, base = Listing(origin.uri), find_adopted_shards(root, how.settings)
     if base is not None:
         names = base.names(names, origin)
     tars = [tar for tar in _index(origin, names, how, listing, base) if tar.table.num_rows]
@@ -238,7 +238,7 @@ def _class_ids(
         return how.classes, ids
     numbers = {name: int(name) for name in found if _WHOLE.fullmatch(name)}
     if base is not None:
-        return grown_classes(found, base.classes, numbers)
+        return extend_classes(found, base.classes, numbers)
     if len(numbers) == len(found):
         return tuple(str(number) for number in range(1 + max(numbers.values(), default=-1))), numbers
     names = tuple(sorted(found))

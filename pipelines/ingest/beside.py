@@ -12,7 +12,7 @@ MAX_BESIDE_BYTES = 1 << 20
 """Largest size of such a file in bytes; larger ones are skipped."""
 
 
-def beside_picture(
+def read_beside_picture(
     path: str, beside: Container[str], used: set[str], read: Callable[[str], bytes]
 ) -> dict[str, Any] | None:
     """Return the metadata of a picture or None, and add the files that belong to it to `used`.

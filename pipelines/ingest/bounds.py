@@ -19,22 +19,22 @@ _DATA_PAGES = 5
 """Place of the number of data and stack pages in /proc/self/statm, see proc(5)."""
 
 
-def largest(path: Path) -> int:
+def max_unfolded_bytes(path: Path) -> int:
     """Return the number of bytes that a compressed source may unfold to."""
     return max(MIN_LIMIT_BYTES, MAX_EXPANSION * path.stat().st_size)
 
 
 def require_bounded(path: Path, unfolded: int) -> None:
-    """Raise InputError if a source unfolds to more bytes than `largest` allows."""
-    if unfolded > largest(path):
+    """Raise InputError if a source unfolds to more bytes than `max_unfolded_bytes` allows."""
+    if unfolded > max_unfolded_bytes(path):
         raise InputError(
-            f"{path} unfolds to more than {largest(path) >> 20} MiB, {MAX_EXPANSION} times its size: it is no source "
-            "of pictures; unpack it if it is one"
+            f"{path} unfolds to more than {max_unfolded_bytes(path) >> 20} MiB, {MAX_EXPANSION} times its size: "
+            "it is no source of pictures; unpack it if it is one"
         )
 
 
 @contextmanager
-def memory_for(path: Path) -> Iterator[None]:
+def limit_memory(path: Path) -> Iterator[None]:
     """Limit this process, inside the block, to the additional memory that reading a table at `path` may need.
 
     Allocations beyond it raise MemoryError. A table announces sizes that can only be checked by unfolding it. Without

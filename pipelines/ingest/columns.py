@@ -21,7 +21,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 """A lone surrogate: JSON can spell it, but UTF-8 cannot store it."""
 
 
-def features_of(schema: pa.Schema) -> Mapping[str, Any]:
+def read_features(schema: pa.Schema) -> Mapping[str, Any]:
     """Return the Hub's description of each column from the schema's metadata, or {} if there is no usable one."""
     text = (schema.metadata or {}).get(b"huggingface", b"")
     try:
@@ -31,7 +31,7 @@ def features_of(schema: pa.Schema) -> Mapping[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def classes_of(feature: Any) -> list[str] | None:
+def read_classes(feature: Any) -> list[str] | None:
     """Return the class names of a `ClassLabel` feature, or of a list of it; None for any other feature."""
     while True:  # no recursion: the depth is set by an untrusted file
         if isinstance(feature, list) and len(feature) == 1:
@@ -52,7 +52,7 @@ def _is_class_name(name: Any) -> bool:
 
 def image_columns(schema: pa.Schema) -> list[str]:
     """Return the columns that hold images: structs of `bytes` and `path`, and bytes that the Hub calls an image."""
-    features = features_of(schema)
+    features = read_features(schema)
     found = []
     for field in schema:
         feature = features.get(field.name)

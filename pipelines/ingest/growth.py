@@ -78,7 +78,7 @@ class Grown:
         return publish_next(self.artifact, number, [*self.parts, *new, index], (), totals, meta=meta)
 
 
-def adopted_before(root: Store, settings: Mapping[str, object]) -> Grown | None:
+def find_adopted_shards(root: Store, settings: Mapping[str, object]) -> Grown | None:
     """Return the shards that were adopted at `root` with these settings, or None.
 
     None means nothing, something else, or a first version whose index is gone. The caller then goes on as for a new
@@ -102,7 +102,7 @@ def adopted_before(root: Store, settings: Mapping[str, object]) -> Grown | None:
         return None  # missing parts of a first version are made again
 
 
-def grown_classes(
+def extend_classes(
     found: set[str], before: tuple[str, ...], numbers: Mapping[str, int]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the classes `before` with the new ones behind them, so that old ids stay, and the id of each class.

@@ -8,7 +8,7 @@ from typing import IO, Any, Generic, TypeVar
 from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.path_resolver import PathResolver
 from pipelines.ingest.skips import SkipReason
-from pipelines.ingest.sources import Listing, unfit
+from pipelines.ingest.sources import Listing, find_unfit_reason
 
 R = TypeVar("R")
 
@@ -57,7 +57,7 @@ class ImageRows(Generic[R]):
                 name, size = place
             else:
                 self._held[name] = (start, size)
-            if reason := unfit(name, size):
+            if reason := find_unfit_reason(name, size):
                 listing.skip(name, reason)
             else:
                 yield name, row
@@ -78,9 +78,9 @@ def _suffix(data: bytes, path: str | None) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
     own = Path(path or "").suffix.lower()
-    return own if unfit("x" + own, 1) is None else ".jpg"
+    return own if find_unfit_reason("x" + own, 1) is None else ".jpg"
 
 
 def _is_name(path: str) -> bool:
     parts = path.split("/")
-    return bool(path) and "\0" not in path and not {"", ".", ".."} & set(parts) and unfit(path, 1) is None
+    return bool(path) and "\0" not in path and not {"", ".", ".."} & set(parts) and find_unfit_reason(path, 1) is None

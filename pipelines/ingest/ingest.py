@@ -37,9 +37,9 @@ from pipelines.ingest.layout import ClassFrom, Layout
 from pipelines.ingest.protocols.base import Protocol
 from pipelines.ingest.result import IngestResult
 from pipelines.ingest.skips import SkipReason
-from pipelines.ingest.sources import Listing, Source, open_source, printable
+from pipelines.ingest.sources import Listing, Source, make_printable, open_source
 from pipelines.ingest.split import SplitPlan, parse_split
-from pipelines.ingest.tables import TableColumns, open_table, tables_at
+from pipelines.ingest.tables import TableColumns, find_tables, open_table
 from pipelines.shards.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 
@@ -165,7 +165,7 @@ def _opened(
         with plan.protocol.open(path) as opened:
             yield opened
         return
-    if tables := tables_at(path, is_folder):
+    if tables := find_tables(path, is_folder):
         if class_from is not None:
             raise InputError(f"{path} is a table, whose labels are columns: --class-from is for folders and archives")
         root = Path(table_root).expanduser() if table_root else None
@@ -200,13 +200,13 @@ def _in_key_order(listing: Listing) -> list[str]:
     """Sort the listing by key and return the keys. Raises InputError for no images, or for a path that comes twice."""
     if not listing.entries:
         raise InputError(f"{listing.where} holds no images{_first_skipped(listing)}{_what_helps(listing)}")
-    keys = unique_keys([entry.path for entry in listing.entries], listing.where)
+    keys = make_unique_keys([entry.path for entry in listing.entries], listing.where)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     listing.entries[:] = [listing.entries[place] for place in order]
     return [keys[place] for place in order]
 
 
-def unique_keys(paths: Sequence[str], where: str) -> list[str]:
+def make_unique_keys(paths: Sequence[str], where: str) -> list[str]:
     """Return the key of each path; paths that would share a key keep their suffixes. InputError for equal paths."""
     keys = [sample_key(path) for path in paths]
     while twice := {one for one, other in pairwise(sorted(keys)) if one == other}:
@@ -214,7 +214,7 @@ def unique_keys(paths: Sequence[str], where: str) -> list[str]:
         longer = [sample_key(path, whole=True) if key in twice else key for path, key in zip(paths, keys, strict=True)]
         if longer == keys:
             path = next(path for path, key in zip(paths, keys, strict=True) if key in twice)
-            raise InputError(f"{where} lists {printable(path)} twice: list it once")
+            raise InputError(f"{where} lists {make_printable(path)} twice: list it once")
         keys = longer
     return keys
 
@@ -286,7 +286,7 @@ def _source_digest(
     for said in filter(None, (source.files, source.columns)):
         digest.update(canonical_json(said))
     for sample, group in zip(samples, groups, strict=True):
-        facts = [sample.key, printable(sample.path), sample.sha256.hex(), sample.labels, sample.metadata, group]
+        facts = [sample.key, make_printable(sample.path), sample.sha256.hex(), sample.labels, sample.metadata, group]
         digest.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode() + b"\n")
     return digest.hexdigest()
 
@@ -321,11 +321,11 @@ def build_shard(path: Path, name: str, samples: Sequence[PlannedSample], read: C
     write_tar(path, (_members(sample, read(sample.path)) for sample in samples))
     labels = {sample.key: sample.labels for sample in samples}
     images = {sample.key: f"{sample.key}.{sample.suffix}" for sample in samples}
-    table = scan_tar(path, name, labels, images, {sample.key: printable(sample.path) for sample in samples})
+    table = scan_tar(path, name, labels, images, {sample.key: make_printable(sample.path) for sample in samples})
     written = [members[0]["sha256"] for members in table["members"].to_pylist()]
     for sample, digest in zip(samples, written, strict=True):
         if digest != sample.sha256:
-            raise WorkFailed(f"{printable(sample.path)} changed while it was ingested: run again")
+            raise WorkFailed(f"{make_printable(sample.path)} changed while it was ingested: run again")
     return table
 
 

@@ -23,8 +23,8 @@ from types import MappingProxyType
 from typing import IO, Any, cast
 
 from pipelines.errors import Degraded, InputError
-from pipelines.ingest.beside import MAX_BESIDE_BYTES, beside_picture
-from pipelines.ingest.bounds import largest, require_bounded
+from pipelines.ingest.beside import MAX_BESIDE_BYTES, read_beside_picture
+from pipelines.ingest.bounds import max_unfolded_bytes, require_bounded
 from pipelines.ingest.folders import folder_reader, walk_folder
 from pipelines.ingest.found import Found
 from pipelines.ingest.layout import (
@@ -37,7 +37,7 @@ from pipelines.ingest.layout import (
     wrapping_folders,
 )
 from pipelines.ingest.skips import NO_LOSS, SkipReason
-from pipelines.ingest.zips import guessed_names, list_zip, open_zip, zip_reader
+from pipelines.ingest.zips import list_guessed_names, list_zip, open_zip, zip_reader
 from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.tar import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 from pipelines.storage import scratch_folder
@@ -97,7 +97,7 @@ class Listing:
         """
         self.skipped += 1
         if reason is SkipReason.WRONG_SUFFIX:
-            suffix = printable(os.path.splitext(path)[1].lower()) or "none"  # noqa: PTH122 - a Path per file is slow
+            suffix = make_printable(os.path.splitext(path)[1].lower()) or "none"  # noqa: PTH122 - a Path per file is slow
             known = suffix in self.suffixes or len(self.suffixes) < SUFFIXES_COUNTED
             self.suffixes[suffix if known else "others"] += 1
         self.reasons[str(reason)] += 1
@@ -105,8 +105,8 @@ class Listing:
         if lost:
             self.losses[str(reason)] += 1
         if len(self.named) < SKIPPED_NAMED or (lost and self.first_lost is None):
-            named = {"path": printable(path)[:MAX_NAME_BYTES], "reason": str(reason)}
-            named |= {"detail": printable(detail)} if detail else {}
+            named = {"path": make_printable(path)[:MAX_NAME_BYTES], "reason": str(reason)}
+            named |= {"detail": make_printable(detail)} if detail else {}
             self.named += [named] if len(self.named) < SKIPPED_NAMED else []
             if lost:
                 self.first_lost = self.first_lost or named
@@ -207,10 +207,11 @@ def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
         with open_zip(path) as archive:
             files.meet_all(list_zip(archive))
             require_bounded(path, sum(info.file_size for info in files.places.values()))
-            if guessed := guessed_names(archive):
+            if guessed := list_guessed_names(archive):
                 listing.notes.append(
-                    f"{len(guessed):,} names are not UTF-8 and are read as code page 437 ({printable(guessed[0])}): "
-                    "if that is wrong, unpack the zip with its encoding and ingest the folder"
+                    f"{len(guessed):,} names are not UTF-8 and are read as code page 437 "
+                    f"({make_printable(guessed[0])}): if that is wrong, unpack the zip with its encoding and "
+                    "ingest the folder"
                 )
             yield files.source(layout, zip_reader(archive, files.places), _stem(path))
     elif not path.exists():
@@ -221,7 +222,7 @@ def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
         )
 
 
-def unfit(path: str, size: int) -> SkipReason | None:
+def find_unfit_reason(path: str, size: int) -> SkipReason | None:
     """Return why a file cannot be a sample by its name and size alone, or None if it can."""
     name = path[path.rfind("/") + 1 :]
     if os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122 - a Path per file is slow
@@ -255,7 +256,7 @@ class _Files:
             self.listing.bound(len(self.places) + self._folders)
 
     def _meet(self, found: Found) -> None:
-        path, unsafe = inside(found.name)
+        path, unsafe = check_relative_path(found.name)
         if unsafe:
             self.listing.skip(path, SkipReason.UNSAFE_NAME, unsafe)
             return
@@ -286,13 +287,15 @@ class _Files:
         pictures = [path for path in self.places if path not in self._beside]
         wrapper = wrapping_folders(self._common or "", pictures, layout.depth, archive) if archive else ""
         if wrapper:
-            self.listing.notes.append(f"all files lie in {printable(wrapper)}, so paths and classes begin below it")
+            self.listing.notes.append(
+                f"all files lie in {make_printable(wrapper)}, so paths and classes begin below it"
+            )
         paths = [path[len(wrapper) :] for path in pictures]
         beside = {path[len(wrapper) :] for path in self._beside}
         may_be = bool(beside and paths) and layout.class_from is None and not layout.parts
         numbered = may_be and is_numbered(paths, self._statistics)
         found = place_pictures(paths, layout, self.listing.where, numbered)
-        self.listing.notes += map(printable, found.notes)
+        self.listing.notes += map(make_printable, found.notes)
 
         def read_below(path: str) -> bytes:
             return read(wrapper + path)
@@ -303,8 +306,8 @@ class _Files:
             if labels is None:  # stray pictures count as lost only if they are more than half of all
                 self.listing.skip(path, SkipReason.STRAY, loss=2 * strays > len(paths))
             else:
-                facts = beside_picture(path, beside, used, read_below) if numbered else None
-                self.listing.add(SourceImage(path, tuple(map(printable, labels)), facts))
+                facts = read_beside_picture(path, beside, used, read_below) if numbered else None
+                self.listing.add(SourceImage(path, tuple(map(make_printable, labels)), facts))
         for path in sorted(beside - used):
             self.listing.skip(path, SkipReason.WRONG_SUFFIX)
         return Source(self.listing, read_below if wrapper else read)
@@ -314,7 +317,7 @@ def _refusal(path: str, found: Found) -> SkipReason | None:
     """Return why a file of a folder or archive is no sample, or None if it is one."""
     if is_hidden(path):
         return SkipReason.HIDDEN
-    reason = unfit(path, found.size)
+    reason = find_unfit_reason(path, found.size)
     suffix = os.path.splitext(found.name)[1]  # noqa: PTH122 - a folder that cannot be listed has none
     if found.kind == "file" or (reason is SkipReason.WRONG_SUFFIX and suffix and found.kind != "loop"):
         return reason
@@ -336,13 +339,13 @@ def file_size(path: str, where: str) -> int:
     try:
         found = os.stat(path)  # noqa: PTH116 - a Path per file is slow
     except (OSError, ValueError) as error:
-        raise InputError(f"{where}: cannot read {printable(path)}: {getattr(error, 'strerror', error)}") from None
+        raise InputError(f"{where}: cannot read {make_printable(path)}: {getattr(error, 'strerror', error)}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{where}: {printable(path)} is not a plain file")
+        raise InputError(f"{where}: {make_printable(path)} is not a plain file")
     return found.st_size
 
 
-def printable(name: str) -> str:
+def make_printable(name: str) -> str:
     """Return a file name as valid Unicode, with \\xNN for bytes that are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -350,7 +353,7 @@ def printable(name: str) -> str:
 # ------------------------------------------------------------------------------------------------------ archives
 
 
-def inside(name: str) -> tuple[str, str | None]:
+def check_relative_path(name: str) -> tuple[str, str | None]:
     """Return a name from an archive or table as a plain relative path, and why it is refused, or None."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/"):
@@ -367,12 +370,12 @@ def _spool_tar(path: Path, spool: IO[bytes]) -> Iterator[Found]:
     try:
         with _open_tar(path) as stream:
             for entry, content in read_tar(stream, _is_spooled, _limits(path, stream)):
-                name = inside(entry.name)[0]
+                name = check_relative_path(entry.name)[0]
                 found = Found(entry.name, entry.size, entry.kind)
                 if content is not None:
                     found = found._replace(place=(spool.tell(), len(content)))
                     spool.write(content)
-                elif linked := held.get(inside(entry.target)[0]):
+                elif linked := held.get(check_relative_path(entry.target)[0]):
                     found = Found(entry.name, linked[1], place=linked)
                 elif entry.target:
                     found = found._replace(detail=f"no picture before it is called {entry.target}")
@@ -389,15 +392,15 @@ def _spool_tar(path: Path, spool: IO[bytes]) -> Iterator[Found]:
 
 
 def _is_spooled(entry: TarEntry) -> bool:
-    name, refusal = inside(entry.name)
+    name, refusal = check_relative_path(entry.name)
     if refusal is not None:
         return False
-    return unfit(name, entry.size) is None or _stands_beside(name, entry.size)
+    return find_unfit_reason(name, entry.size) is None or _stands_beside(name, entry.size)
 
 
 def _limits(path: Path, stream: IO[bytes]) -> TarLimits:
     if isinstance(stream, tuple(_MAGIC.values())):
-        return TarLimits(total_bytes=largest(path))
+        return TarLimits(total_bytes=max_unfolded_bytes(path))
     return TarLimits()
 
 

@@ -15,25 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.ingest.bounds import memory_for, require_bounded
+from pipelines.ingest.bounds import limit_memory, require_bounded
 from pipelines.ingest.columns import (
     bytes_unfolded,
-    classes_of,
     columns_of_bytes,
-    features_of,
     holds_images,
     image_columns,
     json_values,
     label_cells,
     lists_of_images,
     metadata_type,
+    read_classes,
+    read_features,
 )
 from pipelines.ingest.csv_rows import read_csv
 from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.image_rows import ImageRows
 from pipelines.ingest.path_resolver import PathResolver
 from pipelines.ingest.skips import SkipReason
-from pipelines.ingest.sources import Listing, Source, SourceImage, unfit
+from pipelines.ingest.sources import Listing, Source, SourceImage, find_unfit_reason
 from pipelines.storage import scratch_folder
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -137,7 +137,7 @@ class _Found:
         return Source(self.listing, reader, columns={name: str(kind) for name, kind in sorted(self.kinds.items())})
 
 
-def tables_at(path: Path, is_folder: bool) -> list[Path]:
+def find_tables(path: Path, is_folder: bool) -> list[Path]:
     """Return the tables that make up a source: the file itself, or the Parquet files with images in a folder.
 
     A folder that also holds an image as a file has no tables in this sense.
@@ -156,7 +156,7 @@ def tables_at(path: Path, is_folder: bool) -> list[Path]:
                         pending.append(item.path)
                     elif item.name.lower().endswith(".parquet"):
                         tables.append(Path(item.path))
-                    elif unfit(item.name, 1) is None:
+                    elif find_unfit_reason(item.name, 1) is None:
                         return []
         schemas = {table: pq.read_schema(table) for table in sorted(tables)}
         images = [table for table, schema in schemas.items() if image_columns(schema)]
@@ -179,7 +179,7 @@ def open_table(
     encoding: str | None = None,
     by_file: bool = False,
 ) -> Iterator[Source]:
-    """Open the tables that `tables_at` found at a path as one source, and list the images.
+    """Open the tables that `find_tables` found at a path as one source, and list the images.
 
     Paths are below `root`, by default the folder of the table. `encoding` is that of a CSV. With `by_file`, the name of
     a table with images in its rows is their part of a split. Raises InputError for a table that cannot be used.
@@ -244,7 +244,7 @@ def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Table
             found.listing.skip(row.image, place, f"row {row.number}")
         elif place[0] in found.rows:
             found.keep(place[0], row, str(path))
-        elif reason := unfit(*place):
+        elif reason := find_unfit_reason(*place):
             found.listing.skip(place[0], reason)
         else:
             found.keep(place[0], row, str(path))
@@ -296,7 +296,7 @@ class _ParquetTable:
     def __init__(self, path: Path, columns: TableColumns) -> None:
         self._path = path
         try:
-            with memory_for(path):
+            with limit_memory(path):
                 self._file = pq.ParquetFile(path)
                 self._schema = self._file.schema_arrow
             self._choose(columns)
@@ -308,7 +308,7 @@ class _ParquetTable:
     def _choose(self, columns: TableColumns) -> None:
         """Choose the columns of images or paths and of labels. InputError if one is missing or of a wrong type."""
         path = self._path
-        self._features = features_of(self._schema)
+        self._features = read_features(self._schema)
         self._names = [name for name in self._schema.names if not PANDAS_INDEX.fullmatch(name)]
         self._columns = columns
         images = image_columns(self._schema)
@@ -329,7 +329,7 @@ class _ParquetTable:
         """Return the wanted label columns: the user's, else None if some are named label..., else the Hub's first."""
         labels = columns.labels
         if labels is None and not any(map(LABEL_COLUMN.fullmatch, self._schema.names)):
-            labels = [name for name in self._schema.names if classes_of(self._features.get(name))][:1]
+            labels = [name for name in self._schema.names if read_classes(self._features.get(name))][:1]
         return labels
 
     def rows(self, found: _Found) -> Iterator[TableRow]:
@@ -361,7 +361,7 @@ class _ParquetTable:
 
     def _next(self, batches: Iterator[pa.RecordBatch]) -> tuple[pa.RecordBatch, int] | None:
         """Return the next rows and their bytes of unfolded text and pictures, or None at the end."""
-        with memory_for(self._path):
+        with limit_memory(self._path):
             batch = next(batches, None)
             if batch is None:
                 return None
@@ -385,7 +385,7 @@ class _ParquetTable:
 
     def _label_cells(self, column: pa.Array, name: str, before: int) -> list[list[str]]:
         try:
-            return label_cells(column, classes_of(self._features.get(name)))
+            return label_cells(column, read_classes(self._features.get(name)))
         except ValueError as error:
             why = error.args[-1]
             row = f", row {before + error.args[0] + 1}" if len(error.args) > 1 else ""

@@ -16,7 +16,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 
 
-def tars_of(source: str) -> tuple[Store, list[str]]:
+def list_tars(source: str) -> tuple[Store, list[str]]:
     """Return the folder or prefix of the tars of `source`, and their names in order.
 
     `source` is a folder or s3:// prefix with tars directly in it, a tar, or a pattern of the webdataset library for

@@ -51,7 +51,7 @@ def list_zip(archive: zipfile.ZipFile) -> Iterator[Found]:
             yield Found(name, info.file_size, place=info)
 
 
-def guessed_names(archive: zipfile.ZipFile) -> list[str]:
+def list_guessed_names(archive: zipfile.ZipFile) -> list[str]:
     """Return the names without any sign of their encoding; they are read as code page 437."""
     return [name for name, sure in map(_said, archive.infolist()) if not sure]
 

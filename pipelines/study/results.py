@@ -81,7 +81,7 @@ def searches_table(trials: Sequence[Trial]) -> pa.Table:
     return table_of(SEARCHES, {name: [getattr(trial, name) for trial in trials] for name in SEARCHES.names})
 
 
-def summarise(cells: pa.Table) -> list[dict[str, Any]]:
+def summarise_groups(cells: pa.Table) -> list[dict[str, Any]]:
     """Summarise each group over its seeds: mean and sample deviation of the mAP.
 
     A single seed has no deviation. Failed cells are counted but not averaged; a group in which all failed has no mean.

@@ -37,7 +37,7 @@ from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, Group
 from pipelines.study.page import study_page, study_plots
-from pipelines.study.results import AXIS_PREFIX, Trial, cells_table, searches_table, summarise
+from pipelines.study.results import AXIS_PREFIX, Trial, cells_table, searches_table, summarise_groups
 from pipelines.train import rehead, train
 from pipelines.train.batches import TrainData
 
@@ -275,7 +275,7 @@ class Steps:
         return open_current(uri, kind)
 
 
-def attempt(step: Callable[[], T]) -> tuple[T | None, str | None]:
+def run_step(step: Callable[[], T]) -> tuple[T | None, str | None]:
     """Run a step; return its result or its one-line error. Out-of-reach errors are raised: the cell is not at fault."""
     try:
         return step(), None
@@ -298,9 +298,9 @@ def run_group(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Cell]
 
 def _run_cell(cell: Cell, steps: Steps) -> Cell:
     report = None
-    model, error = attempt(partial(steps.model, cell.config))
+    model, error = run_step(partial(steps.model, cell.config))
     if model is not None:
-        report, error = attempt(partial(steps.report, model, cell.config))
+        report, error = run_step(partial(steps.report, model, cell.config))
     return replace(cell, model=model, report=report, error=error)
 
 
@@ -314,7 +314,7 @@ def choose_candidate(grid: Grid, group: Group, steps: Steps | None) -> tuple[lis
         return [], {}
     seed, tried = grid.seeds[0], []
     for candidate in grid.candidates:
-        model, error = attempt(partial(steps.model, grid.config(group, seed, candidate.settings)))
+        model, error = run_step(partial(steps.model, grid.config(group, seed, candidate.settings)))
         tried.append((candidate, model, error))
     whole = all(model or error for _, model, error in tried)
     maps = [model.facts(ModelMeta).metrics.map if model else None for _, model, _ in tried]
@@ -350,7 +350,7 @@ def _publish_study(grid: Grid, out: str, data: Data, cells: Sequence[Cell], tria
     refs = tuple(ArtifactInput(role=r, kind=entry.manifest.kind, digest=entry.digest) for r, entry in inputs.items())
     writer = ArtifactWriter(store, "study", mark, refs, {role: entry.uri for role, entry in inputs.items()})
     table = cells_table(list(grid.axes), _cell_rows(cells, data))
-    summary = summarise(table)
+    summary = summarise_groups(table)
     drawn = study_plots(summary)
     sources = {role: entry.digest for role, entry in data.inputs().items()}
     page = study_page(grid.description, table.to_pylist(), summary, trials, drawn, sources)

@@ -24,7 +24,7 @@ from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.plan import batch_sizes, epoch_spans, mix_sources
 from pipelines.shards.shards import Sample, Shard, ShardSet
 from pipelines.train.learner import Batch
-from pipelines.train.mixup import softened
+from pipelines.train.mixup import soften_labels
 
 T = TypeVar("T")
 View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]
@@ -278,7 +278,7 @@ def epoch_batches(
         keys = [sample.key for sample, _ in good for _ in augments]
         batch = Batch(stacked, labels.repeat(views, 0), keys)
         if config.train.mixup or config.train.label_smoothing:
-            batch = softened(batch, config, leg.epoch, views)
+            batch = soften_labels(batch, config, leg.epoch, views)
         yield batch, len(taken) - len(good)
 
 

@@ -31,7 +31,7 @@ class Position:
     legs: Sequence[tuple[int, int]]
 
 
-def batches(data: TrainData, config: Config, position: Position) -> Iterator[tuple[Batch, int]]:
+def iterate_batches(data: TrainData, config: Config, position: Position) -> Iterator[tuple[Batch, int]]:
     """Yield (batch, number of samples that did not decode) for each step from `position` to the end of the training."""
     cache = DecodedCache(config.data.cache)
     epoch, legs, world = position.epoch, position.legs, position.world
@@ -41,10 +41,10 @@ def batches(data: TrainData, config: Config, position: Position) -> Iterator[tup
         epoch, legs = epoch + 1, [(world, 0)]
 
 
-def batches_apart(
+def prefetch_batches(
     shards: str, val: str | None, config: Config, position: Position, digests: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Batch, int]]:
-    """Yield the items of `batches` for these shards, made in another process; raise its errors here.
+    """Yield the items of `iterate_batches` for these shards, made in another process; raise its errors here.
 
     `digests` select the versions of `shards` and `val`; unset means the current ones.
     """
@@ -74,7 +74,7 @@ class _Feed(IterableDataset[tuple[Batch, int] | HHNetError]):
         try:
             val = open_shards(self._val, self._digests.get("val")) if self._val else None
             train_set = open_shards(self._shards, self._digests.get("shards"))
-            yield from batches(TrainData.make(train_set, val, self._config), self._config, self._position)
+            yield from iterate_batches(TrainData.make(train_set, val, self._config), self._config, self._position)
         except HHNetError as error:
             yield error  # as an item: if it were raised, DataLoader would replace its message by a traceback
 

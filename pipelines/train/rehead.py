@@ -192,11 +192,11 @@ class Fitter:
         """Fit the configured method, and return the new model with its validation mAP."""
         from hhnet.nn.model import card, model_to_bytes
         from pipelines.encode.encoder import Encoder
-        from pipelines.train.validation import map_of
+        from pipelines.train.validation import validation_map
 
         made, figures = self._made()
         encoder = Encoder(made, self.encoder.preprocess, self.encoder.precision, "")
-        found = map_of(encoder, self.data, self.trained)
+        found = validation_map(encoder, self.data, self.trained)
         before = self.base.facts(ModelMeta)
         meta = ModelMeta(
             bits=made.bits,

@@ -458,13 +458,13 @@ def _stream(
     job: TrainJob, data: "TrainData", learner: "Learner", epoch: int, legs: list[list[int]]
 ) -> "Iterator[tuple[Batch, int]]":
     """Return the batches from here on, made in a process of their own if a GPU waits for them."""
-    from pipelines.train.prefetch import Position, batches, batches_apart
+    from pipelines.train.prefetch import Position, iterate_batches, prefetch_batches
 
     done = [(workers, steps) for workers, steps in legs]
     position = Position(learner.rank, learner.world, learner.loss.views, epoch, done)
     if learner.device.type == "cuda":
-        return batches_apart(job.shards, job.val, job.config, position, job.digests)
-    return batches(data, job.config, position)
+        return prefetch_batches(job.shards, job.val, job.config, position, job.digests)
+    return iterate_batches(data, job.config, position)
 
 
 def _end_epoch(

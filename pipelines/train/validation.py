@@ -38,7 +38,7 @@ def validate(learner: Learner, data: TrainData) -> float:
     return _val_map(codes, _val_labels(data), data.queries)
 
 
-def map_of(encoder: Encoder, data: TrainData, config: Config) -> float:
+def validation_map(encoder: Encoder, data: TrainData, config: Config) -> float:
     """Return the same mAP for a model that is not in training, computed in this process."""
     return _val_map(_codes(encoder, data, range(len(data.val_rows)), config), _val_labels(data), data.queries)
 

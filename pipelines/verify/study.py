@@ -8,7 +8,7 @@ from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.tables import read_parquet, require_schema
 from pipelines.artifacts.versions import open_input_version
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
-from pipelines.study.results import cells_schema, summarise
+from pipelines.study.results import cells_schema, summarise_groups
 from pipelines.verify.findings import Findings, count
 
 
@@ -33,7 +33,9 @@ def prove_study(findings: Findings) -> None:
             f"{artifact.uri}: the totals say {totals}, the table has {len(rows)} cells of which {failed} failed",
         )
         kept = _read_json_part(artifact, "summary.json")
-        findings.require(kept == summarise(cells), f"{artifact.uri}: summary.json is not the summary of its cells")
+        findings.require(
+            kept == summarise_groups(cells), f"{artifact.uri}: summary.json is not the summary of its cells"
+        )
         findings.checks.append(f"{count(len(rows), 'cell')} with the figures of the reports and models they name")
 
 

@@ -25,8 +25,8 @@ import numpy.typing as npt
 from pipelines.errors import InputError, WorkFailed
 from pipelines.ingest.layout import Layout
 from pipelines.ingest.protocols.base import Protocol
-from pipelines.ingest.protocols.draws import draw
-from pipelines.ingest.sources import Listing, Source, SourceImage, open_source, printable
+from pipelines.ingest.protocols.draws import draw_parts
+from pipelines.ingest.sources import Listing, Source, SourceImage, make_printable, open_source
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
@@ -98,7 +98,7 @@ class Cifar10(Protocol):
         if self.official:
             return ["query" if entry.group == "test" else "train" for entry in entries]
         shares = {part: self.parts[part] // len(CLASSES) for part in ("query", "train", "val") if part in self.parts}
-        return draw(keys, [entry.labels[0] for entry in entries], shares, DRAW_SEED)
+        return draw_parts(keys, [entry.labels[0] for entry in entries], shares, DRAW_SEED)
 
 
 _DRAWN = {"train": 5_000, "query": 1_000, "database": 54_000}
@@ -190,7 +190,7 @@ def _mark_pictures(listing: Listing) -> None:
         group, *folders = path.split("/")[:-1] or [""]
         if group not in ("train", "test") or len(folders) != 1 or folders[0] not in CLASSES:
             raise InputError(
-                f"{listing.where}/{printable(path)} does not lie in train/<class> or test/<class> of the classes "
+                f"{listing.where}/{make_printable(path)} does not lie in train/<class> or test/<class> of the classes "
                 f"{', '.join(CLASSES)}"
             )
     for place, entry in enumerate(listing.entries):

@@ -21,7 +21,7 @@ from typing import Any
 from pipelines.errors import InputError
 from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.protocols.base import Protocol
-from pipelines.ingest.protocols.draws import draw
+from pipelines.ingest.protocols.draws import draw_parts
 from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.protocols.lists import Listed
 from pipelines.ingest.skips import SkipReason
@@ -74,7 +74,7 @@ class Coco(Protocol):
     def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Draw the part of each entry without regard to labels, as the code of H2Q does."""
         shares = {part: self.parts[part] for part in ("query", "train", "val") if part in self.parts}
-        return draw(keys, [""] * len(keys), shares, DRAW_SEED)
+        return draw_parts(keys, [""] * len(keys), shares, DRAW_SEED)
 
 
 # ------------------------------------------------------------------------------------------------------ annotations

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 
-def draw(keys: Sequence[str], labels: Sequence[str], shares: Mapping[str, int], seed: str) -> list[str]:
+def draw_parts(keys: Sequence[str], labels: Sequence[str], shares: Mapping[str, int], seed: str) -> list[str]:
     """Return the part of each image: the first images of each class fill the first of `shares`, and so on.
 
     `shares` are the numbers of images of one class. Images that are left go to `database`.
@@ -25,7 +25,7 @@ def draw(keys: Sequence[str], labels: Sequence[str], shares: Mapping[str, int], 
     return parts
 
 
-def fill(keys: Sequence[str], labels: Sequence[Sequence[str]], shares: Mapping[str, int], seed: str) -> list[str]:
+def fill_parts(keys: Sequence[str], labels: Sequence[Sequence[str]], shares: Mapping[str, int], seed: str) -> list[str]:
     """Return the part of each image with several labels; `shares` are the seats of each class in each part.
 
     An image takes a seat of its first label that has one left, in the first part with one; if there is none, it goes to

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines.errors import InputError
-from pipelines.ingest.sources import file_size, printable, unfit
+from pipelines.ingest.sources import file_size, find_unfit_reason, make_printable
 
 
 def read_bounded(path: Path, limit: int, wanted: str) -> bytes:
@@ -22,5 +22,5 @@ def read_bounded(path: Path, limit: int, wanted: str) -> bytes:
 
 def require_image(root: Path, path: str, where: str) -> None:
     """Raise InputError, with `where` it is named, unless `path` below `root` is a file that can be a sample."""
-    if reason := unfit(path, file_size(f"{root}/{path}", where)):
-        raise InputError(f"{where}: {printable(path)} cannot be a sample: {reason}")
+    if reason := find_unfit_reason(path, file_size(f"{root}/{path}", where)):
+        raise InputError(f"{where}: {make_printable(path)} cannot be a sample: {reason}")

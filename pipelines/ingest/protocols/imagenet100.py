@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipelines.errors import InputError
 from pipelines.ingest.protocols.lists import Line, Listed
-from pipelines.ingest.sources import printable
+from pipelines.ingest.sources import make_printable
 
 SYNSETS = (
     *("n01514668", "n01537544", "n01560419", "n01629819", "n01632458", "n01664065", "n01685808", "n01687978"),
@@ -54,8 +54,8 @@ class Imagenet100(Listed):
         labels = [self.classes[column] for column in line.labels]
         if match is None or len(labels) != 1:
             raise InputError(
-                f"{line.where}: {printable(line.path)} with {len(labels)} labels, expected is one label of an image "
-                f"image/<synset>_<n>.JPEG or val_image/ILSVRC2012_val_<n>.JPEG"
+                f"{line.where}: {make_printable(line.path)} with {len(labels)} labels, expected is one label of "
+                f"an image image/<synset>_<n>.JPEG or val_image/ILSVRC2012_val_<n>.JPEG"
             )
         if match[1] not in (None, labels[0]):
             raise InputError(f"{line.where}: {line.path} is labelled {labels[0]}: the classes are others than known")

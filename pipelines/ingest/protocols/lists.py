@@ -22,7 +22,7 @@ from pipelines.errors import InputError
 from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.protocols.base import ROLES, Protocol
 from pipelines.ingest.protocols.files import read_bounded, require_image
-from pipelines.ingest.sources import Listing, Source, SourceImage, inside, printable
+from pipelines.ingest.sources import Listing, Source, SourceImage, check_relative_path, make_printable
 
 MAX_LIST_BYTES = 256 << 20
 """Largest size of a list in bytes, seven times the largest of the field (ImageNet-100, 128,503 images)."""
@@ -103,8 +103,8 @@ class Listed(Protocol):
         for line in train.lines:
             if line.path in held:
                 raise InputError(
-                    f"{line.where}: {printable(line.path)} is in {held[line.path][1].where} too: what is trained on "
-                    f"cannot be a query, so these are not the lists of {self.name}"
+                    f"{line.where}: {make_printable(line.path)} is in {held[line.path][1].where} too: what is "
+                    f"trained on cannot be a query, so these are not the lists of {self.name}"
                 )
             held[line.path] = ("train", line)
         sizes = Counter(part for part, _ in held.values())
@@ -114,7 +114,9 @@ class Listed(Protocol):
             if first is not line:
                 again[part] += 1
                 if first.labels != line.labels:
-                    raise InputError(f"{line.where}: {printable(line.path)} has other labels than in {first.where}")
+                    raise InputError(
+                        f"{line.where}: {make_printable(line.path)} has other labels than in {first.where}"
+                    )
         for part, count in again.items():
             if count != sizes[part]:
                 raise InputError(
@@ -137,7 +139,7 @@ def read_list(path: Path, columns: int) -> ImageList:
                 f"{path}, line {number} is not a path <folder>/<name> and {columns} times 0 or 1, one for each class"
             )
         if image in numbers:
-            raise InputError(f"{path}, line {number}: {printable(image)} is in line {numbers[image]} too")
+            raise InputError(f"{path}, line {number}: {make_printable(image)} is in line {numbers[image]} too")
         numbers[image] = number
         digest.update(b" ".join([os.fsencode(image), *flags]) + b"\n")
         lines.append(Line(path, number, image, tuple(place for place, flag in enumerate(flags) if flag == b"1")))
@@ -147,5 +149,5 @@ def read_list(path: Path, columns: int) -> ImageList:
 def _last_two(name: bytes) -> str | None:
     """Return the last folder and the name of a path, or None if it has no folder or leads out of it."""
     parts = os.fsdecode(name).split("/")[-2:]
-    path, refusal = inside("/".join(parts))
+    path, refusal = check_relative_path("/".join(parts))
     return path if refusal is None and path.split("/") == parts and len(parts) == 2 else None

@@ -23,11 +23,11 @@ import numpy.typing as npt
 from pipelines.errors import InputError
 from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.protocols.base import REST, Protocol
-from pipelines.ingest.protocols.draws import draw, fill
+from pipelines.ingest.protocols.draws import draw_parts, fill_parts
 from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.protocols.lists import Listed
 from pipelines.ingest.skips import SkipReason
-from pipelines.ingest.sources import Listing, Source, SourceImage, inside, printable
+from pipelines.ingest.sources import Listing, Source, SourceImage, check_relative_path, make_printable
 
 CLASSES = (
     *("sky", "clouds", "person", "water", "animal", "grass", "buildings", "window", "plants", "lake", "ocean", "road"),
@@ -88,9 +88,9 @@ class NusWide(Protocol):
         if self.by_class:
             labels = [sorted(entry.labels, key=CLASSES.index) for entry in entries]
             shares = {part: self.parts[part] // len(CLASSES) for part in ("train", "query")}
-            return fill(keys, labels, shares, DRAW_SEED)
+            return fill_parts(keys, labels, shares, DRAW_SEED)
         shares = {part: self.parts[part] for part in ("query", "train", "val")}
-        return draw(keys, [""] * len(keys), shares, DRAW_SEED)
+        return draw_parts(keys, [""] * len(keys), shares, DRAW_SEED)
 
 
 def _read_paths(data: bytes, where: Path, images: int) -> list[str]:
@@ -101,11 +101,11 @@ def _read_paths(data: bytes, where: Path, images: int) -> list[str]:
     numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         text = line.strip().decode("utf-8", "surrogateescape").replace("\\", "/")
-        path, refusal = inside(text)
+        path, refusal = check_relative_path(text)
         if refusal or path != text or path.count("/") != 1 or len(line) > MAX_LINE_BYTES:
-            raise InputError(f"{where}, line {number}: {printable(text)[:80]!r} is not <folder>\\<name>")
+            raise InputError(f"{where}, line {number}: {make_printable(text)[:80]!r} is not <folder>\\<name>")
         if path in numbers:
-            raise InputError(f"{where}, line {number}: {printable(path)} is in line {numbers[path]} too")
+            raise InputError(f"{where}, line {number}: {make_printable(path)} is in line {numbers[path]} too")
         numbers[path] = number
     return list(numbers)
 

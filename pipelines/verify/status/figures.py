@@ -13,7 +13,7 @@ RATE_WINDOW_S = 600.0
 ITEMS_SHOWN = 5
 
 
-def pace(run: Run) -> Record:
+def measure_pace(run: Run) -> Record:
     """Return the progress: done, total, unit and rate per second; None for values that are not known yet."""
     said = run.last
     rate = _rate(run)
@@ -64,7 +64,7 @@ def _ends(run: Run) -> list[tuple[float, int]]:
     return points
 
 
-def about_run(run: Run) -> Record:
+def describe_run(run: Run) -> Record:
     """Return host, time, duration, versions and settings of a run, and the error that ended it."""
     ended = float(run.end["ended"]) if run.end and "ended" in run.end and not run.back else None
     began = float(run.begin.get("began", 0))
@@ -101,13 +101,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def attempts_of(runs: Sequence[Run]) -> list[Record]:
+def list_attempts(runs: Sequence[Run]) -> list[Record]:
     """Return the attempts of several runs that record their host and time."""
     found = [one for run in runs for one in run.attempts]
     return [one for one in found if isinstance(one.get("began"), float) and isinstance(one.get("ended"), float)]
 
 
-def hosts(attempts: Sequence[Record]) -> list[Record]:
+def host_figures(attempts: Sequence[Record]) -> list[Record]:
     """Return the figures of each host, the slowest per item first."""
     by_host: dict[str, list[Record]] = defaultdict(list)
     for one in attempts:
@@ -132,7 +132,7 @@ def _host(name: str, tries: Sequence[Record]) -> Record:
     }
 
 
-def slowest(attempts: Sequence[Record]) -> list[Record]:
+def list_slowest(attempts: Sequence[Record]) -> list[Record]:
     """Return the items that took a worker longest."""
     done = [one for one in attempts if one.get("end") == "done"]
     done.sort(key=lambda one: one["began"] - one["ended"])
@@ -150,7 +150,7 @@ def slowest(attempts: Sequence[Record]) -> list[Record]:
     ]
 
 
-def retried(attempts: Sequence[Record]) -> list[Record]:
+def list_retried(attempts: Sequence[Record]) -> list[Record]:
     """Return the items with more than one attempt, most attempts first, and the end of each attempt."""
     by_item: dict[str, list[Record]] = defaultdict(list)
     for one in attempts:

@@ -38,22 +38,24 @@ def describe_root(store: Store) -> Record:
     state = run.state() if run else "pending"
     if artifact is not None and state != "working":
         state = "done"
-    attempts = figures.attempts_of(runs)
+    attempts = figures.list_attempts(runs)
     found = {
         "status": "pending" if state == "done" and artifact is None else state,
         "uri": store.uri,
         "digest": artifact.digest if artifact else None,
         "kind": kind,
-        **(figures.pace(run) if run else {}),
+        **(figures.measure_pace(run) if run else {}),
         **_LOOKS.get(kind, _plain)(store, artifact, run),
     }
     return {
         **found,
         "left_s": figures.seconds_left(found),
-        "run": figures.about_run(run) if run else None,
-        "hosts": figures.hosts(figures.attempts_of([run]) if run else []),  # one run: pauses between runs are no work
-        "slowest": figures.slowest(attempts),
-        "retried": figures.retried(attempts),
+        "run": figures.describe_run(run) if run else None,
+        "hosts": figures.host_figures(
+            figures.list_attempts([run]) if run else []
+        ),  # one run: pauses between runs are no work
+        "slowest": figures.list_slowest(attempts),
+        "retried": figures.list_retried(attempts),
     }
 
 

@@ -101,7 +101,7 @@ class Survey:
         run = next((one for one in reversed(runs) if one.state() == "working"), runs[-1] if runs else None)
         state = run.state() if run else whole["status"]
         status = "done" if published and state != "working" else "pending" if state == "done" else state
-        pace = figures.pace(run) if run else {}
+        pace = figures.measure_pace(run) if run else {}
         counts = {
             step: dict(Counter(str(s["status"]) for s in stages if s["stage"].startswith(f"{step}/")))
             for step in STUDY_FOLDERS
@@ -115,7 +115,7 @@ class Survey:
             "active": [stage["stage"] for stage in stages if stage["status"] == "working"],
             "made": {step: count for step, count in counts.items() if count},
             "failures": self._failures(),
-            "run": figures.about_run(run) if run else None,
+            "run": figures.describe_run(run) if run else None,
         }
 
     def _failures(self) -> list[str]:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from flows.pipeline import assign_roles, codes_name, place, settings_of
+from flows.pipeline import assign_roles, codes_name, settings_of, shorten_uri
 from flows.reporting import artifact_key
 from flows.stages import parse_settings, retry_if_out_of_reach
 from flows.summary import StageLog, encode_rate, run_page, stage_rows
@@ -156,8 +156,8 @@ def test_every_stage_has_one_artifact_key_that_prefect_takes() -> None:
 
 
 def test_an_artifact_is_named_by_its_last_two_parts() -> None:
-    assert place("s3://bucket/photos/shards/train") == "shards/train"
-    assert place("/data/shards/") == "data/shards"
+    assert shorten_uri("s3://bucket/photos/shards/train") == "shards/train"
+    assert shorten_uri("/data/shards/") == "data/shards"
 
 
 def test_the_verbs_are_imported_without_prefect_torch_or_ray() -> None:

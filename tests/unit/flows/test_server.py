@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows import server
-from flows.server import _await, environment, prefect_setting, quiet_prefect, reach_prefect, server_url
+from flows.server import _await, prefect_setting, quiet_prefect, reach_prefect, server_url, set_environment
 from pipelines.errors import ConfigError, Unavailable, UsageError
 
 PASSWORD = "hhnet:0123456789abcdef"
@@ -22,13 +22,13 @@ PASSWORD = "hhnet:0123456789abcdef"
 def test_the_environment_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HHNET_A", "1")
     monkeypatch.delenv("HHNET_B", raising=False)
-    with pytest.raises(KeyError), environment({"HHNET_A": "2", "HHNET_B": "3"}):
+    with pytest.raises(KeyError), set_environment({"HHNET_A": "2", "HHNET_B": "3"}):
         assert (os.environ["HHNET_A"], os.environ["HHNET_B"]) == ("2", "3")
         raise KeyError
     assert os.environ["HHNET_A"] == "1"
     assert "HHNET_B" not in os.environ
     monkeypatch.setenv("HHNET_A", "1")
-    with environment({"HHNET_A": None}):
+    with set_environment({"HHNET_A": None}):
         assert "HHNET_A" not in os.environ
     assert os.environ["HHNET_A"] == "1"
 

@@ -26,7 +26,7 @@ from pipelines.config.settings import Config
 from pipelines.errors import Degraded, FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
 from pipelines.ingest import ingest as ingest_module
 from pipelines.ingest import sources
-from pipelines.ingest.ingest import ingest, sample_key, unique_keys
+from pipelines.ingest.ingest import ingest, make_unique_keys, sample_key
 from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.verify.verify import verify
 from tests.support import pictures
@@ -295,8 +295,8 @@ STEMS = [
 
 @pytest.mark.parametrize(("paths", "keys"), STEMS)
 def test_files_of_one_stem_keep_their_suffixes_in_their_keys(paths: list[str], keys: list[str]) -> None:
-    assert unique_keys(paths, "here") == keys
-    assert unique_keys(paths[::-1], "here") == keys[::-1]
+    assert make_unique_keys(paths, "here") == keys
+    assert make_unique_keys(paths[::-1], "here") == keys[::-1]
 
 
 @pytest.mark.parametrize("kind", ["folder", "x.zip", "x.tar", "x.csv"])
@@ -337,7 +337,7 @@ def test_the_shard_index_has_each_path_as_it_was(tmp_path: Path) -> None:
     result = ingest(str(tmp_path / "images"), str(tmp_path / "out"), Config()).as_json()
     shards = open_shards(result["uri"])
     found = {sample.record.path: sample.image for sample in shards.read(shards.shards[0])}
-    assert found == {f"a.b/{sources.printable(name)}": os.fsencode(name) for name in names}
+    assert found == {f"a.b/{sources.make_printable(name)}": os.fsencode(name) for name in names}
     (index,) = (tmp_path / "out/parts").glob("index-*.parquet")
     assert pq.read_schema(index).names == ["key", "shard", "row", "path", "labels", "members"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.ingest.tarlists import tars_of
+from pipelines.ingest.tarlists import list_tars
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_tars_that_are_named(source: str, names: list[str], folder: Path) -> None:
-    origin, found = tars_of(source)
+    origin, found = list_tars(source)
     assert (origin.uri, found) == (str(folder), names)
-    assert tars_of("wds")[1] == sorted(path.name for path in folder.glob("*.tar"))
+    assert list_tars("wds")[1] == sorted(path.name for path in folder.glob("*.tar"))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_tars_that_are_named(source: str, names: list[str], folder: Path) -> Non
 )
 def test_what_names_no_tars(source: str, message: str, folder: Path) -> None:
     with pytest.raises(InputError, match=message):
-        tars_of(source)
+        list_tars(source)
 
 
 def test_names_are_taken_as_they_are_where_they_are_there(folder: Path) -> None:
@@ -62,5 +62,5 @@ def test_names_are_taken_as_they_are_where_they_are_there(folder: Path) -> None:
     (folder / "odd{a,b}" / "val.tar").write_bytes(b"")
     (folder / "like.tar").mkdir()
     (folder / "like.tar" / "inside.tar").write_bytes(b"")
-    assert tars_of("wds/odd{a,b}")[1] == ["val.tar"]
-    assert tars_of("wds/like.tar")[1] == ["inside.tar"]
+    assert list_tars("wds/odd{a,b}")[1] == ["val.tar"]
+    assert list_tars("wds/like.tar")[1] == ["inside.tar"]

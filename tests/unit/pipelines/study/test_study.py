@@ -20,7 +20,7 @@ from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, Work
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, read_description
-from pipelines.study.results import cells_table, summarise
+from pipelines.study.results import cells_table, summarise_groups
 from pipelines.study.study import study
 from pipelines.train.train import TrainJob, train_worker
 from pipelines.verify.status import status
@@ -256,7 +256,7 @@ def rewritten(uri: str, out: Path, change: dict[str, Any], summary: bool = True)
     files = {part.name: source.read(part) for part in source.manifest.parts}
     files["cells.parquet"] = parquet_bytes(cells)
     if summary:
-        files["summary.json"] = canonical_json(summarise(cells))
+        files["summary.json"] = canonical_json(summarise_groups(cells))
     parts = [writer.put_part(name, data, 4) for name, data in files.items()]
     return writer.commit(parts, source.manifest.totals, source.manifest.meta).uri
 

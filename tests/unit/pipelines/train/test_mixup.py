@@ -9,7 +9,7 @@ from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError
 from pipelines.train.learner import Batch, make_training_loss
-from pipelines.train.mixup import softened
+from pipelines.train.mixup import soften_labels
 
 CLASSES = 5
 
@@ -29,7 +29,7 @@ def configure(*sets: str) -> Config:
 @pytest.mark.parametrize("views", [1, 2])
 def test_each_picture_and_label_is_blended_with_the_next_in_its_own_share(views: int) -> None:
     given = batch(6, views)
-    found = softened(given, configure("train.mixup=0.4"), 3, views)
+    found = soften_labels(given, configure("train.mixup=0.4"), 3, views)
     assert found.keys == given.keys and found.squares.dtype == np.uint8 and found.labels.dtype == np.float32
     shares = []
     for row, key in enumerate(given.keys):
@@ -47,14 +47,14 @@ def test_each_picture_and_label_is_blended_with_the_next_in_its_own_share(views:
 def test_shares_depend_on_the_sample_and_not_on_its_place() -> None:
     given = batch(6)
     turned = Batch(np.roll(given.squares, 2, 0), np.roll(given.labels, 2, 0), [*given.keys[4:], *given.keys[:4]])
-    first, second = (softened(each, configure("train.mixup=0.4"), 0, 1) for each in (given, turned))
+    first, second = (soften_labels(each, configure("train.mixup=0.4"), 0, 1) for each in (given, turned))
     assert np.array_equal(np.roll(first.squares, 2, 0), second.squares)
     assert np.array_equal(np.roll(first.labels, 2, 0), second.labels)
 
 
 def test_smoothing_deals_its_share_of_the_labels_out_to_all_classes() -> None:
     given = batch(6)
-    found = softened(given, configure("train.label_smoothing=0.1"), 0, 1)
+    found = soften_labels(given, configure("train.label_smoothing=0.1"), 0, 1)
     assert np.array_equal(found.squares, given.squares)
     assert not found.labels[0].any()
     np.testing.assert_allclose(found.labels[1], [0.94, 0.94, 0.04, 0.04, 0.04], rtol=1e-6)

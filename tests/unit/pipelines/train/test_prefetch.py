@@ -11,7 +11,7 @@ from pipelines.errors import InputError
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.train.batches import TrainData
-from pipelines.train.prefetch import Position, batches, batches_apart
+from pipelines.train.prefetch import Position, iterate_batches, prefetch_batches
 from tests.support.pictures import write_folder
 
 SETS = ("ingest.samples_per_shard=7", "data.image_size=32", "data.batch_size=8", "train.val_share=0.2")
@@ -33,8 +33,8 @@ def test_a_process_of_its_own_makes_the_same_batches(shards: str) -> None:
     """From the middle of the second of three epochs to the end, as the second of two workers."""
     config = configure("train.workers=2")
     position = Position(rank=1, world=2, views=2, epoch=1, legs=[(3, 1), (2, 1)])
-    here = list(batches(TrainData.make(open_shards(shards), None, config), config, position))
-    apart = list(batches_apart(shards, None, config, position))
+    here = list(iterate_batches(TrainData.make(open_shards(shards), None, config), config, position))
+    apart = list(prefetch_batches(shards, None, config, position))
     assert len(apart) == len(here) == (5 - 2) + 5
     for (mine, bad), (other, _) in zip(apart, here, strict=True):
         assert mine.keys == other.keys and bad == 0
@@ -45,4 +45,4 @@ def test_a_process_of_its_own_makes_the_same_batches(shards: str) -> None:
 def test_an_error_of_that_process_is_raised_in_one_line(shards: str, tmp_path: Path) -> None:
     position = Position(rank=0, world=1, views=1, epoch=0, legs=[(1, 0)])
     with pytest.raises(InputError, match=f"^{tmp_path}/none holds no committed shards"):
-        next(batches_apart(f"{tmp_path}/none", None, configure(), position))
+        next(prefetch_batches(f"{tmp_path}/none", None, configure(), position))
