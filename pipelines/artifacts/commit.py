@@ -66,7 +66,7 @@ class ArtifactWriter:
         if origin:
             store.put("origin.json", canonical_json(dict(origin)))
 
-    def committed(self) -> Artifact | None:
+    def find_committed(self) -> Artifact | None:
         """Return the artifact if it was committed before, else None."""
         return open_artifact(self.store, self.kind) if self.store.size("manifest.json") is not None else None
 

@@ -101,7 +101,7 @@ class RunLog:
         with self._lock:
             self.done, self._note, self._fresh = done, note, True
 
-    def tried(self, item: str, tries: Sequence[Any], figures: Mapping[str, float]) -> None:
+    def record_attempts(self, item: str, tries: Sequence[Any], figures: Mapping[str, float]) -> None:
         """Record the attempts at an item as dataclasses (such as the pool's), the last one with its figures."""
         made: list[Record] = [{"item": item, **asdict(attempt)} for attempt in tries] or [{"item": item}]
         made[-1] |= {name: round(value, 3) for name, value in figures.items()}
@@ -109,7 +109,7 @@ class RunLog:
             self._attempts += made
             self._fresh = True
 
-    def result(self, **figures: Any) -> None:
+    def record_figures(self, **figures: Any) -> None:
         """Record figures of the whole run, for its end."""
         self.figures |= figures
 
@@ -166,7 +166,7 @@ class RunLog:
 def write_run_record(store: Store, verb: str, figures: Mapping[str, Any], config: Config | None = None) -> None:
     """Write the record of a run that has figures only at its end."""
     with RunLog(store, verb, config) as log:
-        log.result(**figures)
+        log.record_figures(**figures)
 
 
 def close_dead(store: Store, by: str) -> None:

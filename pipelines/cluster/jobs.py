@@ -81,8 +81,8 @@ def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[s
         if job is None:
             return False
         # Its submitter gave it up while it waited for a node: it was told to stop, and will once it finds one.
-        reject_whole_shard = job.status == JobStatus.PENDING and time.time() - (job.start_time or 0) / 1000 > wait_s
-        return bool(job.status.is_terminal()) or reject_whole_shard
+        given_up = job.status == JobStatus.PENDING and time.time() - (job.start_time or 0) / 1000 > wait_s
+        return bool(job.status.is_terminal()) or given_up
 
     attempt = 1
     while is_over(f"{prefix}-{attempt}"):

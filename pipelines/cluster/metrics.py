@@ -40,21 +40,21 @@ class Meter:
     def __init__(self, verb: str) -> None:
         self._verb = verb
 
-    def images(self, number: int) -> None:
+    def count_images(self, number: int) -> None:
         """Count images that are done."""
         self._add("hhnet_images", number)
 
-    def rejects(self, numbers: Mapping[str, int]) -> None:
+    def count_rejects(self, numbers: Mapping[str, int]) -> None:
         """Count rejected images by their reason."""
         for reason, number in numbers.items():
             self._add("hhnet_rejects", number, reason)
 
-    def seconds(self, steps: Mapping[str, float]) -> None:
+    def count_seconds(self, steps: Mapping[str, float]) -> None:
         """Count seconds by step."""
         for step, seconds in steps.items():
             self._add("hhnet_step_seconds", seconds, step)
 
-    def bytes(self, read: int, written: int) -> None:
+    def count_bytes(self, read: int, written: int) -> None:
         """Count bytes that were read and written."""
         self._add("hhnet_bytes", read, "read")
         self._add("hhnet_bytes", written, "written")

@@ -127,13 +127,13 @@ class _Item(Generic[T]):
     value: T
     tries: list[tuple[Attempt, str]] = field(default_factory=list)
 
-    def counted(self, alive: set[str]) -> int:
+    def count_failures(self, alive: set[str]) -> int:
         """Return how many attempts count: those with an end in OWN_FAULT on a node that is still alive."""
         return sum(attempt.end in OWN_FAULT and node in alive for attempt, node in self.tries)
 
-    def lost(self, alive: set[str]) -> int:
+    def count_losses(self, alive: set[str]) -> int:
         """Return how many attempts do not count, since their node was lost or taken away."""
-        return len(self.tries) - self.counted(alive)
+        return len(self.tries) - self.count_failures(alive)
 
 
 @dataclass(eq=False)
@@ -192,7 +192,7 @@ def map_items(
             worker, worker_args, items, verb, need, workers, wait_s, max_attempts, stuck_s, label, show, failed
         )
         try:
-            yield from pool.outcomes()
+            yield from pool.yield_outcomes()
         finally:
             pool.close()
 
@@ -240,14 +240,14 @@ class _Pool(Generic[T]):
         """Number of actors that the cluster has room for, counted while every actor has its place."""
         self.refresh()
 
-    def outcomes(self) -> Iterator[Outcome[T]]:
+    def yield_outcomes(self) -> Iterator[Outcome[T]]:
         """Yield the outcome of each item."""
         import ray
 
         looked = time.monotonic()
-        while self.unfinished():
+        while self.has_work():
             self.resize()
-            self.show(len(self.waiting) + len(self.doubtful), self.busy())
+            self.show(len(self.waiting) + len(self.doubtful), self.count_busy())
             asked = {actor.waits: actor for actor in self.actors if actor.waits is not None}
             pause = min(ASK_EVERY_S, self.wait_s / 4, self.stuck_s / 4)
             if asked:
@@ -255,21 +255,21 @@ class _Pool(Generic[T]):
             else:
                 ready = []
                 time.sleep(min(pause, 1.0))
-            outcomes = [outcome for ref in ready for outcome in self.answered(asked[ref])]
+            outcomes = [outcome for ref in ready for outcome in self.take_answer(asked[ref])]
             if not ready or time.monotonic() - looked > pause:
                 looked = time.monotonic()
                 self.refresh()
-                outcomes += self.stopped()
+                outcomes += self.kill_stuck()
                 self.require_room()
-            outcomes += self.judged()
+            outcomes += self.judge_doubtful()
             self.resize()  # before the yield, since the caller may take long over the outcomes
             yield from outcomes
 
-    def unfinished(self) -> bool:
+    def has_work(self) -> bool:
         """Tell whether an item waits or is worked on."""
-        return bool(self.waiting or self.doubtful or self.busy())
+        return bool(self.waiting or self.doubtful or self.count_busy())
 
-    def busy(self) -> int:
+    def count_busy(self) -> int:
         """Return how many actors have an item."""
         return sum(actor.item is not None for actor in self.actors)
 
@@ -286,12 +286,12 @@ class _Pool(Generic[T]):
         coming = [actor for actor in self.actors if not actor.built]
         for actor in coming[len(self.waiting) :]:
             self.end(actor)
-        for _ in range(self.wanted() - len(self.actors)):
+        for _ in range(self.count_wanted() - len(self.actors)):
             self.start()
 
-    def wanted(self) -> int:
+    def count_wanted(self) -> int:
         """Return how many actors there should be now."""
-        most = self.busy() + len(self.waiting)
+        most = self.count_busy() + len(self.waiting)
         if self.workers is not None:
             return min(self.workers, most)
         return min(max(1, self.room), most)
@@ -316,7 +316,7 @@ class _Pool(Generic[T]):
 
     # ----------------------------------------------------------------------------------------------------- answers
 
-    def answered(self, actor: _Actor[T]) -> list[Outcome[T]]:
+    def take_answer(self, actor: _Actor[T]) -> list[Outcome[T]]:
         """Take an actor's answer: its place, the end of the build, or the result of its item."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
@@ -324,7 +324,7 @@ class _Pool(Generic[T]):
         try:
             answer = ray.get(actor.waits)
         except (RayActorError, OutOfMemoryError) as death:
-            return self.died(actor, death)
+            return self.take_death(actor, death)
         except RayTaskError as error:
             raise (error.cause or error) from None
         actor.waits, actor.moved = None, time.monotonic()
@@ -335,24 +335,24 @@ class _Pool(Generic[T]):
         elif not actor.built:
             actor.built, actor.progress, self.deaths_unbuilt = True, answer, 0
         else:
-            return self.finished(actor, answer)
+            return self.finish_item(actor, answer)
         return []
 
-    def finished(self, actor: _Actor[T], result: Any) -> list[Outcome[T]]:
-        item = self.let_go(actor, End.DONE)
+    def finish_item(self, actor: _Actor[T], result: Any) -> list[Outcome[T]]:
+        item = self.take_item(actor, End.DONE)
         tries = tuple(attempt for attempt, _ in item.tries)
-        return [Outcome(item.value, result, self.counted(item) + 1, tries=tries)]
+        return [Outcome(item.value, result, self.count_failures(item) + 1, tries=tries)]
 
-    def died(self, actor: _Actor[T], death: Exception) -> list[Outcome[T]]:
+    def take_death(self, actor: _Actor[T], death: Exception) -> list[Outcome[T]]:
         end = cause_of_death(death, actor.place.node if actor.place else None, self.draining)
         self.end(actor)
         if actor.item is not None:
-            self.failed(self.let_go(actor, end))
+            self.put_back(self.take_item(actor, end))
         elif end in OWN_FAULT:
-            self.unbuilt(f"died ({first_line(death)})")
+            self.count_unbuilt(f"died ({first_line(death)})")
         return []
 
-    def let_go(self, actor: _Actor[T], end: End) -> _Item[T]:
+    def take_item(self, actor: _Actor[T], end: End) -> _Item[T]:
         """Take the item from an actor and record the attempt."""
         item, place = actor.item, actor.place
         assert item is not None and place is not None
@@ -365,31 +365,31 @@ class _Pool(Generic[T]):
             self.tell_failed(item.value, attempt)
         return item
 
-    def failed(self, item: _Item[T]) -> None:
+    def put_back(self, item: _Item[T]) -> None:
         """Put an item back for another attempt, or among the doubtful ones after too many."""
-        if item.lost(self.alive) >= MAX_NODE_LOSSES:
+        if item.count_losses(self.alive) >= MAX_NODE_LOSSES:
             raise ClusterUnavailable(
                 f"{self.label(item.value)}: {MAX_NODE_LOSSES} nodes were lost while they worked on it: what was "
                 "finished is kept, run again when the cluster is stable"
             )
-        (self.doubtful if self.counted(item) >= self.max_attempts else self.waiting).append(item)
+        (self.doubtful if self.count_failures(item) >= self.max_attempts else self.waiting).append(item)
 
-    def counted(self, item: _Item[T]) -> int:
-        return item.counted(self.alive)
+    def count_failures(self, item: _Item[T]) -> int:
+        return item.count_failures(self.alive)
 
-    def judged(self) -> list[Outcome[T]]:
+    def judge_doubtful(self) -> list[Outcome[T]]:
         """Decide on the doubtful items: try again if the last attempt's node was lost, give up if it surely lives."""
-        reject_whole_shard, doubtful = [], self.doubtful
+        given_up, doubtful = [], self.doubtful
         self.doubtful = []
         for item in doubtful:
             attempt, node = item.tries[-1]
-            if self.counted(item) < self.max_attempts:
+            if self.count_failures(item) < self.max_attempts:
                 self.waiting.append(item)
             elif node == self.here or time.time() - attempt.ended > NODE_VERDICT_S:
-                reject_whole_shard.append(self.give_up(item, End(attempt.end)))
+                given_up.append(self.give_up(item, End(attempt.end)))
             else:
                 self.doubtful.append(item)
-        return reject_whole_shard
+        return given_up
 
     def give_up(self, item: _Item[T], end: End) -> Outcome[T]:
         causes = {
@@ -397,12 +397,12 @@ class _Pool(Generic[T]):
             End.OUT_OF_MEMORY: "the worker was killed because its node ran out of memory",
             End.STUCK: f"no progress for {self.stuck_s:g} s",
         }
-        attempts = self.counted(item)
+        attempts = self.count_failures(item)
         text = f"{self.label(item.value)}: {causes[end]}, at the last of {attempts} attempts"
         _log.info("given up: %s", text, extra={"shard": self.label(item.value), "attempts": attempts})
         return Outcome(item.value, None, attempts, text, end, tuple(attempt for attempt, _ in item.tries))
 
-    def unbuilt(self, reason: str) -> None:
+    def count_unbuilt(self, reason: str) -> None:
         """Count a worker that was lost before it was built. Raises WorkFailed after `max_attempts` in a row."""
         self.deaths_unbuilt += 1
         if self.deaths_unbuilt >= self.max_attempts:
@@ -422,7 +422,7 @@ class _Pool(Generic[T]):
         self.nodes: list[Node] = list_live_nodes()
         self.alive = {node.id for node in self.nodes}
         self.draining |= {node.id for node in self.nodes if node.draining}
-        self.reckon()
+        self.count_room()
         for actor in self.actors:
             if actor.item is None:
                 continue
@@ -433,7 +433,7 @@ class _Pool(Generic[T]):
             if actor.beat is None:
                 actor.beat = actor.handle.progress.options(concurrency_group=BESIDE_GROUP).remote()
 
-    def reckon(self) -> None:
+    def count_room(self) -> None:
         """Count the room for actors if their number is not given: the present actors and the free places."""
         if self.workers is not None:
             return
@@ -445,14 +445,14 @@ class _Pool(Generic[T]):
         elif not late and now - self.placed > FREE_COUNT_LAG_S:
             self.room = len(self.actors) + count_places(self.nodes, self.need)
 
-    def stopped(self) -> list[Outcome[T]]:
+    def kill_stuck(self) -> list[Outcome[T]]:
         """Kill the actors that are stuck; their items are tried again."""
         for actor in [actor for actor in self.actors if actor.stands_still(self.stuck_s)]:
             self.end(actor)
             if actor.item is not None:
-                self.failed(self.let_go(actor, End.STUCK))
+                self.put_back(self.take_item(actor, End.STUCK))
             else:
-                self.unbuilt(f"were not built within {max(self.stuck_s, BUILD_TIMEOUT_S):g} s")
+                self.count_unbuilt(f"were not built within {max(self.stuck_s, BUILD_TIMEOUT_S):g} s")
         return []
 
     def require_room(self) -> None:

@@ -93,7 +93,7 @@ def _encode_missing(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dic
     with RunLog(writer.store, "encode", job.config, done=done, total=opened.samples, unit="images", **facts) as log:
         runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all, log)
         if runs:
-            log.result(**run_figures(runs, time.monotonic() - begun))
+            log.record_figures(**run_figures(runs, time.monotonic() - begun))
         if published is None or published.manifest.input("shards").digest != job.shards_digest:
             receipts |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
             published = _commit_codes(job, writer, opened, receipts, allow_degraded, published)

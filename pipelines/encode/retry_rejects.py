@@ -123,7 +123,7 @@ def _encode_again(job: EncodeJob, base: Artifact, number: int, tasks: list[Shard
         total = sum(opened.shard(task.shard).rows for task in missing)
         with RunLog(base.store, "retry-rejects", job.config, total=total, unit="images", **facts) as log:
             runs = encode_shards(job, opened, missing, ShardRetrier, lambda outcome: None, log)
-            log.result(**run_figures(runs, time.monotonic() - begun))
+            log.record_figures(**run_figures(runs, time.monotonic() - begun))
         put |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
     return _publish_retried(base, number, put) if put else base
 

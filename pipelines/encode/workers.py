@@ -47,9 +47,9 @@ def reject_whole_shard(schema: pa.Schema, shard: Shard, outcome: Outcome[ShardTa
 
 def count_shard(meter: Meter, shard: Shard, done: ShardCodes) -> None:
     """Count a shard's images by outcome, and its bytes."""
-    meter.images(shard.rows)
-    meter.rejects(done.reasons)
-    meter.bytes(read=shard.part.bytes if done.seconds else 0, written=len(done.codes) + len(done.rejects or b""))
+    meter.count_images(shard.rows)
+    meter.count_rejects(done.reasons)
+    meter.count_bytes(read=shard.part.bytes if done.seconds else 0, written=len(done.codes) + len(done.rejects or b""))
 
 
 class ShardEncoder:
@@ -84,7 +84,7 @@ class ShardEncoder:
             receipt = self.publish(task, shard, done)
             figures = {**done.seconds, "write": time.perf_counter() - begun}
         count_shard(self.meter, shard, done)
-        self.meter.seconds(figures)
+        self.meter.count_seconds(figures)
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:
@@ -126,7 +126,7 @@ def encode_shards(
                 max_attempts=settings.max_attempts,
                 stuck_s=settings.stuck_s,
                 label=lambda task: task.shard,
-                failed=lambda task, attempt: log.tried(task.shard, (attempt,), {}),
+                failed=lambda task, attempt: log.record_attempts(task.shard, (attempt,), {}),
             )
             for outcome in pool:
                 task = outcome.item
@@ -136,7 +136,7 @@ def encode_shards(
                     receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
                 runs.append(ShardRun(task, receipt, outcome.attempts, figures))
                 if outcome.error is None:
-                    log.tried(task.shard, outcome.tries[-1:], figures)
+                    log.record_attempts(task.shard, outcome.tries[-1:], figures)
                 log.advance(rows[task.shard])
                 done += rows[task.shard]
                 advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")

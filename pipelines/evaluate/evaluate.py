@@ -209,7 +209,7 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         }
         parts = [writer.put_part(name, data, figures.queries) for name, data in sorted(files.items())]
         artifact = _commit_report(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
-        log.result(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
+        log.record_figures(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
         advance(1)
     return artifact
 

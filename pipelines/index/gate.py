@@ -84,11 +84,11 @@ def probe_index(reader: IndexReader, settings: GateSettings, seed: int) -> GateF
         part, table = reader.open_part(shard), reader.live_keys(shard.ordinal, COLUMNS_READ)
         codes_NB, rows_N = code_array(table["code"]), table["row"].to_numpy().astype(np.int64)
         answers = _Answers(codes_NB, index_id(shard.ordinal, rows_N))
-        found = merge_nearest(found, answers.nearest(part, probes_PB, settings.k, seconds_P), settings.k)
-        right, expected = answers.within(part, probes_PB, settings.radius)
+        found = merge_nearest(found, answers.check_nearest(part, probes_PB, settings.k, seconds_P), settings.k)
+        right, expected = answers.check_within(part, probes_PB, settings.radius)
         hits, within = hits + right, within + expected
         if reader.kind.exact:
-            answers.everything(part, probes_PB[:1])
+            answers.check_everything(part, probes_PB[:1])
         distances, rows = hamming_knn(probes_PB, codes_NB, settings.k)
         truth = merge_nearest(truth, (distances, index_id(shard.ordinal, rows_N[rows])), settings.k)
         opened, duplicates, wrong = opened + part.count, duplicates + answers.duplicates, wrong + answers.wrong
@@ -171,7 +171,9 @@ class _Answers:
         self._codes_NB, self._ids_N = codes_NB, ids_N
         self.duplicates = self.wrong = 0
 
-    def nearest(self, part: PartSearcher, probes_PB: Codes, k: int, seconds_P: npt.NDArray[np.float64]) -> Neighbours:
+    def check_nearest(
+        self, part: PartSearcher, probes_PB: Codes, k: int, seconds_P: npt.NDArray[np.float64]
+    ) -> Neighbours:
         """Return the nearest of each probe, asked one by one; add their times to `seconds_P`."""
         (distances_PK, ids_PK), spent_P = search_one_by_one(part, probes_PB, k)
         seconds_P += spent_P
@@ -179,7 +181,7 @@ class _Answers:
         self._judge(probes_PB, there.sum(1), distances_PK[there], ids_PK[there])
         return distances_PK, ids_PK
 
-    def within(self, part: PartSearcher, probes_PB: Codes, radius: int) -> tuple[int, int]:
+    def check_within(self, part: PartSearcher, probes_PB: Codes, radius: int) -> tuple[int, int]:
         """Return the number of right hits of the probes, and the number that an exact scan finds."""
         found = expected = 0
         step = max(1, HITS_AT_ONCE // len(self._ids_N))  # each probe may have as many hits as there are codes
@@ -190,7 +192,7 @@ class _Answers:
             expected += int(hamming_range(chunk_PB, self._codes_NB, radius)[0][-1])
         return found, expected
 
-    def everything(self, part: PartSearcher, probe_PB: Codes) -> None:
+    def check_everything(self, part: PartSearcher, probe_PB: Codes) -> None:
         """Ask an exact part for all its codes, and count the missing and wrong ones."""
         offsets, distances, ids = part.range_search(probe_PB, 8 * probe_PB.shape[1])
         self.wrong += len(self._ids_N) - self._judge(probe_PB, np.diff(offsets), distances, ids)

@@ -66,7 +66,7 @@ def build_parts(
                 workers=config.index.workers,
                 wait_s=config.ray.wait_s,
                 label=lambda task: task.shard,
-                failed=lambda task, attempt: log.tried(task.shard, (attempt,), {}),
+                failed=lambda task, attempt: log.record_attempts(task.shard, (attempt,), {}),
             )
             for outcome in pool:
                 if outcome.error is not None:
@@ -74,7 +74,7 @@ def build_parts(
                         f"{writer.store.uri}: {outcome.error}; what was built is kept, run again to resume"
                     )
                 receipts[outcome.item.receipt(quantizer)] = outcome.result
-                log.tried(outcome.item.shard, outcome.tries[-1:], {"rows": outcome.item.rows})
+                log.record_attempts(outcome.item.shard, outcome.tries[-1:], {"rows": outcome.item.rows})
                 log.advance()
                 advance(1)
     return receipts
@@ -87,10 +87,10 @@ class CountedBuilder(PartBuilder):
         """Build and claim the part of one shard; return the receipt that won."""
         meter, begun = Meter("index"), time.perf_counter()
         receipt = super().run(task)
-        meter.seconds({"build": time.perf_counter() - begun})
-        meter.images(task.rows)
+        meter.count_seconds({"build": time.perf_counter() - begun})
+        meter.count_images(task.rows)
         written = sum(part.bytes for part in receipt.parts)
-        meter.bytes(read=sum(part.bytes for part in task.parts), written=written)
+        meter.count_bytes(read=sum(part.bytes for part in task.parts), written=written)
         return receipt
 
 
@@ -156,7 +156,7 @@ def measure_index(artifact: Artifact, config: Config) -> GateFigures:
 def pass_gate(artifact: Artifact, figures: GateFigures, config: Config, log: RunLog) -> None:
     """Keep the figures in the run's record; raise WorkFailed, with the figures, where they are below `index.gate`."""
     asked = config.index.gate.model_dump(mode="json")
-    log.result(digest=artifact.digest, gate=figures.record(), asked=asked, machine=machine_facts())
+    log.record_figures(digest=artifact.digest, gate=figures.record(), asked=asked, machine=machine_facts())
     gate.require_limits(figures, config.index.gate, artifact.uri)
 
 

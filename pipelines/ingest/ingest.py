@@ -139,7 +139,7 @@ def ingest(
                 writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
             ) as log:
                 parts[name] = _publish_shards(writer, chosen, opened, config, name, meta, log)
-                log.result(samples=len(chosen), **_skips(listing))
+                log.record_figures(samples=len(chosen), **_skips(listing))
     status = "degraded" if degraded else "done" if writers else "unchanged"
     facts = {"protocol": card.as_json()} if card else {}
     return _result(root, plan, {name: parts[name] for name in names}, status, listing, classes, facts)

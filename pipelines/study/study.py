@@ -213,7 +213,7 @@ class Steps:
     def __init__(self, out: str, data: Data, work: bool) -> None:
         self.out, self.data, self.work = Store(out).uri, data, work
 
-    def model(self, config: Config) -> Artifact | None:
+    def make_model(self, config: Config) -> Artifact | None:
         """Train or find the model; cells with rotated models share the training behind them."""
         trained = self._trained(config)
         if trained is None or config.train.rotate == "none":
@@ -235,7 +235,7 @@ class Steps:
 
         return self._found_or_made("model", mark, make)
 
-    def codes(self, shards: Artifact, model: Artifact, config: Config) -> Artifact | None:
+    def make_codes(self, shards: Artifact, model: Artifact, config: Config) -> Artifact | None:
         """Encode the shards, or find the codes."""
         mark = encoding.plan_encode(shards, model, self.out, config).fingerprint
 
@@ -244,9 +244,9 @@ class Steps:
 
         return self._found_or_made("codes", mark, make)
 
-    def report(self, model: Artifact, config: Config) -> Artifact | None:
+    def make_report(self, model: Artifact, config: Config) -> Artifact | None:
         """Encode and evaluate, or find the report."""
-        found = [self.codes(shards, model, config) for shards in (self.data.query, *self.data.database)]
+        found = [self.make_codes(shards, model, config) for shards in (self.data.query, *self.data.database)]
         codes = [entry for entry in found if entry is not None]
         if len(codes) < len(found):
             return None
@@ -298,9 +298,9 @@ def run_group(grid: Grid, group: Group, steps: Steps | None) -> tuple[list[Cell]
 
 def _run_cell(cell: Cell, steps: Steps) -> Cell:
     report = None
-    model, error = run_step(partial(steps.model, cell.config))
+    model, error = run_step(partial(steps.make_model, cell.config))
     if model is not None:
-        report, error = run_step(partial(steps.report, model, cell.config))
+        report, error = run_step(partial(steps.make_report, model, cell.config))
     return replace(cell, model=model, report=report, error=error)
 
 
@@ -314,7 +314,7 @@ def choose_candidate(grid: Grid, group: Group, steps: Steps | None) -> tuple[lis
         return [], {}
     seed, tried = grid.seeds[0], []
     for candidate in grid.candidates:
-        model, error = run_step(partial(steps.model, grid.config(group, seed, candidate.settings)))
+        model, error = run_step(partial(steps.make_model, grid.config(group, seed, candidate.settings)))
         tried.append((candidate, model, error))
     whole = all(model or error for _, model, error in tried)
     maps = [model.facts(ModelMeta).metrics.map if model else None for _, model, _ in tried]

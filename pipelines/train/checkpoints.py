@@ -66,7 +66,7 @@ class Checkpoints:
             writer.put_part("progress.json", canonical_json(progress), rows=1),
         ]
         writer.commit(parts, {"tensors": len(tensors)}, CheckpointMeta(step=step), point="checkpoint.put")
-        best = self.named(name).best
+        best = self.open_named(name).best
         self._droppable.append(name)
         for old in self._droppable[:-KEEP_LAST]:
             if old != best:
@@ -80,13 +80,13 @@ class Checkpoints:
         self._droppable = [name for name in names if name not in needed]
         for name in reversed(names):
             with suppress(DamagedArtifact, InputError):
-                found = self.named(name)
+                found = self.open_named(name)
                 if found.best != name:
-                    self.named(found.best)
+                    self.open_named(found.best)
                 return found
         return None
 
-    def named(self, name: str) -> Checkpoint:
+    def open_named(self, name: str) -> Checkpoint:
         """Open the checkpoint of this name and verify its bytes. Raises DamagedArtifact or InputError if that fails."""
         found = self._described(name)
         found.artifact.read(found.artifact.manifest.part("state.safetensors"))

@@ -269,7 +269,7 @@ class Fitter:
             raise InputError(
                 f"the checkpoints of {self.base.uri}, which have its classifier, are gone: train it to another --out"
             )
-        learned = checkpoints.named(last.best).tensors("loss.classifier.")
+        learned = checkpoints.open_named(last.best).tensors("loss.classifier.")
         try:
             return rehead.as_class_index(self.encoder.model.cpu(), learned["weight"], learned["bias"])
         except ValueError as error:

@@ -59,7 +59,7 @@ class TrainJob:
         """Return the digests of the input shards by role (`shards`, `val`); each selects one version."""
         return {entry.role: entry.digest for entry in self.inputs}
 
-    def opened(self) -> tuple[ShardSet, ShardSet | None]:
+    def open_sets(self) -> tuple[ShardSet, ShardSet | None]:
         """Open the shards to learn from and those to validate on, in the versions of the job's start."""
         val = open_shards(self.val, self.digests["val"]) if self.val else None
         return open_shards(self.shards, self.digests["shards"]), val
@@ -126,7 +126,7 @@ def _train_to_end(job: TrainJob) -> Artifact:
     from pipelines.train.batches import TrainData
     from pipelines.train.checkpoints import Checkpoints
 
-    (train_set, val_set), config = job.opened(), job.config
+    (train_set, val_set), config = job.open_sets(), job.config
     data = TrainData.make(train_set, val_set, config)
     check_network(config, len(train_set.classes))
     writer = job.writer()
@@ -144,7 +144,7 @@ def _train_to_end(job: TrainJob) -> Artifact:
             raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
         artifact = _publish_best(writer, checkpoints, last, train_set, config)
         _warn_of_equal_maps(last.progress["history"])
-        log.result(**artifact.facts(ModelMeta).metrics.as_json())
+        log.record_figures(**artifact.facts(ModelMeta).metrics.as_json())
     return artifact
 
 
@@ -357,7 +357,7 @@ def _publish_best(
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
 
-    best = checkpoints.named(last.progress["best"]["checkpoint"])
+    best = checkpoints.open_named(last.progress["best"]["checkpoint"])
     loss = make_training_loss(config, len(train_set.classes))
     network = make_network(config, loss.default_head)
     network.load_state_dict(best.tensors("average."))
@@ -396,7 +396,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
     from pipelines.train.learner import Learner, StepLoss
 
     config = job.config
-    train_set, val_set = job.opened()
+    train_set, val_set = job.open_sets()
     data = TrainData.make(train_set, val_set, config)
     learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
     checkpoints = Checkpoints(Store(job.out), job.fingerprint)
@@ -435,7 +435,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
         with meter.busy():
             ended = time.perf_counter()
             _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
-            meter.seconds({"validate": time.perf_counter() - ended})
+            meter.count_seconds({"validate": time.perf_counter() - ended})
 
 
 def _counted(batches: "Iterator[tuple[Batch, int]]", meter: Meter) -> "Iterator[tuple[Batch, int]]":
@@ -449,9 +449,9 @@ def _counted(batches: "Iterator[tuple[Batch, int]]", meter: Meter) -> "Iterator[
             arrived = time.perf_counter()
             yield item
             batch, skipped = item
-            meter.images(len(batch.keys))
-            meter.rejects({"skipped": skipped})
-            meter.seconds({"feed": arrived - begun, "step": time.perf_counter() - arrived})
+            meter.count_images(len(batch.keys))
+            meter.count_rejects({"skipped": skipped})
+            meter.count_seconds({"feed": arrived - begun, "step": time.perf_counter() - arrived})
 
 
 def _stream(

@@ -42,10 +42,10 @@ def prove_codes(findings: Findings) -> None:
         meta = artifact.facts(CodesMeta)
         if source is not None:
             with findings.guard():
-                findings.split("protocol", meta.protocol, source.facts(ShardsMeta).split_part)
+                findings.require_split("protocol", meta.protocol, source.facts(ShardsMeta).split_part)
         if model is not None:
             with findings.guard():
-                findings.split("trained_on", meta.trained_on, model.facts(ModelMeta).protocol)
+                findings.require_split("trained_on", meta.trained_on, model.facts(ModelMeta).protocol)
         try:
             # In the order of the setting, which is the order of the columns: the manifest sorts its keys.
             columns = {name: parse_column_type(meta.carried[name]) for name in meta.settings.get("encode.carry", ())}
@@ -75,7 +75,7 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     for part in manifest.parts:
         findings.require(part.path in claimed, f"{artifact.uri}/{part.path} belongs to no receipt")
     if shards and set(shards) != {receipt.shard for receipt in receipts}:
-        findings.problem(f"{artifact.uri}: the receipts are not of the {len(shards)} shards of its input")
+        findings.note_problem(f"{artifact.uri}: the receipts are not of the {len(shards)} shards of its input")
     rejected = sum(receipt.rejects.rows for receipt in receipts if receipt.rejects)
     counts = {
         "samples": sum(receipt.samples for receipt in receipts),

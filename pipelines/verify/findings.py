@@ -31,7 +31,7 @@ class Findings:
     proven: set[Hashable] = field(default_factory=set)
     """Marks of objects that were proven in one version and are skipped in the others."""
 
-    def problem(self, text: str) -> None:
+    def note_problem(self, text: str) -> None:
         """Note a problem; the same text twice is one problem."""
         if text not in self.problems:
             self.found += 1
@@ -41,7 +41,7 @@ class Findings:
     def require(self, holds: bool, text: str) -> None:
         """Note a problem unless it holds."""
         if not holds:
-            self.problem(text)
+            self.note_problem(text)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -49,14 +49,14 @@ class Findings:
         try:
             yield
         except (DamagedArtifact, FingerprintMismatch) as error:
-            self.problem(str(error))
+            self.note_problem(str(error))
 
     def input(self, role: str) -> Artifact | None:
         """Open the input of this role with the right digest; where it is out of reach, note that and return None."""
         try:
             found = open_input_version(self.artifact, role, self.given.get(role))
         except (DamagedArtifact, FingerprintMismatch) as error:
-            self.problem(str(error))
+            self.note_problem(str(error))
         except (InputError, StoreUnavailable) as error:
             if role in self.given:
                 raise
@@ -67,7 +67,7 @@ class Findings:
             return found
         return None
 
-    def split(self, key: str, mine: SplitPart | None, said: SplitPart | None) -> None:
+    def require_split(self, key: str, mine: SplitPart | None, said: SplitPart | None) -> None:
         """Require that the split in the manifest, if it names one, is the split of its input."""
         same = mine is None or mine == said
         self.require(same, f"{self.artifact.uri} names another split ({key}) than its input")
@@ -82,14 +82,14 @@ class Findings:
             try:
                 found = open_input_version(artifact, entry.role)
             except (DamagedArtifact, FingerprintMismatch) as error:
-                self.problem(str(error))
+                self.note_problem(str(error))
             except (InputError, StoreUnavailable) as error:
                 self.checks.append(f"input {name}: not checked ({error})")
             else:
                 self.checks.append(f"input {name}: {found.uri} has the digest that was used")
                 self._follow(found, name)
 
-    def one_model(self, inputs: Iterable[Artifact]) -> None:
+    def require_one_model(self, inputs: Iterable[Artifact]) -> None:
         """Require that one model made all codes among the inputs: the one that the artifact names, if it names any."""
         own = [entry.digest for entry in self.artifact.manifest.inputs if entry.kind == "model"]
         named = {entry.uri: entry.manifest.input("model").digest for entry in inputs if entry.manifest.kind == "codes"}
@@ -112,7 +112,7 @@ def check_distinct_keys(findings: Findings, keys: pa.ChunkedArray) -> None:
         return
     counts = pc.value_counts(keys)
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
-    findings.problem(
+    findings.note_problem(
         f"{findings.artifact.uri}: {count(len(twice), 'key')} stand for several samples, such as "
         f"{twice[0]['values'].as_py()!r}"
     )

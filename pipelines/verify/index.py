@@ -47,7 +47,7 @@ def prove_index(findings: Findings) -> None:
         )
         found = [findings.input(entry.role) for entry in artifact.manifest.inputs]
         inputs = [entry for entry in found if entry is not None]
-        findings.one_model(inputs)
+        findings.require_one_model(inputs)
         for codes in inputs:
             if codes.manifest.kind == "codes":
                 with findings.guard():
@@ -74,7 +74,9 @@ def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> N
     """Check that the index holds the tars of these codes with keys and codes, less the compacted rows."""
     uri, later = findings.artifact.uri, made_as(findings.artifact) > 1
     if codes.logits != reader.logits:
-        findings.problem(f"{uri}: one of the index and its input {codes.artifact.uri} has logits, the other has none")
+        findings.note_problem(
+            f"{uri}: one of the index and its input {codes.artifact.uri} has logits, the other has none"
+        )
         return
     encoded = {shard.sha256: shard for shard in codes.shards}
     indexed = [shard for shard in reader.shards.values() if shard.codes_digest == codes.artifact.digest]

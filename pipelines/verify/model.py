@@ -19,7 +19,7 @@ def prove_model(findings: Findings) -> None:
             same = card.get(name) == value
             findings.require(same, f"{artifact.uri}: model.json and the manifest differ in {name}")
         if (shards := inputs.get("shards")) is not None:
-            findings.split("protocol", meta.protocol, shards.facts(ShardsMeta).split_part)
+            findings.require_split("protocol", meta.protocol, shards.facts(ShardsMeta).split_part)
 
 
 def prove_checkpoint(findings: Findings) -> None:

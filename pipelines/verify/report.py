@@ -23,7 +23,7 @@ def prove_report(findings: Findings) -> None:
             findings.require(same, f"{artifact.uri}: metrics.json and the manifest differ in {name}")
     inputs = [findings.input(entry.role) for entry in artifact.manifest.inputs]
     if not on_agreement:
-        findings.one_model(entry for entry in inputs if entry is not None)
+        findings.require_one_model(entry for entry in inputs if entry is not None)
 
 
 def _headline(artifact: Artifact, on_agreement: bool) -> dict[str, float | None]:

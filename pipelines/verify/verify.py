@@ -73,7 +73,7 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> Ver
     if newest is not findings:
         findings.checks += newest.checks
         for problem in newest.problems:
-            findings.problem(problem)
+            findings.note_problem(problem)
     for path, artifact in published.items():
         found = findings if artifact is first else Findings(artifact, given, proven=findings.proven)
         _check_envelope(found, path)
@@ -82,7 +82,7 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> Ver
         if found is not findings:
             findings.checks += [f"{path}: {check}" for check in found.checks]
             for problem in found.problems:
-                findings.problem(problem)
+                findings.note_problem(problem)
     if kind not in PROOFS and kind != "shards":
         findings.checks.append(f"kind {kind!r} is not known here: digests only")
     if findings.problems:
@@ -196,7 +196,7 @@ def _check_envelope(findings: Findings, path: str) -> None:
         try:
             same = artifact.store.read(name) == data
         except FileNotFoundError:
-            findings.problem(f"{where} is missing")
+            findings.note_problem(f"{where} is missing")
         else:
             findings.require(same, f"{where} is not what was published with fingerprint {manifest.fingerprint[:12]}")
     findings.checks.append("the manifest matches its own digest, and identity.json agrees with it")
@@ -219,7 +219,7 @@ def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard
     ):
         for problems in pool.map(lambda task: list(task()), tasks):
             for problem in problems:
-                findings.problem(problem)
+                findings.note_problem(problem)
             advance(1)
     parts = [entry for entry in named.values() if isinstance(entry, Part)]
     size, rejects = sum(part.bytes for part in parts), sum(part.path.startswith("rejects/") for part in parts)

@@ -68,7 +68,7 @@ def write_codes(out: Path, prefix: str, count: int, removed: Any = NOTHING_REMOV
     )
     mark = sha256_of(f"{prefix} {count}".encode() + removed.tobytes())
     writer = ArtifactWriter(Store(out), "codes", mark, inputs, {})
-    if (done := writer.committed()) is not None:
+    if (done := writer.find_committed()) is not None:
         return done.uri
     parts, receipts = [], {}
     for number, start in enumerate(range(0, count, PER_SHARD)):

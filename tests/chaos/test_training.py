@@ -154,7 +154,7 @@ def test_two_runs_at_once_drop_none_of_what_the_other_needs(tmp_path: Path) -> N
     for step in (60, 70, 80, 90):
         save(resumed, step, None)
     for name in bests:
-        assert resumed.named(name).progress["best"]["checkpoint"] == name
+        assert resumed.open_named(name).progress["best"]["checkpoint"] == name
     kept = sorted(path.name[:9] for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["000000010", "000000020", "000000080", "000000090"], "what nobody can need is gone"
 

@@ -42,9 +42,9 @@ def test_a_record_is_begun_with_what_one_wants_to_know_and_closed(tmp_path: Path
         assert {"hhnet", "ray", "torch"} <= running.begin["versions"].keys()
         assert (running.begin["host"], running.begin["process"]["pid"]) == (socket.gethostname(), os.getpid())
         assert before <= running.begin["began"] <= time.time()
-        log.tried("a.tar", [Tried(1.0, 2.0, "n1", "died"), Tried(2.0, 4.0, "n2", "done")], {"samples": 10})
+        log.record_attempts("a.tar", [Tried(1.0, 2.0, "n1", "died"), Tried(2.0, 4.0, "n2", "done")], {"samples": 10})
         log.advance(10)
-        log.result(images=10)
+        log.record_figures(images=10)
     (run,) = read_runs(store)
     assert run.end is not None
     assert (run.state(), run.end["done"], run.end["total"], run.end["images"]) == ("done", 15, 20, 10)
@@ -77,7 +77,7 @@ def test_a_run_that_works_shows_signs_of_life_and_few_of_them(tmp_path: Path, mo
     store = Store(tmp_path)
     with RunLog(store, "work", total=100) as log:
         for number in range(100):
-            log.tried(f"{number}", [], {})
+            log.record_attempts(f"{number}", [], {})
             log.advance(1, f"item {number}")
             time.sleep(0.01)
         wait_for(lambda: len(read_runs(store)[0].attempts) == 100)
@@ -112,7 +112,7 @@ def test_a_store_that_fails_for_a_while_costs_no_attempt_and_no_work(monkeypatch
 
     monkeypatch.setattr(MemoryStore, "put", put)
     with RunLog(store, "work", total=1) as log:
-        log.tried("a", [], {})
+        log.record_attempts("a", [], {})
         wait_for(lambda: failures == 3 and bool(store.names("runs")[1:]))
     (run,) = read_runs(store)
     assert [one["item"] for one in run.attempts] == ["a"]

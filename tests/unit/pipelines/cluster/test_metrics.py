@@ -10,8 +10,8 @@ def test_without_ray_counting_changes_nothing() -> None:
     meter = Meter("encode")
     with meter.busy(), meter.queue() as show:
         show(waiting=3, running=1)
-        meter.images(10)
-        meter.rejects({"truncated": 2})
-        meter.seconds({"read": 0.5})
-        meter.bytes(read=10, written=0)
+        meter.count_images(10)
+        meter.count_rejects({"truncated": 2})
+        meter.count_seconds({"read": 0.5})
+        meter.count_bytes(read=10, written=0)
     assert (threading.active_count(), _metric.cache_info().currsize) == (threads, metrics)

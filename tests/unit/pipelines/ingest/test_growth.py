@@ -140,9 +140,9 @@ def test_a_training_goes_on_with_the_shards_it_was_begun_with(
     write_night(wds, 2)
     adopt(str(wds), str(wds))
     job = _plan_or_resume(str(wds), None, str(tmp_path / "learnt"), config)
-    assert job.fingerprint == begun.fingerprint and job.opened()[0].samples == 10
+    assert job.fingerprint == begun.fingerprint and job.open_sets()[0].samples == 10
     assert "an earlier version of its shards" in capsys.readouterr().err
-    assert _plan_or_resume(str(wds), None, str(tmp_path / "new"), config).opened()[0].samples == 15
+    assert _plan_or_resume(str(wds), None, str(tmp_path / "new"), config).open_sets()[0].samples == 15
     assert len(read_all_manifests(Store(str(wds)))) == 2
 
 

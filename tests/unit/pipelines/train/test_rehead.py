@@ -136,7 +136,7 @@ def test_the_class_index_is_that_of_the_classifier_in_the_checkpoint(root: Path,
     checkpoints = Checkpoints(base.store, base.manifest.fingerprint)
     last = checkpoints.latest()
     assert last is not None
-    learned = checkpoints.named(last.best).tensors("loss.classifier.")
+    learned = checkpoints.open_named(last.best).tensors("loss.classifier.")
     images, _ = training_images(root)
     outputs = torch.from_numpy(Encoder.open(base).real_codes(images))
     expected = (outputs @ learned["weight"].T + learned["bias"]).argmax(1).numpy()

@@ -158,10 +158,10 @@ def test_slow_and_retried_shards_and_hosts_are_named(tmp_path: Path) -> None:
         for number in range(3):
             began = now - 100 + 10 * number
             tries = [Tried(began, began + 10, "quick", 11, "0", "done")]
-            log.tried(f"{number}.tar", tries, {"samples": 10, "rejects": 0})
+            log.record_attempts(f"{number}.tar", tries, {"samples": 10, "rejects": 0})
         died = Tried(now - 100, now - 90, "slow", 21, "1", "died")
         stuck = Tried(now - 90, now - 80, "", 0, None, "stuck")
-        log.tried("3.tar", [died, stuck, Tried(now - 80, now - 30, "slow", 22, "1", "done")], {"samples": 10})
+        log.record_attempts("3.tar", [died, stuck, Tried(now - 80, now - 30, "slow", 22, "1", "done")], {"samples": 10})
         log.reach(40)
         found = status(str(tmp_path)).as_json()
         assert found["status"] == "working"
@@ -191,7 +191,9 @@ def test_rate_and_time_left_count_from_the_first_shard_that_was_done(
     store, now = begun_codes(tmp_path), time.time()
     with RunLog(store, "encode", total=110, unit="images", shards=11) as log:
         for number in range(3):
-            log.tried(f"{number}.tar", [Tried(now - 100, now + number, "n", 1, None, "done")], {"samples": 10})
+            log.record_attempts(
+                f"{number}.tar", [Tried(now - 100, now + number, "n", 1, None, "done")], {"samples": 10}
+            )
             part = Part(path=f"parts/{number}.parquet", bytes=1, sha256="0" * 64, rows=10)
             receipt = Receipt(shard=f"{number}.tar", shard_sha256="0" * 64, samples=10, part=part, rejects=None)
             store.put(f"receipts/{number}.json", canonical_json(receipt))
