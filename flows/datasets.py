@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flows.sources import download, unpack_debian
+from flows.downloads import download, unpack_debian
 from pipelines.cluster.progress import stage
 from pipelines.errors import DamagedArtifact, HHNetError, InputError, Unavailable
 from pipelines.storage import Store, scratch_folder, sha256_of

@@ -1,7 +1,7 @@
 """Near-duplicates among codes, found in bounded memory.
 
 dedupe         the verb
-sources        the tars whose codes take part
+source_tars    the tars whose codes take part
 corpus         their codes, ids and keys in mapped files of a scratch folder
 pairs          the pairs within a radius, unit by unit
 components     the connected components of the pairs

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from hhnet.search.multi_index import Codes, padded
 from pipelines.cluster.progress import stage
-from pipelines.dedupe.sources import SourceTar
+from pipelines.dedupe.source_tars import SourceTar
 from pipelines.encode.codes import code_array
 from pipelines.index.reader import index_id
 

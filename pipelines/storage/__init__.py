@@ -6,7 +6,7 @@ s3          a prefix of a bucket as a store
 bucket      requests to a bucket, each repeated until it is answered
 writes      put-if-absent on S3, whole or in parts
 objects     the operations that a folder and a bucket have in common
-access      the buckets that are asked without keys
+unsigned    the buckets that are asked without keys
 clock       the deadline of an operation, and which failures are worth another try
 digests     canonical JSON and sha256
 failpoints  places where a test can kill the process or fill the disk
@@ -14,12 +14,12 @@ scratch     temporary folders that are removed with their owner
 many        many reads at a time, their results in order
 """
 
-from pipelines.storage.access import use_unsigned
 from pipelines.storage.digests import canonical_json, sha256_of
 from pipelines.storage.local import scratch_folder, write_output
 from pipelines.storage.many import map_in_order
 from pipelines.storage.objects import ObjectInfo
 from pipelines.storage.store import ObjectStream, Store
+from pipelines.storage.unsigned import use_unsigned
 
 __all__ = [
     "ObjectInfo",

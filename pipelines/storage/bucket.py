@@ -9,9 +9,9 @@ from botocore.exceptions import BotoCoreError
 from s3fs import S3FileSystem
 
 from pipelines.errors import ConfigError
-from pipelines.storage.access import is_unsigned
 from pipelines.storage.clock import Clock, Transient
 from pipelines.storage.digests import sha256_of
+from pipelines.storage.unsigned import is_unsigned
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for a connection, in seconds."""

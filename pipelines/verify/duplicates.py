@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import hhnet
 from pipelines.artifacts.facts import DuplicatesMeta, PairsReceipt
 from pipelines.dedupe import tables
-from pipelines.dedupe.sources import SourceTar, list_source_tars
+from pipelines.dedupe.source_tars import SourceTar, list_source_tars
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, PlacedShard, read_places, read_table
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact

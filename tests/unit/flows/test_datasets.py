@@ -21,7 +21,7 @@ from flows.datasets import (
     read_idx_files,
     sample_query,
 )
-from flows.sources import unpack_debian
+from flows.downloads import unpack_debian
 from pipelines.errors import DamagedArtifact, Unavailable
 
 

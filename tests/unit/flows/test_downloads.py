@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.sources import download, run_watched, unpack_debian
+from flows.downloads import download, run_watched, unpack_debian
 from pipelines.errors import Unavailable
 
 CONTENT = bytes(range(256)) * 400
