@@ -64,7 +64,7 @@ def serve(
         ),
     ] = "5m",
     out: Annotated[
-        str | None, typer.Option("--out", help="Folder or s3://bucket/prefix; default run.out.", metavar="URI")
+        str | None, typer.Option(help="Folder or s3://bucket/prefix; default run.out.", metavar="URI")
     ] = None,
     sets: Sets = None,
 ) -> None:

@@ -31,7 +31,7 @@ def run(
     config: ConfigFile,
     out: Annotated[
         str | None,
-        typer.Option("--out", help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI"),
+        typer.Option(help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI"),
     ] = None,
     sets: Sets = None,
 ) -> Result:
@@ -63,11 +63,9 @@ class DemoResult(Result):
 def demo(
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Your own folder of class folders; default Fashion-MNIST.", metavar="PATH"),
+        typer.Option(help="Your own folder of class folders; default Fashion-MNIST.", metavar="PATH"),
     ] = None,
-    out: Annotated[
-        str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")
-    ] = "hhnet-demo",
+    out: Annotated[str, typer.Option(help="Folder or s3://bucket/prefix of everything.", metavar="URI")] = "hhnet-demo",
     sets: Sets = None,
 ) -> Result:
     """Run the whole pipeline on real images with no setup, in minutes; a second run finds everything done.

@@ -240,12 +240,12 @@ def status(
 
 @verb(app, "plan")
 def plan(
-    shards: Annotated[list[str] | None, typer.Option("--shards", help="Shards; repeatable.", metavar="URI")] = None,
+    shards: Annotated[list[str] | None, typer.Option(help="Shards; repeatable.", metavar="URI")] = None,
     codes: Annotated[
         list[str] | None,
-        typer.Option("--codes", help="Their codes, as far as there are any; repeatable.", metavar="URI"),
+        typer.Option(help="Their codes, as far as there are any; repeatable.", metavar="URI"),
     ] = None,
-    index: Annotated[str | None, typer.Option("--index", help="The index over them.", metavar="URI")] = None,
+    index: Annotated[str | None, typer.Option(help="The index over them.", metavar="URI")] = None,
 ) -> Result:
     """Say what is new, changed or gone between shards, their codes and an index, and which commands mend it.
 
@@ -314,8 +314,8 @@ def dedupe(flags: DedupeFlags, settings: Config) -> Result:
 
 @verb(app, "agreement")
 def agreement(
-    old: Annotated[str, typer.Option("--old", help="Codes of the old model.", metavar="URI")],
-    new: Annotated[str, typer.Option("--new", help="Codes of the new model, of the same shards.", metavar="URI")],
+    old: Annotated[str, typer.Option(help="Codes of the old model.", metavar="URI")],
+    new: Annotated[str, typer.Option(help="Codes of the new model, of the same shards.", metavar="URI")],
     out: Out,
     settings: Config,
 ) -> Result:
@@ -331,7 +331,7 @@ def agreement(
 @verb(app, "alias")
 def alias(
     alias_: Annotated[str, typer.Option("--alias", help="Root of the alias.", metavar="URI")],
-    to: Annotated[str | None, typer.Option("--to", help="The published index to stand for.", metavar="URI")] = None,
+    to: Annotated[str | None, typer.Option(help="The published index to stand for.", metavar="URI")] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Stand for the index before again.")] = False,
 ) -> Result:
     """Name an index that `search --index` follows, switch it in one step, or show what it stood for.
@@ -351,8 +351,8 @@ def alias(
 
 @verb(app, "export")
 def export(
-    model: Annotated[str, typer.Option("--model", help="The model artifact.", metavar="URI")],
-    out: Annotated[str, typer.Option("--out", help="The local file to write.", metavar="FILE.onnx")],
+    model: Annotated[str, typer.Option(help="The model artifact.", metavar="URI")],
+    out: Annotated[str, typer.Option(help="The local file to write.", metavar="FILE.onnx")],
     onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format and so the default.")] = True,
     batch: Annotated[int | None, typer.Option(help="Images in a batch; default any number.", min=1)] = None,
     check_images: Annotated[
