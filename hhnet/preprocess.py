@@ -4,7 +4,7 @@ Shape suffixes: B images, C channels, H height, W width, S side of the network's
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -93,13 +93,7 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values; `from_dict` is the inverse."""
-        return {
-            "size": self.size,
-            "resize": self.resize,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "interpolation": self.interpolation,
-        }
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":

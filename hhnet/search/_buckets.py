@@ -10,10 +10,8 @@ Shape suffixes: Q queries, N database codes, W 64-bit words per code, M substrin
 from typing import Any
 
 import numpy as np
-from numba.core import types
-from numba.extending import intrinsic
 
-from hhnet.search._compiled import VECTOR_COUNT, compiled
+from hhnet.search._compiled import VECTOR_COUNT, _popcount, compiled
 
 ANSWERED, SCAN, DAMAGED = 0, 1, 2
 """Outcome of a query: answered from the buckets, cheaper by a scan, or stopped at a subscript outside the codes."""
@@ -40,17 +38,6 @@ DIGIT, DIGIT_SORT = 11, 512  # bits of a radix sort's digit, and keys from which
 # a scan is needed after all, that time is lost; both shares together keep the loss below a tenth.
 PROBE = 0.05
 SIZING = 0.03
-
-
-def _ctpop(typingctx: Any, word: Any) -> Any:
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ctpop(args[0])
-
-    return types.uint64(types.uint64), codegen
-
-
-_popcount: Any = intrinsic(_ctpop)
 
 
 # -------------------------------------------------------------------------------------------------------- substrings

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from hhnet.nn.losses.base import HashLoss, above, at_least, masked_mean
+from hhnet.nn.losses.base import HashLoss, above, at_least, soft_cross_entropy
 
 
 class DHD(HashLoss):
@@ -59,10 +59,7 @@ class DHD(HashLoss):
 
     def _classes(self, u_SK: Tensor, labels_SC: Tensor) -> Tensor:
         cos_SC = normalize(u_SK) @ normalize(self.proxies.to(u_SK.dtype)).T
-        counts_S = labels_SC.sum(1)
-        log_p_SC = torch.log_softmax(cos_SC / self.tau, dim=1)
-        cross_entropy_S = -(labels_SC * log_p_SC).sum(1) / counts_S.clamp(min=1)
-        return masked_mean(cross_entropy_S, (counts_S > 0).to(u_SK.dtype))
+        return soft_cross_entropy(cos_SC / self.tau, labels_SC)
 
     def _bits(self, u_SK: Tensor) -> Tensor:
         own_SK, other_SK = ((u_SK.abs() + shift).square() / (2 * self.std**2) for shift in (-1, 1))
