@@ -9,7 +9,7 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import DuplicatesMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Facts, fingerprint
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.tables import parquet_bytes, table_of
+from pipelines.artifacts.tables import parquet_bytes, table_of_rows
 from pipelines.artifacts.versions import finished, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
@@ -101,8 +101,7 @@ def _find(
         "droppable": found.droppable,
     }
     places = [source.place for source in sources]
-    columns = {field.name: [getattr(place, field.name) for place in places] for field in SHARDS}
-    shards = writer.put_part(SHARDS_NAME, parquet_bytes(table_of(SHARDS, columns)), len(places))
+    shards = writer.put_part(SHARDS_NAME, parquet_bytes(table_of_rows(SHARDS, places)), len(places))
     meta = DuplicatesMeta(radius=settings.radius, bits=bits)
     return writer.commit([*pairs, *found.parts, shards], totals, meta, receipts)
 

@@ -21,7 +21,7 @@ from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
-from pipelines.artifacts.tables import parquet_bytes
+from pipelines.artifacts.tables import parquet_bytes, table_of_rows
 from pipelines.artifacts.versions import finished, open_current
 from pipelines.cluster.session import kept_ray
 from pipelines.config.fingerprint import result_settings
@@ -37,7 +37,7 @@ from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, Group
 from pipelines.study.page import study_page, study_plots
-from pipelines.study.results import AXIS, Trial, cells_table, searches_table, summarise
+from pipelines.study.results import AXIS, SEARCHES, Trial, cells_table, summarise
 from pipelines.train import rehead, train
 from pipelines.train.batches import TrainData
 
@@ -364,7 +364,7 @@ def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Se
     page = study_page(grid.description, table.to_pylist(), summary, trials, drawn, sources)
     files = {
         "cells.parquet": parquet_bytes(table),
-        "searches.parquet": parquet_bytes(searches_table(trials)),
+        "searches.parquet": parquet_bytes(table_of_rows(SEARCHES, trials)),
         "study.json": canonical_json(description),
         "summary.json": canonical_json(summary),
         "report.html": page.encode(),
