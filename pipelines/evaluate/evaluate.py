@@ -27,9 +27,8 @@ from pipelines.errors import HHNetError, InputError
 from pipelines.evaluate.figures import Figures, measure, require_findable
 from pipelines.evaluate.health import Examined, examine
 from pipelines.evaluate.pair import Pair, Side, load_pair
-from pipelines.evaluate.report import convention_name, report_page
 from pipelines.report import plots
-from pipelines.report.page import Row, Tile
+from pipelines.report.page import Row, Tile, render
 from pipelines.report.pictures import Pictures, find_pictures
 from pipelines.storage import Store, canonical_json
 
@@ -201,7 +200,7 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
         rows = gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures)
         drawn = _plots(figures, examined)
         advance(1, note="plots and gallery")
-        page = report_page(figures, drawn, rows, worst, pictures.problems, _sources(query_set, sets))
+        page = _page(figures, drawn, rows, worst, pictures.problems, _sources(query_set, sets))
         files = {
             "metrics.json": canonical_json(figures.as_json()),
             "report.html": page.encode(),
@@ -212,6 +211,23 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
         log.result(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
         advance(1)
     return artifact
+
+
+def _page(
+    figures: Figures,
+    drawn: Mapping[str, bytes],
+    rows: Sequence[Row],
+    worst: Sequence[Row],
+    problems: Sequence[str],
+    sources: Mapping[str, str],
+) -> str:
+    """Return the page: headline, conventions, curves, code health, classes, and two galleries.
+
+    The galleries show `rows` and the `worst` queries. `drawn` holds the PNGs of all plots by name.
+    """
+    ordered = sorted(figures.classes, key=lambda entry: (-(entry.map if entry.map is not None else -1.0), entry.name))
+    galleries: dict[str, Any] = {"rows": rows, "worst": worst, "problems": problems}
+    return render("report", figures=figures, classes=ordered, drawn=drawn, sources=sources, **galleries)
 
 
 def _plots(figures: Figures, examined: Examined) -> dict[str, bytes]:
@@ -258,6 +274,13 @@ def _learned_notes(query_set: CodesSet) -> list[str]:
     return []
 
 
+def _convention_name(settings: EvaluateSettings) -> str:
+    """Return the convention in short: `mAP@all, ties=expected, denominator=retrieved, empty=zero`."""
+    at = "all" if settings.at is None else settings.at
+    name = f"mAP@{at}, ties={settings.ties}, denominator={settings.denominator}, empty={settings.empty}"
+    return name if settings.unlabelled == "zero" else f"{name}, unlabelled={settings.unlabelled}"
+
+
 def _commit(
     writer: ArtifactWriter, parts: list[Part], figures: Figures, settings: EvaluateSettings, split: SplitPart | None
 ) -> Artifact:
@@ -265,7 +288,7 @@ def _commit(
     meta = ReportMeta(
         map=figures.map,
         chance=figures.chance,
-        convention=convention_name(settings),
+        convention=_convention_name(settings),
         precision_at=dict(figures.precision_at),
         bits=figures.bits,
         reranked=Reranked(first=again.first, map=again.map) if again else None,

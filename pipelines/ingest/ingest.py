@@ -32,7 +32,7 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, WorkFailed
 from pipelines.ingest.classes import class_names
-from pipelines.ingest.found import Unreadable
+from pipelines.ingest.folders import Unreadable
 from pipelines.ingest.layout import ClassFrom, Layout
 from pipelines.ingest.protocols.base import Protocol
 from pipelines.ingest.result import IngestResult

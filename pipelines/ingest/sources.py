@@ -25,8 +25,7 @@ from typing import IO, Any, cast
 from pipelines.errors import Degraded, InputError
 from pipelines.ingest.beside import MAX_BESIDE_BYTES, beside_picture
 from pipelines.ingest.bounds import largest, require_bounded
-from pipelines.ingest.folders import folder_reader, walk_folder
-from pipelines.ingest.found import Found
+from pipelines.ingest.folders import Found, folder_reader, walk_folder
 from pipelines.ingest.layout import (
     Layout,
     is_hidden,

@@ -38,6 +38,12 @@ class Findings:
             if len(self.problems) < MAX_PROBLEMS:
                 self.problems.append(text)
 
+    def absorb(self, other: "Findings", path: str = "") -> None:
+        """Take over checks and problems of a part of the verification."""
+        self.checks += [f"{path}{check}" for check in other.checks]
+        for text in other.problems:
+            self.problem(text)
+
     def require(self, holds: bool, text: str) -> None:
         """Note a problem unless it holds."""
         if not holds:
