@@ -1,6 +1,6 @@
 """Turns shards into a model.
 
-train        the verb, on Ray Train
+train        the verb, on Ray Train; job: what its workers have to know, worker: the loop of each
 batches      the samples that train and validate, and the batches of an epoch
 prefetch     the batches from a position on, made ahead of their use
 learner      the optimiser step and the state that a checkpoint must hold

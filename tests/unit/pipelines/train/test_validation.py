@@ -12,9 +12,11 @@ from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.train.batches import TrainData, epoch_batches, epoch_leg, preprocess_of
+from pipelines.train.job import TrainJob
 from pipelines.train.learner import Learner
-from pipelines.train.train import TrainJob, train, train_worker
+from pipelines.train.train import train
 from pipelines.train.validation import validate
+from pipelines.train.worker import train_worker
 from tests.support.pictures import write_folder
 
 SETS = ("data.image_size=32", "data.batch_size=8", "train.val_share=0.3", "train.epochs=1", "train.lr=0.01")
