@@ -15,7 +15,8 @@ from zoneinfo import ZoneInfo
 import typer
 
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
-from flows.verbs import ConfigFile, Sets, check_access
+from flows.verbs import ConfigFile, check_access
+from pipelines.cli.verb import Sets
 from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, HHNetError, Unavailable

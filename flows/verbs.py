@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from pipelines.artifacts.result import Result
+from pipelines.cli.verb import Sets
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, Unavailable
@@ -21,10 +22,6 @@ REPORT_S = 10.0
 """Seconds that Prefect may take to send its last events."""
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
-]
 
 
 def run(

@@ -26,7 +26,6 @@ from pipelines.artifacts.manifest import (
     Part,
     ReceiptRef,
     manifest_digest,
-    open_artifact,
     read_identity,
 )
 from pipelines.errors import FingerprintMismatch, InputError
@@ -65,10 +64,6 @@ class ArtifactWriter:
             require_identity(store, kind, fingerprint)
         if origin:
             store.put("origin.json", canonical_json(dict(origin)))
-
-    def committed(self) -> Artifact | None:
-        """Return the artifact if it was committed before, else None."""
-        return open_artifact(self.store, self.kind) if self.store.size("manifest.json") is not None else None
 
     def put_part(self, name: str, data: bytes | Path, rows: int, folder: str = "parts") -> Part:
         """Put one part under its content-addressed path. `name` is logical, such as `shard-000000.tar`."""

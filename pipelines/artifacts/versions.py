@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from pipelines.artifacts import manifest as manifests
 from pipelines.artifacts.commit import publish_version, versions
 from pipelines.artifacts.manifest import (
     DIGEST_CHARS,
@@ -107,16 +106,23 @@ def all_versions(store: Store, but: Container[int] = ()) -> dict[str, Artifact]:
 
 
 def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
-    """Open the input of `role` in the version that was used, from `uri` or else from its remembered place."""
-    try:
-        return manifests.open_input(artifact, role, uri)
-    except FingerprintMismatch:
-        expected = artifact.manifest.input(role)
-        where = uri or artifact.origin(role)
-        for version in all_versions(Store(where)).values() if where else ():
-            if version.digest == expected.digest:
-                return version
-        raise
+    """Open the input of `role` in the version that was used, from `uri` or else from its remembered place.
+
+    Raises FingerprintMismatch where no version there has the digest that was used.
+    """
+    expected = artifact.manifest.input(role)
+    where = uri or artifact.origin(role)
+    if where is None:
+        raise InputError(f"{artifact.uri} does not remember where its {role} lies: name it with --{expected.kind}")
+    found = open_artifact(where, expected.kind)
+    if found.digest == expected.digest:
+        return found
+    for version in all_versions(found.store).values():
+        if version.digest == expected.digest:
+            return version
+    raise FingerprintMismatch(
+        f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is {found.digest[:12]}"
+    )
 
 
 def publish_next(

@@ -32,7 +32,17 @@ from pipelines.artifacts.versions import made_as, open_version
 from pipelines.encode.codes import class_names, real_codes_array
 from pipelines.errors import DamagedArtifact
 from pipelines.index.alias import open_published
-from pipelines.index.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, Searcher, index_kind
+from pipelines.index.kinds import (
+    NO_ID,
+    NOTHING_REMOVED,
+    Codes,
+    Ids,
+    IndexKind,
+    Neighbours,
+    Searcher,
+    by_distance,
+    index_kind,
+)
 from pipelines.storage import Store, scratch_folder
 
 ORDINALS_NAME = "ordinals.parquet"
@@ -432,8 +442,7 @@ def merge(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
     """Return the k best of two results, by (distance, id)."""
     distances = np.concatenate([first[0], second[0]], axis=1)
     ids = np.concatenate([first[1], second[1]], axis=1)
-    order = np.lexsort((ids, distances), axis=1)[:, :k]
-    return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+    return by_distance(distances, ids, k)
 
 
 def code_bytes(codes: Sequence[bytes], width: int) -> Codes:

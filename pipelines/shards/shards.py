@@ -220,10 +220,6 @@ class ShardSet:
             records = [records[row] for row in rows]
         return read_samples(self.artifact.store, shard.part, records, metadata)
 
-    def label_lists(self) -> list[list[int]]:
-        """Return the labels of all samples, shard by shard."""
-        return [labels for shard in self.shards for labels in shard.table()["labels"].to_pylist()]
-
 
 def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:
     """Open a shards artifact given by its URI, in its current version or that of `digest`, or as an open artifact.

@@ -49,8 +49,11 @@ PROOFS: Mapping[str, Callable[[Findings], None]] = {
     "alias": prove_alias,
     "study": prove_study,
 }
-"""The proof of each kind: its contents beyond their digests, and its relation to its inputs. A proof adds problems to
-`Findings`, so that one run names all of them. `shards` is not here, since its tars are digested and read in one pass."""
+"""The proof of each kind: its contents beyond their digests, and its relation to its inputs.
+
+A proof adds problems to `Findings`, so that one run names all of them. `shards` is not here: its tars are digested and
+read in one pass.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

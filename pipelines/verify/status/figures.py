@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.artifacts.runs import Record, Run
+from pipelines.config.loading import flattened
 from pipelines.config.settings import Config
 
 RATE_S = 600.0
@@ -87,18 +88,10 @@ def about_run(run: Run) -> Record:
 
 def _changed(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the settings that are not at their default, by dotted name."""
-    usual = dict(_flat(Config().model_dump(mode="json")))
-    for name, value in _flat(settings):
+    usual = dict(flattened(Config().model_dump(mode="json")))
+    for name, value in flattened(settings):
         if name not in usual or usual[name] != value:
             yield name, value
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def attempts_of(runs: Sequence[Run]) -> list[Record]:
