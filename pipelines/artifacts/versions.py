@@ -146,13 +146,13 @@ def publish_next(
 
 def require_parts(base: Artifact, parts: Iterable[Part | ReceiptRef], number: int) -> None:
     """Raise DamagedArtifact where a part for version `number` is missing or cut."""
-    for path in missing(base.store.entries(), parts):
+    for path in missing_paths(base.store.entries(), parts):
         raise DamagedArtifact(
             f"{base.uri}/{path} is gone, so version {number} cannot name it: the verb that made it restores it"
         )
 
 
-def missing(there: Mapping[str, Entry], named: Iterable[Part | ReceiptRef]) -> list[str]:
+def missing_paths(there: Mapping[str, Entry], named: Iterable[Part | ReceiptRef]) -> list[str]:
     """Return the paths of named objects that are missing or cut in a listing of the root."""
     return [entry.path for entry in named if entry.path not in there or there[entry.path].size != entry.bytes]
 
@@ -210,7 +210,7 @@ def publish_number(artifact: Artifact, path: str, number: int) -> None:
 def _unpublishable(artifact: Artifact, path: str) -> list[str]:
     """Return the paths that are missing: the manifest at `path` itself, and the objects that it names."""
     there = artifact.store.entries()
-    return [*([] if path in there else [path]), *missing(there, referenced(artifact))]
+    return [*([] if path in there else [path]), *missing_paths(there, referenced(artifact))]
 
 
 class _Made(Facts):
@@ -275,7 +275,7 @@ def referenced(artifact: Artifact) -> list[Part | ReceiptRef]:
 def lost(artifact: Artifact) -> set[str]:
     """Return the names of published objects that are missing or cut in one listing of the root."""
     there = artifact.store.entries()
-    return {*missing(there, referenced(artifact))} | {
+    return {*missing_paths(there, referenced(artifact))} | {
         name for name in ("identity.json", "manifest.json") if name not in there
     }
 

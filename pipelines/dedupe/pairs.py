@@ -20,7 +20,7 @@ from hhnet.search.pairs import MOST_CODES, equal_groups, near_pairs
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import PairsReceipt
 from pipelines.artifacts.tables import parquet_bytes, table_of
-from pipelines.artifacts.versions import missing
+from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings
 from pipelines.dedupe import tables as artifact
@@ -101,7 +101,7 @@ class PairSearch:
         units = [unit_name(unit) for unit in range(-(-self._corpus.count // artifact.UNIT))]
         there = self._writer.store.entries("parts")
         found = self._writer.receipts(PairsReceipt, units)
-        receipts = {name: receipt for name, receipt in found.items() if not missing(there, receipt.parts)}
+        receipts = {name: receipt for name, receipt in found.items() if not missing_paths(there, receipt.parts)}
         self._pairs = sum(receipt.pairs for receipt in receipts.values())
         missing = [unit for unit, name in enumerate(units) if name not in receipts]
         runs = list(self._runs(missing))

@@ -13,7 +13,7 @@ from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, o
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import REAL_CODES
-from pipelines.artifacts.versions import finished, missing, publish_number
+from pipelines.artifacts.versions import finished, missing_paths, publish_number
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -216,7 +216,7 @@ def _build(
     count = sum(task.rows for task in tasks)
     parameters = kind.parameters(config.index, count)
     trained = writer.receipts(QuantizerReceipt, {QUANTIZER}).get(QUANTIZER)
-    if kind.sample_size(parameters) and (not trained or missing(writer.store.entries("parts"), trained.parts)):
+    if kind.sample_size(parameters) and (not trained or missing_paths(writer.store.entries("parts"), trained.parts)):
         trained = _train(writer, kind, tasks, parameters, config)
     shared = _shared(writer, trained) if trained else None
     receipts: dict[str, PartReceipt | QuantizerReceipt] = {QUANTIZER: trained} if trained else {}

@@ -12,7 +12,7 @@ from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, allowed_cpus
 from pipelines.artifacts.tables import parquet_bytes, table_of_rows
-from pipelines.artifacts.versions import missing
+from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import map_items
@@ -51,7 +51,7 @@ def build_parts(
     filled = {task.receipt(quantizer): task for task in tasks if task.rows}
     there = writer.store.entries("parts")
     found = writer.receipts(PartReceipt, filled)
-    receipts = {name: receipt for name, receipt in found.items() if not missing(there, receipt.parts)}
+    receipts = {name: receipt for name, receipt in found.items() if not missing_paths(there, receipt.parts)}
     missing = [task for name, task in filled.items() if name not in receipts]
     log.reach(len(receipts))
     if missing:
@@ -102,7 +102,7 @@ def parts_of(
     there: Mapping[str, Entry],
 ) -> tuple[Part, ...]:
     """Return a receipt's parts; they must be `there`, in a listing, and be built with the quantizer `shared`."""
-    for path in missing(there, receipt.parts):
+    for path in missing_paths(there, receipt.parts):
         raise DamagedArtifact(f"{writer.store.uri}/{path} is missing or cut, but its receipt says it was built")
     own = sha256_of(shared) if shared else None
     if isinstance(receipt, PartReceipt) and receipt.quantizer_sha256 != own:
