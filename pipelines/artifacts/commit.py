@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 from pipelines.artifacts.manifest import (
     DIGEST_CHARS,
@@ -25,6 +25,7 @@ from pipelines.artifacts.manifest import (
     Manifest,
     Part,
     ReceiptRef,
+    inputs_of,
     manifest_digest,
     read_identity,
 )
@@ -64,6 +65,11 @@ class ArtifactWriter:
             require_identity(store, kind, fingerprint)
         if origin:
             store.put("origin.json", canonical_json(dict(origin)))
+
+    @classmethod
+    def of(cls, store: Store, kind: str, fingerprint: str, named: Mapping[str, Artifact]) -> Self:
+        """Begin an artifact that is made from `named` artifacts, by role; it remembers where each of them lies."""
+        return cls(store, kind, fingerprint, inputs_of(named), {role: one.uri for role, one in named.items()})
 
     def put_part(self, name: str, data: bytes | Path, rows: int, folder: str = "parts") -> Part:
         """Put one part under its content-addressed path. `name` is logical, such as `shard-000000.tar`."""

@@ -249,6 +249,11 @@ class Artifact:
         return None
 
 
+def inputs_of(named: Mapping[str, Artifact]) -> tuple[ArtifactInput, ...]:
+    """Return the inputs of what is made from `named` artifacts, by role."""
+    return tuple(ArtifactInput(role=role, kind=one.manifest.kind, digest=one.digest) for role, one in named.items())
+
+
 def _origin_name(digest: str) -> str:
     return f"origins/{digest[:DIGEST_CHARS]}.json"
 

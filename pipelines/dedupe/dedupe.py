@@ -1,13 +1,12 @@
 """`hhnet dedupe`: near-duplicates among codes, as pairs within a radius and as the components that these join."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import DuplicatesMeta
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Facts, fingerprint
+from pipelines.artifacts.manifest import Artifact, Facts, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.tables import parquet_bytes, table_of_rows
 from pipelines.artifacts.versions import finished, open_current
@@ -56,23 +55,12 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
     if artifact is not None:
         return _answer(artifact, "unchanged")
     require_distinct(sets)
-    with _reader(index) as reader:
-        sources = sources_of(sets, reader)
-        writer = _writer(sets, index, out, name)
-        return _answer(_find(writer, sets, sources, config.dedupe), "done")
-
-
-@contextmanager
-def _reader(index: Artifact | None) -> Iterator[IndexReader | None]:
+    named = {f"codes-{number}": entry.artifact for number, entry in enumerate(sets)}
+    named |= {AGAINST: index} if index else {}
     with scratch_folder() as folder:
-        yield IndexReader(index, folder) if index is not None else None
-
-
-def _writer(sets: Sequence[CodesSet], index: Artifact | None, out: str, name: str) -> ArtifactWriter:
-    named = [(f"codes-{number}", entry.artifact) for number, entry in enumerate(sets)]
-    named += [(AGAINST, index)] if index is not None else []
-    inputs = tuple(ArtifactInput(role=role, kind=one.manifest.kind, digest=one.digest) for role, one in named)
-    return ArtifactWriter(Store(out), "duplicates", name, inputs, {role: one.uri for role, one in named})
+        sources = sources_of(sets, IndexReader(index, folder) if index else None)
+        writer = ArtifactWriter.of(Store(out), "duplicates", name, named)
+        return _answer(_find(writer, sets, sources, config.dedupe), "done")
 
 
 def _find(

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, Receipt, ShardsMeta, SplitPart
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint, inputs_of
 from pipelines.artifacts.tables import (
     codes_schema,
     column_type,
@@ -70,10 +70,7 @@ def plan_job(shards: Artifact, model: Artifact, out: str, config: Config) -> Enc
     source, network = shards.facts(ShardsMeta), model.facts(ModelMeta)
     root = source.grown_from or shards.digest  # the same for all versions: grown shards keep their codes in place
     mark = fingerprint("codes", {"shards": root, "model": model.digest}, settings)
-    inputs = (
-        ArtifactInput(role="shards", kind="shards", digest=shards.digest),
-        ArtifactInput(role="model", kind="model", digest=model.digest),
-    )
+    inputs = inputs_of({"shards": shards, "model": model})
     carried = carried_types(shards, config.encode.carry)
     schema = codes_schema(network.bits, mark, source.classes, carried, config.encode.logits)
     splits = source.split_part, network.protocol

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import hhnet
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ReportMeta, Reranked, SplitPart
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
+from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.artifacts.splits import LEARNED, require_one_split, split_facts, split_notes, split_part
@@ -28,9 +28,9 @@ from pipelines.evaluate.figures import Figures, measure, require_findable
 from pipelines.evaluate.health import Examined, examine
 from pipelines.evaluate.pair import Pair, Side, load_pair
 from pipelines.report import plots
-from pipelines.report.page import Row, Tile, render
+from pipelines.report.page import Row, Tile, put_report, render, report_uris
 from pipelines.report.pictures import Pictures, find_pictures
-from pipelines.storage import Store, canonical_json
+from pipelines.storage import Store
 
 _log = logging.getLogger(__name__)
 
@@ -108,12 +108,6 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     return query_set, sets
 
 
-def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) -> ArtifactWriter:
-    named = [("queries", query_set), *((f"database-{n}", entry) for n, entry in enumerate(sets))]
-    inputs = tuple(ArtifactInput(role=role, kind="codes", digest=entry.artifact.digest) for role, entry in named)
-    return ArtifactWriter(Store(out), "report", name, inputs, {role: entry.artifact.uri for role, entry in named})
-
-
 # -------------------------------------------------------------------------------------------------------- gallery
 
 
@@ -186,7 +180,8 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
         advance = stack.enter_context(stage("evaluate", STEPS, unit="steps"))
         pair = load_pair(query_set, sets, logits=config.evaluate.rerank is not None)
         require_findable(pair)  # before anything is written at `out`
-        writer = _writer(query_set, sets, out, name)
+        databases = {f"database-{number}": entry.artifact for number, entry in enumerate(sets)}
+        writer = ArtifactWriter.of(Store(out), "report", name, {"queries": query_set.artifact, **databases})
         advance(1, note="codes read")
         log = stack.enter_context(RunLog(writer.store, "evaluate", config, fingerprint=name))
         examined = examine(pair.queries.codes, pair.database.codes, pair.bits)
@@ -201,12 +196,7 @@ def _report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, 
         drawn = _plots(figures, examined)
         advance(1, note="plots and gallery")
         page = _page(figures, drawn, rows, worst, pictures.problems, _sources(query_set, sets))
-        files = {
-            "metrics.json": canonical_json(figures.as_json()),
-            "report.html": page.encode(),
-            **{f"{name}.png": data for name, data in drawn.items()},
-        }
-        parts = [writer.put_part(name, data, figures.queries) for name, data in sorted(files.items())]
+        parts = put_report(writer, figures.as_json(), page, drawn, figures.queries)
         artifact = _commit(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
         log.result(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
         advance(1)
@@ -299,15 +289,13 @@ def _commit(
 
 
 def _answer(artifact: Artifact, status: str) -> EvaluateResult:
-    manifest = artifact.manifest
     return EvaluateResult.of(
         artifact,
         status,
         **artifact.facts(ReportMeta).as_json(),
-        **manifest.totals,
+        **artifact.manifest.totals,
         queries_searched=_searched(artifact),
-        report=f"{artifact.uri}/{manifest.part('report.html').path}",
-        metrics=f"{artifact.uri}/{manifest.part('metrics.json').path}",
+        **report_uris(artifact),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from hhnet.nn.flops import forward_flops
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
+from pipelines.artifacts.manifest import Artifact, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes, table_of_rows
@@ -220,29 +220,17 @@ class Steps:
             return trained
         base = trained
         mark = rehead.plan_job(base, self.out, config, self.data.train.uri).fingerprint
-
-        def make(uri: str) -> None:
-            rehead.rotate(base.uri, uri, config)
-
-        return self._found_or_made("model", mark, make)
+        return self._found_or_made("model", mark, lambda uri: rehead.rotate(base.uri, uri, config))
 
     def _trained(self, config: Config) -> Artifact | None:
         shards, val = self.data.train, self.data.val
-        mark = train.plan_job(shards, val, self.out, config).fingerprint
-
-        def make(uri: str) -> None:
-            train.train(shards.uri, uri, config, val=val.uri if val else None)
-
-        return self._found_or_made("model", mark, make)
+        mark, held_out = train.plan_job(shards, val, self.out, config).fingerprint, val.uri if val else None
+        return self._found_or_made("model", mark, lambda uri: train.train(shards.uri, uri, config, val=held_out))
 
     def codes(self, shards: Artifact, model: Artifact, config: Config) -> Artifact | None:
         """Encode the shards, or find the codes."""
         mark = encoding.plan_job(shards, model, self.out, config).fingerprint
-
-        def make(uri: str) -> None:
-            encode.encode(shards.uri, model.uri, uri, config)
-
-        return self._found_or_made("codes", mark, make)
+        return self._found_or_made("codes", mark, lambda uri: encode.encode(shards.uri, model.uri, uri, config))
 
     def report(self, model: Artifact, config: Config) -> Artifact | None:
         """Encode and evaluate, or find the report."""
@@ -355,8 +343,7 @@ def _publish(grid: Grid, out: str, data: Data, cells: Sequence[Cell], trials: Se
     artifact = finished(store, "study", mark)
     if artifact is not None:
         return _answer(artifact, "unchanged")
-    refs = tuple(ArtifactInput(role=r, kind=entry.manifest.kind, digest=entry.digest) for r, entry in inputs.items())
-    writer = ArtifactWriter(store, "study", mark, refs, {role: entry.uri for role, entry in inputs.items()})
+    writer = ArtifactWriter.of(store, "study", mark, inputs)
     table = cells_table(list(grid.axes), _rows(cells, data))
     summary = summarise(table)
     drawn = study_plots(summary)

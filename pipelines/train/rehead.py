@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.artifacts.facts import ModelMeta, Rotation
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact
+from pipelines.artifacts.manifest import Artifact, fingerprint, inputs_of, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import write_run_record
 from pipelines.artifacts.versions import finished, open_input
@@ -117,10 +117,9 @@ def plan_job(model: Artifact, out: str, config: Config, shards: str | None = Non
     learnt = open_input(model, "shards", shards)
     val = open_input(model, "val") if any(entry.role == "val" for entry in model.manifest.inputs) else None
     opened = {"model": model, "shards": learnt, **({"val": val} if val else {})}
-    inputs = tuple(ArtifactInput(role=r, kind=a.manifest.kind, digest=a.digest) for r, a in opened.items())
     digests = {role: found.digest for role, found in opened.items()}
     mark = fingerprint("model", digests, result_settings(config, "rotation"))
-    return RotateJob(learnt.uri, val.uri if val else None, Store(out).uri, mark, inputs, config, model.uri)
+    return RotateJob(learnt.uri, val.uri if val else None, Store(out).uri, mark, inputs_of(opened), config, model.uri)
 
 
 def _fit(job: RotateJob) -> Fitted:

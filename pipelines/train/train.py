@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, read_identity
+from pipelines.artifacts.manifest import Artifact, fingerprint, inputs_of, read_identity
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import all_versions, finished, open_current
@@ -28,7 +28,7 @@ from pipelines.cluster.ray_private import START_TIMEOUT
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
-from pipelines.config.settings import Config
+from pipelines.config.settings import Config, with_weights
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.shards.shards import ShardSet
 from pipelines.storage import Store, canonical_json, scratch_folder
@@ -62,7 +62,8 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> Trai
 
     A rerun of the same command goes on from the last good checkpoint.
     """
-    begun, config = time.monotonic(), _absolute(config)
+    begun = time.monotonic()
+    config = with_weights(config, lambda _, path: str(Path(path).absolute()))  # workers run in other folders
     job = _job_of(shards, val, out, config)
     artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
@@ -164,21 +165,8 @@ def check_network(config: Config, classes: int) -> None:
 def plan_job(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
     """Return the job with its inputs and the fingerprint of its result."""
     opened = {"shards": shards, **({"val": val} if val else {})}
-    inputs = tuple(ArtifactInput(role=role, kind="shards", digest=found.digest) for role, found in opened.items())
-    settings = _settings(config)
-    mark = fingerprint("model", {entry.role: entry.digest for entry in inputs}, settings)
-    return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
-
-
-def _absolute(config: Config) -> Config:
-    """Return the settings with absolute paths of weights, since workers run in other folders."""
-
-    def absolute(weights: str | None) -> str | None:
-        return weights if weights in (None, "timm") else str(Path(str(weights)).absolute())
-
-    model = config.model.model_copy(update={"weights": absolute(config.model.weights)})
-    train = config.train.model_copy(update={"teacher_weights": absolute(config.train.teacher_weights)})
-    return config.model_copy(update={"model": model, "train": train})
+    mark = fingerprint("model", {role: found.digest for role, found in opened.items()}, _settings(config))
+    return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs_of(opened), config)
 
 
 def _settings(config: Config) -> dict[str, Any]:
