@@ -85,14 +85,10 @@ class Dataset:
     fallback: bool = False
 
 
-def cache_folder() -> Path:
-    """Return the folder for downloads: `hhnet` below XDG_CACHE_HOME, else below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hhnet"
-
-
 def prepare(say: Say, cache: Path | None = None) -> Dataset:
     """Put Fashion-MNIST, or the photographs if no source can be reached, as a zip into the cache, and return it."""
-    store = Store(cache or cache_folder())
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hhnet"
+    store = Store(cache or usual)
     if (found := _fashion_mnist(store, say)) is not None:
         return found
     say("data: Fashion-MNIST is out of reach; FALLBACK: crops of the photographs shipped with scikit-image")

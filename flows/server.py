@@ -64,7 +64,8 @@ def prefect_server() -> Iterator[None]:
             with environment({"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home)}):
                 yield
             return
-        theirs = dict.fromkeys((name for name in os.environ if _is_prefects(name) and name not in QUIET), None)
+        names = [name for name in os.environ if name.upper().startswith("PREFECT_") and name not in QUIET]
+        theirs = dict.fromkeys(names, None)
         with environment(theirs), _temporary_server(home) as settings, environment(settings):
             yield
 
@@ -96,10 +97,6 @@ def prefect_setting(name: str) -> str | None:
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return None
     return value if isinstance(value, str) else None
-
-
-def _is_prefects(name: str) -> bool:
-    return name.upper().startswith("PREFECT_")
 
 
 def reach_prefect(url: str) -> None:

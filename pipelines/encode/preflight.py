@@ -135,7 +135,7 @@ class TrialEncoder(ShardEncoder):
         far = 0.0 if self._target.is_local else (1 + puts) * self._round_trip()
         figures |= {"write": figures["write"] + far, "wall": wall + far, "cpu": cpu}
         written = sum(part.bytes for part in receipt.parts) + len(canonical_json(receipt))
-        where = {"host": platform.node(), "device": _device(), "cpus": _cpus()}
+        where = {"host": platform.node(), "device": _device(), "cpus": float(min(counted_cpus(), allowed_cpus()))}
         return TrialReceipt.model_validate({**dict(receipt), **where, "bytes": written, "puts": puts}), figures
 
     def _round_trip(self) -> float:
@@ -152,11 +152,6 @@ def _device() -> str:
     import torch  # the worker has it
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-
-
-def _cpus() -> float:
-    """Return the CPUs that the container may use on this host, by Ray's count, which respects quotas."""
-    return float(min(counted_cpus(), allowed_cpus()))
 
 
 @dataclass(frozen=True)

@@ -445,11 +445,6 @@ def merge(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
     return by_distance(distances, ids, k)
 
 
-def code_bytes(codes: Sequence[bytes], width: int) -> Codes:
-    """Return codes of `width` bytes as uint8 (N, width)."""
-    return np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width)
-
-
 @contextmanager
 def open_index(uri: str, version: int | None = None) -> Iterator[IndexReader]:
     """Open a published index: by default its highest version, or the index that the alias at `uri` names now.

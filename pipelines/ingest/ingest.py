@@ -199,7 +199,8 @@ def _percent(match: re.Match[str]) -> str:
 def _in_key_order(listing: Listing) -> list[str]:
     """Sort the listing by key and return the keys. Raises InputError for no images, or for a path that comes twice."""
     if not listing.entries:
-        raise InputError(f"{listing.where} holds no images{_first_skipped(listing)}{_what_helps(listing)}")
+        skipped = f" ({listing.skipped} skipped: {listing.why_skipped()})" if listing.skipped else ""
+        raise InputError(f"{listing.where} holds no images{skipped}{_what_helps(listing)}")
     keys = unique_keys([entry.path for entry in listing.entries], listing.where)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     listing.entries[:] = [listing.entries[place] for place in order]
@@ -240,10 +241,6 @@ def _what_helps(listing: Listing) -> str:
     if not listing.suffixes.keys().isdisjoint(_ARCHIVES):
         return ": unpack the archives, or give one as SOURCE"
     return ""
-
-
-def _first_skipped(listing: Listing) -> str:
-    return f" ({listing.skipped} skipped: {listing.why_skipped()})" if listing.skipped else ""
 
 
 def _read_all(source: Source, required: bool) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from pipelines.errors import InputError, counted
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.plan import batch_sizes, epoch_spans, mixed
-from pipelines.shards.shards import Sample, Shard, ShardSet
+from pipelines.shards.shards import Sample, ShardSet
 from pipelines.train.learner import Batch
 
 T = TypeVar("T")
@@ -133,10 +133,8 @@ def _draws(shards: ShardSet, seed: int) -> npt.NDArray[np.bytes_]:
     def drawn(key: str) -> bytes:
         return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
 
-    def of_shard(shard: Shard) -> npt.NDArray[np.bytes_]:
-        return np.array([drawn(key) for key in shard.table()["key"].to_pylist()], "S16")
-
-    return np.concatenate([np.empty(0, "S16"), *map(of_shard, shards.shards)])
+    parts = [np.array(list(map(drawn, shard.table()["key"].to_pylist())), "S16") for shard in shards.shards]
+    return np.concatenate([np.empty(0, "S16"), *parts])
 
 
 def _places(shards: ShardSet, numbers: npt.NDArray[np.int64]) -> tuple[tuple[int, int], ...]:

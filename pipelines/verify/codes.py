@@ -160,7 +160,8 @@ def _prove_codes(artifact: Artifact, receipt: Receipt, part: Part, schema: pa.Sc
     if len(labels) and not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < classes:
         raise DamagedArtifact(f"{where} has labels outside the {classes} classes of the manifest")
     bits = int(schema.metadata[b"hhnet.bits"])
-    _require_padding(codes, bits, where)
+    if bits % 8 and any(code[-1] >> (bits % 8) for code in codes["code"].to_pylist()):
+        raise DamagedArtifact(f"{where} has bits set beyond the {bits} that count")
     if b"hhnet.logits" in schema.metadata:
         require_signs(codes, bits, where)
     return codes.select(_PLACES.names)
@@ -188,11 +189,6 @@ def _same_facts(facts: dict[bytes, bytes], expected: dict[bytes, bytes]) -> bool
     except (KeyError, ValueError):
         return False
     return isinstance(classes, list) and json.loads(expected[b"hhnet.classes"])[: len(classes)] == classes
-
-
-def _require_padding(codes: pa.Table, bits: int, where: str) -> None:
-    if bits % 8 and any(code[-1] >> (bits % 8) for code in codes["code"].to_pylist()):
-        raise DamagedArtifact(f"{where} has bits set beyond the {bits} that count")
 
 
 def _require_same_samples(artifact: Artifact, receipt: Receipt, shard: Shard, places: pa.Table) -> None:
