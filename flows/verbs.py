@@ -27,8 +27,7 @@ ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file of setting
 def run(
     config: ConfigFile,
     out: Annotated[
-        str | None,
-        typer.Option(help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI"),
+        str | None, typer.Option(help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI")
     ] = None,
     sets: Sets = None,
 ) -> Result:
@@ -59,8 +58,7 @@ class DemoResult(Result):
 
 def demo(
     data: Annotated[
-        str | None,
-        typer.Option(help="Your own folder of class folders; default Fashion-MNIST.", metavar="PATH"),
+        str | None, typer.Option(help="Your own folder of class folders; default Fashion-MNIST.", metavar="PATH")
     ] = None,
     out: Annotated[str, typer.Option(help="Folder or s3://bucket/prefix of everything.", metavar="URI")] = "hhnet-demo",
     sets: Sets = None,

@@ -30,10 +30,7 @@ def check_image(image: npt.NDArray[Any]) -> None:
 
 
 def resize_box(
-    image: npt.NDArray[np.uint8],
-    size: tuple[int, int],
-    box: tuple[float, float, float, float],
-    interpolation: str,
+    image: npt.NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float], interpolation: str
 ) -> npt.NDArray[np.uint8]:
     """Resample the part (left, top, right, bottom) of an image, in pixels, to (width, height), antialiased."""
     resized = Image.fromarray(image).resize(size, _FILTERS[interpolation], box=box)

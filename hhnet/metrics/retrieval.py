@@ -227,11 +227,7 @@ def precision_at(
 
 
 def precision_within_radius(
-    query_codes: Codes,
-    query_labels: Labels,
-    database_codes: Codes,
-    database_labels: Labels,
-    radius: int = 2,
+    query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels, radius: int = 2
 ) -> float:
     """Return P@H<=radius: the share of relevant samples within the Hamming radius (inclusive), averaged over queries.
 
@@ -271,11 +267,7 @@ def precision_recall_curve(
 
 
 def precision_recall_at(
-    query_codes: Codes,
-    query_labels: Labels,
-    database_codes: Codes,
-    database_labels: Labels,
-    ranks: Sequence[int],
+    query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels, ranks: Sequence[int]
 ) -> tuple[_Floats, _Floats]:
     """Return precision and recall among the first k for each k of `ranks`, averaged over queries at equal rank.
 

@@ -160,11 +160,7 @@ class MultiIndexHash:
         return self._knn(queries, k, threads, allowed, radius)[:2]
 
     def range_search(
-        self,
-        queries: Codes,
-        radius: int,
-        threads: int | None = None,
-        allowed: npt.NDArray[np.bool_] | None = None,
+        self, queries: Codes, radius: int, threads: int | None = None, allowed: npt.NDArray[np.bool_] | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
         """Find all codes within a radius, as `hamming_range(queries, codes, radius, threads, allowed)` does.
 
@@ -223,8 +219,7 @@ class MultiIndexHash:
 
         def search(part: slice, state_Q: Any) -> npt.NDArray[np.int64]:
             found_keys: npt.NDArray[np.int64] = _buckets.within(
-                *(queries_QW[part], codes_NW, *self.tables(), allowed_N),
-                *(radius, scan, counts[part], state_Q),
+                *(queries_QW[part], codes_NW, *self.tables(), allowed_N), *(radius, scan, counts[part], state_Q)
             )
             return found_keys
 

@@ -88,8 +88,7 @@ def near_pairs(
         found = np.empty(_PAIRS, np.int16), np.empty(_PAIRS, np.int64), np.empty(_PAIRS, np.int32)
         while begin < num:
             begin, count = _pairs.join(
-                *(queries_QW[part], first[part], codes_NW, *table.tables()),
-                *(radius, _WORD, begin, state_Q, found),
+                *(queries_QW[part], first[part], codes_NW, *table.tables()), *(radius, _WORD, begin, state_Q, found)
             )
             if count:
                 emit(found[0][:count] + np.int64(part.start), found[1][:count], found[2][:count])

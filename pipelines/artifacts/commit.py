@@ -52,12 +52,7 @@ class ArtifactWriter:
     """Publishes one artifact at a root by the commit protocol; safe to kill and to run again at any point."""
 
     def __init__(
-        self,
-        store: Store,
-        kind: str,
-        fingerprint: str,
-        inputs: tuple[ArtifactInput, ...],
-        origin: Mapping[str, str],
+        self, store: Store, kind: str, fingerprint: str, inputs: tuple[ArtifactInput, ...], origin: Mapping[str, str]
     ) -> None:
         self.store, self.kind, self.fingerprint, self.inputs = store, kind, fingerprint, inputs
         identity = {"format": FORMAT, "kind": kind, "fingerprint": fingerprint}
@@ -117,11 +112,7 @@ class ArtifactWriter:
         return artifact
 
     def draft(
-        self,
-        parts: Sequence[Part],
-        totals: Mapping[str, int],
-        meta: Facts,
-        receipts: Mapping[str, Facts] | None = None,
+        self, parts: Sequence[Part], totals: Mapping[str, int], meta: Facts, receipts: Mapping[str, Facts] | None = None
     ) -> Artifact:
         """Return the artifact as `commit` would publish it; its parts can be read already."""
         refs = [

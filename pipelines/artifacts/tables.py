@@ -133,7 +133,12 @@ def table_of(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
 
 def table_of_rows(schema: pa.Schema, rows: Sequence[object]) -> pa.Table:
     """Return a table of exactly `schema` from objects that have its columns as attributes."""
-    return table_of(schema, {name: [getattr(row, name) for row in rows] for name in schema.names})
+    return table_of(schema, columns_of(rows, *schema.names))
+
+
+def columns_of(rows: Sequence[object], *names: str) -> dict[str, list[Any]]:
+    """Return columns from the attributes of these names."""
+    return {name: [getattr(row, name) for row in rows] for name in names}
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

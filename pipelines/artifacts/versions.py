@@ -158,11 +158,7 @@ def missing_paths(there: Mapping[str, Entry], named: Iterable[Part | ReceiptRef]
 
 
 def next_artifact(
-    base: Artifact,
-    parts: Sequence[Part],
-    receipts: Sequence[ReceiptRef],
-    totals: Mapping[str, int],
-    **changed: Any,
+    base: Artifact, parts: Sequence[Part], receipts: Sequence[ReceiptRef], totals: Mapping[str, int], **changed: Any
 ) -> Artifact:
     """Return the next version as it will be published, without putting anything.
 

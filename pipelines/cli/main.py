@@ -242,8 +242,7 @@ def status(
 def plan(
     shards: Annotated[list[str] | None, typer.Option(help="Shards; repeatable.", metavar="URI")] = None,
     codes: Annotated[
-        list[str] | None,
-        typer.Option(help="Their codes, as far as there are any; repeatable.", metavar="URI"),
+        list[str] | None, typer.Option(help="Their codes, as far as there are any; repeatable.", metavar="URI")
     ] = None,
     index: Annotated[str | None, typer.Option(help="The index over them.", metavar="URI")] = None,
 ) -> Result:
@@ -370,9 +369,7 @@ def export(
 
 
 @app.callback(invoke_without_command=True)
-def _root(
-    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
+def _root(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
         sys.stdout.write(f"hhnet {version('hhnet')}\n")
         raise typer.Exit(0)

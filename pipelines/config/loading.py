@@ -44,9 +44,7 @@ def _toml(value: Any) -> str:
 
 
 def load_config(
-    file: str | Path | None = None,
-    sets: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
+    file: str | Path | None = None, sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None
 ) -> Config:
     """Build the tree from a TOML file, `section.key=value` strings and named flags, later ones winning.
 
@@ -57,9 +55,7 @@ def load_config(
 
 
 def load_tree(
-    base: str | Path | Mapping[str, Any] | None = None,
-    sets: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
+    base: str | Path | Mapping[str, Any] | None = None, sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Collect the user's settings, as `load_config` does: sections of plain values, without defaults or recipe.
 

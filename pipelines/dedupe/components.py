@@ -50,12 +50,7 @@ def write_components(
         members = (keys & np.uint64((1 << NUMBER_BITS) - 1)).astype(np.int64)
         roots = (keys >> np.uint64(NUMBER_BITS)).astype(np.int64)
         keep = (members == roots) | (members < corpus.known)
-        columns = {
-            "component": corpus.ids[roots],
-            **corpus.columns(members),
-            "size": forest.sizes(roots),
-            "keep": keep,
-        }
+        columns = {"component": corpus.ids[roots], **corpus.columns(members), "size": forest.sizes(roots), "keep": keep}
         parts.append(
             writer.put_part(components_name(number), parquet_bytes(table_of(COMPONENTS_SCHEMA, columns)), len(keys))
         )

@@ -9,10 +9,7 @@ import pyarrow as pa
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, Receipt, ShardsMeta, SplitPart
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint, inputs_of
-from pipelines.artifacts.tables import (
-    codes_schema,
-    column_type,
-)
+from pipelines.artifacts.tables import codes_schema, column_type
 from pipelines.artifacts.versions import finished, lost, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -111,10 +108,7 @@ def what_is_left(store: Store, opened: ShardSet) -> tuple[Artifact | None, dict[
     return (
         published,
         receipts,
-        [
-            *lost_tasks,
-            *(ShardTask(shard.name, shard.stem) for shard in new if shard.stem not in receipts),
-        ],
+        [*lost_tasks, *(ShardTask(shard.name, shard.stem) for shard in new if shard.stem not in receipts)],
     )
 
 

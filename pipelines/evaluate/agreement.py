@@ -312,9 +312,5 @@ def _report(writer: ArtifactWriter, matched: Matched, sources: dict[str, str], c
 
 def _answer(artifact: Artifact, status: str) -> AgreementResult:
     return AgreementResult.of(
-        artifact,
-        status,
-        **artifact.facts(AgreementMeta).as_json(),
-        **artifact.manifest.totals,
-        **report_uris(artifact),
+        artifact, status, **artifact.facts(AgreementMeta).as_json(), **artifact.manifest.totals, **report_uris(artifact)
     )

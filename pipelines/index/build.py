@@ -242,11 +242,7 @@ def _build(
 
 
 def _train(
-    writer: ArtifactWriter,
-    kind: IndexKind,
-    tasks: Sequence[PartTask],
-    parameters: Mapping[str, int],
-    config: Config,
+    writer: ArtifactWriter, kind: IndexKind, tasks: Sequence[PartTask], parameters: Mapping[str, int], config: Config
 ) -> QuantizerReceipt:
     """Train the quantizer that the parts share; with its receipt a resumed run uses the same one."""
     drawn = sample_rows(tasks, kind.sample_size(parameters), config.index.seed)

@@ -96,10 +96,7 @@ class CountedBuilder(PartBuilder):
 
 
 def parts_of(
-    writer: ArtifactWriter,
-    receipt: PartReceipt | QuantizerReceipt,
-    shared: bytes | None,
-    there: Mapping[str, Entry],
+    writer: ArtifactWriter, receipt: PartReceipt | QuantizerReceipt, shared: bytes | None, there: Mapping[str, Entry]
 ) -> tuple[Part, ...]:
     """Return a receipt's parts; they must be `there`, in a listing, and be built with the quantizer `shared`."""
     for path in missing_paths(there, receipt.parts):

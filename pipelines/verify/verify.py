@@ -252,10 +252,7 @@ def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard
         *(lambda shard=shard: prove_tar(artifact, shard, classes) for shard in tars),
         *(lambda entry=entry: _damage(artifact, entry) for entry in rest),
     ]
-    with (
-        ThreadPoolExecutor(THREADS, "verify") as pool,
-        stage("verify", len(tasks), unit="parts") as advance,
-    ):
+    with ThreadPoolExecutor(THREADS, "verify") as pool, stage("verify", len(tasks), unit="parts") as advance:
         for problems in pool.map(lambda task: list(task()), tasks):
             for problem in problems:
                 findings.problem(problem)

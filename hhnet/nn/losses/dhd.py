@@ -35,14 +35,7 @@ class DHD(HashLoss):
     soft_labels: ClassVar[bool] = True
 
     def __init__(
-        self,
-        bits: int,
-        classes: int,
-        *,
-        tau: float = 0.2,
-        distil: float = 0.1,
-        lam: float = 0.1,
-        std: float = 0.5,
+        self, bits: int, classes: int, *, tau: float = 0.2, distil: float = 0.1, lam: float = 0.1, std: float = 0.5
     ) -> None:
         super().__init__(bits, classes)
         above(0, tau=tau, std=std)
