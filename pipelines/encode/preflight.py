@@ -156,7 +156,7 @@ def _device() -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """Measurements of the tried shards. `rows`, `wall`, `cpu` and `rates` come from the last one.
+    """Measurements of the tried shards. `rows`, `wall`, `cpu`, `rates` and `last` come from the last one.
 
     `startup` is the time before the first image; `rates` are images per second as if a worker did only that step.
     """
@@ -172,9 +172,7 @@ class Trial:
     rates: dict[str, float]
     bytes_per_image: float
     puts_per_shard: float
-    host: str
-    device: str
-    cpus: float
+    last: TrialReceipt
 
 
 @dataclass(frozen=True)
@@ -226,9 +224,7 @@ def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> Trial:
         rates={step: rows / max(taken, LEAST_S) for step, taken in spent.items()},
         bytes_per_image=sum(receipt.bytes for receipt in receipts) / images,
         puts_per_shard=sum(receipt.puts for receipt in receipts) / len(runs),
-        host=receipts[-1].host,
-        device=receipts[-1].device,
-        cpus=receipts[-1].cpus,
+        last=receipts[-1],
     )
 
 
@@ -251,7 +247,7 @@ class Estimate:
     @property
     def rate(self) -> float:
         """Images per second of all workers together, limited by the CPUs of their hosts."""
-        return min(self.apart, self.fleet.hosts * self.trial.cpus * self.trial.rows / max(self.trial.cpu, LEAST_S))
+        return min(self.apart, self.fleet.hosts * self.trial.last.cpus * self.trial.rows / max(self.trial.cpu, LEAST_S))
 
     @property
     def seconds(self) -> float:
@@ -271,7 +267,7 @@ class Estimate:
             "before the first image",
             "binds": self.binding(),
             "tried": f"{trial.images:,} images of {counted(trial.shards, 'shard')} in {duration(trial.seconds)} by one "
-            f"worker on {trial.host} ({trial.device}); the last {trial.rows:,} give the rates",
+            f"worker on {trial.last.host} ({trial.last.device}); the last {trial.rows:,} give the rates",
             "rejects_tried": trial.rejects,
             "workers": workers,
             "seconds": round(self.seconds, 1),
@@ -286,7 +282,7 @@ class Estimate:
         """Describe the step that limits the rate, and the rate without that limit."""
         trial, workers, rate = self.trial, self.fleet.workers, f"{self.rate:,.0f}"
         if self.rate < self.apart:
-            each, cpus = 1000 * trial.cpu / trial.rows, self.fleet.hosts * trial.cpus
+            each, cpus = 1000 * trial.cpu / trial.rows, self.fleet.hosts * trial.last.cpus
             return (
                 f"cpu-bound: {rate} of {self.apart:,.0f} images/s: {counted(workers, 'worker')} share {cpus:g} CPUs, "
                 f"and an image takes {each:.1f} ms of CPU"

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ def _skips(listing: Listing) -> dict[str, Any]:
         "found": len(listing.entries) + listing.skipped,
         "skipped_reasons": listing.skipped_reasons,
         "skipped_suffixes": listing.skipped_suffixes,
-        "skipped_files": listing.skipped_files,
+        "skipped_files": listing.named,
         "notes": listing.notes,
     }
 
@@ -397,20 +397,18 @@ def _result(
     classes: Sequence[str],
     facts: Mapping[str, Any],
 ) -> IngestResult:
-    result = IngestResult(
-        status=status,
-        uri=root.uri,
-        digest=None,
-        samples=len(listing.entries),
-        **_skips(listing),
-        classes=list(classes),
-        **facts,
-    )
-    if not plan.by:
-        return replace(result, digest=artifacts[""].digest)
     digests = {name: artifact.digest for name, artifact in artifacts.items()}
     splits = {
         name: {"uri": artifact.uri, "digest": artifact.digest, "samples": artifact.manifest.totals["samples"]}
         for name, artifact in artifacts.items()
     }
-    return replace(result, digest=sha256_of(canonical_json(digests)), splits=splits)
+    return IngestResult(
+        status=status,
+        uri=root.uri,
+        digest=sha256_of(canonical_json(digests)) if plan.by else digests[""],
+        samples=len(listing.entries),
+        **_skips(listing),
+        classes=list(classes),
+        splits=splits if plan.by else None,
+        **facts,
+    )

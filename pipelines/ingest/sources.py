@@ -117,11 +117,6 @@ class Listing:
         return dict(sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0])))
 
     @property
-    def skipped_files(self) -> list[dict[str, str]]:
-        """First skipped files, each with its reason."""
-        return list(self.named)
-
-    @property
     def lost_files(self) -> list[str]:
         """Paths of the first skipped pictures, stray ones too."""
         return [file["path"] for file in self.named if file["reason"] not in NO_LOSS - {SkipReason.STRAY}]

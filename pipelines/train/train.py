@@ -4,7 +4,6 @@ It computes the fingerprint of the result, looks for a finished one, and publish
 (seed, epoch, shard index, number of workers), so a checkpoint only has to hold the position in it.
 """
 
-import hashlib
 import logging
 import os
 import socket
@@ -31,7 +30,7 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, with_weights
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
 from pipelines.shards.shards import ShardSet
-from pipelines.storage import Store, canonical_json, scratch_folder
+from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.train.job import TrainJob
 
 _log = logging.getLogger(__name__)
@@ -181,8 +180,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 def _file_digest(setting: str, path: str) -> str:
     try:
-        with Path(path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(Path(path))
     except OSError as error:
         raise InputError(
             f"{setting}={path} cannot be read on {socket.gethostname()}: {error.strerror}; every machine that trains "

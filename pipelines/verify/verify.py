@@ -4,7 +4,6 @@
 were proven before. It lists damage instead of failing, since `encode` turns damaged samples into rejects.
 """
 
-import hashlib
 import json
 import math
 import uuid
@@ -25,6 +24,7 @@ from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard, open_shards
+from pipelines.shards.tar import Hashed
 from pipelines.storage import Store, canonical_json
 from pipelines.verify.codes import prove_codes
 from pipelines.verify.duplicates import prove_duplicates
@@ -269,15 +269,11 @@ def _damage(artifact: Artifact, entry: Part | ReceiptRef) -> list[str]:
     where = f"{artifact.uri}/{entry.path}"
     try:
         with artifact.store.open(entry.path) as stream:
-            digest, size = hashlib.sha256(), 0
-            while data := stream.read(1 << 20):
-                digest.update(data)
-                size += len(data)
+            found = Hashed(stream).finish()
     except FileNotFoundError:
         return [f"{where} is missing"]
-    if (size, digest.hexdigest()) != (entry.bytes, entry.sha256):
-        return [f"{where} does not match the digest in its manifest"]
-    return []
+    same = found == (entry.bytes, entry.sha256)
+    return [] if same else [f"{where} does not match the digest in its manifest"]
 
 
 def _orphans(published: Mapping[str, Artifact]) -> list[str]:

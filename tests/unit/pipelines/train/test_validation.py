@@ -48,7 +48,7 @@ def test_of_equal_epochs_the_last_is_published_and_a_map_that_never_moves_is_sai
     write_folder(tmp_path / "photos", classes=2, per_class=8)
     ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
     left = iter(maps)
-    monkeypatch.setattr("pipelines.train.validation.validate", lambda learner, data: next(left))
+    monkeypatch.setattr("pipelines.train.worker.validate", lambda learner, data: next(left))
     monkeypatch.setattr(
         pipelines.train.train, "_run_workers", lambda job, data, log: train_worker(job, lambda *report: None)
     )
