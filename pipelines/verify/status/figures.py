@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from pipelines.artifacts.runs import Record, Run
@@ -58,11 +59,7 @@ def _ends(run: Run) -> list[tuple[float, int]]:
     ended = sorted(
         (float(one["ended"]), int(one["samples"])) for one in run.attempts if "ended" in one and one.get("samples")
     )
-    points, done = [], 0
-    for when, samples in ended:
-        done += samples
-        points.append((when, done))
-    return points
+    return list(accumulate(ended, lambda before, one: (one[0], before[1] + one[1])))
 
 
 def about_run(run: Run) -> Record:
