@@ -85,14 +85,10 @@ class Dataset:
     fallback: bool = False
 
 
-def cache_folder() -> Path:
-    """Return the folder for downloads: `hhnet` below XDG_CACHE_HOME, else below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hhnet"
-
-
 def prepare_archive(say: Say, cache: Path | None = None) -> Dataset:
     """Put Fashion-MNIST, or the photographs if no source can be reached, as a zip into the cache, and return it."""
-    store = Store(cache or cache_folder())
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hhnet"
+    store = Store(cache or usual)
     if (found := _fashion_mnist(store, say)) is not None:
         return found
     say("data: Fashion-MNIST is out of reach; FALLBACK: crops of the photographs shipped with scikit-image")
@@ -219,10 +215,7 @@ def _archive(store: Store, name: str, images: Iterable[tuple[str, npt.NDArray[np
     with scratch_folder() as folder:
         path = folder / f"{name}.zip"
         content = list(images)
-        with (
-            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
-            stage("images", len(content)) as advance,
-        ):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, stage("images", len(content)) as advance:
             for member, pixels in content:
                 # A fixed date, so that the bytes of the zip depend on the images alone.
                 archive.writestr(zipfile.ZipInfo(member, (1980, 1, 1, 0, 0, 0)), png_bytes(pixels))

@@ -15,7 +15,8 @@ from zoneinfo import ZoneInfo
 import typer
 
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
-from flows.verbs import ConfigOption, SetsOption, check_access
+from flows.verbs import ConfigOption, check_access
+from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
 from pipelines.errors import ConfigError, HHNetError, Unavailable
@@ -64,7 +65,7 @@ def serve_command(
         ),
     ] = "5m",
     out: Annotated[
-        str | None, typer.Option("--out", help="Folder or s3://bucket/prefix; default run.out.", metavar="URI")
+        str | None, typer.Option(help="Folder or s3://bucket/prefix; default run.out.", metavar="URI")
     ] = None,
     sets: SetsOption = None,
 ) -> None:

@@ -18,8 +18,7 @@ from pipelines.cluster.session import is_rays
 SERVED_BY_VARIABLE = "HHNET_SERVED_BY"
 """Environment variable with the process id of the serving process."""
 PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
-"""Number of a prctl option, like PR_SET_PDEATHSIG, from linux/prctl.h."""
+"""Number of a prctl option from linux/prctl.h."""
 RAY_NAMES = ("ray", "gcs_server")
 """Beginnings of the names of Ray's processes; of an ended process only its name is left."""
 LOOK_EVERY_S = 1.0
@@ -52,12 +51,6 @@ def _watch(parent: int, told: bool) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_GRACE_S)
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def adopt_orphans() -> None:
-    """Make this process the parent of processes that runs leave behind (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_orphaned_ray() -> None:

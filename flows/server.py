@@ -64,9 +64,8 @@ def prefect_server() -> Iterator[None]:
             with set_environment({"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home)}):
                 yield
             return
-        theirs = dict.fromkeys(
-            (name for name in os.environ if _is_prefects(name) and name not in QUIET_ENVIRONMENT), None
-        )
+        names = [name for name in os.environ if name.upper().startswith("PREFECT_") and name not in QUIET_ENVIRONMENT]
+        theirs = dict.fromkeys(names, None)
         with set_environment(theirs), _temporary_server(home) as settings, set_environment(settings):
             yield
 
@@ -98,10 +97,6 @@ def prefect_setting(name: str) -> str | None:
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return None
     return value if isinstance(value, str) else None
-
-
-def _is_prefects(name: str) -> bool:
-    return name.upper().startswith("PREFECT_")
 
 
 def reach_prefect(url: str) -> None:

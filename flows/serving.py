@@ -35,8 +35,9 @@ from prefect.schedules import Cron, Interval, Schedule
 from prefect.states import Cancelled
 from prefect.types.entrypoint import EntrypointType
 
-from flows.lifeline import SERVED_BY_VARIABLE, adopt_orphans, end_orphaned_ray
+from flows.lifeline import SERVED_BY_VARIABLE, end_orphaned_ray
 from flows.pipeline import pipeline
+from pipelines.cluster.session import adopt_orphans
 
 LOOK_EVERY_S = 5.0
 """Seconds between two questions to the server for the states of this process's runs."""

@@ -11,7 +11,7 @@ from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Part
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import Record, read_runs
-from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
+from pipelines.artifacts.tables import REJECTS, read_table
 from pipelines.artifacts.versions import open_current
 from pipelines.errors import InputError
 from pipelines.storage import Store
@@ -118,9 +118,7 @@ def reject_rows(codes: Mapping[str, str]) -> list[Record]:
         reasons: Counter[str] = Counter()
         for part in _codes_parts(store):
             if part.path.startswith("rejects/"):
-                table = read_parquet(store.read(part.path), f"{uri}/{part.path}")
-                require_schema(table, REJECTS, f"{uri}/{part.path}")
-                reasons.update(table["reason"].to_pylist())
+                reasons.update(read_table(store, part, REJECTS)["reason"].to_pylist())
         rows += [{"codes": name, "reason": reason, "rejects": count} for reason, count in reasons.most_common()]
     return rows
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from pipelines.artifacts.result import Result
+from pipelines.cli.verb import Sets
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, Unavailable
@@ -21,17 +22,12 @@ REPORT_TIMEOUT_S = 10.0
 """Seconds that Prefect may take to send its last events."""
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
-SetsOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
-]
 
 
 def run(
     config: ConfigOption,
     out: Annotated[
-        str | None,
-        typer.Option("--out", help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI"),
+        str | None, typer.Option(help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI")
     ] = None,
     sets: SetsOption = None,
 ) -> Result:
@@ -62,12 +58,9 @@ class DemoResult(Result):
 
 def demo(
     data: Annotated[
-        str | None,
-        typer.Option("--data", help="Your own folder of class folders; default Fashion-MNIST.", metavar="PATH"),
+        str | None, typer.Option(help="Your own folder of class folders; default Fashion-MNIST.", metavar="PATH")
     ] = None,
-    out: Annotated[
-        str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")
-    ] = "hhnet-demo",
+    out: Annotated[str, typer.Option(help="Folder or s3://bucket/prefix of everything.", metavar="URI")] = "hhnet-demo",
     sets: SetsOption = None,
 ) -> Result:
     """Run the whole pipeline on real images with no setup, in minutes; a second run finds everything done.

@@ -53,32 +53,21 @@ __all__ = [
     "unpack_bits",
 ]
 
-_MODULES = {
-    "HHNet": "nn.model",
-    "Preprocess": "preprocess",
-    "asymmetric_distances": "real_codes",
-    "average_precisions": "metrics.retrieval",
-    "chance_map": "metrics.retrieval",
-    "code_drift": "health",
-    "code_health": "health",
-    "hamming_distances": "search.kernels",
-    "hamming_knn": "search.kernels",
-    "hamming_range": "search.kernels",
-    "hash_centres": "nn.centres",
-    "load_model": "nn.model",
-    "loss_names": "nn.losses",
-    "make_loss": "nn.losses",
-    "mean_average_precision": "metrics.retrieval",
-    "pack_bits": "codes",
-    "precision_at": "metrics.retrieval",
-    "precision_recall_at": "metrics.retrieval",
-    "precision_recall_curve": "metrics.retrieval",
-    "precision_within_radius": "metrics.retrieval",
-    "quantise_real_codes": "real_codes",
-    "saturate": "real_codes",
-    "tie_bounds": "metrics.retrieval",
-    "unpack_bits": "codes",
+_NAMES = {
+    "codes": ("pack_bits", "unpack_bits"),
+    "health": ("code_drift", "code_health"),
+    "metrics.retrieval": (
+        *("average_precisions", "chance_map", "mean_average_precision", "precision_at", "precision_recall_at"),
+        *("precision_recall_curve", "precision_within_radius", "tie_bounds"),
+    ),
+    "nn.centres": ("hash_centres",),
+    "nn.losses": ("loss_names", "make_loss"),
+    "nn.model": ("HHNet", "load_model"),
+    "preprocess": ("Preprocess",),
+    "real_codes": ("asymmetric_distances", "quantise_real_codes", "saturate"),
+    "search.kernels": ("hamming_distances", "hamming_knn", "hamming_range"),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -71,3 +71,8 @@ def unpack_bits(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.bool_
     if bits < 1 or codes.shape[1] != (bits + 7) // 8:
         raise ValueError(f"codes of {bits} bits take {(bits + 7) // 8} bytes: got {codes.shape[1]} bytes")
     return np.unpackbits(codes, axis=1, count=bits, bitorder="little").astype(np.bool_)
+
+
+def pad_bytes(rows: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Return uint8 (N, bytes) with zero bytes appended to each row, up to a multiple of `size` bytes."""
+    return np.pad(np.ascontiguousarray(rows), ((0, 0), (0, -rows.shape[1] % size)))

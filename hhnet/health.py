@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hhnet.codes import unpack_bits
+from hhnet.codes import pad_bytes, unpack_bits
 from hhnet.search.kernels import hamming_distances
 
 _Codes = npt.NDArray[np.uint8]
@@ -164,9 +164,7 @@ def _phi(ones_K: _Counts, differing_KK: _Counts, num: int) -> _Floats:
 
 def _buckets(codes: _Codes) -> tuple[_Codes, _Counts]:
     """Return the distinct codes and how often each occurs, by falling size, then by bytes."""
-    padded = np.zeros((len(codes), (codes.shape[1] + 7) // 8 * 8), np.uint8)
-    padded[:, : codes.shape[1]] = codes
-    words_NW = padded.view(">u8").astype(np.uint64)  # big endian: ordered as the bytes are
+    words_NW = pad_bytes(codes, 8).view(">u8").astype(np.uint64)  # big endian: ordered as the bytes are
     order = np.lexsort(words_NW.T[::-1])
     words_NW = words_NW[order]
     first_N = np.concatenate([[True], (words_NW[1:] != words_NW[:-1]).any(1)])

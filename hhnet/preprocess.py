@@ -4,7 +4,7 @@ Shape suffixes: B images, C channels, H height, W width, S side of the network's
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,7 @@ def check_image(image: npt.NDArray[Any]) -> None:
 
 
 def resize_box(
-    image: npt.NDArray[np.uint8],
-    size: tuple[int, int],
-    box: tuple[float, float, float, float],
-    interpolation: str,
+    image: npt.NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float], interpolation: str
 ) -> npt.NDArray[np.uint8]:
     """Resample the part (left, top, right, bottom) of an image, in pixels, to (width, height), antialiased."""
     resized = Image.fromarray(image).resize(size, _FILTERS[interpolation], box=box)
@@ -93,13 +90,7 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values; `from_dict` is the inverse."""
-        return {
-            "size": self.size,
-            "resize": self.resize,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "interpolation": self.interpolation,
-        }
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":

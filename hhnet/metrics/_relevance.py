@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hhnet.codes import pad_bytes
 from hhnet.search import _ranking
 from hhnet.search.kernels import Words, code_pair, run_blocks
 
@@ -39,30 +40,19 @@ class Task:
         """Yield the counts of samples and of relevant samples at each distance, two int64 (q, D), by blocks of
         queries."""
         for start in range(0, len(self.queries), _QUERIES_PER_BLOCK):
-            block = slice(start, min(start + _QUERIES_PER_BLOCK, len(self.queries)))
-            queries_QW, labels_QL = self.queries[block], self.query_labels[block]
-            total_QD = np.zeros((len(queries_QW), self.bits + 1), np.int64)
-            hits_QD = np.zeros_like(total_QD)
+            yield self._histograms(slice(start, start + _QUERIES_PER_BLOCK))
 
-            def count(
-                part: slice,
-                queries_QW: Words = queries_QW,
-                labels_QL: npt.NDArray[np.uint64] = labels_QL,
-                total_QD: npt.NDArray[np.int64] = total_QD,
-                hits_QD: npt.NDArray[np.int64] = hits_QD,
-            ) -> None:
-                _ranking.histograms(
-                    queries_QW[part],
-                    self.database,
-                    labels_QL[part],
-                    self.labels,
-                    self.single,
-                    total_QD[part],
-                    hits_QD[part],
-                )
+    def _histograms(self, block: slice) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        queries_QW, labels_QL = self.queries[block], self.query_labels[block]
+        total_QD = np.zeros((len(queries_QW), self.bits + 1), np.int64)
+        hits_QD = np.zeros_like(total_QD)
 
-            run_blocks(count, len(queries_QW), self.cost)
-            yield total_QD, hits_QD
+        def count(part: slice) -> None:
+            sides = queries_QW[part], self.database, labels_QL[part], self.labels
+            _ranking.histograms(*sides, self.single, total_QD[part], hits_QD[part])
+
+        run_blocks(count, len(queries_QW), self.cost)
+        return total_QD, hits_QD
 
 
 def _label_words(labels: Labels, num: int, name: str) -> npt.NDArray[np.uint64]:
@@ -82,9 +72,7 @@ def _label_words(labels: Labels, num: int, name: str) -> npt.NDArray[np.uint64]:
         if labels.dtype != np.bool_ and not np.isin(labels, (0, 1)).all():
             raise ValueError(f"{name} of shape (N, C) must be multi-hot, only 0 and 1: got {labels.dtype} values")
         packed = np.packbits(labels.astype(np.bool_), axis=1, bitorder="little")
-        padded = np.zeros((num, max(8, (packed.shape[1] + 7) // 8 * 8)), np.uint8)
-        padded[:, : packed.shape[1]] = packed
-        words = padded.view(np.uint64)
+        words = pad_bytes(packed if packed.shape[1] else np.zeros((num, 1), np.uint8), 8).view(np.uint64)
     words.flags.writeable = False
     return words
 

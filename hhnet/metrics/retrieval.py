@@ -59,34 +59,35 @@ def _expected(task: Task, cut: int, kind: int) -> tuple[_Floats, npt.NDArray[np.
     return ap_Q, hit_Q
 
 
-def _stable(task: Task, cut: int, kind: int) -> tuple[_Floats, npt.NDArray[np.bool_]]:
-    ap_Q, hit_Q = np.empty(len(task.queries)), np.empty(len(task.queries), np.bool_)
-
-    def rank(part: slice) -> None:
-        queries = task.queries[part], task.database, task.query_labels[part], task.labels, task.single
-        _ranking.stable_ap(*queries, cut, kind, ap_Q[part], hit_Q[part])
-
-    run_blocks(rank, len(task.queries), task.cost)
-    return ap_Q, hit_Q
-
-
-def _scored(
-    task: Task, cut: int, kind: int, reals: tuple[_Floats, _Floats], first: int
+def _ranked(
+    task: Task, cut: int, kind: int, reals: tuple[_Floats, _Floats] | None, first: int
 ) -> tuple[_Floats, npt.NDArray[np.bool_]]:
+    """Rank by distance and row; with `reals`, the first `first` samples (or for 0 those of a tie) by their distance."""
     ap_Q, hit_Q = np.empty(len(task.queries)), np.empty(len(task.queries), np.bool_)
 
     def rank(part: slice) -> None:
         queries = task.queries[part], task.database, task.query_labels[part], task.labels, task.single
-        scores_QN = -(reals[0][part] @ reals[1].T)  # the squared distance of unit vectors is 2 - 2 cos
-        _ranking.scored_ap(*queries, scores_QN, first, cut, kind, ap_Q[part], hit_Q[part])
+        if reals is None:
+            _ranking.stable_ap(*queries, cut, kind, ap_Q[part], hit_Q[part])
+        else:
+            scores_QN = -(reals[0][part] @ reals[1].T)  # the squared distance of unit vectors is 2 - 2 cos
+            _ranking.scored_ap(*queries, scores_QN, first, cut, kind, ap_Q[part], hit_Q[part])
 
-    run_blocks(rank, len(task.queries), task.cost, block=_SCORED_QUERIES_PER_BLOCK)
+    run_blocks(rank, len(task.queries), task.cost, **({} if reals is None else {"block": _SCORED_QUERIES_PER_BLOCK}))
     return ap_Q, hit_Q
 
 
 def _choice(value: str, known: tuple[str, ...], name: str) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}: got {value!r}")
+
+
+def _cut(task: Task, at: int | None, denominator: str) -> int:
+    """Return K, cut to the database. Raises ValueError for a wrong `at` or `denominator`."""
+    _choice(denominator, tuple(_DENOMINATORS), "denominator")
+    if at is not None and at < 1:
+        raise ValueError(f"at must be at least 1, or None for the whole database: got {at}")
+    return min(at or len(task.database), len(task.database))
 
 
 def average_precisions(
@@ -129,23 +130,18 @@ def average_precisions(
     """
     task = make_task(query_codes, query_labels, database_codes, database_labels)
     _choice(ties, ("expected", "stable", "scores"), "ties")
-    _choice(denominator, tuple(_DENOMINATORS), "denominator")
+    cut = _cut(task, at, denominator)
     _choice(empty, ("zero", "skip"), "empty")
-    if at is not None and at < 1:
-        raise ValueError(f"at must be at least 1, or None for the whole database: got {at}")
     if (tie_scores is not None) != (ties == "scores"):
         raise ValueError(f"ties='scores' and tie_scores go together: got ties={ties!r}")
     if rerank is not None and (rerank < 1 or tie_scores is None):
         raise ValueError(f"rerank must be at least 1 and needs tie_scores: got {rerank} with ties={ties!r}")
-    cut = min(at or len(task.database), len(task.database))
     kind = _DENOMINATORS[denominator]
     if ties == "expected":
         ap_Q, hit_Q = _expected(task, cut, kind)
-    elif tie_scores is None:
-        ap_Q, hit_Q = _stable(task, cut, kind)
     else:
-        reals = _normalised_pair(tie_scores, task)
-        ap_Q, hit_Q = _scored(task, cut, kind, reals, min(rerank or 0, len(task.database)))
+        reals = None if tie_scores is None else _normalised_pair(tie_scores, task)
+        ap_Q, hit_Q = _ranked(task, cut, kind, reals, min(rerank or 0, len(task.database)))
     if empty == "skip":
         ap_Q[~hit_Q] = np.nan
     return ap_Q
@@ -195,10 +191,7 @@ def tie_bounds(
         `average_precisions`.
     """
     task = make_task(query_codes, query_labels, database_codes, database_labels)
-    _choice(denominator, tuple(_DENOMINATORS), "denominator")
-    if at is not None and at < 1:
-        raise ValueError(f"at must be at least 1, or None for the whole database: got {at}")
-    cut = min(at or len(task.database), len(task.database))
+    cut = _cut(task, at, denominator)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, len(task.database) + 1))])
     bounds: tuple[list[_Floats], list[_Floats]] = [], []
     for total_QD, hits_QD in task.histograms():
@@ -234,11 +227,7 @@ def precision_at(
 
 
 def precision_within_radius(
-    query_codes: Codes,
-    query_labels: Labels,
-    database_codes: Codes,
-    database_labels: Labels,
-    radius: int = 2,
+    query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels, radius: int = 2
 ) -> float:
     """Return P@H<=radius: the share of relevant samples within the Hamming radius (inclusive), averaged over queries.
 
@@ -278,11 +267,7 @@ def precision_recall_curve(
 
 
 def precision_recall_at(
-    query_codes: Codes,
-    query_labels: Labels,
-    database_codes: Codes,
-    database_labels: Labels,
-    ranks: Sequence[int],
+    query_codes: Codes, query_labels: Labels, database_codes: Codes, database_labels: Labels, ranks: Sequence[int]
 ) -> tuple[_Floats, _Floats]:
     """Return precision and recall among the first k for each k of `ranks`, averaged over queries at equal rank.
 

@@ -44,11 +44,7 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self,
-        name: str,
-        stem_stride: int = 4,
-        weights: str | Path | None = None,
-        branches: Sequence[int] | None = None,
+        self, name: str, stem_stride: int = 4, weights: str | Path | None = None, branches: Sequence[int] | None = None
     ) -> None:
         """Build the network; `HHNet` explains the arguments and the errors."""
         super().__init__()

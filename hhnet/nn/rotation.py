@@ -18,15 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = [
-    "householder_rotation",
-    "itq_rotation",
-    "principal_directions",
-    "quantisation_error",
-    "random_hyperplanes",
-]
+__all__ = ["householder_rotation", "itq_rotation", "principal_directions", "quantisation_error", "random_hyperplanes"]
 
 Reals = npt.NDArray[np.float64]
+
+_BATCH, _RATE = 128, 1.0  # rows of a gradient step of H2Q, and its learning rate: the authors' values
 
 
 def quantisation_error(z_NK: npt.ArrayLike) -> float:
@@ -61,13 +57,7 @@ def itq_rotation(z_NK: npt.ArrayLike, *, iterations: int = 50, seed: int = 0) ->
 
 
 def householder_rotation(
-    z_NK: npt.ArrayLike,
-    *,
-    epochs: int = 150,
-    batch_size: int = 128,
-    lr: float = 1.0,
-    seed: int = 0,
-    advance: Callable[[int], object] = lambda epochs: None,
+    z_NK: npt.ArrayLike, *, epochs: int = 150, seed: int = 0, advance: Callable[[int], object] = lambda epochs: None
 ) -> Reals:
     """Learn the orthogonal (K, K) of H2Q, a product of K Householder reflections, by stochastic gradient descent.
 
@@ -75,7 +65,7 @@ def householder_rotation(
 
     Args:
         z_NK: real outputs (N, K).
-        epochs, batch_size, lr: the authors' defaults.
+        epochs: 150 are the authors' default.
         seed: of the order of the rows.
         advance: called after each epoch with the number of those that are done.
 
@@ -87,10 +77,10 @@ def householder_rotation(
     vectors = torch.eye(z.shape[1], dtype=torch.float64, requires_grad=True)
     least, best = float("inf"), torch.eye(z.shape[1], dtype=torch.float64)
     for epoch in range(epochs):
-        for rows in torch.split(torch.randperm(len(z), generator=order), batch_size):
+        for rows in torch.split(torch.randperm(len(z), generator=order), _BATCH):
             (gradient,) = torch.autograd.grad(_error(z[rows], reflected(vectors)), vectors)
             with torch.no_grad():
-                vectors -= lr * gradient
+                vectors -= _RATE * gradient
         with torch.no_grad():
             rotation = reflected(vectors)
             error = float(_error(z, rotation))

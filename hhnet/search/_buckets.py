@@ -7,13 +7,9 @@ opened would cost as much as the scan that they avoid.
 Shape suffixes: Q queries, N database codes, W 64-bit words per code, M substrings, K neighbours.
 """
 
-from typing import Any
-
 import numpy as np
-from numba.core import types
-from numba.extending import intrinsic
 
-from hhnet.search._compiled import HAS_VECTOR_POPCOUNT, compiled
+from hhnet.search._compiled import HAS_VECTOR_POPCOUNT, _popcount, compiled
 
 ANSWERED, SCAN, DAMAGED = 0, 1, 2
 """Outcome of a query: answered from the buckets, cheaper by a scan, or stopped at a subscript outside the codes."""
@@ -45,22 +41,11 @@ PROBE_COST_SHARE = 0.05
 SIZING_COST_SHARE = 0.03
 
 
-def _ctpop(typingctx: Any, word: Any) -> Any:
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ctpop(args[0])
-
-    return types.uint64(types.uint64), codegen
-
-
-_popcount: Any = intrinsic(_ctpop)
-
-
 # -------------------------------------------------------------------------------------------------------- substrings
 
 
 @compiled
-def _cut(low: Any, high: Any, shift: int, width: int) -> Any:
+def _cut(low, high, shift, width):
     """Return `width` bits from place `shift` on of the word `low`; they may continue in the word `high`."""
     bits = low >> np.uint64(shift)  # cast: numba would make a float of uint64 and int64
     if shift + width > 64:
@@ -69,14 +54,14 @@ def _cut(low: Any, high: Any, shift: int, width: int) -> Any:
 
 
 @compiled
-def _substring(codes_NW: Any, row: Any, layout_M3: Any, j: int) -> Any:
+def _substring(codes_NW, row, layout_M3, j):
     word, shift, width = layout_M3[j, 0], layout_M3[j, 1], layout_M3[j, 2]
     high = codes_NW[row, word + 1] if shift + width > 64 else np.uint64(0)
     return _cut(codes_NW[row, word], high, shift, width)
 
 
 @compiled
-def _found_before(query_W: Any, codes_NW: Any, row: Any, layout_M3: Any, step: int) -> bool:
+def _found_before(query_W, codes_NW, row, layout_M3, step):
     """Test whether a step before `step` has met the code, by the flips in each of its substrings.
 
     Step s visits the buckets whose substring s % M differs in s // M bits, so a code is first met at the least flips *
@@ -95,7 +80,7 @@ def _found_before(query_W: Any, codes_NW: Any, row: Any, layout_M3: Any, step: i
 
 
 @compiled
-def _distance(query_W: Any, codes_NW: Any, row: Any) -> Any:
+def _distance(query_W, codes_NW, row):
     distance = np.uint64(0)
     for w in range(query_W.shape[0]):
         distance += _popcount(query_W[w] ^ codes_NW[row, w])
@@ -103,7 +88,7 @@ def _distance(query_W: Any, codes_NW: Any, row: Any) -> Any:
 
 
 @compiled
-def _next(mask: int) -> Any:
+def _next(mask):
     """Return the next larger integer with as many bits set (Gosper)."""
     low = mask & -mask
     ripple = mask + low
@@ -111,7 +96,7 @@ def _next(mask: int) -> Any:
 
 
 @compiled
-def choose(width: int, flips: int) -> Any:
+def choose(width, flips):
     """Return the number of ways to flip `flips` of `width` bits; the widths of tables are too small to overflow it."""
     ways = 1
     for i in range(flips):
@@ -123,7 +108,7 @@ def choose(width: int, flips: int) -> Any:
 
 
 @compiled
-def fill_table(codes_NW: Any, layout_M3: Any, j: int, starts: Any, rows_N: Any) -> None:
+def fill_table(codes_NW, layout_M3, j, starts, rows_N):
     """Sort the rows by substring `j` (a counting sort): bucket p is rows_N[starts[p]:starts[p + 1]], ascending."""
     num = codes_NW.shape[0]
     starts[:] = 0
@@ -142,10 +127,10 @@ def fill_table(codes_NW: Any, layout_M3: Any, j: int, starts: Any, rows_N: Any) 
 
 
 @compiled
-def _candidates(pattern: int, width: int, flips: int, starts: Any, num: int) -> Any:
+def _candidates(pattern, width, flips, starts, num):
     """Count the rows in the buckets `flips` bits from `pattern`; -1 where `starts` is damaged."""
-    mask: Any = (1 << flips) - 1
-    total: Any = 0
+    mask = (1 << flips) - 1
+    total = 0
     while mask < 1 << width:
         first, last = np.int64(starts[pattern ^ mask]), np.int64(starts[(pattern ^ mask) + 1])
         if first > last or last > num:
@@ -158,7 +143,7 @@ def _candidates(pattern: int, width: int, flips: int, starts: Any, num: int) -> 
 
 
 @compiled
-def _sift_down(heap_K: Any, size: int, key: Any) -> None:
+def _sift_down(heap_K, size, key):
     """Replace the largest key of the heap by `key`, and restore the heap."""
     at = 0
     while True:
@@ -175,7 +160,7 @@ def _sift_down(heap_K: Any, size: int, key: Any) -> None:
 
 
 @compiled
-def _sift_up(heap_K: Any, size: int, key: Any) -> None:
+def _sift_up(heap_K, size, key):
     """Insert `key` into a heap of `size`."""
     at = size
     while at and heap_K[(at - 1) // 2] < key:
@@ -185,18 +170,7 @@ def _sift_up(heap_K: Any, size: int, key: Any) -> None:
 
 
 @compiled
-def _nearest_of_step(
-    query_W: Any,
-    codes_NW: Any,
-    layout_M3: Any,
-    starts: Any,
-    rows_N: Any,
-    allowed_N: Any,
-    step: int,
-    pattern: int,
-    heap_K: Any,
-    filled: int,
-) -> Any:
+def _nearest_of_step(query_W, codes_NW, layout_M3, starts, rows_N, allowed_N, step, pattern, heap_K, filled):
     """Take the new codes of one step into the heap; return how full it is then, or -1 where a table is damaged."""
     num = codes_NW.shape[0]
     width, flips = layout_M3[step % layout_M3.shape[0], 2], step // layout_M3.shape[0]
@@ -229,18 +203,7 @@ def _nearest_of_step(
 
 
 @compiled
-def _cost(
-    queries_QW: Any,
-    q: int,
-    layout_M3: Any,
-    offsets_M: Any,
-    starts: Any,
-    num: int,
-    first: int,
-    last: int,
-    most_lookups: float,
-    most: float,
-) -> float:
+def _cost(queries_QW, q, layout_M3, offsets_M, starts, num, first, last, most_lookups, most):
     """Estimate the cost of the steps first..last from the sizes of their buckets; -1 where a table is damaged.
 
     It is infinite above `most`, or where looking up the sizes costs more than `most_lookups`.
@@ -268,19 +231,8 @@ def _cost(
 
 @compiled
 def mih_knn(
-    queries_QW: Any,
-    codes_NW: Any,
-    layout_M3: Any,
-    offsets_M: Any,
-    starts: Any,
-    rows_MN: Any,
-    allowed_N: Any,
-    radius_Q: Any,
-    scan: float,
-    out_d_QK: Any,
-    out_r_QK: Any,
-    state_Q: Any,
-) -> None:
+    queries_QW, codes_NW, layout_M3, offsets_M, starts, rows_MN, allowed_N, radius_Q, scan, out_d_QK, out_r_QK, state_Q
+):
     """Find the k nearest of each query that is sure to cost less than `scan`; `state_Q` has each query's outcome.
 
     After step r all codes within distance r were met, so the search ends once the k-th best is at most at distance r. A
@@ -336,7 +288,7 @@ def mih_knn(
 
 
 @compiled
-def _sort(keys: Any, num: int, radius: int) -> None:
+def _sort(keys, num, radius):
     """Sort keys of rows below `num` and distances up to `radius` in place; many keys by digits (a radix sort)."""
     if keys.shape[0] < MIN_RADIX_KEYS:
         keys.sort()
@@ -349,7 +301,7 @@ def _sort(keys: Any, num: int, radius: int) -> None:
         counts[:] = 0
         for i in range(keys.shape[0]):
             counts[(keys[i] >> shift) & mask] += 1
-        total: Any = 0
+        total = 0
         for digit in range(counts.shape[0]):
             begin = total
             total += counts[digit]
@@ -362,19 +314,7 @@ def _sort(keys: Any, num: int, radius: int) -> None:
 
 
 @compiled
-def mih_range(
-    queries_QW: Any,
-    codes_NW: Any,
-    layout_M3: Any,
-    offsets_M: Any,
-    starts: Any,
-    rows_MN: Any,
-    allowed_N: Any,
-    radius: int,
-    scan: float,
-    counts_Q: Any,
-    state_Q: Any,
-) -> Any:
+def mih_range(queries_QW, codes_NW, layout_M3, offsets_M, starts, rows_MN, allowed_N, radius, scan, counts_Q, state_Q):
     """Find all codes within `radius` of each query that costs less than `scan`; return their keys, query by query.
 
     A key is distance << ROW_BITS | row, and each query's keys ascend; `counts_Q` has their number.

@@ -8,15 +8,15 @@ distances instead of comparing each. The database is scanned in chunks that stay
 queries pass over them, so no array of the size queries x database is ever made.
 
 The loops are serial and release the interpreter lock; the callers spread blocks over threads. Arguments are not checked
-here. A code is W words of one unsigned type. A loop is compiled for each W, the length of the tuple `zeros` of W such
-words.
+here, and have no annotations: numba compiles a loop for the types that it meets. A code is W words of one unsigned
+type. A loop is compiled for each W, the length of the tuple `zeros` of W such words.
 
 Shape suffixes: Q queries, N database codes, W words per code, L words per label, D distance values, H hits.
 """
 
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 import numpy as np
@@ -25,12 +25,8 @@ from numba.core import cgutils, types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, overload
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
 CHUNK_CODES = 4096  # codes per chunk of one word: 32 KiB at 64 bits
-PREFETCH_WORDS = (
-    512  # words from the tested group to the fetched one: the CPU's own prefetch stops at the end of the page
-)
+PREFETCH_WORDS = 512  # words from the tested group to the fetched one: the CPU's own prefetch stops at the end of the page
 VECTOR_CODES = 8  # codes per vector: two registers of AVX2, one of AVX-512
 NARROW_GROUP_CODES = 64  # codes per group, of one or two words of 64 bits
 HAS_VECTOR_POPCOUNT = bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
@@ -44,7 +40,7 @@ WIDE_GROUP_CODES = 128 if HAS_VECTOR_POPCOUNT else 8
 _without_cache = False
 
 
-def compiled(function: _F) -> _F:
+def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function with numba at its first call; it runs outside the interpreter lock.
 
     The machine code is kept in numba's cache on disk. Where no folder for that cache can be written, each process
@@ -53,7 +49,7 @@ def compiled(function: _F) -> _F:
     global _without_cache
     if not _without_cache:
         try:
-            return cast(_F, numba.njit(cache=True, nogil=True)(function))
+            return numba.njit(cache=True, nogil=True)(function)
         except RuntimeError:  # numba finds no folder that it can write its cache to
             _without_cache = True
             warnings.warn(
@@ -62,12 +58,12 @@ def compiled(function: _F) -> _F:
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return cast(_F, numba.njit(nogil=True)(function))
+    return numba.njit(nogil=True)(function)
 
 
-def _ctpop(typingctx: Any, word: Any) -> Any:
+def _ctpop(typingctx, word):
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context, builder, signature, args):
         return builder.ctpop(args[0])
 
     return types.uint64(types.uint64), codegen
@@ -77,12 +73,12 @@ def _ctpop(typingctx: Any, word: Any) -> Any:
 _popcount: Any = intrinsic(_ctpop)
 
 
-def _fetch(typingctx: Any, query: Any, words: Any, place: Any) -> Any:
+def _fetch(typingctx, query, words, place):
     # llvm.prefetch's locality: 3 asks for all cache levels, 2 leaves out the first. Groups of narrow codes are tested
     # so fast that lines on their way into the first level hold up the lines that are read now.
     level = 2 if _is_narrow(query) else 3
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context, builder, signature, args):
         array = context.make_array(signature.args[1])(context, builder, args[1])
         bytes_, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [bytes_, flag, flag, flag])
@@ -100,7 +96,7 @@ _prefetch: Any = intrinsic(_fetch)
 
 
 @compiled
-def _query_words(zeros: Any, queries_QW: Any, q: int) -> Any:
+def _query_words(zeros, queries_QW, q):
     query = zeros
     for w in range(len(zeros)):
         query = tuple_setitem(query, w, queries_QW[q, w])
@@ -108,7 +104,7 @@ def _query_words(zeros: Any, queries_QW: Any, q: int) -> Any:
 
 
 @compiled
-def _distance(query: Any, words: Any, code: int) -> Any:
+def _distance(query, words, code):
     """Return the distance between a query and the code at place `code` of a flat array."""
     distance = np.uint64(0)
     for w in range(len(query)):
@@ -116,9 +112,9 @@ def _distance(query: Any, words: Any, code: int) -> Any:
     return distance
 
 
-def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
+def _vectors(typingctx, query, words, limit):
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context, builder, signature, args):
         array = context.make_array(signature.args[1])(context, builder, args[1])
         width, word, index = query.count, ir.IntType(64), ir.IntType(32)
         vector = ir.VectorType(word, VECTOR_CODES)
@@ -126,13 +122,13 @@ def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
             builder.module, ir.FunctionType(vector, [vector]), f"llvm.ctpop.v{VECTOR_CODES}i64"
         )
 
-        def filled(values: list[Any]) -> Any:
+        def filled(values):
             found = ir.Constant(vector, ir.Undefined)
             for lane in range(VECTOR_CODES):
                 found = builder.insert_element(found, values[lane % len(values)], index(lane))
             return found
 
-        def every_second(first: Any, second: Any, start: int) -> Any:
+        def every_second(first, second, start):
             lanes = [start + 2 * lane for lane in range(VECTOR_CODES)]
             return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(index, VECTOR_CODES), lanes))
 
@@ -166,7 +162,7 @@ def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
 _near_vectors: Any = intrinsic(_vectors)
 
 
-def _constant(typingctx: Any, query: Any) -> Any:
+def _constant(typingctx, query):
     size = NARROW_GROUP_CODES if _is_narrow(query) else WIDE_GROUP_CODES
     return types.intp(query), lambda context, builder, signature, args: context.get_constant(types.intp, size)
 
@@ -179,16 +175,16 @@ def _is_narrow(query: Any) -> bool:
     return bool(query.dtype == types.uint64 and query.count <= 2)
 
 
-def _near(query: Any, group: Any, limit: Any) -> bool:
+def _near(query, group, limit):
     """Test whether any code of a group is nearer than `limit`; for compiled loops only."""
     raise NotImplementedError
 
 
-def _near_by_type(query: Any, group: Any, limit: Any) -> Any:
-    def vectors(query: Any, group: Any, limit: Any) -> Any:
+def _near_by_type(query, group, limit):
+    def vectors(query, group, limit):
         return _near_vectors(query, group, limit)
 
-    def one_by_one(query: Any, group: Any, limit: Any) -> Any:
+    def one_by_one(query, group, limit):
         near = False
         for code in range(WIDE_GROUP_CODES):
             near |= _distance(query, group, code) < limit
@@ -201,18 +197,7 @@ overload(_near, inline="always")(_near_by_type)
 
 
 @compiled
-def _append(
-    query: Any,
-    words: Any,
-    start: int,
-    stop: int,
-    limit: Any,
-    allowed_N: Any,
-    first_row: int,
-    rows: Any,
-    distances: Any,
-    count: int,
-) -> int:
+def _append(query, words, start, stop, limit, allowed_N, first_row, rows, distances, count):
     """Write the codes in [start, stop) that are allowed and nearer than `limit` to the outputs; return the count."""
     for code in range(start, stop):
         distance = _distance(query, words, code)
@@ -224,7 +209,7 @@ def _append(
 
 
 @compiled
-def _next_near(query: Any, words: Any, first: int, limit: Any, fetch: bool) -> Any:
+def _next_near(query, words, first, limit, fetch):
     """Return the first code of the first group, from the code `first` on, that holds a code nearer than `limit`.
 
     Where no group does, returns the number of codes in whole groups. `fetch` prefetches the lines ahead of each group.
@@ -244,17 +229,7 @@ def _next_near(query: Any, words: Any, first: int, limit: Any, fetch: bool) -> A
 
 
 @compiled
-def _collect(
-    query: Any,
-    words: Any,
-    first: int,
-    limit: Any,
-    allowed_N: Any,
-    first_row: int,
-    rows: Any,
-    distances: Any,
-    count: int,
-) -> int:
+def _collect(query, words, first, limit, allowed_N, first_row, rows, distances, count):
     """Write the allowed codes nearer than `limit`, from the group at `first` on, to the outputs; return the count."""
     num, size = words.shape[0] // len(query), _group(query)
     whole = num // size * size
@@ -265,7 +240,7 @@ def _collect(
 
 
 @compiled
-def chunk_distances(query_W: Any, database_NW: Any, start: int, stop: int, out: Any) -> None:
+def chunk_distances(query_W, database_NW, start, stop, out):
     """Write the distances of `query_W` to rows start..stop of the database to `out[: stop - start]`."""
     words = query_W.shape[0]
     num = stop - start
@@ -289,13 +264,13 @@ def chunk_distances(query_W: Any, database_NW: Any, start: int, stop: int, out: 
 
 
 @compiled
-def distances(queries_QW: Any, database_NW: Any, out_QN: Any) -> None:
+def distances(queries_QW, database_NW, out_QN):
     for q in range(queries_QW.shape[0]):
         chunk_distances(queries_QW[q], database_NW, 0, database_NW.shape[0], out_QN[q])
 
 
 @compiled
-def _compact(distances: Any, rows: Any, keep: int, hist_D: Any, spare_d: Any, spare_r: Any) -> int:
+def _compact(distances, rows, keep, hist_D, spare_d, spare_r):
     """Sort the candidates by distance (a stable counting sort), keep the first `keep`, and recount `hist_D`."""
     count = distances.shape[0]
     place = np.empty(hist_D.shape[0], np.int64)
@@ -310,7 +285,7 @@ def _compact(distances: Any, rows: Any, keep: int, hist_D: Any, spare_d: Any, sp
         if to < keep:
             spare_d[to] = d
             spare_r[to] = rows[i]
-    kept: int = min(count, keep)
+    kept = min(count, keep)
     hist_D[:] = 0
     for i in range(kept):
         distances[i] = spare_d[i]
@@ -320,7 +295,7 @@ def _compact(distances: Any, rows: Any, keep: int, hist_D: Any, spare_d: Any, sp
 
 
 @compiled
-def _threshold(hist_QD: Any, q: int, k: int) -> int:
+def _threshold(hist_QD, q, k):
     """Return the least distance within which k candidates lie already: a later row at that distance cannot win."""
     total = 0
     for d in range(hist_QD.shape[1]):
@@ -331,7 +306,7 @@ def _threshold(hist_QD: Any, q: int, k: int) -> int:
 
 
 @compiled
-def _lead(zeros: Any, words: Any) -> Any:
+def _lead(zeros, words):
     """Return the number of codes between the last boundary of a 64-byte line and the first code.
 
     Chunks then begin at such boundaries: a vector that spans two lines costs two loads.
@@ -342,7 +317,7 @@ def _lead(zeros: Any, words: Any) -> Any:
 
 
 @compiled
-def _fetch_share(zeros: Any, words: Any, start: int, stop: int, share: int, shares: int) -> None:
+def _fetch_share(zeros, words, start, stop, share, shares):
     """Prefetch one of `shares` equal shares of words[start:stop], the next chunk, while the present one is read."""
     lines = (stop - start + 7) // 8
     for line in range(lines * share // shares, lines * (share + 1) // shares):
@@ -350,9 +325,7 @@ def _fetch_share(zeros: Any, words: Any, start: int, stop: int, share: int, shar
 
 
 @compiled
-def scan_knn(
-    zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius_Q: Any, first_row: int, out_d: Any, out_r: Any
-) -> None:
+def scan_knn(zeros, queries_QW, words, allowed_N, radius_Q, first_row, out_d, out_r):
     """Find the k nearest of the codes in the flat `words`; their first row is `first_row`, and k is the width of
     `out_d`.
 
@@ -393,9 +366,7 @@ def scan_knn(
 
 
 @compiled
-def scan_range(
-    zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int, first_row: int, counts_QD: Any
-) -> Any:
+def scan_range(zeros, queries_QW, words, allowed_N, radius, first_row, counts_QD):
     """Find all codes within `radius`; return (query, distance, row) of each hit, and add to `counts_QD`.
 
     Hits of one query and distance come in the order of their rows.
@@ -426,7 +397,7 @@ def scan_range(
 
 
 @compiled
-def place_hits(hits: Any, place_QD: Any, rows: Any, distances: Any) -> None:
+def place_hits(hits, place_QD, rows, distances):
     """Move hits to their places: `place_QD` has the next place of each query and distance, and is advanced."""
     hit_q, hit_d, hit_r = hits
     for i in range(hit_q.shape[0]):

@@ -3,8 +3,6 @@
 Shape suffixes: Q queries, N codes, W 64-bit words per code, M substrings, S slots of a hash table, P pairs.
 """
 
-from typing import Any
-
 import numpy as np
 
 from hhnet.search._buckets import LOOKUP_NS, _cost, _distance, _found_before, _next, _substring, choose
@@ -22,7 +20,7 @@ SIZING_COST_SHARE = 0.1
 
 
 @compiled
-def _hash(codes_NW: Any, row: int, seed: Any) -> Any:
+def _hash(codes_NW, row, seed):
     """Hash one code: the finaliser of splitmix64, applied for each word."""
     mixed = seed
     for w in range(codes_NW.shape[1]):
@@ -34,7 +32,7 @@ def _hash(codes_NW: Any, row: int, seed: Any) -> Any:
 
 
 @compiled
-def _equal(codes_NW: Any, row: int, other: int) -> bool:
+def _equal(codes_NW, row, other):
     same = True
     for w in range(codes_NW.shape[1]):
         same &= codes_NW[row, w] == codes_NW[other, w]
@@ -42,9 +40,7 @@ def _equal(codes_NW: Any, row: int, other: int) -> bool:
 
 
 @compiled
-def group(
-    codes_NW: Any, known: int, share: int, shares: int, seed: Any, table_S: Any, leaders_N: Any, counts_2: Any
-) -> bool:
+def group(codes_NW, known, share, shares, seed, table_S, leaders_N, counts_2):
     """Find the leaders of the codes whose hash falls into `share` of `shares`; False where the table is too small.
 
     A slot holds the leader of its code: n, or -2 - n once another code has joined it. `counts_2` is raised by the
@@ -57,7 +53,7 @@ def group(
         if np.int64(mixed >> np.uint64(40)) % shares != share:
             continue
         slot = np.int64(mixed & mask)
-        leader: Any = -1
+        leader = -1
         while table_S[slot] != EMPTY_SLOT:
             leader = np.int64(table_S[slot])
             leader = leader if leader >= 0 else -2 - leader
@@ -89,20 +85,7 @@ def group(
 
 
 @compiled
-def join(
-    queries_QW: Any,
-    first_Q: Any,
-    codes_NW: Any,
-    layout_M3: Any,
-    offsets_M: Any,
-    starts: Any,
-    rows_MN: Any,
-    radius: int,
-    word: float,
-    begin: int,
-    state_Q: Any,
-    found: Any,
-) -> Any:
+def join(queries_QW, first_Q, codes_NW, layout_M3, offsets_M, starts, rows_MN, radius, word, begin, state_Q, found):
     """Write the pairs (query, row, distance) within `radius` whose row is `first_Q` of the query or later, query by
     query.
 
@@ -112,7 +95,7 @@ def join(
     """
     num, substrings = codes_NW.shape[0], layout_M3.shape[0]
     out_q, out_r, out_d = found
-    count: Any = 0
+    count = 0
     lookups = 0.0
     for step in range(radius + 1):
         if step // substrings <= layout_M3[step % substrings, 2]:
@@ -136,7 +119,7 @@ def join(
                 continue
             pattern = _substring(queries_QW, q, layout_M3, j)
             table, rows_N = starts[offsets_M[j] : offsets_M[j + 1]], rows_MN[j]
-            mask: Any = (1 << flips) - 1
+            mask = (1 << flips) - 1
             while mask < 1 << width:
                 for i in range(np.int64(table[pattern ^ mask]), np.int64(table[(pattern ^ mask) + 1])):
                     row = np.int64(rows_N[i])
@@ -165,7 +148,7 @@ def join(
 
 
 @compiled
-def _root(parents_N: Any, n: int) -> Any:
+def _root(parents_N, n):
     """Return the root of a node; every other node on the way is moved nearer to it (path halving)."""
     while parents_N[n] >= 0:
         parent = parents_N[n]
@@ -176,7 +159,7 @@ def _root(parents_N: Any, n: int) -> Any:
 
 
 @compiled
-def unite(parents_N: Any, a_P: Any, b_P: Any) -> None:
+def unite(parents_N, a_P, b_P):
     """Join the trees of each pair under the smaller root; a root holds minus the size of its tree."""
     for i in range(a_P.shape[0]):
         low, high = _root(parents_N, a_P[i]), _root(parents_N, b_P[i])
@@ -189,7 +172,7 @@ def unite(parents_N: Any, a_P: Any, b_P: Any) -> None:
 
 
 @compiled
-def roots(parents_N: Any, start: int, out: Any) -> None:
+def roots(parents_N, start, out):
     """Write the roots of the nodes from `start` on to `out`."""
     for i in range(out.shape[0]):
         out[i] = _root(parents_N, start + i)

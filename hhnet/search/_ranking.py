@@ -6,8 +6,6 @@ samples and of relevant ones, are enough for every metric that does not depend o
 Shape suffixes: Q queries, N database samples, W 64-bit words per code, L words per label, D distance values.
 """
 
-from typing import Any
-
 import numpy as np
 
 from hhnet.search._compiled import CHUNK_CODES, chunk_distances, compiled
@@ -16,7 +14,7 @@ RETRIEVED, MINIMUM, ALL = 0, 1, 2  # denominators
 
 
 @compiled
-def _matches(query_L: Any, labels_NL: Any, start: int, stop: int, single: bool, out: Any) -> None:
+def _matches(query_L, labels_NL, start, stop, single, out):
     """Write 1 where a row of start..stop shares a class with the query, else 0.
 
     With `single`, labels are class ids that must be equal; otherwise they are bits of which one must be common.
@@ -40,15 +38,7 @@ def _matches(query_L: Any, labels_NL: Any, start: int, stop: int, single: bool, 
 
 
 @compiled
-def histograms(
-    queries_QW: Any,
-    database_NW: Any,
-    labels_QL: Any,
-    labels_NL: Any,
-    single: bool,
-    total_QD: Any,
-    hits_QD: Any,
-) -> None:
+def histograms(queries_QW, database_NW, labels_QL, labels_NL, single, total_QD, hits_QD):
     # All subscripts are unsigned: a signed one would be tested for being negative in each step of the loop.
     distance, match = np.empty(CHUNK_CODES, np.uint16), np.empty(CHUNK_CODES, np.uint8)
     # One counter holds both counts (relevant in the high half), and four copies of it keep the increments of
@@ -70,14 +60,14 @@ def histograms(
 
 
 @compiled
-def _denominator(kind: int, retrieved: int, every: int, cut: int) -> int:
+def _denominator(kind, retrieved, every, cut):
     if kind == RETRIEVED:
         return retrieved
     return min(every, cut) if kind == MINIMUM else every
 
 
 @compiled
-def _group_sum(before: int, size: int, hits: int, hits_before: int, harmonic: Any, first: int) -> float:
+def _group_sum(before, size, hits, hits_before, harmonic, first):
     """Return the expected sum of relevance x precision over the first `first` ranks of a group in random order.
 
     The group has `size` samples, `hits` of them relevant, and follows on `before` ranks with `hits_before` relevant
@@ -95,7 +85,7 @@ def _group_sum(before: int, size: int, hits: int, hits_before: int, harmonic: An
 
 
 @compiled
-def _cut_group(before: int, size: int, hits: int, hits_before: int, first: int, summed: float, harmonic: Any) -> float:
+def _cut_group(before, size, hits, hits_before, first, summed, harmonic):
     """Return the expected AP where the cut falls inside a group and AP is divided by the number of retrieved hits.
 
     That number is hits_before + x with x hypergeometric. Given x, the first ranks of the group are themselves
@@ -126,7 +116,7 @@ def _cut_group(before: int, size: int, hits: int, hits_before: int, first: int, 
 
 
 @compiled
-def expected_ap(total_QD: Any, hits_QD: Any, cut: int, kind: int, harmonic: Any, ap_Q: Any, hit_Q: Any) -> None:
+def expected_ap(total_QD, hits_QD, cut, kind, harmonic, ap_Q, hit_Q):
     """Write the expected AP at `cut` over random orders inside groups, and whether a hit within the cut is possible."""
     for q in range(total_QD.shape[0]):
         every = 0
@@ -152,17 +142,7 @@ def expected_ap(total_QD: Any, hits_QD: Any, cut: int, kind: int, harmonic: Any,
 
 
 @compiled
-def stable_ap(
-    queries_QW: Any,
-    database_NW: Any,
-    labels_QL: Any,
-    labels_NL: Any,
-    single: bool,
-    cut: int,
-    kind: int,
-    ap_Q: Any,
-    hit_Q: Any,
-) -> None:
+def stable_ap(queries_QW, database_NW, labels_QL, labels_NL, single, cut, kind, ap_Q, hit_Q):
     """Write AP at `cut` in the order (distance, row) to `ap_Q`, in one pass over the rows.
 
     When a relevant row is met, the rows before it at its own distance are counted; the nearer ones are added after the
@@ -192,7 +172,7 @@ def stable_ap(
             both[d] = nearer
             nearer += cell
         found, summed = 0, 0.0
-        relevant: Any = np.int64(every)
+        relevant = np.int64(every)
         for i in range(relevant):
             cell = hit_both[i] + both[hit_distance[i]]
             rank = np.int64(cell & low)
@@ -204,19 +184,7 @@ def stable_ap(
 
 
 @compiled
-def scored_ap(
-    queries_QW: Any,
-    database_NW: Any,
-    labels_QL: Any,
-    labels_NL: Any,
-    single: bool,
-    scores_QN: Any,
-    first: int,
-    cut: int,
-    kind: int,
-    ap_Q: Any,
-    hit_Q: Any,
-) -> None:
+def scored_ap(queries_QW, database_NW, labels_QL, labels_NL, single, scores_QN, first, cut, kind, ap_Q, hit_Q):
     """Write AP at `cut` in the order (distance, score, row) to `ap_Q`.
 
     With `first` > 0, the first `first` rows by (distance, row) are ordered by (score, distance, row) instead, and the

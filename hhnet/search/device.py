@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hhnet.codes import pad_bytes
 from hhnet.search._closer import closer
 from hhnet.search.kernels import as_words
 
@@ -63,7 +64,9 @@ class DeviceCodes:
         for part in parts:
             for first in range(0, len(part), _ROWS_PER_COPY):
                 piece = part[first : first + _ROWS_PER_COPY]
-                self._codes_NW[start : start + len(piece)].copy_(torch.from_numpy(_padded(piece).view(np.int32)))
+                self._codes_NW[start : start + len(piece)].copy_(
+                    torch.from_numpy(pad_bytes(piece, WORD_BYTES).view(np.int32))
+                )
                 start += len(piece)
 
     def knn(self, queries: Codes, k: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -89,7 +92,7 @@ class DeviceCodes:
         step = max(min(_ROWS_PER_BLOCK), _MAX_PLACES // places // max(_ROWS_PER_BLOCK) * max(_ROWS_PER_BLOCK))
         for start in range(0, len(queries) if k else 0, step):
             part = slice(start, start + step)
-            keys_QK[part] = self._nearest(_padded(queries[part]), k, places).cpu().numpy()
+            keys_QK[part] = self._nearest(pad_bytes(queries[part], WORD), k, places).cpu().numpy()
         return (keys_QK >> 32).astype(np.int32), keys_QK & 0xFFFFFFFF
 
     def _nearest(self, queries: Codes, k: int, places: int) -> Tensor:
@@ -133,10 +136,3 @@ class DeviceCodes:
 
 def _constants(words: int, block_q: int) -> dict[str, Any]:
     return {"WORDS": words, "BLOCK_Q": block_q, "BLOCK_N": _ROWS_PER_BLOCK[block_q], "num_warps": 4}
-
-
-def _padded(codes: Codes) -> Codes:
-    """Copy codes into whole, contiguous words."""
-    out = np.zeros((len(codes), -(-codes.shape[1] // WORD_BYTES) * WORD_BYTES), np.uint8)
-    out[:, : codes.shape[1]] = codes
-    return out

@@ -139,7 +139,7 @@ def hamming_distances(queries: npt.NDArray[np.uint8], database: npt.NDArray[np.u
     return out
 
 
-def _allowed_rows(allowed: npt.NDArray[np.bool_] | None, num: int) -> npt.NDArray[np.bool_]:
+def allowed_rows(allowed: npt.NDArray[np.bool_] | None, num: int) -> npt.NDArray[np.bool_]:
     """Return the mask for the compiled loops; an empty one allows all rows."""
     if allowed is None:
         return np.empty(0, np.bool_)
@@ -203,7 +203,7 @@ def hamming_knn(
     if k < 1:
         raise ValueError(f"k must be at least 1: got {k}")
     num_queries, size = len(queries_QW), len(database_NW)
-    allowed_N, radius_Q = _allowed_rows(allowed, size), radii(radius, num_queries, 8 * np.shape(queries)[1])
+    allowed_N, radius_Q = allowed_rows(allowed, size), radii(radius, num_queries, 8 * np.shape(queries)[1])
     k, workers = min(k, size if allowed is None else int(np.count_nonzero(allowed_N))), _workers(threads)
     if num_queries == 0 or k == 0:
         return np.empty((num_queries, k), np.int32), np.empty((num_queries, k), np.int64)
@@ -253,7 +253,7 @@ def hamming_range(
     if radius < 0:
         raise ValueError(f"radius must be at least 0: got {radius}")
     num_queries, size = len(queries_QW), len(database_NW)
-    allowed_N = _allowed_rows(allowed, size)
+    allowed_N = allowed_rows(allowed, size)
     radius = min(radius, 8 * np.shape(queries)[1])
 
     def scan(part: slice, among: slice) -> tuple[slice, npt.NDArray[np.int64], Any]:

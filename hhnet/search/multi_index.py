@@ -22,8 +22,18 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from hhnet.codes import pad_bytes
 from hhnet.search import _buckets
-from hhnet.search.kernels import NO_DISTANCE, NO_ROW, as_words, hamming_knn, hamming_range, radii, run_blocks
+from hhnet.search.kernels import (
+    NO_DISTANCE,
+    NO_ROW,
+    allowed_rows,
+    as_words,
+    hamming_knn,
+    hamming_range,
+    radii,
+    run_blocks,
+)
 
 _T = TypeVar("_T")
 
@@ -61,11 +71,7 @@ def table_length(bits: int, substrings: int) -> int:
 def padded(codes: npt.NDArray[Any], name: str = "codes") -> Codes:
     """Return codes of any width as uint8 (N, 8 * W), zero-padded; a view if the width is a multiple of 8 already."""
     words = as_words(codes, name)
-    if words.dtype == np.uint64:
-        return words.view(np.uint8)
-    out = np.zeros((len(codes), (codes.shape[1] + 7) // 8 * 8), np.uint8)
-    out[:, : codes.shape[1]] = codes
-    return out
+    return words.view(np.uint8) if words.dtype == np.uint64 else pad_bytes(codes, 8)
 
 
 class TablesDamagedError(ValueError):
@@ -154,11 +160,7 @@ class MultiIndexHash:
         return self._knn(queries, k, threads, allowed, radius)[:2]
 
     def range_search(
-        self,
-        queries: Codes,
-        radius: int,
-        threads: int | None = None,
-        allowed: npt.NDArray[np.bool_] | None = None,
+        self, queries: Codes, radius: int, threads: int | None = None, allowed: npt.NDArray[np.bool_] | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
         """Find all codes within a radius, as `hamming_range(queries, codes, radius, threads, allowed)` does.
 
@@ -265,12 +267,7 @@ class MultiIndexHash:
         width = np.shape(queries)[1]
         if queries_QW.shape[1] != codes_NW.shape[1] or 8 * width < self.bits:
             raise ValueError(f"queries must have codes of {self.bits} bits: got {width} bytes")
-        if allowed is None:
-            return queries_QW, codes_NW, _readonly(np.zeros(0, np.bool_))
-        mask = np.ascontiguousarray(allowed)
-        if mask.dtype != np.bool_ or mask.shape != (len(codes_NW),):
-            raise ValueError(f"allowed must be bool of shape ({len(codes_NW)},): got {mask.dtype} {mask.shape}")
-        return queries_QW, codes_NW, _readonly(mask)
+        return queries_QW, codes_NW, _readonly(allowed_rows(allowed, len(codes_NW)))
 
 
 def _in_blocks(

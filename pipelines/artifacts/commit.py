@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 from pipelines.artifacts.manifest import (
     MANIFEST_FORMAT,
@@ -25,8 +25,8 @@ from pipelines.artifacts.manifest import (
     Manifest,
     Part,
     ReceiptRef,
+    inputs_of,
     manifest_digest,
-    open_artifact,
     read_identity,
 )
 from pipelines.errors import FingerprintMismatch, InputError
@@ -52,12 +52,7 @@ class ArtifactWriter:
     """Publishes one artifact at a root by the commit protocol; safe to kill and to run again at any point."""
 
     def __init__(
-        self,
-        store: Store,
-        kind: str,
-        fingerprint: str,
-        inputs: tuple[ArtifactInput, ...],
-        origin: Mapping[str, str],
+        self, store: Store, kind: str, fingerprint: str, inputs: tuple[ArtifactInput, ...], origin: Mapping[str, str]
     ) -> None:
         self.store, self.kind, self.fingerprint, self.inputs = store, kind, fingerprint, inputs
         identity = {"format": MANIFEST_FORMAT, "kind": kind, "fingerprint": fingerprint}
@@ -66,9 +61,10 @@ class ArtifactWriter:
         if origin:
             store.put("origin.json", canonical_json(dict(origin)))
 
-    def find_committed(self) -> Artifact | None:
-        """Return the artifact if it was committed before, else None."""
-        return open_artifact(self.store, self.kind) if self.store.size("manifest.json") is not None else None
+    @classmethod
+    def of(cls, store: Store, kind: str, fingerprint: str, named: Mapping[str, Artifact]) -> Self:
+        """Begin an artifact that is made from `named` artifacts, by role; it remembers where each of them lies."""
+        return cls(store, kind, fingerprint, inputs_of(named), {role: one.uri for role, one in named.items()})
 
     def put_part(self, name: str, data: bytes | Path, rows: int, folder: str = "parts") -> Part:
         """Put one part under its content-addressed path. `name` is logical, such as `shard-000000.tar`."""
@@ -116,11 +112,7 @@ class ArtifactWriter:
         return artifact
 
     def draft(
-        self,
-        parts: Sequence[Part],
-        totals: Mapping[str, int],
-        meta: Facts,
-        receipts: Mapping[str, Facts] | None = None,
+        self, parts: Sequence[Part], totals: Mapping[str, int], meta: Facts, receipts: Mapping[str, Facts] | None = None
     ) -> Artifact:
         """Return the artifact as `commit` would publish it; its parts can be read already."""
         refs = [

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipelines.errors import ConfigError, DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.errors import ConfigError, DamagedArtifact, InputError
 from pipelines.storage import Store, canonical_json, sha256_of
 
 MANIFEST_FORMAT = 1
@@ -249,6 +249,11 @@ class Artifact:
         return None
 
 
+def inputs_of(named: Mapping[str, Artifact]) -> tuple[ArtifactInput, ...]:
+    """Return the inputs of what is made from `named` artifacts, by role."""
+    return tuple(ArtifactInput(role=role, kind=one.manifest.kind, digest=one.digest) for role, one in named.items())
+
+
 def _origin_name(digest: str) -> str:
     return f"origins/{digest[:PART_DIGEST_CHARS]}.json"
 
@@ -277,21 +282,6 @@ def require_kind(store: Store, manifest: Manifest, kind: str | None) -> None:
         article = "an" if manifest.kind[0] in "aeiou" else "a"
         hint = f": `hhnet alias --alias {store.uri}` shows what it names" if manifest.kind == "alias" else ""
         raise InputError(f"{store.uri} is {article} {manifest.kind} artifact, not {kind}{hint}")
-
-
-def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
-    """Open the input of `role` from `uri`, else from its remembered place; its digest is checked either way."""
-    expected = artifact.manifest.input(role)
-    where = uri or artifact.origin(role)
-    if where is None:
-        raise InputError(f"{artifact.uri} does not remember where its {role} lies: name it with --{expected.kind}")
-    found = open_artifact(where, expected.kind)
-    if found.digest != expected.digest:
-        raise FingerprintMismatch(
-            f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is "
-            f"{found.digest[:12]}"
-        )
-    return found
 
 
 def read_identity(store: Store) -> tuple[str, str]:

@@ -250,9 +250,7 @@ class Run:
         """Return `working`, `died`, or the end that it recorded: `done`, `failed`, `interrupted`."""
         if self.end is not None and not self.back:
             return str(self.end.get("end"))
-        if self._is_gone() or time.time() - self.sign > DEAD_AFTER_S:
-            return DIED
-        return "working"
+        return DIED if self._is_gone() or time.time() - self.sign > DEAD_AFTER_S else "working"
 
     def _is_gone(self) -> bool:
         """Tell whether its process ran on this machine and has ended.

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.artifacts.manifest import Part, read_part
 from pipelines.errors import DamagedArtifact
+from pipelines.storage import Store
 
 BIT_ORDER = "little"
 REAL_CODES = "int8: 127 x output / largest |output| of the row, away from 0"
@@ -44,31 +46,28 @@ class Reason(StrEnum):
 
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.binary(32))])
 
-SHARD_INDEX = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("labels", pa.list_(pa.int32()), nullable=False),
-        pa.field("members", pa.list_(MEMBER), nullable=False),
-    ]
-)
+LABELS = pa.list_(pa.int32())
+_SAMPLE = {"key": pa.string(), "shard": pa.dictionary(pa.int32(), pa.string()), "row": pa.int32()}
+_ARROW = {bool: pa.bool_(), int: pa.int32(), str: pa.string()}
+
+
+def schema_of(**columns: pa.DataType) -> pa.Schema:
+    """Return a schema of columns without empty cells."""
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+def schema_of_rows(row: type) -> pa.Schema:
+    """Return the schema of a table whose rows are of the dataclass `row`: its fields are bool, int32 or string."""
+    return schema_of(**{name: _ARROW[kind] for name, kind in get_type_hints(row).items()})
+
+
+SHARD_INDEX = schema_of(**_SAMPLE, path=pa.string(), labels=LABELS, members=pa.list_(MEMBER))
 """One row per sample, in tar order.
 
 `path` is the sample's place in its source, `members[0]` the image; offsets count bytes from the start of the tar.
 """
 
-REJECTS = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-    ]
-)
+REJECTS = schema_of(**_SAMPLE, stage=pa.string(), reason=pa.string(), detail=pa.string())
 
 
 def codes_schema(
@@ -79,17 +78,10 @@ def codes_schema(
     logits: bool = False,
 ) -> pa.Schema:
     """Return the schema of a codes part for `bits` bits, with the facts in its metadata that a lone file needs."""
+    width = {"code": pa.binary((bits + 7) // 8)}
+    own = schema_of(**_SAMPLE, path=pa.string(), **width, labels=LABELS, **logits_column(bits, logits))
     return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-            pa.field("row", pa.int32(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
-            pa.field("labels", pa.list_(pa.int32()), nullable=False),
-            *([real_codes_field(bits)] if logits else []),
-            *(pa.field(name, kind) for name, kind in (carried or {}).items()),
-        ],
+        [*own, *(pa.field(name, kind) for name, kind in (carried or {}).items())],
         metadata={
             "hhnet.fingerprint": fingerprint,
             "hhnet.bits": str(bits),
@@ -121,9 +113,9 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, pa.float64()).cast(kind) if pa.types.is_floating(kind) else pa.array(values, kind)
 
 
-def real_codes_field(bits: int) -> pa.Field:
-    """Return the column of logits: one int8 for each bit, as the bytes of a fixed-size binary."""
-    return pa.field("logits", pa.binary(bits), nullable=False)
+def logits_column(bits: int, there: bool) -> dict[str, pa.DataType]:
+    """Return the column of logits, if it is there: one int8 for each bit, as the bytes of a fixed-size binary."""
+    return {"logits": pa.binary(bits)} if there else {}
 
 
 def as_written(schema: pa.Schema) -> pa.Schema:
@@ -137,6 +129,16 @@ def table_of(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
     """Return a table of exactly `schema` from plain columns; a mismatch is a programmer's error."""
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def table_of_rows(schema: pa.Schema, rows: Sequence[object]) -> pa.Table:
+    """Return a table of exactly `schema` from objects that have its columns as attributes."""
+    return table_of(schema, columns_of(rows, *schema.names))
+
+
+def columns_of(rows: Sequence[object], *names: str) -> dict[str, list[Any]]:
+    """Return columns from the attributes of these names."""
+    return {name: [getattr(row, name) for row in rows] for name in names}
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -162,6 +164,16 @@ def read_parquet(data: bytes, where: str, columns: Sequence[str] | None = None) 
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(where, error) from None
+    return table
+
+
+def read_table(store: Store, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a part with the columns of `schema`, or some in their stored order; digest, schema and rows are checked."""
+    where = f"{store.uri}/{part.path}"
+    table = read_parquet(read_part(store, part), where, columns)
+    require_schema(table, pa.schema([schema.field(name) for name in columns]) if columns else schema, where)
+    if table.num_rows != part.rows:
+        raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
     return table
 
 

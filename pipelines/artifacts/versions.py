@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from pipelines.artifacts import manifest as manifests
 from pipelines.artifacts.commit import list_versions, publish_version
 from pipelines.artifacts.manifest import (
     PART_DIGEST_CHARS,
@@ -107,16 +106,23 @@ def read_all_manifests(store: Store, but: Container[int] = ()) -> dict[str, Arti
 
 
 def open_input_version(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
-    """Open the input of `role` in the version that was used, from `uri` or else from its remembered place."""
-    try:
-        return manifests.open_input(artifact, role, uri)
-    except FingerprintMismatch:
-        expected = artifact.manifest.input(role)
-        where = uri or artifact.origin(role)
-        for version in read_all_manifests(Store(where)).values() if where else ():
-            if version.digest == expected.digest:
-                return version
-        raise
+    """Open the input of `role` in the version that was used, from `uri` or else from its remembered place.
+
+    Raises FingerprintMismatch where no version there has the digest that was used.
+    """
+    expected = artifact.manifest.input(role)
+    where = uri or artifact.origin(role)
+    if where is None:
+        raise InputError(f"{artifact.uri} does not remember where its {role} lies: name it with --{expected.kind}")
+    found = open_artifact(where, expected.kind)
+    if found.digest == expected.digest:
+        return found
+    for version in read_all_manifests(found.store).values():
+        if version.digest == expected.digest:
+            return version
+    raise FingerprintMismatch(
+        f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is {found.digest[:12]}"
+    )
 
 
 def publish_next(
@@ -140,23 +146,19 @@ def publish_next(
 
 def require_parts(base: Artifact, parts: Iterable[Part | ReceiptRef], number: int) -> None:
     """Raise DamagedArtifact where a part for version `number` is missing or cut."""
-    for path in _gone(base.store.entries(), parts):
+    for path in missing_paths(base.store.entries(), parts):
         raise DamagedArtifact(
             f"{base.uri}/{path} is gone, so version {number} cannot name it: the verb that made it restores it"
         )
 
 
-def _gone(there: Mapping[str, ObjectInfo], named: Iterable[Part | ReceiptRef]) -> list[str]:
+def missing_paths(there: Mapping[str, ObjectInfo], named: Iterable[Part | ReceiptRef]) -> list[str]:
     """Return the paths of named objects that are missing or cut in a listing of the root."""
     return [entry.path for entry in named if entry.path not in there or there[entry.path].size != entry.bytes]
 
 
 def next_artifact(
-    base: Artifact,
-    parts: Sequence[Part],
-    receipts: Sequence[ReceiptRef],
-    totals: Mapping[str, int],
-    **changed: Any,
+    base: Artifact, parts: Sequence[Part], receipts: Sequence[ReceiptRef], totals: Mapping[str, int], **changed: Any
 ) -> Artifact:
     """Return the next version as it will be published, without putting anything.
 
@@ -204,7 +206,7 @@ def publish_manifest(artifact: Artifact, path: str, number: int) -> None:
 def _unpublishable(artifact: Artifact, path: str) -> list[str]:
     """Return the paths that are missing: the manifest at `path` itself, and the objects that it names."""
     there = artifact.store.entries()
-    return [*([] if path in there else [path]), *_gone(there, list_referenced(artifact))]
+    return [*([] if path in there else [path]), *missing_paths(there, list_referenced(artifact))]
 
 
 class _Made(Facts):
@@ -269,7 +271,7 @@ def list_referenced(artifact: Artifact) -> list[Part | ReceiptRef]:
 def list_lost(artifact: Artifact) -> set[str]:
     """Return the names of published objects that are missing or cut in one listing of the root."""
     there = artifact.store.entries()
-    return {*_gone(there, list_referenced(artifact))} | {
+    return {*missing_paths(there, list_referenced(artifact))} | {
         name for name in ("identity.json", "manifest.json") if name not in there
     }
 

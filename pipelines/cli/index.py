@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pipelines.artifacts.result import Result
-from pipelines.cli.verb import CodesOption, Flags, OutOption, verb
+from pipelines.cli.verb import CodesOption, Flags, OutOption, Setting, verb
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, UsageError
 from pipelines.index.kinds import require_index_kind
@@ -16,10 +16,8 @@ index_app = typer.Typer(help="Build Hamming indexes, change and publish their ve
 
 IndexOption = Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")]
 OwnIndexOption = Annotated[str, typer.Option("--index", help="The index itself, not an alias.", metavar="URI")]
-PublishOption = Annotated[
-    bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")
-]
-WorkersOption = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1)]
+PublishOption = Annotated[bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")]
+WorkersOption = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1), Setting("index.workers")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +27,24 @@ class BuildFlags(Flags):
     codes: CodesOption
     out: OutOption
     kind: Annotated[
-        str | None, typer.Option(help="flat or multihash (both exact), ivf or hnsw; auto = what the planner chooses.")
+        str | None,
+        typer.Option(help="flat or multihash (both exact), ivf or hnsw; auto = what the planner chooses."),
+        Setting("index.kind"),
     ] = None
     memory: Annotated[
         str | None,
         typer.Option(help="For auto: most bytes of all parts, such as 4GiB; unset = any, and no hnsw.", metavar="SIZE"),
+        Setting("index.memory"),
     ] = None
     latency: Annotated[
-        str | None, typer.Option(help="For auto: longest time of a query, such as 5ms; unset = any.", metavar="TIME")
+        str | None,
+        typer.Option(help="For auto: longest time of a query, such as 5ms; unset = any.", metavar="TIME"),
+        Setting("index.latency"),
     ] = None
     recall: Annotated[
-        float | None, typer.Option(help="For auto: least recall of an approximate kind; default 0.95.", min=0, max=1)
+        float | None,
+        typer.Option(help="For auto: least recall of an approximate kind; default 0.95.", min=0, max=1),
+        Setting("index.recall"),
     ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="For auto: show what each kind would cost, and stop.")] = (
         False
@@ -47,13 +52,10 @@ class BuildFlags(Flags):
     workers: WorkersOption = None
     publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")] = True
 
-    def budget(self) -> dict[str, Any]:
-        """Return the planner's limits."""
-        return {"index.memory": self.memory, "index.latency": self.latency, "index.recall": self.recall}
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that flags stand for."""
-        return {"index.kind": self.kind, "index.workers": self.workers, **self.budget()}
+    @property
+    def planned(self) -> bool:
+        """Whether a flag of the planner was given."""
+        return self.dry_run or any(value is not None for value in (self.memory, self.latency, self.recall))
 
 
 @verb(index_app, "build")
@@ -70,8 +72,7 @@ def index_build_command(flags: BuildFlags, settings: Config) -> Result:
     Example: hhnet index build --codes codes/database --out index --kind auto --memory 4GiB --latency 5ms --dry-run
     """
     require_index_kind(settings.index.kind, "auto")
-    planned = flags.dry_run or any(value is not None for value in flags.budget().values())
-    if settings.index.kind != "auto" and planned:
+    if settings.index.kind != "auto" and flags.planned:
         raise UsageError("--memory, --latency, --recall and --dry-run are for the planner: give --kind auto with them")
     from pipelines.index.build import build_index
 
@@ -96,10 +97,6 @@ class AddFlags(Flags):
     workers: WorkersOption = None
     publish: PublishOption = True
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that flags stand for."""
-        return {"index.workers": self.workers}
-
 
 @verb(index_app, "add")
 def index_add_command(flags: AddFlags, settings: Config) -> Result:
@@ -116,11 +113,9 @@ def index_add_command(flags: AddFlags, settings: Config) -> Result:
 @verb(index_app, "remove")
 def index_remove_command(
     index: IndexOption,
-    key: Annotated[list[str] | None, typer.Option("--key", help="A sample, by key or path.", metavar="K")] = None,
-    keys: Annotated[Path | None, typer.Option("--keys", help="A file, a key or path a line.", metavar="FILE")] = None,
-    shard: Annotated[
-        list[str] | None, typer.Option("--shard", help="A whole tar, by name or sha256.", metavar="NAME")
-    ] = None,
+    key: Annotated[list[str] | None, typer.Option(help="A sample, by key or path.", metavar="K")] = None,
+    keys: Annotated[Path | None, typer.Option(help="A file, a key or path a line.", metavar="FILE")] = None,
+    shard: Annotated[list[str] | None, typer.Option(help="A whole tar, by name or sha256.", metavar="NAME")] = None,
     ignore_missing: Annotated[
         bool, typer.Option("--ignore-missing", help="Pass over keys and shards that are not there.")
     ] = False,
@@ -156,10 +151,6 @@ class CompactFlags(Flags):
     index: IndexOption
     workers: WorkersOption = None
     publish: PublishOption = True
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that flags stand for."""
-        return {"index.workers": self.workers}
 
 
 @verb(index_app, "compact")

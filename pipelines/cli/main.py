@@ -239,12 +239,11 @@ def status_command(
 
 @verb(app, "plan")
 def plan_command(
-    shards: Annotated[list[str] | None, typer.Option("--shards", help="Shards; repeatable.", metavar="URI")] = None,
+    shards: Annotated[list[str] | None, typer.Option(help="Shards; repeatable.", metavar="URI")] = None,
     codes: Annotated[
-        list[str] | None,
-        typer.Option("--codes", help="Their codes, as far as there are any; repeatable.", metavar="URI"),
+        list[str] | None, typer.Option(help="Their codes, as far as there are any; repeatable.", metavar="URI")
     ] = None,
-    index: Annotated[str | None, typer.Option("--index", help="The index over them.", metavar="URI")] = None,
+    index: Annotated[str | None, typer.Option(help="The index over them.", metavar="URI")] = None,
 ) -> Result:
     """Say what is new, changed or gone between shards, their codes and an index, and which commands mend it.
 
@@ -313,8 +312,8 @@ def dedupe_command(flags: DedupeFlags, settings: Config) -> Result:
 
 @verb(app, "agreement")
 def agreement_command(
-    old: Annotated[str, typer.Option("--old", help="Codes of the old model.", metavar="URI")],
-    new: Annotated[str, typer.Option("--new", help="Codes of the new model, of the same shards.", metavar="URI")],
+    old: Annotated[str, typer.Option(help="Codes of the old model.", metavar="URI")],
+    new: Annotated[str, typer.Option(help="Codes of the new model, of the same shards.", metavar="URI")],
     out: OutOption,
     settings: Config,
 ) -> Result:
@@ -330,7 +329,7 @@ def agreement_command(
 @verb(app, "alias")
 def alias_command(
     alias_: Annotated[str, typer.Option("--alias", help="Root of the alias.", metavar="URI")],
-    to: Annotated[str | None, typer.Option("--to", help="The published index to stand for.", metavar="URI")] = None,
+    to: Annotated[str | None, typer.Option(help="The published index to stand for.", metavar="URI")] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Stand for the index before again.")] = False,
 ) -> Result:
     """Name an index that `search --index` follows, switch it in one step, or show what it stood for.
@@ -350,8 +349,8 @@ def alias_command(
 
 @verb(app, "export")
 def export_command(
-    model: Annotated[str, typer.Option("--model", help="The model artifact.", metavar="URI")],
-    out: Annotated[str, typer.Option("--out", help="The local file to write.", metavar="FILE.onnx")],
+    model: Annotated[str, typer.Option(help="The model artifact.", metavar="URI")],
+    out: Annotated[str, typer.Option(help="The local file to write.", metavar="FILE.onnx")],
     onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format and so the default.")] = True,
     batch: Annotated[int | None, typer.Option(help="Images in a batch; default any number.", min=1)] = None,
     check_images: Annotated[
@@ -369,9 +368,7 @@ def export_command(
 
 
 @app.callback(invoke_without_command=True)
-def _root(
-    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
+def _root(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
         sys.stdout.write(f"hhnet {version('hhnet')}\n")
         raise typer.Exit(0)

@@ -19,22 +19,18 @@ class StudyFlags(Flags):
     source: Annotated[
         str, typer.Argument(help="small, baselines, losses, resolution, paper, or a .toml file.", metavar="STUDY")
     ]
-    out: Annotated[str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")]
-    train: Annotated[str | None, typer.Option("--train", help="Shards to learn from.", metavar="URI")] = None
-    query: Annotated[str | None, typer.Option("--query", help="Shards of the queries.", metavar="URI")] = None
-    database: Annotated[
-        list[str] | None, typer.Option("--database", help="Shards searched in; repeatable.", metavar="URI")
-    ] = None
-    val: Annotated[str | None, typer.Option("--val", help="Shards to validate on.", metavar="URI")] = None
+    out: Annotated[str, typer.Option(help="Folder or s3://bucket/prefix of everything.", metavar="URI")]
+    train: Annotated[str | None, typer.Option(help="Shards to learn from.", metavar="URI")] = None
+    query: Annotated[str | None, typer.Option(help="Shards of the queries.", metavar="URI")] = None
+    database: Annotated[list[str] | None, typer.Option(help="Shards searched in; repeatable.", metavar="URI")] = None
+    val: Annotated[str | None, typer.Option(help="Shards to validate on.", metavar="URI")] = None
     protocol: Annotated[
-        str | None, typer.Option("--protocol", help="A split of the field; default the study's own.", metavar="NAME")
+        str | None, typer.Option(help="A split of the field; default the study's own.", metavar="NAME")
     ] = None
-    root: Annotated[
-        str | None, typer.Option("--root", help="The folder of the protocol's data set's files.", metavar="DIR")
-    ] = None
-    share: Annotated[
-        str, typer.Option("--share", help="Do only the I-th of N shares of the groups.", metavar="I/N")
-    ] = "1/1"
+    root: Annotated[str | None, typer.Option(help="The folder of the protocol's data set's files.", metavar="DIR")] = (
+        None
+    )
+    share: Annotated[str, typer.Option(help="Do only the I-th of N shares of the groups.", metavar="I/N")] = "1/1"
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing, list the cells and their state.")] = False
     config: ConfigOption = None
     sets: SetsOption = None

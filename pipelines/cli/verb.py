@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, get_type_hints
@@ -63,12 +63,20 @@ class Terminated(BaseException):
     """Raised on SIGTERM, so that open resources are closed on the way out."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Stands beside a flag's `typer` declaration: the dotted name of the setting that the flag sets."""
+
+    name: str
+
+
 class Flags:
     """Base of the frozen dataclasses that hold the flags of a verb, each field with its `typer` declaration."""
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that flags stand for, by dotted name; None where the flag was not given."""
-        return {}
+        marks = {name: hint.__metadata__ for name, hint in get_type_hints(type(self), include_extras=True).items()}
+        return {one.name: getattr(self, name) for name in marks for one in marks[name] if isinstance(one, Setting)}
 
 
 def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -56,18 +57,14 @@ class Need:
 
     def options(self) -> dict[str, Any]:
         """Return Ray's options for an actor with this reservation."""
-        chosen: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        if self.memory:
-            chosen["memory"] = self.memory
-        if self.resources:
-            chosen["resources"] = dict(self.resources)
-        if self.accelerator:
-            chosen["accelerator_type"] = self.accelerator
-        if self.labels:
-            chosen["label_selector"] = dict(self.labels)
-        if self.strategy == "spread":
-            chosen["scheduling_strategy"] = "SPREAD"
-        return chosen
+        chosen = {
+            "memory": self.memory,
+            "resources": dict(self.resources),
+            "accelerator_type": self.accelerator,
+            "label_selector": dict(self.labels),
+            "scheduling_strategy": "SPREAD" if self.strategy == "spread" else None,
+        }
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **{name: one for name, one in chosen.items() if one}}
 
     def __str__(self) -> str:
         return ", ".join(
@@ -87,9 +84,8 @@ class Node:
 
     def places(self, need: Need, free: bool = True) -> int:
         """Return how many workers fit: beside the present work, or on the empty node with `free=False`."""
-        if self.draining or not all(
-            label_matches(self.labels.get(name), wanted) for name, wanted in need.labels.items()
-        ):
+        labelled = all(label_matches(self.labels.get(name), wanted) for name, wanted in need.labels.items())
+        if self.draining or not labelled:
             return 0
         have = self.free if free else self.total
         # 1e-6: free fractions can fall short by rounding, as 0.3 / 0.1 = 2.9999..., and int() would drop a worker.
@@ -110,23 +106,19 @@ def list_live_nodes() -> list[Node]:
 
     A thread asks the head, since a call to a lost head waits where no interrupt reaches it.
     """
-    found: list[list[Node]] = []
-    failed: list[BaseException] = []
+    answer: Future[list[Node]] = Future()
 
     def ask() -> None:
         try:
-            found.append(_ask_head())
-        except Exception as error:  # raised again where it was asked
-            failed.append(error)
+            answer.set_result(_ask_head())
+        except BaseException as error:  # raised again where it was asked
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=ask, name="look", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(CHECK_HEAD_EVERY_S)
+    threading.Thread(target=ask, name="list_live_nodes", daemon=True).start()
+    while not answer.done():
+        wait([answer], CHECK_HEAD_EVERY_S)
         require_head()
-    if failed:
-        raise failed[0]
-    return found[0]
+    return answer.result()
 
 
 def _ask_head() -> list[Node]:

@@ -159,7 +159,7 @@ class _Connection:
 
         on_term = signal.getsignal(signal.SIGTERM)
         options: dict[str, Any] = {"address": self._address}
-        _adopt_orphans()
+        adopt_orphans()
         with _said_as_unavailable(self._address):
             require_ray_token(find_cluster() if self._address == "auto" else self._address)
             if self._address == "local":
@@ -290,8 +290,8 @@ def _full_disk() -> str:
     return hint if free < MIN_DISK_BYTES else ""
 
 
-def _adopt_orphans() -> None:
-    """Make this process the parent of Ray's orphaned helpers (Linux), so that `_end_processes` finds them."""
+def adopt_orphans() -> None:
+    """Make this process the parent of orphaned processes (Linux), so that it finds the helpers of Ray."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.artifacts.result import Result
 from pipelines.config.loading import changed_settings
-from pipelines.config.settings import Config
+from pipelines.config.settings import Config, with_weights
 from pipelines.errors import UsageError, WorkFailed
 
 P = ParamSpec("P")
@@ -68,7 +68,7 @@ def _submit(address: str, command: str, given: dict[str, Any], renamed: dict[str
     for name, value in given.items():
         if name != "config" and f"{{{name}}}" not in command:
             words += _flag(renamed.get(name, f"--{name.replace('_', '-')}"), value, same_disk)
-    for setting in changed_settings(_with_seen_files(config, same_disk)):
+    for setting in changed_settings(with_weights(config, functools.partial(_seen_by_job, same_disk=same_disk))):
         words += ["--set", setting]
     return submit_verb(address, words, wait_s=config.ray.wait_s, labels=config.ray.driver_labels)
 
@@ -93,14 +93,3 @@ def _seen_by_job(name: str, value: str, same_disk: bool) -> str:
             "absolute path that all nodes see; with store.shared=true it is taken from this folder"
         )
     return os.path.abspath(path)  # noqa: PTH100
-
-
-def _with_seen_files(config: Config, same_disk: bool) -> Config:
-    """Return the settings with the paths of weights as the job can find them."""
-    model, train = config.model, config.train
-    if model.weights not in (None, "timm"):
-        model = model.model_copy(update={"weights": _seen_by_job("model.weights", str(model.weights), same_disk)})
-    if train.teacher_weights != "timm":
-        seen = _seen_by_job("train.teacher_weights", train.teacher_weights, same_disk)
-        train = train.model_copy(update={"teacher_weights": seen})
-    return config.model_copy(update={"model": model, "train": train})

@@ -18,10 +18,6 @@ def settings_by_kind(tree: type[Config]) -> Mapping[str, tuple[str, ...]]:
     return found
 
 
-RESULT_SETTINGS = settings_by_kind(Config)
-"""Dotted names of the settings that change each kind of artifact."""
-
-
 def result_settings(config: Config, kind: str) -> dict[str, Any]:
     """Return the settings of `config` that change an artifact of `kind`, by dotted name, as plain JSON values."""
     values = config.model_dump(mode="json")

@@ -3,7 +3,7 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,7 @@ def _toml(value: Any) -> str:
 
 
 def load_config(
-    file: str | Path | None = None,
-    sets: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
+    file: str | Path | None = None, sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None
 ) -> Config:
     """Build the tree from a TOML file, `section.key=value` strings and named flags, later ones winning.
 
@@ -57,9 +55,7 @@ def load_config(
 
 
 def load_tree(
-    base: str | Path | Mapping[str, Any] | None = None,
-    sets: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
+    base: str | Path | Mapping[str, Any] | None = None, sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Collect the user's settings, as `load_config` does: sections of plain values, without defaults or recipe.
 
@@ -86,6 +82,15 @@ def merge_trees(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str,
             merge_trees(under if isinstance(under, Mapping) else {}, value) if isinstance(value, Mapping) else value
         )
     return tree
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a tree of settings by their dotted names."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def config_from(tree: Mapping[str, Any]) -> Config:

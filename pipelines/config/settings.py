@@ -6,7 +6,7 @@ names the kinds of artifact whose bytes it changes.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -420,3 +420,15 @@ class Config(Section):
     ray: RaySettings = RaySettings()
     store: StoreSettings = StoreSettings()
     run: RunSettings = RunSettings()
+
+
+def with_weights(config: Config, change: Callable[[str, str], str]) -> Config:
+    """Return the settings with `change(name, path)` in place of each path of a file of weights."""
+
+    def changed(name: str, path: str | None) -> str | None:
+        return path if path in (None, "timm") else change(name, str(path))
+
+    model = {"weights": changed("model.weights", config.model.weights)}
+    train = {"teacher_weights": changed("train.teacher_weights", config.train.teacher_weights)}
+    settings = {"model": config.model.model_copy(update=model), "train": config.train.model_copy(update=train)}
+    return config.model_copy(update=settings)

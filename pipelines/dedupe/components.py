@@ -9,12 +9,12 @@ import numpy as np
 from hhnet.search.pairs import UnionFind
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import parquet_bytes, table_of
+from pipelines.artifacts.tables import parquet_bytes, read_table, table_of
 from pipelines.cluster.progress import stage
 from pipelines.dedupe import tables as artifact
 from pipelines.dedupe.corpus import Corpus
 from pipelines.dedupe.external_sort import ExternalSort, cut_blocks
-from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name, read_table
+from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, components_name
 
 SAMPLE_NUMBER_BITS = 31
 """Bits of a sample's number in a sort key; the number of its component's root stands above them."""
@@ -36,7 +36,7 @@ def write_components(
     forest = UnionFind(corpus.count)
     with stage("join", len(pairs), unit="parts") as advance:
         for part in pairs:
-            table = read_table(draft, part, PAIRS_SCHEMA, ("id_a", "id_b"))
+            table = read_table(draft.store, part, PAIRS_SCHEMA, ("id_a", "id_b"))
             forest.unite(*(corpus.numbers(table[name].to_numpy()) for name in ("id_a", "id_b")))
             advance(1)
     spool = ExternalSort(folder / "components", memory // 4 // 8)
@@ -50,12 +50,7 @@ def write_components(
         members = (keys & np.uint64((1 << SAMPLE_NUMBER_BITS) - 1)).astype(np.int64)
         roots = (keys >> np.uint64(SAMPLE_NUMBER_BITS)).astype(np.int64)
         keep = (members == roots) | (members < corpus.known)
-        columns = {
-            "component": corpus.ids[roots],
-            **corpus.columns(members),
-            "size": forest.sizes(roots),
-            "keep": keep,
-        }
+        columns = {"component": corpus.ids[roots], **corpus.columns(members), "size": forest.sizes(roots), "keep": keep}
         parts.append(
             writer.put_part(components_name(number), parquet_bytes(table_of(COMPONENTS_SCHEMA, columns)), len(keys))
         )

@@ -1,15 +1,14 @@
 """`hhnet dedupe`: near-duplicates among codes, as pairs within a radius and as the components that these join."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import DuplicatesMeta
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Facts, fingerprint
+from pipelines.artifacts.manifest import Artifact, Facts, fingerprint
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.tables import parquet_bytes, table_of
+from pipelines.artifacts.tables import parquet_bytes, table_of_rows
 from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
@@ -56,23 +55,12 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
     if artifact is not None:
         return _dedupe_result(artifact, "unchanged")
     require_distinct_tars(sets)
-    with _open_against(index) as reader:
-        sources = list_source_tars(sets, reader)
-        writer = _duplicates_writer(sets, index, out, name)
-        return _dedupe_result(_find_duplicates(writer, sets, sources, config.dedupe), "done")
-
-
-@contextmanager
-def _open_against(index: Artifact | None) -> Iterator[IndexReader | None]:
+    named = {f"codes-{number}": entry.artifact for number, entry in enumerate(sets)}
+    named |= {AGAINST_ROLE: index} if index else {}
     with scratch_folder() as folder:
-        yield IndexReader(index, folder) if index is not None else None
-
-
-def _duplicates_writer(sets: Sequence[CodesSet], index: Artifact | None, out: str, name: str) -> ArtifactWriter:
-    named = [(f"codes-{number}", entry.artifact) for number, entry in enumerate(sets)]
-    named += [(AGAINST_ROLE, index)] if index is not None else []
-    inputs = tuple(ArtifactInput(role=role, kind=one.manifest.kind, digest=one.digest) for role, one in named)
-    return ArtifactWriter(Store(out), "duplicates", name, inputs, {role: one.uri for role, one in named})
+        sources = list_source_tars(sets, IndexReader(index, folder) if index else None)
+        writer = ArtifactWriter.of(Store(out), "duplicates", name, named)
+        return _dedupe_result(_find_duplicates(writer, sets, sources, config.dedupe), "done")
 
 
 def _find_duplicates(
@@ -101,8 +89,7 @@ def _find_duplicates(
         "droppable": found.droppable,
     }
     places = [source.place for source in sources]
-    columns = {field.name: [getattr(place, field.name) for place in places] for field in SHARDS_SCHEMA}
-    shards = writer.put_part(SHARDS_NAME, parquet_bytes(table_of(SHARDS_SCHEMA, columns)), len(places))
+    shards = writer.put_part(SHARDS_SCHEMA, parquet_bytes(table_of_rows(SHARDS_SCHEMA, places)), len(places))
     meta = DuplicatesMeta(radius=settings.radius, bits=bits)
     return writer.commit([*pairs, *found.parts, shards], totals, meta, receipts)
 

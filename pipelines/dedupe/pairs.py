@@ -7,7 +7,7 @@ once all blocks were searched, so the written bytes depend neither on the order 
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hhnet.search.pairs import MAX_CODES, equal_groups, near_pairs
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import PairsReceipt
 from pipelines.artifacts.tables import parquet_bytes, table_of
+from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings
 from pipelines.dedupe import tables as artifact
@@ -27,7 +28,6 @@ from pipelines.dedupe.corpus import Corpus, Numbers
 from pipelines.dedupe.external_sort import ExternalSort, cut_blocks
 from pipelines.dedupe.tables import PAIRS_SCHEMA, pairs_name, unit_name
 from pipelines.errors import ConfigError, InputError, WorkFailed
-from pipelines.storage import ObjectInfo
 
 # A pair is one integer: from the top the first sample's place in its unit, the second's number, and the distance.
 DISTANCE_BITS, SAMPLE_NUMBER_BITS = 13, 31
@@ -101,7 +101,7 @@ class PairSearch:
         units = [unit_name(unit) for unit in range(-(-self._corpus.count // artifact.UNIT_SAMPLES))]
         there = self._writer.store.entries("parts")
         found = self._writer.receipts(PairsReceipt, units)
-        receipts = {name: receipt for name, receipt in found.items() if _is_whole(receipt, there)}
+        receipts = {name: receipt for name, receipt in found.items() if not missing_paths(there, receipt.parts)}
         self._pairs = sum(receipt.pairs for receipt in receipts.values())
         missing = [unit for unit, name in enumerate(units) if name not in receipts]
         runs = list(self._runs(missing))
@@ -235,8 +235,3 @@ def _block_size(memory: int, width: int) -> int:
 def _table_bytes(count: int, width: int) -> int:
     substrings = default_substrings(count, 8 * width)
     return count * (width + 4 * substrings) + 4 * table_length(8 * width, substrings)
-
-
-def _is_whole(receipt: PairsReceipt, there: Mapping[str, ObjectInfo]) -> bool:
-    """Test whether all parts of a receipt are in the listing `there`."""
-    return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)

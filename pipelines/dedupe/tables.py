@@ -10,13 +10,12 @@ leader, at distance 0. Pairs at other distances join leaders only, and all such 
 index are never a pair, and of those with equal codes only the first takes part.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import read_parquet, require_schema
+from pipelines.artifacts.tables import read_table, schema_of, schema_of_rows
 from pipelines.errors import DamagedArtifact
 
 SHARDS_NAME = "shards.parquet"
@@ -25,44 +24,6 @@ UNIT_SAMPLES = 1 << 20
 """Samples of one unit of work, the stretch that gets one receipt."""
 MAX_PART_ROWS = 1 << 18
 """Largest number of rows in a part."""
-
-SHARDS_SCHEMA = pa.schema(
-    [
-        pa.field("ordinal", pa.int32(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("shard_sha256", pa.string(), nullable=False),
-        pa.field("digest", pa.string(), nullable=False),
-        pa.field("indexed", pa.bool_(), nullable=False),
-        pa.field("rows", pa.int32(), nullable=False),
-    ]
-)
-"""The tars that take part, by ordinal; `digest` is that of the codes artifact or the index with their rows."""
-
-_PLACE = [
-    pa.field("id", pa.int64(), nullable=False),
-    pa.field("key", pa.string(), nullable=False),
-    pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-    pa.field("row", pa.int32(), nullable=False),
-]
-
-PAIRS_SCHEMA = pa.schema(
-    [
-        *(field.with_name(f"{field.name}_a") for field in _PLACE),
-        *(field.with_name(f"{field.name}_b") for field in _PLACE),
-        pa.field("distance", pa.int32(), nullable=False),
-    ]
-)
-
-COMPONENTS_SCHEMA = pa.schema(
-    [
-        pa.field("component", pa.int64(), nullable=False),
-        *_PLACE,
-        pa.field("size", pa.int32(), nullable=False),
-        pa.field("keep", pa.bool_(), nullable=False),
-    ]
-)
-"""`component` is the smallest id in the component, `size` its number of samples. `keep` is true for that sample and for
-every sample of the index."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +36,23 @@ class PlacedShard:
     digest: str
     indexed: bool
     rows: int
+
+
+SHARDS = schema_of_rows(PlacedShard)
+"""The tars that take part, by ordinal; `digest` is that of the codes artifact or the index with their rows."""
+
+_PLACE = schema_of(id=pa.int64(), key=pa.string(), shard=pa.dictionary(pa.int32(), pa.string()), row=pa.int32())
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        *(field.with_name(f"{field.name}{side}") for side in ("_a", "_b") for field in _PLACE),
+        *schema_of(distance=pa.int32()),
+    ]
+)
+
+COMPONENTS_SCHEMA = pa.schema([*schema_of(component=pa.int64()), *_PLACE, *schema_of(size=pa.int32(), keep=pa.bool_())])
+"""`component` is the smallest id in the component, `size` its number of samples. `keep` is true for that sample and for
+every sample of the index."""
 
 
 def unit_name(unit: int) -> str:
@@ -97,19 +75,9 @@ def list_parts(artifact: Artifact, prefix: str) -> list[Part]:
     return sorted((part for part in artifact.manifest.parts if part.name.startswith(prefix)), key=lambda p: p.name)
 
 
-def read_table(artifact: Artifact, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a part with all columns of `schema`, or some; digest, schema and number of rows are checked."""
-    where = f"{artifact.uri}/{part.path}"
-    table = read_parquet(artifact.read(part), where, columns)
-    require_schema(table, pa.schema([schema.field(name) for name in columns]) if columns else schema, where)
-    if table.num_rows != part.rows:
-        raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
-    return table
-
-
 def read_places(artifact: Artifact) -> list[PlacedShard]:
     """Read the tars that took part; raise DamagedArtifact if their ordinals do not ascend."""
-    table = read_table(artifact, artifact.manifest.part(SHARDS_NAME), SHARDS_SCHEMA)
+    table = read_table(artifact.store, artifact.manifest.part(SHARDS_NAME), SHARDS_SCHEMA)
     places = [PlacedShard(**row) for row in table.to_pylist()]
     ordinals = [place.ordinal for place in places]
     if ordinals != sorted(set(ordinals)) or min(ordinals, default=0) < 0:

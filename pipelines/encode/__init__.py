@@ -4,7 +4,7 @@ encode         the verb: what is missing is encoded, then published
 job            what one encode has to do, and what is left of it
 workers        many shards on a pool of Ray workers
 shard          one shard, without Ray
-encoder        a model and its forward pass; decode feeds it
+encoder        a model and its forward pass, with decoding beside it
 receipts       what was put for a shard, claimed once
 codes          codes artifacts, opened
 retry_rejects  another go at the rejects of published codes

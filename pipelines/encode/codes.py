@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from hhnet import unpack_bits
 from pipelines.artifacts.facts import CodesMeta, Receipt
-from pipelines.artifacts.manifest import Artifact, Part, read_part
-from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
+from pipelines.artifacts.manifest import Artifact, Part
+from pipelines.artifacts.tables import codes_schema, read_table
 from pipelines.artifacts.versions import open_current, open_input_version
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, map_in_order
@@ -111,17 +111,9 @@ def read_codes(store: Store, parts: Sequence[Part], bits: int, logits: bool = Fa
 
     Digest, schema and number of rows of each part are checked.
     """
-    tables = [_read_part(store, part, bits, logits) for part in parts]
+    schema = codes_schema(bits, "", (), logits=logits)
+    tables = [read_table(store, part, schema, schema.names) for part in parts]
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries().sort_by("row")
-
-
-def _read_part(store: Store, part: Part, bits: int, logits: bool) -> pa.Table:
-    where, schema = f"{store.uri}/{part.path}", codes_schema(bits, "", (), logits=logits)
-    table = read_parquet(read_part(store, part), where, schema.names)
-    require_schema(table, schema, where)
-    if table.num_rows != part.rows:
-        raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
-    return table
 
 
 def code_array(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:

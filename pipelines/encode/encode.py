@@ -124,11 +124,7 @@ def _commit_codes(
     parts = [part for receipt in receipts.values() for part in receipt.parts]
     parts += manifest.parts if manifest else ()
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
-    totals = {
-        "samples": opened.samples,
-        "codes": sum(part.rows for part in parts) - rejected,
-        "rejects": rejected,
-    }
+    totals = {"samples": opened.samples, "codes": sum(part.rows for part in parts) - rejected, "rejects": rejected}
     if exceeds_reject_budget(totals, job.config) and not allow_degraded:
         raise Degraded(
             f"{rejected} of {opened.samples} samples were rejected, more than encode.reject_budget = "

@@ -20,10 +20,10 @@ from hhnet.codes import pack_bits, sign_bits
 from hhnet.nn.model import HHNet, Preprocess, model_from_bytes
 from hhnet.real_codes import quantise_real_codes
 from pipelines.artifacts.manifest import Artifact, open_artifact
-from pipelines.encode.decode import decode_square, time_reads
+from pipelines.artifacts.tables import Reason
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import decode_ahead, decode_image
+from pipelines.shards.images import decode_ahead, decode_image, decode_picture
 from pipelines.shards.shards import Record, Sample
 
 
@@ -105,8 +105,8 @@ class Encoder:
             advance()
             clock["forward"] += time.perf_counter() - begun
 
-        decode = partial(decode_square, self.preprocess)
-        ahead = decode_ahead(time_reads(samples, clock), decode, threads, 2 * batch_size)
+        decode = partial(_decode_square, self.preprocess)
+        ahead = decode_ahead(_timed(samples, clock), decode, threads, 2 * batch_size)
         for sample, square, animated, seconds in ahead:
             clock["decode"] += seconds
             advance()
@@ -133,6 +133,37 @@ class Encoder:
             z_BK = (network or self.model)(self.preprocess.normalise(batch))
         reals: npt.NDArray[np.float32] = z_BK.float().cpu().numpy()
         return reals
+
+
+def _timed(samples: Iterable[Sample], clock: dict[str, float]) -> Iterator[Sample]:
+    """Pass the samples on, and add the seconds spent on reading them to `clock["read"]`."""
+    iterator = iter(samples)
+    while True:
+        begun = time.perf_counter()
+        sample = next(iterator, None)
+        clock["read"] += time.perf_counter() - begun
+        if sample is None:
+            return
+        yield sample
+
+
+def _decode_square(
+    preprocess: Preprocess, sample: Sample
+) -> tuple[Sample, npt.NDArray[np.uint8] | ImageReject, bool, float]:
+    """Return the sample without its bytes, its square or the reject, whether it is animated, and the seconds taken."""
+    begun = time.perf_counter()
+    square: npt.NDArray[np.uint8] | ImageReject
+    animated = False
+    if sample.damage is not None:
+        square = ImageReject(Reason.DAMAGED, sample.damage)
+    else:
+        try:
+            decoded = decode_picture(sample.image)
+            square, animated = preprocess.resize_crop(decoded.pixels), decoded.animated
+        except ImageReject as reject:
+            square = reject
+    # The bytes are not needed after decoding; keeping them until the shard ends would hold the whole shard in memory.
+    return Sample(sample.record, b"", sample.metadata), square, animated, time.perf_counter() - begun
 
 
 @contextmanager

@@ -8,11 +8,8 @@ import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, Receipt, ShardsMeta, SplitPart
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
-from pipelines.artifacts.tables import (
-    codes_schema,
-    parse_column_type,
-)
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint, inputs_of
+from pipelines.artifacts.tables import codes_schema, parse_column_type
 from pipelines.artifacts.versions import find_finished, list_lost, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -70,10 +67,7 @@ def plan_encode(shards: Artifact, model: Artifact, out: str, config: Config) -> 
     source, network = shards.facts(ShardsMeta), model.facts(ModelMeta)
     root = source.grown_from or shards.digest  # the same for all versions: grown shards keep their codes in place
     mark = fingerprint("codes", {"shards": root, "model": model.digest}, settings)
-    inputs = (
-        ArtifactInput(role="shards", kind="shards", digest=shards.digest),
-        ArtifactInput(role="model", kind="model", digest=model.digest),
-    )
+    inputs = inputs_of({"shards": shards, "model": model})
     carried = carried_types(shards, config.encode.carry)
     schema = codes_schema(network.bits, mark, source.classes, carried, config.encode.logits)
     splits = source.split_part, network.protocol
@@ -114,10 +108,7 @@ def find_missing_work(store: Store, opened: ShardSet) -> tuple[Artifact | None, 
     return (
         published,
         receipts,
-        [
-            *lost_tasks,
-            *(ShardTask(shard.name, shard.stem) for shard in new if shard.stem not in receipts),
-        ],
+        [*lost_tasks, *(ShardTask(shard.name, shard.stem) for shard in new if shard.stem not in receipts)],
     )
 
 

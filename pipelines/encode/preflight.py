@@ -135,7 +135,7 @@ class TrialEncoder(ShardEncoder):
         far = 0.0 if self._target.is_local else (1 + puts) * self._round_trip()
         figures |= {"write": figures["write"] + far, "wall": wall + far, "cpu": cpu}
         written = sum(part.bytes for part in receipt.parts) + len(canonical_json(receipt))
-        where = {"host": platform.node(), "device": _device(), "cpus": _cpus()}
+        where = {"host": platform.node(), "device": _device(), "cpus": float(min(counted_cpus(), allowed_cpus()))}
         return TrialReceipt.model_validate({**dict(receipt), **where, "bytes": written, "puts": puts}), figures
 
     def _round_trip(self) -> float:
@@ -154,14 +154,9 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
-def _cpus() -> float:
-    """Return the CPUs that the container may use on this host, by Ray's count, which respects quotas."""
-    return float(min(count_cpus(), allowed_cpus()))
-
-
 @dataclass(frozen=True)
 class TrialFigures:
-    """Measurements of the tried shards. `rows`, `wall`, `cpu` and `rates` come from the last one.
+    """Measurements of the tried shards. `rows`, `wall`, `cpu`, `rates` and `last` come from the last one.
 
     `startup` is the time before the first image; `rates` are images per second as if a worker did only that step.
     """
@@ -177,9 +172,7 @@ class TrialFigures:
     rates: dict[str, float]
     bytes_per_image: float
     puts_per_shard: float
-    host: str
-    device: str
-    cpus: float
+    last: TrialReceipt
 
 
 @dataclass(frozen=True)
@@ -231,9 +224,7 @@ def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> TrialFi
         rates={step: rows / max(taken, MIN_RATE_TIME_S) for step, taken in spent.items()},
         bytes_per_image=sum(receipt.bytes for receipt in receipts) / images,
         puts_per_shard=sum(receipt.puts for receipt in receipts) / len(runs),
-        host=receipts[-1].host,
-        device=receipts[-1].device,
-        cpus=receipts[-1].cpus,
+        last=receipts[-1],
     )
 
 
@@ -256,9 +247,7 @@ class Estimate:
     @property
     def rate(self) -> float:
         """Images per second of all workers together, limited by the CPUs of their hosts."""
-        return min(
-            self.apart, self.fleet.hosts * self.trial.cpus * self.trial.rows / max(self.trial.cpu, MIN_RATE_TIME_S)
-        )
+        return min(self.apart, self.fleet.hosts * self.trial.last.cpus * self.trial.rows / max(self.trial.cpu, MIN_RATE_TIME_S))
 
     @property
     def seconds(self) -> float:
@@ -278,7 +267,7 @@ class Estimate:
             f"{format_duration(trial.startup)} before the first image",
             "binds": self.binding(),
             "tried": f"{trial.images:,} images of {format_count(trial.shards, 'shard')} in "
-            f"{format_duration(trial.seconds)} by one worker on {trial.host} ({trial.device}); the last "
+            f"{format_duration(trial.seconds)} by one worker on {trial.last.host} ({trial.last.device}); the last "
             f"{trial.rows:,} give the rates",
             "rejects_tried": trial.rejects,
             "workers": workers,
@@ -294,7 +283,7 @@ class Estimate:
         """Describe the step that limits the rate, and the rate without that limit."""
         trial, workers, rate = self.trial, self.fleet.workers, f"{self.rate:,.0f}"
         if self.rate < self.apart:
-            each, cpus = 1000 * trial.cpu / trial.rows, self.fleet.hosts * trial.cpus
+            each, cpus = 1000 * trial.cpu / trial.rows, self.fleet.hosts * trial.last.cpus
             return (
                 f"cpu-bound: {rate} of {self.apart:,.0f} images/s: {format_count(workers, 'worker')} share "
                 f"{cpus:g} CPUs, and an image takes {each:.1f} ms of CPU"

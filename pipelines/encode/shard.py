@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.artifacts.tables import (
-    REJECTS,
-    column_of,
-    parquet_bytes,
-    table_of,
-)
+from pipelines.artifacts.tables import REJECTS, column_of, columns_of, parquet_bytes, table_of
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject
@@ -66,12 +61,8 @@ def _codes_columns(encoded: "Encoded", carried: Mapping[str, pa.DataType]) -> di
     records = [sample.record for sample in encoded.kept]
     metadata = [_metadata_fields(sample.metadata) for sample in encoded.kept] if carried else []
     return {
-        "key": [record.key for record in records],
-        "shard": [record.shard for record in records],
-        "row": [record.row for record in records],
-        "path": [record.path for record in records],
+        **columns_of(records, "key", "shard", "row", "path", "labels"),
         "code": [row.tobytes() for row in np.ascontiguousarray(encoded.codes)],
-        "labels": [list(record.labels) for record in records],
         "logits": [row.tobytes() for row in encoded.logits],
         **{
             name: _carried_column(name, [fields.get(name) for fields in metadata], kind)
@@ -105,9 +96,7 @@ def _metadata_text(value: Any) -> str | None:
 def rejects_bytes(rejects: Sequence[tuple[Record, ImageReject]]) -> bytes:
     """Return the rejects table of one shard as Parquet."""
     columns = {
-        "key": [record.key for record, _ in rejects],
-        "shard": [record.shard for record, _ in rejects],
-        "row": [record.row for record, _ in rejects],
+        **columns_of([record for record, _ in rejects], "key", "shard", "row"),
         "stage": ["encode"] * len(rejects),
         "reason": [str(reject.reason) for _, reject in rejects],
         "detail": [reject.detail for _, reject in rejects],

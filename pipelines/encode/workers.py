@@ -9,10 +9,7 @@ import pyarrow as pa
 
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.tables import (
-    Reason,
-    parquet_bytes,
-)
+from pipelines.artifacts.tables import Reason, parquet_bytes
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import await_need
 from pipelines.cluster.pool import End, Outcome, map_items
@@ -74,10 +71,7 @@ class ShardEncoder:
         shard = self.shards.shard(task.shard)
         claimed = read_whole_receipt(self.writer.store, task.receipt)
         if claimed is not None:
-            return claimed, {
-                "samples": shard.rows,
-                "rejects": shard.rows - sum(part.rows for part in claimed.codes),
-            }
+            return claimed, {"samples": shard.rows, "rejects": shard.rows - sum(part.rows for part in claimed.codes)}
         with self.meter.busy():
             done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
             begun = time.perf_counter()

@@ -1,11 +1,10 @@
 """Measures how well codes find their own classes, as figures and a page.
 
-evaluate     the verb
+evaluate     the verb, and the page of its report
 figures      every number of a report
 conventions  the mAP of one ranking as the code bases of the field give it
 health       how codes use their bits
 pair         queries and database, read and matched
-report       the page of a report
 agreement    how far two codes of the same samples agree
 rounding     figures as a report prints them
 """

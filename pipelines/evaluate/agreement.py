@@ -10,7 +10,7 @@ import numpy.typing as npt
 import hhnet
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import AgreementMeta
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
+from pipelines.artifacts.manifest import Artifact, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import find_finished
 from pipelines.cluster.progress import stage
@@ -21,8 +21,8 @@ from pipelines.errors import InputError
 from pipelines.evaluate.pair import Pair, Side, load_pair
 from pipelines.evaluate.rounding import round_figure, round_figures
 from pipelines.report import plots as drawings
-from pipelines.report.page import render
-from pipelines.storage import Store, canonical_json
+from pipelines.report.page import put_report, render, report_uris
+from pipelines.storage import Store
 
 DISTANCE_BINS = 32
 PAIRS_PER_BLOCK = 1 << 22
@@ -277,9 +277,7 @@ def report_agreement(old: str, new: str, out: str, config: Config) -> AgreementR
     with stage("agreement", PROGRESS_STEPS, unit="steps") as advance:
         matched = _match_codes(sides["old"], sides["new"])
         advance(1, note="codes read")
-        inputs = tuple(ArtifactInput(role=role, kind="codes", digest=digest) for role, digest in digests.items())
-        origin = {role: entry.artifact.uri for role, entry in sides.items()}
-        writer = ArtifactWriter(Store(out), "report", name, inputs, origin)
+        writer = ArtifactWriter.of(Store(out), "report", name, {role: entry.artifact for role, entry in sides.items()})
         models = {f"{role} model": entry.model for role, entry in sides.items()}
         artifact = _publish_agreement(writer, matched, {**digests, **models}, config)
         advance(2)
@@ -307,23 +305,12 @@ def _publish_agreement(writer: ArtifactWriter, matched: Matched, sources: dict[s
         "pair_distances": drawings.moved_distances(figures.pairs.old, figures.pairs.new),
         "neighbour_distances": drawings.moved_distances(figures.neighbours.old, figures.neighbours.new),
     }
-    files = {
-        "metrics.json": canonical_json(figures.as_json()),
-        "report.html": agreement_page(figures, drawn, sources).encode(),
-        **{f"{name}.png": data for name, data in drawn.items()},
-    }
-    parts = [writer.put_part(name, data, figures.queries) for name, data in sorted(files.items())]
+    parts = put_report(writer, figures.as_json(), agreement_page(figures, drawn, sources), drawn, figures.queries)
     totals = {name: getattr(figures, name) for name in ("queries", "samples", "old_only", "new_only")}
     return writer.commit(parts, totals, AgreementMeta.model_validate(figures, from_attributes=True))
 
 
 def _agreement_result(artifact: Artifact, status: str) -> AgreementResult:
-    manifest = artifact.manifest
     return AgreementResult.of(
-        artifact,
-        status,
-        **artifact.facts(AgreementMeta).as_json(),
-        **manifest.totals,
-        report=f"{artifact.uri}/{manifest.part('report.html').path}",
-        metrics=f"{artifact.uri}/{manifest.part('metrics.json').path}",
+        artifact, status, **artifact.facts(AgreementMeta).as_json(), **artifact.manifest.totals, **report_uris(artifact)
     )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import hhnet
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ReportMeta, RerankedMeta, SplitPart
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
+from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.artifacts.splits import LEARNED_NOTE, require_one_split, split_facts, split_notes, split_part
@@ -27,11 +27,10 @@ from pipelines.errors import HHNetError, InputError
 from pipelines.evaluate.figures import ReportFigures, measure_pair, require_findable
 from pipelines.evaluate.health import Examined, examine_codes
 from pipelines.evaluate.pair import Pair, Side, load_pair
-from pipelines.evaluate.report import convention_name, report_page
 from pipelines.report import plots
-from pipelines.report.page import GalleryRow, Tile
+from pipelines.report.page import GalleryRow, Tile, put_report, render, report_uris
 from pipelines.report.pictures import Pictures, find_pictures
-from pipelines.storage import Store, canonical_json
+from pipelines.storage import Store
 
 _log = logging.getLogger(__name__)
 
@@ -109,12 +108,6 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     return query_set, sets
 
 
-def _report_writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) -> ArtifactWriter:
-    named = [("queries", query_set), *((f"database-{n}", entry) for n, entry in enumerate(sets))]
-    inputs = tuple(ArtifactInput(role=role, kind="codes", digest=entry.artifact.digest) for role, entry in named)
-    return ArtifactWriter(Store(out), "report", name, inputs, {role: entry.artifact.uri for role, entry in named})
-
-
 # -------------------------------------------------------------------------------------------------------- gallery
 
 
@@ -187,7 +180,8 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         advance = stack.enter_context(stage("evaluate", PROGRESS_STEPS, unit="steps"))
         pair = load_pair(query_set, sets, logits=config.evaluate.rerank is not None)
         require_findable(pair)  # before anything is written at `out`
-        writer = _report_writer(query_set, sets, out, name)
+        databases = {f"database-{number}": entry.artifact for number, entry in enumerate(sets)}
+        writer = ArtifactWriter.of(Store(out), "report", name, {"queries": query_set.artifact, **databases})
         advance(1, note="codes read")
         log = stack.enter_context(RunLog(writer.store, "evaluate", config, fingerprint=name))
         examined = examine_codes(pair.queries.codes, pair.database.codes, pair.bits)
@@ -201,17 +195,29 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         rows = gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures)
         drawn = _draw_plots(figures, examined)
         advance(1, note="plots and gallery")
-        page = report_page(figures, drawn, rows, worst, pictures.problems, _sources(query_set, sets))
-        files = {
-            "metrics.json": canonical_json(figures.as_json()),
-            "report.html": page.encode(),
-            **{f"{name}.png": data for name, data in drawn.items()},
-        }
-        parts = [writer.put_part(name, data, figures.queries) for name, data in sorted(files.items())]
+        page = _page(figures, drawn, rows, worst, pictures.problems, _sources(query_set, sets))
+        parts = put_report(writer, figures.as_json(), page, drawn, figures.queries)
         artifact = _commit_report(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
         log.record_figures(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
         advance(1)
     return artifact
+
+
+def _page(
+    figures: ReportFigures,
+    drawn: Mapping[str, bytes],
+    rows: Sequence[GalleryRow],
+    worst: Sequence[GalleryRow],
+    problems: Sequence[str],
+    sources: Mapping[str, str],
+) -> str:
+    """Return the page: headline, conventions, curves, code health, classes, and two galleries.
+
+    The galleries show `rows` and the `worst` queries. `drawn` holds the PNGs of all plots by name.
+    """
+    ordered = sorted(figures.classes, key=lambda entry: (-(entry.map if entry.map is not None else -1.0), entry.name))
+    galleries: dict[str, Any] = {"rows": rows, "worst": worst, "problems": problems}
+    return render("report", figures=figures, classes=ordered, drawn=drawn, sources=sources, **galleries)
 
 
 def _draw_plots(figures: ReportFigures, examined: Examined) -> dict[str, bytes]:
@@ -258,18 +264,21 @@ def _learned_notes(query_set: CodesSet) -> list[str]:
     return []
 
 
+def _convention_name(settings: EvaluateSettings) -> str:
+    """Return the convention in short: `mAP@all, ties=expected, denominator=retrieved, empty=zero`."""
+    at = "all" if settings.at is None else settings.at
+    name = f"mAP@{at}, ties={settings.ties}, denominator={settings.denominator}, empty={settings.empty}"
+    return name if settings.unlabelled == "zero" else f"{name}, unlabelled={settings.unlabelled}"
+
+
 def _commit_report(
-    writer: ArtifactWriter,
-    parts: list[Part],
-    figures: ReportFigures,
-    settings: EvaluateSettings,
-    split: SplitPart | None,
+    writer: ArtifactWriter, parts: list[Part], figures: ReportFigures, settings: EvaluateSettings, split: SplitPart | None
 ) -> Artifact:
     again = figures.reranked
     meta = ReportMeta(
         map=figures.map,
         chance=figures.chance,
-        convention=convention_name(settings),
+        convention=_convention_name(settings),
         precision_at=dict(figures.precision_at),
         bits=figures.bits,
         reranked=RerankedMeta(first=again.first, map=again.map) if again else None,
@@ -280,15 +289,13 @@ def _commit_report(
 
 
 def _evaluate_result(artifact: Artifact, status: str) -> EvaluateResult:
-    manifest = artifact.manifest
     return EvaluateResult.of(
         artifact,
         status,
         **artifact.facts(ReportMeta).as_json(),
-        **manifest.totals,
+        **artifact.manifest.totals,
         queries_searched=_search_times(artifact),
-        report=f"{artifact.uri}/{manifest.part('report.html').path}",
-        metrics=f"{artifact.uri}/{manifest.part('metrics.json').path}",
+        **report_uris(artifact),
     )
 
 

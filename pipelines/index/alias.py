@@ -210,18 +210,9 @@ def alias_history(alias: str) -> AliasResult:
 
 
 def _alias_result(store: Store, status: str, number: int, artifact: Artifact) -> AliasResult:
-    target = AliasTarget.of(artifact)
-    listed = {known: open_version(store, known, KIND) for known in reversed(list_versions(store))}
-    return AliasResult(
-        status=status,
-        uri=store.uri,
-        digest=artifact.digest,
-        version=number,
-        index=target.uri,
-        bits=target.bits,
-        model=target.model,
-        versions=[_target_facts(known, version) for known, version in listed.items()],
-    )
+    listed = [_target_facts(known, open_version(store, known, KIND)) for known in reversed(list_versions(store))]
+    named = {name: value for name, value in _target_facts(number, artifact).items() if name in ("index", "bits", "model")}
+    return AliasResult.of(artifact, status, version=number, **named, versions=listed)
 
 
 def _target_facts(number: int, artifact: Artifact) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, o
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import REAL_CODES
-from pipelines.artifacts.versions import find_finished, publish_manifest
+from pipelines.artifacts.list_versions import find_finished, missing_paths, publish_manifest
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -217,7 +217,7 @@ def _build_index(
     count = sum(task.rows for task in tasks)
     parameters = kind.parameters(config.index, count)
     trained = writer.receipts(QuantizerReceipt, {QUANTIZER}).get(QUANTIZER)
-    if kind.sample_size(parameters) and not (trained and is_built(writer.store.entries("parts"), trained)):
+    if kind.sample_size(parameters) and (not trained or missing_paths(writer.store.entries("parts"), trained.parts)):
         trained = _train(writer, kind, tasks, parameters, config)
     shared = _shared(writer, trained) if trained else None
     receipts: dict[str, PartReceipt | QuantizerReceipt] = {QUANTIZER: trained} if trained else {}
@@ -243,11 +243,7 @@ def _build_index(
 
 
 def _train(
-    writer: ArtifactWriter,
-    kind: IndexKind,
-    tasks: Sequence[PartTask],
-    parameters: Mapping[str, int],
-    config: Config,
+    writer: ArtifactWriter, kind: IndexKind, tasks: Sequence[PartTask], parameters: Mapping[str, int], config: Config
 ) -> QuantizerReceipt:
     """Train the quantizer that the parts share; with its receipt a resumed run uses the same one."""
     drawn = sample_rows(tasks, kind.sample_size(parameters), config.index.seed)

@@ -99,6 +99,7 @@ def plan_changes(shards: Sequence[str], codes: Sequence[str] = (), index: str | 
     state = _look(shards, codes, index)
     changes = [*_to_encode(state), *_to_add(state), *_to_replace(state), *_to_remove(state, bool(shards))]
     root = state.index or next((entry.artifact for entry in state.sets), None) or open_current(shards[0], "shards")
+    parts = state.index.manifest.parts if state.index else ()
     counted = {name: sum(entry["change"] == name for entry in changes) for name in CHANGES}
     return PlanResult.of(
         root,
@@ -106,7 +107,7 @@ def plan_changes(shards: Sequence[str], codes: Sequence[str] = (), index: str | 
         tars=len(state.tars),
         encoded=len(state.codes),
         indexed=len(state.held),
-        removed_samples=_removed(state.index),
+        removed_samples=sum(part.rows for part in parts if part.name == REMOVED_NAME),
         **counted,
         changes=changes,
         commands=list(_commands(state, changes, index)),
@@ -164,12 +165,6 @@ def _encoded_tars(store: Store) -> list[str]:
     """Return the sha256 of the tars that an unpublished encode has finished."""
     names = [name.removeprefix("receipts/").removesuffix(".json") for name in store.names("receipts")]
     return [receipt.shard_sha256 for receipt in read_whole_receipts(store, names).values()]
-
-
-def _removed(index: Artifact | None) -> int:
-    """Count the removed rows of the index's parts."""
-    parts = index.manifest.parts if index else ()
-    return sum(part.rows for part in parts if part.name == REMOVED_NAME)
 
 
 # -------------------------------------------------------------------------------------------------------- compare

@@ -8,6 +8,7 @@ Shape suffixes: P probes, Q queries, K neighbours, H hits, N codes of a shard, B
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ class GateFigures:
 
     def record(self) -> dict[str, Any]:
         """Return the figures that the run record keeps, rounded."""
-        return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        return six_digits(asdict(self))
 
     def __str__(self) -> str:
         return (
@@ -68,6 +69,11 @@ class GateFigures:
             f"{self.recall_within:.6g}, {self.duplicates} ids twice, {self.wrong} wrong, {self.opened} of {self.codes} "
             f"codes opened, p50 {self.p50_ms:.3g} ms, p99 {self.p99_ms:.3g} ms"
         )
+
+
+def six_digits(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with floats rounded to 6 digits after the point."""
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def probe_index(reader: IndexReader, settings: GateSettings, seed: int) -> GateFigures:

@@ -30,7 +30,7 @@ from pipelines.artifacts.runs import allowed_cpus
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
-from pipelines.index.gate import search_one_by_one, tie_aware_recall
+from pipelines.index.gate import search_one_by_one, six_digits, tie_aware_recall
 from pipelines.index.kinds import NOTHING_REMOVED, Codes, index_kind, kind_names
 from pipelines.index.parts import PartTask, read_shard_codes
 from pipelines.storage import scratch_folder
@@ -89,8 +89,8 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain JSON values, for a result or a run record."""
-        kinds = [_rounded(asdict(entry)) for entry in self.predictions]
-        return {"why": self.why, "kinds": kinds, "sample": _rounded(self.sample)}
+        kinds = [six_digits(asdict(entry)) for entry in self.predictions]
+        return {"why": self.why, "kinds": kinds, "sample": six_digits(self.sample)}
 
 
 def plan_kind(tasks: Sequence[PartTask], config: Config) -> Plan:
@@ -330,7 +330,3 @@ def readable_time(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds * 1e6:.3g} us"
-
-
-def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}

@@ -11,7 +11,8 @@ from pipelines.artifacts.facts import IndexCard, IndexMeta, PartReceipt, Quantiz
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, allowed_cpus
-from pipelines.artifacts.tables import parquet_bytes, table_of
+from pipelines.artifacts.tables import parquet_bytes, table_of_rows
+from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import await_need
 from pipelines.cluster.pool import map_items
@@ -50,7 +51,7 @@ def build_parts(
     filled = {task.receipt(quantizer): task for task in tasks if task.rows}
     there = writer.store.entries("parts")
     found = writer.receipts(PartReceipt, filled)
-    receipts = {name: receipt for name, receipt in found.items() if is_built(there, receipt)}
+    receipts = {name: receipt for name, receipt in found.items() if not missing_paths(there, receipt.parts)}
     missing = [task for name, task in filled.items() if name not in receipts]
     log.reach(len(receipts))
     if missing:
@@ -94,23 +95,12 @@ class CountedBuilder(PartBuilder):
         return receipt
 
 
-def is_built(there: Mapping[str, ObjectInfo], receipt: PartReceipt | QuantizerReceipt) -> bool:
-    """Tell whether the objects that a receipt names exist in a listing of the parts."""
-    return all(part.path in there and there[part.path].size == part.bytes for part in receipt.parts)
-
-
 def require_parts_of(
-    writer: ArtifactWriter,
-    receipt: PartReceipt | QuantizerReceipt,
-    shared: bytes | None,
-    there: Mapping[str, ObjectInfo],
+    writer: ArtifactWriter, receipt: PartReceipt | QuantizerReceipt, shared: bytes | None, there: Mapping[str, ObjectInfo]
 ) -> tuple[Part, ...]:
     """Return a receipt's parts; they must be `there`, in a listing, and be built with the quantizer `shared`."""
-    for part in receipt.parts:
-        if part.path not in there or there[part.path].size != part.bytes:
-            raise DamagedArtifact(
-                f"{writer.store.uri}/{part.path} is missing or cut, but its receipt says it was built"
-            )
+    for path in missing_paths(there, receipt.parts):
+        raise DamagedArtifact(f"{writer.store.uri}/{path} is missing or cut, but its receipt says it was built")
     own = sha256_of(shared) if shared else None
     if isinstance(receipt, PartReceipt) and receipt.quantizer_sha256 != own:
         raise DamagedArtifact(
@@ -126,8 +116,7 @@ def require_parts_of(
 def ordinal_table(shards: Iterable[IndexedShard]) -> bytes:
     """Return the ordinal table of these shards as Parquet, by ordinal."""
     rows = sorted(shards, key=lambda shard: shard.ordinal)
-    columns = {field.name: [getattr(shard, field.name) for shard in rows] for field in ORDINALS}
-    return parquet_bytes(table_of(ORDINALS, columns))
+    return parquet_bytes(table_of_rows(ORDINALS, rows))
 
 
 def shard_of(task: PartTask) -> IndexedShard:

@@ -26,13 +26,23 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import IndexMeta, PartReceipt
-from pipelines.artifacts.manifest import Artifact, Part, read_part
-from pipelines.artifacts.tables import read_parquet, real_codes_field, require_schema
+from pipelines.artifacts.manifest import Artifact, Part
+from pipelines.artifacts.tables import LABELS, logits_column, read_table, schema_of, schema_of_rows
 from pipelines.artifacts.versions import made_as, open_version
 from pipelines.encode.codes import names_of_class_ids, real_codes_array
 from pipelines.errors import DamagedArtifact
 from pipelines.index.alias import open_published
-from pipelines.index.kinds import NO_ID, NOTHING_REMOVED, Codes, Ids, IndexKind, Neighbours, PartSearcher, index_kind
+from pipelines.index.kinds import (
+    NO_ID,
+    NOTHING_REMOVED,
+    Codes,
+    Ids,
+    IndexKind,
+    Neighbours,
+    PartSearcher,
+    by_distance,
+    index_kind,
+)
 from pipelines.storage import Store, scratch_folder
 
 ORDINALS_NAME = "ordinals.parquet"
@@ -51,32 +61,14 @@ NAME_COLUMNS = ("key", "path")
 NEAR_KEYS_SHOWN = 3
 MAX_KEYS_COMPARED = 20_000
 
-ORDINALS = pa.schema(
-    [
-        pa.field("ordinal", pa.int32(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("shard_sha256", pa.string(), nullable=False),
-        pa.field("codes_digest", pa.string(), nullable=False),
-        pa.field("rows", pa.int32(), nullable=False),
-    ]
-)
-
-REMOVED = pa.schema([pa.field("ordinal", pa.int32(), nullable=False), pa.field("row", pa.int32(), nullable=False)])
+REMOVED = schema_of(ordinal=pa.int32(), row=pa.int32())
 """Rows of parts that must not be found any more, by (ordinal, row)."""
 
 
 def keys_schema(bits: int, logits: bool = False) -> pa.Schema:
     """Return the schema of a key table: one row per code, by id; `row` is the sample's place in the tar."""
-    return pa.schema(
-        [
-            pa.field("row", pa.int32(), nullable=False),
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("code", pa.binary((bits + 7) // 8), nullable=False),
-            pa.field("labels", pa.list_(pa.int32()), nullable=False),
-            *([real_codes_field(bits)] if logits else []),
-        ]
-    )
+    names = {"row": pa.int32(), "key": pa.string(), "path": pa.string()}
+    return schema_of(**names, code=pa.binary((bits + 7) // 8), labels=LABELS, **logits_column(bits, logits))
 
 
 def part_stem(ordinal: int) -> str:
@@ -105,6 +97,9 @@ class IndexedShard:
     rows: int
 
 
+ORDINALS = schema_of_rows(IndexedShard)
+
+
 @dataclass(frozen=True)
 class Item:
     """The facts that the index holds about one id; `labels` are class names."""
@@ -128,12 +123,8 @@ class IndexReader:
     def __init__(self, artifact: Artifact, folder: Path, version: int | None = None) -> None:
         self.artifact, self.version, self._folder = artifact, version, folder
         self.meta = meta = artifact.facts(IndexMeta)
-        self.bits, self.classes, self.logits, self.parameters = (
-            meta.bits,
-            meta.classes,
-            meta.has_logits,
-            meta.parameters,
-        )
+        self.bits, self.classes, self.logits = meta.bits, meta.classes, meta.has_logits
+        self.parameters = meta.parameters
         self.kind: IndexKind = index_kind(meta.kind)
         self._parts = artifact.parts
         self.shards = read_ordinals(artifact)
@@ -365,11 +356,10 @@ class IndexReader:
         part, where = self._parts.get(REMOVED_NAME), f"{self.artifact.uri}/{REMOVED_NAME}"
         if part is None:
             return {}
-        table = read_parquet(self.artifact.read(part), where)
-        require_schema(table, REMOVED, where)
+        table = read_table(self.artifact.store, part, REMOVED)
         ordinals, rows = (table[name].to_numpy().astype(np.int64) for name in ("ordinal", "row"))
-        if (np.diff(index_id(ordinals, rows)) <= 0).any() or (rows < 0).any() or len(table) != part.rows:
-            raise DamagedArtifact(f"{where} is not sorted, or has not as many rows as the manifest says")
+        if (np.diff(index_id(ordinals, rows)) <= 0).any() or (rows < 0).any():
+            raise DamagedArtifact(f"{where} is not sorted")
         starts = np.flatnonzero(np.diff(ordinals, prepend=-1))
         found = {int(ordinals[start]): chunk for start, chunk in zip(starts, np.split(rows, starts[1:]), strict=True)}
         for ordinal, chunk in found.items():
@@ -414,20 +404,13 @@ def _by_rows(shards: Sequence[IndexedShard], most: int) -> Iterator[list[Indexed
 
 def read_key_table(store: Store, part: Part, bits: int, logits: bool, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a key table, or some columns in their stored order; digest, schema and number of rows are checked."""
-    where = f"{store.uri}/{part.path}"
-    table = read_parquet(read_part(store, part), where, columns)
-    schema = keys_schema(bits, logits)
-    require_schema(table, pa.schema([schema.field(name) for name in columns]) if columns else schema, where)
-    if table.num_rows != part.rows:
-        raise DamagedArtifact(f"{where} has {table.num_rows} rows, the manifest says {part.rows}")
-    return table
+    return read_table(store, part, keys_schema(bits, logits), columns)
 
 
 def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:
     """Read the ordinal table of an index; raises DamagedArtifact where an ordinal or a tar comes twice."""
     where = f"{artifact.uri}/{ORDINALS_NAME}"
-    table = read_parquet(artifact.read(artifact.manifest.part(ORDINALS_NAME)), where)
-    require_schema(table, ORDINALS, where)
+    table = read_table(artifact.store, artifact.manifest.part(ORDINALS_NAME), ORDINALS)
     shards = {row["ordinal"]: IndexedShard(**row) for row in table.to_pylist()}
     if len(shards) != len(table) or len({shard.shard_sha256 for shard in shards.values()}) != len(table):
         raise DamagedArtifact(f"{where} gives an ordinal twice, or a tar two of them")
@@ -459,13 +442,7 @@ def merge_nearest(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
     """Return the k best of two results, by (distance, id)."""
     distances = np.concatenate([first[0], second[0]], axis=1)
     ids = np.concatenate([first[1], second[1]], axis=1)
-    order = np.lexsort((ids, distances), axis=1)[:, :k]
-    return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
-
-
-def code_bytes(codes: Sequence[bytes], width: int) -> Codes:
-    """Return codes of `width` bytes as uint8 (N, width)."""
-    return np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width)
+    return by_distance(distances, ids, k)
 
 
 @contextmanager

@@ -147,7 +147,6 @@ def add_codes(
             change = _pruned(base, change, {shard.sha256 for entry in sets for shard in entry.shards})
         if not any(change.facts.values()):
             require_parts(base.artifact, base.artifact.manifest.parts, base.number)
-            return _unchanged("index add", base, change.facts)
         return _apply("index add", base, change, config, publish)
 
 
@@ -170,10 +169,7 @@ def remove_rows(
     with _base(index) as base:
         whole = _named_shards(base, shards, ignore_missing)
         rows = _rows_of(base, keys or (), ignore_missing)
-        change = _removing(base, whole, rows)
-        if not any(change.facts.values()):
-            return _unchanged("index remove", base, change.facts)
-        return _apply("index remove", base, change, config, publish)
+        return _apply("index remove", base, _removing(base, whole, rows), config, publish)
 
 
 @on_cluster("index compact")
@@ -183,10 +179,7 @@ def compact_index(index: str, config: Config, publish: bool = True) -> ChangeRes
     The rows come from the index's own key tables. A trained quantizer stays. `unchanged` where nothing was removed.
     """
     with _base(index) as base:
-        change = _compacting(base)
-        if not change.tasks:
-            return _unchanged("index compact", base, change.facts)
-        return _apply("index compact", base, change, config, publish)
+        return _apply("index compact", base, _compacting(base), config, publish)
 
 
 @contextmanager
@@ -331,9 +324,13 @@ def _named_shards(base: Base, names: Sequence[str], ignore_missing: bool) -> set
         found |= {shard.ordinal for shard in held or alike}
         if not (alike or ignore_missing):
             near = difflib.get_close_matches(name, [shard.shard for shard in base.shards.values()], 3)
-            hint = f"; near it are {', '.join(near)}" if near else ""
-            raise InputError(f"shard {name!r} is not in {base.artifact.uri}{hint}: --ignore-missing passes over it")
+            raise _not_held(base, f"shard {name!r}", near)
     return found
+
+
+def _not_held(base: Base, what: str, near: Sequence[str]) -> InputError:
+    hint = f"; near it are {', '.join(near)}" if near else ""
+    return InputError(f"{what} is not in {base.artifact.uri}{hint}: --ignore-missing passes over it")
 
 
 def _rows_of(base: Base, keys: Sequence[str], ignore_missing: bool) -> dict[int, Rows]:
@@ -343,9 +340,7 @@ def _rows_of(base: Base, keys: Sequence[str], ignore_missing: bool) -> dict[int,
         gone = base.reader.removed_keys(lacking)
         for key in lacking:
             if key not in gone:
-                near = base.reader.near_keys(key)
-                hint = f"; near it are {', '.join(near)}" if near else ""
-                raise InputError(f"key {key!r} is not in {base.artifact.uri}{hint}: --ignore-missing passes over it")
+                raise _not_held(base, f"key {key!r}", base.reader.near_keys(key))
     return {int(ordinal): ids[ids >> 32 == ordinal] & 0xFFFFFFFF for ordinal in np.unique(ids >> 32)}
 
 
@@ -406,7 +401,9 @@ def _compacting(base: Base) -> Change:
 
 
 def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool) -> ChangeResult:
-    """Build the missing parts, measure the next version, and publish it."""
+    """Build the missing parts, measure the next version, and publish it; `unchanged` where the figures are all 0."""
+    if not any(change.facts.values()):
+        return ChangeResult.of(base.artifact, "unchanged", verb=verb, version=base.number, **change.facts)
     number, count = base.number + 1, _count(change.shards, change.removed)
     inputs = _inputs(base, change)
     for entry in change.codes:
@@ -429,10 +426,6 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool)
         if publish:
             publish_manifest(artifact, path, number)
     return ChangeResult.of(artifact, "done", verb=verb, version=number if publish else None, **change.facts)
-
-
-def _unchanged(verb: str, base: Base, facts: Mapping[str, int]) -> ChangeResult:
-    return ChangeResult.of(base.artifact, "unchanged", verb=verb, version=base.number, **facts)
 
 
 def _inputs(base: Base, change: Change) -> list[ArtifactInput]:

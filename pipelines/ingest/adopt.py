@@ -124,7 +124,7 @@ def adopt(
     classes, ids = _class_ids(labels, how, origin.uri, base)
     index = index_bytes(_numbered(tar, ids, base) for tar in tars)
     result, written = _publish_adopted(origin, root, tars, index, classes, how, totals, base)
-    facts = {"skipped_reasons": listing.skipped_reasons, "skipped_files": listing.skipped_files}
+    facts = {"skipped_reasons": listing.skipped_reasons, "skipped_files": listing.named}
     if written:
         seconds = round(time.time() - began, 3)
         figures = {"source": origin.uri, "began": began, "seconds": seconds, **totals, **facts}

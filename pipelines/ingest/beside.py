@@ -22,7 +22,7 @@ def read_beside_picture(
     """
     stem = os.path.splitext(path)[0]  # noqa: PTH122 - a Path per file is slow
     facts: dict[str, Any] = {}
-    for suffix, parse in ((".json", _parse_json), (".txt", _parse_caption)):
+    for suffix, parse in ((".json", _parse_json), (".txt", lambda data: {"caption": data.decode("utf-8")})):
         if (name := stem + suffix) in beside:
             used.add(name)
             try:
@@ -50,7 +50,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _parse_caption(data: bytes) -> dict[str, Any]:
-    return {"caption": data.decode("utf-8")}

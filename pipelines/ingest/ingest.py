@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, WorkFailed
 from pipelines.ingest.classes import sort_class_names
-from pipelines.ingest.found import Unreadable
+from pipelines.ingest.folders import Unreadable
 from pipelines.ingest.layout import ClassFrom, Layout
 from pipelines.ingest.protocols.base import Protocol
 from pipelines.ingest.result import IngestResult
@@ -199,7 +199,8 @@ def _percent(match: re.Match[str]) -> str:
 def _in_key_order(listing: Listing) -> list[str]:
     """Sort the listing by key and return the keys. Raises InputError for no images, or for a path that comes twice."""
     if not listing.entries:
-        raise InputError(f"{listing.where} holds no images{_first_skipped(listing)}{_what_helps(listing)}")
+        skipped = f" ({listing.skipped} skipped: {listing.why_skipped()})" if listing.skipped else ""
+        raise InputError(f"{listing.where} holds no images{skipped}{_what_helps(listing)}")
     keys = make_unique_keys([entry.path for entry in listing.entries], listing.where)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     listing.entries[:] = [listing.entries[place] for place in order]
@@ -226,7 +227,7 @@ def _skips(listing: Listing) -> dict[str, Any]:
         "found": len(listing.entries) + listing.skipped,
         "skipped_reasons": listing.skipped_reasons,
         "skipped_suffixes": listing.skipped_suffixes,
-        "skipped_files": listing.skipped_files,
+        "skipped_files": listing.named,
         "notes": listing.notes,
     }
 
@@ -240,10 +241,6 @@ def _what_helps(listing: Listing) -> str:
     if not listing.suffixes.keys().isdisjoint(_ARCHIVES):
         return ": unpack the archives, or give one as SOURCE"
     return ""
-
-
-def _first_skipped(listing: Listing) -> str:
-    return f" ({listing.skipped} skipped: {listing.why_skipped()})" if listing.skipped else ""
 
 
 def _read_all(source: Source, required: bool) -> dict[str, bytes]:
@@ -402,20 +399,18 @@ def _result(
     classes: Sequence[str],
     facts: Mapping[str, Any],
 ) -> IngestResult:
-    result = IngestResult(
-        status=status,
-        uri=root.uri,
-        digest=None,
-        samples=len(listing.entries),
-        **_skips(listing),
-        classes=list(classes),
-        **facts,
-    )
-    if not plan.by:
-        return replace(result, digest=artifacts[""].digest)
     digests = {name: artifact.digest for name, artifact in artifacts.items()}
     splits = {
         name: {"uri": artifact.uri, "digest": artifact.digest, "samples": artifact.manifest.totals["samples"]}
         for name, artifact in artifacts.items()
     }
-    return replace(result, digest=sha256_of(canonical_json(digests)), splits=splits)
+    return IngestResult(
+        status=status,
+        uri=root.uri,
+        digest=sha256_of(canonical_json(digests)) if plan.by else digests[""],
+        samples=len(listing.entries),
+        **_skips(listing),
+        classes=list(classes),
+        splits=splits if plan.by else None,
+        **facts,
+    )

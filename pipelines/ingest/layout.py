@@ -115,12 +115,10 @@ def place_pictures(paths: Sequence[str], layout: Layout, where: str, numbered: b
             "metadata (--class-from first takes the folders as classes)"
         )
         return PictureClasses([()] * len(paths), [note])
+    if not layout.labelled:
+        return PictureClasses([() if path.count("/") >= layout.parts else None for path in paths], [])
     classed = {path.partition("/")[0] for path in paths if path.count("/") >= 2} if layout.parts else set()
-    return _labelled(paths, layout, classed) if layout.labelled else _unlabelled(paths, layout)
-
-
-def _unlabelled(paths: Sequence[str], layout: Layout) -> PictureClasses:
-    return PictureClasses([() if path.count("/") >= layout.parts else None for path in paths], [])
+    return _labelled(paths, layout, classed)
 
 
 def _labelled(paths: Sequence[str], layout: Layout, classed: set[str]) -> PictureClasses:

@@ -25,8 +25,7 @@ from typing import IO, Any, cast
 from pipelines.errors import Degraded, InputError
 from pipelines.ingest.beside import MAX_BESIDE_BYTES, read_beside_picture
 from pipelines.ingest.bounds import max_unfolded_bytes, require_bounded
-from pipelines.ingest.folders import folder_reader, walk_folder
-from pipelines.ingest.found import Found
+from pipelines.ingest.folders import Found, folder_reader, walk_folder
 from pipelines.ingest.layout import (
     Layout,
     is_hidden,
@@ -116,11 +115,6 @@ class Listing:
     def skipped_suffixes(self) -> dict[str, int]:
         """Number of skipped files for each suffix that no picture has, the most frequent first."""
         return dict(sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0])))
-
-    @property
-    def skipped_files(self) -> list[dict[str, str]]:
-        """First skipped files, each with its reason."""
-        return list(self.named)
 
     @property
     def lost_files(self) -> list[str]:

@@ -242,9 +242,7 @@ def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Table
             found.listing.skip(path.name, SkipReason.MISSING, f"row {row.number}: the column {column!r} is empty")
         elif isinstance(place, SkipReason):
             found.listing.skip(row.image, place, f"row {row.number}")
-        elif place[0] in found.rows:
-            found.keep(place[0], row, str(path))
-        elif reason := find_unfit_reason(*place):
+        elif place[0] not in found.rows and (reason := find_unfit_reason(*place)):
             found.listing.skip(place[0], reason)
         else:
             found.keep(place[0], row, str(path))

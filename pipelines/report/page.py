@@ -1,12 +1,15 @@
 """Self-contained HTML pages from the templates beside this file, which escape all that they are given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.report.pictures import data_uri
+from pipelines.storage import canonical_json
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,18 @@ TEMPLATES.filters |= {"data_uri": data_uri, "figure": _figure}
 def render(name: str, **facts: Any) -> str:
     """Fill in `templates/<name>.html.j2` with `facts`; one that the template needs and does not get is an error."""
     return TEMPLATES.get_template(f"{name}.html.j2").render(facts)
+
+
+def put_report(
+    writer: ArtifactWriter, figures: Mapping[str, Any], page: str, drawn: Mapping[str, bytes], rows: int
+) -> list[Part]:
+    """Put figures, page and PNGs as the parts of a report on `rows` queries."""
+    files = {"metrics.json": canonical_json(figures), "report.html": page.encode()}
+    files |= {f"{name}.png": data for name, data in drawn.items()}
+    return [writer.put_part(name, data, rows) for name, data in sorted(files.items())]
+
+
+def report_uris(artifact: Artifact) -> dict[str, str]:
+    """Return where page and figures of a report lie."""
+    names = {"report": "report.html", "metrics": "metrics.json"}
+    return {what: f"{artifact.uri}/{artifact.manifest.part(name).path}" for what, name in names.items()}

@@ -23,7 +23,7 @@ from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, code_array, open_codes, real_codes_array, require_real_codes
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
-from pipelines.index.reader import IndexReader, Item, code_bytes, open_index
+from pipelines.index.reader import IndexReader, Item, open_index
 from pipelines.report.page import GalleryRow, Tile, render
 from pipelines.report.pictures import Pictures, SampleLocation, find_pictures, thumbnail
 from pipelines.shards.containers.limits import ImageReject
@@ -137,7 +137,8 @@ def search(
                 "or search in batches from Python with pipelines.index.reader.open_index"
             )
         for batch in _batches(queries, max(1, min(MAX_BATCH_QUERIES, MAX_BATCH_NEIGHBOURS // max(each, rerank or 1)))):
-            found = nearest(code_bytes([query.code for query in batch], reader.width), rerank or k)
+            packed = np.frombuffer(b"".join(query.code for query in batch), np.uint8).reshape(-1, reader.width)
+            found = nearest(packed, rerank or k)
             for query, neighbours in _describe_neighbours(reader, batch, found, k, rerank is not None):
                 results.append(_result(query, neighbours))
                 if html is not None and len(shown) < MAX_PAGE_QUERIES:

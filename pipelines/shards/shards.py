@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import SHARD_INDEX, ParquetRows, parquet_groups, table_of
+from pipelines.artifacts.tables import SHARD_INDEX, ParquetRows, columns_of, parquet_groups, table_of
 from pipelines.artifacts.versions import open_current, open_known
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.shards.tar import MAX_MEMBER_BYTES, TarDamaged, read_tar
@@ -82,11 +82,7 @@ def write_tar(path: Path, samples: Iterable[Mapping[str, Any]]) -> None:
 
 
 def scan_tar(
-    path: Path,
-    shard: str,
-    labels: Mapping[str, Sequence[int]],
-    image_of: Mapping[str, str],
-    paths: Mapping[str, str],
+    path: Path, shard: str, labels: Mapping[str, Sequence[int]], image_of: Mapping[str, str], paths: Mapping[str, str]
 ) -> pa.Table:
     """Read back a tar that was just written, and make its rows of the shard index.
 
@@ -125,17 +121,9 @@ def _image_first(members: list[Member], image: str) -> tuple[Member, ...]:
 
 def index_table(records: Sequence[Record]) -> pa.Table:
     """Return records as rows of the shard index."""
-    return table_of(
-        SHARD_INDEX,
-        {
-            "key": [record.key for record in records],
-            "shard": [record.shard for record in records],
-            "row": [record.row for record in records],
-            "path": [record.path for record in records],
-            "labels": [list(record.labels) for record in records],
-            "members": [[vars(member) for member in record.members] for record in records],
-        },
-    )
+    columns = columns_of(records, "key", "shard", "row", "path", "labels")
+    columns["members"] = [[vars(member) for member in record.members] for record in records]
+    return table_of(SHARD_INDEX, columns)
 
 
 def index_bytes(tables: Iterable[pa.Table]) -> bytes:
@@ -219,10 +207,6 @@ class ShardSet:
         if rows is not None:
             records = [records[row] for row in rows]
         return read_samples(self.artifact.store, shard.part, records, metadata)
-
-    def label_lists(self) -> list[list[int]]:
-        """Return the labels of all samples, shard by shard."""
-        return [labels for shard in self.shards for labels in shard.table()["labels"].to_pylist()]
 
 
 def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:

@@ -298,15 +298,12 @@ def _entry(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> TarE
     if not size.isascii() or not size.isdigit() or len(size) > 19:
         message = f"the tar declares the size {size[:40]!r} for {name[:200]!r}"
         raise TarDamaged(TarReason.BAD_HEADER, message)
-    kind: Literal["file", "folder", "link", "special"]
+    sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended)
+    kind: Literal["file", "folder", "link", "special"] = "file" if info.isreg() and not sparse else "special"
     if info.issym() or info.islnk():
         kind = "link"
     elif info.isdir():
         kind = "folder"
-    elif info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended):
-        kind = "special"
-    else:
-        kind = "file" if info.isreg() else "special"
     target = extended.get("linkpath", info.linkname) if info.islnk() else ""
     return TarEntry(name, offset, int(size), kind, target)
 

@@ -169,6 +169,4 @@ class _Download:
 
     @property
     def range(self) -> dict[str, str]:
-        if self.stop is None:
-            return {}
-        return {"Range": f"bytes={self.offset}-{self.stop - 1}"}
+        return {} if self.stop is None else {"Range": f"bytes={self.offset}-{self.stop - 1}"}

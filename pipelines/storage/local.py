@@ -98,9 +98,8 @@ class LocalObjects:
                 os.link(path, target, src_dir_fd=folder, follow_symlinks=True)
             os.fsync(folder)  # or a power cut could take the name back
         except FileExistsError:
-            if not target.is_file() and (
-                target.exists() or target.is_symlink()
-            ):  # no reader would take it for the object
+            # No reader would take anything else for the object.
+            if not target.is_file() and (target.exists() or target.is_symlink()):
                 raise OSError(errno.EEXIST, "something that is no plain file has this name", str(target)) from None
             return False
         finally:

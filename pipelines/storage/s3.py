@@ -9,7 +9,7 @@ from fsspec.asyn import sync
 
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import writes
-from pipelines.storage.bucket import Bucket
+from pipelines.storage.bucket import Answer, Bucket
 from pipelines.storage.clock import Transient, deadline_s
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.failpoints import failpoint
@@ -65,10 +65,7 @@ class S3Objects:
     def entries(self, prefix: str) -> dict[str, ObjectInfo]:
         """List the objects below a prefix, by name; none if the bucket does not exist."""
         below = self._prefix + (f"{prefix}/" if prefix else "")
-        try:
-            found = self._wait(lambda: self._bucket.entries(below))
-        except FileNotFoundError:
-            return {}
+        found = self._listed(lambda: self._bucket.entries(below))
         cut = len(self._prefix)
         return {
             entry["Key"][cut:]: ObjectInfo(int(entry["Size"]), entry["LastModified"].timestamp())
@@ -79,11 +76,7 @@ class S3Objects:
     def folders(self, prefix: str) -> list[str]:
         """List the folders directly below `prefix`; none if the bucket does not exist."""
         below = self._prefix + (f"{prefix}/" if prefix else "")
-        try:
-            found = self._wait(lambda: self._bucket.folders(below))
-        except FileNotFoundError:
-            return []
-        return [entry["Prefix"][len(below) : -1] for entry in found]
+        return [entry["Prefix"][len(below) : -1] for entry in self._listed(lambda: self._bucket.folders(below))]
 
     def require(self) -> None:
         """Raise FileNotFoundError unless the bucket exists."""
@@ -101,12 +94,8 @@ class S3Objects:
 
     def uploads(self) -> dict[str, ObjectInfo]:
         """List the multipart uploads below the root that were begun and not ended; of each name the youngest."""
-        try:
-            begun = self._wait(lambda: self._bucket.uploads(self._prefix))
-        except FileNotFoundError:
-            return {}
         found: dict[str, ObjectInfo] = {}
-        for upload in begun:
+        for upload in self._listed(lambda: self._bucket.uploads(self._prefix)):
             name, when = upload["Key"][len(self._prefix) :], upload["Initiated"].timestamp()
             found[name] = ObjectInfo(0, max(when, found[name].modified if name in found else when))
         return found
@@ -119,6 +108,13 @@ class S3Objects:
         """Put an object if absent."""
         body = writes.Body(data)
         return self._wait(lambda: writes.put(self._bucket, self._prefix + name, body, lambda: failpoint(point)))
+
+    def _listed(self, work: Callable[[], Awaitable[list[Answer]]]) -> list[Answer]:
+        """Return the answers of a listing; a bucket that does not exist holds nothing."""
+        try:
+            return self._wait(work)
+        except FileNotFoundError:
+            return []
 
     def _wait(self, work: Callable[[], Awaitable[_T]]) -> _T:
         async def connected() -> _T:

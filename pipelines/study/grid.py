@@ -18,7 +18,7 @@ A cell is one choice of each axis and a seed. The cells that differ in the seed 
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.config.fingerprint import result_settings
-from pipelines.config.loading import load_config, read_toml
+from pipelines.config.loading import flattened, load_config, read_toml
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError
 
@@ -103,7 +103,7 @@ class Grid:
             Choice(", ".join(f"{name}={c.label}" for name, c in zip(searched, row, strict=True)), _joined(row))
             for row in product(*searched.values())
         )
-        base = [f"{name}={json.dumps(value)}" for name, value in _flat(description.settings)]
+        base = [f"{name}={json.dumps(value)}" for name, value in flattened(description.settings)]
         grid = cls(description, axes, groups, candidates if searched else (), file, (*base, *sets))
         grid._require_distinct()
         return grid
@@ -168,12 +168,12 @@ def _axes(tree: Mapping[str, Any], where: str) -> dict[str, tuple[Choice, ...]]:
     axes: dict[str, tuple[Choice, ...]] = {}
     for name, value in tree.items():
         if name in Config.model_fields:
-            for setting, values in _flat({name: value}):
+            for setting, values in flattened({name: value}):
                 if not isinstance(values, list):
                     raise ConfigError(f"{where}: {setting} is {values!r}: give a list of its values")
                 axes[setting] = tuple(Choice(_label(one), {setting: one}) for one in values)
         elif isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()):
-            axes[name] = tuple(Choice(label, dict(_flat(variant))) for label, variant in value.items())
+            axes[name] = tuple(Choice(label, dict(flattened(variant))) for label, variant in value.items())
         else:
             raise ConfigError(f"{where}: {name} is neither section.key = [values] nor a table of named variants")
     for name, choices in axes.items():
@@ -182,15 +182,6 @@ def _axes(tree: Mapping[str, Any], where: str) -> dict[str, tuple[Choice, ...]]:
         if len({choice.label for choice in choices}) < len(choices):
             raise ConfigError(f"{where}: {name} has a value twice")
     return axes
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested tables by dotted name."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _label(value: Any) -> str:

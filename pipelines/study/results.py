@@ -76,11 +76,6 @@ def cells_table(axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pa.Ta
     return table_of(schema, {name: [row.get(name) for row in rows] for name in schema.names})
 
 
-def searches_table(trials: Sequence[Trial]) -> pa.Table:
-    """Return the trials as a table."""
-    return table_of(SEARCHES, {name: [getattr(trial, name) for trial in trials] for name in SEARCHES.names})
-
-
 def summarise_groups(cells: pa.Table) -> list[dict[str, Any]]:
     """Summarise each group over its seeds: mean and sample deviation of the mAP.
 

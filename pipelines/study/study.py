@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from hhnet.nn.flops import forward_flops
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint
+from pipelines.artifacts.manifest import Artifact, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
-from pipelines.artifacts.tables import parquet_bytes
+from pipelines.artifacts.tables import parquet_bytes, table_of_rows
 from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.cluster.session import kept_ray
 from pipelines.config.fingerprint import result_settings
@@ -37,7 +37,7 @@ from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, Group
 from pipelines.study.page import study_page, study_plots
-from pipelines.study.results import AXIS_PREFIX, Trial, cells_table, searches_table, summarise_groups
+from pipelines.study.results import AXIS_PREFIX, SEARCHES, Trial, cells_table, summarise_groups
 from pipelines.train import rehead, train
 from pipelines.train.batches import TrainData
 
@@ -220,29 +220,17 @@ class Steps:
             return trained
         base = trained
         mark = rehead.plan_rehead(base, self.out, config, self.data.train.uri).fingerprint
-
-        def make(uri: str) -> None:
-            rehead.rotate(base.uri, uri, config)
-
-        return self._found_or_made("model", mark, make)
+        return self._found_or_made("model", mark, lambda uri: rehead.rotate(base.uri, uri, config))
 
     def _trained(self, config: Config) -> Artifact | None:
         shards, val = self.data.train, self.data.val
-        mark = train.plan_training(shards, val, self.out, config).fingerprint
-
-        def make(uri: str) -> None:
-            train.train(shards.uri, uri, config, val=val.uri if val else None)
-
-        return self._found_or_made("model", mark, make)
+        mark, held_out = train.plan_training(shards, val, self.out, config).fingerprint, val.uri if val else None
+        return self._found_or_made("model", mark, lambda uri: train.train(shards.uri, uri, config, val=held_out))
 
     def make_codes(self, shards: Artifact, model: Artifact, config: Config) -> Artifact | None:
         """Encode the shards, or find the codes."""
         mark = encoding.plan_encode(shards, model, self.out, config).fingerprint
-
-        def make(uri: str) -> None:
-            encode.encode(shards.uri, model.uri, uri, config)
-
-        return self._found_or_made("codes", mark, make)
+        return self._found_or_made("codes", mark, lambda uri: encode.encode(shards.uri, model.uri, uri, config))
 
     def make_report(self, model: Artifact, config: Config) -> Artifact | None:
         """Encode and evaluate, or find the report."""
@@ -347,8 +335,7 @@ def _publish_study(grid: Grid, out: str, data: Data, cells: Sequence[Cell], tria
     artifact = find_finished(store, "study", mark)
     if artifact is not None:
         return _study_result(artifact, "unchanged")
-    refs = tuple(ArtifactInput(role=r, kind=entry.manifest.kind, digest=entry.digest) for r, entry in inputs.items())
-    writer = ArtifactWriter(store, "study", mark, refs, {role: entry.uri for role, entry in inputs.items()})
+    writer = ArtifactWriter.of(store, "study", mark, inputs)
     table = cells_table(list(grid.axes), _cell_rows(cells, data))
     summary = summarise_groups(table)
     drawn = study_plots(summary)
@@ -356,7 +343,7 @@ def _publish_study(grid: Grid, out: str, data: Data, cells: Sequence[Cell], tria
     page = study_page(grid.description, table.to_pylist(), summary, trials, drawn, sources)
     files = {
         "cells.parquet": parquet_bytes(table),
-        "searches.parquet": parquet_bytes(searches_table(trials)),
+        "searches.parquet": parquet_bytes(table_of_rows(SEARCHES, trials)),
         "study.json": canonical_json(description),
         "summary.json": canonical_json(summary),
         "report.html": page.encode(),

@@ -1,11 +1,10 @@
 """Turns shards into a model.
 
-train        the verb, on Ray Train
+train        the verb, on Ray Train; job: what its workers have to know, worker: the loop of each
 batches      the samples that train and validate, and the batches of an epoch
 prefetch     the batches from a position on, made ahead of their use
 learner      the optimiser step and the state that a checkpoint must hold
 optimizer    the optimiser and its learning rate
-mixup        batches whose labels lie between 0 and 1
 teacher      the frozen network of a distillation
 validation   mAP inside training
 checkpoints  saved moments at which a training resumes

@@ -22,9 +22,8 @@ from pipelines.errors import InputError, format_count
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.plan import batch_sizes, epoch_spans, mix_sources
-from pipelines.shards.shards import Sample, Shard, ShardSet
+from pipelines.shards.shards import Sample, ShardSet
 from pipelines.train.learner import Batch
-from pipelines.train.mixup import soften_labels
 
 T = TypeVar("T")
 View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]
@@ -134,10 +133,8 @@ def _draws(shards: ShardSet, seed: int) -> npt.NDArray[np.bytes_]:
     def drawn(key: str) -> bytes:
         return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
 
-    def of_shard(shard: Shard) -> npt.NDArray[np.bytes_]:
-        return np.array([drawn(key) for key in shard.table()["key"].to_pylist()], "S16")
-
-    return np.concatenate([np.empty(0, "S16"), *map(of_shard, shards.shards)])
+    parts = [np.array(list(map(drawn, shard.table()["key"].to_pylist())), "S16") for shard in shards.shards]
+    return np.concatenate([np.empty(0, "S16"), *parts])
 
 
 def _places(shards: ShardSet, numbers: npt.NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
@@ -280,6 +277,27 @@ def epoch_batches(
         if config.train.mixup or config.train.label_smoothing:
             batch = soften_labels(batch, config, leg.epoch, views)
         yield batch, len(taken) - len(good)
+
+
+def softened(batch: Batch, config: Config, epoch: int, views: int) -> Batch:
+    """Return the batch after `train.mixup` and `train.label_smoothing`, with float32 labels.
+
+    Mixup (Zhang et al. 2018) blends each sample with the next one of the batch, and the last with the first. The share
+    of the sample itself is drawn from Beta(alpha, alpha) by a generator seeded with its key, like its augmentation. All
+    views of a sample are blended with the same share, each with the same view of the other sample.
+
+    Label smoothing spreads a share of a sample's labels evenly over all classes (Szegedy et al. 2016).
+    """
+    alpha, smoothing = config.train.mixup, config.train.label_smoothing
+    squares, labels = batch.squares, batch.labels.astype(np.float32)
+    if alpha:
+        rngs = [sample_rng(config.train.seed, epoch, f"{key}\0mixup") for key in batch.keys]
+        kept = np.array([rng.beta(alpha, alpha) for rng in rngs], np.float32)[:, None]
+        labels = kept * labels + (1 - kept) * np.roll(labels, -views, 0)
+        share = kept[:, :, None, None]
+        squares = np.rint(share * squares + (1 - share) * np.roll(squares, -views, 0)).astype(np.uint8)
+    labels = (1 - smoothing) * labels + smoothing * labels.sum(1, keepdims=True) / labels.shape[1]
+    return Batch(squares, labels, batch.keys)
 
 
 def _chunks(samples: Iterator[Sample | DecodedSample]) -> Iterator[list[Sample | DecodedSample]]:

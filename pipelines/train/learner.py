@@ -210,8 +210,7 @@ class Learner:
         """Update the EMA with decay min(d, (1+t)/(10+t)), buffers included. Only worker 0 keeps one."""
         if self.rank != 0:
             return
-        ramp = (1 + self.step_count) / (10 + self.step_count)
-        decay = min(self.config.train.ema_decay, ramp)
+        decay = min(self.config.train.ema_decay, (1 + self.step_count) / (10 + self.step_count))
         torch._foreach_lerp_(*self._real, 1 - decay)
         if self._counts[0]:
             torch._foreach_copy_(*self._counts)
@@ -258,10 +257,7 @@ class Learner:
 def _pairs(average: nn.Module, model: nn.Module) -> tuple[tuple[list[Tensor], list[Tensor]], ...]:
     """Pair the tensors of both networks: first the floating-point ones, then the integer ones (counts)."""
     pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
-    kinds = (
-        [pair for pair in pairs if pair[0].is_floating_point()],
-        [pair for pair in pairs if not pair[0].is_floating_point()],
-    )
+    kinds = ([pair for pair in pairs if pair[0].is_floating_point() is real] for real in (True, False))
     return tuple(([mine for mine, _ in kind], [theirs for _, theirs in kind]) for kind in kinds)
 
 

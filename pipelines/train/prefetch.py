@@ -4,7 +4,7 @@ The thread that launches a GPU's work needs the interpreter lock for each launch
 process take the lock away from it: on an H200, HRNet-W18-small at 32 pixels fell from 12,000 to 4,000 images a second.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pipelines.config.settings import Config
 from pipelines.errors import HHNetError
-from pipelines.shards.shards import open_shards
 from pipelines.train.batches import DecodedCache, TrainData, epoch_batches, epoch_leg
+from pipelines.train.job import TrainJob
 from pipelines.train.learner import Batch
 
 BATCHES_AHEAD = 8
@@ -41,40 +41,24 @@ def iterate_batches(data: TrainData, config: Config, position: Position) -> Iter
         epoch, legs = epoch + 1, [(world, 0)]
 
 
-def prefetch_batches(
-    shards: str, val: str | None, config: Config, position: Position, digests: Mapping[str, str] | None = None
-) -> Iterator[tuple[Batch, int]]:
-    """Yield the items of `iterate_batches` for these shards, made in another process; raise its errors here.
-
-    `digests` select the versions of `shards` and `val`; unset means the current ones.
-    """
-    feed = _Feed(shards, val, config, position, digests or {})
+def prefetch_batches(job: TrainJob, position: Position) -> Iterator[tuple[Batch, int]]:
+    """Yield the items of `iterate_batches` for a job, made in another process; raise its errors here."""
     # Spawned, not forked: a forked child inherits locks that are held by threads which it does not have.
-    for item in DataLoader(
-        feed,
-        batch_size=None,
-        collate_fn=_alone,
-        num_workers=1,
-        prefetch_factor=BATCHES_AHEAD,
-        multiprocessing_context="spawn",
-    ):
+    alone: dict[str, Any] = {"num_workers": 1, "prefetch_factor": BATCHES_AHEAD, "multiprocessing_context": "spawn"}
+    for item in DataLoader(_Feed(job, position), batch_size=None, collate_fn=_alone, **alone):
         if isinstance(item, HHNetError):
             raise item
         yield item
 
 
 class _Feed(IterableDataset[tuple[Batch, int] | HHNetError]):
-    def __init__(
-        self, shards: str, val: str | None, config: Config, position: Position, digests: Mapping[str, str]
-    ) -> None:
-        self._shards, self._val, self._config, self._position = shards, val, config, position
-        self._digests = digests
+    def __init__(self, job: TrainJob, position: Position) -> None:
+        self._job, self._position = job, position
 
     def __iter__(self) -> Iterator[tuple[Batch, int] | HHNetError]:
         try:
-            val = open_shards(self._val, self._digests.get("val")) if self._val else None
-            train_set = open_shards(self._shards, self._digests.get("shards"))
-            yield from iterate_batches(TrainData.make(train_set, val, self._config), self._config, self._position)
+            config = self._job.config
+            yield from iterate_batches(TrainData.make(*self._job.opened(), config), config, self._position)
         except HHNetError as error:
             yield error  # as an item: if it were raised, DataLoader would replace its message by a traceback
 

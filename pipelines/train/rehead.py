@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, Rotation
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact
+from pipelines.artifacts.manifest import Artifact, fingerprint, inputs_of, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import write_run_record
 from pipelines.artifacts.versions import find_finished, open_input_version
@@ -33,6 +32,7 @@ from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.shards import Sample, open_shards
 from pipelines.storage import Store, canonical_json
+from pipelines.train.job import TrainJob
 
 if TYPE_CHECKING:  # they import torch, which only the worker needs
     from hhnet.nn.model import HHNet, Preprocess
@@ -48,24 +48,10 @@ Reals = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class RotateJob:
-    """The input of the worker: plain values that can be sent to another process."""
+class RotateJob(TrainJob):
+    """The input of the worker; `model` is the trained model."""
 
     model: str
-    shards: str
-    val: str | None
-    out: str
-    fingerprint: str
-    inputs: tuple[ArtifactInput, ...]
-    config: Config
-
-    def writer(self) -> ArtifactWriter:
-        """Return the writer at the new model's root."""
-        val = {"val": self.val} if self.val else {}
-        return ArtifactWriter(
-            *(Store(self.out), "model", self.fingerprint, self.inputs),
-            {"model": self.model, "shards": self.shards, **val},
-        )
 
 
 @dataclass(frozen=True)
@@ -131,10 +117,9 @@ def plan_rehead(model: Artifact, out: str, config: Config, shards: str | None = 
     learnt = open_input_version(model, "shards", shards)
     val = open_input_version(model, "val") if any(entry.role == "val" for entry in model.manifest.inputs) else None
     opened = {"model": model, "shards": learnt, **({"val": val} if val else {})}
-    inputs = tuple(ArtifactInput(role=r, kind=a.manifest.kind, digest=a.digest) for r, a in opened.items())
     digests = {role: found.digest for role, found in opened.items()}
     mark = fingerprint("model", digests, result_settings(config, "rotation"))
-    return RotateJob(model.uri, learnt.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
+    return RotateJob(learnt.uri, val.uri if val else None, Store(out).uri, mark, inputs_of(opened), config, model.uri)
 
 
 def _fit_on_ray(job: RotateJob) -> Fitted:

@@ -1,73 +1,43 @@
 """The verb train: turns shards into an HHNet model on one to many workers of Ray Train, and resumes after any kill.
 
-`train` computes the fingerprint of the result, looks for a finished one, and publishes; `train_worker` is the loop of
-each worker. An epoch is a pure function of (seed, epoch, shard index, number of workers), so a checkpoint only has to
-hold the position in it.
+It computes the fingerprint of the result, looks for a finished one, and publishes. An epoch is a pure function of
+(seed, epoch, shard index, number of workers), so a checkpoint only has to hold the position in it.
 """
 
-import hashlib
 import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, read_identity
+from pipelines.artifacts.manifest import Artifact, fingerprint, inputs_of, read_identity
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import find_finished, open_current, read_all_manifests
 from pipelines.cluster.failures import training_failure
-from pipelines.cluster.metrics import Meter
 from pipelines.cluster.placement import Need, await_training_needs, explain_shortage, list_live_nodes, widen_need
 from pipelines.cluster.progress import BOARD_TIMEOUT_S, BoardView, start_board
 from pipelines.cluster.ray_private import START_TIMEOUT_VARIABLE
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
-from pipelines.config.settings import Config
+from pipelines.config.settings import Config, with_weights
 from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
-from pipelines.shards.shards import ShardSet, open_shards
-from pipelines.storage import Store, canonical_json, scratch_folder
+from pipelines.shards.shards import ShardSet
+from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
+from pipelines.train.job import TrainJob
 
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # they import torch, which a run that finds everything done can do without
     from pipelines.train.batches import TrainData
     from pipelines.train.checkpoints import Checkpoint, Checkpoints
-    from pipelines.train.learner import Batch, Learner
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """The input of every worker: plain values that can be sent to other processes."""
-
-    shards: str
-    val: str | None
-    out: str
-    fingerprint: str
-    inputs: tuple[ArtifactInput, ...]
-    config: Config
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """Return the digests of the input shards by role (`shards`, `val`); each selects one version."""
-        return {entry.role: entry.digest for entry in self.inputs}
-
-    def open_sets(self) -> tuple[ShardSet, ShardSet | None]:
-        """Open the shards to learn from and those to validate on, in the versions of the job's start."""
-        val = open_shards(self.val, self.digests["val"]) if self.val else None
-        return open_shards(self.shards, self.digests["shards"]), val
-
-    def writer(self) -> ArtifactWriter:
-        """Return the writer at the model's root."""
-        origin = {"shards": self.shards, **({"val": self.val} if self.val else {})}
-        return ArtifactWriter(Store(self.out), "model", self.fingerprint, self.inputs, origin)
 
 
 # ---------------------------------------------------------------------------------------------------------- verb
@@ -91,7 +61,8 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> Trai
 
     A rerun of the same command goes on from the last good checkpoint.
     """
-    begun, config = time.monotonic(), _absolute(config)
+    begun = time.monotonic()
+    config = with_weights(config, lambda _, path: str(Path(path).absolute()))  # workers run in other folders
     job = _plan_or_resume(shards, val, out, config)
     artifact = find_finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
@@ -193,21 +164,8 @@ def check_network(config: Config, classes: int) -> None:
 def plan_training(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
     """Return the job with its inputs and the fingerprint of its result."""
     opened = {"shards": shards, **({"val": val} if val else {})}
-    inputs = tuple(ArtifactInput(role=role, kind="shards", digest=found.digest) for role, found in opened.items())
-    settings = _model_settings(config)
-    mark = fingerprint("model", {entry.role: entry.digest for entry in inputs}, settings)
-    return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs, config)
-
-
-def _absolute(config: Config) -> Config:
-    """Return the settings with absolute paths of weights, since workers run in other folders."""
-
-    def absolute(weights: str | None) -> str | None:
-        return weights if weights in (None, "timm") else str(Path(str(weights)).absolute())
-
-    model = config.model.model_copy(update={"weights": absolute(config.model.weights)})
-    train = config.train.model_copy(update={"teacher_weights": absolute(config.train.teacher_weights)})
-    return config.model_copy(update={"model": model, "train": train})
+    mark = fingerprint("model", {role: found.digest for role, found in open_sets.items()}, _model_settings(config))
+    return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs_of(open_sets), config)
 
 
 def _model_settings(config: Config) -> dict[str, Any]:
@@ -222,8 +180,7 @@ def _model_settings(config: Config) -> dict[str, Any]:
 
 def _file_digest(setting: str, path: str) -> str:
     try:
-        with Path(path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(Path(path))
     except OSError as error:
         raise InputError(
             f"{setting}={path} cannot be read on {socket.gethostname()}: {error.strerror}; every machine that trains "
@@ -338,6 +295,8 @@ def _ray_loop(settings: dict[str, Any]) -> None:
     import ray
     import torch
 
+    from pipelines.train.worker import train_worker
+
     board = settings["board"]
     if ray.get(board.failure.remote(), timeout=BOARD_TIMEOUT_S) is not None:
         return
@@ -384,120 +343,3 @@ def _publish_best(
     protocol = train_set.artifact.facts(ShardsMeta).split_part
     meta = ModelMeta(bits=config.model.bits, classes=train_set.classes, metrics=metrics, protocol=protocol)
     return writer.commit(parts, {"parameters": sum(p.numel() for p in network.parameters())}, meta)
-
-
-# ---------------------------------------------------------------------------------------------------------- loop
-
-
-def train_worker(job: TrainJob, post: Any) -> None:
-    """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
-    from pipelines.train.batches import TrainData, preprocess_of
-    from pipelines.train.checkpoints import Checkpoints
-    from pipelines.train.learner import Learner, StepLoss
-
-    config = job.config
-    train_set, val_set = job.open_sets()
-    data = TrainData.make(train_set, val_set, config)
-    learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
-    checkpoints = Checkpoints(Store(job.out), job.fingerprint)
-    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0, "legs": []}
-    last = checkpoints.latest()
-    if last is not None:
-        learner.load_state(last.tensors(""), last.step)
-        progress = last.progress
-    steps = data.epoch_steps(config)
-    legs = progress["legs"]
-    if not legs or legs[-1][0] != learner.world:
-        legs.append([learner.world, 0])
-    stream = _stream(job, data, learner, learner.step_count // steps, legs)
-    begun = time.monotonic()
-    seen, meter = 0, Meter("train")
-    while learner.step_count < learner.total_steps:
-        epoch, legs = learner.step_count // steps, progress["legs"] or [[learner.world, 0]]
-        progress["legs"] = legs
-        loss: StepLoss | None = None
-        for batch, bad in _counted(islice(stream, steps - learner.step_count % steps), meter):
-            before, loss = loss, learner.step(batch)
-            legs[-1][1] += 1
-            progress["skipped"] += bad
-            seen += len(batch.keys) * learner.world  # images: each view of a sample counts as one
-            known = (before or loss).value()  # of the step before, so that the GPU has work while this waits
-            if learner.rank == 0:
-                rate = seen / (time.monotonic() - begun)
-                note = f"epoch {epoch + 1}/{config.train.epochs}  loss {known:.4f}  {rate:.0f} images/s"
-                post(learner.step_count, note)
-            at_end = learner.step_count % steps == 0
-            if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
-                loss.value()  # raises if the loss is not finite, so that the state after a bad step is never saved
-                _save(checkpoints, learner, progress)
-        progress["legs"] = []
-        assert loss is not None, "an epoch has at least one step left"
-        with meter.busy():
-            ended = time.perf_counter()
-            _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
-            meter.count_seconds({"validate": time.perf_counter() - ended})
-
-
-def _counted(batches: "Iterator[tuple[Batch, int]]", meter: Meter) -> "Iterator[tuple[Batch, int]]":
-    """Yield the same batches; after each, count its images, the seconds of waiting for it, and those of its step."""
-    while True:
-        with meter.busy():
-            begun = time.perf_counter()
-            item = next(batches, None)
-            if item is None:
-                return
-            arrived = time.perf_counter()
-            yield item
-            batch, skipped = item
-            meter.count_images(len(batch.keys))
-            meter.count_rejects({"skipped": skipped})
-            meter.count_seconds({"feed": arrived - begun, "step": time.perf_counter() - arrived})
-
-
-def _stream(
-    job: TrainJob, data: "TrainData", learner: "Learner", epoch: int, legs: list[list[int]]
-) -> "Iterator[tuple[Batch, int]]":
-    """Return the batches from here on, made in a process of their own if a GPU waits for them."""
-    from pipelines.train.prefetch import Position, iterate_batches, prefetch_batches
-
-    done = [(workers, steps) for workers, steps in legs]
-    position = Position(learner.rank, learner.world, learner.loss.views, epoch, done)
-    if learner.device.type == "cuda":
-        return prefetch_batches(job.shards, job.val, job.config, position, job.digests)
-    return iterate_batches(data, job.config, position)
-
-
-def _end_epoch(
-    checkpoints: "Checkpoints",
-    learner: "Learner",
-    data: "TrainData",
-    progress: dict[str, Any],
-    epoch: int,
-    loss: float,
-) -> None:
-    """Validate if it is due, remember the best epoch, and save after a validation or if a checkpoint is due."""
-    from pipelines.train.validation import validate
-
-    train_config = learner.config.train
-    entry: dict[str, Any] = {"epoch": epoch + 1, "step": learner.step_count, "loss": loss}
-    last = epoch + 1 == train_config.epochs
-    name = checkpoints.new_name(learner.step_count)
-    validates = last or (epoch + 1) % train_config.val_every == 0
-    if validates:
-        entry["map"] = validate(learner, data)
-        if progress["best"] is None or entry["map"] >= progress["best"]["map"]:  # of equal ones, the later epoch
-            progress["best"] = {"map": entry["map"], "epoch": epoch + 1, "checkpoint": name}
-    progress["history"].append(entry)
-    if validates or learner.step_count % train_config.checkpoint_steps == 0:
-        _save(checkpoints, learner, progress, name)
-
-
-def _save(checkpoints: "Checkpoints", learner: "Learner", progress: dict[str, Any], name: str | None = None) -> None:
-    import torch.distributed as dist
-
-    if learner.rank == 0:
-        checkpoints.save(
-            name or checkpoints.new_name(learner.step_count), learner.step_count, learner.state(), progress
-        )
-    if learner.world > 1:
-        dist.barrier()

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 
 import hhnet
 from pipelines.artifacts.facts import DuplicatesMeta, PairsReceipt
+from pipelines.artifacts.tables import read_table
 from pipelines.dedupe import tables
 from pipelines.dedupe.source_tars import SourceTar, list_source_tars
-from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, PlacedShard, read_places, read_table
+from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, PlacedShard, read_places
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import Codes
@@ -103,7 +104,7 @@ def prove_duplicates(findings: Findings) -> None:
 
 def _read_components(findings: Findings, places: list[PlacedShard]) -> pa.Table:
     parts = tables.list_parts(findings.artifact, tables.COMPONENTS_PREFIX)
-    found = [read_table(findings.artifact, part, COMPONENTS_SCHEMA) for part in parts]
+    found = [read_table(findings.artifact.store, part, COMPONENTS_SCHEMA) for part in parts]
     whole = pa.concat_tables([COMPONENTS_SCHEMA.empty_table(), *found]).unify_dictionaries()
     _require_places(whole, "", places, f"{findings.artifact.uri}: a part of the components")
     return whole
@@ -139,7 +140,7 @@ def _read_pairs(findings: Findings, joined: _Joined, places: list[PlacedShard]) 
     distances = [np.empty(0, np.int32)]
     for part in tables.list_parts(artifact, tables.PAIRS_PREFIX):
         where = f"{artifact.uri}/{part.path}"
-        table = read_table(artifact, part, PAIRS_SCHEMA)
+        table = read_table(artifact.store, part, PAIRS_SCHEMA)
         for suffix, found in sides.items():
             _require_places(table, suffix, places, where)
             found.append(joined.find(table[f"id{suffix}"].to_numpy(), where))

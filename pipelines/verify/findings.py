@@ -38,6 +38,12 @@ class Findings:
             if len(self.problems) < MAX_PROBLEMS:
                 self.problems.append(text)
 
+    def absorb(self, other: "Findings", path: str = "") -> None:
+        """Take over checks and problems of a part of the verification."""
+        self.checks += [f"{path}{check}" for check in other.checks]
+        for text in other.problems:
+            self.problem(text)
+
     def require(self, holds: bool, text: str) -> None:
         """Note a problem unless it holds."""
         if not holds:
@@ -53,17 +59,20 @@ class Findings:
 
     def input(self, role: str) -> Artifact | None:
         """Open the input of this role with the right digest; where it is out of reach, note that and return None."""
+        return self._open(self.artifact, role, role, self.given.get(role))
+
+    def _open(self, artifact: Artifact, role: str, name: str, uri: str | None = None) -> Artifact | None:
         try:
-            found = open_input_version(self.artifact, role, self.given.get(role))
+            found = open_input_version(artifact, role, uri)
         except (DamagedArtifact, FingerprintMismatch) as error:
             self.note_problem(str(error))
         except (InputError, StoreUnavailable) as error:
-            if role in self.given:
+            if uri is not None:
                 raise
-            self.checks.append(f"input {role}: not checked ({error})")
+            self.checks.append(f"input {name}: not checked ({error})")
         else:
-            self.checks.append(f"input {role}: {found.uri} has the digest that was used")
-            self._follow(found, role)
+            self.checks.append(f"input {name}: {found.uri} has the digest that was used")
+            self._follow(found, name)
             return found
         return None
 
@@ -75,19 +84,9 @@ class Findings:
     def _follow(self, artifact: Artifact, path: str) -> None:
         """Open the inputs of an input, and theirs in turn, at their remembered places, each by its digest."""
         for entry in artifact.manifest.inputs:
-            name = f"{path} > {entry.role}"
-            if entry.digest in self.followed:
-                continue
-            self.followed.add(entry.digest)
-            try:
-                found = open_input_version(artifact, entry.role)
-            except (DamagedArtifact, FingerprintMismatch) as error:
-                self.note_problem(str(error))
-            except (InputError, StoreUnavailable) as error:
-                self.checks.append(f"input {name}: not checked ({error})")
-            else:
-                self.checks.append(f"input {name}: {found.uri} has the digest that was used")
-                self._follow(found, name)
+            if entry.digest not in self.followed:
+                self.followed.add(entry.digest)
+                self._open(artifact, entry.role, f"{path} > {entry.role}")
 
     def require_one_model(self, inputs: Iterable[Artifact]) -> None:
         """Require that one model made all codes among the inputs: the one that the artifact names, if it names any."""

@@ -16,11 +16,6 @@ from pipelines.shards.tar import Hashed, TarDamaged, TarEntry, read_tar
 from pipelines.verify.findings import Findings, check_distinct_keys, count
 
 
-def _is_adopted(artifact: Artifact) -> bool:
-    """Tell whether the tars of a shards artifact were written by others."""
-    return artifact.facts(ShardsMeta).adopted
-
-
 def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
     """Stream one tar against its digest and its index rows: members, their order and bytes, and the labels inside.
 
@@ -33,7 +28,7 @@ def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
     try:
         with artifact.store.open(shard.part.path) as stream:
             source = Hashed(stream)
-            compare = _compare_adopted if _is_adopted(artifact) else _compare
+            compare = _compare_adopted if artifact.facts(ShardsMeta).adopted else _compare
             problems = [f"{where}{problem}" for problem in compare(source, pairs)]
             found = source.finish()
     except FileNotFoundError:

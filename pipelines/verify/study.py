@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.tables import read_parquet, require_schema
+from pipelines.artifacts.tables import read_table
 from pipelines.artifacts.versions import open_input_version
 from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
 from pipelines.study.results import cells_schema, summarise_groups
@@ -21,8 +21,7 @@ def prove_study(findings: Findings) -> None:
     with findings.guard():
         part = artifact.manifest.part("cells.parquet")
         where = f"{artifact.uri}/{part.path}"
-        cells = read_parquet(artifact.read(part), where)
-        require_schema(cells, cells_schema(list(artifact.facts(StudyMeta).axes)), where)
+        cells = read_table(artifact.store, part, cells_schema(list(artifact.facts(StudyMeta).axes)))
         rows = cells.to_pylist()
         for row in rows:
             _prove_row(findings, row, named, inputs, where)

@@ -4,9 +4,10 @@
 were proven before. It lists damage instead of failing, since `encode` turns damaged samples into rejects.
 """
 
-import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,13 +24,36 @@ from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard, open_shards
+from pipelines.shards.tar import Hashed
 from pipelines.storage import Store, canonical_json
+from pipelines.verify.codes import prove_codes
+from pipelines.verify.duplicates import prove_duplicates
 from pipelines.verify.findings import MAX_PROBLEMS, Findings
-from pipelines.verify.proofs import PROOFS
-from pipelines.verify.remembered import remember_tars, remembered_tars
+from pipelines.verify.index import prove_index
+from pipelines.verify.model import prove_checkpoint, prove_model
+from pipelines.verify.report import prove_alias, prove_report
 from pipelines.verify.shards import prove_shards, prove_tar
+from pipelines.verify.study import prove_study
 
 CHECKS_AT_ONCE = 4
+PROVEN = "proven"
+"""Folder below a run's `--out`, outside every artifact, of the tars that were proven: `<id>.json`, each put once."""
+
+PROOFS: Mapping[str, Callable[[Findings], None]] = {
+    "codes": prove_codes,
+    "index": prove_index,
+    "model": prove_model,
+    "checkpoint": prove_checkpoint,
+    "report": prove_report,
+    "duplicates": prove_duplicates,
+    "alias": prove_alias,
+    "study": prove_study,
+}
+"""The proof of each kind: its contents beyond their digests, and its relation to its inputs.
+
+A proof adds problems to `Findings`, so that one run names all of them. `shards` is not here: its tars are digested and
+read in one pass.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +95,14 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> Ver
     tars = prove_shards(newest) if kind == "shards" else []
     _check_bytes(newest, list(published.values()), tars)
     if newest is not findings:
-        findings.checks += newest.checks
-        for problem in newest.problems:
-            findings.note_problem(problem)
+        findings.absorb(newest)
     for path, artifact in published.items():
         found = findings if artifact is first else Findings(artifact, given, proven=findings.proven)
         _check_envelope(found, path)
         if kind in PROOFS:
             PROOFS[kind](found)
         if found is not findings:
-            findings.checks += [f"{path}: {check}" for check in found.checks]
-            for problem in found.problems:
-                findings.note_problem(problem)
+            findings.absorb(found, f"{path}: ")
     if kind not in PROOFS and kind != "shards":
         findings.checks.append(f"kind {kind!r} is not known here: digests only")
     if findings.problems:
@@ -104,7 +124,7 @@ def verify_tars(uri: str, out: str, config: Config) -> TarsResult:
     shards = prove_shards(findings)
     if findings.problems:
         raise DamagedArtifact(_summary(findings))
-    known = remembered_tars(Store(out))
+    known = _remembered_tars(Store(out))
     new = sorted((shard for shard in shards if shard.part.sha256 not in known), key=lambda shard: shard.part.sha256)
     chosen = new[: math.ceil(config.run.verify * len(shards))]
     proven, damaged = _read_tars(artifact, chosen, Store(out), config)
@@ -144,8 +164,27 @@ def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Conf
                         proven.append(digests[outcome.item])
                 advance(1, f"{len(damaged)} damaged" if damaged else "")
         finally:
-            remember_tars(out, proven)
+            _remember_tars(out, proven)
     return len(proven), sorted(damaged)
+
+
+def _remembered_tars(store: Store) -> set[str]:
+    """Return the sha256 of all tars that runs with this `--out` proved; raise DamagedArtifact for a broken record."""
+    known: set[str] = set()
+    for name in store.names(PROVEN):
+        try:
+            known.update(json.loads(store.read(name))["tars"])
+        except (ValueError, KeyError, TypeError):
+            raise DamagedArtifact(
+                f"{store.uri}/{name} is no list of proven tars: delete it, and they are read again"
+            ) from None
+    return known
+
+
+def _remember_tars(store: Store, digests: Collection[str]) -> None:
+    """Keep the sha256 of tars whose bytes were just read and found right."""
+    if digests:
+        store.put(f"{PROVEN}/{uuid.uuid4().hex}.json", canonical_json({"tars": sorted(digests)}))
 
 
 class TarProver:
@@ -213,10 +252,7 @@ def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard
         *(lambda shard=shard: prove_tar(artifact, shard, classes) for shard in tars),
         *(lambda entry=entry: _damage(artifact, entry) for entry in rest),
     ]
-    with (
-        ThreadPoolExecutor(CHECKS_AT_ONCE, "verify") as pool,
-        stage("verify", len(tasks), unit="parts") as advance,
-    ):
+    with ThreadPoolExecutor(CHECKS_AT_ONCE, "verify") as pool, stage("verify", len(tasks), unit="parts") as advance:
         for problems in pool.map(lambda task: list(task()), tasks):
             for problem in problems:
                 findings.note_problem(problem)
@@ -233,15 +269,11 @@ def _damage(artifact: Artifact, entry: Part | ReceiptRef) -> list[str]:
     where = f"{artifact.uri}/{entry.path}"
     try:
         with artifact.store.open(entry.path) as stream:
-            digest, size = hashlib.sha256(), 0
-            while data := stream.read(1 << 20):
-                digest.update(data)
-                size += len(data)
+            found = Hashed(stream).finish()
     except FileNotFoundError:
         return [f"{where} is missing"]
-    if (size, digest.hexdigest()) != (entry.bytes, entry.sha256):
-        return [f"{where} does not match the digest in its manifest"]
-    return []
+    same = found == (entry.bytes, entry.sha256)
+    return [] if same else [f"{where} does not match the digest in its manifest"]
 
 
 def _orphans(published: Mapping[str, Artifact]) -> list[str]:

@@ -30,7 +30,8 @@ from pipelines.errors import HHNetError
 from pipelines.storage import Store
 from pipelines.storage import failpoints as places
 from pipelines.train.checkpoints import Checkpoints
-from pipelines.train.train import plan_training, train_worker
+from pipelines.train.train import plan_training
+from pipelines.train.worker import train_worker
 from tests.support.inline import use_inline_pool
 
 LIMIT_S = 120

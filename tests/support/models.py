@@ -13,7 +13,8 @@ from pipelines.config.settings import Config
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.train.checkpoints import Checkpoints
-from pipelines.train.train import _publish_best, plan_training, train_worker
+from pipelines.train.train import _publish_best, plan_training
+from pipelines.train.worker import train_worker
 
 SIDE = 32
 

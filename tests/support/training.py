@@ -19,7 +19,8 @@ import pipelines.train.learner
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.train.learner import Batch, Learner, StepLoss
-from pipelines.train.train import plan_training, train_worker
+from pipelines.train.train import plan_training
+from pipelines.train.worker import train_worker
 
 
 def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from hhnet.nn.centres import hash_centres, margin
 
@@ -92,6 +93,20 @@ def binary(z: Tensor) -> Tensor:
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of `values` where `mask`, a 0/1 tensor of the same shape, is 1; 0 where the mask is empty."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def soft_cross_entropy(logits_BC: Tensor, labels_BC: Tensor) -> Tensor:
+    """Return the mean over labelled samples of -sum_k t_k log softmax_k(logits), where t = y / sum(y)."""
+    counts_B = labels_BC.sum(1)
+    cross_entropy_B = -(labels_BC * torch.log_softmax(logits_BC, dim=1)).sum(1) / counts_B.clamp(min=1)
+    return masked_mean(cross_entropy_B, (counts_B > 0).to(logits_BC.dtype))
+
+
+def pair_likelihood(z_BK: Tensor, labels_BC: Tensor) -> Tensor:
+    """Return the mean over pairs of log(1 + e^theta) - s theta, theta = half the inner product of two real codes."""
+    similar_BB, pairs_BB = similarity(labels_BC)
+    theta_BB = z_BK @ z_BK.T / 2
+    return masked_mean(softplus(theta_BB) - similar_BB * theta_BB, pairs_BB)
 
 
 def similarity(labels_BC: Tensor) -> tuple[Tensor, Tensor]:

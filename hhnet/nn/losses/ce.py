@@ -12,11 +12,10 @@ Shape suffixes: B samples, K bits, C classes.
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hhnet.nn.losses.base import HashLoss, masked_mean
+from hhnet.nn.losses.base import HashLoss, soft_cross_entropy
 
 
 class CE(HashLoss):
@@ -31,7 +30,4 @@ class CE(HashLoss):
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
         """Compute the loss; see `HashLoss.forward`."""
         weight, bias = self.classifier.weight.to(z_BK.dtype), self.classifier.bias.to(z_BK.dtype)
-        log_p_BC = torch.log_softmax(linear(z_BK, weight, bias), dim=1)
-        counts_B = labels_BC.sum(1)
-        cross_entropy_B = -(labels_BC * log_p_BC).sum(1) / counts_B.clamp(min=1)
-        return masked_mean(cross_entropy_B, (counts_B > 0).to(z_BK.dtype))
+        return soft_cross_entropy(linear(z_BK, weight, bias), labels_BC)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from hhnet.nn.losses.base import HashLoss, above, at_least, masked_mean
+from hhnet.nn.losses.base import HashLoss, above, at_least, soft_cross_entropy
 
 
 class DHD(HashLoss):
@@ -35,14 +35,7 @@ class DHD(HashLoss):
     soft_labels: ClassVar[bool] = True
 
     def __init__(
-        self,
-        bits: int,
-        classes: int,
-        *,
-        tau: float = 0.2,
-        distil: float = 0.1,
-        lam: float = 0.1,
-        std: float = 0.5,
+        self, bits: int, classes: int, *, tau: float = 0.2, distil: float = 0.1, lam: float = 0.1, std: float = 0.5
     ) -> None:
         super().__init__(bits, classes)
         above(0, tau=tau, std=std)
@@ -59,10 +52,7 @@ class DHD(HashLoss):
 
     def _classes(self, u_SK: Tensor, labels_SC: Tensor) -> Tensor:
         cos_SC = normalize(u_SK) @ normalize(self.proxies.to(u_SK.dtype)).T
-        counts_S = labels_SC.sum(1)
-        log_p_SC = torch.log_softmax(cos_SC / self.tau, dim=1)
-        cross_entropy_S = -(labels_SC * log_p_SC).sum(1) / counts_S.clamp(min=1)
-        return masked_mean(cross_entropy_S, (counts_S > 0).to(u_SK.dtype))
+        return soft_cross_entropy(cos_SC / self.tau, labels_SC)
 
     def _bits(self, u_SK: Tensor) -> Tensor:
         own_SK, other_SK = ((u_SK.abs() + shift).square() / (2 * self.std**2) for shift in (-1, 1))

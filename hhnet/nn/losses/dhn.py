@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from hhnet.nn.losses.base import HashLoss, at_least, masked_mean, similarity
+from hhnet.nn.losses.base import HashLoss, at_least, pair_likelihood
 
 
 class DHN(HashLoss):
@@ -29,9 +29,6 @@ class DHN(HashLoss):
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
         """Compute the loss; see `HashLoss.forward`."""
-        similar_BB, pairs_BB = similarity(labels_BC)
-        theta_BB = z_BK @ z_BK.T / 2
-        likelihood = masked_mean(softplus(theta_BB) - similar_BB * theta_BB, pairs_BB)
         off_BK = z_BK.abs() - 1
         # log cosh x = x + softplus(-2 x) - log 2; cosh itself would overflow for large x.
-        return likelihood + self.lam * (off_BK + softplus(-2 * off_BK) - math.log(2)).mean()
+        return pair_likelihood(z_BK, labels_BC) + self.lam * (off_BK + softplus(-2 * off_BK) - math.log(2)).mean()

@@ -13,9 +13,8 @@ Shape suffixes: B samples, K bits, C classes.
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from hhnet.nn.losses.base import HashLoss, at_least, binary, masked_mean, similarity
+from hhnet.nn.losses.base import HashLoss, at_least, binary, pair_likelihood
 
 
 class DPSH(HashLoss):
@@ -28,7 +27,4 @@ class DPSH(HashLoss):
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
         """Compute the loss; see `HashLoss.forward`."""
-        similar_BB, pairs_BB = similarity(labels_BC)
-        theta_BB = z_BK @ z_BK.T / 2
-        likelihood = masked_mean(softplus(theta_BB) - similar_BB * theta_BB, pairs_BB)
-        return likelihood + self.eta * (z_BK - binary(z_BK)).square().mean()
+        return pair_likelihood(z_BK, labels_BC) + self.eta * (z_BK - binary(z_BK)).square().mean()

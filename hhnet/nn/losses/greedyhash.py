@@ -13,11 +13,10 @@ Shape suffixes: B samples, K bits, C classes.
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hhnet.nn.losses.base import HashLoss, at_least, binary, masked_mean
+from hhnet.nn.losses.base import HashLoss, at_least, binary, soft_cross_entropy
 
 
 class GreedyHash(HashLoss):
@@ -35,8 +34,6 @@ class GreedyHash(HashLoss):
         """Compute the loss; see `HashLoss.forward`."""
         # z - z.detach() is 0 with the gradient of z: b stays exactly -1 or 1.
         b_BK = binary(z_BK) + (z_BK - z_BK.detach())
-        log_p_BC = torch.log_softmax(linear(b_BK, self.classifier.weight.to(z_BK.dtype)), dim=1)
-        counts_B = labels_BC.sum(1)
-        cross_entropy_B = -(labels_BC * log_p_BC).sum(1) / counts_B.clamp(min=1)
+        cross_entropy = soft_cross_entropy(linear(b_BK, self.classifier.weight.to(z_BK.dtype)), labels_BC)
         penalty = (z_BK.abs() - 1).abs().pow(3).mean()
-        return masked_mean(cross_entropy_B, (counts_B > 0).to(z_BK.dtype)) + self.alpha * penalty
+        return cross_entropy + self.alpha * penalty

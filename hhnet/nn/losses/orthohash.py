@@ -13,11 +13,10 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hhnet.nn.losses.base import HashLoss, above, at_least, class_centres, masked_mean
+from hhnet.nn.losses.base import HashLoss, above, at_least, class_centres, soft_cross_entropy
 
 
 class OrthoHash(HashLoss):
@@ -43,7 +42,4 @@ class OrthoHash(HashLoss):
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
         """Compute the loss; see `HashLoss.forward`."""
         cos_BC = normalize(z_BK) @ self.unit_centres.to(z_BK.dtype).T
-        log_p_BC = torch.log_softmax(self.scale * (cos_BC - self.margin * labels_BC), dim=1)
-        counts_B = labels_BC.sum(1)
-        cross_entropy_B = -(labels_BC * log_p_BC).sum(1) / counts_B.clamp(min=1)
-        return masked_mean(cross_entropy_B, (counts_B > 0).to(z_BK.dtype))
+        return soft_cross_entropy(self.scale * (cos_BC - self.margin * labels_BC), labels_BC)

@@ -35,6 +35,12 @@ NO_DISTANCE = np.iinfo(np.int32).max
 """Distance in the empty places of a row with fewer than k neighbours."""
 
 
+def by_distance(distances: npt.NDArray[np.int32], ids: Ids, k: int | None = None) -> Neighbours:
+    """Order each row by (distance, id), and keep its first `k`."""
+    order = np.lexsort((ids, distances), axis=1)[:, :k]
+    return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+
+
 class PartSearcher(Protocol):
     """One part, opened."""
 

@@ -20,7 +20,7 @@ from hhnet import hamming_range
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.index.faiss_io import faiss_bytes, limit_parsing, one_thread
-from pipelines.index.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
+from pipelines.index.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii, by_distance
 
 _untyped: Any = faiss
 """Faiss without its stubs, which lack the search parameters and the array argument of a selector."""
@@ -113,8 +113,7 @@ class HnswSearcher:
         distances, rows = self._graph.search(np.ascontiguousarray(queries), k, params=self._settings)
         ids = np.where(rows == NO_ID, NO_ID, self._ids[rows])
         distances = np.where(rows == NO_ID, np.int32(NO_DISTANCE), distances)  # Faiss leaves the least int32 there
-        order = np.lexsort((ids, distances), axis=1)
-        return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+        return by_distance(distances, ids)
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
         """Return exactly the codes within `radius`, by a scan: a walk cannot tell when it has met them all."""

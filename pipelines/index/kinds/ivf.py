@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import ConfigError, DamagedArtifact
 from pipelines.index.faiss_io import faiss_bytes, limit_parsing, one_thread
-from pipelines.index.kinds import Codes, Hits, Ids, IndexKind, Neighbours, Radii
+from pipelines.index.kinds import Codes, Hits, Ids, IndexKind, Neighbours, Radii, by_distance
 from pipelines.storage import sha256_of
 
 SAMPLES_PER_LIST = 64
@@ -132,8 +132,7 @@ class IvfSearcher:
         """
         k = min(k, self.count)
         distances, ids = self._index.search(np.ascontiguousarray(queries), k)
-        order = np.lexsort((ids, distances), axis=1)
-        return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+        return by_distance(distances, ids)
 
     def range_search(self, queries: Codes, radius: int) -> Hits:
         """Return the codes within `radius` in the probed lists."""

@@ -39,7 +39,7 @@ def walk_boxes(data: bytes) -> Picture:
     metas = [box for box in found if box[0] == b"meta"]
     if len(metas) != 1:
         raise ImageReject(Reason.UNDECODABLE, f"a picture is described in one box, not in {len(metas)}")
-    _walk_meta(whole, metas[0], form, metadata)
+    _walk_meta(whole, metas[0], metadata)
     animated = False
     for kind, start, _ in found:
         if kind == b"moov":
@@ -70,7 +70,7 @@ def _boxes(data: bytes | bytearray, start: int, end: int, metadata: Metadata) ->
         start += size
 
 
-def _walk_meta(data: bytearray, meta: _Box, form: str, metadata: Metadata) -> None:
+def _walk_meta(data: bytearray, meta: _Box, metadata: Metadata) -> None:
     """Hide items of metadata, and hold the sizes stated by the file and by AV1 headers against the limits."""
     kinds: dict[int, bytes] = {}
     places: dict[int, list[_Extent]] = {}

@@ -3,9 +3,11 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from pipelines.artifacts.runs import Record, Run
+from pipelines.config.loading import flattened
 from pipelines.config.settings import Config
 
 RATE_WINDOW_S = 600.0
@@ -57,11 +59,7 @@ def _ends(run: Run) -> list[tuple[float, int]]:
     ended = sorted(
         (float(one["ended"]), int(one["samples"])) for one in run.attempts if "ended" in one and one.get("samples")
     )
-    points, done = [], 0
-    for when, samples in ended:
-        done += samples
-        points.append((when, done))
-    return points
+    return list(accumulate(ended, lambda before, one: (one[0], before[1] + one[1])))
 
 
 def describe_run(run: Run) -> Record:
@@ -87,18 +85,10 @@ def describe_run(run: Run) -> Record:
 
 def _changed(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the settings that are not at their default, by dotted name."""
-    usual = dict(_flat(Config().model_dump(mode="json")))
-    for name, value in _flat(settings):
+    usual = dict(flattened(Config().model_dump(mode="json")))
+    for name, value in flattened(settings):
         if name not in usual or usual[name] != value:
             yield name, value
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def list_attempts(runs: Sequence[Run]) -> list[Record]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field, ValidationError
 
-from pipelines.config.fingerprint import RESULT_SETTINGS, result_settings, settings_by_kind
+from pipelines.config.fingerprint import result_settings, settings_by_kind
 from pipelines.config.loading import config_from, known_names, load_config, load_tree, merge_trees, validate_tree
 from pipelines.config.settings import ChangesResult, Config, Section
 from pipelines.errors import ConfigError
@@ -123,7 +123,7 @@ def test_the_settings_of_every_fingerprint_are_frozen() -> None:
     for kind, sections in FROZEN.items():
         expected = {f"{section}.{name}" for section, names in sections.items() for name in names.split()}
         assert set(result_settings(Config(), kind)) == expected, kind
-    assert RESULT_SETTINGS.keys() == FROZEN.keys()
+    assert settings_by_kind(Config).keys() == FROZEN.keys()
 
 
 class ToySettings(Section):
@@ -154,8 +154,8 @@ def test_a_declared_setting_is_known_everywhere() -> None:
             validate_tree(load_tree(sets=[said]), ToyConfig)
     assert set(known_names(ToyConfig)) - set(known_names()) == {"toy", "toy.size", "toy.speed"}
     assert settings_by_kind(ToyConfig) == {
-        **RESULT_SETTINGS,
-        "index": (*RESULT_SETTINGS["index"], "toy.size"),
+        **settings_by_kind(Config),
+        "index": (*settings_by_kind(Config)["index"], "toy.size"),
         "toy": ("toy.size",),
     }
     assert result_settings(made, "toy") == {"toy.size": 5}
@@ -165,7 +165,7 @@ def test_a_declared_setting_is_known_everywhere() -> None:
 
 def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
     """A new setting must be declared with `ChangesResult` or, knowingly, be put here."""
-    covered = {name for names in RESULT_SETTINGS.values() for name in names}
+    covered = {name for names in settings_by_kind(Config).values() for name in names}
     every = {name for name in known_names() if "." in name and name != "index.gate"}
     neutral = {
         "train.recipe",  # the settings that it stands for count

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.encode.preflight import Estimate, Fleet, TrialFigures, format_duration
+from pipelines.encode.preflight import Estimate, Fleet, TrialFigures, TrialReceipt, format_duration
 
 GPU = Fleet(workers=2, gpus=1, hosts=1)
 TRIAL = TrialFigures(
@@ -19,9 +19,7 @@ TRIAL = TrialFigures(
     rates={"read": 5000.0, "decode": 51.0, "forward": 1250.0, "write": 9000.0},
     bytes_per_image=40.0,
     puts_per_shard=2.0,
-    host="node-1",
-    device="NVIDIA H200",
-    cpus=16.0,
+    last=TrialReceipt.model_construct(host="node-1", device="NVIDIA H200", cpus=16.0),
 )
 
 

@@ -131,7 +131,7 @@ def test_samples_come_in_order_with_their_bytes(opened: ShardSet, tmp_path: Path
             assert opened.classes[sample.record.labels[0]] == sample.record.key.split("/")[0]
             seen.append(sample.record.key)
     assert len(set(seen)) == 24
-    assert [len(labels) for labels in opened.label_lists()] == [1] * 24
+    assert [len(record.labels) for shard in opened.shards for record in shard.records()] == [1] * 24
 
 
 def test_some_rows_can_be_read(opened: ShardSet) -> None:

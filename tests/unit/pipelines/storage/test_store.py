@@ -20,10 +20,10 @@ from pipelines.artifacts.manifest import (
     fingerprint,
     manifest_digest,
     open_artifact,
-    open_input,
     parse_manifest,
 )
 from pipelines.artifacts.runs import closed_records, write_run_record
+from pipelines.artifacts.versions import open_input
 from pipelines.errors import (
     CommitConflict,
     ConfigError,

@@ -22,7 +22,8 @@ from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, read_description
 from pipelines.study.results import cells_table, summarise_groups
 from pipelines.study.study import study
-from pipelines.train.train import TrainJob, train_worker
+from pipelines.train.job import TrainJob
+from pipelines.train.worker import train_worker
 from pipelines.verify.status import status
 from pipelines.verify.verify import verify
 from tests.support.inline import use_inline_pool

@@ -12,9 +12,11 @@ from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.train.batches import TrainData, epoch_batches, epoch_leg, preprocess_of
+from pipelines.train.job import TrainJob
 from pipelines.train.learner import Learner
-from pipelines.train.train import TrainJob, train, train_worker
+from pipelines.train.train import train
 from pipelines.train.validation import validate
+from pipelines.train.worker import train_worker
 from tests.support.pictures import write_folder
 
 SETS = ("data.image_size=32", "data.batch_size=8", "train.val_share=0.3", "train.epochs=1", "train.lr=0.01")
@@ -46,7 +48,7 @@ def test_of_equal_epochs_the_last_is_published_and_a_map_that_never_moves_is_sai
     write_folder(tmp_path / "photos", classes=2, per_class=8)
     ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
     left = iter(maps)
-    monkeypatch.setattr("pipelines.train.validation.validate", lambda learner, data: next(left))
+    monkeypatch.setattr("pipelines.train.worker.validate", lambda learner, data: next(left))
     monkeypatch.setattr(
         pipelines.train.train, "_run_workers", lambda job, data, log: train_worker(job, lambda *report: None)
     )
