@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from pipelines.artifacts.result import Result
-from pipelines.cli.verb import Sets
+from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError, Unavailable

@@ -92,7 +92,7 @@ class DeviceCodes:
         step = max(min(_ROWS_PER_BLOCK), _MAX_PLACES // places // max(_ROWS_PER_BLOCK) * max(_ROWS_PER_BLOCK))
         for start in range(0, len(queries) if k else 0, step):
             part = slice(start, start + step)
-            keys_QK[part] = self._nearest(pad_bytes(queries[part], WORD), k, places).cpu().numpy()
+            keys_QK[part] = self._nearest(pad_bytes(queries[part], WORD_BYTES), k, places).cpu().numpy()
         return (keys_QK >> 32).astype(np.int32), keys_QK & 0xFFFFFFFF
 
     def _nearest(self, queries: Codes, k: int, places: int) -> Tensor:

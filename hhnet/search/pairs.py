@@ -92,7 +92,8 @@ def near_pairs(
         )
         while begin < num:
             begin, count = _pairs.join(
-                *(queries_QW[part], first[part], codes_NW, *table.tables()), *(radius, _WORD_COST_NS, begin, state_Q, found)
+                *(queries_QW[part], first[part], codes_NW, *table.tables()),
+                *(radius, _WORD_COST_NS, begin, state_Q, found),
             )
             if count:
                 emit(found[0][:count] + np.int64(part.start), found[1][:count], found[2][:count])

@@ -16,7 +16,9 @@ index_app = typer.Typer(help="Build Hamming indexes, change and publish their ve
 
 IndexOption = Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")]
 OwnIndexOption = Annotated[str, typer.Option("--index", help="The index itself, not an alias.", metavar="URI")]
-PublishOption = Annotated[bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")]
+PublishOption = Annotated[
+    bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")
+]
 WorkersOption = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1), Setting("index.workers")]
 
 

@@ -38,7 +38,7 @@ class PlacedShard:
     rows: int
 
 
-SHARDS = schema_of_rows(PlacedShard)
+SHARDS_SCHEMA = schema_of_rows(PlacedShard)
 """The tars that take part, by ordinal; `digest` is that of the codes artifact or the index with their rows."""
 
 _PLACE = schema_of(id=pa.int64(), key=pa.string(), shard=pa.dictionary(pa.int32(), pa.string()), row=pa.int32())

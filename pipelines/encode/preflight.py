@@ -135,7 +135,7 @@ class TrialEncoder(ShardEncoder):
         far = 0.0 if self._target.is_local else (1 + puts) * self._round_trip()
         figures |= {"write": figures["write"] + far, "wall": wall + far, "cpu": cpu}
         written = sum(part.bytes for part in receipt.parts) + len(canonical_json(receipt))
-        where = {"host": platform.node(), "device": _device(), "cpus": float(min(counted_cpus(), allowed_cpus()))}
+        where = {"host": platform.node(), "device": _device(), "cpus": float(min(count_cpus(), allowed_cpus()))}
         return TrialReceipt.model_validate({**dict(receipt), **where, "bytes": written, "puts": puts}), figures
 
     def _round_trip(self) -> float:
@@ -247,7 +247,9 @@ class Estimate:
     @property
     def rate(self) -> float:
         """Images per second of all workers together, limited by the CPUs of their hosts."""
-        return min(self.apart, self.fleet.hosts * self.trial.last.cpus * self.trial.rows / max(self.trial.cpu, MIN_RATE_TIME_S))
+        return min(
+            self.apart, self.fleet.hosts * self.trial.last.cpus * self.trial.rows / max(self.trial.cpu, MIN_RATE_TIME_S)
+        )
 
     @property
     def seconds(self) -> float:

@@ -272,7 +272,11 @@ def _convention_name(settings: EvaluateSettings) -> str:
 
 
 def _commit_report(
-    writer: ArtifactWriter, parts: list[Part], figures: ReportFigures, settings: EvaluateSettings, split: SplitPart | None
+    writer: ArtifactWriter,
+    parts: list[Part],
+    figures: ReportFigures,
+    settings: EvaluateSettings,
+    split: SplitPart | None,
 ) -> Artifact:
     again = figures.reranked
     meta = ReportMeta(

@@ -13,7 +13,7 @@ from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, o
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import REAL_CODES
-from pipelines.artifacts.list_versions import find_finished, missing_paths, publish_manifest
+from pipelines.artifacts.versions import find_finished, missing_paths, publish_manifest
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -28,7 +28,6 @@ from pipelines.index.pool import (
     build_parts,
     card_of,
     gated_meta,
-    is_built,
     machine_facts,
     measure_index,
     ordinal_table,

@@ -96,7 +96,10 @@ class CountedBuilder(PartBuilder):
 
 
 def require_parts_of(
-    writer: ArtifactWriter, receipt: PartReceipt | QuantizerReceipt, shared: bytes | None, there: Mapping[str, ObjectInfo]
+    writer: ArtifactWriter,
+    receipt: PartReceipt | QuantizerReceipt,
+    shared: bytes | None,
+    there: Mapping[str, ObjectInfo],
 ) -> tuple[Part, ...]:
     """Return a receipt's parts; they must be `there`, in a listing, and be built with the quantizer `shared`."""
     for path in missing_paths(there, receipt.parts):

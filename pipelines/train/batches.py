@@ -279,7 +279,7 @@ def epoch_batches(
         yield batch, len(taken) - len(good)
 
 
-def softened(batch: Batch, config: Config, epoch: int, views: int) -> Batch:
+def soften_labels(batch: Batch, config: Config, epoch: int, views: int) -> Batch:
     """Return the batch after `train.mixup` and `train.label_smoothing`, with float32 labels.
 
     Mixup (Zhang et al. 2018) blends each sample with the next one of the batch, and the last with the first. The share

@@ -28,7 +28,7 @@ class TrainJob:
         """Return the digests of the input shards by role (`shards`, `val`); each selects one version."""
         return {entry.role: entry.digest for entry in self.inputs}
 
-    def opened(self) -> tuple[ShardSet, ShardSet | None]:
+    def open_sets(self) -> tuple[ShardSet, ShardSet | None]:
         """Open the shards to learn from and those to validate on, in the versions of the job's start."""
         val = open_shards(self.val, self.digests["val"]) if self.val else None
         return open_shards(self.shards, self.digests["shards"]), val

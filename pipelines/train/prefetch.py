@@ -58,7 +58,7 @@ class _Feed(IterableDataset[tuple[Batch, int] | HHNetError]):
     def __iter__(self) -> Iterator[tuple[Batch, int] | HHNetError]:
         try:
             config = self._job.config
-            yield from iterate_batches(TrainData.make(*self._job.opened(), config), config, self._position)
+            yield from iterate_batches(TrainData.make(*self._job.open_sets(), config), config, self._position)
         except HHNetError as error:
             yield error  # as an item: if it were raised, DataLoader would replace its message by a traceback
 

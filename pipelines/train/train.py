@@ -164,8 +164,8 @@ def check_network(config: Config, classes: int) -> None:
 def plan_training(shards: Artifact, val: Artifact | None, out: str, config: Config) -> TrainJob:
     """Return the job with its inputs and the fingerprint of its result."""
     opened = {"shards": shards, **({"val": val} if val else {})}
-    mark = fingerprint("model", {role: found.digest for role, found in open_sets.items()}, _model_settings(config))
-    return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs_of(open_sets), config)
+    mark = fingerprint("model", {role: found.digest for role, found in opened.items()}, _model_settings(config))
+    return TrainJob(shards.uri, val.uri if val else None, Store(out).uri, mark, inputs_of(opened), config)
 
 
 def _model_settings(config: Config) -> dict[str, Any]:

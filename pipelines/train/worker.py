@@ -13,14 +13,14 @@ from pipelines.train.batches import TrainData, preprocess_of
 from pipelines.train.checkpoints import Checkpoints
 from pipelines.train.job import TrainJob
 from pipelines.train.learner import Batch, Learner, StepLoss
-from pipelines.train.prefetch import Position, batches, batches_apart
+from pipelines.train.prefetch import Position, iterate_batches, prefetch_batches
 from pipelines.train.validation import validate
 
 
 def train_worker(job: TrainJob, post: Any) -> None:
     """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
     config = job.config
-    train_set, val_set = job.opened()
+    train_set, val_set = job.open_sets()
     data = TrainData.make(train_set, val_set, config)
     learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
     checkpoints = Checkpoints(Store(job.out), job.fingerprint)
@@ -59,7 +59,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
         with meter.busy():
             ended = time.perf_counter()
             _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
-            meter.seconds({"validate": time.perf_counter() - ended})
+            meter.count_seconds({"validate": time.perf_counter() - ended})
 
 
 def _counted(batches: Iterator[tuple[Batch, int]], meter: Meter) -> Iterator[tuple[Batch, int]]:
@@ -73,9 +73,9 @@ def _counted(batches: Iterator[tuple[Batch, int]], meter: Meter) -> Iterator[tup
             arrived = time.perf_counter()
             yield item
             batch, skipped = item
-            meter.images(len(batch.keys))
-            meter.rejects({"skipped": skipped})
-            meter.seconds({"feed": arrived - begun, "step": time.perf_counter() - arrived})
+            meter.count_images(len(batch.keys))
+            meter.count_rejects({"skipped": skipped})
+            meter.count_seconds({"feed": arrived - begun, "step": time.perf_counter() - arrived})
 
 
 def _stream(
@@ -85,8 +85,8 @@ def _stream(
     done = [(workers, steps) for workers, steps in legs]
     position = Position(learner.rank, learner.world, learner.loss.views, epoch, done)
     if learner.device.type == "cuda":
-        return batches_apart(job, position)
-    return batches(data, job.config, position)
+        return prefetch_batches(job, position)
+    return iterate_batches(data, job.config, position)
 
 
 def _end_epoch(

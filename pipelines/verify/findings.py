@@ -42,7 +42,7 @@ class Findings:
         """Take over checks and problems of a part of the verification."""
         self.checks += [f"{path}{check}" for check in other.checks]
         for text in other.problems:
-            self.problem(text)
+            self.note_problem(text)
 
     def require(self, holds: bool, text: str) -> None:
         """Note a problem unless it holds."""

@@ -8,7 +8,7 @@ from hhnet.nn.losses import loss_names
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError
-from pipelines.train.batches import softened
+from pipelines.train.batches import soften_labels
 from pipelines.train.learner import Batch, make_training_loss
 
 CLASSES = 5
