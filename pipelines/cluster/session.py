@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import logging
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -40,6 +41,8 @@ from pipelines.storage.scratch import DRAWN, PrivateFolder
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20
 """Size of a local Ray's object store in bytes."""
+LEAST_ADDRESS_BYTES = 8 << 30
+"""Bytes of address space (`ulimit -v`) that a local Ray needs; with 6 GiB its processes abort without a reason."""
 LEAST_DISK_BYTES = 64 << 10
 """Bytes that Ray writes below its temporary folder until it is up, approximately."""
 STOP_WAIT_S = 10.0
@@ -163,6 +166,7 @@ class _Connection:
         with _said_as_unavailable(self._address):
             require_ray_token(found_cluster() if self._address == "auto" else self._address)
             if self._address == "local":
+                _require_address_space()
                 options |= self._make_room(config.ray)
             elif "://" not in self._address:
                 await_head(dialled(self._address), config.ray.wait_s)
@@ -274,6 +278,16 @@ def _require_free(port: int) -> None:
             raise UsageError(
                 f"ray.metrics_port={port} is taken on this machine, by another run perhaps: choose another port"
             ) from None
+
+
+def _require_address_space() -> None:
+    """Raise UsageError if `ulimit -v` leaves a local Ray too little address space."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_BYTES:
+        raise UsageError(
+            f"the limit on address space (ulimit -v) is {limit / 2**30:.1f} GiB and a local Ray needs "
+            f"{LEAST_ADDRESS_BYTES >> 30} GiB: raise it, or limit the memory by a cgroup instead"
+        )
 
 
 def _full_disk() -> str:

@@ -82,3 +82,15 @@ def test_cpus_that_a_process_may_not_use_do_not_count() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
     assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
+
+
+def test_too_little_address_space_is_said_before_ray_starts() -> None:
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
+        "from pipelines.config.loading import load_config\n"
+        "from pipelines.cluster.session import ray_session\n"
+        "with ray_session(load_config()): pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    complaint = "the limit on address space (ulimit -v) is 6.0 GiB and a local Ray needs 8 GiB: raise it"
+    assert done.returncode == 1 and complaint in done.stderr.splitlines()[-1]
