@@ -21,13 +21,12 @@ from typing import Any
 
 import psutil
 
-from pipelines.artifacts.runs import allowed_cpus
+from pipelines.artifacts.host import allowed_cpus
 from pipelines.cluster.access import has_ray_token, require_ray_token, token_refused
 from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, settle_head
 from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
 from pipelines.cluster.ray_private import (
-    counted_cpus,
     dialled,
     forget_token,
     found_cluster,
@@ -190,7 +189,7 @@ class _Connection:
         options = {
             "include_dashboard": False,
             "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
-            "num_cpus": settings.cpus or usable_cpus(),
+            "num_cpus": settings.cpus or allowed_cpus(),
         }
         if settings.metrics_port is not None:
             _require_free(settings.metrics_port)
@@ -241,11 +240,6 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
         said = str(error).splitlines() or [type(error).__name__]
         full = _full_disk() if address == "local" else ""
         raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}{full}") from error
-
-
-def usable_cpus() -> int:
-    """Return the number of CPUs that this process may use, as affinity and cgroups allow."""
-    return max(1, min(allowed_cpus(), counted_cpus()))
 
 
 def _has_home() -> bool:
