@@ -26,9 +26,7 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, overload
 
 CHUNK_CODES = 4096  # codes per chunk of one word: 32 KiB at 64 bits
-PREFETCH_WORDS = (
-    512  # words from the tested group to the fetched one: the CPU's own prefetch stops at the end of the page
-)
+PREFETCH_WORDS = 512  # words from the tested group to the fetched one; the CPU's own prefetch stops at a page's end
 VECTOR_CODES = 8  # codes per vector: two registers of AVX2, one of AVX-512
 NARROW_GROUP_CODES = 64  # codes per group, of one or two words of 64 bits
 HAS_VECTOR_POPCOUNT = bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))

@@ -312,8 +312,3 @@ def _read_record(store: Store, name: str) -> Record:
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def allowed_cpus() -> int:
-    """Return how many CPUs this process may run on; all of the machine where the system has no affinity (macOS)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

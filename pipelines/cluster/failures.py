@@ -8,6 +8,7 @@ _NO_MESH = re.compile(r"Gloo connectFullMesh failed|Unable to find address for|n
 _NO_MEMORY = re.compile(
     r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|OutOfMemoryError|MemoryError|bad_alloc"
 )
+_KILLED = re.compile(r"its worker process has died")
 _RANK = re.compile(r"^\[Rank [\d,]+ Error Snippet\]:$", re.M)
 
 
@@ -35,5 +36,10 @@ def training_failure(said: str) -> HHNetError:
         return WorkFailed(
             "a training worker ran out of memory: lower data.batch_size, or set train.accumulate=2 or more, to take "
             f"the same batch in parts ({reason[:REASON_CHARS]})"
+        )
+    if _KILLED.search(said) is not None:
+        return WorkFailed(
+            "a training worker was killed, most often by the kernel for want of memory: lower data.batch_size, or set "
+            f"train.accumulate=2 or more, or ask dmesg on its node for another cause ({reason[:REASON_CHARS]})"
         )
     return WorkFailed(f"training failed: {reason}")

@@ -38,13 +38,6 @@ def private_options(folder: Path, metrics_port: int | None) -> dict[str, Any]:
     return options
 
 
-def count_cpus() -> int:
-    """Return the CPUs that Ray counts on this host, within the quotas of its container."""
-    from ray._private.utils import get_num_cpus
-
-    return int(get_num_cpus(override_docker_cpu_warning=True))
-
-
 def token_headers() -> dict[str, str]:
     """Return the headers with the token of this environment; none where Ray asks for none."""
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled

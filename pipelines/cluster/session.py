@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import logging
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -20,13 +21,12 @@ from typing import Any
 
 import psutil
 
-from pipelines.artifacts.runs import allowed_cpus
+from pipelines.artifacts.host import allowed_cpus
 from pipelines.cluster.access import has_ray_token, refused_token_error, require_ray_token
 from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, settle_head
 from pipelines.cluster.head import require_head as require_head
 from pipelines.cluster.head import require_node as require_node
 from pipelines.cluster.ray_private import (
-    count_cpus,
     dialled_address,
     find_cluster,
     forget_token,
@@ -40,6 +40,8 @@ from pipelines.storage.scratch import RANDOM_NAME_CHARS, PrivateFolder
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20
 """Size of a local Ray's object store in bytes."""
+MIN_ADDRESS_BYTES = 8 << 30
+"""Bytes of address space (`ulimit -v`) that a local Ray needs; with 6 GiB its processes abort without a reason."""
 MIN_DISK_BYTES = 64 << 10
 """Bytes that Ray writes below its temporary folder until it is up, approximately."""
 STOP_WAIT_S = 10.0
@@ -163,6 +165,7 @@ class _Connection:
         with _said_as_unavailable(self._address):
             require_ray_token(find_cluster() if self._address == "auto" else self._address)
             if self._address == "local":
+                _require_address_space()
                 options |= self._make_room(config.ray)
             elif "://" not in self._address:
                 await_head(dialled_address(self._address), config.ray.wait_s)
@@ -186,7 +189,7 @@ class _Connection:
         options = {
             "include_dashboard": False,
             "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
-            "num_cpus": settings.cpus or usable_cpus(),
+            "num_cpus": settings.cpus or allowed_cpus(),
         }
         if settings.metrics_port is not None:
             _require_free(settings.metrics_port)
@@ -239,11 +242,6 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
         raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}{full}") from error
 
 
-def usable_cpus() -> int:
-    """Return the number of CPUs that this process may use, as affinity and cgroups allow."""
-    return max(1, min(allowed_cpus(), count_cpus()))
-
-
 def _has_home() -> bool:
     try:
         return Path.home().is_dir()
@@ -277,6 +275,16 @@ def _require_free(port: int) -> None:
             raise UsageError(
                 f"ray.metrics_port={port} is taken on this machine, by another run perhaps: choose another port"
             ) from None
+
+
+def _require_address_space() -> None:
+    """Raise UsageError if `ulimit -v` leaves a local Ray too little address space."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_BYTES:
+        raise UsageError(
+            f"the limit on address space (ulimit -v) is {limit / 2**30:.1f} GiB and a local Ray needs "
+            f"{MIN_ADDRESS_BYTES >> 30} GiB: raise it, or limit the memory by a cgroup instead"
+        )
 
 
 def _full_disk() -> str:

@@ -13,7 +13,7 @@ from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe.source_tars import SourceTar, list_source_tars
-from pipelines.dedupe.tables import SHARDS_SCHEMA
+from pipelines.dedupe.tables import SHARDS_NAME, SHARDS_SCHEMA
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root

@@ -16,13 +16,13 @@ from typing import Any
 
 from pipelines.artifacts.commit import require_identity
 from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.host import allowed_cpus
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.runs import RunLog, allowed_cpus
+from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import open_current
 from pipelines.cluster.placement import await_need, room_on_nodes
 from pipelines.cluster.pool import Outcome
-from pipelines.cluster.ray_private import count_cpus
 from pipelines.cluster.session import ray_session
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
@@ -135,7 +135,7 @@ class TrialEncoder(ShardEncoder):
         far = 0.0 if self._target.is_local else (1 + puts) * self._round_trip()
         figures |= {"write": figures["write"] + far, "wall": wall + far, "cpu": cpu}
         written = sum(part.bytes for part in receipt.parts) + len(canonical_json(receipt))
-        where = {"host": platform.node(), "device": _device(), "cpus": float(min(count_cpus(), allowed_cpus()))}
+        where = {"host": platform.node(), "device": _device(), "cpus": float(allowed_cpus())}
         return TrialReceipt.model_validate({**dict(receipt), **where, "bytes": written, "puts": puts}), figures
 
     def _round_trip(self) -> float:

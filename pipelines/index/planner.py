@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import ByteSize
 
 from hhnet import hamming_knn
-from pipelines.artifacts.runs import allowed_cpus
+from pipelines.artifacts.host import allowed_cpus
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError

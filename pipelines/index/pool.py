@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import IndexCard, IndexMeta, PartReceipt, QuantizerReceipt
+from pipelines.artifacts.host import allowed_cpus
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.runs import RunLog, allowed_cpus
+from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of_rows
 from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.metrics import Meter

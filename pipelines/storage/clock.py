@@ -34,9 +34,10 @@ _BUSY = {408, 429}
 _NOT_IMPLEMENTED = 501  # a server error by its number, but waiting does not help: the store lacks the operation
 # Client errors by their status, but caused on the way to the store and not by the request.
 _ON_THE_WAY = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"}
+_REFUSED = ": check the keys and what they may do; a bucket in store.unsigned must be public"
 _HINTS = {
-    401: ": check the keys and what they may do",
-    403: ": check the keys and what they may do",
+    401: _REFUSED,
+    403: _REFUSED,
     _NOT_IMPLEMENTED: ": the store does not offer what this needs; use one that does",
 }
 _CUT = (

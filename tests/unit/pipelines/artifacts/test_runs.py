@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts import runs
-from pipelines.artifacts.runs import RunLog, allowed_cpus, closed_records, read_runs, write_run_record
+from pipelines.artifacts.runs import RunLog, closed_records, read_runs, write_run_record
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import StoreUnavailable, WorkFailed
@@ -225,13 +225,3 @@ def wait_for(condition: object) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it does not come"
         time.sleep(0.02)
-
-
-def test_the_cpus_of_a_process_are_those_it_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = (
-        "import os; os.sched_setaffinity(0, {0}); "
-        "from pipelines.artifacts.runs import allowed_cpus; print(allowed_cpus())"
-    )
-    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "1\n"
-    monkeypatch.delattr(os, "sched_getaffinity")
-    assert allowed_cpus() == os.cpu_count()

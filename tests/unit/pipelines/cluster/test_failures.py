@@ -47,6 +47,18 @@ def test_a_training_that_does_not_fit_is_told_what_to_lower(last: str) -> None:
     assert "lower data.batch_size, or set train.accumulate=2" in str(failure) and len(str(failure)) <= 300
 
 
+def test_a_training_whose_worker_was_killed_is_told_of_memory() -> None:
+    # As Ray 2.60 has it after SIGKILL, with train.max_failures=0.
+    killed = (
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+        "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the "
+        "process was killed by the OOM killer due to high memory usage"
+    )
+    failure = training_failure(killed)
+    assert str(failure).startswith("a training worker was killed") and len(str(failure)) <= 330
+    assert "lower data.batch_size, or set train.accumulate=2" in str(failure)
+
+
 @pytest.mark.parametrize("said", [GLOO, INTERFACE, NCCL])
 def test_workers_that_do_not_find_each_other_are_told_what_to_set(said: str) -> None:
     failure = training_failure(said)

@@ -50,10 +50,6 @@ def test_the_options_of_a_private_ray_are_options_of_ray() -> None:
     assert len(ours) == 3 and [name for name in ours if name not in source] == []
 
 
-def test_rays_count_of_cpus_is_that_of_this_process_at_most() -> None:
-    assert 1 <= ray_private.count_cpus() <= (os.cpu_count() or 1)
-
-
 # In a process of its own, since Ray reads its mode once.
 TOKENS = """
 import os
