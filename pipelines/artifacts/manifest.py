@@ -48,6 +48,11 @@ class Facts(_Record):
             wrong = [f"{'.'.join(map(str, entry['loc']))} {_wrong(entry)}".strip() for entry in error.errors()]
             raise DamagedArtifact(f"{where} cannot be used ({', '.join(wrong[:MOST_WRONG])}): {advice}") from None
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> Self:
+        """Build from JSON values that this program made; the inverse of `as_json`."""
+        return cls.model_validate_json(canonical_json(values))
+
     def as_json(self) -> dict[str, Any]:
         """Return the written facts as JSON values, in the order of the fields."""
         return self.model_dump(mode="json", exclude_defaults=True)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import ModelMeta, Rotation
+from pipelines.artifacts.facts import ModelCard, ModelMeta, Rotation
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import write_run_record
@@ -26,7 +26,7 @@ from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.cluster.submit import on_cluster
-from pipelines.config.fingerprint import config_of, result_settings
+from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError, UsageError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
@@ -73,7 +73,7 @@ class Fitted:
     """The new model's weights as bytes, its model card, its number of parameters, and its figures."""
 
     weights: bytes
-    card: dict[str, Any]
+    card: ModelCard
     parameters: int
     meta: ModelMeta
 
@@ -176,21 +176,21 @@ class Fitter:
     """Fits the hash layer of a job; runs in a worker. `post(steps, note)` reports progress: images, then epochs."""
 
     def __init__(self, job: RotateJob, post: Any) -> None:
-        from pipelines.encode.encoder import Encoder, read_model_card
+        from pipelines.encode.encoder import Encoder
         from pipelines.train.batches import TrainData
 
         self.job, self.post, self.train = job, post, job.config.train
         self.base = open_artifact(job.model, "model")
-        self.card = read_model_card(self.base)
+        self.card = ModelCard.of(self.base)
         self.encoder = Encoder.open(self.base)
         # The settings of the training, so that the same samples are held out for validation.
-        self.trained = config_of(self.card.get("settings", {}))
+        self.trained = self.card.config
         val = open_shards(job.val) if job.val else None
         self.data = TrainData.make(open_shards(job.shards), val, self.trained)
 
     def run(self, _model: str) -> Fitted:
         """Fit the configured method, and return the new model with its validation mAP."""
-        from hhnet.nn.model import card, model_to_bytes
+        from hhnet.nn.model import model_to_bytes
         from pipelines.encode.encoder import Encoder
         from pipelines.train.validation import map_of
 
@@ -207,12 +207,11 @@ class Fitter:
                 rotated=self.train.rotate, map=found, map_before=before.metrics.map, bits=made.bits, **figures
             ),
         )
-        described = card(made, self.encoder.preprocess)
-        kept = {name: value for name, value in self.card.items() if name not in (*described, "head", "class_count")}
-        kept["metrics"] = meta.metrics.as_json()
-        kept["settings"] = {**kept.get("settings", {}), **result_settings(self.job.config, "rotation")}
+        settings = {**self.card.settings, **result_settings(self.job.config, "rotation")}
+        network = {"bits": made.bits, "head": made.head_name, "class_count": made.classes}
+        described = self.card.model_copy(update={**network, "metrics": meta.metrics, "settings": settings})
         parameters = sum(tensor.numel() for tensor in made.parameters())
-        return Fitted(model_to_bytes(made), {**described, **kept}, parameters, meta)
+        return Fitted(model_to_bytes(made), described, parameters, meta)
 
     def _made(self) -> tuple["HHNet", dict[str, Any]]:
         from hhnet.nn import rehead, rotation
@@ -258,9 +257,9 @@ class Fitter:
         from hhnet.nn import rehead
         from pipelines.train.checkpoints import Checkpoints
 
-        if self.card.get("loss") != "ce":
+        if self.card.loss != "ce":
             raise InputError(
-                f"{self.base.uri} was trained with loss {self.card.get('loss')}, which has no classifier of outputs: "
+                f"{self.base.uri} was trained with loss {self.card.loss}, which has no classifier of outputs: "
                 "train with --loss ce"
             )
         checkpoints = Checkpoints(self.base.store, self.base.manifest.fingerprint)

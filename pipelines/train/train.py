@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
+from pipelines.artifacts.facts import Metrics, ModelCard, ModelMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, read_identity
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
@@ -365,19 +365,21 @@ def _publish(
         steps=last.step,
         skipped=last.progress["skipped"],
     )
-    description = card(
-        network,
-        preprocess_of(config),
-        classes=list(train_set.classes),
-        precision=config.model.precision,
-        loss=config.train.loss,
-        metrics=metrics.as_json(),
-        history=last.progress["history"],
-        settings=_settings(config),
+    described = ModelCard.from_json(
+        card(
+            network,
+            preprocess_of(config),
+            classes=list(train_set.classes),
+            precision=config.model.precision,
+            loss=config.train.loss,
+            metrics=metrics.as_json(),
+            history=last.progress["history"],
+            settings=_settings(config),
+        )
     )
     parts = [
         writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
-        writer.put_part("model.json", canonical_json(description), rows=1),
+        writer.put_part("model.json", canonical_json(described), rows=1),
     ]
     protocol = train_set.artifact.facts(ShardsMeta).split_part
     meta = ModelMeta(bits=config.model.bits, classes=train_set.classes, metrics=metrics, protocol=protocol)

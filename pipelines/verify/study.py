@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
+from pipelines.artifacts.facts import ModelCard, ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.tables import read_parquet, require_schema
 from pipelines.artifacts.versions import open_input
@@ -73,14 +73,15 @@ def _told_by_report(report: Artifact) -> dict[str, Any]:
 
 
 def _told_by_model(model: Artifact) -> dict[str, Any]:
-    card = _json(model, "model.json")
+    card = ModelCard.of(model)
     meta = model.facts(ModelMeta)
     return {
         "val_map": meta.metrics.map,
         "steps": meta.metrics.steps,
         "parameters": model.manifest.totals.get("parameters"),
         "bits": meta.bits,
-        **{name: card.get(name) for name in ("backbone", "loss")},
+        "backbone": card.backbone,
+        "loss": card.loss,
     }
 
 
