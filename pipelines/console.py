@@ -1,29 +1,49 @@
 """Shows log records on stderr, each as a line `hhnet: ...` or as one line of JSON with its fields.
 
-Every process that imports `pipelines` shows warnings so; the command line sets another level and form. In a Ray worker
+Every process that imports `pipelines` shows them in the form that HHNET_LOG_LEVEL and HHNET_LOG_JSON say; the command
+line's flags go before these. `log_variables` gives another process the level and form of this one. In a Ray worker
 stderr is the worker's own log file.
 """
 
 import json
 import logging
+import os
+import socket
 import sys
 import time
 from contextlib import suppress
-from typing import Literal
+from typing import Literal, get_args
 
 Level = Literal["debug", "info", "warning", "error"]
 
+LEVEL_VARIABLE = "HHNET_LOG_LEVEL"
+"""Environment variable with the least level that is shown."""
+JSON_VARIABLE = "HHNET_LOG_JSON"
+"""Environment variable that is 1 where records are shown as JSON."""
+NOTICE = 35
+"""Level of progress and the like, between warning and error: shown as a plain line, and hidden by `error` alone."""
+
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+
+logging.addLevelName(NOTICE, "NOTICE")
 
 
 class Console(logging.Handler):
     """Writes to the present stderr; a line that nobody reads costs no work."""
 
     as_json = False
+    level_name: Level = "warning"
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
-        text = _json(record) if self.as_json else f"hhnet: {record.getMessage()}"
+        if self.as_json:
+            self.write(_json(record))
+        else:
+            program = getattr(record, "program", "hhnet")
+            self.write(f"{'' if record.levelno == NOTICE else f'{program}: '}{record.getMessage()}")
+
+    def write(self, text: str) -> None:
+        """Write a line."""
         with suppress(OSError):
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
@@ -40,11 +60,46 @@ def _json(record: logging.LogRecord) -> str:
 _CONSOLE = Console()
 
 
-def show_log(level: Level = "warning", as_json: bool = False) -> None:
-    """Show the records of `pipelines` and `flows` from this level on."""
-    _CONSOLE.as_json = as_json
-    for name in ("pipelines", "flows"):
+def show_log(level: Level | None = None, as_json: bool | None = None) -> None:
+    """Show the records of `pipelines` and `flows` from this level on; None leaves it to the environment."""
+    said = os.environ.get(LEVEL_VARIABLE, "").lower()
+    usual: Level = next((name for name in get_args(Level) if name == said), "warning")
+    _CONSOLE.level_name = level or usual
+    _CONSOLE.as_json = os.environ.get(JSON_VARIABLE, "") in ("1", "true") if as_json is None else as_json
+    logging.captureWarnings(_CONSOLE.as_json)  # Python's own warnings take several lines of text
+    for name in ("pipelines", "flows", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers = [_CONSOLE]
         logger.propagate = False  # at the root logger, Prefect and Ray would show the records again in their own form
-        logger.setLevel(level.upper())
+        logger.setLevel(_CONSOLE.level_name.upper())
+
+
+def log_variables() -> dict[str, str]:
+    """Return the environment variables by which another process shows its log as this one does, unless as usual."""
+    level = {LEVEL_VARIABLE: _CONSOLE.level_name} if _CONSOLE.level_name != "warning" else {}
+    return {**level, **({JSON_VARIABLE: "1"} if _CONSOLE.as_json else {})}
+
+
+def this_worker() -> str:
+    """Return the field `worker` of this process's records, host:pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def draws_on_terminal() -> bool:
+    """Tell whether bars and tables may be drawn on stderr: it is a terminal, and people read it."""
+    return sys.stderr.isatty() and not _CONSOLE.as_json and logging.getLogger("pipelines").isEnabledFor(NOTICE)
+
+
+def relay(line: str, logger: logging.Logger, **fields: object) -> None:
+    """Show a line of another process's log as it is; among lines of JSON, as the message of a record if it is none."""
+    if _CONSOLE.as_json and not _is_object(line):
+        logger.log(NOTICE, "%s", line, extra=fields)
+    elif logger.isEnabledFor(NOTICE):
+        _CONSOLE.write(line)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ from pydantic_core import ErrorDetails
 
 from pipelines.errors import ConfigError, DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, canonical_json, sha256_of
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 PART_NAME = r"[A-Za-z0-9_(\[][A-Za-z0-9 ._+=,@()\[\]-]*"
@@ -228,6 +231,8 @@ class Artifact:
             if local or digest in wrong:
                 break
             wrong.add(digest)
+            fields = {"part": f"{self.uri}/{part.path}", "tries": len(wrong)}
+            _log.info("the copy of %(part)s has a wrong digest; trying again", fields, extra=fields)
         raise DamagedArtifact(f"{self.uri}/{part.path} does not match the digest in its manifest")
 
     def _copy(self, part: Part, path: Path) -> str:

@@ -1,9 +1,9 @@
 """Verbs as Ray jobs: submit one to a cluster's Jobs API, attach to it if it runs already, follow it, stop it."""
 
 import asyncio
+import logging
 import queue
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,11 @@ from typing import Any, cast
 
 from pipelines.cluster.access import is_loopback, refuse_credentials, require_ray_token, token_refused
 from pipelines.cluster.records import METADATA, FollowedStages, Record, read_record
+from pipelines.console import log_variables, relay
 from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
 from pipelines.storage import sha256_of
+
+_log = logging.getLogger(__name__)
 
 REQUEST_S = 30.0
 """Seconds that one answer of the Jobs API may take."""
@@ -88,16 +91,22 @@ def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[s
     while is_over(f"{prefix}-{attempt}"):
         attempt += 1
     submission = f"{prefix}-{attempt}"
+    if submission in known:
+        _log.info("job %s runs already: follows it", submission, extra={"job": submission, "attempt": attempt})
     deadline = time.monotonic() + wait_s
     while submission not in known:
-        selector = {"entrypoint_label_selector": dict(labels)} if labels else {}
+        options: dict[str, Any] = {"entrypoint_label_selector": dict(labels)} if labels else {}
+        if variables := log_variables():  # not as flags: a job of another log level is still the same job
+            options["runtime_env"] = {"env_vars": variables}
         try:
-            client.submit_job(entrypoint=command, submission_id=submission, metadata={METADATA: "1"}, **selector)
+            client.submit_job(entrypoint=command, submission_id=submission, metadata={METADATA: "1"}, **options)
         except RuntimeError as error:  # a head that has just begun has no agent for its jobs yet, and says so
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
+            _log.info("the cluster has no agent for jobs yet; trying again", extra={"job": submission})
             time.sleep(RECONNECT_S)
         else:
+            _log.info("job %s is submitted", submission, extra={"job": submission, "attempt": attempt})
             break
     return submission
 
@@ -145,6 +154,8 @@ class _Log:
                     if new:
                         self._pieces.put(new)
             self._pieces.put(None)
+            if not self._ended.is_set():
+                _log.debug("the log of job %s ended; asking on", self._submission, extra={"job": self._submission})
             await asyncio.sleep(RECONNECT_S)
 
 
@@ -168,6 +179,7 @@ class _Followed:
         except BaseException:
             with suppress(OSError, RuntimeError):
                 self._client.stop_job(self._submission)
+            _log.info("told job %s to stop", self._submission, extra={"job": self._submission})
             raise
         finally:
             log.close()
@@ -210,6 +222,8 @@ class _Followed:
                 raise ClusterUnavailable(
                     f"Ray at {self._address} no longer knows job {self._submission}: its head was replaced; {AGAIN}"
                 ) from error
+            text = "Ray at %s does not answer for job %s: %s; asking on"
+            _log.info(text, self._address, self._submission, _first_line(error), extra={"job": self._submission})
             return None
 
     def _require_answer(self, silent_s: float) -> None:
@@ -235,8 +249,7 @@ class _Followed:
             text, record = read_record(line, self._submission)
             if text or record is None:
                 self._last = text or self._last
-                with suppress(OSError):  # nobody reads it: the job goes on
-                    sys.stderr.write(f"{text}\n")
+                relay(text, _log, job=self._submission)
             if record is not None and "stage" in record:
                 show(record)
             elif record is not None:

@@ -302,6 +302,10 @@ class _Pool(Generic[T]):
 
     def assign(self, actor: _Actor[T], item: _Item[T]) -> None:
         actor.item, actor.began, actor.moved = item, time.time(), time.monotonic()
+        place = actor.place
+        assert place is not None, "an actor gets work once it has a place"
+        fields = {"shard": self.label(item.value), "worker": f"{place.host}:{place.pid}"}
+        _log.debug("%(shard)s: begun on %(worker)s", fields, extra={"verb": self.verb, **fields})
         actor.waits = actor.handle.run.options(name=f"{self.verb} {self.label(item.value)}").remote(item.value)
 
     def end(self, actor: _Actor[T]) -> None:
@@ -361,7 +365,7 @@ class _Pool(Generic[T]):
         actor.item = None
         if end is not End.DONE:
             fields = {"shard": self.label(item.value), "worker": f"{place.host}:{place.pid}", "end": end.value}
-            _log.info("%(shard)s: an attempt on %(worker)s ended: %(end)s", fields, extra=fields)
+            _log.info("%(shard)s: an attempt on %(worker)s ended: %(end)s", fields, extra={"verb": self.verb, **fields})
             self.tell_failed(item.value, attempt)
         return item
 
@@ -397,14 +401,17 @@ class _Pool(Generic[T]):
             End.OUT_OF_MEMORY: "the worker was killed because its node ran out of memory",
             End.STUCK: f"no progress for {self.stuck_s:g} s",
         }
-        attempts = self.counted(item)
+        attempts, last = self.counted(item), item.tries[-1][0]
         text = f"{self.label(item.value)}: {causes[end]}, at the last of {attempts} attempts"
-        _log.info("given up: %s", text, extra={"shard": self.label(item.value), "attempts": attempts})
+        fields = {"shard": self.label(item.value), "worker": f"{last.host}:{last.pid}", "attempts": attempts}
+        _log.info("given up: %s", text, extra={"verb": self.verb, **fields})
         return Outcome(item.value, None, attempts, text, end, tuple(attempt for attempt, _ in item.tries))
 
     def unbuilt(self, reason: str) -> None:
         """Count a worker that was lost before it was built. Raises WorkFailed after `max_attempts` in a row."""
         self.deaths_unbuilt += 1
+        fields = {"verb": self.verb, "deaths": self.deaths_unbuilt}
+        _log.info("%s: a worker %s before it was ready", self.verb, reason, extra=fields)
         if self.deaths_unbuilt >= self.max_attempts:
             raise WorkFailed(
                 f"{self.verb}: {self.deaths_unbuilt} workers in a row {reason} while they were made ready: look at "
@@ -439,6 +446,7 @@ class _Pool(Generic[T]):
             return
         now, late = time.monotonic(), [actor for actor in self.actors if actor.place is None]
         if late and len(late) < len(self.actors) and now - min(actor.moved for actor in late) > self.wait_s:
+            _log.info("%s: no room for %d more workers; goes on", self.verb, len(late), extra={"verb": self.verb})
             for actor in late:  # the room was taken, or went with its node
                 self.end(actor)
             self.room = len(self.actors)
@@ -467,7 +475,8 @@ class _Pool(Generic[T]):
             if placed and waited > self.wait_s and not self.told:
                 self.told = True
                 text = code_shortage(coming, self.need, self.nodes, self.wait_s)
-                _log.warning("%s goes on with %d workers: %s", self.verb, len(placed), text)
+                fields = {"verb": self.verb, "workers": len(placed)}
+                _log.warning("%s goes on with %d workers: %s", self.verb, len(placed), text, extra=fields)
             self.roomless_since = time.monotonic()
         elif time.monotonic() - self.roomless_since > self.wait_s:
             raise ClusterUnavailable(code_shortage(1, self.need, self.nodes, self.wait_s))

@@ -1,5 +1,6 @@
 """Encodes many shards on a pool of Ray workers; each attempt is counted and each shard settled."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.console import this_worker
 from pipelines.encode.job import EncodeJob, ShardTask
 from pipelines.encode.receipts import publish_shard, read_whole_receipt
 from pipelines.encode.shard import ShardCodes, encode_shard, rejects_bytes
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.shards import Shard, ShardSet, open_shards
 from pipelines.storage import Store
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class ShardEncoder:
             figures = {**done.seconds, "write": time.perf_counter() - begun}
         count_shard(self.meter, shard, done)
         self.meter.seconds(figures)
+        fields = {"shard": shard.name, "worker": this_worker(), "samples": shard.rows, "rejects": done.rejected}
+        text = "%(shard)s: %(samples)d images encoded, %(rejects)d of them rejected"
+        _log.debug(text, fields, extra={**fields, **{name: round(value, 3) for name, value in figures.items()}})
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:

@@ -247,7 +247,8 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
                     break
                 except _Unstarted as unstarted:
                     need = _next_try(unstarted, need, config, restarts)
-                    _log.info("workers did not start: %s; trying again", unstarted, extra={"restarts": restarts + 1})
+                    fields = {"verb": "train", "restarts": restarts + 1}
+                    _log.info("workers did not start: %s; trying again", unstarted, extra=fields)
 
 
 class _Unstarted(Exception):
