@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.search import _ranking
-from hhnet.search.kernels import Words, code_pair, run_blocks
+from hhnet.search._compiled import Words
+from hhnet.search.kernels import code_pair, run_blocks
 
 _QUERY_BLOCK = 4096  # queries whose counts are held at once
 

@@ -7,16 +7,23 @@ opened would cost as much as the scan that they avoid.
 Shape suffixes: Q queries, N database codes, W 64-bit words per code, M substrings, K neighbours.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
 from numba.core import types
+from numba.core.base import BaseContext
+from numba.core.typing import Context, Signature
 from numba.extending import intrinsic
 
-from hhnet.search._compiled import VECTOR_COUNT, compiled
+from hhnet.search._compiled import VECTOR_COUNT, Intrinsic, Ints, Mask, Values, Word, Words, compiled
 
 ANSWERED, SCAN, DAMAGED = 0, 1, 2
 """Outcome of a query: answered from the buckets, cheaper by a scan, or stopped at a subscript outside the codes."""
+
+Row = int | np.int64
 
 ROW_BITS = 48  # a found code is one integer: its distance above its row
 NO_ROW = (1 << ROW_BITS) - 1
@@ -42,22 +49,22 @@ PROBE = 0.05
 SIZING = 0.03
 
 
-def _ctpop(typingctx: Any, word: Any) -> Any:
+def _ctpop(typingctx: Context, word: types.Type) -> Intrinsic:
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context: BaseContext, builder: ir.IRBuilder, signature: Signature, args: Values) -> ir.Value:
         return builder.ctpop(args[0])
 
     return types.uint64(types.uint64), codegen
 
 
-_popcount: Any = intrinsic(_ctpop)
+_popcount: Callable[[np.uint64], np.uint64] = intrinsic(_ctpop)
 
 
 # -------------------------------------------------------------------------------------------------------- substrings
 
 
 @compiled
-def _cut(low: Any, high: Any, shift: int, width: int) -> Any:
+def _cut(low: Word, high: Word, shift: int, width: int) -> np.int64:
     """Return `width` bits from place `shift` on of the word `low`; they may continue in the word `high`."""
     bits = low >> np.uint64(shift)  # cast: numba would make a float of uint64 and int64
     if shift + width > 64:
@@ -66,14 +73,14 @@ def _cut(low: Any, high: Any, shift: int, width: int) -> Any:
 
 
 @compiled
-def _substring(codes_NW: Any, row: Any, layout_M3: Any, j: int) -> Any:
+def _substring(codes_NW: Words, row: Row, layout_M3: Ints, j: int) -> np.int64:
     word, shift, width = layout_M3[j, 0], layout_M3[j, 1], layout_M3[j, 2]
     high = codes_NW[row, word + 1] if shift + width > 64 else np.uint64(0)
     return _cut(codes_NW[row, word], high, shift, width)
 
 
 @compiled
-def _found_before(query_W: Any, codes_NW: Any, row: Any, layout_M3: Any, step: int) -> bool:
+def _found_before(query_W: Words, codes_NW: Words, row: Row, layout_M3: Ints, step: int) -> bool:
     """Test whether a step before `step` has met the code, by the flips in each of its substrings.
 
     Step s visits the buckets whose substring s % M differs in s // M bits, so a code is first met at the least flips *
@@ -92,7 +99,7 @@ def _found_before(query_W: Any, codes_NW: Any, row: Any, layout_M3: Any, step: i
 
 
 @compiled
-def _distance(query_W: Any, codes_NW: Any, row: Any) -> Any:
+def _distance(query_W: Words, codes_NW: Words, row: Row) -> np.int64:
     distance = np.uint64(0)
     for w in range(query_W.shape[0]):
         distance += _popcount(query_W[w] ^ codes_NW[row, w])
@@ -108,7 +115,7 @@ def _next(mask: int) -> Any:
 
 
 @compiled
-def choose(width: int, flips: int) -> Any:
+def choose(width: int, flips: int) -> int:
     """Return the number of ways to flip `flips` of `width` bits; the widths of tables are too small to overflow it."""
     ways = 1
     for i in range(flips):
@@ -120,7 +127,7 @@ def choose(width: int, flips: int) -> Any:
 
 
 @compiled
-def fill_table(codes_NW: Any, layout_M3: Any, j: int, starts: Any, rows_N: Any) -> None:
+def fill_table(codes_NW: Words, layout_M3: Ints, j: int, starts: Ints, rows_N: Ints) -> None:
     """Sort the rows by substring `j` (a counting sort): bucket p is rows_N[starts[p]:starts[p + 1]], ascending."""
     num = codes_NW.shape[0]
     starts[:] = 0
@@ -130,16 +137,16 @@ def fill_table(codes_NW: Any, layout_M3: Any, j: int, starts: Any, rows_N: Any) 
         starts[p] += starts[p - 1]
     place = starts[:-1].copy()
     for row in range(num):
-        p = _substring(codes_NW, row, layout_M3, j)
-        rows_N[place[p]] = row
-        place[p] += 1
+        bucket = _substring(codes_NW, row, layout_M3, j)
+        rows_N[place[bucket]] = row
+        place[bucket] += 1
 
 
 # ------------------------------------------------------------------------------------------------------------ search
 
 
 @compiled
-def _candidates(pattern: int, width: int, flips: int, starts: Any, num: int) -> Any:
+def _candidates(pattern: np.int64, width: int, flips: int, starts: Ints, num: int) -> Any:
     """Count the rows in the buckets `flips` bits from `pattern`; -1 where `starts` is damaged."""
     mask: Any = (1 << flips) - 1
     total: Any = 0
@@ -155,7 +162,7 @@ def _candidates(pattern: int, width: int, flips: int, starts: Any, num: int) -> 
 
 
 @compiled
-def _sift_down(heap_K: Any, size: int, key: Any) -> None:
+def _sift_down(heap_K: Ints, size: int, key: np.int64) -> None:
     """Replace the largest key of the heap by `key`, and restore the heap."""
     at = 0
     while True:
@@ -172,7 +179,7 @@ def _sift_down(heap_K: Any, size: int, key: Any) -> None:
 
 
 @compiled
-def _sift_up(heap_K: Any, size: int, key: Any) -> None:
+def _sift_up(heap_K: Ints, size: int, key: np.int64) -> None:
     """Insert `key` into a heap of `size`."""
     at = size
     while at and heap_K[(at - 1) // 2] < key:
@@ -183,17 +190,17 @@ def _sift_up(heap_K: Any, size: int, key: Any) -> None:
 
 @compiled
 def _nearest_of_step(
-    query_W: Any,
-    codes_NW: Any,
-    layout_M3: Any,
-    starts: Any,
-    rows_N: Any,
-    allowed_N: Any,
+    query_W: Words,
+    codes_NW: Words,
+    layout_M3: Ints,
+    starts: Ints,
+    rows_N: Ints,
+    allowed_N: Mask,
     step: int,
-    pattern: int,
-    heap_K: Any,
+    pattern: np.int64,
+    heap_K: Ints,
     filled: int,
-) -> Any:
+) -> int:
     """Take the new codes of one step into the heap; return how full it is then, or -1 where a table is damaged."""
     num = codes_NW.shape[0]
     width, flips = layout_M3[step % layout_M3.shape[0], 2], step // layout_M3.shape[0]
@@ -227,11 +234,11 @@ def _nearest_of_step(
 
 @compiled
 def _cost(
-    queries_QW: Any,
+    queries_QW: Words,
     q: int,
-    layout_M3: Any,
-    offsets_M: Any,
-    starts: Any,
+    layout_M3: Ints,
+    offsets_M: Ints,
+    starts: Ints,
     num: int,
     first: int,
     last: int,
@@ -265,18 +272,18 @@ def _cost(
 
 @compiled
 def knn(
-    queries_QW: Any,
-    codes_NW: Any,
-    layout_M3: Any,
-    offsets_M: Any,
-    starts: Any,
-    rows_MN: Any,
-    allowed_N: Any,
-    radius_Q: Any,
+    queries_QW: Words,
+    codes_NW: Words,
+    layout_M3: Ints,
+    offsets_M: Ints,
+    starts: Ints,
+    rows_MN: Ints,
+    allowed_N: Mask,
+    radius_Q: Ints,
     scan: float,
-    out_d_QK: Any,
-    out_r_QK: Any,
-    state_Q: Any,
+    out_d_QK: Ints,
+    out_r_QK: Ints,
+    state_Q: Ints,
 ) -> None:
     """Find the k nearest of each query that is sure to cost less than `scan`; `state_Q` has each query's outcome.
 
@@ -333,7 +340,7 @@ def knn(
 
 
 @compiled
-def _sort(keys: Any, num: int, radius: int) -> None:
+def _sort(keys: Ints, num: int, radius: int) -> None:
     """Sort keys of rows below `num` and distances up to `radius` in place; many keys by digits (a radix sort)."""
     if keys.shape[0] < DIGIT_SORT:
         keys.sort()
@@ -360,18 +367,18 @@ def _sort(keys: Any, num: int, radius: int) -> None:
 
 @compiled
 def within(
-    queries_QW: Any,
-    codes_NW: Any,
-    layout_M3: Any,
-    offsets_M: Any,
-    starts: Any,
-    rows_MN: Any,
-    allowed_N: Any,
+    queries_QW: Words,
+    codes_NW: Words,
+    layout_M3: Ints,
+    offsets_M: Ints,
+    starts: Ints,
+    rows_MN: Ints,
+    allowed_N: Mask,
     radius: int,
     scan: float,
-    counts_Q: Any,
-    state_Q: Any,
-) -> Any:
+    counts_Q: Ints,
+    state_Q: Ints,
+) -> npt.NDArray[np.int64]:
     """Find all codes within `radius` of each query that costs less than `scan`; return their keys, query by query.
 
     A key is distance << ROW_BITS | row, and each query's keys ascend; `counts_Q` has their number.

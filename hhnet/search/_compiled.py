@@ -15,17 +15,37 @@ Shape suffixes: Q queries, N database codes, W words per code, L words per label
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+import numpy.typing as npt
 from llvmlite import binding, ir
 from numba.core import cgutils, types
+from numba.core.base import BaseContext
+from numba.core.types.containers import UniTuple
+from numba.core.typing import Context, Signature
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, overload
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+Word = np.unsignedinteger
+Words = npt.NDArray[np.unsignedinteger]
+"""Codes or labels as unsigned words."""
+Ints = npt.NDArray[np.integer]
+Floats = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
+Query = tuple[Word, ...]
+"""The words of one code."""
+
+Hits = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]
+"""Query, distance and row of each hit."""
+
+Values = Sequence[ir.Value]
+Intrinsic = tuple[Signature, Callable[[BaseContext, ir.IRBuilder, Signature, Values], ir.Value]]
+"""A function that LLVM gets built: its signature in numba's types, and its code."""
 
 CHUNK = 4096  # codes per chunk of one word: 32 KiB at 64 bits
 AHEAD = 512  # words from the tested group to the fetched one: the CPU's own prefetch stops at the end of the page
@@ -63,24 +83,24 @@ def compiled(function: _F) -> _F:
     return cast(_F, numba.njit(nogil=True)(function))
 
 
-def _ctpop(typingctx: Any, word: Any) -> Any:
+def _ctpop(typingctx: Context, word: types.Type) -> Intrinsic:
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context: BaseContext, builder: ir.IRBuilder, signature: Signature, args: Values) -> ir.Value:
         return builder.ctpop(args[0])
 
     return types.uint64(types.uint64), codegen
 
 
 # Number of set bits of a uint64, as the CPU's own instruction.
-_popcount: Any = intrinsic(_ctpop)
+_popcount: Callable[[np.uint64], np.uint64] = intrinsic(_ctpop)
 
 
-def _fetch(typingctx: Any, query: Any, words: Any, place: Any) -> Any:
+def _fetch(typingctx: Context, query: UniTuple, words: types.Type, place: types.Type) -> Intrinsic:
     # llvm.prefetch's locality: 3 asks for all cache levels, 2 leaves out the first. Groups of narrow codes are tested
     # so fast that lines on their way into the first level hold up the lines that are read now.
     level = 2 if _is_narrow(query) else 3
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context: BaseContext, builder: ir.IRBuilder, signature: Signature, args: Values) -> ir.Value:
         array = context.make_array(signature.args[1])(context, builder, args[1])
         bytes_, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [bytes_, flag, flag, flag])
@@ -94,11 +114,11 @@ def _fetch(typingctx: Any, query: Any, words: Any, place: Any) -> Any:
 
 # Prefetch the line that holds words[place]; the type of `query` gives the width of codes. A place beyond the array does
 # no harm.
-_prefetch: Any = intrinsic(_fetch)
+_prefetch: Callable[[Query, Words, int], None] = intrinsic(_fetch)
 
 
 @compiled
-def _query_words(zeros: Any, queries_QW: Any, q: int) -> Any:
+def _query_words(zeros: Query, queries_QW: Words, q: int) -> Query:
     query = zeros
     for w in range(len(zeros)):
         query = tuple_setitem(query, w, queries_QW[q, w])
@@ -106,7 +126,7 @@ def _query_words(zeros: Any, queries_QW: Any, q: int) -> Any:
 
 
 @compiled
-def _distance(query: Any, words: Any, code: int) -> Any:
+def _distance(query: Query, words: Words, code: int) -> np.uint64:
     """Return the distance between a query and the code at place `code` of a flat array."""
     distance = np.uint64(0)
     for w in range(len(query)):
@@ -114,9 +134,9 @@ def _distance(query: Any, words: Any, code: int) -> Any:
     return distance
 
 
-def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
+def _vectors(typingctx: Context, query: UniTuple, words: types.Type, limit: types.Type) -> Intrinsic:
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context: BaseContext, builder: ir.IRBuilder, signature: Signature, args: Values) -> ir.Value:
         array = context.make_array(signature.args[1])(context, builder, args[1])
         width, word, index = query.count, ir.IntType(64), ir.IntType(32)
         vector = ir.VectorType(word, LANES)
@@ -124,13 +144,13 @@ def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
             builder.module, ir.FunctionType(vector, [vector]), f"llvm.ctpop.v{LANES}i64"
         )
 
-        def filled(values: list[Any]) -> Any:
+        def filled(values: Values) -> ir.Value:
             found = ir.Constant(vector, ir.Undefined)
             for lane in range(LANES):
                 found = builder.insert_element(found, values[lane % len(values)], index(lane))
             return found
 
-        def every_second(first: Any, second: Any, start: int) -> Any:
+        def every_second(first: ir.Value, second: ir.Value, start: int) -> ir.Value:
             lanes = [start + 2 * lane for lane in range(LANES)]
             return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(index, LANES), lanes))
 
@@ -160,27 +180,28 @@ def _vectors(typingctx: Any, query: Any, words: Any, limit: Any) -> Any:
 
 
 # Test whether any of the first NARROW codes in `words` is nearer than `limit` to the query of one or two uint64.
-_near_vectors: Any = intrinsic(_vectors)
+_near_vectors: Callable[[Query, Words, Word], bool] = intrinsic(_vectors)
 
 
-def _constant(typingctx: Any, query: Any) -> Any:
+def _constant(typingctx: Context, query: UniTuple) -> Intrinsic:
     size = NARROW if _is_narrow(query) else WIDE
     return types.intp(query), lambda context, builder, signature, args: context.get_constant(types.intp, size)
 
 
 # Number of codes tested at once, a constant for each type of query.
-_group: Any = intrinsic(_constant)
+_group: Callable[[Query], int] = intrinsic(_constant)
 
 
-def _is_narrow(query: Any) -> bool:
+def _is_narrow(query: UniTuple) -> bool:
     return bool(query.dtype == types.uint64 and query.count <= 2)
 
 
-def _near(query: Any, group: Any, limit: Any) -> bool:
+def _near(query: Query, group: Words, limit: Word) -> bool:
     """Test whether any code of a group is nearer than `limit`; for compiled loops only."""
     raise NotImplementedError
 
 
+# Any, as numba wants the annotations here, of types, to equal those of the chosen function, of values.
 def _near_by_type(query: Any, group: Any, limit: Any) -> Any:
     def vectors(query: Any, group: Any, limit: Any) -> Any:
         return _near_vectors(query, group, limit)
@@ -199,15 +220,15 @@ overload(_near, inline="always")(_near_by_type)
 
 @compiled
 def _append(
-    query: Any,
-    words: Any,
+    query: Query,
+    words: Words,
     start: int,
     stop: int,
-    limit: Any,
-    allowed_N: Any,
+    limit: Word,
+    allowed_N: Mask,
     first_row: int,
-    rows: Any,
-    distances: Any,
+    rows: Ints,
+    distances: Ints,
     count: int,
 ) -> int:
     """Write the codes in [start, stop) that are allowed and nearer than `limit` to the outputs; return the count."""
@@ -221,14 +242,14 @@ def _append(
 
 
 @compiled
-def _next_near(query: Any, words: Any, first: int, limit: Any, fetch: bool) -> Any:
+def _next_near(query: Query, words: Words, first: int, limit: Word, fetch: bool) -> int:
     """Return the first code of the first group, from the code `first` on, that holds a code nearer than `limit`.
 
     Where no group does, returns the number of codes in whole groups. `fetch` prefetches the lines ahead of each group.
     No array is returned from here: counting its references would take a tenth of the time of a chunk.
     """
     width, size = len(query), _group(query)
-    whole = words.shape[0] // width // size * size
+    whole: int = words.shape[0] // width // size * size
     for start in range(first, whole, size):
         # A slice and a loop from 0 let LLVM drop the checks for negative subscripts.
         group = words[start * width : (start + size) * width]
@@ -242,14 +263,14 @@ def _next_near(query: Any, words: Any, first: int, limit: Any, fetch: bool) -> A
 
 @compiled
 def _collect(
-    query: Any,
-    words: Any,
+    query: Query,
+    words: Words,
     first: int,
-    limit: Any,
-    allowed_N: Any,
+    limit: Word,
+    allowed_N: Mask,
     first_row: int,
-    rows: Any,
-    distances: Any,
+    rows: Ints,
+    distances: Ints,
     count: int,
 ) -> int:
     """Write the allowed codes nearer than `limit`, from the group at `first` on, to the outputs; return the count."""
@@ -262,7 +283,7 @@ def _collect(
 
 
 @compiled
-def chunk_distances(query_W: Any, database_NW: Any, start: int, stop: int, out: Any) -> None:
+def chunk_distances(query_W: Words, database_NW: Words, start: int, stop: int, out: Ints) -> None:
     """Write the distances of `query_W` to rows start..stop of the database to `out[: stop - start]`."""
     words = query_W.shape[0]
     num = stop - start
@@ -286,13 +307,13 @@ def chunk_distances(query_W: Any, database_NW: Any, start: int, stop: int, out: 
 
 
 @compiled
-def distances(queries_QW: Any, database_NW: Any, out_QN: Any) -> None:
+def distances(queries_QW: Words, database_NW: Words, out_QN: Ints) -> None:
     for q in range(queries_QW.shape[0]):
         chunk_distances(queries_QW[q], database_NW, 0, database_NW.shape[0], out_QN[q])
 
 
 @compiled
-def _compact(distances: Any, rows: Any, keep: int, hist_D: Any, spare_d: Any, spare_r: Any) -> int:
+def _compact(distances: Ints, rows: Ints, keep: int, hist_D: Ints, spare_d: Ints, spare_r: Ints) -> int:
     """Sort the candidates by distance (a stable counting sort), keep the first `keep`, and recount `hist_D`."""
     count = distances.shape[0]
     place = np.empty(hist_D.shape[0], np.int64)
@@ -317,7 +338,7 @@ def _compact(distances: Any, rows: Any, keep: int, hist_D: Any, spare_d: Any, sp
 
 
 @compiled
-def _threshold(hist_QD: Any, q: int, k: int) -> int:
+def _threshold(hist_QD: Ints, q: int, k: int) -> int:
     """Return the least distance within which k candidates lie already: a later row at that distance cannot win."""
     total = 0
     for d in range(hist_QD.shape[1]):
@@ -328,7 +349,7 @@ def _threshold(hist_QD: Any, q: int, k: int) -> int:
 
 
 @compiled
-def _lead(zeros: Any, words: Any) -> Any:
+def _lead(zeros: Query, words: Words) -> int:
     """Return the number of codes between the last boundary of a 64-byte line and the first code.
 
     Chunks then begin at such boundaries: a vector that spans two lines costs two loads.
@@ -339,7 +360,7 @@ def _lead(zeros: Any, words: Any) -> Any:
 
 
 @compiled
-def _fetch_share(zeros: Any, words: Any, start: int, stop: int, share: int, shares: int) -> None:
+def _fetch_share(zeros: Query, words: Words, start: int, stop: int, share: int, shares: int) -> None:
     """Prefetch one of `shares` equal shares of words[start:stop], the next chunk, while the present one is read."""
     lines = (stop - start + 7) // 8
     for line in range(lines * share // shares, lines * (share + 1) // shares):
@@ -348,7 +369,14 @@ def _fetch_share(zeros: Any, words: Any, start: int, stop: int, share: int, shar
 
 @compiled
 def knn(
-    zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius_Q: Any, first_row: int, out_d: Any, out_r: Any
+    zeros: Query,
+    queries_QW: Words,
+    words: Words,
+    allowed_N: Mask,
+    radius_Q: Ints,
+    first_row: int,
+    out_d: Ints,
+    out_r: Ints,
 ) -> None:
     """Find the k nearest of the codes in the flat `words`; their first row is `first_row`, and k is the width of
     `out_d`.
@@ -390,7 +418,9 @@ def knn(
 
 
 @compiled
-def within(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int, first_row: int, counts_QD: Any) -> Any:
+def within(
+    zeros: Query, queries_QW: Words, words: Words, allowed_N: Mask, radius: int, first_row: int, counts_QD: Ints
+) -> Hits:
     """Find all codes within `radius`; return (query, distance, row) of each hit, and add to `counts_QD`.
 
     Hits of one query and distance come in the order of their rows.
@@ -421,7 +451,7 @@ def within(zeros: Any, queries_QW: Any, words: Any, allowed_N: Any, radius: int,
 
 
 @compiled
-def place_hits(hits: Any, place_QD: Any, rows: Any, distances: Any) -> None:
+def place_hits(hits: Hits, place_QD: Ints, rows: Ints, distances: Ints) -> None:
     """Move hits to their places: `place_QD` has the next place of each query and distance, and is advanced."""
     hit_q, hit_d, hit_r = hits
     for i in range(hit_q.shape[0]):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hhnet.search._buckets import LOOKUP, _cost, _distance, _found_before, _next, _substring, choose
-from hhnet.search._compiled import compiled
+from hhnet.search._compiled import Ints, Word, Words, compiled
 
 ANSWERED, SCAN = 1, 2
 """Outcome of a query: all its pairs were found, or a scan is cheaper."""
@@ -22,7 +22,7 @@ SIZING = 0.1
 
 
 @compiled
-def _hash(codes_NW: Any, row: int, seed: Any) -> Any:
+def _hash(codes_NW: Words, row: int, seed: Word) -> Word:
     """Hash one code: the finaliser of splitmix64, applied for each word."""
     mixed = seed
     for w in range(codes_NW.shape[1]):
@@ -34,7 +34,7 @@ def _hash(codes_NW: Any, row: int, seed: Any) -> Any:
 
 
 @compiled
-def _equal(codes_NW: Any, row: int, other: int) -> bool:
+def _equal(codes_NW: Words, row: int, other: int) -> bool:
     same = True
     for w in range(codes_NW.shape[1]):
         same &= codes_NW[row, w] == codes_NW[other, w]
@@ -43,7 +43,7 @@ def _equal(codes_NW: Any, row: int, other: int) -> bool:
 
 @compiled
 def group(
-    codes_NW: Any, known: int, share: int, shares: int, seed: Any, table_S: Any, leaders_N: Any, counts_2: Any
+    codes_NW: Words, known: int, share: int, shares: int, seed: Word, table_S: Ints, leaders_N: Ints, counts_2: Ints
 ) -> bool:
     """Find the leaders of the codes whose hash falls into `share` of `shares`; False where the table is too small.
 
@@ -90,18 +90,18 @@ def group(
 
 @compiled
 def join(
-    queries_QW: Any,
-    first_Q: Any,
-    codes_NW: Any,
-    layout_M3: Any,
-    offsets_M: Any,
-    starts: Any,
-    rows_MN: Any,
+    queries_QW: Words,
+    first_Q: Ints,
+    codes_NW: Words,
+    layout_M3: Ints,
+    offsets_M: Ints,
+    starts: Ints,
+    rows_MN: Ints,
     radius: int,
     word: float,
     begin: int,
-    state_Q: Any,
-    found: Any,
+    state_Q: Ints,
+    found: tuple[Ints, Ints, Ints],
 ) -> Any:
     """Write the pairs (query, row, distance) within `radius` whose row is `first_Q` of the query or later, query by
     query.
@@ -165,7 +165,7 @@ def join(
 
 
 @compiled
-def _root(parents_N: Any, n: int) -> Any:
+def _root(parents_N: Ints, n: int) -> int:
     """Return the root of a node; every other node on the way is moved nearer to it (path halving)."""
     while parents_N[n] >= 0:
         parent = parents_N[n]
@@ -176,7 +176,7 @@ def _root(parents_N: Any, n: int) -> Any:
 
 
 @compiled
-def unite(parents_N: Any, a_P: Any, b_P: Any) -> None:
+def unite(parents_N: Ints, a_P: Ints, b_P: Ints) -> None:
     """Join the trees of each pair under the smaller root; a root holds minus the size of its tree."""
     for i in range(a_P.shape[0]):
         low, high = _root(parents_N, a_P[i]), _root(parents_N, b_P[i])
@@ -189,7 +189,7 @@ def unite(parents_N: Any, a_P: Any, b_P: Any) -> None:
 
 
 @compiled
-def roots(parents_N: Any, start: int, out: Any) -> None:
+def roots(parents_N: Ints, start: int, out: Ints) -> None:
     """Write the roots of the nodes from `start` on to `out`."""
     for i in range(out.shape[0]):
         out[i] = _root(parents_N, start + i)

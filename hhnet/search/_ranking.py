@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from hhnet.search._compiled import CHUNK, chunk_distances, compiled
+from hhnet.search._compiled import CHUNK, Floats, Ints, Mask, Words, chunk_distances, compiled
 
 RETRIEVED, MINIMUM, ALL = 0, 1, 2  # denominators
 
 
 @compiled
-def _matches(query_L: Any, labels_NL: Any, start: int, stop: int, single: bool, out: Any) -> None:
+def _matches(query_L: Words, labels_NL: Words, start: int, stop: int, single: bool, out: Ints) -> None:
     """Write 1 where a row of start..stop shares a class with the query, else 0.
 
     With `single`, labels are class ids that must be equal; otherwise they are bits of which one must be common.
@@ -41,13 +41,13 @@ def _matches(query_L: Any, labels_NL: Any, start: int, stop: int, single: bool, 
 
 @compiled
 def histograms(
-    queries_QW: Any,
-    database_NW: Any,
-    labels_QL: Any,
-    labels_NL: Any,
+    queries_QW: Words,
+    database_NW: Words,
+    labels_QL: Words,
+    labels_NL: Words,
     single: bool,
-    total_QD: Any,
-    hits_QD: Any,
+    total_QD: Ints,
+    hits_QD: Ints,
 ) -> None:
     # All subscripts are unsigned: a signed one would be tested for being negative in each step of the loop.
     distance, match = np.empty(CHUNK, np.uint16), np.empty(CHUNK, np.uint8)
@@ -77,7 +77,7 @@ def _denominator(kind: int, retrieved: int, every: int, cut: int) -> int:
 
 
 @compiled
-def _group_sum(before: int, size: int, hits: int, hits_before: int, harmonic: Any, first: int) -> float:
+def _group_sum(before: int, size: int, hits: int, hits_before: int, harmonic: Floats, first: int) -> float:
     """Return the expected sum of relevance x precision over the first `first` ranks of a group in random order.
 
     The group has `size` samples, `hits` of them relevant, and follows on `before` ranks with `hits_before` relevant
@@ -95,7 +95,9 @@ def _group_sum(before: int, size: int, hits: int, hits_before: int, harmonic: An
 
 
 @compiled
-def _cut_group(before: int, size: int, hits: int, hits_before: int, first: int, summed: float, harmonic: Any) -> float:
+def _cut_group(
+    before: int, size: int, hits: int, hits_before: int, first: int, summed: float, harmonic: Floats
+) -> float:
     """Return the expected AP where the cut falls inside a group and AP is divided by the number of retrieved hits.
 
     That number is hits_before + x with x hypergeometric. Given x, the first ranks of the group are themselves
@@ -126,7 +128,9 @@ def _cut_group(before: int, size: int, hits: int, hits_before: int, first: int, 
 
 
 @compiled
-def expected_ap(total_QD: Any, hits_QD: Any, cut: int, kind: int, harmonic: Any, ap_Q: Any, hit_Q: Any) -> None:
+def expected_ap(
+    total_QD: Ints, hits_QD: Ints, cut: int, kind: int, harmonic: Floats, ap_Q: Floats, hit_Q: Mask
+) -> None:
     """Write the expected AP at `cut` over random orders inside groups, and whether a hit within the cut is possible."""
     for q in range(total_QD.shape[0]):
         every = 0
@@ -153,15 +157,15 @@ def expected_ap(total_QD: Any, hits_QD: Any, cut: int, kind: int, harmonic: Any,
 
 @compiled
 def stable_ap(
-    queries_QW: Any,
-    database_NW: Any,
-    labels_QL: Any,
-    labels_NL: Any,
+    queries_QW: Words,
+    database_NW: Words,
+    labels_QL: Words,
+    labels_NL: Words,
     single: bool,
     cut: int,
     kind: int,
-    ap_Q: Any,
-    hit_Q: Any,
+    ap_Q: Floats,
+    hit_Q: Mask,
 ) -> None:
     """Write AP at `cut` in the order (distance, row) to `ap_Q`, in one pass over the rows.
 
@@ -205,17 +209,17 @@ def stable_ap(
 
 @compiled
 def scored_ap(
-    queries_QW: Any,
-    database_NW: Any,
-    labels_QL: Any,
-    labels_NL: Any,
+    queries_QW: Words,
+    database_NW: Words,
+    labels_QL: Words,
+    labels_NL: Words,
     single: bool,
-    scores_QN: Any,
+    scores_QN: Floats,
     first: int,
     cut: int,
     kind: int,
-    ap_Q: Any,
-    hit_Q: Any,
+    ap_Q: Floats,
+    hit_Q: Mask,
 ) -> None:
     """Write AP at `cut` in the order (distance, score, row) to `ap_Q`.
 

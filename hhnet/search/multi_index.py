@@ -23,9 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.search import _buckets
+from hhnet.search._compiled import Ints, Mask, Words
 from hhnet.search.kernels import NO_DISTANCE, NO_ROW, as_words, hamming_knn, hamming_range, radii, run_blocks
 
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound=np.generic)
 
 Codes = npt.NDArray[np.uint8]
 
@@ -136,7 +138,7 @@ class MultiIndexHash:
         k: int,
         threads: int | None = None,
         allowed: npt.NDArray[np.bool_] | None = None,
-        radius: npt.NDArray[Any] | None = None,
+        radius: Ints | None = None,
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Find the k nearest codes of each query, as `hamming_knn(queries, codes, k, threads, allowed, radius)` does.
 
@@ -172,8 +174,8 @@ class MultiIndexHash:
         return self._range(queries, radius, threads, allowed)[:3]
 
     def _knn(
-        self, queries: Codes, k: int, threads: int | None, allowed: Any, radius: Any = None
-    ) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
+        self, queries: Codes, k: int, threads: int | None, allowed: Mask | None, radius: Ints | None = None
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Mask]:
         """Return distances and rows, and which queries were answered by a scan."""
         queries_QW, codes_NW, allowed_N = self._checked(queries, allowed)
         if k < 1:
@@ -187,7 +189,7 @@ class MultiIndexHash:
         shape = len(queries_QW), k
         distances, rows = np.full(shape, NO_DISTANCE, np.int32), np.full(shape, NO_ROW, np.int64)
 
-        def search(part: slice, state_Q: Any) -> None:
+        def search(part: slice, state_Q: Ints) -> None:
             _buckets.knn(
                 *(queries_QW[part], codes_NW, *self.tables(), allowed_N, radius_Q[part], scan),
                 *(distances[part], rows[part], state_Q),
@@ -202,8 +204,8 @@ class MultiIndexHash:
         return distances, rows, scanned
 
     def _range(
-        self, queries: Codes, radius: int, threads: int | None, allowed: Any
-    ) -> tuple[Any, Any, Any, npt.NDArray[np.bool_]]:
+        self, queries: Codes, radius: int, threads: int | None, allowed: Mask | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32], Mask]:
         """Return offsets, rows and distances, and which queries were answered by a scan."""
         queries_QW, codes_NW, allowed_N = self._checked(queries, allowed)
         if radius < 0:
@@ -215,7 +217,7 @@ class MultiIndexHash:
             return *found, np.ones(len(queries_QW), np.bool_)
         counts = np.zeros(len(queries_QW), np.int64)
 
-        def search(part: slice, state_Q: Any) -> npt.NDArray[np.int64]:
+        def search(part: slice, state_Q: Ints) -> npt.NDArray[np.int64]:
             found_keys: npt.NDArray[np.int64] = _buckets.within(
                 *(queries_QW[part], codes_NW, *self.tables(), allowed_N),
                 *(radius, scan, counts[part], state_Q),
@@ -248,14 +250,14 @@ class MultiIndexHash:
         """Test, without a look at the tables, whether there are no queries or not even one bucket is worth a look."""
         return num == 0 or num * scan < CLEARLY_A_SCAN or _buckets.PROBE * scan < _buckets.LOOKUP
 
-    def tables(self) -> tuple[Any, Any, Any, Any]:
+    def tables(self) -> tuple[Ints, Ints, Ints, Ints]:
         """Return layout, offsets, `starts` and `rows` for the compiled loops.
 
         All are read-only, so that the loops are compiled once for mapped and for new tables.
         """
         return *_layout(self.bits, len(self.rows)), _readonly(self.starts), _readonly(self.rows)
 
-    def _checked(self, queries: Codes, allowed: Any) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
+    def _checked(self, queries: Codes, allowed: Mask | None) -> tuple[Words, Words, Mask]:
         queries_QW, codes_NW = as_words(padded(queries, "queries"), "queries"), as_words(self.codes, "codes")
         width = np.shape(queries)[1]
         if queries_QW.shape[1] != codes_NW.shape[1] or 8 * width < self.bits:
@@ -269,7 +271,7 @@ class MultiIndexHash:
 
 
 def _in_blocks(
-    search: Callable[[slice, Any], _T], num: int, scan: float, threads: int | None
+    search: Callable[[slice, Ints], _T], num: int, scan: float, threads: int | None
 ) -> tuple[npt.NDArray[np.bool_], list[_T]]:
     """Run `search` on blocks of queries; return the mask of queries left to a scan, and the results of the blocks."""
     state = np.empty(num, np.uint8)
@@ -279,7 +281,7 @@ def _in_blocks(
     return state == _buckets.SCAN, found
 
 
-def _bytes(words: npt.NDArray[np.uint64]) -> Codes:
+def _bytes(words: Words) -> Codes:
     return words.view(np.uint8)
 
 
@@ -292,13 +294,13 @@ def _layout(bits: int, substrings: int) -> tuple[npt.NDArray[np.int64], npt.NDAr
     return _readonly(np.stack([begins // 64, begins % 64, widths], axis=1).astype(np.int64)), _readonly(offsets)
 
 
-def _readonly(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _readonly(array: npt.NDArray[_S]) -> npt.NDArray[_S]:
     view = np.ascontiguousarray(array).view(np.ndarray)[:]
     view.flags.writeable = False
     return view
 
 
-def _woven(by_scan: npt.NDArray[np.bool_], scanned: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _woven(by_scan: Mask, scanned: npt.NDArray[_S], others: npt.NDArray[_S]) -> npt.NDArray[_S]:
     """Merge the hits of scanned queries and of the others into the order of the queries."""
     out = np.empty(len(by_scan), scanned.dtype)
     out[by_scan], out[~by_scan] = scanned, others
