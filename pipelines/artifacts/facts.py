@@ -6,7 +6,7 @@ the facts in the order of the fields here.
 
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, JsonValue, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, field_validator
 
 from pipelines.artifacts.manifest import Artifact, Facts, Part
 from pipelines.artifacts.tables import REAL_CODES
@@ -110,7 +110,7 @@ class Metrics(Facts):
     epoch: int
     map: float
     skipped: int
-    """Number of steps skipped because their gradient was not finite."""
+    """Number of training images left out because they did not decode."""
     steps: int
 
 
@@ -183,6 +183,35 @@ class ModelCard(Facts):
     def config(self) -> Config:
         """Settings of the training; those that do not change a model have their defaults."""
         return config_of(self.settings)
+
+
+class BestEpoch(Facts):
+    """The epoch of the best validation so far."""
+
+    map: float
+    epoch: int
+    checkpoint: str
+    """Name of the checkpoint with its weights."""
+
+
+class Progress(Facts):
+    """The contents of a checkpoint's progress.json. A training changes it as it goes on."""
+
+    model_config = ConfigDict(frozen=False)
+
+    best: BestEpoch | None
+    """None before the first validation."""
+    history: list[EpochFigures]
+    """Figures of the epochs that have ended."""
+    skipped: int
+    """Number of images left out so far because they did not decode."""
+    legs: list[list[int]]
+    """Number of workers, and of their steps, for each leg of the present epoch."""
+
+    @classmethod
+    def new(cls) -> Self:
+        """Return the progress of a training that begins."""
+        return cls(best=None, history=[], skipped=0, legs=[])
 
 
 class CheckpointMeta(Facts):

@@ -6,11 +6,11 @@ that a learned hash layer has to beat. No weight of the backbone changes, and va
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Required, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ from pipelines.shards.shards import Sample, open_shards
 from pipelines.storage import Store, canonical_json
 
 if TYPE_CHECKING:  # they import torch, which only the worker needs
+    from torch import nn
+
     from hhnet.nn.model import HHNet, Preprocess
 
 FEATURES = ("lsh", "pca", "pca-itq")
@@ -66,6 +68,14 @@ class RotateJob:
             *(Store(self.out), "model", self.fingerprint, self.inputs),
             {"model": self.model, "shards": self.shards, **val},
         )
+
+
+class Fit(TypedDict, total=False):
+    """Figures of a fit: the images that it saw, and the quantisation error after and before it."""
+
+    images: Required[int]
+    error: float
+    error_before: float
 
 
 @dataclass(frozen=True)
@@ -175,7 +185,7 @@ def _publish(job: RotateJob, fitted: Fitted) -> Artifact:
 class Fitter:
     """Fits the hash layer of a job; runs in a worker. `post(steps, note)` reports progress: images, then epochs."""
 
-    def __init__(self, job: RotateJob, post: Any) -> None:
+    def __init__(self, job: RotateJob, post: Callable[[int, str], object]) -> None:
         from pipelines.encode.encoder import Encoder
         from pipelines.train.batches import TrainData
 
@@ -213,7 +223,7 @@ class Fitter:
         parameters = sum(tensor.numel() for tensor in made.parameters())
         return Fitted(model_to_bytes(made), described, parameters, meta)
 
-    def _made(self) -> tuple["HHNet", dict[str, Any]]:
+    def _made(self) -> tuple["HHNet", Fit]:
         from hhnet.nn import rehead, rotation
 
         method, seed = self.train.rotate, self.train.seed
@@ -239,7 +249,7 @@ class Fitter:
     def _fitted(self, images: int, epochs: int) -> None:
         self.post(images + epochs, f"epoch {epochs}/{EPOCHS}")
 
-    def _projected(self, x_ND: Reals) -> tuple["HHNet", dict[str, Any]]:
+    def _projected(self, x_ND: Reals) -> tuple["HHNet", Fit]:
         from hhnet.nn import rehead, rotation
 
         bits, seed = self.encoder.bits, self.train.seed
@@ -274,7 +284,7 @@ class Fitter:
         except ValueError as error:
             raise InputError(f"{self.base.uri}: {error}") from None
 
-    def _outputs(self, network: Any) -> Reals:
+    def _outputs(self, network: "nn.Module") -> Reals:
         """Return the outputs of `network` for a seeded sample of the training images, float64 (N, width of outputs)."""
         batches, squares, done = [], [], 0
         decode = partial(_decode, self.encoder.preprocess)

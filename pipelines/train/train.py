@@ -10,14 +10,14 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import Metrics, ModelCard, ModelMeta, ShardsMeta
+from pipelines.artifacts.facts import BestEpoch, EpochFigures, Metrics, ModelCard, ModelMeta, Progress, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, read_identity
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
@@ -143,14 +143,14 @@ def _work(job: TrainJob) -> Artifact:
         if last is None or last.step < total:
             raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
         artifact = _publish(writer, checkpoints, last, train_set, config)
-        _warn_of_equal_maps(last.progress["history"])
+        _warn_of_equal_maps(last.progress.history)
         log.result(**artifact.facts(ModelMeta).metrics.as_json())
     return artifact
 
 
-def _warn_of_equal_maps(history: Sequence[Mapping[str, Any]]) -> None:
+def _warn_of_equal_maps(history: Sequence[EpochFigures]) -> None:
     """Warn on stderr if all validations gave the same mAP, so that they could not choose an epoch."""
-    maps = [entry["map"] for entry in history if "map" in entry]
+    maps = [entry.map for entry in history if entry.map is not None]
     if len(maps) > 1 and len(set(maps)) == 1:
         _log.warning(
             "warning: the validation mAP was %.4f in all %d validations, so it chose no epoch and the last one was "
@@ -247,8 +247,7 @@ def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
                     break
                 except _Unstarted as unstarted:
                     need = _next_try(unstarted, need, config, restarts)
-                    fields = {"verb": "train", "restarts": restarts + 1}
-                    _log.info("workers did not start: %s; trying again", unstarted, extra=fields)
+                    _log.info("workers did not start: %s; trying again", unstarted, extra={"restarts": restarts + 1})
 
 
 class _Unstarted(Exception):
@@ -356,31 +355,31 @@ def _publish(
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
 
-    best = checkpoints.named(last.progress["best"]["checkpoint"])
+    validated = last.progress.best
+    assert validated is not None, "the last epoch is always validated"
+    best = checkpoints.named(validated.checkpoint)
     loss = make_training_loss(config, len(train_set.classes))
     network = make_network(config, loss.default_head)
     network.load_state_dict(best.tensors("average."))
     metrics = Metrics(
-        map=last.progress["best"]["map"],
-        epoch=last.progress["best"]["epoch"],
+        map=validated.map,
+        epoch=validated.epoch,
         steps=last.step,
-        skipped=last.progress["skipped"],
+        skipped=last.progress.skipped,
     )
-    described = ModelCard.from_json(
-        card(
-            network,
-            preprocess_of(config),
-            classes=list(train_set.classes),
-            precision=config.model.precision,
-            loss=config.train.loss,
-            metrics=metrics.as_json(),
-            history=last.progress["history"],
-            settings=_settings(config),
-        )
+    described = card(
+        network,
+        preprocess_of(config),
+        classes=list(train_set.classes),
+        precision=config.model.precision,
+        loss=config.train.loss,
+        metrics=metrics,
+        history=last.progress.history,
+        settings=_settings(config),
     )
     parts = [
         writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
-        writer.put_part("model.json", canonical_json(described), rows=1),
+        writer.put_part("model.json", canonical_json(ModelCard.from_json(described)), rows=1),
     ]
     protocol = train_set.artifact.facts(ShardsMeta).split_part
     meta = ModelMeta(bits=config.model.bits, classes=train_set.classes, metrics=metrics, protocol=protocol)
@@ -390,7 +389,7 @@ def _publish(
 # ---------------------------------------------------------------------------------------------------------- loop
 
 
-def train_worker(job: TrainJob, post: Any) -> None:
+def train_worker(job: TrainJob, post: Callable[[int, str], object]) -> None:
     """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
     from pipelines.train.batches import TrainData, preprocess_of
     from pipelines.train.checkpoints import Checkpoints
@@ -401,26 +400,26 @@ def train_worker(job: TrainJob, post: Any) -> None:
     data = TrainData.make(train_set, val_set, config)
     learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
     checkpoints = Checkpoints(Store(job.out), job.fingerprint)
-    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0, "legs": []}
+    progress = Progress.new()
     last = checkpoints.latest()
     if last is not None:
         learner.load_state(last.tensors(""), last.step)
         progress = last.progress
     steps = data.epoch_steps(config)
-    legs = progress["legs"]
+    legs = progress.legs
     if not legs or legs[-1][0] != learner.world:
         legs.append([learner.world, 0])
     stream = _stream(job, data, learner, learner.step_count // steps, legs)
     begun = time.monotonic()
     seen, meter = 0, Meter("train")
     while learner.step_count < learner.total_steps:
-        epoch, legs = learner.step_count // steps, progress["legs"] or [[learner.world, 0]]
-        progress["legs"] = legs
+        epoch, legs = learner.step_count // steps, progress.legs or [[learner.world, 0]]
+        progress.legs = legs
         loss: StepLoss | None = None
         for batch, bad in _counted(islice(stream, steps - learner.step_count % steps), meter):
             before, loss = loss, learner.step(batch)
             legs[-1][1] += 1
-            progress["skipped"] += bad
+            progress.skipped += bad
             seen += len(batch.keys) * learner.world  # images: each view of a sample counts as one
             known = (before or loss).value()  # of the step before, so that the GPU has work while this waits
             if learner.rank == 0:
@@ -431,7 +430,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
             if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
                 loss.value()  # raises if the loss is not finite, so that the state after a bad step is never saved
                 _save(checkpoints, learner, progress)
-        progress["legs"] = []
+        progress.legs = []
         assert loss is not None, "an epoch has at least one step left"
         with meter.busy():
             ended = time.perf_counter()
@@ -472,7 +471,7 @@ def _end_epoch(
     checkpoints: "Checkpoints",
     learner: "Learner",
     data: "TrainData",
-    progress: dict[str, Any],
+    progress: Progress,
     epoch: int,
     loss: float,
 ) -> None:
@@ -480,20 +479,18 @@ def _end_epoch(
     from pipelines.train.validation import validate
 
     train_config = learner.config.train
-    entry: dict[str, Any] = {"epoch": epoch + 1, "step": learner.step_count, "loss": loss}
     last = epoch + 1 == train_config.epochs
     name = checkpoints.new_name(learner.step_count)
     validates = last or (epoch + 1) % train_config.val_every == 0
-    if validates:
-        entry["map"] = validate(learner, data)
-        if progress["best"] is None or entry["map"] >= progress["best"]["map"]:  # of equal ones, the later epoch
-            progress["best"] = {"map": entry["map"], "epoch": epoch + 1, "checkpoint": name}
-    progress["history"].append(entry)
+    found = validate(learner, data) if validates else None
+    if found is not None and (progress.best is None or found >= progress.best.map):  # of equal ones, the later epoch
+        progress.best = BestEpoch(map=found, epoch=epoch + 1, checkpoint=name)
+    progress.history.append(EpochFigures(epoch=epoch + 1, step=learner.step_count, loss=loss, map=found))
     if validates or learner.step_count % train_config.checkpoint_steps == 0:
         _save(checkpoints, learner, progress, name)
 
 
-def _save(checkpoints: "Checkpoints", learner: "Learner", progress: dict[str, Any], name: str | None = None) -> None:
+def _save(checkpoints: "Checkpoints", learner: "Learner", progress: Progress, name: str | None = None) -> None:
     import torch.distributed as dist
 
     if learner.rank == 0:
