@@ -74,6 +74,12 @@ def show_log(level: Level | None = None, as_json: bool | None = None) -> None:
         logger.setLevel(_CONSOLE.level_name.upper())
 
 
+def show_as_ours(library: str) -> None:
+    """Show the log of an imported library in this form too, where that is JSON."""
+    if _CONSOLE.as_json:
+        logging.getLogger(library).handlers = [_CONSOLE]
+
+
 def log_variables() -> dict[str, str]:
     """Return the environment variables by which another process shows its log as this one does, unless as usual."""
     level = {LEVEL_VARIABLE: _CONSOLE.level_name} if _CONSOLE.level_name != "warning" else {}

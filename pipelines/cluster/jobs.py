@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.cluster.access import is_loopback, refuse_credentials, require_ray_token, token_refused
 from pipelines.cluster.records import METADATA, FollowedStages, Record, read_record
-from pipelines.console import log_variables, relay
+from pipelines.console import log_variables, relay, show_as_ours
 from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
 from pipelines.storage import sha256_of
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ AGAIN = "what was committed stays, and the same command goes on from there"
 
 def submit_verb(
     address: str, arguments: Sequence[str], *, wait_s: float = 60.0, labels: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> Record:
     """Run `python -m pipelines ARGUMENTS` as a Ray job at the http(s) `address`, and return the verb's result.
 
     The job's id is made of its arguments and the attempt, so a job that runs already is attached to and not started
@@ -54,9 +57,11 @@ def submit_verb(
         raise ClusterUnavailable(f"cannot submit to Ray at {address}: {_first_line(error)}") from error
 
 
-def _client(address: str) -> Any:
+def _client(address: str) -> "JobSubmissionClient":
     """Return Ray's client of the Jobs API, with a deadline for each answer and no proxy before this machine."""
     from ray.job_submission import JobSubmissionClient
+
+    show_as_ours("ray")
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
@@ -72,7 +77,7 @@ def _first_line(error: object) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[str, str]) -> str:
+def _start_or_attach(client: "JobSubmissionClient", command: str, wait_s: float, labels: Mapping[str, str]) -> str:
     """Return the submission id of the job that runs the command: a live one, else a new one."""
     from ray.job_submission import JobStatus
 
@@ -114,7 +119,7 @@ def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[s
 class _Log:
     """The text of a job's log as it grows, followed in a thread; each character comes once, even over reconnects."""
 
-    def __init__(self, client: Any, submission: str) -> None:
+    def __init__(self, client: "JobSubmissionClient", submission: str) -> None:
         self._client, self._submission = client, submission
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._taken = 0
@@ -162,13 +167,15 @@ class _Log:
 class _Followed:
     """A submitted job that is followed to its end."""
 
-    def __init__(self, client: Any, address: str, submission: str, wait_s: float, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, client: "JobSubmissionClient", address: str, submission: str, wait_s: float, labels: Mapping[str, str]
+    ) -> None:
         self._client, self._address, self._submission = client, address, submission
         self._wait_s, self._labels = wait_s, labels
         self._outcome: Record | None = None
         self._line, self._last = "", ""
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Record:
         """Show the job's log and progress until it ends; return its result or raise its error."""
         log = _Log(self._client, self._submission)
         try:
@@ -186,12 +193,12 @@ class _Followed:
         if self._outcome is None:
             raise self._unsaid(info)
         if "result" in self._outcome:
-            return cast("dict[str, Any]", self._outcome["result"])
+            return cast(Record, self._outcome["result"])
         failure = HHNetError(f"job {self._submission}: {self._outcome['error']}")
         failure.exit_code = int(self._outcome["code"])
         raise failure
 
-    def _until_it_ends(self, log: _Log, show: Callable[[Record], None]) -> Any:
+    def _until_it_ends(self, log: _Log, show: Callable[[Record], None]) -> "JobDetails":
         """Take pieces of the log, look at the job's state between them, and return the final state."""
         begun = answered = time.monotonic()
         looked = -LOOK_EVERY_S
@@ -213,7 +220,7 @@ class _Followed:
                 return info
             self._require_start(info, now - begun)
 
-    def _look(self) -> Any:
+    def _look(self) -> "JobDetails | None":
         """Return the state of the job, or None if the cluster does not answer."""
         try:
             return self._client.get_job_info(self._submission)
@@ -233,7 +240,7 @@ class _Followed:
                 f"{self._submission} ran: {AGAIN}, attaching to the job if that is alive"
             )
 
-    def _require_start(self, info: Any, waited_s: float) -> None:
+    def _require_start(self, info: "JobDetails", waited_s: float) -> None:
         if info.status.value == "PENDING" and waited_s > self._wait_s:
             with suppress(OSError, RuntimeError):
                 self._client.stop_job(self._submission)
@@ -267,7 +274,7 @@ class _Followed:
                 self._take(log.rest(), show)
         self._take("\n" if self._line else "", show)
 
-    def _unsaid(self, info: Any) -> HHNetError:
+    def _unsaid(self, info: "JobDetails") -> HHNetError:
         """Return the error of a job that ended without a record of its outcome."""
         job, code = f"job {self._submission}", info.driver_exit_code
         if info.status.value == "STOPPED":

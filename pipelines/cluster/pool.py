@@ -89,6 +89,9 @@ class Place:
     pid: int
     gpu: str | None
 
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
 
 class _Worker:
     """Runs in an actor. It builds the real worker on request, since an error in an actor's __init__ counts as death."""
@@ -245,7 +248,7 @@ class _Pool(Generic[T]):
         import ray
 
         looked = time.monotonic()
-        while self.unfinished():
+        while self.waiting or self.doubtful or self.busy():
             self.resize()
             self.show(len(self.waiting) + len(self.doubtful), self.busy())
             asked = {actor.waits: actor for actor in self.actors if actor.waits is not None}
@@ -264,10 +267,6 @@ class _Pool(Generic[T]):
             outcomes += self.judged()
             self.resize()  # before the yield, since the caller may take long over the outcomes
             yield from outcomes
-
-    def unfinished(self) -> bool:
-        """Tell whether an item waits or is worked on."""
-        return bool(self.waiting or self.doubtful or self.busy())
 
     def busy(self) -> int:
         """Return how many actors have an item."""
@@ -302,9 +301,7 @@ class _Pool(Generic[T]):
 
     def assign(self, actor: _Actor[T], item: _Item[T]) -> None:
         actor.item, actor.began, actor.moved = item, time.time(), time.monotonic()
-        place = actor.place
-        assert place is not None, "an actor gets work once it has a place"
-        fields = {"shard": self.label(item.value), "worker": f"{place.host}:{place.pid}"}
+        fields = {"shard": self.label(item.value), "worker": str(actor.place)}
         _log.debug("%(shard)s: begun on %(worker)s", fields, extra={"verb": self.verb, **fields})
         actor.waits = actor.handle.run.options(name=f"{self.verb} {self.label(item.value)}").remote(item.value)
 
@@ -344,8 +341,9 @@ class _Pool(Generic[T]):
 
     def finished(self, actor: _Actor[T], result: Any) -> list[Outcome[T]]:
         item = self.let_go(actor, End.DONE)
-        tries = tuple(attempt for attempt, _ in item.tries)
-        return [Outcome(item.value, result, self.counted(item) + 1, tries=tries)]
+        return [
+            Outcome(item.value, result, item.counted(self.alive) + 1, tries=tuple(attempt for attempt, _ in item.tries))
+        ]
 
     def died(self, actor: _Actor[T], death: Exception) -> list[Outcome[T]]:
         end = cause_of_death(death, actor.place.node if actor.place else None, self.draining)
@@ -364,7 +362,7 @@ class _Pool(Generic[T]):
         item.tries.append((attempt, place.node))
         actor.item = None
         if end is not End.DONE:
-            fields = {"shard": self.label(item.value), "worker": f"{place.host}:{place.pid}", "end": end.value}
+            fields = {"shard": self.label(item.value), "worker": str(place), "end": end.value}
             _log.info("%(shard)s: an attempt on %(worker)s ended: %(end)s", fields, extra={"verb": self.verb, **fields})
             self.tell_failed(item.value, attempt)
         return item
@@ -376,10 +374,7 @@ class _Pool(Generic[T]):
                 f"{self.label(item.value)}: {NODE_LOSSES} nodes were lost while they worked on it: what was finished "
                 "is kept, run again when the cluster is stable"
             )
-        (self.doubtful if self.counted(item) >= self.max_attempts else self.waiting).append(item)
-
-    def counted(self, item: _Item[T]) -> int:
-        return item.counted(self.alive)
+        (self.doubtful if item.counted(self.alive) >= self.max_attempts else self.waiting).append(item)
 
     def judged(self) -> list[Outcome[T]]:
         """Decide on the doubtful items: try again if the last attempt's node was lost, give up if it surely lives."""
@@ -387,7 +382,7 @@ class _Pool(Generic[T]):
         self.doubtful = []
         for item in doubtful:
             attempt, node = item.tries[-1]
-            if self.counted(item) < self.max_attempts:
+            if item.counted(self.alive) < self.max_attempts:
                 self.waiting.append(item)
             elif node == self.here or time.time() - attempt.ended > NODE_VERDICT_S:
                 reject_whole_shard.append(self.give_up(item, End(attempt.end)))
@@ -401,7 +396,7 @@ class _Pool(Generic[T]):
             End.OUT_OF_MEMORY: "the worker was killed because its node ran out of memory",
             End.STUCK: f"no progress for {self.stuck_s:g} s",
         }
-        attempts, last = self.counted(item), item.tries[-1][0]
+        attempts, last = item.counted(self.alive), item.tries[-1][0]
         text = f"{self.label(item.value)}: {causes[end]}, at the last of {attempts} attempts"
         fields = {"shard": self.label(item.value), "worker": f"{last.host}:{last.pid}", "attempts": attempts}
         _log.info("given up: %s", text, extra={"verb": self.verb, **fields})
@@ -410,8 +405,7 @@ class _Pool(Generic[T]):
     def unbuilt(self, reason: str) -> None:
         """Count a worker that was lost before it was built. Raises WorkFailed after `max_attempts` in a row."""
         self.deaths_unbuilt += 1
-        fields = {"verb": self.verb, "deaths": self.deaths_unbuilt}
-        _log.info("%s: a worker %s before it was ready", self.verb, reason, extra=fields)
+        _log.info("%s: before they were ready, workers %s", self.verb, reason, extra={"deaths": self.deaths_unbuilt})
         if self.deaths_unbuilt >= self.max_attempts:
             raise WorkFailed(
                 f"{self.verb}: {self.deaths_unbuilt} workers in a row {reason} while they were made ready: look at "
@@ -475,8 +469,7 @@ class _Pool(Generic[T]):
             if placed and waited > self.wait_s and not self.told:
                 self.told = True
                 text = code_shortage(coming, self.need, self.nodes, self.wait_s)
-                fields = {"verb": self.verb, "workers": len(placed)}
-                _log.warning("%s goes on with %d workers: %s", self.verb, len(placed), text, extra=fields)
+                _log.warning("%s goes on with %d workers: %s", self.verb, len(placed), text)
             self.roomless_since = time.monotonic()
         elif time.monotonic() - self.roomless_since > self.wait_s:
             raise ClusterUnavailable(code_shortage(1, self.need, self.nodes, self.wait_s))

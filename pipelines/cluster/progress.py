@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipelines.console import NOTICE, draws_on_terminal
 from pipelines.errors import HHNetError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +146,7 @@ class Board:
         return self._failure
 
 
-def start_board() -> Any:
+def start_board() -> "ActorHandle":
     """Start a board on this process's own node, so that the loss of another node cannot take it away."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -157,7 +160,7 @@ class BoardView:
 
     def __init__(
         self,
-        board: Any,
+        board: "ActorHandle",
         name: str,
         done: int,
         total: int,

@@ -36,7 +36,7 @@ from pipelines.cluster.ray_private import (
     set_switches,
 )
 from pipelines.config.settings import Config, RaySettings
-from pipelines.console import log_variables
+from pipelines.console import log_variables, show_as_ours
 from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
 from pipelines.storage.scratch import DRAWN, PrivateFolder
@@ -177,6 +177,7 @@ class _Connection:
                     await_head(dialled(self._address), config.ray.wait_s)
             begun = time.monotonic()
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+            show_as_ours("ray")
             seconds = round(time.monotonic() - begun, 1)
             _log.debug("connected to Ray at %s in %g s", self._address, seconds, extra={"address": self._address})
         if threading.current_thread() is threading.main_thread():
