@@ -11,7 +11,8 @@ import os
 import socket
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Literal, get_args
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -33,11 +34,13 @@ class Console(logging.Handler):
 
     as_json = False
     level_name: Level = "warning"
+    fields: Mapping[str, str] = {}
+    """Fields of every record until further notice; a record's own fields go before them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
         if self.as_json:
-            self.write(_json(record))
+            self.write(_json(record, self.fields))
         else:
             program = getattr(record, "program", "hhnet")
             self.write(f"{'' if record.levelno == NOTICE else f'{program}: '}{record.getMessage()}")
@@ -49,12 +52,12 @@ class Console(logging.Handler):
             sys.stderr.flush()
 
 
-def _json(record: logging.LogRecord) -> str:
+def _json(record: logging.LogRecord, more: Mapping[str, str]) -> str:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
     usual = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
     # Names with an underscore are left out: Ray marks every record with one.
     fields = {name: value for name, value in vars(record).items() if name not in _USUAL and name[0] != "_"}
-    return json.dumps(usual | fields, default=str)
+    return json.dumps({**usual, **more, **fields}, default=str)
 
 
 _CONSOLE = Console()
@@ -86,9 +89,14 @@ def log_variables() -> dict[str, str]:
     return {**level, **({JSON_VARIABLE: "1"} if _CONSOLE.as_json else {})}
 
 
-def this_worker() -> str:
-    """Return the field `worker` of this process's records, host:pid."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+@contextmanager
+def logged_in_worker(shard: str) -> Iterator[None]:
+    """Give all records of this process the shard that it works on in the block, and itself as `worker` (host:pid)."""
+    _CONSOLE.fields = {"shard": shard, "worker": f"{socket.gethostname()}:{os.getpid()}"}
+    try:
+        yield
+    finally:
+        _CONSOLE.fields = {}
 
 
 def draws_on_terminal() -> bool:

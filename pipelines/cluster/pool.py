@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
 from pipelines.cluster.placement import SETTLE_S, Need, Node, code_shortage, look, places
+from pipelines.console import logged_in_worker
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 _log = logging.getLogger(__name__)
@@ -113,9 +114,10 @@ class _Worker:
         self._worker = self._make()
         return self.progress()
 
-    def run(self, item: Any) -> Any:
+    def run(self, item: Any, label: str) -> Any:
         """Do one item."""
-        return self._worker.run(item)
+        with logged_in_worker(label):
+            return self._worker.run(item)
 
     def progress(self) -> int | None:
         """Return the worker's progress, a number that changes as it works, or None if it has none."""
@@ -278,7 +280,8 @@ class _Pool(Generic[T]):
         """Give waiting items to free actors, end those without work, and start actors up to the wanted number."""
         free = [actor for actor in self.actors if actor.built and actor.item is None]
         for actor in free:
-            if self.waiting and self.takes_work(actor):
+            # A draining node would soon take the item away again.
+            if self.waiting and actor.place is not None and actor.place.node not in self.draining:
                 self.assign(actor, self.waiting.popleft())
             else:
                 self.end(actor)
@@ -301,19 +304,16 @@ class _Pool(Generic[T]):
 
     def assign(self, actor: _Actor[T], item: _Item[T]) -> None:
         actor.item, actor.began, actor.moved = item, time.time(), time.monotonic()
-        fields = {"shard": self.label(item.value), "worker": str(actor.place)}
+        label = self.label(item.value)
+        fields = {"shard": label, "worker": str(actor.place)}
         _log.debug("%(shard)s: begun on %(worker)s", fields, extra={"verb": self.verb, **fields})
-        actor.waits = actor.handle.run.options(name=f"{self.verb} {self.label(item.value)}").remote(item.value)
+        actor.waits = actor.handle.run.options(name=f"{self.verb} {label}").remote(item.value, label)
 
     def end(self, actor: _Actor[T]) -> None:
         import ray
 
         self.actors.remove(actor)
         ray.kill(actor.handle)
-
-    def takes_work(self, actor: _Actor[T]) -> bool:
-        """Tell whether the actor has a place on a node that is not draining."""
-        return actor.place is not None and actor.place.node not in self.draining
 
     # ----------------------------------------------------------------------------------------------------- answers
 

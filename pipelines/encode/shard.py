@@ -17,7 +17,6 @@ from pipelines.artifacts.tables import (
     table_of,
 )
 from pipelines.config.settings import Config
-from pipelines.console import this_worker
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.shards import Record, Shard, ShardSet
@@ -56,7 +55,7 @@ def encode_shard(
     settings = config.encode
     encoded = encoder.encode_samples(samples, settings.batch_size, config.data.workers, advance, settings.logits)
     for record, reject in encoded.rejects:
-        fields = {"shard": shard.name, "worker": this_worker(), "key": record.key, "reason": str(reject.reason)}
+        fields = {"shard": shard.name, "key": record.key, "reason": str(reject.reason)}
         _log.debug("rejected: %(key)s of %(shard)s (%(reason)s)", fields, extra={**fields, "detail": reject.detail})
     return ShardCodes(
         parquet_bytes(table_of(schema, _columns(encoded, {name: schema.field(name).type for name in carried}))),

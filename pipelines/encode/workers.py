@@ -19,7 +19,6 @@ from pipelines.cluster.placement import need_of
 from pipelines.cluster.pool import End, Outcome, map_items
 from pipelines.cluster.progress import stage
 from pipelines.cluster.session import ray_session, require_shared_store
-from pipelines.console import this_worker
 from pipelines.encode.job import EncodeJob, ShardTask
 from pipelines.encode.receipts import publish_shard, read_whole_receipt
 from pipelines.encode.shard import ShardCodes, encode_shard, rejects_bytes
@@ -89,9 +88,8 @@ class ShardEncoder:
             figures = {**done.seconds, "write": time.perf_counter() - begun}
         count_shard(self.meter, shard, done)
         self.meter.seconds(figures)
-        fields = {"shard": shard.name, "worker": this_worker(), "samples": shard.rows, "rejects": done.rejected}
-        text = "%(shard)s: %(samples)d images encoded, %(rejects)d of them rejected"
-        _log.debug(text, fields, extra={**fields, **{name: round(value, 3) for name, value in figures.items()}})
+        fields = {"samples": shard.rows, "rejects": done.rejected, "seconds": figures}
+        _log.debug("%s: %d images encoded, %d of them rejected", shard.name, shard.rows, done.rejected, extra=fields)
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cluster.progress import stage
-from pipelines.console import log_variables, relay, show_log
+from pipelines.console import log_variables, logged_in_worker, relay, show_log
 from pipelines.storage.clock import Clock, Transient
 from tests.support.pictures import write_folder
 
@@ -49,6 +51,15 @@ def test_a_retry_of_the_store_is_logged_once_with_its_fields(capsys: pytest.Capt
         **{"level": "info", "logger": "pipelines.storage.clock", "tries": 1},
         "message": "cannot read s3://b/part: 503 SlowDown; trying again",
     }
+
+
+def test_a_retry_in_a_worker_names_worker_and_shard(capsys: pytest.CaptureFixture[str]) -> None:
+    show_log("info", as_json=True)
+    with logged_in_worker("a-000001.tar"):
+        (line,) = map(json.loads, lines_of_a_retry(capsys))
+    assert (line["shard"], line["worker"]) == ("a-000001.tar", f"{socket.gethostname()}:{os.getpid()}")
+    (line,) = map(json.loads, lines_of_a_retry(capsys))
+    assert "shard" not in line and "worker" not in line
 
 
 def test_fields_that_are_no_json_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
