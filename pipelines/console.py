@@ -105,15 +105,16 @@ def draws_on_terminal() -> bool:
 
 
 def relay(line: str, logger: logging.Logger, **fields: object) -> None:
-    """Show a line of another process's log as it is; among lines of JSON, as the message of a record if it is none."""
-    if _CONSOLE.as_json and not _is_object(line):
+    """Show a line of another process's log as it is; among records of JSON, as the message of one if it is none."""
+    if _CONSOLE.as_json and not _is_record(line):
         logger.log(NOTICE, "%s", line, extra=fields)
     elif logger.isEnabledFor(NOTICE):
         _CONSOLE.write(line)
 
 
-def _is_object(line: str) -> bool:
+def _is_record(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        found = json.loads(line)
     except (ValueError, RecursionError):
         return False
+    return isinstance(found, dict) and {"logger", "message"} <= found.keys()

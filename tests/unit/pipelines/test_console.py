@@ -113,16 +113,17 @@ def test_progress_is_a_record_with_its_figures(capsys: pytest.CaptureFixture[str
 
 def test_a_line_of_another_process_stays_as_it_is_or_becomes_a_record(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("pipelines.cluster.jobs")
-    lines = ["Running entrypoint", '{"level": "info"}', "[]"]
+    lines = ["Running entrypoint", '{"logger": "pipelines", "message": "done"}', "[]", '{"verb": "liar"}']
     for line in lines:
         relay(line, log, job="hhnet-1")
     assert capsys.readouterr().err.splitlines() == lines
     show_log(as_json=True)
     for line in lines:
         relay(line, log, job="hhnet-1")
-    first, second, third = map(json.loads, capsys.readouterr().err.splitlines())
-    assert (first["message"], first["job"], third["message"]) == ("Running entrypoint", "hhnet-1", "[]")
-    assert second == {"level": "info"}
+    entrypoint, done, *others = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (entrypoint["message"], entrypoint["job"]) == ("Running entrypoint", "hhnet-1")
+    assert done == {"logger": "pipelines", "message": "done"}
+    assert [other["message"] for other in others] == lines[2:]
 
 
 def test_another_process_can_be_told_to_log_alike(monkeypatch: pytest.MonkeyPatch) -> None:
