@@ -4,19 +4,9 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from pipelines.console import show_log
 from tests.integration.conftest import SETTINGS
-
-
-@pytest.fixture(autouse=True)
-def usual_log() -> Iterator[None]:
-    yield
-    show_log()
 
 
 def speak() -> None:

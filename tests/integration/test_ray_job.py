@@ -128,6 +128,24 @@ def test_a_job_and_its_workers_log_as_its_submitter_does(
     assert sorted(done_there) == [*((f"train-{number:06d}.tar", 10) for number in range(3)), ("train-000003.tar", 6)]
 
 
+JOINED = """
+import sys, ray
+from pipelines.cluster.session import ray_session
+from pipelines.config.loading import load_config
+from pipelines.console import log_variables, show_log
+show_log("debug", as_json=True)
+with ray_session(load_config(sets=[f"ray.address={sys.argv[1]}"])):
+    print(ray.get(ray.remote(log_variables).remote()))
+"""
+
+
+def test_the_workers_of_a_joined_cluster_log_as_the_verb_does(cluster: dict[str, str]) -> None:
+    command = [sys.executable, "-c", JOINED, cluster["TEST_GCS"]]
+    done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=240)
+    assert done.stdout == "{'HHNET_LOG_LEVEL': 'debug', 'HHNET_LOG_JSON': '1'}\n", done.stderr
+    assert all(json.loads(line)["level"] == "debug" for line in done.stderr.splitlines())
+
+
 WATCHED = """
 import json, sys
 from pipelines.cluster.progress import reporting
