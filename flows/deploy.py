@@ -5,8 +5,8 @@ holds the password, if that server wants one). Then it waits, and starts the run
 of that server asks for.
 """
 
+import logging
 import re
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +19,11 @@ from flows.verbs import ConfigOption, check_access
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
+from pipelines.console import NOTICE
 from pipelines.errors import ConfigError, HHNetError, Unavailable
 from pipelines.index.kinds import require_index_kind
+
+_log = logging.getLogger("flows.deploy")  # __name__ is __main__ where it is run
 
 NAME = "hhnet"
 """Default name of the deployment."""
@@ -96,7 +99,7 @@ def serve_command(
             parameters = {"base": tree, "config": {}, "sets": [], "out": tree["run"]["out"]}
             _serve(url, when, {**fields, "parameters": parameters})
     except HHNetError as error:
-        sys.stderr.write(f"flows.deploy: {error}\n")
+        _log.error("%s", error, extra={"program": "flows.deploy"})
         raise typer.Exit(error.exit_code) from None
 
 
@@ -122,9 +125,13 @@ def _serve(url: str, when: str, fields: dict[str, Any]) -> None:
 
     deployment = Deployment(**fields)
     word = "cancelled" if deployment.cancel_new else "waits"
-    sys.stderr.write(
-        f"serving hhnet/{deployment.name}: {when}; at most {deployment.limit} at one time, one more {word}; "
-        f"run it now with `prefect deployment run hhnet/{deployment.name}`\n"
+    facts = {"name": deployment.name, "when": when, "limit": deployment.limit, "word": word}
+    _log.log(
+        NOTICE,
+        "serving hhnet/%(name)s: %(when)s; at most %(limit)d at one time, one more %(word)s; "
+        "run it now with `prefect deployment run hhnet/%(name)s`",
+        facts,
+        extra={"deployment": deployment.name, "limit": deployment.limit},
     )
     try:
         serve_deployment(deployment)

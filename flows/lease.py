@@ -6,9 +6,10 @@ of training. Here renewal is tried again as long as the run works. The server co
 ends, with or without the lease.
 """
 
+import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,8 @@ import httpx
 from prefect import flow_engine
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
+
+_log = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE = 5
 """Number of renewals within the life of a lease; all but one may fail."""
@@ -35,8 +38,12 @@ def kept_lease(lease_id: UUID, lease_duration: float, **_: Any) -> Iterator[None
 
     def renew() -> None:
         while not ended.wait(lease_duration / RENEWALS_PER_LEASE):
-            with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
-                client.renew_concurrency_lease(lease_id=lease_id, lease_duration=lease_duration)
+            try:
+                with get_client(sync_client=True) as client:
+                    client.renew_concurrency_lease(lease_id=lease_id, lease_duration=lease_duration)
+            except (httpx.HTTPError, PrefectException) as error:
+                problem = str(error) or type(error).__name__
+                _log.info("the lease of the run is not renewed (%s); trying again", problem, extra={"error": problem})
 
     context = copy_context()
     threading.Thread(target=lambda: context.run(renew), daemon=True).start()

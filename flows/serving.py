@@ -5,9 +5,9 @@ runner here keeps asking. It uses private parts of `prefect.runner`, only in the
 """
 
 import asyncio
+import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +38,9 @@ from prefect.types.entrypoint import EntrypointType
 from flows.lifeline import SERVED_BY_VARIABLE, end_orphaned_ray
 from flows.pipeline import pipeline
 from pipelines.cluster.session import adopt_orphans
+from pipelines.console import NOTICE
+
+_log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
 """Seconds between two questions to the server for the states of this process's runs."""
@@ -90,9 +93,8 @@ async def _serve(deployment: Deployment) -> None:
         await crash_lost_runs(client, deployment, uid)
         dropped = await drop_missed_runs(client, uid)
     if dropped:
-        sys.stderr.write(
-            f"{dropped + 1} scheduled runs were missed: the last one runs now, the {dropped} before it are cancelled\n"
-        )
+        text = "%d scheduled runs were missed: the last one runs now, the %d before it are cancelled"
+        _log.log(NOTICE, text, dropped + 1, dropped, extra={"cancelled": dropped})
     await runner.serve()
 
 
@@ -154,11 +156,12 @@ class Server(Runner):
                 await look()
             except OUT_OF_REACH as error:
                 if not self._away:
-                    sys.stderr.write(f"Prefect does not answer ({str(error) or type(error).__name__}); asking on\n")
+                    problem = str(error) or type(error).__name__
+                    _log.log(NOTICE, "Prefect does not answer (%s); asking on", problem, extra={"error": problem})
                 self._away = True
             else:
                 if self._away:
-                    sys.stderr.write("Prefect answers again\n")
+                    _log.log(NOTICE, "Prefect answers again")
                 self._away = False
             await asyncio.sleep(every_s)
 
@@ -169,6 +172,7 @@ class Server(Runner):
             try:
                 run = await self._client.read_flow_run(uid)
             except ObjectNotFound:
+                _log.info("the server does not know run %s any more: ended", uid, extra={"run": str(uid)})
                 await self._process_manager.kill(uid)
                 continue
             if run.state is None:
@@ -182,6 +186,7 @@ class Server(Runner):
         """Kill the process of a run that the server has ended, unless it ends by itself within LOOK_EVERY_S."""
         await asyncio.sleep(LOOK_EVERY_S)
         if self._process_manager.get(run.id) is not None:
+            _log.info("run %s was ended on the server: its process is killed", run.id, extra={"run": str(run.id)})
             await self._process_manager.kill(run.id)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -13,10 +13,13 @@ from pipelines.artifacts.result import Result
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
+from pipelines.console import NOTICE
 from pipelines.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
     from flows.summary import RunResult
+
+_log = logging.getLogger(__name__)
 
 REPORT_TIMEOUT_S = 10.0
 """Seconds that Prefect may take to send its last events."""
@@ -67,23 +70,24 @@ def demo(
 
     Example: hhnet demo --data photos/ --out my-demo
     """
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    flags, query, title = _own_images(data, console.print) if data else _standard_images(console.print)
+    flags, query, title = _own_images(data, _say) if data else _standard_images(_say)
     settings = _with_flags(flags, sets, out)
     check_access(settings)
-    console.print(
+    _say(
         f"recipe: {settings.model.backbone}, {settings.model.bits} bits, {settings.data.image_size} px, "
         f"{settings.train.epochs} epochs of {settings.train.loss}; everything goes to {out}"
     )
     summary = run_pipeline(settings, out)
     result = DemoResult(**{one.name: getattr(summary, one.name) for one in fields(DemoResult) if one.name != "verb"})
-    console.print("\n" + demo_summary(result, title, settings.model.bits, query))
+    _say("\n" + demo_summary(result, title, settings.model.bits, query))
     return result
 
 
-def _standard_images(say: Any) -> tuple[dict[str, Any], str, str]:
+def _say(text: str) -> None:
+    _log.log(NOTICE, "%s", text)
+
+
+def _standard_images(say: Callable[[str], None]) -> tuple[dict[str, Any], str, str]:
     """Return settings, a query image and a title for Fashion-MNIST, or for its fallback."""
     from flows.datasets import CROP_PIXELS, prepare_archive, sample_query
     from flows.recipes import demo_recipe, fit_recipe
@@ -95,7 +99,7 @@ def _standard_images(say: Any) -> tuple[dict[str, Any], str, str]:
     return flags, sample_query(found.archive), found.title
 
 
-def _own_images(data: str, say: Any) -> tuple[dict[str, Any], str, str]:
+def _own_images(data: str, say: Callable[[str], None]) -> tuple[dict[str, Any], str, str]:
     """Return settings, a query image and a title for the user's folder."""
     from flows.recipes import TRAIN_SHARE, demo_recipe, fit_recipe, probe_images
 

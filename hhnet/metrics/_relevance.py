@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from hhnet.codes import pad_bytes
 from hhnet.search import _ranking
-from hhnet.search.kernels import Words, code_pair, run_blocks
+from hhnet.search._compiled import Words
+from hhnet.search.kernels import code_pair, run_blocks
 
 _QUERIES_PER_BLOCK = 4096  # queries whose counts are held at once
 

@@ -20,10 +20,19 @@ from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, overload
+
+Words = npt.NDArray[np.unsignedinteger]
+"""Codes or labels as unsigned words."""
+Ints = npt.NDArray[np.integer]
+Query = tuple[np.unsignedinteger, ...]
+"""The words of one code."""
+Hits = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]
+"""Query, distance and row of each hit."""
 
 CHUNK_CODES = 4096  # codes per chunk of one word: 32 KiB at 64 bits
 PREFETCH_WORDS = 512  # words from the tested group to the fetched one; the CPU's own prefetch stops at a page's end

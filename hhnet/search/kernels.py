@@ -22,10 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.search import _compiled
+from hhnet.search._compiled import Hits, Ints, Query, Words
 
 _T = TypeVar("_T")
-Words = npt.NDArray[Any]
-"""Codes as unsigned words, (N, W)."""
 NO_ROW = -1
 NO_DISTANCE = np.iinfo(np.int32).max
 """NO_DISTANCE and NO_ROW fill the neighbours of a query that has fewer than k of them within its radius."""
@@ -67,10 +66,9 @@ def code_pair(queries: npt.NDArray[Any], database: npt.NDArray[Any]) -> tuple[Wo
     return queries_QW, database_NW
 
 
-def _zeros(words: Words) -> tuple[Any, ...]:
+def _zeros(words: Words) -> Query:
     """Return W zero words; the length of the tuple tells the compiled loops how many words a code has."""
-    zero: Any = words.dtype.type(0)
-    return tuple([zero] * words.shape[1])
+    return tuple([words.dtype.type(0)] * words.shape[1])
 
 
 def _workers(threads: int | None) -> int:
@@ -149,7 +147,7 @@ def allowed_rows(allowed: npt.NDArray[np.bool_] | None, num: int) -> npt.NDArray
     return mask
 
 
-def radii(radius: npt.NDArray[Any] | None, num_queries: int, bits: int) -> npt.NDArray[np.int64]:
+def radii(radius: Ints | None, num_queries: int, bits: int) -> npt.NDArray[np.int64]:
     """Return the radius of each query for the compiled loops, int64 (Q,), at most `bits`."""
     if radius is None:
         return np.full(num_queries, bits, np.int64)
@@ -179,7 +177,7 @@ def hamming_knn(
     k: int,
     threads: int | None = None,
     allowed: npt.NDArray[np.bool_] | None = None,
-    radius: npt.NDArray[Any] | None = None,
+    radius: Ints | None = None,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Find the k nearest database codes of each query, exactly.
 
@@ -256,7 +254,7 @@ def hamming_range(
     allowed_N = allowed_rows(allowed, size)
     radius = min(radius, 8 * np.shape(queries)[1])
 
-    def scan(part: slice, among: slice) -> tuple[slice, npt.NDArray[np.int64], Any]:
+    def scan(part: slice, among: slice) -> tuple[slice, npt.NDArray[np.int64], Hits]:
         counts_QD = np.zeros((part.stop - part.start, radius + 1), np.int64)
         part_QW, flat = queries_QW[part], database_NW[among].reshape(-1)
         hits = _compiled.scan_range(_zeros(part_QW), part_QW, flat, allowed_N[among], radius, among.start, counts_QD)

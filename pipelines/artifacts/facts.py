@@ -1,17 +1,32 @@
-"""Facts of each kind: the fields of `meta` in a manifest, and of the receipts of its parts.
+"""Facts of each kind: the fields of `meta` in a manifest, of the receipts of its parts, and of a model's card.
 
 Facts without a default are always written; the others are left out where they have their default. Results of verbs show
 the facts in the order of the fields here.
 """
 
-from typing import Any
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, field_validator
 
-from pipelines.artifacts.manifest import Facts, Part
+from pipelines.artifacts.manifest import Artifact, Facts, Part
 from pipelines.artifacts.tables import REAL_CODES
+from pipelines.config.fingerprint import config_of
+from pipelines.config.settings import Config
+from pipelines.errors import ConfigError
 
 DIGEST_CHARS_SHOWN = 12
+
+
+def _known_settings(settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    try:
+        config_of(settings)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return settings
+
+
+UsedSettings = Annotated[dict[str, JsonValue], AfterValidator(_known_settings)]
+"""Settings that a result was made with, by dotted name."""
 
 # --------------------------------------------------------------------------------------------------------- splits
 
@@ -95,7 +110,7 @@ class Metrics(Facts):
     epoch: int
     map: float
     skipped: int
-    """Number of steps skipped because their gradient was not finite."""
+    """Number of training images left out because they did not decode."""
     steps: int
 
 
@@ -121,6 +136,82 @@ class ModelMeta(Facts):
     protocol: SplitPart | None = None
     """Split part of the training images."""
     rotation: Rotation | None = None
+
+
+class EpochFigures(Facts):
+    """Figures of one epoch of a training."""
+
+    epoch: int
+    step: int
+    """Number of steps done at its end."""
+    loss: float
+    """Loss of its last batch."""
+    map: float | None = None
+    """Validation mAP; None if the epoch was not validated."""
+
+
+class ModelCard(Facts):
+    """The contents of model.json: the network, as `hhnet.nn.model.card` describes it, and its training.
+
+    What values a network can have is checked where it is built, in `hhnet.nn.model.model_from_bytes`.
+    """
+
+    format: int
+    backbone: str
+    bits: int
+    head: str
+    stem_stride: int
+    branches: tuple[int, ...] | None = None
+    class_count: int = 0
+    preprocess: dict[str, JsonValue]
+    """Fields of `hhnet.preprocess.Preprocess`."""
+    classes: tuple[str, ...]
+    precision: str
+    loss: str
+    metrics: Metrics
+    history: tuple[EpochFigures, ...]
+    settings: UsedSettings
+    """The settings that change a model."""
+
+    @classmethod
+    def of(cls, model: Artifact) -> Self:
+        """Read the card of a model artifact; raises DamagedArtifact where it cannot be used."""
+        data = model.read(model.manifest.part("model.json"))
+        return cls.parse(data, f"{model.uri}: model.json", "train the model again to another --out")
+
+    @property
+    def config(self) -> Config:
+        """Settings of the training; those that do not change a model have their defaults."""
+        return config_of(self.settings)
+
+
+class BestEpoch(Facts):
+    """The epoch of the best validation so far."""
+
+    map: float
+    epoch: int
+    checkpoint: str
+    """Name of the checkpoint with its weights."""
+
+
+class Progress(Facts):
+    """The contents of a checkpoint's progress.json. A training changes it as it goes on."""
+
+    model_config = ConfigDict(frozen=False)
+
+    best: BestEpoch | None
+    """None before the first validation."""
+    history: list[EpochFigures]
+    """Figures of the epochs that have ended."""
+    skipped: int
+    """Number of images left out so far because they did not decode."""
+    legs: list[list[int]]
+    """Number of workers, and of their steps, for each leg of the present epoch."""
+
+    @classmethod
+    def new(cls) -> Self:
+        """Return the progress of a training that begins."""
+        return cls(best=None, history=[], skipped=0, legs=[])
 
 
 class CheckpointMeta(Facts):
@@ -155,13 +246,18 @@ class CodesMeta(_CodedMeta):
 
     carried: dict[str, str]
     """Arrow types of the metadata columns."""
-    settings: dict[str, Any]
-    """The settings that the codes were made with, by name; only those that change codes."""
+    settings: UsedSettings
+    """The settings that change codes."""
     animated: int = 0
     """Number of pictures with several frames."""
     protocol: SplitPart | None = None
     trained_on: SplitPart | None = None
     """Split part of the model's training images."""
+
+    @property
+    def config(self) -> Config:
+        """Settings of the encoding; those that do not change codes have their defaults."""
+        return config_of(self.settings)
 
 
 class IndexCard(Facts):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ from pydantic_core import ErrorDetails
 
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
 from pipelines.storage import Store, canonical_json, sha256_of
+
+_log = logging.getLogger(__name__)
 
 MANIFEST_FORMAT = 1
 PART_NAME = r"[A-Za-z0-9_(\[][A-Za-z0-9 ._+=,@()\[\]-]*"
@@ -47,6 +50,11 @@ class Facts(_Record):
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, entry['loc']))} {_wrong(entry)}".strip() for entry in error.errors()]
             raise DamagedArtifact(f"{where} cannot be used ({', '.join(wrong[:MAX_WRONG_NAMED])}): {advice}") from None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> Self:
+        """Build from JSON values that this program made; the inverse of `as_json`."""
+        return cls.model_validate_json(canonical_json(values))
 
     def as_json(self) -> dict[str, Any]:
         """Return the written facts as JSON values, in the order of the fields."""
@@ -223,6 +231,8 @@ class Artifact:
             if local or digest in wrong:
                 break
             wrong.add(digest)
+            fields = {"part": f"{self.uri}/{part.path}", "tries": len(wrong)}
+            _log.info("the copy of %(part)s has a wrong digest; trying again", fields, extra=fields)
         raise DamagedArtifact(f"{self.uri}/{part.path} does not match the digest in its manifest")
 
     def _copy(self, part: Part, path: Path) -> str:

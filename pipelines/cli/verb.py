@@ -28,7 +28,7 @@ from pipelines.artifacts.result import Result
 from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
-from pipelines.console import Level, show_log
+from pipelines.console import JSON_VARIABLE, LEVEL_VARIABLE, Level, show_log
 from pipelines.errors import HeadLost, HHNetError
 from pipelines.storage import use_unsigned
 
@@ -48,8 +48,12 @@ OutOption = Annotated[
 ]
 CodesOption = Annotated[list[str], typer.Option("--codes", help="A codes artifact; repeatable.", metavar="URI")]
 JSON_OPTION = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
-LOG_LEVEL_OPTION = Annotated[Level, typer.Option("--log-level", help="Least level of what is logged on stderr.")]
-LOG_JSON_OPTION = Annotated[bool, typer.Option("--log-json", help="Log one line of JSON for each record.")]
+LOG_LEVEL_OPTION = Annotated[
+    Level, typer.Option("--log-level", help="Least level of what is logged on stderr.", envvar=LEVEL_VARIABLE)
+]
+LOG_JSON_OPTION = Annotated[
+    bool, typer.Option("--log-json", help="Log one line of JSON for each record.", envvar=JSON_VARIABLE)
+]
 DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 COMMON_OPTIONS = {
     "json_output": (JSON_OPTION, False),

@@ -4,6 +4,7 @@ Ray's own calls wait up to a minute for a head that is gone and then end the pro
 deadline for each question, and `require_head` and `require_node` only look at the answers.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pipelines.cluster.access import refused_token_error
 from pipelines.cluster.ray_private import HEAD_METHOD, HEAD_TIMEOUT_S, HEAD_TIMEOUT_VARIABLE, Head, token_headers
 from pipelines.errors import ClusterUnavailable, HeadLost
+
+_log = logging.getLogger(__name__)
 
 MIN_PATIENCE_S = 1.0
 """Seconds that the head may stay silent at least, however small Ray's own limit is."""
@@ -35,6 +38,7 @@ def await_head(address: str, wait_s: float) -> None:
     """
     import grpc
 
+    _log.debug("waits for the head of Ray at %s, up to %g s", address, wait_s, extra={"address": address})
     # gRPC takes only lower-case names of metadata; Ray's helper returns them as HTTP headers.
     token = [(name.lower(), value) for name, value in token_headers().items()]
     # No proxy from the environment, as in Ray's own calls. gRPC's own pause between attempts grows to two minutes.
@@ -63,7 +67,7 @@ class HeadWatch:
     def __init__(self, address: str) -> None:
         self.patience_s = max(MIN_PATIENCE_S, float(os.environ.get(HEAD_TIMEOUT_VARIABLE) or HEAD_TIMEOUT_S) / 2)
         self.lost = False
-        self._address, self._node_lost = address, False
+        self._address, self._node_lost, self._silent = address, False, False
         self._head = Head()
         self._heard = time.monotonic()
         """Monotonic time at which the last answered question was asked."""
@@ -117,9 +121,18 @@ class HeadWatch:
             asked = time.monotonic()
             if not self.lost and self._hear(min(ASK_TIMEOUT_S, every)):
                 self._heard = asked
-            elif time.monotonic() - self._heard > self.patience_s:
+                self._say("the head of Ray at %s answers again", silent=False)
+                continue
+            self._say("the head of Ray at %s does not answer; asking on", silent=True)
+            if time.monotonic() - self._heard > self.patience_s:
                 self.lost = True
                 _interrupt()  # at every turn: the clean-up after the first interrupt may wait for the head too
+
+    def _say(self, text: str, silent: bool) -> None:
+        """Log once that the head fell silent, and once that it answers again."""
+        if silent != self._silent:
+            _log.info(text, self._address, extra={"address": self._address})
+        self._silent = silent
 
     def _hear(self, timeout: float) -> bool:
         """Ask the head about this process's node, and tell whether it answered."""

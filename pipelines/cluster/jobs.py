@@ -1,19 +1,25 @@
 """Verbs as Ray jobs: submit one to a cluster's Jobs API, attach to it if it runs already, follow it, stop it."""
 
 import asyncio
+import logging
 import queue
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.cluster.access import is_loopback, refuse_credentials, refused_token_error, require_ray_token
 from pipelines.cluster.records import RECORDS_METADATA, FollowedStages, Record, read_record
+from pipelines.console import log_variables, relay, show_as_ours
 from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
 from pipelines.storage import sha256_of
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+_log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 30.0
 """Seconds that one answer of the Jobs API may take."""
@@ -28,7 +34,7 @@ GOES_ON = "what was committed stays, and the same command goes on from there"
 
 def submit_verb(
     address: str, arguments: Sequence[str], *, wait_s: float = 60.0, labels: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> Record:
     """Run `python -m pipelines ARGUMENTS` as a Ray job at the http(s) `address`, and return the verb's result.
 
     The job's id is made of its arguments and the attempt, so a job that runs already is attached to and not started
@@ -51,9 +57,11 @@ def submit_verb(
         raise ClusterUnavailable(f"cannot submit to Ray at {address}: {_first_line(error)}") from error
 
 
-def _client(address: str) -> Any:
+def _client(address: str) -> "JobSubmissionClient":
     """Return Ray's client of the Jobs API, with a deadline for each answer and no proxy before this machine."""
     from ray.job_submission import JobSubmissionClient
+
+    show_as_ours("ray")
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
@@ -69,7 +77,7 @@ def _first_line(error: object) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[str, str]) -> str:
+def _start_or_attach(client: "JobSubmissionClient", command: str, wait_s: float, labels: Mapping[str, str]) -> str:
     """Return the submission id of the job that runs the command: a live one, else a new one."""
     from ray.job_submission import JobStatus
 
@@ -88,18 +96,22 @@ def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[s
     while is_over(f"{prefix}-{attempt}"):
         attempt += 1
     submission = f"{prefix}-{attempt}"
+    if submission in known:
+        _log.info("job %s runs already: follows it", submission, extra={"job": submission, "attempt": attempt})
     deadline = time.monotonic() + wait_s
     while submission not in known:
-        selector = {"entrypoint_label_selector": dict(labels)} if labels else {}
+        options: dict[str, Any] = {"entrypoint_label_selector": dict(labels)} if labels else {}
+        if variables := log_variables():  # not as flags: a job of another log level is still the same job
+            options["runtime_env"] = {"env_vars": variables}
         try:
-            client.submit_job(
-                entrypoint=command, submission_id=submission, metadata={RECORDS_METADATA: "1"}, **selector
-            )
+            client.submit_job(entrypoint=command, submission_id=submission, metadata={RECORDS_METADATA: "1"}, **options)
         except RuntimeError as error:  # a head that has just begun has no agent for its jobs yet, and says so
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
+            _log.info("the cluster has no agent for jobs yet; trying again", extra={"job": submission})
             time.sleep(RECONNECT_PAUSE_S)
         else:
+            _log.info("job %s is submitted", submission, extra={"job": submission, "attempt": attempt})
             break
     return submission
 
@@ -107,7 +119,7 @@ def _start_or_attach(client: Any, command: str, wait_s: float, labels: Mapping[s
 class _Log:
     """The text of a job's log as it grows, followed in a thread; each character comes once, even over reconnects."""
 
-    def __init__(self, client: Any, submission: str) -> None:
+    def __init__(self, client: "JobSubmissionClient", submission: str) -> None:
         self._client, self._submission = client, submission
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._taken = 0
@@ -147,19 +159,23 @@ class _Log:
                     if new:
                         self._pieces.put(new)
             self._pieces.put(None)
+            if not self._ended.is_set():
+                _log.debug("the log of job %s ended; asking on", self._submission, extra={"job": self._submission})
             await asyncio.sleep(RECONNECT_PAUSE_S)
 
 
 class _Followed:
     """A submitted job that is followed to its end."""
 
-    def __init__(self, client: Any, address: str, submission: str, wait_s: float, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, client: "JobSubmissionClient", address: str, submission: str, wait_s: float, labels: Mapping[str, str]
+    ) -> None:
         self._client, self._address, self._submission = client, address, submission
         self._wait_s, self._labels = wait_s, labels
         self._outcome: Record | None = None
         self._line, self._last = "", ""
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Record:
         """Show the job's log and progress until it ends; return its result or raise its error."""
         log = _Log(self._client, self._submission)
         try:
@@ -170,18 +186,19 @@ class _Followed:
         except BaseException:
             with suppress(OSError, RuntimeError):
                 self._client.stop_job(self._submission)
+            _log.info("told job %s to stop", self._submission, extra={"job": self._submission})
             raise
         finally:
             log.close()
         if self._outcome is None:
             raise self._unsaid(info)
         if "result" in self._outcome:
-            return cast("dict[str, Any]", self._outcome["result"])
+            return cast(Record, self._outcome["result"])
         failure = HHNetError(f"job {self._submission}: {self._outcome['error']}")
         failure.exit_code = int(self._outcome["code"])
         raise failure
 
-    def _until_it_ends(self, log: _Log, show: Callable[[Record], None]) -> Any:
+    def _until_it_ends(self, log: _Log, show: Callable[[Record], None]) -> "JobDetails":
         """Take pieces of the log, look at the job's state between them, and return the final state."""
         begun = answered = time.monotonic()
         looked = -LOOK_EVERY_S
@@ -203,7 +220,7 @@ class _Followed:
                 return info
             self._require_start(info, now - begun)
 
-    def _look(self) -> Any:
+    def _look(self) -> "JobDetails | None":
         """Return the state of the job, or None if the cluster does not answer."""
         try:
             return self._client.get_job_info(self._submission)
@@ -212,6 +229,8 @@ class _Followed:
                 raise ClusterUnavailable(
                     f"Ray at {self._address} no longer knows job {self._submission}: its head was replaced; {GOES_ON}"
                 ) from error
+            text = "Ray at %s does not answer for job %s: %s; asking on"
+            _log.info(text, self._address, self._submission, _first_line(error), extra={"job": self._submission})
             return None
 
     def _require_answer(self, silent_s: float) -> None:
@@ -221,7 +240,7 @@ class _Followed:
                 f"{self._submission} ran: {GOES_ON}, attaching to the job if that is alive"
             )
 
-    def _require_start(self, info: Any, waited_s: float) -> None:
+    def _require_start(self, info: "JobDetails", waited_s: float) -> None:
         if info.status.value == "PENDING" and waited_s > self._wait_s:
             with suppress(OSError, RuntimeError):
                 self._client.stop_job(self._submission)
@@ -237,8 +256,7 @@ class _Followed:
             text, record = read_record(line, self._submission)
             if text or record is None:
                 self._last = text or self._last
-                with suppress(OSError):  # nobody reads it: the job goes on
-                    sys.stderr.write(f"{text}\n")
+                relay(text, _log, job=self._submission)
             if record is not None and "stage" in record:
                 show(record)
             elif record is not None:
@@ -256,7 +274,7 @@ class _Followed:
                 self._take(log.rest(), show)
         self._take("\n" if self._line else "", show)
 
-    def _unsaid(self, info: Any) -> HHNetError:
+    def _unsaid(self, info: "JobDetails") -> HHNetError:
         """Return the error of a job that ended without a record of its outcome."""
         job, code = f"job {self._submission}", info.driver_exit_code
         if info.status.value == "STOPPED":

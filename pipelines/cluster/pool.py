@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
 from pipelines.cluster.placement import FREE_COUNT_LAG_S, Need, Node, count_places, explain_shortage, list_live_nodes
+from pipelines.console import logged_in_worker
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 _log = logging.getLogger(__name__)
@@ -89,6 +90,9 @@ class ActorLocation:
     pid: int
     gpu: str | None
 
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
 
 class _Worker:
     """Runs in an actor. It builds the real worker on request, since an error in an actor's __init__ counts as death."""
@@ -110,9 +114,10 @@ class _Worker:
         self._worker = self._make()
         return self.progress()
 
-    def run(self, item: Any) -> Any:
+    def run(self, item: Any, label: str) -> Any:
         """Do one item."""
-        return self._worker.run(item)
+        with logged_in_worker(label):
+            return self._worker.run(item)
 
     def progress(self) -> int | None:
         """Return the worker's progress, a number that changes as it works, or None if it has none."""
@@ -245,7 +250,7 @@ class _Pool(Generic[T]):
         import ray
 
         looked = time.monotonic()
-        while self.has_work():
+        while self.waiting or self.doubtful or self.count_busy():
             self.resize()
             self.show(len(self.waiting) + len(self.doubtful), self.count_busy())
             asked = {actor.waits: actor for actor in self.actors if actor.waits is not None}
@@ -265,10 +270,6 @@ class _Pool(Generic[T]):
             self.resize()  # before the yield, since the caller may take long over the outcomes
             yield from outcomes
 
-    def has_work(self) -> bool:
-        """Tell whether an item waits or is worked on."""
-        return bool(self.waiting or self.doubtful or self.count_busy())
-
     def count_busy(self) -> int:
         """Return how many actors have an item."""
         return sum(actor.item is not None for actor in self.actors)
@@ -279,7 +280,8 @@ class _Pool(Generic[T]):
         """Give waiting items to free actors, end those without work, and start actors up to the wanted number."""
         free = [actor for actor in self.actors if actor.built and actor.item is None]
         for actor in free:
-            if self.waiting and self.takes_work(actor):
+            # A draining node would soon take the item away again.
+            if self.waiting and actor.place is not None and actor.place.node not in self.draining:
                 self.assign(actor, self.waiting.popleft())
             else:
                 self.end(actor)
@@ -302,17 +304,16 @@ class _Pool(Generic[T]):
 
     def assign(self, actor: _Actor[T], item: _Item[T]) -> None:
         actor.item, actor.began, actor.moved = item, time.time(), time.monotonic()
-        actor.waits = actor.handle.run.options(name=f"{self.verb} {self.label(item.value)}").remote(item.value)
+        label = self.label(item.value)
+        fields = {"shard": label, "worker": str(actor.place)}
+        _log.debug("%(shard)s: begun on %(worker)s", fields, extra={"verb": self.verb, **fields})
+        actor.waits = actor.handle.run.options(name=f"{self.verb} {label}").remote(item.value, label)
 
     def end(self, actor: _Actor[T]) -> None:
         import ray
 
         self.actors.remove(actor)
         ray.kill(actor.handle)
-
-    def takes_work(self, actor: _Actor[T]) -> bool:
-        """Tell whether the actor has a place on a node that is not draining."""
-        return actor.place is not None and actor.place.node not in self.draining
 
     # ----------------------------------------------------------------------------------------------------- answers
 
@@ -340,8 +341,14 @@ class _Pool(Generic[T]):
 
     def finish_item(self, actor: _Actor[T], result: Any) -> list[Outcome[T]]:
         item = self.take_item(actor, End.DONE)
-        tries = tuple(attempt for attempt, _ in item.tries)
-        return [Outcome(item.value, result, self.count_failures(item) + 1, tries=tries)]
+        return [
+            Outcome(
+                item.value,
+                result,
+                item.count_failures(self.alive) + 1,
+                tries=tuple(attempt for attempt, _ in item.tries),
+            )
+        ]
 
     def take_death(self, actor: _Actor[T], death: Exception) -> list[Outcome[T]]:
         end = cause_of_death(death, actor.place.node if actor.place else None, self.draining)
@@ -360,8 +367,8 @@ class _Pool(Generic[T]):
         item.tries.append((attempt, place.node))
         actor.item = None
         if end is not End.DONE:
-            fields = {"shard": self.label(item.value), "worker": f"{place.host}:{place.pid}", "end": end.value}
-            _log.info("%(shard)s: an attempt on %(worker)s ended: %(end)s", fields, extra=fields)
+            fields = {"shard": self.label(item.value), "worker": str(place), "end": end.value}
+            _log.info("%(shard)s: an attempt on %(worker)s ended: %(end)s", fields, extra={"verb": self.verb, **fields})
             self.tell_failed(item.value, attempt)
         return item
 
@@ -372,10 +379,7 @@ class _Pool(Generic[T]):
                 f"{self.label(item.value)}: {MAX_NODE_LOSSES} nodes were lost while they worked on it: what was "
                 "finished is kept, run again when the cluster is stable"
             )
-        (self.doubtful if self.count_failures(item) >= self.max_attempts else self.waiting).append(item)
-
-    def count_failures(self, item: _Item[T]) -> int:
-        return item.count_failures(self.alive)
+        (self.doubtful if item.count_failures(self.alive) >= self.max_attempts else self.waiting).append(item)
 
     def judge_doubtful(self) -> list[Outcome[T]]:
         """Decide on the doubtful items: try again if the last attempt's node was lost, give up if it surely lives."""
@@ -383,7 +387,7 @@ class _Pool(Generic[T]):
         self.doubtful = []
         for item in doubtful:
             attempt, node = item.tries[-1]
-            if self.count_failures(item) < self.max_attempts:
+            if item.count_failures(self.alive) < self.max_attempts:
                 self.waiting.append(item)
             elif node == self.here or time.time() - attempt.ended > NODE_VERDICT_S:
                 given_up.append(self.give_up(item, End(attempt.end)))
@@ -397,14 +401,16 @@ class _Pool(Generic[T]):
             End.OUT_OF_MEMORY: "the worker was killed because its node ran out of memory",
             End.STUCK: f"no progress for {self.stuck_s:g} s",
         }
-        attempts = self.count_failures(item)
+        attempts, last = item.count_failures(self.alive), item.tries[-1][0]
         text = f"{self.label(item.value)}: {causes[end]}, at the last of {attempts} attempts"
-        _log.info("given up: %s", text, extra={"shard": self.label(item.value), "attempts": attempts})
+        fields = {"shard": self.label(item.value), "worker": f"{last.host}:{last.pid}", "attempts": attempts}
+        _log.info("given up: %s", text, extra={"verb": self.verb, **fields})
         return Outcome(item.value, None, attempts, text, end, tuple(attempt for attempt, _ in item.tries))
 
     def count_unbuilt(self, reason: str) -> None:
         """Count a worker that was lost before it was built. Raises WorkFailed after `max_attempts` in a row."""
         self.deaths_unbuilt += 1
+        _log.info("%s: before they were ready, workers %s", self.verb, reason, extra={"deaths": self.deaths_unbuilt})
         if self.deaths_unbuilt >= self.max_attempts:
             raise WorkFailed(
                 f"{self.verb}: {self.deaths_unbuilt} workers in a row {reason} while they were made ready: look at "
@@ -439,6 +445,7 @@ class _Pool(Generic[T]):
             return
         now, late = time.monotonic(), [actor for actor in self.actors if actor.place is None]
         if late and len(late) < len(self.actors) and now - min(actor.moved for actor in late) > self.wait_s:
+            _log.info("%s: no room for %d more workers; goes on", self.verb, len(late), extra={"verb": self.verb})
             for actor in late:  # the room was taken, or went with its node
                 self.end(actor)
             self.room = len(self.actors)

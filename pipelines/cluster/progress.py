@@ -3,15 +3,21 @@
 Ray is imported only where a board is started or read, so that a verb without Ray need not pay for the import.
 """
 
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from pipelines.console import NOTICE, draws_on_terminal
 from pipelines.errors import HHNetError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+_log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 """Least seconds between two lines of progress where stderr is no terminal."""
@@ -58,8 +64,8 @@ def displayed_by(display: Display) -> Iterator[None]:
 
 @contextmanager
 def stage(name: str, total: int, unit: str = "items") -> Iterator[Advance]:
-    """Show a stage's progress on stderr: a bar on a terminal, a line every few seconds elsewhere."""
-    usual = _progress_bar if sys.stderr.isatty() else _progress_lines
+    """Show a stage's progress on stderr: a bar on a terminal, a line or a record every few seconds elsewhere."""
+    usual = _progress_bar if draws_on_terminal() else _progress_lines
     show = (_displays[-1] if _displays else usual)(name, total, unit)
     reporter = _reporter.get()
     done = 0
@@ -105,10 +111,13 @@ def _progress_lines(name: str, total: int, unit: str) -> Iterator[Callable[[int,
             return
         last = now
         seconds = now - begun
-        rest = f", about {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""
-        with suppress(OSError):  # nobody reads it: the work goes on
-            sys.stderr.write(f"{name}: {done}/{total} {unit} in {seconds:.0f} s{rest}{'  ' + note if note else ''}\n")
-            sys.stderr.flush()
+        left = seconds / done * (total - done) if 0 < done < total else None
+        rest = "" if left is None else f", about {left:.0f} s left"
+        text = f"{name}: {done}/{total} {unit} in {seconds:.0f} s{rest}{'  ' + note if note else ''}"
+        fields = {"stage": name, "done": done, "total": total, "unit": unit, "seconds": round(seconds, 1)}
+        fields |= {"rate": round(done / seconds, 3) if seconds else None}
+        fields |= {"left_s": None if left is None else round(left, 1), "note": note}
+        _log.log(NOTICE, "%s", text, extra=fields)
 
     yield draw
 
@@ -137,7 +146,7 @@ class Board:
         return self._failure
 
 
-def start_board() -> Any:
+def start_board() -> "ActorHandle":
     """Start a board on this process's own node, so that the loss of another node cannot take it away."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -151,7 +160,7 @@ class BoardView:
 
     def __init__(
         self,
-        board: Any,
+        board: "ActorHandle",
         name: str,
         done: int,
         total: int,

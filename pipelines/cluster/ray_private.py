@@ -3,6 +3,7 @@
 Each has a test that notices a change.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ def set_switches(local: bool) -> None:
         os.environ[CLUSTERS_VARIABLE] = "0"
         # Nobody takes this machine away with a notice: one process less to start.
         os.environ.setdefault(PREEMPTION_VARIABLE, "0")
+
+
+def job_config() -> dict[str, Any]:
+    """Return what Ray tells the driver of a job: its metadata and environment; {} in any other process."""
+    try:
+        found = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def private_options(folder: Path, metrics_port: int | None) -> dict[str, Any]:

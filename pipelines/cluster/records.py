@@ -5,7 +5,6 @@ records carry this mark. A record may stand behind text that somebody printed wi
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from pipelines.cluster.progress import Advance, displayed_by, stage
-from pipelines.cluster.ray_private import JOB_CONFIG_VARIABLE
+from pipelines.cluster.ray_private import job_config
 
 RECORDS_METADATA = "hhnet_records"
 """Key of a job's metadata by which its submitter asks for records."""
@@ -83,10 +82,7 @@ def job_records() -> Iterator[JobRecords | None]:
 
 def find_asking_job() -> str | None:
     """Return the submission id of this process's job if its submitter asked for records, else None."""
-    try:
-        metadata = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}").get("metadata", {})
-    except ValueError:
-        return None
+    metadata = job_config().get("metadata", {})
     return metadata.get("job_submission_id") if RECORDS_METADATA in metadata else None
 
 

@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -30,13 +31,17 @@ from pipelines.cluster.ray_private import (
     dialled_address,
     find_cluster,
     forget_token,
+    job_config,
     private_options,
     set_switches,
 )
 from pipelines.config.settings import Config, RaySettings
+from pipelines.console import log_variables, show_as_ours
 from pipelines.errors import ClusterUnavailable, UsageError
 from pipelines.storage import Store
 from pipelines.storage.scratch import RANDOM_NAME_CHARS, PrivateFolder
+
+_log = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 256 << 20
 """Size of a local Ray's object store in bytes."""
@@ -167,9 +172,17 @@ class _Connection:
             if self._address == "local":
                 _require_address_space()
                 options |= self._make_room(config.ray)
-            elif "://" not in self._address:
-                await_head(dialled_address(self._address), config.ray.wait_s)
+                for name, value in log_variables().items():
+                    self._set(name, value)
+            else:
+                options |= _logging_workers()
+                if "://" not in self._address:
+                    await_head(dialled_address(self._address), config.ray.wait_s)
+            begun = time.monotonic()
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+            show_as_ours("ray")
+            seconds = round(time.monotonic() - begun, 1)
+            _log.debug("connected to Ray at %s in %g s", self._address, seconds, extra={"address": self._address})
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_term)  # ray.init leaves a handler of its own there
         self._watch = HeadWatch(self._address)
@@ -207,6 +220,8 @@ class _Connection:
         if self._watch is not None:
             self._watch.end()
         left = _left_ray(STOP_WAIT_S if self._watch is not None and self._watch.lost else LEAVE_WAIT_S)
+        if not left:
+            _log.info("Ray at %s did not let go: given up", self._address, extra={"address": self._address})
         if self._watch is not None and left:
             self._watch.forget()
         if self._address == "local":
@@ -240,6 +255,13 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
         said = str(error).splitlines() or [type(error).__name__]
         full = _full_disk() if address == "local" else ""
         raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}{full}") from error
+
+
+def _logging_workers() -> dict[str, Any]:
+    """Return the options of `ray.init` by which the workers of a cluster log like this process."""
+    known = job_config().get("runtime_env", {}).get("env_vars", {})  # Ray refuses what the job has set already
+    variables = {name: value for name, value in log_variables().items() if name not in known}
+    return {"runtime_env": {"env_vars": variables}} if variables else {}
 
 
 def _has_home() -> bool:

@@ -3,13 +3,11 @@
 Shape suffixes: B images, S side of the network's input, K bits.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,7 @@ from torch import nn
 from hhnet.codes import pack_bits, sign_bits
 from hhnet.nn.model import HHNet, Preprocess, model_from_bytes
 from hhnet.real_codes import quantise_real_codes
+from pipelines.artifacts.facts import ModelCard
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import Reason
 from pipelines.errors import DamagedArtifact
@@ -58,13 +57,13 @@ class Encoder:
     def open(cls, source: str | Artifact) -> "Encoder":
         """Load a model artifact; every byte is checked against its digest before it is parsed."""
         artifact = open_artifact(source, "model") if isinstance(source, str) else source
-        card = read_model_card(artifact)
+        card = ModelCard.of(artifact)
         weights = artifact.read(artifact.manifest.part("model.safetensors"))
         try:
-            model, preprocess = model_from_bytes(weights, card)
+            model, preprocess = model_from_bytes(weights, card.as_json())
         except ValueError as error:
             raise DamagedArtifact(f"{artifact.uri} is not a usable model: {error}") from error
-        return cls(model, preprocess, str(card.get("precision", "fp32")), artifact.digest)
+        return cls(model, preprocess, card.precision, artifact.digest)
 
     @property
     def bits(self) -> int:
@@ -177,18 +176,6 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def autocast(device: torch.device, precision: str) -> Any:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return the context that runs a network at `precision` (`fp32` or `bf16`)."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def read_model_card(artifact: Artifact) -> dict[str, Any]:
-    """Return the model's card (model.json), digest-checked."""
-    data = artifact.read(artifact.manifest.part("model.json"))
-    try:
-        card = json.loads(data)
-    except ValueError:
-        card = None
-    if not isinstance(card, dict):
-        raise DamagedArtifact(f"{artifact.uri}: model.json is not a JSON object")
-    return card

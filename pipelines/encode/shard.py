@@ -1,6 +1,7 @@
 """Encodes one shard to codes and rejects, without Ray: the core of every encode."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.shards import Record, Shard, ShardSet
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from pipelines.encode.encoder import Encoded, Encoder  # imports torch, which only a worker needs
@@ -46,6 +49,9 @@ def encode_shard(
     samples = shards.read(shard, metadata=bool(carried))
     settings = config.encode
     encoded = encoder.encode_samples(samples, settings.batch_size, config.data.workers, advance, settings.logits)
+    for record, reject in encoded.rejects:
+        fields = {"shard": shard.name, "key": record.key, "reason": str(reject.reason)}
+        _log.debug("rejected: %(key)s of %(shard)s (%(reason)s)", fields, extra={**fields, "detail": reject.detail})
     return ShardCodes(
         parquet_bytes(table_of(schema, _codes_columns(encoded, {name: schema.field(name).type for name in carried}))),
         len(encoded.kept),

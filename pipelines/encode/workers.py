@@ -1,5 +1,6 @@
 """Encodes many shards on a pool of Ray workers; each attempt is counted and each shard settled."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from pipelines.encode.shard import ShardCodes, encode_shard, rejects_bytes
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.shards import Shard, ShardSet, open_shards
 from pipelines.storage import Store
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class ShardEncoder:
             figures = {**done.seconds, "write": time.perf_counter() - begun}
         count_shard(self.meter, shard, done)
         self.meter.count_seconds(figures)
+        fields = {"samples": shard.rows, "rejects": done.rejected, "count_seconds": figures}
+        _log.debug("%s: %d images encoded, %d of them rejected", shard.name, shard.rows, done.rejected, extra=fields)
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:

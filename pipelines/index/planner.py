@@ -14,7 +14,8 @@ The time of a query covers all parts, one after another, opened and in memory, a
 Shape suffixes: N codes, B bytes of a code, Q queries.
 """
 
-import sys
+import io
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,11 +30,14 @@ from hhnet import hamming_knn
 from pipelines.artifacts.host import allowed_cpus
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, IndexSettings
+from pipelines.console import NOTICE, draws_on_terminal
 from pipelines.errors import ConfigError
 from pipelines.index.gate import search_one_by_one, six_digits, tie_aware_recall
 from pipelines.index.kinds import NOTHING_REMOVED, Codes, index_kind, kind_names
 from pipelines.index.parts import PartTask, read_shard_codes
 from pipelines.storage import scratch_folder
+
+_log = logging.getLogger(__name__)
 
 MIN_SAMPLE_CODES, MAX_SAMPLE_CODES = 1 << 15, 1 << 18
 """Bounds of the sample size in codes.
@@ -314,9 +318,15 @@ def show_predictions(
         recall = "1 (exact)" if entry.exact else f"{entry.recall:.3f}"
         figures = readable_bytes(entry.bytes), readable_time(entry.build_s), readable_time(entry.query_s), recall
         table.add_row(entry.kind, *figures, "; ".join(list_objections(entry, config.index)) or "-")
-    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160, highlight=False)
+    if draws_on_terminal():
+        console = Console(stderr=True, highlight=False)
+    else:
+        console = Console(file=io.StringIO(), width=160, highlight=False)
     console.print(summary)
     console.print(table)
+    if isinstance(console.file, io.StringIO):
+        for line in console.file.getvalue().splitlines():
+            _log.log(NOTICE, "%s", line)
 
 
 def readable_bytes(count: int) -> str:

@@ -10,6 +10,7 @@ file. A file with the suffix of an image is a sample; every other file is skippe
 
 import bz2
 import gzip
+import logging
 import lzma
 import os
 import stat
@@ -40,6 +41,8 @@ from pipelines.ingest.zips import list_guessed_names, list_zip, open_zip, zip_re
 from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.tar import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 from pipelines.storage import scratch_folder
+
+_log = logging.getLogger(__name__)
 
 MAX_FILES = 20_000_000
 """Largest number of files in one source."""
@@ -95,6 +98,13 @@ class Listing:
         `loss` tells whether a picture is lost; by default that follows from the reason.
         """
         self.skipped += 1
+        if _log.isEnabledFor(logging.DEBUG):
+            fields = {
+                "path": make_printable(path)[:MAX_NAME_BYTES],
+                "reason": str(reason),
+                "detail": make_printable(detail),
+            }
+            _log.debug("skipped: %(path)s (%(reason)s)", fields, extra={"source": self.where, **fields})
         if reason is SkipReason.WRONG_SUFFIX:
             suffix = make_printable(os.path.splitext(path)[1].lower()) or "none"  # noqa: PTH122 - a Path per file is slow
             known = suffix in self.suffixes or len(self.suffixes) < SUFFIXES_COUNTED

@@ -4,6 +4,7 @@ An actor opens the same manifest as this process, and only those of its parts th
 result of `IndexReader.search` for these parts, so the merged answer equals that of a single process.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from pipelines.errors import ClusterUnavailable, WorkFailed
 from pipelines.index.kinds import Codes, Neighbours
 from pipelines.index.reader import IndexReader, merge_nearest
 from pipelines.storage import Store, scratch_folder
+
+_log = logging.getLogger(__name__)
 
 MAX_ACTOR_DEATHS = 3
 """Number of actors that may die on one share of a batch of queries before the search ends."""
@@ -183,6 +186,8 @@ class _Fan:
         ray.kill(actor.handle)
         self._actors.remove(actor)
         self._opened = {share: other for share, other in self._opened.items() if other is not actor}
+        fields = {"index": self._artifact.uri, "share": actor.share, "node": actor.node}
+        _log.info("a search worker %s; another takes its place", reason, extra=fields)
         if actor.share is not None:
             waiting.append(actor.share)
             died[actor.share] += own_fault

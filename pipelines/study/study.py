@@ -8,7 +8,7 @@ different settings never share a place. Processes that share a store each take a
 """
 
 import json
-import sys
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +26,7 @@ from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.cluster.session import kept_ray
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
+from pipelines.console import NOTICE
 from pipelines.encode import encode
 from pipelines.encode import job as encoding
 from pipelines.encode.encoder import Encoder
@@ -40,6 +41,8 @@ from pipelines.study.page import study_page, study_plots
 from pipelines.study.results import AXIS_PREFIX, SEARCHES, Trial, cells_table, summarise_groups
 from pipelines.train import rehead, train
 from pipelines.train.batches import TrainData
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -144,7 +147,8 @@ def study(
         with kept_ray(), RunLog(Store(out), "study", grid.base(), total=total, unit="cells", **facts) as log:
             for place in mine:
                 group = grid.groups[place]
-                sys.stderr.write(f"study: group {place + 1} of {len(grid.groups)}: {group.name}\n")
+                groups = f"{place + 1} of {len(grid.groups)}"
+                _log.log(NOTICE, "study: group %s: %s", groups, group.name, extra={"group": group.name})
                 made[place] = run_group(grid, group, Steps(out, data, work=True))
                 log.advance(len(grid.seeds), group.name)
     # Look after the own share is done: of several processes the last one then finds no cell missing.
@@ -289,6 +293,8 @@ def _run_cell(cell: Cell, steps: Steps) -> Cell:
     model, error = run_step(partial(steps.make_model, cell.config))
     if model is not None:
         report, error = run_step(partial(steps.make_report, model, cell.config))
+    if error is not None:
+        _log.info("given up: %s: %s", cell.name, error, extra={"cell": cell.name, "error": error})
     return replace(cell, model=model, report=report, error=error)
 
 
@@ -303,6 +309,9 @@ def choose_candidate(grid: Grid, group: Group, steps: Steps | None) -> tuple[lis
     seed, tried = grid.seeds[0], []
     for candidate in grid.candidates:
         model, error = run_step(partial(steps.make_model, grid.config(group, seed, candidate.settings)))
+        if error is not None:
+            facts = {"group": group.name, "candidate": candidate.label, "error": error}
+            _log.info("given up: %(group)s with %(candidate)s: %(error)s", facts, extra=facts)
         tried.append((candidate, model, error))
     whole = all(model or error for _, model, error in tried)
     maps = [model.facts(ModelMeta).metrics.map if model else None for _, model, _ in tried]

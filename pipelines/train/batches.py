@@ -5,8 +5,8 @@ training goes on with another number of workers, a new leg of the epoch deals ou
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TypeVar
@@ -24,6 +24,8 @@ from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.plan import batch_sizes, epoch_spans, mix_sources
 from pipelines.shards.shards import Sample, ShardSet
 from pipelines.train.learner import Batch
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]
@@ -309,10 +311,15 @@ def _decode(sample: Sample, cache: DecodedCache) -> DecodedSample:
     record = sample.record
     if (held := cache.get(record.shard, record.row)) is not None:
         return held
-    pixels = None
-    if sample.damage is None:
-        with suppress(ImageReject):
+    pixels, problem = None, sample.damage
+    if problem is None:
+        try:
             pixels = decode_image(sample.image)
+        except ImageReject as reject:
+            problem = f"{reject.reason}: {reject.detail}"
+    if problem is not None:
+        fields = {"shard": record.shard, "key": record.key, "problem": problem}
+        _log.debug("left out: %(key)s of %(shard)s (%(problem)s)", fields, extra=fields)
     return DecodedSample(record.key, record.shard, record.row, record.labels, pixels)
 
 

@@ -7,17 +7,15 @@ Two runs of one training may save beside each other. A run drops only its own ch
 start, and of the latter never one that another checkpoint names as its best: the other run may still be alive.
 """
 
-import json
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import CheckpointMeta
+from pipelines.artifacts.facts import CheckpointMeta, Progress
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.storage import Store, canonical_json
@@ -32,7 +30,7 @@ class Checkpoint:
 
     name: str
     step: int
-    progress: dict[str, Any]
+    progress: Progress
     artifact: Artifact
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
@@ -44,7 +42,7 @@ class Checkpoint:
     @property
     def best(self) -> str:
         """Name of the best checkpoint so far, or of this one if none was validated yet."""
-        return str(self.progress["best"]["checkpoint"]) if self.progress["best"] else self.name
+        return self.progress.best.checkpoint if self.progress.best else self.name
 
 
 class Checkpoints:
@@ -58,7 +56,7 @@ class Checkpoints:
         """Return a new folder name that sorts by step and that no other attempt has."""
         return f"{step:09d}-{uuid.uuid4().hex[:8]}"
 
-    def save(self, name: str, step: int, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    def save(self, name: str, step: int, tensors: dict[str, Tensor], progress: Progress) -> None:
         """Commit a checkpoint and verify it, then drop older ones except the best and the last KEEP_LAST."""
         writer = ArtifactWriter(self.store.child(f"checkpoints/{name}"), "checkpoint", self.fingerprint, (), {})
         parts = [
@@ -97,7 +95,8 @@ class Checkpoints:
         artifact = open_artifact(self.store.child(f"checkpoints/{name}"), "checkpoint")
         if artifact.manifest.fingerprint != self.fingerprint:
             raise DamagedArtifact(f"{artifact.uri} belongs to another training")
-        progress = json.loads(artifact.read(artifact.manifest.part("progress.json")))
+        data = artifact.read(artifact.manifest.part("progress.json"))
+        progress = Progress.parse(data, f"{artifact.uri}: progress.json", "delete this checkpoint to go on without it")
         return Checkpoint(name, artifact.facts(CheckpointMeta).step, progress, artifact)
 
     def _best_of(self, name: str) -> str | None:

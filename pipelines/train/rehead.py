@@ -6,16 +6,16 @@ that a learned hash layer has to beat. No weight of the backbone changes, and va
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Required, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.artifacts.facts import ModelMeta, Rotation
+from pipelines.artifacts.facts import ModelCard, ModelMeta, Rotation
 from pipelines.artifacts.manifest import Artifact, fingerprint, inputs_of, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import write_run_record
@@ -25,7 +25,7 @@ from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import BoardView, start_board
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.cluster.submit import on_cluster
-from pipelines.config.fingerprint import config_of, result_settings
+from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError, UsageError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
@@ -35,6 +35,8 @@ from pipelines.storage import Store, canonical_json
 from pipelines.train.job import TrainJob
 
 if TYPE_CHECKING:  # they import torch, which only the worker needs
+    from torch import nn
+
     from hhnet.nn.model import HHNet, Preprocess
 
 FEATURE_METHODS = ("lsh", "pca", "pca-itq")
@@ -54,12 +56,20 @@ class RotateJob(TrainJob):
     model: str
 
 
+class Fit(TypedDict, total=False):
+    """Figures of a fit: the images that it saw, and the quantisation error after and before it."""
+
+    images: Required[int]
+    error: float
+    error_before: float
+
+
 @dataclass(frozen=True)
 class Fitted:
     """The new model's weights as bytes, its model card, its number of parameters, and its figures."""
 
     weights: bytes
-    card: dict[str, Any]
+    card: ModelCard
     parameters: int
     meta: ModelMeta
 
@@ -160,22 +170,22 @@ def _publish_model(job: RotateJob, fitted: Fitted) -> Artifact:
 class Fitter:
     """Fits the hash layer of a job; runs in a worker. `post(steps, note)` reports progress: images, then epochs."""
 
-    def __init__(self, job: RotateJob, post: Any) -> None:
-        from pipelines.encode.encoder import Encoder, read_model_card
+    def __init__(self, job: RotateJob, post: Callable[[int, str], object]) -> None:
+        from pipelines.encode.encoder import Encoder
         from pipelines.train.batches import TrainData
 
         self.job, self.post, self.train = job, post, job.config.train
         self.base = open_artifact(job.model, "model")
-        self.card = read_model_card(self.base)
+        self.card = ModelCard.of(self.base)
         self.encoder = Encoder.open(self.base)
         # The settings of the training, so that the same samples are held out for validation.
-        self.trained = config_of(self.card.get("settings", {}))
+        self.trained = self.card.config
         val = open_shards(job.val) if job.val else None
         self.data = TrainData.make(open_shards(job.shards), val, self.trained)
 
     def run(self, _model: str) -> Fitted:
         """Fit the configured method, and return the new model with its validation mAP."""
-        from hhnet.nn.model import card, model_to_bytes
+        from hhnet.nn.model import model_to_bytes
         from pipelines.encode.encoder import Encoder
         from pipelines.train.validation import validation_map
 
@@ -192,14 +202,13 @@ class Fitter:
                 rotated=self.train.rotate, map=found, map_before=before.metrics.map, bits=made.bits, **figures
             ),
         )
-        described = card(made, self.encoder.preprocess)
-        kept = {name: value for name, value in self.card.items() if name not in (*described, "head", "class_count")}
-        kept["metrics"] = meta.metrics.as_json()
-        kept["settings"] = {**kept.get("settings", {}), **result_settings(self.job.config, "rotation")}
+        settings = {**self.card.settings, **result_settings(self.job.config, "rotation")}
+        network = {"bits": made.bits, "head": made.head_name, "class_count": made.classes}
+        described = self.card.model_copy(update={**network, "metrics": meta.metrics, "settings": settings})
         parameters = sum(tensor.numel() for tensor in made.parameters())
-        return Fitted(model_to_bytes(made), {**described, **kept}, parameters, meta)
+        return Fitted(model_to_bytes(made), described, parameters, meta)
 
-    def _made(self) -> tuple["HHNet", dict[str, Any]]:
+    def _made(self) -> tuple["HHNet", Fit]:
         from hhnet.nn import rehead, rotation
 
         method, seed = self.train.rotate, self.train.seed
@@ -225,7 +234,7 @@ class Fitter:
     def _fitted(self, images: int, epochs: int) -> None:
         self.post(images + epochs, f"epoch {epochs}/{H2Q_EPOCHS}")
 
-    def _projected(self, x_ND: Reals) -> tuple["HHNet", dict[str, Any]]:
+    def _projected(self, x_ND: Reals) -> tuple["HHNet", Fit]:
         from hhnet.nn import rehead, rotation
 
         bits, seed = self.encoder.bits, self.train.seed
@@ -243,9 +252,9 @@ class Fitter:
         from hhnet.nn import rehead
         from pipelines.train.checkpoints import Checkpoints
 
-        if self.card.get("loss") != "ce":
+        if self.card.loss != "ce":
             raise InputError(
-                f"{self.base.uri} was trained with loss {self.card.get('loss')}, which has no classifier of outputs: "
+                f"{self.base.uri} was trained with loss {self.card.loss}, which has no classifier of outputs: "
                 "train with --loss ce"
             )
         checkpoints = Checkpoints(self.base.store, self.base.manifest.fingerprint)
@@ -260,7 +269,7 @@ class Fitter:
         except ValueError as error:
             raise InputError(f"{self.base.uri}: {error}") from None
 
-    def _outputs(self, network: Any) -> Reals:
+    def _outputs(self, network: "nn.Module") -> Reals:
         """Return the outputs of `network` for a seeded sample of the training images, float64 (N, width of outputs)."""
         batches, squares, done = [], [], 0
         decode = partial(_decode, self.encoder.preprocess)

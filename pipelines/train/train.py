@@ -8,14 +8,14 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
+from pipelines.artifacts.facts import EpochFigures, Metrics, ModelCard, ModelMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, fingerprint, inputs_of, read_identity
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
@@ -114,14 +114,14 @@ def _train_to_end(job: TrainJob) -> Artifact:
         if last is None or last.step < total:
             raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
         artifact = _publish_best(writer, checkpoints, last, train_set, config)
-        _warn_of_equal_maps(last.progress["history"])
+        _warn_of_equal_maps(last.progress.history)
         log.record_figures(**artifact.facts(ModelMeta).metrics.as_json())
     return artifact
 
 
-def _warn_of_equal_maps(history: Sequence[Mapping[str, Any]]) -> None:
+def _warn_of_equal_maps(history: Sequence[EpochFigures]) -> None:
     """Warn on stderr if all validations gave the same mAP, so that they could not choose an epoch."""
-    maps = [entry["map"] for entry in history if "map" in entry]
+    maps = [entry.map for entry in history if entry.map is not None]
     if len(maps) > 1 and len(set(maps)) == 1:
         _log.warning(
             "warning: the validation mAP was %.4f in all %d validations, so it chose no epoch and the last one was "
@@ -316,29 +316,31 @@ def _publish_best(
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
 
-    best = checkpoints.open_named(last.progress["best"]["checkpoint"])
+    validated = last.progress.best
+    assert validated is not None, "the last epoch is always validated"
+    best = checkpoints.open_named(validated.checkpoint)
     loss = make_training_loss(config, len(train_set.classes))
     network = make_network(config, loss.default_head)
     network.load_state_dict(best.tensors("average."))
     metrics = Metrics(
-        map=last.progress["best"]["map"],
-        epoch=last.progress["best"]["epoch"],
+        map=validated.map,
+        epoch=validated.epoch,
         steps=last.step,
-        skipped=last.progress["skipped"],
+        skipped=last.progress.skipped,
     )
-    description = card(
+    described = card(
         network,
         preprocess_of(config),
         classes=list(train_set.classes),
         precision=config.model.precision,
         loss=config.train.loss,
-        metrics=metrics.as_json(),
-        history=last.progress["history"],
+        metrics=metrics,
+        history=last.progress.history,
         settings=_model_settings(config),
     )
     parts = [
         writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
-        writer.put_part("model.json", canonical_json(description), rows=1),
+        writer.put_part("model.json", canonical_json(ModelCard.from_json(described)), rows=1),
     ]
     protocol = train_set.artifact.facts(ShardsMeta).split_part
     meta = ModelMeta(bits=config.model.bits, classes=train_set.classes, metrics=metrics, protocol=protocol)

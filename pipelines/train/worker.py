@@ -1,12 +1,12 @@
 """The loop of each training worker, from its latest checkpoint to the last step."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
 
 import torch.distributed as dist
 
+from pipelines.artifacts.facts import BestEpoch, EpochFigures, Progress
 from pipelines.cluster.metrics import Meter
 from pipelines.storage import Store
 from pipelines.train.batches import TrainData, preprocess_of
@@ -17,33 +17,33 @@ from pipelines.train.prefetch import Position, iterate_batches, prefetch_batches
 from pipelines.train.validation import validate
 
 
-def train_worker(job: TrainJob, post: Any) -> None:
+def train_worker(job: TrainJob, post: Callable[[int, str], object]) -> None:
     """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
     config = job.config
     train_set, val_set = job.open_sets()
     data = TrainData.make(train_set, val_set, config)
     learner = Learner(config, len(train_set.classes), data.total_steps(config), preprocess_of(config))
     checkpoints = Checkpoints(Store(job.out), job.fingerprint)
-    progress: dict[str, Any] = {"best": None, "history": [], "skipped": 0, "legs": []}
+    progress = Progress.new()
     last = checkpoints.latest()
     if last is not None:
         learner.load_state(last.tensors(""), last.step)
         progress = last.progress
     steps = data.epoch_steps(config)
-    legs = progress["legs"]
+    legs = progress.legs
     if not legs or legs[-1][0] != learner.world:
         legs.append([learner.world, 0])
     stream = _stream(job, data, learner, learner.step_count // steps, legs)
     begun = time.monotonic()
     seen, meter = 0, Meter("train")
     while learner.step_count < learner.total_steps:
-        epoch, legs = learner.step_count // steps, progress["legs"] or [[learner.world, 0]]
-        progress["legs"] = legs
+        epoch, legs = learner.step_count // steps, progress.legs or [[learner.world, 0]]
+        progress.legs = legs
         loss: StepLoss | None = None
         for batch, bad in _counted(islice(stream, steps - learner.step_count % steps), meter):
             before, loss = loss, learner.step(batch)
             legs[-1][1] += 1
-            progress["skipped"] += bad
+            progress.skipped += bad
             seen += len(batch.keys) * learner.world  # images: each view of a sample counts as one
             known = (before or loss).value()  # of the step before, so that the GPU has work while this waits
             if learner.rank == 0:
@@ -54,7 +54,7 @@ def train_worker(job: TrainJob, post: Any) -> None:
             if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
                 loss.value()  # raises if the loss is not finite, so that the state after a bad step is never saved
                 _save(checkpoints, learner, progress)
-        progress["legs"] = []
+        progress.legs = []
         assert loss is not None, "an epoch has at least one step left"
         with meter.busy():
             ended = time.perf_counter()
@@ -90,24 +90,22 @@ def _stream(
 
 
 def _end_epoch(
-    checkpoints: Checkpoints, learner: Learner, data: TrainData, progress: dict[str, Any], epoch: int, loss: float
+    checkpoints: Checkpoints, learner: Learner, data: TrainData, progress: Progress, epoch: int, loss: float
 ) -> None:
     """Validate if it is due, remember the best epoch, and save after a validation or if a checkpoint is due."""
     train_config = learner.config.train
-    entry: dict[str, Any] = {"epoch": epoch + 1, "step": learner.step_count, "loss": loss}
     last = epoch + 1 == train_config.epochs
     name = checkpoints.new_name(learner.step_count)
     validates = last or (epoch + 1) % train_config.val_every == 0
-    if validates:
-        entry["map"] = validate(learner, data)
-        if progress["best"] is None or entry["map"] >= progress["best"]["map"]:  # of equal ones, the later epoch
-            progress["best"] = {"map": entry["map"], "epoch": epoch + 1, "checkpoint": name}
-    progress["history"].append(entry)
+    found = validate(learner, data) if validates else None
+    if found is not None and (progress.best is None or found >= progress.best.map):  # of equal ones, the later epoch
+        progress.best = BestEpoch(map=found, epoch=epoch + 1, checkpoint=name)
+    progress.history.append(EpochFigures(epoch=epoch + 1, step=learner.step_count, loss=loss, map=found))
     if validates or learner.step_count % train_config.checkpoint_steps == 0:
         _save(checkpoints, learner, progress, name)
 
 
-def _save(checkpoints: Checkpoints, learner: Learner, progress: dict[str, Any], name: str | None = None) -> None:
+def _save(checkpoints: Checkpoints, learner: Learner, progress: Progress, name: str | None = None) -> None:
     if learner.rank == 0:
         checkpoints.save(
             name or checkpoints.new_name(learner.step_count), learner.step_count, learner.state(), progress

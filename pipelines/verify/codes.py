@@ -48,7 +48,7 @@ def prove_codes(findings: Findings) -> None:
                 findings.require_split("trained_on", meta.trained_on, model.facts(ModelMeta).protocol)
         try:
             # In the order of the setting, which is the order of the columns: the manifest sorts its keys.
-            columns = {name: parse_column_type(meta.carried[name]) for name in meta.settings.get("encode.carry", ())}
+            columns = {name: parse_column_type(meta.carried[name]) for name in meta.config.encode.carry}
         except (KeyError, TypeError, ValueError):
             raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its carried columns") from None
         schema = codes_schema(meta.bits, manifest.fingerprint, meta.classes, columns, meta.has_logits)

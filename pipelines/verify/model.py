@@ -2,7 +2,7 @@
 
 import safetensors
 
-from pipelines.artifacts.facts import ModelMeta, ShardsMeta
+from pipelines.artifacts.facts import ModelCard, ModelMeta, ShardsMeta
 from pipelines.errors import DamagedArtifact
 from pipelines.verify.findings import Findings, count, json_object
 
@@ -10,13 +10,16 @@ from pipelines.verify.findings import Findings, count, json_object
 def prove_model(findings: Findings) -> None:
     """Check that the weights are safetensors and that the card agrees with the manifest."""
     artifact = findings.artifact
-    card = json_object(findings, "model.json")
+    card = None
+    with findings.guard():
+        card = ModelCard.of(artifact)
+        findings.checks.append("model.json is a JSON object")
     _tensors(findings, "model.safetensors")
     inputs = {entry.role: findings.input(entry.role) for entry in artifact.manifest.inputs}
     with findings.guard():
         meta = artifact.facts(ModelMeta)
-        for name, value in {"bits": meta.bits, "classes": list(meta.classes)}.items():
-            same = card.get(name) == value
+        for name in ("bits", "classes") if card else ():
+            same = getattr(card, name) == getattr(meta, name)
             findings.require(same, f"{artifact.uri}: model.json and the manifest differ in {name}")
         if (shards := inputs.get("shards")) is not None:
             findings.require_split("protocol", meta.protocol, shards.facts(ShardsMeta).split_part)

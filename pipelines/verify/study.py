@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
+from pipelines.artifacts.facts import ModelCard, ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.tables import read_table
 from pipelines.artifacts.versions import open_input_version
@@ -74,14 +74,15 @@ def _report_figures(report: Artifact) -> dict[str, Any]:
 
 
 def _model_figures(model: Artifact) -> dict[str, Any]:
-    card = _read_json_part(model, "model.json")
+    card = ModelCard.of(model)
     meta = model.facts(ModelMeta)
     return {
         "val_map": meta.metrics.map,
         "steps": meta.metrics.steps,
         "parameters": model.manifest.totals.get("parameters"),
         "bits": meta.bits,
-        **{name: card.get(name) for name in ("backbone", "loss")},
+        "backbone": card.backbone,
+        "loss": card.loss,
     }
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.artifacts.facts import BestEpoch, Progress
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
@@ -44,6 +45,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 SAVER = """
 import sys, torch
+from pipelines.artifacts.facts import Progress
 from pipelines.train.checkpoints import Checkpoints
 from pipelines.storage import Store
 store = Checkpoints(Store(sys.argv[1]), "c" * 64)
@@ -53,7 +55,7 @@ assert last is None or last.tensors("")["weight"][0].item() == step
 while True:
     step += 1
     tensors = {"weight": torch.full((200_000,), float(step))}
-    store.save(store.new_name(step), step, tensors, {"best": None, "step": step})
+    store.save(store.new_name(step), step, tensors, Progress.new())
     print(step, flush=True)
 """
 
@@ -85,7 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp
     choose = random.Random(SEED)
     store = Checkpoints(Store(tmp_path / "model"), MARK)
     for step in (1, 2):
-        store.save(store.new_name(step), step, {"weight": torch.randn(300)}, {"best": None, "step": step})
+        store.save(store.new_name(step), step, {"weight": torch.randn(300)}, Progress.new())
     older, newer = sorted((tmp_path / "model" / "checkpoints").iterdir())
     tries = scaled(64, 1000)
     detected = 0
@@ -112,7 +114,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp
 def test_the_last_checkpoint_that_verifies_outlives_a_store_that_spoils_new_ones(tmp_path: Path) -> None:
     """Old checkpoints go only once the new one was read back."""
     store = Checkpoints(Store(tmp_path / "model"), MARK)
-    store.save(store.new_name(1), 1, {"weight": torch.ones(10)}, {"best": None})
+    store.save(store.new_name(1), 1, {"weight": torch.ones(10)}, Progress.new())
 
     class Spoiling(Store):
         def put(self, name: str, data: bytes | Path, point: str = "put") -> bool:
@@ -126,7 +128,7 @@ def test_the_last_checkpoint_that_verifies_outlives_a_store_that_spoils_new_ones
     spoiling = Checkpoints(Spoiling(tmp_path / "model"), MARK)
     for step in (2, 3, 4, 5):
         with pytest.raises(Exception, match="does not match the digest"):
-            spoiling.save(spoiling.new_name(step), step, {"weight": torch.ones(10)}, {"best": None})
+            spoiling.save(spoiling.new_name(step), step, {"weight": torch.ones(10)}, Progress.new())
     found = store.latest()
     assert found is not None and found.step == 1
 
@@ -136,7 +138,8 @@ def test_two_runs_at_once_drop_none_of_what_the_other_needs(tmp_path: Path) -> N
 
     def save(run: Checkpoints, step: int, best: str | None) -> str:
         name = run.new_name(step)
-        progress = {"best": {"checkpoint": best or name}, "step": step}
+        progress = Progress.new()
+        progress.best = BestEpoch(map=0.5, epoch=1, checkpoint=best or name)
         run.save(name, step, {"weight": torch.full((10,), float(step))}, progress)
         return name
 
@@ -154,7 +157,7 @@ def test_two_runs_at_once_drop_none_of_what_the_other_needs(tmp_path: Path) -> N
     for step in (60, 70, 80, 90):
         save(resumed, step, None)
     for name in bests:
-        assert resumed.open_named(name).progress["best"]["checkpoint"] == name
+        assert resumed.open_named(name).best == name
     kept = sorted(path.name[:9] for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["000000010", "000000020", "000000080", "000000090"], "what nobody can need is gone"
 

@@ -60,7 +60,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     address = f"http://127.0.0.1:{dashboard}"
     try:
         assert wait_until_up(address, env), "the cluster did not come up"
-        yield {**env, "TEST_ADDRESS": address, "TEST_GCS": f"127.0.0.1:{port}"}
+        yield {**env, "TEST_ADDRESS": address, "TEST_GCS": f"127.0.0.1:{port}", "TEST_FOLDER": temporary}
     finally:
         head.terminate()
         head.wait(timeout=60)
@@ -110,6 +110,40 @@ def test_an_http_address_submits_the_verb_itself(
     assert done.stderr.count('"liar"') == 1
     assert re.search(r"^encode: 36/36 images in \d+ s", done.stderr, re.M), done.stderr
     assert "@hhnet" not in done.stderr
+
+
+def test_a_job_and_its_workers_log_as_its_submitter_does(
+    cluster: dict[str, str], shards: Path, model: Path, tmp_path: Path
+) -> None:
+    words = [*encode_words(shards, model, tmp_path / "codes"), "--set", f"ray.address={cluster['TEST_ADDRESS']}"]
+    done = hhnet(*words, "--log-level", "debug", "--log-json", env=cluster)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["job"][-2:] for line in lines if "is submitted" in line["message"]] == ["-1"]
+    assert len([line for line in lines if line.get("worker") and "begun on" in line["message"]]) == 4
+    assert [line["done"] for line in lines if line.get("stage") == "encode"][-1] == 36
+    logs = Path(cluster["TEST_FOLDER"]).glob("session_latest/logs/worker-*.err")
+    spoken = [json.loads(line) for log in logs for line in log.read_text().splitlines() if line.startswith('{"time"')]
+    done_there = [(line["shard"], line["samples"]) for line in spoken if line["logger"] == "pipelines.encode.workers"]
+    assert sorted(done_there) == [*((f"train-{number:06d}.tar", 10) for number in range(3)), ("train-000003.tar", 6)]
+
+
+JOINED = """
+import sys, ray
+from pipelines.cluster.session import ray_session
+from pipelines.config.loading import load_config
+from pipelines.console import log_variables, show_log
+show_log("debug", as_json=True)
+with ray_session(load_config(sets=[f"ray.address={sys.argv[1]}"])):
+    print(ray.get(ray.remote(log_variables).remote()))
+"""
+
+
+def test_the_workers_of_a_joined_cluster_log_as_the_verb_does(cluster: dict[str, str]) -> None:
+    command = [sys.executable, "-c", JOINED, cluster["TEST_GCS"]]
+    done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=240)
+    assert done.stdout == "{'HHNET_LOG_LEVEL': 'debug', 'HHNET_LOG_JSON': '1'}\n", done.stderr
+    assert all(json.loads(line)["level"] == "debug" for line in done.stderr.splitlines())
 
 
 WATCHED = """

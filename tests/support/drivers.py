@@ -24,6 +24,7 @@ import torch
 import pipelines.encode.workers
 import pipelines.index.pool
 from pipelines.__main__ import main
+from pipelines.artifacts.facts import Progress
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.errors import HHNetError
@@ -112,8 +113,8 @@ def save_checkpoints(root: str, steps: int) -> None:
         checkpoints = Checkpoints(Store(root), MARK)
         last = checkpoints.latest()
         for step in range(last.step + 1 if last else 1, steps + 1):
-            progress = {"best": None, "step": step}
-            checkpoints.save(checkpoints.new_name(step), step, {"w": torch.full((100,), float(step))}, progress)
+            state = {"w": torch.full((100,), float(step))}
+            checkpoints.save(checkpoints.new_name(step), step, state, Progress.new())
     except HHNetError as error:
         sys.stderr.write(f"hhnet: {error}\n")
         sys.exit(error.exit_code)

@@ -7,7 +7,7 @@ import torch
 from hhnet.nn.model import HHNet, card, model_to_bytes
 from hhnet.preprocess import Preprocess
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import Metrics, ModelMeta, ShardsMeta
+from pipelines.artifacts.facts import Metrics, ModelCard, ModelMeta, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, open_artifact
 from pipelines.config.settings import Config
 from pipelines.shards.shards import open_shards
@@ -33,7 +33,15 @@ def write_model(
     torch.manual_seed(seed)
     network = HHNet(backbone, bits, stem_stride=4).eval()
     classes = shards.manifest.meta["classes"]
-    described = card(network, Preprocess(size=side, resize=resize or side), classes=classes, precision="fp32")
+    metrics = Metrics(map=0.5, epoch=1, steps=1, skipped=0)
+    described = ModelCard.from_json(
+        card(
+            network,
+            Preprocess(size=side, resize=resize or side),
+            **{"classes": classes, "precision": "fp32", "loss": "csq", "metrics": metrics},
+            **{"history": [{"epoch": 1, "step": 1, "loss": 1.0, "map": 0.5}], "settings": {"model.bits": bits}},
+        )
+    )
     inputs = (ArtifactInput(role="shards", kind="shards", digest=shards.digest),)
     writer = ArtifactWriter(Store(out), "model", f"{seed:064x}", inputs, {"shards": shards.uri})
     parts = [
@@ -42,7 +50,6 @@ def write_model(
     ]
     totals = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
     source = shards.facts(ShardsMeta)
-    metrics = Metrics(map=0.5, epoch=1, steps=1, skipped=0)
     meta = ModelMeta(bits=bits, classes=source.classes, metrics=metrics, protocol=source.split_part)
     return writer.commit(parts, totals, meta)
 

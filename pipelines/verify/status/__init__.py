@@ -6,7 +6,7 @@ survey    a folder of roots: `run.out`, a study
 words     the same for people
 """
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +14,11 @@ from dataclasses import dataclass
 
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import Record
+from pipelines.console import NOTICE, draws_on_terminal
 from pipelines.verify.status.survey import Survey
 from pipelines.verify.status.words import format_line, format_status
+
+_log = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 5.0
 """Seconds between two looks of --watch."""
@@ -50,7 +53,7 @@ def status(uri: str, watch: bool = False, every: float = WATCH_EVERY_S) -> Statu
     survey = Survey(uri)
     found = survey.look()
     if watch and found["status"] in ONGOING:
-        with _draw_screen() if sys.stderr.isatty() else _draw_lines() as draw:
+        with _draw_screen() if draws_on_terminal() else _draw_lines() as draw:
             while found["status"] in ONGOING:
                 draw(found)
                 time.sleep(every)
@@ -78,8 +81,7 @@ def _draw_lines() -> Iterator[Callable[[Record], None]]:
         nonlocal last
         line = format_line(found)
         if line != last:
-            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-            sys.stderr.flush()
+            _log.log(NOTICE, "%s %s", time.strftime("%H:%M:%S"), line, extra={"status": found["status"]})
         last = line
 
     yield draw

@@ -14,6 +14,7 @@ from pipelines.artifacts.facts import (
     CodesMeta,
     DuplicatesMeta,
     IndexMeta,
+    ModelCard,
     ModelMeta,
     PairsReceipt,
     PartReceipt,
@@ -25,6 +26,7 @@ from pipelines.artifacts.facts import (
 )
 from pipelines.artifacts.manifest import Facts, open_artifact
 from pipelines.artifacts.tables import REAL_CODES
+from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import Store, canonical_json, sha256_of
 
@@ -88,6 +90,20 @@ METAS: dict[type[Facts], list[dict[str, Any]]] = {
 }
 
 
+NETWORK = {
+    **{"format": 1, "backbone": "resnet18", "bits": 16, "head": "linear", "stem_stride": 4},
+    "preprocess": {"size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [1, 1, 1], "interpolation": "box"},
+}
+TRAINED = {
+    **{"classes": ["cat"], "precision": "fp32", "loss": "csq", "metrics": METRICS},
+    "history": [{"epoch": 1, "step": 2, "loss": 0.1}, {"epoch": 2, "step": 4, "loss": 0.1, "map": 0.5}],
+    "settings": {"model.bits": 16, "model.branches": None, "train.lr": 0.1},
+}
+CARDS: dict[type[Facts], list[dict[str, Any]]] = {
+    ModelCard: [{**NETWORK, **TRAINED}, {**NETWORK, **TRAINED, "branches": [1, 2], "class_count": 3}],
+}
+
+
 def each(table: dict[type[Facts], list[dict[str, Any]]]) -> list[Any]:
     return [
         pytest.param(model, fields, id=f"{model.__name__}-{number}")
@@ -96,7 +112,7 @@ def each(table: dict[type[Facts], list[dict[str, Any]]]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("model", "fields"), each(RECEIPTS | METAS))
+@pytest.mark.parametrize(("model", "fields"), each(RECEIPTS | METAS | CARDS))
 def test_what_is_read_is_written_again_byte_for_byte(model: type[Facts], fields: dict[str, Any]) -> None:
     found = model.parse(canonical_json(fields), "a receipt", "do it again")
     assert canonical_json(found) == canonical_json(fields)
@@ -142,3 +158,30 @@ def test_a_manifest_with_damaged_facts_is_refused_by_its_place_and_its_facts(
             open_artifact(store).facts(model)
         assert str(caught.value).startswith(f"{store.uri}: the novel manifest cannot be used ({message}")
         assert str(caught.value).endswith(": make it again with this hhnet")
+
+
+@pytest.mark.parametrize(("model", "fields"), each(CARDS))
+def test_a_damaged_model_card_is_refused_by_its_place_and_its_facts(
+    tmp_path: Path, model: type[Facts], fields: dict[str, Any]
+) -> None:
+    broken = {
+        "is wrong: Invalid JSON": b'{"format": 1',
+        "is wrong: Input should be an object": b"[]",
+        "settings is wrong: unknown setting train.speed": canonical_json({**fields, "settings": {"train.speed": 1}}),
+        "settings is wrong: model.bits = 7": canonical_json({**fields, "settings": {"model.bits": 7}}),
+        "history.0.loss is missing": canonical_json({**fields, "history": [{"epoch": 1, "step": 2}]}),
+    }
+    for message, data in (damages(model, fields) | broken).items():
+        writer = ArtifactWriter(Store(tmp_path / sha256_of(data)[:12]), "model", "f" * 64, (), {})
+        found = writer.commit([writer.put_part("model.json", data, 1)], {}, {})
+        with pytest.raises(DamagedArtifact) as caught:
+            ModelCard.of(found)
+        assert str(caught.value).startswith(f"{found.uri}: model.json cannot be used ({message}")
+        assert str(caught.value).endswith(": train the model again to another --out")
+
+
+def test_settings_are_read_by_their_types() -> None:
+    codes = CodesMeta.parse(canonical_json(CODES), "codes", "encode again")
+    assert (codes.config.encode.carry, codes.config.encode.logits) == (("sku",), False)
+    card = ModelCard.parse(canonical_json({**NETWORK, **TRAINED}), "model.json", "train again")
+    assert (card.config.model.bits, card.config.train.lr, card.config.train.epochs) == (16, 0.1, Config().train.epochs)

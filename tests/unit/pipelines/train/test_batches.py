@@ -11,6 +11,7 @@ import torch
 from hhnet.augment import trivial_augment
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
+from pipelines.console import show_log
 from pipelines.errors import InputError
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.images import decode_image
@@ -185,14 +186,22 @@ def test_a_validation_set_of_its_own_holds_nothing_back(shards: ShardSet) -> Non
     assert (data.samples, len(data.val_rows), data.queries) == (45, 10, 2)
 
 
-def test_what_does_not_decode_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_what_does_not_decode_is_left_out_counted_and_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_folder(tmp_path / "photos", classes=2, per_class=15)
     write_specimens(tmp_path / "photos" / "class_00", readable=False)
     config = configure("ingest.samples_per_shard=1000")
     ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config, allow_degraded=True)
     bad_names = open_shards(str(tmp_path / "shards")).samples - 30
     data = TrainData.make(open_shards(str(tmp_path / "shards")), None, config)
-    batches = list(epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0))
+    show_log("debug")
+    try:
+        batches = list(epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0))
+    finally:
+        show_log()
+    named = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hhnet: left out: class_00/")]
+    assert len(named) == len(set(named)) == sum(bad for _, bad in batches)
     assert bad_names > 0
     assert sum(len(batch.keys) + bad for batch, bad in batches) == data.samples
     assert 0 < sum(bad for _, bad in batches) <= bad_names

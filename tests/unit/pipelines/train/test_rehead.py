@@ -1,6 +1,5 @@
 """Another hash layer for a trained model: what is fitted, on what, and what is refused. On Ray: tests/integration."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 import hhnet
 from hhnet.nn.rotation import quantisation_error
+from pipelines.artifacts.facts import ModelCard
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
@@ -220,9 +220,9 @@ def test_a_classifier_that_is_not_there_is_refused(root: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_the_result_is_plain_json(root: Path, tmp_path: Path) -> None:
+def test_the_new_card_has_the_settings_of_both(root: Path, tmp_path: Path) -> None:
     fitted = Fitter(
         plan_rehead(open_artifact(str(root / "model")), str(tmp_path), settings("train.rotate=h2q")), lambda d, n: None
     ).run("")
-    assert isinstance(fitted, Fitted) and json.loads(json.dumps(fitted.card)) == fitted.card
-    assert fitted.card["settings"]["train.rotate"] == "h2q" and fitted.card["settings"]["train.epochs"] == 2
+    assert isinstance(fitted, Fitted) and ModelCard.from_json(fitted.card.as_json()) == fitted.card
+    assert (fitted.card.config.train.rotate, fitted.card.config.train.epochs) == ("h2q", 2)

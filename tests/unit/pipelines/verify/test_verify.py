@@ -33,6 +33,10 @@ MARK = "f" * 64
 BITS = 12
 CLASSES = ["class_00", "class_01", "class_02"]
 METRICS = {"map": 0.5, "epoch": 1, "steps": 1, "skipped": 0}
+MODEL_CARD = {
+    **{"format": 1, "backbone": "resnet18", "bits": BITS, "head": "linear", "stem_stride": 4, "preprocess": {}},
+    **{"classes": CLASSES, "precision": "fp32", "loss": "csq", "metrics": METRICS, "history": [], "settings": {}},
+}
 
 Columns = dict[str, list[Any]]
 
@@ -49,10 +53,10 @@ def shards(tmp_path: Path) -> Artifact:
 
 @pytest.fixture
 def model(tmp_path: Path, shards: Artifact) -> Artifact:
-    return make_model(tmp_path / "model", shards, {"bits": BITS, "classes": CLASSES})
+    return make_model(tmp_path / "model", shards)
 
 
-def make_model(root: Path, shards: Artifact, card: Any, weights: bytes | None = None) -> Artifact:
+def make_model(root: Path, shards: Artifact, card: Any = MODEL_CARD, weights: bytes | None = None) -> Artifact:
     inputs = (ArtifactInput(role="shards", kind="shards", digest=shards.digest),)
     writer = ArtifactWriter(Store(root), "model", MARK, inputs, {"shards": shards.uri})
     data = safetensors.numpy.save({"w": np.ones(3, np.float32)}) if weights is None else weights
@@ -459,7 +463,7 @@ def test_a_part_without_a_receipt(tmp_path: Path, shards: Artifact, model: Artif
 
 def test_an_input_replaced_by_another(tmp_path: Path, shards: Artifact, model: Artifact) -> None:
     codes = make_codes(tmp_path / "codes", shards, model)
-    other = make_model(tmp_path / "other", shards, {"bits": BITS, "classes": CLASSES}, b"")
+    other = make_model(tmp_path / "other", shards, weights=b"")
     with pytest.raises(DamagedArtifact, match=f"but {other.uri} is"):
         verify(codes.uri, model=other.uri)
 
@@ -470,10 +474,10 @@ def test_an_input_replaced_by_another(tmp_path: Path, shards: Artifact, model: A
 @pytest.mark.parametrize(
     ("card", "weights", "message"),
     [
-        ({"bits": 16, "classes": CLASSES}, None, "differ in bits"),
-        ({"bits": BITS, "classes": CLASSES[::-1]}, None, "differ in classes"),
-        ([], None, "model.json is not a JSON object"),
-        ({"bits": BITS, "classes": CLASSES}, b"\x80\x04pickle", "model.safetensors is not safetensors"),
+        ({**MODEL_CARD, "bits": 16}, None, "differ in bits"),
+        ({**MODEL_CARD, "classes": CLASSES[::-1]}, None, "differ in classes"),
+        ([], None, r"model.json cannot be used \(is wrong: Input should be an object\)"),
+        (MODEL_CARD, b"\x80\x04pickle", "model.safetensors is not safetensors"),
     ],
 )
 def test_models(tmp_path: Path, shards: Artifact, card: Any, weights: bytes | None, message: str) -> None:
