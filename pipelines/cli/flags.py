@@ -1,4 +1,4 @@
-"""Flags of verbs that have many, or some that stand for settings; those of `hhnet index` are in `index`."""
+"""Flags of the verbs with many flags, or with flags that stand for settings; those of `hhnet index` are in `index`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,92 +18,98 @@ class IngestFlags(Flags):
     source: Annotated[
         str | None,
         typer.Argument(
-            help="Folder, zip or tar of class folders; a CSV or Parquet table; with --adopt a folder or s3:// prefix "
-            "of WebDataset tars, one tar or t-{000..012}.tar; none with --protocol."
+            help="Images to ingest: a folder, zip or tar of class folders, or a CSV or Parquet table. With --adopt: a "
+            "folder or s3:// prefix of WebDataset tars, one tar, or t-{000..012}.tar. Leave out with --protocol."
         ),
     ] = None
     split: Annotated[
         str | None,
         typer.Option(
-            help="`train=.8,query=.1,database=.1` (stratified), `folder` (top folder), or `column:NAME`.",
+            help="Write several artifacts below --out: `train=.8,query=.1,database=.1` = random shares of each class; "
+            "`folder` = one per top folder; `column:NAME` = one per value of a table's column.",
             metavar="SPLIT",
         ),
     ] = None
-    path_column: Annotated[str, typer.Option(help="Column of a table that holds the paths.")] = "path"
+    path_column: Annotated[str, typer.Option(help="Table column that holds the image paths.")] = "path"
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column of a table that holds a label; repeatable; default label*. With --adopt a field of the JSON "
-            "members; default the cls member, else labels or label of the JSON."
+            help="Table column that holds a label; repeatable; default: label*. With --adopt: field of the JSON "
+            "members; default: the cls member, else the JSON's labels or label."
         ),
     ] = None
     label_separator: Annotated[
         str | None,
         typer.Option(
-            "--label-separator", help="Of several labels in one cell of a table, such as a bar.", metavar="TEXT"
+            "--label-separator", help="Text between the labels in one cell of a table, such as a bar.", metavar="TEXT"
         ),
     ] = None
     multi_hot: Annotated[
-        bool, typer.Option("--multi-hot", help="Each --label column of a table is a class, with 1 and 0 in its cells.")
+        bool, typer.Option("--multi-hot", help="Take each --label column as a class, with 1 or 0 in its cells.")
     ] = False
     unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="Take no label, of whatever source; stray pictures are taken too.")
+        bool, typer.Option("--unlabelled", help="Ignore all labels; take images outside class folders too.")
     ] = False
     class_from: Annotated[
         str | None,
         typer.Option(
-            help="`first`: the class is the first folder below SOURCE, or below that of a split (default); `parent`: "
-            "the folder that holds the picture.",
+            help="Folder that names an image's class: `first` = the first below SOURCE, or below the split's folder "
+            "(default); `parent` = the one that holds the image.",
             metavar="first|parent",
         ),
     ] = None
     allow_degraded: Annotated[
         bool,
-        typer.Option("--allow-degraded", help="Publish although too many pictures cannot be taken (exit 4)."),
+        typer.Option("--allow-degraded", help="Publish even if too many images cannot be used (exit 4)."),
     ] = False
     adopt: Annotated[
         bool,
         typer.Option(
             "--adopt",
-            help="Index the .tar files directly in SOURCE as they are: where they lie if --out is SOURCE, else as "
-            "unchanged copies. Samples that cannot be taken are named with a reason.",
+            help="Index the .tar files that lie directly in SOURCE without changing them: in place if --out is SOURCE, "
+            "else as copies. Samples that cannot be used are listed with a reason.",
         ),
     ] = False
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="With --adopt: a file that names the classes, line n the class n from 0; default their numbers.",
+            help="With --adopt: text file of class names, one per line, class 0 first; default: the numbers.",
             metavar="FILE",
         ),
     ] = None
     keys_by_tar: Annotated[
         bool,
-        typer.Option("--keys-by-tar", help="With --adopt: put a tar's name before its keys, if tars share keys."),
+        typer.Option(
+            "--keys-by-tar", help="With --adopt: prefix keys with their tar's name, for tars that share keys."
+        ),
     ] = False
     image_member: Annotated[
         str | None,
         typer.Option(
             "--image-member",
-            help="With --adopt: what follows the key in the name of the image, such as input.jpg; default the one "
-            "member with the suffix of an image.",
+            help="With --adopt: suffix of the image's member after the key, such as input.jpg; default: the only "
+            "member with an image's suffix.",
             metavar="SUFFIX",
         ),
     ] = None
     protocol: Annotated[
         str | None,
-        typer.Option("--protocol", help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME"),
+        typer.Option(
+            "--protocol", help="Known data set and its split, such as cifar10: docs/protocols.md.", metavar="NAME"
+        ),
     ] = None
     root: Annotated[
         str | None,
         typer.Option(
             "--root",
-            help="Folder below which the paths of a table lie, default the table's own; with --protocol the folder of "
-            "its data set's files.",
+            help="Folder that a table's paths start from; default: the table's own folder. With --protocol: the folder "
+            "with the data set's files.",
             metavar="DIR",
         ),
     ] = None
     encoding: Annotated[
-        str | None, typer.Option("--encoding", help="Of a CSV, such as cp1252; default UTF-8.", metavar="NAME")
+        str | None,
+        typer.Option("--encoding", help="Text encoding of a CSV, such as cp1252; default: UTF-8.", metavar="NAME"),
     ] = None
 
 
@@ -114,23 +120,28 @@ class TrainFlags(Flags):
     out: Out
     shards: Annotated[
         str | None,
-        typer.Option("--shards", help="Shards to learn from; with --rotate where those lie now.", metavar="URI"),
+        typer.Option(
+            "--shards", help="Shards to train on. With --rotate: where they lie now, if moved.", metavar="URI"
+        ),
     ] = None
-    val: Annotated[str | None, typer.Option("--val", help="Shards to validate on.", metavar="URI")] = None
-    workers: Annotated[int | None, typer.Option(help="Training processes.", min=1)] = None
-    epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", min=1)] = None
-    bits: Annotated[int | None, typer.Option(help="Length of the codes.")] = None
-    backbone: Annotated[str | None, typer.Option(help="A timm name, or alexnet.")] = None
-    loss: Annotated[str | None, typer.Option(help="A name in docs/losses.md, such as orthohash.")] = None
+    val: Annotated[
+        str | None,
+        typer.Option("--val", help="Shards to validate on; default: a seeded share of --shards.", metavar="URI"),
+    ] = None
+    workers: Annotated[int | None, typer.Option(help="Training processes; default 1.", min=1)] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the samples; default 20.", min=1)] = None
+    bits: Annotated[int | None, typer.Option(help="Code length, a multiple of 8; default 64.")] = None
+    backbone: Annotated[str | None, typer.Option(help="A timm name, or alexnet; default hrnet_w18.")] = None
+    loss: Annotated[str | None, typer.Option(help="A loss of docs/losses.md; default orthohash.")] = None
     recipe: Annotated[
         str | None,
-        typer.Option(help=f"Settings to start from, see docs/recipes.md: {', '.join(recipe_names())}.", metavar="NAME"),
+        typer.Option(help=f"Preset to start from, see docs/recipes.md: {', '.join(recipe_names())}.", metavar="NAME"),
     ] = None
     rotate: Annotated[
         str | None,
         typer.Option(
             "--rotate",
-            help="Train nothing: give a trained model another hash layer, by h2q, itq, lsh, pca, pca-itq or classes.",
+            help="Train nothing: replace a trained model's hash layer, by h2q, itq, lsh, pca, pca-itq or classes.",
             metavar="METHOD",
         ),
     ] = None
@@ -156,20 +167,22 @@ class EncodeFlags(Flags):
     """Flags of `hhnet encode`."""
 
     shards: Annotated[str, typer.Option("--shards", help="Shards to encode.", metavar="URI")]
-    model: Annotated[str, typer.Option("--model", help="The model artifact.", metavar="URI")]
+    model: Annotated[str, typer.Option("--model", help="Model to encode with.", metavar="URI")]
     out: Out
-    workers: Annotated[int | None, typer.Option(help="Encoding processes.", min=1)] = None
+    workers: Annotated[
+        int | None, typer.Option(help="Encoding processes; default: one per GPU, else per CPU.", min=1)
+    ] = None
     allow_degraded: Annotated[
         bool,
-        typer.Option("--allow-degraded", help="Publish although too many samples were rejected (exit 4)."),
+        typer.Option("--allow-degraded", help="Publish even if too many samples were rejected (exit 4)."),
     ] = False
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Try two shards, put nothing, and say how long it would take and what binds."),
+        typer.Option("--dry-run", help="Try two shards, write nothing; estimate the time and name the bottleneck."),
     ] = False
     price: Annotated[
         float | None,
-        typer.Option(help="With --dry-run: what a worker costs an hour, to say what it all costs.", min=0),
+        typer.Option(help="With --dry-run: price of a worker per hour, to estimate the total.", min=0),
     ] = None
 
     def settings(self) -> dict[str, Any]:
@@ -181,10 +194,16 @@ class EncodeFlags(Flags):
 class RetryFlags(Flags):
     """Flags of `hhnet retry-rejects`."""
 
-    codes: Annotated[str, typer.Option("--codes", help="The codes artifact.", metavar="URI")]
-    shards: Annotated[str | None, typer.Option("--shards", help="Where its shards lie now.", metavar="URI")] = None
-    model: Annotated[str | None, typer.Option("--model", help="Where its model lies now.", metavar="URI")] = None
-    workers: Annotated[int | None, typer.Option(help="Encoding processes.", min=1)] = None
+    codes: Annotated[str, typer.Option("--codes", help="Codes with rejects.", metavar="URI")]
+    shards: Annotated[
+        str | None, typer.Option("--shards", help="Where its shards lie now, if moved.", metavar="URI")
+    ] = None
+    model: Annotated[str | None, typer.Option("--model", help="Where its model lies now, if moved.", metavar="URI")] = (
+        None
+    )
+    workers: Annotated[
+        int | None, typer.Option(help="Encoding processes; default: one per GPU, else per CPU.", min=1)
+    ] = None
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that flags stand for."""
@@ -196,14 +215,18 @@ class VerifyFlags(Flags):
     """Flags of `hhnet verify`."""
 
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")]
-    shards: Annotated[str | None, typer.Option("--shards", help="Where its shards lie now.", metavar="URI")] = None
-    model: Annotated[str | None, typer.Option("--model", help="Where its model lies now.", metavar="URI")] = None
+    shards: Annotated[
+        str | None, typer.Option("--shards", help="Where its shards lie now, if moved.", metavar="URI")
+    ] = None
+    model: Annotated[str | None, typer.Option("--model", help="Where its model lies now, if moved.", metavar="URI")] = (
+        None
+    )
     for_run: Annotated[
         str | None,
         typer.Option(
             "--for-run",
-            help="The --out of a run: as the run does, read on Ray only the tars of these shards that were not proven "
-            "before, at most run.verify of all, and name damage instead of failing.",
+            help="Verify shards as `hhnet run` does, for the run with this --out: on Ray, only tars not verified "
+            "before, at most a share of run.verify; damage is listed and does not fail.",
             metavar="URI",
         ),
     ] = None
@@ -213,25 +236,42 @@ class VerifyFlags(Flags):
 class SearchFlags(Flags):
     """Flags of `hhnet search`."""
 
-    index: Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")]
-    image: Annotated[list[str] | None, typer.Option("--image", help="An image file; repeatable.", metavar="F")] = None
-    key: Annotated[list[str] | None, typer.Option("--key", help="A sample, by key or path.", metavar="K")] = None
-    code: Annotated[list[str] | None, typer.Option("--code", help="A packed code in hex.", metavar="HEX")] = None
-    codes: Annotated[list[str] | None, typer.Option("--codes", help="Codes, all of them queries.", metavar="URI")] = (
-        None
-    )
-    k: Annotated[int | None, typer.Option("-k", help="Neighbours per query.", min=1)] = None
-    rerank: Annotated[
-        int | None, typer.Option("--rerank", help="Order the nearest N by their logits.", min=1, metavar="N")
+    index: Annotated[str, typer.Option("--index", help="Index to search, or an alias of it.", metavar="URI")]
+    image: Annotated[
+        list[str] | None, typer.Option("--image", help="Query: an image file; repeatable.", metavar="F")
     ] = None
-    model: Annotated[str | None, typer.Option("--model", help="Where the model lies now.", metavar="URI")] = None
-    shards: Annotated[list[str] | None, typer.Option("--shards", help="Where the shards lie now.", metavar="URI")] = (
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", help="Query: an indexed sample, by key or path; repeatable.", metavar="K"),
+    ] = None
+    code: Annotated[
+        list[str] | None, typer.Option("--code", help="Query: a packed code in hex; repeatable.", metavar="HEX")
+    ] = None
+    codes: Annotated[
+        list[str] | None,
+        typer.Option("--codes", help="Queries: all codes of this artifact; repeatable.", metavar="URI"),
+    ] = None
+    k: Annotated[int | None, typer.Option("-k", help="Neighbours per query; default 10.", min=1)] = None
+    rerank: Annotated[
+        int | None, typer.Option("--rerank", help="Re-rank the nearest N by their logits.", min=1, metavar="N")
+    ] = None
+    model: Annotated[str | None, typer.Option("--model", help="Where the model lies now, if moved.", metavar="URI")] = (
         None
     )
-    html: Annotated[str | None, typer.Option("--html", help="Write a page with the pictures.", metavar="FILE")] = None
-    version_: Annotated[int | None, typer.Option("--version", help="A published version; default the newest.")] = None
-    workers: Annotated[int | None, typer.Option(help="Spread the parts over Ray actors.", min=1)] = None
-    gpu: Annotated[bool, typer.Option("--gpu", help="Search on the GPU (kind flat), for many queries.")] = False
+    shards: Annotated[
+        list[str] | None,
+        typer.Option("--shards", help="Where the shards lie now, if moved; repeatable.", metavar="URI"),
+    ] = None
+    html: Annotated[
+        str | None, typer.Option("--html", help="Write the answer as a page with pictures.", metavar="FILE")
+    ] = None
+    version_: Annotated[
+        int | None, typer.Option("--version", help="Published version to search; default: the newest.")
+    ] = None
+    workers: Annotated[int | None, typer.Option(help="Ray actors that share the parts; default: none.", min=1)] = None
+    gpu: Annotated[bool, typer.Option("--gpu", help="Search a flat index on the GPU; pays off for many queries.")] = (
+        False
+    )
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that flags stand for."""
@@ -248,11 +288,12 @@ class EvaluateFlags(Flags):
     """Flags of `hhnet evaluate`."""
 
     queries: Annotated[str, typer.Option("--queries", help="Codes of the queries.", metavar="URI")]
-    database: Annotated[list[str], typer.Option("--database", help="Codes searched in; repeatable.", metavar="URI")]
+    database: Annotated[list[str], typer.Option("--database", help="Codes to search in; repeatable.", metavar="URI")]
     out: Out
-    at: Annotated[int | None, typer.Option(help="mAP@K; default the whole ranking.", min=1)] = None
+    at: Annotated[int | None, typer.Option(help="K of mAP@K; default: the whole ranking.", min=1)] = None
     convention: Annotated[
-        str | None, typer.Option(help="Compute mAP as this code base does: docs/how-to-compare.md.", metavar="NAME")
+        str | None,
+        typer.Option(help="Compute mAP as this code base of the field does: docs/how-to-compare.md.", metavar="NAME"),
     ] = None
 
     def settings(self) -> dict[str, Any]:
@@ -269,12 +310,15 @@ class DedupeFlags(Flags):
     codes: Codes
     out: Out
     radius: Annotated[
-        int | None, typer.Option(help="Bits in which the codes of a pair may differ; default 0.", min=0)
+        int | None, typer.Option(help="Largest number of bits in which a pair differs; default 0.", min=0)
     ] = None
     against: Annotated[
-        str | None, typer.Option("--against", help="An index: find also what is near its samples.", metavar="URI")
+        str | None,
+        typer.Option("--against", help="Index whose samples are compared with the codes too.", metavar="URI"),
     ] = None
-    memory: Annotated[str | None, typer.Option(help="Most memory of the search; default 1GiB.", metavar="4GiB")] = None
+    memory: Annotated[str | None, typer.Option(help="Largest memory of the search; default 1GiB.", metavar="4GiB")] = (
+        None
+    )
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that flags stand for."""

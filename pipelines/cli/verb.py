@@ -29,7 +29,7 @@ from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.console import Level, show_log
-from pipelines.errors import HeadLost, HHNetError
+from pipelines.errors import DamagedArtifact, HeadLost, HHNetError
 from pipelines.storage import use_unsigned
 
 _log = logging.getLogger(__name__)
@@ -41,14 +41,16 @@ LINE_CHARS = 300
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
+    typer.Option(
+        "--set", help="Change one setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"
+    ),
 ]
-Out = Annotated[str, typer.Option("--out", help="Root of the artifact: a folder or s3://bucket/prefix.", metavar="URI")]
-Codes = Annotated[list[str], typer.Option("--codes", help="A codes artifact; repeatable.", metavar="URI")]
+Out = Annotated[str, typer.Option("--out", help="Where to write: a folder or s3://bucket/prefix.", metavar="URI")]
+Codes = Annotated[list[str], typer.Option("--codes", help="Codes to read; repeatable.", metavar="URI")]
 JSON_OPTION = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
-LOG_LEVEL_OPTION = Annotated[Level, typer.Option("--log-level", help="Least level of what is logged on stderr.")]
-LOG_JSON_OPTION = Annotated[bool, typer.Option("--log-json", help="Log one line of JSON for each record.")]
-DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+LOG_LEVEL_OPTION = Annotated[Level, typer.Option("--log-level", help="Lowest level that is logged on stderr.")]
+LOG_JSON_OPTION = Annotated[bool, typer.Option("--log-json", help="Log each record as one line of JSON.")]
+DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show an error's whole message and its traceback.")]
 COMMON = {
     "json_output": (JSON_OPTION, False),
     "debug": (DEBUG_OPTION, False),
@@ -88,6 +90,7 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
             if code:
                 raise typer.Exit(code)
 
+        # Typer reads a command's options from its signature; mypy knows no such attribute of a function.
         command.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
         command.__annotations__ = {key: option.annotation for key, option in options.items()}
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
@@ -153,7 +156,8 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
                     raise
                 traceback.print_exc()
             _complain(message)
-            if isinstance(error, HeadLost):  # a normal exit would wait for Ray's head
+            # A normal exit would run Ray's own hooks, which wait for the lost head.
+            if isinstance(error, HeadLost):
                 os._exit(code)
             return code
         if records is not None:
@@ -170,6 +174,7 @@ def _signals_raised() -> Iterator[None]:
     hung_up = signal.getsignal(signal.SIGHUP)
     if hung_up is signal.SIG_DFL:  # otherwise nohup or the like wants the verb to outlive its terminal
         signal.signal(signal.SIGHUP, _hang_up)
+    # Python calls this hook where an exception cannot be raised, such as that of a signal during a finaliser.
     sys.unraisablehook = _send_again
     try:
         yield
@@ -182,6 +187,8 @@ def _signals_raised() -> Iterator[None]:
 def _explained(error: BaseException) -> tuple[str, int, bool]:
     """Return an error's message, its exit code, and whether the message suffices without a traceback."""
     goes_on = "what was committed stays, the same command goes on from there"
+    if isinstance(error, DamagedArtifact):
+        return f"{error}; {error.REMEDY}", error.exit_code, True
     if isinstance(error, HHNetError):
         return str(error), error.exit_code, True
     if isinstance(error, KeyboardInterrupt):
