@@ -153,7 +153,8 @@ class Server(Runner):
                 await look()
             except OUT_OF_REACH as error:
                 if not self._away:
-                    sys.stderr.write(f"Prefect does not answer ({str(error) or type(error).__name__}); asking on\n")
+                    reason = str(error) or type(error).__name__
+                    sys.stderr.write(f"Prefect does not answer ({reason}); trying again until it does\n")
                 self._away = True
             else:
                 if self._away:

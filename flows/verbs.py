@@ -23,7 +23,9 @@ REPORT_S = 10.0
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
+    typer.Option(
+        "--set", help="Change one setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"
+    ),
 ]
 
 
@@ -31,13 +33,13 @@ def run(
     config: ConfigFile,
     out: Annotated[
         str | None,
-        typer.Option("--out", help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI"),
+        typer.Option("--out", help="Folder or s3://bucket/prefix for all results; default run.out.", metavar="URI"),
     ] = None,
     sets: Sets = None,
 ) -> Result:
     """Run the whole pipeline as a Prefect flow: shards, model, codes, index, report; rerun to resume.
 
-    It reports to the server that PREFECT_API_URL names, else to a temporary one that is gone at the end.
+    The run reports to the Prefect server of PREFECT_API_URL, else to a temporary server that stops at the end.
 
     Example: hhnet run --config examples/fashion-mnist.toml --out out
     """
@@ -50,7 +52,7 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult(Result):
-    """The figures of a run, and where all of it lies."""
+    """The figures of a demo run, and the places of its artifacts and report."""
 
     verb: str = "demo"
     map: float
@@ -63,14 +65,16 @@ class DemoResult(Result):
 def demo(
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Your own folder of class folders; default Fashion-MNIST.", metavar="PATH"),
+        typer.Option(
+            "--data", help="Your own images: a folder of class folders; default Fashion-MNIST.", metavar="PATH"
+        ),
     ] = None,
     out: Annotated[
-        str, typer.Option("--out", help="Folder or s3://bucket/prefix of everything.", metavar="URI")
+        str, typer.Option("--out", help="Folder or s3://bucket/prefix for all results.", metavar="URI")
     ] = "hhnet-demo",
     sets: Sets = None,
 ) -> Result:
-    """Run the whole pipeline on real images with no setup, in minutes; a second run finds everything done.
+    """Run the whole pipeline on real images in minutes, without setup; a second run finds everything done.
 
     Example: hhnet demo --data photos/ --out my-demo
     """
@@ -149,7 +153,7 @@ def demo_summary(result: DemoResult, title: str, bits: int, query: str) -> str:
 def run_pipeline(settings: Config, out: str) -> "RunResult":
     """Run the flow in this process, against the user's Prefect server or a temporary one.
 
-    Raises Unavailable if the server is lost, also after everything was made: it then does not show the run's end.
+    Raises Unavailable if the server is lost, even after all artifacts were made: it then does not show the run's end.
     """
     from flows.server import prefect_server
 
@@ -169,8 +173,9 @@ def run_pipeline(settings: Config, out: str) -> "RunResult":
         except (httpx.HTTPError, PrefectException) as error:
             lost = f"Prefect is out of reach ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
             if made:
-                raise Unavailable(f"everything was made in {out}, but {lost} and does not show it") from error
-            raise Unavailable(f"{lost}: what was committed in {out} stays, run it again") from error
+                unseen = f"everything was made in {out}, but {lost} and does not show it"
+                raise Unavailable(f"{unseen}: start the server and run it again to have it shown") from error
+            raise Unavailable(f"{lost}: what was committed in {out} stays: run the same command again") from error
         finally:
             finished.reset(token)
             _report_all()
@@ -186,7 +191,7 @@ def check_access(settings: Config) -> None:
 
 
 def _report_all() -> None:
-    """Send the logs and events that Prefect's threads still hold, before a temporary server is stopped."""
+    """Send the logs and events that Prefect's threads still hold; afterwards a temporary server may stop."""
     from prefect.events.worker import EventsWorker
 
     from flows.reporting import answers
@@ -200,6 +205,7 @@ def _report_all() -> None:
 
 def _drop_unsent() -> None:
     """Drop unsent logs and events: at the end of the process Prefect would try each once more, for minutes."""
+    # Private, since Prefect offers no way to give up its queues; its own at-exit hook only drains them.
     from prefect._internal.concurrency.services import _active_services
 
     for service in tuple(_active_services):
