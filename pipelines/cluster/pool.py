@@ -36,7 +36,7 @@ ASK_EVERY_S = 5.0
 NODE_VERDICT_S = 30.0
 """Seconds after a worker's death until Ray surely knows whether its node is lost: its health check takes about 15."""
 NODE_LOSSES = 20
-"""Number of lost nodes under one item that ends the run."""
+"""Number of lost nodes under one item that ends the run. They count as no attempts, so they need their own limit."""
 BESIDE = "beside"
 """Name of the concurrency group whose thread answers while the actor works."""
 
@@ -370,7 +370,7 @@ class _Pool(Generic[T]):
         if item.lost(self.alive) >= NODE_LOSSES:
             raise ClusterUnavailable(
                 f"{self.label(item.value)}: {NODE_LOSSES} nodes were lost while they worked on it: what was finished "
-                "is kept, run again when the cluster is stable"
+                "is kept, run the same command again when the cluster is stable"
             )
         (self.doubtful if self.counted(item) >= self.max_attempts else self.waiting).append(item)
 
@@ -482,7 +482,7 @@ def cause_of_death(death: Exception, node: str | None, draining: Container[str])
     """Return why an actor on `node` died, from the error that Ray raised in place of its answer."""
     from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
-    text = str(death)
+    text = str(death)  # Ray names some causes by type, others only in the text
     if getattr(death, "preempted", False) or node in draining:
         return End.PREEMPTED
     # Unavailable: Ray cannot reach the actor. Had only its process ended, its node would have reported a death.
