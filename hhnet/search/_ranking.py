@@ -239,6 +239,7 @@ def scored_ap(
             place[distance[row]] += 1
         if first > 0:
             group = order[:first].copy()
+            # Stable, so that equal scores stay in the order (distance, row); numba calls a stable sort mergesort.
             order[:first] = group[np.argsort(scores_QN[q][group], kind="mergesort")]
         else:
             for d in range(starts.shape[0] - 1):

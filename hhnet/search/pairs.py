@@ -85,6 +85,7 @@ def near_pairs(
 
     def search(part: slice) -> None:
         state_Q, begin, num = np.zeros(part.stop - part.start, np.uint8), 0, part.stop - part.start
+        # int16 holds the number of a query within its unit of work: there are _QUERIES of them.
         found = np.empty(_PAIRS, np.int16), np.empty(_PAIRS, np.int64), np.empty(_PAIRS, np.int32)
         while begin < num:
             begin, count = _pairs.join(
