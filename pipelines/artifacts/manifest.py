@@ -265,7 +265,10 @@ def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
         data = store.read("manifest.json")
     except FileNotFoundError:
         store.require_bucket()
-        raise InputError(f"{store.uri} holds no committed {kind or 'artifact'} (no manifest.json)") from None
+        name = kind or "artifact"
+        raise InputError(
+            f"{store.uri} holds no committed {name} (no manifest.json): finish the verb that makes it, or name another"
+        ) from None
     manifest = parse_manifest(data, f"{store.uri}/manifest.json")
     require_kind(store, manifest, kind)
     return Artifact(store, manifest)
@@ -289,7 +292,7 @@ def open_input(artifact: Artifact, role: str, uri: str | None = None) -> Artifac
     if found.digest != expected.digest:
         raise FingerprintMismatch(
             f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is "
-            f"{found.digest[:12]}"
+            f"{found.digest[:12]}: name the right one with --{expected.kind}"
         )
     return found
 

@@ -84,7 +84,10 @@ def open_known(uri: str, kind: str, digest: str) -> Artifact:
     for version in all_versions(current.store).values():
         if version.digest == digest:
             return version
-    raise FingerprintMismatch(f"{current.uri} is {kind} {current.digest[:12]}, and no version of it is {digest[:12]}")
+    raise FingerprintMismatch(
+        f"{current.uri} is {kind} {current.digest[:12]}, and no version of it is {digest[:12]}: name the one that was "
+        "used"
+    )
 
 
 def require_version(store: Store, number: int, known: Sequence[int]) -> None:
@@ -92,7 +95,7 @@ def require_version(store: Store, number: int, known: Sequence[int]) -> None:
     if number not in known:
         gone = "was collected by gc" if 0 < number < known[0] else "is not there"
         raise InputError(
-            f"{store.uri} has no version {number}: its versions are {', '.join(map(str, known))}, and that one {gone}"
+            f"{store.uri} has no version {number}, it {gone}: name one of its versions {', '.join(map(str, known))}"
         )
 
 
@@ -231,7 +234,9 @@ def version_before(store: Store, known: Sequence[int]) -> int:
         current = known[-1]
     older = [number for number in known if number < current]
     if not older:
-        raise InputError(f"{store.uri}: what is current was made as version {current}, and none is older")
+        raise InputError(
+            f"{store.uri}: the current content is that of version {current}: there is no older one to take"
+        )
     return older[-1]
 
 

@@ -95,7 +95,7 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     require_one_split(query_set.artifact, [entry.artifact for entry in sets])
     for name, rows in ((queries, query_set.rows), (", ".join(database), sum(entry.rows for entry in sets))):
         if not rows:
-            raise InputError(f"{name} holds no codes to evaluate")
+            raise InputError(f"{name} holds no codes to evaluate: name codes of at least one image")
     known = {name for entry in sets for name in entry.classes}
     unknown = [name for name in query_set.classes if name not in known]
     if unknown:  # unused class ids are fine: adopted numbers leave gaps
@@ -104,7 +104,8 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise InputError(
-            f"{query_set.artifact.uri} has class {unknown[0]!r}{more}, which {', '.join(database)} does not know"
+            f"{query_set.artifact.uri} has class {unknown[0]!r}{more}, which {', '.join(database)} does not know: name "
+            "queries and database of the same classes"
         )
     return query_set, sets
 

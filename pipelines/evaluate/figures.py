@@ -119,7 +119,7 @@ def require_findable(pair: Pair) -> None:
     for side, name in ((pair.queries, "queries"), (pair.database, "database")):
         if not side.labels.any():
             raise InputError(f"no image of the {name} has a label, so nothing is relevant to any query: ingest labels")
-    raise InputError("queries and database share no class, so nothing is relevant to any query: are they of one set?")
+    raise InputError("queries and database share no class, so nothing is relevant: name codes of one data set")
 
 
 def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple[Figures, npt.NDArray[np.float64]]:
@@ -134,7 +134,8 @@ def measure(pair: Pair, examined: Examined, settings: EvaluateSettings) -> tuple
     kept = ~np.isnan(ap_Q)
     if not kept.any():
         raise InputError(
-            f"no query finds anything relevant among the first {settings.at}, and evaluate.empty=skip leaves all out"
+            f"no query finds anything relevant among the first {settings.at}, and evaluate.empty=skip leaves all out: "
+            "set it to zero, or raise --at"
         )
     bounds = hhnet.tie_bounds(*arguments, at=settings.at, denominator=settings.denominator)
     map_min = float(ap_Q[kept].mean())

@@ -134,7 +134,9 @@ def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
     network, side = _packed(encoder), encoder.preprocess.size
     size = sum(value.nbytes for value in network.state_dict().values())
     if size > MOST_BYTES:
-        raise InputError(f"{artifact.uri} has {size:,} bytes of weights, more than the 2 GiB of an ONNX file")
+        raise InputError(
+            f"{artifact.uri} has {size:,} bytes of weights, more than the 2 GiB of an ONNX file: export a smaller model"
+        )
     example = torch.zeros(batch or 2, side, side, 3, dtype=torch.uint8)  # with 1 the exporter would write a constant
     try:
         program = torch.onnx.export(

@@ -131,7 +131,8 @@ def require(figures: Figures, settings: GateSettings, where: str) -> None:
     problems += [f"{figures.wrong} answers are not what their codes say"] if figures.wrong else []
     problems += [f"{figures.opened} codes of {figures.codes} opened"] if figures.opened != figures.codes else []
     if problems:
-        raise WorkFailed(f"{where}: not published: {'; '.join(problems)} (measured: {figures}; see index.gate)")
+        todo = "mend the index, or change the limits in index.gate"
+        raise WorkFailed(f"{where}: not published: {'; '.join(problems)}: {todo} (measured: {figures})")
 
 
 def one_by_one(part: Searcher, queries_QB: Codes, k: int) -> tuple[Neighbours, npt.NDArray[np.float64]]:

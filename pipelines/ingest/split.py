@@ -116,7 +116,9 @@ def split_by_shares(labels: Sequence[tuple[str, ...]], shares: Sequence[tuple[st
                 parts[place] = name
     for name, _ in shares:
         if name not in parts:
-            raise InputError(f"--split: {name} would get none of the {len(labels)} samples")
+            raise InputError(
+                f"--split: {name} would get none of the {len(labels)} samples: raise its share or add images"
+            )
     return parts
 
 

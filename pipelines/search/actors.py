@@ -188,7 +188,7 @@ class _Fan:
                 parts = len(self._shares[actor.share])
                 raise WorkFailed(
                     f"{self._artifact.uri}: the worker that searches {parts} of its parts {reason}, at the last of "
-                    f"{ATTEMPTS} attempts"
+                    f"{ATTEMPTS} attempts: look at the memory and the logs of the nodes"
                 )
         self._start()
 

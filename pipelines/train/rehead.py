@@ -290,7 +290,7 @@ class Fitter:
         if squares:
             batches.append(self.encoder.outputs(squares, network))
         if not batches:
-            raise InputError(f"{self.job.shards}: none of {done} training images decodes")
+            raise InputError(f"{self.job.shards}: none of {done} training images decodes: check them with hhnet verify")
         return np.concatenate(batches).astype(np.float64)
 
     def _sample(self) -> Iterator[Sample]:

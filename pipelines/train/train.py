@@ -267,7 +267,9 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
             raise ClusterUnavailable(code_shortage(config.train.workers, need, nodes, config.ray.wait_s)) from unstarted
         return fitting
     if restarts == config.train.max_failures:
-        raise WorkFailed(f"training could not start its workers: {unstarted}") from unstarted
+        raise WorkFailed(
+            f"training could not start its workers: {unstarted}: look at the logs of their nodes"
+        ) from unstarted
     return training_need(config)
 
 

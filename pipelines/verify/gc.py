@@ -58,13 +58,13 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     nothing.
     """
     if keep is not None and keep < 1:
-        raise ConfigError(f"--keep {keep}: at least the current version stays")
+        raise ConfigError(f"--keep {keep} is below 1: at least the current version stays, so give 1 or more")
     before = time.time() - _seconds(older_than)
     store = Store(uri)
     # List first, then read the manifests: an object that is published in between then counts as in use.
     there, uploads = store.entries(), store.uploads()
     if not there and not uploads:
-        raise InputError(f"{store.uri} holds nothing")
+        raise InputError(f"{store.uri} holds nothing: name the root of an artifact")
     published = all_versions(store) if "manifest.json" in there or versions(store) else {}
     collected = _superseded(store, there, keep, before) if keep is not None else []
     records = [f"versions/{number}.json" for number in collected]

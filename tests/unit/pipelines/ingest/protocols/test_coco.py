@@ -203,7 +203,7 @@ def put(field: str, place: int, **values: Any) -> Callable[[Document], str]:
         (put("images", 1, file_name="\ud800.jpg"), ": images[1] has no plain file_name"),
         (put("images", 1, file_name="a\nb.jpg"), ": images[1] has no plain file_name"),
         (put("images", 1, file_name="COCO.jpg"), ": images[1]: cannot read "),
-        (put("categories", 4, name="unicorn"), ": categories[4], 'unicorn', is not one of COCO's 80, or comes twice"),
+        (put("categories", 4, name="unicorn"), ": categories[4], 'unicorn', is unknown to COCO or comes twice"),
         (put("categories", 4, name="zebra"), ": categories[4], 'zebra', is not one of COCO's 80, or comes twice"),
         (put("categories", 4, name=["zebra"]), "is not one of COCO's 80, or comes twice"),
         (put("categories", 4, id=category_id("zebra")), "is not one of COCO's 80, or comes twice"),
