@@ -85,7 +85,7 @@ def test_usage_errors_of_the_parser_exit_2_too() -> None:
 
 def test_the_words_of_help_fill_its_lines() -> None:
     text = hhnet("index", "build", "--help").stdout
-    (paragraph,) = (part for part in re.split(r"\n\s*\n", text) if "a planner predicts" in part)
+    (paragraph,) = (part for part in re.split(r"\n\s*\n", text) if "a planner tries" in part)
     lines = [line.strip() for line in paragraph.splitlines()]
     assert len(lines) > 3
     for line, following in itertools.pairwise(lines):
