@@ -68,7 +68,7 @@ def run_name() -> str:
     """Name a run by its deployment, date, loss and bits, such as `nightly 2026-11-29 orthohash-64`."""
     when = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
     words = [runtime.deployment.name or "run", f"{when:%Y-%m-%d}"]
-    with suppress(HHNetError, KeyError, TypeError):
+    with suppress(HHNetError, KeyError, TypeError):  # bad settings: the flow itself reports them, under a shorter name
         settings = parse(settings_of(**runtime.flow_run.parameters))
         words.append(f"{settings.train.loss}-{settings.model.bits}")
     return " ".join(words)
@@ -227,6 +227,7 @@ def _report(settings: Config, out: str, log: StageLog, summary: RunResult | None
         ("hhnet-slowest-shards", "Shards on which workers spent most time", lambda: slowest_rows(codes)),
     )
     for key, title, make in tables:
+        # A table that cannot be made must not fail a run whose work is done.
         with suppress(HHNetError, OSError, ValueError, KeyError, TypeError):
             if rows := make():
                 publish_if_reachable(key, "table", json.dumps(rows), title)

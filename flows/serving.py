@@ -78,7 +78,7 @@ class Deployment:
 
 def serve(deployment: Deployment) -> None:
     """Register the deployment and start due runs until SIGINT or SIGTERM."""
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):  # the runner has ended its runs by then
         asyncio.run(_serve(deployment))
 
 

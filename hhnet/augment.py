@@ -34,6 +34,7 @@ _Image = npt.NDArray[np.uint8]
 
 def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
     """Return the random generator of one sample in one epoch: Philox, keyed by a hash of the three arguments."""
+    # NUL between the parts, so that (1, 23) and (12, 3) do not make one text.
     digest = hashlib.blake2b(f"{seed}\0{epoch}\0{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
 

@@ -52,6 +52,7 @@ def itq_rotation(z_NK: npt.ArrayLike, *, iterations: int = 50, seed: int = 0) ->
     """
     z = _on_sphere(z_NK)
     bits = z.shape[1]
+    # A random orthogonal matrix to start from, as the authors take.
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((bits, bits)))
     for _ in range(iterations):
         signs = np.where(z @ rotation > 0, 1.0, -1.0)

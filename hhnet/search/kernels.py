@@ -118,6 +118,7 @@ def run_blocks(
     try:
         drain()
     finally:
+        # Helpers that still wait for a thread have nothing left to do; only those that began are waited for.
         begun = [helper for helper in helpers if not helper.cancel()]
         wait(begun)
     for helper in begun:

@@ -152,6 +152,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 def read_part(store: Store, part: Part | ReceiptRef) -> bytes:
     """Read all bytes of a part in one request, and check size and sha256 before they are returned."""
     try:
+        # The limit lets one more byte through, so an object that is too long shows without being fetched whole.
         data = store.read(part.path, limit=part.bytes)
     except FileNotFoundError:
         raise DamagedArtifact(f"{store.uri}/{part.path} is missing") from None
@@ -244,7 +245,7 @@ class Artifact:
             try:
                 if (where := json.loads(self.store.read(name)).get(field)) is not None:
                     return str(where)
-            except (FileNotFoundError, ValueError, AttributeError):
+            except (FileNotFoundError, ValueError, AttributeError):  # lost or damaged: the place is not known
                 continue
         return None
 
@@ -307,6 +308,8 @@ def read_identity(store: Store) -> tuple[str, str]:
 
 
 COPY_BYTES = 1 << 20
+"""Bytes of a part that are copied at a time."""
 FETCHES = 4
+"""Largest number of copies of a part, each with another wrong digest, before it counts as damaged."""
 MOST_WRONG = 3
 """Number of wrong facts that an error names."""

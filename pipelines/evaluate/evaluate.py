@@ -121,6 +121,7 @@ def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) 
 
 def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, bool]]:
     """Return seeded queries spread over the classes, as (query, hard): every third is the worst of its class by AP."""
+    # A fixed seed: a report depends on its codes and settings alone.
     random = np.random.Generator(np.random.Philox(1))
     order = random.permutation(len(ap_Q))
     used = [number for number in range(len(pair.classes)) if pair.queries.labels[:, number].any()]
@@ -252,7 +253,7 @@ def _learned_notes(query_set: CodesSet) -> list[str]:
 
     It is not in the report, because it can be given only if the model is at its remembered place.
     """
-    with suppress(HHNetError):
+    with suppress(HHNetError):  # the model was moved or is out of reach
         learned = open_input(query_set.artifact, "model").manifest.inputs
         if query_set.artifact.manifest.input("shards").digest in {entry.digest for entry in learned}:
             return [LEARNED]

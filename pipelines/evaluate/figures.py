@@ -189,6 +189,7 @@ def _reranked(pair: Pair, settings: EvaluateSettings) -> Reranked | None:
     convention = settings.model_dump(include={"at", "denominator", "empty"})
     order = np.arange(len(database))
     if settings.ties == "expected":
+        # Moving the database moves its ties, since the ranking leaves equal scores in database order.
         order = np.random.Generator(np.random.Philox(2)).permutation(order)
     query_codes, query_labels, codes, labels = pair.arguments()
     value = hhnet.mean_average_precision(

@@ -172,6 +172,7 @@ def _packed(encoder: "Encoder") -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.model = encoder.model.cpu()
+            # The values of a byte's bits from the least significant on: ONNX has no operator that packs bits.
             self.register_buffer("places", 2 ** torch.arange(8, dtype=torch.int32))
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

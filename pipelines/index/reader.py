@@ -459,6 +459,7 @@ def merge(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
     """Return the k best of two results, by (distance, id)."""
     distances = np.concatenate([first[0], second[0]], axis=1)
     ids = np.concatenate([first[1], second[1]], axis=1)
+    # By id after distance, so that the answer does not depend on the order in which parts are merged.
     order = np.lexsort((ids, distances), axis=1)[:, :k]
     return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 

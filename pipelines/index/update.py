@@ -298,9 +298,9 @@ def _still_removed(base: Base, held: IndexedShard, entry: CodesSet, shard: Codes
     left_out = _left_out(base, held, _codes_of(base, held, entry))
     if left_out is None:
         raise InputError(
-            f"{base.artifact.uri}: cannot keep {_compacted(base, held.ordinal)} earlier removals of {held.shard}, as it "
-            f"was compacted and its old codes {held.codes_digest[:12]} are gone: remove the shard, add it again, then "
-            "repeat the removals"
+            f"{base.artifact.uri}: cannot keep {_compacted(base, held.ordinal)} earlier removals of {held.shard}: its "
+            f"part was compacted, and the old codes {held.codes_digest[:12]} are gone: remove the shard, add it again, "
+            "then repeat the removals"
         )
     gone = np.union1d(base.reader.removed.get(held.ordinal, np.empty(0, np.int64)), left_out)
     return np.intersect1d(gone, entry.read(shard)["row"].to_numpy()).astype(np.int64)

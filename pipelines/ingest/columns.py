@@ -26,7 +26,7 @@ def features_of(schema: pa.Schema) -> Mapping[str, Any]:
     text = (schema.metadata or {}).get(b"huggingface", b"")
     try:
         features = json.loads(text)["info"]["features"] if len(text) <= MAX_FEATURES_BYTES else {}
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # anybody may have written it
         return {}
     return features if isinstance(features, dict) else {}
 

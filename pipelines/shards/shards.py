@@ -296,9 +296,3 @@ def _read_member(stream: ObjectStream, member: Member) -> tuple[bytes, str | Non
     if hashlib.sha256(data).digest() != member.sha256:
         return b"", f"{member.name} does not match its sha256"
     return data, None
-
-
-# -------------------------------------------------------------------------------------------------- named splits
-
-
-# ---------------------------------------------------------------------------------------------------- epoch plan

@@ -264,6 +264,7 @@ def epoch_batches(
         decoded = [sample if isinstance(sample, DecodedSample) else _decode(sample, cache) for sample in chunk]
         return [(sample, _augmented(sample, augments, config.train.seed, leg.epoch)) for sample in decoded]
 
+    # Two batches ahead: one that the network takes next, and one that is being decoded.
     chunks = decode_ahead(_chunks(samples), prepare, config.data.workers, -(-2 * max(sizes) // CHUNK))
     ready = chain.from_iterable(chunks)
     for size in sizes[first:]:

@@ -113,7 +113,7 @@ class Survey:
         failed = [last[one] for one in last if self.store.size(f"{one.replace('-', '/', 1)}/manifest.json") is None]
         found = []
         for name in failed[:FAILURES_READ]:
-            with suppress(ValueError, KeyError, TypeError, FileNotFoundError):
+            with suppress(ValueError, KeyError, TypeError, FileNotFoundError):  # half a record must not hide the others
                 found.append(str(json.loads(self.store.read(name))["error"]))
         return found
 
