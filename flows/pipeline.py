@@ -99,7 +99,7 @@ def pipeline(
         config: Settings that differ from those of the deployment, as a tree: {"train": {"epochs": 1}}.
         sets: The same, one setting each: ["train.epochs=1"]. They win over `config`.
         out: Folder or s3://bucket/prefix of everything; unset = run.out of the settings.
-        base: The deployment's own settings, over which the others are laid. Leave it as it is.
+        base: The deployment's own settings, which the others override. Do not change it.
     """
     follow_parent()
     served = bool(runtime.deployment.id)  # asked now: the answer comes from the server, which may be gone later

@@ -209,7 +209,9 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def trivial_augment(image: _Image, rng: np.random.Generator) -> _Image:
-    """uint8 RGB (H, W, 3) -> uint8 (H, W, 3), contiguous; the input is left as it is. What moves in is black.
+    """Apply one random operation: uint8 RGB (H, W, 3) -> uint8 (H, W, 3), contiguous; the input does not change.
+
+    Pixels that move in from outside are black.
 
     Raises:
         TypeError, ValueError: if `image` is not such an array.

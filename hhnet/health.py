@@ -130,10 +130,10 @@ def code_drift(before: CodeHealth, after: CodeHealth) -> CodeDrift:
 
 
 def _ones_and_differing(codes: _Codes, bits: int) -> tuple[_Counts, _Counts]:
-    """Count the codes in which each bit is 1, int64 (K,), and in which two bits differ, int64 (K, K).
+    """Count, over all codes, how often each bit is 1, int64 (K,), and how often two bits differ, int64 (K, K).
 
-    A transposed block is K codes with one bit per row; the Hamming distance of two of them counts the rows in which the
-    two bits differ.
+    A transposed block is K codes with one bit per row; the Hamming distance of two of these is the number of rows where
+    the two bits differ.
     """
     ones_K, differing_KK = np.zeros(bits, np.int64), np.zeros((bits, bits), np.int64)
     for start in range(0, len(codes), _BLOCK):

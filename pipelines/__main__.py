@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line. Its imports take a moment, in which an interrupt needs no traceback either."""
+    """Run the command line; an interrupt while it is still being imported ends it without a traceback."""
     _fill_closed()
     try:
         from pipelines.cli.main import build_app

@@ -19,7 +19,7 @@ RETRIEVED, MINIMUM, ALL = 0, 1, 2  # denominators
 def _matches(query_L: Any, labels_NL: Any, start: int, stop: int, single: bool, out: Any) -> None:
     """Write 1 where a row of start..stop shares a class with the query, else 0.
 
-    With `single`, labels are class ids that must be equal; otherwise they are bits of which one must be common.
+    With `single`, labels are class ids that must be equal; otherwise they are bits, and one must be common.
     """
     num = stop - start
     if query_L.shape[0] == 1:

@@ -77,7 +77,7 @@ class Part(_Record):
 
 
 class ArtifactInput(_Record):
-    """An upstream artifact: its role here, its kind and its digest. Its place is never part of it."""
+    """An upstream artifact by role, kind and digest. Its place is left out, so that a moved input is the same input."""
 
     role: str
     kind: str

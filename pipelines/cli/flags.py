@@ -297,7 +297,7 @@ class EvaluateFlags(Flags):
     ] = None
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that flags stand for; a convention fixes several of them."""
+        """Return the settings that flags stand for; --convention stands for several."""
         from pipelines.evaluate.conventions import convention_settings
 
         return {"evaluate.at": self.at, **(convention_settings(self.convention) if self.convention else {})}

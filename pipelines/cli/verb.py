@@ -199,7 +199,7 @@ def _explained(error: BaseException) -> tuple[str, int, bool]:
 
 
 def _json_line(result: Mapping[str, Any]) -> str:
-    """Return a result as one line of JSON, in ASCII where the console cannot show all of it."""
+    """Return a result as one line of JSON; in ASCII if the console cannot show some character."""
     text = json.dumps(result, ensure_ascii=False)
     return text if _shown(text) == text else json.dumps(result)
 

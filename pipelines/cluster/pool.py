@@ -138,7 +138,7 @@ class _Item(Generic[T]):
 
 @dataclass(eq=False)
 class _Actor(Generic[T]):
-    """An actor of the pool. `moved` is the monotonic time at which it was last placed, built or seen to progress."""
+    """An actor of the pool. `moved` is the monotonic time of its last change: placed, built, or making progress."""
 
     handle: Any
     waits: Any
@@ -181,7 +181,7 @@ def map_items(
 
     At most `workers` actors run side by side; with None, as many as find room while nodes come and go. If a worker
     dies and its node lives on, or if it makes no progress for `stuck_s` and is killed, that counts as one attempt and
-    the item goes to another actor. After `max_attempts` of them its outcome carries the error. The loss of a node is
+    the item goes to another actor. After `max_attempts` attempts its outcome carries the error. The loss of a node is
     not counted. `failed` is called at once with each attempt that ended badly.
 
     Exceptions of the worker itself are raised here. Raises WorkFailed if workers die while they are built, and

@@ -291,6 +291,6 @@ def _answer(artifact: Artifact, status: str) -> EvaluateResult:
 
 
 def _searched(artifact: Artifact) -> list[str]:
-    """Return the times at which the queries were searched for this report; a rerun that finds it done adds none."""
+    """Return the times when the queries were searched for this report; a rerun that finds the report adds no time."""
     records = closed_records(artifact.store)
     return sorted(str(record["queries_searched"]) for record in records if "queries_searched" in record)

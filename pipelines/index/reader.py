@@ -445,8 +445,8 @@ def part_receipt(artifact: Artifact, ordinal: int) -> PartReceipt:
 def newest_made(store: Store) -> tuple[int, Artifact]:
     """Return the newest version that is no rollback, and its number.
 
-    Its ordinal table holds every ordinal that was ever given, since each version is made from such a one. A version
-    whose table is gone is passed over: it could never be opened, so no id of it was ever given out.
+    Its ordinal table holds every ordinal ever given, since each version is made from the newest one. A version whose
+    table is gone is skipped: it could never be opened, so none of its ids was ever given out.
     """
     for number in reversed(versions(store)):
         artifact = open_version(store, number, "index")

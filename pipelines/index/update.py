@@ -154,7 +154,7 @@ def remove_rows(
 ) -> ChangeResult:
     """Remove the samples with these keys, and the shards with these names or sha256, in the next version.
 
-    A key of several shards is removed from all of them; `unchanged` where all of it was removed already. Raises
+    A key in several shards is removed from each; the status is `unchanged` if everything was removed already. Raises
     InputError for a key or a shard that the index does not hold, unless `ignore_missing`, and where nothing would be
     left.
     """

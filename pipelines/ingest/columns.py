@@ -32,7 +32,7 @@ def features_of(schema: pa.Schema) -> Mapping[str, Any]:
 
 
 def classes_of(feature: Any) -> list[str] | None:
-    """Return the class names of a `ClassLabel` feature, or of a list of it; None for any other feature."""
+    """Return the class names of a `ClassLabel` feature, or of a list of `ClassLabel`; None for any other feature."""
     while True:  # no recursion: the depth is set by an untrusted file
         if isinstance(feature, list) and len(feature) == 1:
             feature = feature[0]

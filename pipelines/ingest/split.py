@@ -45,7 +45,7 @@ class SplitPlan:
         return groups
 
     def names(self, groups: Sequence[str]) -> list[str]:
-        """Return the parts in the order in which they are written."""
+        """Return the parts in the order of writing."""
         return [name for name, _ in self.shares] if self.by == "shares" else sorted(set(groups))
 
     def card(self, name: str) -> SplitSpec | None:

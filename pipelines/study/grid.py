@@ -37,7 +37,7 @@ MAX_CELLS = 10_000
 
 
 class Description(BaseModel):
-    """The TOML file as it is written."""
+    """The contents of a study's TOML file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

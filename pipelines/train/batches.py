@@ -40,7 +40,7 @@ CHUNK = 16
 def preprocess_of(config: Config) -> Preprocess:
     """Return the configured preprocessing from pixels to tensors.
 
-    If `data.resize` is not set, it is the image size up to 64 pixels, and 256/224 of it above.
+    If `data.resize` is not set, it is the image size up to 64 pixels, and 256/224 of the image size above.
     """
     size = config.data.image_size
     return Preprocess(size=size, resize=config.data.resize or (size if size <= 64 else round(size * 256 / 224)))

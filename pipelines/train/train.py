@@ -103,7 +103,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> Trai
 
 
 def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
-    """Return the job on the current shards, or on the earlier versions of them with which `out` was begun."""
+    """Return the job on the current shards, or on those earlier versions that `out` was begun with."""
     job = plan_job(open_current(shards, "shards"), open_current(val, "shards") if val else None, out, config)
     try:
         begun = read_identity(Store(out))

@@ -51,8 +51,8 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     """Delete the garbage below the root `uri` that was put more than `older_than` (such as 90m, 24h, 7d) ago.
 
     The grace period has to be longer than any run that may still be writing there: until a run publishes, its objects
-    look like garbage. With `keep` only the last so many versions stay, and those that were current within the grace
-    period; the newest ordinal table of an index stays too, so that no ordinal is given twice.
+    look like garbage. With `keep` only that many versions stay, and those that were current within the grace period.
+    The newest ordinal table of an index stays too, so that no ordinal is given twice.
 
     With `dry_run` nothing is deleted, and the figures describe a real run. Raises InputError where the root holds
     nothing.
@@ -141,7 +141,7 @@ def _garbage(there: Mapping[str, Entry], published: Mapping[str, Artifact]) -> l
 
 
 def _put_at(name: str, garbage: Mapping[str, Entry]) -> float:
-    """Return the time at which an object was put; a checkpoint goes as a whole, so its youngest object counts."""
+    """Return the time of an object's put; a checkpoint is deleted as a whole, so its youngest object counts."""
     if not name.startswith(CHECKPOINTS):
         return garbage[name].modified
     folder = "/".join(name.split("/")[:2]) + "/"

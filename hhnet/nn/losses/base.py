@@ -20,8 +20,8 @@ class HashLoss(nn.Module):
     A loss may own parameters (proxies) and buffers (centres, a step counter). They belong in checkpoints, not in the
     model. Subclasses implement `compute`; `forward` has checked its inputs and made them at least float32.
 
-    A sample without any label takes no part in the supervised terms. A batch in which nothing can be compared
-    has loss 0 with zero gradients.
+    A sample without labels takes no part in the supervised terms. A batch where nothing can be compared has loss 0
+    with zero gradients.
 
     Attributes:
         default_head: the head of `HHNet` this loss is meant for.

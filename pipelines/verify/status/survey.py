@@ -22,7 +22,7 @@ FAILURES_READ = 20
 
 
 class Survey:
-    """Looks at a root or a folder of them, repeatedly; a finished root is not read again."""
+    """Looks repeatedly at one root, or at a folder of roots; a finished root is not read again."""
 
     def __init__(self, uri: str) -> None:
         self.store = Store(uri)
@@ -106,7 +106,7 @@ class Survey:
         }
 
     def _failures(self) -> list[str]:
-        """Return the last error of each cell that failed and was not made since; at most FAILURES_READ of them."""
+        """Return the last error of each cell that failed and was not made since; at most FAILURES_READ errors."""
         last: dict[str, str] = {}
         for name in sorted(self.store.names("failures")):
             last[name.split("/")[1]] = name  # failures/model-0123abcd/000001.json
