@@ -164,7 +164,7 @@ STRENGTHS = 31
 
 @dataclass(frozen=True)
 class Operation:
-    """A change of a picture by a strength; `both_ways` = by its negative as well."""
+    """A change of a picture and its range of strengths; with `both_ways` the sign of the strength is random too."""
 
     change: Callable[[Image.Image, float], Image.Image]
     strengths: tuple[float, ...] = (0.0,)
@@ -205,7 +205,7 @@ OPERATIONS: dict[str, Operation] = {
     "AutoContrast": Operation(lambda image, _: ops.autocontrast(image)),
     "Equalize": Operation(lambda image, _: ops.equalize(image)),
 }
-"""By torchvision's names."""
+"""The operations of TrivialAugment, by their names in torchvision."""
 
 
 def trivial_augment(image: _Image, rng: np.random.Generator) -> _Image:

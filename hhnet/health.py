@@ -1,4 +1,4 @@
-"""How much of their room codes use: balance, entropy and correlation of bits, buckets, distances, and drift.
+"""Measures of how well codes use their bits: balance, entropy and correlation, buckets, distances, and drift.
 
 Good codes have balanced, pairwise uncorrelated bits ("Spectral Hashing", Weiss, Torralba and Fergus, NIPS 2008).
 A bit that is constant, or a copy of another, costs room and tells no two items apart. Codes learned from classes are
@@ -66,7 +66,7 @@ class CodeDrift:
     common: int
     """Distinct codes that occur in both."""
     jaccard: float
-    """Share of them among the distinct codes that occur in either."""
+    """Share of the common codes among all distinct codes of the two sets."""
 
 
 def code_health(codes: _Codes, bits: int) -> CodeHealth:

@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _fill_closed() -> None:
-    """Open what was closed of stdin, stdout and stderr, or a file of the work would take its number and receive it."""
+    """Open closed ones of stdin, stdout and stderr on /dev/null; else a data file could get number 1 and all output."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)

@@ -28,7 +28,7 @@ Words = npt.NDArray[Any]
 """Codes as unsigned words, (N, W)."""
 NO_ROW = -1
 NO_DISTANCE = np.iinfo(np.int32).max
-"""NO_DISTANCE and NO_ROW fill the neighbours of a query that has fewer than k of them within its radius."""
+"""NO_DISTANCE and NO_ROW fill the places of a query that has fewer than k neighbours within its radius."""
 
 _QUERY_BLOCK = 64  # queries per unit of work of one thread
 _CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each

@@ -281,7 +281,7 @@ class QuantizerReceipt(Facts):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All parts."""
+        """The part."""
         return (self.part,)
 
 
@@ -303,7 +303,7 @@ class PartReceipt(Facts):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All parts."""
+        """The part and its key table."""
         return (self.part, self.keys)
 
 

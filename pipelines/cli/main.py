@@ -175,7 +175,7 @@ def encode(flags: EncodeFlags, settings: Config) -> Result:
 
 @verb(app, "retry-rejects")
 def retry_rejects(flags: RetryFlags, settings: Config) -> Result:
-    """Encode shards that have rejects again, once the cause is mended, and publish the next version of the codes.
+    """Encode again the shards that have rejects, after you mended the cause; publish the next version of the codes.
 
     Example: hhnet retry-rejects --codes codes/database
     """

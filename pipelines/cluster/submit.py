@@ -96,7 +96,7 @@ def _seen_by_job(name: str, value: str, same_disk: bool) -> str:
 
 
 def _with_seen_files(config: Config, same_disk: bool) -> Config:
-    """Return the settings with the paths of weights as the job can find them."""
+    """Return the settings with each path of weights made absolute, so that the job finds it."""
     model, train = config.model, config.train
     if model.weights not in (None, "timm"):
         model = model.model_copy(update={"weights": _seen_by_job("model.weights", str(model.weights), same_disk)})

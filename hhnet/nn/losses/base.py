@@ -102,13 +102,13 @@ def similarity(labels_BC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_centres(classes: int, bits: int, seed: int, *, orthogonal: bool = False) -> Tensor:
-    """Return the codes of `hash_centres` as float (C, K) of +-1; more classes than codes take them in turn."""
+    """Return the codes of `hash_centres` as float (C, K) of +-1; with more classes than codes, the codes repeat."""
     codes = torch.from_numpy(hash_centres(min(classes, 2**bits), bits, seed, orthogonal=orthogonal)).float()
     return codes[torch.arange(classes) % len(codes)]
 
 
 def class_margin(bits: int, classes: int) -> float:
-    """Return zeta of `hhnet.nn.centres.margin`; if there are more classes than codes, that of all codes."""
+    """Return zeta of `hhnet.nn.centres.margin`; it counts at most as many classes as there are codes."""
     return margin(bits, min(classes, 2**bits))
 
 
