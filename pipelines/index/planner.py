@@ -307,6 +307,7 @@ def show(predictions: Sequence[Prediction], sample: Mapping[str, float], sizes: 
         recall = "1 (exact)" if entry.exact else f"{entry.recall:.3f}"
         figures = readable_bytes(entry.bytes), readable_time(entry.build_s), readable_time(entry.query_s), recall
         table.add_row(entry.kind, *figures, "; ".join(objections(entry, config.index)) or "-")
+    # In a file or a pipe rich would assume 80 columns and fold the table.
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160, highlight=False)
     console.print(summary)
     console.print(table)

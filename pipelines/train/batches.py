@@ -42,6 +42,7 @@ def preprocess_of(config: Config) -> Preprocess:
 
     If `data.resize` is not set, it is the image size up to 64 pixels, and 256/224 of the image size above.
     """
+    # 256 and 224 are the usual sizes for ImageNet.
     size = config.data.image_size
     return Preprocess(size=size, resize=config.data.resize or (size if size <= 64 else round(size * 256 / 224)))
 
