@@ -121,7 +121,7 @@ def _writer(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str) 
 
 def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, bool]]:
     """Return seeded queries spread over the classes, as (query, hard): every third is the worst of its class by AP."""
-    # A fixed seed: a report depends on its codes and settings alone.
+    # A fixed seed, other than those of the draws in `figures`: a report depends on its codes and settings alone.
     random = np.random.Generator(np.random.Philox(1))
     order = random.permutation(len(ap_Q))
     used = [number for number in range(len(pair.classes)) if pair.queries.labels[:, number].any()]

@@ -210,6 +210,7 @@ def _ranks(wanted: Sequence[int], pair: Pair) -> list[int]:
 def _some_queries(pair: Pair, count: int) -> npt.NDArray[np.int64]:
     """Draw at most `count` seeded queries, in their order."""
     total = len(pair.queries)
+    # A fixed seed: every report of the same codes shows the same queries.
     random = np.random.Generator(np.random.Philox(0))
     return np.sort(random.permutation(total)[:count])
 

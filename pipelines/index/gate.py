@@ -207,6 +207,7 @@ class _Answers:
         places_H = np.searchsorted(self._ids_N, ids_H).clip(max=len(self._ids_N) - 1)
         true_H = np.bitwise_count(self._codes_NB[places_H] ^ probes_PB[probe_H]).sum(1)
         right_H = (self._ids_N[places_H] == ids_H) & (true_H == distances_H)
+        # One number for each pair of probe and place, so that an answer given twice gives equal neighbours.
         answers_H = np.sort((probe_H * len(self._ids_N) + places_H)[right_H])
         again = int((np.diff(answers_H) == 0).sum())
         self.duplicates += again
