@@ -262,7 +262,7 @@ def test_gc_keeps_what_the_alias_says_now(build: Build, alias: str) -> None:
     assert gc(alias, older_than="0s").status == "unchanged"
     assert gc(alias, older_than="0s", keep=1).collected == [1, 2]
     assert found(alias) == found(indexes[2])
-    with pytest.raises(InputError, match="none is older"):
+    with pytest.raises(InputError, match="there is no older one"):
         rollback_alias(alias)
     assert set_alias(alias, indexes[0]).version == 4
     assert verify(alias).orphans == []
