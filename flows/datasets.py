@@ -205,7 +205,7 @@ def _ready(store: Store, name: str) -> Path | None:
     try:
         recorded = store.read(f"{name}.zip.sha256").decode()
         return archive if sha256_of(archive) == recorded.strip() else None
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (FileNotFoundError, UnicodeDecodeError):  # not there yet, or damaged: it is made again
         return None
 
 

@@ -1,8 +1,8 @@
 """Serve the flow on a schedule: `python -m flows.deploy --config F --cron "0 2 * * *"`.
 
-It registers the deployment with the Prefect server in PREFECT_API_URL or the active profile (PREFECT_API_AUTH_STRING
-holds the password, if that server wants one). Then it waits, and starts the runs that the schedule, the page or the API
-of that server asks for.
+It registers the deployment with the Prefect server of PREFECT_API_URL or of the active profile. If that server wants a
+password, set PREFECT_API_AUTH_STRING. Then it waits, and starts each run that the schedule, the server's page or the
+API asks for.
 """
 
 import logging
@@ -37,7 +37,7 @@ LEAST_LOST_AFTER_S = 90.0
 
 
 class Collision(StrEnum):
-    """The fate of a run that is due while the limit of runs is reached."""
+    """What happens to a run that is due while the limit of runs is reached."""
 
     ENQUEUE = "enqueue"
     CANCEL_NEW = "cancel-new"
@@ -46,35 +46,41 @@ class Collision(StrEnum):
 def serve_command(
     config: ConfigOption,
     cron: Annotated[
-        str | None, typer.Option(help="When to run, such as '0 2 * * *'; unset = only when triggered.")
+        str | None,
+        typer.Option(help="Schedule in cron's five fields, such as '0 2 * * *'; unset = run on request only."),
     ] = None,
     interval: Annotated[
-        str | None, typer.Option(help="How often to run, such as 6h; instead of --cron.", metavar="DURATION")
+        str | None,
+        typer.Option(help="Time from one run to the next, such as 6h; instead of --cron.", metavar="DURATION"),
     ] = None,
     timezone: Annotated[
         str, typer.Option(help="Time zone of the schedule, such as Europe/Berlin.", metavar="ZONE")
     ] = "UTC",
     name: Annotated[str, typer.Option(help="Name of the deployment.")] = NAME,
-    tag: Annotated[list[str] | None, typer.Option(help="Tag of the deployment and its runs; repeatable.")] = None,
-    limit: Annotated[int, typer.Option(help="Runs at one time, over all processes that serve it.", min=1)] = 1,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Prefect tag of the deployment and its runs; repeatable.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(help="Most runs at one time, over all processes that serve the deployment.", min=1)
+    ] = 1,
     collision: Annotated[
-        Collision, typer.Option(help="What becomes of one run more: it waits for its turn, or is cancelled.")
+        Collision, typer.Option(help="What happens to a run beyond --limit: it waits for its turn, or is cancelled.")
     ] = Collision.ENQUEUE,
     lost_after: Annotated[
         str,
         typer.Option(
-            help="How long a run may give no sign of life until the server marks it Crashed; 0 = for ever.",
+            help="Time without a sign of life after which the server marks a run as Crashed; 0 = never.",
             metavar="DURATION",
         ),
     ] = "5m",
     out: Annotated[
-        str | None, typer.Option(help="Folder or s3://bucket/prefix; default run.out.", metavar="URI")
+        str | None, typer.Option(help="Folder or s3://bucket/prefix for all results; default run.out.", metavar="URI")
     ] = None,
     sets: SetsOption = None,
 ) -> None:
     """Serve the pipeline as a Prefect deployment until interrupted.
 
-    Of the scheduled runs that were missed while nothing served the deployment, the last is made up for.
+    If scheduled runs were missed while nothing served the deployment, the last of them runs now.
 
     Example: PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.deploy --config nightly.toml --cron '0 2 * * *'
     """
@@ -85,7 +91,7 @@ def serve_command(
         lost = _parse_seconds("--lost-after", lost_after, LEAST_LOST_AFTER_S)
         every = _parse_seconds("--interval", interval, LEAST_INTERVAL_S) if interval is not None else None
         if cron is not None and every is not None:
-            raise ConfigError("--cron and --interval exclude each other: give one of them")
+            raise ConfigError("--cron and --interval are two ways to set the schedule: give only one of them")
         check_zone(timezone)
         tree = load_tree(config, sets or (), {"run.out": out})
         when = f"cron {cron} ({timezone})" if cron else f"every {interval}" if interval else "no schedule"
@@ -141,7 +147,8 @@ def _serve(url: str, when: str, fields: dict[str, Any]) -> None:
             first = first.exceptions[0]
         if not isinstance(first, httpx.HTTPError | PrefectException | RuntimeError):
             raise
-        raise Unavailable(f"cannot serve at {url}: {str(first) or type(first).__name__}") from error
+        reason = str(first) or type(first).__name__
+        raise Unavailable(f"cannot serve at {url}: {reason}: see that the server runs, then serve again") from error
 
 
 def check_name(what: str, name: str) -> None:
@@ -170,9 +177,9 @@ def check_cron(cron: str) -> None:
         # Each field is tried alone among stars, so that the error can name the wrong one.
         alone = " ".join(field if other == place else "*" for other in range(len(fields)))
         if not _is_cron(alone):
-            raise ConfigError(f"--cron {cron!r}: {field!r} is no {meaning}")
+            raise ConfigError(f"--cron {cron!r}: {field!r} is not a valid {meaning}: mend that field")
     if not _is_cron(cron):
-        raise ConfigError(f"--cron {cron!r} never comes: check day and month")
+        raise ConfigError(f"--cron {cron!r} matches no date: check its day and month")
 
 
 def _is_cron(text: str) -> bool:
@@ -192,7 +199,7 @@ def _parse_seconds(what: str, text: str, least: float) -> float:
     except ValueError as error:
         raise ConfigError(f"{what} {text!r}: {error}") from None
     if seconds < least and not (seconds == 0 and what == "--lost-after"):
-        raise ConfigError(f"{what} {text!r} is less than {least:g} s")
+        raise ConfigError(f"{what} {text!r} is shorter than {least:g} s: give at least that")
     return seconds
 
 

@@ -67,7 +67,7 @@ def run_name() -> str:
     """Name a run by its deployment, date, loss and bits, such as `nightly 2026-11-29 orthohash-64`."""
     when = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
     words = [runtime.deployment.name or "run", f"{when:%Y-%m-%d}"]
-    with suppress(HHNetError, KeyError, TypeError):
+    with suppress(HHNetError, KeyError, TypeError):  # bad settings: the flow itself reports them, under a shorter name
         settings = parse_settings(settings_of(**runtime.flow_run.parameters))
         words.append(f"{settings.train.loss}-{settings.model.bits}")
     return " ".join(words)
@@ -98,7 +98,7 @@ def pipeline(
         config: Settings that differ from those of the deployment, as a tree: {"train": {"epochs": 1}}.
         sets: The same, one setting each: ["train.epochs=1"]. They win over `config`.
         out: Folder or s3://bucket/prefix of everything; unset = run.out of the settings.
-        base: The deployment's own settings, over which the others are laid. Leave it as it is.
+        base: The deployment's own settings, which the others override. Do not change it.
     """
     follow_parent()
     served = bool(runtime.deployment.id)  # asked now: the answer comes from the server, which may be gone later
@@ -228,6 +228,7 @@ def _show_run(settings: Config, out: str, log: StageLog, summary: RunResult | No
         ("hhnet-slowest-shards", "Shards on which workers spent most time", lambda: slowest_rows(codes)),
     )
     for key, title, make in tables:
+        # A table that cannot be made must not fail a run whose work is done.
         with suppress(HHNetError, OSError, ValueError, KeyError, TypeError):
             if rows := make():
                 show_if_reachable(key, "table", json.dumps(rows), title)

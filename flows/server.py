@@ -129,7 +129,10 @@ def reach_prefect(url: str) -> None:
             raise UsageError(f"Prefect at {url} refuses this environment: set {wanted}") from None
         version = answer.code != 404
     except (OSError, ValueError, HTTPException) as error:
-        raise Unavailable(f"cannot reach Prefect at {url}: {getattr(error, 'reason', error)}") from None
+        reason = getattr(error, "reason", error)
+        raise Unavailable(
+            f"cannot reach Prefect at {url}: {reason}: start that server, or unset PREFECT_API_URL"
+        ) from None
     if not version and "api" not in urlsplit(url).path.split("/"):
         raise ConfigError(f"PREFECT_API_URL={url} answers, but not as Prefect's API: add /api, {url.rstrip('/')}/api")
 
@@ -179,6 +182,7 @@ def _write_environment(values: Mapping[str, str | None]) -> None:
 
 def _free_port() -> int:
     with socket.socket() as probe:
+        # Port 0: the kernel picks a free one. Another process may take it before the server does, which then ends.
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 

@@ -82,7 +82,7 @@ class Deployment:
 
 def serve_deployment(deployment: Deployment) -> None:
     """Register the deployment and start due runs until SIGINT or SIGTERM."""
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):  # the runner has ended its runs by then
         asyncio.run(_serve(deployment))
 
 
@@ -157,7 +157,8 @@ class Server(Runner):
             except OUT_OF_REACH as error:
                 if not self._away:
                     problem = str(error) or type(error).__name__
-                    _log.log(NOTICE, "Prefect does not answer (%s); asking on", problem, extra={"error": problem})
+                    text = "Prefect does not answer (%s); trying again until it does"
+                    _log.log(NOTICE, text, problem, extra={"error": problem})
                 self._away = True
             else:
                 if self._away:

@@ -189,5 +189,8 @@ def require_unchanged(ref: Ref) -> str:
     """Return the URI. Raises FingerprintMismatch if the artifact there is not the one of an earlier stage any more."""
     found = open_current(ref["uri"]).digest
     if found != ref["digest"]:
-        raise FingerprintMismatch(f"{ref['uri']} changed during the run: {ref['digest'][:12]} became {found[:12]}")
+        change = f"{ref['digest'][:12]} became {found[:12]}"
+        raise FingerprintMismatch(
+            f"{ref['uri']} changed during the run, {change}: run again when nothing else writes there"
+        )
     return ref["uri"]

@@ -30,13 +30,13 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of setti
 def run(
     config: ConfigOption,
     out: Annotated[
-        str | None, typer.Option(help="Folder or s3://bucket/prefix of everything; default run.out.", metavar="URI")
+        str | None, typer.Option(help="Folder or s3://bucket/prefix for all results; default run.out.", metavar="URI")
     ] = None,
     sets: SetsOption = None,
 ) -> Result:
     """Run the whole pipeline as a Prefect flow: shards, model, codes, index, report; rerun to resume.
 
-    It reports to the server that PREFECT_API_URL names, else to a temporary one that is gone at the end.
+    The run reports to the Prefect server of PREFECT_API_URL, else to a temporary server that stops at the end.
 
     Example: hhnet run --config examples/fashion-mnist.toml --out out
     """
@@ -49,7 +49,7 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult(Result):
-    """The figures of a run, and where all of it lies."""
+    """The figures of a demo run, and the places of its artifacts and report."""
 
     verb: str = "demo"
     map: float
@@ -61,12 +61,15 @@ class DemoResult(Result):
 
 def demo(
     data: Annotated[
-        str | None, typer.Option(help="Your own folder of class folders; default Fashion-MNIST.", metavar="PATH")
+        str | None,
+        typer.Option(help="Your own images: a folder of class folders; default Fashion-MNIST.", metavar="PATH"),
     ] = None,
-    out: Annotated[str, typer.Option(help="Folder or s3://bucket/prefix of everything.", metavar="URI")] = "hhnet-demo",
+    out: Annotated[
+        str, typer.Option(help="Folder or s3://bucket/prefix for all results.", metavar="URI")
+    ] = "hhnet-demo",
     sets: SetsOption = None,
 ) -> Result:
-    """Run the whole pipeline on real images with no setup, in minutes; a second run finds everything done.
+    """Run the whole pipeline on real images in minutes, without setup; a second run finds everything done.
 
     Example: hhnet demo --data photos/ --out my-demo
     """
@@ -146,7 +149,7 @@ def demo_summary(result: DemoResult, title: str, bits: int, query: str) -> str:
 def run_pipeline(settings: Config, out: str) -> "RunResult":
     """Run the flow in this process, against the user's Prefect server or a temporary one.
 
-    Raises Unavailable if the server is lost, also after everything was made: it then does not show the run's end.
+    Raises Unavailable if the server is lost, even after all artifacts were made: it then does not show the run's end.
     """
     from flows.server import prefect_server
 
@@ -166,8 +169,9 @@ def run_pipeline(settings: Config, out: str) -> "RunResult":
         except (httpx.HTTPError, PrefectException) as error:
             lost = f"Prefect is out of reach ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
             if made:
-                raise Unavailable(f"everything was made in {out}, but {lost} and does not show it") from error
-            raise Unavailable(f"{lost}: what was committed in {out} stays, run it again") from error
+                unseen = f"everything was made in {out}, but {lost} and does not show it"
+                raise Unavailable(f"{unseen}: start the server and run it again to have it shown") from error
+            raise Unavailable(f"{lost}: what was committed in {out} stays: run the same command again") from error
         finally:
             finished.reset(token)
             _report_all()
@@ -183,7 +187,7 @@ def check_access(settings: Config) -> None:
 
 
 def _report_all() -> None:
-    """Send the logs and events that Prefect's threads still hold, before a temporary server is stopped."""
+    """Send the logs and events that Prefect's threads still hold; afterwards a temporary server may stop."""
     from prefect.events.worker import EventsWorker
 
     from flows.reporting import prefect_answers
@@ -197,6 +201,7 @@ def _report_all() -> None:
 
 def _drop_unsent() -> None:
     """Drop unsent logs and events: at the end of the process Prefect would try each once more, for minutes."""
+    # Private, since Prefect offers no way to give up its queues; its own at-exit hook only drains them.
     from prefect._internal.concurrency.services import _active_services
 
     for service in tuple(_active_services):

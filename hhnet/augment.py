@@ -34,6 +34,7 @@ _Image = npt.NDArray[np.uint8]
 
 def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
     """Return the random generator of one sample in one epoch: Philox, keyed by a hash of the three arguments."""
+    # NUL between the parts, so that (1, 23) and (12, 3) do not make one text.
     digest = hashlib.blake2b(f"{seed}\0{epoch}\0{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
 
@@ -163,7 +164,7 @@ STRENGTH_LEVELS = 31
 
 @dataclass(frozen=True)
 class Operation:
-    """A change of a picture by a strength; `both_ways` = by its negative as well."""
+    """A change of a picture and its range of strengths; with `both_ways` the sign of the strength is random too."""
 
     change: Callable[[Image.Image, float], Image.Image]
     strengths: tuple[float, ...] = (0.0,)
@@ -206,11 +207,13 @@ OPERATIONS: dict[str, Operation] = {
     "AutoContrast": Operation(lambda image, _: ops.autocontrast(image)),
     "Equalize": Operation(lambda image, _: ops.equalize(image)),
 }
-"""By torchvision's names."""
+"""The operations of TrivialAugment, by their names in torchvision."""
 
 
 def trivial_augment(image: _Image, rng: np.random.Generator) -> _Image:
-    """uint8 RGB (H, W, 3) -> uint8 (H, W, 3), contiguous; the input is left as it is. What moves in is black.
+    """Apply one random operation: uint8 RGB (H, W, 3) -> uint8 (H, W, 3), contiguous; the input does not change.
+
+    Pixels that move in from outside are black.
 
     Raises:
         TypeError, ValueError: if `image` is not such an array.

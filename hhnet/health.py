@@ -1,4 +1,4 @@
-"""How much of their room codes use: balance, entropy and correlation of bits, buckets, distances, and drift.
+"""Measures of how well codes use their bits: balance, entropy and correlation, buckets, distances, and drift.
 
 Good codes have balanced, pairwise uncorrelated bits ("Spectral Hashing", Weiss, Torralba and Fergus, NIPS 2008).
 A bit that is constant, or a copy of another, costs room and tells no two items apart. Codes learned from classes are
@@ -66,7 +66,7 @@ class CodeDrift:
     common: int
     """Distinct codes that occur in both."""
     jaccard: float
-    """Share of them among the distinct codes that occur in either."""
+    """Share of the common codes among all distinct codes of the two sets."""
 
 
 def code_health(codes: _Codes, bits: int) -> CodeHealth:
@@ -130,10 +130,10 @@ def code_drift(before: CodeHealth, after: CodeHealth) -> CodeDrift:
 
 
 def _ones_and_differing(codes: _Codes, bits: int) -> tuple[_Counts, _Counts]:
-    """Count the codes in which each bit is 1, int64 (K,), and in which two bits differ, int64 (K, K).
+    """Count, over all codes, how often each bit is 1, int64 (K,), and how often two bits differ, int64 (K, K).
 
-    A transposed block is K codes with one bit per row; the Hamming distance of two of them counts the rows in which the
-    two bits differ.
+    A transposed block is K codes with one bit per row; the Hamming distance of two of these is the number of rows where
+    the two bits differ.
     """
     ones_K, differing_KK = np.zeros(bits, np.int64), np.zeros((bits, bits), np.int64)
     for start in range(0, len(codes), _CODES_PER_BLOCK):

@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line. Its imports take a moment, in which an interrupt needs no traceback either."""
+    """Run the command line; an interrupt while it is still being imported ends it without a traceback."""
     _fill_closed()
     try:
         from pipelines.cli.main import build_app
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _fill_closed() -> None:
-    """Open what was closed of stdin, stdout and stderr, or a file of the work would take its number and receive it."""
+    """Open closed ones of stdin, stdout and stderr on /dev/null; else a data file could get number 1 and all output."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)

@@ -38,7 +38,12 @@ class WorkFailed(HHNetError):
 
 
 class DamagedArtifact(HHNetError):
-    """Stored bytes do not match the digest, size or count that was published for them."""
+    """Stored bytes do not match the digest, size or count that was published for them.
+
+    Messages name the damage alone, since `hhnet verify` lists many of them; the command line adds `REMEDY` once.
+    """
+
+    REMEDY = "restore the damaged bytes from a copy, or make the artifact again"
 
 
 class CommitConflict(HHNetError):

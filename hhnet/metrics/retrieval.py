@@ -304,8 +304,8 @@ def chance_map(
 ) -> float:
     """Return the mAP of codes without information: the expectation over all orders of the database.
 
-    Over the whole database that is about the share of relevant samples; among the first K it is more with
-    denominator="retrieved", which random hits lower too, and less with "all".
+    Over the whole database it is about the share of relevant samples. Among the first K it is higher with
+    denominator="retrieved", which counts only the relevant samples among those K, and lower with "all".
 
     Arguments, which choose the convention, and errors are as for `average_precisions`.
     """

@@ -151,7 +151,7 @@ def _choose_columns(bits: int, dimension: int, rng: np.random.Generator) -> _Col
 
 
 def _mixed(columns: _Columns, dimension: int, rng: np.random.Generator) -> _Columns:
-    """Return an equivalent code in which other messages have the light words.
+    """Return an equivalent code whose light words belong to other messages.
 
     Two codes side by side add their weights word by word, so their light words should belong to different messages.
     """

@@ -171,6 +171,7 @@ def _size_rule(net: nn.Module, name: str, stem_stride: int) -> tuple[int, int]:
     """
     if isinstance(net, HighResolutionNet):
         return 8 * stem_stride, 8 * stem_stride
+    # torchvision's least sides for these two families: below them pooling leaves no cell.
     return 1, {"alexnet": 63, "vgg": 32}.get(name.split(".")[0].rstrip("_bn0123456789"), 1)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, normalize
 
-_MASKED_LOGIT = -1e4  # a logit whose exponential is 0
+_MASKED_LOGIT = -1e4  # a logit whose exponential is 0; minus infinity would make the divergence NaN
 
 
 def neighbour_divergence(z_BK: Tensor, f_BD: Tensor, temperature: float = 0.1) -> Tensor:

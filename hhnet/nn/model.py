@@ -36,7 +36,7 @@ class HHNet(nn.Module):
     Args:
         backbone: "alexnet" (torchvision's architecture), or any timm name, best with its weight tag:
             "hrnet_w18.ms_in1k", "resnet18", "vgg16".
-        bits: K, a multiple of 8; with the head "class_index" those of a class index.
+        bits: K, a multiple of 8; with the head "class_index" the bits of a class index.
         head: "linear", "bn" (Linear without bias, then BatchNorm1d; OrthoHash) or "ln" (Linear, then
             LayerNorm); or one that `hhnet.nn.rehead` made from these, see `hhnet.nn.heads.make_head`.
         stem_stride: 4 (as trained), or 2 or 1 for small images; HRNet and plain ResNets only.

@@ -48,10 +48,12 @@ def itq_rotation(z_NK: npt.ArrayLike, *, iterations: int = 50, seed: int = 0) ->
     """
     z = _on_sphere(z_NK)
     bits = z.shape[1]
+    # A random orthogonal matrix to start from, as the authors take.
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((bits, bits)))
     for _ in range(iterations):
         signs = np.where(z @ rotation > 0, 1.0, -1.0)
         left, _, right = np.linalg.svd(z.T @ signs)
+        # The orthogonal matrix that brings z nearest to the signs (orthogonal Procrustes problem).
         rotation = left @ right
     return np.asarray(rotation, np.float64)
 
@@ -113,6 +115,7 @@ def principal_directions(x_ND: npt.ArrayLike, bits: int) -> tuple[Reals, Reals]:
     if not 1 <= bits <= min(x.shape):
         raise ValueError(f"{x.shape[0]} rows of {x.shape[1]} features have no {bits} directions")
     mean = x.mean(0)
+    # eigh orders the variances from the smallest up, so the largest are taken from the end.
     _, vectors = np.linalg.eigh(np.cov(x - mean, rowvar=False, bias=True).reshape(x.shape[1], x.shape[1]))
     return np.asarray(vectors[:, ::-1][:, :bits], np.float64), np.asarray(mean, np.float64)
 

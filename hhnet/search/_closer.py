@@ -44,6 +44,7 @@ def closer(  # type: ignore[no-untyped-def]
     found_NQ = (sum_NQ < limits_1Q - ones_1Q) & inside_N[:, None]
     if tl.max(tl.max(found_NQ.to(tl.int32), 1), 0) > 0:  # rarely, once the limits are tight
         counters_NQ = counts_Q + query_Q[None, :] + tl.zeros((BLOCK_N, BLOCK_Q), tl.int32)
+        # Relaxed, since nothing else is ordered by the counter: rows may come in any order and are sorted later.
         place_NQ = tl.atomic_add(counters_NQ, 1, mask=found_NQ, sem="relaxed")
         keys_NQ = ((sum_NQ + ones_1Q).to(tl.int64) << 32) | row_N[:, None]
         slots_NQ = keys_QP + query_Q[None, :].to(tl.int64) * places + place_NQ

@@ -78,7 +78,7 @@ def _ctpop(typingctx, word):
     return types.uint64(types.uint64), codegen
 
 
-# Number of set bits of a uint64, as the CPU's own instruction.
+# Number of set bits of a uint64, by the CPU's own instruction: numba has no function for it.
 _popcount: Any = intrinsic(_ctpop)
 
 

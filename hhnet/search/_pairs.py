@@ -46,10 +46,12 @@ def group(codes_NW, known, share, shares, seed, table_S, leaders_N, counts_2):
     A slot holds the leader of its code: n, or -2 - n once another code has joined it. `counts_2` is raised by the
     number of leaders and by the number of leaders that another code has joined.
     """
+    # Linear probing slows down sharply in a table that is more than 7/10 full.
     mask, room = np.uint64(table_S.shape[0] - 1), table_S.shape[0] * 7 // 10
     table_S[:] = EMPTY_SLOT
     for n in range(codes_NW.shape[0]):
         mixed = _hash(codes_NW, n, seed)
+        # High bits choose the share and low bits the slot, so that the codes of one share use all slots.
         if np.int64(mixed >> np.uint64(40)) % shares != share:
             continue
         slot = np.int64(mixed & mask)

@@ -17,7 +17,7 @@ RETRIEVED, MINIMUM, ALL = 0, 1, 2  # denominators
 def _matches(query_L, labels_NL, start, stop, single, out):
     """Write 1 where a row of start..stop shares a class with the query, else 0.
 
-    With `single`, labels are class ids that must be equal; otherwise they are bits of which one must be common.
+    With `single`, labels are class ids that must be equal; otherwise they are bits, and one must be common.
     """
     num = stop - start
     if query_L.shape[0] == 1:
@@ -207,6 +207,7 @@ def scored_ap(queries_QW, database_NW, labels_QL, labels_NL, single, scores_QN, 
             place[distance[row]] += 1
         if first > 0:
             group = order[:first].copy()
+            # Stable, so that equal scores stay in the order (distance, row); numba calls a stable sort mergesort.
             order[:first] = group[np.argsort(scores_QN[q][group], kind="mergesort")]
         else:
             for d in range(starts.shape[0] - 1):

@@ -27,7 +27,7 @@ from hhnet.search._compiled import Hits, Ints, Query, Words
 _T = TypeVar("_T")
 NO_ROW = -1
 NO_DISTANCE = np.iinfo(np.int32).max
-"""NO_DISTANCE and NO_ROW fill the neighbours of a query that has fewer than k of them within its radius."""
+"""NO_DISTANCE and NO_ROW fill the places of a query that has fewer than k neighbours within its radius."""
 
 _QUERIES_PER_UNIT = 64  # queries per unit of work of one thread
 _MAX_CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
@@ -118,6 +118,7 @@ def run_blocks(
     try:
         drain()
     finally:
+        # Helpers that still wait for a thread have nothing left to do; only those that began are waited for.
         begun = [helper for helper in helpers if not helper.cancel()]
         wait(begun)
     for helper in begun:

@@ -32,7 +32,7 @@ Emit = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.in
 
 
 def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArray[np.int32], int, int]:
-    """Find a leader for each group of equal codes: its first code, but the first `known` codes do not lead others.
+    """Find the leader of each group of equal codes: its first code, except that the first `known` codes lead nobody.
 
     Args:
         codes: uint8 (N, 8 * W), whole words; may be mapped.
@@ -41,9 +41,9 @@ def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArra
             over the codes.
 
     Returns:
-        Leaders int32 (N,), the number of codes that lead, and how many of them lead another. A code that leads has
-        its own number. The first of several equal known codes leads itself, or follows the first equal code that is
-        not known; the others have -1.
+        Leaders int32 (N,), the number of leaders, and the number of leaders that other codes follow. A leader has its
+        own number. Of several equal known codes the first follows the first equal code that is not known, or else leads
+        itself; the other known ones have -1.
     """
     words_NW = as_words(codes, "codes")
     leaders_N = np.empty(len(codes), np.int32)
@@ -85,6 +85,7 @@ def near_pairs(
 
     def search(part: slice) -> None:
         state_Q, begin, num = np.zeros(part.stop - part.start, np.uint8), 0, part.stop - part.start
+        # int16 holds the number of a query within its unit of work: there are _QUERIES_PER_UNIT of them.
         found = (
             np.empty(_PAIRS_PER_THREAD, np.int16),
             np.empty(_PAIRS_PER_THREAD, np.int64),

@@ -5,7 +5,7 @@ facts     what manifests and receipts say of each kind
 commit    the protocol that publishes it
 versions  the versions of one root, and which is current
 tables    the Parquet tables of shards, codes and rejects
-splits    which part of which split an artifact is of
+splits    which part of which split an artifact holds
 runs      what was done when and where, outside every digest
 result    what a verb returns, as JSON and in words
 """

@@ -377,7 +377,7 @@ class QuantizerReceipt(Facts):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All parts."""
+        """The part."""
         return (self.part,)
 
 
@@ -399,7 +399,7 @@ class PartReceipt(Facts):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All parts."""
+        """The part and its key table."""
         return (self.part, self.keys)
 
 

@@ -85,7 +85,7 @@ class Part(_Record):
 
 
 class ArtifactInput(_Record):
-    """An upstream artifact: its role here, its kind and its digest. Its place is never part of it."""
+    """An upstream artifact by role, kind and digest. Its place is left out, so that a moved input is the same input."""
 
     role: str
     kind: str
@@ -160,6 +160,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 def read_part(store: Store, part: Part | ReceiptRef) -> bytes:
     """Read all bytes of a part in one request, and check size and sha256 before they are returned."""
     try:
+        # The limit lets one more byte through, so an object that is too long shows without being fetched whole.
         data = store.read(part.path, limit=part.bytes)
     except FileNotFoundError:
         raise DamagedArtifact(f"{store.uri}/{part.path} is missing") from None
@@ -254,7 +255,7 @@ class Artifact:
             try:
                 if (where := json.loads(self.store.read(name)).get(field)) is not None:
                     return str(where)
-            except (FileNotFoundError, ValueError, AttributeError):
+            except (FileNotFoundError, ValueError, AttributeError):  # lost or damaged: the place is not known
                 continue
         return None
 
@@ -280,7 +281,10 @@ def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
         data = store.read("manifest.json")
     except FileNotFoundError:
         store.require_bucket()
-        raise InputError(f"{store.uri} holds no committed {kind or 'artifact'} (no manifest.json)") from None
+        name = kind or "artifact"
+        raise InputError(
+            f"{store.uri} holds no committed {name} (no manifest.json): finish the verb that makes it, or name another"
+        ) from None
     manifest = parse_manifest(data, f"{store.uri}/manifest.json")
     require_kind(store, manifest, kind)
     return Artifact(store, manifest)
@@ -304,6 +308,8 @@ def read_identity(store: Store) -> tuple[str, str]:
 
 
 COPY_BYTES = 1 << 20
+"""Bytes of a part that are copied at a time."""
 COPIES_AT_ONCE = 4
+"""Largest number of copies of a part, each with another wrong digest, before it counts as damaged."""
 MAX_WRONG_NAMED = 3
 """Number of wrong facts that an error names."""

@@ -13,7 +13,7 @@ ROWS_SHOWN = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of a verb. A subclass for each verb adds its own figures, in the order in which they are shown.
+    """The result of a verb. A subclass for each verb adds its own figures, in the order of their display.
 
     A field whose default is None is left out of JSON while it is None.
     """

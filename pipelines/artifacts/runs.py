@@ -134,7 +134,7 @@ class RunLog:
         try:
             self.store.put(f"runs/{self.name}/{END}", canonical_json(end))
         except HHNetError:
-            if error is None:
+            if error is None:  # otherwise the work's own error says more than the lost record
                 raise
 
     def _state(self) -> Record:
@@ -144,6 +144,7 @@ class RunLog:
         while not self._ended.wait(PROGRESS_EVERY_S):
             now = time.time()
             often = self._fresh and now - self._began < FREQUENT_PROGRESS_UNTIL_S
+            # A second less, since this loop wakes a little early at times; the next turn would come 10 s too late.
             if often or now - self._put_at >= HEARTBEAT_EVERY_S - 1:
                 with suppress(HHNetError):
                     self._put(now)
@@ -262,6 +263,7 @@ class Run:
             return False
         try:
             found = psutil.Process(int(process["pid"]))
+            # A later process may have the same id. Start times are computed from the clock and vary by less than 1 s.
             return found.status() == psutil.STATUS_ZOMBIE or abs(found.create_time() - process["started"]) > 1
         except psutil.Error:
             return True

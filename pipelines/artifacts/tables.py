@@ -143,7 +143,7 @@ def columns_of(rows: Sequence[object], *names: str) -> dict[str, list[Any]]:
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """Return the table as Parquet, with fixed options, so that equal tables give equal bytes."""
-    return parquet_groups(table.schema, [table], 1 << 17)
+    return parquet_groups(table.schema, [table], 1 << 17)  # part of the format: other row groups are other bytes
 
 
 def parquet_groups(schema: pa.Schema, tables: Iterable[pa.Table], rows: int) -> bytes:

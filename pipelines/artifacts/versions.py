@@ -83,7 +83,10 @@ def open_known(uri: str, kind: str, digest: str) -> Artifact:
     for version in read_all_manifests(current.store).values():
         if version.digest == digest:
             return version
-    raise FingerprintMismatch(f"{current.uri} is {kind} {current.digest[:12]}, and no version of it is {digest[:12]}")
+    raise FingerprintMismatch(
+        f"{current.uri} is {kind} {current.digest[:12]}, and no version of it is {digest[:12]}: name the one that was "
+        "used"
+    )
 
 
 def require_version(store: Store, number: int, known: Sequence[int]) -> None:
@@ -91,7 +94,7 @@ def require_version(store: Store, number: int, known: Sequence[int]) -> None:
     if number not in known:
         gone = "was collected by gc" if 0 < number < known[0] else "is not there"
         raise InputError(
-            f"{store.uri} has no version {number}: its versions are {', '.join(map(str, known))}, and that one {gone}"
+            f"{store.uri} has no version {number}, it {gone}: name one of its versions {', '.join(map(str, known))}"
         )
 
 
@@ -121,7 +124,8 @@ def open_input_version(artifact: Artifact, role: str, uri: str | None = None) ->
         if version.digest == expected.digest:
             return version
     raise FingerprintMismatch(
-        f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is {found.digest[:12]}"
+        f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is "
+        f"{found.digest[:12]}: name the right one with --{expected.kind}"
     )
 
 
@@ -233,7 +237,9 @@ def version_before(store: Store, known: Sequence[int]) -> int:
         current = known[-1]
     older = [number for number in known if number < current]
     if not older:
-        raise InputError(f"{store.uri}: what is current was made as version {current}, and none is older")
+        raise InputError(
+            f"{store.uri}: the current content is that of version {current}: there is no older one to take"
+        )
     return older[-1]
 
 

@@ -1,4 +1,4 @@
-"""Flags of verbs that have many, or some that stand for settings; those of `hhnet index` are in `index`."""
+"""Flags of the verbs with many flags, or with flags that stand for settings; those of `hhnet index` are in `index`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,85 +18,91 @@ class IngestFlags(Flags):
     source: Annotated[
         str | None,
         typer.Argument(
-            help="Folder, zip or tar of class folders; a CSV or Parquet table; with --adopt a folder or s3:// prefix "
-            "of WebDataset tars, one tar or t-{000..012}.tar; none with --protocol."
+            help="Images to ingest: a folder, zip or tar of class folders, or a CSV or Parquet table. With --adopt: a "
+            "folder or s3:// prefix of WebDataset tars, one tar, or t-{000..012}.tar. Leave out with --protocol."
         ),
     ] = None
     split: Annotated[
         str | None,
         typer.Option(
-            help="`train=.8,query=.1,database=.1` (stratified), `folder` (top folder), or `column:NAME`.",
+            help="Write several artifacts below --out: `train=.8,query=.1,database=.1` = random shares of each class; "
+            "`folder` = one per top folder; `column:NAME` = one per value of a table's column.",
             metavar="SPLIT",
         ),
     ] = None
-    path_column: Annotated[str, typer.Option(help="Column of a table that holds the paths.")] = "path"
+    path_column: Annotated[str, typer.Option(help="Table column that holds the image paths.")] = "path"
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column of a table that holds a label; repeatable; default label*. With --adopt a field of the JSON "
-            "members; default the cls member, else labels or label of the JSON."
+            help="Table column that holds a label; repeatable; default: label*. With --adopt: field of the JSON "
+            "members; default: the cls member, else the JSON's labels or label."
         ),
     ] = None
     label_separator: Annotated[
-        str | None, typer.Option(help="Of several labels in one cell of a table, such as a bar.", metavar="TEXT")
+        str | None, typer.Option(help="Text between the labels in one cell of a table, such as a bar.", metavar="TEXT")
     ] = None
     multi_hot: Annotated[
-        bool, typer.Option("--multi-hot", help="Each --label column of a table is a class, with 1 and 0 in its cells.")
+        bool, typer.Option("--multi-hot", help="Take each --label column as a class, with 1 or 0 in its cells.")
     ] = False
     unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="Take no label, of whatever source; stray pictures are taken too.")
+        bool, typer.Option("--unlabelled", help="Ignore all labels; take images outside class folders too.")
     ] = False
     class_from: Annotated[
         str | None,
         typer.Option(
-            help="`first`: the class is the first folder below SOURCE, or below that of a split (default); `parent`: "
-            "the folder that holds the picture.",
+            help="Folder that names an image's class: `first` = the first below SOURCE, or below the split's folder "
+            "(default); `parent` = the one that holds the image.",
             metavar="first|parent",
         ),
     ] = None
     allow_degraded: Annotated[
-        bool, typer.Option("--allow-degraded", help="Publish although too many pictures cannot be taken (exit 4).")
+        bool,
+        typer.Option("--allow-degraded", help="Publish even if too many images cannot be used (exit 4)."),
     ] = False
     adopt: Annotated[
         bool,
         typer.Option(
             "--adopt",
-            help="Index the .tar files directly in SOURCE as they are: where they lie if --out is SOURCE, else as "
-            "unchanged copies. Samples that cannot be taken are named with a reason.",
+            help="Index the .tar files that lie directly in SOURCE without changing them: in place if --out is SOURCE, "
+            "else as copies. Samples that cannot be used are listed with a reason.",
         ),
     ] = False
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="With --adopt: a file that names the classes, line n the class n from 0; default their numbers.",
+            help="With --adopt: text file of class names, one per line, class 0 first; default: the numbers.",
             metavar="FILE",
         ),
     ] = None
     keys_by_tar: Annotated[
-        bool, typer.Option("--keys-by-tar", help="With --adopt: put a tar's name before its keys, if tars share keys.")
+        bool,
+        typer.Option(
+            "--keys-by-tar", help="With --adopt: prefix keys with their tar's name, for tars that share keys."
+        ),
     ] = False
     image_member: Annotated[
         str | None,
         typer.Option(
-            help="With --adopt: what follows the key in the name of the image, such as input.jpg; default the one "
-            "member with the suffix of an image.",
+            help="With --adopt: suffix of the image's member after the key, such as input.jpg; "
+            "default: the only member with an image's suffix.",
             metavar="SUFFIX",
         ),
     ] = None
     protocol: Annotated[
-        str | None, typer.Option(help="A split of the field in docs/protocols.md, such as cifar10.", metavar="NAME")
+        str | None,
+        typer.Option(help="Known data set and its split, such as cifar10: docs/protocols.md.", metavar="NAME"),
     ] = None
     root: Annotated[
         str | None,
         typer.Option(
-            help="Folder below which the paths of a table lie, default the table's own; with --protocol the folder of "
-            "its data set's files.",
+            help="Folder that a table's paths start from; default: the table's own folder. With "
+            "--protocol: the folder with the data set's files.",
             metavar="DIR",
         ),
     ] = None
-    encoding: Annotated[str | None, typer.Option(help="Of a CSV, such as cp1252; default UTF-8.", metavar="NAME")] = (
-        None
-    )
+    encoding: Annotated[
+        str | None, typer.Option(help="Text encoding of a CSV, such as cp1252; default: UTF-8.", metavar="NAME")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,25 +111,35 @@ class TrainFlags(Flags):
 
     out: OutOption
     shards: Annotated[
-        str | None, typer.Option(help="Shards to learn from; with --rotate where those lie now.", metavar="URI")
+        str | None, typer.Option(help="Shards to train on. With --rotate: where they lie now, if moved.", metavar="URI")
     ] = None
-    val: Annotated[str | None, typer.Option(help="Shards to validate on.", metavar="URI")] = None
-    workers: Annotated[int | None, typer.Option(help="Training processes.", min=1), Setting("train.workers")] = None
-    epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", min=1), Setting("train.epochs")] = None
-    bits: Annotated[int | None, typer.Option(help="Length of the codes."), Setting("model.bits")] = None
-    backbone: Annotated[str | None, typer.Option(help="A timm name, or alexnet."), Setting("model.backbone")] = None
+    val: Annotated[
+        str | None, typer.Option(help="Shards to validate on; default: a seeded share of --shards.", metavar="URI")
+    ] = None
+    workers: Annotated[
+        int | None, typer.Option(help="Training processes; default 1.", min=1), Setting("train.workers")
+    ] = None
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the samples; default 20.", min=1), Setting("train.epochs")
+    ] = None
+    bits: Annotated[
+        int | None, typer.Option(help="Code length, a multiple of 8; default 64."), Setting("model.bits")
+    ] = None
+    backbone: Annotated[
+        str | None, typer.Option(help="A timm name, or alexnet; default hrnet_w18."), Setting("model.backbone")
+    ] = None
     loss: Annotated[
-        str | None, typer.Option(help="A name in docs/losses.md, such as orthohash."), Setting("train.loss")
+        str | None, typer.Option(help="A loss of docs/losses.md; default orthohash."), Setting("train.loss")
     ] = None
     recipe: Annotated[
         str | None,
-        typer.Option(help=f"Settings to start from, see docs/recipes.md: {', '.join(recipe_names())}.", metavar="NAME"),
+        typer.Option(help=f"Preset to start from, see docs/recipes.md: {', '.join(recipe_names())}.", metavar="NAME"),
         Setting("train.recipe"),
     ] = None
     rotate: Annotated[
         str | None,
         typer.Option(
-            help="Train nothing: give a trained model another hash layer, by h2q, itq, lsh, pca, pca-itq or classes.",
+            help="Train nothing: replace a trained model's hash layer, by h2q, itq, lsh, pca, pca-itq or classes.",
             metavar="METHOD",
         ),
         Setting("train.rotate"),
@@ -136,18 +152,24 @@ class EncodeFlags(Flags):
     """Flags of `hhnet encode`."""
 
     shards: Annotated[str, typer.Option(help="Shards to encode.", metavar="URI")]
-    model: Annotated[str, typer.Option(help="The model artifact.", metavar="URI")]
+    model: Annotated[str, typer.Option(help="Model to encode with.", metavar="URI")]
     out: OutOption
-    workers: Annotated[int | None, typer.Option(help="Encoding processes.", min=1), Setting("encode.workers")] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Encoding processes; default: one per GPU, else per CPU.", min=1),
+        Setting("encode.workers"),
+    ] = None
     allow_degraded: Annotated[
-        bool, typer.Option("--allow-degraded", help="Publish although too many samples were rejected (exit 4).")
+        bool,
+        typer.Option("--allow-degraded", help="Publish even if too many samples were rejected (exit 4)."),
     ] = False
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Try two shards, put nothing, and say how long it would take and what binds."),
+        typer.Option("--dry-run", help="Try two shards, write nothing; estimate the time and name the bottleneck."),
     ] = False
     price: Annotated[
-        float | None, typer.Option(help="With --dry-run: what a worker costs an hour, to say what it all costs.", min=0)
+        float | None,
+        typer.Option(help="With --dry-run: price of a worker per hour, to estimate the total.", min=0),
     ] = None
 
 
@@ -155,10 +177,14 @@ class EncodeFlags(Flags):
 class RetryFlags(Flags):
     """Flags of `hhnet retry-rejects`."""
 
-    codes: Annotated[str, typer.Option(help="The codes artifact.", metavar="URI")]
-    shards: Annotated[str | None, typer.Option(help="Where its shards lie now.", metavar="URI")] = None
-    model: Annotated[str | None, typer.Option(help="Where its model lies now.", metavar="URI")] = None
-    workers: Annotated[int | None, typer.Option(help="Encoding processes.", min=1), Setting("encode.workers")] = None
+    codes: Annotated[str, typer.Option(help="Codes with rejects.", metavar="URI")]
+    shards: Annotated[str | None, typer.Option(help="Where its shards lie now, if moved.", metavar="URI")] = None
+    model: Annotated[str | None, typer.Option(help="Where its model lies now, if moved.", metavar="URI")] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Encoding processes; default: one per GPU, else per CPU.", min=1),
+        Setting("encode.workers"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +192,14 @@ class VerifyFlags(Flags):
     """Flags of `hhnet verify`."""
 
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")]
-    shards: Annotated[str | None, typer.Option(help="Where its shards lie now.", metavar="URI")] = None
-    model: Annotated[str | None, typer.Option(help="Where its model lies now.", metavar="URI")] = None
+    shards: Annotated[str | None, typer.Option(help="Where its shards lie now, if moved.", metavar="URI")] = None
+    model: Annotated[str | None, typer.Option(help="Where its model lies now, if moved.", metavar="URI")] = None
     for_run: Annotated[
         str | None,
         typer.Option(
-            help="The --out of a run: as the run does, read on Ray only the tars of these shards that were not proven "
-            "before, at most run.verify of all, and name damage instead of failing.",
+            help="Verify shards as `hhnet run` does, for the run with this --out: on Ray, only tars "
+            "not verified before, at most a share of run.verify; damage is listed and does not "
+            "fail.",
             metavar="URI",
         ),
     ] = None
@@ -182,25 +209,41 @@ class VerifyFlags(Flags):
 class SearchFlags(Flags):
     """Flags of `hhnet search`."""
 
-    index: Annotated[str, typer.Option(help="The index, or an alias of it.", metavar="URI")]
-    image: Annotated[list[str] | None, typer.Option(help="An image file; repeatable.", metavar="F")] = None
-    key: Annotated[list[str] | None, typer.Option(help="A sample, by key or path.", metavar="K")] = None
-    code: Annotated[list[str] | None, typer.Option(help="A packed code in hex.", metavar="HEX")] = None
-    codes: Annotated[list[str] | None, typer.Option(help="Codes, all of them queries.", metavar="URI")] = None
-    k: Annotated[int | None, typer.Option("-k", help="Neighbours per query.", min=1), Setting("search.k")] = None
+    index: Annotated[str, typer.Option(help="Index to search, or an alias of it.", metavar="URI")]
+    image: Annotated[list[str] | None, typer.Option(help="Query: an image file; repeatable.", metavar="F")] = None
+    key: Annotated[
+        list[str] | None, typer.Option(help="Query: an indexed sample, by key or path; repeatable.", metavar="K")
+    ] = None
+    code: Annotated[list[str] | None, typer.Option(help="Query: a packed code in hex; repeatable.", metavar="HEX")] = (
+        None
+    )
+    codes: Annotated[
+        list[str] | None, typer.Option(help="Queries: all codes of this artifact; repeatable.", metavar="URI")
+    ] = None
+    k: Annotated[
+        int | None, typer.Option("-k", help="Neighbours per query; default 10.", min=1), Setting("search.k")
+    ] = None
     rerank: Annotated[
         int | None,
-        typer.Option(help="Order the nearest N by their logits.", min=1, metavar="N"),
+        typer.Option(help="Re-rank the nearest N by their logits.", min=1, metavar="N"),
         Setting("search.rerank"),
     ] = None
-    model: Annotated[str | None, typer.Option(help="Where the model lies now.", metavar="URI")] = None
-    shards: Annotated[list[str] | None, typer.Option(help="Where the shards lie now.", metavar="URI")] = None
-    html: Annotated[str | None, typer.Option(help="Write a page with the pictures.", metavar="FILE")] = None
-    version_: Annotated[int | None, typer.Option("--version", help="A published version; default the newest.")] = None
-    workers: Annotated[
-        int | None, typer.Option(help="Spread the parts over Ray actors.", min=1), Setting("search.workers")
+    model: Annotated[str | None, typer.Option(help="Where the model lies now, if moved.", metavar="URI")] = None
+    shards: Annotated[
+        list[str] | None, typer.Option(help="Where the shards lie now, if moved; repeatable.", metavar="URI")
     ] = None
-    gpu: Annotated[bool, typer.Option("--gpu", help="Search on the GPU (kind flat), for many queries.")] = False
+    html: Annotated[str | None, typer.Option(help="Write the answer as a page with pictures.", metavar="FILE")] = None
+    version_: Annotated[
+        int | None, typer.Option("--version", help="Published version to search; default: the newest.")
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Ray actors that share the parts; default: none.", min=1),
+        Setting("search.workers"),
+    ] = None
+    gpu: Annotated[bool, typer.Option("--gpu", help="Search a flat index on the GPU; pays off for many queries.")] = (
+        False
+    )
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that flags stand for; --gpu names the device."""
@@ -212,17 +255,18 @@ class EvaluateFlags(Flags):
     """Flags of `hhnet evaluate`."""
 
     queries: Annotated[str, typer.Option(help="Codes of the queries.", metavar="URI")]
-    database: Annotated[list[str], typer.Option(help="Codes searched in; repeatable.", metavar="URI")]
+    database: Annotated[list[str], typer.Option(help="Codes to search in; repeatable.", metavar="URI")]
     out: OutOption
-    at: Annotated[int | None, typer.Option(help="mAP@K; default the whole ranking.", min=1), Setting("evaluate.at")] = (
-        None
-    )
+    at: Annotated[
+        int | None, typer.Option(help="K of mAP@K; default: the whole ranking.", min=1), Setting("evaluate.at")
+    ] = None
     convention: Annotated[
-        str | None, typer.Option(help="Compute mAP as this code base does: docs/how-to-compare.md.", metavar="NAME")
+        str | None,
+        typer.Option(help="Compute mAP as this code base of the field does: docs/how-to-compare.md.", metavar="NAME"),
     ] = None
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that flags stand for; a convention fixes several of them."""
+        """Return the settings that flags stand for; --convention stands for several."""
         from pipelines.evaluate.conventions import convention_settings
 
         return {**super().settings(), **(convention_settings(self.convention) if self.convention else {})}
@@ -236,14 +280,14 @@ class DedupeFlags(Flags):
     out: OutOption
     radius: Annotated[
         int | None,
-        typer.Option(help="Bits in which the codes of a pair may differ; default 0.", min=0),
+        typer.Option(help="Largest number of bits in which a pair differs; default 0.", min=0),
         Setting("dedupe.radius"),
     ] = None
     against: Annotated[
-        str | None, typer.Option(help="An index: find also what is near its samples.", metavar="URI")
+        str | None, typer.Option(help="Index whose samples are compared with the codes too.", metavar="URI")
     ] = None
     memory: Annotated[
         str | None,
-        typer.Option(help="Most memory of the search; default 1GiB.", metavar="4GiB"),
+        typer.Option(help="Largest memory of the search; default 1GiB.", metavar="4GiB"),
         Setting("dedupe.memory"),
     ] = None

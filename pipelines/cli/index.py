@@ -14,12 +14,16 @@ from pipelines.index.kinds import require_index_kind
 
 index_app = typer.Typer(help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True)
 
-IndexOption = Annotated[str, typer.Option("--index", help="The index, or an alias of it.", metavar="URI")]
-OwnIndexOption = Annotated[str, typer.Option("--index", help="The index itself, not an alias.", metavar="URI")]
+IndexOption = Annotated[str, typer.Option("--index", help="Root of the index, or of an alias.", metavar="URI")]
+OwnIndexOption = Annotated[str, typer.Option("--index", help="Root of the index, not of an alias.", metavar="URI")]
 PublishOption = Annotated[
-    bool, typer.Option("--publish/--no-publish", help="Make it the next version, through the gate.")
+    bool, typer.Option("--publish/--no-publish", help="Publish it as the next version if it passes the gate.")
 ]
-WorkersOption = Annotated[int | None, typer.Option(help="Parts built side by side.", min=1), Setting("index.workers")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(help="Parts built at the same time; default: one per CPU.", min=1),
+    Setting("index.workers"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,29 +34,33 @@ class BuildFlags(Flags):
     out: OutOption
     kind: Annotated[
         str | None,
-        typer.Option(help="flat or multihash (both exact), ivf or hnsw; auto = what the planner chooses."),
+        typer.Option(help="flat (default) or multihash, both exact; ivf or hnsw; auto = the planner chooses."),
         Setting("index.kind"),
     ] = None
     memory: Annotated[
         str | None,
-        typer.Option(help="For auto: most bytes of all parts, such as 4GiB; unset = any, and no hnsw.", metavar="SIZE"),
+        typer.Option(
+            help="For auto: largest size of all parts, such as 4GiB; unset = any, but never hnsw.", metavar="SIZE"
+        ),
         Setting("index.memory"),
     ] = None
     latency: Annotated[
         str | None,
-        typer.Option(help="For auto: longest time of a query, such as 5ms; unset = any.", metavar="TIME"),
+        typer.Option(help="For auto: longest time per query, such as 5ms; unset = any.", metavar="TIME"),
         Setting("index.latency"),
     ] = None
     recall: Annotated[
         float | None,
-        typer.Option(help="For auto: least recall of an approximate kind; default 0.95.", min=0, max=1),
+        typer.Option(help="For auto: smallest recall of an approximate kind; default 0.95.", min=0, max=1),
         Setting("index.recall"),
     ] = None
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="For auto: show what each kind would cost, and stop.")] = (
-        False
-    )
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="For auto: show what each kind would cost; build nothing.")
+    ] = False
     workers: WorkersOption = None
-    publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Make it version 1, through the gate.")] = True
+    publish: Annotated[
+        bool, typer.Option("--publish/--no-publish", help="Publish it as version 1 if it passes the gate.")
+    ] = True
 
     @property
     def planned(self) -> bool:
@@ -64,10 +72,9 @@ class BuildFlags(Flags):
 def index_build_command(flags: BuildFlags, settings: Config) -> Result:
     """Build a sharded index over codes and publish it as version 1.
 
-    With --kind auto a planner predicts the bytes, the build time, the time of a query and the recall of every kind from
-    the codes and a few seconds of trials, shows them, and takes the smallest exact kind that keeps within --memory and
-    --latency; where none does, the smallest approximate one that also reaches --recall. A rerun stays with the kind
-    that --out was begun with.
+    With --kind auto a planner tries every kind on some of the codes for a few seconds and shows the bytes, build time,
+    query time and recall that it predicts. It takes the smallest exact kind within --memory and --latency; if there is
+    none, the smallest approximate kind that also reaches --recall. A rerun keeps the kind of the first run.
 
     Example: hhnet index build --codes codes/train --codes codes/database --out index
 
@@ -88,12 +95,12 @@ class AddFlags(Flags):
     index: IndexOption
     codes: CodesOption
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove the tars that none of these codes has, in the same version.")
+        bool, typer.Option("--prune", help="Also remove the tars that are not among these codes, in the same version.")
     ] = False
     replace: Annotated[
         bool,
         typer.Option(
-            "--replace", help="Of tars that it holds with other codes, take these; what was removed stays so."
+            "--replace", help="Replace the codes of tars that the index holds already; removed samples stay removed."
         ),
     ] = False
     workers: WorkersOption = None
@@ -102,7 +109,7 @@ class AddFlags(Flags):
 
 @verb(index_app, "add")
 def index_add_command(flags: AddFlags, settings: Config) -> Result:
-    """Add the tars of codes that the index does not hold yet, and publish the next version.
+    """Add those tars of the codes that the index does not hold yet, and publish the next version.
 
     Example: hhnet index add --index index --codes codes/tonight
     """
@@ -115,17 +122,21 @@ def index_add_command(flags: AddFlags, settings: Config) -> Result:
 @verb(index_app, "remove")
 def index_remove_command(
     index: IndexOption,
-    key: Annotated[list[str] | None, typer.Option(help="A sample, by key or path.", metavar="K")] = None,
-    keys: Annotated[Path | None, typer.Option(help="A file, a key or path a line.", metavar="FILE")] = None,
-    shard: Annotated[list[str] | None, typer.Option(help="A whole tar, by name or sha256.", metavar="NAME")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Sample, by key or path; repeatable.", metavar="K")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="Text file of samples, one key or path per line.", metavar="FILE")
+    ] = None,
+    shard: Annotated[
+        list[str] | None, typer.Option(help="Whole tar, by name or sha256; repeatable.", metavar="NAME")
+    ] = None,
     ignore_missing: Annotated[
-        bool, typer.Option("--ignore-missing", help="Pass over keys and shards that are not there.")
+        bool, typer.Option("--ignore-missing", help="Skip keys and shards that the index does not hold.")
     ] = False,
     publish: PublishOption = True,
     *,
     settings: Config,
 ) -> Result:
-    """Have samples no longer found: the next version names them as removed, and keeps all other ids.
+    """Remove samples from search: the next version lists them as removed and keeps all other ids.
 
     Example: hhnet index remove --index index --key cat/0001 --keys gone.txt --shard photos-000007.tar
     """
@@ -141,7 +152,7 @@ def _read_keys(file: Path) -> list[str]:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--keys {file} cannot be read: {error}") from None
+        raise InputError(f"--keys {file} cannot be read: {error}: give a UTF-8 text file, one key per line") from None
     # Not splitlines: it also cuts at characters that a key may hold.
     return [key for line in text.split("\n") if (key := line.removesuffix("\r"))]
 
@@ -157,7 +168,7 @@ class CompactFlags(Flags):
 
 @verb(index_app, "compact")
 def index_compact_command(flags: CompactFlags, settings: Config) -> Result:
-    """Build the parts that hold removed samples anew without them; ids and answers stay.
+    """Rebuild the parts that hold removed samples without them; ids and answers stay the same.
 
     Example: hhnet index compact --index index
     """
@@ -170,12 +181,12 @@ def index_compact_command(flags: CompactFlags, settings: Config) -> Result:
 def index_publish_command(
     index: OwnIndexOption,
     digest: Annotated[
-        str | None, typer.Option(help="Which, if several were made as the next version.", metavar="HEX")
+        str | None, typer.Option(help="Digest of the one to publish, if several wait.", metavar="HEX")
     ] = None,
     *,
     settings: Config,
 ) -> Result:
-    """Let what was made with --no-publish through the gate and make it current.
+    """Publish an index that was made with --no-publish, if it passes the gate.
 
     Example: hhnet index publish --index index
     """
@@ -187,9 +198,11 @@ def index_publish_command(
 @verb(index_app, "rollback")
 def index_rollback_command(
     index: OwnIndexOption,
-    to: Annotated[int | None, typer.Option(help="A version; default the one before.", min=1, metavar="N")] = None,
+    to: Annotated[
+        int | None, typer.Option(help="Version to return to; default: the previous one.", min=1, metavar="N")
+    ] = None,
 ) -> Result:
-    """Make an older version current again, as a new version; nothing is deleted.
+    """Publish an older version again as the newest; nothing is deleted.
 
     Example: hhnet index rollback --index index --to 3
     """

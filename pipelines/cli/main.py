@@ -41,7 +41,7 @@ app = typer.Typer(
 
 @verb(app, "ingest")
 def ingest_command(flags: IngestFlags, settings: Config) -> Result:
-    """Turn images into WebDataset shards, byte for byte, with their index; or index shards that others wrote.
+    """Turn images into WebDataset shards with an index, each file byte for byte; or index shards that others wrote.
 
     Example: hhnet ingest photos/ --out shards --split train=.8,query=.1,database=.1
 
@@ -59,7 +59,7 @@ def ingest_command(flags: IngestFlags, settings: Config) -> Result:
 def _ingest_protocol(flags: IngestFlags, settings: Config) -> Result:
     protocol, root, rule = flags.protocol, flags.root, _class_rule(flags)
     if protocol is None or root is None:
-        raise UsageError("--protocol NAME and --root DIR go together; with a table give SOURCE")
+        raise UsageError("--protocol NAME and --root DIR go together: give both, or SOURCE if --root is for a table")
     of_tables = flags.encoding or flags.label_separator or flags.multi_hot or flags.path_column != "path"
     of_labels = flags.label is not None or flags.unlabelled or rule
     of_tars = flags.adopt or flags.classes or flags.keys_by_tar or flags.image_member
@@ -75,11 +75,11 @@ def _adopt(flags: IngestFlags, source: str, settings: Config) -> Result:
     from pipelines.ingest.adopt import Adoption, adopt, read_class_names
 
     if flags.split is not None or flags.path_column != "path" or _class_rule(flags):
-        raise UsageError(
-            "--adopt takes tars as they are: it cannot be given with --split, --path-column or --class-from"
-        )
+        raise UsageError("--adopt does not change tars: leave out --split, --path-column and --class-from")
     if flags.root is not None or flags.encoding is not None or flags.label_separator is not None or flags.multi_hot:
-        raise UsageError("--root, --encoding, --label-separator and --multi-hot are for tables, not for --adopt")
+        raise UsageError(
+            "--root, --encoding, --label-separator and --multi-hot are for tables: leave them out with --adopt"
+        )
     labels, classes = _labels(flags), read_class_names(flags.classes) if flags.classes else None
     fields = None if labels is None else tuple(labels)
     how = Adoption(fields, classes, flags.keys_by_tar, flags.image_member)
@@ -93,7 +93,7 @@ def _ingest_source(flags: IngestFlags, source: str, settings: Config) -> Result:
 
     separator = flags.label_separator
     if separator == "" or (separator and flags.multi_hot):
-        raise UsageError("--label-separator is the text between two labels in a cell; --multi-hot goes without it")
+        raise UsageError("--label-separator needs a text and excludes --multi-hot: give one of the two")
     return ingest(
         source,
         flags.out,
@@ -139,9 +139,9 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
     """
     if flags.model is not None or flags.rotate is not None:
         if flags.model is None or flags.rotate is None:
-            raise UsageError("--rotate METHOD and --model URI go together")
+            raise UsageError("--rotate METHOD and --model URI go together: give both or neither")
         if flags.val is not None:
-            raise UsageError("--val has no part in --rotate: the model is validated on what it was validated on before")
+            raise UsageError("--rotate validates on the same samples as the training did: leave out --val")
         from pipelines.train.rehead import rotate
 
         return rotate(flags.model, flags.out, settings, shards=flags.shards)
@@ -161,9 +161,9 @@ def encode_command(flags: EncodeFlags, settings: Config) -> Result:
     Example: hhnet encode --shards shards/database --model model --out codes/database --dry-run --price 2.50
     """
     if flags.price is not None and not flags.dry_run:
-        raise UsageError("--price has a meaning only with --dry-run")
+        raise UsageError("--price has a meaning only with --dry-run: add that, or leave --price out")
     if flags.allow_degraded and flags.dry_run:
-        raise UsageError("--allow-degraded has no meaning with --dry-run, which publishes nothing")
+        raise UsageError("--dry-run publishes nothing: leave out --allow-degraded")
     if flags.dry_run:
         from pipelines.encode.preflight import preflight
 
@@ -175,7 +175,7 @@ def encode_command(flags: EncodeFlags, settings: Config) -> Result:
 
 @verb(app, "retry-rejects")
 def retry_rejects_command(flags: RetryFlags, settings: Config) -> Result:
-    """Encode shards with rejects again after the cause is gone, and publish the next version of the codes.
+    """Encode again the shards that have rejects, after you mended the cause; publish the next version of the codes.
 
     Example: hhnet retry-rejects --codes codes/database
     """
@@ -188,12 +188,15 @@ def retry_rejects_command(flags: RetryFlags, settings: Config) -> Result:
 def gc_command(
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")],
     older_than: Annotated[
-        str, typer.Option(help="Grace period; longer than any run that may be writing there.", metavar="24h")
+        str,
+        typer.Option(
+            help="Grace period: keep younger objects. Longer than any run that may be writing.", metavar="24h"
+        ),
     ] = "24h",
     keep: Annotated[
-        int | None, typer.Option(help="Keep only the last N versions; default all of them.", min=1, metavar="N")
+        int | None, typer.Option(help="Keep only the last N versions; default: all.", min=1, metavar="N")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, say what would be.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing; list what would be deleted.")] = False,
 ) -> Result:
     """Delete what no version of an artifact refers to: parts of lost attempts, old checkpoints, unfinished uploads.
 
@@ -208,7 +211,7 @@ def gc_command(
 
 @verb(app, "verify")
 def verify_command(flags: VerifyFlags, settings: Config) -> Result:
-    """Prove an artifact from its bytes alone: digests, counts, schema, conservation.
+    """Verify an artifact from its stored bytes alone: digests, counts, schemas, and that no sample is lost.
 
     Example: hhnet verify codes/database
     """
@@ -217,16 +220,16 @@ def verify_command(flags: VerifyFlags, settings: Config) -> Result:
     if flags.for_run is None:
         return verify(flags.uri, shards=flags.shards, model=flags.model)
     if flags.shards or flags.model:
-        raise UsageError("--for-run proves shards, which have no inputs: it cannot be given with --shards, --model")
+        raise UsageError("--for-run is for shards, which have no inputs: leave out --shards and --model")
     return verify_tars(flags.uri, flags.for_run, settings)
 
 
 @verb(app, "status")
 def status_command(
-    uri: Annotated[str, typer.Argument(help="The --out of a verb or study, or run.out.", metavar="URI")],
+    uri: Annotated[str, typer.Argument(help="The --out of a verb, study or run.", metavar="URI")],
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until it is done.")] = False,
 ) -> Result:
-    """Say how far the work at a root is, from the store alone: done, rate, time left, slow shards, rejects, the run.
+    """Show how far the work at a root is, read from the store alone: done, rate, time left, slow shards, rejects.
 
     Example: hhnet status codes/database --watch
 
@@ -241,11 +244,11 @@ def status_command(
 def plan_command(
     shards: Annotated[list[str] | None, typer.Option(help="Shards; repeatable.", metavar="URI")] = None,
     codes: Annotated[
-        list[str] | None, typer.Option(help="Their codes, as far as there are any; repeatable.", metavar="URI")
+        list[str] | None, typer.Option(help="Codes of these shards, where they exist; repeatable.", metavar="URI")
     ] = None,
-    index: Annotated[str | None, typer.Option(help="The index over them.", metavar="URI")] = None,
+    index: Annotated[str | None, typer.Option(help="Index over these codes.", metavar="URI")] = None,
 ) -> Result:
-    """Say what is new, changed or gone between shards, their codes and an index, and which commands mend it.
+    """Compare shards, their codes and an index: show what is new, changed or gone, and the commands to update it.
 
     Example: hhnet plan --shards shards/photos --shards shards/tonight --codes codes/photos --index index
     """
@@ -258,7 +261,7 @@ def plan_command(
 
 @verb(app, "search")
 def search_command(flags: SearchFlags, settings: Config) -> Result:
-    """Find the nearest codes; equal distances are ordered by id.
+    """Find the nearest codes of each query; equal distances are ordered by id.
 
     Example: hhnet search --index index --image cat.jpg -k 10 --html found.html
 
@@ -299,7 +302,7 @@ def evaluate_command(flags: EvaluateFlags, settings: Config) -> Result:
 
 @verb(app, "dedupe")
 def dedupe_command(flags: DedupeFlags, settings: Config) -> Result:
-    """Find near-duplicates: all pairs within a radius, and the components that they join, of which one can be kept.
+    """Find near-duplicates: all pairs within a radius, and the groups they form; keep one sample of each group.
 
     Example: hhnet dedupe --codes codes/train --codes codes/database --radius 3 --out duplicates
 
@@ -313,11 +316,11 @@ def dedupe_command(flags: DedupeFlags, settings: Config) -> Result:
 @verb(app, "agreement")
 def agreement_command(
     old: Annotated[str, typer.Option(help="Codes of the old model.", metavar="URI")],
-    new: Annotated[str, typer.Option(help="Codes of the new model, of the same shards.", metavar="URI")],
+    new: Annotated[str, typer.Option(help="Codes of the same shards by the new model.", metavar="URI")],
     out: OutOption,
     settings: Config,
 ) -> Result:
-    """Report how far two codes of the same samples agree on their neighbours.
+    """Report how well the codes of two models agree on the neighbours of the same samples.
 
     Example: hhnet agreement --old codes/v1 --new codes/v2 --out reports/v1-v2
     """
@@ -329,17 +332,17 @@ def agreement_command(
 @verb(app, "alias")
 def alias_command(
     alias_: Annotated[str, typer.Option("--alias", help="Root of the alias.", metavar="URI")],
-    to: Annotated[str | None, typer.Option(help="The published index to stand for.", metavar="URI")] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Stand for the index before again.")] = False,
+    to: Annotated[str | None, typer.Option(help="Published index that the alias shall name.", metavar="URI")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Name the previous index again.")] = False,
 ) -> Result:
-    """Name an index that `search --index` follows, switch it in one step, or show what it stood for.
+    """Give an index a lasting name that `search --index` follows, switch it in one step, or show its history.
 
     Example: hhnet alias --alias photos --to index/v2
 
     Example: hhnet alias --alias photos --rollback
     """
     if to is not None and rollback:
-        raise UsageError("--to and --rollback exclude each other")
+        raise UsageError("--to and --rollback exclude each other: give one of them")
     from pipelines.index.alias import alias_history, rollback_alias, set_alias
 
     if rollback:
@@ -349,16 +352,16 @@ def alias_command(
 
 @verb(app, "export")
 def export_command(
-    model: Annotated[str, typer.Option(help="The model artifact.", metavar="URI")],
-    out: Annotated[str, typer.Option(help="The local file to write.", metavar="FILE.onnx")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format and so the default.")] = True,
-    batch: Annotated[int | None, typer.Option(help="Images in a batch; default any number.", min=1)] = None,
+    model: Annotated[str, typer.Option(help="Model to export.", metavar="URI")],
+    out: Annotated[str, typer.Option(help="Local file to write.", metavar="FILE.onnx")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX, the only format and so the default.")] = True,
+    batch: Annotated[int | None, typer.Option(help="Images per batch; default: any number.", min=1)] = None,
     check_images: Annotated[
         Path | None,
-        typer.Option(help="Folder of images to check on; default the model's training images.", metavar="DIR"),
+        typer.Option(help="Folder of images to compare on; default: the model's training images.", metavar="DIR"),
     ] = None,
 ) -> Result:
-    """Write a model as one ONNX file, from uint8 images to packed codes, after it agreed with torch on real images.
+    """Export a model as one ONNX file, from uint8 images to packed codes; it is first compared with torch on images.
 
     Example: hhnet export --onnx --model model --out model.onnx
     """

@@ -17,27 +17,31 @@ class StudyFlags(Flags):
     """Flags of `hhnet study`; the settings are the base of its grid."""
 
     source: Annotated[
-        str, typer.Argument(help="small, baselines, losses, resolution, paper, or a .toml file.", metavar="STUDY")
+        str, typer.Argument(help="Grid: small, baselines, losses, resolution, paper, or a .toml file.", metavar="STUDY")
     ]
-    out: Annotated[str, typer.Option(help="Folder or s3://bucket/prefix of everything.", metavar="URI")]
-    train: Annotated[str | None, typer.Option(help="Shards to learn from.", metavar="URI")] = None
+    out: Annotated[str, typer.Option(help="Folder or s3://bucket/prefix for all results.", metavar="URI")]
+    train: Annotated[str | None, typer.Option(help="Shards to train on.", metavar="URI")] = None
     query: Annotated[str | None, typer.Option(help="Shards of the queries.", metavar="URI")] = None
-    database: Annotated[list[str] | None, typer.Option(help="Shards searched in; repeatable.", metavar="URI")] = None
-    val: Annotated[str | None, typer.Option(help="Shards to validate on.", metavar="URI")] = None
-    protocol: Annotated[
-        str | None, typer.Option(help="A split of the field; default the study's own.", metavar="NAME")
+    database: Annotated[list[str] | None, typer.Option(help="Shards to search in; repeatable.", metavar="URI")] = None
+    val: Annotated[
+        str | None, typer.Option(help="Shards to validate on; default: a share of --train.", metavar="URI")
     ] = None
-    root: Annotated[str | None, typer.Option(help="The folder of the protocol's data set's files.", metavar="DIR")] = (
-        None
-    )
-    share: Annotated[str, typer.Option(help="Do only the I-th of N shares of the groups.", metavar="I/N")] = "1/1"
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing, list the cells and their state.")] = False
+    protocol: Annotated[
+        str | None, typer.Option(help="Known data set and its split; default: the study's own.", metavar="NAME")
+    ] = None
+    root: Annotated[
+        str | None, typer.Option(help="Folder with the files of the protocol's data set.", metavar="DIR")
+    ] = None
+    share: Annotated[
+        str, typer.Option(help="Do only the I-th of N shares, to spread a study over machines.", metavar="I/N")
+    ] = "1/1"
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing; list the trainings and their state.")] = False
     config: ConfigOption = None
     sets: SetsOption = None
 
 
 def study_command(flags: StudyFlags) -> Result:
-    """Train, encode and evaluate a grid of settings and seeds; one table, one page. A rerun does what is missing.
+    """Train, encode and evaluate a grid of settings and seeds into one table and page; a rerun does what is missing.
 
     Example: hhnet study small --root cifar-10-batches-bin --out study --dry-run
 

@@ -29,7 +29,7 @@ from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.console import JSON_VARIABLE, LEVEL_VARIABLE, Level, show_log
-from pipelines.errors import HeadLost, HHNetError
+from pipelines.errors import DamagedArtifact, HeadLost, HHNetError
 from pipelines.storage import use_unsigned
 
 _log = logging.getLogger(__name__)
@@ -41,20 +41,20 @@ MAX_ERROR_CHARS = 300
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 SetsOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"),
+    typer.Option(
+        "--set", help="Change one setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"
+    ),
 ]
-OutOption = Annotated[
-    str, typer.Option("--out", help="Root of the artifact: a folder or s3://bucket/prefix.", metavar="URI")
-]
-CodesOption = Annotated[list[str], typer.Option("--codes", help="A codes artifact; repeatable.", metavar="URI")]
+OutOption = Annotated[str, typer.Option("--out", help="Where to write: a folder or s3://bucket/prefix.", metavar="URI")]
+CodesOption = Annotated[list[str], typer.Option("--codes", help="Codes to read; repeatable.", metavar="URI")]
 JSON_OPTION = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
 LOG_LEVEL_OPTION = Annotated[
-    Level, typer.Option("--log-level", help="Least level of what is logged on stderr.", envvar=LEVEL_VARIABLE)
+    Level, typer.Option("--log-level", help="Lowest level that is logged on stderr.", envvar=LEVEL_VARIABLE)
 ]
 LOG_JSON_OPTION = Annotated[
-    bool, typer.Option("--log-json", help="Log one line of JSON for each record.", envvar=JSON_VARIABLE)
+    bool, typer.Option("--log-json", help="Log each record as one line of JSON.", envvar=JSON_VARIABLE)
 ]
-DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show an error's whole message and its traceback.")]
 COMMON_OPTIONS = {
     "json_output": (JSON_OPTION, False),
     "debug": (DEBUG_OPTION, False),
@@ -102,6 +102,7 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
             if code:
                 raise typer.Exit(code)
 
+        # Typer reads a command's options from its signature; mypy knows no such attribute of a function.
         command.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
         command.__annotations__ = {key: option.annotation for key, option in options.items()}
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
@@ -167,7 +168,8 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
                     raise
                 traceback.print_exc()
             _complain(message)
-            if isinstance(error, HeadLost):  # a normal exit would wait for Ray's head
+            # A normal exit would run Ray's own hooks, which wait for the lost head.
+            if isinstance(error, HeadLost):
                 os._exit(code)
             return code
         if records is not None:
@@ -184,6 +186,7 @@ def _signals_raised() -> Iterator[None]:
     hung_up = signal.getsignal(signal.SIGHUP)
     if hung_up is signal.SIG_DFL:  # otherwise nohup or the like wants the verb to outlive its terminal
         signal.signal(signal.SIGHUP, _hang_up)
+    # Python calls this hook where an exception cannot be raised, such as that of a signal during a finaliser.
     sys.unraisablehook = _send_again
     try:
         yield
@@ -196,6 +199,8 @@ def _signals_raised() -> Iterator[None]:
 def _explained(error: BaseException) -> tuple[str, int, bool]:
     """Return an error's message, its exit code, and whether the message suffices without a traceback."""
     goes_on = "what was committed stays, the same command goes on from there"
+    if isinstance(error, DamagedArtifact):
+        return f"{error}; {error.REMEDY}", error.exit_code, True
     if isinstance(error, HHNetError):
         return str(error), error.exit_code, True
     if isinstance(error, KeyboardInterrupt):
@@ -206,7 +211,7 @@ def _explained(error: BaseException) -> tuple[str, int, bool]:
 
 
 def _json_line(result: Mapping[str, Any]) -> str:
-    """Return a result as one line of JSON, in ASCII where the console cannot show all of it."""
+    """Return a result as one line of JSON; in ASCII if the console cannot show some character."""
     text = json.dumps(result, ensure_ascii=False)
     return text if _shown(text) == text else json.dumps(result)
 

@@ -90,8 +90,8 @@ class HeadWatch:
         self.require_head()
         if self._node_lost:
             raise ClusterUnavailable(
-                "the Ray node that this command runs on is lost (its raylet ended): what was finished is kept, run it "
-                "again"
+                "the Ray node that this command runs on is lost (its raylet ended): what was finished is kept, run the "
+                "same command again"
             )
 
     def settle(self) -> None:

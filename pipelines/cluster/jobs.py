@@ -64,6 +64,7 @@ def _client(address: str) -> "JobSubmissionClient":
     show_as_ours("ray")
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+        # Ray's client offers no deadline and no proxies; all its requests pass through this private method.
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             options.setdefault("timeout", REQUEST_TIMEOUT_S)
             if is_loopback(address):
@@ -247,7 +248,7 @@ class _Followed:
             where = f"a node with {dict(self._labels)} (ray.driver_labels)" if self._labels else "the head node"
             raise ClusterUnavailable(
                 f"Ray at {self._address} has not started job {self._submission} on {where} within {self._wait_s:g} s "
-                "(ray.wait_s)"
+                "(ray.wait_s): wait for what runs there, or raise ray.wait_s"
             )
 
     def _take(self, piece: str, show: Callable[[Record], None]) -> None:
@@ -287,4 +288,6 @@ class _Followed:
             )
         if code == 0:
             return ClusterUnavailable(f"{job} succeeded, but its log cannot be read: run the same command again")
-        return WorkFailed(f"{job} ended with exit code {code} and no error message; last line of its log: {self._last}")
+        return WorkFailed(
+            f"{job} ended with exit code {code} and no error message: see its log, whose last line is: {self._last}"
+        )

@@ -104,6 +104,7 @@ class Meter:
 
     def _add(self, name: str, value: float, tag: str = "") -> None:
         if value > 0 and _connected():
+            # Any exception: Ray's metrics fail in many ways while a node goes, and a lost count must not end the work.
             with suppress(Exception):
                 description, key = _COUNTERS[name]
                 tags = {"verb": self._verb, **({key: tag} if key else {})}

@@ -37,7 +37,7 @@ ASK_EVERY_S = 5.0
 NODE_VERDICT_S = 30.0
 """Seconds after a worker's death until Ray surely knows whether its node is lost: its health check takes about 15."""
 MAX_NODE_LOSSES = 20
-"""Number of lost nodes under one item that ends the run."""
+"""Number of lost nodes under one item that ends the run. They count as no attempts, so they need their own limit."""
 BESIDE_GROUP = "beside"
 """Name of the concurrency group whose thread answers while the actor works."""
 
@@ -143,7 +143,7 @@ class _Item(Generic[T]):
 
 @dataclass(eq=False)
 class _Actor(Generic[T]):
-    """An actor of the pool. `moved` is the monotonic time at which it was last placed, built or seen to progress."""
+    """An actor of the pool. `moved` is the monotonic time of its last change: placed, built, or making progress."""
 
     handle: Any
     waits: Any
@@ -186,7 +186,7 @@ def map_items(
 
     At most `workers` actors run side by side; with None, as many as find room while nodes come and go. If a worker
     dies and its node lives on, or if it makes no progress for `stuck_s` and is killed, that counts as one attempt and
-    the item goes to another actor. After `max_attempts` of them its outcome carries the error. The loss of a node is
+    the item goes to another actor. After `max_attempts` attempts its outcome carries the error. The loss of a node is
     not counted. `failed` is called at once with each attempt that ended badly.
 
     Exceptions of the worker itself are raised here. Raises WorkFailed if workers die while they are built, and
@@ -377,7 +377,7 @@ class _Pool(Generic[T]):
         if item.count_losses(self.alive) >= MAX_NODE_LOSSES:
             raise ClusterUnavailable(
                 f"{self.label(item.value)}: {MAX_NODE_LOSSES} nodes were lost while they worked on it: what was "
-                "finished is kept, run again when the cluster is stable"
+                "finished is kept, run the same command again when the cluster is stable"
             )
         (self.doubtful if item.count_failures(self.alive) >= self.max_attempts else self.waiting).append(item)
 
@@ -489,7 +489,7 @@ def cause_of_death(death: Exception, node: str | None, draining: Container[str])
     """Return why an actor on `node` died, from the error that Ray raised in place of its answer."""
     from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
-    text = str(death)
+    text = str(death)  # Ray names some causes by type, others only in the text
     if getattr(death, "preempted", False) or node in draining:
         return End.PREEMPTED
     # Unavailable: Ray cannot reach the actor. Had only its process ended, its node would have reported a death.

@@ -18,12 +18,16 @@ HEAD_METHOD = "/ray.rpc.InternalKVGcsService/InternalKVGet"
 CLUSTERS_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch for platforms without clusters: at 0 its ports are bound to the loopback address."""
 PREEMPTION_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Switch of the process that listens for a cloud's notice that it takes a machine away."""
 START_TIMEOUT_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Variable with the seconds that all workers of a training may take to start."""
 ACCELERATORS_VARIABLE = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+"""Switch by which Ray empties CUDA_VISIBLE_DEVICES in workers without GPUs."""
 
 
 def set_switches(local: bool) -> None:
     """Set what Ray reads when it is imported; a `local` Ray is for this machine alone."""
+    # Workers without GPUs keep CUDA_VISIBLE_DEVICES as it is. That is Ray's present default; earlier ones emptied it.
     os.environ.setdefault(ACCELERATORS_VARIABLE, "0")
     if local:
         os.environ[CLUSTERS_VARIABLE] = "0"
@@ -44,6 +48,7 @@ def private_options(folder: Path, metrics_port: int | None) -> dict[str, Any]:
     """Return options of `ray.init` for a Ray that keeps its files in `folder` and serves metrics at the port."""
     options: dict[str, Any] = {"_temp_dir": str(folder)}
     if metrics_port is not None:
+        # Ray's own interval of 10 s would show little of a short verb.
         options |= {"_metrics_export_port": metrics_port, "_system_config": {"metrics_report_interval_ms": 1000}}
     return options
 

@@ -31,7 +31,7 @@ def read_record(line: str, submission: str) -> tuple[str, Record | None]:
     """Split a line of the log into its text for people and its record, or None."""
     text, found, rest = line.partition(record_mark(submission))
     if found:
-        with suppress(ValueError):
+        with suppress(ValueError):  # a line that was cut, or that somebody printed with this mark
             record = json.loads(rest)
             if isinstance(record, dict):
                 return text, record

@@ -59,6 +59,7 @@ FOLDER_PREFIX = "hhray-"
 """Start of the name of a local Ray's temporary folder."""
 MAX_SOCKET_PATH_BYTES = 107
 """Longest path of a Unix socket in bytes."""
+# The longest session name that Ray makes: the time, and the largest process id of Linux.
 RAY_SOCKET_SUFFIX_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """Bytes that Ray appends to its temporary folder in the path of a socket, at most."""
 
@@ -75,8 +76,8 @@ def ray_session(config: Config) -> Iterator[None]:
     Raises HeadLost if the head stops answering meanwhile. In the main thread this interrupts any wait; in other
     threads `require_head` and `require_node` raise it.
     """
-    # Before Ray is imported, which reads them: it sends no usage statistics, leaves CUDA_VISIBLE_DEVICES alone in
-    # workers without GPUs, and uses the second version of Ray Train, whose API `train` needs.
+    # Before Ray is imported, which reads them: it sends no usage statistics, and uses the second version of Ray Train,
+    # whose API `train` needs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     address = ray_address(config)
@@ -87,7 +88,7 @@ def ray_session(config: Config) -> Iterator[None]:
         with _interrupts():
             yield
         return
-    kept = _kept.get()
+    kept = _kept.get()  # not None inside `kept_ray`, which closes the connection for all its sessions
     connection = _Connection(address)
     try:
         with _interrupts():
@@ -254,7 +255,8 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
             raise
         said = str(error).splitlines() or [type(error).__name__]
         full = _full_disk() if address == "local" else ""
-        raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}{full}") from error
+        check = "" if address == "local" else ": check that the cluster is up and ray.address names it"
+        raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}{full}{check}") from error
 
 
 def _logging_workers() -> dict[str, Any]:

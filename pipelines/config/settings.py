@@ -1,7 +1,7 @@
 """One typed configuration tree: defaults < recipe < `--config FILE.toml` < `--set section.key=value` < named flags.
 
-Every setting of every verb is declared here once, with its default, its bounds and one line of meaning. `ChangesResult`
-names the kinds of artifact whose bytes it changes.
+Every setting of every verb is declared here once, with its default, its bounds and its meaning. `ChangesResult` names
+the kinds of artifact whose bytes a setting changes.
 """
 
 import os
@@ -24,7 +24,10 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds of a text such as 5ms or 24h, or another value as it is; ValueError for other text."""
+    """Parse a text such as 5ms or 24h into seconds; return a value that is no text unchanged.
+
+    Raises ValueError for other text.
+    """
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
@@ -67,64 +70,64 @@ def declared_settings(section: type[Section], prefix: str = "") -> Iterator[tupl
 
 
 class PlacedSettings(Section):
-    """Placement of a verb's workers: docs/placement.md."""
+    """Settings of where Ray places a verb's workers: docs/placement.md."""
 
     cpus: float | None = Field(None, gt=0, le=4096)
-    """CPUs of a worker; unset = 1, or in training an equal share of what the nodes have."""
+    """CPUs per worker; unset = 1, or in training an equal share of the nodes' CPUs."""
     worker_memory: ByteSize | None = Field(None, gt=0)
-    """Memory that a worker reserves on its node, such as 8GiB; unset = none."""
+    """Memory that each worker reserves on its node, such as 8GiB; unset = none."""
     resources: dict[str, float] = Field(default_factory=dict)
-    """Custom resources of the cluster that a worker reserves, by name."""
+    """Amounts of custom Ray resources that each worker reserves, by name."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that a worker's node must have, as in {"ray.io/market-type" = "!spot"}; also in(a, b) and !in(a, b)."""
+    """Labels that a node needs to get workers, as in {"ray.io/market-type" = "!spot"}; also in(a, b) and !in(a, b)."""
     strategy: Literal["pack", "spread"] = "pack"
-    """Whether workers fill a node before the next, as far as Ray does, or lie on as many nodes as there are."""
+    """pack = fill one node before the next, as far as Ray does; spread = use as many nodes as there are."""
 
 
 class GpuPlacedSettings(PlacedSettings):
-    """Placement of a verb's workers that can use a GPU: docs/placement.md."""
+    """Settings of where Ray places workers that can use a GPU: docs/placement.md."""
 
     gpus: float | None = Field(None, ge=0, le=64)
-    """GPUs of a worker, waited for; 0.5 = two share one, 0 = none; unset = 1 where a node has one."""
+    """GPUs per worker, waited for; 0.5 = two workers share one, 0 = none; unset = 1 where a node has one."""
     accelerator: str | None = None
-    """Type of the GPU by Ray's name, such as A100; unset = any."""
+    """GPU model by Ray's name, such as A100; unset = any."""
 
 
 class IngestSettings(Section):
     """Settings of writing shards."""
 
     samples_per_shard: Annotated[int, ChangesResult("shards")] = Field(1000, ge=1, le=1_000_000)
-    """Samples in one WebDataset tar."""
+    """Samples per WebDataset tar."""
     seed: Annotated[int, ChangesResult("shards")] = Field(0, ge=0)
-    """Seed of the permutation that mixes the classes and of the split."""
+    """Seed of the sample order and of the split."""
     name: Annotated[str, ChangesResult("shards")] = Field("shard", pattern=r"^[A-Za-z0-9_]+$")
-    """First part of the tars' names; a split uses its own name instead."""
+    """Prefix of the tars' file names; with a split, each part uses its own name instead."""
     skip_budget: float = Field(0.01, ge=0, le=1)
-    """Largest share of pictures that may be unreadable, missing or otherwise lost without ending the run."""
+    """Largest share of images that may be unreadable or missing before the run ends degraded (exit 4)."""
 
 
 class DataSettings(Section):
-    """Settings of the way from stored images to the network."""
+    """Settings of reading images and shaping them for the network."""
 
     image_size: Annotated[int, ChangesResult("model")] = Field(224, ge=8, le=4096)
-    """Side of the square that the network sees, in pixels."""
+    """Side of the network's square input, in pixels."""
     resize: Annotated[int | None, ChangesResult("model")] = Field(None, ge=8, le=8192)
-    """Shorter side before the centre crop; unset = image_size up to 64 pixels, else image_size * 256 / 224."""
+    """Shorter side in pixels before the centre crop; unset = image_size up to 64, else image_size * 256 / 224."""
     batch_size: Annotated[int, ChangesResult("model")] = Field(64, ge=2, le=65_536)
-    """Images in one optimiser step over all workers (the global batch)."""
+    """Images per optimiser step, over all workers (the global batch)."""
     workers: int = Field(2, ge=1, le=256)
-    """Threads that read and decode images beside one training or encoding process."""
+    """Threads per training or encoding process that read and decode images."""
     cache: ByteSize = Field(ByteSize(1 << 29), ge=0)
-    """Most bytes of decoded images that a training process keeps, so that later epochs neither read nor decode them."""
+    """Memory per training process for decoded images; later epochs do not decode those again."""
     augment: Annotated[Literal["auto", "flip", "crop_flip", "resized_crop", "none"], ChangesResult("model")] = "auto"
-    """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop. A loss with two views takes it for
-    the strong one."""
+    """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop. A loss with two views uses it for the
+    strong view."""
     policy: Annotated[Literal["none", "trivial"], ChangesResult("model")] = "none"
-    """What happens to the picture after that; trivial = one random operation of TrivialAugment."""
+    """Augmentation policy applied after the crop: none, or trivial (one random TrivialAugment operation)."""
     shuffle_buffer: Annotated[int, ChangesResult("model")] = Field(1024, ge=1, le=1_000_000)
-    """Undecoded samples one worker holds to shuffle across shards."""
+    """Undecoded samples that each worker holds to shuffle across shards."""
     interleave: Annotated[int, ChangesResult("model")] = Field(4, ge=1, le=256)
-    """Shards one worker reads side by side."""
+    """Shards that each worker reads at the same time."""
 
 
 class ModelSettings(Section):
@@ -133,17 +136,17 @@ class ModelSettings(Section):
     backbone: Annotated[str, ChangesResult("model")] = "hrnet_w18"
     """A timm name, with its tag where weights are pinned (hrnet_w18.ms_in1k), or alexnet."""
     weights: Annotated[WeightsPath | None, ChangesResult("model")] = None
-    """Unset = from scratch; `timm` = the pinned tag in `backbone`; else a safetensors file."""
+    """Initial weights: unset = random; `timm` = those of the tag in `backbone`; else the path of a safetensors file."""
     bits: Annotated[int, ChangesResult("model")] = 64
-    """Length of the code, a multiple of 8 from 8 to 4096."""
+    """Code length in bits, a multiple of 8 from 8 to 4096."""
     head: Annotated[Literal["auto", "linear", "bn", "ln"], ChangesResult("model")] = "auto"
-    """Hash layer; auto = what the loss declares."""
+    """Kind of hash layer: linear, or with batch norm (bn) or layer norm (ln); auto = the loss's default."""
     stem_stride: Annotated[Literal[1, 2, 4], ChangesResult("model")] = 4
-    """How far the stem reduces each side: 4 as published, 2 or 1 for small images."""
+    """Factor by which the stem reduces each side: 4 as published, 2 or 1 for small images."""
     branches: Annotated[tuple[int, ...] | None, ChangesResult("model")] = None
-    """HRNet only: branches whose last maps the features are made of, 1 the finest; unset = all."""
+    """HRNet only: branches whose last maps make the features, 1 is the finest; unset = all."""
     precision: Annotated[Literal["fp32", "bf16"], ChangesResult("model")] = "fp32"
-    """Arithmetic of the forward pass, in training and in encoding."""
+    """Arithmetic of the forward pass in training and encoding."""
 
     @field_validator("bits")
     @classmethod
@@ -157,111 +160,114 @@ class TrainSettings(GpuPlacedSettings):
     """Settings of a training."""
 
     recipe: str | None = None
-    """A preset of pipelines/config/recipes.py from which all other settings start: docs/recipes.md."""
+    """Named preset that the other settings start from: docs/recipes.md; unset = none."""
     epochs: Annotated[int, ChangesResult("model")] = Field(20, ge=1, le=100_000)
     """Passes over the training samples."""
     loss: Annotated[str, ChangesResult("model")] = "orthohash"
-    """ce, cel, csq, dch, dhd, dhn, dpn, dpsh, dsh, greedyhash, hashnet, hhf, hyp2, mdsh, orthohash or wglhh:
-    docs/losses.md."""
+    """Training loss, see docs/losses.md: ce, cel, csq, dch, dhd, dhn, dpn, dpsh, dsh, greedyhash, hashnet, hhf, hyp2,
+    mdsh, orthohash or wglhh."""
     loss_options: Annotated[dict[str, float], ChangesResult("model")] = Field(default_factory=dict)
-    """Keyword arguments of the loss, such as margin = 0.3."""
+    """Options of the loss, such as margin = 0.3."""
     mixup: Annotated[float, ChangesResult("model")] = Field(0.0, ge=0, le=10)
-    """alpha of the Beta distribution by which two samples are blended; 0 = off. For losses of soft labels."""
+    """Mixup's alpha: two samples are blended by a share drawn from Beta(alpha, alpha); 0 = off. Only for losses that
+    take soft labels."""
     label_smoothing: Annotated[float, ChangesResult("model")] = Field(0.0, ge=0, lt=1)
-    """Share of a label that goes to all classes alike. For losses of soft labels."""
+    """Share of each label that is spread evenly over all classes. Only for losses that take soft labels."""
     teacher: Annotated[str | None, ChangesResult("model")] = None
-    """A timm network with its tag, or alexnet, by whose features codes are to have their neighbours; unset = none."""
+    """Network to distil from, a timm name with its tag or alexnet: codes learn the neighbours of its features; unset =
+    none."""
     teacher_weights: Annotated[WeightsPath, ChangesResult("model")] = "timm"
-    """`timm` = the pinned tag in `teacher`; else a safetensors file of it."""
+    """Weights of the teacher: `timm` = those of the tag in `teacher`; else the path of a safetensors file."""
     distillation: Annotated[float, ChangesResult("model")] = Field(1.0, gt=0, le=1e6)
-    """Weight of what the teacher says beside the loss."""
+    """Weight of the distillation loss, which is added to the training loss."""
     optimizer: Annotated[Literal["adamw", "adam", "rmsprop", "sgd"], ChangesResult("model")] = "adamw"
-    """adamw decays weights by themselves, the others through the gradient; sgd has a momentum of 0.9."""
+    """Optimiser; adamw decouples weight decay from the gradient, the others do not; sgd has a momentum of 0.9."""
     lr: Annotated[float, ChangesResult("model")] = Field(1e-3, gt=0)
     """Peak learning rate of the hash layer."""
     backbone_lr_scale: Annotated[float, ChangesResult("model")] = Field(1.0, gt=0)
-    """The backbone's learning rate as a share of `lr`; 0.1 suits pretrained weights."""
+    """Learning rate of the backbone as a share of `lr`; 0.1 suits pretrained weights."""
     layer_decay: Annotated[float, ChangesResult("model")] = Field(1.0, gt=0, le=1)
-    """Learning rate of a block of the backbone as a share of the next block's."""
+    """Learning rate of each block of the backbone as a share of the next block's; 1 = all alike."""
     schedule: Annotated[Literal["cosine", "constant"], ChangesResult("model")] = "cosine"
-    """What the learning rate does after the warm-up: falls to 0 along half a cosine, or stays."""
+    """Learning rate after the warm-up: cosine = falls to 0 along half a cosine; constant = stays."""
     weight_decay: Annotated[float, ChangesResult("model")] = Field(0.05, ge=0)
-    """Weight decay; biases and norms have none."""
+    """Weight decay; biases and norm layers have none."""
     warmup: Annotated[float, ChangesResult("model")] = Field(0.05, ge=0, le=0.1)
-    """Share of all steps over which the learning rate rises from 0."""
+    """Share of all steps during which the learning rate rises from 0."""
     ema_decay: Annotated[float, ChangesResult("model")] = Field(0.999, ge=0, lt=1)
-    """Decay of the averaged weights, ramped as min(decay, (1+t)/(10+t)); 0 = off."""
+    """Decay of the weights' moving average, ramped as min(decay, (1+t)/(10+t)) at step t; 0 = off."""
     grad_clip: Annotated[float, ChangesResult("model")] = Field(5.0, gt=0)
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; a longer one is scaled down to it."""
     rotate: Annotated[Literal["none", "h2q", "itq", "lsh", "pca", "pca-itq", "classes"], ChangesResult("rotation")] = (
         "none"
     )
-    """What `train --rotate` does to the hash layer of a trained model: docs/rotation.md."""
+    """How `train --rotate` replaces the hash layer of a trained model: docs/rotation.md."""
     rotate_samples: Annotated[int, ChangesResult("rotation")] = Field(10_000, ge=1)
-    """Training images that it looks at, at most."""
+    """Most training images that `train --rotate` uses."""
     accumulate: Annotated[int, ChangesResult("model")] = Field(1, ge=1, le=4096)
-    """Parts in which a worker takes its images of a step through the network, one after another, to save memory."""
+    """Pieces into which a worker cuts its images of a step for the forward and backward pass, to save memory."""
     seed: Annotated[int, ChangesResult("model", "rotation")] = Field(0, ge=0)
     """Seed of the initial weights, the epoch plans and the augmentation."""
     workers: int = Field(1, ge=1, le=4096)
-    """Training processes (one GPU each where there are GPUs)."""
+    """Training processes, each with one GPU where there are GPUs."""
     val_share: Annotated[float, ChangesResult("model")] = Field(0.1, gt=0, lt=1)
     """Share of the training samples held out for validation when no --val is given."""
     val_limit: Annotated[int, ChangesResult("model")] = Field(5000, ge=2)
-    """Validation samples used for the mAP at most."""
+    """Most validation samples used for the mAP."""
     val_every: Annotated[int, ChangesResult("model")] = Field(1, ge=1)
-    """Epochs between validations; the last epoch always validates."""
+    """Epochs from one validation to the next; the last epoch always validates."""
     checkpoint_steps: int = Field(200, ge=1)
-    """Optimiser steps between checkpoints; each validation saves one too."""
+    """Optimiser steps from one checkpoint to the next; each validation saves one too."""
     max_failures: int = Field(3, ge=0)
-    """Worker failures survived before the verb gives up."""
+    """Worker failures after which training still restarts; one more ends the verb."""
 
 
 class EncodeSettings(GpuPlacedSettings):
     """Settings of encoding a corpus."""
 
     workers: int | None = Field(None, ge=1, le=4096)
-    """Encoding processes; unset = one per GPU, or one per CPU where there is none."""
+    """Encoding processes; unset = one per GPU, or one per CPU where there is no GPU."""
     batch_size: Annotated[int, ChangesResult("codes")] = Field(64, ge=1, le=65_536)
-    """Images in one forward pass; batches never cross shards."""
+    """Images per forward pass; a batch never crosses shards."""
     reject_budget: float = Field(0.01, ge=0, le=1)
-    """Share of rejected samples above which the run ends degraded (exit 4)."""
+    """Largest share of rejected samples before the run ends degraded (exit 4)."""
     max_attempts: int = Field(3, ge=1)
-    """Workers that may die or get stuck on one shard before its samples become rejects."""
+    """Attempts at a shard: once so many workers died or hung on it, its samples become rejects."""
     stuck_s: float = Field(600.0, gt=0)
-    """Seconds without a decoded image or a finished batch after which a shard is taken from its worker."""
+    """Seconds without a decoded image or a finished batch after which a worker counts as hung."""
     carry: Annotated[tuple[str, ...], ChangesResult("codes")] = ()
     """Metadata columns of the samples' JSON to carry into the codes."""
     logits: Annotated[bool, ChangesResult("codes")] = False
-    """Keep the network's outputs beside the codes, an int8 for each bit, so that `search --rerank` can use them."""
+    """Store the network's outputs beside the codes, one int8 per bit, for `search --rerank`."""
 
     @field_validator("logits")
     @classmethod
     def _own_column(cls, logits: bool, info: ValidationInfo) -> bool:
         if logits and "logits" in info.data.get("carry", ()):
-            raise ValueError("makes a column `logits`, which encode.carry names too")
+            raise ValueError("stores a column `logits`: take that name out of encode.carry")
         return logits
 
 
 class GateSettings(Section):
-    """Minimum figures that a version of an index needs before it is published."""
+    """Settings of the gate: the figures that an index must reach before it is published."""
 
     probes: Annotated[int, ChangesResult("index")] = Field(100, ge=1, le=100_000)
-    """Indexed codes that are searched for, a seeded sample."""
+    """Indexed codes that the gate searches for, a seeded sample."""
     k: Annotated[int, ChangesResult("index")] = Field(10, ge=1, le=10_000)
-    """Neighbours of the recall@k."""
+    """Neighbours per probe, the k of recall@k."""
     radius: Annotated[int, ChangesResult("index")] = Field(2, ge=0, le=4096)
-    """Bits of the recall within a radius."""
+    """Radius in bits of the recall within a radius."""
     min_self_recall: float = Field(1.0, ge=0, le=1)
-    """Least share of the probes that find themselves at distance 0."""
+    """Smallest share of probes that find themselves at distance 0."""
     min_recall: float = Field(0.5, ge=0, le=1)
-    """Least recall@k of an approximate kind, equal distances counted as equal; an exact kind must reach 1."""
+    """Smallest recall@k of an approximate kind, any order of equal distances counting as right; an exact kind must
+    reach 1."""
     min_recall_within: float = Field(0.5, ge=0, le=1)
-    """Least recall within the radius of an approximate kind; an exact kind must reach 1."""
+    """Smallest recall within the radius of an approximate kind; an exact kind must reach 1."""
     max_p50_ms: float | None = Field(None, gt=0)
-    """Longest median of a query's time in opened parts, in milliseconds; unset = any."""
+    """Largest median time of a query in opened parts, in milliseconds; unset = any."""
     max_p99_ms: float | None = Field(None, gt=0)
-    """Longest 99th percentile of it; unset = any."""
+    """Largest 99th percentile of a query's time, in milliseconds; unset = any."""
 
 
 class IndexSettings(PlacedSettings):
@@ -269,27 +275,28 @@ class IndexSettings(PlacedSettings):
 
     kind: Annotated[str, ChangesResult("index")] = "flat"
     """flat = exact scan; multihash = exact, by tables of substrings; ivf = inverted lists under one quantizer; hnsw = a
-    graph in memory, 288 bytes for a code of 64 bits; auto = what the planner chooses within the next three."""
+    graph in memory, 288 bytes per 64-bit code; auto = the planner chooses within `memory`, `latency` and `recall`."""
     memory: ByteSize | None = Field(None, gt=0)
-    """Most bytes that `auto` lets the parts have, such as 4GiB; unset = any, and no hnsw."""
+    """Largest size of all parts that `auto` may choose, such as 4GiB; unset = any, but never hnsw."""
     latency: Seconds | None = Field(None, gt=0)
-    """Longest time that `auto` lets a query take, in seconds or such as 5ms; unset = any, so it takes an exact kind."""
+    """Longest time of a query that `auto` may choose, in seconds or such as 5ms; unset = any, so an exact kind is
+    chosen."""
     recall: float = Field(0.95, ge=0, le=1)
-    """Least recall at `search.k` of an approximate kind that `auto` may choose."""
+    """Smallest recall@k of an approximate kind that `auto` may choose, at k = search.k."""
     nlist: Annotated[int | None, ChangesResult("index")] = Field(None, ge=1, le=1_000_000)
-    """Inverted lists; unset = about the square root of the number of codes."""
+    """Number of inverted lists (ivf); unset = about the square root of the number of codes."""
     nprobe: Annotated[int, ChangesResult("index")] = Field(16, ge=1)
-    """Inverted lists searched per query."""
+    """Inverted lists searched per query (ivf)."""
     m: Annotated[int, ChangesResult("index")] = Field(32, ge=4, le=256)
-    """Links of a code in the graph of hnsw: 8 bytes for each."""
+    """Links of each code in the graph (hnsw); each takes 8 bytes."""
     ef_search: Annotated[int, ChangesResult("index")] = Field(64, ge=1, le=100_000)
-    """Candidates that a search in the graph of hnsw keeps."""
+    """Candidates that a search in the graph keeps (hnsw)."""
     workers: int | None = Field(None, ge=1)
-    """Parts built side by side; unset = one per CPU."""
+    """Parts built at the same time; unset = one per CPU."""
     seed: Annotated[int, ChangesResult("index")] = Field(0, ge=0)
     """Seed of the samples that train the quantizer and probe the gate."""
     gate: GateSettings = GateSettings()
-    """What is measured and asked for before a version is published."""
+    """The checks before a version is published."""
 
 
 class SearchSettings(PlacedSettings):
@@ -298,84 +305,84 @@ class SearchSettings(PlacedSettings):
     k: int = Field(10, ge=1, le=100_000)
     """Neighbours per query."""
     workers: int | None = Field(None, ge=1)
-    """Ray actors that the parts are dealt to; unset = the parts are searched in this process."""
+    """Ray actors that share the parts; unset = this process searches all parts."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """cuda = the codes of an index of kind flat are copied to the GPU of this machine and searched there."""
+    """cpu, or cuda = copy the codes of a flat index to this machine's GPU and search there."""
     rerank: int | None = Field(None, ge=1, le=100_000)
-    """Nearest codes of which the best k by logits are shown; unset = the k nearest codes."""
+    """Nearest codes that are re-ranked by logits before the best k are shown; unset = no re-ranking."""
 
 
 class DedupeSettings(Section):
     """Settings of finding near-duplicates."""
 
     radius: Annotated[int, ChangesResult("duplicates")] = Field(0, ge=0, le=4096)
-    """Bits in which the codes of a pair may differ; 0 = equal codes only."""
+    """Largest number of bits in which the codes of a pair differ; 0 = equal codes only."""
     memory: ByteSize = Field(ByteSize(1 << 30), ge=1 << 25)
-    """What the arrays of the search may take together, such as 4GiB."""
+    """Largest memory of the search's arrays together, such as 4GiB."""
     max_pairs: int = Field(100_000_000, ge=1)
-    """Pairs above which the search gives up."""
+    """Largest number of pairs; the search ends with an error once it finds more."""
     threads: int | None = Field(None, ge=1)
-    """Threads that search side by side; unset = one per CPU."""
+    """Threads of the search; unset = one per CPU."""
 
 
 class EvaluateSettings(Section):
     """Settings of the metrics' convention and the report."""
 
     at: Annotated[int | None, ChangesResult("report")] = Field(None, ge=1)
-    """mAP@K; unset = over the whole ranking."""
+    """K of mAP@K; unset = the whole ranking."""
     ties: Annotated[Literal["expected", "stable"], ChangesResult("report")] = "expected"
-    """Order inside equal distances: the exact expectation, or database order."""
+    """How equal distances count: expected = the exact mean over their orders; stable = in database order."""
     denominator: Annotated[Literal["retrieved", "min", "all"], ChangesResult("report")] = "retrieved"
-    """What AP is divided by: relevant items inside the top K, min(relevant, K), or all relevant."""
+    """Divisor of AP: retrieved = relevant items among the first K; min = min(relevant, K); all = all relevant items."""
     empty: Annotated[Literal["zero", "skip"], ChangesResult("report")] = "zero"
-    """A query without a relevant item counts 0, or is left out."""
+    """How a query without a relevant item counts: zero = as AP 0; skip = not at all."""
     unlabelled: Annotated[Literal["zero", "skip"], ChangesResult("report")] = "zero"
-    """The same for a query without labels, whatever `empty` says."""
+    """How a query without labels counts, whatever `empty` says: zero = as AP 0; skip = not at all."""
     rerank: Annotated[int | None, ChangesResult("report")] = Field(None, ge=1)
-    """Also measure the mAP with the nearest so many of each query ordered by logits; unset = not."""
+    """Also measure the mAP after re-ranking this many nearest codes of each query by logits; unset = not."""
     gallery: Annotated[int, ChangesResult("report")] = Field(12, ge=0, le=200)
-    """Queries shown with their neighbours in the report."""
+    """Number of queries that the report shows with their neighbours."""
 
 
 class AgreementSettings(Section):
     """Settings of comparing two codes of the same samples."""
 
     queries: Annotated[int, ChangesResult("agreement")] = Field(1000, ge=1, le=1_000_000)
-    """Samples whose neighbours are compared, seeded, at most."""
+    """Most samples whose neighbours are compared, a seeded sample."""
     k: Annotated[int, ChangesResult("agreement")] = Field(10, ge=1, le=100_000)
-    """Neighbours of each; cut to the other samples."""
+    """Neighbours per sample, at most all other samples."""
     seed: Annotated[int, ChangesResult("agreement")] = Field(0, ge=0)
-    """Seed of the queries."""
+    """Seed of the choice of those samples."""
 
 
 class RaySettings(Section):
     """Settings of Ray: the cluster, the driver and waiting times."""
 
     address: str | None = None
-    """Unset = RAY_ADDRESS, else a local Ray; `auto` or host:port joins; http(s)://... submits a job."""
+    """Where Ray runs: unset = RAY_ADDRESS, else a local Ray; `auto` or host:port joins a cluster; http(s)://... submits
+    a job to one."""
     cpus: int | None = Field(None, ge=1, le=4096)
-    """CPUs that a local Ray uses; unset = those that this process may use. Several verbs side by side need their own
-    share."""
+    """CPUs of a local Ray; unset = all that this process may use. Set it where several verbs run at the same time."""
     wait_s: float = Field(60.0, gt=0)
-    """Seconds to wait for a head that does not answer, and for room for a worker; more where an autoscaler needs
+    """Seconds to wait for a head that does not answer, and for room for a worker. Raise it where an autoscaler needs
     minutes to start a node."""
     cpu_fallback: bool = False
-    """Go on without a GPU where the one that was asked for, or that a node has, is not free in time."""
+    """Continue without a GPU if none is free within `wait_s`; otherwise the verb ends with an error."""
     driver_labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of the nodes that may run the driver of a submitted job, such as {"ray.io/market-type" = "on-demand"};
+    """Labels that a node needs to run the driver of a submitted job, such as {"ray.io/market-type" = "on-demand"};
     unset = the head node."""
     metrics_port: int | None = Field(None, ge=1024, le=65_535)
-    """Port on 127.0.0.1 at which a local Ray serves its metrics to Prometheus; unset = any free one."""
+    """Port on 127.0.0.1 where a local Ray serves metrics to Prometheus; unset = any free one."""
 
 
 class StoreSettings(Section):
     """Settings of the object stores."""
 
     shared: bool = False
-    """A local --out is a network file system that every node sees."""
+    """Declare that a local --out lies on a network file system that every node sees."""
     unsigned: bool | tuple[str, ...] = False
-    """Public S3 buckets that are asked without keys, by name; true = all. On a cluster set HHNET_STORE_UNSIGNED on its
-    nodes: the names, or *."""
+    """Public S3 buckets to read without keys, by name; true = all. On a cluster, set HHNET_STORE_UNSIGNED on its nodes
+    instead, to the names or to *."""
 
 
 class RunSettings(Section):
@@ -384,24 +391,24 @@ class RunSettings(Section):
     out: str | None = None
     """Folder or s3:// prefix that receives shards, model, codes, index and report."""
     source: str | None = None
-    """Images to ingest first; unset = the three shard artifacts below exist already."""
+    """Images to ingest first; unset = `train`, `query` and `database` name existing shards."""
     split: str | None = None
     """How ingest splits the source: `train=.8,query=.1,database=.1`, `folder`, or `column:NAME`."""
     train: str | None = None
     """Shards to train on: a URI, or the name of a split that the run ingests."""
     query: str | None = None
-    """Shards of the queries, likewise."""
+    """Shards of the queries: a URI, or the name of a split that the run ingests."""
     database: tuple[str, ...] = ()
-    """Shards of the database, likewise; several are searched as one."""
+    """Shards of the database: URIs, or names of splits; several are searched as one."""
     val: str | None = None
-    """Shards to validate on, likewise; unset = a seeded share of the training samples."""
+    """Shards to validate on: a URI, or the name of a split; unset = a seeded share of the training samples."""
     verify: float = Field(1.0, ge=0, le=1)
-    """Share of the tars that a run reads and proves before it uses them, those not proven before first; 1 = all that
-    were not proven before."""
+    """Largest share of all tars that one run verifies before it uses them; tars that an earlier run verified are
+    skipped."""
     retries: int = Field(3, ge=0, le=100)
-    """Times that a run of a deployment is tried again where store or cluster are out of reach (exit code 3)."""
+    """Retries of a deployment's run when store or cluster are out of reach (exit code 3)."""
     retry_after: Seconds = Field(300.0, gt=0)
-    """Wait before the first of them, in seconds or such as 5m; each next wait is four times as long."""
+    """Wait before the first retry, in seconds or such as 5m; each further wait is four times as long."""
 
 
 class Config(Section):

@@ -91,6 +91,7 @@ def read_corpus(sources: Sequence[SourceTar], width: int, folder: Path) -> Corpu
 def _strings(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], Any]:
     """Return the length in bytes of each string of a column, and the bytes of all strings one after another."""
     lengths = pc.binary_length(column).to_numpy().astype(np.int64)
+    # Large strings, whose offsets have 64 bits: all keys together may take more than 2 GiB.
     chunks = [chunk.cast(pa.large_string()) for chunk in column.chunks]
     pieces = []
     for chunk in chunks:
@@ -102,7 +103,7 @@ def _strings(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], Any]:
 
 def _mapped(path: Path) -> pa.Buffer:
     """Map a file's bytes; the system may drop them from memory and read them again."""
-    if not path.stat().st_size:
+    if not path.stat().st_size:  # an empty file cannot be mapped
         return pa.py_buffer(b"")
     with pa.memory_map(str(path)) as source:
         return source.read_buffer()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 Keys = npt.NDArray[np.uint64]
 
 _WAYS = 16
-"""Files that one too large file is dealt to, by ranges of the values."""
+"""Number of files that a too large file is split into, by ranges of values."""
 
 
 class ExternalSort:

@@ -74,6 +74,7 @@ def find_leaders(corpus: Corpus, memory: int, folder: Path) -> Leaders:
 
 
 def _mapped(path: Path, count: int) -> npt.NDArray[np.int32]:
+    # An empty file cannot be mapped.
     return np.memmap(path, np.int32, "r", shape=(count,)) if count else np.empty(0, np.int32)
 
 
@@ -186,6 +187,7 @@ class PairSearch:
 
     def _add(self, unit: int, a: npt.NDArray[Any], b: npt.NDArray[Any], distances: npt.NDArray[Any]) -> None:
         low = unit * artifact.UNIT_SAMPLES
+        # Casts throughout: numpy makes floats of uint64 and int64, which would lose the low bits.
         places = (a.astype(np.uint64) - np.uint64(low)) << np.uint64(SAMPLE_NUMBER_BITS) | b.astype(np.uint64)
         keys = places << np.uint64(DISTANCE_BITS) | distances.astype(np.uint64)
         with self._lock:

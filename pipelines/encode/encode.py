@@ -119,7 +119,10 @@ def _commit_codes(
     held = {ref.shard for ref in manifest.receipts} if manifest else set()
     receipts = {name: receipt for name, receipt in receipts.items() if PurePosixPath(name).name not in held}
     if lacking := held - {shard.stem for shard in opened.shards}:
-        raise InputError(f"{writer.store.uri} has codes of {min(lacking)}.tar, which {job.shards} has not: it is older")
+        raise InputError(
+            f"{writer.store.uri} has codes of {min(lacking)}.tar, which {job.shards} lacks: name the newer shards, or "
+            "another --out"
+        )
     assert {*receipts, *held} == {shard.stem for shard in opened.shards}, "every shard has its receipt"
     parts = [part for receipt in receipts.values() for part in receipt.parts]
     parts += manifest.parts if manifest else ()

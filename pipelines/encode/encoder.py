@@ -50,6 +50,7 @@ class Encoder:
 
     def __init__(self, model: HHNet, preprocess: Preprocess, precision: str, digest: str, threads: int = 1) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Weights in the memory order of the images that `normalise` returns: convolutions need no conversion.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.preprocess, self.precision, self.digest, self.threads = preprocess, precision, digest, threads
 
@@ -104,6 +105,7 @@ class Encoder:
             advance()
             clock["forward"] += time.perf_counter() - begun
 
+        # Two batches ahead: one is decoded while the model takes the other.
         decode = partial(_decode_square, self.preprocess)
         ahead = decode_ahead(_timed(samples, clock), decode, threads, 2 * batch_size)
         for sample, square, animated, seconds in ahead:

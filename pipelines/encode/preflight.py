@@ -77,7 +77,7 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
     network = open_artifact(model, "model")
     job = plan_encode(open_current(shards, "shards"), network, out, config)
     store, opened = Store(out), open_shards(job.shards, job.shards_digest)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # nothing was begun at --out yet
         require_identity(store, "codes", job.fingerprint)
     named = {shard.name: shard for shard in opened.shards}
     tasks = [] if find_finished_codes(job) else find_missing_work(store, opened)[2]

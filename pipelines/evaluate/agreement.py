@@ -116,7 +116,7 @@ def match_samples(pair: Pair, bits_new: int) -> Matched:
 def _ids(side: Side, known: Sequence[str]) -> npt.NDArray[np.int64]:
     place = {digest: number for number, digest in enumerate(known)}
     ordinals = np.array([place[digest] for digest in side.shards], np.int64)
-    return ordinals[side.shard] << 32 | side.row
+    return ordinals[side.shard] << 32 | side.row  # one number for tar and row; rows are int32
 
 
 def nearest_probabilities(distances: Distances, k: int) -> Floats:
@@ -174,7 +174,7 @@ def _movement(counts: Sequence[Floats], bits: tuple[int, int]) -> Movement:
     bins = min(DISTANCE_BINS, *bits)
     shares = []
     for mine, length in zip(counts, bits, strict=True):
-        place = np.minimum(np.arange(length + 1) * bins // length, bins - 1)
+        place = np.minimum(np.arange(length + 1) * bins // length, bins - 1)  # the last bin holds `length` too
         shares.append(round_figures(np.bincount(place, mine, minlength=bins) / mine.sum()))
     means = [round_figure(_moments(mine)[0] / length) for mine, length in zip(counts, bits, strict=True)]
     return Movement(shares[0], shares[1], means[0], means[1])
@@ -184,6 +184,7 @@ def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[Ag
     """Return all figures of the report and each query's overlap; a query is no neighbour of itself, N is at least 2."""
     total = len(matched.old)
     k = min(settings.k, total - 1)
+    # Philox by name, so that another default generator of numpy would not change the report.
     random = np.random.Generator(np.random.Philox(settings.seed))
     queries = np.sort(random.permutation(total)[: settings.queries])
     tally, found = _Tally(matched.bits), []

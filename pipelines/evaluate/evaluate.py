@@ -94,7 +94,7 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     require_one_split(query_set.artifact, [entry.artifact for entry in sets])
     for name, rows in ((queries, query_set.rows), (", ".join(database), sum(entry.rows for entry in sets))):
         if not rows:
-            raise InputError(f"{name} holds no codes to evaluate")
+            raise InputError(f"{name} holds no codes to evaluate: name codes of at least one image")
     known = {name for entry in sets for name in entry.classes}
     unknown = [name for name in query_set.classes if name not in known]
     if unknown:  # unused class ids are fine: adopted numbers leave gaps
@@ -103,7 +103,8 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise InputError(
-            f"{query_set.artifact.uri} has class {unknown[0]!r}{more}, which {', '.join(database)} does not know"
+            f"{query_set.artifact.uri} has class {unknown[0]!r}{more}, which {', '.join(database)} does not know: name "
+            "queries and database of the same classes"
         )
     return query_set, sets
 
@@ -113,6 +114,7 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
 
 def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, bool]]:
     """Return seeded queries spread over the classes, as (query, hard): every third is the worst of its class by AP."""
+    # A fixed seed, other than those of the draws in `figures`: a report depends on its codes and settings alone.
     random = np.random.Generator(np.random.Philox(1))
     order = random.permutation(len(ap_Q))
     used = [number for number in range(len(pair.classes)) if pair.queries.labels[:, number].any()]
@@ -257,7 +259,7 @@ def _learned_notes(query_set: CodesSet) -> list[str]:
 
     It is not in the report, because it can be given only if the model is at its remembered place.
     """
-    with suppress(HHNetError):
+    with suppress(HHNetError):  # the model was moved or is out of reach
         learned = open_input_version(query_set.artifact, "model").manifest.inputs
         if query_set.artifact.manifest.input("shards").digest in {entry.digest for entry in learned}:
             return [LEARNED_NOTE]
@@ -304,6 +306,6 @@ def _evaluate_result(artifact: Artifact, status: str) -> EvaluateResult:
 
 
 def _search_times(artifact: Artifact) -> list[str]:
-    """Return the times at which the queries were searched for this report; a rerun that finds it done adds none."""
+    """Return the times when the queries were searched for this report; a rerun that finds the report adds no time."""
     records = closed_records(artifact.store)
     return sorted(str(record["queries_searched"]) for record in records if "queries_searched" in record)

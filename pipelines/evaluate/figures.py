@@ -124,7 +124,7 @@ def require_findable(pair: Pair) -> None:
     for side, name in ((pair.queries, "queries"), (pair.database, "database")):
         if not side.labels.any():
             raise InputError(f"no image of the {name} has a label, so nothing is relevant to any query: ingest labels")
-    raise InputError("queries and database share no class, so nothing is relevant to any query: are they of one set?")
+    raise InputError("queries and database share no class, so nothing is relevant: name codes of one data set")
 
 
 def measure_pair(
@@ -141,7 +141,8 @@ def measure_pair(
     kept = ~np.isnan(ap_Q)
     if not kept.any():
         raise InputError(
-            f"no query finds anything relevant among the first {settings.at}, and evaluate.empty=skip leaves all out"
+            f"no query finds anything relevant among the first {settings.at}, and evaluate.empty=skip leaves all out: "
+            "set it to zero, or raise --at"
         )
     bounds = hhnet.tie_bounds(*arguments, at=settings.at, denominator=settings.denominator)
     map_min = float(ap_Q[kept].mean())
@@ -195,6 +196,7 @@ def _reranked(pair: Pair, settings: EvaluateSettings) -> RerankedFigures | None:
     convention = settings.model_dump(include={"at", "denominator", "empty"})
     order = np.arange(len(database))
     if settings.ties == "expected":
+        # Moving the database moves its ties, since the ranking leaves equal scores in database order.
         order = np.random.Generator(np.random.Philox(2)).permutation(order)
     query_codes, query_labels, codes, labels = pair.arguments()
     value = hhnet.mean_average_precision(
@@ -215,6 +217,7 @@ def _ranks(wanted: Sequence[int], pair: Pair) -> list[int]:
 def _some_queries(pair: Pair, count: int) -> npt.NDArray[np.int64]:
     """Draw at most `count` seeded queries, in their order."""
     total = len(pair.queries)
+    # A fixed seed: every report of the same codes shows the same queries.
     random = np.random.Generator(np.random.Philox(0))
     return np.sort(random.permutation(total)[:count])
 

@@ -47,7 +47,7 @@ class SharedCode:
 
 @dataclass(frozen=True)
 class BucketClass:
-    """Buckets of `smallest` to `largest` items: their number, and the items in all of them."""
+    """Buckets that hold from `smallest` to `largest` items: the number of such buckets, and of items in them."""
 
     smallest: int
     largest: int

@@ -134,7 +134,9 @@ def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
     network, side = _packed(encoder), encoder.preprocess.size
     size = sum(value.nbytes for value in network.state_dict().values())
     if size > MAX_WEIGHT_BYTES:
-        raise InputError(f"{artifact.uri} has {size:,} bytes of weights, more than the 2 GiB of an ONNX file")
+        raise InputError(
+            f"{artifact.uri} has {size:,} bytes of weights, more than the 2 GiB of an ONNX file: export a smaller model"
+        )
     example = torch.zeros(batch or 2, side, side, 3, dtype=torch.uint8)  # with 1 the exporter would write a constant
     try:
         program = torch.onnx.export(
@@ -170,6 +172,7 @@ def _packed(encoder: "Encoder") -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.model = encoder.model.cpu()
+            # The values of a byte's bits from the least significant on: ONNX has no operator that packs bits.
             self.register_buffer("places", 2 ** torch.arange(8, dtype=torch.int32))
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -126,7 +126,7 @@ def _open_target(store: Store, version: int | None) -> tuple[int, Artifact]:
     known = list_versions(store)
     if not known:
         open_artifact(store, "index")  # raises its own error if there is no index at all
-        raise InputError(f"{store.uri} holds an index that was never published: build it without --no-publish")
+        raise InputError(f"{store.uri} holds an index that was never published: run `hhnet index publish`")
     number = known[-1] if version is None else version
     require_version(store, number, known)
     return number, open_version(store, number, "index")

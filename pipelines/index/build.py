@@ -75,8 +75,8 @@ def build_index(
 ) -> BuildResult | PlannedResult:
     """Index the codes artifacts `codes`, in this order, at `out`; publish version 1 if it passes the gate.
 
-    An index that was built before is left as it is, at its present version. For the kind `auto`, the kind that `out`
-    was begun with is kept, else the planner chooses; with `dry_run` nothing is built or written. Raises
+    An index that was built before stays unchanged, at its present version. For the kind `auto`, a rerun keeps the kind
+    that `out` was begun with, and a first run asks the planner; with `dry_run` nothing is built or written. Raises
     FingerprintMismatch where the codes do not belong together, ConfigError for an unknown kind or if no kind keeps
     within the planner's budget, InputError where a tar comes twice or there is nothing to index, WorkFailed where the
     gate finds less than `index.gate` asks for.

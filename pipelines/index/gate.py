@@ -137,7 +137,8 @@ def require_limits(figures: GateFigures, settings: GateSettings, where: str) -> 
     problems += [f"{figures.wrong} answers are not what their codes say"] if figures.wrong else []
     problems += [f"{figures.opened} codes of {figures.codes} opened"] if figures.opened != figures.codes else []
     if problems:
-        raise WorkFailed(f"{where}: not published: {'; '.join(problems)} (measured: {figures}; see index.gate)")
+        todo = "mend the index, or change the limits in index.gate"
+        raise WorkFailed(f"{where}: not published: {'; '.join(problems)}: {todo} (measured: {figures})")
 
 
 def search_one_by_one(part: PartSearcher, queries_QB: Codes, k: int) -> tuple[Neighbours, npt.NDArray[np.float64]]:
@@ -214,6 +215,7 @@ class _Answers:
         places_H = np.searchsorted(self._ids_N, ids_H).clip(max=len(self._ids_N) - 1)
         true_H = np.bitwise_count(self._codes_NB[places_H] ^ probes_PB[probe_H]).sum(1)
         right_H = (self._ids_N[places_H] == ids_H) & (true_H == distances_H)
+        # One number for each pair of probe and place, so that an answer given twice gives equal neighbours.
         answers_H = np.sort((probe_H * len(self._ids_N) + places_H)[right_H])
         again = int((np.diff(answers_H) == 0).sum())
         self.duplicates += again

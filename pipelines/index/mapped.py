@@ -17,6 +17,7 @@ def map_tensor(path: Path, name: str, dtype: np.dtype[Any], code: str, shape: tu
 
     `code` is the name of the dtype in safetensors. Raises DamagedArtifact where the file does not hold the tensor.
     """
+    # safetensors: 8 bytes with the length of the header, the header as JSON, then the data, to which its offsets refer.
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(length) if length <= MAX_HEADER_BYTES else b""

@@ -318,6 +318,7 @@ def show_predictions(
         recall = "1 (exact)" if entry.exact else f"{entry.recall:.3f}"
         figures = readable_bytes(entry.bytes), readable_time(entry.build_s), readable_time(entry.query_s), recall
         table.add_row(entry.kind, *figures, "; ".join(list_objections(entry, config.index)) or "-")
+    # In a file or a pipe rich would assume 80 columns and fold the table.
     if draws_on_terminal():
         console = Console(stderr=True, highlight=False)
     else:

@@ -62,7 +62,8 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> Publ
     first, known = open_artifact(store, "index"), list_versions(store)
     if not known:
         if not first.digest.startswith(digest or ""):
-            raise InputError(f"{store.uri}: {digest} is not there, what waits to be version 1 is {first.digest[:12]}")
+            waits = first.digest[:12]
+            raise InputError(f"{store.uri}: {digest} is not there: give {waits}, which waits to be version 1")
         return _pass_and_publish("manifest.json", first, 1, config)
     current, number = open_version(store, known[-1]), known[-1] + 1
     if digest and current.digest.startswith(digest):
@@ -80,7 +81,8 @@ def publish_index(index: str, config: Config, digest: str | None = None) -> Publ
     for path, artifact in due.items():
         return _pass_and_publish(path, artifact, number, config)
     if digest is not None:
-        raise InputError(f"{store.uri}: {late[0] if late else f'{digest} is not there'}")
+        missing = f"{digest} is not there: `hhnet index info` lists what is"
+        raise InputError(f"{store.uri}: {late[0] if late else missing}")
     return PublishResult.of(current, "unchanged", version=known[-1], overtaken=late)
 
 

@@ -428,8 +428,8 @@ def part_receipt(artifact: Artifact, ordinal: int) -> PartReceipt:
 def find_newest_made(store: Store) -> tuple[int, Artifact]:
     """Return the newest version that is no rollback, and its number.
 
-    Its ordinal table holds every ordinal that was ever given, since each version is made from such a one. A version
-    whose table is gone is passed over: it could never be opened, so no id of it was ever given out.
+    Its ordinal table holds every ordinal ever given, since each version is made from the newest one. A version whose
+    table is gone is skipped: it could never be opened, so none of its ids was ever given out.
     """
     for number in reversed(list_versions(store)):
         artifact = open_version(store, number, "index")
@@ -442,6 +442,7 @@ def merge_nearest(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
     """Return the k best of two results, by (distance, id)."""
     distances = np.concatenate([first[0], second[0]], axis=1)
     ids = np.concatenate([first[1], second[1]], axis=1)
+    # By id after distance, so that the answer does not depend on the order in which parts are merged.
     return by_distance(distances, ids, k)
 
 

@@ -160,7 +160,7 @@ def remove_rows(
 ) -> ChangeResult:
     """Remove the samples with these keys, and the shards with these names or sha256, in the next version.
 
-    A key of several shards is removed from all of them; `unchanged` where all of it was removed already. Raises
+    A key in several shards is removed from each; the status is `unchanged` if everything was removed already. Raises
     InputError for a key or a shard that the index does not hold, unless `ignore_missing`, and where nothing would be
     left.
     """
@@ -228,7 +228,8 @@ def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Chan
                 if not replace_changed:
                     raise FingerprintMismatch(
                         f"{base.artifact.uri} holds {held.shard} with {held.rows} codes of {held.codes_digest[:12]}, "
-                        f"{entry.artifact.uri} is {entry.artifact.digest[:12]} and has others: --replace takes those"
+                        f"{entry.artifact.uri} is {entry.artifact.digest[:12]} and has others: add --replace to take "
+                        "the new ones"
                     )
                 removed[held.ordinal] = _still_removed(base, held, entry, shard)
                 replaced.add(held.ordinal)
@@ -297,9 +298,9 @@ def _still_removed(base: Base, held: IndexedShard, entry: CodesSet, shard: Codes
     left_out = _left_out(base, held, _codes_of(base, held, entry))
     if left_out is None:
         raise InputError(
-            f"{base.artifact.uri}: {held.shard} was compacted, and which {_compacted(base, held.ordinal)} samples went "
-            f"then cannot be told without codes {held.codes_digest[:12]}, which are nowhere any more: remove the shard "
-            "and add it, then remove them again"
+            f"{base.artifact.uri}: cannot keep {_compacted(base, held.ordinal)} earlier removals of {held.shard}: its "
+            f"part was compacted, and the old codes {held.codes_digest[:12]} are gone: remove the shard, add it again, "
+            "then repeat the removals"
         )
     gone = np.union1d(base.reader.removed.get(held.ordinal, np.empty(0, np.int64)), left_out)
     return np.intersect1d(gone, entry.read(shard)["row"].to_numpy()).astype(np.int64)
@@ -330,7 +331,7 @@ def _named_shards(base: Base, names: Sequence[str], ignore_missing: bool) -> set
 
 def _not_held(base: Base, what: str, near: Sequence[str]) -> InputError:
     hint = f"; near it are {', '.join(near)}" if near else ""
-    return InputError(f"{what} is not in {base.artifact.uri}{hint}: --ignore-missing passes over it")
+    return InputError(f"{what} is not in {base.artifact.uri}{hint}: add --ignore-missing to skip it")
 
 
 def _rows_of(base: Base, keys: Sequence[str], ignore_missing: bool) -> dict[int, Rows]:
@@ -359,7 +360,7 @@ def _without(base: Base, change: Change, whole: set[int]) -> Change:
     shards = {n: replace(shard, rows=0) if n in whole else shard for n, shard in change.shards.items()}
     removed = {n: rows for n, rows in change.removed.items() if n not in whole and len(rows)}
     if not _count(shards, removed):
-        raise InputError(f"{base.artifact.uri}: no code would be left, and an index holds at least one")
+        raise InputError(f"{base.artifact.uri}: no code would be left: keep at least one, or delete the whole index")
     tasks = [task for task in change.tasks if task.ordinal not in whole]
     return replace(change, shards=shards, removed=removed, tasks=tasks)
 

@@ -271,7 +271,7 @@ def _publish_adopted(
 ) -> tuple[Artifact, bool]:
     """Commit the artifact, its missing parts, or its next version.
 
-    The flag is False if it was committed before and nothing of it is missing.
+    The flag is False if it was complete before.
     """
     digest = sha256_of(canonical_json([[[tar.name, tar.sha256] for tar in tars], classes, sha256_of(index), totals]))
     new = [tar for tar in tars if base is None or tar.name not in base.shards]

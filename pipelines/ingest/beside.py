@@ -27,7 +27,7 @@ def read_beside_picture(
             used.add(name)
             try:
                 found = parse(read(name))
-            except (InputError, ValueError, RecursionError):
+            except (InputError, ValueError, RecursionError):  # costs the metadata, not the picture
                 continue
             facts |= {key: value for key, value in found.items() if facts.get(key) is None}
     return facts or None

@@ -26,13 +26,13 @@ def read_features(schema: pa.Schema) -> Mapping[str, Any]:
     text = (schema.metadata or {}).get(b"huggingface", b"")
     try:
         features = json.loads(text)["info"]["features"] if len(text) <= MAX_FEATURES_BYTES else {}
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # anybody may have written it
         return {}
     return features if isinstance(features, dict) else {}
 
 
 def read_classes(feature: Any) -> list[str] | None:
-    """Return the class names of a `ClassLabel` feature, or of a list of it; None for any other feature."""
+    """Return the class names of a `ClassLabel` feature, or of a list of `ClassLabel`; None for any other feature."""
     while True:  # no recursion: the depth is set by an untrusted file
         if isinstance(feature, list) and len(feature) == 1:
             feature = feature[0]

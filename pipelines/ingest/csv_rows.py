@@ -91,7 +91,7 @@ def _delimiter(head: str, column: str) -> str:
         try:
             if column in map(str.strip, next(csv.reader([head], delimiter=delimiter))):
                 return delimiter
-        except csv.Error:
+        except csv.Error:  # not parseable with this delimiter; another one may fit
             continue
     return DELIMITERS[0]
 

@@ -278,7 +278,7 @@ def _samples(
 def _source_digest(
     samples: Sequence[PlannedSample], classes: Sequence[str], groups: Sequence[str], source: Source
 ) -> str:
-    """Return the digest of the content of a source, in any container: a folder and a zip of it have one digest."""
+    """Return the digest of a source's content, whatever holds it: a folder and its zip have the same digest."""
     digest = hashlib.sha256(canonical_json(list(classes)))
     for said in filter(None, (source.files, source.columns)):
         digest.update(canonical_json(said))
@@ -345,7 +345,7 @@ def _publish_shards(
     meta: ShardsMeta,
     log: RunLog,
 ) -> Artifact:
-    """Write and commit one artifact, or the missing parts of it."""
+    """Write and commit one artifact, or only its missing parts."""
     size, name = config.ingest.samples_per_shard, part or config.ingest.name
     # Philox by name, so that another default generator of numpy would not change the order. The 0 keeps this stream
     # apart from that of `split_by_shares`, which has a 1.

@@ -64,9 +64,9 @@ class PathResolver:
         return found[0] if len(found) == 1 else None
 
     def foreign_folders(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the leading folders without which most of these paths are found below the root, or () for none.
+        """Return the leading folders to cut off so that most of these paths are found below the root, or () for none.
 
-        The answer is one for all paths, so that files of one name in two folders are never mistaken for each other.
+        All paths lose the same folders, so that files of one name in two folders are never mistaken for each other.
         """
         tried = [split_path(name.replace("\\", "/")) for name in names[:: -(-len(names) // PATHS_TRIED) or 1]]
         shared = _shared([parts[:-1] for parts in tried])

@@ -386,6 +386,7 @@ def _spool_tar(path: Path, spool: IO[bytes]) -> Iterator[Found]:
                 if found.place:
                     held[name] = found.place
                 elif found.kind != "folder":
+                    # A later entry replaces the earlier one, so hard links must no longer find that.
                     held.pop(name, None)
                 yield found
         spool.flush()
@@ -422,6 +423,7 @@ def _spool_reader(spool: IO[bytes], places: Mapping[str, tuple[int, int]]) -> Ca
 
     def read(path: str) -> bytes:
         offset, size = places[path]
+        # pread, since threads share the descriptor and must not move each other's position.
         return os.pread(descriptor, size, offset)
 
     return read

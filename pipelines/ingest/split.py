@@ -45,7 +45,7 @@ class SplitPlan:
         return groups
 
     def names(self, groups: Sequence[str]) -> list[str]:
-        """Return the parts in the order in which they are written."""
+        """Return the parts in the order of writing."""
         return [name for name, _ in self.shares] if self.by == "shares" else sorted(set(groups))
 
     def card(self, name: str) -> SplitSpec | None:
@@ -116,7 +116,9 @@ def split_by_shares(labels: Sequence[tuple[str, ...]], shares: Sequence[tuple[st
                 parts[place] = name
     for name, _ in shares:
         if name not in parts:
-            raise InputError(f"--split: {name} would get none of the {len(labels)} samples")
+            raise InputError(
+                f"--split: {name} would get none of the {len(labels)} samples: raise its share or add images"
+            )
     return parts
 
 

@@ -25,7 +25,7 @@ class Tile:
 
     @property
     def shown(self) -> str:
-        """The labels, or the name of what has none."""
+        """The labels, or the name if there are none."""
         return ", ".join(self.labels) or self.name
 
     @property
@@ -60,7 +60,7 @@ TEMPLATES.filters |= {"data_uri": data_uri, "figure": _figure}
 
 
 def render(name: str, **facts: Any) -> str:
-    """Fill in `templates/<name>.html.j2` with `facts`; one that the template needs and does not get is an error."""
+    """Fill in `templates/<name>.html.j2` with `facts`; a fact that the template needs and lacks is an error."""
     return TEMPLATES.get_template(f"{name}.html.j2").render(facts)
 
 

@@ -195,7 +195,7 @@ class _Fan:
                 parts = len(self._shares[actor.share])
                 raise WorkFailed(
                     f"{self._artifact.uri}: the worker that searches {parts} of its parts {reason}, at the last of "
-                    f"{MAX_ACTOR_DEATHS} attempts"
+                    f"{MAX_ACTOR_DEATHS} attempts: look at the memory and the logs of the nodes"
                 )
         self._start()
 

@@ -258,7 +258,8 @@ def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> 
     z_NK = Encoder.open(artifact).real_codes(data)  # not the root, which may have changed
     if z_NK.shape[1] != reader.bits:
         raise FingerprintMismatch(
-            f"{artifact.uri} makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits"
+            f"{artifact.uri} makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits: "
+            "search with the model that made the index"
         )
     for name, image, code, z_K in zip(images, data, pack_bits(sign_bits(z_NK)), z_NK, strict=True):
         yield Query(name, "image", code.tobytes(), image=image, outputs=z_K)
@@ -268,7 +269,10 @@ def _read_image(name: str) -> bytes:
     path = Path(name).expanduser()
     try:
         if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise InputError(f"{name} has {path.stat().st_size} bytes, the limit for an image is {MAX_IMAGE_BYTES}")
+            size = path.stat().st_size
+            raise InputError(
+                f"{name} has {size} bytes, the limit for an image is {MAX_IMAGE_BYTES}: give a smaller file"
+            )
         data = path.read_bytes()
         decode_image(data)
     except FileNotFoundError:
@@ -284,7 +288,7 @@ def _by_key(reader: IndexReader, keys: Sequence[str], outputs: bool) -> Iterator
     """Yield the queries for these keys; a key in several of the index's shards is searched once for each."""
     found, lacking = reader.find(keys)
     if gone := sorted(reader.removed_keys(lacking)):
-        raise InputError(f"key {gone[0]!r} was removed from {reader.artifact.uri}")
+        raise InputError(f"key {gone[0]!r} was removed from {reader.artifact.uri}: name another sample, or an --image")
     if lacking:
         near = reader.near_keys(lacking[0])
         hint = f"; near it are {', '.join(near)}" if near else ""
@@ -298,10 +302,11 @@ def _parse_hex(text: str, reader: IndexReader) -> bytes:
     try:
         code = bytes.fromhex(text)
     except ValueError:
-        raise InputError(f"--code {text!r} is not hexadecimal") from None
+        raise InputError(f"--code {text!r} is not hexadecimal: write the packed code, two digits per byte") from None
     if len(code) != reader.width:
         raise FingerprintMismatch(
-            f"--code {text} has {8 * len(code)} bits, {reader.artifact.uri} holds codes of {reader.bits} bits"
+            f"--code {text} has {8 * len(code)} bits, {reader.artifact.uri} holds codes of {reader.bits} bits: give "
+            "one of that length"
         )
     return code
 
@@ -310,7 +315,8 @@ def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Q
     """Yield a query for every row of a codes artifact, with one shard in memory at a time."""
     if entry.bits != reader.bits:
         raise FingerprintMismatch(
-            f"{entry.artifact.uri} holds codes of {entry.bits} bits, {reader.artifact.uri} of {reader.bits} bits"
+            f"{entry.artifact.uri} holds codes of {entry.bits} bits, {reader.artifact.uri} of {reader.bits} bits: "
+            "encode the queries with the model that made the index"
         )
     model = reader.artifact.manifest.input("model").digest
     if entry.model != model:
@@ -346,7 +352,9 @@ def find_pictures_of(reader: IndexReader, shards: Sequence[str]) -> Pictures:
     if shards:
         pictures = find_pictures((), shards)
         if not any(shard.shard_sha256 in pictures for shard in reader.filled()):
-            raise FingerprintMismatch(f"{', '.join(shards)}: none of these shards is in {reader.artifact.uri}")
+            raise FingerprintMismatch(
+                f"{', '.join(shards)}: none of these shards is in {reader.artifact.uri}: name those that it was made of"
+            )
         return pictures
     codes: list[Artifact] = []
     problems = []

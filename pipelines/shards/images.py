@@ -126,11 +126,12 @@ def _upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if image.mode == "I" or image.mode.startswith("I;16"):  # as "I" of 32 bits, Pillow opens a PGM of 16 bits
         # Pillow's own conversion would clip 16-bit grey at 255 instead of scaling it.
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         layered = image.convert("RGBA")
+        # A plain convert("RGB") would show the colours that a file keeps under its transparent pixels.
         ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layered).convert("RGB")
     if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"):
@@ -151,6 +152,7 @@ def decode_ahead(items: Iterable[T], work: Callable[[T], R], threads: int, limit
     stopped = threading.Event()
 
     def put(entry: Future[R] | BaseException | None) -> None:
+        # With a timeout: nobody empties the queue after the caller gave up, and this thread must still end.
         while not stopped.is_set():
             try:
                 results.put(entry, timeout=0.1)

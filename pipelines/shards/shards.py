@@ -154,7 +154,7 @@ class Shard:
         return self.part.rows
 
     def table(self) -> pa.Table:
-        """Read the tar's rows of the index, in tar order; raise DamagedArtifact if the tar cannot be read by them."""
+        """Read the tar's rows of the index, in tar order; raise DamagedArtifact if they cannot be rows of the tar."""
         table, where = self.index.read(self.start, self.start + self.rows), self.index.where
         if not pc.all(pc.equal(table["shard"].cast(pa.string()), self.name), min_count=0).as_py():
             raise DamagedArtifact(f"{where} does not hold the {self.rows} rows of {self.name} in order")
@@ -280,9 +280,3 @@ def _read_member(stream: ObjectStream, member: Member) -> tuple[bytes, str | Non
     if hashlib.sha256(data).digest() != member.sha256:
         return b"", f"{member.name} does not match its sha256"
     return data, None
-
-
-# -------------------------------------------------------------------------------------------------- named splits
-
-
-# ---------------------------------------------------------------------------------------------------- epoch plan

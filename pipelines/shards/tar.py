@@ -163,7 +163,7 @@ def read_tar(
     entries = header_bytes = 0
     while True:
         header = source.exactly(BLOCK_BYTES, "a header")
-        if not any(header):
+        if not any(header):  # the first of two blocks of zeros that end an archive
             _check_end(source)
             return
         entries += 1
@@ -189,7 +189,7 @@ def read_tar(
         else:
             source.skip(content_size, entry.name)
             yield entry, None
-        source.skip(-content_size % BLOCK_BYTES, entry.name)
+        source.skip(-content_size % BLOCK_BYTES, entry.name)  # contents are filled up to whole blocks
 
 
 class _Bounded:
@@ -284,6 +284,7 @@ def _pax_fields(content: bytes) -> dict[str, str]:
         length = int(digits) if space and digits.isdigit() else 0
         record = content[start + len(digits) + 1 : start + length]
         key, equals, value = record[:-1].partition(b"=")
+        # A length counts its own digits too, and at least the space, the "=" and the line end.
         if not len(digits) + 3 <= length <= len(content) - start or not equals or not record.endswith(b"\n"):
             raise TarDamaged(TarReason.BAD_HEADER, "the tar holds a damaged extended header")
         fields[_decode_name(key)] = _decode_name(value)

@@ -46,7 +46,9 @@ class Bucket:
         try:
             await self.fs.set_session()
         except (BotoCoreError, ValueError) as error:
-            raise ConfigError(f"s3://{self.name}: the S3 client cannot be set up: {error}") from error
+            raise ConfigError(
+                f"s3://{self.name}: the S3 client cannot be set up: {error}: check AWS_ENDPOINT_URL and the AWS profile"
+            ) from error
 
     def clock(self, operation: str, key: str) -> Clock:
         """Start the clock of one operation on one object."""
@@ -95,7 +97,7 @@ class Bucket:
         answer = await self.request("get_object", Key=key, **download.range)
         async with answer["Body"] as body:
             if download.range and not str(answer.get("ContentRange", "")).startswith(f"bytes {download.offset}-"):
-                raise Transient("the store did not keep to the range it was asked for")
+                raise Transient("the store sent another range than it was asked for")
             if download.stop is None:
                 size = int(answer["ContentLength"])
                 download.stop = size if download.limit is None else min(size, download.limit + 1)

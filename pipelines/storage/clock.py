@@ -124,6 +124,7 @@ class Clock:
 
     async def pause(self, problem: Transient) -> None:
         """Wait before the next try; raise StoreUnavailable when the time is up."""
+        # A random share of the pause: workers that failed together must not come back together.
         pause = _jitter.uniform(0, min(MAX_PAUSE_S, MAX_FIRST_PAUSE_S * 2**self._pauses))
         self._pauses += 1
         left = self._end - time.monotonic()
@@ -158,7 +159,7 @@ class Clock:
             hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or store.unsigned for a public bucket"
             return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}: {hint}")
         if isinstance(error, boto.BotoCoreError):
-            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}")
+            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}: check the endpoint and the AWS settings")
         return error
 
     def _answered(self, error: boto.ClientError) -> Exception:
@@ -174,7 +175,7 @@ class Clock:
             return Conflict(problem)
         if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _BUSY or code in _ON_THE_WAY:
             return Transient(problem, landed=status not in _BUSY)
-        hint = _HINTS.get(status, "")
+        hint = _HINTS.get(status, ": the store refuses this request for good; check its address and settings")
         return StoreUnavailable(f"cannot {self.what}: {_one_line(problem)}{hint}")
 
 

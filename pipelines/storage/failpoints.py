@@ -38,4 +38,4 @@ def _act(action: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    raise ValueError(f"{FAILPOINTS_VARIABLE} asks for {action!r}: kill and enospc are what a failpoint can do")
+    raise ValueError(f"{FAILPOINTS_VARIABLE} names the action {action!r}: write kill or enospc")

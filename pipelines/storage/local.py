@@ -91,6 +91,7 @@ class LocalObjects:
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with _temporary(target.parent) as (stream, path):
+                # The bytes reach the disk before the name: a power cut must not leave the name of a half-written file.
                 _write_durably(stream, data)
                 failpoint(point)
                 # `path` may be a link in /proc to the unnamed file. Only linkat with AT_SYMLINK_FOLLOW links the file
@@ -120,6 +121,7 @@ def _temporary(folder: Path) -> Iterator[tuple[IO[bytes], str]]:
     Where the system can (O_TMPFILE), the file has no name, so a killed process leaves nothing behind.
     """
     try:
+        # 0o666 is cut by the umask, as for a file that `open` makes; mkstemp's 0o600 would hide objects from others.
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
     except (AttributeError, OSError):  # the system, or this file system, has no unnamed files
         path = folder / f".tmp-{uuid.uuid4().hex}"

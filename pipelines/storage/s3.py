@@ -143,6 +143,7 @@ class _Blocks(io.RawIOBase):
         self._place = offset + (0, self._place, self._size)[whence]
         return self._place
 
+    # RawIOBase allows any writable buffer; the BufferedReader around this class passes memoryviews only.
     def readinto(self, target: memoryview) -> int:  # type: ignore[override]
         stop = min(self._place + len(target), self._size)
         if stop <= self._place:

@@ -68,6 +68,8 @@ def _locked_folder(base: Path, prefix: str) -> tuple[Path, int]:
         except FileNotFoundError:  # another process took it for an abandoned one, before it was locked
             continue
         try:
+            # The kernel frees a flock when its holder ends, even by SIGKILL. A file with a process id would stay, and
+            # the id may belong to another process by then.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             folder.stat()
         except (BlockingIOError, FileNotFoundError):  # another process sweeps it, or has removed it
@@ -81,6 +83,7 @@ def _locked_folder(base: Path, prefix: str) -> tuple[Path, int]:
 def _sweep_if_left(folder: Path) -> None:
     """Sweep a folder of this user if its owner is dead, that is, if nobody holds its lock."""
     try:
+        # Anybody can put names into /tmp: a link there must not lead the sweep into another folder.
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         return
@@ -99,6 +102,7 @@ def sweep_folder(folder: str, spared: int) -> None:
     deadline = time.monotonic() + SWEEP_TIMEOUT_S
     while Path(folder).exists() and time.monotonic() < deadline:
         holders = [process for process in _holders(folder) if process != spared]
+        # Before the folder goes: a process that still writes would make new files while it is removed.
         for process in holders:
             with suppress(OSError):
                 os.kill(process, signal.SIGKILL)
@@ -128,6 +132,7 @@ def _writes(link: Path, folder: str) -> bool:
 
 def _keep(folder: str) -> None:
     """Wait until the pipe breaks because the owner closed it or died; then sweep."""
+    # A supervisor signals the keeper together with its owner; the keeper has to outlive it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     owner = os.getppid()  # spared: if it closed the pipe itself, it is alive and may still write logs there

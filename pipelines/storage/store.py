@@ -37,10 +37,12 @@ class Store:
             raise ConfigError("a store URI is empty: name a folder or s3://bucket/prefix")
         scheme, separator, rest = text.partition("://")
         if separator and scheme not in ("s3", "file"):  # the rest is not printed: it may hold a secret
-            raise ConfigError(f"{scheme}://...: only local paths and s3:// URIs are stores")
+            raise ConfigError(f"{scheme}://... is no store: give a local path or s3://bucket/prefix")
         authority = rest.split("/")[0]
         if separator and ("@" in authority or ":" in authority):  # a secret key may hold the slash, a bucket no colon
-            raise ConfigError("a store URI must not carry credentials: use the standard credential chain")
+            raise ConfigError(
+                "a store URI must not carry credentials: give them by files or variables, as AWS tools do"
+            )
         self.is_local = scheme != "s3" or not separator
         self._objects: Objects
         if self.is_local:
@@ -154,7 +156,7 @@ class Store:
             return call()
         except FileNotFoundError:
             raise
-        except NotADirectoryError:
+        except NotADirectoryError:  # a file stands where a folder of the name would be: the object is missing
             raise FileNotFoundError(f"{self.uri}/{name}") from None
         except OSError as error:
             raise StoreUnavailable(f"cannot {verb} {self.uri}/{name}: {error.strerror or error}") from error
@@ -164,7 +166,7 @@ def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error}: write the path without ~") from None
 
 
 class ObjectStream:

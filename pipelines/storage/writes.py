@@ -22,15 +22,15 @@ from pipelines.storage.digests import sha256_of
 MAX_SINGLE_PUT_BYTES = 32 << 20
 """Largest object that is put in one request, in bytes."""
 MIN_PART_BYTES = 16 << 20
-"""Least size of a part of a multipart upload, in bytes."""
+"""Smallest size of a part of a multipart upload, in bytes; S3 refuses parts below 5 MiB."""
 MAX_PARTS = 10_000
-"""Largest number of parts of an upload that S3 takes; larger objects get larger parts."""
+"""Largest number of parts per upload that S3 takes; larger objects get larger parts."""
 PARTS_SENT_AT_ONCE = 4
 """Parts of one upload that are sent at a time."""
 
 
 class Body:
-    """The bytes to put: their size, digest, and any stretch of them."""
+    """The bytes to put, from memory or a file, with their size and digest."""
 
     def __init__(self, data: bytes | Path) -> None:
         self._data = data
@@ -56,6 +56,7 @@ async def put(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) 
             return await _put_parts(bucket, key, body, during)
         during()
         data = body.stretch(0, body.size)
+        # The digest travels as metadata, so that one HEAD tells whether a put whose answer was lost has landed.
         fields: dict[str, Any] = {"Body": data, "Metadata": {DIGEST_KEY: body.sha256}}
         return await _make_appear(bucket, "put_object", key, body.sha256, **fields)
     except FileNotFoundError:
@@ -93,7 +94,8 @@ def _unknown(lost: bool) -> Iterator[None]:
     except StoreUnavailable as error:
         if not lost:
             raise
-        raise CommitUnknown(f"{error}; it may have been written all the same, and nothing was deleted") from error
+        landed = "the object may have been written all the same, and nothing was deleted"
+        raise CommitUnknown(f"{error}; {landed}") from error
 
 
 # -------------------------------------------------------------------------------------------------------- multipart
@@ -122,12 +124,13 @@ async def _upload(bucket: Bucket, key: str, body: Body, during: Callable[[], Non
         parts = await _send(bucket, key, upload, body)
         during()
         fields = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
+        # After a conflict (409) S3 wants the whole upload anew; only a single put may be sent again as it is.
         return await _make_appear(bucket, "complete_multipart_upload", key, body.sha256, again=False, **fields)
     except FileNotFoundError:  # another writer has put the object and cleared this upload
         if await bucket.sha256(key, bucket.clock("stat", key)) is None:
             raise Conflict("the upload is gone, and there is no object") from None
         return False
-    except CommitUnknown:
+    except CommitUnknown:  # the completion may yet land: aborting the upload could take its object away
         raise
     except BaseException:
         await _abort_once(bucket, key, upload)
@@ -144,13 +147,14 @@ async def _send(bucket: Bucket, key: str, upload: str, body: Body) -> list[Answe
             data = body.stretch(number * step, (number + 1) * step)
             fields: dict[str, Any] = {"UploadId": upload, "PartNumber": number + 1, "Body": data}
             answer = await bucket.persist("write", key, "upload_part", Key=key, **fields)
+        # The completing request has to repeat what the store said about each part.
         checks = {name: value for name, value in answer.items() if name == "ETag" or name.startswith("Checksum")}
         return {"PartNumber": number + 1, **checks}
 
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(send(number)) for number in range(-(-body.size // step))]
-    except BaseExceptionGroup as failures:
+    except BaseExceptionGroup as failures:  # callers tell failures apart by type, which a group would hide
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 

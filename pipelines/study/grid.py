@@ -37,7 +37,7 @@ MAX_CELLS = 10_000
 
 
 class Description(BaseModel):
-    """The TOML file as it is written."""
+    """The contents of a study's TOML file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -125,7 +125,7 @@ class Grid:
         """Raise ConfigError where two cells, or two candidates of a group, would be the same training."""
         cells = {f"{group.name}, seed {seed}": self.config(group, seed) for group in self.groups for seed in self.seeds}
         if len(cells) < len(self.groups) * len(self.seeds):
-            raise ConfigError("seeds: a seed stands there twice")
+            raise ConfigError("seeds: a seed is listed twice: list each once")
         _refuse_same(cells, ("model", "rotation", "codes", "report"))
         for group in self.groups:
             found = {c.label: self.config(group, self.seeds[0], c.settings) for c in self.candidates}
@@ -137,7 +137,8 @@ def _refuse_same(configs: Mapping[str, Config], kinds: Sequence[str]) -> None:
     for name, config in configs.items():
         mark = json.dumps([result_settings(config, kind) for kind in kinds], sort_keys=True)
         if mark in known:
-            raise ConfigError(f"the study's {known[mark]} and {name} would be the same: what differs changes no result")
+            same = f"the study's {known[mark]} and {name} would be the same: what differs changes no result"
+            raise ConfigError(f"{same}, so remove one")
         known[mark] = name
 
 
@@ -180,7 +181,7 @@ def _axes(tree: Mapping[str, Any], where: str) -> dict[str, tuple[Choice, ...]]:
         if not choices:
             raise ConfigError(f"{where}: {name} is empty: give it a value, or leave it out")
         if len({choice.label for choice in choices}) < len(choices):
-            raise ConfigError(f"{where}: {name} has a value twice")
+            raise ConfigError(f"{where}: {name} has a value twice: list each once")
     return axes
 
 

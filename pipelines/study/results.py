@@ -79,8 +79,8 @@ def cells_table(axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pa.Ta
 def summarise_groups(cells: pa.Table) -> list[dict[str, Any]]:
     """Summarise each group over its seeds: mean and sample deviation of the mAP.
 
-    A single seed has no deviation. Failed cells are counted but not averaged; a group in which all failed has no mean.
-    The other figures are those that its cells share.
+    A single seed has no deviation. Failed cells are counted but not averaged; a group whose cells all failed has no
+    mean. The other figures are those that its cells share.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in cells.to_pylist():

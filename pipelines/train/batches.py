@@ -41,8 +41,9 @@ CHUNK_SAMPLES = 16
 def preprocess_of(config: Config) -> Preprocess:
     """Return the configured preprocessing from pixels to tensors.
 
-    If `data.resize` is not set, it is the image size up to 64 pixels, and 256/224 of it above.
+    If `data.resize` is not set, it is the image size up to 64 pixels, and 256/224 of the image size above.
     """
+    # 256 and 224 are the usual sizes for ImageNet.
     size = config.data.image_size
     return Preprocess(size=size, resize=config.data.resize or (size if size <= 64 else round(size * 256 / 224)))
 
@@ -104,7 +105,10 @@ class TrainData:
             unknown = sorted({name for n, name in enumerate(val_set.classes) if n in used} - set(train_set.classes))
             if unknown:
                 named = ", ".join(unknown[:5])
-                raise InputError(f"{val_set.artifact.uri} has classes the training shards lack: {named}")
+                raise InputError(
+                    f"{val_set.artifact.uri} has classes the training shards lack: {named}: validate on shards of the "
+                    "same classes"
+                )
         trains = np.ones(sum(shard.rows for shard in train_set.shards), np.bool_)
         if not val_set:
             trains[held_out] = False
@@ -238,7 +242,7 @@ def epoch_leg(data: TrainData, config: Config, epoch: int, before: Iterable[Sequ
     if min((size for rank in range(world) for size in leg.batch_sizes(rank)), default=0) < 2:
         raise InputError(
             f"{sum(map(len, leg.rows))} training samples are too few for {world} workers and data.batch_size = "
-            f"{config.data.batch_size}: each worker needs 2 samples a step"
+            f"{config.data.batch_size}: each worker needs 2 samples a step, so lower train.workers or add images"
         )
     return leg
 
@@ -260,6 +264,7 @@ def epoch_batches(
         decoded = [sample if isinstance(sample, DecodedSample) else _decode(sample, cache) for sample in chunk]
         return [(sample, _augmented(sample, augments, config.train.seed, leg.epoch)) for sample in decoded]
 
+    # Two batches ahead: one that the network takes next, and one that is being decoded.
     chunks = decode_ahead(_chunks(samples), prepare, config.data.workers, -(-2 * max(sizes) // CHUNK_SAMPLES))
     ready = chain.from_iterable(chunks)
     for size in sizes[first:]:
@@ -269,7 +274,10 @@ def epoch_batches(
             cache.keep(sample)
         if len(good) < 2:
             bad = next(sample for sample, squares in taken if not squares)
-            raise InputError(f"{bad.shard}: too few images of a batch decode (first bad one: {bad.key})")
+            raise InputError(
+                f"{bad.shard}: too few images of a batch decode (first bad one: {bad.key}): check the shards with "
+                "`hhnet verify`, or raise data.batch_size"
+            )
         labels = np.zeros((len(good), len(data.train.classes)), dtype=np.bool_)
         for place, (sample, _) in enumerate(good):
             labels[place, list(sample.labels)] = True

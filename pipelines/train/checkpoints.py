@@ -77,7 +77,7 @@ class Checkpoints:
         needed = {best for name in names if (best := self._best_of(name)) != name}
         self._droppable = [name for name in names if name not in needed]
         for name in reversed(names):
-            with suppress(DamagedArtifact, InputError):
+            with suppress(DamagedArtifact, InputError):  # cut off or damaged: the one before may be whole
                 found = self.open_named(name)
                 if found.best != name:
                     self.open_named(found.best)

@@ -193,8 +193,10 @@ class Learner:
         if z_bK.requires_grad:  # times the workers, since DDP divides by them when it averages
             z_bK.register_hook(lambda gradient: gradient * self.world)  # type: ignore[no-untyped-call]
         counts = self._sizes(len(z_bK))
+        # A copy, since torch warns of memory that it must not write.
         key_b = torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, KEY_BYTES).copy())
         z_parts = gather_rows(z_bK.detach(), counts)
+        # What arrives from others has no graph; this worker's own codes are put back with theirs.
         z_parts[self.rank] = z_bK
         labels = torch.cat(gather_rows(labels_bC, counts))
         keys = torch.cat(gather_rows(key_b.to(self.device), counts)).cpu().numpy()

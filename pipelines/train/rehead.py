@@ -284,12 +284,13 @@ class Fitter:
         if squares:
             batches.append(self.encoder.outputs(squares, network))
         if not batches:
-            raise InputError(f"{self.job.shards}: none of {done} training images decodes")
+            raise InputError(f"{self.job.shards}: none of {done} training images decodes: check them with hhnet verify")
         return np.concatenate(batches).astype(np.float64)
 
     def _sample(self) -> Iterator[Sample]:
         """Yield `train.rotate_samples` training images, or all if there are fewer, shard by shard."""
         order = np.random.default_rng(self.train.seed).permutation(self.data.samples)
+        # argsort inverts the permutation: it gives each sample its rank, and the samples stay in reading order.
         taken = order.argsort() < self.train.rotate_samples
         ends = np.cumsum([len(rows) for rows in self.data.rows])[:-1]
         for shard, rows, mine in zip(self.data.train.shards, self.data.rows, np.split(taken, ends), strict=True):

@@ -74,7 +74,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> Trai
 
 
 def _plan_or_resume(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
-    """Return the job on the current shards, or on the earlier versions of them with which `out` was begun."""
+    """Return the job on the current shards, or on those earlier versions that `out` was begun with."""
     job = plan_training(open_current(shards, "shards"), open_current(val, "shards") if val else None, out, config)
     try:
         begun = read_identity(Store(out))
@@ -226,7 +226,9 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
             ) from unstarted
         return fitting
     if restarts == config.train.max_failures:
-        raise WorkFailed(f"training could not start its workers: {unstarted}") from unstarted
+        raise WorkFailed(
+            f"training could not start its workers: {unstarted}: look at the logs of their nodes"
+        ) from unstarted
     return await_training_needs(config)
 
 

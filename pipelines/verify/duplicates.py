@@ -264,6 +264,7 @@ def _prove_pairs(findings: Findings, sources: list[SourceTar], pairs: _Pairs, wi
         _require_pairs(pairs, corpus.ids[follow], corpus.ids[leaders[follow]], uri)
         leading = np.flatnonzero(leaders == np.arange(corpus.count))
         new = leading[leading >= corpus.known]
+        # All pairs of a sample only: to look for every missing pair would be the whole search once more.
         probes = np.random.Generator(np.random.Philox(0)).choice(new, min(MAX_PROBES, len(new)), replace=False)
         for start in range(0, len(leading), SLICE_ROWS):
             among = leading[start : start + SLICE_ROWS]

@@ -51,20 +51,20 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     """Delete the garbage below the root `uri` that was put more than `older_than` (such as 90m, 24h, 7d) ago.
 
     The grace period has to be longer than any run that may still be writing there: until a run publishes, its objects
-    look like garbage. With `keep` only the last so many versions stay, and those that were current within the grace
-    period; the newest ordinal table of an index stays too, so that no ordinal is given twice.
+    look like garbage. With `keep` only that many versions stay, and those that were current within the grace period.
+    The newest ordinal table of an index stays too, so that no ordinal is given twice.
 
     With `dry_run` nothing is deleted, and the figures describe a real run. Raises InputError where the root holds
     nothing.
     """
     if keep is not None and keep < 1:
-        raise ConfigError(f"--keep {keep}: at least the current version stays")
+        raise ConfigError(f"--keep {keep} is below 1: at least the current version stays, so give 1 or more")
     before = time.time() - _parse_grace(older_than)
     store = Store(uri)
     # List first, then read the manifests: an object that is published in between then counts as in use.
     there, uploads = store.entries(), store.uploads()
     if not there and not uploads:
-        raise InputError(f"{store.uri} holds nothing")
+        raise InputError(f"{store.uri} holds nothing: name the root of an artifact")
     published = read_all_manifests(store) if "manifest.json" in there or list_versions(store) else {}
     collected = _superseded(store, there, keep, before) if keep is not None else []
     records = [f"versions/{number}.json" for number in collected]
@@ -141,7 +141,7 @@ def _garbage(there: Mapping[str, ObjectInfo], published: Mapping[str, Artifact])
 
 
 def _put_at(name: str, garbage: Mapping[str, ObjectInfo]) -> float:
-    """Return the time at which an object was put; a checkpoint goes as a whole, so its youngest object counts."""
+    """Return the time of an object's put; a checkpoint is deleted as a whole, so its youngest object counts."""
     if not name.startswith(CHECKPOINTS_PREFIX):
         return garbage[name].modified
     folder = "/".join(name.split("/")[:2]) + "/"

@@ -64,7 +64,7 @@ def _compare(source: Hashed, pairs: list[tuple[Member, Record]]) -> Iterator[str
 def _compare_adopted(source: Hashed, pairs: list[tuple[Member, Record]]) -> Iterator[str]:
     """Yield a problem if an adopted tar lacks listed members; it may hold others."""
     listed = {member.offset: member for member, _ in pairs}
-    with suppress(TarDamaged):
+    with suppress(TarDamaged):  # the members behind the damage stay in `listed`, and are reported below
         for entry, content in read_tar(source, lambda entry: entry.offset in listed):
             member = listed.get(entry.offset)
             if member is not None and content is not None and _is_member(member, entry, content):

@@ -21,8 +21,8 @@ class HashLoss(nn.Module):
     A loss may own parameters (proxies) and buffers (centres, a step counter). They belong in checkpoints, not in the
     model. Subclasses implement `compute`; `forward` has checked its inputs and made them at least float32.
 
-    A sample without any label takes no part in the supervised terms. A batch in which nothing can be compared
-    has loss 0 with zero gradients.
+    A sample without labels takes no part in the supervised terms. A batch where nothing can be compared has loss 0
+    with zero gradients.
 
     Attributes:
         default_head: the head of `HHNet` this loss is meant for.
@@ -117,13 +117,13 @@ def similarity(labels_BC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_centres(classes: int, bits: int, seed: int, *, orthogonal: bool = False) -> Tensor:
-    """Return the codes of `hash_centres` as float (C, K) of +-1; more classes than codes take them in turn."""
+    """Return the codes of `hash_centres` as float (C, K) of +-1; with more classes than codes, the codes repeat."""
     codes = torch.from_numpy(hash_centres(min(classes, 2**bits), bits, seed, orthogonal=orthogonal)).float()
     return codes[torch.arange(classes) % len(codes)]
 
 
 def class_margin(bits: int, classes: int) -> float:
-    """Return zeta of `hhnet.nn.centres.margin`; if there are more classes than codes, that of all codes."""
+    """Return zeta of `hhnet.nn.centres.margin`; it counts at most as many classes as there are codes."""
     return margin(bits, min(classes, 2**bits))
 
 

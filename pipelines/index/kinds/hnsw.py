@@ -91,11 +91,13 @@ class HnswSearcher:
         self._index, self._graph = index, graph  # keeps both alive: the index owns the graph, the graph its codes
         self._ids: Ids = faiss.vector_to_array(index.id_map)
         storage: Any = faiss.downcast_IndexBinary(graph.storage)
+        # A view of the graph's own codes, without a copy.
         self._codes = faiss.rev_swig_ptr(storage.xb.data(), storage.ntotal * storage.code_size)
         self._codes = self._codes.reshape(storage.ntotal, storage.code_size)
         self._allowed = ~np.isin(self._ids, removed) if len(removed) else None
         self._settings = _untyped.SearchParametersHNSW(efSearch=ef_search)
         if self._allowed is not None:
+            # Kept as an attribute too: Faiss holds a bare pointer to the selector.
             self._settings.sel = self._selector = _untyped.IDSelectorBitmap(
                 np.packbits(self._allowed, bitorder="little")
             )

@@ -50,9 +50,9 @@ class IvfKind(IndexKind):
         """Return the empty trained index; one thread, since sums of floats in another order give other centres."""
         bits = 8 * sample.shape[1]
         index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, parameters["nlist"])
-        index.cp.seed = seed % (1 << 31)
+        index.cp.seed = seed % (1 << 31)  # a C int in Faiss
         index.cp.niter = TRAINING_ROUNDS
-        index.cp.min_points_per_centroid = 1
+        index.cp.min_points_per_centroid = 1  # Faiss would print a warning for a small corpus
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
         with one_thread():
             index.train(np.ascontiguousarray(sample))

@@ -86,23 +86,23 @@ def read_instances(data: bytes, where: str) -> list[tuple[str, tuple[str, ...]]]
         # Outlines are most of the file: each object is cut to the known fields as soon as it is parsed.
         document = json.loads(data, object_hook=_known_fields)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from None
+        raise InputError(f"{where} is not JSON: {error}: {_ORIGINAL}") from None
     if not isinstance(document, dict):
-        raise InputError(f"{where} is not an object with images, annotations and categories")
+        raise InputError(f"{where} is not an object with images, annotations and categories: {_ORIGINAL}")
     names = _read_categories(_objects(document, "categories", where), where)
     found: dict[int, tuple[str, set[str]]] = {}
     for place, image in enumerate(_objects(document, "images", where)):
         number = _integer(image, "id", f"{where}: images[{place}]")
         if number in found:
-            raise InputError(f"{where}: images[{place}] has the id {number} of an image before it")
+            raise InputError(f"{where}: images[{place}] has the id {number} of an image before it: {_ORIGINAL}")
         found[number] = (_file_name(image, f"{where}: images[{place}]"), set())
     for place, annotation in enumerate(_objects(document, "annotations", where)):
         at = f"{where}: annotations[{place}]"
         image_id, category = _integer(annotation, "image_id", at), _integer(annotation, "category_id", at)
         if image_id not in found:
-            raise InputError(f"{at} is of image {image_id}, which images does not have")
+            raise InputError(f"{at} is of image {image_id}, which images does not have: {_ORIGINAL}")
         if category not in names:
-            raise InputError(f"{at} is of category {category}, which categories does not have")
+            raise InputError(f"{at} is of category {category}, which categories does not have: {_ORIGINAL}")
         found[image_id][1].add(names[category])
     return [(name, tuple(sorted(labels))) for name, labels in found.values()]
 
@@ -114,10 +114,10 @@ def _known_fields(parsed: Mapping[str, Any]) -> dict[str, Any]:
 def _objects(document: Mapping[str, Any], name: str, where: str) -> list[Mapping[str, Any]]:
     rows = document.get(name)
     if not isinstance(rows, list):
-        raise InputError(f"{where} has no list {name}")
+        raise InputError(f"{where} has no list {name}: {_ORIGINAL}")
     for place, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise InputError(f"{where}: {name}[{place}] is not an object")
+            raise InputError(f"{where}: {name}[{place}] is not an object: {_ORIGINAL}")
     return rows
 
 
@@ -128,28 +128,31 @@ def _read_categories(rows: Sequence[Mapping[str, Any]], where: str) -> dict[int,
         number, name = _integer(row, "id", f"{where}: categories[{place}]"), row.get("name")
         if number in names or name in names.values() or name not in CLASSES:
             raise InputError(
-                f"{where}: categories[{place}], {str(name)[:80]!r}, is not one of COCO's 80, or comes twice"
+                f"{where}: categories[{place}], {str(name)[:80]!r}, is unknown to COCO or comes twice: {_ORIGINAL}"
             )
         names[number] = str(name)
     if missing := sorted({*CLASSES} - {*names.values()}):
-        raise InputError(f"{where} has {len(names)} categories of {len(CLASSES)}: {missing[0]!r} is missing")
+        raise InputError(
+            f"{where} has {len(names)} categories of {len(CLASSES)}, {missing[0]!r} is missing: {_ORIGINAL}"
+        )
     return names
 
 
 def _integer(row: Mapping[str, Any], name: str, where: str) -> int:
     value = row.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(f"{where} has no whole number {name}")
+        raise InputError(f"{where} has no whole number {name}: {_ORIGINAL}")
     return value
 
 
 def _file_name(row: Mapping[str, Any], where: str) -> str:
     name = row.get("file_name")
     if not isinstance(name, str) or not name.isprintable() or "/" in name:
-        raise InputError(f"{where} has no plain file_name")
+        raise InputError(f"{where} has no plain file_name: {_ORIGINAL}")
     return name
 
 
+_ORIGINAL = "take the original annotations of COCO"
 _COUNTS = {"train": 10_000, "query": 5_000, "database": 107_218}
 
 PROTOCOLS = (

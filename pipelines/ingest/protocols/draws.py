@@ -28,8 +28,8 @@ def draw_parts(keys: Sequence[str], labels: Sequence[str], shares: Mapping[str, 
 def fill_parts(keys: Sequence[str], labels: Sequence[Sequence[str]], shares: Mapping[str, int], seed: str) -> list[str]:
     """Return the part of each image with several labels; `shares` are the seats of each class in each part.
 
-    An image takes a seat of its first label that has one left, in the first part with one; if there is none, it goes to
-    `database`. So each class has at least its share in each part, if there are enough images.
+    Each image takes a free seat of the first of its labels that has one, in the first part where one is free. An image
+    without a seat goes to `database`. So each class has at least its share in each part, if there are enough images.
     """
     parts = ["database"] * len(keys)
     taken: Counter[tuple[str, str]] = Counter()

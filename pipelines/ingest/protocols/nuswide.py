@@ -60,6 +60,7 @@ class NusWide(Protocol):
         """Open the label files; a key is a line of the image list without its suffix, such as actor/0001_2124494179."""
         folder = "Groundtruth/AllLabels" if (root / "Groundtruth").is_dir() else "AllLabels"
         files = {"ImageList/Imagelist.txt": self.images * MAX_LINE_BYTES}
+        # A line is 0 or 1 and a line end.
         files |= {f"{folder}/Labels_{name}.txt": 4 * self.images for name in CLASSES}
         data = {name: read_bounded(root / name, limit, ROOT_HINT) for name, limit in files.items()}
         (list_name, lines), *columns = data.items()

@@ -30,6 +30,7 @@ def walk_boxes(data: bytes) -> Picture:
     boxes = _boxes(data, 0, len(data), metadata)
     kind, start, end = next(boxes)
     major = data[start : start + 4]
+    # The major brand, then four bytes of version, then the compatible brands.
     places = [start, *range(start + 8, min(end, start + 1024) - 3, 4)]
     brands = {data[at : at + 4] for at in places}
     form = "AVIF" if brands & _AVIF else "HEIF" if brands & _HEIF else None
@@ -56,6 +57,7 @@ def _boxes(data: bytes | bytearray, start: int, end: int, metadata: Metadata) ->
     while start < end:
         metadata.count()
         size, kind, head = int.from_bytes(data[start : start + 4], "big"), bytes(data[start + 4 : start + 8]), 8
+        # Size 1: the true one follows the type, in 64 bits. Size 0: the box goes on to the end.
         if size == 1:
             if kind != b"mdat":  # nobody writes these, and the type to rename would not be right before the start
                 raise ImageReject(Reason.UNDECODABLE, f"a box {kind!r} with a size of 64 bits")
@@ -76,6 +78,7 @@ def _walk_meta(data: bytearray, meta: _Box, metadata: Metadata) -> None:
     places: dict[int, list[_Extent]] = {}
     sizes: dict[int, int] = {}
     own = 0
+    # These boxes begin with a version (1 byte) and flags (3 bytes): meta, iinf, infe, iloc, ispe and ipma.
     for kind, start, end in _boxes(data, meta[1] + 4, meta[2], metadata):
         if kind == b"iinf":
             kinds = _item_kinds(data, start, end, metadata)
@@ -98,15 +101,15 @@ def _walk_meta(data: bytearray, meta: _Box, metadata: Metadata) -> None:
 
 def _item_kinds(data: bytearray, start: int, end: int, metadata: Metadata) -> dict[int, bytes]:
     kinds: dict[int, bytes] = {}
-    first = start + (6 if data[start] == 0 else 8)
+    first = start + (6 if data[start] == 0 else 8)  # behind the number of entries, of 16 or 32 bits by the version
     for kind, begin, stop in _boxes(data, first, end, metadata):
         if kind != b"infe" or data[begin] < 2:
             continue
         wide = 2 if data[begin] == 2 else 4
-        at = begin + 4 + wide + 2
+        at = begin + 4 + wide + 2  # behind the item's number and the index of its protection
         kinds[int.from_bytes(data[begin + 4 : begin + 4 + wide], "big")] = bytes(data[at : at + 4])
         if data[at : at + 4] in _UNREAD and at + 4 <= stop:
-            data[at : at + 4] = b"skip"
+            data[at : at + 4] = b"skip"  # as long as before, so every offset in the file stays right
     return kinds
 
 
@@ -128,6 +131,7 @@ def _item_sizes(data: bytearray, start: int, end: int, metadata: Metadata) -> di
                 metadata.count()
                 item = take(wide)
                 for _ in range(take(1)):
+                    # The top bit says that the property is essential. Properties count from 1; 0 is none.
                     index = (take(index_size) & (0x7F if index_size == 1 else 0x7FFF)) - 1
                     sizes[item] = sizes.get(item, 0) + (pixels[index] if 0 <= index < len(pixels) else 0)
     return sizes
@@ -159,15 +163,16 @@ def _item_places(data: bytearray, start: int, end: int) -> dict[int, list[_Exten
     extents = total = 0
     for _ in range(take(wide)):
         item = take(wide)
-        inside = bool(version and take(2) & 15)
-        take(2)
+        inside = bool(version and take(2) & 15)  # how offsets count: 0 = from the start of the file
+        take(2)  # index of a reference to another file
         base = take(base_size)
         found = places.setdefault(item, [])
         for _ in range(take(2)):
             take(index_size)
-            at, size = base + take(offset_size), take(length_size) or len(data)
+            at, size = base + take(offset_size), take(length_size) or len(data)  # length 0 = the rest of the file
             found.append((inside, at, size))
             extents, total = extents + 1, total + min(size, len(data))
+        # Pieces may lie over each other, so a small file could list a lot of bytes.
         if len(places) > MAX_ITEMS or extents > MAX_CHUNKS or total > 4 * len(data) + (1 << 20):
             raise ImageReject(Reason.TOO_LARGE, f"{len(places)} items in {extents} pieces of {total} bytes")
     return places
@@ -181,6 +186,8 @@ def _av1_pixels(content: bytes, metadata: Metadata) -> int:
     place = most = 0
     while place < len(content):
         metadata.count()
+        # The head of a unit: 4 bits of type, then the flags "one more byte of head" and "a size follows". The size has
+        # 7 bits in each byte, the lowest first; the top bit says that another byte follows.
         head = content[place]
         place += 2 if head & 4 else 1
         size = shift = 0
@@ -215,9 +222,9 @@ class _Bits:
 def _av1_size(header: bytes) -> tuple[int, int]:
     """Read the largest width and height of frames from a sequence header (AV1 specification, 5.5)."""
     bits = _Bits(header)
-    bits.take(4)
-    if bits.take(1):
-        bits.take(5)
+    bits.take(3 + 1)  # seq_profile, still_picture
+    if bits.take(1):  # reduced_still_picture_header
+        bits.take(5)  # seq_level_idx
     else:
         _pass_operating_points(bits)
     wide, high = bits.take(4) + 1, bits.take(4) + 1
@@ -227,23 +234,23 @@ def _av1_size(header: bytes) -> tuple[int, int]:
 def _pass_operating_points(bits: _Bits) -> None:
     delay = 0
     model = False
-    if bits.take(1):  # timing
-        bits.take(64)
-        if bits.take(1):
+    if bits.take(1):  # timing_info_present_flag
+        bits.take(32 + 32)  # num_units_in_display_tick, time_scale
+        if bits.take(1):  # equal_picture_interval; a number in Exp-Golomb code follows
             zeros = 0
             while zeros < 32 and not bits.take(1):
                 zeros += 1
             bits.take(zeros)
-        model = bool(bits.take(1))
+        model = bool(bits.take(1))  # decoder_model_info_present_flag
         if model:
-            delay = bits.take(5) + 1
-            bits.take(32 + 10)
-    display = bool(bits.take(1))
-    for _ in range(bits.take(5) + 1):
-        bits.take(12)
-        if bits.take(5) > 7:
-            bits.take(1)
+            delay = bits.take(5) + 1  # buffer_delay_length_minus_1
+            bits.take(32 + 5 + 5)  # num_units_in_decoding_tick, lengths of two other times
+    display = bool(bits.take(1))  # initial_display_delay_present_flag
+    for _ in range(bits.take(5) + 1):  # operating_points_cnt_minus_1
+        bits.take(12)  # operating_point_idc
+        if bits.take(5) > 7:  # seq_level_idx
+            bits.take(1)  # seq_tier
         if model and bits.take(1):
-            bits.take(2 * delay + 1)
+            bits.take(delay + delay + 1)  # decoder_buffer_delay, encoder_buffer_delay, low_delay_mode_flag
         if display and bits.take(1):
-            bits.take(4)
+            bits.take(4)  # initial_display_delay_minus_1

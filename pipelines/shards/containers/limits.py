@@ -92,9 +92,11 @@ def orientation_of(exif: bytes) -> int | None:
     def number(place: int, size: int) -> int:
         return int.from_bytes(exif[place : place + size], order)
 
+    # An entry has 12 bytes: tag (2), type (2), number of values (4), and the value (4) if it fits.
     directory = number(4, 4)
     last = min(directory + 2 + 12 * number(directory, 2), len(exif) - 11)
     for entry in range(directory + 2, last, 12):
         if number(entry, 2) == 0x0112:
+            # Type 4 is a number of 4 bytes; the standard wants 2, which begin the field in both byte orders.
             return number(entry + 8, 4 if number(entry + 2, 2) == 4 else 2)
     return None

@@ -20,6 +20,8 @@ MAX_TILE = 2048
 _WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION = 256, 257, 259, 274
 _STRIPS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 273, 279, 322, 323, 324, 325
 _BITS, _SAMPLES = 258, 277
+# Also photometric interpretation, fill order, rows per strip, planes, fax options, predictor and palette; then inks,
+# extra samples, sample format, JPEG tables and four tags of YCbCr. Not the orientation: `Picture` carries it.
 _KEPT = {
     *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, 262, 266, _STRIPS, _SAMPLES, 278, _STRIP_BYTES, 284, 292, 293, 317, 320),
     *(_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, 332, 338, 339, 347, 529, 530, 531, 532),
@@ -27,6 +29,7 @@ _KEPT = {
 _COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000}
 """None, CCITT, LZW, JPEG, deflate, PackBits and Zstandard; not old-style JPEG, nor SGI's logarithmic coding."""
 _JPEG = 7
+# Bytes of one value, by the type of a tag's values.
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
@@ -43,9 +46,9 @@ class _Form:
 def walk_tiff(data: bytes) -> Picture:
     """Return the first picture: the file with a new directory at its end that has no successor."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
-    big = b"+" in data[2:4]
+    big = b"+" in data[2:4]  # the number 43, in either byte order; 42 ("*") is a plain TIFF
     form = _Form(order, 8, 20, 8) if big else _Form(order, 2, 12, 4)
-    link = 8 if big else 4
+    link = 8 if big else 4  # where the header names the first directory; a BigTIFF first gives the width of offsets
     place = _number(data, link, form.offset, form)
     entries = _number(data, place, form.count, form)
     first, after = place + form.count, place + form.count + entries * form.entry
@@ -58,13 +61,14 @@ def walk_tiff(data: bytes) -> Picture:
         tags.setdefault(_number(data, start, 2, form), data[start : start + form.entry])
     _check(data, tags, form)
     kept = [entry for tag, entry in sorted(tags.items()) if tag in _KEPT]
-    pad = len(data) % 2
+    pad = len(data) % 2  # a directory begins at an even byte
     end = len(data) + pad
     if not big and end > 0xFFFFFFFF:
         raise ImageReject(Reason.TOO_LARGE, "a TIFF of 4 GiB")
     whole = b"".join(
         [
             data[:link] + end.to_bytes(form.offset, order) + data[link + form.offset :] + bytes(pad),
+            # Zeros at the end in place of the offset of a next directory.
             len(kept).to_bytes(form.count, order) + b"".join(kept) + bytes(form.offset),
         ]
     )
@@ -90,6 +94,7 @@ def _check(data: bytes, tags: dict[int, bytes], form: _Form) -> None:
     compression = _one(data, tags, _COMPRESSION, form) or 1
     if compression not in _COMPRESSIONS:
         raise ImageReject(Reason.UNDECODABLE, f"a TIFF of compression {compression}, which is not decoded")
+    # The sides of tiles are multiples of 16, so one tile may reach up to 15 pixels beyond the picture.
     for tag, side in ((_TILE_WIDTH, width), (_TILE_HEIGHT, height)):
         if (_one(data, tags, tag, form) or 0) > max(MAX_TILE, side + 15):
             raise ImageReject(Reason.TOO_LARGE, f"a tile of {_one(data, tags, tag, form)} pixels for {side}")
@@ -124,10 +129,12 @@ def _values(data: bytes, tags: dict[int, bytes], tag: int, form: _Form) -> npt.N
     """Return the whole numbers of a tag; none if it is missing or of another type."""
     entry = tags.get(tag, b"")
     kind = _number(entry, 2, 2, form)
+    # Unsigned whole numbers of 1, 2, 4 and 8 bytes.
     if kind not in (1, 3, 4, 16) or _bytes_of(entry, form) > MAX_VALUES:
         return np.empty(0, np.uint64)
     size, step = _bytes_of(entry, form), _SIZES[kind]
     start = form.entry - form.offset
+    # Values that are no longer than an offset stand in its place.
     if size > form.offset:
         place = _number(entry, start, form.offset, form)
         content = data[place : place + size]

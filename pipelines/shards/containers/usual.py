@@ -18,9 +18,10 @@ from pipelines.shards.containers.limits import (
 
 # A marker is FF and a byte that is neither stuffing (00), filling (FF) nor a restart inside a scan (D0 to D7).
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_BARE = {0x01, 0xD8}
+_BARE = {0x01, 0xD8}  # markers without a segment: TEM, and a second start of image
 _SOS, _EOI, _EXIF = 0xDA, 0xD9, b"Exif\0\0"
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
+# Not C4 (Huffman tables), C8 (reserved) and CC (arithmetic coding), which lie among the frames.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Application data and comments; JFIF (E0) and Adobe (EE) decide how components become colours.
 _APPLICATION = {*range(0xE1, 0xEE), 0xEF, 0xFE}
@@ -46,11 +47,13 @@ def walk_jpeg(data: bytes) -> Picture:
             raise ImageReject(Reason.TRUNCATED, "the JPEG ends inside a segment")
         if marker == _SOS:
             scans, first_scan = scans + 1, first_scan or start
+            # A sequential scan of all components is the whole picture.
             if one_scan and data[place + 2] == components:
                 break
             if scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
                 raise ImageReject(Reason.TOO_LARGE, f"{scans} or more scans of {pixels} pixels")
         elif marker in _FRAMES:
+            # Behind the length (2 bytes): precision (1), height (2), width (2) and number of components (1).
             components, one_scan = data[place + 7] if length > 7 else 0, marker in _SEQUENTIAL
             height, width = (int.from_bytes(data[at : at + 2], "big") for at in (place + 3, place + 5))
             pixels = max(pixels, width * height)
@@ -79,7 +82,7 @@ def walk_png(data: bytes) -> Picture:
     while True:
         metadata.count()
         kind, length = data[place + 4 : place + 8], int.from_bytes(data[place : place + 4], "big")
-        end = place + 12 + length
+        end = place + 12 + length  # length, type and CRC have 4 bytes each
         cut = end > len(data) or not kind
         if cut and not (begun or kind == b"IDAT"):
             raise ImageReject(Reason.TRUNCATED, "the PNG ends before its pixels")
@@ -116,7 +119,7 @@ def walk_webp(data: bytes) -> Picture:
     while place + 8 <= end:
         metadata.count()
         kind, length = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
-        begin, start, place = place, place + 8, place + 8 + length + length % 2
+        begin, start, place = place, place + 8, place + 8 + length + length % 2  # chunks begin at even bytes
         frames += kind in (b"ANMF", b"VP8 ", b"VP8L")
         if kind in (b"VP8X", b"VP8 ", b"VP8L"):
             check_size(*_webp_size(kind, data[start : start + 10]))
@@ -135,6 +138,8 @@ def walk_webp(data: bytes) -> Picture:
 
 def _webp_size(kind: bytes, header: bytes) -> tuple[int, int]:
     """Return the size that a WebP chunk declares; libwebp allocates two such canvases before Pillow can look."""
+    # VP8X: 4 bytes of flags, then 24 bits for each side, less one. VP8L: a signature of one byte, then 14 bits each,
+    # less one. VP8: a tag and a start code of 3 bytes each, then 14 bits each, with 2 bits of scale above them.
     if kind == b"VP8X":
         return 1 + int.from_bytes(header[4:7], "little"), 1 + int.from_bytes(header[7:10], "little")
     if kind == b"VP8L":
@@ -146,6 +151,7 @@ def _webp_size(kind: bytes, header: bytes) -> tuple[int, int]:
 def walk_bmp(data: bytes) -> Picture:
     """Keep the file unchanged; raise ImageReject for a large run-length coded one."""
     header, compression = int.from_bytes(data[14:18], "little"), int.from_bytes(data[30:34], "little")
+    # Headers from 40 bytes on name a compression; 1 and 2 are run lengths. A negative height means rows from the top.
     if header >= 40 and compression in (1, 2):
         width, height = (abs(int.from_bytes(data[at : at + 4], "little", signed=True)) for at in (18, 22))
         if max(len(data), width * height) > MAX_RUN_LENGTH:
@@ -162,7 +168,7 @@ def walk_gif(data: bytes) -> Picture:
     """Keep the screen, its colours, and the first image with the control block right before it."""
     if len(data) < 13:
         raise ImageReject(Reason.TRUNCATED, "the GIF ends inside its header")
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    width, height, flags = struct.unpack_from("<HHB", data, 6)  # behind the signature
     place = 13 + _gif_colours(flags)
     metadata, kept, control = Metadata(), [data[:place]], b""
     first = False
@@ -184,6 +190,7 @@ def walk_gif(data: bytes) -> Picture:
             left, top, columns, rows, own = struct.unpack_from("<HHHHB", data, place + 1)
             # Pillow makes the screen larger for an image that lies beyond it.
             check_size(max(width, left + columns), max(height, top + rows))
+            # 10 bytes of image header, the image's own colours, and 1 byte with the width of the first codes.
             place = _gif_blocks(data, place + 10 + _gif_colours(own) + 1)
             kept += [control, data[begin:place]]
             first = True

@@ -125,7 +125,7 @@ def _rejects(store: Store, parts: Sequence[Part]) -> Record:
 
 
 def _reasons(store: Store, part: Part) -> list[str]:
-    with suppress(DamagedArtifact, KeyError):
+    with suppress(DamagedArtifact, KeyError):  # `verify` reports damage; a status shows the rest
         table = read_parquet(read_part(store, part), f"{store.uri}/{part.path}", ["reason"])
         return [str(reason) for reason in table["reason"].to_pylist()]
     return []
@@ -152,7 +152,7 @@ def _model(store: Store, artifact: Artifact | None, run: Run | None) -> Record:
 def _newest_checkpoint(store: Store) -> Record:
     """Return step, validations and best mAP of the newest readable checkpoint, without reading its weights."""
     for name in reversed(store.folders("checkpoints")):
-        with suppress(DamagedArtifact, InputError, ValueError, KeyError):
+        with suppress(DamagedArtifact, InputError, ValueError, KeyError):  # cut off: the one before is shown
             checkpoint = open_artifact(store.child(f"checkpoints/{name}"), "checkpoint")
             progress = json.loads(checkpoint.read(checkpoint.manifest.part("progress.json")))
             best = progress.get("best") or {}

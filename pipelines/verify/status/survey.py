@@ -32,7 +32,7 @@ FAILURES_READ = 20
 
 
 class Survey:
-    """Looks at a root or a folder of them, repeatedly; a finished root is not read again."""
+    """Looks repeatedly at one root, or at a folder of roots; a finished root is not read again."""
 
     def __init__(self, uri: str) -> None:
         self.store = Store(uri)
@@ -119,14 +119,14 @@ class Survey:
         }
 
     def _failures(self) -> list[str]:
-        """Return the last error of each cell that failed and was not made since; at most FAILURES_READ of them."""
+        """Return the last error of each cell that failed and was not made since; at most FAILURES_READ errors."""
         last: dict[str, str] = {}
         for name in sorted(self.store.names("failures")):
             last[name.split("/")[1]] = name  # failures/model-0123abcd/000001.json
         failed = [last[one] for one in last if self.store.size(f"{one.replace('-', '/', 1)}/manifest.json") is None]
         found = []
         for name in failed[:FAILURES_READ]:
-            with suppress(ValueError, KeyError, TypeError, FileNotFoundError):
+            with suppress(ValueError, KeyError, TypeError, FileNotFoundError):  # half a record must not hide the others
                 found.append(str(json.loads(self.store.read(name))["error"]))
         return found
 

@@ -9,6 +9,7 @@ from pipelines.artifacts.runs import Record
 STAGES_SHOWN = 40
 SETTINGS_SHOWN = 12
 SAME_DAY_S = 43_200
+"""Seconds left within which the expected end is shown without its date: half a day, so the time alone is clear."""
 
 
 def format_status(found: Record) -> str:

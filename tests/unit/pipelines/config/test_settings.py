@@ -74,7 +74,7 @@ def test_set_reaches_into_nested_tables_and_lists() -> None:
         (["train.epochs"], "write section.key=value"),
         (["=5"], "write section.key=value"),
         (["train=5"], "train = 5"),
-        (["encode.logits=true", 'encode.carry=["logits"]'], "encode.logits = True: makes a column `logits`"),
+        (["encode.logits=true", 'encode.carry=["logits"]'], "encode.logits = True: stores a column `logits`"),
         (["train.epochs=2", "train.epochs.x=1"], "epochs is a value, not a section"),
     ],
 )

@@ -262,7 +262,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path: Path, p
 
 @pytest.mark.parametrize("flag", [{"memory": "4GiB"}, {"latency": "5ms"}, {"recall": 0.9}, {"dry_run": True}])
 def test_a_budget_without_auto_is_a_usage_error(flag: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="give --kind auto with them"):
+    with pytest.raises(UsageError, match="add --kind auto"):
         index_build_command(BuildFlags(codes=["codes"], out="index", **flag), load_config())
 
 

@@ -592,7 +592,7 @@ def test_the_command_line_adopts(wds: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--adopt", "--split", "folder"], "cannot be given with --split"),
+        (["--adopt", "--split", "folder"], "leave out --split"),
         (["--classes", "names.txt"], "belong to --adopt"),
         (["--keys-by-tar"], "belong to --adopt"),
         (["--image-member", "jpg"], "belong to --adopt"),

@@ -79,7 +79,7 @@ def test_the_small_study_is_what_it_says() -> None:
         (("model.bits = [16, 32]", "bits = [16, 32]"), "axes: bits is neither"),
         (("model.bits = [16, 32]", "train.lr = [1e-2]"), "train.lr is set by train.lr and by search train.lr"),
         (("model.bits = [16, 32]", "train.seed = [1]"), "train.seed is set by seeds and by train.seed"),
-        (("[3, 4]", "[3, 3]"), "seeds: a seed stands there twice"),
+        (("[3, 4]", "[3, 3]"), "seeds: a seed is listed twice"),
         (("[3, 4]", "[]"), "seeds: "),
         (('title = "Tiny"', 'titel = "Tiny"'), "title: Field required"),
         (("[1e-5, 1e-3]", "[]"), "search: train.lr is empty"),

@@ -203,11 +203,11 @@ def put(field: str, place: int, **values: Any) -> Callable[[Document], str]:
         (put("images", 1, file_name="\ud800.jpg"), ": images[1] has no plain file_name"),
         (put("images", 1, file_name="a\nb.jpg"), ": images[1] has no plain file_name"),
         (put("images", 1, file_name="COCO.jpg"), ": images[1]: cannot read "),
-        (put("categories", 4, name="unicorn"), ": categories[4], 'unicorn', is not one of COCO's 80, or comes twice"),
-        (put("categories", 4, name="zebra"), ": categories[4], 'zebra', is not one of COCO's 80, or comes twice"),
-        (put("categories", 4, name=["zebra"]), "is not one of COCO's 80, or comes twice"),
-        (put("categories", 4, id=category_id("zebra")), "is not one of COCO's 80, or comes twice"),
-        (changed(lambda d: d["categories"].pop(0)), " has 79 categories of 80: 'zebra' is missing"),
+        (put("categories", 4, name="unicorn"), ": categories[4], 'unicorn', is unknown to COCO or comes twice"),
+        (put("categories", 4, name="zebra"), ": categories[4], 'zebra', is unknown to COCO or comes twice"),
+        (put("categories", 4, name=["zebra"]), "is unknown to COCO or comes twice"),
+        (put("categories", 4, id=category_id("zebra")), "is unknown to COCO or comes twice"),
+        (changed(lambda d: d["categories"].pop(0)), " has 79 categories of 80, 'zebra' is missing"),
     ],
 )
 def test_annotations_that_do_not_fit(root: Path, tmp_path: Path, text: Callable[[Document], str], message: str) -> None:
@@ -256,4 +256,4 @@ def test_the_command_line(
     (root / VAL).write_text("{}")
     code, out, errors = hhnet(words, capsys)
     assert (code, out) == (2, "")
-    assert errors == f"hhnet: {root / VAL} has no list categories\n"
+    assert errors == f"hhnet: {root / VAL} has no list categories: take the original annotations of COCO\n"

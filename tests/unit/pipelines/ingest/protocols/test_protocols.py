@@ -450,7 +450,7 @@ def test_the_command_line(
 
 
 KNOWN = "'cifar11' is unknown: choose one of cifar10, cifar10-1, cifar10-2, cifar10-h2q"
-ALONE = "give it with --root and --out alone"
+ALONE = "give only --root and --out with it"
 
 
 @pytest.mark.parametrize(
