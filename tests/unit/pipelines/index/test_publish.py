@@ -134,7 +134,7 @@ def test_parts_that_gc_takes_from_a_change_are_not_published(
     codes = codes_at(tmp_path, "more")
     left_behind(index, codes, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(DamagedArtifact, match="is gone, so version 2 cannot name it"):
-        collects(index, patch, "measure", reindex)
+        collects(index, patch, "measure_index", reindex)
         add_codes(index, [codes], FLAT)
     assert list_versions(Store(index)) == [1]
     assert add_codes(index, [codes], FLAT).version == 2
