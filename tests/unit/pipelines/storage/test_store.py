@@ -23,7 +23,7 @@ from pipelines.artifacts.manifest import (
     parse_manifest,
 )
 from pipelines.artifacts.runs import closed_records, write_run_record
-from pipelines.artifacts.versions import open_input
+from pipelines.artifacts.versions import open_input_version
 from pipelines.errors import (
     CommitConflict,
     ConfigError,
@@ -405,23 +405,23 @@ def derived(tmp_path: Path, upstream: Artifact, origin: dict[str, str]) -> Artif
 def test_inputs_are_followed_and_their_digest_checked(tmp_path: Path) -> None:
     upstream = commit(tmp_path / "shards")
     artifact = derived(tmp_path, upstream, {"shards": upstream.uri})
-    assert open_input(artifact, "shards").digest == upstream.digest
+    assert open_input_version(artifact, "shards").digest == upstream.digest
     other = commit(tmp_path / "other", b"other")
     with pytest.raises(FingerprintMismatch) as caught:
-        open_input(artifact, "shards", other.uri)
+        open_input_version(artifact, "shards", other.uri)
     assert upstream.digest[:12] in str(caught.value)
     assert other.digest[:12] in str(caught.value)
     moved = tmp_path / "moved"
     (tmp_path / "shards").rename(moved)
     with pytest.raises(InputError):
-        open_input(artifact, "shards")
-    assert open_input(artifact, "shards", str(moved)).digest == upstream.digest
+        open_input_version(artifact, "shards")
+    assert open_input_version(artifact, "shards", str(moved)).digest == upstream.digest
 
 
 def test_an_unknown_origin_asks_for_the_flag(tmp_path: Path) -> None:
     artifact = derived(tmp_path, commit(tmp_path / "shards"), {})
     with pytest.raises(InputError, match="--shards"):
-        open_input(artifact, "shards")
+        open_input_version(artifact, "shards")
 
 
 def test_the_origin_is_outside_the_digest(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipelines.shards.shards import open_shards
 from pipelines.train.batches import TrainData
 from pipelines.train.job import TrainJob
 from pipelines.train.prefetch import Position, iterate_batches, prefetch_batches
-from pipelines.train.train import plan_job
+from pipelines.train.train import plan_training
 from tests.support.pictures import write_folder
 
 SETS = ("ingest.samples_per_shard=7", "data.image_size=32", "data.batch_size=8", "train.val_share=0.2")
@@ -38,7 +38,7 @@ def test_a_process_of_its_own_makes_the_same_batches(shards: str) -> None:
     config = configure("train.workers=2")
     position = Position(rank=1, world=2, views=2, epoch=1, legs=[(3, 1), (2, 1)])
     here = list(iterate_batches(TrainData.make(open_shards(shards), None, config), config, position))
-    job = plan_job(open_current(shards, "shards"), None, "model", config)
+    job = plan_training(open_current(shards, "shards"), None, "model", config)
     apart = list(prefetch_batches(job, position))
     assert len(apart) == len(here) == (5 - 2) + 5
     for (mine, bad), (other, _) in zip(apart, here, strict=True):
