@@ -29,7 +29,7 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import ArtifactInput
 from pipelines.artifacts.tables import codes_schema, parquet_bytes
-from pipelines.artifacts.versions import finished
+from pipelines.artifacts.versions import find_finished
 from pipelines.index.kinds import NOTHING_REMOVED
 from pipelines.index.reader import IndexReader, open_index
 from pipelines.storage import Store, sha256_of
@@ -68,7 +68,7 @@ def write_codes(out: Path, prefix: str, count: int, removed: Any = NOTHING_REMOV
         ArtifactInput(role="model", kind="model", digest="a" * 64),
     )
     mark = sha256_of(f"{prefix} {count}".encode() + removed.tobytes())
-    if (done := finished(Store(out), "codes", mark)) is not None:
+    if (done := find_finished(Store(out), "codes", mark)) is not None:
         return done.uri
     writer = ArtifactWriter(Store(out), "codes", mark, inputs, {})
     parts, receipts = [], {}
