@@ -23,10 +23,10 @@ from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, read_description
 from pipelines.study.study import Cell, Data, _publish
 from pipelines.verify.verify import verify
+from tests.support.artifacts import BITS, CLASSES, MARK, make_codes, make_model
 from tests.support.codes import write_shards
 from tests.support.inline import use_inline_pool
 from tests.support.report import SEED, report, scaled
-from tests.unit.pipelines.verify.test_verify import BITS, CLASSES, MARK, make_codes, make_model
 
 INDEXED = Config(index=IndexSettings(workers=1))
 KINDS = ["shards", "model", "codes", "index", "checkpoint", "report", "alias", "duplicates", "study"]
