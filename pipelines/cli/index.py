@@ -107,8 +107,12 @@ def index_add(flags: AddFlags, settings: Config) -> Result:
     """
     from pipelines.index.update import add_codes as work
 
-    changes = {"prune": flags.prune, "replace_changed": flags.replace}
-    return work(flags.index, flags.codes, settings, publish=flags.publish, **changes)
+    return work(
+        *(flags.index, flags.codes, settings),
+        publish=flags.publish,
+        prune=flags.prune,
+        replace_changed=flags.replace,
+    )
 
 
 @verb(index_app, "remove")

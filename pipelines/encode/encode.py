@@ -19,6 +19,7 @@ from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
+from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -46,7 +47,9 @@ class EncodeResult(Result):
 
 
 @on_cluster("encode")
-def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bool = False) -> EncodeResult:
+def encode(
+    shards: str, model: str, out: str, config: Config, allow_degraded: bool = False, pool: Pool = ray_pool
+) -> EncodeResult:
     """Encode all samples of a shards artifact; a rerun encodes only missing shards.
 
     Raises Degraded when more than `encode.reject_budget` was rejected, unless `allow_degraded` is set.
@@ -56,7 +59,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     status = "done" if artifact is None else "unchanged"
     measured: dict[str, Any] = {}
     if artifact is None:
-        artifact, measured = _work(job, allow_degraded)
+        artifact, measured = _work(job, allow_degraded, pool)
     totals = artifact.manifest.totals
     return EncodeResult.of(
         artifact,
@@ -67,7 +70,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     )
 
 
-def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:
+def _work(job: EncodeJob, allow_degraded: bool, pool: Pool) -> tuple[Artifact, dict[str, Any]]:
     """Encode the missing shards and publish; shards that were published and lost since are encoded again."""
     begun = time.monotonic()
     writer = job.writer()
@@ -84,7 +87,7 @@ def _work(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any
     done = opened.samples - sum(opened.shard(task.shard).rows for task in tasks)
     facts = {"fingerprint": job.fingerprint, "shards": len(opened.shards)}
     with RunLog(writer.store, "encode", job.config, done=done, total=opened.samples, unit="images", **facts) as log:
-        runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all, log)
+        runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all, log, pool)
         if runs:
             log.result(**run_figures(runs, time.monotonic() - begun))
         if published is None or published.manifest.input("shards").digest != job.shards_digest:

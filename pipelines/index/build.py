@@ -14,6 +14,7 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import finished, publish_number
+from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -72,7 +73,12 @@ class PlannedResult(Result):
 
 @on_cluster("index build")
 def build_index(
-    codes: Sequence[str], out: str, config: Config, publish: bool = True, dry_run: bool = False
+    codes: Sequence[str],
+    out: str,
+    config: Config,
+    publish: bool = True,
+    dry_run: bool = False,
+    pool: Pool = ray_pool,
 ) -> BuildResult | PlannedResult:
     """Index the codes artifacts `codes`, in this order, at `out`; publish version 1 if it passes the gate.
 
@@ -94,7 +100,7 @@ def build_index(
     artifact, known = finished(store, "index", name), versions(store)
     status = "unchanged" if artifact else "done"
     if artifact is None or (publish and not known):
-        artifact = _build_and_publish(sets, store, name, artifact, publish, config)
+        artifact = _build_and_publish(sets, store, name, artifact, publish, config, pool)
         known, status = versions(store), "done"
     if status == "done" and known and known != [1] and (artifact := finished(store, "index", name)) is None:
         raise DamagedArtifact(
@@ -105,7 +111,13 @@ def build_index(
 
 
 def _build_and_publish(
-    sets: Sequence[CodesSet], store: Store, name: str, artifact: Artifact | None, publish: bool, config: Config
+    sets: Sequence[CodesSet],
+    store: Store,
+    name: str,
+    artifact: Artifact | None,
+    publish: bool,
+    config: Config,
+    pool: Pool,
 ) -> Artifact:
     """Build the missing parts of the index, and publish version 1 if asked for and none exists."""
     figures = None
@@ -116,7 +128,7 @@ def _build_and_publish(
     writer, total = _writer(sets, store, name), sum(task.rows > 0 for task in tasks)
     with RunLog(store, "index build", config, fingerprint=name, total=total, unit="parts") as log:
         if artifact is None:
-            artifact, figures = _build(writer, tasks, sets[0], config, log)
+            artifact, figures = _build(writer, tasks, sets[0], config, log, pool)
         if publish and not versions(store):
             pass_gate(artifact, figures or measure(artifact, config), config, log)
             publish_number(artifact, "manifest.json", 1)
@@ -211,7 +223,7 @@ def _writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter
 
 
 def _build(
-    writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config, log: RunLog
+    writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config, log: RunLog, pool: Pool
 ) -> tuple[Artifact, Figures]:
     kind = index_kind(config.index.kind)
     count = sum(task.rows for task in tasks)
@@ -221,7 +233,7 @@ def _build(
         trained = _train(writer, kind, tasks, parameters, config)
     shared = _shared(writer, trained) if trained else None
     receipts: dict[str, PartReceipt | QuantizerReceipt] = {QUANTIZER: trained} if trained else {}
-    receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config, log)
+    receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config, log, pool)
     there = writer.store.entries("parts")
     parts = [part for receipt in receipts.values() for part in parts_of(writer, receipt, shared, there)]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -86,17 +86,20 @@ class TrainResult(Result):
 
 
 @on_cluster("train")
-def train(shards: str, out: str, config: Config, val: str | None = None) -> TrainResult:
+def train(
+    shards: str, out: str, config: Config, val: str | None = None, run: Callable[..., None] | None = None
+) -> TrainResult:
     """Train on a shards artifact and publish the weights of the best validation epoch.
 
-    A rerun of the same command goes on from the last good checkpoint.
+    A rerun of the same command goes on from the last good checkpoint. `run(job, data, log)` runs the training loop to
+    its last step; by default that is `run_on_ray`.
     """
     begun, config = time.monotonic(), _absolute(config)
     job = _job_of(shards, val, out, config)
     artifact = finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
-        artifact = _work(job)
+        artifact = _work(job, run or run_on_ray)
     metrics = artifact.facts(ModelMeta).metrics.as_json()
     seconds = round(time.monotonic() - begun, 1) if status == "done" else None
     return TrainResult.of(artifact, status, **metrics, seconds=seconds)
@@ -121,7 +124,7 @@ def _job_of(shards: str, val: str | None, out: str, config: Config) -> TrainJob:
     return job
 
 
-def _work(job: TrainJob) -> Artifact:
+def _work(job: TrainJob, run: Callable[..., None]) -> Artifact:
     """Train from the last good checkpoint to the end, and publish the model."""
     from pipelines.train.batches import TrainData
     from pipelines.train.checkpoints import Checkpoints
@@ -138,7 +141,7 @@ def _work(job: TrainJob) -> Artifact:
     done = last.step if last else 0
     with RunLog(writer.store, "train", config, done=done, total=total, unit="steps", **facts, **epochs) as log:
         if last is None or last.step < total:
-            _run_workers(job, data, log)
+            run(job, data, log)
             last = checkpoints.latest()
         if last is None or last.step < total:
             raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
@@ -231,7 +234,7 @@ def _file_digest(setting: str, path: str) -> str:
         ) from None
 
 
-def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
+def run_on_ray(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     """Run the training loop on Ray Train until its last step; restart workers that die."""
     config = job.config
     with ray_session(config), scratch_folder(kept=True) as scratch:

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import pipelines.index.pool
-import pipelines.index.update
 from hhnet.search import device as gpu
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
@@ -16,16 +14,17 @@ from pipelines.index.reader import open_index
 from pipelines.index.update import remove_rows
 from pipelines.search.gpu import on_gpu
 from tests.support.codes import random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
 CONFIG = Config(index=IndexSettings(workers=1))
 
 
-def build(root: Path, monkeypatch: pytest.MonkeyPatch, config: Config = CONFIG) -> str:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
+def build(root: Path, config: Config = CONFIG) -> str:
     rows = {f"{name}-000000.tar": simple_rows(name, 40, 16, seed=seed) for seed, name in enumerate(("one", "two"))}
-    return str(build_index([write_codes(root / "codes", rows, 16).uri], str(root / "index"), config).uri)
+    return str(
+        build_index([write_codes(root / "codes", rows, 16).uri], str(root / "index"), config, pool=InlinePool()).uri
+    )
 
 
 @pytest.mark.parametrize("k", [1, 9, 1000])

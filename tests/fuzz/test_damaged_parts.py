@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.index.pool
 from hhnet.search import multi_index as mih
 from hhnet.search.multi_index import MultiIndexHash
 from pipelines.artifacts.manifest import Artifact, open_artifact
@@ -30,7 +29,7 @@ from pipelines.index.reader import QUANTIZER_NAME, open_index
 from pipelines.verify.verify import verify
 from tests.fuzz.apart import do_apart
 from tests.support.codes import random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.report import SEED, report, scaled
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
@@ -46,11 +45,11 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     root = tmp_path_factory.mktemp("parts")
     names = {f"x-{number:06d}.tar": simple_rows(f"x/{number}", ROWS, seed=number) for number in range(3)}
     found = {"codes": write_codes(root / "codes", names)}
-    with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.pool)
-        for kind in kind_names():
-            settings = Config(index=IndexSettings(kind=kind, nlist=LISTS, nprobe=LISTS, workers=1))
-            found[kind] = open_artifact(build_index([found["codes"].uri], str(root / kind), settings).uri)
+    for kind in kind_names():
+        settings = Config(index=IndexSettings(kind=kind, nlist=LISTS, nprobe=LISTS, workers=1))
+        found[kind] = open_artifact(
+            build_index([found["codes"].uri], str(root / kind), settings, pool=InlinePool()).uri
+        )
     return found
 
 

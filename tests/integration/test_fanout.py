@@ -21,7 +21,7 @@ from pipelines.index.update import remove_rows
 from pipelines.search.actors import spread
 from pipelines.search.search import search
 from tests.support.codes import random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 PARTS = 5
 
@@ -32,10 +32,10 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp(request.param)
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 40 + n, 16, seed=n, flip=0.3) for n in range(PARTS)}
     config = Config(index=IndexSettings(kind=request.param, workers=1))
-    with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.pool)
-        uri = build_index([write_codes(root / "codes", contents, 16).uri], str(root / "index"), config).uri
-        remove_rows(uri, config, ["x/1/00003", "x/1/00007", "x/4/00000"])
+    uri = build_index(
+        [write_codes(root / "codes", contents, 16).uri], str(root / "index"), config, pool=InlinePool()
+    ).uri
+    remove_rows(uri, config, ["x/1/00003", "x/1/00007", "x/4/00000"])
     yield uri
 
 

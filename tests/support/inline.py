@@ -1,11 +1,8 @@
-"""Stands in for the Ray pool where a unit test is about the job and not about Ray: same interface, this process."""
+"""Runs a verb's items in this process, where a test is about the verb and not about Ray."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
-
-import pytest
 
 from pipelines.cluster.pool import Outcome
 
@@ -18,6 +15,10 @@ class InlinePool:
         self.reverse = False
         self.fatal: Callable[[Any], bool] = lambda item: False
 
+    @contextmanager
+    def __call__(self, *_: Any) -> Iterator[Callable[..., Iterator[Outcome[Any]]]]:
+        yield self.map_items
+
     def map_items(
         self, worker: Callable[..., Any], worker_args: tuple[Any, ...], items: Sequence[Any], **options: Any
     ) -> Iterator[Outcome[Any]]:
@@ -29,18 +30,3 @@ class InlinePool:
             result = made.run(item)
             self.done.append(item)
             yield Outcome(item, result, 1)
-
-
-def use_inline_pool(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> InlinePool:
-    """Replace the pool, the session and the questions about the cluster in a job's module."""
-
-    @contextmanager
-    def no_session(config: Any) -> Iterator[None]:
-        yield
-
-    pool = InlinePool()
-    monkeypatch.setattr(module, "map_items", pool.map_items)
-    monkeypatch.setattr(module, "ray_session", no_session)
-    monkeypatch.setattr(module, "require_shared_store", lambda store, config: None)
-    monkeypatch.setattr(module, "need_of", lambda settings, config: None, raising=False)  # not every job asks
-    return pool

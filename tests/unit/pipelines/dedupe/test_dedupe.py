@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.index.pool
 from hhnet import hamming_distances, pack_bits
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
@@ -25,7 +24,7 @@ from pipelines.index.update import add_codes, remove_rows
 from pipelines.storage import failpoints
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 FLAT = Config(index=IndexSettings(workers=1))
 
@@ -186,9 +185,7 @@ def test_what_a_row_says_of_a_sample(tmp_path: Path) -> None:
 
 
 def build_flat(root: Path, uris: list[str], name: str = "index") -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.pool)
-        return str(build_index(uris, str(root / name), FLAT).uri)
+    return str(build_index(uris, str(root / name), FLAT, pool=InlinePool()).uri)
 
 
 def test_ten_thousand_equal_codes_make_as_many_pairs(tmp_path: Path) -> None:
@@ -315,31 +312,27 @@ def test_new_codes_are_compared_with_each_other_and_with_those_of_the_index(
     assert verify(out).digest == result["digest"]
 
 
-def test_removed_rows_take_no_part_and_tars_of_the_index_are_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_removed_rows_take_no_part_and_tars_of_the_index_are_passed_over(tmp_path: Path) -> None:
     codes = random_codes(6)
     old = Rows(["a", "b", "c", "d"], codes[:4], [[0]] * 4, sha256="1" * 64)
     new = Rows(["e", "f"], codes[[1, 2]], [[0]] * 2, sha256="2" * 64)
     index = build_flat(tmp_path, [write_codes(tmp_path / "base", {"old-0.tar": old}).uri])
-    use_inline_pool(monkeypatch, pipelines.index.pool)
     remove_rows(index, FLAT, ["b"])
     grown = write_codes(tmp_path / "grown", {"new-0.tar": new, "old-0.tar": old}).uri
     out = str(tmp_path / "out")
     result = dedupe([grown], out, settings(0), against=index).as_json()
     assert (result["samples"], result["indexed"]) == (2, 3)
     assert [(row["key_a"], row["key_b"]) for row in rows_of(out, "pairs-")] == [("c", "f")]
-    add_codes(index, [grown], FLAT)  # the proof goes on from the version that was used
+    add_codes(index, [grown], FLAT, pool=InlinePool())  # the proof goes on from the version that was used
     assert verify(out).status == "done"
     assert dedupe([grown], str(tmp_path / "later"), settings(0), against=index).samples == 0
 
 
-def test_dropping_what_is_not_kept_leaves_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropping_what_is_not_kept_leaves_no_pair(tmp_path: Path) -> None:
     codes = codes_at(tmp_path, "codes", clustered(300))
     out = str(tmp_path / "out")
     dropped = dedupe([codes], out, settings(2)).droppable
     index = build_flat(tmp_path, [codes])
-    use_inline_pool(monkeypatch, pipelines.index.pool)
     keys = [row["key"] for row in rows_of(out, "components-") if not row["keep"]]
     assert remove_rows(index, FLAT, keys).removed == dropped == len(keys)
     with open_index(index) as reader:

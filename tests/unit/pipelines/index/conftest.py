@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.index.pool
 from pipelines.index.build import build_index
 from pipelines.storage import failpoints
 from tests.support.indexes import FLAT, codes_at
-from tests.support.inline import InlinePool, use_inline_pool
+from tests.support.inline import InlinePool
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    return use_inline_pool(monkeypatch, pipelines.index.pool)
+def pool() -> InlinePool:
+    return InlinePool()
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +25,6 @@ def fresh_failpoints() -> Iterator[None]:
 
 @pytest.fixture
 def index(tmp_path: Path, pool: InlinePool) -> str:
-    uri = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), FLAT).uri)
+    uri = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), FLAT, pool=pool).uri)
     pool.done.clear()
     return uri

@@ -70,8 +70,8 @@ def test_a_flipped_bit_in_the_table_of_removed_rows_is_found(index: str) -> None
 
 def test_a_swapped_quantizer_is_refused_naming_both(tmp_path: Path, pool: InlinePool) -> None:
     config = IVF.model_copy(update={"index": IVF.index.model_copy(update={"seed": 9})})
-    index = str(build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), IVF).uri)
-    other = str(build_index([str(tmp_path / "base")], str(tmp_path / "other"), config).uri)
+    index = str(build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), IVF, pool=pool).uri)
+    other = str(build_index([str(tmp_path / "base")], str(tmp_path / "other"), config, pool=pool).uri)
     own, foreign = (open_current(uri).manifest.part(QUANTIZER_NAME) for uri in (index, other))
     Store(index).put(foreign.path, Store(other).read(foreign.path))
 
@@ -99,10 +99,10 @@ def test_a_part_that_is_gone_is_not_named_again(index: str) -> None:
 
 @KINDS
 def test_verify_proves_every_version(tmp_path: Path, pool: InlinePool, config: Config) -> None:
-    index = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config).uri)
+    index = str(build_index([codes_at(tmp_path, "base", shards=3)], str(tmp_path / "index"), config, pool=pool).uri)
     remove_rows(index, config, ["base/0/00003", "base/1/00004"])
-    add_codes(index, [codes_at(tmp_path, "more")], config)
-    compact_index(index, config)
+    add_codes(index, [codes_at(tmp_path, "more")], config, pool=pool)
+    compact_index(index, config, pool=pool)
     remove_rows(index, config, ["more/0/00000"], ["base-000002.tar"])
     rollback_index(index, 2)
     last = rollback_index(index, 5).as_json()
@@ -138,7 +138,7 @@ def test_verify_finds_rows_that_are_not_those_of_the_codes(tmp_path: Path, index
 def test_verify_finds_rows_that_went_without_being_compacted(tmp_path: Path, index: str) -> None:
     """A version that leaves a shard's rows out and tells nobody."""
     remove_rows(index, FLAT, ["base/0/00003"])
-    compact_index(index, FLAT)
+    compact_index(index, FLAT, pool=InlinePool())
     old = open_artifact(index).manifest.receipts
 
     def hide(fields: dict[str, Any]) -> None:

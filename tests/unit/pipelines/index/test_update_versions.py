@@ -32,8 +32,8 @@ def test_a_running_reader_finishes_on_its_version(tmp_path: Path, index: str) ->
     with open_index(index) as reader:
         first = reader.search(random_codes(12, seed=77)[:1], 9)
         remove_rows(index, FLAT, [item.key for item in reader.items(first[1].ravel().tolist()).values()])
-        add_codes(index, [codes_at(tmp_path, "more")], FLAT)
-        compact_index(index, FLAT)
+        add_codes(index, [codes_at(tmp_path, "more")], FLAT, pool=InlinePool())
+        compact_index(index, FLAT, pool=InlinePool())
         distances, ids = reader.search(random_codes(12, seed=77), 9)
         assert [distances.tolist(), ids.tolist()] == expected
         assert len(reader.items(ids.ravel().tolist())) and reader.count == 60
@@ -42,7 +42,7 @@ def test_a_running_reader_finishes_on_its_version(tmp_path: Path, index: str) ->
 
 def test_a_rollback_is_a_version_and_ordinals_are_not_given_again(tmp_path: Path, index: str) -> None:
     expected = ask(index)
-    add_codes(index, [codes_at(tmp_path, "more", shards=1)], FLAT)
+    add_codes(index, [codes_at(tmp_path, "more", shards=1)], FLAT, pool=InlinePool())
     back = rollback_index(index).as_json()
     assert (back["status"], back["version"], back["to"], back["digest"]) == ("done", 3, 1, open_artifact(index).digest)
     assert ask(index) == expected
@@ -50,8 +50,8 @@ def test_a_rollback_is_a_version_and_ordinals_are_not_given_again(tmp_path: Path
         "unchanged",
         "unchanged",
     )
-    add_codes(index, [codes_at(tmp_path, "other", shards=1)], FLAT)
-    add_codes(index, [str(tmp_path / "more")], FLAT)
+    add_codes(index, [codes_at(tmp_path, "other", shards=1)], FLAT, pool=InlinePool())
+    add_codes(index, [str(tmp_path / "more")], FLAT, pool=InlinePool())
     with open_index(index) as reader:
         found = {shard.shard: shard.ordinal for shard in reader.shards.values()}
     assert (found["more-000000.tar"], found["other-000000.tar"]) == (3, 4)
@@ -71,9 +71,9 @@ def test_of_two_runs_at_once_one_publishes(
 ) -> None:
     remove_rows(index, FLAT, ["base/0/00000"])
     work: dict[str, Callable[[], Any]] = {
-        "add": lambda: add_codes(index, [codes_at(tmp_path, "more")], FLAT).as_json(),
+        "add": lambda: add_codes(index, [codes_at(tmp_path, "more")], FLAT, pool=InlinePool()).as_json(),
         "remove": lambda: remove_rows(index, FLAT, ["base/0/00001"]).as_json(),
-        "compact": lambda: compact_index(index, FLAT).as_json(),
+        "compact": lambda: compact_index(index, FLAT, pool=InlinePool()).as_json(),
     }
     measure = reindex.measure
 
@@ -101,13 +101,13 @@ def test_a_change_that_was_cut_off_is_done_by_running_it_again(
 ) -> None:
     base, more = codes_at(tmp_path, "base", shards=3), codes_at(tmp_path, "more", shards=3)
     work: dict[str, Callable[[str], Any]] = {
-        "add": lambda index: add_codes(index, [more], FLAT).as_json(),
+        "add": lambda index: add_codes(index, [more], FLAT, pool=pool).as_json(),
         "remove": lambda index: remove_rows(index, FLAT, ["base/0/00001"]).as_json(),
-        "compact": lambda index: compact_index(index, FLAT).as_json(),
+        "compact": lambda index: compact_index(index, FLAT, pool=pool).as_json(),
     }
     results = []
     for name in ("whole", "cut"):
-        index = str(build_index([base], str(tmp_path / name), FLAT).uri)
+        index = str(build_index([base], str(tmp_path / name), FLAT, pool=pool).uri)
         remove_rows(index, FLAT, ["base/1/00003", "base/2/00004"])
         failpoints._hits.clear()
         pool.done.clear()
@@ -137,9 +137,9 @@ def test_what_another_change_left_is_not_taken_for_this_one(
     one, two = codes_at(tmp_path, "one", shards=1), codes_at(tmp_path, "two", shards=1)
     monkeypatch.setenv(failpoints.VARIABLE, "manifest.put.before=enospc")
     with pytest.raises(StoreUnavailable):
-        add_codes(index, [one], FLAT)
+        add_codes(index, [one], FLAT, pool=InlinePool())
     monkeypatch.delenv(failpoints.VARIABLE)
-    add_codes(index, [two], FLAT)
+    add_codes(index, [two], FLAT, pool=InlinePool())
     assert {key.split("/")[0] for key in keys_of(index)} == {"base", "two"}
 
 
@@ -149,13 +149,13 @@ def test_a_version_below_the_gate_is_not_published_and_the_figures_are_told(
     build = FlatKind.build
     monkeypatch.setattr(FlatKind, "build", lambda self, codes, *rest: build(self, codes ^ 255, *rest))
     with pytest.raises(WorkFailed, match=r"self_recall 0\.\d+ is below 1; .*measured: self-recall 0\.\d.*p99 .* ms"):
-        add_codes(index, [codes_at(tmp_path, "more")], FLAT)
+        add_codes(index, [codes_at(tmp_path, "more")], FLAT, pool=InlinePool())
     assert versions(Store(index)) == [1]
 
 
 def test_what_was_not_published_waits_for_it(tmp_path: Path, index: str) -> None:
     assert publish_index(index, FLAT).status == "unchanged"
-    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False).as_json()
+    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False, pool=InlinePool()).as_json()
     assert (hidden["status"], hidden["version"], versions(Store(index))) == ("done", None, [1])
     other = remove_rows(index, FLAT, ["base/0/00000"], publish=False).as_json()
     with pytest.raises(
@@ -173,7 +173,7 @@ def test_what_was_not_published_waits_for_it(tmp_path: Path, index: str) -> None
 
 def test_info_tells_what_the_versions_hold(tmp_path: Path, index: str) -> None:
     remove_rows(index, FLAT, ["base/0/00000"])
-    add_codes(index, [codes_at(tmp_path, "more", shards=1)], FLAT)
+    add_codes(index, [codes_at(tmp_path, "more", shards=1)], FLAT, pool=InlinePool())
     remove_rows(index, FLAT, shards=["base-000001.tar"])
     rollback_index(index, 3)
     result = index_info(index).as_json()
@@ -193,8 +193,8 @@ def test_info_tells_what_the_versions_hold(tmp_path: Path, index: str) -> None:
 
 
 def test_a_corpus_that_outgrew_its_quantizer_is_noted(tmp_path: Path, pool: InlinePool) -> None:
-    index = build_index([codes_at(tmp_path, "base", shards=1)], str(tmp_path / "index"), IVF).uri
-    assert "note" not in add_codes(index, [codes_at(tmp_path, "some", shards=2)], IVF).card
-    grown = add_codes(index, [codes_at(tmp_path, "more", shards=4)], IVF).as_json()
+    index = build_index([codes_at(tmp_path, "base", shards=1)], str(tmp_path / "index"), IVF, pool=pool).uri
+    assert "note" not in add_codes(index, [codes_at(tmp_path, "some", shards=2)], IVF, pool=pool).card
+    grown = add_codes(index, [codes_at(tmp_path, "more", shards=4)], IVF, pool=pool).as_json()
     assert grown["card"]["trained_on"] == 20
     assert grown["card"]["note"].startswith("7.0 times the codes that the quantizer was trained on")

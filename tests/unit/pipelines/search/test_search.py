@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import pipelines.index.pool
 from hhnet import unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.config.settings import Config, IndexSettings, SearchSettings
@@ -18,18 +17,17 @@ from pipelines.index.update import remove_rows
 from pipelines.search.search import search
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.pictures import jpeg, picture
 
 CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
 
 
 @pytest.fixture
-def build(tmp_path, monkeypatch):
-    use_inline_pool(monkeypatch, pipelines.index.pool)
+def build(tmp_path):
 
     def build(*codes, name="index", config=CONFIG):
-        return build_index(list(codes), str(tmp_path / name), config).uri
+        return build_index(list(codes), str(tmp_path / name), config, pool=InlinePool()).uri
 
     return build
 

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import ray
 
 from pipelines.artifacts.commit import ArtifactWriter, publish_version
 from pipelines.artifacts.manifest import Artifact
@@ -12,10 +11,9 @@ from pipelines.config.loading import load_config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.shards.shards import INDEX_NAME, open_shards
 from pipelines.storage import Store
-from pipelines.verify import verify as verify_module
 from pipelines.verify.verify import verify, verify_tars
 from tests.support.artifacts import MARK, make_codes, make_index
-from tests.support.inline import InlinePool, use_inline_pool
+from tests.support.inline import InlinePool
 
 
 def flip(path: Path, place: int | None = None) -> None:
@@ -155,20 +153,19 @@ def test_a_version_that_names_another_manifest(tmp_path: Path, shards: Artifact)
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    return use_inline_pool(monkeypatch, verify_module)
+def pool() -> InlinePool:
+    return InlinePool()
 
 
 def test_a_run_reads_the_tars_that_no_run_proved_before(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
     out, config = str(tmp_path / "out"), load_config()
-    first = verify_tars(shards.uri, out, config).as_json()
+    first = verify_tars(shards.uri, out, config, pool=pool).as_json()
     assert (first["status"], first["tars"], first["proven"], first["known"], first["left"]) == ("done", 3, 3, 0, 0)
     assert len(pool.done) == 3
-    again = verify_tars(shards.uri, out, config).as_json()
+    again = verify_tars(shards.uri, out, config, pool=pool).as_json()
     assert (again["status"], again["proven"], again["known"], again["damaged"]) == ("unchanged", 0, 3, [])
     assert len(pool.done) == 3
-    assert verify_tars(shards.uri, str(tmp_path / "other"), config).proven == 3
+    assert verify_tars(shards.uri, str(tmp_path / "other"), config, pool=pool).proven == 3
 
 
 def test_a_damaged_tar_is_named_and_looked_at_again(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
@@ -177,7 +174,7 @@ def test_a_damaged_tar_is_named_and_looked_at_again(shards: Artifact, tmp_path: 
     flip(Path(shards.uri, opened.shards[1].part.path), opened.shards[1].records()[3].members[0].offset + 20)
     Path(shards.uri, opened.shards[2].part.path).unlink()
     for _ in range(2):
-        found = verify_tars(shards.uri, out, config).as_json()
+        found = verify_tars(shards.uri, out, config, pool=pool).as_json()
         assert len(found["damaged"]) == 2
         assert "is not the" in found["damaged"][0] and found["damaged"][1].endswith("is missing")
     assert (found["known"], found["proven"]) == (1, 0)
@@ -187,14 +184,14 @@ def test_a_damaged_tar_is_named_and_looked_at_again(shards: Artifact, tmp_path: 
 
 def test_a_share_of_the_tars_is_read_until_all_are_known(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
     out, config = str(tmp_path / "out"), load_config(sets=["run.verify=0.3"])
-    counts = [verify_tars(shards.uri, out, config).as_json() for _ in range(4)]
+    counts = [verify_tars(shards.uri, out, config, pool=pool).as_json() for _ in range(4)]
     assert [(found["proven"], found["known"], found["left"]) for found in counts] == [
         (1, 0, 2),
         (1, 1, 1),
         (1, 2, 0),
         (0, 3, 0),
     ]
-    nothing = verify_tars(shards.uri, str(tmp_path / "other"), load_config(sets=["run.verify=0"])).as_json()
+    nothing = verify_tars(shards.uri, str(tmp_path / "other"), load_config(sets=["run.verify=0"]), pool=pool).as_json()
     assert (nothing["status"], nothing["left"]) == ("unchanged", 3)
 
 
@@ -202,14 +199,14 @@ def test_a_tar_whose_reader_died_is_neither_proven_nor_damaged(
     shards: Artifact, tmp_path: Path, pool: InlinePool
 ) -> None:
     pool.fatal = lambda name: name.endswith("000001.tar")
-    found = verify_tars(shards.uri, str(tmp_path / "out"), load_config()).as_json()
+    found = verify_tars(shards.uri, str(tmp_path / "out"), load_config(), pool=pool).as_json()
     assert (found["proven"], found["damaged"], found["left"]) == (2, [], 1)
 
 
 def test_shards_whose_index_is_damaged_are_no_shards(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
     flip(Path(shards.uri, shards.manifest.part(INDEX_NAME).path), 40)
     with pytest.raises(DamagedArtifact):
-        verify_tars(shards.uri, str(tmp_path / "out"), load_config())
+        verify_tars(shards.uri, str(tmp_path / "out"), load_config(), pool=pool)
     assert pool.done == []
 
 
@@ -217,4 +214,4 @@ def test_a_record_of_proven_tars_that_is_none_is_named(shards: Artifact, tmp_pat
     (tmp_path / "out" / "proven").mkdir(parents=True)
     (tmp_path / "out" / "proven" / "x.json").write_text("[]")
     with pytest.raises(DamagedArtifact, match="is no list of proven tars: delete it"):
-        verify_tars(shards.uri, str(tmp_path / "out"), load_config())
+        verify_tars(shards.uri, str(tmp_path / "out"), load_config(), pool=pool)

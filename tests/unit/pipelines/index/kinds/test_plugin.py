@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipelines.index.pool
 from hhnet import hamming_knn
 from pipelines.cli.index import BuildFlags, index_build
 from pipelines.config.loading import load_config
@@ -14,7 +13,6 @@ from pipelines.errors import ConfigError
 from pipelines.index import kinds
 from pipelines.index.reader import open_index
 from tests.support.codes import random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
 from tests.support.plugins import plugged_in
 
 TOY = """
@@ -66,8 +64,7 @@ def built(uri: str, out: str, **flags: Any) -> dict[str, Any]:
     return index_build(given, load_config(flags=given.settings())).as_json()
 
 
-def test_a_kind_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
+def test_a_kind_is_one_module(tmp_path: Path) -> None:
     contents = {f"x-{n:06d}.tar": simple_rows(f"x{n}", 40, seed=n) for n in range(2)}
     uri, out = write_codes(tmp_path / "codes", contents).uri, str(tmp_path / "index")
     with plugged_in(kinds, tmp_path / "plugins", "toy", TOY):
