@@ -18,7 +18,6 @@ from pipelines.artifacts.versions import open_current
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.ingest import adopt as adopting
 from pipelines.ingest.adopt import Adoption, adopt
-from pipelines.shards import tar as tars
 from pipelines.shards.shards import INDEX_NAME, open_shards, write_tar
 from pipelines.shards.tar import TarLimits, TarReason
 from pipelines.storage import Store, canonical_json, sha256_of
@@ -257,10 +256,9 @@ def test_places_without_anything_to_adopt(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tar_beyond_the_limits_ends_the_run_with_its_name(wds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "TarLimits", lambda: TarLimits(entries=3))
+def test_a_tar_beyond_the_limits_ends_the_run_with_its_name(wds: Path) -> None:
     with pytest.raises(InputError, match=r"train-0000\.tar: the tar has more than 3 entries: move it away"):
-        adopt(str(wds), str(wds))
+        adopt(str(wds), str(wds), Adoption(limits=TarLimits(entries=3)))
     assert not (wds / "identity.json").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError
-from pipelines.ingest import sources
+from pipelines.ingest.bounds import SourceLimits
 from pipelines.ingest.ingest import ingest
 from tests.support.folders import SMALL, tar_of, tree, zip_of
 
@@ -102,8 +102,7 @@ def test_a_member_that_unfolds_to_more_than_it_declares_is_not_unfolded(tmp_path
         tracemalloc.stop()
 
 
-def test_a_file_count_has_a_limit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_FILES", 20)
+def test_a_file_count_has_a_limit(folder: Path, tmp_path: Path) -> None:
     for source in (folder, zip_of(folder, tmp_path / "x.zip"), tar_of(folder, tmp_path / "x.tar")):
         with pytest.raises(InputError, match="more than 20 files"):
-            ingest(str(source), str(tmp_path / "out"), Config())
+            ingest(str(source), str(tmp_path / "out"), Config(), limits=SourceLimits(files=20))

@@ -19,6 +19,7 @@ from pipelines.ingest import ingest as ingest_module
 from pipelines.ingest import sources
 from pipelines.ingest.ingest import ingest, sample_key, unique_keys
 from pipelines.shards.shards import open_shards
+from pipelines.shards.tar import MAX_MEMBER_BYTES
 from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.folders import SMALL, expected_images, images_of, tar_of, tree, zip_of
@@ -190,11 +191,9 @@ def test_pictures_of_every_format_are_samples(tmp_path: Path, kind: str) -> None
     assert result["skipped_suffixes"] == {".ico": 1, ".jp2": 1}
 
 
-def test_a_file_too_large_to_be_read_back_is_skipped(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 5000)
-    (folder / "class_00/big.bmp").write_bytes(bytes(5001))
+def test_a_file_too_large_to_be_read_back_is_skipped(folder: Path, tmp_path: Path) -> None:
+    (folder / "class_00/big.bmp").touch()
+    os.truncate(folder / "class_00/big.bmp", MAX_MEMBER_BYTES + 1)
     result = ingest(str(folder), str(tmp_path / "out"), Config(), allow_degraded=True).as_json()
     assert result["skipped_files"] == [{"path": "class_00/big.bmp", "reason": "too_large"}]
 

@@ -19,7 +19,7 @@ import pytest
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import Degraded, InputError
-from pipelines.ingest import sources
+from pipelines.ingest.bounds import SourceLimits
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.shards.tar import MAX_NAME_BYTES
@@ -77,10 +77,7 @@ def with_faults(form: str, source: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_found_is_samples_and_skipped_and_each_skip_is_named(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 5000)
+def test_found_is_samples_and_skipped_and_each_skip_is_named(form: str, tmp_path: Path) -> None:
     good = shots("cat/1.jpg", "cat/2.JPEG", "dog/3.jpg")
     bad = {
         "cat/big.jpg": (bytes(5001), "too_large"),
@@ -98,9 +95,9 @@ def test_found_is_samples_and_skipped_and_each_skip_is_named(
         folder.chmod(folder.stat().st_mode | 0o055)
     tmp_path.chmod(0o777)
     with as_nobody():
-        result = taken(source, tmp_path / "out", allow_degraded=True)
+        result = taken(source, tmp_path / "out", allow_degraded=True, limits=SourceLimits(file_bytes=5000))
         with pytest.raises(Degraded, match=r"[45] of [78] pictures .*ingest\.skip_budget = 0\.01.*--allow-degraded"):
-            ingest(str(source), str(tmp_path / "no"), Config())
+            ingest(str(source), str(tmp_path / "no"), Config(), limits=SourceLimits(file_bytes=5000))
     assert sorted(classes_of(result["uri"])) == ["cat/1", "cat/2", "dog/3"]
     assert reasons_of(result) == reasons
     assert result["skipped_reasons"] == Counter(reasons.values())

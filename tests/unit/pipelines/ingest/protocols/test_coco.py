@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -228,14 +229,12 @@ def test_an_image_listed_twice_under_two_ids(root: Path, tmp_path: Path) -> None
         ingested(root, tmp_path / "out", SMALL)
 
 
-def test_files_that_are_not_there_or_beyond_all_bounds(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_are_not_there_or_beyond_all_bounds(root: Path, tmp_path: Path) -> None:
     (root / VAL).rename(root / "elsewhere.json")
     with pytest.raises(InputError, match=r"instances_val2014\.json: No such file or directory: --root is the folder"):
         ingested(root, tmp_path / "out", SMALL)
-    monkeypatch.setattr(coco, "MAX_JSON_BYTES", 100)
-    with pytest.raises(InputError, match=r"instances_train2014\.json is larger than 100 bytes"):
+    os.truncate(root / TRAIN, coco.MAX_JSON_BYTES + 1)
+    with pytest.raises(InputError, match=rf"instances_train2014\.json is larger than {coco.MAX_JSON_BYTES} bytes"):
         ingested(root, tmp_path / "out", SMALL)
 
 
