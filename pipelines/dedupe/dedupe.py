@@ -14,7 +14,7 @@ from pipelines.artifacts.versions import finished, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe.sources import Source, sources_of
-from pipelines.dedupe.tables import SHARDS, SHARDS_NAME
+from pipelines.dedupe.tables import SHARDS, SHARDS_NAME, SIZES, Sizes
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
@@ -38,7 +38,9 @@ class DedupeResult(Result):
     droppable: int
 
 
-def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None = None) -> DedupeResult:
+def dedupe(
+    codes: Sequence[str], out: str, config: Config, against: str | None = None, sizes: Sizes = SIZES
+) -> DedupeResult:
     """Find the near-duplicates among the codes artifacts `codes`, or also between them and the index `against`.
 
     Tars that the index holds are passed over. Raises FingerprintMismatch if the codes, or the index, are of other
@@ -59,7 +61,7 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
     with _reader(index) as reader:
         sources = sources_of(sets, reader)
         writer = _writer(sets, index, out, name)
-        return _answer(_find(writer, sets, sources, config.dedupe), "done")
+        return _answer(_find(writer, sets, sources, config.dedupe, sizes), "done")
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def _writer(sets: Sequence[CodesSet], index: Artifact | None, out: str, name: st
 
 
 def _find(
-    writer: ArtifactWriter, sets: Sequence[CodesSet], sources: Sequence[Source], settings: DedupeSettings
+    writer: ArtifactWriter, sets: Sequence[CodesSet], sources: Sequence[Source], settings: DedupeSettings, sizes: Sizes
 ) -> Artifact:
     # Imported here, since these load numba, and an unchanged result does not need it.
     from pipelines.dedupe.components import write_components
@@ -87,11 +89,11 @@ def _find(
     require_memory(sum(source.place.rows for source in sources), settings)
     with scratch_folder() as folder:
         corpus = read_corpus(sources, (bits + 7) // 8, folder)
-        leaders = find_leaders(corpus, settings.memory, folder)
-        receipts = PairSearch(writer, corpus, leaders, settings, folder).run()
+        leaders = find_leaders(corpus, settings.memory, folder, sizes.unit)
+        receipts = PairSearch(writer, corpus, leaders, settings, folder, sizes).run()
         pairs = [part for name in sorted(receipts) for part in receipts[name].parts]
         draft = writer.draft(pairs, {}, Facts())
-        found = write_components(writer, draft, pairs, corpus, settings.memory, folder)
+        found = write_components(writer, draft, pairs, corpus, settings.memory, folder, sizes)
     totals = {
         "samples": corpus.count - corpus.known,
         "indexed": corpus.known,
