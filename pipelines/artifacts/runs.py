@@ -59,13 +59,22 @@ class RunLog:
     """
 
     def __init__(
-        self, store: Store, verb: str, config: Config | None = None, *, total: int = 0, unit: str = "", **facts: Any
+        self,
+        store: Store,
+        verb: str,
+        config: Config | None = None,
+        *,
+        total: int = 0,
+        unit: str = "",
+        progress_every_s: float = PROGRESS_EVERY_S,
+        heartbeat_s: float = HEARTBEAT_S,
+        **facts: Any,
     ) -> None:
         self.store, self.total, self.unit = store, total, unit
         self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}"
         self.done = int(facts.pop("done", 0))
         self._first: Record = _recordable({"verb": verb, **facts})
-        self._config = config
+        self._config, self._progress_every_s, self._heartbeat_s = config, progress_every_s, heartbeat_s
         self.figures: Record = {}
         self._note = ""
         self._attempts: list[Record] = []
@@ -141,10 +150,10 @@ class RunLog:
         return {"done": self.done, "total": self.total, "unit": self.unit, "note": self._note}
 
     def _send_heartbeats(self) -> None:
-        while not self._ended.wait(PROGRESS_EVERY_S):
+        while not self._ended.wait(self._progress_every_s):
             now = time.time()
             often = self._fresh and now - self._began < FREQUENT_UNTIL_S
-            if often or now - self._put_at >= HEARTBEAT_S - 1:
+            if often or now - self._put_at >= self._heartbeat_s - 1:
                 with suppress(HHNetError):
                     self._put(now)
 

@@ -19,10 +19,6 @@ from pipelines.storage.bucket import DIGEST_KEY, Answer, Bucket
 from pipelines.storage.clock import Clock, Conflict, Exists, Transient
 from pipelines.storage.digests import sha256_of
 
-SINGLE_BYTES = 32 << 20
-"""Largest object that is put in one request, in bytes."""
-PART_BYTES = 16 << 20
-"""Least size of a part of a multipart upload, in bytes."""
 MOST_PARTS = 10_000
 """Largest number of parts of an upload that S3 takes; larger objects get larger parts."""
 SENDERS = 4
@@ -52,7 +48,7 @@ async def put(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) 
     Raises StoreUnavailable when it could not be put, CommitUnknown when the outcome could not be found out.
     """
     try:
-        if body.size > SINGLE_BYTES:
+        if body.size > bucket.limits.single_bytes:
             return await _put_parts(bucket, key, body, during)
         during()
         data = body.stretch(0, body.size)
@@ -136,7 +132,7 @@ async def _upload(bucket: Bucket, key: str, body: Body, during: Callable[[], Non
 
 async def _send(bucket: Bucket, key: str, upload: str, body: Body) -> list[Answer]:
     """Send all parts, a few at a time; return the list of parts that the completing request has to name."""
-    step = max(PART_BYTES, -(-body.size // MOST_PARTS))
+    step = max(bucket.limits.part_bytes, -(-body.size // MOST_PARTS))
     turns = asyncio.Semaphore(SENDERS)
 
     async def send(number: int) -> Answer:

@@ -7,12 +7,11 @@ import pytest
 
 from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
-from pipelines.storage import bucket, writes
 from tests.support.encodes import IMAGES, RUN_LIMIT_S, SETTINGS, SHARDS, Corpus, encode_words
 from tests.support.faults import FaultProxy
 from tests.support.models import write_model
 from tests.support.pictures import write_folder
-from tests.support.rig import DEADLINE_S, PART, SILENCE_S, Rig, deadline
+from tests.support.rig import DEADLINE_S, Rig, deadline
 from tests.support.seaweed import Seaweed, seaweed
 
 
@@ -36,15 +35,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Seaweed
 
 
 @pytest.fixture
-def rig(
-    platform: tuple[Seaweed, FaultProxy], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Rig]:
+def rig(platform: tuple[Seaweed, FaultProxy], request: pytest.FixtureRequest) -> Iterator[Rig]:
     server, proxy = platform
     proxy.reset()
-    monkeypatch.setattr(writes, "SINGLE_BYTES", PART)
-    monkeypatch.setattr(writes, "PART_BYTES", PART)
-    monkeypatch.setattr(bucket, "CONNECT_S", SILENCE_S)
-    monkeypatch.setattr(bucket, "SILENCE_S", SILENCE_S)
     name = "".join(c if c.isalnum() else "-" for c in request.node.name)
     with deadline(server, proxy, DEADLINE_S):
         yield Rig(server, proxy, name)

@@ -29,12 +29,13 @@ from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.storage.bucket import Answer, Bucket
+from pipelines.storage.s3 import S3Objects
 from pipelines.verify.status import status
 from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.codes import write_many_codes
 from tests.support.faults import FaultProxy
-from tests.support.seaweed import Seaweed, seaweed
+from tests.support.seaweed import BUCKET, Seaweed, seaweed
 
 MARK = "f" * 64
 
@@ -222,20 +223,24 @@ def test_listing_says_sizes_and_times(server: Seaweed) -> None:
     assert store.names("") == ["c"]
 
 
-def test_a_long_listing_has_all_its_pages(server: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(server.uri("pages"))
+def test_a_long_listing_has_all_its_pages(server: Seaweed) -> None:
+    store = Store(server.uri("pages"), S3Objects(f"{BUCKET}/pages", ShortPages(BUCKET, 60.0)))
     names = [f"{number:02d}" for number in range(11)]
     for name in names:
         store.put(name, b"")
-    request, pages = Bucket.request, []
-
-    async def three_at_a_time(self: Bucket, method: str, **fields: object) -> Answer:
-        pages.append(method)
-        return await request(self, method, **fields, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
-
-    monkeypatch.setattr(Bucket, "request", three_at_a_time)
+    ShortPages.asked = 0
     assert store.names("") == names
-    assert pages == ["list_objects_v2"] * 4
+    assert ShortPages.asked == 4
+
+
+class ShortPages(Bucket):
+    """A bucket whose listings come in pages of three."""
+
+    asked = 0
+
+    async def request(self, method: str, **fields: object) -> Answer:
+        ShortPages.asked += 1
+        return await super().request(method, **fields, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
 
 
 def test_folders_are_listed_without_what_lies_in_them(server: Seaweed) -> None:

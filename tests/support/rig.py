@@ -14,8 +14,9 @@ from fsspec.asyn import sync
 
 from pipelines.errors import StoreUnavailable
 from pipelines.storage import Store
-from pipelines.storage.bucket import Bucket
-from pipelines.storage.clock import VARIABLE
+from pipelines.storage.bucket import Bucket, BucketLimits
+from pipelines.storage.clock import VARIABLE, deadline_s
+from pipelines.storage.s3 import S3Objects
 from tests.support.checker import client_of, stored_on_s3
 from tests.support.faults import FaultProxy, Harm, Request
 from tests.support.report import SEED, report, scaled
@@ -26,6 +27,7 @@ PART = 5 << 20  # the smallest that S3 takes; the store itself sends parts of 16
 LARGE = PART + SMALL  # goes in two parts
 DEADLINE_S = 30.0
 SILENCE_S = 0.3  # a client waits no longer for a connection or an answer, and has time left to try again
+LIMITS = BucketLimits(single_bytes=PART, part_bytes=PART, connect_s=SILENCE_S, silence_s=SILENCE_S)
 HASTE_S = scaled(1.0, 5.0)
 NAP_S = 0.01
 
@@ -37,9 +39,11 @@ class Rig:
     server: Seaweed
     proxy: FaultProxy
     prefix: str
+    bucket: type[Bucket] = Bucket
 
     def store(self, name: str = "") -> Store:
-        return Store(self.server.uri(self.prefix + (f"/{name}" if name else "")))
+        uri = self.server.uri(self.prefix + (f"/{name}" if name else ""))
+        return Store(uri, S3Objects(uri.removeprefix("s3://"), self.bucket(BUCKET, deadline_s(), LIMITS)))
 
     def client(self) -> s3fs.S3FileSystem:
         """A client of the server itself."""
@@ -65,7 +69,7 @@ def hasty(rig: Rig, seconds: float) -> Store:
     and without a clock; it need not succeed.
     """
     with deadline(rig.server, rig.proxy, seconds):
-        store, twin = rig.store(), Bucket(BUCKET, seconds)
+        store, twin = rig.store(), Bucket(BUCKET, seconds, LIMITS)
         with suppress(BotoCoreError):
             sync(twin.fs.loop, twin.request, "head_bucket")
     rig.proxy.reset()
