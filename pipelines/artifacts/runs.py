@@ -31,13 +31,6 @@ from pipelines.config.settings import Config
 from pipelines.errors import HHNetError, StoreUnavailable
 from pipelines.storage import Entry, Store, canonical_json, in_order
 
-PROGRESS_EVERY_S = 10.0
-"""Seconds between two progress objects of a run that makes progress, for its first hour."""
-HEARTBEAT_S = 30.0
-"""Seconds between two heartbeats.
-
-These are the progress objects of a run without progress, and of every run after its first hour.
-"""
 FREQUENT_UNTIL_S = 3600.0
 DEAD_AFTER_S = 90.0
 """Seconds of silence after which a run counts as dead: three missing heartbeats."""
@@ -58,6 +51,14 @@ class RunLog:
     If the store refuses a progress object, the work goes on: the attempts in it go into the next one.
     """
 
+    progress_every_s = 10.0
+    """Seconds between two progress objects of a run that makes progress, for its first hour."""
+    heartbeat_s = 30.0
+    """Seconds between two heartbeats.
+
+    These are the progress objects of a run without progress, and of every run after its first hour.
+    """
+
     def __init__(
         self,
         store: Store,
@@ -66,15 +67,13 @@ class RunLog:
         *,
         total: int = 0,
         unit: str = "",
-        progress_every_s: float = PROGRESS_EVERY_S,
-        heartbeat_s: float = HEARTBEAT_S,
         **facts: Any,
     ) -> None:
         self.store, self.total, self.unit = store, total, unit
         self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}"
         self.done = int(facts.pop("done", 0))
         self._first: Record = _recordable({"verb": verb, **facts})
-        self._config, self._progress_every_s, self._heartbeat_s = config, progress_every_s, heartbeat_s
+        self._config = config
         self.figures: Record = {}
         self._note = ""
         self._attempts: list[Record] = []
@@ -150,10 +149,10 @@ class RunLog:
         return {"done": self.done, "total": self.total, "unit": self.unit, "note": self._note}
 
     def _send_heartbeats(self) -> None:
-        while not self._ended.wait(self._progress_every_s):
+        while not self._ended.wait(self.progress_every_s):
             now = time.time()
             often = self._fresh and now - self._began < FREQUENT_UNTIL_S
-            if often or now - self._put_at >= self._heartbeat_s - 1:
+            if often or now - self._put_at >= self.heartbeat_s - 1:
                 with suppress(HHNetError):
                     self._put(now)
 

@@ -30,7 +30,7 @@ def build(root: Path, config: Config = CONFIG) -> str:
 @pytest.mark.parametrize("k", [1, 9, 1000])
 def test_answers_are_those_of_the_parts(k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_PLACES", 16)
-    index = build(tmp_path, monkeypatch)
+    index = build(tmp_path)
     remove_rows(index, CONFIG, ["one/00003", "two/00000"])
     queries = random_codes(20, 16, seed=3)
     with open_index(index) as reader:
@@ -38,8 +38,8 @@ def test_answers_are_those_of_the_parts(k: int, tmp_path: Path, monkeypatch: pyt
             np.testing.assert_array_equal(found, wanted)
 
 
-def test_other_kinds_stay_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = build(tmp_path, monkeypatch, Config(index=IndexSettings(kind="multihash", workers=1)))
+def test_other_kinds_stay_on_the_cpu(tmp_path: Path) -> None:
+    index = build(tmp_path, Config(index=IndexSettings(kind="multihash", workers=1)))
     with (
         open_index(index) as reader,
         pytest.raises(ConfigError, match="is of kind multihash: a GPU searches kind flat"),
@@ -51,7 +51,7 @@ def test_codes_for_which_the_gpu_has_no_room(tmp_path: Path, monkeypatch: pytest
     def full(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError
 
-    index = build(tmp_path, monkeypatch)
+    index = build(tmp_path)
     with open_index(index) as reader:
         monkeypatch.setattr(torch, "empty", full)
         with pytest.raises(ConfigError, match=r"its codes take 0\.0 GiB, more than the GPU has free"):

@@ -71,10 +71,15 @@ def test_a_run_that_does_not_finish_says_how_it_ended(error: BaseException, end:
     assert (run.state(), run.end["error"]) == (end, str(error))
 
 
+class QuickLog(RunLog):
+    progress_every_s = 0.1
+    heartbeat_s = 1.1
+
+
 def test_a_run_that_works_shows_signs_of_life_and_few_of_them(tmp_path: Path) -> None:
     """A hundred items in a row are few objects; every attempt is in one of them, once."""
     store = Store(tmp_path)
-    with RunLog(store, "work", total=100, progress_every_s=0.1) as log:
+    with QuickLog(store, "work", total=100) as log:
         for number in range(100):
             log.tried(f"{number}", [], {})
             log.advance(1, f"item {number}")
@@ -90,7 +95,7 @@ def test_a_run_that_works_shows_signs_of_life_and_few_of_them(tmp_path: Path) ->
 
 def test_a_run_that_does_not_move_on_is_known_to_live(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with RunLog(store, "work", total=100, progress_every_s=0.05, heartbeat_s=1.1):
+    with QuickLog(store, "work", total=100):
         wait_for(lambda: len(read_runs(store)[0].heartbeats) >= 3)
         assert read_runs(store)[0].state() == "working"
 
@@ -109,7 +114,7 @@ class BusyObjects(MemoryObjects):
 
 def test_a_store_that_fails_for_a_while_costs_no_attempt_and_no_work() -> None:
     store = MemoryStore(BusyObjects)
-    with RunLog(store, "work", total=1, progress_every_s=0.05) as log:
+    with QuickLog(store, "work", total=1) as log:
         log.tried("a", [], {})
         wait_for(lambda: store.memory.failures == 3 and bool(store.names("runs")[1:]))
     (run,) = read_runs(store)

@@ -172,10 +172,14 @@ def test_slow_and_retried_shards_and_hosts_are_named(tmp_path: Path) -> None:
     assert "died, stuck, done" in text
 
 
+class QuickLog(RunLog):
+    progress_every_s = 0.05
+
+
 def test_rate_and_time_left_count_from_the_first_shard_that_was_done(tmp_path: Path) -> None:
     """Workers took 100 s to start: 10 images a second after that, and 80 of 110 are left."""
     store, now = begun_codes(tmp_path), time.time()
-    with RunLog(store, "encode", total=110, unit="images", shards=11, progress_every_s=0.05) as log:
+    with QuickLog(store, "encode", total=110, unit="images", shards=11) as log:
         for number in range(3):
             log.tried(f"{number}.tar", [Tried(now - 100, now + number, "n", 1, None, "done")], {"samples": 10})
             part = Part(path=f"parts/{number}.parquet", bytes=1, sha256="0" * 64, rows=10)
