@@ -33,7 +33,6 @@ MIN_SUBSTRING, MAX_SUBSTRING = 8, 22
 """Bits of a substring: fewer have too many rows in a bucket, and more need tables that outgrow the cache."""
 
 MOSTLY_A_SCAN = 0.95  # share of scanned queries from which scanning all is faster than merging the hits of both ways
-CLEARLY_A_SCAN = 80_000  # nanoseconds that a search by tables costs at least; a cheaper scan is taken at once
 _TYPICAL = 10  # nanoseconds of a scan that count as one word comparison, to decide whether threads pay
 
 
@@ -73,6 +72,19 @@ class TablesDamagedError(ValueError):
 
 
 @dataclass(frozen=True)
+class ScanCosts:
+    """Costs by which a query chooses between the tables and a scan, in nanoseconds of one thread."""
+
+    compare: float = _buckets.COMPARE
+    """Cost of a scan for each 64-bit word of a code and each query."""
+    least: float = 80_000
+    """Cost of the cheapest search by tables; a cheaper scan is taken at once."""
+
+
+COSTS = ScanCosts()
+
+
+@dataclass(frozen=True)
 class MultiIndexHash:
     """Codes and the tables of their substrings: plain arrays, so that they can be mapped from a file.
 
@@ -82,6 +94,7 @@ class MultiIndexHash:
         starts: uint32 (sum of 2^b + 1,), the tables one after another: the rows with pattern p in substring j are
             `rows[j, starts_j[p]:starts_j[p + 1]]`.
         rows: uint32 (M, N), ascending in each bucket.
+        costs: by which each query chooses between the tables and a scan; they change no answer.
 
     The tables need not be trusted: a search that meets a subscript outside the codes raises TablesDamagedError.
     """
@@ -90,15 +103,19 @@ class MultiIndexHash:
     bits: int
     starts: npt.NDArray[np.uint32]
     rows: npt.NDArray[np.uint32]
+    costs: ScanCosts = COSTS
 
     @classmethod
-    def build(cls, codes: Codes, bits: int | None = None, substrings: int | None = None) -> "MultiIndexHash":
+    def build(
+        cls, codes: Codes, bits: int | None = None, substrings: int | None = None, costs: ScanCosts = COSTS
+    ) -> "MultiIndexHash":
         """Build the tables: sort the rows of `codes`, uint8 (N, bytes), by each substring.
 
         Args:
             codes: packed codes, fewer than 2^32.
             bits: how many bits the substrings cover, where the rest is padding. By default all.
             substrings: how many; by default `default_substrings` of N.
+            costs: of a scan and of a search by tables.
 
         Raises:
             TypeError: for codes that are not uint8. ValueError: for shapes or numbers that do not fit.
@@ -118,7 +135,7 @@ class MultiIndexHash:
                 _buckets.fill_table(words_NW, layout_M3, j, starts[offsets_M[j] : offsets_M[j + 1]], rows_MN[j])
 
         run_blocks(sort, substrings, 10 * num * substrings, block=1)
-        return cls(words_NW.view(np.uint8), bits, starts, rows_MN)
+        return cls(words_NW.view(np.uint8), bits, starts, rows_MN, costs)
 
     def __post_init__(self) -> None:
         substrings = len(self.rows) if self.rows.ndim == 2 else 0
@@ -242,11 +259,11 @@ class MultiIndexHash:
         Fewer queries than threads share all the threads. Memory is read once for all queries.
         """
         workers = threads or int(numba.config.NUMBA_NUM_THREADS)
-        return self.codes.size / 8 * min(1.0, num / workers) * (_buckets.COMPARE + _buckets.READ / max(num, 1))
+        return self.codes.size / 8 * min(1.0, num / workers) * (self.costs.compare + _buckets.READ / max(num, 1))
 
     def _clearly_a_scan(self, num: int, scan: float) -> bool:
         """Test, without a look at the tables, whether there are no queries or not even one bucket is worth a look."""
-        return num == 0 or num * scan < CLEARLY_A_SCAN or _buckets.PROBE * scan < _buckets.LOOKUP
+        return num == 0 or num * scan < self.costs.least or _buckets.PROBE * scan < _buckets.LOOKUP
 
     def tables(self) -> tuple[Any, Any, Any, Any]:
         """Return layout, offsets, `starts` and `rows` for the compiled loops.

@@ -57,7 +57,9 @@ class Searcher:
 
 
 @contextmanager
-def spread(reader: IndexReader, workers: int, config: Config) -> Iterator[Callable[[Codes, int], Neighbours]]:
+def spread(
+    reader: IndexReader, workers: int, config: Config, attempts: int = ATTEMPTS, stuck_s: float = STUCK_S
+) -> Iterator[Callable[[Codes, int], Neighbours]]:
     """Deal the parts to at most `workers` actors; yield a function that searches them like `reader.search`.
 
     If there is room for fewer actors only, these do all the work. Raises ClusterUnavailable if there is room for none
@@ -69,7 +71,7 @@ def spread(reader: IndexReader, workers: int, config: Config) -> Iterator[Callab
     shares = [ordinals[place::workers] for place in range(min(workers, len(ordinals)))]
     with ray_session(config):
         require_shared_store(reader.artifact.store, config)
-        fan = _Fan(reader.artifact, shares, need_of(config.search, config), config.ray.wait_s)
+        fan = _Fan(reader.artifact, shares, need_of(config.search, config), config.ray.wait_s, attempts, stuck_s)
         try:
             yield fan.search
         finally:
@@ -92,10 +94,19 @@ class _Actor:
 class _Fan:
     """The actors of one search, one per share if there is room. Each keeps to the shares that it has opened."""
 
-    def __init__(self, artifact: Artifact, shares: Sequence[Sequence[int]], need: Need, wait_s: float) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        shares: Sequence[Sequence[int]],
+        need: Need,
+        wait_s: float,
+        attempts: int,
+        stuck_s: float,
+    ) -> None:
         import ray
 
         self._artifact, self._shares, self._need, self._wait_s = artifact, shares, need, wait_s
+        self._attempts, self._stuck_s = attempts, stuck_s
         # No restarts by Ray: `_bury` counts deaths and starts actors itself. BESIDE is a thread of its own, so that an
         # actor can answer `_watch` while it searches.
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE: 1}}
@@ -137,14 +148,14 @@ class _Fan:
         return best
 
     def _watch(self, actor: _Actor, waiting: list[int], died: list[int]) -> None:
-        """Ask an actor, beside its work, whether it lives; one without an answer for STUCK_S is replaced."""
+        """Ask an actor, beside its work, whether it lives; one without an answer for so long is replaced."""
         import ray
 
         if actor.beat is None or ray.wait([actor.beat], timeout=0)[0]:
             actor.heard = time.monotonic()
             actor.beat = actor.handle.place.options(concurrency_group=BESIDE).remote()
-        elif time.monotonic() - actor.heard > STUCK_S:
-            self._bury(actor, f"did not answer for {STUCK_S:g} s", True, waiting, died)
+        elif time.monotonic() - actor.heard > self._stuck_s:
+            self._bury(actor, f"did not answer for {self._stuck_s:g} s", True, waiting, died)
 
     def _ask(self, actor: _Actor, waiting: list[int], batch: Any, k: int) -> None:
         """Give an actor a waiting share: one that it has opened, else one that no other has."""
@@ -184,11 +195,11 @@ class _Fan:
         if actor.share is not None:
             waiting.append(actor.share)
             died[actor.share] += own_fault
-            if died[actor.share] == ATTEMPTS:
+            if died[actor.share] == self._attempts:
                 parts = len(self._shares[actor.share])
                 raise WorkFailed(
                     f"{self._artifact.uri}: the worker that searches {parts} of its parts {reason}, at the last of "
-                    f"{ATTEMPTS} attempts"
+                    f"{self._attempts} attempts"
                 )
         self._start()
 

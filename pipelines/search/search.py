@@ -30,14 +30,24 @@ from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import MAX_BYTES, decode_image
 from pipelines.storage import write_output
 
-BATCH = 4096
-PAIRS = 1 << 20
-"""Queries times neighbours that are searched for in one batch."""
-ANSWER = 4_000_000
-"""Largest number of neighbours, of all queries together, in one answer; each takes about 700 bytes."""
 PAGE_QUERIES = 200
 
 Nearest = Callable[[Codes, int], Neighbours]
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """Limits on what is held at a time."""
+
+    batch: int = 4096
+    """Largest number of queries in one batch."""
+    pairs: int = 1 << 20
+    """Largest number of queries times neighbours in one batch."""
+    answer: int = 4_000_000
+    """Largest number of neighbours, of all queries together, in one answer; each takes about 700 bytes."""
+
+
+LIMITS = SearchLimits()
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ def search(
     model: str | None = None,
     shards: Sequence[str] = (),
     html: str | None = None,
+    limits: SearchLimits = LIMITS,
 ) -> SearchResult:
     """Search the published `index` by image files, by keys or paths in it, by codes artifacts, and by hex codes.
 
@@ -130,12 +141,13 @@ def search(
         queries = _queries(reader, images, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
         asked = len(images) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
-        if asked * each > ANSWER:
+        if asked * each > limits.answer:
             raise InputError(
-                f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds {ANSWER:,}: "
-                "ask for fewer at a time, or search in batches from Python with pipelines.index.reader.open_index"
+                f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds "
+                f"{limits.answer:,}: ask for fewer at a time, or search in batches from Python with "
+                "pipelines.index.reader.open_index"
             )
-        for batch in _batches(queries, max(1, min(BATCH, PAIRS // max(each, rerank or 1)))):
+        for batch in _batches(queries, max(1, min(limits.batch, limits.pairs // max(each, rerank or 1)))):
             found = nearest(code_bytes([query.code for query in batch], reader.width), rerank or k)
             for query, neighbours in _named(reader, batch, found, k, rerank is not None):
                 results.append(_result(query, neighbours))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from hhnet.search import device as gpu
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.errors import ConfigError
 from pipelines.index.build import build_index
@@ -28,8 +27,7 @@ def build(root: Path, config: Config = CONFIG) -> str:
 
 
 @pytest.mark.parametrize("k", [1, 9, 1000])
-def test_answers_are_those_of_the_parts(k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_PLACES", 16)
+def test_answers_are_those_of_the_parts(k: int, tmp_path: Path) -> None:
     index = build(tmp_path)
     remove_rows(index, CONFIG, ["one/00003", "two/00000"])
     queries = random_codes(20, 16, seed=3)

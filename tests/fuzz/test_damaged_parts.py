@@ -15,15 +15,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hhnet.search import multi_index as mih
-from hhnet.search.multi_index import MultiIndexHash
+from hhnet.search.multi_index import ScanCosts
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.errors import DamagedArtifact, HHNetError
 from pipelines.index.build import build_index
-from pipelines.index.kinds import NOTHING_REMOVED, index_kind, kind_names
+from pipelines.index.kinds import NOTHING_REMOVED, index_kind, kind_names, multihash
 from pipelines.index.kinds.ivf import IvfKind
 from pipelines.index.reader import QUANTIZER_NAME, open_index
 from pipelines.verify.verify import verify
@@ -160,7 +159,7 @@ def _parse(name: str, data: bytes, shared: bytes, folder: Path) -> None:
     path = folder / "part"
     path.write_bytes(data)
     queries = random_codes(2)
-    mih.CLEARLY_A_SCAN, MultiIndexHash._scan_cost = 0, lambda *_: 1e18  # type: ignore[method-assign]
+    multihash.KIND.costs = ScanCosts(compare=1e18, least=0)
     if name == "quantizer":
         IvfKind().build(random_codes(20), np.arange(20, dtype=np.int64), data, {})
     elif name in kind_names():

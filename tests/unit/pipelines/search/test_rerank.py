@@ -34,8 +34,7 @@ from pipelines.index.build import build_index
 from pipelines.index.reader import index_id, open_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.ingest.ingest import ingest
-from pipelines.search import search as search_module
-from pipelines.search.search import search
+from pipelines.search.search import SearchLimits, search
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, with_logits, write_codes
@@ -242,15 +241,12 @@ def answers(result: dict[str, Any]) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize(("n", "k"), [(1, 5), (12, 5), (25, 25), (1000, 5), (1000, 1000)])
 @pytest.mark.parametrize("pairs", [1, 1 << 20])
-def test_the_short_list_is_ordered_as_plain_floats_order_it(
-    codes: str, index: str, n: int, k: int, pairs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search_module, "PAIRS", pairs)
-    expected = brute(codes, n, k)
+def test_the_short_list_is_ordered_as_plain_floats_order_it(codes: str, index: str, n: int, k: int, pairs: int) -> None:
+    expected, limits = brute(codes, n, k), SearchLimits(pairs=pairs)
     opened = open_codes(codes)
     keys = ["base/1/00003", "base/0/00029"]
-    by_key = search(index, reranking(n), keys=keys, k=k).results
-    by_codes = search(index, reranking(n), codes=[codes], k=k).results
+    by_key = search(index, reranking(n), keys=keys, k=k, limits=limits).results
+    by_codes = search(index, reranking(n), codes=[codes], k=k, limits=limits).results
     rows = [row for table in opened.tables() for row in table.to_pylist()]
     found = dict(zip([row["key"] for row in rows], by_codes, strict=True))
     for row in rows:
