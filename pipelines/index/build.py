@@ -1,6 +1,6 @@
 """`hhnet index build`: codes -> a sharded Hamming index, built part by part on Ray, published through a gate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import Figures
 from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_index_kind
 from pipelines.index.parts import PartTask, codes_of, sample_rows
-from pipelines.index.planner import plan_kind
+from pipelines.index.planner import Plan, plan_kind
 from pipelines.index.pool import (
     IndexResult,
     build_parts,
@@ -42,6 +42,9 @@ from pipelines.index.reader import ORDINALS_NAME, QUANTIZER_NAME
 from pipelines.storage import Store, sha256_of
 
 QUANTIZER = "quantizer"
+
+Planner = Callable[[Sequence[PartTask], Config], Plan]
+"""Function that chooses the kind of an index; by default `plan_kind`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,7 @@ def build_index(
     publish: bool = True,
     dry_run: bool = False,
     pool: Pool = ray_pool,
+    plan: Planner = plan_kind,
 ) -> BuildResult | PlannedResult:
     """Index the codes artifacts `codes`, in this order, at `out`; publish version 1 if it passes the gate.
 
@@ -92,10 +96,10 @@ def build_index(
     sets = _open_all(codes)
     store = Store(out)
     if dry_run:
-        return _dry_run(sets, store, config)
+        return _dry_run(sets, store, config, plan)
     chosen: dict[str, Any] = {}
     if config.index.kind == "auto":
-        config, chosen = _choose(sets, store, config)
+        config, chosen = _choose(sets, store, config, plan)
     name = _fingerprint(sets, config)
     artifact, known = finished(store, "index", name), versions(store)
     status = "unchanged" if artifact else "done"
@@ -163,14 +167,14 @@ def _of_kind(config: Config, kind: str) -> Config:
     return config.model_copy(update={"index": config.index.model_copy(update={"kind": kind})})
 
 
-def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config) -> PlannedResult:
+def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planner) -> PlannedResult:
     """Return the planner's choice; `begun_as` is the kind that a build at this root would keep."""
     require_distinct(sets)
-    begun, chosen = _begun(sets, store, config), plan_kind(plan_parts(sets), config)
+    begun, chosen = _begun(sets, store, config), plan(plan_parts(sets), config)
     return PlannedResult(uri=store.uri, digest=None, kind=chosen.kind, begun_as=begun, **chosen.facts())
 
 
-def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Config, dict[str, Any]]:
+def _choose(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planner) -> tuple[Config, dict[str, Any]]:
     """Return the settings with a kind in place of `auto`, and the reason.
 
     The kind that the root was begun with comes first, else the planner's choice. A second measurement could choose
@@ -180,7 +184,7 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Con
     facts: dict[str, Any] = {}
     if (kind := _begun(sets, store, config)) is None:
         require_distinct(sets)
-        chosen = plan_kind(plan_parts(sets), config)
+        chosen = plan(plan_parts(sets), config)
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
             _writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
         kind, facts = _begun(sets, store, config), chosen.facts()

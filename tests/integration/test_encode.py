@@ -11,7 +11,6 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
-from pipelines.encode import encode as encode_module
 from pipelines.encode.encode import encode
 from pipelines.encode.job import ShardTask, plan_job
 from pipelines.encode.workers import ShardEncoder
@@ -21,7 +20,7 @@ from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards
 from pipelines.storage import Store
 from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
-from tests.support.inline import InlinePool
+from tests.support.inline import InlinePool, ray_pool_of
 from tests.support.pictures import animated_gif, truncated_jpeg
 from tests.support.runs import run_record
 
@@ -121,7 +120,7 @@ def test_nothing_is_published_of_a_tar_that_the_index_lies_about(
 
 
 def test_a_shard_that_kills_its_workers_becomes_rejects(
-    shards: Path, model: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+    shards: Path, model: Path, tmp_path: Path, local_ray: None
 ) -> None:
     class Poisoned(ShardEncoder):
         def run(self, task: ShardTask) -> object:  # type: ignore[override]
@@ -129,9 +128,15 @@ def test_a_shard_that_kills_its_workers_becomes_rejects(
                 os._exit(1)
             return super().run(task)
 
-    monkeypatch.setattr(encode_module, "ShardEncoder", Poisoned)
     config = load_config(sets=[*SETTINGS, "encode.max_attempts=2"])
-    result = encode(str(shards / "train"), str(model), str(tmp_path / "codes"), config, allow_degraded=True).as_json()
+    result = encode(
+        str(shards / "train"),
+        str(model),
+        str(tmp_path / "codes"),
+        config,
+        allow_degraded=True,
+        pool=ray_pool_of(Poisoned),
+    ).as_json()
     assert (result["status"], result["codes"], result["rejects"]) == ("degraded", 26, 10)
     assert verify(str(tmp_path / "codes")).status == "done"
     reasons = duckdb.sql(f"select distinct reason from '{tmp_path}/codes/rejects/*.parquet'").fetchall()

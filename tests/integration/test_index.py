@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipelines.index.build
-import pipelines.index.pool
 from pipelines.config.settings import Config, DedupeSettings, EvaluateSettings, IndexSettings
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.evaluate.evaluate import evaluate
@@ -105,9 +103,7 @@ def test_s3_and_a_local_path_give_the_same(tmp_path: Path, kind: str) -> None:
     assert answers[0] == answers[1]
 
 
-def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(tmp_path: Path) -> None:
     uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", 200)}).uri
     command = [sys.executable, "-m", "pipelines", "index", "build", "--codes", uri, "--out", str(tmp_path / "index")]
     environment = {**os.environ, "HHNET_FAILPOINTS": "identity.put.after=kill"}
@@ -118,9 +114,12 @@ def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
     def asked_again(*_: object) -> None:
         raise AssertionError("a second run plans anew")
 
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
     resumed = build_index(
-        [uri], str(tmp_path / "index"), Config(index=IndexSettings(kind="auto", workers=1)), pool=InlinePool()
+        [uri],
+        str(tmp_path / "index"),
+        Config(index=IndexSettings(kind="auto", workers=1)),
+        pool=InlinePool(),
+        plan=asked_again,
     ).as_json()
     named = build_index(
         [uri], str(tmp_path / "named"), Config(index=IndexSettings(kind="flat", workers=1)), pool=InlinePool()

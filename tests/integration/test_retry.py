@@ -11,7 +11,6 @@ from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current, open_version
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
-from pipelines.encode import encode as encode_module
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
 from pipelines.encode.job import ShardTask
@@ -25,7 +24,7 @@ from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.checker import client_of
 from tests.support.corpus import Corpus
-from tests.support.inline import InlinePool
+from tests.support.inline import InlinePool, ray_pool_of
 from tests.support.seaweed import BUCKET, Seaweed, seaweed
 
 
@@ -81,7 +80,7 @@ def test_from_degraded_to_mended(corpus: Corpus, model: Path, codes: Path, confi
     assert verify(corpus.out).digest == mended["digest"]
 
 
-def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path) -> None:
     config = load_config(sets=[*SETTINGS, "encode.max_attempts=1", "encode.stuck_s=10"])
 
     class Hanging(ShardEncoder):
@@ -90,9 +89,8 @@ def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monk
                 time.sleep(600)
             return super().run(task)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(encode_module, "ShardEncoder", Hanging)
-        first = encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True).as_json()
+    hanging = ray_pool_of(Hanging)
+    first = encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True, pool=hanging).as_json()
     assert first["rejects"] == 10
     import duckdb
 

@@ -5,12 +5,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.cluster.pool import Outcome
+from pipelines.cluster.ray_pool import MapItems, Pool, ray_pool
 
 
 class InlinePool:
-    """Runs items here, in reverse order if `reverse`; `done` lists them. Items in `fatal` kill their worker."""
+    """Runs items here, in reverse order if `reverse`; `done` lists them. Items in `fatal` kill their worker.
 
-    def __init__(self) -> None:
+    With `worker`, that class does the work instead of the verb's own.
+    """
+
+    def __init__(self, worker: Callable[..., Any] | None = None) -> None:
+        self.worker = worker
         self.done: list[Any] = []
         self.reverse = False
         self.fatal: Callable[[Any], bool] = lambda item: False
@@ -22,7 +27,7 @@ class InlinePool:
     def map_items(
         self, worker: Callable[..., Any], worker_args: tuple[Any, ...], items: Sequence[Any], **options: Any
     ) -> Iterator[Outcome[Any]]:
-        made = worker(*worker_args)
+        made = (self.worker or worker)(*worker_args)
         for item in reversed(items) if self.reverse else items:
             if self.fatal(item):
                 yield Outcome(item, None, 3, "all workers died")
@@ -30,3 +35,14 @@ class InlinePool:
             result = made.run(item)
             self.done.append(item)
             yield Outcome(item, result, 1)
+
+
+def ray_pool_of(worker: Callable[..., Any]) -> Pool:
+    """Return a pool on Ray in which this class does the work instead of the verb's own."""
+
+    @contextmanager
+    def pool(*arguments: Any) -> Iterator[MapItems]:
+        with ray_pool(*arguments) as map_items:
+            yield lambda _, *given, **options: map_items(worker, *given, **options)
+
+    return pool

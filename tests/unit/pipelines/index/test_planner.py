@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipelines.index.build
-import pipelines.index.pool
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import closed_records
@@ -177,57 +175,45 @@ def test_auto_makes_what_the_chosen_kind_makes_by_name(tmp_path: Path, pool: Inl
 
 
 @pytest.mark.parametrize("kind", ["multihash", "ivf", "hnsw"])
-def test_a_rerun_stays_with_the_kind_that_was_chosen(
-    tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_rerun_stays_with_the_kind_that_was_chosen(tmp_path: Path, pool: InlinePool, kind: str) -> None:
     """As `hhnet run` does: built unpublished, then published by a second call."""
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", choosing(kind))
-    first = build_index([uri], out, settings("index.latency=3ms"), publish=False, pool=pool).as_json()
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
-    second = build_index([uri], out, settings("index.memory=1KiB"), pool=pool).as_json()
+    first = build_index(
+        [uri], out, settings("index.latency=3ms"), publish=False, pool=pool, plan=choosing(kind)
+    ).as_json()
+    second = build_index([uri], out, settings("index.memory=1KiB"), pool=pool, plan=asked_again).as_json()
     assert (second["status"], second["kind"], second["version"]) == ("done", kind, 1)
     assert second["digest"] == first["digest"]
     (tmp_path / "index/identity.json").unlink()
-    assert build_index([uri], out, settings(), pool=pool).digest == first["digest"]
-    assert build_index([uri], out, settings(f"index.kind={kind}"), pool=pool).status == "unchanged"
+    assert build_index([uri], out, settings(), pool=pool, plan=asked_again).digest == first["digest"]
+    assert build_index([uri], out, settings(f"index.kind={kind}"), pool=pool, plan=asked_again).status == "unchanged"
 
 
-def test_a_build_broken_off_after_the_choice_goes_on_with_it(
-    tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_broken_off_after_the_choice_goes_on_with_it(tmp_path: Path, pool: InlinePool) -> None:
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", choosing("multihash"))
     pool.fatal = lambda task: True
     with pytest.raises(WorkFailed, match="run again to resume"):
-        build_index([uri], out, settings(), pool=pool)
+        build_index([uri], out, settings(), pool=pool, plan=choosing("multihash"))
     pool.fatal = lambda task: False
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
-    assert build_index([uri], out, settings(), pool=pool).kind == "multihash"
+    assert build_index([uri], out, settings(), pool=pool, plan=asked_again).kind == "multihash"
 
 
-def test_of_two_runs_that_choose_otherwise_the_first_wins(
-    tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_runs_that_choose_otherwise_the_first_wins(tmp_path: Path, pool: InlinePool) -> None:
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
 
     def overtaken(tasks: Sequence[Any], config: Config) -> Plan:
         build_index([uri], out, settings("index.kind=multihash"), pool=pool)
         return choosing("flat")(tasks, config)
 
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", overtaken)
-    result = build_index([uri], out, settings(), pool=pool).as_json()
+    result = build_index([uri], out, settings(), pool=pool, plan=overtaken).as_json()
     assert (result["kind"], result["status"]) == ("multihash", "unchanged")
 
 
-def test_a_root_of_other_codes_is_refused_before_anything_is_tried(
-    tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_root_of_other_codes_is_refused_before_anything_is_tried(tmp_path: Path, pool: InlinePool) -> None:
     build_index([some_codes(tmp_path)], str(tmp_path / "index"), settings("index.kind=flat"), pool=pool)
     other = write_codes(tmp_path / "other", {"y-000000.tar": simple_rows("y", 9)}).uri
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
     with pytest.raises(FingerprintMismatch, match=r"which no kind of index of these codes .*: choose another --out"):
-        build_index([other], str(tmp_path / "index"), settings(), pool=pool)
+        build_index([other], str(tmp_path / "index"), settings(), pool=pool, plan=asked_again)
 
 
 # --------------------------------------------------------------------------------------------- nothing is written

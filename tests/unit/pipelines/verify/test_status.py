@@ -93,14 +93,13 @@ class Interrupted(ShardEncoder):
 
 
 def test_an_encode_is_seen_while_it_works_when_it_failed_and_when_it_is_done(
-    root: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, config: Config
 ) -> None:
     out = str(tmp_path / "codes")
     arguments = (str(root / "shards"), str(root / "model"), out, config)
     Interrupted.turns = itertools.count()
-    monkeypatch.setattr("pipelines.encode.encode.ShardEncoder", Interrupted)
     with pytest.raises(WorkFailed):
-        encode(*arguments, pool=InlinePool())
+        encode(*arguments, pool=InlinePool(Interrupted))
     seen = Interrupted.seen
     assert (seen["verb"], seen["status"], seen["digest"], seen["kind"]) == ("status", "working", None, "codes")
     assert (seen["shards"], seen["done"], seen["of"], seen["unit"]) == ({"done": 2, "of": 4}, 20, 35, "images")
@@ -113,7 +112,6 @@ def test_an_encode_is_seen_while_it_works_when_it_failed_and_when_it_is_done(
     assert (failed["shards"]["done"], failed["done"], failed["left_s"]) == (3, 30, None)
     assert (plan([arguments[0]], [out]).as_json()["encode"], plan([arguments[0]], [out]).as_json()["publish"]) == (1, 3)
 
-    monkeypatch.setattr("pipelines.encode.encode.ShardEncoder", ShardEncoder)
     result = encode(*arguments, pool=InlinePool()).as_json()
     done = status(out).as_json()
     assert (done["status"], done["digest"], done["shards"]["done"]) == ("done", result["digest"], 4)
