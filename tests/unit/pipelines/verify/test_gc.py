@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipelines.index.publish import index_info, rollback_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, remove_rows
 from pipelines.storage import Store, canonical_json
-from pipelines.verify import gc as gc_module
+from pipelines.storage.local import LocalObjects
 from pipelines.verify.gc import gc
 from pipelines.verify.verify import _orphans as orphans_of  # the codes here have no shards to verify against
 from pipelines.verify.verify import verify
@@ -271,40 +272,37 @@ def test_the_version_that_knows_all_ordinals_stays(index: str, tmp_path: Path) -
     assert verify(index).orphans == []
 
 
-def test_a_collection_that_was_cut_off_leaves_whole_versions(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    delete = gc_module._delete
+class Interrupted(LocalObjects):
+    """A folder that does `what` before the delete of that number."""
+
+    def __init__(self, root: str, after: int, what: Callable[[], object]) -> None:
+        super().__init__(Path(root))
+        self.left, self.what = after, what
+
+    def delete(self, name: str) -> None:
+        self.left -= 1
+        if not self.left:
+            self.what()
+        super().delete(name)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_collection_that_was_cut_off_leaves_whole_versions(index: str) -> None:
     for hit in range(1, 9):
-        left = [hit]
-
-        def cut_off(store: Store, name: str, left: list[int] = left) -> None:
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-            delete(store, name)
-
-        monkeypatch.setattr(gc_module, "_delete", cut_off)
         try:
-            gc(index, keep=1)
+            gc(Store(index, Interrupted(index, hit, interrupt)), keep=1)
         except KeyboardInterrupt:
             assert verify(index).status == "done"
-    monkeypatch.setattr(gc_module, "_delete", delete)
     gc(index, keep=1)
     assert versions(Store(index)) == [4]
     assert verify(index).orphans == []
 
 
-def test_a_rollback_while_versions_are_collected_keeps_what_it_names(
-    index: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    delete = gc_module._delete
-
-    def overtaken(store: Store, name: str) -> None:
-        monkeypatch.setattr(gc_module, "_delete", delete)
-        rollback_index(index, 2)
-        delete(store, name)
-
-    monkeypatch.setattr(gc_module, "_delete", overtaken)
-    gc(index, keep=1)
+def test_a_rollback_while_versions_are_collected_keeps_what_it_names(index: str) -> None:
+    gc(Store(index, Interrupted(index, 1, lambda: rollback_index(index, 2))), keep=1)
     with open_index(index) as reader:
         assert (reader.version, reader.count) == (5, 28)
     assert verify(index).status == "done"
