@@ -146,19 +146,20 @@ def test_a_large_database_is_shared_out_between_threads(width: int, threads: int
     queries, database = codes(1, width, 1), codes((1 << 21) // words + 77, width, 2)
     middle = len(database) // 2
     database[middle - 25 : middle + 25] = queries[0]  # exact hits, tied, across parts
-    for k in (1, 10, 4097):
-        for found, wanted in zip(
-            hamming_knn(queries, database, k, threads=threads),
-            hamming_knn(queries, database, k, threads=1),
-            strict=True,
-        ):
+    some = np.random.default_rng(3).random(len(database)) < 0.5
+    for allowed in (None, some):
+        for k, radius in ((1, None), (10, np.array([2 * width])), (4097, None)):
+            shared, alone = (
+                hamming_knn(queries, database, k, threads=count, allowed=allowed, radius=radius)
+                for count in (threads, 1)
+            )
+            for found, wanted in zip(shared, alone, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+        shared, alone = (
+            hamming_range(queries, database, 2 * width, threads=count, allowed=allowed) for count in (threads, 1)
+        )
+        for found, wanted in zip(shared, alone, strict=True):
             np.testing.assert_array_equal(found, wanted)
-    for found, wanted in zip(
-        hamming_range(queries, database, 3 * width, threads=threads),
-        hamming_range(queries, database, 3 * width, threads=1),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(found, wanted)
 
 
 def test_two_callers_at_once() -> None:
