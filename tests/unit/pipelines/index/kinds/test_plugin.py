@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from hhnet import hamming_knn
-from pipelines.cli.index import BuildFlags, index_build
+from pipelines.cli.index import BuildFlags
 from pipelines.config.loading import load_config
 from pipelines.errors import ConfigError
 from pipelines.index import kinds
+from pipelines.index.build import build_index
 from pipelines.index.reader import open_index
 from tests.support.codes import random_codes, simple_rows, write_codes
+from tests.support.inline import InlinePool
 from tests.support.plugins import plugged_in
 
 TOY = """
@@ -61,7 +63,8 @@ KIND = ToyKind()
 def built(uri: str, out: str, **flags: Any) -> dict[str, Any]:
     """What `hhnet index build` gives with these flags."""
     given = BuildFlags(codes=[uri], out=out, **flags)
-    return index_build(given, load_config(flags=given.settings())).as_json()
+    config = load_config(flags=given.settings())
+    return build_index(given.codes, given.out, config, dry_run=given.dry_run, pool=InlinePool()).as_json()
 
 
 def test_a_kind_is_one_module(tmp_path: Path) -> None:
