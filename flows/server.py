@@ -208,8 +208,8 @@ def _start(port: int, home: Path, settings: Mapping[str, str]) -> subprocess.Pop
         )
 
 
-def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + STARTUP_WAIT_S
+def _await(process: subprocess.Popen[bytes], url: str, log: Path, startup_s: float = STARTUP_WAIT_S) -> None:
+    deadline = time.monotonic() + startup_s
     while time.monotonic() < deadline and process.poll() is None:
         try:
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))

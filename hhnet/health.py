@@ -20,8 +20,6 @@ _Codes = npt.NDArray[np.uint8]
 _Counts = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
 
-_CODES_PER_BLOCK = 1 << 15  # codes unpacked at once
-_SAMPLE_CODES = 1 << 13  # codes whose distances are counted, all pairs of them: 33.5 million
 _ROWS_PER_BLOCK = 1 << 9  # of them, rows of the distance matrix held at once
 
 
@@ -69,7 +67,7 @@ class CodeDrift:
     """Share of the common codes among all distinct codes of the two sets."""
 
 
-def code_health(codes: _Codes, bits: int) -> CodeHealth:
+def code_health(codes: _Codes, bits: int, sample: int = 1 << 13, block: int = 1 << 15) -> CodeHealth:
     """Measure a set of codes: balance, entropy and correlation of bits, buckets of equal codes, distances of pairs.
 
     Codes are unpacked block by block, so memory beyond the codes is a few words per code. The result depends on the
@@ -78,6 +76,8 @@ def code_health(codes: _Codes, bits: int) -> CodeHealth:
     Args:
         codes: uint8 (N, ceil(bits / 8)), packed, N at least 1.
         bits: how many bits of each code count; the others of the last byte must be 0.
+        sample: how many codes are drawn for the distances, which are those of all their pairs.
+        block: codes that are unpacked at once.
 
     Raises:
         TypeError: if `codes` is not uint8. ValueError: if there is no code, or the width or the unused bits do not
@@ -89,10 +89,10 @@ def code_health(codes: _Codes, bits: int) -> CodeHealth:
         raise ValueError("codes must hold at least one code: got none")
     if bits % 8 and (codes[:, -1] >> bits % 8).any():
         raise ValueError(f"codes of {bits} bits must end in zero bits, see pack_bits: a bit beyond them is set")
-    ones_K, differing_KK = _ones_and_differing(codes, bits)
+    ones_K, differing_KK = _ones_and_differing(codes, bits, block)
     balance_K = ones_K / len(codes)
     bucket_codes, bucket_sizes = _buckets(codes)
-    sample = _sample_codes(codes)
+    sampled = _sample_codes(codes, sample)
     return CodeHealth(
         bits=bits,
         count=len(codes),
@@ -101,8 +101,8 @@ def code_health(codes: _Codes, bits: int) -> CodeHealth:
         correlation=_phi(ones_K, differing_KK, len(codes)),
         bucket_codes=bucket_codes,
         bucket_sizes=bucket_sizes,
-        distances=_pair_distances(sample, bits),
-        sampled=len(sample),
+        distances=_pair_distances(sampled, bits),
+        sampled=len(sampled),
     )
 
 
@@ -129,15 +129,15 @@ def code_drift(before: CodeHealth, after: CodeHealth) -> CodeDrift:
     )
 
 
-def _ones_and_differing(codes: _Codes, bits: int) -> tuple[_Counts, _Counts]:
+def _ones_and_differing(codes: _Codes, bits: int, block: int) -> tuple[_Counts, _Counts]:
     """Count, over all codes, how often each bit is 1, int64 (K,), and how often two bits differ, int64 (K, K).
 
     A transposed block is K codes with one bit per row; the Hamming distance of two of these is the number of rows where
     the two bits differ.
     """
     ones_K, differing_KK = np.zeros(bits, np.int64), np.zeros((bits, bits), np.int64)
-    for start in range(0, len(codes), _CODES_PER_BLOCK):
-        block_NK = unpack_bits(codes[start : start + _CODES_PER_BLOCK], bits)
+    for start in range(0, len(codes), block):
+        block_NK = unpack_bits(codes[start : start + block], bits)
         turned = np.ascontiguousarray(np.packbits(block_NK, axis=0).T)
         ones_K += block_NK.sum(0)
         differing_KK += hamming_distances(turned, turned)
@@ -174,11 +174,11 @@ def _buckets(codes: _Codes) -> tuple[_Codes, _Counts]:
     return codes[order[starts_B[rank_B]]], sizes_B[rank_B]
 
 
-def _sample_codes(codes: _Codes) -> _Codes:
-    if len(codes) <= _SAMPLE_CODES:
+def _sample_codes(codes: _Codes, count: int) -> _Codes:
+    if len(codes) <= count:
         return codes
     random = np.random.Generator(np.random.Philox(0))  # a fixed seed: the same codes give the same figures
-    return codes[np.sort(random.choice(len(codes), _SAMPLE_CODES, replace=False, shuffle=False))]
+    return codes[np.sort(random.choice(len(codes), count, replace=False, shuffle=False))]
 
 
 def _pair_distances(codes: _Codes, bits: int) -> _Counts:

@@ -24,17 +24,11 @@ Codes = npt.NDArray[np.uint8]
 WORD_BYTES = 4
 """Bytes per word on the GPU."""
 
-_ROWS_PER_COPY = 1 << 24  # rows copied to the GPU at once
-_ROWS_PER_BLOCK = {
-    16: 128,
-    64: 128,
-    128: 64,
-}  # queries -> rows of one block of threads; Hopper's products take 64 and up
-_MIN_PLACES, _PLACES_PER_ROW = 4096, 4  # least places per query and chunk, and places per row expected to need one
-_MAX_CHUNK_GROWTH = (
-    2  # full blocks: longest chunk, in times the rows before it; recording rows costs more there than chunks do
-)
-_MAX_PLACES = 1 << 24  # places of all queries together, 8 bytes each
+# Queries -> rows of one block of threads; Hopper's products take 64 and up.
+_ROWS_PER_BLOCK = {16: 128, 64: 128, 128: 64}
+_PLACES_PER_ROW = 4  # places per row expected to need one
+# Longest chunk of full blocks, in times the rows before it; recording rows costs more there than chunks do.
+_MAX_CHUNK_GROWTH = 2
 _NO_DISTANCE = np.iinfo(np.int32).max
 
 
@@ -44,13 +38,28 @@ class DeviceCodes:
     Each code takes its bytes, rounded up to a multiple of 4; a search takes 200 MB more.
     """
 
-    def __init__(self, parts: Sequence[Codes], device: str = "cuda") -> None:
+    def __init__(
+        self,
+        parts: Sequence[Codes],
+        device: str = "cuda",
+        rows: int = 1 << 24,
+        places: int = 4096,
+        keys: int = 1 << 24,
+    ) -> None:
         """Copy `parts`, uint8 (n, bytes) each, to the GPU; their rows are numbered one part after another.
+
+        Args:
+            parts: the codes.
+            device: where they go.
+            rows: how many are copied at once.
+            places: for found rows, at least, per query and chunk.
+            keys: places of all queries together, 8 bytes each.
 
         Raises:
             TypeError: for codes that are not uint8. ValueError: for shapes that do not fit, no part, or 2^31 codes.
             torch.OutOfMemoryError: where the GPU has no room for them.
         """
+        self._places, self._keys = places, keys
         words = [as_words(part, "codes") for part in parts]  # checks them
         widths = {np.shape(part)[1] for part in parts}
         self.count = sum(map(len, words))
@@ -62,8 +71,8 @@ class DeviceCodes:
         self._codes_NW = torch.empty((self.count, -(-self.width // WORD_BYTES)), dtype=torch.int32, device=self._device)
         start = 0
         for part in parts:
-            for first in range(0, len(part), _ROWS_PER_COPY):
-                piece = part[first : first + _ROWS_PER_COPY]
+            for first in range(0, len(part), rows):
+                piece = part[first : first + rows]
                 self._codes_NW[start : start + len(piece)].copy_(
                     torch.from_numpy(pad_bytes(piece, WORD_BYTES).view(np.int32))
                 )
@@ -88,8 +97,8 @@ class DeviceCodes:
             raise ValueError(f"queries must have {self.width} bytes, and k be at least 1: got {queries.shape[1]}, {k}")
         k = min(k, self.count)
         keys_QK = np.empty((len(queries), k), np.int64)
-        places = max(_MIN_PLACES, _PLACES_PER_ROW * k)
-        step = max(min(_ROWS_PER_BLOCK), _MAX_PLACES // places // max(_ROWS_PER_BLOCK) * max(_ROWS_PER_BLOCK))
+        places = max(self._places, _PLACES_PER_ROW * k)
+        step = max(min(_ROWS_PER_BLOCK), self._keys // places // max(_ROWS_PER_BLOCK) * max(_ROWS_PER_BLOCK))
         for start in range(0, len(queries) if k else 0, step):
             part = slice(start, start + step)
             keys_QK[part] = self._nearest(pad_bytes(queries[part], WORD_BYTES), k, places).cpu().numpy()

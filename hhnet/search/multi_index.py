@@ -43,7 +43,6 @@ MIN_SUBSTRING_BITS, MAX_SUBSTRING_BITS = 8, 22
 """Bits of a substring: fewer have too many rows in a bucket, and more need tables that outgrow the cache."""
 
 SCAN_ALL_SHARE = 0.95  # share of scanned queries from which scanning all is faster than merging the hits of both ways
-MIN_TABLE_SEARCH_NS = 80_000  # nanoseconds that a search by tables costs at least; a cheaper scan is taken at once
 _NS_PER_COMPARISON = 10  # nanoseconds of a scan that count as one word comparison, to decide whether threads pay
 
 
@@ -79,6 +78,19 @@ class TablesDamagedError(ValueError):
 
 
 @dataclass(frozen=True)
+class ScanCosts:
+    """Costs by which a query chooses between the tables and a scan, in nanoseconds of one thread."""
+
+    compare: float = _buckets.COMPARE_WORD_NS
+    """Cost of a scan for each 64-bit word of a code and each query."""
+    least: float = 80_000
+    """Cost of the cheapest search by tables; a cheaper scan is taken at once."""
+
+
+COSTS = ScanCosts()
+
+
+@dataclass(frozen=True)
 class MultiIndexHash:
     """Codes and the tables of their substrings: plain arrays, so that they can be mapped from a file.
 
@@ -88,6 +100,7 @@ class MultiIndexHash:
         starts: uint32 (sum of 2^b + 1,), the tables one after another: the rows with pattern p in substring j are
             `rows[j, starts_j[p]:starts_j[p + 1]]`.
         rows: uint32 (M, N), ascending in each bucket.
+        costs: by which each query chooses between the tables and a scan; they change no answer.
 
     The tables need not be trusted: a search that meets a subscript outside the codes raises TablesDamagedError.
     """
@@ -96,15 +109,19 @@ class MultiIndexHash:
     bits: int
     starts: npt.NDArray[np.uint32]
     rows: npt.NDArray[np.uint32]
+    costs: ScanCosts = COSTS
 
     @classmethod
-    def build(cls, codes: Codes, bits: int | None = None, substrings: int | None = None) -> "MultiIndexHash":
+    def build(
+        cls, codes: Codes, bits: int | None = None, substrings: int | None = None, costs: ScanCosts = COSTS
+    ) -> "MultiIndexHash":
         """Build the tables: sort the rows of `codes`, uint8 (N, bytes), by each substring.
 
         Args:
             codes: packed codes, fewer than 2^32.
             bits: how many bits the substrings cover, where the rest is padding. By default all.
             substrings: how many; by default `default_substrings` of N.
+            costs: of a scan and of a search by tables.
 
         Raises:
             TypeError: for codes that are not uint8. ValueError: for shapes or numbers that do not fit.
@@ -124,7 +141,7 @@ class MultiIndexHash:
                 _buckets.fill_table(words_NW, layout_M3, j, starts[offsets_M[j] : offsets_M[j + 1]], rows_MN[j])
 
         run_blocks(sort, substrings, 10 * num * substrings, block=1)
-        return cls(words_NW.view(np.uint8), bits, starts, rows_MN)
+        return cls(words_NW.view(np.uint8), bits, starts, rows_MN, costs)
 
     def __post_init__(self) -> None:
         substrings = len(self.rows) if self.rows.ndim == 2 else 0
@@ -245,15 +262,12 @@ class MultiIndexHash:
         """
         workers = threads or int(numba.config.NUMBA_NUM_THREADS)
         return (
-            self.codes.size
-            / 8
-            * min(1.0, num / workers)
-            * (_buckets.COMPARE_WORD_NS + _buckets.READ_WORD_NS / max(num, 1))
+            self.codes.size / 8 * min(1.0, num / workers) * (self.costs.compare + _buckets.READ_WORD_NS / max(num, 1))
         )
 
     def _clearly_a_scan(self, num: int, scan: float) -> bool:
         """Test, without a look at the tables, whether there are no queries or not even one bucket is worth a look."""
-        return num == 0 or num * scan < MIN_TABLE_SEARCH_NS or _buckets.PROBE_COST_SHARE * scan < _buckets.LOOKUP_NS
+        return num == 0 or num * scan < self.costs.least or _buckets.PROBE_COST_SHARE * scan < _buckets.LOOKUP_NS
 
     def tables(self) -> tuple[Any, Any, Any, Any]:
         """Return layout, offsets, `starts` and `rows` for the compiled loops.

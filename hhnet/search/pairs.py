@@ -13,17 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hhnet.search import _pairs
-from hhnet.search._buckets import COMPARE_WORD_NS
 from hhnet.search.kernels import as_words, hamming_range, run_blocks
 from hhnet.search.multi_index import Codes, MultiIndexHash, padded
 
 MAX_CODES = (1 << 31) - 1
-MIN_TABLE_SLOTS = 1 << 16
-"""Number of slots of the smallest hash table."""
 
 _QUERIES_PER_UNIT = 1024  # queries per unit of work of one thread
-_PAIRS_PER_THREAD = 1 << 17  # pairs that one thread holds, 14 bytes each
-_WORD_COST_NS = COMPARE_WORD_NS  # cost of a word in a scan; a higher figure makes the tables answer more of the queries
 _QUERIES_PER_SCAN = 64  # queries of one scan
 _ROWS_PER_SCAN = 1 << 15  # rows of one scan; memory has to hold them as hits of all its queries
 
@@ -31,7 +26,9 @@ Emit = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.in
 """Function that takes queries, rows and distances of some pairs; several threads may call it at once."""
 
 
-def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArray[np.int32], int, int]:
+def equal_groups(
+    codes: Codes, known: int, table_bytes: int, min_slots: int = 1 << 16
+) -> tuple[npt.NDArray[np.int32], int, int]:
     """Find the leader of each group of equal codes: its first code, except that the first `known` codes lead nobody.
 
     Args:
@@ -39,6 +36,7 @@ def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArra
         known: how many codes at the beginning are not compared with each other.
         table_bytes: about how much a hash table may take; with less than 8 bytes per code there are several passes
             over the codes.
+        min_slots: slots of the smallest hash table, a power of 2.
 
     Returns:
         Leaders int32 (N,), the number of leaders, and the number of leaders that other codes follow. A leader has its
@@ -47,9 +45,9 @@ def equal_groups(codes: Codes, known: int, table_bytes: int) -> tuple[npt.NDArra
     """
     words_NW = as_words(codes, "codes")
     leaders_N = np.empty(len(codes), np.int32)
-    wanted = max(2 * len(codes), MIN_TABLE_SLOTS)
+    wanted = max(2 * len(codes), min_slots)
     slots = 1 << (wanted - 1).bit_length()
-    while slots > MIN_TABLE_SLOTS and 4 * slots > table_bytes:
+    while slots > min_slots and 4 * slots > table_bytes:
         slots //= 2
     table_S, shares = np.empty(slots, np.int32), -(-wanted // slots)
     seed = np.uint64(secrets.randbits(64))  # so that nobody can make codes that meet in one slot; no result shows it
@@ -69,6 +67,7 @@ def near_pairs(
     radius: int,
     emit: Emit,
     threads: int | None = None,
+    room: int = 1 << 17,
 ) -> None:
     """Find all codes of `table` within a radius of each query, from the query's first row on, and pass them to `emit`.
 
@@ -79,6 +78,7 @@ def near_pairs(
         radius: largest distance in bits, inclusive.
         emit: is called with up to some hundred thousand pairs at a time, in no order, each pair once.
         threads: how many threads to use; by default the CPUs this process may use.
+        room: pairs that one thread holds, 14 bytes each.
     """
     queries_QW, codes_NW = as_words(padded(queries, "queries"), "queries"), as_words(table.codes, "codes")
     radius = min(radius, 64 * codes_NW.shape[1])
@@ -86,15 +86,11 @@ def near_pairs(
     def search(part: slice) -> None:
         state_Q, begin, num = np.zeros(part.stop - part.start, np.uint8), 0, part.stop - part.start
         # int16 holds the number of a query within its unit of work: there are _QUERIES_PER_UNIT of them.
-        found = (
-            np.empty(_PAIRS_PER_THREAD, np.int16),
-            np.empty(_PAIRS_PER_THREAD, np.int64),
-            np.empty(_PAIRS_PER_THREAD, np.int32),
-        )
+        found = np.empty(room, np.int16), np.empty(room, np.int64), np.empty(room, np.int32)
         while begin < num:
             begin, count = _pairs.join(
                 *(queries_QW[part], first[part], codes_NW, *table.tables()),
-                *(radius, _WORD_COST_NS, begin, state_Q, found),
+                *(radius, table.costs.compare, begin, state_Q, found),
             )
             if count:
                 emit(found[0][:count] + np.int64(part.start), found[1][:count], found[2][:count])

@@ -31,13 +31,6 @@ from pipelines.config.settings import Config
 from pipelines.errors import HHNetError, StoreUnavailable
 from pipelines.storage import ObjectInfo, Store, canonical_json, map_in_order
 
-PROGRESS_EVERY_S = 10.0
-"""Seconds between two progress objects of a run that makes progress, for its first hour."""
-HEARTBEAT_EVERY_S = 30.0
-"""Seconds between two heartbeats.
-
-These are the progress objects of a run without progress, and of every run after its first hour.
-"""
 FREQUENT_PROGRESS_UNTIL_S = 3600.0
 DEAD_AFTER_S = 90.0
 """Seconds of silence after which a run counts as dead: three missing heartbeats."""
@@ -58,8 +51,23 @@ class RunLog:
     If the store refuses a progress object, the work goes on: the attempts in it go into the next one.
     """
 
+    progress_every_s = 10.0
+    """Seconds between two progress objects of a run that makes progress, for its first hour."""
+    heartbeat_s = 30.0
+    """Seconds between two heartbeats.
+
+    These are the progress objects of a run without progress, and of every run after its first hour.
+    """
+
     def __init__(
-        self, store: Store, verb: str, config: Config | None = None, *, total: int = 0, unit: str = "", **facts: Any
+        self,
+        store: Store,
+        verb: str,
+        config: Config | None = None,
+        *,
+        total: int = 0,
+        unit: str = "",
+        **facts: Any,
     ) -> None:
         self.store, self.total, self.unit = store, total, unit
         self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}"
@@ -141,11 +149,11 @@ class RunLog:
         return {"done": self.done, "total": self.total, "unit": self.unit, "note": self._note}
 
     def _send_heartbeats(self) -> None:
-        while not self._ended.wait(PROGRESS_EVERY_S):
+        while not self._ended.wait(self.progress_every_s):
             now = time.time()
             often = self._fresh and now - self._began < FREQUENT_PROGRESS_UNTIL_S
             # A second less, since this loop wakes a little early at times; the next turn would come 10 s too late.
-            if often or now - self._put_at >= HEARTBEAT_EVERY_S - 1:
+            if often or now - self._put_at >= self.heartbeat_s - 1:
                 with suppress(HHNetError):
                     self._put(now)
 

@@ -115,8 +115,12 @@ def index_add_command(flags: AddFlags, settings: Config) -> Result:
     """
     from pipelines.index.update import add_codes
 
-    changes = {"prune": flags.prune, "replace_changed": flags.replace}
-    return add_codes(flags.index, flags.codes, settings, publish=flags.publish, **changes)
+    return add_codes(
+        *(flags.index, flags.codes, settings),
+        publish=flags.publish,
+        prune=flags.prune,
+        replace_changed=flags.replace,
+    )
 
 
 @verb(index_app, "remove")

@@ -161,11 +161,11 @@ class _Actor(Generic[T]):
         if progress is None or progress != self.progress:
             self.progress, self.moved = progress, time.monotonic()
 
-    def stands_still(self, limit_s: float) -> bool:
+    def stands_still(self, limit_s: float, build_s: float) -> bool:
         """Tell whether it made no progress for longer than allowed. An actor without a place is never stuck."""
         if self.place is None:
             return False
-        return time.monotonic() - self.moved > (limit_s if self.built else max(limit_s, BUILD_TIMEOUT_S))
+        return time.monotonic() - self.moved > (limit_s if self.built else build_s)
 
 
 def map_items(
@@ -179,6 +179,7 @@ def map_items(
     wait_s: float,
     max_attempts: int = 3,
     stuck_s: float = STUCK_S,
+    build_s: float = BUILD_TIMEOUT_S,
     label: Callable[[T], str] = str,
     failed: Callable[[T, Attempt], None] = lambda item, attempt: None,
 ) -> Iterator[Outcome[T]]:
@@ -194,7 +195,7 @@ def map_items(
     """
     with Meter(verb).queue() as show:
         pool = _Pool(
-            worker, worker_args, items, verb, need, workers, wait_s, max_attempts, stuck_s, label, show, failed
+            worker, worker_args, items, verb, need, workers, wait_s, max_attempts, stuck_s, build_s, label, show, failed
         )
         try:
             yield from pool.yield_outcomes()
@@ -216,6 +217,7 @@ class _Pool(Generic[T]):
         wait_s: float,
         max_attempts: int,
         stuck_s: float,
+        build_s: float,
         label: Callable[[T], str],
         show: Show,
         tell_failed: Callable[[T, Attempt], None],
@@ -224,7 +226,7 @@ class _Pool(Generic[T]):
 
         self.arguments, self.verb, self.need, self.workers = (worker, worker_args), verb, need, workers
         self.wait_s, self.max_attempts, self.stuck_s, self.label, self.show = wait_s, max_attempts, stuck_s, label, show
-        self.tell_failed = tell_failed
+        self.build_s, self.tell_failed = max(stuck_s, build_s), tell_failed
         # Ray's own restarts are off: the pool counts attempts, and moves an item to another actor itself.
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE_GROUP: 1}}
         named = type(f"{verb.title().replace('-', '')}Worker", (_Worker,), {"__module__": __name__})
@@ -454,12 +456,12 @@ class _Pool(Generic[T]):
 
     def kill_stuck(self) -> list[Outcome[T]]:
         """Kill the actors that are stuck; their items are tried again."""
-        for actor in [actor for actor in self.actors if actor.stands_still(self.stuck_s)]:
+        for actor in [actor for actor in self.actors if actor.stands_still(self.stuck_s, self.build_s)]:
             self.end(actor)
             if actor.item is not None:
                 self.put_back(self.take_item(actor, End.STUCK))
             else:
-                self.count_unbuilt(f"were not built within {max(self.stuck_s, BUILD_TIMEOUT_S):g} s")
+                self.count_unbuilt(f"were not built within {self.build_s:g} s")
         return []
 
     def require_room(self) -> None:

@@ -24,7 +24,7 @@ def on_cluster(command: str, **renamed: str) -> Callable[[Callable[P, R]], Calla
     """Declare that a verb's function runs as a Ray job, as `command`, where `ray.address` is an http(s) URL.
 
     The function has a parameter `config`. Its other arguments become flags of their own names, or as `renamed` says,
-    but for those that `command` names in braces, and those that have their defaults.
+    but for those that `command` names in braces, those that have their defaults, and functions.
     """
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
@@ -36,7 +36,9 @@ def on_cluster(command: str, **renamed: str) -> Callable[[Callable[P, R]], Calla
             address = job_address(given.arguments["config"])
             if address is None:
                 return function(*args, **kwargs)
-            changed = {k: v for k, v in given.arguments.items() if v != signature.parameters[k].default}
+            changed = {
+                k: v for k, v in given.arguments.items() if v != signature.parameters[k].default and not callable(v)
+            }
             record = _submit(address, command, changed, renamed)
             try:
                 return cast(R, TypeAdapter(get_type_hints(function)["return"]).validate_python(record))

@@ -13,7 +13,7 @@ from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe.source_tars import SourceTar, list_source_tars
-from pipelines.dedupe.tables import SHARDS_NAME, SHARDS_SCHEMA
+from pipelines.dedupe.tables import SHARDS_NAME, SHARDS_SCHEMA, SIZES, Sizes
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
@@ -37,7 +37,9 @@ class DedupeResult(Result):
     droppable: int
 
 
-def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None = None) -> DedupeResult:
+def dedupe(
+    codes: Sequence[str], out: str, config: Config, against: str | None = None, sizes: Sizes = SIZES
+) -> DedupeResult:
     """Find the near-duplicates among the codes artifacts `codes`, or also between them and the index `against`.
 
     Tars that the index holds are passed over. Raises FingerprintMismatch if the codes, or the index, are of other
@@ -60,11 +62,15 @@ def dedupe(codes: Sequence[str], out: str, config: Config, against: str | None =
     with scratch_folder() as folder:
         sources = list_source_tars(sets, IndexReader(index, folder) if index else None)
         writer = ArtifactWriter.of(Store(out), "duplicates", name, named)
-        return _dedupe_result(_find_duplicates(writer, sets, sources, config.dedupe), "done")
+        return _dedupe_result(_find_duplicates(writer, sets, sources, config.dedupe, sizes), "done")
 
 
 def _find_duplicates(
-    writer: ArtifactWriter, sets: Sequence[CodesSet], sources: Sequence[SourceTar], settings: DedupeSettings
+    writer: ArtifactWriter,
+    sets: Sequence[CodesSet],
+    sources: Sequence[SourceTar],
+    settings: DedupeSettings,
+    sizes: Sizes,
 ) -> Artifact:
     # Imported here, since these load numba, and an unchanged result does not need it.
     from pipelines.dedupe.components import write_components
@@ -75,11 +81,11 @@ def _find_duplicates(
     require_memory(sum(source.place.rows for source in sources), settings)
     with scratch_folder() as folder:
         corpus = read_corpus(sources, (bits + 7) // 8, folder)
-        leaders = find_leaders(corpus, settings.memory, folder)
-        receipts = PairSearch(writer, corpus, leaders, settings, folder).run()
+        leaders = find_leaders(corpus, settings.memory, folder, sizes.unit)
+        receipts = PairSearch(writer, corpus, leaders, settings, folder, sizes).run()
         pairs = [part for name in sorted(receipts) for part in receipts[name].parts]
         draft = writer.draft(pairs, {}, Facts())
-        found = write_components(writer, draft, pairs, corpus, settings.memory, folder)
+        found = write_components(writer, draft, pairs, corpus, settings.memory, folder, sizes)
     totals = {
         "samples": corpus.count - corpus.known,
         "indexed": corpus.known,

@@ -23,16 +23,13 @@ from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings
-from pipelines.dedupe import tables as artifact
 from pipelines.dedupe.corpus import Corpus, Numbers
 from pipelines.dedupe.external_sort import ExternalSort, cut_blocks
-from pipelines.dedupe.tables import PAIRS_SCHEMA, pairs_name, unit_name
+from pipelines.dedupe.tables import PAIRS_SCHEMA, Sizes, pairs_name, unit_name
 from pipelines.errors import ConfigError, InputError, WorkFailed
 
 # A pair is one integer: from the top the first sample's place in its unit, the second's number, and the distance.
 DISTANCE_BITS, SAMPLE_NUMBER_BITS = 13, 31
-QUERIES_AT_ONCE = 1 << 16
-"""Samples searched for at a time."""
 MIN_BLOCK_CODES = 1 << 10
 """Codes of the smallest block, taken even if its tables exceed the memory."""
 
@@ -61,13 +58,13 @@ def require_memory(count: int, settings: DedupeSettings) -> None:
         )
 
 
-def find_leaders(corpus: Corpus, memory: int, folder: Path) -> Leaders:
+def find_leaders(corpus: Corpus, memory: int, folder: Path, unit: int) -> Leaders:
     """Find equal codes, and move the resulting arrays to files to free their memory for the search."""
     leaders, count, groups = equal_groups(corpus.codes, corpus.known, memory - 4 * corpus.count)
     leaders.tofile(folder / "leaders")
     with (folder / "leading").open("wb") as stream:
-        for start in range(0, len(leaders), artifact.UNIT_SAMPLES):
-            part = leaders[start : start + artifact.UNIT_SAMPLES]
+        for start in range(0, len(leaders), unit):
+            part = leaders[start : start + unit]
             numbers = np.arange(start, start + len(part), dtype=np.int32)
             stream.write(numbers[part == numbers].tobytes())
     return Leaders(_mapped(folder / "leaders", corpus.count), _mapped(folder / "leading", count), groups)
@@ -82,12 +79,18 @@ class PairSearch:
     """The search for the pairs of all units that have no receipt yet."""
 
     def __init__(
-        self, writer: ArtifactWriter, corpus: Corpus, leaders: Leaders, settings: DedupeSettings, folder: Path
+        self,
+        writer: ArtifactWriter,
+        corpus: Corpus,
+        leaders: Leaders,
+        settings: DedupeSettings,
+        folder: Path,
+        sizes: Sizes,
     ) -> None:
         self._writer, self._corpus, self._leaders, self._settings = writer, corpus, leaders, settings
-        self._folder, self._lock = folder, threading.Lock()
+        self._folder, self._lock, self._sizes = folder, threading.Lock(), sizes
         self._spools: dict[int, ExternalSort] = {}
-        size = _block_size(settings.memory // 2, corpus.codes.shape[1])
+        size = sizes.block or _block_size(settings.memory // 2, corpus.codes.shape[1])
         total = len(leaders.numbers)
         self._blocks = [slice(start, min(start + size, total)) for start in range(0, total, size)]
         self._new = int(np.searchsorted(leaders.numbers, corpus.known))
@@ -99,7 +102,7 @@ class PairSearch:
 
         Raises WorkFailed if there are more pairs than `dedupe.max_pairs`.
         """
-        units = [unit_name(unit) for unit in range(-(-self._corpus.count // artifact.UNIT_SAMPLES))]
+        units = [unit_name(unit) for unit in range(-(-self._corpus.count // self._sizes.unit))]
         there = self._writer.store.entries("parts")
         found = self._writer.receipts(PairsReceipt, units)
         receipts = {name: receipt for name, receipt in found.items() if not missing_paths(there, receipt.parts)}
@@ -122,9 +125,7 @@ class PairSearch:
 
     def _span(self, unit: int) -> slice:
         """Return the range of a unit's leaders among all leaders."""
-        ends = np.searchsorted(
-            self._leaders.numbers, [unit * artifact.UNIT_SAMPLES, (unit + 1) * artifact.UNIT_SAMPLES]
-        )
+        ends = np.searchsorted(self._leaders.numbers, [unit * self._sizes.unit, (unit + 1) * self._sizes.unit])
         return slice(int(ends[0]), int(ends[1]))
 
     def _runs(self, units: Sequence[int]) -> Iterator[list[int]]:
@@ -149,8 +150,8 @@ class PairSearch:
         """Find the pairs of a unit's leaders with the later leaders of a block."""
         span = self._span(unit)
         numbers = self._leaders.numbers
-        for start in range(span.start, min(span.stop, block.stop), QUERIES_AT_ONCE):
-            stop = min(start + QUERIES_AT_ONCE, span.stop, block.stop)
+        for start in range(span.start, min(span.stop, block.stop), self._sizes.queries):
+            stop = min(start + self._sizes.queries, span.stop, block.stop)
             first = np.arange(start + 1, stop + 1)
             first[: max(self._new - start, 0)] = self._new  # a sample of the index finds new ones only
             if first[0] >= block.stop:
@@ -177,16 +178,16 @@ class PairSearch:
 
     def _link(self, unit: int) -> None:
         """Add the pairs at distance 0 whose first sample is in the unit: each follower with its leader."""
-        low = unit * artifact.UNIT_SAMPLES
-        for start in range(low, self._corpus.count, artifact.UNIT_SAMPLES):
-            leaders = self._leaders.of[start : start + artifact.UNIT_SAMPLES]
+        low = unit * self._sizes.unit
+        for start in range(low, self._corpus.count, self._sizes.unit):
+            leaders = self._leaders.of[start : start + self._sizes.unit]
             numbers = np.arange(start, start + len(leaders), dtype=np.int32)
             first, last = np.minimum(leaders, numbers), np.maximum(leaders, numbers)
-            mine = (leaders >= 0) & (first < last) & (first >= low) & (first < low + artifact.UNIT_SAMPLES)
+            mine = (leaders >= 0) & (first < last) & (first >= low) & (first < low + self._sizes.unit)
             self._add(unit, first[mine], last[mine], np.zeros(int(mine.sum()), np.int32))
 
     def _add(self, unit: int, a: npt.NDArray[Any], b: npt.NDArray[Any], distances: npt.NDArray[Any]) -> None:
-        low = unit * artifact.UNIT_SAMPLES
+        low = unit * self._sizes.unit
         # Casts throughout: numpy makes floats of uint64 and int64, which would lose the low bits.
         places = (a.astype(np.uint64) - np.uint64(low)) << np.uint64(SAMPLE_NUMBER_BITS) | b.astype(np.uint64)
         keys = places << np.uint64(DISTANCE_BITS) | distances.astype(np.uint64)
@@ -196,7 +197,7 @@ class PairSearch:
         if pairs > self._settings.max_pairs:
             raise WorkFailed(
                 f"{self._writer.store.uri}: {pairs} pairs within radius {self._settings.radius} so far, in unit "
-                f"{unit + 1} of {-(-self._corpus.count // artifact.UNIT_SAMPLES)}: take a smaller --radius, or raise "
+                f"{unit + 1} of {-(-self._corpus.count // self._sizes.unit)}: take a smaller --radius, or raise "
                 f"dedupe.max_pairs = {self._settings.max_pairs}"
             )
         if len(keys):
@@ -208,13 +209,14 @@ class PairSearch:
         """Return the unit's pairs so far; all threads share one object, since it holds the lock on the file."""
         with self._lock:
             if unit not in self._spools:
-                self._spools[unit] = ExternalSort(self._folder / unit_name(unit), self._settings.memory // 4 // 8)
+                at_once = self._sizes.sorted_at_once or self._settings.memory // 4 // 8
+                self._spools[unit] = ExternalSort(self._folder / unit_name(unit), at_once)
             return self._spools[unit]
 
     def _write(self, unit: int) -> PairsReceipt:
         """Write a unit's pairs in order as parts, then put its receipt."""
-        parts, low = [], unit * artifact.UNIT_SAMPLES
-        for number, keys in enumerate(cut_blocks(self._spool(unit).in_order(), artifact.MAX_PART_ROWS)):
+        parts, low = [], unit * self._sizes.unit
+        for number, keys in enumerate(cut_blocks(self._spool(unit).in_order(), self._sizes.part_rows)):
             places = keys >> np.uint64(DISTANCE_BITS)
             a = (places >> np.uint64(SAMPLE_NUMBER_BITS)).astype(np.int64) + low
             b = (places & np.uint64((1 << SAMPLE_NUMBER_BITS) - 1)).astype(np.int64)

@@ -20,10 +20,25 @@ from pipelines.errors import DamagedArtifact
 
 SHARDS_NAME = "shards.parquet"
 PAIRS_PREFIX, COMPONENTS_PREFIX = "pairs-", "components-"
-UNIT_SAMPLES = 1 << 20
-"""Samples of one unit of work, the stretch that gets one receipt."""
-MAX_PART_ROWS = 1 << 18
-"""Largest number of rows in a part."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the pieces in which the work is done."""
+
+    unit: int = 1 << 20
+    """Samples of one unit of work, the stretch that gets one receipt."""
+    part_rows: int = 1 << 18
+    """Largest number of rows in a part."""
+    queries: int = 1 << 16
+    """Samples searched for at a time."""
+    block: int | None = None
+    """Codes with tables at the same time; by default as many as the memory allows."""
+    sorted_at_once: int | None = None
+    """Integers sorted in memory; by default as many as fit a quarter of the memory."""
+
+
+SIZES = Sizes()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import list_lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
+from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -53,7 +54,9 @@ class EncodeResult(Result):
 
 
 @on_cluster("encode")
-def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bool = False) -> EncodeResult:
+def encode(
+    shards: str, model: str, out: str, config: Config, allow_degraded: bool = False, pool: Pool = ray_pool
+) -> EncodeResult:
     """Encode all samples of a shards artifact; a rerun encodes only missing shards.
 
     Raises Degraded when more than `encode.reject_budget` was rejected, unless `allow_degraded` is set.
@@ -63,7 +66,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     status = "done" if artifact is None else "unchanged"
     measured: dict[str, Any] = {}
     if artifact is None:
-        artifact, measured = _encode_missing(job, allow_degraded)
+        artifact, measured = _encode_missing(job, allow_degraded, pool)
     totals = artifact.manifest.totals
     return EncodeResult.of(
         artifact,
@@ -74,7 +77,7 @@ def encode(shards: str, model: str, out: str, config: Config, allow_degraded: bo
     )
 
 
-def _encode_missing(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dict[str, Any]]:
+def _encode_missing(job: EncodeJob, allow_degraded: bool, pool: Pool) -> tuple[Artifact, dict[str, Any]]:
     """Encode the missing shards and publish; shards that were published and lost since are encoded again."""
     begun = time.monotonic()
     writer = job.writer()
@@ -91,7 +94,7 @@ def _encode_missing(job: EncodeJob, allow_degraded: bool) -> tuple[Artifact, dic
     done = opened.samples - sum(opened.shard(task.shard).rows for task in tasks)
     facts = {"fingerprint": job.fingerprint, "shards": len(opened.shards)}
     with RunLog(writer.store, "encode", job.config, done=done, total=opened.samples, unit="images", **facts) as log:
-        runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all, log)
+        runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all, log, pool)
         if runs:
             log.record_figures(**run_figures(runs, time.monotonic() - begun))
         if published is None or published.manifest.input("shards").digest != job.shards_digest:

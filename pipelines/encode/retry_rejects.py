@@ -18,6 +18,7 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
 from pipelines.artifacts.versions import open_input_version, open_version, publish_next
+from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config, EncodeSettings
 from pipelines.encode.job import EncodeJob, ShardTask, codes_by_stem, exceeds_reject_budget, plan_encode
@@ -55,7 +56,9 @@ class RetryResult(Result):
 
 
 @on_cluster("retry-rejects")
-def retry_rejects(codes: str, config: Config, shards: str | None = None, model: str | None = None) -> RetryResult:
+def retry_rejects(
+    codes: str, config: Config, shards: str | None = None, model: str | None = None, pool: Pool = ray_pool
+) -> RetryResult:
     """Encode the rejects of the current version of `codes` again, and publish the outcome.
 
     The status is `degraded` while more than `encode.reject_budget` is still rejected, `unchanged` where no shard
@@ -70,7 +73,7 @@ def retry_rejects(codes: str, config: Config, shards: str | None = None, model: 
     artifact = base
     if tasks:
         job = _plan_retry(base, config, shards, model)
-        artifact = _encode_again(job, base, number + 1, tasks)
+        artifact = _encode_again(job, base, number + 1, tasks, pool)
     changed = artifact.digest != base.digest
     totals = artifact.manifest.totals
     return RetryResult.of(
@@ -114,7 +117,7 @@ def _plan_retry(base: Artifact, config: Config, shards: str | None, model: str |
     return job
 
 
-def _encode_again(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask]) -> Artifact:
+def _encode_again(job: EncodeJob, base: Artifact, number: int, tasks: list[ShardTask], pool: Pool) -> Artifact:
     begun = time.monotonic()
     put = read_whole_receipts(base.store, [task.receipt for task in tasks])
     missing = [task for task in tasks if task.receipt not in put]
@@ -122,7 +125,7 @@ def _encode_again(job: EncodeJob, base: Artifact, number: int, tasks: list[Shard
         opened, facts = open_shards(job.shards), {"fingerprint": job.fingerprint, "shards": len(missing)}
         total = sum(opened.shard(task.shard).rows for task in missing)
         with RunLog(base.store, "retry-rejects", job.config, total=total, unit="images", **facts) as log:
-            runs = encode_shards(job, opened, missing, ShardRetrier, lambda outcome: None, log)
+            runs = encode_shards(job, opened, missing, ShardRetrier, lambda outcome: None, log, pool)
             log.record_figures(**run_figures(runs, time.monotonic() - begun))
         put |= {run.task.receipt: run.receipt for run in runs if run.receipt is not None}
     return _publish_retried(base, number, put) if put else base

@@ -12,10 +12,9 @@ from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import Reason, parquet_bytes
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import await_need
-from pipelines.cluster.pool import End, Outcome, map_items
+from pipelines.cluster.pool import End, Outcome
 from pipelines.cluster.progress import stage
-from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.encode.job import EncodeJob, ShardTask
 from pipelines.encode.receipts import publish_shard, read_whole_receipt
 from pipelines.encode.shard import ShardCodes, encode_shard, rejects_bytes
@@ -101,44 +100,41 @@ def encode_shards(
     worker: type[ShardEncoder],
     give_up: Callable[[Outcome[ShardTask]], Receipt | None],
     log: RunLog,
+    pool: Pool = ray_pool,
 ) -> list[ShardRun]:
-    """Run the tasks on a pool of Ray workers, recorded in `log`; `give_up` settles a shard that no worker survived."""
+    """Run the tasks on the workers of a pool, recorded in `log`; `give_up` settles a shard that no worker survived."""
     if not tasks:
         return []
     rows = {shard.name: shard.rows for shard in shards.shards}
     runs: list[ShardRun] = []
-    with ray_session(job.config):
-        settings = job.config.encode
-        require_shared_store(Store(job.out), job.config)
-        need = await_need(settings, job.config)
-        with stage("encode", sum(rows[task.shard] for task in tasks), "images") as advance:
-            begun = time.monotonic()
-            done = 0
-            pool = map_items(
-                worker,
-                (job,),
-                tasks,
-                verb=worker.verb,
-                need=need,
-                workers=settings.workers,
-                wait_s=job.config.ray.wait_s,
-                max_attempts=settings.max_attempts,
-                stuck_s=settings.stuck_s,
-                label=lambda task: task.shard,
-                failed=lambda task, attempt: log.record_attempts(task.shard, (attempt,), {}),
-            )
-            for outcome in pool:
-                task = outcome.item
-                if outcome.error is None:
-                    receipt, figures = outcome.result
-                else:
-                    receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
-                runs.append(ShardRun(task, receipt, outcome.attempts, figures))
-                if outcome.error is None:
-                    log.record_attempts(task.shard, outcome.tries[-1:], figures)
-                log.advance(rows[task.shard])
-                done += rows[task.shard]
-                advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")
+    settings = job.config.encode
+    total = sum(rows[task.shard] for task in tasks)
+    with pool(Store(job.out), job.config, settings) as map_items, stage("encode", total, "images") as advance:
+        begun = time.monotonic()
+        done = 0
+        outcomes = map_items(
+            worker,
+            (job,),
+            tasks,
+            verb=worker.verb,
+            workers=settings.workers,
+            max_attempts=settings.max_attempts,
+            stuck_s=settings.stuck_s,
+            label=lambda task: task.shard,
+            failed=lambda task, attempt: log.record_attempts(task.shard, (attempt,), {}),
+        )
+        for outcome in outcomes:
+            task = outcome.item
+            if outcome.error is None:
+                receipt, figures = outcome.result
+            else:
+                receipt, figures = give_up(outcome), {"samples": rows[task.shard], "rejects": rows[task.shard]}
+            runs.append(ShardRun(task, receipt, outcome.attempts, figures))
+            if outcome.error is None:
+                log.record_attempts(task.shard, outcome.tries[-1:], figures)
+            log.advance(rows[task.shard])
+            done += rows[task.shard]
+            advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")
     return runs
 
 

@@ -1,6 +1,6 @@
 """`hhnet index build`: codes -> a sharded Hamming index, built part by part on Ray, published through a gate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, write_run_record
 from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import find_finished, missing_paths, publish_manifest
+from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -22,7 +23,7 @@ from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import GateFigures
 from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_index_kind
 from pipelines.index.parts import PartTask, read_shard_codes, sample_rows
-from pipelines.index.planner import plan_kind
+from pipelines.index.planner import Plan, plan_kind
 from pipelines.index.pool import (
     IndexResult,
     build_parts,
@@ -40,6 +41,9 @@ from pipelines.index.reader import ORDINALS_NAME, QUANTIZER_NAME
 from pipelines.storage import Store, sha256_of
 
 QUANTIZER = "quantizer"
+
+Planner = Callable[[Sequence[PartTask], Config], Plan]
+"""Function that chooses the kind of an index; by default `plan_kind`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,13 @@ class PlannedResult(Result):
 
 @on_cluster("index build")
 def build_index(
-    codes: Sequence[str], out: str, config: Config, publish: bool = True, dry_run: bool = False
+    codes: Sequence[str],
+    out: str,
+    config: Config,
+    publish: bool = True,
+    dry_run: bool = False,
+    pool: Pool = ray_pool,
+    plan: Planner = plan_kind,
 ) -> BuildResult | PlannedResult:
     """Index the codes artifacts `codes`, in this order, at `out`; publish version 1 if it passes the gate.
 
@@ -85,15 +95,15 @@ def build_index(
     sets = _open_all(codes)
     store = Store(out)
     if dry_run:
-        return _dry_run(sets, store, config)
+        return _dry_run(sets, store, config, plan)
     chosen: dict[str, Any] = {}
     if config.index.kind == "auto":
-        config, chosen = _choose(sets, store, config)
+        config, chosen = _choose(sets, store, config, plan)
     name = _fingerprint(sets, config)
     artifact, known = find_finished(store, "index", name), list_versions(store)
     status = "unchanged" if artifact else "done"
     if artifact is None or (publish and not known):
-        artifact = _build_and_publish(sets, store, name, artifact, publish, config)
+        artifact = _build_and_publish(sets, store, name, artifact, publish, config, pool)
         known, status = list_versions(store), "done"
     if status == "done" and known and known != [1] and (artifact := find_finished(store, "index", name)) is None:
         raise DamagedArtifact(
@@ -104,7 +114,13 @@ def build_index(
 
 
 def _build_and_publish(
-    sets: Sequence[CodesSet], store: Store, name: str, artifact: Artifact | None, publish: bool, config: Config
+    sets: Sequence[CodesSet],
+    store: Store,
+    name: str,
+    artifact: Artifact | None,
+    publish: bool,
+    config: Config,
+    pool: Pool,
 ) -> Artifact:
     """Build the missing parts of the index, and publish version 1 if asked for and none exists."""
     figures = None
@@ -115,7 +131,7 @@ def _build_and_publish(
     writer, total = _index_writer(sets, store, name), sum(task.rows > 0 for task in tasks)
     with RunLog(store, "index build", config, fingerprint=name, total=total, unit="parts") as log:
         if artifact is None:
-            artifact, figures = _build_index(writer, tasks, sets[0], config, log)
+            artifact, figures = _build_index(writer, tasks, sets[0], config, log, pool)
         if publish and not list_versions(store):
             pass_gate(artifact, figures or measure_index(artifact, config), config, log)
             publish_manifest(artifact, "manifest.json", 1)
@@ -150,14 +166,14 @@ def _of_kind(config: Config, kind: str) -> Config:
     return config.model_copy(update={"index": config.index.model_copy(update={"kind": kind})})
 
 
-def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config) -> PlannedResult:
+def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planner) -> PlannedResult:
     """Return the planner's choice; `begun_as` is the kind that a build at this root would keep."""
     require_distinct_tars(sets)
-    begun, chosen = _kind_begun_with(sets, store, config), plan_kind(plan_parts(sets), config)
+    begun, chosen = _kind_begun_with(sets, store, config), plan(plan_parts(sets), config)
     return PlannedResult(uri=store.uri, digest=None, kind=chosen.kind, begun_as=begun, **chosen.facts())
 
 
-def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Config, dict[str, Any]]:
+def _choose(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planner) -> tuple[Config, dict[str, Any]]:
     """Return the settings with a kind in place of `auto`, and the reason.
 
     The kind that the root was begun with comes first, else the planner's choice. A second measurement could choose
@@ -167,7 +183,7 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config) -> tuple[Con
     facts: dict[str, Any] = {}
     if (kind := _kind_begun_with(sets, store, config)) is None:
         require_distinct_tars(sets)
-        chosen = plan_kind(plan_parts(sets), config)
+        chosen = plan(plan_parts(sets), config)
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
             _index_writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
         kind, facts = _kind_begun_with(sets, store, config), chosen.facts()
@@ -210,7 +226,7 @@ def _index_writer(sets: Sequence[CodesSet], store: Store, name: str) -> Artifact
 
 
 def _build_index(
-    writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config, log: RunLog
+    writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config, log: RunLog, pool: Pool
 ) -> tuple[Artifact, GateFigures]:
     kind = index_kind(config.index.kind)
     count = sum(task.rows for task in tasks)
@@ -220,7 +236,7 @@ def _build_index(
         trained = _train(writer, kind, tasks, parameters, config)
     shared = _shared(writer, trained) if trained else None
     receipts: dict[str, PartReceipt | QuantizerReceipt] = {QUANTIZER: trained} if trained else {}
-    receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config, log)
+    receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config, log, pool)
     there = writer.store.entries("parts")
     parts = [part for receipt in receipts.values() for part in require_parts_of(writer, receipt, shared, there)]
     parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))

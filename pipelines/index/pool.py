@@ -15,10 +15,8 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of_rows
 from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.placement import await_need
-from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
-from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, CodesShard
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed
@@ -46,6 +44,7 @@ def build_parts(
     shared: bytes | None,
     config: Config,
     log: RunLog,
+    pool: Pool = ray_pool,
 ) -> dict[str, PartReceipt]:
     """Return the receipts of the parts of these tasks, by name; missing parts are built side by side."""
     quantizer = sha256_of(shared) if shared else None
@@ -57,20 +56,20 @@ def build_parts(
     log.reach(len(receipts))
     if missing:
         arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
-        with ray_session(config), stage("index", len(missing), unit="parts") as advance:
-            require_shared_store(writer.store, config)
-            pool = map_items(
+        with (
+            pool(writer.store, config, config.index) as map_items,
+            stage("index", len(missing), unit="parts") as advance,
+        ):
+            outcomes = map_items(
                 CountedBuilder,
                 arguments,
                 missing,
                 verb="index",
-                need=await_need(config.index, config),
                 workers=config.index.workers,
-                wait_s=config.ray.wait_s,
                 label=lambda task: task.shard,
                 failed=lambda task, attempt: log.record_attempts(task.shard, (attempt,), {}),
             )
-            for outcome in pool:
+            for outcome in outcomes:
                 if outcome.error is not None:
                     raise WorkFailed(
                         f"{writer.store.uri}: {outcome.error}; what was built is kept, run again to resume"

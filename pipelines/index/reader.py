@@ -120,8 +120,10 @@ class IndexReader:
     largest.
     """
 
-    def __init__(self, artifact: Artifact, folder: Path, version: int | None = None) -> None:
-        self.artifact, self.version, self._folder = artifact, version, folder
+    def __init__(
+        self, artifact: Artifact, folder: Path, version: int | None = None, parts_kept: int = PARTS_KEPT
+    ) -> None:
+        self.artifact, self.version, self._folder, self._parts_kept = artifact, version, folder, parts_kept
         self.meta = meta = artifact.facts(IndexMeta)
         self.bits, self.classes, self.logits = meta.bits, meta.classes, meta.has_logits
         self.parameters = meta.parameters
@@ -200,12 +202,12 @@ class IndexReader:
     def _kept_part(self, shard: IndexedShard) -> PartSearcher:
         """Return the shard's searcher.
 
-        The first PARTS_KEPT mapped parts stay open; an LRU would evict each part just before its next use, since every
-        search passes over all parts.
+        The first `parts_kept` mapped parts stay open; an LRU would evict each part just before its next use, since
+        every search passes over all parts.
         """
         if (searcher := self._opened.get(shard.ordinal)) is None:
             searcher = self.open_part(shard)
-            if self.kind.mapped and len(self._opened) < PARTS_KEPT:
+            if self.kind.mapped and len(self._opened) < self._parts_kept:
                 self._opened[shard.ordinal] = searcher
         return searcher
 

@@ -20,6 +20,7 @@ from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, ReceiptR
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import next_artifact, publish_manifest, put_manifest, require_parts
+from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.encode.codes import (
@@ -124,6 +125,7 @@ def add_codes(
     publish: bool = True,
     prune: bool = False,
     replace_changed: bool = False,
+    pool: Pool = ray_pool,
 ) -> ChangeResult:
     """Add the tars of `codes` that the index does not hold, and publish the next version.
 
@@ -147,7 +149,7 @@ def add_codes(
             change = _pruned(base, change, {shard.sha256 for entry in sets for shard in entry.shards})
         if not any(change.facts.values()):
             require_parts(base.artifact, base.artifact.manifest.parts, base.number)
-        return _apply("index add", base, change, config, publish)
+        return _apply("index add", base, change, config, publish, pool)
 
 
 def remove_rows(
@@ -173,13 +175,13 @@ def remove_rows(
 
 
 @on_cluster("index compact")
-def compact_index(index: str, config: Config, publish: bool = True) -> ChangeResult:
+def compact_index(index: str, config: Config, publish: bool = True, pool: Pool = ray_pool) -> ChangeResult:
     """Rebuild the parts with removed rows without these rows; ids, ordinals and answers stay the same.
 
     The rows come from the index's own key tables. A trained quantizer stays. `unchanged` where nothing was removed.
     """
     with _base(index) as base:
-        return _apply("index compact", base, _compacting(base), config, publish)
+        return _apply("index compact", base, _compacting(base), config, publish, pool)
 
 
 @contextmanager
@@ -401,7 +403,7 @@ def _compacting(base: Base) -> Change:
 # ----------------------------------------------------------------------------------------------------- next version
 
 
-def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool) -> ChangeResult:
+def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool, pool: Pool = ray_pool) -> ChangeResult:
     """Build the missing parts, measure the next version, and publish it; `unchanged` where the figures are all 0."""
     if not any(change.facts.values()):
         return ChangeResult.of(base.artifact, "unchanged", verb=verb, version=base.number, **change.facts)
@@ -411,7 +413,7 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool)
         remember_origin(base.artifact.store, entry.artifact.digest, entry.artifact.uri)
     total = sum(task.rows > 0 for task in change.tasks)
     with RunLog(base.artifact.store, verb, config, total=total, unit="parts", **change.facts) as log:
-        parts, receipts = _parts(base, change, inputs, config, log)
+        parts, receipts = _parts(base, change, inputs, config, log, pool)
         classes = max([base.reader.classes, *(entry.classes for entry in change.codes)], key=len)
         made = {"classes": classes, "version": number, "card": _card(base, parts, count)}
         meta = base.reader.meta.model_copy(update=made)
@@ -445,12 +447,12 @@ def _inputs(base: Base, change: Change) -> list[ArtifactInput]:
 
 
 def _parts(
-    base: Base, change: Change, inputs: Sequence[ArtifactInput], config: Config, log: RunLog
+    base: Base, change: Change, inputs: Sequence[ArtifactInput], config: Config, log: RunLog, pool: Pool
 ) -> tuple[list[Part], list[ReceiptRef]]:
     """Return the parts and receipts of the next version: new ones, those of unchanged shards, and its tables."""
     manifest, reader = base.artifact.manifest, base.reader
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
-    made = build_parts(writer, reader.meta.kind, reader.parameters, change.tasks, reader.shared, config, log)
+    made = build_parts(writer, reader.meta.kind, reader.parameters, change.tasks, reader.shared, config, log, pool)
     there = writer.store.entries("parts") if made else {}
     receipts: list[ReceiptRef] = []
     parts: list[Part] = []

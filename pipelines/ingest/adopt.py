@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ from pipelines.errors import Degraded, InputError, WorkFailed
 from pipelines.ingest.foreign import ForeignTar, Loss, scan_foreign_tar
 from pipelines.ingest.growth import Grown, extend_classes, find_adopted_shards
 from pipelines.ingest.result import IngestResult
-from pipelines.ingest.sources import MAX_FILES, Listing
+from pipelines.ingest.sources import Listing
 from pipelines.ingest.tarlists import list_tars
 from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.images import decode_ahead
 from pipelines.shards.shards import INDEX_NAME, Record, index_bytes, index_table
-from pipelines.shards.tar import TarBeyondLimits, TarReason
+from pipelines.shards.tar import TarBeyondLimits, TarLimits, TarReason
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 
 ADOPT_VERSION = 3
@@ -60,6 +60,8 @@ class Adoption:
     classes: tuple[str, ...] | None = None
     keys_by_tar: bool = False
     image_member: str | None = None
+    limits: TarLimits = field(default_factory=TarLimits)
+    """Limits on the reading of each tar; they change no result."""
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -181,7 +183,7 @@ def _index(
     def scan(name: str) -> ForeignTar:
         try:
             with origin.open(name) as stream:
-                return scan_foreign_tar(stream, how.images, how.fields)
+                return scan_foreign_tar(stream, how.images, how.fields, how.limits)
         except FileNotFoundError:
             raise WorkFailed(f"{origin.uri}/{name} went away while it was adopted: run again") from None
         except TarBeyondLimits as error:
@@ -214,8 +216,8 @@ def _index_tar(
             lost.append(Loss(sample.key, TarReason.DUPLICATE_KEY))
             continue
         seen.add(key)
-        if len(seen) > MAX_FILES:
-            raise InputError(f"{listing.where} holds more than {MAX_FILES} samples: adopt it in pieces")
+        if len(seen) > listing.limits.files:
+            raise InputError(f"{listing.where} holds more than {listing.limits.files} samples: adopt it in pieces")
         records.append(Record(key, name, len(records), sample.members[0].name, (), sample.members))
         labels.append(sample.labels)
     for loss in lost:

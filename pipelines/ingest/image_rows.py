@@ -57,7 +57,7 @@ class ImageRows(Generic[R]):
                 name, size = place
             else:
                 self._held[name] = (start, size)
-            if reason := find_unfit_reason(name, size):
+            if reason := find_unfit_reason(name, size, listing.limits.file_bytes):
                 listing.skip(name, reason)
             else:
                 yield name, row

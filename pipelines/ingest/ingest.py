@@ -31,6 +31,7 @@ from pipelines.cluster.progress import stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, WorkFailed
+from pipelines.ingest.bounds import LIMITS, SourceLimits
 from pipelines.ingest.classes import sort_class_names
 from pipelines.ingest.folders import Unreadable
 from pipelines.ingest.layout import ClassFrom, Layout
@@ -89,6 +90,7 @@ def ingest(
     encoding: str | None = None,
     label_separator: str | None = None,
     multi_hot: bool = False,
+    limits: SourceLimits = LIMITS,
 ) -> IngestResult:
     """Write the images of `source` as shards at `out`, or at `out`/<part> for each part of a `split`.
 
@@ -99,7 +101,8 @@ def ingest(
     the table's folder; `encoding` is that of a CSV; `label_separator` separates the labels in one cell; `multi_hot`
     means a column of 1 and 0 for each label.
 
-    A `protocol` reads the files of its data set in the folder `source`, and splits them itself.
+    A `protocol` reads the files of its data set in the folder `source`, and splits them itself. `limits` bounds other
+    sources.
 
     Raises InputError for a source that cannot be used, and Degraded if more than `ingest.skip_budget` of its images
     cannot be taken and `allow_degraded` is not set.
@@ -107,7 +110,7 @@ def ingest(
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
     columns = TableColumns(path_column, label_columns, plan.column, label_separator, multi_hot)
-    with _opened(source, plan, columns, table_root, encoding, class_from) as opened:
+    with _opened(source, plan, columns, table_root, encoding, class_from, limits) as opened:
         listing = opened.listing
         digests = _read_all(opened, required=protocol is not None)
         keys = _in_key_order(listing)
@@ -153,6 +156,7 @@ def _opened(
     table_root: str | None,
     encoding: str | None,
     class_from: ClassFrom | None,
+    limits: SourceLimits,
 ) -> Iterator[Source]:
     if "://" in source:
         raise InputError(f"{source}: images are read from a local path: copy it here, or mount it")
@@ -171,14 +175,14 @@ def _opened(
         root = Path(table_root).expanduser() if table_root else None
         if root is not None and not root.is_dir():
             raise InputError(f"--root {root} is no folder: give the one below which the paths of {path} lie")
-        with open_table(path, tables, columns, root, encoding, plan.by == "folder") as opened:
+        with open_table(path, tables, columns, root, encoding, plan.by == "folder", limits) as opened:
             yield opened
         return
     if plan.column is not None or columns.labels:
         raise InputError(f"{path} is not a CSV or Parquet table: it has no columns to label or to split by")
     if table_root is not None or encoding is not None or columns.separator is not None or columns.multi_hot:
         raise InputError(f"{path} is not a table: --root, --encoding, --label-separator and --multi-hot are for tables")
-    with open_source(path, Layout(class_from, plan.by == "folder", columns.labels is None)) as opened:
+    with open_source(path, Layout(class_from, plan.by == "folder", columns.labels is None), limits) as opened:
         yield opened
 
 

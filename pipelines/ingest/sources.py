@@ -19,13 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, cast
 
 from pipelines.errors import Degraded, InputError
 from pipelines.ingest.beside import MAX_BESIDE_BYTES, read_beside_picture
-from pipelines.ingest.bounds import max_unfolded_bytes, require_bounded
+from pipelines.ingest.bounds import LIMITS, SourceLimits, max_unfolded_bytes, require_bounded
 from pipelines.ingest.folders import Found, folder_reader, walk_folder
 from pipelines.ingest.layout import (
     Layout,
@@ -39,13 +40,11 @@ from pipelines.ingest.layout import (
 from pipelines.ingest.skips import NO_LOSS, SkipReason
 from pipelines.ingest.zips import list_guessed_names, list_zip, open_zip, zip_reader
 from pipelines.shards.containers import SUFFIXES
-from pipelines.shards.tar import MAX_MEMBER_BYTES, MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
+from pipelines.shards.tar import MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 from pipelines.storage import scratch_folder
 
 _log = logging.getLogger(__name__)
 
-MAX_FILES = 20_000_000
-"""Largest number of files in one source."""
 SKIPPED_NAMED = 1000
 """Number of skipped files that a result names; the others are only counted."""
 SUFFIXES_COUNTED = 1000
@@ -91,6 +90,7 @@ class Listing:
     first_lost: dict[str, str] | None = None
     notes: list[str] = field(default_factory=list)
     """Notes on the source for the user, one line each."""
+    limits: SourceLimits = LIMITS
 
     def skip(self, path: str, reason: str, detail: str = "", loss: bool | None = None) -> None:
         """Record a skipped file with its reason: a `SkipReason`, or a `TarReason` for an adopted tar.
@@ -160,8 +160,8 @@ class Listing:
 
     def bound(self, more: int) -> None:
         """Raise InputError if the files so far and `more` are too many."""
-        if len(self.entries) + self.skipped + more > MAX_FILES:
-            raise InputError(f"{self.where} holds more than {MAX_FILES} files: ingest it in pieces")
+        if len(self.entries) + self.skipped + more > self.limits.files:
+            raise InputError(f"{self.where} holds more than {self.limits.files} files: ingest it in pieces")
 
 
 def _counted(
@@ -196,16 +196,16 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
+def open_source(path: Path, layout: Layout | None = None, limits: SourceLimits = LIMITS) -> Iterator[Source]:
     """Open a folder, zip or tar of pictures and list it. Raises InputError if that cannot be done."""
-    listing, layout = Listing(str(path)), layout or Layout()
+    listing, layout = Listing(str(path), limits=limits), layout or Layout()
     files = _Files(listing)
     if path.is_dir():
         files.meet_all(walk_folder(path))
         yield files.source(layout, folder_reader(path))
     elif path.name.lower().endswith(_TAR_SUFFIXES):
         with scratch_folder() as scratch, (scratch / "spool").open("w+b") as spool:
-            files.meet_all(_spool_tar(path, spool))
+            files.meet_all(_spool_tar(path, spool, limits.file_bytes))
             yield files.source(layout, _spool_reader(spool, files.places), _stem(path))
     elif path.name.lower().endswith(".zip"):
         with open_zip(path) as archive:
@@ -226,7 +226,7 @@ def open_source(path: Path, layout: Layout | None = None) -> Iterator[Source]:
         )
 
 
-def find_unfit_reason(path: str, size: int) -> SkipReason | None:
+def find_unfit_reason(path: str, size: int, limit: int = LIMITS.file_bytes) -> SkipReason | None:
     """Return why a file cannot be a sample by its name and size alone, or None if it can."""
     name = path[path.rfind("/") + 1 :]
     if os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122 - a Path per file is slow
@@ -235,7 +235,7 @@ def find_unfit_reason(path: str, size: int) -> SkipReason | None:
         return SkipReason.UNSAFE_NAME
     if not size:
         return SkipReason.EMPTY
-    return SkipReason.TOO_LARGE if size > MAX_MEMBER_BYTES else None
+    return SkipReason.TOO_LARGE if size > limit else None
 
 
 class _Files:
@@ -268,7 +268,7 @@ class _Files:
             del self.places[path]
             self._beside.discard(path)
             self.listing.skip(path, SkipReason.REPLACED)
-        reason = _refusal(path, found)
+        reason = _refusal(path, found, self.listing.limits.file_bytes)
         if reason is not SkipReason.HIDDEN:
             self._share(path)
         if reason is None:
@@ -317,11 +317,11 @@ class _Files:
         return Source(self.listing, read_below if wrapper else read)
 
 
-def _refusal(path: str, found: Found) -> SkipReason | None:
+def _refusal(path: str, found: Found, limit: int) -> SkipReason | None:
     """Return why a file of a folder or archive is no sample, or None if it is one."""
     if is_hidden(path):
         return SkipReason.HIDDEN
-    reason = find_unfit_reason(path, found.size)
+    reason = find_unfit_reason(path, found.size, limit)
     suffix = os.path.splitext(found.name)[1]  # noqa: PTH122 - a folder that cannot be listed has none
     if found.kind == "file" or (reason is SkipReason.WRONG_SUFFIX and suffix and found.kind != "loop"):
         return reason
@@ -367,13 +367,13 @@ def check_relative_path(name: str) -> tuple[str, str | None]:
     return "/".join(parts), "NUL in its name" if "\0" in name else None
 
 
-def _spool_tar(path: Path, spool: IO[bytes]) -> Iterator[Found]:
+def _spool_tar(path: Path, spool: IO[bytes], file_bytes: int) -> Iterator[Found]:
     """Stream a tar once and append its pictures to `spool`; the place of each is (offset, size) there."""
     held: dict[str, tuple[int, int]] = {}
     """Targets of hard links, also hidden pictures: a tar holds the bytes of linked files only once."""
     try:
         with _open_tar(path) as stream:
-            for entry, content in read_tar(stream, _is_spooled, _limits(path, stream)):
+            for entry, content in read_tar(stream, partial(_is_spooled, file_bytes), _limits(path, stream)):
                 name = check_relative_path(entry.name)[0]
                 found = Found(entry.name, entry.size, entry.kind)
                 if content is not None:
@@ -396,11 +396,11 @@ def _spool_tar(path: Path, spool: IO[bytes]) -> Iterator[Found]:
         raise InputError(f"cannot read {path} as a tar: {error}") from None
 
 
-def _is_spooled(entry: TarEntry) -> bool:
+def _is_spooled(file_bytes: int, entry: TarEntry) -> bool:
     name, refusal = check_relative_path(entry.name)
     if refusal is not None:
         return False
-    return find_unfit_reason(name, entry.size) is None or _stands_beside(name, entry.size)
+    return find_unfit_reason(name, entry.size, file_bytes) is None or _stands_beside(name, entry.size)
 
 
 def _limits(path: Path, stream: IO[bytes]) -> TarLimits:

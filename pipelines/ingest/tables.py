@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.ingest.bounds import limit_memory, require_bounded
+from pipelines.ingest.bounds import LIMITS, SourceLimits, limit_memory, require_bounded
 from pipelines.ingest.columns import (
     bytes_unfolded,
     columns_of_bytes,
@@ -178,20 +178,21 @@ def open_table(
     root: Path | None = None,
     encoding: str | None = None,
     by_file: bool = False,
+    limits: SourceLimits = LIMITS,
 ) -> Iterator[Source]:
     """Open the tables that `find_tables` found at a path as one source, and list the images.
 
     Paths are below `root`, by default the folder of the table. `encoding` is that of a CSV. With `by_file`, the name of
     a table with images in its rows is their part of a split. Raises InputError for a table that cannot be used.
     """
-    found = _Found(Listing(str(path)))
+    found = _Found(Listing(str(path), limits=limits))
     if path.suffix.lower() != ".parquet" and tables == [path]:
         _list_paths(path, root, columns.path, _csv_rows(path, columns, encoding, found), found)
         yield found.source(folder_reader(root or path.parent))
         return
     if encoding is not None:
         raise InputError(f"{path}: --encoding is for a CSV: a Parquet file is UTF-8")
-    first = _ParquetTable(tables[0], columns)
+    first = _ParquetTable(tables[0], columns, limits.reading_bytes)
     if not first.with_images:
         _list_paths(path, root, columns.path, first.rows(found), found)
         yield found.source(folder_reader(root or path.parent))
@@ -203,7 +204,7 @@ def open_table(
     with scratch_folder() as scratch, (scratch / "spool").open("w+b") as spool:
         images: ImageRows[TableRow] = ImageRows(spool, root or base)
         for number, name in enumerate(tables):
-            table = _ParquetTable(name, columns) if number else first
+            table = _ParquetTable(name, columns, limits.reading_bytes) if number else first
             part = _split_of(name) if by_file else None
             for row in table.rows(found):
                 row = replace(row, group=part) if part else row
@@ -242,7 +243,7 @@ def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Table
             found.listing.skip(path.name, SkipReason.MISSING, f"row {row.number}: the column {column!r} is empty")
         elif isinstance(place, SkipReason):
             found.listing.skip(row.image, place, f"row {row.number}")
-        elif place[0] not in found.rows and (reason := find_unfit_reason(*place)):
+        elif place[0] not in found.rows and (reason := find_unfit_reason(*place, found.listing.limits.file_bytes)):
             found.listing.skip(place[0], reason)
         else:
             found.keep(place[0], row, str(path))
@@ -291,10 +292,10 @@ def _csv_rows(path: Path, columns: TableColumns, encoding: str | None, found: _F
 class _ParquetTable:
     """One Parquet table: the use of its columns, and its rows, read a few at a time."""
 
-    def __init__(self, path: Path, columns: TableColumns) -> None:
-        self._path = path
+    def __init__(self, path: Path, columns: TableColumns, reading_bytes: int) -> None:
+        self._path, self._reading_bytes = path, reading_bytes
         try:
-            with limit_memory(path):
+            with limit_memory(path, reading_bytes):
                 self._file = pq.ParquetFile(path)
                 self._schema = self._file.schema_arrow
             self._choose(columns)
@@ -359,7 +360,7 @@ class _ParquetTable:
 
     def _next(self, batches: Iterator[pa.RecordBatch]) -> tuple[pa.RecordBatch, int] | None:
         """Return the next rows and their bytes of unfolded text and pictures, or None at the end."""
-        with limit_memory(self._path):
+        with limit_memory(self._path, self._reading_bytes):
             batch = next(batches, None)
             if batch is None:
                 return None

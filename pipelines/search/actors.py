@@ -61,7 +61,7 @@ class SearchActor:
 
 @contextmanager
 def spread_over_actors(
-    reader: IndexReader, workers: int, config: Config
+    reader: IndexReader, workers: int, config: Config, attempts: int = MAX_ACTOR_DEATHS, stuck_s: float = STUCK_S
 ) -> Iterator[Callable[[Codes, int], Neighbours]]:
     """Deal the parts to at most `workers` actors; yield a function that searches them like `reader.search`.
 
@@ -74,7 +74,7 @@ def spread_over_actors(
     shares = [ordinals[place::workers] for place in range(min(workers, len(ordinals)))]
     with ray_session(config):
         require_shared_store(reader.artifact.store, config)
-        fan = _Fan(reader.artifact, shares, await_need(config.search, config), config.ray.wait_s)
+        fan = _Fan(reader.artifact, shares, await_need(config.search, config), config.ray.wait_s, attempts, stuck_s)
         try:
             yield fan.search
         finally:
@@ -97,10 +97,19 @@ class _Actor:
 class _Fan:
     """The actors of one search, one per share if there is room. Each keeps to the shares that it has opened."""
 
-    def __init__(self, artifact: Artifact, shares: Sequence[Sequence[int]], need: Need, wait_s: float) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        shares: Sequence[Sequence[int]],
+        need: Need,
+        wait_s: float,
+        attempts: int,
+        stuck_s: float,
+    ) -> None:
         import ray
 
         self._artifact, self._shares, self._need, self._wait_s = artifact, shares, need, wait_s
+        self._attempts, self._stuck_s = attempts, stuck_s
         # No restarts by Ray: `_bury` counts deaths and starts actors itself. BESIDE is a thread of its own, so that an
         # actor can answer `_watch` while it searches.
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE_GROUP: 1}}
@@ -142,14 +151,14 @@ class _Fan:
         return best
 
     def _watch(self, actor: _Actor, waiting: list[int], died: list[int]) -> None:
-        """Ask an actor, beside its work, whether it lives; one without an answer for STUCK_S is replaced."""
+        """Ask an actor, beside its work, whether it lives; one without an answer for so long is replaced."""
         import ray
 
         if actor.beat is None or ray.wait([actor.beat], timeout=0)[0]:
             actor.heard = time.monotonic()
             actor.beat = actor.handle.place.options(concurrency_group=BESIDE_GROUP).remote()
-        elif time.monotonic() - actor.heard > STUCK_S:
-            self._bury(actor, f"did not answer for {STUCK_S:g} s", True, waiting, died)
+        elif time.monotonic() - actor.heard > self._stuck_s:
+            self._bury(actor, f"did not answer for {self._stuck_s:g} s", True, waiting, died)
 
     def _ask(self, actor: _Actor, waiting: list[int], batch: Any, k: int) -> None:
         """Give an actor a waiting share: one that it has opened, else one that no other has."""
@@ -191,11 +200,11 @@ class _Fan:
         if actor.share is not None:
             waiting.append(actor.share)
             died[actor.share] += own_fault
-            if died[actor.share] == MAX_ACTOR_DEATHS:
+            if died[actor.share] == self._attempts:
                 parts = len(self._shares[actor.share])
                 raise WorkFailed(
                     f"{self._artifact.uri}: the worker that searches {parts} of its parts {reason}, at the last of "
-                    f"{MAX_ACTOR_DEATHS} attempts: look at the memory and the logs of the nodes"
+                    f"{self._attempts} attempts: look at the memory and the logs of the nodes"
                 )
         self._start()
 

@@ -30,14 +30,24 @@ from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import MAX_IMAGE_BYTES, decode_image
 from pipelines.storage import write_output
 
-MAX_BATCH_QUERIES = 4096
-MAX_BATCH_NEIGHBOURS = 1 << 20
-"""Queries times neighbours that are searched for in one batch."""
-MAX_ANSWER_NEIGHBOURS = 4_000_000
-"""Largest number of neighbours, of all queries together, in one answer; each takes about 700 bytes."""
 MAX_PAGE_QUERIES = 200
 
 Nearest = Callable[[Codes, int], Neighbours]
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """Limits on what is held at a time."""
+
+    batch: int = 4096
+    """Largest number of queries in one batch."""
+    pairs: int = 1 << 20
+    """Largest number of queries times neighbours in one batch."""
+    answer: int = 4_000_000
+    """Largest number of neighbours, of all queries together, in one answer; each takes about 700 bytes."""
+
+
+LIMITS = SearchLimits()
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ def search(
     model: str | None = None,
     shards: Sequence[str] = (),
     html: str | None = None,
+    limits: SearchLimits = LIMITS,
 ) -> SearchResult:
     """Search the published `index` by image files, by keys or paths in it, by codes artifacts, and by hex codes.
 
@@ -130,13 +141,13 @@ def search(
         queries = _queries(reader, images, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
         asked = len(images) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
-        if asked * each > MAX_ANSWER_NEIGHBOURS:
+        if asked * each > limits.answer:
             raise InputError(
                 f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds "
-                f"{MAX_ANSWER_NEIGHBOURS:,}: ask for fewer at a time, "
+                f"{limits.answer:,}: ask for fewer at a time, "
                 "or search in batches from Python with pipelines.index.reader.open_index"
             )
-        for batch in _batches(queries, max(1, min(MAX_BATCH_QUERIES, MAX_BATCH_NEIGHBOURS // max(each, rerank or 1)))):
+        for batch in _batches(queries, max(1, min(limits.batch, limits.pairs // max(each, rerank or 1)))):
             packed = np.frombuffer(b"".join(query.code for query in batch), np.uint8).reshape(-1, reader.width)
             found = nearest(packed, rerank or k)
             for query, neighbours in _describe_neighbours(reader, batch, found, k, rerank is not None):

@@ -63,8 +63,8 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
     return decode_picture(data).pixels
 
 
-def decode_picture(data: bytes) -> Decoded:
-    """Decode as `decode_image` does, and say whether there are further frames."""
+def decode_picture(data: bytes, strip_pixels: int = STRIP_PIXELS) -> Decoded:
+    """Decode as `decode_image` does, in strips of so many pixels, and say whether there are further frames."""
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageReject(Reason.TOO_LARGE, f"{len(data)} bytes, the limit is {MAX_IMAGE_BYTES}")
     try:
@@ -76,7 +76,7 @@ def decode_picture(data: bytes) -> Decoded:
             # For AVIF, Pillow reports the rotation stated by the container as if it were the EXIF orientation.
             turn = image.getexif().get(0x0112, 1) if picture.format == "AVIF" else picture.orientation
             image.load()
-            pixels = _to_pixels(image)
+            pixels = _to_pixels(image, strip_pixels)
         return Decoded(_upright(pixels, turn), picture.animated)
     except ImageReject:
         raise
@@ -101,13 +101,13 @@ def _register_heif() -> None:
     pi_heif.register_heif_opener(thumbnails=False, decode_threads=1)
 
 
-def _to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+def _to_pixels(image: Image.Image, strip_pixels: int) -> npt.NDArray[np.uint8]:
     """Return the RGB of a loaded picture, converted strip by strip.
 
     Converted at once, a large picture would be held four times over.
     """
     width, height = image.size
-    rows = max(1, STRIP_PIXELS // width)
+    rows = max(1, strip_pixels // width)
     if rows >= height:
         return np.asarray(_to_rgb(image), dtype=np.uint8)
     pixels = np.empty((height, width, 3), np.uint8)

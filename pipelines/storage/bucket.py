@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError
@@ -13,10 +14,6 @@ from pipelines.storage.clock import Clock, Transient
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.unsigned import is_unsigned
 
-CONNECT_TIMEOUT_S = 5.0
-"""Longest wait for a connection, in seconds."""
-SILENCE_TIMEOUT_S = 20.0
-"""Longest silence of a store before a request is given up and tried again, in seconds."""
 CHUNK_BYTES = 1 << 20
 """Bytes of a download that are taken over at a time; each chunk renews the clock."""
 DIGEST_KEY = "sha256"
@@ -26,17 +23,34 @@ Answer = dict[str, Any]
 _PAGES = {"ContinuationToken": "NextContinuationToken"}
 
 
+@dataclass(frozen=True)
+class BucketLimits:
+    """Limits on single requests."""
+
+    single_bytes: int = 32 << 20
+    """Largest object that is put in one request, in bytes."""
+    part_bytes: int = 16 << 20
+    """Least size of a part of a multipart upload, in bytes."""
+    connect_s: float = 5.0
+    """Longest wait for a connection, in seconds."""
+    silence_s: float = 20.0
+    """Longest silence of a store before a request is given up and tried again, in seconds."""
+
+
+LIMITS = BucketLimits()
+
+
 class Bucket:
     """One bucket, reached through s3fs's session. Raises FileNotFoundError for a missing object or bucket."""
 
-    def __init__(self, name: str, seconds: float) -> None:
-        self.name, self.seconds = name, seconds
+    def __init__(self, name: str, seconds: float, limits: BucketLimits = LIMITS) -> None:
+        self.name, self.seconds, self.limits = name, seconds, limits
         self.fs = S3FileSystem(
             anon=is_unsigned(name),
             config_kwargs={
                 # A third, so that one silent connection cannot use up a short deadline.
-                "connect_timeout": min(CONNECT_TIMEOUT_S, seconds / 3),
-                "read_timeout": min(SILENCE_TIMEOUT_S, seconds / 3),
+                "connect_timeout": min(limits.connect_s, seconds / 3),
+                "read_timeout": min(limits.silence_s, seconds / 3),
                 "retries": {"total_max_attempts": 1},  # the clock retries; both together would multiply
             },
         )

@@ -24,9 +24,9 @@ _T = TypeVar("_T")
 class S3Objects:
     """Objects below `bucket/prefix`. Raises FileNotFoundError for a missing one, StoreUnavailable for a failure."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, bucket: Bucket | None = None) -> None:
         name, _, prefix = root.partition("/")
-        self._bucket = Bucket(name, deadline_s())
+        self._bucket = bucket or Bucket(name, deadline_s())
         self._prefix = f"{prefix}/" if prefix else ""
 
     def read(self, name: str, limit: int | None = None) -> bytes:

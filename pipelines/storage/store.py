@@ -31,7 +31,8 @@ class Store:
     object, when the store does not answer or refuses; FileNotFoundError for a missing object.
     """
 
-    def __init__(self, uri: str | Path) -> None:
+    def __init__(self, uri: str | Path, objects: Objects | None = None) -> None:
+        """Open the store at `uri`, on `objects` instead of those that its scheme means if they are given."""
         text = str(uri)
         if not text:
             raise ConfigError("a store URI is empty: name a folder or s3://bucket/prefix")
@@ -44,18 +45,15 @@ class Store:
                 "a store URI must not carry credentials: give them by files or variables, as AWS tools do"
             )
         self.is_local = scheme != "s3" or not separator
-        self._objects: Objects
         if self.is_local:
             self.root = self.uri = str(_expanded(Path(rest if separator else text)).resolve())
-            self._objects = LocalObjects(Path(self.root))
+            self._objects = objects or LocalObjects(Path(self.root))
         else:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", authority):
                 raise ConfigError("s3://... does not name a bucket: write s3://bucket/prefix")
-            from pipelines.storage.s3 import S3Objects  # local stores do without its libraries
-
             self.root = rest.rstrip("/")
             self.uri = f"s3://{self.root}"
-            self._objects = S3Objects(self.root)
+            self._objects = objects or _s3_objects(self.root)
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -160,6 +158,12 @@ class Store:
             raise FileNotFoundError(f"{self.uri}/{name}") from None
         except OSError as error:
             raise StoreUnavailable(f"cannot {verb} {self.uri}/{name}: {error.strerror or error}") from error
+
+
+def _s3_objects(root: str) -> Objects:
+    from pipelines.storage.s3 import S3Objects  # local stores do without its libraries
+
+    return S3Objects(root)
 
 
 def _expanded(path: Path) -> Path:

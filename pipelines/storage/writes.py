@@ -19,10 +19,6 @@ from pipelines.storage.bucket import DIGEST_KEY, Answer, Bucket
 from pipelines.storage.clock import Clock, Conflict, Exists, Transient
 from pipelines.storage.digests import sha256_of
 
-MAX_SINGLE_PUT_BYTES = 32 << 20
-"""Largest object that is put in one request, in bytes."""
-MIN_PART_BYTES = 16 << 20
-"""Smallest size of a part of a multipart upload, in bytes; S3 refuses parts below 5 MiB."""
 MAX_PARTS = 10_000
 """Largest number of parts per upload that S3 takes; larger objects get larger parts."""
 PARTS_SENT_AT_ONCE = 4
@@ -52,7 +48,7 @@ async def put(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) 
     Raises StoreUnavailable when it could not be put, CommitUnknown when the outcome could not be found out.
     """
     try:
-        if body.size > MAX_SINGLE_PUT_BYTES:
+        if body.size > bucket.limits.single_bytes:
             return await _put_parts(bucket, key, body, during)
         during()
         data = body.stretch(0, body.size)
@@ -139,7 +135,7 @@ async def _upload(bucket: Bucket, key: str, body: Body, during: Callable[[], Non
 
 async def _send(bucket: Bucket, key: str, upload: str, body: Body) -> list[Answer]:
     """Send all parts, a few at a time; return the list of parts that the completing request has to name."""
-    step = max(MIN_PART_BYTES, -(-body.size // MAX_PARTS))
+    step = max(bucket.limits.part_bytes, -(-body.size // MAX_PARTS))
     turns = asyncio.Semaphore(PARTS_SENT_AT_ONCE)
 
     async def send(number: int) -> Answer:

@@ -127,13 +127,19 @@ class StudyResult(Result):
 
 
 def study(
-    grid: Grid, out: str, root: str | None = None, share: tuple[int, int] = (1, 1), dry_run: bool = False
+    grid: Grid,
+    out: str,
+    root: str | None = None,
+    share: tuple[int, int] = (1, 1),
+    dry_run: bool = False,
+    train: Callable[..., object] = train.train,
+    encode: Callable[..., object] = encode.encode,
 ) -> StudyResult | StudyListing:
     """Do the missing steps of a study below `out`, and publish its tables and page when no cell is missing.
 
     The data are the shards of `run.train`, `run.query`, `run.database` and `run.val`, or those that the study's
     protocol makes from the files in `root`. `share` (i, n) does only every n-th training, from the i-th on. With
-    `dry_run` nothing is done.
+    `dry_run` nothing is done. `train` and `encode` are the verbs that a cell calls.
 
     Raises WorkFailed at the end where cells failed: they are rows with their error, and a rerun tries them again.
     """
@@ -149,10 +155,10 @@ def study(
                 group = grid.groups[place]
                 groups = f"{place + 1} of {len(grid.groups)}"
                 _log.log(NOTICE, "study: group %s: %s", groups, group.name, extra={"group": group.name})
-                made[place] = run_group(grid, group, Steps(out, data, work=True))
+                made[place] = run_group(grid, group, Steps(out, data, train, encode, work=True))
                 log.advance(len(grid.seeds), group.name)
     # Look after the own share is done: of several processes the last one then finds no cell missing.
-    found_only = Steps(out, data, work=False) if data else None
+    found_only = Steps(out, data, train, encode, work=False) if data else None
     outcomes = [made.get(place) or run_group(grid, group, found_only) for place, group in enumerate(grid.groups)]
     cells = [cell for found, _ in outcomes for cell in found]
     trials = [trial for _, found in outcomes for trial in found]
@@ -214,8 +220,11 @@ def _open_data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | 
 class Steps:
     """The steps of a cell, each at an --out named by its fingerprint; without `work` it only finds existing results."""
 
-    def __init__(self, out: str, data: Data, work: bool) -> None:
+    def __init__(
+        self, out: str, data: Data, train: Callable[..., object], encode: Callable[..., object], work: bool
+    ) -> None:
         self.out, self.data, self.work = Store(out).uri, data, work
+        self._train, self._encode = train, encode
 
     def make_model(self, config: Config) -> Artifact | None:
         """Train or find the model; cells with rotated models share the training behind them."""

@@ -96,18 +96,24 @@ class RotateResult(Result):
 
 
 @on_cluster("train --rotate {config.train.rotate}")
-def rotate(model: str, out: str, config: Config, shards: str | None = None) -> RotateResult:
+def rotate(
+    model: str,
+    out: str,
+    config: Config,
+    shards: str | None = None,
+    fit: Callable[[RotateJob], Fitted] | None = None,
+) -> RotateResult:
     """Give the model at the URI `model` the hash layer of `train.rotate`, and publish it as another model at `out`.
 
-    The training shards are read at `shards`, or by default where the model's manifest says. Raises InputError if the
-    method cannot be applied.
+    The training shards are read at `shards`, or by default where the model's manifest says. `fit` fits the layer, by
+    default `fit_on_ray`. Raises InputError if the method cannot be applied.
     """
     begun = time.monotonic()
     job = plan_rehead(open_artifact(model, "model"), out, config, shards)
     artifact = find_finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
-        artifact = _publish_model(job, _fit_on_ray(job))
+        artifact = _publish_model(job, (fit or fit_on_ray)(job))
     rotation = artifact.facts(ModelMeta).rotation
     if rotation is None:
         raise DamagedArtifact(f"{artifact.uri}: the model manifest does not say its rotation: rotate to another --out")
@@ -132,7 +138,7 @@ def plan_rehead(model: Artifact, out: str, config: Config, shards: str | None = 
     return RotateJob(learnt.uri, val.uri if val else None, Store(out).uri, mark, inputs_of(opened), config, model.uri)
 
 
-def _fit_on_ray(job: RotateJob) -> Fitted:
+def fit_on_ray(job: RotateJob) -> Fitted:
     """Fit in one worker on Ray, on a GPU if there is one."""
     with ray_session(job.config):
         require_shared_store(Store(job.out), job.config)

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -56,10 +56,13 @@ class TrainResult(Result):
 
 
 @on_cluster("train")
-def train(shards: str, out: str, config: Config, val: str | None = None) -> TrainResult:
+def train(
+    shards: str, out: str, config: Config, val: str | None = None, run: Callable[..., None] | None = None
+) -> TrainResult:
     """Train on a shards artifact and publish the weights of the best validation epoch.
 
-    A rerun of the same command goes on from the last good checkpoint.
+    A rerun of the same command goes on from the last good checkpoint. `run(job, data, log)` runs the training loop to
+    its last step; by default that is `run_on_ray`.
     """
     begun = time.monotonic()
     config = with_weights(config, lambda _, path: str(Path(path).absolute()))  # workers run in other folders
@@ -67,7 +70,7 @@ def train(shards: str, out: str, config: Config, val: str | None = None) -> Trai
     artifact = find_finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
-        artifact = _train_to_end(job)
+        artifact = _train_to_end(job, run or run_on_ray)
     metrics = artifact.facts(ModelMeta).metrics.as_json()
     seconds = round(time.monotonic() - begun, 1) if status == "done" else None
     return TrainResult.of(artifact, status, **metrics, seconds=seconds)
@@ -92,7 +95,7 @@ def _plan_or_resume(shards: str, val: str | None, out: str, config: Config) -> T
     return job
 
 
-def _train_to_end(job: TrainJob) -> Artifact:
+def _train_to_end(job: TrainJob, run: Callable[..., None]) -> Artifact:
     """Train from the last good checkpoint to the end, and publish the model."""
     from pipelines.train.batches import TrainData
     from pipelines.train.checkpoints import Checkpoints
@@ -109,7 +112,7 @@ def _train_to_end(job: TrainJob) -> Artifact:
     done = last.step if last else 0
     with RunLog(writer.store, "train", config, done=done, total=total, unit="steps", **facts, **epochs) as log:
         if last is None or last.step < total:
-            _run_workers(job, data, log)
+            run(job, data, log)
             last = checkpoints.latest()
         if last is None or last.step < total:
             raise WorkFailed(f"{job.out}: training ended without its last checkpoint; run the same command again")
@@ -188,7 +191,7 @@ def _file_digest(setting: str, path: str) -> str:
         ) from None
 
 
-def _run_workers(job: TrainJob, data: "TrainData", log: RunLog) -> None:
+def run_on_ray(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     """Run the training loop on Ray Train until its last step; restart workers that die."""
     config = job.config
     with ray_session(config), scratch_folder(kept=True) as scratch:

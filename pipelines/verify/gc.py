@@ -47,7 +47,7 @@ class GcResult(Result):
     note: str
 
 
-def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | None = None) -> GcResult:
+def gc(uri: str | Store, older_than: str = "24h", dry_run: bool = False, keep: int | None = None) -> GcResult:
     """Delete the garbage below the root `uri` that was put more than `older_than` (such as 90m, 24h, 7d) ago.
 
     The grace period has to be longer than any run that may still be writing there: until a run publishes, its objects
@@ -60,7 +60,7 @@ def gc(uri: str, older_than: str = "24h", dry_run: bool = False, keep: int | Non
     if keep is not None and keep < 1:
         raise ConfigError(f"--keep {keep} is below 1: at least the current version stays, so give 1 or more")
     before = time.time() - _parse_grace(older_than)
-    store = Store(uri)
+    store = uri if isinstance(uri, Store) else Store(uri)
     # List first, then read the manifests: an object that is published in between then counts as in use.
     there, uploads = store.entries(), store.uploads()
     if not there and not uploads:

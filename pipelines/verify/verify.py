@@ -16,10 +16,8 @@ from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, manifest_path, open_current, read_version
-from pipelines.cluster.placement import Need
-from pipelines.cluster.pool import map_items
 from pipelines.cluster.progress import stage
-from pipelines.cluster.session import ray_session, require_shared_store
+from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
@@ -112,7 +110,7 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> Ver
 
 
 @on_cluster("verify {uri}", out="--for-run")
-def verify_tars(uri: str, out: str, config: Config) -> TarsResult:
+def verify_tars(uri: str, out: str, config: Config, pool: Pool = ray_pool) -> TarsResult:
     """Prove the tars of a shards artifact that runs with this `out` have not proven yet, on a pool of Ray workers.
 
     At most `run.verify` of all tars are read; the status is `unchanged` where none was. Raises DamagedArtifact where
@@ -127,7 +125,7 @@ def verify_tars(uri: str, out: str, config: Config) -> TarsResult:
     known = _remembered_tars(Store(out))
     new = sorted((shard for shard in shards if shard.part.sha256 not in known), key=lambda shard: shard.part.sha256)
     chosen = new[: math.ceil(config.run.verify * len(shards))]
-    proven, damaged = _read_tars(artifact, chosen, Store(out), config)
+    proven, damaged = _read_tars(artifact, chosen, Store(out), config, pool)
     return TarsResult.of(
         artifact,
         "done" if chosen else "unchanged",
@@ -139,24 +137,19 @@ def verify_tars(uri: str, out: str, config: Config) -> TarsResult:
     )
 
 
-def _read_tars(artifact: Artifact, shards: list[Shard], out: Store, config: Config) -> tuple[int, list[str]]:
+def _read_tars(
+    artifact: Artifact, shards: list[Shard], out: Store, config: Config, pool: Pool
+) -> tuple[int, list[str]]:
     """Return the number of right tars, which are remembered, and the problems of the others."""
     if not shards:
         return 0, []
     digests = {shard.name: shard.part.sha256 for shard in shards}
     proven: list[str] = []
     damaged: list[str] = []
-    with ray_session(config), stage("verify", len(shards), "tars") as advance:
-        require_shared_store(artifact.store, config)
-        pool = map_items(
-            *(TarProver, (artifact.uri,), list(digests)),
-            verb="verify",
-            need=Need(),
-            workers=None,
-            wait_s=config.ray.wait_s,
-        )
+    with pool(artifact.store, config) as map_items, stage("verify", len(shards), "tars") as advance:
+        outcomes = map_items(TarProver, (artifact.uri,), list(digests), verb="verify", workers=None)
         try:
-            for outcome in pool:
+            for outcome in outcomes:
                 if outcome.error is None:  # else its workers died: the tar may still be right
                     if outcome.result:
                         damaged.append(outcome.result[0])

@@ -20,17 +20,15 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 import webdataset
 
-import pipelines.encode.workers
 from pipelines.artifacts.tables import codes_schema, table_of
 from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
 from pipelines.encode.encoder import Encoder
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import Record, Sample, open_shards
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.models import write_model
 from tests.support.pictures import write_folder
 
@@ -40,8 +38,7 @@ SETTINGS = ("ingest.samples_per_shard=1024", "encode.batch_size=64", "data.worke
 
 def safe(shards: str, model: str, out: str) -> None:
     """The verb, its pool in this process."""
-    use_inline_pool(pytest.MonkeyPatch(), pipelines.encode.workers)
-    encode(shards, model, out, load_config(sets=SETTINGS))
+    encode(shards, model, out, load_config(sets=SETTINGS), pool=InlinePool())
 
 
 def plain(shards: str, model: str, out: str) -> None:

@@ -1,14 +1,18 @@
-"""The corpus that the tests of this folder encode, made once for each process."""
+"""The corpus that the tests of this folder encode, made once for each process; an S3 server behind a harmful proxy."""
 
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
 from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from tests.support.encodes import IMAGES, RUN_LIMIT_S, SETTINGS, SHARDS, Corpus, encode_words
+from tests.support.faults import FaultProxy
 from tests.support.models import write_model
 from tests.support.pictures import write_folder
+from tests.support.rig import DEADLINE_S, Rig, deadline
+from tests.support.seaweed import Seaweed, seaweed
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +26,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     )
     assert done.returncode == 0, done.stderr
     return Corpus(shards, model, (folder / "codes" / "manifest.json").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Seaweed, FaultProxy]]:
+    with seaweed(tmp_path_factory.mktemp("weed")) as server, FaultProxy(server.endpoint) as proxy:
+        yield server, proxy
+
+
+@pytest.fixture
+def rig(platform: tuple[Seaweed, FaultProxy], request: pytest.FixtureRequest) -> Iterator[Rig]:
+    server, proxy = platform
+    proxy.reset()
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name)
+    with deadline(server, proxy, DEADLINE_S):
+        yield Rig(server, proxy, name)
+    proxy.reset()

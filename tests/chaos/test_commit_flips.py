@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current
@@ -23,10 +22,10 @@ from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, read_description
 from pipelines.study.study import Cell, Data, _publish_study
 from pipelines.verify.verify import verify
+from tests.support.artifacts import BITS, CLASSES, MARK, make_codes, make_model
 from tests.support.codes import write_shards
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.report import SEED, report, scaled
-from tests.unit.pipelines.verify.test_verify import BITS, CLASSES, MARK, make_codes, make_model
 
 INDEXED = Config(index=IndexSettings(workers=1))
 KINDS = ["shards", "model", "codes", "index", "checkpoint", "report", "alias", "duplicates", "study"]
@@ -38,9 +37,7 @@ def make_all(folder: Path) -> dict[str, Artifact]:
     model = make_model(folder / "model", shards, {"bits": BITS, "classes": CLASSES})
     codes = make_codes(folder / "codes", shards, model)
     index = str(folder / "index")
-    with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.pool)
-        build_index([codes.uri], index, INDEXED)
+    build_index([codes.uri], index, INDEXED, pool=InlinePool())
     remove_rows(index, INDEXED, [next(open_codes(codes).tables())["key"][0].as_py()])  # a second version
     set_alias(str(folder / "alias"), index)
     dedupe([codes.uri], str(folder / "duplicates"), Config(dedupe=DedupeSettings(radius=4)))

@@ -7,10 +7,12 @@ import random
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
-from pipelines.storage import writes
+from pipelines.storage import s3
+from pipelines.storage.bucket import BucketLimits
 from tests.support.checker import PENDING, stored_on_s3, violations
 from tests.support.drivers import verb
 from tests.support.jobs import Jobs, assert_nothing_half, assert_whole, cases
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.timeout(scaled(300, 3600))
 
 def verb_that_uploads(*words: str) -> None:
     """The command line, which sends every object as a multipart upload, however small it is."""
-    writes.MAX_SINGLE_PUT_BYTES = 0
+    s3.Bucket = partial(s3.Bucket, limits=BucketLimits(single_bytes=0))  # type: ignore[assignment, misc]
     verb(*words)
 
 

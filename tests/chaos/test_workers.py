@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.encode.workers
 from pipelines.config.loading import load_config
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
@@ -41,7 +40,7 @@ from tests.support.encodes import (
     result_of,
     started,
 )
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.nodes import cluster_of
 from tests.support.report import SEED, report, scaled
 from tests.support.runs import run_record
@@ -155,12 +154,10 @@ def test_four_workers_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
     report("P1 workers", workers=workers, other_manifests=0)
 
 
-def test_the_order_of_the_shards_changes_no_byte(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = use_inline_pool(monkeypatch, pipelines.encode.workers)
+def test_the_order_of_the_shards_changes_no_byte(corpus: Corpus, tmp_path: Path) -> None:
+    pool = InlinePool()
     pool.reverse = True
-    encode(corpus.shards, corpus.model, str(tmp_path / "codes"), load_config(sets=SETTINGS))
+    encode(corpus.shards, corpus.model, str(tmp_path / "codes"), load_config(sets=SETTINGS), pool=InlinePool())
     assert [task.shard for task in pool.done] == [shard.name for shard in reversed(open_shards(corpus.shards).shards)]
     assert (tmp_path / "codes" / "manifest.json").read_bytes() == corpus.manifest
     report("P1 order", reversed=SHARDS, other_manifests=0)

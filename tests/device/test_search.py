@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from hhnet import hamming_knn
-from hhnet.search import device as gpu
 from hhnet.search.device import DeviceCodes
 
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -17,17 +16,13 @@ def random_codes(count: int, width: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, 256, (count, width), dtype=np.uint8)
 
 
-def check(parts: list[Any], queries: Any, k: int) -> None:
-    found, wanted = DeviceCodes(parts, WHERE).knn(queries, k), hamming_knn(queries, np.concatenate(parts), k)
+def check(parts: list[Any], queries: Any, k: int, places: int = 64, **sizes: int) -> None:
+    """Search with so few places that small sets are searched in several chunks."""
+    codes = DeviceCodes(parts, WHERE, places=places, **sizes)
+    found, wanted = codes.knn(queries, k), hamming_knn(queries, np.concatenate(parts), k)
     for mine, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(mine, other)
         assert mine.dtype == other.dtype
-
-
-@pytest.fixture(autouse=True)
-def few_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that small sets are searched in several chunks."""
-    monkeypatch.setattr(gpu, "_MIN_PLACES", 64)
 
 
 @pytest.mark.parametrize("width", [1, 3, 4, 5, 8, 16, 20])
@@ -41,14 +36,12 @@ def test_any_number_of_neighbours(k: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 64, 65, 130])
-def test_any_number_of_queries(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_MAX_PLACES", 64)  # the queries go in rounds
-    check([random_codes(300, 8)], random_codes(count, 8, seed=1), 3)
+def test_any_number_of_queries(count: int) -> None:
+    check([random_codes(300, 8)], random_codes(count, 8, seed=1), 3, keys=64)  # the queries go in rounds
 
 
-def test_parts_are_numbered_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_ROWS_PER_COPY", 50)
-    check([random_codes(n, 8, seed=n) for n in (1, 130, 0, 70, 129)], random_codes(4, 8, seed=9), 20)
+def test_parts_are_numbered_one_after_another() -> None:
+    check([random_codes(n, 8, seed=n) for n in (1, 130, 0, 70, 129)], random_codes(4, 8, seed=9), 20, rows=50)
 
 
 def test_equal_codes_come_by_row() -> None:
@@ -92,9 +85,7 @@ def test_what_cannot_be_searched() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_million_codes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_MIN_PLACES", 4096)
+def test_a_million_codes_on_a_gpu() -> None:
     for width in (8, 16, 32):
-        check(
-            [random_codes(700_000, width), random_codes(300_001, width, seed=2)], random_codes(300, width, seed=1), 100
-        )
+        parts = [random_codes(700_000, width), random_codes(300_001, width, seed=2)]
+        check(parts, random_codes(300, width, seed=1), 100, places=4096)

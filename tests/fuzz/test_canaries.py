@@ -178,20 +178,17 @@ def make_parts(root: Path) -> dict[str, Path]:
     import numpy as np
     import safetensors.numpy
 
-    import pipelines.index.pool
     from pipelines.artifacts.commit import ArtifactWriter
     from pipelines.config.settings import IndexSettings
     from pipelines.index.build import build_index
     from pipelines.storage import Store
-    from tests.support.inline import use_inline_pool
+    from tests.support.inline import InlinePool
 
     shards = write_shards(root, "shards")
     codes = codes_of_shards(root / "codes", shards)
-    with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.pool)
-        for kind in ("flat", "ivf"):
-            settings = Config(index=IndexSettings(kind=kind, nlist=2, nprobe=2, workers=1))
-            build_index([codes.uri], str(root / kind), settings)
+    for kind in ("flat", "ivf"):
+        settings = Config(index=IndexSettings(kind=kind, nlist=2, nprobe=2, workers=1))
+        build_index([codes.uri], str(root / kind), settings, pool=InlinePool())
     weights = safetensors.numpy.save({"w": np.ones(3, np.float32)})
     for kind, files in {
         "model": {"model.safetensors": weights, "model.json": b"{}"},

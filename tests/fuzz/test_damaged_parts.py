@@ -15,22 +15,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.index.pool
-from hhnet.search import multi_index as mih
-from hhnet.search.multi_index import MultiIndexHash
+from hhnet.search.multi_index import ScanCosts
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.errors import DamagedArtifact, HHNetError
 from pipelines.index.build import build_index
-from pipelines.index.kinds import NOTHING_REMOVED, index_kind, kind_names
+from pipelines.index.kinds import NOTHING_REMOVED, index_kind, kind_names, multihash
 from pipelines.index.kinds.ivf import IvfKind
 from pipelines.index.reader import QUANTIZER_NAME, open_index
 from pipelines.verify.verify import verify
 from tests.fuzz.apart import do_apart
 from tests.support.codes import random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.report import SEED, report, scaled
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
@@ -46,11 +44,11 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     root = tmp_path_factory.mktemp("parts")
     names = {f"x-{number:06d}.tar": simple_rows(f"x/{number}", ROWS, seed=number) for number in range(3)}
     found = {"codes": write_codes(root / "codes", names)}
-    with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.pool)
-        for kind in kind_names():
-            settings = Config(index=IndexSettings(kind=kind, nlist=LISTS, nprobe=LISTS, workers=1))
-            found[kind] = open_artifact(build_index([found["codes"].uri], str(root / kind), settings).uri)
+    for kind in kind_names():
+        settings = Config(index=IndexSettings(kind=kind, nlist=LISTS, nprobe=LISTS, workers=1))
+        found[kind] = open_artifact(
+            build_index([found["codes"].uri], str(root / kind), settings, pool=InlinePool()).uri
+        )
     return found
 
 
@@ -161,7 +159,7 @@ def _parse(name: str, data: bytes, shared: bytes, folder: Path) -> None:
     path = folder / "part"
     path.write_bytes(data)
     queries = random_codes(2)
-    mih.MIN_TABLE_SEARCH_NS, MultiIndexHash._scan_cost = 0, lambda *_: 1e18  # type: ignore[method-assign]
+    multihash.KIND.costs = ScanCosts(compare=1e18, least=0)
     if name == "quantizer":
         IvfKind().build(random_codes(20), np.arange(20, dtype=np.int64), data, {})
     elif name in kind_names():

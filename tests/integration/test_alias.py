@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.index.pool
 from pipelines.config.settings import Config, GateSettings, IndexSettings
 from pipelines.index.alias import set_alias
 from pipelines.index.build import build_index
@@ -13,7 +12,7 @@ from pipelines.search.search import search
 from pipelines.storage import Store
 from pipelines.verify.verify import verify
 from tests.support.codes import simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.seaweed import Seaweed, seaweed
 
 CONFIG = Config(index=IndexSettings(workers=1, gate=GateSettings(probes=5)))
@@ -25,12 +24,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
         yield running
 
 
-def test_a_copied_prefix_names_its_own_index(server: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
+def test_a_copied_prefix_names_its_own_index(server: Seaweed, tmp_path: Path) -> None:
     codes = write_codes(tmp_path / "codes", {"base-000000.tar": simple_rows("base", 20)}).uri
 
     def build(out: str) -> str:
-        return build_index([codes], out, CONFIG).uri
+        return build_index([codes], out, CONFIG, pool=InlinePool()).uri
 
     def found(alias: str) -> str:
         return search(alias, CONFIG, keys=["base/00003"]).uri

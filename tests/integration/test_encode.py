@@ -7,12 +7,10 @@ import duckdb
 import numpy as np
 import pytest
 
-import pipelines.encode.workers
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
-from pipelines.encode import encode as encode_module
 from pipelines.encode.encode import encode
 from pipelines.encode.job import ShardTask, plan_encode
 from pipelines.encode.workers import ShardEncoder
@@ -22,7 +20,7 @@ from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards
 from pipelines.storage import Store
 from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool, ray_pool_of
 from tests.support.pictures import animated_gif, truncated_jpeg
 from tests.support.runs import run_record
 
@@ -105,10 +103,9 @@ def test_rejects_are_rows_with_reasons_and_the_budget_holds(
 
 
 def test_nothing_is_published_of_a_tar_that_the_index_lies_about(
-    shards: Path, model: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    shards: Path, model: Path, tmp_path: Path, config: Config
 ) -> None:
     """Every digest fits, but the second of three tars has its rows in another order."""
-    use_inline_pool(monkeypatch, pipelines.encode.workers)
     true = open_shards(str(shards / "train"))
     tables = [shard.table() for shard in true.shards]
     tables[1] = tables[1].take(list(reversed(range(10))))
@@ -117,13 +114,13 @@ def test_nothing_is_published_of_a_tar_that_the_index_lies_about(
     parts.append(writer.put_part(INDEX_NAME, index_bytes(tables), true.samples))
     writer.commit(parts, true.artifact.manifest.totals, true.artifact.manifest.meta)
     with pytest.raises(DamagedArtifact, match=r"does not number the rows of train-000001\.tar"):
-        encode(str(tmp_path / "shards"), str(model), str(tmp_path / "codes"), config)
+        encode(str(tmp_path / "shards"), str(model), str(tmp_path / "codes"), config, pool=InlinePool())
     assert not (tmp_path / "codes" / "manifest.json").exists()
     assert sorted(path.name[:12] for path in (tmp_path / "codes" / "parts").iterdir()) == ["train-000000"]
 
 
 def test_a_shard_that_kills_its_workers_becomes_rejects(
-    shards: Path, model: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+    shards: Path, model: Path, tmp_path: Path, local_ray: None
 ) -> None:
     class Poisoned(ShardEncoder):
         def run(self, task: ShardTask) -> object:  # type: ignore[override]
@@ -131,9 +128,15 @@ def test_a_shard_that_kills_its_workers_becomes_rejects(
                 os._exit(1)
             return super().run(task)
 
-    monkeypatch.setattr(encode_module, "ShardEncoder", Poisoned)
     config = load_config(sets=[*SETTINGS, "encode.max_attempts=2"])
-    result = encode(str(shards / "train"), str(model), str(tmp_path / "codes"), config, allow_degraded=True).as_json()
+    result = encode(
+        str(shards / "train"),
+        str(model),
+        str(tmp_path / "codes"),
+        config,
+        allow_degraded=True,
+        pool=ray_pool_of(Poisoned),
+    ).as_json()
     assert (result["status"], result["codes"], result["rejects"]) == ("degraded", 26, 10)
     assert verify(str(tmp_path / "codes")).status == "done"
     reasons = duckdb.sql(f"select distinct reason from '{tmp_path}/codes/rejects/*.parquet'").fetchall()

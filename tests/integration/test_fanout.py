@@ -11,8 +11,6 @@ import numpy as np
 import psutil
 import pytest
 
-import pipelines.index.pool
-import pipelines.search.actors
 from pipelines.config.settings import Config, IndexSettings, RaySettings, SearchSettings
 from pipelines.errors import ClusterUnavailable, DamagedArtifact, WorkFailed
 from pipelines.index.build import build_index
@@ -21,7 +19,7 @@ from pipelines.index.update import remove_rows
 from pipelines.search.actors import spread_over_actors
 from pipelines.search.search import search
 from tests.support.codes import random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 PARTS = 5
 
@@ -32,10 +30,10 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp(request.param)
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 40 + n, 16, seed=n, flip=0.3) for n in range(PARTS)}
     config = Config(index=IndexSettings(kind=request.param, workers=1))
-    with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.pool)
-        uri = build_index([write_codes(root / "codes", contents, 16).uri], str(root / "index"), config).uri
-        remove_rows(uri, config, ["x/1/00003", "x/1/00007", "x/4/00000"])
+    uri = build_index(
+        [write_codes(root / "codes", contents, 16).uri], str(root / "index"), config, pool=InlinePool()
+    ).uri
+    remove_rows(uri, config, ["x/1/00003", "x/1/00007", "x/4/00000"])
     yield uri
 
 
@@ -94,24 +92,21 @@ def test_the_share_of_a_killed_actor_is_asked_again(index: str, local_ray: None)
     assert not psutil.wait_procs(left, timeout=30)[1], "actors outlive the search"
 
 
-def test_a_share_that_loses_every_actor_ends_the_search(
-    index: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipelines.search.actors, "MAX_ACTOR_DEATHS", 1)
+def test_a_share_that_loses_every_actor_ends_the_search(index: str, local_ray: None) -> None:
     with (
         open_index(index) as reader,
         pytest.raises(WorkFailed, match=r"index: the worker that searches \d of its parts died .* last of 1 attempts"),
-        spread_over_actors(reader, 2, Config()) as nearest,
+        spread_over_actors(reader, 2, Config(), attempts=1) as nearest,
     ):
         killed_while_it_searches(nearest, random_codes(3, 16), 5)
 
 
-def test_the_share_of_a_stopped_actor_is_asked_again(
-    index: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipelines.search.actors, "STUCK_S", 2.0)
+def test_the_share_of_a_stopped_actor_is_asked_again(index: str, local_ray: None) -> None:
     queries = random_codes(9, 16, seed=8)
-    with open_index(index) as reader, spread_over_actors(reader, 2, Config(ray=RaySettings(wait_s=4))) as nearest:
+    with (
+        open_index(index) as reader,
+        spread_over_actors(reader, 2, Config(ray=RaySettings(wait_s=4)), stuck_s=2.0) as nearest,
+    ):
         nearest(queries, 20)
         actors()[0].send_signal(signal.SIGSTOP)
         assert same(nearest(queries, 20), reader.search(queries, 20))

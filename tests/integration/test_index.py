@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipelines.index.build
-import pipelines.index.pool
 from pipelines.config.settings import Config, DedupeSettings, EvaluateSettings, IndexSettings
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.evaluate.evaluate import evaluate
@@ -24,7 +22,7 @@ from pipelines.storage import Store
 from pipelines.verify.gc import gc
 from pipelines.verify.verify import verify
 from tests.support.codes import codes_of_shards, random_codes, simple_rows, write_codes, write_shards
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.pictures import class_names
 from tests.support.seaweed import seaweed
 
@@ -71,8 +69,7 @@ def test_one_and_two_workers_change_an_index_to_the_same_bytes(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "multihash"])
-def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
+def test_s3_and_a_local_path_give_the_same(tmp_path: Path, kind: str) -> None:
     shards = write_shards(tmp_path, "shard")
     config = Config(
         index=IndexSettings(kind=kind, workers=1),
@@ -83,15 +80,15 @@ def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.M
         answers = []
         for root in (str(tmp_path), server.uri("run")):
             codes = codes_of_shards(f"{root}/codes", shards).uri
-            index = build_index([codes], f"{root}/index", config).as_json()
+            index = build_index([codes], f"{root}/index", config, pool=InlinePool()).as_json()
             assert set_alias(f"{root}/alias", index["uri"]).version == 1
             found = search(f"{root}/alias", config, keys=["class_01/0001"]).as_json()
             pairs = dedupe([codes], f"{root}/duplicates", config).as_json()
             assert verify(pairs["uri"]).orphans == verify(f"{root}/alias").orphans == []
             changed = [
                 remove_rows(index["uri"], config, ["class_00/0000", "class_02/0003"]).as_json(),
-                add_codes(index["uri"], [more(f"{root}/more")], config).as_json(),
-                compact_index(index["uri"], config).as_json(),
+                add_codes(index["uri"], [more(f"{root}/more")], config, pool=InlinePool()).as_json(),
+                compact_index(index["uri"], config, pool=InlinePool()).as_json(),
                 rollback_index(index["uri"], 2).as_json(),
                 remove_rows(index["uri"], config, shards=["shard-000001.tar"]).as_json(),
             ]
@@ -106,10 +103,7 @@ def test_s3_and_a_local_path_give_the_same(tmp_path: Path, monkeypatch: pytest.M
     assert answers[0] == answers[1]
 
 
-def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
+def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(tmp_path: Path) -> None:
     uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", 200)}).uri
     command = [sys.executable, "-m", "pipelines", "index", "build", "--codes", uri, "--out", str(tmp_path / "index")]
     environment = {**os.environ, "HHNET_FAILPOINTS": "identity.put.after=kill"}
@@ -120,7 +114,14 @@ def test_a_build_killed_after_the_planner_chose_goes_on_with_its_kind(
     def asked_again(*_: object) -> None:
         raise AssertionError("a second run plans anew")
 
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
-    resumed = build_index([uri], str(tmp_path / "index"), Config(index=IndexSettings(kind="auto", workers=1))).as_json()
-    named = build_index([uri], str(tmp_path / "named"), Config(index=IndexSettings(kind="flat", workers=1))).as_json()
+    resumed = build_index(
+        [uri],
+        str(tmp_path / "index"),
+        Config(index=IndexSettings(kind="auto", workers=1)),
+        pool=InlinePool(),
+        plan=asked_again,
+    ).as_json()
+    named = build_index(
+        [uri], str(tmp_path / "named"), Config(index=IndexSettings(kind="flat", workers=1)), pool=InlinePool()
+    ).as_json()
     assert resumed["digest"] == named["digest"]

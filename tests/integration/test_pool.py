@@ -147,12 +147,9 @@ class NeverBuilt:
         return item
 
 
-def test_workers_that_are_never_built_end_the_run_and_reject_nothing(
-    local_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "BUILD_TIMEOUT_S", 2.0)
+def test_workers_that_are_never_built_end_the_run_and_reject_nothing(local_ray: None) -> None:
     with pytest.raises(WorkFailed, match="test: 1 workers in a row were not built within 2 s"):
-        list(map_items(NeverBuilt, (), [1], workers=1, max_attempts=1, stuck_s=1))
+        list(map_items(NeverBuilt, (), [1], workers=1, max_attempts=1, stuck_s=1, build_s=2.0))
 
 
 def test_more_workers_than_find_room_are_done_without(tmp_path: Path, local_ray: None) -> None:

@@ -4,9 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,8 +18,8 @@ from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import FingerprintMismatch
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
-from pipelines.storage.bucket import Bucket
 from tests.integration.conftest import SETTINGS
+from tests.support.faults import FaultProxy
 from tests.support.models import write_model
 from tests.support.seaweed import seaweed
 
@@ -83,17 +81,12 @@ def test_a_price_needs_a_dry_run() -> None:
     assert "--dry-run" in done.stderr
 
 
-def test_requests_are_those_that_a_worker_makes(
-    pictures: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: Counter[str] = Counter()
-    request = Bucket.request
-
-    async def counted(bucket: Bucket, method: str, **fields: Any) -> Any:
-        made[method.split("_")[0].upper()] += 1
-        return await request(bucket, method, **fields)
-
-    with seaweed(tmp_path / "weed") as server, server.environment():
+def test_requests_are_those_that_a_worker_makes(pictures: Path, tmp_path: Path, config: Config) -> None:
+    with (
+        seaweed(tmp_path / "weed") as server,
+        FaultProxy(server.endpoint) as proxy,
+        server.environment(AWS_ENDPOINT_URL_S3=proxy.endpoint),
+    ):
         shards, model, out = server.uri("shards"), server.uri("model"), server.uri("codes")
         ingest(str(pictures), shards, config)
         write_model(model, shards, backbone="test_resnet")
@@ -106,8 +99,8 @@ def test_requests_are_those_that_a_worker_makes(
 
         job = plan_encode(open_artifact(shards), open_artifact(model), out, config)
         assert job.writer().store.names("") == ["identity.json", "origin.json"]  # as the encode does before its workers
-        monkeypatch.setattr(Bucket, "request", counted)
+        proxy.reset()
         worker = ShardEncoder(job)
         for shard in worker.shards.shards:
             worker.run(ShardTask(shard.name, shard.stem))
-        assert told["requests"] == dict(made)
+        assert told["requests"] == dict(proxy.seen)

@@ -10,8 +10,6 @@ from typing import Any, cast
 
 import pytest
 
-import pipelines.encode.workers
-import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import ArtifactInput, Part, open_artifact
@@ -30,7 +28,7 @@ from pipelines.train.train import train
 from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.integration.test_encode import tree
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.pictures import jpeg, picture
 from tests.support.report import report
 
@@ -172,20 +170,16 @@ Again = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture
-def verbs(
-    pictures: Path, shards: Path, model: Path, codes: Path, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Again]:
+def verbs(pictures: Path, shards: Path, model: Path, codes: Path, config: Config) -> dict[str, Again]:
     """By kind, the run that makes it at a root; what makes it again is not about Ray."""
-    for module in (pipelines.encode.workers, pipelines.index.pool):
-        use_inline_pool(monkeypatch, module)
     ivf = load_config(sets=[*SETTINGS, "index.kind=ivf", "index.nlist=2"])
     query, database = str(codes / "query"), str(codes / "database")
     return {
         "shards": lambda out: ingest(str(pictures), str(out), config).as_json(),
         "adopted": lambda out: adopt(str(shards / "train" / "parts"), str(out)).as_json(),
         "model": lambda out: train(str(shards / "train"), str(out), config).as_json(),
-        "codes": lambda out: encode(str(shards / "query"), str(model), str(out), config).as_json(),
-        "index": lambda out: build_index([query, database], str(out), ivf).as_json(),
+        "codes": lambda out: encode(str(shards / "query"), str(model), str(out), config, pool=InlinePool()).as_json(),
+        "index": lambda out: build_index([query, database], str(out), ivf, pool=InlinePool()).as_json(),
         "report": lambda out: evaluate(query, [database], str(out), config).as_json(),
     }
 

@@ -6,13 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-import pipelines.encode.workers
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current, open_version
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
-from pipelines.encode import encode as encode_module
 from pipelines.encode.codes import open_codes
 from pipelines.encode.encode import encode
 from pipelines.encode.job import ShardTask
@@ -26,7 +24,7 @@ from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.checker import client_of
 from tests.support.corpus import Corpus
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool, ray_pool_of
 from tests.support.seaweed import BUCKET, Seaweed, seaweed
 
 
@@ -82,7 +80,7 @@ def test_from_degraded_to_mended(corpus: Corpus, model: Path, codes: Path, confi
     assert verify(corpus.out).digest == mended["digest"]
 
 
-def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path) -> None:
     config = load_config(sets=[*SETTINGS, "encode.max_attempts=1", "encode.stuck_s=10"])
 
     class Hanging(ShardEncoder):
@@ -91,9 +89,8 @@ def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monk
                 time.sleep(600)
             return super().run(task)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(encode_module, "ShardEncoder", Hanging)
-        first = encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True).as_json()
+    hanging = ray_pool_of(Hanging)
+    first = encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True, pool=hanging).as_json()
     assert first["rejects"] == 10
     import duckdb
 
@@ -105,23 +102,20 @@ def test_a_shard_that_got_stuck_is_tried_again(corpus: Corpus, model: Path, monk
     assert verify(corpus.out).digest == mended["digest"]
 
 
-def test_on_s3_too(
-    corpus: Corpus, model: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_inline_pool(monkeypatch, pipelines.encode.workers)
+def test_on_s3_too(corpus: Corpus, model: Path, config: Config, tmp_path: Path) -> None:
     corpus.damage(1, [2, 3])
     with seaweed(tmp_path / "weed") as server, server.environment():
         shards, out = server.uri("shards"), server.uri("codes")
         copy_to_s3(server, corpus.uri, "shards")
-        assert encode(shards, str(model), out, config, allow_degraded=True).rejects == 2
+        assert encode(shards, str(model), out, config, allow_degraded=True, pool=InlinePool()).rejects == 2
         corpus.mend()
         copy_to_s3(server, corpus.uri, "shards")
-        mended = retry_rejects(out, config).as_json()
+        mended = retry_rejects(out, config, pool=InlinePool()).as_json()
         assert (mended["status"], mended["version"], mended["rejects"], mended["recovered"]) == ("done", 2, 0, 2)
         assert verify(out).digest == mended["digest"]
-        assert retry_rejects(out, config).status == "unchanged"
+        assert retry_rejects(out, config, pool=InlinePool()).status == "unchanged"
         found = rows_of(out)
-    encode(corpus.uri, str(model), corpus.out, config)
+    encode(corpus.uri, str(model), corpus.out, config, pool=InlinePool())
     assert found == rows_of(corpus.out), "as on a disk, and as if nothing had been damaged"
 
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +26,15 @@ from pipelines.errors import (
 )
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, open_shards
-from pipelines.storage import Store, canonical_json, sha256_of
+from pipelines.storage import Store, canonical_json
 from pipelines.storage.bucket import Answer, Bucket
+from pipelines.storage.s3 import S3Objects
 from pipelines.verify.status import status
 from pipelines.verify.verify import verify
 from tests.support import pictures
 from tests.support.codes import write_many_codes
 from tests.support.faults import FaultProxy
-from tests.support.seaweed import Seaweed, seaweed
+from tests.support.seaweed import BUCKET, Seaweed, seaweed
 
 MARK = "f" * 64
 
@@ -45,41 +45,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
         yield running
 
 
-def test_put_is_absent_or_nothing(server: Seaweed) -> None:
-    store = Store(server.uri("put"))
-    assert store.size("a/b.bin") is None
-    assert store.names("a") == []
-    assert store.put("a/b.bin", b"first")
-    assert not store.put("a/b.bin", b"second")
-    assert store.read("a/b.bin") == b"first"
-    assert store.size("a/b.bin") == 5
-    assert store.names("a") == ["a/b.bin"]
-    store.put_same("a/b.bin", b"first")
-    with pytest.raises(CommitConflict):
-        store.put_same("a/b.bin", b"second")
-    store.delete("a/b.bin")
-    store.delete("a/b.bin")
-    assert store.size("a/b.bin") is None
-    with pytest.raises(FileNotFoundError):
-        store.read("a/b.bin")
-    with pytest.raises(FileNotFoundError):
-        store.open("a/b.bin")
-
-
-def test_files_are_put_and_streamed(server: Seaweed, tmp_path: Path) -> None:
-    data = bytes(range(256)) * 40_000  # 10 MB
-    (tmp_path / "x").write_bytes(data)
-    store = Store(server.uri("files"))
-    assert store.put("x.bin", tmp_path / "x")
-    (tmp_path / "x").write_bytes(b"other")
-    assert not store.put("x.bin", tmp_path / "x")
-    with store.open("x.bin") as stream:
-        assert stream.read(10) == data[:10]
-        stream.seek(5_000_000)
-        assert stream.read(1000) == data[5_000_000:5_001_000]
-    assert sha256_of(store.read("x.bin")) == sha256_of(data)
-
-
 def test_an_object_of_several_uploads_is_put_once(server: Seaweed, tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as stream:
         stream.truncate(110 << 20)  # above the size from which a multipart upload is used
@@ -87,26 +52,6 @@ def test_an_object_of_several_uploads_is_put_once(server: Seaweed, tmp_path: Pat
     assert store.put("x.bin", tmp_path / "x")
     assert not store.put("x.bin", tmp_path / "x")
     assert store.size("x.bin") == 110 << 20
-
-
-def test_of_racing_writers_one_wins(server: Seaweed) -> None:
-    store = Store(server.uri("race"))
-    for round_ in range(5):
-        barrier = threading.Barrier(4)
-        won: list[int] = []
-
-        def write(number: int, name: str, barrier: threading.Barrier, won: list[int]) -> None:
-            barrier.wait()
-            if store.put(name, bytes([number]) * 1000):
-                won.append(number)
-
-        threads = [threading.Thread(target=write, args=(n, f"r{round_}", barrier, won)) for n in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1
-        assert store.read(f"r{round_}") == bytes(won) * 1000
 
 
 def test_an_artifact_is_committed_opened_and_checked(server: Seaweed, tmp_path: Path) -> None:
@@ -222,29 +167,24 @@ def test_listing_says_sizes_and_times(server: Seaweed) -> None:
     assert store.names("") == ["c"]
 
 
-def test_a_long_listing_has_all_its_pages(server: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(server.uri("pages"))
+def test_a_long_listing_has_all_its_pages(server: Seaweed) -> None:
+    store = Store(server.uri("pages"), S3Objects(f"{BUCKET}/pages", ShortPages(BUCKET, 60.0)))
     names = [f"{number:02d}" for number in range(11)]
     for name in names:
         store.put(name, b"")
-    request, pages = Bucket.request, []
-
-    async def three_at_a_time(self: Bucket, method: str, **fields: object) -> Answer:
-        pages.append(method)
-        return await request(self, method, **fields, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
-
-    monkeypatch.setattr(Bucket, "request", three_at_a_time)
+    ShortPages.asked = 0
     assert store.names("") == names
-    assert pages == ["list_objects_v2"] * 4
+    assert ShortPages.asked == 4
 
 
-def test_folders_are_listed_without_what_lies_in_them(server: Seaweed) -> None:
-    store = Store(server.uri("folders"))
-    for name in ("one.json", "runs/b/begin.json", "runs/a/begin.json", "runs/a/end.json", "runs/old.json", "parts/x"):
-        store.put(name, b"{}")
-    assert store.folders() == ["parts", "runs"]
-    assert store.folders("runs") == ["a", "b"]
-    assert store.folders("nothing") == []
+class ShortPages(Bucket):
+    """A bucket whose listings come in pages of three."""
+
+    asked = 0
+
+    async def request(self, method: str, **fields: object) -> Answer:
+        ShortPages.asked += 1
+        return await super().request(method, **fields, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
 
 
 def test_a_read_that_is_limited_fetches_no_more(server: Seaweed) -> None:

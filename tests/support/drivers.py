@@ -15,27 +15,31 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-import pipelines.encode.workers
-import pipelines.index.pool
 from pipelines.__main__ import main
 from pipelines.artifacts.facts import Progress
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
+from pipelines.encode import encode, retry_rejects
 from pipelines.errors import HHNetError
+from pipelines.index import build, update
 from pipelines.storage import Store
 from pipelines.storage import failpoints as places
 from pipelines.train.checkpoints import Checkpoints
 from pipelines.train.train import plan_training
 from pipelines.train.worker import train_worker
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 LIMIT_S = 120
+ON_A_POOL = (
+    *((encode, "encode"), (retry_rejects, "retry_rejects")),
+    *((build, "build_index"), (update, "add_codes"), (update, "compact_index")),
+)
 MARK = "c" * 64
 
 _context = multiprocessing.get_context("forkserver")
@@ -101,8 +105,9 @@ def _child(work: Callable[..., None], args: tuple[Any, ...], variables: dict[str
 
 def verb(*words: str) -> None:
     """The command line; shards are encoded and an index is built in this process instead of on Ray."""
-    for module in (pipelines.encode.workers, pipelines.index.pool):
-        use_inline_pool(pytest.MonkeyPatch(), module)
+    pool = InlinePool()
+    for module, name in ON_A_POOL:  # the command line takes no pool, and this process runs nothing else
+        setattr(module, name, partial(getattr(module, name), pool=pool))
     sys.argv = ["hhnet", *words, "--json"]
     main()
 

@@ -1,27 +1,33 @@
-"""Stands in for the Ray pool where a unit test is about the job and not about Ray: same interface, this process."""
+"""Runs a verb's items in this process, where a test is about the verb and not about Ray."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
-import pytest
-
 from pipelines.cluster.pool import Outcome
+from pipelines.cluster.ray_pool import MapItems, Pool, ray_pool
 
 
 class InlinePool:
-    """Runs items here, in reverse order if `reverse`; `done` lists them. Items in `fatal` kill their worker."""
+    """Runs items here, in reverse order if `reverse`; `done` lists them. Items in `fatal` kill their worker.
 
-    def __init__(self) -> None:
+    With `worker`, that class does the work instead of the verb's own.
+    """
+
+    def __init__(self, worker: Callable[..., Any] | None = None) -> None:
+        self.worker = worker
         self.done: list[Any] = []
         self.reverse = False
         self.fatal: Callable[[Any], bool] = lambda item: False
 
+    @contextmanager
+    def __call__(self, *_: Any) -> Iterator[Callable[..., Iterator[Outcome[Any]]]]:
+        yield self.map_items
+
     def map_items(
         self, worker: Callable[..., Any], worker_args: tuple[Any, ...], items: Sequence[Any], **options: Any
     ) -> Iterator[Outcome[Any]]:
-        made = worker(*worker_args)
+        made = (self.worker or worker)(*worker_args)
         for item in reversed(items) if self.reverse else items:
             if self.fatal(item):
                 yield Outcome(item, None, 3, "all workers died")
@@ -31,16 +37,12 @@ class InlinePool:
             yield Outcome(item, result, 1)
 
 
-def use_inline_pool(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> InlinePool:
-    """Replace the pool, the session and the questions about the cluster in a job's module."""
+def ray_pool_of(worker: Callable[..., Any]) -> Pool:
+    """Return a pool on Ray in which this class does the work instead of the verb's own."""
 
     @contextmanager
-    def no_session(config: Any) -> Iterator[None]:
-        yield
+    def pool(*arguments: Any) -> Iterator[MapItems]:
+        with ray_pool(*arguments) as map_items:
+            yield lambda _, *given, **options: map_items(worker, *given, **options)
 
-    pool = InlinePool()
-    monkeypatch.setattr(module, "map_items", pool.map_items)
-    monkeypatch.setattr(module, "ray_session", no_session)
-    monkeypatch.setattr(module, "require_shared_store", lambda store, config: None)
-    monkeypatch.setattr(module, "await_need", lambda settings, config: None, raising=False)  # not every job asks
     return pool

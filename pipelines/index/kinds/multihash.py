@@ -14,7 +14,14 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from hhnet.search.kernels import NO_ROW
-from hhnet.search.multi_index import MultiIndexHash, TablesDamagedError, default_substrings, table_length
+from hhnet.search.multi_index import (
+    COSTS,
+    MultiIndexHash,
+    ScanCosts,
+    TablesDamagedError,
+    default_substrings,
+    table_length,
+)
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
@@ -30,6 +37,9 @@ class MihKind(IndexKind):
     exact = True
     mapped = True
     max_scans = 1.1  # it falls back to a scan
+
+    def __init__(self, costs: ScanCosts = COSTS) -> None:
+        self.costs = costs
 
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
         """Return {}: the tables of each part follow its own number of codes."""
@@ -66,7 +76,7 @@ class MihKind(IndexKind):
         starts = map_tensor(path, "starts", np.dtype("<u4"), "U32", (None,))
         by_pattern = map_tensor(path, "rows", np.dtype("<u4"), "U32", (None, rows))
         try:
-            table = MultiIndexHash(codes.view(np.uint8), 8 * width, starts, by_pattern)
+            table = MultiIndexHash(codes.view(np.uint8), 8 * width, starts, by_pattern, self.costs)
         except ValueError as error:
             raise DamagedArtifact(f"{path}: {error}") from None
         return MihSearcher(path, table, map_tensor(path, "ids", np.dtype("<i8"), "I64", (rows,)), removed)

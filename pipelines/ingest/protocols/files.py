@@ -12,10 +12,10 @@ def read_bounded(path: Path, limit: int, wanted: str) -> bytes:
         raise InputError(f"{path} is not a plain file: {wanted}")
     try:
         with path.open("rb") as stream:
-            data = stream.read(limit + 1)
+            data = None if path.stat().st_size > limit else stream.read(limit + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}: {wanted}") from None
-    if len(data) > limit:
+    if data is None or len(data) > limit:  # it may have grown since its size was asked
         raise InputError(f"{path} is larger than {limit} bytes: {wanted}")
     return data
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from flows import server
 from flows.server import _await, prefect_setting, quiet_prefect, reach_prefect, server_url, set_environment
 from pipelines.errors import ConfigError, Unavailable, UsageError
 
@@ -154,13 +153,12 @@ def test_a_server_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> N
         _await(process, "http://127.0.0.1:9/api", log)
 
 
-def test_a_server_that_does_not_come_up_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STARTUP_WAIT_S", 0.3)
+def test_a_server_that_does_not_come_up_is_given_up(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("")
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         with pytest.raises(Unavailable, match="did not answer in time"):
-            _await(process, "http://127.0.0.1:9/api", tmp_path / "log")
+            _await(process, "http://127.0.0.1:9/api", tmp_path / "log", startup_s=0.3)
     finally:
         process.kill()
         process.wait()

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hhnet import code_drift, code_health, health, pack_bits
+from hhnet import code_drift, code_health, pack_bits
+from hhnet.health import CodeHealth
 
 Bits = npt.NDArray[np.bool_]
 
@@ -30,15 +31,17 @@ def entropy(share: float) -> float:
 
 
 @pytest.fixture(params=WIDTHS)
-def bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bits:
-    """700 codes, in blocks that do not divide them."""
-    monkeypatch.setattr(health, "_CODES_PER_BLOCK", 256)
-    monkeypatch.setattr(health, "_ROWS_PER_BLOCK", 96)
+def bits(request: pytest.FixtureRequest) -> Bits:
     return lopsided(700, request.param)
 
 
+def measured(bits: Bits, **options: int) -> CodeHealth:
+    """The health of codes that are unpacked in blocks which do not divide them."""
+    return code_health(pack_bits(bits), bits.shape[1], block=256, **options)
+
+
 def test_balance_and_entropy(bits: Bits) -> None:
-    found = code_health(pack_bits(bits), bits.shape[1])
+    found = measured(bits)
     assert (found.bits, found.count) == (bits.shape[1], 700)
     np.testing.assert_allclose(found.balance, bits.mean(0), atol=1e-15)
     np.testing.assert_allclose(found.entropy, [entropy(share) for share in bits.mean(0)], atol=1e-12)
@@ -48,7 +51,7 @@ def test_balance_and_entropy(bits: Bits) -> None:
 
 
 def test_correlation_is_pearsons_and_0_for_constant_bits(bits: Bits) -> None:
-    found = code_health(pack_bits(bits), bits.shape[1]).correlation
+    found = measured(bits).correlation
     moving = bits.any(0) & ~bits.all(0)
     expected = np.zeros((bits.shape[1],) * 2)
     expected[np.ix_(moving, moving)] = np.corrcoef(bits[:, moving].astype(float), rowvar=False)
@@ -81,21 +84,20 @@ def pair_counts(bits: Bits) -> list[int]:
 
 
 def test_distances_of_all_pairs(bits: Bits) -> None:
-    found = code_health(pack_bits(bits), bits.shape[1])
+    found = measured(bits)
     assert found.distances.tolist() == pair_counts(bits)
     assert found.sampled == 700 and found.distances.sum() == 700 * 699 // 2
 
 
-def test_distances_of_many_codes_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distances_of_many_codes_are_sampled() -> None:
     """The same sample each time, none twice, and near to all pairs."""
     bits = lopsided(2000, 32)
     bits[:, :11] = np.arange(2000)[:, None] >> np.arange(11) & 1  # no two codes are equal
     whole = code_health(pack_bits(bits), 32)
-    monkeypatch.setattr(health, "_SAMPLE_CODES", 500)
-    found = code_health(pack_bits(bits), 32)
+    found = measured(bits, sample=500)
     assert found.sampled == 500 and found.distances.sum() == 500 * 499 // 2
     assert found.distances[0] == whole.distances[0] == 0
-    assert found.distances.tolist() == code_health(pack_bits(bits), 32).distances.tolist()
+    assert found.distances.tolist() == measured(bits, sample=500).distances.tolist()
     shares = found.distances / found.distances.sum(), whole.distances / whole.distances.sum()
     assert 0 < np.abs(shares[0] - shares[1]).sum() / 2 < 0.05
     assert found.bucket_sizes.sum() == found.count == 2000  # everything else counts all codes

@@ -25,14 +25,6 @@ def matrix(queries: Codes, database: Codes) -> npt.NDArray[np.int32]:
     return different.sum(axis=2, dtype=np.int32)
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=["shared", "alone"])
-def work_is_shared_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small cases would not start threads: run each with and without that shortcut."""
-    if request.param:
-        monkeypatch.setattr(kernels, "_MIN_THREADED_WORDS", 0)
-        monkeypatch.setattr(kernels, "_MIN_SHARED_WORDS", 0)
-
-
 @pytest.fixture(scope="module", params=WIDTHS)
 def case(request: pytest.FixtureRequest) -> tuple[Codes, Codes, npt.NDArray[np.int32]]:
     queries, database = codes(7, request.param, 1), codes(9001, request.param, 2)
@@ -144,6 +136,30 @@ def test_many_queries_on_threads() -> None:
     queries, database = codes(300, 8, 1), codes(5000, 8, 2)
     expected = np.argsort(matrix(queries, database), axis=1, kind="stable")[:, :5]
     np.testing.assert_array_equal(hamming_knn(queries, database, 5, threads=3)[1], expected)
+
+
+@pytest.mark.parametrize("threads", [2, 9])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_large_database_is_shared_out_between_threads(width: int, threads: int) -> None:
+    """Fewer queries than threads; only from 2^21 words on is the database cut into parts for them."""
+    words = (width + 7) // 8
+    queries, database = codes(1, width, 1), codes((1 << 21) // words + 77, width, 2)
+    middle = len(database) // 2
+    database[middle - 25 : middle + 25] = queries[0]  # exact hits, tied, across parts
+    some = np.random.default_rng(3).random(len(database)) < 0.5
+    for allowed in (None, some):
+        for k, radius in ((1, None), (10, np.array([2 * width])), (4097, None)):
+            shared, alone = (
+                hamming_knn(queries, database, k, threads=count, allowed=allowed, radius=radius)
+                for count in (threads, 1)
+            )
+            for found, wanted in zip(shared, alone, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+        shared, alone = (
+            hamming_range(queries, database, 2 * width, threads=count, allowed=allowed) for count in (threads, 1)
+        )
+        for found, wanted in zip(shared, alone, strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_two_callers_at_once() -> None:

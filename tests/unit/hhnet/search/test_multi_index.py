@@ -1,5 +1,6 @@
 """Multi-index hashing against the scan and against NumPy, with the buckets taken and not taken."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hhnet import hamming_knn, hamming_range, pack_bits
 from hhnet.search import _buckets
 from hhnet.search import multi_index as mih
-from hhnet.search.multi_index import MultiIndexHash, TablesDamagedError, default_substrings, substring_widths
+from hhnet.search.multi_index import MultiIndexHash, ScanCosts, TablesDamagedError, default_substrings, substring_widths
 
 Codes = npt.NDArray[np.uint8]
 
@@ -31,13 +32,13 @@ def all_by_distance(queries: Codes, codes: Codes, allowed: npt.NDArray[np.bool_]
     return found
 
 
-@pytest.fixture(params=["buckets", "weighed", "scan"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Small cases would all be scanned: make everything but the scan free, leave the choice, or make it dear."""
-    if request.param != "scan":
-        monkeypatch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
-    if request.param == "buckets":
-        monkeypatch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
+# Small cases would all be scanned: make everything but the scan free, leave the choice, or make it dear.
+BUCKETS = ScanCosts(compare=1e18, least=0)
+WAYS = {"buckets": BUCKETS, "weighed": ScanCosts(least=0), "scan": ScanCosts()}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -51,6 +52,7 @@ def check(
     allowed: npt.NDArray[np.bool_] | None = None,
     threads: int | None = None,
 ) -> None:
+    table = replace(table, costs=WAYS[way])
     expected = all_by_distance(queries, codes, allowed)
     for k in ks:
         distances, rows, scanned = table._knn(queries, k, threads, allowed)
@@ -99,7 +101,7 @@ def test_all_of_a_small_space(way: str) -> None:
 def test_nothing_beyond_the_radius_of_its_query_is_found(bits: int, way: str) -> None:
     codes, queries = clustered(1500, bits), clustered(6, bits, seed=1)
     allowed = np.random.default_rng(4).random(1500) < 0.7
-    table, radius = MultiIndexHash.build(codes), np.array([0, 1, 3, 6, bits, 9999])
+    table, radius = MultiIndexHash.build(codes, costs=WAYS[way]), np.array([0, 1, 3, 6, bits, 9999])
     for k in (1, 10, 1500):
         for mask in (None, allowed):
             expected = hamming_knn(queries, codes, k, allowed=mask, radius=radius)
@@ -131,12 +133,8 @@ def test_only_allowed_rows_are_found(share: float, way: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_change_nothing(threads: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hhnet.search import kernels
-
-    monkeypatch.setattr(kernels, "_MIN_THREADED_WORDS", 0)
-    monkeypatch.setattr(kernels, "_MIN_SHARED_WORDS", 0)
-    codes, queries = clustered(700, 64), clustered(150, 64, seed=1)
+def test_threads_change_nothing(threads: int, way: str) -> None:
+    codes, queries = clustered(3600, 64), clustered(150, 64, seed=1)  # enough work to be shared out
     check(MultiIndexHash.build(codes), queries, codes, way, (5,), (3,), threads=threads)
     check(MultiIndexHash.build(codes), queries[:2], codes, way, (5,), (3,), threads=threads)
 
@@ -144,28 +142,27 @@ def test_threads_change_nothing(threads: int, way: str, monkeypatch: pytest.Monk
 def test_no_codes_and_no_queries(way: str) -> None:
     some, none = clustered(3, 64), np.zeros((0, 8), np.uint8)
     for codes, queries, shape in ((none, some, (3, 0)), (some, none, (0, 2)), (none, none, (0, 0))):
-        table = MultiIndexHash.build(codes)
+        table = MultiIndexHash.build(codes, costs=WAYS[way])
         distances, rows = table.knn(queries, 2)
         assert distances.shape == rows.shape == shape
         offsets, rows, distances = table.range_search(queries, 3)
         assert offsets.tolist() == [0] * (len(queries) + 1) and rows.size == distances.size == 0
 
 
-def test_each_query_chooses_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_query_chooses_its_own_way() -> None:
     """Queries near their neighbours are answered from the buckets, others by a scan, in one call."""
-    monkeypatch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
-    monkeypatch.setattr(_buckets, "COMPARE_WORD_NS", 0.31)  # as if no CPU could scan faster
+    costs = ScanCosts(compare=0.31, least=0)  # as if no CPU could scan faster
     codes = clustered(60_000, 64, centres=6000, flip=0.03)
     near, far = codes[:20] ^ np.uint8(0), clustered(20, 64, seed=9, flip=0.5)
     queries = np.stack([near, far], axis=1).reshape(40, 8)
-    table = MultiIndexHash.build(codes)
+    table = MultiIndexHash.build(codes, costs=costs)
     distances, rows, scanned = table._knn(queries, 1, 2, None)
     assert scanned[1::2].all() and scanned[::2].mean() < 0.5
     np.testing.assert_array_equal(rows, hamming_knn(queries, codes, 1)[1])
     np.testing.assert_array_equal(distances, hamming_knn(queries, codes, 1)[0])
     middle = np.concatenate([codes[:1], np.zeros((1, 8), np.uint8)])
     crowded = np.concatenate([codes, np.zeros((60_000, 8), np.uint8)])  # half of it is one bucket
-    offsets, rows, distances, scanned = MultiIndexHash.build(crowded)._range(middle, 2, 2, None)
+    offsets, rows, distances, scanned = MultiIndexHash.build(crowded, costs=costs)._range(middle, 2, 2, None)
     assert scanned.tolist() == [False, True]
     for found, wanted in zip((offsets, rows, distances), hamming_range(middle, crowded, 2), strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -200,10 +197,8 @@ def test_other_layouts_of_memory_and_padded_queries(way: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_damaged_tables_never_read_outside(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_tables_never_read_outside(seed: int) -> None:
     """Any bytes as tables: an answer that may be wrong, or one clear error; never a crash or an endless loop."""
-    monkeypatch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
-    monkeypatch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
     draw = np.random.default_rng(seed)
     codes = clustered(500, 32)
     table = MultiIndexHash.build(codes)
@@ -211,7 +206,7 @@ def test_damaged_tables_never_read_outside(seed: int, monkeypatch: pytest.Monkey
     for array in (starts, rows.reshape(-1)):
         places = draw.integers(0, len(array), draw.choice([0, 1, 50, len(array)]))
         array[places] = draw.integers(0, draw.choice([600, 1 << 32]), len(places), dtype=np.uint32)
-    broken = MultiIndexHash(table.codes, 32, starts, rows)
+    broken = MultiIndexHash(table.codes, 32, starts, rows, BUCKETS)
     for search in (lambda: broken.knn(codes[:40], 9), lambda: broken.range_search(codes[:40], 4)):
         try:
             found = search()
@@ -224,21 +219,18 @@ def test_damaged_tables_never_read_outside(seed: int, monkeypatch: pytest.Monkey
 def test_a_table_that_points_outside_is_said() -> None:
     codes = clustered(500, 32)
     table = MultiIndexHash.build(codes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
-        patch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
-        for starts, rows in (
-            (table.starts, np.full_like(table.rows, 500)),
-            (np.full_like(table.starts, 501), table.rows),
-            (table.starts[::-1], table.rows),
+    for starts, rows in (
+        (table.starts, np.full_like(table.rows, 500)),
+        (np.full_like(table.starts, 501), table.rows),
+        (table.starts[::-1], table.rows),
+    ):
+        broken = MultiIndexHash(table.codes, 32, starts, rows, BUCKETS)
+        for search in (
+            lambda table=broken: table.knn(codes[:4], 9),
+            lambda table=broken: table.range_search(codes, 2),
         ):
-            broken = MultiIndexHash(table.codes, 32, starts, rows)
-            for search in (
-                lambda table=broken: table.knn(codes[:4], 9),
-                lambda table=broken: table.range_search(codes, 2),
-            ):
-                with pytest.raises(TablesDamagedError, match="point outside the codes"):
-                    search()
+            with pytest.raises(TablesDamagedError, match="point outside the codes"):
+                search()
 
 
 def test_refusals() -> None:

@@ -5,8 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from hhnet import hamming_distances, pack_bits, unpack_bits
-from hhnet.search import pairs
-from hhnet.search.multi_index import MultiIndexHash, padded
+from hhnet.search.multi_index import MultiIndexHash, ScanCosts, padded
 from hhnet.search.pairs import UnionFind, equal_groups, near_pairs
 
 Codes = npt.NDArray[np.uint8]
@@ -20,7 +19,12 @@ def clustered(count: int, bits: int, centres: int = 40, flip: float = 0.03, seed
 
 
 def found_pairs(
-    queries: Codes, first: npt.NDArray[np.int64], table: MultiIndexHash, radius: int, threads: int | None = 1
+    queries: Codes,
+    first: npt.NDArray[np.int64],
+    table: MultiIndexHash,
+    radius: int,
+    threads: int | None = 1,
+    **options: int,
 ) -> list[tuple[int, int, int]]:
     found: list[tuple[int, int, int]] = []
     near_pairs(
@@ -30,6 +34,7 @@ def found_pairs(
         radius,
         lambda q, r, d: found.extend(zip(q.tolist(), r.tolist(), d.tolist(), strict=True)),
         threads,
+        **options,
     )
     return sorted(found)
 
@@ -43,20 +48,23 @@ def all_pairs(queries: Codes, first: npt.NDArray[np.int64], codes: Codes, radius
 # ------------------------------------------------------------------------------------------------------- near pairs
 
 
-@pytest.fixture(params=["tables", "scan"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+TABLES = ScanCosts(compare=1e12)  # all queries are answered from the tables
+
+
+@pytest.fixture(params=[TABLES, ScanCosts(compare=0.0)], ids=["tables", "scan"])
+def costs(request: pytest.FixtureRequest) -> ScanCosts:
     """Answer all queries from the tables, or none."""
-    monkeypatch.setattr(pairs, "_WORD_COST_NS", {"tables": 1e12, "scan": 0.0}[request.param])
+    return request.param
 
 
 @pytest.mark.parametrize("bits", [16, 64, 128, 200])
 @pytest.mark.parametrize("radius", [0, 1, 2, 5, 8])
-def test_each_near_pair_is_found_once(way: None, bits: int, radius: int) -> None:
+def test_each_near_pair_is_found_once(costs: ScanCosts, bits: int, radius: int) -> None:
     codes = clustered(1200, bits, flip=2 / bits)
     after = np.arange(1, len(codes) + 1)
     expected = all_pairs(codes, after, codes, radius)
     assert expected
-    assert found_pairs(codes, after, MultiIndexHash.build(codes), radius) == expected
+    assert found_pairs(codes, after, MultiIndexHash.build(codes, costs=costs), radius) == expected
 
 
 @pytest.mark.parametrize("count", [40_000, 300_000])
@@ -68,14 +76,12 @@ def test_what_the_tables_find_and_what_is_scanned_are_the_same(count: int) -> No
         assert found_pairs(queries, first, table, radius, threads=2) == all_pairs(queries, first, codes, radius)
 
 
-def test_no_query_is_without_an_answer_when_there_is_no_room_for_its_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "_WORD_COST_NS", 1e12)
+def test_no_query_is_without_an_answer_when_there_is_no_room_for_its_pairs() -> None:
     codes = clustered(2000, 64, centres=3, flip=0.01)
     after = np.arange(1, len(codes) + 1)
     expected = all_pairs(codes, after, codes, 2)
     for room in (7, 100, 700):
-        monkeypatch.setattr(pairs, "_PAIRS_PER_THREAD", room)
-        assert found_pairs(codes, after, MultiIndexHash.build(codes), 2) == expected
+        assert found_pairs(codes, after, MultiIndexHash.build(codes, costs=TABLES), 2, room=room) == expected
 
 
 def test_there_may_be_nothing_to_find() -> None:
@@ -113,11 +119,10 @@ def test_equal_codes_have_one_leader(known: int, bits: int) -> None:
     assert groups == len({leader for number, leader in enumerate(expected) if leader not in (-1, number)})
 
 
-def test_a_small_table_is_passed_over_the_codes_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_table_is_passed_over_the_codes_several_times() -> None:
     codes = padded(clustered(5000, 64, centres=900, flip=0.01))
     expected = equal_groups(codes, 1000, 1 << 30)
-    monkeypatch.setattr(pairs, "MIN_TABLE_SLOTS", 64)
-    small = equal_groups(codes, 1000, 256)
+    small = equal_groups(codes, 1000, 256, least_slots=64)
     assert (small[0] == expected[0]).all()
     assert small[1:] == expected[1:]
 

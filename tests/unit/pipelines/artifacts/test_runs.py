@@ -18,7 +18,7 @@ from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import StoreUnavailable, WorkFailed
 from pipelines.storage import Store
-from tests.support.memory import MemoryStore
+from tests.support.memory import MemoryObjects, MemoryStore
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,15 @@ def test_a_run_that_does_not_finish_says_how_it_ended(error: BaseException, end:
     assert (run.state(), run.end["error"]) == (end, str(error))
 
 
-def test_a_run_that_works_shows_signs_of_life_and_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class QuickLog(RunLog):
+    progress_every_s = 0.1
+    heartbeat_s = 1.1
+
+
+def test_a_run_that_works_shows_signs_of_life_and_few_of_them(tmp_path: Path) -> None:
     """A hundred items in a row are few objects; every attempt is in one of them, once."""
-    monkeypatch.setattr(runs, "PROGRESS_EVERY_S", 0.1)
     store = Store(tmp_path)
-    with RunLog(store, "work", total=100) as log:
+    with QuickLog(store, "work", total=100) as log:
         for number in range(100):
             log.record_attempts(f"{number}", [], {})
             log.advance(1, f"item {number}")
@@ -89,31 +93,30 @@ def test_a_run_that_works_shows_signs_of_life_and_few_of_them(tmp_path: Path, mo
     assert sorted(int(one["item"]) for one in run.attempts) == list(range(100))
 
 
-def test_a_run_that_does_not_move_on_is_known_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "PROGRESS_EVERY_S", 0.05)
-    monkeypatch.setattr(runs, "HEARTBEAT_EVERY_S", 1.1)
+def test_a_run_that_does_not_move_on_is_known_to_live(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with RunLog(store, "work", total=100):
+    with QuickLog(store, "work", total=100):
         wait_for(lambda: len(read_runs(store)[0].heartbeats) >= 3)
         assert read_runs(store)[0].state() == "working"
 
 
-def test_a_store_that_fails_for_a_while_costs_no_attempt_and_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "PROGRESS_EVERY_S", 0.05)
-    store, real = MemoryStore(), MemoryStore.put
+class BusyObjects(MemoryObjects):
+    """Objects that refuse the first three progress objects."""
+
     failures = 0
 
-    def put(self: MemoryStore, name: str, data: bytes | Path, point: str = "put") -> bool:
-        nonlocal failures
-        if runs.PROGRESS in name and failures < 3:
-            failures += 1
+    def put(self, name: str, data: bytes | Path, point: str) -> bool:
+        if runs.PROGRESS in name and self.failures < 3:
+            self.failures += 1
             raise StoreUnavailable("not now")
-        return real(self, name, data, point)
+        return super().put(name, data, point)
 
-    monkeypatch.setattr(MemoryStore, "put", put)
-    with RunLog(store, "work", total=1) as log:
+
+def test_a_store_that_fails_for_a_while_costs_no_attempt_and_no_work() -> None:
+    store = MemoryStore(BusyObjects)
+    with QuickLog(store, "work", total=1) as log:
         log.record_attempts("a", [], {})
-        wait_for(lambda: failures == 3 and bool(store.names("runs")[1:]))
+        wait_for(lambda: store.memory.failures == 3 and bool(store.names("runs")[1:]))
     (run,) = read_runs(store)
     assert [one["item"] for one in run.attempts] == ["a"]
 
@@ -168,9 +171,7 @@ def other_machine(store: Store, name: str) -> None:
     path.write_text(json.dumps(begin))
 
 
-def test_a_run_on_another_machine_is_dead_when_it_was_silent_for_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_on_another_machine_is_dead_when_it_was_silent_for_long(tmp_path: Path) -> None:
     store = Store(tmp_path)
     killed_run(tmp_path)
     (run,) = read_runs(store)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import pipelines.encode.workers
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import manifest_digest, open_artifact
 from pipelines.artifacts.splits import split_part
@@ -22,7 +21,7 @@ from pipelines.ingest.protocols.cifar10 import CLASSES, Cifar10
 from pipelines.storage import canonical_json
 from pipelines.train import rehead as rotation
 from pipelines.verify.verify import verify
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.models import train_model, write_model
 from tests.support.protocols import warnings_in, write_pictures
 
@@ -44,11 +43,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ingest(str(folder / "images"), str(folder / name), load_config(), protocol=protocol)
     ingest(str(folder / "images" / "test"), str(folder / "none"), load_config())
     write_model(folder / "model", str(folder / "a" / "train"))
-    with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.encode.workers)
-        for name in ("a/train", "a/query", "a/database", "b/train", "b/query", "b/database", "none"):
-            out = folder / "codes" / name
-            encode(str(folder / name), str(folder / "model"), str(out), ENCODE)
+    for name in ("a/train", "a/query", "a/database", "b/train", "b/query", "b/database", "none"):
+        out = folder / "codes" / name
+        encode(str(folder / name), str(folder / "model"), str(out), ENCODE, pool=InlinePool())
     return folder
 
 
@@ -82,16 +79,14 @@ def test_codes_carry_the_split_of_their_shards_and_of_their_model(root: Path) ->
     assert verify(str(root / "codes/b/query")).status == "done"
 
 
-def test_training_and_rotating_carry_it_into_the_model(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_and_rotating_carry_it_into_the_model(root: Path, tmp_path: Path) -> None:
     sets = ["data.image_size=32", "data.batch_size=20", "model.backbone=resnet18", "model.bits=16", "train.epochs=1"]
     learned = train_model(str(root / "a" / "train"), tmp_path / "model", load_config(sets=sets))
     assert learned.manifest.meta["protocol"] == open_artifact(str(root / "codes/a/train")).manifest.meta["protocol"]
-    monkeypatch.setattr(
-        rotation, "_fit_on_ray", lambda job: rotation.Fitter(job, lambda done, note: None).run(job.model)
-    )
-    turned = rotation.rotate(learned.uri, str(tmp_path / "turned"), load_config(sets=["train.rotate=itq"])).as_json()
+    turned = rotation.rotate(
+        *(learned.uri, str(tmp_path / "turned"), load_config(sets=["train.rotate=itq"])),
+        fit=lambda job: rotation.Fitter(job, lambda done, note: None).run(job.model),
+    ).as_json()
     assert open_artifact(turned["uri"]).manifest.meta["protocol"] == learned.manifest.meta["protocol"]
     assert verify(learned.uri).status == verify(turned["uri"]).status == "done"
 
@@ -153,12 +148,11 @@ def test_what_is_not_the_protocols_figure_is_said(
 
 
 def test_queries_that_were_learned_are_told_without_a_split_too(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    use_inline_pool(monkeypatch, pipelines.encode.workers)
     write_model(tmp_path / "model", str(root / "none"))
     for name in ("none", "a/database"):
-        encode(str(root / name), str(tmp_path / "model"), str(tmp_path / "codes" / name), ENCODE)
+        encode(str(root / name), str(tmp_path / "model"), str(tmp_path / "codes" / name), ENCODE, pool=InlinePool())
     result = report(tmp_path, tmp_path / "report", "none", "a/database")
     assert warnings_in(capsys.readouterr().err) == [
         "The queries are images that the model was trained on: the figures say nothing of others."

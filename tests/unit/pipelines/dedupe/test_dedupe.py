@@ -11,13 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.index.pool
 from hhnet import hamming_distances, pack_bits
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import Config, DedupeSettings, IndexSettings
 from pipelines.dedupe import pairs as search
-from pipelines.dedupe import tables
 from pipelines.dedupe.dedupe import dedupe
+from pipelines.dedupe.tables import Sizes
 from pipelines.errors import ConfigError, FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
 from pipelines.index.build import build_index
 from pipelines.index.reader import open_index
@@ -25,7 +24,7 @@ from pipelines.index.update import add_codes, remove_rows
 from pipelines.storage import failpoints
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 FLAT = Config(index=IndexSettings(workers=1))
 
@@ -37,11 +36,10 @@ def fresh_failpoints() -> Iterator[None]:
     failpoints._hits.clear()
 
 
-@pytest.fixture
-def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units of 64 samples and parts of 50 rows, so that a small set has many of both."""
-    monkeypatch.setattr(tables, "UNIT_SAMPLES", 64)
-    monkeypatch.setattr(tables, "MAX_PART_ROWS", 50)
+def in_small_units(*args: Any, **changes: Any) -> Any:
+    """Dedupe in units of 64 samples and parts of 50 rows, so that a small set has many of both."""
+    against = {"against": changes.pop("against")} if "against" in changes else {}
+    return dedupe(*args, **against, sizes=Sizes(unit=64, part_rows=50, **changes))
 
 
 def settings(radius: int, **others: Any) -> Config:
@@ -146,15 +144,13 @@ def files_of(out: str) -> dict[str, bytes]:
 @pytest.mark.parametrize("bits", [16, 64, 128])
 @pytest.mark.parametrize("radius", [0, 1, 3, 8])
 @pytest.mark.parametrize("kind", ["clustered", "random"])
-def test_pairs_and_components_are_those_of_all_samples(
-    tmp_path: Path, small_units: None, bits: int, radius: int, kind: str
-) -> None:
+def test_pairs_and_components_are_those_of_all_samples(tmp_path: Path, bits: int, radius: int, kind: str) -> None:
     count = 150 if bits == 16 else 400
     codes = clustered(count, bits) if kind == "clustered" else random_codes(count, bits)
     contents = tars("a", codes)
     uri = write_codes(tmp_path / "codes", contents, bits).uri
     out = str(tmp_path / "out")
-    result = dedupe([uri], out, settings(radius)).as_json()
+    result = in_small_units([uri], out, settings(radius)).as_json()
     expected = Expected(samples_of(contents), set(), radius)
     assert pairs_of(out) == expected.pairs
     assert components_of(out) == expected.components
@@ -186,9 +182,7 @@ def test_what_a_row_says_of_a_sample(tmp_path: Path) -> None:
 
 
 def build_flat(root: Path, uris: list[str], name: str = "index") -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        use_inline_pool(patch, pipelines.index.pool)
-        return str(build_index(uris, str(root / name), FLAT).uri)
+    return str(build_index(uris, str(root / name), FLAT, pool=InlinePool()).uri)
 
 
 def test_ten_thousand_equal_codes_make_as_many_pairs(tmp_path: Path) -> None:
@@ -230,30 +224,22 @@ def test_several_artifacts_are_compared_as_one(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- equal bytes
 
 
-def test_bytes_do_not_depend_on_memory_blocks_or_threads(
-    tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_do_not_depend_on_memory_blocks_or_threads(tmp_path: Path) -> None:
     uri = codes_at(tmp_path, "codes", clustered(700))
-    plain = dedupe([uri], str(tmp_path / "plain"), settings(3, threads=1)).as_json()
+    plain = in_small_units([uri], str(tmp_path / "plain"), settings(3, threads=1)).as_json()
     names = set(files_of(plain["uri"]))
     assert sum("pairs-" in name and "parts/" in name for name in names) > 11
     for number, (size, threads, memory) in enumerate([(100, 2, "64MiB"), (333, 1, "32MiB"), (17, 2, "2GiB")]):
-        monkeypatch.setattr(search, "_block_size", lambda *_, size=size: size)
-        monkeypatch.setattr(search, "QUERIES_AT_ONCE", size // 2)
-        out = str(tmp_path / str(number))
-        assert dedupe([uri], out, settings(3, threads=threads, memory=memory)).digest == plain["digest"]
+        out, how = str(tmp_path / str(number)), settings(3, threads=threads, memory=memory)
+        assert in_small_units([uri], out, how, block=size, queries=size // 2).digest == plain["digest"]
         assert set(files_of(out)) == names
 
 
-def test_pairs_that_do_not_fit_into_memory_are_put_in_order_on_disk(
-    tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pairs_that_do_not_fit_into_memory_are_put_in_order_on_disk(tmp_path: Path) -> None:
     uri = codes_at(tmp_path, "codes", clustered(400, centres=4))
-    plain = dedupe([uri], str(tmp_path / "plain"), settings(3)).as_json()
-    monkeypatch.setattr(
-        search.PairSearch, "_spool", lambda self, unit: search.ExternalSort(self._folder / f"u{unit}", 37)
-    )
-    assert dedupe([uri], str(tmp_path / "spilled"), settings(3)).digest == plain["digest"]
+    plain = in_small_units([uri], str(tmp_path / "plain"), settings(3)).as_json()
+    spilled = in_small_units([uri], str(tmp_path / "spilled"), settings(3), sorted_at_once=37)
+    assert spilled.digest == plain["digest"]
     assert plain["pairs"] > 7 * 16 * 37
 
 
@@ -299,13 +285,11 @@ def test_samples_that_do_not_fit_are_refused_with_the_figures() -> None:
 
 
 @pytest.mark.parametrize("radius", [0, 2, 6])
-def test_new_codes_are_compared_with_each_other_and_with_those_of_the_index(
-    tmp_path: Path, small_units: None, radius: int
-) -> None:
+def test_new_codes_are_compared_with_each_other_and_with_those_of_the_index(tmp_path: Path, radius: int) -> None:
     old, new = tars("old", clustered(300, seed=1)), tars("new", clustered(250, seed=2))
     index = build_flat(tmp_path, [write_codes(tmp_path / "old", old).uri])
     out = str(tmp_path / "out")
-    result = dedupe([write_codes(tmp_path / "new", new).uri], out, settings(radius), against=index).as_json()
+    result = in_small_units([write_codes(tmp_path / "new", new).uri], out, settings(radius), against=index).as_json()
     known = samples_of(old)
     expected = Expected({**known, **samples_of(new, len(old))}, set(known), radius)
     assert pairs_of(out) == expected.pairs
@@ -315,31 +299,27 @@ def test_new_codes_are_compared_with_each_other_and_with_those_of_the_index(
     assert verify(out).digest == result["digest"]
 
 
-def test_removed_rows_take_no_part_and_tars_of_the_index_are_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_removed_rows_take_no_part_and_tars_of_the_index_are_passed_over(tmp_path: Path) -> None:
     codes = random_codes(6)
     old = Rows(["a", "b", "c", "d"], codes[:4], [[0]] * 4, sha256="1" * 64)
     new = Rows(["e", "f"], codes[[1, 2]], [[0]] * 2, sha256="2" * 64)
     index = build_flat(tmp_path, [write_codes(tmp_path / "base", {"old-0.tar": old}).uri])
-    use_inline_pool(monkeypatch, pipelines.index.pool)
     remove_rows(index, FLAT, ["b"])
     grown = write_codes(tmp_path / "grown", {"new-0.tar": new, "old-0.tar": old}).uri
     out = str(tmp_path / "out")
     result = dedupe([grown], out, settings(0), against=index).as_json()
     assert (result["samples"], result["indexed"]) == (2, 3)
     assert [(row["key_a"], row["key_b"]) for row in rows_of(out, "pairs-")] == [("c", "f")]
-    add_codes(index, [grown], FLAT)  # the proof goes on from the version that was used
+    add_codes(index, [grown], FLAT, pool=InlinePool())  # the proof goes on from the version that was used
     assert verify(out).status == "done"
     assert dedupe([grown], str(tmp_path / "later"), settings(0), against=index).samples == 0
 
 
-def test_dropping_what_is_not_kept_leaves_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropping_what_is_not_kept_leaves_no_pair(tmp_path: Path) -> None:
     codes = codes_at(tmp_path, "codes", clustered(300))
     out = str(tmp_path / "out")
     dropped = dedupe([codes], out, settings(2)).droppable
     index = build_flat(tmp_path, [codes])
-    use_inline_pool(monkeypatch, pipelines.index.pool)
     keys = [row["key"] for row in rows_of(out, "components-") if not row["keep"]]
     assert remove_rows(index, FLAT, keys).removed == dropped == len(keys)
     with open_index(index) as reader:
@@ -363,15 +343,13 @@ def test_other_settings_in_the_same_place_are_refused(tmp_path: Path) -> None:
         dedupe([uri], str(tmp_path / "out"), settings(3))
 
 
-def test_a_broken_off_search_redoes_only_what_is_missing(
-    tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_off_search_redoes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = codes_at(tmp_path, "codes", clustered(500))
-    whole = dedupe([uri], str(tmp_path / "whole"), settings(3)).as_json()
+    whole = in_small_units([uri], str(tmp_path / "whole"), settings(3)).as_json()
     monkeypatch.setenv("HHNET_FAILPOINTS", "receipt.put.before=enospc@4")
     out = str(tmp_path / "broken")
     with pytest.raises(StoreUnavailable):
-        dedupe([uri], out, settings(3))
+        in_small_units([uri], out, settings(3))
     with pytest.raises(InputError, match="no committed"):
         open_artifact(out)
     searched: list[int] = []
@@ -379,15 +357,15 @@ def test_a_broken_off_search_redoes_only_what_is_missing(
     monkeypatch.setattr(
         search.PairSearch, "_search", lambda self, unit, block: (searched.append(unit), plain(self, unit, block))
     )
-    assert dedupe([uri], out, settings(3)).digest == whole["digest"]
+    assert in_small_units([uri], out, settings(3)).digest == whole["digest"]
     assert searched == [3, 4, 5, 6, 7]
 
 
-def test_a_part_that_was_deleted_is_made_again(tmp_path: Path, small_units: None) -> None:
+def test_a_part_that_was_deleted_is_made_again(tmp_path: Path) -> None:
     uri = codes_at(tmp_path, "codes", clustered(300))
-    first = dedupe([uri], str(tmp_path / "out"), settings(3)).as_json()
+    first = in_small_units([uri], str(tmp_path / "out"), settings(3)).as_json()
     part = next(Path(first["uri"], "parts").glob("pairs-000001-*"))
     part.unlink()
-    assert dedupe([uri], str(tmp_path / "out"), settings(3)).digest == first["digest"]
+    assert in_small_units([uri], str(tmp_path / "out"), settings(3)).digest == first["digest"]
     assert part.exists()
     assert json.loads(Path(first["uri"], "receipts/pairs-000001.json").read_text())["unit"] == 1

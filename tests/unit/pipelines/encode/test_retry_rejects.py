@@ -12,8 +12,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.encode.workers
-import pipelines.index.pool
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.versions import open_current
@@ -30,7 +28,7 @@ from pipelines.shards.shards import open_shards
 from pipelines.storage import Store
 from pipelines.verify.verify import verify
 from tests.support.corpus import Corpus
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.models import write_model
 from tests.support.pictures import animated_gif, write_folder
 
@@ -56,9 +54,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def corpus(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    for module in (pipelines.encode.workers, pipelines.index.pool):
-        use_inline_pool(monkeypatch, module)
+def corpus(shards: Path, tmp_path: Path) -> Corpus:
     return Corpus(shards, tmp_path)
 
 
@@ -66,7 +62,7 @@ def encode_damaged(corpus: Corpus, model: Path, config: Config, rows: dict[int, 
     """Encode while these rows of the tars are damaged, and bring their bytes back."""
     for number, damaged in rows.items():
         corpus.damage(number, damaged)
-    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
+    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True, pool=InlinePool())
     corpus.mend()
 
 
@@ -74,10 +70,10 @@ def test_a_partly_mended_corpus_makes_a_version_and_stays_degraded(corpus: Corpu
     encode_damaged(corpus, model, config, {0: [1, 4], 2: [0, 1]})
     corpus.damage(2, [0, 1])
     corpus.damage(0, [4])
-    result = retry_rejects(corpus.out, config).as_json()
+    result = retry_rejects(corpus.out, config, pool=InlinePool()).as_json()
     assert (result["status"], result["version"], result["rejects"]) == ("degraded", 2, 3)
     corpus.mend()
-    last = retry_rejects(corpus.out, config).as_json()
+    last = retry_rejects(corpus.out, config, pool=InlinePool()).as_json()
     assert (last["status"], last["version"], last["rejects"]) == ("done", 3, 0)
     assert verify(corpus.out).digest == last["digest"]
 
@@ -87,16 +83,16 @@ def test_whoever_reads_the_parts_reads_each_sample_once(corpus: Corpus, model: P
     encode_damaged(corpus, model, config, {0: [1, 4], 2: list(range(10))})
     before = {path.name: path.read_bytes() for path in Path(corpus.out, "parts").iterdir()}
     corpus.damage(0, [4])
-    assert retry_rejects(corpus.out, config).rejects == 1
+    assert retry_rejects(corpus.out, config, pool=InlinePool()).rejects == 1
     corpus.mend()
-    assert retry_rejects(corpus.out, config).rejects == 0
+    assert retry_rejects(corpus.out, config, pool=InlinePool()).rejects == 0
     parts = f"{corpus.out}/parts"
     assert before.items() <= {path.name: path.read_bytes() for path in Path(parts).iterdir()}.items()
     found = duckdb.sql(f"select count(*), count(distinct key) from '{parts}/*.parquet'").fetchall()
     keys = {name: set(reader(parts)) for name, reader in READERS.items()}
     assert found == [(36, 36)] and {name: len(each) for name, each in keys.items()} == dict.fromkeys(keys, 36)
     assert verify(corpus.out).orphans == []
-    undisturbed = encode(corpus.uri, str(model), corpus.out + "-other", config).as_json()
+    undisturbed = encode(corpus.uri, str(model), corpus.out + "-other", config, pool=InlinePool()).as_json()
     tables = [pa.concat_tables(open_codes(uri).tables()).to_pylist() for uri in (corpus.out, undisturbed["uri"])]
     assert tables[0] == tables[1]
 
@@ -108,14 +104,11 @@ READERS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-def test_animations_are_counted_of_the_version_that_is_current(
-    tmp_path: Path, model: Path, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_animations_are_counted_of_the_version_that_is_current(tmp_path: Path, model: Path, config: Config) -> None:
     write_folder(tmp_path / "photos", classes=3, per_class=8)
     for number in range(3):
         (tmp_path / "photos" / "class_00" / f"moving{number}.gif").write_bytes(animated_gif())
     shards = Path(ingest(str(tmp_path / "photos"), str(tmp_path / "train"), config).uri)
-    use_inline_pool(monkeypatch, pipelines.encode.workers)
     corpus = Corpus(shards, tmp_path)
     rows = {
         number: [row for row, record in enumerate(shard.records()) if "moving" in record.key]
@@ -125,16 +118,16 @@ def test_animations_are_counted_of_the_version_that_is_current(
     damaged = {number: some[:1] for number, some in rows.items() if some}
     encode_damaged(corpus, model, config, damaged)
     assert open_artifact(corpus.out).manifest.meta.get("animated", 0) == 3 - len(damaged)
-    retry_rejects(corpus.out, config)
+    retry_rejects(corpus.out, config, pool=InlinePool())
     assert open_current(Store(corpus.out), "codes").manifest.meta["animated"] == 3
-    assert encode(corpus.uri, str(model), corpus.out, config).animated == 3
+    assert encode(corpus.uri, str(model), corpus.out, config, pool=InlinePool()).animated == 3
 
 
 @pytest.mark.parametrize("which", ["first", "recovered", "receipt"])
 def test_what_is_lost_of_a_retried_shard_is_made_again(which: str, corpus: Corpus, model: Path, config: Config) -> None:
     encode_damaged(corpus, model, config, {0: [1, 4]})
     first = {path.name for path in Path(corpus.out, "parts").glob("*-000000-*")}
-    done = retry_rejects(corpus.out, config).as_json()
+    done = retry_rejects(corpus.out, config, pool=InlinePool()).as_json()
     (recovered,) = {path.name for path in Path(corpus.out, "parts").glob("*-000000-*")} - first
     lost = {
         "first": f"parts/{min(first)}",
@@ -144,18 +137,18 @@ def test_what_is_lost_of_a_retried_shard_is_made_again(which: str, corpus: Corpu
     path = next(Path(corpus.out).glob(lost[which].replace("train-", "*-")))
     data = path.read_bytes()
     path.unlink()
-    assert encode(corpus.uri, str(model), corpus.out, config).digest == done["digest"]
+    assert encode(corpus.uri, str(model), corpus.out, config, pool=InlinePool()).digest == done["digest"]
     assert path.read_bytes() == data and verify(corpus.out).orphans == []
 
 
 def test_a_code_is_never_lost_to_a_retry(corpus: Corpus, model: Path, config: Config) -> None:
     encode_damaged(corpus, model, config, {0: [1]})
     corpus.remove(0)
-    result = retry_rejects(corpus.out, config).as_json()
+    result = retry_rejects(corpus.out, config, pool=InlinePool()).as_json()
     assert (result["status"], result["codes"], result["rejects"]) == ("unchanged", 35, 1)
     corpus.mend()
     corpus.damage(0, [2])  # another row than before
-    assert retry_rejects(corpus.out, config).status == "unchanged"
+    assert retry_rejects(corpus.out, config, pool=InlinePool()).status == "unchanged"
 
 
 def test_a_retry_that_was_cut_off_goes_on_from_its_receipts(
@@ -169,10 +162,10 @@ def test_a_retry_that_was_cut_off_goes_on_from_its_receipts(
     with monkeypatch.context() as patch:
         patch.setattr(retry_module, "publish_next", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            retry_rejects(corpus.out, config)
+            retry_rejects(corpus.out, config, pool=InlinePool())
     before = set(Path(corpus.out, "runs").iterdir())
     assert list_versions(Store(corpus.out)) == []
-    result = retry_rejects(corpus.out, config).as_json()
+    result = retry_rejects(corpus.out, config, pool=InlinePool()).as_json()
     assert (result["status"], result["rejects"]) == ("done", 0)
     assert set(Path(corpus.out, "runs").iterdir()) == before  # nothing was encoded
     assert verify(corpus.out).orphans == []
@@ -192,7 +185,7 @@ def test_of_two_retries_with_other_results_one_publishes(
     with monkeypatch.context() as patch:
         patch.setattr(retry_module, "publish_next", overtaken)
         with pytest.raises(CommitConflict, match="another run published version 2 meanwhile"):
-            retry_rejects(corpus.out, config)
+            retry_rejects(corpus.out, config, pool=InlinePool())
     assert list_versions(Store(corpus.out)) == [1, 2]
 
 
@@ -202,16 +195,16 @@ def test_moved_inputs_are_named_and_others_refused(corpus: Corpus, model: Path, 
     encode_damaged(corpus, model, config, {0: [1]})
     moved = str(shutil.move(corpus.uri, tmp_path / "moved"))
     with pytest.raises(InputError, match="holds no committed shards"):
-        retry_rejects(corpus.out, config)
+        retry_rejects(corpus.out, config, pool=InlinePool())
     with pytest.raises(FingerprintMismatch, match="was made from shards"):
-        retry_rejects(corpus.out, config, shards=other)
-    assert retry_rejects(corpus.out, config, shards=moved, model=str(model)).status == "done"
+        retry_rejects(corpus.out, config, shards=other, pool=InlinePool())
+    assert retry_rejects(corpus.out, config, shards=moved, model=str(model), pool=InlinePool()).status == "done"
 
 
 def test_the_settings_are_those_that_made_the_codes(corpus: Corpus, model: Path, config: Config) -> None:
     encode_damaged(corpus, model, config, {0: [1]})
     other = load_config(sets=["encode.batch_size=5", "encode.carry=['author']", "encode.workers=1"])
-    result = retry_rejects(corpus.out, other).as_json()
+    result = retry_rejects(corpus.out, other, pool=InlinePool()).as_json()
     assert (result["status"], result["rejects"]) == ("done", 0)
     assert verify(corpus.out).digest == result["digest"]
     identity = json.loads(Path(corpus.out, "identity.json").read_bytes())
@@ -222,8 +215,8 @@ def test_an_index_of_the_first_version_is_still_proven_after_a_retry(
     corpus: Corpus, model: Path, config: Config, tmp_path: Path
 ) -> None:
     corpus.damage(0, [1, 4])
-    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True)
-    build_index([corpus.out], str(tmp_path / "index"), load_config(sets=["index.workers=1"]))
+    encode(corpus.uri, str(model), corpus.out, config, allow_degraded=True, pool=InlinePool())
+    build_index([corpus.out], str(tmp_path / "index"), load_config(sets=["index.workers=1"]), pool=InlinePool())
     corpus.mend()
-    retry_rejects(corpus.out, config)
+    retry_rejects(corpus.out, config, pool=InlinePool())
     assert f"input codes-0: {corpus.out} has the digest" in "\n".join(verify(str(tmp_path / "index")).checks)

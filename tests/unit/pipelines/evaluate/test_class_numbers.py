@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipelines.encode.workers
 from hhnet import mean_average_precision
 from pipelines.config.loading import load_config
 from pipelines.encode.codes import open_codes
@@ -17,7 +16,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards, write_tar
 from pipelines.train.batches import TrainData
 from pipelines.train.validation import _val_labels
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.models import write_model
 from tests.support.pictures import jpeg, picture
 
@@ -55,11 +54,13 @@ def test_adopted_numbers_are_ids_and_those_of_a_table_places(both: tuple[str, st
 
 @pytest.mark.parametrize("queries", [0, 1])
 def test_codes_of_both_are_compared_by_the_names_of_classes(
-    queries: int, both: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queries: int, both: tuple[str, str], tmp_path: Path
 ) -> None:
-    use_inline_pool(monkeypatch, pipelines.encode.workers)
     write_model(tmp_path / "model", both[0])
-    codes = [encode(uri, str(tmp_path / "model"), str(tmp_path / f"c{n}"), CONFIG).uri for n, uri in enumerate(both)]
+    codes = [
+        encode(uri, str(tmp_path / "model"), str(tmp_path / f"c{n}"), CONFIG, pool=InlinePool()).uri
+        for n, uri in enumerate(both)
+    ]
     asked, searched = codes[queries], codes[1 - queries]
     result = evaluate(asked, [searched], str(tmp_path / "report"), CONFIG).as_json()
     sides = []

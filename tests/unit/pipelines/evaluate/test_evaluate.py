@@ -1,26 +1,15 @@
-import base64
-import io
-import json
+"""Figures of `evaluate`: mAP in every convention, curves, classes, and what is refused."""
+
 import re
-import shutil
-from collections import Counter
-from html import escape
-from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import hhnet
-from pipelines.config.settings import Config, EvaluateSettings
 from pipelines.encode.codes import open_codes
 from pipelines.errors import FingerprintMismatch, InputError, UsageError
 from pipelines.evaluate.conventions import convention_settings
-from pipelines.evaluate.evaluate import choose_queries, evaluate
-from pipelines.evaluate.figures import measure_pair
-from pipelines.evaluate.health import examine_codes
-from pipelines.evaluate.pair import load_pair
+from pipelines.evaluate.evaluate import evaluate
 from tests.support.codes import (
     Rows,
     class_codes,
@@ -31,23 +20,7 @@ from tests.support.codes import (
     write_codes,
     write_shards,
 )
-
-PLOTS = 9
-
-PLAIN = Config(evaluate=EvaluateSettings(gallery=3))
-
-
-def config(**settings):
-    return Config(evaluate=EvaluateSettings(gallery=0, **settings))
-
-
-def sets(root, bits=64, flip=0.3, queries=30, database=90):
-    """Queries in one artifact, the database in two."""
-    q = write_codes(root / "q", {"q-000000.tar": simple_rows("q", queries, bits, flip=flip)}, bits).uri
-    half = database // 2
-    first = write_codes(root / "d1", {"d-000000.tar": simple_rows("d1", half, bits, seed=1, flip=flip)}, bits).uri
-    second = {"d-000000.tar": simple_rows("d2", half, bits, seed=2, flip=flip)}
-    return q, [first, write_codes(root / "d2", second, bits).uri]
+from tests.support.evaluations import PLAIN, config, labels_of, metrics_of, page_of, range_keys, sets
 
 
 def arrays(uris):
@@ -66,14 +39,6 @@ def naive_map(queries, query_labels, database, labels):
         hits = labels[order] == label
         total += (np.cumsum(hits)[hits] / (np.flatnonzero(hits) + 1)).mean()
     return total / len(queries)
-
-
-def metrics_of(result):
-    return json.loads(Path(result["metrics"]).read_text())
-
-
-def page_of(result):
-    return Path(result["report"]).read_text()
 
 
 def test_map_is_the_librarys_over_the_whole_database(tmp_path):
@@ -338,209 +303,6 @@ def test_reports_are_equal_to_the_byte_and_a_second_run_does_nothing(tmp_path):
     assert again == {**first, "status": "unchanged"}
 
 
-# ---------------------------------------------------------------------------------------------------------- health
-
-
-def ill_rows(name, count, bits, seed, ones=0.5):
-    """Random codes in which bit 2 is constant, bit 3 seldom set, bit 5 equals bit 4 and 7 opposes 6; bit 8 is set in a
-    share of `ones`; a quarter has one code."""
-    random = np.random.default_rng(seed)
-    chosen = random.random((count, bits)) < 0.5
-    chosen[:, 8] = random.random(count) < ones
-    chosen[:, 3] = random.random(count) < 0.03
-    chosen[: count // 4] = np.arange(bits) % 4 == 1
-    chosen[:, 2], chosen[:, 5], chosen[:, 7] = True, chosen[:, 4], ~chosen[:, 6]
-    return chosen, Rows([f"{name}{n}" for n in range(count)], hhnet.pack_bits(chosen), [[n % 3] for n in range(count)])
-
-
-@pytest.fixture
-def ill(tmp_path):
-    """Bits of queries and database, and the report on them."""
-    (queries, q), (database, d) = ill_rows("q", 200, 24, 1, ones=0.9), ill_rows("d", 600, 24, 2)
-    uris = [write_codes(tmp_path / name, {f"{name}-0.tar": rows}, 24).uri for name, rows in (("q", q), ("d", d))]
-    return queries, database, evaluate(uris[0], uris[1:], str(tmp_path / "report"), config()).as_json()
-
-
-def test_the_health_of_the_codes_is_in_the_metrics(ill):
-    queries, database, result = ill
-    metrics = metrics_of(result)
-    health = metrics["health"]
-    for bits, side in ((queries, health["queries"]), (database, health["database"])):
-        np.testing.assert_allclose(side["balance"], bits.mean(0), atol=1e-6)
-        assert side["items"] == side["sampled"] == len(bits) and side["constant"] == [2]
-        assert side["entropy_total"] == pytest.approx(sum(side["entropy"]), abs=1e-4)
-        names = Counter(code.tobytes().hex() for code in hhnet.pack_bits(bits))
-        assert side["distinct"] == len(names)
-        first = side["largest_buckets"][0]
-        assert (first["code"], first["items"]) == names.most_common(1)[0] and len(side["largest_buckets"]) == 10
-        assert sum(entry["items"] for entry in side["bucket_sizes"]) == len(bits)
-        assert sum(entry["buckets"] for entry in side["bucket_sizes"]) == len(names)
-        bounds = [(entry["smallest"], entry["largest"]) for entry in side["bucket_sizes"]]
-        assert bounds == [(1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, 127), (128, 255)][: len(bounds)]
-        for entry in side["bucket_sizes"]:
-            inside = [size for size in names.values() if entry["smallest"] <= size <= entry["largest"]]
-            assert (entry["buckets"], entry["items"]) == (len(inside), sum(inside))
-        moving = np.delete(np.arange(24), 2)
-        phi = np.abs(np.corrcoef(bits[:, moving].astype(float), rowvar=False))[np.triu_indices(23, 1)]
-        assert side["correlation_mean"] == pytest.approx(phi.sum() / (24 * 23 / 2), abs=1e-6)
-        assert [(entry["bits"], entry["phi"]) for entry in side["most_correlated"][:2]] == [([4, 5], 1), ([6, 7], -1)]
-        different = (bits[:, None] ^ bits[None]).sum(2)[np.triu_indices(len(bits), 1)]
-        np.testing.assert_allclose(side["distances"], np.bincount(different, minlength=25) / len(different), atol=1e-6)
-    assert health["database"]["weak"] == [3] and health["database"]["copies"] == 2
-    assert metrics["distinct"] == health["database"]["distinct"]
-
-
-def test_the_drift_from_database_to_queries_is_in_the_metrics(ill):
-    queries, database, result = ill
-    drift = metrics_of(result)["health"]["drift"]
-    np.testing.assert_allclose(drift["balance_change"], queries.mean(0) - database.mean(0), atol=1e-6)
-    pooled = np.concatenate([queries, database]).mean(0)
-    limit = NormalDist().inv_cdf(1 - 0.005 / 24)
-    np.testing.assert_allclose(drift["chance"], limit * np.sqrt(pooled * (1 - pooled) * (1 / 200 + 1 / 600)), atol=1e-6)
-    assert drift["beyond_chance"] == [8]
-    found = hhnet.code_drift(*(hhnet.code_health(hhnet.pack_bits(bits), 24) for bits in (database, queries)))
-    assert drift["divergence_total"] == pytest.approx(found.divergence.sum(), abs=1e-6)
-    assert drift["divergence_max"] == pytest.approx(found.divergence[8], abs=1e-6)
-    assert drift["distance_variation"] == pytest.approx(found.distance_variation, abs=1e-6)
-    assert (drift["common"], drift["jaccard"]) == (found.common, pytest.approx(found.jaccard, abs=1e-6))
-
-
-def test_the_page_says_in_words_what_is_wrong_with_the_codes(ill):
-    queries, database, result = ill
-    page = page_of(result)
-    said = metrics_of(result)["health"]["conclusions"]
-    total, distinct = metrics_of(result)["health"]["database"]["entropy_total"], metrics_of(result)["distinct"]
-    assert said == [
-        f"Taken one by one, the 24 bits hold {total:.1f} bits of entropy. 1 bit (2) is constant and tells no two items "
-        "apart; 1 bit (3) has the same value in more than 89% of the items.",
-        "2 pairs of bits are nearly equal or opposite (|φ| ≥ 0.9), first of all bits 4 and 5, φ = 1.00: fewer bits "
-        "would do as well.",
-        f"{distinct:,} of 600 codes are distinct. The most frequent one belongs to 150 items (25.0%), among which no "
-        "ranking by distance can choose.",
-        f"In 1 of 24 bits the queries differ from the database by more than chance explains, most in bit 8: "
-        f"{queries[:, 8].mean():.1%} ones against {database[:, 8].mean():.1%}. The "
-        f"database holds 1 of their {metrics_of(result)['health']['queries']['distinct']} distinct codes.",
-    ]
-    section = page.split("<h2>Code health</h2>")[1].split("</section>")[0]
-    assert all(escape(line) in section for line in said)
-    assert section.count('src="data:image/png') == 5 and section.count("<tr>") == 3 + 10 + 10 + 24
-    parts = {path.name.rpartition("-")[0] for path in Path(result["report"]).parent.glob("*.png")}
-    assert parts >= {"bit_balance", "bit_correlation", "bucket_sizes", "code_distances", "bit_drift"}
-
-
-def test_codes_without_fault_are_said_to_be_so(tmp_path):
-    codes = {
-        name: Rows(range_keys(n), random_codes(n, 64, seed=n), labels_of(n)) for name, n in (("q", 90), ("d", 400))
-    }
-    q, d = (write_codes(tmp_path / name, {f"{name}-0.tar": rows}).uri for name, rows in codes.items())
-    said = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config()).as_json())["health"]["conclusions"]
-    assert "None is constant or nearly so." in said[0]
-    assert said[1].startswith("No two bits are near copies of each other; the most correlated are bits ")
-    assert said[2] == "All 400 codes of the database are distinct."
-    assert said[3].startswith("In none of the 64 bits do the queries differ from the database by more than chance")
-    assert said[3].endswith("The database holds 0 of their 90 distinct codes.")
-
-
-def test_a_single_query_and_codes_that_are_all_equal(tmp_path):
-    rows = {name: Rows(range_keys(n), np.full((n, 1), 5, np.uint8), labels_of(n)) for name, n in (("q", 1), ("d", 20))}
-    q, d = (write_codes(tmp_path / name, {f"{name}-0.tar": entry}, 8).uri for name, entry in rows.items())
-    health = metrics_of(evaluate(q, [d], str(tmp_path / "report"), config()).as_json())["health"]
-    assert health["queries"]["distances"] == [] and health["drift"]["distance_variation"] is None
-    assert health["database"]["distances"] == [1] + 8 * [0] and health["database"]["most_correlated"] == []
-    assert health["database"]["constant"] == list(range(8)) and health["drift"]["beyond_chance"] == []
-    assert "8 bits (0, 1, 2, 3, 4, 5, 6, 7) are constant and tell no two items apart." in health["conclusions"][0]
-    assert health["conclusions"][1] == "No two bits are correlated."
-
-
-# ------------------------------------------------------------------------------------------------------------ page
-
-
-@pytest.fixture
-def with_pictures(tmp_path):
-    shards = [write_shards(tmp_path, name, seed=seed) for seed, name in enumerate(("query", "database"), 1)]
-    return [codes_of_shards(tmp_path / f"c{n}", uri, flip=0.35, seed=n).uri for n, uri in enumerate(shards)]
-
-
-def test_the_page_is_self_contained_and_frames_what_is_right_and_wrong(tmp_path, with_pictures):
-    q, d = with_pictures
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), Config(evaluate=EvaluateSettings(gallery=6))).as_json())
-    sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == PLOTS + (6 + 6) * 11 and all(source.startswith("data:image/") for source in sources)
-    assert "http" not in page.replace("http-equiv", "") and "<script" not in page and "url(" not in page
-    rows = page.split('<article class="query">')[1:]
-    assert len(rows) == 6 + 6  # those spread over the classes, and the worst
-    for row in rows:
-        query, *neighbours = re.findall(r'class="tile( right| wrong)?".*?<b>(class_\d\d)</b>', row)
-        assert len(neighbours) == 10 and query[0] == ""
-        assert all((verdict == " right") == (name == query[1]) for verdict, name in neighbours)
-    assert page.count('class="tile right"') == page.count("✓</b>") and page.count("✗</b>") > 0
-    assert 'alt="right, class_' in page and 'alt="wrong, class_' in page
-
-
-def test_pictures_are_those_of_the_samples_shown(tmp_path, with_pictures):
-    """With codes that never err, each row shows one colour only."""
-    q = codes_of_shards(tmp_path / "exact-q", str(tmp_path / "query"), flip=0.0).uri
-    d = codes_of_shards(tmp_path / "exact-d", str(tmp_path / "database"), flip=0.0).uri
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), Config(evaluate=EvaluateSettings(gallery=3))).as_json())
-    colours = []
-    for row in page.split('<article class="query">')[1:]:
-        data = [base64.b64decode(text) for text in re.findall(r'base64,([^"]+)"', row)]
-        means = np.stack([np.asarray(Image.open(io.BytesIO(entry)), np.float64).mean((0, 1)) for entry in data])
-        assert np.abs(means[: 1 + 8] - means[0]).max() < 35  # eight of the class in the database
-        colours.append(means[0])
-    assert min(np.abs(colours[a] - colours[b]).max() for a in range(3) for b in range(a)) > 40
-
-
-def test_the_page_says_when_shards_are_out_of_reach(tmp_path, with_pictures):
-    q, d = with_pictures
-    shutil.rmtree(tmp_path / "database")
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN).as_json())
-    assert "Some pictures are missing" in page and "database holds no committed shards" in page
-    assert len(re.findall('src="data:image/', page)) == PLOTS + 2 * 3 and page.count(">no picture<") == 2 * 30
-
-
-def test_a_damaged_picture_is_left_out_and_the_rest_is_shown(tmp_path, with_pictures):
-    q, d = with_pictures
-    for tar in (tmp_path / "database" / "parts").glob("*.tar"):
-        tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN).as_json())
-    shown = len(re.findall('src="data:image/', page)) - PLOTS
-    assert 2 * 3 < shown < 2 * 33 and page.count(">no picture<") == 2 * 33 - shown
-
-
-def test_class_names_are_escaped(tmp_path):
-    names = ("<script>alert(1)</script>", 'a"b', "c&d")
-    q = write_codes(tmp_path / "q", {"q-0.tar": simple_rows("q", 9)}, classes=names).uri
-    d = write_codes(tmp_path / "d", {"d-0.tar": simple_rows("d", 30)}, classes=names).uri
-    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN).as_json())
-    assert "<script" not in page and "&lt;script&gt;" in page and 'alt="right, a"b' not in page
-
-
-def test_queries_that_are_in_the_database_are_pointed_out(tmp_path):
-    q, database = sets(tmp_path)
-    page = page_of(evaluate(q, [q, *database], str(tmp_path / "report"), config()).as_json())
-    assert "Some queries are in the database too" in page
-    assert "Some queries" not in page_of(evaluate(q, database, str(tmp_path / "other"), config()).as_json())
-
-
-def test_the_gallery_is_spread_over_the_classes_and_has_failures(tmp_path):
-    q, database = sets(tmp_path, queries=60)
-    pair = load_pair(open_codes(q), [open_codes(uri) for uri in database])
-    _, ap = measure_pair(pair, examine_codes(pair.queries.codes, pair.database.codes, 64), EvaluateSettings())
-    chosen = choose_queries(pair, ap, 9)
-    labels = [int(pair.queries.labels[query].argmax()) for query, _ in chosen]
-    assert len({query for query, _ in chosen}) == 9 and sorted(labels) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    hard = [query for query, is_hard in chosen if is_hard]
-    assert len(hard) == 3
-    for query in hard:
-        mine = ap[pair.queries.labels[:, pair.queries.labels[query].argmax()]]
-        assert ap[query] <= np.partition(mine, 2)[2]
-    assert choose_queries(pair, ap, 9) == chosen
-    assert choose_queries(pair, ap, 0) == [] and len(choose_queries(pair, ap, 200)) == 60
-    everything = load_pair(open_codes(q), [open_codes(q)])
-    assert len(choose_queries(everything, ap, 1)) == 1
-
-
 def test_random_codes_are_at_chance(tmp_path):
     q = write_codes(tmp_path / "q", {"q-0.tar": Rows(range_keys(40), random_codes(40), labels_of(40))}).uri
     d = write_codes(
@@ -550,11 +312,3 @@ def test_random_codes_are_at_chance(tmp_path):
         result = evaluate(q, [d], str(tmp_path / f"report-{at}"), config(at=at)).as_json()
         assert result["map"] == pytest.approx(result["chance"], rel=spread)
     assert result["chance"] > 0.4  # random hits among the first ten lower the denominator too
-
-
-def range_keys(count):
-    return [f"k{number}" for number in range(count)]
-
-
-def labels_of(count):
-    return [[number % 3] for number in range(count)]

@@ -26,7 +26,7 @@ from pipelines.storage import Store
 from pipelines.verify.gc import gc
 from pipelines.verify.verify import verify
 from tests.support.codes import simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 CONFIG = Config(index=IndexSettings(workers=1, gate=GateSettings(probes=5)))
 KEY = "base/00003"
@@ -36,14 +36,13 @@ Build = Callable[..., str]
 
 
 @pytest.fixture
-def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+def build(tmp_path: Path) -> Build:
     """Codes of the same samples by the model of that name, and the index of them below `under`."""
-    use_inline_pool(monkeypatch, pipelines.index.pool)
 
     def build(name: str, under: Path = tmp_path, publish: bool = True, bits: int = 64) -> str:
         rows = {"base-000000.tar": simple_rows("base", 20, bits, seed=sorted(MODELS).index(name), flip=0.3)}
         codes = write_codes(under / f"codes-{name}-{bits}", rows, bits, model=MODELS[name])
-        return str(build_index([codes.uri], str(under / name), CONFIG, publish=publish).uri)
+        return str(build_index([codes.uri], str(under / name), CONFIG, publish=publish, pool=InlinePool()).uri)
 
     return build
 
@@ -76,7 +75,7 @@ def test_a_version_of_the_index_is_followed_when_it_is_published(build: Build, a
     set_alias(alias, index)
     before = found(alias)
     more = write_codes(tmp_path / "more", {"more-000000.tar": simple_rows("more", 5)}).uri
-    add_codes(index, [more], CONFIG)
+    add_codes(index, [more], CONFIG, pool=InlinePool())
     assert found(alias) == found(index) != before
     assert set_alias(alias, index).status == "unchanged"
     assert search(alias, CONFIG, keys=[KEY], version=1, k=5).digest == before[1]

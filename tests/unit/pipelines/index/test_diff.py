@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-import pipelines.index.pool
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.versions import open_current
 from pipelines.cli.main import build_app
@@ -23,14 +22,9 @@ from pipelines.search.search import search
 from pipelines.storage import Store
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 FLAT = Config(index=IndexSettings(workers=1))
-
-
-@pytest.fixture(autouse=True)
-def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +71,7 @@ def test_before_anything_is_done_all_is_to_come(shards: dict[str, str], tmp_path
 def test_a_night_is_planned_and_its_commands_leave_nothing_to_do(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri
     assert plan_changes([shards["old"]], [codes["old"]], index).status == "unchanged"
     found = plan_changes([shards["new"]], [codes["old"], codes["new"]], index).as_json()
     assert (found["encode"], found["add"], found["replace"], found["remove"]) == (0, 3, 0, 3)
@@ -108,7 +102,7 @@ def test_tars_whose_receipts_are_there_are_not_to_be_encoded_again(shards: dict[
 def test_without_codes_of_them_new_tars_are_to_be_encoded(
     shards: dict[str, str], codes: dict[str, str], tmp_path: Path
 ) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri
     found = plan_changes(list(shards.values()), [codes["old"]], index).as_json()
     assert named(found, "encode") == [f"new-{n:06d}.tar" for n in range(3)]
     assert found["commands"] == [
@@ -147,7 +141,7 @@ def test_codes_that_were_published_anew_replace_those_in_the_index(tmp_path: Pat
     other = {"b-000000.tar": simple_rows("b", 5, seed=3)}
     first = write_codes(tmp_path / "first", {"a-000000.tar": fewer, **other})
     second = write_codes(tmp_path / "second", {"a-000000.tar": more})
-    index = build_index([first.uri], str(tmp_path / "index"), FLAT).uri
+    index = build_index([first.uri], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri
     found = plan_changes([], [second.uri], index).as_json()
     assert (named(found, "replace"), named(found, "remove")) == (["a-000000.tar"], ["b-000000.tar"])
     for command in found["commands"]:
@@ -159,10 +153,10 @@ def test_codes_that_were_published_anew_replace_those_in_the_index(tmp_path: Pat
 
 def test_rows_that_were_compacted_away_are_no_change(tmp_path: Path) -> None:
     codes = write_codes(tmp_path / "codes", {"a-000000.tar": simple_rows("a", 9)}).uri
-    index = build_index([codes], str(tmp_path / "index"), FLAT).uri
+    index = build_index([codes], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri
     remove_rows(index, FLAT, ["a/00003"])
     assert plan_changes([], [codes], index).removed_samples == 1
-    compact_index(index, FLAT)
+    compact_index(index, FLAT, pool=InlinePool())
     found = plan_changes([], [codes], index).as_json()
     assert (found["status"], found["removed_samples"]) == ("unchanged", 0)
 
@@ -174,7 +168,7 @@ def test_what_cannot_be_compared_is_refused(shards: dict[str, str], codes: dict[
         plan_changes([shards["old"], shards["old"]])
     with pytest.raises(InputError, match="no committed shards"):
         plan_changes([str(tmp_path / "nowhere")])
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri
     foreign = write_codes(tmp_path / "foreign", {"x-000000.tar": simple_rows("x", 3)}, model="c" * 64)
     with pytest.raises(FingerprintMismatch, match=r"aaaaaaaaaaaa.*cccccccccccc"):
         plan_changes([], [foreign.uri], index)
@@ -194,38 +188,38 @@ def test_the_table_and_the_commands_are_shown(
 
 
 def test_an_index_follows_its_codes_in_one_version(codes: dict[str, str], tmp_path: Path) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri
     classes = open_codes(codes["old"]).classes
     kept = write_codes(tmp_path / "kept", {"kept-000000.tar": simple_rows("kept", 12)}, classes=classes).uri
-    add_codes(index, [kept], FLAT)
+    add_codes(index, [kept], FLAT, pool=InlinePool())
     remove_rows(index, FLAT, ["kept/00002"])
-    result = add_codes(index, [kept, codes["new"]], FLAT, prune=True).as_json()
+    result = add_codes(index, [kept, codes["new"]], FLAT, prune=True, pool=InlinePool()).as_json()
     assert (result["version"], result["added"], result["shards_removed"], result["card"]["count"]) == (4, 24, 3, 35)
     assert list_versions(Store(index)) == [1, 2, 3, 4]
     with open_index(index) as reader:
         found, lacking = reader.find(["kept/00001", "kept/00002"])
         assert (len(found), lacking) == (1, ["kept/00002"])
-        fresh = build_index([codes["new"], kept], str(tmp_path / "fresh"), FLAT).uri
+        fresh = build_index([codes["new"], kept], str(tmp_path / "fresh"), FLAT, pool=InlinePool()).uri
         remove_rows(fresh, FLAT, ["kept/00002"])
         with open_index(fresh) as other:
             queries = random_codes(20, seed=5)
             assert (reader.search(queries, 35)[0] == other.search(queries, 35)[0]).all()
-    again = add_codes(index, [kept, codes["new"]], FLAT, prune=True).as_json()
+    again = add_codes(index, [kept, codes["new"]], FLAT, prune=True, pool=InlinePool()).as_json()
     assert (again["status"], again["version"]) == ("unchanged", 4)
     assert verify(index).status == "done"
 
 
 def test_following_codes_without_one_row_is_refused(codes: dict[str, str], tmp_path: Path) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri
     classes = open_codes(codes["old"]).classes
     empty = write_codes(tmp_path / "empty", {"e-000000.tar": Rows([], random_codes(0), [])}, classes=classes).uri
     with pytest.raises(InputError, match="there are no codes to add"):
-        add_codes(index, [empty], FLAT, prune=True)
+        add_codes(index, [empty], FLAT, prune=True, pool=InlinePool())
 
 
 def test_what_is_prepared_is_published_once(codes: dict[str, str], tmp_path: Path) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
-    made = add_codes(index, [codes["new"]], FLAT, publish=False, prune=True).as_json()
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri
+    made = add_codes(index, [codes["new"]], FLAT, publish=False, prune=True, pool=InlinePool()).as_json()
     key = search(index, FLAT, hex_codes=["00" * 8], k=1).results[0]["neighbours"][0]["shard"]
     assert (made["version"], key[:3]) == (None, "old")
     assert publish_index(index, FLAT, digest=made["digest"]).version == 2
@@ -233,22 +227,22 @@ def test_what_is_prepared_is_published_once(codes: dict[str, str], tmp_path: Pat
 
 
 def test_an_index_that_lost_a_part_does_not_pass_for_unchanged(codes: dict[str, str], tmp_path: Path) -> None:
-    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT).uri
+    index = build_index([codes["old"]], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri
     next((tmp_path / "index/parts").glob("part-*")).unlink()
     with pytest.raises(DamagedArtifact, match=r"parts/part-.* is gone"):
-        add_codes(index, [codes["old"]], FLAT, prune=True)
+        add_codes(index, [codes["old"]], FLAT, prune=True, pool=InlinePool())
 
 
 def test_an_index_of_another_kind_or_other_lists_is_refused(codes: dict[str, str], tmp_path: Path) -> None:
     asked = Config(index=IndexSettings(kind="ivf", nlist=4, workers=1))
-    index = build_index([codes["old"]], str(tmp_path / "index"), asked).uri
-    add_codes(index, [codes["new"]], FLAT)
+    index = build_index([codes["old"]], str(tmp_path / "index"), asked, pool=InlinePool()).uri
+    add_codes(index, [codes["new"]], FLAT, pool=InlinePool())
     require_settings(open_current(index), asked)
     for other in (FLAT, Config(index=IndexSettings(kind="ivf", nlist=5))):
         with pytest.raises(FingerprintMismatch, match=r"is of kind ivf with .*'nlist': 4.* ask for"):
             require_settings(open_current(index), other)
     require_settings(open_current(index), Config(index=IndexSettings(kind="auto", nlist=4)))
     automatic = Config(index=IndexSettings(kind="ivf", workers=1))
-    grown = build_index([codes["old"]], str(tmp_path / "automatic"), automatic).uri
-    add_codes(grown, [codes["new"]], FLAT)
+    grown = build_index([codes["old"]], str(tmp_path / "automatic"), automatic, pool=InlinePool()).uri
+    add_codes(grown, [codes["new"]], FLAT, pool=InlinePool())
     require_settings(open_current(grown), automatic)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import pipelines.index.pool
 from hhnet import hamming_distances
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import Artifact, open_artifact
@@ -22,13 +21,8 @@ from pipelines.index.reader import IndexReader, open_index
 from pipelines.search.search import search
 from pipelines.storage import Store
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
-from tests.support.inline import InlinePool, use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.runs import run_record
-
-
-@pytest.fixture(autouse=True)
-def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    return use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 def settings(*sets: str) -> Config:
@@ -38,7 +32,7 @@ def settings(*sets: str) -> Config:
 def build(root: Path, *sets: str, rows: dict[str, Rows] | None = None, publish: bool = True) -> dict[str, Any]:
     contents = rows or {f"x-{n:06d}.tar": simple_rows(f"x{n}", 80, seed=n, flip=0.2) for n in range(3)}
     uri = write_codes(root / "codes", contents).uri
-    return build_index([uri], str(root / "index"), settings(*sets), publish=publish).as_json()
+    return build_index([uri], str(root / "index"), settings(*sets), publish=publish, pool=InlinePool()).as_json()
 
 
 IVF = ("index.kind='ivf'", "index.nlist=12", "index.nprobe=1")

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipelines.index.build
-import pipelines.index.pool
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import closed_records
@@ -23,14 +21,9 @@ from pipelines.index.kinds import kind_names
 from pipelines.index.planner import Plan, Prediction, choose_kind, interpolate, predict_kinds
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
-from tests.support.inline import InlinePool, use_inline_pool
+from tests.support.inline import InlinePool
 
 AUTO = ("index.kind=auto", "index.workers=1")
-
-
-@pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    return use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 def settings(*sets: str) -> Config:
@@ -128,7 +121,7 @@ def test_the_predicted_bytes_are_those_that_are_built(
     assert {entry.kind for entry in predictions} == set(kind_names())
     for entry in predictions:
         named = config.model_copy(update={"index": config.index.model_copy(update={"kind": entry.kind})})
-        parts = open_artifact(build_index([uri], str(tmp_path / entry.kind), named).uri).manifest.parts
+        parts = open_artifact(build_index([uri], str(tmp_path / entry.kind), named, pool=pool).uri).manifest.parts
         built = sum(part.bytes for part in parts if part.name.startswith("part-"))
         assert entry.bytes == pytest.approx(built, rel=0.03), entry.kind
         assert entry.build_s > 0 < entry.query_s
@@ -149,12 +142,12 @@ def test_more_codes_than_were_tried_follow_the_growth_of_the_work() -> None:
 @pytest.mark.parametrize("count", [1, 3, 130])
 def test_few_codes_are_enough(tmp_path: Path, pool: InlinePool, count: int) -> None:
     uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", count)}).uri
-    assert build_index([uri], str(tmp_path / "index"), settings()).kind == "flat"
+    assert build_index([uri], str(tmp_path / "index"), settings(), pool=pool).kind == "flat"
 
 
 def test_as_many_lists_as_codes_can_be_tried_although_some_codes_are_queries(tmp_path: Path, pool: InlinePool) -> None:
     uri = write_codes(tmp_path / "codes", {"x-000000.tar": simple_rows("x", 100)}).uri
-    assert build_index([uri], str(tmp_path / "index"), settings("index.nlist=100")).kind == "flat"
+    assert build_index([uri], str(tmp_path / "index"), settings("index.nlist=100"), pool=pool).kind == "flat"
 
 
 # --------------------------------------------------------------------------------------------------- the same kind
@@ -170,10 +163,10 @@ def asked_again(*_: object) -> Plan:
 
 def test_auto_makes_what_the_chosen_kind_makes_by_name(tmp_path: Path, pool: InlinePool, capsys: Any) -> None:
     uri = some_codes(tmp_path)
-    auto = build_index([uri], str(tmp_path / "auto"), settings()).as_json()
+    auto = build_index([uri], str(tmp_path / "auto"), settings(), pool=pool).as_json()
     table = capsys.readouterr().err
     assert all(kind in table for kind in kind_names()) and "180 codes in 3 parts" in table and "recall@10" in table
-    named = build_index([uri], str(tmp_path / "named"), settings("index.kind=flat")).as_json()
+    named = build_index([uri], str(tmp_path / "named"), settings("index.kind=flat"), pool=pool).as_json()
     assert (auto["kind"], auto["digest"]) == ("flat", named["digest"])
     assert auto["why"].startswith("flat is exact") and {entry["kind"] for entry in auto["kinds"]} == set(kind_names())
     records = closed_records(Store(tmp_path / "auto"))
@@ -182,57 +175,45 @@ def test_auto_makes_what_the_chosen_kind_makes_by_name(tmp_path: Path, pool: Inl
 
 
 @pytest.mark.parametrize("kind", ["multihash", "ivf", "hnsw"])
-def test_a_rerun_stays_with_the_kind_that_was_chosen(
-    tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_rerun_stays_with_the_kind_that_was_chosen(tmp_path: Path, pool: InlinePool, kind: str) -> None:
     """As `hhnet run` does: built unpublished, then published by a second call."""
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", choosing(kind))
-    first = build_index([uri], out, settings("index.latency=3ms"), publish=False).as_json()
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
-    second = build_index([uri], out, settings("index.memory=1KiB")).as_json()
+    first = build_index(
+        [uri], out, settings("index.latency=3ms"), publish=False, pool=pool, plan=choosing(kind)
+    ).as_json()
+    second = build_index([uri], out, settings("index.memory=1KiB"), pool=pool, plan=asked_again).as_json()
     assert (second["status"], second["kind"], second["version"]) == ("done", kind, 1)
     assert second["digest"] == first["digest"]
     (tmp_path / "index/identity.json").unlink()
-    assert build_index([uri], out, settings()).digest == first["digest"]
-    assert build_index([uri], out, settings(f"index.kind={kind}")).status == "unchanged"
+    assert build_index([uri], out, settings(), pool=pool, plan=asked_again).digest == first["digest"]
+    assert build_index([uri], out, settings(f"index.kind={kind}"), pool=pool, plan=asked_again).status == "unchanged"
 
 
-def test_a_build_broken_off_after_the_choice_goes_on_with_it(
-    tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_broken_off_after_the_choice_goes_on_with_it(tmp_path: Path, pool: InlinePool) -> None:
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", choosing("multihash"))
     pool.fatal = lambda task: True
     with pytest.raises(WorkFailed, match="run again to resume"):
-        build_index([uri], out, settings())
+        build_index([uri], out, settings(), pool=pool, plan=choosing("multihash"))
     pool.fatal = lambda task: False
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
-    assert build_index([uri], out, settings()).kind == "multihash"
+    assert build_index([uri], out, settings(), pool=pool, plan=asked_again).kind == "multihash"
 
 
-def test_of_two_runs_that_choose_otherwise_the_first_wins(
-    tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_runs_that_choose_otherwise_the_first_wins(tmp_path: Path, pool: InlinePool) -> None:
     uri, out = some_codes(tmp_path), str(tmp_path / "index")
 
     def overtaken(tasks: Sequence[Any], config: Config) -> Plan:
-        build_index([uri], out, settings("index.kind=multihash"))
+        build_index([uri], out, settings("index.kind=multihash"), pool=pool)
         return choosing("flat")(tasks, config)
 
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", overtaken)
-    result = build_index([uri], out, settings()).as_json()
+    result = build_index([uri], out, settings(), pool=pool, plan=overtaken).as_json()
     assert (result["kind"], result["status"]) == ("multihash", "unchanged")
 
 
-def test_a_root_of_other_codes_is_refused_before_anything_is_tried(
-    tmp_path: Path, pool: InlinePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build_index([some_codes(tmp_path)], str(tmp_path / "index"), settings("index.kind=flat"))
+def test_a_root_of_other_codes_is_refused_before_anything_is_tried(tmp_path: Path, pool: InlinePool) -> None:
+    build_index([some_codes(tmp_path)], str(tmp_path / "index"), settings("index.kind=flat"), pool=pool)
     other = write_codes(tmp_path / "other", {"y-000000.tar": simple_rows("y", 9)}).uri
-    monkeypatch.setattr(pipelines.index.build, "plan_kind", asked_again)
     with pytest.raises(FingerprintMismatch, match=r"which no kind of index of these codes .*: choose another --out"):
-        build_index([other], str(tmp_path / "index"), settings())
+        build_index([other], str(tmp_path / "index"), settings(), pool=pool, plan=asked_again)
 
 
 # --------------------------------------------------------------------------------------------- nothing is written
@@ -249,14 +230,14 @@ def test_a_dry_run_shows_the_figures_and_writes_nothing(tmp_path: Path, pool: In
     assert (result["status"], result["kind"], result["digest"], result["begun_as"]) == ("planned", "flat", None, None)
     assert len(result["kinds"]) == len(kind_names()) and json.dumps(result)
     assert "hnsw" in capsys.readouterr().err and not (tmp_path / "index").exists() and pool.done == []
-    build_index([uri], str(tmp_path / "index"), settings("index.kind=ivf"))
+    build_index([uri], str(tmp_path / "index"), settings("index.kind=ivf"), pool=pool)
     again = dry_run(uri, tmp_path).as_json()
     assert (again["kind"], again["begun_as"]) == ("flat", "ivf")
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path: Path, pool: InlinePool, capsys: Any) -> None:
     with pytest.raises(ConfigError, match=r"flat not: 2.8KiB are more than 1.0KiB"):
-        build_index([some_codes(tmp_path)], str(tmp_path / "index"), settings("index.memory=1KiB"))
+        build_index([some_codes(tmp_path)], str(tmp_path / "index"), settings("index.memory=1KiB"), pool=pool)
     assert "2.8KiB are more than 1.0KiB" in capsys.readouterr().err and not (tmp_path / "index").exists()
 
 

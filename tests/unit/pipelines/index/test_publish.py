@@ -29,14 +29,9 @@ from pipelines.storage import Store
 from pipelines.verify.gc import gc
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 FLAT = Config(index=IndexSettings(workers=1))
-
-
-@pytest.fixture(autouse=True)
-def pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
 
 
 def codes_at(root: Path, name: str) -> str:
@@ -46,11 +41,13 @@ def codes_at(root: Path, name: str) -> str:
 
 @pytest.fixture
 def index(tmp_path: Path) -> str:
-    return str(build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT).uri)
+    return str(build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT, pool=InlinePool()).uri)
 
 
 def test_a_first_version_is_published_by_its_own_digest_only(tmp_path: Path) -> None:
-    built = build_index([codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT, publish=False).as_json()
+    built = build_index(
+        [codes_at(tmp_path, "base")], str(tmp_path / "index"), FLAT, publish=False, pool=InlinePool()
+    ).as_json()
     with pytest.raises(InputError, match=f"deadbeef is not there: give {built['digest'][:12]}, which waits"):
         publish_index(built["uri"], FLAT, digest="deadbeef")
     assert list_versions(Store(built["uri"])) == []
@@ -69,7 +66,7 @@ def test_a_version_that_was_overtaken_is_told(index: str) -> None:
 
 def test_what_is_no_index_is_not_rolled_back(tmp_path: Path, index: str) -> None:
     alias, other = str(tmp_path / "photos"), str(tmp_path / "other")
-    build_index([codes_at(tmp_path, "more")], other, FLAT)
+    build_index([codes_at(tmp_path, "more")], other, FLAT, pool=InlinePool())
     set_alias(alias, index)
     set_alias(alias, other)
     before = alias_history(alias).as_json()
@@ -92,7 +89,7 @@ def test_an_alias_is_read_like_the_index_that_it_names(tmp_path: Path, index: st
     assert planned["commands"] == [f"hhnet index add --index {alias} --codes {tonight}"]
     found = dedupe([tonight], str(tmp_path / "alike"), FLAT, against=alias).as_json()
     assert found["indexed"] == 40
-    assert add_codes(alias, [tonight], FLAT).uri == index
+    assert add_codes(alias, [tonight], FLAT, pool=InlinePool()).uri == index
 
 
 def collects(index: str, monkeypatch: pytest.MonkeyPatch, when: str, module: Any) -> None:
@@ -118,7 +115,7 @@ def left_behind(index: str, codes: str, monkeypatch: pytest.MonkeyPatch) -> None
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(reindex, "measure_index", killed)
-        add_codes(index, [codes], FLAT)
+        add_codes(index, [codes], FLAT, pool=InlinePool())
     age(index)
 
 
@@ -135,9 +132,9 @@ def test_parts_that_gc_takes_from_a_change_are_not_published(
     left_behind(index, codes, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(DamagedArtifact, match="is gone, so version 2 cannot name it"):
         collects(index, patch, "measure_index", reindex)
-        add_codes(index, [codes], FLAT)
+        add_codes(index, [codes], FLAT, pool=InlinePool())
     assert list_versions(Store(index)) == [1]
-    assert add_codes(index, [codes], FLAT).version == 2
+    assert add_codes(index, [codes], FLAT, pool=InlinePool()).version == 2
     assert search(index, FLAT, keys=["more/0/00001"], k=1).results[0]["neighbours"][0]["distance"] == 0
 
 
@@ -146,7 +143,7 @@ def test_parts_that_gc_takes_while_a_version_is_published_are_told(
     tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     before = set(Path(index).glob("parts/*"))
-    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False).as_json()
+    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False, pool=InlinePool()).as_json()
     (part,) = {path for path in Path(index).glob("parts/*") if path.name.startswith(name)} - before
     with (
         deleted_meanwhile(part, monkeypatch),
@@ -155,14 +152,14 @@ def test_parts_that_gc_takes_while_a_version_is_published_are_told(
         publish_index(index, FLAT, digest=hidden["digest"])
     rollback_index(index)
     assert search(index, FLAT, keys=["base/0/00001"], k=1).version == 3
-    assert add_codes(index, [str(tmp_path / "more")], FLAT).version == 4
+    assert add_codes(index, [str(tmp_path / "more")], FLAT, pool=InlinePool()).version == 4
     assert [entry["version"] for entry in describe_index(index).versions] == [4, 3, 2, 1]
 
 
 def test_a_manifest_that_gc_takes_while_it_is_published_is_put_again(
     tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False).as_json()
+    hidden = add_codes(index, [codes_at(tmp_path, "more")], FLAT, publish=False, pool=InlinePool()).as_json()
     (manifest,) = Path(index).glob("manifests/*")
     with deleted_meanwhile(manifest, monkeypatch):
         assert publish_index(index, FLAT, digest=hidden["digest"]).version == 2
@@ -195,7 +192,7 @@ def test_an_alias_of_what_is_gone_or_another_index_is_refused(tmp_path: Path, in
     for read in reads:
         with pytest.raises(InputError, match=r"alias .*photos: .*index holds no committed index"):
             read()
-    build_index([tonight], index, FLAT)
+    build_index([tonight], index, FLAT, pool=InlinePool())
     for read in reads:
         with pytest.raises(FingerprintMismatch, match="set the alias again"):
             read()
@@ -205,7 +202,7 @@ def test_keys_of_a_file_are_its_lines(index: str, tmp_path: Path) -> None:
     """Not what Python cuts at the other characters that separate lines: a key may hold them."""
     keys = ["x", "y", "x\u2028y", "z\x0bz", "last"]
     codes = write_codes(tmp_path / "odd", {"odd-000000.tar": Rows(keys, random_codes(5), [[0]] * 5)}).uri
-    add_codes(index, [codes], FLAT)
+    add_codes(index, [codes], FLAT, pool=InlinePool())
     (tmp_path / "gone.txt").write_bytes("\ufeffx\u2028y\r\n\nz\x0bz\nlast".encode())
     words = ["index", "remove", "--index", index, "--keys", str(tmp_path / "gone.txt")]
     build_app()(words, standalone_mode=False)

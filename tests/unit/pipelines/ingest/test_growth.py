@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.encode.workers
-import pipelines.index.pool
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.versions import open_current, read_all_manifests
@@ -25,7 +23,7 @@ from pipelines.storage import Store
 from pipelines.train.train import _plan_or_resume, plan_training
 from pipelines.verify.verify import verify
 from tests.support import pictures
-from tests.support.inline import InlinePool, use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.models import write_model
 
 CONFIG = load_config(sets=["data.image_size=32", "encode.batch_size=4", "index.workers=1"])
@@ -45,9 +43,8 @@ def write_night(folder: Path, night: int, classes: int = 2) -> None:
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
-    return use_inline_pool(monkeypatch, pipelines.encode.workers)
+def pool() -> InlinePool:
+    return InlinePool()
 
 
 @pytest.fixture
@@ -66,8 +63,8 @@ def made_of(wds: Path) -> tuple[str, str, str, str]:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_codes_and_index_take_in_what_is_new(classes: int, wds: Path, pool: InlinePool) -> None:
     shards, model, codes, index = made_of(wds)
-    first = encode(shards, model, codes, CONFIG).as_json()
-    build_index([codes], index, CONFIG)
+    first = encode(shards, model, codes, CONFIG, pool=pool).as_json()
+    build_index([codes], index, CONFIG, pool=pool)
     assert plan_changes([shards], [codes], index).status == "unchanged"
     write_night(wds, 2, classes)
     adopt(shards, shards)
@@ -79,10 +76,10 @@ def test_codes_and_index_take_in_what_is_new(classes: int, wds: Path, pool: Inli
         ["encode", "--shards", shards, "--model", model, "--out", codes],
         ["index", "add", "--index", index, "--codes", codes],
     ]
-    second = encode(shards, model, codes, CONFIG).as_json()
+    second = encode(shards, model, codes, CONFIG, pool=pool).as_json()
     assert [task.shard for task in pool.done] == ["night-2.tar"]
     assert (second["status"], second["codes"], first["codes"]) == ("done", 15, 10)
-    assert encode(shards, model, codes, CONFIG).status == "unchanged"
+    assert encode(shards, model, codes, CONFIG, pool=pool).status == "unchanged"
     assert {part.path for part in open_artifact(codes).manifest.parts} < {
         part.path for part in open_current(codes).manifest.parts
     }
@@ -90,7 +87,7 @@ def test_codes_and_index_take_in_what_is_new(classes: int, wds: Path, pool: Inli
     assert [(one["change"], one["shard"]) for one in plan_changes([shards], [codes], index).changes] == [
         ("add", "night-2.tar")
     ]
-    assert add_codes(index, [codes], CONFIG).added == 5
+    assert add_codes(index, [codes], CONFIG, pool=pool).added == 5
     assert plan_changes([shards], [codes], index).status == "unchanged"
     for uri in (shards, codes, index):
         verify(uri)
@@ -101,32 +98,32 @@ def test_a_retry_and_a_lost_part_of_grown_codes(wds: Path, pool: InlinePool) -> 
     tar = wds / "night-0.tar"
     data = tar.read_bytes()
     tar.write_bytes(data[: len(data) // 2])
-    encode(shards, model, codes, CONFIG, allow_degraded=True)
+    encode(shards, model, codes, CONFIG, allow_degraded=True, pool=pool)
     tar.write_bytes(data)
     write_night(wds, 2)
     adopt(shards, shards)
-    grown = encode(shards, model, codes, CONFIG, allow_degraded=True).as_json()
+    grown = encode(shards, model, codes, CONFIG, allow_degraded=True, pool=pool).as_json()
     assert 0 < grown["rejects"] < 5 and grown["samples"] == 15
-    mended = retry_rejects(codes, CONFIG).as_json()
+    mended = retry_rejects(codes, CONFIG, pool=pool).as_json()
     assert (mended["codes"], mended["version"]) == (15, 3)
     part = next(path for path in Path(codes, "parts").glob("night-2-*"))
     lost = part.read_bytes()
     part.unlink()
-    assert encode(shards, model, codes, CONFIG).digest == mended["digest"]
+    assert encode(shards, model, codes, CONFIG, pool=pool).digest == mended["digest"]
     assert part.read_bytes() == lost and verify(codes).orphans == []
 
 
 def test_codes_of_what_was_there_before_are_not_mixed_up(wds: Path, pool: InlinePool, tmp_path: Path) -> None:
     shards, model, codes, _ = made_of(wds)
-    encode(shards, model, codes, CONFIG)
+    encode(shards, model, codes, CONFIG, pool=pool)
     other = load_config(sets=["data.image_size=32", "encode.batch_size=5"])
     write_night(wds, 2)
     adopt(shards, shards)
     with pytest.raises(FingerprintMismatch):
-        encode(shards, model, codes, other)
-    anew = encode(shards, model, str(tmp_path / "anew"), CONFIG).as_json()
+        encode(shards, model, codes, other, pool=pool)
+    anew = encode(shards, model, str(tmp_path / "anew"), CONFIG, pool=pool).as_json()
     assert anew["codes"] == 15 and list_versions(Store(anew["uri"])) == []
-    encode(shards, model, codes, CONFIG)
+    encode(shards, model, codes, CONFIG, pool=pool)
     both = [{part.path for part in open_current(uri).manifest.parts} for uri in (codes, anew["uri"])]
     assert both[0] == both[1], "as if all of it had been encoded at once"
 
@@ -155,4 +152,4 @@ def test_animations_of_old_and_new_tars_are_counted(wds: Path, tmp_path: Path, p
     for night, count, expected in ((7, 2, 2), (8, 3, 5)):
         write_moving(night, count)
         adopt(str(wds), str(wds))
-        assert encode(str(wds), str(tmp_path / "model"), codes, CONFIG).animated == expected
+        assert encode(str(wds), str(tmp_path / "model"), codes, CONFIG, pool=pool).animated == expected

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
-from pipelines.ingest import bounds
+from pipelines.ingest.bounds import SourceLimits
 from pipelines.ingest.ingest import ingest
 
 MIB = 1 << 20
@@ -132,13 +132,10 @@ def test_a_dictionary_that_is_large_and_used_once_is_no_bomb(folder: Path, tmp_p
     assert take(parquet_of(folder, {"path": PATHS, "label": ["a"] * 3, "x": cells}), tmp_path)["samples"] == 3
 
 
-def test_rows_that_take_too_much_memory_at_once_are_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bounds, "TABLE_MEMORY_BYTES", 64 * MIB)
+def test_rows_that_take_too_much_memory_at_once_are_refused(folder: Path, tmp_path: Path) -> None:
     table = parquet_of(folder, {"path": ["0.jpg"] * 2000, "label": ["a"] * 2000, "x": ["x" * MIB] * 2000})
     with pytest.raises(InputError, match="take more memory than is given"):
-        take(table, tmp_path)
+        take(table, tmp_path, limits=SourceLimits(reading_bytes=64 * MIB))
 
 
 def test_the_memory_of_the_process_is_free_again_after_a_table(folder: Path, tmp_path: Path) -> None:

@@ -34,13 +34,12 @@ from pipelines.index.build import build_index
 from pipelines.index.reader import index_id, open_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.ingest.ingest import ingest
-from pipelines.search import search as search_module
-from pipelines.search.search import search
+from pipelines.search.search import SearchLimits, search
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, random_codes, simple_rows, with_logits, write_codes
 from tests.support.corpus import Corpus
-from tests.support.inline import InlinePool, use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.models import write_model
 from tests.support.pictures import write_folder
 
@@ -54,9 +53,8 @@ def reranking(n: int) -> Config:
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> InlinePool:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
-    return use_inline_pool(monkeypatch, pipelines.encode.workers)
+def pool() -> InlinePool:
+    return InlinePool()
 
 
 # ---------------------------------------------------------------------------------------------------------- encoding
@@ -82,7 +80,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def encoded(shards: Path, model: Artifact, out: Path, config: Config) -> str:
-    return str(encode(str(shards), model.uri, str(out), config).uri)
+    return str(encode(str(shards), model.uri, str(out), config, pool=InlinePool()).uri)
 
 
 def bytes_of(root: str) -> dict[str, bytes]:
@@ -116,7 +114,7 @@ def test_codes_without_logits_have_no_column_of_them(
     schema = pq.read_schema(next((tmp_path / "codes" / "parts").iterdir()))
     assert schema.names == ["key", "shard", "row", "path", "code", "labels"]
     with pytest.raises(FingerprintMismatch, match="choose another --out"):
-        encode(str(shards), model.uri, str(tmp_path / "codes"), REAL_CODES)
+        encode(str(shards), model.uri, str(tmp_path / "codes"), REAL_CODES, pool=pool)
     assert bytes_of(str(tmp_path / "codes")) == before
 
 
@@ -146,9 +144,9 @@ def test_a_retry_keeps_what_the_codes_have(pool: InlinePool, shards: Path, model
         (tmp_path / name).mkdir()
         corpus = Corpus(shards, tmp_path / name)
         corpus.damage(0, [1])
-        encode(corpus.uri, model.uri, corpus.out, made, allow_degraded=True)
+        encode(corpus.uri, model.uri, corpus.out, made, allow_degraded=True, pool=pool)
         corpus.mend()
-        assert retry_rejects(corpus.out, retried).recovered == 1
+        assert retry_rejects(corpus.out, retried, pool=pool).recovered == 1
         verify(corpus.out)
         assert open_codes(corpus.out).logits == made.encode.logits
 
@@ -168,7 +166,7 @@ def codes(tmp_path: Path) -> str:
 
 @pytest.fixture
 def index(codes: str, tmp_path: Path, pool: InlinePool) -> str:
-    return str(build_index([codes], str(tmp_path / "index"), PLAIN).uri)
+    return str(build_index([codes], str(tmp_path / "index"), PLAIN, pool=pool).uri)
 
 
 def without(rows: dict[str, Rows]) -> dict[str, Rows]:
@@ -181,21 +179,21 @@ def test_one_index_has_logits_of_all_its_codes_or_of_none(
     plain = write_codes(tmp_path / "plain", without(contents("plain", seed=5)), 16).uri
     both = "has encode.logits True, .* has encode.logits False"
     with pytest.raises(FingerprintMismatch, match=f"codes {both}: name codes .* with the same setting"):
-        build_index([codes, plain], str(tmp_path / "mixed"), PLAIN)
+        build_index([codes, plain], str(tmp_path / "mixed"), PLAIN, pool=pool)
     with pytest.raises(FingerprintMismatch, match=f"index {both}"):
-        add_codes(index, [plain], PLAIN)
-    build_index([plain], str(tmp_path / "other"), PLAIN)
+        add_codes(index, [plain], PLAIN, pool=pool)
+    build_index([plain], str(tmp_path / "other"), PLAIN, pool=pool)
     with pytest.raises(FingerprintMismatch, match=r"other has encode\.logits False, .*codes has encode\.logits True"):
-        add_codes(str(tmp_path / "other"), [codes], PLAIN)
+        add_codes(str(tmp_path / "other"), [codes], PLAIN, pool=pool)
 
 
 def test_added_and_compacted_parts_keep_their_logits(codes: str, index: str, tmp_path: Path) -> None:
     more = write_codes(tmp_path / "more", contents("more", shards=1, seed=9), 16, shards_digest="c" * 64).uri
-    assert add_codes(index, [more], PLAIN).added == 30
+    assert add_codes(index, [more], PLAIN, pool=InlinePool()).added == 30
     remove_rows(index, PLAIN, ["base/0/00003", "more/0/00000"])
     queries = [f"more/0/{n:05d}" for n in range(1, 30)]
     before = search(index, reranking(40), keys=queries, k=40).results
-    compact_index(index, PLAIN)
+    compact_index(index, PLAIN, pool=InlinePool())
     assert search(index, reranking(40), keys=queries, k=40).results == before
     with open_index(index) as reader:
         for ordinal, source in enumerate([codes, codes, more]):
@@ -208,7 +206,7 @@ def test_added_and_compacted_parts_keep_their_logits(codes: str, index: str, tmp
 
 def test_an_index_without_logits_has_the_bytes_that_it_always_had(tmp_path: Path, pool: InlinePool) -> None:
     plain = write_codes(tmp_path / "plain", without(contents("plain")), 16).uri
-    index = str(build_index([plain], str(tmp_path / "index"), PLAIN).uri)
+    index = str(build_index([plain], str(tmp_path / "index"), PLAIN, pool=pool).uri)
     assert not [name for name, data in bytes_of(index).items() if b"logits" in data]
     with pytest.raises(InputError, match=r"index has no logits to re-rank by: encode with encode\.logits=true"):
         search(index, reranking(5), keys=["plain/0/00000"])
@@ -243,15 +241,12 @@ def answers(result: dict[str, Any]) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize(("n", "k"), [(1, 5), (12, 5), (25, 25), (1000, 5), (1000, 1000)])
 @pytest.mark.parametrize("pairs", [1, 1 << 20])
-def test_the_short_list_is_ordered_as_plain_floats_order_it(
-    codes: str, index: str, n: int, k: int, pairs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search_module, "MAX_BATCH_NEIGHBOURS", pairs)
-    expected = brute(codes, n, k)
+def test_the_short_list_is_ordered_as_plain_floats_order_it(codes: str, index: str, n: int, k: int, pairs: int) -> None:
+    expected, limits = brute(codes, n, k), SearchLimits(pairs=pairs)
     opened = open_codes(codes)
     keys = ["base/1/00003", "base/0/00029"]
-    by_key = search(index, reranking(n), keys=keys, k=k).results
-    by_codes = search(index, reranking(n), codes=[codes], k=k).results
+    by_key = search(index, reranking(n), keys=keys, k=k, limits=limits).results
+    by_codes = search(index, reranking(n), codes=[codes], k=k, limits=limits).results
     rows = [row for table in opened.tables() for row in table.to_pylist()]
     found = dict(zip([row["key"] for row in rows], by_codes, strict=True))
     for row in rows:
@@ -267,7 +262,7 @@ def test_equal_logits_come_by_id(tmp_path: Path, pool: InlinePool) -> None:
     assert row.logits is not None
     same = Rows(list("abcdef"), np.repeat(row.codes, 6, 0), [[0]] * 6, logits=np.repeat(row.logits, 6, 0))
     codes = write_codes(tmp_path / "codes", {"x.tar": same}, 16).uri
-    index = str(build_index([codes], str(tmp_path / "index"), PLAIN).uri)
+    index = str(build_index([codes], str(tmp_path / "index"), PLAIN, pool=pool).uri)
     (result,) = search(index, reranking(6), keys=["d"], k=4).results
     assert [found["key"] for found in result["neighbours"]] == ["a", "b", "c", "d"]
 
@@ -276,9 +271,9 @@ def test_an_image_is_encoded_by_the_model_that_was_checked_not_by_what_lies_ther
     pool: InlinePool, pictures: Path, shards: Path, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = str(
-        build_index([encoded(shards, model, tmp_path / "codes", PLAIN)], str(tmp_path / "index"), PLAIN).as_json()[
-            "uri"
-        ]
+        build_index(
+            [encoded(shards, model, tmp_path / "codes", PLAIN)], str(tmp_path / "index"), PLAIN, pool=pool
+        ).as_json()["uri"]
     )
     shutil.copytree(model.uri, tmp_path / "model")
     other = write_model(tmp_path / "other", str(shards), seed=5)
@@ -308,7 +303,7 @@ def test_an_image_is_ranked_by_what_the_network_says_of_it(
     pool: InlinePool, pictures: Path, shards: Path, model: Artifact, tmp_path: Path
 ) -> None:
     codes = encoded(shards, model, tmp_path / "codes", REAL_CODES)
-    index = str(build_index([codes], str(tmp_path / "index"), PLAIN).uri)
+    index = str(build_index([codes], str(tmp_path / "index"), PLAIN, pool=pool).uri)
     image = next(pictures.rglob("*.*"))
     page = tmp_path / "found.html"
     found = search(index, reranking(20), images=[str(image)], k=6, html=str(page))

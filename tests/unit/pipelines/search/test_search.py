@@ -7,29 +7,28 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import pipelines.index.pool
 from hhnet import unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, IndexSettings, SearchSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, InputError
 from pipelines.index.build import build_index
-from pipelines.index.reader import open_index
+from pipelines.index.reader import IndexReader
 from pipelines.index.update import remove_rows
-from pipelines.search.search import search
-from pipelines.storage import Store
+from pipelines.search.search import SearchLimits, search
+from pipelines.storage import Store, scratch_folder
 from tests.support.codes import Rows, class_codes, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.pictures import jpeg, picture
 
 CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
 
 
 @pytest.fixture
-def build(tmp_path, monkeypatch):
-    use_inline_pool(monkeypatch, pipelines.index.pool)
+def build(tmp_path):
 
     def build(*codes, name="index", config=CONFIG):
-        return build_index(list(codes), str(tmp_path / name), config).uri
+        return build_index(list(codes), str(tmp_path / name), config, pool=InlinePool()).uri
 
     return build
 
@@ -106,13 +105,13 @@ def test_a_sample_is_named_by_its_key_or_its_path(tmp_path, build):
 
 
 @pytest.mark.parametrize("kept", [0, 2, 128])
-def test_answers_do_not_depend_on_how_many_parts_stay_open(tmp_path, build, monkeypatch, kept):
-    monkeypatch.setattr("pipelines.index.reader.PARTS_KEPT", kept)
+def test_answers_do_not_depend_on_how_many_parts_stay_open(tmp_path, build, kept):
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 20, seed=n) for n in range(4)}
     index = build(write_codes(tmp_path / "codes", contents).uri)
     queries = random_codes(3, seed=8)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with open_index(index) as reader:
+    with scratch_folder() as folder:
+        reader = IndexReader(open_current(index), folder, parts_kept=kept)
         answers = [reader.search(queries, 9) for _ in range(3)]
         held = len(list(Path("/proc/self/fd").iterdir())) - before
     assert all((mine == one).all() for answer in answers[1:] for mine, one in zip(answer, answers[0], strict=True))
@@ -137,20 +136,19 @@ def test_a_key_that_is_not_text_is_not_there(tmp_path, build):
     assert remove_rows(index, CONFIG, ["one/00001", "caf\udce9/1"], ignore_missing=True).removed == 1
 
 
-def test_more_neighbours_than_an_answer_holds_are_refused_at_once(tmp_path, build, monkeypatch):
+def test_more_neighbours_than_an_answer_holds_are_refused_at_once(tmp_path, build):
     uris, *_, keys = two_artifacts(tmp_path)
     index = build(*uris)
-    monkeypatch.setattr("pipelines.search.search.MAX_ANSWER_NEIGHBOURS", 3 * len(keys))
-    assert len(search(index, CONFIG, codes=uris, k=3).results) == len(keys)
+    limits = SearchLimits(answer=3 * len(keys))
+    assert len(search(index, CONFIG, codes=uris, k=3, limits=limits).results) == len(keys)
     with pytest.raises(InputError, match=f"{len(keys) + 1} queries with 3 neighbours each are too many for one answer"):
-        search(index, CONFIG, codes=uris, keys=keys[:1], k=3)
+        search(index, CONFIG, codes=uris, keys=keys[:1], k=3, limits=limits)
 
 
 @pytest.mark.parametrize("batch", [7, 4096])
-def test_all_rows_of_a_codes_artifact_are_queries(tmp_path, build, monkeypatch, batch):
-    monkeypatch.setattr("pipelines.search.search.MAX_BATCH_QUERIES", batch)
+def test_all_rows_of_a_codes_artifact_are_queries(tmp_path, build, batch):
     uris, _, ids, keys = two_artifacts(tmp_path)
-    answer = search(build(*uris), CONFIG, codes=uris, k=1).as_json()
+    answer = search(build(*uris), CONFIG, codes=uris, k=1, limits=SearchLimits(batch=batch)).as_json()
     assert [result["query"] for result in answer["results"]] == keys
     assert [result["neighbours"][0]["id"] for result in answer["results"]] == ids.tolist()
 

@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.encode.codes import open_codes
 from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import DamagedArtifact
@@ -33,21 +34,17 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return {count: write_many_codes(folder / str(count), count) for count in (FEW, MANY)}
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """What local stores are asked for, counted by operation."""
-    counts: Counter[str] = Counter()
-    for name in ("read", "open", "size", "entries"):
-        monkeypatch.setattr(LocalObjects, name, _counted(counts, name, getattr(LocalObjects, name)))
-    return counts
+class CountedObjects(LocalObjects):
+    """A folder that counts what it is asked for, by operation."""
 
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: Counter[str] = Counter()
 
-def _counted(counts: Counter[str], name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any, **named: Any) -> Any:
-        counts[name] += 1
-        return real(*arguments, **named)
-
-    return call
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("read", "open", "size", "entries"):
+            self.asked[name] += 1
+        return super().__getattribute__(name)
 
 
 def calls_of(work: Callable[[], object]) -> int:
@@ -85,26 +82,28 @@ def test_four_times_the_shards_are_four_times_the_work(name: str, roots: dict[in
     assert many < GROWTH * few, f"{few} calls for {FEW} shards, {many} for {MANY}"
 
 
-def test_a_receipt_is_one_request(roots: dict[int, str], asked: Counter[str]) -> None:
-    opened = open_codes(roots[FEW])
-    before = Counter(asked)
+def test_a_receipt_is_one_request(roots: dict[int, str]) -> None:
+    objects = CountedObjects(Path(roots[FEW]))
+    opened = open_codes(open_artifact(Store(roots[FEW], objects)))
+    objects.asked.clear()
     assert len(opened.shards) == FEW
-    assert asked - before == {"read": FEW}
+    assert objects.asked == {"read": FEW}
 
 
-def test_looking_for_claimed_receipts_lists_once_and_reads_each(roots: dict[int, str], asked: Counter[str]) -> None:
-    read_whole_receipts(Store(roots[FEW]), [f"many-{n:06d}" for n in range(FEW)])
-    assert asked == {"entries": 1, "read": FEW}
+def test_looking_for_claimed_receipts_lists_once_and_reads_each(roots: dict[int, str]) -> None:
+    objects = CountedObjects(Path(roots[FEW]))
+    read_whole_receipts(Store(roots[FEW], objects), [f"many-{n:06d}" for n in range(FEW)])
+    assert objects.asked == {"entries": 1, "read": FEW}
 
 
-def test_the_part_of_a_task_is_read_without_the_manifest(tmp_path: Path, asked: Counter[str]) -> None:
+def test_the_part_of_a_task_is_read_without_the_manifest(tmp_path: Path) -> None:
     """A manifest names every shard: read for each of them it would be quadratic."""
     entry = open_codes(write_codes(tmp_path / "codes", {"a.tar": simple_rows("a", 5)}).uri)
     (shard,) = entry.shards
-    asked.clear()
     task = PartTask(0, shard.name, shard.sha256, entry.artifact.uri, entry.artifact.digest, shard.parts, 64, False)
+    for name in ("manifest.json", "receipts", "identity.json"):
+        (tmp_path / "codes" / name).rename(tmp_path / name)
     assert task.table().num_rows == 5
-    assert asked == {"read": 1}
 
 
 def test_a_shard_is_found_by_its_name_in_one_step(roots: dict[int, str]) -> None:
@@ -119,18 +118,23 @@ def test_a_shard_is_found_by_its_name_in_one_step(roots: dict[int, str]) -> None
 # --------------------------------------------------------------------------------------------------- many at a time
 
 
-def test_reads_are_under_way_together(roots: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No read is answered before eight are under way."""
-    opened, real = open_codes(roots[FEW]), LocalObjects.read
-    under_way, enough = itertools.count(1), threading.Event()
+class WaitingObjects(LocalObjects):
+    """A folder that answers no read of a receipt before eight are under way."""
 
-    def read(self: LocalObjects, name: str, limit: int | None = None) -> bytes:
-        if next(under_way) == 8:
-            enough.set()
-        assert enough.wait(60)
-        return real(self, name, limit)
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.under_way, self.enough = itertools.count(1), threading.Event()
 
-    monkeypatch.setattr(LocalObjects, "read", read)
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        if name.startswith("receipts/"):
+            if next(self.under_way) == 8:
+                self.enough.set()
+            assert self.enough.wait(60)
+        return super().read(name, limit)
+
+
+def test_reads_are_under_way_together(roots: dict[int, str]) -> None:
+    opened = open_codes(open_artifact(Store(roots[FEW], WaitingObjects(Path(roots[FEW])))))
     assert [shard.name for shard in opened.shards] == [f"many-{n:06d}.tar" for n in range(FEW)]
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -54,22 +53,6 @@ def tree(root: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------------------------------------------------- store
 
 
-def test_put_is_absent_or_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    assert store.put("a/b/c.bin", b"first")
-    assert not store.put("a/b/c.bin", b"second")
-    assert store.read("a/b/c.bin") == b"first"
-    assert store.size("a/b/c.bin") == 5
-    assert store.names("a") == ["a/b/c.bin"]
-
-
-def test_put_takes_a_file(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(bytes(3_000_000))
-    assert Store(tmp_path / "store").put("x", source)
-    assert Store(tmp_path / "store").read("x") == bytes(3_000_000)
-
-
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
 def test_what_is_no_object_in_the_place_of_one_is_said(tmp_path: Path, kind: str) -> None:
     make = {"folder": Path.mkdir, "pipe": os.mkfifo, "link to nothing": lambda path: path.symlink_to("nothing")}
@@ -92,36 +75,6 @@ def test_what_is_no_plain_file_is_no_object(tmp_path: Path) -> None:
         for ask in (store.read, store.open):
             with pytest.raises(FileNotFoundError):
                 ask(name)
-
-
-def test_put_same_accepts_equal_bytes_only(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.put_same("x", b"one")
-    store.put_same("x", b"one")
-    with pytest.raises(CommitConflict, match="nothing was overwritten"):
-        store.put_same("x", b"two")
-    assert store.read("x") == b"one"
-
-
-def test_of_many_racing_writers_one_wins_and_no_bytes_mix(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    for round_ in range(20):
-        barrier = threading.Barrier(4)
-        won: list[int] = []
-
-        def write(number: int, name: str, barrier: threading.Barrier, won: list[int]) -> None:
-            barrier.wait()
-            if store.put(name, bytes([number]) * 100_000):
-                won.append(number)
-
-        threads = [threading.Thread(target=write, args=(n, f"r/{round_}", barrier, won)) for n in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1
-        assert store.read(f"r/{round_}") == bytes(won) * 100_000
-    assert all(not Path(name).name.startswith(".") for name in store.names("r"))
 
 
 def test_a_write_that_fails_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -10,12 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import pipelines.encode.workers
-import pipelines.train.train
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.config.loading import load_config
+from pipelines.encode.encode import encode
 from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store, canonical_json
@@ -23,10 +23,11 @@ from pipelines.study.grid import Grid, read_description
 from pipelines.study.results import cells_table, summarise_groups
 from pipelines.study.study import study
 from pipelines.train.job import TrainJob
+from pipelines.train.train import train
 from pipelines.train.worker import train_worker
 from pipelines.verify.status import status
 from pipelines.verify.verify import verify
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.pictures import write_folder
 
 STUDY = """
@@ -56,8 +57,8 @@ class Trainings:
         self.meanwhile: Callable[[], object] | None = None  # what happens during the next training
 
     def run(self, job: TrainJob, data: Any, done: int) -> None:
-        train = job.config.train
-        mark = (job.config.model.bits, train.lr, train.seed)
+        settings = job.config.train
+        mark = (job.config.model.bits, settings.lr, settings.seed)
         if mark in self.fails:
             raise self.fails[mark]
         if self.meanwhile is not None:
@@ -66,12 +67,15 @@ class Trainings:
         train_worker(job, lambda step, note: None)
         self.done.append(mark)
 
+    def study(self, *args: Any, **options: Any) -> Any:
+        """Run a study that trains and encodes in this process."""
+        how = {"train": partial(train, run=self.run), "encode": partial(encode, pool=InlinePool())}
+        return study(*args, **how, **options)
+
 
 @pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
+def trainings() -> Iterator[Trainings]:
     found = Trainings()
-    monkeypatch.setattr(pipelines.train.train, "_run_workers", found.run)
-    use_inline_pool(monkeypatch, pipelines.encode.workers)
     threads = torch.get_num_threads()
     yield found
     torch.set_num_threads(threads)
@@ -99,7 +103,7 @@ def grid_of(folder: Path, shards: Path | None, text: str = STUDY) -> Grid:
 
 def test_rows_mean_and_deviation_are_those_of_the_reports(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
-    answer = study(grid, out).as_json()
+    answer = trainings.study(grid, out).as_json()
     assert (answer["status"], answer["cells"], answer["failed"]) == ("done", 4, 0)
     reports = {}
     for manifest in Path(out).glob("report/*/manifest.json"):
@@ -126,7 +130,7 @@ def test_rows_mean_and_deviation_are_those_of_the_reports(trainings: Trainings, 
 
 def test_its_status_counts_cells_and_artifacts(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    answer = study(grid_of(tmp_path, shards), out).as_json()
+    answer = trainings.study(grid_of(tmp_path, shards), out).as_json()
     found = status(out).as_json()
     assert (found["kind"], found["status"], found["digest"]) == ("study", "done", answer["digest"])
     assert (found["done"], found["of"], found["unit"]) == (4, 4, "cells")
@@ -136,16 +140,16 @@ def test_its_status_counts_cells_and_artifacts(trainings: Trainings, shards: Pat
 
 def test_a_rerun_trains_nothing_and_says_unchanged(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
-    first = study(grid, out).as_json()
+    first = trainings.study(grid, out).as_json()
     trained = list(trainings.done)
-    again = study(grid, out).as_json()
+    again = trainings.study(grid, out).as_json()
     assert again == {**first, "status": "unchanged"} and trainings.done == trained
 
 
 def test_the_rate_is_chosen_on_validation_for_each_group_and_its_training_counts(
     trainings: Trainings, shards: Path, tmp_path: Path
 ) -> None:
-    answer = study(grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out")).as_json()
+    answer = trainings.study(grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out")).as_json()
     searches = pq.read_table(next(Path(answer["uri"]).glob("parts/searches-*"))).to_pylist()
     rows = pq.read_table(answer["table"]).to_pylist()
     assert len(searches) == 4 and len(trainings.done) == len(set(trainings.done)) == 6
@@ -162,9 +166,9 @@ def test_the_rate_is_chosen_on_validation_for_each_group_and_its_training_counts
 def test_a_candidate_that_fails_is_not_chosen_and_is_shown(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     trainings.fails[16, 1e-3, 0] = WorkFailed("the loss became nan")
     grid, out = grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "out")
-    answer = study(grid, out).as_json()
+    answer = trainings.study(grid, out).as_json()
     assert answer["failed"] == 0 and answer["summary"][0]["lr"] == 1e-5
-    assert study(grid, out, dry_run=True).done == 4
+    assert trainings.study(grid, out, dry_run=True).done == 4
     assert "the loss became nan" in Path(answer["report"]).read_text()
 
 
@@ -174,24 +178,24 @@ def test_a_cell_that_fails_is_a_row_with_its_error_and_is_tried_again(
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
     trainings.fails[24, 1e-3, 0] = WorkFailed("the loss became nan")
     with pytest.raises(WorkFailed, match=r"1 of 4 cells failed \(model.bits=24, seed 0: the loss became nan\), see"):
-        study(grid, out)
+        trainings.study(grid, out)
     (table,) = Path(out).glob("study/*/parts/cells-*.parquet")
     rows = {(row["bits"], row["seed"]): row for row in pq.read_table(table).to_pylist()}
     assert rows[24, 0]["error"] == "the loss became nan" and rows[24, 0]["map"] is None
     assert all(row["error"] is None and row["map"] for place, row in rows.items() if place != (24, 0))
     assert verify(str(table.parents[1])).kind == "study"
-    states = [entry["state"] for entry in study(grid, out, dry_run=True).states]
+    states = [entry["state"] for entry in trainings.study(grid, out, dry_run=True).states]
     assert states == ["done", "done", "failed", "done"]
     with pytest.raises(WorkFailed, match="1 of 4 cells failed"):  # of another share than its own
-        study(grid, out, share=(1, 2))
+        trainings.study(grid, out, share=(1, 2))
     trainings.fails[24, 1e-3, 0] = WorkFailed("the disk is full")
     with pytest.raises(WorkFailed, match="the disk is full"):
-        study(grid, out)
+        trainings.study(grid, out)
     assert status(out).found["failures"] == ["the disk is full"]
     with pytest.raises(WorkFailed, match="the disk is full"):
-        study(grid, out, share=(1, 2))
+        trainings.study(grid, out, share=(1, 2))
     trainings.fails.clear()
-    answer = study(grid, out).as_json()
+    answer = trainings.study(grid, out).as_json()
     assert (answer["status"], answer["failed"], len(trainings.done)) == ("done", 0, 4)
     assert status(out).found["failures"] == []
     assert [entry["seeds"] for entry in answer["summary"]] == [2, 2]
@@ -204,31 +208,31 @@ def test_what_is_no_cells_fault_ends_the_study_and_a_rerun_goes_on(
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
     trainings.fails[24, 1e-3, 0] = error
     with pytest.raises(type(error)):
-        study(grid, out)
-    listed = study(grid, out, dry_run=True).as_json()
+        trainings.study(grid, out)
+    listed = trainings.study(grid, out, dry_run=True).as_json()
     assert [entry["state"] for entry in listed["states"]] == ["done", "done", "missing", "missing"]
     assert (listed["done"], listed["missing"], listed["digest"]) == (2, 2, None)
     trainings.fails.clear()
-    assert study(grid, out).status == "done"
+    assert trainings.study(grid, out).status == "done"
     assert len(trainings.done) == len(set(trainings.done)) == 4
 
 
 def test_shares_do_their_groups_and_the_last_one_publishes(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
-    first = study(grid, out, share=(2, 2)).as_json()
+    first = trainings.study(grid, out, share=(2, 2)).as_json()
     assert {bits for bits, _, _ in trainings.done} == {24} and first["missing"] == 2 and first["digest"] is None
-    last = study(grid, out, share=(1, 2)).as_json()
+    last = trainings.study(grid, out, share=(1, 2)).as_json()
     assert last["cells"] == 4 and len(trainings.done) == 4
-    assert study(grid, out, share=(2, 2)).as_json() == {**last, "status": "unchanged"}
+    assert trainings.study(grid, out, share=(2, 2)).as_json() == {**last, "status": "unchanged"}
 
 
 def test_the_last_of_two_shares_side_by_side_publishes(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
     grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
     others: list[dict[str, Any]] = []
     trainings.meanwhile = lambda: others.append(
-        study(grid, out, share=(1, 2)).as_json()
+        trainings.study(grid, out, share=(1, 2)).as_json()
     )  # begins and ends while (2, 2) trains
-    last = study(grid, out, share=(2, 2)).as_json()
+    last = trainings.study(grid, out, share=(2, 2)).as_json()
     assert [answer["missing"] for answer in others] == [2]
     assert last["digest"] is not None and len(last["summary"]) == 2
 
@@ -265,7 +269,7 @@ def rewritten(uri: str, out: Path, change: dict[str, Any], summary: bool = True)
 def test_verify_follows_every_figure_to_the_artifact_it_is_from(
     trainings: Trainings, shards: Path, tmp_path: Path
 ) -> None:
-    uri = study(grid_of(tmp_path, shards), str(tmp_path / "out")).uri
+    uri = trainings.study(grid_of(tmp_path, shards), str(tmp_path / "out")).uri
     proven = verify(uri).as_json()
     assert "4 cells with the figures of the reports and models they name" in proven["checks"]
     assert proven["orphans"] == []

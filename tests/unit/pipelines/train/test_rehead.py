@@ -46,14 +46,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
+def fit_here(job: verb.RotateJob) -> verb.Fitted:
     """The worker runs in this process; its bytes go through JSON as they do on the way to the store."""
-    monkeypatch.setattr(verb, "_fit_on_ray", lambda job: Fitter(job, lambda done, note: None).run(job.model))
+    return Fitter(job, lambda done, note: None).run(job.model)
 
 
 def run(root: Path, out: Path, method: str, *more: str, model: str = "model") -> dict[str, Any]:
-    return verb.rotate(str(root / model), str(out), settings(f"train.rotate={method}", *more)).as_json()
+    return verb.rotate(str(root / model), str(out), settings(f"train.rotate={method}", *more), fit=fit_here).as_json()
 
 
 def training_images(root: Path) -> tuple[list[bytes], set[str]]:

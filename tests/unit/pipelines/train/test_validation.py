@@ -7,7 +7,6 @@ import safetensors.torch
 import timm
 import torch
 
-import pipelines.train.train
 from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
@@ -49,10 +48,10 @@ def test_of_equal_epochs_the_last_is_published_and_a_map_that_never_moves_is_sai
     ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
     left = iter(maps)
     monkeypatch.setattr("pipelines.train.worker.validate", lambda learner, data: next(left))
-    monkeypatch.setattr(
-        pipelines.train.train, "_run_workers", lambda job, data, log: train_worker(job, lambda *report: None)
-    )
-    result = train(str(tmp_path / "shards"), str(tmp_path / "model"), config).as_json()
+    result = train(
+        *(str(tmp_path / "shards"), str(tmp_path / "model"), config),
+        run=lambda job, data, log: train_worker(job, lambda *report: None),
+    ).as_json()
     assert (result["map"], result["epoch"]) == (max(maps), epoch)
     said = "the validation mAP was 0.5000 in all 3 validations" in capsys.readouterr().err
     assert said == (len(set(maps)) == 1)
@@ -70,11 +69,11 @@ def test_relative_weights_are_found_by_workers_in_other_folders_and_name_the_mod
         monkeypatch.chdir("/")
         train_worker(job, lambda *report: None)
 
-    monkeypatch.setattr(pipelines.train.train, "_run_workers", elsewhere)
     digests = set()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         safetensors.torch.save_file(state, tmp_path / name / "w.safetensors")
         monkeypatch.chdir(tmp_path / name)
-        digests.add(train(str(tmp_path / "shards"), str(tmp_path / f"model-{name}"), load_config(sets=sets)).digest)
+        where = str(tmp_path / "shards"), str(tmp_path / f"model-{name}")
+        digests.add(train(*where, load_config(sets=sets), run=elsewhere).digest)
     assert len(digests) == 1

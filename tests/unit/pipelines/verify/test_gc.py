@@ -2,13 +2,13 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter, list_versions
 from pipelines.artifacts.facts import QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, open_artifact
@@ -20,12 +20,12 @@ from pipelines.index.publish import describe_index, rollback_index
 from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, remove_rows
 from pipelines.storage import Store, canonical_json
-from pipelines.verify import gc as gc_module
+from pipelines.storage.local import LocalObjects
 from pipelines.verify.gc import gc
 from pipelines.verify.verify import _orphans as orphans_of  # the codes here have no shards to verify against
 from pipelines.verify.verify import verify
 from tests.support.codes import simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 
 DAY = 86_400
 
@@ -192,13 +192,16 @@ CONFIG = Config(index=IndexSettings(workers=1))
 
 
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def index(tmp_path: Path) -> str:
     """Versions 1 to 4: 30 codes, two keys removed, 5 codes added, a tar removed; all of them two days old."""
-    use_inline_pool(monkeypatch, pipelines.index.pool)
     base = {f"b-{n:06d}.tar": simple_rows(f"b{n}", 10, seed=n) for n in range(3)}
-    uri = str(build_index([write_codes(tmp_path / "b", base).uri], str(tmp_path / "index"), CONFIG).uri)
+    uri = str(
+        build_index([write_codes(tmp_path / "b", base).uri], str(tmp_path / "index"), CONFIG, pool=InlinePool()).uri
+    )
     remove_rows(uri, CONFIG, ["b0/00000", "b1/00000"])
-    add_codes(uri, [write_codes(tmp_path / "c", {"c-000000.tar": simple_rows("c", 5, seed=9)}).uri], CONFIG)
+    add_codes(
+        uri, [write_codes(tmp_path / "c", {"c-000000.tar": simple_rows("c", 5, seed=9)}).uri], CONFIG, pool=InlinePool()
+    )
     remove_rows(uri, CONFIG, shards=["b-000002.tar"])
     age_all(Path(uri))
     return uri
@@ -234,7 +237,7 @@ def test_the_last_versions_stay_whole_and_the_others_fail_clearly(index: str) ->
     assert [entry["version"] for entry in describe_index(index).versions] == [4, 3]
     assert gc(index, keep=2).status == "unchanged"
     base = open_artifact(index).origin("codes-0")
-    assert build_index([str(base)], index, CONFIG).version == 4
+    assert build_index([str(base)], index, CONFIG, pool=InlinePool()).version == 4
     assert remove_rows(index, CONFIG, ["c/00000"]).version == 5
     assert gc(index, keep=1, older_than="0s").collected == [3, 4]
     assert verify(index).orphans == []
@@ -258,46 +261,48 @@ def test_the_version_that_knows_all_ordinals_stays(index: str, tmp_path: Path) -
     assert gc(index, keep=1).collected == [1, 2, 3]
     with open_index(index) as reader:
         assert (reader.version, reader.count) == (5, 30)
-    add_codes(index, [write_codes(tmp_path / "d", {"d-000000.tar": simple_rows("d", 4, seed=5)}).uri], CONFIG)
+    add_codes(
+        index,
+        [write_codes(tmp_path / "d", {"d-000000.tar": simple_rows("d", 4, seed=5)}).uri],
+        CONFIG,
+        pool=InlinePool(),
+    )
     with open_index(index) as reader:
         assert [shard.ordinal for shard in reader.shards.values() if shard.shard == "d-000000.tar"] == [4]
     assert verify(index).orphans == []
 
 
-def test_a_collection_that_was_cut_off_leaves_whole_versions(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    delete = gc_module._delete
+class Interrupted(LocalObjects):
+    """A folder that does `what` before the delete of that number."""
+
+    def __init__(self, root: str, after: int, what: Callable[[], object]) -> None:
+        super().__init__(Path(root))
+        self.left, self.what = after, what
+
+    def delete(self, name: str) -> None:
+        self.left -= 1
+        if not self.left:
+            self.what()
+        super().delete(name)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_collection_that_was_cut_off_leaves_whole_versions(index: str) -> None:
     for hit in range(1, 9):
-        left = [hit]
-
-        def cut_off(store: Store, name: str, left: list[int] = left) -> None:
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-            delete(store, name)
-
-        monkeypatch.setattr(gc_module, "_delete", cut_off)
         try:
-            gc(index, keep=1)
+            gc(Store(index, Interrupted(index, hit, interrupt)), keep=1)
         except KeyboardInterrupt:
             assert verify(index).status == "done"
-    monkeypatch.setattr(gc_module, "_delete", delete)
     gc(index, keep=1)
     assert list_versions(Store(index)) == [4]
     assert verify(index).orphans == []
 
 
-def test_a_rollback_while_versions_are_collected_keeps_what_it_names(
-    index: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    delete = gc_module._delete
-
-    def overtaken(store: Store, name: str) -> None:
-        monkeypatch.setattr(gc_module, "_delete", delete)
-        rollback_index(index, 2)
-        delete(store, name)
-
-    monkeypatch.setattr(gc_module, "_delete", overtaken)
-    gc(index, keep=1)
+def test_a_rollback_while_versions_are_collected_keeps_what_it_names(index: str) -> None:
+    gc(Store(index, Interrupted(index, 1, lambda: rollback_index(index, 2))), keep=1)
     with open_index(index) as reader:
         assert (reader.version, reader.count) == (5, 28)
     assert verify(index).status == "done"

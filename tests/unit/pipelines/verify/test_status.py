@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-import pipelines.encode.workers
-import pipelines.index.pool
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Part
@@ -36,7 +34,7 @@ from pipelines.verify.gc import gc
 from pipelines.verify.status import status
 from pipelines.verify.status.words import format_line, format_span, format_status
 from pipelines.verify.verify import verify
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.models import train_model, write_model
 from tests.support.pictures import truncated_jpeg, write_folder
 
@@ -53,12 +51,6 @@ class Tried:
     pid: int
     gpu: str | None
     end: str
-
-
-@pytest.fixture(autouse=True)
-def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pipelines.encode.workers, pipelines.index.pool):
-        use_inline_pool(monkeypatch, module)
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +93,13 @@ class Interrupted(ShardEncoder):
 
 
 def test_an_encode_is_seen_while_it_works_when_it_failed_and_when_it_is_done(
-    root: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, config: Config
 ) -> None:
     out = str(tmp_path / "codes")
     arguments = (str(root / "shards"), str(root / "model"), out, config)
     Interrupted.turns = itertools.count()
-    monkeypatch.setattr("pipelines.encode.encode.ShardEncoder", Interrupted)
     with pytest.raises(WorkFailed):
-        encode(*arguments)
+        encode(*arguments, pool=InlinePool(Interrupted))
     seen = Interrupted.seen
     assert (seen["verb"], seen["status"], seen["digest"], seen["kind"]) == ("status", "working", None, "codes")
     assert (seen["shards"], seen["done"], seen["of"], seen["unit"]) == ({"done": 2, "of": 4}, 20, 35, "images")
@@ -124,8 +115,7 @@ def test_an_encode_is_seen_while_it_works_when_it_failed_and_when_it_is_done(
         plan_changes([arguments[0]], [out]).as_json()["publish"],
     ) == (1, 3)
 
-    monkeypatch.setattr("pipelines.encode.encode.ShardEncoder", ShardEncoder)
-    result = encode(*arguments).as_json()
+    result = encode(*arguments, pool=InlinePool()).as_json()
     done = status(out).as_json()
     assert (done["status"], done["digest"], done["shards"]["done"]) == ("done", result["digest"], 4)
     assert done["rejects"] == {"total": 2, "reasons": {"not_an_image": 1, "truncated": 1}}
@@ -134,7 +124,7 @@ def test_an_encode_is_seen_while_it_works_when_it_failed_and_when_it_is_done(
 
 def test_records_outlive_gc_and_are_no_orphans(root: Path, tmp_path: Path, config: Config) -> None:
     out = str(tmp_path / "codes")
-    encode(str(root / "shards"), str(root / "model"), out, config)
+    encode(str(root / "shards"), str(root / "model"), out, config, pool=InlinePool())
     before = sorted(Path(out, "runs").rglob("*.json"))
     assert len(before) == 2
     assert gc(out, older_than="0s").as_json()["deleted"] == 0
@@ -183,13 +173,14 @@ def test_slow_and_retried_shards_and_hosts_are_named(tmp_path: Path) -> None:
     assert "died, stuck, done" in text
 
 
-def test_rate_and_time_left_count_from_the_first_shard_that_was_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class QuickLog(RunLog):
+    progress_every_s = 0.05
+
+
+def test_rate_and_time_left_count_from_the_first_shard_that_was_done(tmp_path: Path) -> None:
     """Workers took 100 s to start: 10 images a second after that, and 80 of 110 are left."""
-    monkeypatch.setattr("pipelines.artifacts.runs.PROGRESS_EVERY_S", 0.05)
     store, now = begun_codes(tmp_path), time.time()
-    with RunLog(store, "encode", total=110, unit="images", shards=11) as log:
+    with QuickLog(store, "encode", total=110, unit="images", shards=11) as log:
         for number in range(3):
             log.record_attempts(
                 f"{number}.tar", [Tried(now - 100, now + number, "n", 1, None, "done")], {"samples": 10}
@@ -231,8 +222,10 @@ def test_a_training_tells_steps_epoch_and_the_map_so_far(root: Path, tmp_path: P
 
 def test_status_of_an_index(root: Path, tmp_path: Path, config: Config) -> None:
     out = str(tmp_path / "codes")
-    encode(str(root / "shards"), str(root / "model"), out, config)
-    built = build_index([out], str(tmp_path / "index"), load_config(sets=["index.workers=1"])).as_json()
+    encode(str(root / "shards"), str(root / "model"), out, config, pool=InlinePool())
+    built = build_index(
+        [out], str(tmp_path / "index"), load_config(sets=["index.workers=1"]), pool=InlinePool()
+    ).as_json()
     found = status(built["uri"]).as_json()
     assert (found["status"], found["kind"], found["version"], found["digest"]) == ("done", "index", 1, built["digest"])
     assert (found["done"], found["of"], found["unit"]) == (4, 4, "parts")

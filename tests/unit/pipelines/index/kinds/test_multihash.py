@@ -3,8 +3,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from hhnet import hamming_knn, hamming_range
-from hhnet.search import multi_index as mih
-from hhnet.search.multi_index import MultiIndexHash
+from hhnet.search.multi_index import ScanCosts
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import NOTHING_REMOVED
@@ -15,13 +14,10 @@ KIND = MihKind()
 IDS = (5 << 32) + np.arange(2000, dtype=np.int64) * 3
 
 
-@pytest.fixture(params=["buckets", "scan"], autouse=True)
-def way(request, monkeypatch):
+@pytest.fixture(params=[ScanCosts(compare=1e18, least=0), ScanCosts()], ids=["buckets", "scan"])
+def kind(request):
     """Parts this small are scanned: also without that."""
-    if request.param == "buckets":
-        monkeypatch.setattr(mih, "MIN_TABLE_SEARCH_NS", 0)
-        monkeypatch.setattr(MultiIndexHash, "_scan_cost", lambda self, num, threads: 1e18)
-    return request.param
+    return MihKind(request.param)
 
 
 def part(tmp_path, codes):
@@ -35,9 +31,9 @@ def clustered(bits, seed=0, count=2000):
 
 
 @pytest.mark.parametrize("bits", [12, 16, 48, 64, 72, 128])
-def test_searches_are_those_of_a_scan(tmp_path, bits):
+def test_searches_are_those_of_a_scan(tmp_path, bits, kind):
     codes, queries = clustered(bits), clustered(bits, seed=1)[:30]
-    searcher = KIND.open(part(tmp_path, codes), codes.shape[1], 2000, None, {}, NOTHING_REMOVED)
+    searcher = kind.open(part(tmp_path, codes), codes.shape[1], 2000, None, {}, NOTHING_REMOVED)
     for k in (1, 7, 3000) if bits < 64 else (1, 7):
         distances, ids = searcher.search(queries, k)
         expected = hamming_knn(queries, codes, k)
@@ -51,9 +47,9 @@ def test_searches_are_those_of_a_scan(tmp_path, bits):
     np.testing.assert_array_equal(distances, expected[2])
 
 
-def test_what_was_removed_is_not_found(tmp_path):
+def test_what_was_removed_is_not_found(tmp_path, kind):
     codes = clustered(16)
-    searcher = KIND.open(part(tmp_path, codes), 2, 2000, None, {}, IDS[::3])
+    searcher = kind.open(part(tmp_path, codes), 2, 2000, None, {}, IDS[::3])
     kept = np.delete(np.arange(2000), np.s_[::3])
     assert searcher.count == len(kept)
     distances, rows = hamming_knn(codes[:9], codes[kept], 40)
@@ -63,31 +59,31 @@ def test_what_was_removed_is_not_found(tmp_path):
     assert searcher.search(codes[:9], 9999)[1].shape == (9, len(kept))
     offsets, _, ids = searcher.range_search(codes[:9], 16)
     assert offsets[1] == len(kept) and not set(ids.tolist()) & set(IDS[::3].tolist())
-    nothing = KIND.open(part(tmp_path, codes), 2, 2000, None, {}, IDS)
+    nothing = kind.open(part(tmp_path, codes), 2, 2000, None, {}, IDS)
     assert nothing.count == 0 and nothing.search(codes[:9], 4)[0].shape == (9, 0)
     assert nothing.range_search(codes[:9], 4)[0].tolist() == [0] * 10
 
 
-def test_a_part_is_mapped_plain_and_reproducible(tmp_path):
+def test_a_part_is_mapped_plain_and_reproducible(tmp_path, kind):
     codes = clustered(72)
     path = part(tmp_path, codes)
-    searcher = KIND.open(path, 9, 2000, None, {}, NOTHING_REMOVED)
+    searcher = kind.open(path, 9, 2000, None, {}, NOTHING_REMOVED)
     for array in (searcher.table.codes, searcher.table.starts, searcher.table.rows, searcher.ids):
         assert isinstance(array, np.memmap)
     assert searcher.table.codes.ctypes.data % 8 == 0, "words that are not aligned would be copied by every search"
     tensors = load(path.read_bytes())
     np.testing.assert_array_equal(tensors["codes"].view(np.uint8)[:, :9], codes)
     np.testing.assert_array_equal(tensors["ids"], IDS)
-    assert KIND.build(codes, IDS, None, {}) == path.read_bytes()
+    assert kind.build(codes, IDS, None, {}) == path.read_bytes()
 
 
 @pytest.mark.parametrize("rows, width", [(1999, 8), (2001, 8), (2000, 9), (2000, 16)])
-def test_a_part_of_another_shape_is_refused(tmp_path, rows, width):
+def test_a_part_of_another_shape_is_refused(tmp_path, rows, width, kind):
     with pytest.raises(DamagedArtifact, match="expected"):
-        KIND.open(part(tmp_path, clustered(64)), width, rows, None, {}, NOTHING_REMOVED)
+        kind.open(part(tmp_path, clustered(64)), width, rows, None, {}, NOTHING_REMOVED)
 
 
-def test_tables_of_other_shapes_are_refused(tmp_path):
+def test_tables_of_other_shapes_are_refused(tmp_path, kind):
     tensors = load(part(tmp_path, clustered(64)).read_bytes())
     path = tmp_path / "other"
     for name, value in (
@@ -100,19 +96,19 @@ def test_tables_of_other_shapes_are_refused(tmp_path):
     ):
         path.write_bytes(save({**tensors, name: value}))
         with pytest.raises(DamagedArtifact, match="other"):
-            KIND.open(path, 8, 2000, None, {}, NOTHING_REMOVED)
+            kind.open(path, 8, 2000, None, {}, NOTHING_REMOVED)
     path.write_bytes(save({name: value for name, value in tensors.items() if name != "rows"}))
     with pytest.raises(DamagedArtifact, match="with a tensor rows"):
-        KIND.open(path, 8, 2000, None, {}, NOTHING_REMOVED)
+        kind.open(path, 8, 2000, None, {}, NOTHING_REMOVED)
 
 
-def test_tables_that_point_outside_are_damage_and_no_crash(tmp_path, way):
+def test_tables_that_point_outside_are_damage_and_no_crash(tmp_path, kind):
     codes = clustered(64)
     tensors = load(part(tmp_path, codes).read_bytes())
     path = tmp_path / "other"
     path.write_bytes(save({**tensors, "rows": np.full_like(tensors["rows"], 1 << 31)}))
-    searcher = KIND.open(path, 8, 2000, None, {}, NOTHING_REMOVED)
-    if way == "scan":
+    searcher = kind.open(path, 8, 2000, None, {}, NOTHING_REMOVED)
+    if kind.costs == ScanCosts():
         np.testing.assert_array_equal(searcher.search(codes[:5], 9)[0], hamming_knn(codes[:5], codes, 9)[0])
         return
     with pytest.raises(DamagedArtifact, match="other: the tables point outside the codes"):
@@ -121,7 +117,7 @@ def test_tables_that_point_outside_are_damage_and_no_crash(tmp_path, way):
         searcher.range_search(codes[:5], 9)
 
 
-def test_there_is_nothing_to_set(tmp_path):
-    assert KIND.parameters(IndexSettings(nlist=9), 50) == {} and KIND.sample_size({}) == 0 and KIND.exact
+def test_there_is_nothing_to_set(tmp_path, kind):
+    assert kind.parameters(IndexSettings(nlist=9), 50) == {} and kind.sample_size({}) == 0 and kind.exact
     one = random_codes(1)
-    assert KIND.open(part(tmp_path, one), 8, 1, None, {}, NOTHING_REMOVED).search(one, 3)[1].tolist() == [[IDS[0]]]
+    assert kind.open(part(tmp_path, one), 8, 1, None, {}, NOTHING_REMOVED).search(one, 3)[1].tolist() == [[IDS[0]]]

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipelines.index.pool
 from hhnet import hamming_knn
-from pipelines.cli.index import BuildFlags, index_build_command
+from pipelines.cli.index import BuildFlags
 from pipelines.config.loading import load_config
 from pipelines.errors import ConfigError
 from pipelines.index import kinds
+from pipelines.index.build import build_index
 from pipelines.index.reader import open_index
 from tests.support.codes import random_codes, simple_rows, write_codes
-from tests.support.inline import use_inline_pool
+from tests.support.inline import InlinePool
 from tests.support.plugins import plugged_in
 
 TOY = """
@@ -63,11 +63,11 @@ KIND = ToyKind()
 def built(uri: str, out: str, **flags: Any) -> dict[str, Any]:
     """What `hhnet index build` gives with these flags."""
     given = BuildFlags(codes=[uri], out=out, **flags)
-    return index_build_command(given, load_config(flags=given.settings())).as_json()
+    config = load_config(flags=given.settings())
+    return build_index(given.codes, given.out, config, dry_run=given.dry_run, pool=InlinePool()).as_json()
 
 
-def test_a_kind_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_inline_pool(monkeypatch, pipelines.index.pool)
+def test_a_kind_is_one_module(tmp_path: Path) -> None:
     contents = {f"x-{n:06d}.tar": simple_rows(f"x{n}", 40, seed=n) for n in range(2)}
     uri, out = write_codes(tmp_path / "codes", contents).uri, str(tmp_path / "index")
     with plugged_in(kinds, tmp_path / "plugins", "toy", TOY):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from pipelines.errors import FingerprintMismatch, InputError
+from pipelines.ingest import protocols
 from pipelines.ingest.protocols import coco
 from pipelines.ingest.protocols.coco import CLASSES, Coco
 from pipelines.verify.verify import verify
+from tests.support.plugins import plugged_in
 from tests.support.protocols import hhnet, ingested, keys_of, labels_of, warnings_in, write_pictures
 
 SMALL = Coco(name="small", parts={"train": 3, "query": 2, "database": 3}, database=("train", "database"))
@@ -228,14 +231,12 @@ def test_an_image_listed_twice_under_two_ids(root: Path, tmp_path: Path) -> None
         ingested(root, tmp_path / "out", SMALL)
 
 
-def test_files_that_are_not_there_or_beyond_all_bounds(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_are_not_there_or_beyond_all_bounds(root: Path, tmp_path: Path) -> None:
     (root / VAL).rename(root / "elsewhere.json")
     with pytest.raises(InputError, match=r"instances_val2014\.json: No such file or directory: --root is the folder"):
         ingested(root, tmp_path / "out", SMALL)
-    monkeypatch.setattr(coco, "MAX_JSON_BYTES", 100)
-    with pytest.raises(InputError, match=r"instances_train2014\.json is larger than 100 bytes"):
+    os.truncate(root / TRAIN, coco.MAX_JSON_BYTES + 1)
+    with pytest.raises(InputError, match=rf"instances_train2014\.json is larger than {coco.MAX_JSON_BYTES} bytes"):
         ingested(root, tmp_path / "out", SMALL)
 
 
@@ -244,16 +245,16 @@ def test_other_counts(root: Path, tmp_path: Path) -> None:
         ingested(root, tmp_path / "out", replace(SMALL, parts={**SMALL.parts, "database": 4}))
 
 
-def test_the_command_line(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(coco, "PROTOCOLS", (SMALL,))
-    words = ["ingest", "--protocol", "small", "--root", str(root), "--out", str(tmp_path / "out"), "--json"]
-    code, out, _ = hhnet(words, capsys)
-    assert (code, json.loads(out)["protocol"]["name"]) == (0, "small")
-    for part in SMALL.parts:
-        assert hhnet(["verify", str(tmp_path / "out" / part)], capsys)[0] == 0
-    (root / VAL).write_text("{}")
-    code, out, errors = hhnet(words, capsys)
-    assert (code, out) == (2, "")
-    assert errors == f"hhnet: {root / VAL} has no list categories: take the original annotations of COCO\n"
+def test_the_command_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with plugged_in(
+        protocols, tmp_path / "plugins", "small", f"from {__name__} import SMALL\n\nPROTOCOLS = (SMALL,)\n"
+    ):
+        words = ["ingest", "--protocol", "small", "--root", str(root), "--out", str(tmp_path / "out"), "--json"]
+        code, out, _ = hhnet(words, capsys)
+        assert (code, json.loads(out)["protocol"]["name"]) == (0, "small")
+        for part in SMALL.parts:
+            assert hhnet(["verify", str(tmp_path / "out" / part)], capsys)[0] == 0
+        (root / VAL).write_text("{}")
+        code, out, errors = hhnet(words, capsys)
+        assert (code, out) == (2, "")
+        assert errors == f"hhnet: {root / VAL} has no list categories: take the original annotations of COCO\n"

@@ -17,6 +17,7 @@ from pipelines.ingest.protocols.base import REST
 from pipelines.ingest.protocols.imagenet100 import Imagenet100
 from pipelines.ingest.protocols.lists import Listed
 from pipelines.verify.verify import verify
+from tests.support.plugins import plugged_in
 from tests.support.protocols import hhnet, ingested, keys_of, labels_of, warnings_in, write_pictures
 
 SYNSETS = ("n01514668", "n01537544", "n01560419", "n01629819")
@@ -300,9 +301,9 @@ def test_lists_of_other_counts(multi: Path, tmp_path: Path) -> None:
         ingested(multi, tmp_path / "other", replace(MULTI, parts={**MULTI.parts, "database": REST}))
 
 
-def test_a_list_beyond_all_bounds(multi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "MAX_LIST_BYTES", 60)
-    with pytest.raises(InputError, match=r"train\.txt is larger than 60 bytes"):
+def test_a_list_beyond_all_bounds(multi: Path, tmp_path: Path) -> None:
+    os.truncate(multi / "train.txt", lists.MAX_LIST_BYTES + 1)
+    with pytest.raises(InputError, match=rf"train\.txt is larger than {lists.MAX_LIST_BYTES} bytes"):
         ingested(multi, tmp_path / "out", MULTI)
 
 
@@ -313,15 +314,15 @@ def test_a_pipe_in_place_of_a_list_is_not_waited_for(multi: Path, tmp_path: Path
         ingested(multi, tmp_path / "out", MULTI)
 
 
-def test_the_command_line(
-    multi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(nuswide, "PROTOCOLS", (MULTI,))
-    words = ["ingest", "--protocol", "multi", "--root", str(multi), "--out", str(tmp_path / "out"), "--json"]
-    code, out, _ = hhnet(words, capsys)
-    assert (code, json.loads(out)["status"]) == (0, "done")
-    assert hhnet(["verify", str(tmp_path / "out/query")], capsys)[0] == 0
-    remove("images/7_1.jpg")(multi)
-    code, out, errors = hhnet([*words[:-2], str(tmp_path / "other")], capsys)
-    assert (code, out, len(errors.splitlines())) == (2, "", 1)
-    assert "database.txt, line 3: cannot read" in errors
+def test_the_command_line(multi: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with plugged_in(
+        protocols, tmp_path / "plugins", "multi", f"from {__name__} import MULTI\n\nPROTOCOLS = (MULTI,)\n"
+    ):
+        words = ["ingest", "--protocol", "multi", "--root", str(multi), "--out", str(tmp_path / "out"), "--json"]
+        code, out, _ = hhnet(words, capsys)
+        assert (code, json.loads(out)["status"]) == (0, "done")
+        assert hhnet(["verify", str(tmp_path / "out/query")], capsys)[0] == 0
+        remove("images/7_1.jpg")(multi)
+        code, out, errors = hhnet([*words[:-2], str(tmp_path / "other")], capsys)
+        assert (code, out, len(errors.splitlines())) == (2, "", 1)
+        assert "database.txt, line 3: cannot read" in errors

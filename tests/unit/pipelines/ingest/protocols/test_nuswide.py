@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.ingest.protocols import nuswide
+from pipelines.ingest import protocols
 from pipelines.ingest.protocols.base import REST
 from pipelines.ingest.protocols.nuswide import CLASSES, NusWide
 from pipelines.verify.verify import verify
+from tests.support.plugins import plugged_in
 from tests.support.protocols import hhnet, ingested, keys_of, labels_of, warnings_in, write_pictures
 
 IMAGES, LABELLED = 180, 170
@@ -200,15 +201,15 @@ def test_other_counts(root: Path, tmp_path: Path) -> None:
         ingested(root, tmp_path / "out", replace(SMALL, parts={**SMALL.parts, "database": 106}))
 
 
-def test_the_command_line(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(nuswide, "PROTOCOLS", (PARTIAL,))
-    words = ["ingest", "--protocol", "partial", "--root", str(root), "--out", str(tmp_path / "out"), "--json"]
-    code, out, _ = hhnet(words, capsys)
-    assert (code, json.loads(out)["protocol"]["database"]) == (0, ["database"])
-    for part in PARTIAL.parts:
-        assert hhnet(["verify", str(tmp_path / "out" / part)], capsys)[0] == 0
-    remove(LAKE)(root)
-    code, out, errors = hhnet(words, capsys)
-    assert (code, out, len(errors.splitlines())) == (2, "", 1)
+def test_the_command_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with plugged_in(
+        protocols, tmp_path / "plugins", "partial", f"from {__name__} import PARTIAL\n\nPROTOCOLS = (PARTIAL,)\n"
+    ):
+        words = ["ingest", "--protocol", "partial", "--root", str(root), "--out", str(tmp_path / "out"), "--json"]
+        code, out, _ = hhnet(words, capsys)
+        assert (code, json.loads(out)["protocol"]["database"]) == (0, ["database"])
+        for part in PARTIAL.parts:
+            assert hhnet(["verify", str(tmp_path / "out" / part)], capsys)[0] == 0
+        remove(LAKE)(root)
+        code, out, errors = hhnet(words, capsys)
+        assert (code, out, len(errors.splitlines())) == (2, "", 1)

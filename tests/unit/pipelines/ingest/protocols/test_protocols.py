@@ -16,7 +16,6 @@ import pytest
 from pipelines.artifacts.manifest import manifest_digest, open_artifact
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.ingest import protocols
-from pipelines.ingest.protocols import cifar10
 from pipelines.ingest.protocols.cifar10 import Cifar10
 from pipelines.ingest.sources import SourceImage
 from pipelines.shards.images import decode_image
@@ -24,6 +23,7 @@ from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json
 from pipelines.verify.verify import verify
 from tests.support.pictures import png
+from tests.support.plugins import plugged_in
 from tests.support.protocols import hhnet, keys_of, samples_of
 from tests.support.protocols import ingested as ingested_by
 
@@ -435,18 +435,18 @@ def test_a_file_that_shrinks_in_between(cifar: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ command line
 
 
-def test_the_command_line(
-    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cifar10, "PROTOCOLS", (DRAWN,))
-    words = ["ingest", "--protocol", "drawn", "--root", str(cifar), "--out", str(tmp_path / "out"), "--json"]
-    code, out, _ = hhnet(words, capsys)
-    result = json.loads(out)
-    assert (code, result["verb"], result["status"]) == (0, "ingest", "done")
-    assert result["protocol"]["name"] == "drawn"
-    code, out, _ = hhnet(words[:-1], capsys)
-    assert out.startswith("ingest: unchanged\n")
-    assert result["protocol"]["digest"] in out
+def test_the_command_line(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with plugged_in(
+        protocols, tmp_path / "plugins", "drawn", f"from {__name__} import DRAWN\n\nPROTOCOLS = (DRAWN,)\n"
+    ):
+        words = ["ingest", "--protocol", "drawn", "--root", str(cifar), "--out", str(tmp_path / "out"), "--json"]
+        code, out, _ = hhnet(words, capsys)
+        result = json.loads(out)
+        assert (code, result["verb"], result["status"]) == (0, "ingest", "done")
+        assert result["protocol"]["name"] == "drawn"
+        code, out, _ = hhnet(words[:-1], capsys)
+        assert out.startswith("ingest: unchanged\n")
+        assert result["protocol"]["digest"] in out
 
 
 KNOWN = "'cifar11' is unknown: choose one of cifar10, cifar10-1, cifar10-2, cifar10-h2q"
