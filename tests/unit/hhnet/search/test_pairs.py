@@ -122,7 +122,7 @@ def test_equal_codes_have_one_leader(known: int, bits: int) -> None:
 def test_a_small_table_is_passed_over_the_codes_several_times() -> None:
     codes = padded(clustered(5000, 64, centres=900, flip=0.01))
     expected = equal_groups(codes, 1000, 1 << 30)
-    small = equal_groups(codes, 1000, 256, least_slots=64)
+    small = equal_groups(codes, 1000, 256, min_slots=64)
     assert (small[0] == expected[0]).all()
     assert small[1:] == expected[1:]
 

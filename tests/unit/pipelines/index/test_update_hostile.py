@@ -110,7 +110,7 @@ def test_verify_proves_every_version(tmp_path: Path, pool: InlinePool, config: C
     assert result["digest"] == last["digest"]
     assert result["orphans"] == []
     for check in (
-        "list_versions 1 to 7 name",
+        "versions 1 to 7 name",
         "77 codes in 4 parts that open, 1 of their rows removed",
         "98 codes in 5 parts",
     ):
