@@ -1,7 +1,7 @@
-"""Logits: a network's outputs as int8, stored beside the bits to re-rank a short list of Hamming neighbours.
+"""Real codes: a network's outputs as int8, stored beside the bits to re-rank a short list of Hamming neighbours.
 
-A code says on which side of zero each output lies, logits also how far. The distance is asymmetric: the query's outputs
-at full precision are compared with the stored logits of the database.
+A code says on which side of zero each output lies, a real code also how far. The distance is asymmetric: the query's
+outputs at full precision are compared with the stored real codes of the database.
 
 Shape suffixes: N samples, Q queries, K bits.
 """
@@ -18,7 +18,7 @@ RealCodes = npt.NDArray[np.int8]
 def quantise_real_codes(z_NK: npt.ArrayLike) -> RealCodes:
     """Quantise outputs to int8, each row by its own scale: round(127 z / max |z|), and never to 0 where z is not 0.
 
-    So logit j is > 0 exactly where bit j of `sign_bits` is set. The scale of a row is not kept: the losses here train
+    So value j is > 0 exactly where bit j of `sign_bits` is set. The scale of a row is not kept: the losses here train
     angles, and an angle does not depend on it.
 
     Args:
@@ -41,7 +41,7 @@ def quantise_real_codes(z_NK: npt.ArrayLike) -> RealCodes:
 
 
 def saturate(z_NK: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Compress outputs or logits for comparison: tanh(z / r), with r the root mean square of the row.
+    """Compress outputs or real codes for comparison: tanh(z / r), with r the root mean square of the row.
 
     An output far from zero says little more than its bit. Without the tanh, the few largest outputs of a row decide the
     order, and long lists come out worse than by the bits alone (`docs/experiments.md` has the figures).
@@ -58,10 +58,10 @@ def saturate(z_NK: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def asymmetric_distances(query_K: npt.ArrayLike, codes_NK: RealCodes) -> npt.NDArray[np.float32]:
-    """Return 1 - cos of the angle between one query's outputs and each row of logits, both saturated, from 0 to 2.
+    """Return 1 - cos of the angle between one query's outputs and each row of real codes, both saturated, from 0 to 2.
 
-    The distance depends on the two rows alone: equal logits have equal distances wherever they stand. A row of zeros
-    has no direction and is at 1.
+    The distance depends on the two rows alone: equal rows have equal distances wherever they stand. A row of zeros has
+    no direction and is at 1.
 
     Args:
         query_K: the query's outputs, or int8 of them, shape (K,).

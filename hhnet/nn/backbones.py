@@ -103,7 +103,7 @@ class Backbone(nn.Module):
         return [block for block in blocks if block]
 
 
-class Nothing(nn.Module):
+class ZeroBranch(nn.Module):
     """Stands in for removed HRNet layers; returns zero, so the sum of the branches is unchanged."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -123,10 +123,10 @@ def _read_only(net: nn.Module, name: str, branches: Sequence[int]) -> None:
         raise ValueError(f"branches must be some of 1 to {count} in this order: got {list(branches)}")
     exchange = cast(Any, net.stage4)[-1].fuse_layers
     for place in set(range(count)) - {branch - 1 for branch in branches}:
-        net.incre_modules[place] = Nothing()
-        exchange[place] = nn.ModuleList([Nothing()])
+        net.incre_modules[place] = ZeroBranch()
+        exchange[place] = nn.ModuleList([ZeroBranch()])
     for place in range(min(branches) - 1):  # no finer branch is left whose map these would bring down
-        net.downsamp_modules[place] = Nothing()
+        net.downsamp_modules[place] = ZeroBranch()
 
 
 class SmallMapConv2d(nn.Conv2d):

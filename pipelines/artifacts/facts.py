@@ -225,15 +225,15 @@ class _CodedMeta(Facts):
 
     bits: int
     classes: tuple[str, ...]
-    logits: str | None = None
-    """Form of the logits beside the codes; None if there are none."""
+    real_codes: str | None = None
+    """Form of the real codes beside the codes; None if there are none."""
 
     @property
-    def has_logits(self) -> bool:
-        """True if there are logits beside the codes."""
-        return self.logits is not None
+    def has_real_codes(self) -> bool:
+        """True if there are real codes beside the codes."""
+        return self.real_codes is not None
 
-    @field_validator("logits")
+    @field_validator("real_codes")
     @classmethod
     def _known(cls, form: str | None) -> str | None:
         if form not in (None, REAL_CODES):
@@ -298,7 +298,7 @@ class AliasMeta(Facts):
 
 
 class RerankedMeta(Facts):
-    """Figures of a search that orders the nearest codes by their logits."""
+    """Figures of a search that orders the nearest codes by their real codes."""
 
     first: int
     map: float

@@ -20,7 +20,7 @@ from pipelines.storage import Store
 
 BIT_ORDER = "little"
 REAL_CODES = "int8: 127 x output / largest |output| of the row, away from 0"
-"""Formula by which the bytes of a column `logits` come from the network's outputs."""
+"""Formula by which the bytes of a column `real_codes` come from the network's outputs."""
 
 
 class Reason(StrEnum):
@@ -75,11 +75,11 @@ def codes_schema(
     fingerprint: str,
     classes: Sequence[str],
     carried: Mapping[str, pa.DataType] | None = None,
-    logits: bool = False,
+    real_codes: bool = False,
 ) -> pa.Schema:
     """Return the schema of a codes part for `bits` bits, with the facts in its metadata that a lone file needs."""
     width = {"code": pa.binary((bits + 7) // 8)}
-    own = schema_of(**_SAMPLE, path=pa.string(), **width, labels=LABELS, **logits_column(bits, logits))
+    own = schema_of(**_SAMPLE, path=pa.string(), **width, labels=LABELS, **real_codes_column(bits, real_codes))
     return pa.schema(
         [*own, *(pa.field(name, kind) for name, kind in (carried or {}).items())],
         metadata={
@@ -87,7 +87,7 @@ def codes_schema(
             "hhnet.bits": str(bits),
             "hhnet.bit_order": BIT_ORDER,
             "hhnet.classes": json.dumps(list(classes), ensure_ascii=False),
-            **({"hhnet.logits": REAL_CODES} if logits else {}),
+            **({"hhnet.real_codes": REAL_CODES} if real_codes else {}),
         },
     )
 
@@ -113,9 +113,9 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, pa.float64()).cast(kind) if pa.types.is_floating(kind) else pa.array(values, kind)
 
 
-def logits_column(bits: int, there: bool) -> dict[str, pa.DataType]:
-    """Return the column of logits, if it is there: one int8 for each bit, as the bytes of a fixed-size binary."""
-    return {"logits": pa.binary(bits)} if there else {}
+def real_codes_column(bits: int, there: bool) -> dict[str, pa.DataType]:
+    """Return the column of real codes, if it is there: one int8 for each bit, as the bytes of a fixed-size binary."""
+    return {"real_codes": pa.binary(bits)} if there else {}
 
 
 def as_written(schema: pa.Schema) -> pa.Schema:

@@ -225,7 +225,7 @@ class SearchFlags(Flags):
     ] = None
     rerank: Annotated[
         int | None,
-        typer.Option(help="Re-rank the nearest N by their logits.", min=1, metavar="N"),
+        typer.Option(help="Re-rank the nearest N by their real codes.", min=1, metavar="N"),
         Setting("search.rerank"),
     ] = None
     model: Annotated[str | None, typer.Option(help="Where the model lies now, if moved.", metavar="URI")] = None

@@ -237,15 +237,15 @@ class EncodeSettings(GpuPlacedSettings):
     """Seconds without a decoded image or a finished batch after which a worker counts as hung."""
     carry: Annotated[tuple[str, ...], ChangesResult("codes")] = ()
     """Metadata columns of the samples' JSON to carry into the codes."""
-    logits: Annotated[bool, ChangesResult("codes")] = False
+    real_codes: Annotated[bool, ChangesResult("codes")] = False
     """Store the network's outputs beside the codes, one int8 per bit, for `search --rerank`."""
 
-    @field_validator("logits")
+    @field_validator("real_codes")
     @classmethod
-    def _own_column(cls, logits: bool, info: ValidationInfo) -> bool:
-        if logits and "logits" in info.data.get("carry", ()):
-            raise ValueError("stores a column `logits`: take that name out of encode.carry")
-        return logits
+    def _own_column(cls, real_codes: bool, info: ValidationInfo) -> bool:
+        if real_codes and "real_codes" in info.data.get("carry", ()):
+            raise ValueError("stores a column `real_codes`: take that name out of encode.carry")
+        return real_codes
 
 
 class GateSettings(Section):
@@ -309,7 +309,7 @@ class SearchSettings(PlacedSettings):
     device: Literal["cpu", "cuda"] = "cpu"
     """cpu, or cuda = copy the codes of a flat index to this machine's GPU and search there."""
     rerank: int | None = Field(None, ge=1, le=100_000)
-    """Nearest codes that are re-ranked by logits before the best k are shown; unset = no re-ranking."""
+    """Nearest codes that are re-ranked by real codes before the best k are shown; unset = no re-ranking."""
 
 
 class DedupeSettings(Section):
@@ -339,7 +339,7 @@ class EvaluateSettings(Section):
     unlabelled: Annotated[Literal["zero", "skip"], ChangesResult("report")] = "zero"
     """How a query without labels counts, whatever `empty` says: zero = as AP 0; skip = not at all."""
     rerank: Annotated[int | None, ChangesResult("report")] = Field(None, ge=1)
-    """Also measure the mAP after re-ranking this many nearest codes of each query by logits; unset = not."""
+    """Also measure the mAP after re-ranking this many nearest codes of each query by real codes; unset = not."""
     gallery: Annotated[int, ChangesResult("report")] = Field(12, ge=0, le=200)
     """Number of queries that the report shows with their neighbours."""
 

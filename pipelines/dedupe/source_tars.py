@@ -39,7 +39,7 @@ def list_source_tars(sets: Sequence[CodesSet], index: IndexReader | None = None)
     known = []
     if index is not None:
         as_codes = CodesSet(
-            index.artifact, index.bits, index.classes, index.logits
+            index.artifact, index.bits, index.classes, index.real_codes
         )  # which names its model in the same way
         for entry in sets:
             require_pair(as_codes, entry)

@@ -48,8 +48,8 @@ class CodesSet:
     artifact: Artifact
     bits: int
     classes: tuple[str, ...]
-    logits: bool
-    """Whether the artifact has logits beside the codes."""
+    real_codes: bool
+    """Whether the artifact has real codes beside the codes."""
 
     @cached_property
     def shards(self) -> tuple[CodesShard, ...]:
@@ -80,7 +80,7 @@ class CodesSet:
 
     def read(self, shard: CodesShard) -> pa.Table:
         """Return the contract's columns of one shard, checked; further columns are left out."""
-        return read_codes(self.artifact.store, shard.parts, self.bits, self.logits)
+        return read_codes(self.artifact.store, shard.parts, self.bits, self.real_codes)
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the rows of every shard, one table at a time."""
@@ -91,7 +91,7 @@ def open_codes(source: str | Artifact) -> CodesSet:
     """Open the current version of a codes artifact by URI, or wrap an open artifact."""
     artifact = open_current(source, "codes") if isinstance(source, str) else source
     meta = artifact.facts(CodesMeta)
-    return CodesSet(artifact, meta.bits, meta.classes, meta.has_logits)
+    return CodesSet(artifact, meta.bits, meta.classes, meta.has_real_codes)
 
 
 def open_codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
@@ -106,12 +106,12 @@ def open_codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
     return None
 
 
-def read_codes(store: Store, parts: Sequence[Part], bits: int, logits: bool = False) -> pa.Table:
+def read_codes(store: Store, parts: Sequence[Part], bits: int, real_codes: bool = False) -> pa.Table:
     """Return a shard's codes as a table of the contract's columns, ordered by row.
 
     Digest, schema and number of rows of each part are checked.
     """
-    schema = codes_schema(bits, "", (), logits=logits)
+    schema = codes_schema(bits, "", (), real_codes=real_codes)
     tables = [read_table(store, part, schema, schema.names) for part in parts]
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries().sort_by("row")
 
@@ -125,22 +125,22 @@ def code_array(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
     return data.reshape(-1, column.type.byte_width)[array.offset : array.offset + len(array)]
 
 
-def require_real_codes(uri: str, logits: bool) -> None:
-    """Raise InputError unless the codes at `uri`, or the index built from them, hold logits."""
-    if not logits:
-        raise InputError(f"{uri} has no logits to re-rank by: encode with encode.logits=true to have them")
+def require_real_codes(uri: str, real_codes: bool) -> None:
+    """Raise InputError unless the codes at `uri`, or the index built from them, hold real codes."""
+    if not real_codes:
+        raise InputError(f"{uri} has no real codes to re-rank by: encode with encode.real_codes=true to have them")
 
 
 def real_codes_array(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
-    """Return a column of logits as int8 (N, bits)."""
+    """Return a column of real codes as int8 (N, bits)."""
     return code_array(column).view(np.int8)
 
 
 def require_signs(table: pa.Table, bits: int, where: str) -> None:
-    """Raise DamagedArtifact unless each logit of a table with codes lies on its bit's side of zero."""
-    logits, ones = real_codes_array(table["logits"]), unpack_bits(code_array(table["code"]), bits)
-    if not ((logits > 0) == ones).all() or (logits == np.iinfo(np.int8).min).any():
-        raise DamagedArtifact(f"{where} has logits that are not those of its codes")
+    """Raise DamagedArtifact unless each real code of a table with codes lies on its bit's side of zero."""
+    real_codes, ones = real_codes_array(table["real_codes"]), unpack_bits(code_array(table["code"]), bits)
+    if not ((real_codes > 0) == ones).all() or (real_codes == np.iinfo(np.int8).min).any():
+        raise DamagedArtifact(f"{where} has real codes that are not those of its codes")
 
 
 def same_classes(first: Sequence[str], other: Sequence[str]) -> bool:
@@ -159,7 +159,7 @@ def names_of_class_ids(labels: Sequence[int], classes: Sequence[str], where: str
 def require_pair(first: CodesSet, other: CodesSet, one_index: bool = False) -> None:
     """Raise FingerprintMismatch, naming both, unless they have one code length and one model.
 
-    With `one_index` they must also have one class list, and either both have logits or neither has.
+    With `one_index` they must also have one class list, and either both have real codes or neither has.
     """
     facts: list[tuple[str, Any, Any, bool]] = [
         ("bits", first.bits, other.bits, first.bits == other.bits),
@@ -167,13 +167,13 @@ def require_pair(first: CodesSet, other: CodesSet, one_index: bool = False) -> N
     ]
     if one_index:
         facts.append(("classes", len(first.classes), len(other.classes), first.classes == other.classes))
-        facts.append(("encode.logits", first.logits, other.logits, first.logits == other.logits))
+        facts.append(("encode.real_codes", first.real_codes, other.real_codes, first.real_codes == other.real_codes))
     for name, mine, theirs, same in facts:
         if not same:
             raise FingerprintMismatch(
                 f"{first.artifact.uri} has {name} {mine}, {other.artifact.uri} has {name} {theirs}"
                 f"{' with other names' if mine == theirs else ''}: name codes that one model made of one class list"
-                f"{' with the same setting' if name == 'encode.logits' else ''}"
+                f"{' with the same setting' if name == 'encode.real_codes' else ''}"
             )
 
 

@@ -142,7 +142,7 @@ def _commit_codes(
         classes=opened.classes,
         carried={name: str(job.schema.field(name).type) for name in job.config.encode.carry},
         settings=result_settings(job.config, "codes"),
-        logits=REAL_CODES if job.config.encode.logits else None,
+        real_codes=REAL_CODES if job.config.encode.real_codes else None,
         animated=count_animated(receipts.values()) + (before.facts(CodesMeta).animated if before else 0),
         protocol=job.split,
         trained_on=job.trained_on,

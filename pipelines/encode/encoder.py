@@ -28,13 +28,13 @@ from pipelines.shards.shards import Record, Sample
 
 @dataclass
 class Encoded:
-    """The encoding of one shard: codes (N, ceil(K/8)) and rejects; logits (N, K) if asked for.
+    """The encoding of one shard: codes (N, ceil(K/8)) and rejects; real codes (N, K) if asked for.
 
     Kept samples are in row order. `animated` counts the kept samples with several frames; only the first is encoded.
     """
 
     codes: npt.NDArray[np.uint8]
-    logits: npt.NDArray[np.int8]
+    real_codes: npt.NDArray[np.int8]
     kept: list[Sample] = field(default_factory=list)
     rejects: list[tuple[Record, ImageReject]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Encoder:
         batch_size: int,
         threads: int,
         advance: Callable[[], None] = lambda: None,
-        logits: bool = False,
+        real_codes: bool = False,
     ) -> Encoded:
         """Encode one shard's samples in batches, decoding in `threads` threads beside the forward pass.
 
@@ -99,7 +99,7 @@ class Encoder:
             begun = time.perf_counter()
             z_BK = self.outputs(squares)
             codes.append(pack_bits(sign_bits(z_BK)))
-            if logits:
+            if real_codes:
                 quantised.append(quantise_real_codes(z_BK))
             squares.clear()
             advance()
@@ -121,7 +121,7 @@ class Encoder:
                 flush()
         if squares:
             flush()
-        result.codes, result.logits = np.concatenate(codes), np.concatenate(quantised)
+        result.codes, result.real_codes = np.concatenate(codes), np.concatenate(quantised)
         return result
 
     def outputs(

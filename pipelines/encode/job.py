@@ -69,7 +69,7 @@ def plan_encode(shards: Artifact, model: Artifact, out: str, config: Config) -> 
     mark = fingerprint("codes", {"shards": root, "model": model.digest}, settings)
     inputs = inputs_of({"shards": shards, "model": model})
     carried = carried_types(shards, config.encode.carry)
-    schema = codes_schema(network.bits, mark, source.classes, carried, config.encode.logits)
+    schema = codes_schema(network.bits, mark, source.classes, carried, config.encode.real_codes)
     splits = source.split_part, network.protocol
     return EncodeJob(shards.uri, model.uri, Store(out).uri, mark, inputs, schema, *splits, config)
 

@@ -48,7 +48,7 @@ def encode_shard(
     carried = list(dict.fromkeys(config.encode.carry))
     samples = shards.read(shard, metadata=bool(carried))
     settings = config.encode
-    encoded = encoder.encode_samples(samples, settings.batch_size, config.data.workers, advance, settings.logits)
+    encoded = encoder.encode_samples(samples, settings.batch_size, config.data.workers, advance, settings.real_codes)
     for record, reject in encoded.rejects:
         fields = {"shard": shard.name, "key": record.key, "reason": str(reject.reason)}
         _log.debug("rejected: %(key)s of %(shard)s (%(reason)s)", fields, extra={**fields, "detail": reject.detail})
@@ -69,7 +69,7 @@ def _codes_columns(encoded: "Encoded", carried: Mapping[str, pa.DataType]) -> di
     return {
         **columns_of(records, "key", "shard", "row", "path", "labels"),
         "code": [row.tobytes() for row in np.ascontiguousarray(encoded.codes)],
-        "logits": [row.tobytes() for row in encoded.logits],
+        "real_codes": [row.tobytes() for row in encoded.real_codes],
         **{
             name: _carried_column(name, [fields.get(name) for fields in metadata], kind)
             for name, kind in carried.items()

@@ -40,7 +40,7 @@ def convention_settings(name: str) -> dict[str, str]:
     if convention.ties == "scores":
         raise UsageError(
             f"--convention {name} orders ties by the outputs of the network: its mAP is in the report's table of "
-            "conventions where the codes have logits (encode.logits) and evaluate.rerank is set"
+            "conventions where the codes have real codes (encode.real_codes) and evaluate.rerank is set"
         )
     return {
         "evaluate.ties": "stable" if convention.ties == "stable" else "expected",
@@ -76,7 +76,7 @@ def map_by_convention(pair: Pair, at: int | None) -> list[ConventionFigures]:
 
 def _measured(pair: Pair, at: int | None, names: Sequence[str], convention: Convention) -> ConventionFigures:
     by_outputs, kept = convention.ties == "scores", np.empty(0)
-    if not by_outputs or pair.logits is not None:
+    if not by_outputs or pair.real_codes is not None:
         ap_Q = hhnet.average_precisions(
             *pair.arguments(),
             at=at,
@@ -84,7 +84,7 @@ def _measured(pair: Pair, at: int | None, names: Sequence[str], convention: Conv
             ties={"undefined": "expected"}.get(convention.ties, convention.ties),
             denominator=convention.denominator,
             empty=convention.empty,
-            tie_scores=pair.logits if by_outputs else None,
+            tie_scores=pair.real_codes if by_outputs else None,
         )
         ap_Q = _without_unlabelled(ap_Q, pair, convention.unlabelled)
         kept = ap_Q[~np.isnan(ap_Q)]

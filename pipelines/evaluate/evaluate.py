@@ -65,12 +65,12 @@ def evaluate(queries: str, database: Sequence[str], out: str, config: Config) ->
     """Evaluate the codes `queries` against the codes `database` (several count as one) into a report at `out`.
 
     Raises FingerprintMismatch where the codes differ in bits, model or split; InputError where queries have classes
-    that the database lacks, a tar comes twice, a side is empty, no query has a relevant item, or logits are missing
+    that the database lacks, a tar comes twice, a side is empty, no query has a relevant item, or real codes are missing
     that `evaluate.rerank` needs.
     """
     query_set, sets = _open_all(queries, database)
     for entry in (query_set, *sets) if config.evaluate.rerank else ():
-        require_real_codes(entry.artifact.uri, entry.logits)
+        require_real_codes(entry.artifact.uri, entry.real_codes)
     name = report_fingerprint(query_set.artifact.digest, [entry.artifact.digest for entry in sets], config)
     artifact = find_finished(Store(out), "report", name)
     if artifact is not None:
@@ -180,7 +180,7 @@ def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictur
 def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: str, config: Config) -> Artifact:
     with ExitStack() as stack:
         advance = stack.enter_context(stage("evaluate", PROGRESS_STEPS, unit="steps"))
-        pair = load_pair(query_set, sets, logits=config.evaluate.rerank is not None)
+        pair = load_pair(query_set, sets, real_codes=config.evaluate.rerank is not None)
         require_findable(pair)  # before anything is written at `out`
         databases = {f"database-{number}": entry.artifact for number, entry in enumerate(sets)}
         writer = ArtifactWriter.of(Store(out), "report", name, {"queries": query_set.artifact, **databases})

@@ -48,7 +48,7 @@ class RerankedFigures:
     """
 
     first: int
-    """Number of nearest codes of a query that are ordered by their logits; the others keep their order."""
+    """Number of nearest codes of a query that are ordered by their real codes; the others keep their order."""
     map: float
 
 
@@ -189,9 +189,9 @@ def _pr_by_rank(pair: Pair, queries: int) -> RankCurve:
 
 
 def _reranked(pair: Pair, settings: EvaluateSettings) -> RerankedFigures | None:
-    if settings.rerank is None or pair.logits is None:
+    if settings.rerank is None or pair.real_codes is None:
         return None
-    queries, database = pair.logits
+    queries, database = pair.real_codes
     first = min(settings.rerank, len(pair.database))
     convention = settings.model_dump(include={"at", "denominator", "empty"})
     order = np.arange(len(database))

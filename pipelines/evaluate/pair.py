@@ -19,7 +19,7 @@ class Side:
 
     codes: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.bool_]
-    logits: npt.NDArray[np.int8] | None
+    real_codes: npt.NDArray[np.int8] | None
     """Logits (N, bits), or None where they were not asked for."""
     shard: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
@@ -44,11 +44,11 @@ class Pair:
     bits: int
 
     @property
-    def logits(self) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]] | None:
+    def real_codes(self) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]] | None:
         """Logits of queries and database, or None where they were not loaded."""
-        if self.queries.logits is None or self.database.logits is None:
+        if self.queries.real_codes is None or self.database.real_codes is None:
             return None
-        return self.queries.logits, self.database.logits
+        return self.queries.real_codes, self.database.real_codes
 
     def findable(self) -> npt.NDArray[np.bool_]:
         """Tell for each query whether an item in the database is relevant to it, bool (Q,)."""
@@ -68,17 +68,17 @@ class Pair:
         return sides[0], sides[1], sides[2], sides[3]
 
 
-def load_pair(query_set: CodesSet, sets: Sequence[CodesSet], logits: bool = False) -> Pair:
+def load_pair(query_set: CodesSet, sets: Sequence[CodesSet], real_codes: bool = False) -> Pair:
     """Load all codes and labels; class ids are mapped by name to the sorted union of the class lists."""
     classes = tuple(sorted({name for entry in sets for name in entry.classes}))
-    return Pair(_load([query_set], classes, logits), _load(sets, classes, logits), classes, query_set.bits)
+    return Pair(_load([query_set], classes, real_codes), _load(sets, classes, real_codes), classes, query_set.bits)
 
 
-def _load(sets: Sequence[CodesSet], classes: Sequence[str], with_logits: bool) -> Side:
+def _load(sets: Sequence[CodesSet], classes: Sequence[str], with_real_codes: bool) -> Side:
     place = {name: number for number, name in enumerate(classes)}
     codes: list[npt.NDArray[np.uint8]] = []
     labels: list[npt.NDArray[np.bool_]] = []
-    logits: list[npt.NDArray[np.int8]] = []
+    real_codes: list[npt.NDArray[np.int8]] = []
     shards: list[npt.NDArray[np.int32]] = []
     rows: list[npt.NDArray[np.int32]] = []
     for entry in sets:
@@ -86,14 +86,14 @@ def _load(sets: Sequence[CodesSet], classes: Sequence[str], with_logits: bool) -
         for table in entry.tables():
             codes.append(code_array(table["code"]))
             labels.append(_multi_hot(table["labels"], ids, len(classes), entry))
-            logits += [real_codes_array(table["logits"])] if with_logits else []
+            real_codes += [real_codes_array(table["real_codes"])] if with_real_codes else []
             shards.append(np.full(len(table), len(shards), np.int32))
             rows.append(table["row"].to_numpy())
     names = [shard.sha256 for entry in sets for shard in entry.shards]
     return Side(
         np.concatenate(codes),
         np.concatenate(labels),
-        np.concatenate(logits) if with_logits else None,
+        np.concatenate(real_codes) if with_real_codes else None,
         np.concatenate(shards),
         np.concatenate(rows),
         names,

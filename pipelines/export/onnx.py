@@ -44,9 +44,9 @@ IMAGES_CHECKED = 64
 """Number of images that are run through both torch and onnxruntime."""
 CHECK_BATCH_IMAGES = 8
 LOGIT_TOLERANCE = 1e-4
-"""Largest difference of logits, as a share of the largest logit where that is above 1.
+"""Largest difference of real codes, as a share of the largest real code where that is above 1.
 
-Bits whose logit is nearer to zero than this are not compared.
+Bits whose real code is nearer to zero than this are not compared.
 """
 PROGRESS_STEPS = 4
 
@@ -57,7 +57,7 @@ RealCodes = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Result of comparing a graph with a network: number of compared bits, and largest difference of logits."""
+    """Result of comparing a graph with a network: number of compared bits, and largest difference of real codes."""
 
     bits: int
     largest: float
@@ -126,7 +126,7 @@ def export_onnx(model: str, out: str, batch: int | None = None, images: Path | N
 def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
     """Export the network as a checked ONNX file.
 
-    Input: `images` uint8 (N, S, S, 3). Outputs: `codes` uint8 (N, K / 8) and `logits` (N, K).
+    Input: `images` uint8 (N, S, S, 3). Outputs: `codes` uint8 (N, K / 8) and `real_codes` (N, K).
     """
     import onnx
     import torch
@@ -144,7 +144,7 @@ def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
             (example,),
             dynamo=True,
             input_names=["images"],
-            output_names=["codes", "logits"],
+            output_names=["codes", "real_codes"],
             dynamic_shapes=None if batch else {"images": {0: torch.export.Dim("N")}},
             opset_version=OPSET,
             verbose=False,
@@ -256,7 +256,7 @@ def _generated(preprocess: "Preprocess") -> Squares:
 
 
 def compare_with_torch(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int | None) -> Agreement:
-    """Run the file beside torch on the same images; raise WorkFailed where codes or logits differ."""
+    """Run the file beside torch on the same images; raise WorkFailed where codes or real codes differ."""
     import onnxruntime
     import torch
 
@@ -264,15 +264,15 @@ def compare_with_torch(data: bytes, encoder: "Encoder", squares_NSS3: Squares, b
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     network = encoder.model.cpu()
-    codes, logits, expected = [], [], []
+    codes, real_codes, expected = [], [], []
     for rows in _batches(len(squares_NSS3), batch):
         images = squares_NSS3[rows]
-        outputs = session.run(["codes", "logits"], {"images": images})
+        outputs = session.run(["codes", "real_codes"], {"images": images})
         codes.append(outputs[0])
-        logits.append(outputs[1])
+        real_codes.append(outputs[1])
         with torch.inference_mode():
             expected.append(network(encoder.preprocess.normalise(torch.from_numpy(images))).numpy())
-    return require_agreement(np.concatenate(codes), np.concatenate(logits), np.concatenate(expected))
+    return require_agreement(np.concatenate(codes), np.concatenate(real_codes), np.concatenate(expected))
 
 
 def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
@@ -290,14 +290,14 @@ def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def require_agreement(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> Agreement:
-    """Compare codes and logits of the graph with torch's logits; raise WorkFailed where they differ."""
+    """Compare codes and real codes of the graph with torch's real codes; raise WorkFailed where they differ."""
     if not (np.isfinite(z_NK).all() and np.isfinite(expected_NK).all()):
         raise WorkFailed("the network's outputs are not finite: check the model with hhnet verify; nothing was written")
     tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(expected_NK).max()))
     largest = float(np.abs(z_NK - expected_NK).max())
     if largest > tolerance:
         raise WorkFailed(
-            f"logits of the ONNX graph differ from torch's by {largest:.3g}, more than {tolerance:.3g}: "
+            f"real codes of the ONNX graph differ from torch's by {largest:.3g}, more than {tolerance:.3g}: "
             "nothing was written"
         )
     away_NK = np.abs(expected_NK) > tolerance

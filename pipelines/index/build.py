@@ -247,7 +247,7 @@ def _build_index(
         classes=first.classes,
         quantizer_sha256=trained.part.sha256 if trained else None,
         card=card_of(parts, count),
-        logits=REAL_CODES if first.logits else None,
+        real_codes=REAL_CODES if first.real_codes else None,
     )
     totals = {"codes": count, "shards": len(tasks)}
     figures = measure_index(writer.draft(parts, totals, meta, receipts), config)

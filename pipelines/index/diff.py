@@ -145,7 +145,7 @@ def _look(shards: Sequence[str], codes: Sequence[str], index: str | None) -> Sta
     sets = state.sets
     if state.index is not None:
         meta = state.index.facts(IndexMeta)
-        sets = [CodesSet(state.index, meta.bits, (), meta.has_logits), *sets]
+        sets = [CodesSet(state.index, meta.bits, (), meta.has_real_codes), *sets]
     for one, other in pairwise(sets):
         require_pair(one, other)
     return state

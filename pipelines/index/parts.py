@@ -30,7 +30,7 @@ class PartTask:
     codes_digest: str
     parts: tuple[Part, ...]
     bits: int
-    logits: bool
+    real_codes: bool
     later: bool = False
 
     @property
@@ -57,7 +57,7 @@ class PartTask:
 
     def table(self) -> pa.Table:
         """Return the rows to index, with the columns of a key table among others; digest-checked."""
-        return read_codes(Store(self.codes_uri), self.parts, self.bits, self.logits)
+        return read_codes(Store(self.codes_uri), self.parts, self.bits, self.real_codes)
 
     def facts(self) -> dict[str, Any]:
         """Return further fields of the receipt, beside the shard and its parts."""
@@ -82,7 +82,7 @@ class CompactTask(PartTask):
 
     def table(self) -> pa.Table:
         """Return the rows that stay; raises DamagedArtifact where the key table lacks a row to leave out."""
-        table = read_key_table(Store(self.codes_uri), self.parts[0], self.bits, self.logits)
+        table = read_key_table(Store(self.codes_uri), self.parts[0], self.bits, self.real_codes)
         kept = table.filter(pa.array(~np.isin(table["row"].to_numpy(), self.left_out)))
         if len(kept) != self.rows:
             raise DamagedArtifact(f"{self.where} lacks rows that were removed from it")
@@ -126,7 +126,7 @@ def build_part(
     if (np.diff(rows) <= 0).any() or rows[0] < 0:
         raise DamagedArtifact(f"{task.where}: rows do not ascend")
     data = kind.build(code_array(table["code"]), index_id(task.ordinal, rows), shared, parameters)
-    schema = keys_schema(task.bits, task.logits)
+    schema = keys_schema(task.bits, task.real_codes)
     keys = table.select(schema.names).cast(schema)
     part = writer.put_part(part_stem(task.ordinal) + kind.suffix, data, len(rows))
     keys_part = writer.put_part(keys_name(task.ordinal), parquet_bytes(keys), len(rows))

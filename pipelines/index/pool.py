@@ -33,7 +33,7 @@ from pipelines.storage import ObjectInfo, scratch_folder, sha256_of
 def task_of(ordinal: int, entry: CodesSet, shard: CodesShard, later: bool = False) -> PartTask:
     """Return the task that indexes one shard of a codes artifact."""
     uri, digest = entry.artifact.uri, entry.artifact.digest
-    return PartTask(ordinal, shard.name, shard.sha256, uri, digest, shard.parts, entry.bits, entry.logits, later)
+    return PartTask(ordinal, shard.name, shard.sha256, uri, digest, shard.parts, entry.bits, entry.real_codes, later)
 
 
 def build_parts(

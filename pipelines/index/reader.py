@@ -1,8 +1,8 @@
 """Reads the index artifact: its tables and names, and a reader that searches it part by part.
 
 The shard of ordinal n has `part-<n>.<suffix>` in the kind's own format, and `keys-<n>.parquet`, which makes the index
-self-contained: rows, keys, source paths, codes, labels, and logits where the codes have them. `ordinals.parquet` maps
-ordinals to tars; `quantizer.faiss` is shared by all parts of a kind that has one.
+self-contained: rows, keys, source paths, codes, labels, and real codes where the codes have them. `ordinals.parquet`
+maps ordinals to tars; `quantizer.faiss` is shared by all parts of a kind that has one.
 
 In a later version `removed.parquet` names the rows of parts that must not be found any more. These may be all rows of a
 part; it stays, so that the same tar is not taken for a new one. A shard that was removed as a whole has no parts, and
@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import IndexMeta, PartReceipt
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import LABELS, logits_column, read_table, schema_of, schema_of_rows
+from pipelines.artifacts.tables import LABELS, read_table, real_codes_column, schema_of, schema_of_rows
 from pipelines.artifacts.versions import made_as, open_version
 from pipelines.encode.codes import names_of_class_ids, real_codes_array
 from pipelines.errors import DamagedArtifact
@@ -65,10 +65,10 @@ REMOVED = schema_of(ordinal=pa.int32(), row=pa.int32())
 """Rows of parts that must not be found any more, by (ordinal, row)."""
 
 
-def keys_schema(bits: int, logits: bool = False) -> pa.Schema:
+def keys_schema(bits: int, real_codes: bool = False) -> pa.Schema:
     """Return the schema of a key table: one row per code, by id; `row` is the sample's place in the tar."""
     names = {"row": pa.int32(), "key": pa.string(), "path": pa.string()}
-    return schema_of(**names, code=pa.binary((bits + 7) // 8), labels=LABELS, **logits_column(bits, logits))
+    return schema_of(**names, code=pa.binary((bits + 7) // 8), labels=LABELS, **real_codes_column(bits, real_codes))
 
 
 def part_stem(ordinal: int) -> str:
@@ -125,7 +125,7 @@ class IndexReader:
     ) -> None:
         self.artifact, self.version, self._folder, self._parts_kept = artifact, version, folder, parts_kept
         self.meta = meta = artifact.facts(IndexMeta)
-        self.bits, self.classes, self.logits = meta.bits, meta.classes, meta.has_logits
+        self.bits, self.classes, self.real_codes = meta.bits, meta.classes, meta.has_real_codes
         self.parameters = meta.parameters
         self.kind: IndexKind = index_kind(meta.kind)
         self._parts = artifact.parts
@@ -138,7 +138,7 @@ class IndexReader:
         plain, largest = keys_schema(self.bits).names, max((shard.rows for shard in self.shards.values()), default=0)
         cached = functools.lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))
         self._keys = cached(lambda ordinal: self.live_keys(ordinal, plain))
-        self._logits = cached(lambda ordinal: self.live_keys(ordinal, ["row", "logits"]))
+        self._real_codes = cached(lambda ordinal: self.live_keys(ordinal, ["row", "real_codes"]))
 
     @property
     def width(self) -> int:
@@ -223,7 +223,7 @@ class IndexReader:
 
     def read_keys(self, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a shard's key table as stored, or some of its columns, checked; removed rows are included."""
-        table = read_key_table(self.artifact.store, self.part(keys_name(ordinal)), self.bits, self.logits, columns)
+        table = read_key_table(self.artifact.store, self.part(keys_name(ordinal)), self.bits, self.real_codes, columns)
         if table.num_rows != self.shards[ordinal].rows:
             where = f"{self.artifact.uri}/{keys_name(ordinal)}"
             raise DamagedArtifact(f"{where} has {table.num_rows} rows, expected {self.shards[ordinal].rows}")
@@ -245,11 +245,11 @@ class IndexReader:
         return {item.id: item for ordinal, rows in _by_ordinal(numbers) for item in self._items_of(ordinal, rows)}
 
     def real_codes_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-        """Return the logits of ascending ids, int8 (N, bits); the index must have logits."""
+        """Return the real codes of ascending ids, int8 (N, bits); the index must have real codes."""
         found = [np.empty((0, self.bits), np.int8)]
         for ordinal, rows in _by_ordinal(ids):
-            table = self._logits(ordinal)
-            found.append(real_codes_array(table["logits"])[self._places(ordinal, table, rows)])
+            table = self._real_codes(ordinal)
+            found.append(real_codes_array(table["real_codes"])[self._places(ordinal, table, rows)])
         return np.concatenate(found)
 
     def find(self, keys: Sequence[str]) -> tuple[list[tuple[Item, bytes]], list[str]]:
@@ -404,9 +404,11 @@ def _by_rows(shards: Sequence[IndexedShard], most: int) -> Iterator[list[Indexed
         yield group
 
 
-def read_key_table(store: Store, part: Part, bits: int, logits: bool, columns: Sequence[str] | None = None) -> pa.Table:
+def read_key_table(
+    store: Store, part: Part, bits: int, real_codes: bool, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Return a key table, or some columns in their stored order; digest, schema and number of rows are checked."""
-    return read_table(store, part, keys_schema(bits, logits), columns)
+    return read_table(store, part, keys_schema(bits, real_codes), columns)
 
 
 def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:

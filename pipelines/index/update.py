@@ -208,7 +208,7 @@ def _require_same(base: Base, entry: CodesSet) -> None:
         ("bits", reader.bits, entry.bits, reader.bits == entry.bits),
         ("model", model[:12], entry.model[:12], model == entry.model),
         ("classes", len(reader.classes), len(entry.classes), same_classes(reader.classes, entry.classes)),
-        ("encode.logits", reader.logits, entry.logits, reader.logits == entry.logits),
+        ("encode.real_codes", reader.real_codes, entry.real_codes, reader.real_codes == entry.real_codes),
     ):
         if not same:
             raise FingerprintMismatch(
@@ -261,7 +261,7 @@ def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShar
         return True
     if (before := _codes_of(base, held, entry)) is not None and before[1].parts == shard.parts:
         return True
-    names = keys_schema(entry.bits, entry.logits).names
+    names = keys_schema(entry.bits, entry.real_codes).names
     theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
     in_both = np.isin(theirs["row"].to_numpy(), mine["row"].to_numpy())
     more = theirs["row"].to_numpy()[~in_both]
@@ -387,7 +387,7 @@ def _compacting(base: Base) -> Change:
             reader.shards[ordinal].codes_digest,
             (reader.part(keys_name(ordinal)),),
             reader.bits,
-            reader.logits,
+            reader.real_codes,
             later=True,
             left_out=tuple(rows.tolist()),
             compacted=_compacted(base, ordinal),

@@ -1,8 +1,7 @@
 """`hhnet search`: nearest neighbours of images, keys or codes in a published index, as JSON and as a page.
 
-Codes find neighbours, logits put them in order. With `search.rerank` the nearest codes by Hamming distance, as many as
-it says, are ordered by the asymmetric distance of their logits to the query's outputs; the first k of that order are
-shown.
+Codes find neighbours, real codes put them in order. `search.rerank` says how many of the nearest codes by Hamming
+distance are ordered by the asymmetric distance of their real codes to the query's outputs; the first k are shown.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,7 +53,7 @@ LIMITS = SearchLimits()
 class Query:
     """A query: the user's name for it, its packed code, and its picture or the picture's place.
 
-    `outputs` are needed for re-ranking: the outputs of the network, or the logits stored from them.
+    `outputs` are needed for re-ranking: the outputs of the network, or the real codes stored from them.
     """
 
     name: str
@@ -136,7 +135,7 @@ def search(
         shown: list[tuple[Query, list[Neighbour]]] = []
         rerank = config.search.rerank and max(config.search.rerank, k)
         if rerank:
-            require_real_codes(reader.artifact.uri, reader.logits)
+            require_real_codes(reader.artifact.uri, reader.real_codes)
         sets = [open_codes(uri) for uri in codes]
         queries = _queries(reader, images, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
@@ -203,11 +202,11 @@ def _reranked(
     """Return distances, ids and asymmetric distances by (asymmetric, distance, id); empty places stay last."""
     asymmetric = np.full(ids.shape, np.inf, np.float32)
     known = np.unique(ids[ids != NO_ID])
-    logits = reader.real_codes_of(known)
+    real_codes = reader.real_codes_of(known)
     for q, query in enumerate(batch):
         assert query.outputs is not None, "queries to be re-ranked have outputs"
         found = ids[q] != NO_ID
-        asymmetric[q, found] = asymmetric_distances(query.outputs, logits[np.searchsorted(known, ids[q, found])])
+        asymmetric[q, found] = asymmetric_distances(query.outputs, real_codes[np.searchsorted(known, ids[q, found])])
     order = np.lexsort((ids, distances, asymmetric), axis=1)
     return (
         np.take_along_axis(distances, order, 1),
@@ -249,7 +248,8 @@ def _queries(
     """Yield the queries in turn, with their outputs if asked for."""
     if outputs and hex_codes:
         raise InputError(
-            f"--code {hex_codes[0]} has no logits to re-rank by: search by --image, --key or --codes, or set no rerank"
+            f"--code {hex_codes[0]} has no real codes to re-rank by: "
+            "search by --image, --key or --codes, or set no rerank"
         )
     if images:
         yield from _by_image(reader, images, model)
@@ -335,12 +335,14 @@ def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Q
             f"{entry.artifact.uri} was made by model {entry.model[:12]}, {reader.artifact.uri} by {model[:12]}"
         )
     if outputs:
-        require_real_codes(entry.artifact.uri, entry.logits)
+        require_real_codes(entry.artifact.uri, entry.real_codes)
     for shard in entry.shards:
         table = entry.read(shard)
         codes = code_array(table["code"])
-        logits = real_codes_array(table["logits"]) if outputs else [None] * len(table)
-        for key, row, code, z_K in zip(table["key"].to_pylist(), table["row"].to_pylist(), codes, logits, strict=True):
+        real_codes = real_codes_array(table["real_codes"]) if outputs else [None] * len(table)
+        for key, row, code, z_K in zip(
+            table["key"].to_pylist(), table["row"].to_pylist(), codes, real_codes, strict=True
+        ):
             yield Query(key, "codes", code.tobytes(), place=SampleLocation(shard.sha256, row), outputs=z_K)
 
 

@@ -51,7 +51,7 @@ def prove_codes(findings: Findings) -> None:
             columns = {name: parse_column_type(meta.carried[name]) for name in meta.config.encode.carry}
         except (KeyError, TypeError, ValueError):
             raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its carried columns") from None
-        schema = codes_schema(meta.bits, manifest.fingerprint, meta.classes, columns, meta.has_logits)
+        schema = codes_schema(meta.bits, manifest.fingerprint, meta.classes, columns, meta.has_real_codes)
         _prove_receipts(findings, schema, shards, len(meta.classes))
 
 
@@ -162,7 +162,7 @@ def _prove_codes(artifact: Artifact, receipt: Receipt, part: Part, schema: pa.Sc
     bits = int(schema.metadata[b"hhnet.bits"])
     if bits % 8 and any(code[-1] >> (bits % 8) for code in codes["code"].to_pylist()):
         raise DamagedArtifact(f"{where} has bits set beyond the {bits} that count")
-    if b"hhnet.logits" in schema.metadata:
+    if b"hhnet.real_codes" in schema.metadata:
         require_signs(codes, bits, where)
     return codes.select(_PLACES.names)
 

@@ -63,7 +63,7 @@ def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, pa
     rows = keys["row"].to_numpy()
     if (np.diff(rows) <= 0).any() or rows[0] < 0:
         raise DamagedArtifact(f"{reader.artifact.uri}: the key table of {shard.shard} is not sorted by row")
-    if reader.logits:
+    if reader.real_codes:
         require_signs(keys, reader.bits, f"{reader.artifact.uri}/{keys_name(shard.ordinal)}")
     reader.live_keys(shard.ordinal)
     reader.open_part(shard)  # raises unless the part holds as many codes
@@ -73,9 +73,9 @@ def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, pa
 def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> None:
     """Check that the index holds the tars of these codes with keys and codes, less the compacted rows."""
     uri, later = findings.artifact.uri, made_as(findings.artifact) > 1
-    if codes.logits != reader.logits:
+    if codes.real_codes != reader.real_codes:
         findings.note_problem(
-            f"{uri}: one of the index and its input {codes.artifact.uri} has logits, the other has none"
+            f"{uri}: one of the index and its input {codes.artifact.uri} has real codes, the other has none"
         )
         return
     encoded = {shard.sha256: shard for shard in codes.shards}
@@ -97,7 +97,7 @@ def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> N
 def _prove_rows(
     findings: Findings, reader: IndexReader, shard: IndexedShard, codes: CodesSet, source: CodesShard
 ) -> None:
-    """Check that key, code, labels and any logits of every row equal those in the codes."""
+    """Check that key, code, labels and any real codes of every row equal those in the codes."""
     part = reader.part(keys_name(shard.ordinal))
     mark = (part.path, ",".join(held.sha256 for held in source.parts))
     if mark in findings.proven:

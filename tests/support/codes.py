@@ -2,7 +2,7 @@
 
 random_codes(count, bits, seed)       packed codes, uint8 (N, bytes)
 class_codes(labels, bits, flip, seed)  codes near a centre per class, as a trained network would give
-with_logits(rows, bits, seed)          rows that have logits beside their codes
+with_real_codes(rows, bits, seed)          rows that have real codes beside their codes
 write_codes(out, shards, ...)         commits an artifact from {tar name: Rows}
 write_many_codes(out, shards)          the manifest and receipts of thousands of shards
 write_shards(root, ...)               shards of drawn pictures, made by ingest
@@ -35,14 +35,14 @@ MODEL = "a" * 64
 @dataclass
 class Rows:
     """The codes of one tar. `sha256` and `row` default to what a name and a count give; an artifact of which a tar has
-    logits, int8 (N, bits), has them in all."""
+    real codes, int8 (N, bits), has them in all."""
 
     keys: Sequence[str]
     codes: npt.NDArray[np.uint8]
     labels: Sequence[Sequence[int]]
     sha256: str = ""
     row: Sequence[int] = field(default_factory=list)
-    logits: npt.NDArray[np.int8] | None = None
+    real_codes: npt.NDArray[np.int8] | None = None
 
 
 def random_codes(count: int, bits: int = 64, seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -61,10 +61,10 @@ def simple_rows(name: str, count: int, bits: int = 64, classes: int = 3, seed: i
     return Rows(keys, class_codes(labels, bits, flip, seed), [[label] for label in labels])
 
 
-def with_logits(rows: Rows, bits: int = 64, seed: int = 0) -> Rows:
-    """The same rows with random logits on the sides of zero that their bits say."""
+def with_real_codes(rows: Rows, bits: int = 64, seed: int = 0) -> Rows:
+    """The same rows with random real codes on the sides of zero that their bits say."""
     sizes = np.random.default_rng(seed).integers(1, 128, (len(rows.keys), bits))
-    return replace(rows, logits=np.where(unpack_bits(rows.codes, bits), sizes, -sizes).astype(np.int8))
+    return replace(rows, real_codes=np.where(unpack_bits(rows.codes, bits), sizes, -sizes).astype(np.int8))
 
 
 def write_codes(
@@ -82,8 +82,8 @@ def write_codes(
         ArtifactInput(role="model", kind="model", digest=model),
     )
     contents = {name: hashlib.sha256(rows.codes.tobytes()).hexdigest() for name, rows in shards.items()}
-    logits = any(rows.logits is not None for rows in shards.values())
-    settings = {"bits": bits, "contents": contents, **({"logits": True} if logits else {})}
+    real_codes = any(rows.real_codes is not None for rows in shards.values())
+    settings = {"bits": bits, "contents": contents, **({"real_codes": True} if real_codes else {})}
     mark = fingerprint("codes", {"model": model, "shards": shards_digest}, settings)
     writer = ArtifactWriter(Store(out), "codes", mark, inputs, origin or {})
     parts, receipts = [], {}
@@ -97,16 +97,16 @@ def write_codes(
             "path": [f"{key}.png" for key in rows.keys],
             "code": [code.tobytes() for code in rows.codes],
             "labels": [list(labels) for labels in rows.labels],
-            "logits": [] if rows.logits is None else [row.tobytes() for row in rows.logits],
+            "real_codes": [] if rows.real_codes is None else [row.tobytes() for row in rows.real_codes],
         }
-        data = parquet_bytes(table_of(codes_schema(bits, mark, classes, logits=logits), columns))
+        data = parquet_bytes(table_of(codes_schema(bits, mark, classes, real_codes=real_codes), columns))
         part = writer.put_part(f"{stem}.parquet", data, count)
         parts.append(part)
         sha256 = rows.sha256 or sha256_of(f"{out} {name}".encode())
         receipt = Receipt(shard=name, shard_sha256=sha256, samples=count, part=part, rejects=None)
         receipts[stem] = writer.put_receipt(stem, receipt)
     meta = {"bits": bits, "classes": list(classes), "carried": {}, "settings": {"encode.carry": []}}
-    meta |= {"logits": REAL_CODES} if logits else {}
+    meta |= {"real_codes": REAL_CODES} if real_codes else {}
     return writer.commit(parts, {"samples": sum(part.rows for part in parts)}, meta, receipts)
 
 

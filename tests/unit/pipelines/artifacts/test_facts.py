@@ -77,10 +77,10 @@ METAS: dict[type[Facts], list[dict[str, Any]]] = {
         },
     ],
     CheckpointMeta: [{"step": 3}],
-    CodesMeta: [CODES, {**CODES, "logits": REAL_CODES, "animated": 1, "protocol": SPLIT, "trained_on": SPLIT}],
+    CodesMeta: [CODES, {**CODES, "real_codes": REAL_CODES, "animated": 1, "protocol": SPLIT, "trained_on": SPLIT}],
     IndexMeta: [
         INDEX,
-        {**INDEX, "logits": REAL_CODES, "version": 2, "card": {**GATED, "trained_on": 3, "note": "grown"}},
+        {**INDEX, "real_codes": REAL_CODES, "version": 2, "card": {**GATED, "trained_on": 3, "note": "grown"}},
     ],
     AliasMeta: [{"version": 1, "index": "../index", "fingerprint": "9" * 64, "bits": 16, "model": "a" * 64}],
     ReportMeta: [REPORT, {**REPORT, "reranked": {"first": 9, "map": 0.6}, "protocol": "drawn", "split": "4" * 64}],
@@ -182,6 +182,6 @@ def test_a_damaged_model_card_is_refused_by_its_place_and_its_facts(
 
 def test_settings_are_read_by_their_types() -> None:
     codes = CodesMeta.parse(canonical_json(CODES), "codes", "encode again")
-    assert (codes.config.encode.carry, codes.config.encode.logits) == (("sku",), False)
+    assert (codes.config.encode.carry, codes.config.encode.real_codes) == (("sku",), False)
     card = ModelCard.parse(canonical_json({**NETWORK, **TRAINED}), "model.json", "train again")
     assert (card.config.model.bits, card.config.train.lr, card.config.train.epochs) == (16, 0.1, Config().train.epochs)

@@ -74,7 +74,10 @@ def test_set_reaches_into_nested_tables_and_lists() -> None:
         (["train.epochs"], "write section.key=value"),
         (["=5"], "write section.key=value"),
         (["train=5"], "train = 5"),
-        (["encode.logits=true", 'encode.carry=["logits"]'], "encode.logits = True: stores a column `logits`"),
+        (
+            ["encode.real_codes=true", 'encode.carry=["real_codes"]'],
+            "encode.real_codes = True: stores a column `real_codes`",
+        ),
         (["train.epochs=2", "train.epochs.x=1"], "epochs is a value, not a section"),
     ],
 )
@@ -110,7 +113,7 @@ FROZEN = {
         "val_limit val_every",
     },
     "rotation": {"train": "rotate rotate_samples seed"},
-    "codes": {"encode": "batch_size carry logits"},
+    "codes": {"encode": "batch_size carry real_codes"},
     "index": {"index": "kind nlist nprobe m ef_search seed", "index.gate": "probes k radius"},
     "duplicates": {"dedupe": "radius"},
     "report": {"evaluate": "at ties denominator empty unlabelled rerank gallery"},

@@ -16,7 +16,7 @@ from tests.support.codes import (
     codes_of_shards,
     random_codes,
     simple_rows,
-    with_logits,
+    with_real_codes,
     write_codes,
     write_shards,
 )
@@ -54,15 +54,15 @@ def test_map_is_the_librarys_over_the_whole_database(tmp_path):
 
 def test_the_re_ranked_map_is_that_of_the_lists_of_a_search(tmp_path):
     rows = {name: simple_rows(name, 60, 8, seed=seed, flip=0.3) for seed, name in enumerate("qd")}
-    q, d = (write_codes(tmp_path / n, {f"{n}.tar": with_logits(r, 8)}, 8).uri for n, r in rows.items())
+    q, d = (write_codes(tmp_path / n, {f"{n}.tar": with_real_codes(r, 8)}, 8).uri for n, r in rows.items())
     for n in (1, 20, 1000):
         result = evaluate(q, [d], str(tmp_path / f"report-{n}"), config(rerank=n, ties="stable")).as_json()
         (codes, labels), (query_codes, query_labels) = arrays([d]), arrays([q])
-        logits, queries = (hhnet.saturate(with_logits(rows[name], 8).logits) for name in "dq")
+        real_codes, queries = (hhnet.saturate(with_real_codes(rows[name], 8).real_codes) for name in "dq")
         total = 0.0
         for code, label, z in zip(query_codes, query_labels, queries, strict=True):
             order = np.argsort(np.unpackbits(code ^ codes, axis=1).sum(1), kind="stable")
-            cosine = logits @ z / np.linalg.norm(logits, axis=1)
+            cosine = real_codes @ z / np.linalg.norm(real_codes, axis=1)
             order[:n] = order[:n][np.argsort(-cosine[order[:n]], kind="stable")]
             hits = labels[order] == label
             total += (np.cumsum(hits)[hits] / (np.flatnonzero(hits) + 1)).mean()
@@ -71,7 +71,7 @@ def test_the_re_ranked_map_is_that_of_the_lists_of_a_search(tmp_path):
             "map": pytest.approx(total / 60, abs=1e-6),
         }
         assert metrics_of(result)["reranked"] == result["reranked"]
-        assert f"the first {min(n, 60)} by logits" in page_of(result)
+        assert f"the first {min(n, 60)} by real codes" in page_of(result)
     assert result["map"] == evaluate(q, [d], str(tmp_path / "plain"), config(ties="stable")).map
 
 
@@ -79,15 +79,15 @@ def test_ties_in_a_random_order_stand_for_their_expectation(tmp_path):
     """Database order would say much here: all that is relevant to the queries stands first."""
     rows = Rows([str(n) for n in range(2000)], np.zeros((2000, 1), np.uint8), [[int(n >= 200)] for n in range(2000)])
     one = Rows(["q"], rows.codes[:1], [[0]])
-    q, d = (write_codes(tmp_path / n, {f"{n}.tar": with_logits(r, 8)}, 8).uri for n, r in (("q", one), ("d", rows)))
+    q, d = (write_codes(tmp_path / n, {f"{n}.tar": with_real_codes(r, 8)}, 8).uri for n, r in (("q", one), ("d", rows)))
     result = evaluate(q, [d], str(tmp_path / "report"), config(rerank=1)).as_json()
     assert result["reranked"]["map"] == pytest.approx(result["map"], abs=0.03)
     assert evaluate(q, [d], str(tmp_path / "stable"), config(rerank=1, ties="stable")).reranked["map"] == 1
 
 
-def test_codes_without_logits_are_not_re_ranked(tmp_path):
+def test_codes_without_real_codes_are_not_re_ranked(tmp_path):
     q, database = sets(tmp_path)
-    with pytest.raises(InputError, match=r"q has no logits to re-rank by: encode with encode\.logits=true"):
+    with pytest.raises(InputError, match=r"q has no real codes to re-rank by: encode with encode\.real_codes=true"):
         evaluate(q, database, str(tmp_path / "report"), config(rerank=10))
     assert not (tmp_path / "report").exists()
     assert "reranked" not in metrics_of(evaluate(q, database, str(tmp_path / "report"), config()).as_json())
@@ -211,16 +211,16 @@ def test_every_convention_is_in_the_report_by_name(tmp_path):
         assert chosen["map"] == found[name]["map"]
 
 
-def test_ties_in_the_order_of_outputs_are_measured_where_there_are_logits(tmp_path):
+def test_ties_in_the_order_of_outputs_are_measured_where_there_are_real_codes(tmp_path):
     sides = {
-        name: with_logits(simple_rows(name, count, 16, seed=count, flip=0.4), 16)
+        name: with_real_codes(simple_rows(name, count, 16, seed=count, flip=0.4), 16)
         for name, count in (("q", 20), ("d", 200))
     }
     q, d = (write_codes(tmp_path / name, {f"{name}-0.tar": rows}, 16).uri for name, rows in sides.items())
     report = evaluate(q, [d], str(tmp_path / "report"), config(rerank=10)).as_json()
     (found,) = (entry for entry in metrics_of(report)["by_convention"] if "h2q" in entry["names"])
-    logits = tuple(rows.logits for rows in sides.values())
-    expected = hhnet.mean_average_precision(*arrays([q]), *arrays([d]), ties="scores", tie_scores=logits)
+    real_codes = tuple(rows.real_codes for rows in sides.values())
+    expected = hhnet.mean_average_precision(*arrays([q]), *arrays([d]), ties="scores", tie_scores=real_codes)
     assert found["map"] == pytest.approx(expected, abs=1e-6) and found["map"] != report["map"]
 
 

@@ -54,7 +54,7 @@ def exported(model: Artifact, file: Path) -> dict[str, Any]:
 
 
 def run(file: Path, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-    return list(onnxruntime.InferenceSession(file).run(["codes", "logits"], {"images": images}))
+    return list(onnxruntime.InferenceSession(file).run(["codes", "real_codes"], {"images": images}))
 
 
 def test_the_result_says_what_was_compared(exported: dict[str, Any], model: Artifact, file: Path) -> None:
@@ -65,14 +65,14 @@ def test_the_result_says_what_was_compared(exported: dict[str, Any], model: Arti
 
 
 @pytest.mark.parametrize("count", [1, 2, 13])
-def test_codes_and_logits_are_those_of_the_encoder(
+def test_codes_and_real_codes_are_those_of_the_encoder(
     exported: dict[str, Any], file: Path, encoder: Encoder, count: int
 ) -> None:
-    codes, logits = run(file, PICTURES[:count])
+    codes, real_codes = run(file, PICTURES[:count])
     expected = encoder.outputs(list(PICTURES[:count]))
-    assert (codes.dtype, codes.shape, logits.dtype) == (np.uint8, (count, 3), np.float32)
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
-    np.testing.assert_array_equal(codes, hhnet.pack_bits(sign_bits(logits)))
+    assert (codes.dtype, codes.shape, real_codes.dtype) == (np.uint8, (count, 3), np.float32)
+    np.testing.assert_allclose(real_codes, expected, atol=1e-5)
+    np.testing.assert_array_equal(codes, hhnet.pack_bits(sign_bits(real_codes)))
     assert len(np.unique(codes)) > 1
 
 
@@ -122,7 +122,7 @@ def test_another_bit_order_is_noticed_and_not_written(
 def test_another_normalisation_is_noticed(exported: dict[str, Any], file: Path, model: Artifact) -> None:
     plain = hhnet.Preprocess(size=SIDE, resize=36, mean=(0, 0, 0), std=(1, 1, 1))
     other = Encoder(Encoder.open(model).model, plain, "fp32", model.digest)
-    with pytest.raises(WorkFailed, match="logits of the ONNX graph differ"):
+    with pytest.raises(WorkFailed, match="real codes of the ONNX graph differ"):
         compare_with_torch(file.read_bytes(), other, PICTURES, None)
 
 

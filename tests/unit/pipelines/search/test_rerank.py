@@ -37,7 +37,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.search.search import SearchLimits, search
 from pipelines.storage import canonical_json, sha256_of
 from pipelines.verify.verify import verify
-from tests.support.codes import Rows, random_codes, simple_rows, with_logits, write_codes
+from tests.support.codes import Rows, random_codes, simple_rows, with_real_codes, write_codes
 from tests.support.corpus import Corpus
 from tests.support.inline import InlinePool
 from tests.support.models import write_model
@@ -45,7 +45,7 @@ from tests.support.pictures import write_folder
 
 SETTINGS = ["ingest.samples_per_shard=10", "data.image_size=32", "encode.batch_size=8", "index.workers=1"]
 PLAIN = load_config(sets=SETTINGS)
-REAL_CODES = load_config(sets=[*SETTINGS, "encode.logits=true"])
+REAL_CODES = load_config(sets=[*SETTINGS, "encode.real_codes=true"])
 
 
 def reranking(n: int) -> Config:
@@ -88,29 +88,29 @@ def bytes_of(root: str) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "origin.json"}
 
 
-def test_logits_are_those_of_the_network_and_change_no_code(
+def test_real_codes_are_those_of_the_network_and_change_no_code(
     pool: InlinePool, pictures: Path, shards: Path, model: Artifact, tmp_path: Path
 ) -> None:
     plain = open_codes(encoded(shards, model, tmp_path / "plain", PLAIN))
     codes = open_codes(encoded(shards, model, tmp_path / "codes", REAL_CODES))
-    assert (plain.logits, codes.logits) == (False, True)
+    assert (plain.real_codes, codes.real_codes) == (False, True)
     encoder = Encoder.open(model.uri)
     for mine, theirs in zip(codes.tables(), plain.tables(), strict=True):
-        assert mine.drop_columns("logits").cast(theirs.schema).equals(theirs)
+        assert mine.drop_columns("real_codes").cast(theirs.schema).equals(theirs)
         images = [next(pictures.glob(f"{key}.*")).read_bytes() for key in mine["key"].to_pylist()]
         z = encoder.real_codes(images)
-        near = real_codes_array(mine["logits"]).astype(int) - quantise_real_codes(z).astype(int)
+        near = real_codes_array(mine["real_codes"]).astype(int) - quantise_real_codes(z).astype(int)
         assert np.abs(near).max() <= 1  # a batch of another size may differ in the last digit
-        assert (pack_bits(sign_bits(real_codes_array(mine["logits"]))) == code_array(mine["code"])).all()
+        assert (pack_bits(sign_bits(real_codes_array(mine["real_codes"]))) == code_array(mine["code"])).all()
     verify(codes.artifact.uri)
 
 
-def test_codes_without_logits_have_no_column_of_them(
+def test_codes_without_real_codes_have_no_column_of_them(
     pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path
 ) -> None:
     """Only the manifest's settings say that none were asked for."""
     before = bytes_of(encoded(shards, model, tmp_path / "codes", PLAIN))
-    assert [name for name, data in before.items() if b"logits" in data] == ["manifest.json"]
+    assert [name for name, data in before.items() if b"real_codes" in data] == ["manifest.json"]
     schema = pq.read_schema(next((tmp_path / "codes" / "parts").iterdir()))
     assert schema.names == ["key", "shard", "row", "path", "code", "labels"]
     with pytest.raises(FingerprintMismatch, match="choose another --out"):
@@ -123,20 +123,20 @@ def test_neither_order_nor_threads_change_a_byte(
 ) -> None:
     first = bytes_of(encoded(shards, model, tmp_path / "first", REAL_CODES))
     pool.reverse = True
-    other = load_config(sets=[*SETTINGS, "encode.logits=true", "data.workers=1", "encode.workers=2"])
+    other = load_config(sets=[*SETTINGS, "encode.real_codes=true", "data.workers=1", "encode.workers=2"])
     assert bytes_of(encoded(shards, model, tmp_path / "second", other)) == first
 
 
-def test_duckdb_and_pandas_read_logits(pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path) -> None:
+def test_duckdb_and_pandas_read_real_codes(pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path) -> None:
     codes = open_codes(encoded(shards, model, tmp_path / "codes", REAL_CODES))
     path = Path(codes.artifact.uri, codes.shards[0].parts[0].path)
-    expected = real_codes_array(codes.read(codes.shards[0])["logits"])
+    expected = real_codes_array(codes.read(codes.shards[0])["real_codes"])
     for column in (
-        [row for (row,) in duckdb.sql(f"select logits from '{path}'").fetchall()],
-        pandas.read_parquet(path)["logits"].tolist(),
+        [row for (row,) in duckdb.sql(f"select real_codes from '{path}'").fetchall()],
+        pandas.read_parquet(path)["real_codes"].tolist(),
     ):
         assert (np.stack([np.frombuffer(row, np.int8) for row in column]) == expected).all()
-    assert b"127 x output" in pq.read_schema(path).metadata[b"hhnet.logits"]
+    assert b"127 x output" in pq.read_schema(path).metadata[b"hhnet.real_codes"]
 
 
 def test_a_retry_keeps_what_the_codes_have(pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_retry_keeps_what_the_codes_have(pool: InlinePool, shards: Path, model
         corpus.mend()
         assert retry_rejects(corpus.out, retried, pool=pool).recovered == 1
         verify(corpus.out)
-        assert open_codes(corpus.out).logits == made.encode.logits
+        assert open_codes(corpus.out).real_codes == made.encode.real_codes
 
 
 # ------------------------------------------------------------------------------------------------------------- index
@@ -156,7 +156,7 @@ def test_a_retry_keeps_what_the_codes_have(pool: InlinePool, shards: Path, model
 
 def contents(name: str, shards: int = 2, count: int = 30, seed: int = 0) -> dict[str, Rows]:
     rows = {f"{name}-{n:06d}.tar": simple_rows(f"{name}/{n}", count, 16, seed=seed + n) for n in range(shards)}
-    return {tar: with_logits(one, 16, seed + n) for n, (tar, one) in enumerate(rows.items())}
+    return {tar: with_real_codes(one, 16, seed + n) for n, (tar, one) in enumerate(rows.items())}
 
 
 @pytest.fixture
@@ -173,21 +173,23 @@ def without(rows: dict[str, Rows]) -> dict[str, Rows]:
     return {name: Rows(one.keys, one.codes, one.labels) for name, one in rows.items()}
 
 
-def test_one_index_has_logits_of_all_its_codes_or_of_none(
+def test_one_index_has_real_codes_of_all_its_codes_or_of_none(
     codes: str, index: str, tmp_path: Path, pool: InlinePool
 ) -> None:
     plain = write_codes(tmp_path / "plain", without(contents("plain", seed=5)), 16).uri
-    both = "has encode.logits True, .* has encode.logits False"
+    both = "has encode.real_codes True, .* has encode.real_codes False"
     with pytest.raises(FingerprintMismatch, match=f"codes {both}: name codes .* with the same setting"):
         build_index([codes, plain], str(tmp_path / "mixed"), PLAIN, pool=pool)
     with pytest.raises(FingerprintMismatch, match=f"index {both}"):
         add_codes(index, [plain], PLAIN, pool=pool)
     build_index([plain], str(tmp_path / "other"), PLAIN, pool=pool)
-    with pytest.raises(FingerprintMismatch, match=r"other has encode\.logits False, .*codes has encode\.logits True"):
+    with pytest.raises(
+        FingerprintMismatch, match=r"other has encode\.real_codes False, .*codes has encode\.real_codes True"
+    ):
         add_codes(str(tmp_path / "other"), [codes], PLAIN, pool=pool)
 
 
-def test_added_and_compacted_parts_keep_their_logits(codes: str, index: str, tmp_path: Path) -> None:
+def test_added_and_compacted_parts_keep_their_real_codes(codes: str, index: str, tmp_path: Path) -> None:
     more = write_codes(tmp_path / "more", contents("more", shards=1, seed=9), 16, shards_digest="c" * 64).uri
     assert add_codes(index, [more], PLAIN, pool=InlinePool()).added == 30
     remove_rows(index, PLAIN, ["base/0/00003", "more/0/00000"])
@@ -200,15 +202,15 @@ def test_added_and_compacted_parts_keep_their_logits(codes: str, index: str, tmp
             table = reader.read_keys(ordinal)
             whole = list(open_codes(source).tables())[ordinal if ordinal < 2 else 0]
             kept = np.isin(whole["row"].to_numpy(), table["row"].to_numpy())
-            assert (real_codes_array(table["logits"]) == real_codes_array(whole["logits"])[kept]).all()
+            assert (real_codes_array(table["real_codes"]) == real_codes_array(whole["real_codes"])[kept]).all()
     verify(index)
 
 
-def test_an_index_without_logits_has_the_bytes_that_it_always_had(tmp_path: Path, pool: InlinePool) -> None:
+def test_an_index_without_real_codes_has_the_bytes_that_it_always_had(tmp_path: Path, pool: InlinePool) -> None:
     plain = write_codes(tmp_path / "plain", without(contents("plain")), 16).uri
     index = str(build_index([plain], str(tmp_path / "index"), PLAIN, pool=pool).uri)
-    assert not [name for name, data in bytes_of(index).items() if b"logits" in data]
-    with pytest.raises(InputError, match=r"index has no logits to re-rank by: encode with encode\.logits=true"):
+    assert not [name for name, data in bytes_of(index).items() if b"real_codes" in data]
+    with pytest.raises(InputError, match=r"index has no real codes to re-rank by: encode with encode\.real_codes=true"):
         search(index, reranking(5), keys=["plain/0/00000"])
     assert search(index, PLAIN, keys=["plain/0/00000"]).results[0]["neighbours"][0]["distance"] == 0
 
@@ -220,14 +222,14 @@ def brute(uri: str, n: int, k: int) -> Callable[[npt.NDArray[Any], bytes], list[
     """The k of an answer as (id, score), by plain floats over every row."""
     tables = list(open_codes(uri).tables())
     codes = np.concatenate([code_array(table["code"]) for table in tables])
-    logits = np.concatenate([real_codes_array(table["logits"]) for table in tables]).astype(float)
+    real_codes = np.concatenate([real_codes_array(table["real_codes"]) for table in tables]).astype(float)
     ids = np.concatenate([index_id(n, table["row"].to_numpy().astype(np.int64)) for n, table in enumerate(tables)])
 
     def answer(outputs: npt.NDArray[Any], code: bytes) -> list[tuple[int, float]]:
         distances = np.unpackbits(codes ^ np.frombuffer(code, np.uint8), axis=1).sum(1)
         short = np.lexsort((ids, distances))[: max(n, k)]
         z = np.tanh(outputs / np.sqrt(np.mean(outputs.astype(float) ** 2)))
-        near = np.tanh(logits[short] / np.sqrt(np.mean(logits[short] ** 2, axis=1, keepdims=True)))
+        near = np.tanh(real_codes[short] / np.sqrt(np.mean(real_codes[short] ** 2, axis=1, keepdims=True)))
         far = 1 - near @ z / np.linalg.norm(z) / np.linalg.norm(near, axis=1)
         order = np.lexsort((ids[short], distances[short], far.round(6)))[:k]
         return [(int(ids[short][place]), far[place]) for place in order]
@@ -250,17 +252,17 @@ def test_the_short_list_is_ordered_as_plain_floats_order_it(codes: str, index: s
     rows = [row for table in opened.tables() for row in table.to_pylist()]
     found = dict(zip([row["key"] for row in rows], by_codes, strict=True))
     for row in rows:
-        want = expected(np.frombuffer(row["logits"], np.int8), row["code"])
+        want = expected(np.frombuffer(row["real_codes"], np.int8), row["code"])
         got = answers(found[row["key"]])
         assert [number for number, _ in got] == [number for number, _ in want]
         assert [score for _, score in got] == pytest.approx([score for _, score in want], abs=2e-6)
     assert [answers(result) for result in by_key] == [answers(found[key]) for key in keys]
 
 
-def test_equal_logits_come_by_id(tmp_path: Path, pool: InlinePool) -> None:
-    row = with_logits(Rows(["x"], random_codes(1, 16), [[0]]), 16)
-    assert row.logits is not None
-    same = Rows(list("abcdef"), np.repeat(row.codes, 6, 0), [[0]] * 6, logits=np.repeat(row.logits, 6, 0))
+def test_equal_real_codes_come_by_id(tmp_path: Path, pool: InlinePool) -> None:
+    row = with_real_codes(Rows(["x"], random_codes(1, 16), [[0]]), 16)
+    assert row.real_codes is not None
+    same = Rows(list("abcdef"), np.repeat(row.codes, 6, 0), [[0]] * 6, real_codes=np.repeat(row.real_codes, 6, 0))
     codes = write_codes(tmp_path / "codes", {"x.tar": same}, 16).uri
     index = str(build_index([codes], str(tmp_path / "index"), PLAIN, pool=pool).uri)
     (result,) = search(index, reranking(6), keys=["d"], k=4).results
@@ -316,14 +318,14 @@ def test_an_image_is_ranked_by_what_the_network_says_of_it(
     table = found.as_text().splitlines()[:-2]
     assert table[1].split() == ["rank", "score", "distance", "labels", "key"]
     assert [line.split()[1] for line in table[2:]] == [f"{score:.4f}" for _, score in answers(result)]
-    assert "the nearest 20 of them ordered by their logits" in page.read_text()
+    assert "the nearest 20 of them ordered by their real codes" in page.read_text()
 
 
-def test_a_bare_code_and_codes_without_logits_cannot_be_re_ranked(codes: str, index: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--code ffff has no logits to re-rank by"):
+def test_a_bare_code_and_codes_without_real_codes_cannot_be_re_ranked(codes: str, index: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--code ffff has no real codes to re-rank by"):
         search(index, reranking(5), hex_codes=["ffff"])
     plain = write_codes(tmp_path / "plain", without(contents("plain")), 16).uri
-    with pytest.raises(InputError, match="plain has no logits to re-rank by"):
+    with pytest.raises(InputError, match="plain has no real codes to re-rank by"):
         search(index, reranking(5), codes=[plain])
     (result,) = search(index, PLAIN, keys=["base/0/00001"]).results
     assert "score" not in result["neighbours"][0]
@@ -333,15 +335,15 @@ def test_a_bare_code_and_codes_without_logits_cannot_be_re_ranked(codes: str, in
 
 
 def forge(root: str, name: str, change: Callable[[npt.NDArray[np.int8]], None]) -> None:
-    """Other logits in a part, with size, sha256 and the manifest's digest fitting again."""
+    """Other real codes in a part, with size, sha256 and the manifest's digest fitting again."""
     path = Path(root, "manifest.json")
     fields = json.loads(path.read_bytes())
     (part,) = [part for part in fields["parts"] if part["path"].startswith(f"parts/{name}")]
     table = read_parquet(Path(root, part["path"]).read_bytes(), name)
-    logits = real_codes_array(table["logits"]).copy()
-    change(logits)
-    place = table.schema.get_field_index("logits")
-    column = pa.array([row.tobytes() for row in logits], table.schema.field(place).type)
+    real_codes = real_codes_array(table["real_codes"]).copy()
+    change(real_codes)
+    place = table.schema.get_field_index("real_codes")
+    column = pa.array([row.tobytes() for row in real_codes], table.schema.field(place).type)
     table = table.set_column(place, table.schema.field(place), column)
     data = parquet_bytes(table)
     Path(root, part["path"]).write_bytes(data)
@@ -353,48 +355,48 @@ def forge(root: str, name: str, change: Callable[[npt.NDArray[np.int8]], None]) 
         version.write_bytes(canonical_json({**json.loads(version.read_bytes()), "digest": fields["digest"]}))
 
 
-def flip_sign(logits: npt.NDArray[np.int8]) -> None:
-    logits[4, 7] *= -1
+def flip_sign(real_codes: npt.NDArray[np.int8]) -> None:
+    real_codes[4, 7] *= -1
 
 
-def shrink(logits: npt.NDArray[np.int8]) -> None:
-    logits[4, 7] = np.sign(logits[4, 7]) * (3 if abs(logits[4, 7]) != 3 else 4)
+def shrink(real_codes: npt.NDArray[np.int8]) -> None:
+    real_codes[4, 7] = np.sign(real_codes[4, 7]) * (3 if abs(real_codes[4, 7]) != 3 else 4)
 
 
-def least(logits: npt.NDArray[np.int8]) -> None:
-    logits[logits < 0] = -128
+def least(real_codes: npt.NDArray[np.int8]) -> None:
+    real_codes[real_codes < 0] = -128
 
 
 @pytest.mark.parametrize("change", [flip_sign, least])
-def test_logits_that_are_not_those_of_the_codes_are_noticed(codes: str, index: str, change: Any) -> None:
+def test_real_codes_that_are_not_those_of_the_codes_are_noticed(codes: str, index: str, change: Any) -> None:
     verify(index)
     forge(index, "keys-000001", change)
-    with pytest.raises(DamagedArtifact, match=r"keys-000001.* has logits that are not those of its codes"):
+    with pytest.raises(DamagedArtifact, match=r"keys-000001.* has real codes that are not those of its codes"):
         verify(index)
 
 
-def test_codes_whose_logits_lie_on_the_wrong_side_are_noticed(
+def test_codes_whose_real_codes_lie_on_the_wrong_side_are_noticed(
     pool: InlinePool, shards: Path, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipelines.encode.encoder, "quantise_real_codes", lambda z: -quantise_real_codes(z))
     uri = encoded(shards, model, tmp_path / "codes", REAL_CODES)
-    with pytest.raises(DamagedArtifact, match="has logits that are not those of its codes"):
+    with pytest.raises(DamagedArtifact, match="has real codes that are not those of its codes"):
         verify(uri)
 
 
-def test_other_logits_than_those_of_the_codes_artifact_are_noticed(codes: str, index: str) -> None:
+def test_other_real_codes_than_those_of_the_codes_artifact_are_noticed(codes: str, index: str) -> None:
     forge(index, "keys-000001", shrink)
     with pytest.raises(DamagedArtifact, match="has other rows than"):
         verify(index)
 
 
-def test_logits_of_an_unknown_form_are_refused(codes: str) -> None:
+def test_real_codes_of_an_unknown_form_are_refused(codes: str) -> None:
     path = Path(codes, "manifest.json")
     fields = json.loads(path.read_bytes())
-    fields["meta"]["logits"] = "float8"
+    fields["meta"]["real_codes"] = "float8"
     fields["digest"] = manifest_digest(fields)
     path.write_bytes(canonical_json(fields))
-    with pytest.raises(DamagedArtifact, match=r"\(logits is wrong: the form 'float8' is not known to this hhnet\)"):
+    with pytest.raises(DamagedArtifact, match=r"\(real_codes is wrong: the form 'float8' is not known to this hhnet\)"):
         open_codes(codes)
     with pytest.raises(DamagedArtifact, match="is not known"):
         verify(codes)
