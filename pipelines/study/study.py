@@ -238,12 +238,12 @@ class Steps:
     def _trained(self, config: Config) -> Artifact | None:
         shards, val = self.data.train, self.data.val
         mark, held_out = train.plan_training(shards, val, self.out, config).fingerprint, val.uri if val else None
-        return self._found_or_made("model", mark, lambda uri: train.train(shards.uri, uri, config, val=held_out))
+        return self._found_or_made("model", mark, lambda uri: self._train(shards.uri, uri, config, val=held_out))
 
     def make_codes(self, shards: Artifact, model: Artifact, config: Config) -> Artifact | None:
         """Encode the shards, or find the codes."""
         mark = encoding.plan_encode(shards, model, self.out, config).fingerprint
-        return self._found_or_made("codes", mark, lambda uri: encode.encode(shards.uri, model.uri, uri, config))
+        return self._found_or_made("codes", mark, lambda uri: self._encode(shards.uri, model.uri, uri, config))
 
     def make_report(self, model: Artifact, config: Config) -> Artifact | None:
         """Encode and evaluate, or find the report."""
