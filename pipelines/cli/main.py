@@ -64,7 +64,7 @@ def _ingest_protocol(flags: IngestFlags, settings: Config) -> Result:
     of_labels = flags.label is not None or flags.unlabelled or rule
     of_tars = flags.adopt or flags.classes or flags.keys_by_tar or flags.image_member
     if flags.source or flags.split or of_tables or of_labels or of_tars:
-        raise UsageError("--protocol says what is read and how it is split: give it with --root and --out alone")
+        raise UsageError("--protocol fixes the images, labels and split: give only --root and --out with it")
     from pipelines.ingest.ingest import ingest
     from pipelines.ingest.protocols import find_protocol
 
@@ -88,7 +88,7 @@ def _adopt(flags: IngestFlags, source: str, settings: Config) -> Result:
 
 def _ingest_source(flags: IngestFlags, source: str, settings: Config) -> Result:
     if flags.classes is not None or flags.keys_by_tar or flags.image_member is not None:
-        raise UsageError("--classes, --keys-by-tar and --image-member belong to --adopt")
+        raise UsageError("--classes, --keys-by-tar and --image-member belong to --adopt: add it, or leave them out")
     from pipelines.ingest.ingest import ingest
 
     separator = flags.label_separator
@@ -146,7 +146,7 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
 
         return rotate(flags.model, flags.out, settings, shards=flags.shards)
     if flags.shards is None:
-        raise UsageError("nothing to learn from: give --shards")
+        raise UsageError("nothing to train on: give --shards")
     from pipelines.train.train import train
 
     return train(flags.shards, flags.out, settings, val=flags.val)

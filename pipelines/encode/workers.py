@@ -81,7 +81,7 @@ class ShardEncoder:
             figures = {**done.seconds, "write": time.perf_counter() - begun}
         count_shard(self.meter, shard, done)
         self.meter.count_seconds(figures)
-        fields = {"samples": shard.rows, "rejects": done.rejected, "count_seconds": figures}
+        fields = {"samples": shard.rows, "rejects": done.rejected, "seconds": figures}
         _log.debug("%s: %d images encoded, %d of them rejected", shard.name, shard.rows, done.rejected, extra=fields)
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
 

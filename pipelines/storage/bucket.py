@@ -30,7 +30,7 @@ class BucketLimits:
     single_bytes: int = 32 << 20
     """Largest object that is put in one request, in bytes."""
     part_bytes: int = 16 << 20
-    """Least size of a part of a multipart upload, in bytes."""
+    """Smallest size of a part of a multipart upload, in bytes; S3 refuses parts below 5 MiB."""
     connect_s: float = 5.0
     """Longest wait for a connection, in seconds."""
     silence_s: float = 20.0
