@@ -82,7 +82,7 @@ def index_build_command(flags: BuildFlags, settings: Config) -> Result:
     """
     require_index_kind(settings.index.kind, "auto")
     if settings.index.kind != "auto" and flags.planned:
-        raise UsageError("--memory, --latency, --recall and --dry-run are for the planner: give --kind auto with them")
+        raise UsageError("--memory, --latency, --recall and --dry-run are for the planner: add --kind auto")
     from pipelines.index.build import build_index
 
     return build_index(flags.codes, flags.out, settings, publish=flags.publish, dry_run=flags.dry_run)
