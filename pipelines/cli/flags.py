@@ -210,7 +210,14 @@ class SearchFlags(Flags):
     """Flags of `hhnet search`."""
 
     index: Annotated[str, typer.Option(help="Index to search, or an alias of it.", metavar="URI")]
-    image: Annotated[list[str] | None, typer.Option(help="Query: an image file; repeatable.", metavar="F")] = None
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Queries: an image file, a folder, a quoted pattern such as 'photos/**/*.jpg', a URL or an "
+            "s3:// object; repeatable.",
+            metavar="F",
+        ),
+    ] = None
     key: Annotated[
         list[str] | None, typer.Option(help="Query: an indexed sample, by key or path; repeatable.", metavar="K")
     ] = None
@@ -230,7 +237,8 @@ class SearchFlags(Flags):
     ] = None
     model: Annotated[str | None, typer.Option(help="Where the model lies now, if moved.", metavar="URI")] = None
     shards: Annotated[
-        list[str] | None, typer.Option(help="Where the shards lie now, if moved; repeatable.", metavar="URI")
+        list[str] | None,
+        typer.Option(help="Shards with pictures for --html, beside those that are known; repeatable.", metavar="URI"),
     ] = None
     html: Annotated[str | None, typer.Option(help="Write the answer as a page with pictures.", metavar="FILE")] = None
     version_: Annotated[

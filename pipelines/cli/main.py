@@ -265,6 +265,8 @@ def search_command(flags: SearchFlags, settings: Config) -> Result:
 
     Example: hhnet search --index index --image cat.jpg -k 10 --html found.html
 
+    Example: hhnet search --index index --image holiday/ --image https://example.org/cat.jpg --html found.html
+
     Example: hhnet search --index index --image cat.jpg -k 10 --rerank 200
 
     Example: hhnet search --index index --codes codes/query --gpu --json

@@ -2,7 +2,7 @@
 
 ingest      the verb; result: what it returns
 sources     opens and lists a source: folder, archive or table; bounds: limits on what it may unfold to
-folders     files below a folder; zips: members of a zip
+zips        members of a zip
 layout      classes from the names of folders; beside: metadata in files next to a picture
 tables      a CSV or Parquet table; columns, csv_rows, image_rows: its cells and rows; path_resolver: its files
 classes     names and order of classes

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
-from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.path_resolver import PathResolver
 from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, find_unfit_reason
+from pipelines.shards.folders import folder_reader
 
 R = TypeVar("R")
 

@@ -33,7 +33,6 @@ from pipelines.config.settings import Config
 from pipelines.errors import InputError, WorkFailed
 from pipelines.ingest.bounds import LIMITS, SourceLimits
 from pipelines.ingest.classes import sort_class_names
-from pipelines.ingest.folders import Unreadable
 from pipelines.ingest.layout import ClassFrom, Layout
 from pipelines.ingest.protocols.base import Protocol
 from pipelines.ingest.result import IngestResult
@@ -41,6 +40,7 @@ from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, Source, make_printable, open_source
 from pipelines.ingest.split import SplitPlan, parse_split
 from pipelines.ingest.tables import TableColumns, find_tables, open_table
+from pipelines.shards.folders import Unreadable
 from pipelines.shards.shards import INDEX_NAME, index_bytes, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 

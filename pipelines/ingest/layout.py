@@ -16,14 +16,6 @@ from pipelines.errors import InputError
 
 ClassFrom = Literal["first", "parent"]
 
-HIDDEN_NAMES = frozenset(
-    {
-        *("@eadir", "@recycle", "#recycle", "__macosx", "lost+found", "$recycle.bin", "system volume information"),
-        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
-    }
-)
-"""Names of system files and folders that have no leading dot, in lower case."""
-
 SPLIT_NAMES = frozenset(
     {
         *("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"),
@@ -52,11 +44,6 @@ class Layout:
     def depth(self) -> int:
         """Number of folders above a picture with a class, at least."""
         return 1 + self.parts
-
-
-def is_hidden(path: str) -> bool:
-    """Tell whether the file or a folder above it is hidden."""
-    return any(name.startswith(".") or name.lower() in HIDDEN_NAMES for name in path.split("/"))
 
 
 def may_stand_beside(path: str) -> bool:

@@ -27,10 +27,8 @@ from typing import IO, Any, cast
 from pipelines.errors import Degraded, InputError
 from pipelines.ingest.beside import MAX_BESIDE_BYTES, read_beside_picture
 from pipelines.ingest.bounds import LIMITS, SourceLimits, max_unfolded_bytes, require_bounded
-from pipelines.ingest.folders import Found, folder_reader, walk_folder
 from pipelines.ingest.layout import (
     Layout,
-    is_hidden,
     is_numbered,
     is_statistics,
     may_stand_beside,
@@ -40,6 +38,7 @@ from pipelines.ingest.layout import (
 from pipelines.ingest.skips import NO_LOSS, SkipReason
 from pipelines.ingest.zips import list_guessed_names, list_zip, open_zip, zip_reader
 from pipelines.shards.containers import SUFFIXES
+from pipelines.shards.folders import Found, folder_reader, is_hidden, walk_folder
 from pipelines.shards.tar import MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 from pipelines.storage import scratch_folder
 

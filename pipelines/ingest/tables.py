@@ -29,11 +29,11 @@ from pipelines.ingest.columns import (
     read_features,
 )
 from pipelines.ingest.csv_rows import read_csv
-from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.image_rows import ImageRows
 from pipelines.ingest.path_resolver import PathResolver
 from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, Source, SourceImage, find_unfit_reason
+from pipelines.shards.folders import folder_reader
 from pipelines.storage import scratch_folder
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.errors import InputError
-from pipelines.ingest.folders import Found, Unreadable
+from pipelines.shards.folders import Found, Unreadable
 
 _UTF8_FLAG = 0x800
 _UNICODE_PATH = 0x7075

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,11 +36,19 @@ class Pictures:
         self.problems = list(problems)
         self._shards: dict[str, tuple[ShardSet, Shard]] = {}
         for entry in sets:
-            for shard in entry.shards:
-                self._shards.setdefault(shard.part.sha256, (entry, shard))
+            self.add(entry)
+
+    def add(self, entry: ShardSet) -> None:
+        """Take pictures from these shards too."""
+        for shard in entry.shards:
+            self._shards.setdefault(shard.part.sha256, (entry, shard))
 
     def __contains__(self, shard_sha256: str) -> bool:
         return shard_sha256 in self._shards
+
+    def has_all(self, tars: Iterable[str]) -> bool:
+        """Tell whether each of these tars, by sha256, is known."""
+        return all(sha256 in self._shards for sha256 in tars)
 
     def get(self, places: Iterable[SampleLocation]) -> dict[SampleLocation, str]:
         """Return the data URIs of those places whose image can be read; each tar is opened once."""
@@ -66,20 +74,23 @@ class Pictures:
         return found
 
 
-def find_pictures(codes: Sequence[Artifact], shards: Sequence[str]) -> Pictures:
-    """Find the pictures of the samples of `codes`, in `shards` if given, else in the shards that the codes came from.
+def find_pictures(
+    codes: Iterable[Artifact], shards: Iterable[ShardSet], needed: Collection[str] | None = None
+) -> Pictures:
+    """Find the pictures of the samples of `codes`: in `shards`, then in the shards that the codes came from.
 
-    Given shards must open (their errors are raised); those that the codes came from may be out of reach.
+    `needed` are the sha256 of the tars that pictures are wanted from: once all are found, no further codes are opened.
+    Those that the codes came from may be out of reach.
     """
-    if shards:
-        return Pictures([open_shards(uri) for uri in shards])
-    sets, problems = [], []
+    pictures = Pictures(shards)
     for artifact in codes:
+        if needed is not None and pictures.has_all(needed):
+            break
         try:
-            sets.append(open_shards(open_input_version(artifact, "shards")))
+            pictures.add(open_shards(open_input_version(artifact, "shards")))
         except HHNetError as error:
-            problems.append(str(error))
-    return Pictures(sets, problems)
+            pictures.problems.append(str(error))
+    return pictures
 
 
 def thumbnail(data: bytes) -> str | None:

@@ -7,8 +7,8 @@ distance are ordered by the asymmetric distance of their real codes to the query
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,19 @@ from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, Input
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, open_index
 from pipelines.report.page import GalleryRow, Tile, render
-from pipelines.report.pictures import Pictures, SampleLocation, find_pictures, thumbnail
-from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import MAX_IMAGE_BYTES, decode_image
+from pipelines.report.pictures import Pictures, SampleLocation, find_pictures
+from pipelines.search.images import QueryImage, SkippedImage, find_images, read_images
+from pipelines.shards.shards import open_shards
 from pipelines.storage import write_output
 
+if TYPE_CHECKING:
+    from pipelines.encode.encoder import Encoder
+
+_T = TypeVar("_T")
+
 MAX_PAGE_QUERIES = 200
+IMAGES_ENCODED = 32
+"""Images that the model encodes at a time; their files are in memory."""
 
 Nearest = Callable[[Codes, int], Neighbours]
 
@@ -51,7 +58,7 @@ LIMITS = SearchLimits()
 
 @dataclass(frozen=True)
 class Query:
-    """A query: the user's name for it, its packed code, and its picture or the picture's place.
+    """A query: the user's name for it, its packed code, and its picture as a data URI or the picture's place.
 
     `outputs` are needed for re-ranking: the outputs of the network, or the real codes stored from them.
     """
@@ -59,7 +66,7 @@ class Query:
     name: str
     by: str
     code: bytes
-    image: bytes | None = None
+    picture: str | None = None
     place: SampleLocation | None = None
     labels: tuple[str, ...] = ()
     outputs: npt.NDArray[np.generic] | None = None
@@ -81,6 +88,8 @@ class SearchResult(Result):
     verb: str = "search"
     version: int | None
     results: list[dict[str, Any]]
+    skipped: list[dict[str, str]] | None = None
+    """Images of a folder or pattern that could not be used, each with path, reason and detail."""
     html: str | None = None
 
     def as_text(self) -> str:
@@ -88,7 +97,8 @@ class SearchResult(Result):
         if not self.results:
             return super().as_text()
         page = [] if self.html is None else [f"page  {self.html}"]
-        return "\n\n".join([*map(_in_words, self.results), *page])
+        skipped = [f"skipped  {one['path']}: {one['reason']}, {one['detail']}" for one in self.skipped or ()]
+        return "\n\n".join([*map(_in_words, self.results), *(["\n".join(skipped)] if skipped else []), *page])
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:
@@ -118,18 +128,20 @@ def search(
     html: str | None = None,
     limits: SearchLimits = LIMITS,
 ) -> SearchResult:
-    """Search the published `index` by image files, by keys or paths in it, by codes artifacts, and by hex codes.
+    """Search the published `index` by images, by keys or paths in it, by codes artifacts, and by hex codes.
 
-    `model` and `shards` name their places where the remembered ones are wrong; `html` is a file for a page with
-    pictures. Neighbours come by (distance, id); with `search.rerank` by (asymmetric distance, distance, id). Raises
-    InputError for a query that cannot be used or re-ranked, and FingerprintMismatch for a model or codes that are not
-    the index's own.
+    `images` are files, folders, patterns and URLs (`pipelines.search.images`); the result is degraded if one that a
+    folder or pattern holds cannot be used. `model` names its place where the remembered one is wrong, `shards` further
+    places of pictures; `html` is a file for a page with pictures. Neighbours come by (distance, id); with
+    `search.rerank` by (asymmetric distance, distance, id). Raises InputError for a query that cannot be used or
+    re-ranked, and FingerprintMismatch for a model or codes that are not the index's own.
     """
     if not (images or keys or codes or hex_codes):
         raise InputError("nothing to search for: name a query with --image, --key, --codes or --code")
     k = config.search.k if k is None else k
     if k < 1:
         raise InputError(f"k = {k}: ask for at least one neighbour")
+    sources, skipped = find_images(images), list[SkippedImage]()
     with open_index(index, version) as reader, _nearest(reader, config) as nearest:
         results: list[dict[str, Any]] = []
         shown: list[tuple[Query, list[Neighbour]]] = []
@@ -137,9 +149,10 @@ def search(
         if rerank:
             require_real_codes(reader.artifact.uri, reader.real_codes)
         sets = [open_codes(uri) for uri in codes]
-        queries = _queries(reader, images, keys, sets, hex_codes, model, rerank is not None)
+        pictures = read_images(sources, 0 if html is None else MAX_PAGE_QUERIES, skipped)
+        queries = _queries(reader, pictures, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
-        asked = len(images) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
+        asked = len(sources) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
         if asked * each > limits.answer:
             raise InputError(
                 f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds "
@@ -153,11 +166,17 @@ def search(
                 results.append(_result(query, neighbours))
                 if html is not None and len(shown) < MAX_PAGE_QUERIES:
                     shown.append((query, neighbours))
-        answer = SearchResult.of(reader.artifact, "done", version=reader.version, results=results, html=html)
         if html is not None:
-            pictures = find_pictures_of(reader, shards)
-            write_output(html, search_page(shown, len(results), pictures, rerank).encode())
-    return answer
+            page = search_page(shown, len(results), find_pictures_of(reader, sets, shards, shown), rerank, skipped)
+            write_output(html, page.encode(errors="backslashreplace"))  # a file's name may be no text
+    return SearchResult.of(
+        reader.artifact,
+        "degraded" if skipped else "done",
+        version=reader.version,
+        results=results,
+        skipped=[one._asdict() for one in skipped] or None,
+        html=html,
+    )
 
 
 @contextmanager
@@ -238,7 +257,7 @@ def _plain(neighbour: Neighbour) -> dict[str, Any]:
 
 def _queries(
     reader: IndexReader,
-    images: Sequence[str],
+    images: Iterator[QueryImage],
     keys: Sequence[str],
     codes: Sequence[CodesSet],
     hex_codes: Sequence[str],
@@ -251,8 +270,7 @@ def _queries(
             f"--code {hex_codes[0]} has no real codes to re-rank by: "
             "search by --image, --key or --codes, or set no rerank"
         )
-    if images:
-        yield from _by_image(reader, images, model)
+    yield from _by_image(reader, images, model)
     if keys:
         yield from _by_key(reader, keys, outputs)
     for text in hex_codes:
@@ -261,38 +279,26 @@ def _queries(
         yield from _by_codes(reader, entry, outputs)
 
 
-def _by_image(reader: IndexReader, images: Sequence[str], model: str | None) -> Iterator[Query]:
-    data = [_read_image(name) for name in images]
+def _by_image(reader: IndexReader, images: Iterator[QueryImage], model: str | None) -> Iterator[Query]:
+    encoder = None
+    for batch in _batches(images, IMAGES_ENCODED):
+        # After the first images were read: a mistake among them is told before torch is imported.
+        encoder = encoder or _open_encoder(reader, model)
+        z_NK = encoder.real_codes([image.data for image in batch])
+        if z_NK.shape[1] != reader.bits:
+            raise FingerprintMismatch(
+                f"the model makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits: "
+                "search with the model that made the index"
+            )
+        for image, code, z_K in zip(batch, pack_bits(sign_bits(z_NK)), z_NK, strict=True):
+            yield Query(image.name, "image", code.tobytes(), picture=image.picture, outputs=z_K)
+
+
+def _open_encoder(reader: IndexReader, model: str | None) -> "Encoder":
     artifact = open_input_version(reader.artifact, "model", model)
     from pipelines.encode.encoder import Encoder  # imports torch; only images need it
 
-    z_NK = Encoder.open(artifact).real_codes(data)  # not the root, which may have changed
-    if z_NK.shape[1] != reader.bits:
-        raise FingerprintMismatch(
-            f"{artifact.uri} makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits: "
-            "search with the model that made the index"
-        )
-    for name, image, code, z_K in zip(images, data, pack_bits(sign_bits(z_NK)), z_NK, strict=True):
-        yield Query(name, "image", code.tobytes(), image=image, outputs=z_K)
-
-
-def _read_image(name: str) -> bytes:
-    path = Path(name).expanduser()
-    try:
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            size = path.stat().st_size
-            raise InputError(
-                f"{name} has {size} bytes, the limit for an image is {MAX_IMAGE_BYTES}: give a smaller file"
-            )
-        data = path.read_bytes()
-        decode_image(data)
-    except FileNotFoundError:
-        raise InputError(f"{name} does not exist: name an image file") from None
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror or error}") from None
-    except ImageReject as reject:
-        raise InputError(f"{name} cannot be decoded: {reject.reason}, {reject.detail}") from None
-    return data
+    return Encoder.open(artifact)  # not the root, which may have changed
 
 
 def _by_key(reader: IndexReader, keys: Sequence[str], outputs: bool) -> Iterator[Query]:
@@ -346,10 +352,10 @@ def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Q
             yield Query(key, "codes", code.tobytes(), place=SampleLocation(shard.sha256, row), outputs=z_K)
 
 
-def _batches(queries: Iterator[Query], size: int) -> Iterator[list[Query]]:
-    batch: list[Query] = []
-    for query in queries:
-        batch.append(query)
+def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
+    batch: list[_T] = []
+    for item in items:
+        batch.append(item)
         if len(batch) == size:
             yield batch
             batch = []
@@ -360,34 +366,56 @@ def _batches(queries: Iterator[Query], size: int) -> Iterator[list[Query]]:
 # ----------------------------------------------------------------------------------------------------------- page
 
 
-def find_pictures_of(reader: IndexReader, shards: Sequence[str]) -> Pictures:
-    """Return the pictures of the index's samples: from `shards` where named, else through the index's codes."""
-    if shards:
-        pictures = find_pictures((), shards)
-        if not any(shard.shard_sha256 in pictures for shard in reader.filled()):
+def find_pictures_of(
+    reader: IndexReader,
+    codes: Sequence[CodesSet],
+    shards: Sequence[str],
+    shown: Sequence[tuple[Query, Sequence[Neighbour]]],
+) -> Pictures:
+    """Find the pictures of what is shown: in `shards`, then through the queries' codes and those of the index.
+
+    Raises FingerprintMismatch where the `shards` have no tar in common with any of these codes.
+    """
+    given = [open_shards(uri) for uri in shards]
+    if given:
+        known = {shard.shard_sha256 for shard in reader.filled()}
+        known |= {shard.sha256 for entry in codes for shard in entry.shards}
+        if known.isdisjoint(shard.part.sha256 for entry in given for shard in entry.shards):
             raise FingerprintMismatch(
                 f"{', '.join(shards)}: none of these shards is in {reader.artifact.uri}: name those that it was made of"
             )
-        return pictures
-    codes: list[Artifact] = []
-    problems = []
-    for entry in reader.artifact.manifest.inputs:
-        if entry.kind == "codes":
-            try:
-                codes.append(open_input_version(reader.artifact, entry.role))
-            except HHNetError as error:
-                problems.append(str(error))
-    pictures = find_pictures(codes, ())
-    pictures.problems += problems
+    problems: list[str] = []
+    needed = {place.shard_sha256 for place in _places(shown)}
+    pictures = find_pictures(chain((entry.artifact for entry in codes), _codes_of(reader, problems)), given, needed)
+    pictures.problems = [] if pictures.has_all(needed) else [*pictures.problems, *problems]
     return pictures
 
 
+def _codes_of(reader: IndexReader, problems: list[str]) -> Iterator[Artifact]:
+    """Yield the codes that an index was made of; add to `problems` why some cannot be opened."""
+    for entry in reader.artifact.manifest.inputs:
+        if entry.kind == "codes":
+            try:
+                yield open_input_version(reader.artifact, entry.role)
+            except HHNetError as error:
+                problems.append(str(error))
+
+
+def _places(shown: Sequence[tuple[Query, Sequence[Neighbour]]]) -> set[SampleLocation]:
+    places = {SampleLocation(found.item.shard_sha256, found.item.row) for _, near in shown for found in near}
+    return places | {query.place for query, _ in shown if query.place}
+
+
 def search_page(
-    shown: Sequence[tuple[Query, Sequence[Neighbour]]], total: int, pictures: Pictures, rerank: int | None
+    shown: Sequence[tuple[Query, Sequence[Neighbour]]],
+    total: int,
+    pictures: Pictures,
+    rerank: int | None,
+    skipped: Sequence[SkippedImage] = (),
 ) -> str:
     """Return the results as a self-contained page; frames mark the neighbours that share a class with the query."""
-    places = {SampleLocation(found.item.shard_sha256, found.item.row) for _, near in shown for found in near}
-    found = pictures.get(places | {query.place for query, _ in shown if query.place})
+    places = _places(shown)
+    found = pictures.get(places)
     rows = [
         GalleryRow(
             Tile(query.name, query.labels, _picture(query, found), remark=f"query by {query.by}: {query.name}"),
@@ -396,12 +424,20 @@ def search_page(
         for query, near in shown
     ]
     unreadable = bool(places and not found and not pictures.problems)
-    return render("search", rows=rows, total=total, problems=pictures.problems, unreadable=unreadable, rerank=rerank)
+    return render(
+        "search",
+        rows=rows,
+        total=total,
+        problems=pictures.problems,
+        unreadable=unreadable,
+        rerank=rerank,
+        skipped=skipped,
+    )
 
 
 def _picture(query: Query, found: dict[SampleLocation, str]) -> str | None:
-    if query.image is not None:
-        return thumbnail(query.image)
+    if query.picture is not None:
+        return query.picture
     return found.get(query.place) if query.place else None
 
 

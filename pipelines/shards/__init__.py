@@ -2,6 +2,7 @@
 
 shards       the shard index, and samples read by it
 tar          a strict, bounded reader of tar streams
+folders      files below a folder
 images       image bytes to pixels
 containers/  the containers of image files, walked before anything decodes them
 plan         the order of an epoch

@@ -7,6 +7,7 @@ bucket      requests to a bucket, each repeated until it is answered
 writes      put-if-absent on S3, whole or in parts
 objects     the operations that a folder and a bucket have in common
 unsigned    the buckets that are asked without keys
+web         files of web servers
 clock       the deadline of an operation, and which failures are worth another try
 digests     canonical JSON and sha256
 failpoints  places where a test can kill the process or fill the disk

@@ -25,6 +25,7 @@ from pipelines.errors import (
     StoreUnavailable,
 )
 from pipelines.ingest.ingest import ingest
+from pipelines.search.images import find_images, read_images
 from pipelines.shards.shards import INDEX_NAME, open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.storage.bucket import Answer, Bucket
@@ -52,6 +53,17 @@ def test_an_object_of_several_uploads_is_put_once(server: Seaweed, tmp_path: Pat
     assert store.put("x.bin", tmp_path / "x")
     assert not store.put("x.bin", tmp_path / "x")
     assert store.size("x.bin") == 110 << 20
+
+
+def test_an_object_is_a_query_image(server: Seaweed) -> None:
+    data = pictures.jpeg(pictures.picture(1, 0))
+    Store(server.uri("queries")).put("my cats/a b.jpg", data)
+    (source,) = find_images([server.uri("queries/my cats/a b.jpg")])
+    (image,) = read_images([source], 0, [])
+    assert (image.name, image.data) == (server.uri("queries/my cats/a b.jpg"), data)
+    for name in ("queries/none.jpg", "queries/my cats", "queries/*.jpg"):
+        with pytest.raises(InputError, match="does not exist: name an object, for prefixes and patterns"):
+            list(read_images(find_images([server.uri(name)]), 0, []))
 
 
 def test_an_artifact_is_committed_opened_and_checked(server: Seaweed, tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.protocols.base import Protocol
 from pipelines.ingest.protocols.draws import draw_parts
 from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.protocols.lists import Listed
 from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, Source, SourceImage
+from pipelines.shards.folders import folder_reader
 
 CLASSES = (
     *("airplane", "apple", "backpack", "banana", "baseball bat", "baseball glove", "bear", "bed", "bench", "bicycle"),

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import InputError
-from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.protocols.base import ROLES, Protocol
 from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.sources import Listing, Source, SourceImage, check_relative_path, make_printable
+from pipelines.shards.folders import folder_reader
 
 MAX_LIST_BYTES = 256 << 20
 """Largest size of a list in bytes, seven times the largest of the field (ImageNet-100, 128,503 images)."""

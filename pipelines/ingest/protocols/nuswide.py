@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import InputError
-from pipelines.ingest.folders import folder_reader
 from pipelines.ingest.protocols.base import REST, Protocol
 from pipelines.ingest.protocols.draws import draw_parts, fill_parts
 from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.protocols.lists import Listed
 from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, Source, SourceImage, check_relative_path, make_printable
+from pipelines.shards.folders import folder_reader
 
 CLASSES = (
     *("sky", "clouds", "person", "water", "animal", "grass", "buildings", "window", "plants", "lake", "ocean", "road"),

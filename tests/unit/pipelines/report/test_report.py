@@ -6,7 +6,6 @@ import pytest
 from jinja2 import UndefinedError
 from PIL import Image
 
-from pipelines.errors import InputError
 from pipelines.report import page, plots
 from pipelines.report.pictures import SampleLocation, find_pictures, thumbnail
 from pipelines.shards.shards import open_shards
@@ -57,9 +56,10 @@ def test_named_shards_must_open_but_remembered_ones_may_be_gone(tmp_path):
     (tmp_path / "shard").rename(tmp_path / "elsewhere")
     pictures = find_pictures([codes], ())
     assert len(pictures.problems) == 1 and "holds no committed shards" in pictures.problems[0]
-    with pytest.raises(InputError):
-        find_pictures([codes], [str(tmp_path / "shard")])
-    assert find_pictures([codes], [str(tmp_path / "elsewhere")]).problems == []
+    elsewhere = open_shards(str(tmp_path / "elsewhere"))
+    needed = {shard.part.sha256 for shard in elsewhere.shards}
+    assert find_pictures([codes], [elsewhere], needed).problems == []
+    assert len(find_pictures([codes], [elsewhere], {*needed, "0" * 64}).problems) == 1
 
 
 def test_remembered_shards_that_became_others_are_not_shown(tmp_path):
@@ -111,7 +111,9 @@ def test_plots_show_the_figures():
 
 
 def search_page(rows, **facts):
-    return page.render("search", **{"rows": rows, "total": len(rows), "problems": [], "rerank": None, **facts})
+    return page.render(
+        "search", **{"rows": rows, "total": len(rows), "problems": [], "rerank": None, "skipped": [], **facts}
+    )
 
 
 def test_everything_on_a_page_is_escaped():

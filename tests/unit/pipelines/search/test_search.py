@@ -1,36 +1,24 @@
 import json
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from hhnet import unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config, IndexSettings, SearchSettings
 from pipelines.errors import ConfigError, FingerprintMismatch, InputError
-from pipelines.index.build import build_index
 from pipelines.index.reader import IndexReader
 from pipelines.index.update import remove_rows
+from pipelines.report.pictures import thumbnail
 from pipelines.search.search import SearchLimits, search
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, scratch_folder
-from tests.support.codes import Rows, class_codes, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
-from tests.support.inline import InlinePool
+from tests.support.codes import Rows, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
 from tests.support.pictures import jpeg, picture
 
 CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
-
-
-@pytest.fixture
-def build(tmp_path):
-
-    def build(*codes, name="index", config=CONFIG):
-        return build_index(list(codes), str(tmp_path / name), config, pool=InlinePool()).uri
-
-    return build
 
 
 def two_artifacts(root, bits=64):
@@ -175,36 +163,6 @@ def test_codes_of_other_bits_or_of_another_model_are_refused_naming_both(tmp_pat
 # ---------------------------------------------------------------------------------------------------------- images
 
 
-class MeanColourEncoder:
-    """Stands in for a network: the code is the class whose colour the picture has."""
-
-    @classmethod
-    def open(cls, source):
-        return cls()
-
-    def real_codes(self, images):
-        from pipelines.shards.images import decode_image
-
-        colours = np.stack([decode_image(image).mean((0, 1)) for image in images])
-        known = np.stack([picture(klass, 0).mean((0, 1)) for klass in range(3)])
-        labels = ((colours[:, None] - known[None]) ** 2).sum(2).argmin(1)
-        return 2.0 * unpack_bits(class_codes(labels.tolist(), flip=0.0), 64) - 1
-
-
-def commit_model(root):
-    writer = ArtifactWriter(Store(root), "model", "e" * 64, (), {})
-    return writer.commit([], {}, {})
-
-
-@pytest.fixture
-def with_model(tmp_path, monkeypatch, build):
-    monkeypatch.setitem(sys.modules, "pipelines.encode.encoder", SimpleNamespace(Encoder=MeanColourEncoder))
-    model = commit_model(tmp_path / "model")
-    rows = {"x-000000.tar": simple_rows("x", 30, flip=0.1)}
-    codes = write_codes(tmp_path / "codes", rows, model=model.digest, origin={"model": model.uri}).uri
-    return build(codes), model
-
-
 def test_an_image_is_encoded_by_the_model_that_made_the_codes(tmp_path, with_model):
     index, _ = with_model
     (tmp_path / "query.jpg").write_bytes(jpeg(picture(1, 77)))
@@ -230,7 +188,7 @@ def test_an_image_that_cannot_be_used_is_named_with_the_reason(tmp_path, with_mo
     for name, reason in (("text.jpg", "not_an_image"), ("cut.jpg", "truncated"), ("absent.jpg", "does not exist")):
         with pytest.raises(InputError, match=f"{name} .*{reason}"):
             search(index, CONFIG, images=[str(tmp_path / name)])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none of the 2 images can be used, the first is .*cut\.jpg: truncated"):
         search(index, CONFIG, images=[str(tmp_path)])
 
 
@@ -264,6 +222,32 @@ def test_without_shards_the_page_says_so(tmp_path, build):
     moved = str(tmp_path / "moved")
     search(index, CONFIG, keys=["class_01/0001"], shards=[moved], html=str(tmp_path / "found.html"))
     assert len(pictures_in((tmp_path / "found.html").read_text())) == 5
+
+
+def thumbnails_of(uri):
+    """Return the thumbnails of all samples of shards."""
+    shards = open_shards(uri)
+    return {thumbnail(sample.image) for shard in shards.shards for sample in shards.read(shard)}
+
+
+def test_the_page_shows_queries_from_codes_through_their_own_shards(tmp_path, build):
+    database, queries = write_shards(tmp_path, "database"), write_shards(tmp_path, "query", seed=3)
+    index = build(codes_of_shards(tmp_path / "codes-database", database).uri)
+    asked = codes_of_shards(tmp_path / "codes-query", queries, seed=3).uri
+    page_file = tmp_path / "found.html"
+    search(index, CONFIG, codes=[asked], k=2, html=str(page_file))
+    page = page_file.read_text()
+    assert len(pictures_in(page)) == 3 * 24 and "no picture" not in page
+    assert thumbnails_of(queries) <= set(pictures_in(page)) <= thumbnails_of(queries) | thumbnails_of(database)
+
+    # Given shards add to what is known, and what is not needed is not missed.
+    (tmp_path / "query").rename(tmp_path / "moved")
+    search(index, CONFIG, codes=[asked], k=2, html=str(page_file))
+    page = page_file.read_text()
+    assert len(pictures_in(page)) == 2 * 24 and "query holds no committed shards" in page
+    search(index, CONFIG, codes=[asked], k=2, shards=[str(tmp_path / "moved")], html=str(page_file))
+    page = page_file.read_text()
+    assert len(pictures_in(page)) == 3 * 24 and "No pictures" not in page and "no picture" not in page
 
 
 def test_shards_of_other_images_are_refused(tmp_path, build):

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipelines.errors import InputError
-from pipelines.ingest.layout import is_hidden
 
 _Identity = tuple[int, int]
 Kind = Literal["file", "folder", "link", "loop", "special", "unreadable"]
 """`link`: leads nowhere or is not followed. `loop`: leads back to a folder that holds it."""
+
+HIDDEN_NAMES = frozenset(
+    {
+        *("@eadir", "@recycle", "#recycle", "__macosx", "lost+found", "$recycle.bin", "system volume information"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+    }
+)
+"""Names of system files and folders that have no leading dot, in lower case."""
 
 
 class Found(NamedTuple):
@@ -30,6 +37,11 @@ class Unreadable(InputError):
     def __init__(self, message: str, detail: str) -> None:
         super().__init__(message)
         self.detail = detail
+
+
+def is_hidden(path: str) -> bool:
+    """Tell whether the file or a folder above it is hidden."""
+    return any(name.startswith(".") or name.lower() in HIDDEN_NAMES for name in path.split("/"))
 
 
 def walk_folder(root: Path) -> Iterator[Found]:
