@@ -10,6 +10,7 @@ before anything parses it.
 
 import json
 import re
+import threading
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -31,6 +32,18 @@ from pipelines.artifacts.manifest import (
 )
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.storage import Store, canonical_json, map_in_order, sha256_of
+
+_begun = threading.Event()
+
+
+def note_begun() -> None:
+    """Note that this process, or a job that it follows, has begun to write an artifact."""
+    _begun.set()
+
+
+def has_begun() -> bool:
+    """Tell whether this process has begun to write an artifact; that stays when the process ends."""
+    return _begun.is_set()
 
 
 def require_identity(store: Store, kind: str, fingerprint: str) -> None:
@@ -58,6 +71,7 @@ class ArtifactWriter:
         identity = {"format": MANIFEST_FORMAT, "kind": kind, "fingerprint": fingerprint}
         if not store.put("identity.json", canonical_json(identity), "identity.put"):
             require_identity(store, kind, fingerprint)
+        note_begun()
         if origin:
             store.put("origin.json", canonical_json(dict(origin)))
 
@@ -145,4 +159,5 @@ def publish_version(store: Store, number: int, manifest_path: str, digest: str) 
     """Put `versions/<number>.json`; return False if another run took that number. Publishing the same again is fine."""
     record = canonical_json({"version": number, "manifest": manifest_path, "digest": digest})
     name = f"versions/{number}.json"
+    note_begun()
     return store.put(name, record, "version.put") or store.read(name) == record

@@ -27,7 +27,7 @@ from pipelines.artifacts.facts import ProtocolCard, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import find_finished
-from pipelines.cluster.progress import stage
+from pipelines.cluster.progress import say_resumed, stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, WorkFailed
@@ -129,6 +129,8 @@ def ingest(
             name: ArtifactWriter(stores[name], "shards", marks[name], (), {}) for name in names if not there[name]
         }
         parts = {name: artifact for name, artifact in there.items() if artifact}
+        if writers:
+            say_resumed("ingest", len(parts), len(names), "splits")
         for name, writer in writers.items():
             chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
             meta = ShardsMeta(
