@@ -92,6 +92,7 @@ def _plan_or_resume(shards: str, val: str | None, out: str, config: Config) -> T
             line = "the model is of an earlier version of its shards: train to another --out to learn from what is new"
             _log.warning("%s: %s", older.out, line)
             return older
+    job.require_root()
     return job
 
 
