@@ -3,6 +3,8 @@
 manifest  what an artifact holds, and how it is opened
 facts     what manifests and receipts say of each kind
 commit    the protocol that publishes it
+nearby    what lies where an artifact was looked for in vain
+differences  how a root that another run began differs
 versions  the versions of one root, and which is current
 tables    the Parquet tables of shards, codes and rejects
 splits    which part of which split an artifact holds

@@ -10,10 +10,13 @@ before anything parses it.
 
 import json
 import re
+import threading
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Self
 
+from pipelines.artifacts.differences import describe_differences
 from pipelines.artifacts.manifest import (
     MANIFEST_FORMAT,
     PART_DIGEST_CHARS,
@@ -32,15 +35,55 @@ from pipelines.artifacts.manifest import (
 from pipelines.errors import FingerprintMismatch, InputError
 from pipelines.storage import Store, canonical_json, map_in_order, sha256_of
 
+_begun = threading.Event()
 
-def require_identity(store: Store, kind: str, fingerprint: str) -> None:
-    """Raise FingerprintMismatch where the root was begun with something else, FileNotFoundError where it never was."""
-    found, other = read_identity(store)
+
+def note_begun() -> None:
+    """Note that this process, or a job that it follows, has begun to write an artifact."""
+    _begun.set()
+
+
+def has_begun() -> bool:
+    """Tell whether this process has begun to write an artifact; that stays when the process ends."""
+    return _begun.is_set()
+
+
+def require_identity(
+    store: Store,
+    kind: str,
+    fingerprint: str,
+    settings: Mapping[str, Any],
+    inputs: Sequence[ArtifactInput],
+    origin: Mapping[str, str],
+) -> None:
+    """Raise FingerprintMismatch, naming inputs and `settings` that differ, where a root was begun with something else.
+
+    A root that was never begun is fine.
+    """
+    try:
+        found, other = read_identity(store)
+    except FileNotFoundError:
+        return
     if (found, other) != (kind, fingerprint):
-        raise FingerprintMismatch(
-            f"{store.uri} holds {found} {other[:12]}, this run would make {kind} {fingerprint[:12]}: choose another "
-            "--out, or the inputs and settings it was begun with"
-        )
+        raise mismatch(store, (found, other), kind, settings, inputs, origin)
+
+
+def mismatch(
+    store: Store,
+    begun: tuple[str, str],
+    kind: str,
+    settings: Mapping[str, Any],
+    inputs: Sequence[ArtifactInput],
+    origin: Mapping[str, str],
+) -> FingerprintMismatch:
+    """Return the error of a root that was `begun` with another kind and fingerprint, with what differs."""
+    found, other = begun
+    if found != kind:
+        return FingerprintMismatch(f"{store.uri} holds {found}, and this run would make {kind}: choose another --out")
+    differs = describe_differences(store, other, settings, inputs, origin)
+    return FingerprintMismatch(
+        f"{store.uri} holds {found} of another run ({differs}): choose another --out, or what it was begun with"
+    )
 
 
 def read_claim(store: Store, path: str, model: type[F]) -> F:
@@ -52,19 +95,34 @@ class ArtifactWriter:
     """Publishes one artifact at a root by the commit protocol; safe to kill and to run again at any point."""
 
     def __init__(
-        self, store: Store, kind: str, fingerprint: str, inputs: tuple[ArtifactInput, ...], origin: Mapping[str, str]
+        self,
+        store: Store,
+        kind: str,
+        fingerprint: str,
+        inputs: tuple[ArtifactInput, ...],
+        origin: Mapping[str, str],
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        """Begin an artifact; an error about a root that another run began names those `settings` that differ."""
         self.store, self.kind, self.fingerprint, self.inputs = store, kind, fingerprint, inputs
         identity = {"format": MANIFEST_FORMAT, "kind": kind, "fingerprint": fingerprint}
         if not store.put("identity.json", canonical_json(identity), "identity.put"):
-            require_identity(store, kind, fingerprint)
+            require_identity(store, kind, fingerprint, settings, inputs, origin)
+        note_begun()
         if origin:
             store.put("origin.json", canonical_json(dict(origin)))
 
     @classmethod
-    def of(cls, store: Store, kind: str, fingerprint: str, named: Mapping[str, Artifact]) -> Self:
+    def of(
+        cls,
+        store: Store,
+        kind: str,
+        fingerprint: str,
+        named: Mapping[str, Artifact],
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Self:
         """Begin an artifact that is made from `named` artifacts, by role; it remembers where each of them lies."""
-        return cls(store, kind, fingerprint, inputs_of(named), {role: one.uri for role, one in named.items()})
+        return cls(store, kind, fingerprint, inputs_of(named), {role: one.uri for role, one in named.items()}, settings)
 
     def put_part(self, name: str, data: bytes | Path, rows: int, folder: str = "parts") -> Part:
         """Put one part under its content-addressed path. `name` is logical, such as `shard-000000.tar`."""
@@ -145,4 +203,5 @@ def publish_version(store: Store, number: int, manifest_path: str, digest: str) 
     """Put `versions/<number>.json`; return False if another run took that number. Publishing the same again is fine."""
     record = canonical_json({"version": number, "manifest": manifest_path, "digest": digest})
     name = f"versions/{number}.json"
+    note_begun()
     return store.put(name, record, "version.put") or store.read(name) == record

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipelines.artifacts.nearby import explain_absence
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
 from pipelines.storage import Store, canonical_json, sha256_of
 
@@ -282,9 +283,8 @@ def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
     except FileNotFoundError:
         store.require_bucket()
         name = kind or "artifact"
-        raise InputError(
-            f"{store.uri} holds no committed {name} (no manifest.json): finish the verb that makes it, or name another"
-        ) from None
+        why = explain_absence(store)
+        raise InputError(f"{store.uri} holds no committed {name} (no manifest.json): {why}") from None
     manifest = parse_manifest(data, f"{store.uri}/manifest.json")
     require_kind(store, manifest, kind)
     return Artifact(store, manifest)
@@ -294,8 +294,20 @@ def require_kind(store: Store, manifest: Manifest, kind: str | None) -> None:
     """Raise InputError where an artifact is of another kind than `kind`; None allows all."""
     if kind is not None and manifest.kind != kind:
         article = "an" if manifest.kind[0] in "aeiou" else "a"
-        hint = f": `hhnet alias --alias {store.uri}` shows what it names" if manifest.kind == "alias" else ""
-        raise InputError(f"{store.uri} is {article} {manifest.kind} artifact, not {kind}{hint}")
+        hint = _MAKES.get((manifest.kind, kind), "").format(uri=store.uri)
+        if manifest.kind == "alias":
+            hint = f"`hhnet alias --alias {store.uri}` shows what it names"
+        elif not hint and manifest.kind in ("shards", "model", "codes", "index"):
+            hint = f"give it with --{manifest.kind}"
+        raise InputError(f"{store.uri} is {article} {manifest.kind} artifact, not {kind}{f': {hint}' if hint else ''}")
+
+
+_MAKES = {
+    ("codes", "index"): "`hhnet index build --codes {uri} --out INDEX` makes one",
+    ("shards", "codes"): "`hhnet encode --shards {uri} --model MODEL --out CODES` makes them",
+    ("shards", "model"): "`hhnet train --shards {uri} --out MODEL` makes one",
+}
+"""The command that makes the wanted kind of the one that was found."""
 
 
 def read_identity(store: Store) -> tuple[str, str]:

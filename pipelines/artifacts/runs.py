@@ -283,6 +283,13 @@ def read_runs(store: Store, last: int = 1) -> list[Run]:
     return [_read(store, name, store.entries(f"runs/{name}")) for name in names]
 
 
+def read_first_begins(store: Store, most: int = 20) -> list[Record]:
+    """Return what the first runs at a root recorded when they began, oldest first; at most `most` of them."""
+    names = [name for name in store.folders("runs") if _is_run(name)][:most]
+    found = map_in_order(lambda name: _read_record(store, f"runs/{name}/{BEGIN}"), names)
+    return [record for record in found if record]
+
+
 def closed_records(store: Store) -> list[Record]:
     """Return the records that the runs at a root wrote at their end, oldest first."""
     names = [name for name in store.names("runs") if name.endswith(f"/{END}")]

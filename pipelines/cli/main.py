@@ -184,6 +184,21 @@ def retry_rejects_command(flags: RetryFlags, settings: Config) -> Result:
     return retry_rejects(flags.codes, settings, shards=flags.shards, model=flags.model)
 
 
+@verb(app, "rejects")
+def rejects_command(
+    uri: Annotated[str, typer.Argument(help="Codes or shards.", metavar="URI")],
+) -> Result:
+    """List the samples that codes lack, or the files that an ingest skipped, each with its reason.
+
+    Example: hhnet rejects codes/database
+
+    Example: hhnet rejects shards/train --json
+    """
+    from pipelines.verify.rejects import list_rejects
+
+    return list_rejects(uri)
+
+
 @verb(app, "gc")
 def gc_command(
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")],

@@ -24,6 +24,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from pipelines.artifacts.commit import has_begun
 from pipelines.artifacts.result import Result
 from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
@@ -198,15 +199,15 @@ def _signals_raised() -> Iterator[None]:
 
 def _explained(error: BaseException) -> tuple[str, int, bool]:
     """Return an error's message, its exit code, and whether the message suffices without a traceback."""
-    goes_on = "what was committed stays, the same command goes on from there"
+    goes_on = "; what was committed stays, the same command goes on from there" if has_begun() else ""
     if isinstance(error, DamagedArtifact):
         return f"{error}; {error.REMEDY}", error.exit_code, True
     if isinstance(error, HHNetError):
         return str(error), error.exit_code, True
     if isinstance(error, KeyboardInterrupt):
-        return f"interrupted; {goes_on}", 130, True
+        return f"interrupted{goes_on}", 130, True
     if isinstance(error, Terminated | SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting
-        return f"terminated; {goes_on}", 143, True
+        return f"terminated{goes_on}", 143, True
     return f"{type(error).__name__}: {error}", 1, False
 
 
@@ -237,7 +238,8 @@ def _print(text: str) -> int:
     except OSError as error:
         if sys.stdout is not None:  # its buffer would fail again at the end of the process
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _complain(f"the result cannot be written to stdout: {error.strerror}; what was published stays")
+        stays = "; what was published stays" if has_begun() else ""
+        _complain(f"the result cannot be written to stdout: {error.strerror}{stays}")
         return 1
     return 0
 

@@ -82,6 +82,13 @@ def stage(name: str, total: int, unit: str = "items") -> Iterator[Advance]:
         yield advance
 
 
+def say_resumed(name: str, done: int, total: int, unit: str) -> None:
+    """Tell on stderr how much of a stage earlier runs have done, if they have done any."""
+    if done:
+        fields = {"stage": name, "done": done, "total": total, "unit": unit}
+        _log.log(NOTICE, "%s: %s of %s %s done before", name, f"{done:,}", f"{total:,}", unit, extra=fields)
+
+
 @contextmanager
 def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
     from rich.console import Console

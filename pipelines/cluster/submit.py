@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.artifacts.commit import note_begun
 from pipelines.artifacts.result import Result
 from pipelines.config.loading import changed_settings
 from pipelines.config.settings import Config, with_weights
@@ -72,6 +73,8 @@ def _submit(address: str, command: str, given: dict[str, Any], renamed: dict[str
             words += _flag(renamed.get(name, f"--{name.replace('_', '-')}"), value, same_disk)
     for setting in changed_settings(with_weights(config, functools.partial(_seen_by_job, same_disk=same_disk))):
         words += ["--set", setting]
+    if command != "verify {uri}" and "--dry-run" not in words:
+        note_begun()
     return submit_verb(address, words, wait_s=config.ray.wait_s, labels=config.ray.driver_labels)
 
 

@@ -61,7 +61,7 @@ def dedupe(
     named |= {AGAINST_ROLE: index} if index else {}
     with scratch_folder() as folder:
         sources = list_source_tars(sets, IndexReader(index, folder) if index else None)
-        writer = ArtifactWriter.of(Store(out), "duplicates", name, named)
+        writer = ArtifactWriter.of(Store(out), "duplicates", name, named, result_settings(config, "duplicates"))
         return _dedupe_result(_find_duplicates(writer, sets, sources, config.dedupe, sizes), "done")
 
 

@@ -19,6 +19,7 @@ from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import list_lost, open_current, publish_next
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import Outcome
+from pipelines.cluster.progress import say_resumed
 from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
@@ -92,6 +93,7 @@ def _encode_missing(job: EncodeJob, allow_degraded: bool, pool: Pool) -> tuple[A
         return receipt
 
     done = opened.samples - sum(opened.shard(task.shard).rows for task in tasks)
+    say_resumed("encode", done, opened.samples, "images")
     facts = {"fingerprint": job.fingerprint, "shards": len(opened.shards)}
     with RunLog(writer.store, "encode", job.config, done=done, total=opened.samples, unit="images", **facts) as log:
         runs = encode_shards(job, opened, tasks, ShardEncoder, reject_all, log, pool)

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 
-from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.commit import ArtifactWriter, require_identity
 from pipelines.artifacts.facts import ModelMeta, Receipt, ShardsMeta, SplitPart
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint, inputs_of
 from pipelines.artifacts.tables import codes_schema, parse_column_type
@@ -55,10 +56,23 @@ class EncodeJob:
         """Digest of the version of the shards that is encoded."""
         return next(entry.digest for entry in self.inputs if entry.role == "shards")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that change the codes, by dotted name."""
+        return result_settings(self.config, "codes")
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Place of each input by role."""
+        return {"shards": self.shards, "model": self.model}
+
+    def require_root(self) -> None:
+        """Raise FingerprintMismatch where another run began the codes' root."""
+        require_identity(Store(self.out), "codes", self.fingerprint, self.settings, self.inputs, self.origin)
+
     def writer(self) -> ArtifactWriter:
         """Return the writer at the job's root."""
-        origin = {"shards": self.shards, "model": self.model}
-        return ArtifactWriter(Store(self.out), "codes", self.fingerprint, self.inputs, origin)
+        return ArtifactWriter(Store(self.out), "codes", self.fingerprint, self.inputs, self.origin, self.settings)
 
 
 def plan_encode(shards: Artifact, model: Artifact, out: str, config: Config) -> EncodeJob:

@@ -10,11 +10,9 @@ import heapq
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.artifacts.commit import require_identity
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.host import allowed_cpus
 from pipelines.artifacts.manifest import Artifact, open_artifact
@@ -77,8 +75,7 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
     network = open_artifact(model, "model")
     job = plan_encode(open_current(shards, "shards"), network, out, config)
     store, opened = Store(out), open_shards(job.shards, job.shards_digest)
-    with suppress(FileNotFoundError):  # nothing was begun at --out yet
-        require_identity(store, "codes", job.fingerprint)
+    job.require_root()
     named = {shard.name: shard for shard in opened.shards}
     tasks = [] if find_finished_codes(job) else find_missing_work(store, opened)[2]
     left = [named[task.shard] for task in tasks]

@@ -278,7 +278,8 @@ def report_agreement(old: str, new: str, out: str, config: Config) -> AgreementR
     with stage("agreement", PROGRESS_STEPS, unit="steps") as advance:
         matched = _match_codes(sides["old"], sides["new"])
         advance(1, note="codes read")
-        writer = ArtifactWriter.of(Store(out), "report", name, {role: entry.artifact for role, entry in sides.items()})
+        named = {role: entry.artifact for role, entry in sides.items()}
+        writer = ArtifactWriter.of(Store(out), "report", name, named, result_settings(config, "agreement"))
         models = {f"{role} model": entry.model for role, entry in sides.items()}
         artifact = _publish_agreement(writer, matched, {**digests, **models}, config)
         advance(2)

@@ -183,7 +183,8 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         pair = load_pair(query_set, sets, real_codes=config.evaluate.rerank is not None)
         require_findable(pair)  # before anything is written at `out`
         databases = {f"database-{number}": entry.artifact for number, entry in enumerate(sets)}
-        writer = ArtifactWriter.of(Store(out), "report", name, {"queries": query_set.artifact, **databases})
+        settings = result_settings(config, "report")
+        writer = ArtifactWriter.of(Store(out), "report", name, {"queries": query_set.artifact, **databases}, settings)
         advance(1, note="codes read")
         log = stack.enter_context(RunLog(writer.store, "evaluate", config, fingerprint=name))
         examined = examine_codes(pair.queries.codes, pair.database.codes, pair.bits)

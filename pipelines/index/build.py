@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts.commit import ArtifactWriter, list_versions
+from pipelines.artifacts.commit import ArtifactWriter, list_versions, mismatch
 from pipelines.artifacts.facts import IndexMeta, PartReceipt, QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, fingerprint, open_artifact, read_identity
 from pipelines.artifacts.result import Result
@@ -128,7 +128,7 @@ def _build_and_publish(
     if artifact is None:
         require_distinct_tars(sets)
         tasks = plan_parts(sets)
-    writer, total = _index_writer(sets, store, name), sum(task.rows > 0 for task in tasks)
+    writer, total = _index_writer(sets, store, name, config), sum(task.rows > 0 for task in tasks)
     with RunLog(store, "index build", config, fingerprint=name, total=total, unit="parts") as log:
         if artifact is None:
             artifact, figures = _build_index(writer, tasks, sets[0], config, log, pool)
@@ -185,7 +185,8 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planne
         require_distinct_tars(sets)
         chosen = plan(plan_parts(sets), config)
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
-            _index_writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
+            begun = _of_kind(config, chosen.kind)
+            _index_writer(sets, store, _fingerprint(sets, begun), begun)
         kind, facts = _kind_begun_with(sets, store, config), chosen.facts()
         write_run_record(store, "index plan", {"chosen": chosen.kind, "machine": machine_facts(), **facts}, config)
     assert kind is not None, "the root was begun"
@@ -206,14 +207,12 @@ def _kind_begun_with(sets: Sequence[CodesSet], store: Store, config: Config) -> 
     for kind in kind_names():
         if name == _fingerprint(sets, _of_kind(config, kind)):
             return kind
-    raise FingerprintMismatch(
-        f"{store.uri} holds {held} {name[:12]}, which no kind of index of these codes and settings is: choose another "
-        "--out, or the inputs and settings it was begun with"
-    )
+    settings = {name: value for name, value in result_settings(config, "index").items() if name != "index.kind"}
+    raise mismatch(store, (held, name), "index", settings, *_index_inputs(sets))
 
 
-def _index_writer(sets: Sequence[CodesSet], store: Store, name: str) -> ArtifactWriter:
-    """Return the writer of the index, with the codes and their model as inputs.
+def _index_inputs(sets: Sequence[CodesSet]) -> tuple[tuple[ArtifactInput, ...], dict[str, str]]:
+    """Return the inputs of the index, the codes and their model, and the place of each by role.
 
     With the model among the inputs, a search by image finds it without the codes.
     """
@@ -222,7 +221,11 @@ def _index_writer(sets: Sequence[CodesSet], store: Store, name: str) -> Artifact
     inputs.append(ArtifactInput(role="model", kind="model", digest=sets[0].model))
     origin = {f"codes-{n}": entry.artifact.uri for n, entry in enumerate(sets)}
     model = next((uri for entry in sets if (uri := entry.artifact.origin("model"))), None)
-    return ArtifactWriter(store, "index", name, tuple(inputs), origin | ({"model": model} if model else {}))
+    return tuple(inputs), origin | ({"model": model} if model else {})
+
+
+def _index_writer(sets: Sequence[CodesSet], store: Store, name: str, config: Config) -> ArtifactWriter:
+    return ArtifactWriter(store, "index", name, *_index_inputs(sets), result_settings(config, "index"))
 
 
 def _build_index(

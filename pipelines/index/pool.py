@@ -15,7 +15,7 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of_rows
 from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.progress import stage
+from pipelines.cluster.progress import say_resumed, stage
 from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.config.settings import Config
 from pipelines.encode.codes import CodesSet, CodesShard
@@ -54,6 +54,7 @@ def build_parts(
     receipts = {name: receipt for name, receipt in found.items() if not missing_paths(there, receipt.parts)}
     missing = [task for name, task in filled.items() if name not in receipts]
     log.reach(len(receipts))
+    say_resumed("index", len(receipts), len(filled), "parts")
     if missing:
         arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
         with (

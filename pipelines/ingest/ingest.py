@@ -27,7 +27,7 @@ from pipelines.artifacts.facts import ProtocolCard, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import find_finished
-from pipelines.cluster.progress import stage
+from pipelines.cluster.progress import say_resumed, stage
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, WorkFailed
@@ -110,7 +110,7 @@ def ingest(
     plan = SplitPlan("protocol", protocol=protocol) if protocol else parse_split(split)
     root = Store(out)
     columns = TableColumns(path_column, label_columns, plan.column, label_separator, multi_hot)
-    with _opened(source, plan, columns, table_root, encoding, class_from, limits) as opened:
+    with _opened(source, root, plan, columns, table_root, encoding, class_from, limits) as opened:
         listing = opened.listing
         digests = _read_all(opened, required=protocol is not None)
         keys = _in_key_order(listing)
@@ -124,11 +124,12 @@ def ingest(
         stores = {name: root.child(name) if plan.by else root for name in names}
         marks = {name: _fingerprint(config, digest, plan, name, class_from) for name in names}
         there = {name: find_finished(stores[name], "shards", marks[name]) for name in names}
+        said = {"source": source, "split": split, "class_from": class_from or "first"}
+        missing, settings = [name for name in names if not there[name]], result_settings(config, "shards") | said
         # All writers before any work: a root may hold something else, and then nothing must have been written.
-        writers = {
-            name: ArtifactWriter(stores[name], "shards", marks[name], (), {}) for name in names if not there[name]
-        }
+        writers = {n: ArtifactWriter(stores[n], "shards", marks[n], (), {}, settings) for n in missing}
         parts = {name: artifact for name, artifact in there.items() if artifact}
+        say_resumed("ingest", len(parts) if writers else 0, len(names), "splits")
         for name, writer in writers.items():
             chosen = [sample for sample, group in zip(samples, groups, strict=True) if group == name]
             meta = ShardsMeta(
@@ -138,9 +139,8 @@ def ingest(
                 protocol=card,
                 columns=dict(opened.columns),
             )
-            with RunLog(
-                writer.store, "ingest", config, total=len(chosen), unit="images", fingerprint=marks[name], source=source
-            ) as log:
+            facts = {"fingerprint": marks[name], **said}
+            with RunLog(writer.store, "ingest", config, total=len(chosen), unit="images", **facts) as log:
                 parts[name] = _publish_shards(writer, chosen, opened, config, name, meta, log)
                 log.record_figures(samples=len(chosen), **_skips(listing))
     status = "degraded" if degraded else "done" if writers else "unchanged"
@@ -151,6 +151,7 @@ def ingest(
 @contextmanager
 def _opened(
     source: str,
+    root: Store,
     plan: SplitPlan,
     columns: TableColumns,
     table_root: str | None,
@@ -165,6 +166,8 @@ def _opened(
         is_folder = path.is_dir()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if is_folder and root.is_local and Path(root.root).is_relative_to(path.resolve()):
+        raise InputError(f"--out {root.uri} is inside the source {path}: choose a folder outside it")
     if plan.protocol is not None:
         with plan.protocol.open(path) as opened:
             yield opened

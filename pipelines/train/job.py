@@ -1,9 +1,11 @@
 """What a worker that makes a model has to know."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.commit import ArtifactWriter, require_identity
 from pipelines.artifacts.manifest import ArtifactInput
+from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.storage import Store
@@ -33,7 +35,20 @@ class TrainJob:
         val = open_shards(self.val, self.digests["val"]) if self.val else None
         return open_shards(self.shards, self.digests["shards"]), val
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that change the model, by dotted name."""
+        return result_settings(self.config, "model")
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Place of each input by role."""
+        return {entry.role: str(getattr(self, entry.role)) for entry in self.inputs}
+
+    def require_root(self) -> None:
+        """Raise FingerprintMismatch where another run began the model's root."""
+        require_identity(Store(self.out), "model", self.fingerprint, self.settings, self.inputs, self.origin)
+
     def writer(self) -> ArtifactWriter:
         """Return the writer at the model's root; it remembers where each input lay."""
-        origin = {entry.role: str(getattr(self, entry.role)) for entry in self.inputs}
-        return ArtifactWriter(Store(self.out), "model", self.fingerprint, self.inputs, origin)
+        return ArtifactWriter(Store(self.out), "model", self.fingerprint, self.inputs, self.origin, self.settings)

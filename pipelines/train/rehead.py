@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,11 @@ class RotateJob(TrainJob):
     """The input of the worker; `model` is the trained model."""
 
     model: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that change the hash layer, by dotted name."""
+        return result_settings(self.config, "rotation")
 
 
 class Fit(TypedDict, total=False):
@@ -113,6 +118,7 @@ def rotate(
     artifact = find_finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
     if artifact is None:
+        job.require_root()
         artifact = _publish_model(job, (fit or fit_on_ray)(job))
     rotation = artifact.facts(ModelMeta).rotation
     if rotation is None:

@@ -22,7 +22,7 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import find_finished, open_current, read_all_manifests
 from pipelines.cluster.failures import training_failure
 from pipelines.cluster.placement import Need, await_training_needs, explain_shortage, list_live_nodes, widen_need
-from pipelines.cluster.progress import BOARD_TIMEOUT_S, BoardView, start_board
+from pipelines.cluster.progress import BOARD_TIMEOUT_S, BoardView, say_resumed, start_board
 from pipelines.cluster.ray_private import START_TIMEOUT_VARIABLE
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.cluster.submit import on_cluster
@@ -92,6 +92,7 @@ def _plan_or_resume(shards: str, val: str | None, out: str, config: Config) -> T
             line = "the model is of an earlier version of its shards: train to another --out to learn from what is new"
             _log.warning("%s: %s", older.out, line)
             return older
+    job.require_root()
     return job
 
 
@@ -110,6 +111,7 @@ def _train_to_end(job: TrainJob, run: Callable[..., None]) -> Artifact:
     facts = {"fingerprint": job.fingerprint, "workers": settings.workers, "recipe": settings.recipe}
     epochs = {"epochs": settings.epochs, "epoch_steps": data.epoch_steps(config)}
     done = last.step if last else 0
+    say_resumed("train", done, total, "steps")
     with RunLog(writer.store, "train", config, done=done, total=total, unit="steps", **facts, **epochs) as log:
         if last is None or last.step < total:
             run(job, data, log)
@@ -276,17 +278,24 @@ def _fit_on_ray(job: TrainJob, need: Need, board: Any, scratch: Path) -> None:
 
 
 def _trainer_class(config: Config) -> Any:
-    """Return Ray's TorchTrainer; for a local Ray, a subclass without the actor that frees reservations at the end.
+    """Return Ray's TorchTrainer without its own answer to Ctrl-C, which ends the process as SIGTERM does.
 
-    That actor asks the dashboard. A local Ray has none, so every training would wait 12 s until the actor gives up. A
-    local Ray ends with this process, reservations included.
+    For a local Ray it also lacks the actor that frees reservations at the end. That actor asks the dashboard. A local
+    Ray has none, so every training would wait 12 s until the actor gives up. A local Ray ends with this process,
+    reservations included.
     """
     from ray.train.torch import TorchTrainer
 
-    if ray_address(config) != "local":
-        return TorchTrainer
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
+        # Private, since Ray offers no way to keep the handler of the command line. The interrupt ends the connection
+        # to Ray, and with it the training.
+        def _register_sigint_handler(self, _controller: object) -> None:
+            return None
 
-    class LocalTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
+    if ray_address(config) != "local":
+        return Trainer
+
+    class LocalTrainer(Trainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             # By name: if a later Ray renames or drops the class, training still works and only ends later.

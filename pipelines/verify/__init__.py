@@ -2,6 +2,7 @@
 
 verify    the verb, and the list of proofs; codes, index, model, report, duplicates, study, shards: one module each
 findings  what one verification has proven and found wrong
+rejects   `hhnet rejects`: what was rejected or skipped, with reasons
 gc        `hhnet gc`: what no version refers to
 status/   `hhnet status`: how far the work at a root is
 """

@@ -82,16 +82,26 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_termination_while_the_training_runs(shards: Path, scratch: Path, tmp_path: Path) -> None:
-    """It comes to a run in Prefect's handler, and from there to that of the command line."""
+@pytest.mark.parametrize(
+    ("verb", "number", "code", "said"),
+    [
+        ("run", signal.SIGTERM, 143, "terminated"),
+        ("run", signal.SIGINT, 130, "interrupted"),
+        ("train", signal.SIGINT, 130, "interrupted"),
+    ],
+)
+def test_a_signal_while_the_training_runs(
+    verb: str, number: signal.Signals, code: int, said: str, shards: Path, scratch: Path, tmp_path: Path
+) -> None:
+    """SIGTERM comes to a run in Prefect's handler; Ctrl-C comes to all processes, and Ray Train has its own answer."""
     out = tmp_path / "out"
     write_run(tmp_path / "run.toml", shards)
-    words = words_of("run", shards, out, out, out, out)
+    words = words_of(verb, shards, out, out, out, out)
     long = ["--set", "train.epochs=500", "--set", "train.checkpoint_steps=1"]
     process = started([*words, *long], TMPDIR=str(scratch))
     wait_until(lambda: any(out.rglob("checkpoints/*/manifest.json")), process, 240)
     helpers = descendants(process)
-    process.terminate()
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     try:
         printed, err = process.communicate(timeout=90)
     except subprocess.TimeoutExpired:  # it is not left to the tests that follow
@@ -99,9 +109,9 @@ def test_termination_while_the_training_runs(shards: Path, scratch: Path, tmp_pa
             with suppress(psutil.NoSuchProcess):
                 left.kill()
         raise
-    assert (process.returncode, printed) == (143, ""), err
+    assert (process.returncode, printed) == (code, ""), err
     complaints = [line for line in err.splitlines() if not PROGRESS.fullmatch(line)]
-    assert complaints == ["hhnet: terminated; what was committed stays, the same command goes on from there"]
+    assert complaints == [f"hhnet: {said}; what was committed stays, the same command goes on from there"]
     _, alive = psutil.wait_procs(helpers, timeout=10)
     assert [p.name() for p in alive] == []
     assert list(scratch.glob("hh*-????????")) == []

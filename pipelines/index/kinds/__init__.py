@@ -148,4 +148,12 @@ def require_index_kind(name: str, *others: str) -> None:
 def index_kind(name: str) -> IndexKind:
     """Return the kind of this name; its module, and Faiss where it needs it, is imported only now."""
     require_index_kind(name)
-    return cast(IndexKind, importlib.import_module(f"{__name__}.{name}").KIND)
+    try:
+        return cast(IndexKind, importlib.import_module(f"{__name__}.{name}").KIND)
+    except ModuleNotFoundError as error:
+        if error.name != "faiss":
+            raise
+        raise ConfigError(
+            f"index kind {name} needs Faiss, which is not installed: pip install faiss-cpu, or take --kind flat or "
+            "multihash"
+        ) from None

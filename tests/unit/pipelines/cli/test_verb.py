@@ -59,6 +59,46 @@ def test_a_result_that_cannot_be_written_is_one_line(redirect: str, reason: str,
     assert "Traceback" not in done.stderr and (out / "manifest.json").exists()
 
 
+def test_a_result_that_cannot_be_written_promises_nothing_where_nothing_was_published(shards: str) -> None:
+    command = f"{sys.executable} -m pipelines verify {shards} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "hhnet: the result cannot be written to stdout: No space left on device"
+
+
+_INTERRUPTED = """
+import sys
+import typer
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.cli.verb import verb
+from pipelines.storage import Store
+
+app = typer.Typer()
+
+@verb(app, "work")
+def work():
+    if len(sys.argv) > 1:
+        ArtifactWriter(Store(sys.argv[1]), "codes", "0" * 64, (), {})
+    raise KeyboardInterrupt
+
+sys.exit(app([]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("begins", "line"),
+    [
+        (False, "hhnet: interrupted"),
+        (True, "hhnet: interrupted; what was committed stays, the same command goes on from there"),
+    ],
+)
+def test_an_interrupt_says_what_stays_where_something_was_begun(begins: bool, line: str, tmp_path: Path) -> None:
+    words = [str(tmp_path / "out")] if begins else []
+    done = subprocess.run([sys.executable, "-c", _INTERRUPTED, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()) == (130, [line])
+
+
 @pytest.mark.parametrize("words", ["--help", "search --help", "--version"])
 def test_help_that_cannot_be_written_is_one_line(words: str) -> None:
     command = f"{sys.executable} -m pipelines {words} > /dev/full"

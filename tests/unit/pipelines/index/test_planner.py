@@ -212,7 +212,7 @@ def test_of_two_runs_that_choose_otherwise_the_first_wins(tmp_path: Path, pool: 
 def test_a_root_of_other_codes_is_refused_before_anything_is_tried(tmp_path: Path, pool: InlinePool) -> None:
     build_index([some_codes(tmp_path)], str(tmp_path / "index"), settings("index.kind=flat"), pool=pool)
     other = write_codes(tmp_path / "other", {"y-000000.tar": simple_rows("y", 9)}).uri
-    with pytest.raises(FingerprintMismatch, match=r"which no kind of index of these codes .*: choose another --out"):
+    with pytest.raises(FingerprintMismatch, match=r"codes-0 = \S+/codes there, \S+/other here.*: choose another --out"):
         build_index([other], str(tmp_path / "index"), settings(), pool=pool, plan=asked_again)
 
 

@@ -322,6 +322,7 @@ def test_an_interrupted_watch_is_130(root: Path, tmp_path: Path) -> None:
             assert "working" in process.stderr.readline()
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130
+            assert process.stderr.read().splitlines()[-1] == "hhnet: interrupted"  # it commits nothing
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""Says what lies at or near a place where an artifact was looked for and none was committed."""
+
+import difflib
+import os
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from pipelines.errors import HHNetError
+from pipelines.storage import Store
+
+NAMES_SHOWN = 5
+"""Number of artifacts below a place that a message names."""
+FILES_LOOKED_AT = 2000
+"""Number of files below a place among which pictures are looked for."""
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
+
+
+def explain_absence(store: Store) -> str:
+    """Return why `store` may hold no committed artifact, and what to do, for the end of a message."""
+    with suppress(HHNetError, OSError):
+        if store.size("identity.json") is not None:
+            return "it was begun and not finished: run the verb that makes it again"
+        below = [name for name in store.folders() if store.size(f"{name}/manifest.json") is not None]
+        if below:
+            more = f" and {len(below) - NAMES_SHOWN} more" if len(below) > NAMES_SHOWN else ""
+            named = f"{', '.join(below[:NAMES_SHOWN])}{more}"
+            return f"below it are {named}: name one of them, as in {store.uri}/{below[0]}"
+        if store.is_local and _holds_pictures(Path(store.root)):
+            make = f"`hhnet ingest {store.uri} --out SHARDS` makes shards of them"
+            return f"these are pictures: {make}"
+        if store.is_local and not Path(store.root).exists() and (near := _near(Path(store.root))):
+            return f"nothing is there: did you mean {near}?"
+        if store.is_local and Path(store.root).is_file():
+            return "it is a file: name the folder of the artifact"
+    return "finish the verb that makes it, or name another"
+
+
+def _holds_pictures(root: Path) -> bool:
+    files = (name for _, _, names in os.walk(root) for name in names)
+    return any(name.lower().endswith(_PICTURES) for name in islice(files, FILES_LOOKED_AT))
+
+
+def _near(path: Path) -> str | None:
+    """Return an existing path that is like this one, by the first of its folders that does not exist."""
+    missing = next(one for one in [*reversed(path.parents), path] if not one.exists())
+    names = [one.name for one in missing.parent.iterdir() if one.is_dir()]
+    for name in difflib.get_close_matches(missing.name, names, n=1):
+        whole = missing.parent / name / path.relative_to(missing)
+        return str(whole if whole.exists() else missing.parent / name)
+    return None

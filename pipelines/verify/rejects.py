@@ -1,0 +1,74 @@
+"""`hhnet rejects`: the samples that codes lack and the files that an ingest skipped, each with its reason."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.artifacts.manifest import Artifact
+from pipelines.artifacts.result import ROWS_SHOWN, Result
+from pipelines.artifacts.runs import Record, closed_records
+from pipelines.artifacts.tables import REJECTS, read_table
+from pipelines.artifacts.versions import open_current
+from pipelines.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectsResult(Result):
+    """Rejects of codes, or files that the ingest of shards skipped: their number, their reasons, and a row for each.
+
+    Shards keep rows of the first 1,000 files; `found` counts rejects and the samples that are there.
+    """
+
+    TABLES = ("rows",)
+
+    verb: str = "rejects"
+    status: str = "done"
+    kind: str
+    found: int
+    rejects: int
+    reasons: dict[str, int]
+    rows: list[dict[str, Any]]
+
+    def as_text(self) -> str:
+        """Return the figures and the first rows, and how many rows are left out."""
+        more = len(self.rows) - ROWS_SHOWN
+        return super().as_text() + (f"\n  ... and {more:,} more, all of them with --json" if more > 0 else "")
+
+
+def list_rejects(uri: str) -> RejectsResult:
+    """List the rejects of the codes at `uri`, or the files that were skipped when the shards there were made.
+
+    Raises InputError where there are neither codes nor shards.
+    """
+    artifact = open_current(uri)
+    kind = artifact.manifest.kind
+    if kind not in ("codes", "shards"):
+        raise InputError(f"{artifact.uri} is {kind}, which has no rejects: name codes or shards")
+    found = _rejects_of_codes(artifact) if kind == "codes" else _skips_of_shards(artifact)
+    return RejectsResult(uri=artifact.uri, digest=artifact.digest, kind=kind, **found)
+
+
+def _rejects_of_codes(codes: Artifact) -> Mapping[str, Any]:
+    parts = [part for part in codes.manifest.parts if part.path.startswith("rejects/")]
+    rows = [row for part in parts for row in read_table(codes.store, part, REJECTS).to_pylist()]
+    reasons = Counter(row["reason"] for row in rows)
+    return {
+        "found": codes.manifest.totals["samples"],
+        "rejects": len(rows),
+        "reasons": dict(reasons.most_common()),
+        "rows": rows,
+    }
+
+
+def _skips_of_shards(shards: Artifact) -> Mapping[str, Any]:
+    """Return the skips as the last ingest recorded them beside the shards; the count is that of the manifest."""
+    records = [record for record in closed_records(shards.store) if "skipped_files" in record]
+    last: Record = records[-1] if records else {}
+    totals = shards.manifest.totals
+    return {
+        "found": totals.get("found", totals["samples"]),
+        "rejects": totals.get("skipped", 0),
+        "reasons": last.get("skipped_reasons", {}),
+        "rows": last.get("skipped_files", []),
+    }
