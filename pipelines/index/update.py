@@ -28,8 +28,10 @@ from pipelines.encode.codes import (
     CodesShard,
     open_codes,
     open_codes_used,
+    renumber_labels,
+    renumbering,
     require_distinct_tars,
-    same_classes,
+    unite_classes,
 )
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.parts import CompactTask, PartTask
@@ -132,7 +134,7 @@ def add_codes(
     A tar that it held before gets its old ordinal again; `unchanged` where there is no new tar. With `prune` the same
     version drops the tars that none of `codes` has. With `replace_changed` a held tar whose codes differ gets the new
     codes in the same version, less the samples that were removed. Raises FingerprintMismatch where the codes are of
-    another model, length or class list, or, without `replace_changed`, where the codes of a held tar differ; InputError
+    another model or length, or, without `replace_changed`, where the codes of a held tar differ; InputError
     where there are no codes at all.
     """
     if not codes:
@@ -201,31 +203,32 @@ def _base(index: str) -> Iterator[Base]:
 
 
 def _require_same(base: Base, entry: CodesSet) -> None:
-    """Raise FingerprintMismatch unless bits, model, classes and kind of columns of the codes are those of the index."""
+    """Raise FingerprintMismatch unless bits, model and kind of columns of the codes are those of the index."""
     reader, uri = base.reader, entry.artifact.uri
     model = base.artifact.manifest.input("model").digest
     for name, mine, theirs, same in (
         ("bits", reader.bits, entry.bits, reader.bits == entry.bits),
         ("model", model[:12], entry.model[:12], model == entry.model),
-        ("classes", len(reader.classes), len(entry.classes), same_classes(reader.classes, entry.classes)),
         ("encode.real_codes", reader.real_codes, entry.real_codes, reader.real_codes == entry.real_codes),
     ):
         if not same:
             raise FingerprintMismatch(
-                f"{base.artifact.uri} has {name} {mine}, {uri} has {name} {theirs}"
-                f"{' with other names' if mine == theirs else ''}: add codes that were made like those of the index"
+                f"{base.artifact.uri} has {name} {mine}, {uri} has {name} {theirs}: add codes that were made like "
+                "those of the index"
             )
 
 
 def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Change:
     known = {shard.shard_sha256: shard for shard in base.shards.values()}
-    tasks, given, removed, used, replaced = [], dict(base.shards), dict(base.reader.removed), [], set()
+    tasks, given, removed, replaced = [], dict(base.shards), dict(base.reader.removed), set()
+    classes, used = base.reader.classes, list[CodesSet]()
     for entry in sets:
-        new = []
+        new, united = [], unite_classes(classes, entry.classes)
+        class_ids = renumbering(united, entry.classes)
         for shard in entry.shards:
             held = known.get(shard.sha256)
             if held is not None and held.rows:
-                if _same_rows(base, held, entry, shard):
+                if _same_rows(base, held, entry, shard, class_ids):
                     continue
                 if not replace_changed:
                     raise FingerprintMismatch(
@@ -237,10 +240,12 @@ def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Chan
                 replaced.add(held.ordinal)
             elif held is not None and not shard.rows:
                 continue
-            new.append(task_of(held.ordinal if held else max(given) + 1, entry, shard, later=True))
+            new.append(task_of(held.ordinal if held else max(given) + 1, entry, shard, class_ids, later=True))
             given[new[-1].ordinal] = shard_of(new[-1])
         tasks += new
-        used += [entry] if new else []
+        if new:
+            used.append(entry)
+            classes = united
     added = sum(task.rows for task in tasks if task.ordinal not in replaced)
     facts = {"added": added, "shards_added": sum(task.rows > 0 and task.ordinal not in replaced for task in tasks)}
     if replace_changed:
@@ -255,14 +260,17 @@ def _pruned(base: Base, change: Change, wanted: set[str]) -> Change:
     return replace(_without(base, change, gone), facts={**change.facts, "shards_removed": len(gone)})
 
 
-def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> bool:
+def _same_rows(
+    base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard, class_ids: Sequence[int] | None
+) -> bool:
     """Tell whether a held tar has the same codes in this artifact, apart from rows that compactions left out."""
     if held.codes_digest == entry.artifact.digest:
         return True
     if (before := _codes_of(base, held, entry)) is not None and before[1].parts == shard.parts:
         return True
     names = keys_schema(entry.bits, entry.real_codes).names
-    theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
+    theirs = renumber_labels(entry.read(shard).select(names), class_ids, entry.artifact.uri)
+    mine = base.reader.read_keys(held.ordinal).select(names)
     in_both = np.isin(theirs["row"].to_numpy(), mine["row"].to_numpy())
     more = theirs["row"].to_numpy()[~in_both]
     left_out = _left_out(base, held, before)
@@ -414,7 +422,7 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool,
     total = sum(task.rows > 0 for task in change.tasks)
     with RunLog(base.artifact.store, verb, config, total=total, unit="parts", **change.facts) as log:
         parts, receipts = _parts(base, change, inputs, config, log, pool)
-        classes = max([base.reader.classes, *(entry.classes for entry in change.codes)], key=len)
+        classes = unite_classes(base.reader.classes, *(entry.classes for entry in change.codes))
         made = {"classes": classes, "version": number, "card": _card(base, parts, count)}
         meta = base.reader.meta.model_copy(update=made)
         totals = {"codes": count, "shards": len(change.shards)}
