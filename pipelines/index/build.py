@@ -183,7 +183,7 @@ def _of_kind(config: Config, kind: str) -> Config:
 def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planner) -> PlannedResult:
     """Return the planner's choice; `begun_as` is the kind that a build at this root would keep."""
     require_distinct_tars(sets)
-    begun, chosen = _kind_begun_with(sets, store, config), plan(plan_parts(sets), config)
+    begun, chosen = kind_begun_with(sets, store, config), plan(plan_parts(sets), config)
     return PlannedResult(uri=store.uri, digest=None, kind=chosen.kind, begun_as=begun, **chosen.facts())
 
 
@@ -195,18 +195,18 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planne
     fingerprint that only the chosen kind has. The first of several runs wins.
     """
     facts: dict[str, Any] = {}
-    if (kind := _kind_begun_with(sets, store, config)) is None:
+    if (kind := kind_begun_with(sets, store, config)) is None:
         require_distinct_tars(sets)
         chosen = plan(plan_parts(sets), config)
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
             _index_writer(sets, store, _fingerprint(sets, _of_kind(config, chosen.kind)))
-        kind, facts = _kind_begun_with(sets, store, config), chosen.facts()
+        kind, facts = kind_begun_with(sets, store, config), chosen.facts()
         write_run_record(store, "index plan", {"chosen": chosen.kind, "machine": machine_facts(), **facts}, config)
     assert kind is not None, "the root was begun"
     return _of_kind(config, kind), facts
 
 
-def _kind_begun_with(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None:
+def kind_begun_with(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None:
     """Return the kind that the root was begun with, or None where it was not begun.
 
     Raises FingerprintMismatch where other codes or settings began it.
