@@ -1,14 +1,16 @@
 """Opens codes artifacts: lists the encoded tars, and reads their rows as arrays, digest-checked before parsing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hhnet import unpack_bits
 from pipelines.artifacts.facts import CodesMeta, Receipt
@@ -143,37 +145,65 @@ def require_signs(table: pa.Table, bits: int, where: str) -> None:
         raise DamagedArtifact(f"{where} has real codes that are not those of its codes")
 
 
-def same_classes(first: Sequence[str], other: Sequence[str]) -> bool:
-    """Tell whether class ids mean the same in both lists: the lists are equal, or one continues the other."""
-    return all(mine == theirs for mine, theirs in zip(first, other, strict=False))
+def unite_classes(first: Sequence[str], *others: Sequence[str]) -> tuple[str, ...]:
+    """Return the class list `first`, and behind it the names that only `others` have, in their order."""
+    known = frozenset(first)
+    return (*first, *(name for name in dict.fromkeys(chain(*others)) if name not in known))
+
+
+def renumbering(united: Sequence[str], classes: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the id in `united`, which has all these names, of each class; None if all ids stay the same."""
+    if tuple(classes) == tuple(united[: len(classes)]):
+        return None
+    ids = {name: number for number, name in enumerate(united)}
+    return tuple(ids[name] for name in classes)
+
+
+def renumber_labels(table: pa.Table, class_ids: Sequence[int] | None, where: str) -> pa.Table:
+    """Return the table with `class_ids[n]` in place of each class id n in `labels`; None leaves it as it is.
+
+    Raises DamagedArtifact for an id that is not among the classes.
+    """
+    if class_ids is None:
+        return table
+    column, field = table["labels"], table.schema.field("labels")
+    ids = pc.list_flatten(column).to_numpy()
+    if len(ids):
+        require_class_ids([int(ids.min()), int(ids.max())], len(class_ids), where)
+    ends = np.cumsum(pc.list_value_length(column).to_numpy(), dtype=np.int32)
+    labels = pa.ListArray.from_arrays(np.concatenate([np.zeros(1, np.int32), ends]), np.array(class_ids, np.int32)[ids])
+    return table.set_column(table.schema.get_field_index("labels"), field, labels.cast(field.type))
+
+
+def require_class_ids(labels: Iterable[int], classes: int, where: str) -> None:
+    """Raise DamagedArtifact for a class id that is not among so many classes."""
+    for label in labels:
+        if not 0 <= label < classes:
+            raise DamagedArtifact(f"{where}: class id {label} is outside the {classes} classes of the manifest")
 
 
 def names_of_class_ids(labels: Sequence[int], classes: Sequence[str], where: str) -> list[str]:
     """Return the names of class ids; raises DamagedArtifact for an id without a name."""
-    for label in labels:
-        if not 0 <= label < len(classes):
-            raise DamagedArtifact(f"{where}: class id {label} is outside the {len(classes)} classes of the manifest")
+    require_class_ids(labels, len(classes), where)
     return [classes[label] for label in labels]
 
 
 def require_pair(first: CodesSet, other: CodesSet, one_index: bool = False) -> None:
     """Raise FingerprintMismatch, naming both, unless they have one code length and one model.
 
-    With `one_index` they must also have one class list, and either both have real codes or neither has.
+    With `one_index` either both must have real codes or neither.
     """
     facts: list[tuple[str, Any, Any, bool]] = [
         ("bits", first.bits, other.bits, first.bits == other.bits),
         ("model", first.model[:12], other.model[:12], first.model == other.model),
     ]
     if one_index:
-        facts.append(("classes", len(first.classes), len(other.classes), first.classes == other.classes))
         facts.append(("encode.real_codes", first.real_codes, other.real_codes, first.real_codes == other.real_codes))
     for name, mine, theirs, same in facts:
         if not same:
             raise FingerprintMismatch(
-                f"{first.artifact.uri} has {name} {mine}, {other.artifact.uri} has {name} {theirs}"
-                f"{' with other names' if mine == theirs else ''}: name codes that one model made of one class list"
-                f"{' with the same setting' if name == 'encode.real_codes' else ''}"
+                f"{first.artifact.uri} has {name} {mine}, {other.artifact.uri} has {name} {theirs}: name codes that "
+                f"one model made{' with the same setting' if name == 'encode.real_codes' else ''}"
             )
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.encode.codes import CodesSet, code_array, names_of_class_ids, real_codes_array
+from pipelines.encode.codes import CodesSet, code_array, real_codes_array, require_class_ids
 from pipelines.report.pictures import SampleLocation
 
 
@@ -105,7 +105,7 @@ def _multi_hot(
 ) -> npt.NDArray[np.bool_]:
     flat = pc.list_flatten(column).to_numpy()
     if len(flat):
-        names_of_class_ids([int(flat.min()), int(flat.max())], entry.classes, entry.artifact.uri)
+        require_class_ids([int(flat.min()), int(flat.max())], len(entry.classes), entry.artifact.uri)
     counts = pc.list_value_length(column).to_numpy()
     hot = np.zeros((len(column), classes), np.bool_)
     hot[np.repeat(np.arange(len(column)), counts), ids[flat]] = True

@@ -1,10 +1,13 @@
 """Sharded Hamming indexes: building, changing, publishing through a gate, and reading.
 
 build     `hhnet index build`
+base      the version that the next one is made from
 update    `hhnet index add | remove | compact`: the next version
 publish   `hhnet index publish | rollback | info`
 alias     names that stand for a published index
 diff      `hhnet plan`: what is new, changed or gone between shards, codes and an index
+corpus    the tars, codes and parts that `plan` compares
+commands  the commands that it prints
 parts     one shard's codes to an index part, without Ray
 pool      many of them on a pool of Ray workers, measured and carded
 gate      what an index must show before it is published

@@ -18,7 +18,14 @@ from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
-from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars, require_pair
+from pipelines.encode.codes import (
+    CodesSet,
+    open_codes,
+    renumbering,
+    require_distinct_tars,
+    require_pair,
+    unite_classes,
+)
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import GateFigures
 from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_index_kind
@@ -131,7 +138,7 @@ def _build_and_publish(
     writer, total = _index_writer(sets, store, name, config), sum(task.rows > 0 for task in tasks)
     with RunLog(store, "index build", config, fingerprint=name, total=total, unit="parts") as log:
         if artifact is None:
-            artifact, figures = _build_index(writer, tasks, sets[0], config, log, pool)
+            artifact, figures = _build_index(writer, tasks, sets, config, log, pool)
         if publish and not list_versions(store):
             pass_gate(artifact, figures or measure_index(artifact, config), config, log)
             publish_manifest(artifact, "manifest.json", 1)
@@ -151,8 +158,15 @@ def _open_all(codes: Sequence[str]) -> list[CodesSet]:
 
 def plan_parts(sets: Sequence[CodesSet]) -> list[PartTask]:
     """Return one task per shard; ordinals count from 0 in the order of the artifacts and of their shards."""
-    shards = [(entry, shard) for entry in sets for shard in entry.shards]
-    return [task_of(ordinal, entry, shard) for ordinal, (entry, shard) in enumerate(shards)]
+    classes, tasks = _classes(sets), list[PartTask]()
+    for entry in sets:
+        class_ids = renumbering(classes, entry.classes)
+        tasks += [task_of(n, entry, shard, class_ids) for n, shard in enumerate(entry.shards, len(tasks))]
+    return tasks
+
+
+def _classes(sets: Sequence[CodesSet]) -> tuple[str, ...]:
+    return unite_classes(*(entry.classes for entry in sets))
 
 
 # ----------------------------------------------------------------------------------------------------------- auto
@@ -169,7 +183,7 @@ def _of_kind(config: Config, kind: str) -> Config:
 def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planner) -> PlannedResult:
     """Return the planner's choice; `begun_as` is the kind that a build at this root would keep."""
     require_distinct_tars(sets)
-    begun, chosen = _kind_begun_with(sets, store, config), plan(plan_parts(sets), config)
+    begun, chosen = kind_begun_with(sets, store, config), plan(plan_parts(sets), config)
     return PlannedResult(uri=store.uri, digest=None, kind=chosen.kind, begun_as=begun, **chosen.facts())
 
 
@@ -181,19 +195,19 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planne
     fingerprint that only the chosen kind has. The first of several runs wins.
     """
     facts: dict[str, Any] = {}
-    if (kind := _kind_begun_with(sets, store, config)) is None:
+    if (kind := kind_begun_with(sets, store, config)) is None:
         require_distinct_tars(sets)
         chosen = plan(plan_parts(sets), config)
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
             begun = _of_kind(config, chosen.kind)
             _index_writer(sets, store, _fingerprint(sets, begun), begun)
-        kind, facts = _kind_begun_with(sets, store, config), chosen.facts()
+        kind, facts = kind_begun_with(sets, store, config), chosen.facts()
         write_run_record(store, "index plan", {"chosen": chosen.kind, "machine": machine_facts(), **facts}, config)
     assert kind is not None, "the root was begun"
     return _of_kind(config, kind), facts
 
 
-def _kind_begun_with(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None:
+def kind_begun_with(sets: Sequence[CodesSet], store: Store, config: Config) -> str | None:
     """Return the kind that the root was begun with, or None where it was not begun.
 
     Raises FingerprintMismatch where other codes or settings began it.
@@ -229,7 +243,12 @@ def _index_writer(sets: Sequence[CodesSet], store: Store, name: str, config: Con
 
 
 def _build_index(
-    writer: ArtifactWriter, tasks: Sequence[PartTask], first: CodesSet, config: Config, log: RunLog, pool: Pool
+    writer: ArtifactWriter,
+    tasks: Sequence[PartTask],
+    sets: Sequence[CodesSet],
+    config: Config,
+    log: RunLog,
+    pool: Pool,
 ) -> tuple[Artifact, GateFigures]:
     kind = index_kind(config.index.kind)
     count = sum(task.rows for task in tasks)
@@ -246,11 +265,11 @@ def _build_index(
     meta = IndexMeta(
         kind=config.index.kind,
         parameters=parameters,
-        bits=first.bits,
-        classes=first.classes,
+        bits=sets[0].bits,
+        classes=_classes(sets),
         quantizer_sha256=trained.part.sha256 if trained else None,
         card=card_of(parts, count),
-        real_codes=REAL_CODES if first.real_codes else None,
+        real_codes=REAL_CODES if sets[0].real_codes else None,
     )
     totals = {"codes": count, "shards": len(tasks)}
     figures = measure_index(writer.draft(parts, totals, meta, receipts), config)

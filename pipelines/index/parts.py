@@ -12,7 +12,7 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import PartReceipt
 from pipelines.artifacts.manifest import PART_DIGEST_CHARS, ArtifactInput, Part
 from pipelines.artifacts.tables import parquet_bytes
-from pipelines.encode.codes import code_array, read_codes
+from pipelines.encode.codes import code_array, read_codes, renumber_labels
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import Codes, IndexKind, index_kind
 from pipelines.index.reader import index_id, keys_name, keys_schema, part_stem, read_key_table
@@ -21,7 +21,10 @@ from pipelines.storage import Store, canonical_json, sha256_of
 
 @dataclass(frozen=True)
 class PartTask:
-    """One shard to index: its ordinal and the place of its codes. `later` is set when it changes an existing index."""
+    """One shard to index: its ordinal and the place of its codes. `later` is set when it changes an existing index.
+
+    `class_ids[n]` is the index's id of the codes' class n, None if the ids are the same.
+    """
 
     ordinal: int
     shard: str
@@ -32,6 +35,7 @@ class PartTask:
     bits: int
     real_codes: bool
     later: bool = False
+    class_ids: tuple[int, ...] | None = None
 
     @property
     def rows(self) -> int:
@@ -52,12 +56,14 @@ class PartTask:
         if not self.later:
             return part_stem(self.ordinal)
         digests = [part.sha256 for part in self.parts]
-        mark = canonical_json([self.shard_sha256, digests if len(digests) > 1 else digests[0], quantizer, self.facts()])
+        inputs = [self.shard_sha256, digests if len(digests) > 1 else digests[0], quantizer, self.facts()]
+        mark = canonical_json([*inputs, *([] if self.class_ids is None else [self.class_ids])])
         return f"{part_stem(self.ordinal)}-{sha256_of(mark)[:PART_DIGEST_CHARS]}"
 
     def table(self) -> pa.Table:
         """Return the rows to index, with the columns of a key table among others; digest-checked."""
-        return read_codes(Store(self.codes_uri), self.parts, self.bits, self.real_codes)
+        table = read_codes(Store(self.codes_uri), self.parts, self.bits, self.real_codes)
+        return renumber_labels(table, self.class_ids, self.codes_uri)
 
     def facts(self) -> dict[str, Any]:
         """Return further fields of the receipt, beside the shard and its parts."""

@@ -30,10 +30,12 @@ from pipelines.storage import ObjectInfo, scratch_folder, sha256_of
 # ---------------------------------------------------------------------------------------------------------- parts
 
 
-def task_of(ordinal: int, entry: CodesSet, shard: CodesShard, later: bool = False) -> PartTask:
-    """Return the task that indexes one shard of a codes artifact."""
-    uri, digest = entry.artifact.uri, entry.artifact.digest
-    return PartTask(ordinal, shard.name, shard.sha256, uri, digest, shard.parts, entry.bits, entry.real_codes, later)
+def task_of(
+    ordinal: int, entry: CodesSet, shard: CodesShard, class_ids: tuple[int, ...] | None, later: bool = False
+) -> PartTask:
+    """Return the task that indexes one shard of a codes artifact; `class_ids` are the index's ids of its classes."""
+    place = entry.artifact.uri, entry.artifact.digest, shard.parts
+    return PartTask(ordinal, shard.name, shard.sha256, *place, entry.bits, entry.real_codes, later, class_ids)
 
 
 def build_parts(

@@ -6,17 +6,14 @@ measured like a first version and becomes current in one step. Readers stay on t
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import IndexCard
-from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, ReceiptRef, remember_origin
+from pipelines.artifacts.manifest import ArtifactInput, Part, ReceiptRef, remember_origin
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import next_artifact, publish_manifest, put_manifest, require_parts
@@ -27,11 +24,12 @@ from pipelines.encode.codes import (
     CodesSet,
     CodesShard,
     open_codes,
-    open_codes_used,
+    renumbering,
     require_distinct_tars,
-    same_classes,
+    unite_classes,
 )
-from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.errors import FingerprintMismatch, InputError
+from pipelines.index.base import Base, Rows, compacted_rows, open_base, require_left_out, same_rows
 from pipelines.index.parts import CompactTask, PartTask
 from pipelines.index.pool import (
     IndexResult,
@@ -51,41 +49,13 @@ from pipelines.index.reader import (
     REMOVED,
     REMOVED_NAME,
     IndexedShard,
-    IndexReader,
-    find_newest_made,
     keys_name,
-    keys_schema,
-    open_index,
-    part_receipt,
     part_stem,
-    read_ordinals,
 )
 from pipelines.storage import canonical_json, sha256_of
 
 OUTGROWN_FACTOR = 4
 """Factor over the codes of the quantizer's training above which the card says that the index has outgrown it."""
-
-Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Base:
-    """The current version, which the next one is made from."""
-
-    number: int
-    reader: IndexReader
-    shards: Mapping[int, IndexedShard]
-    """Every shard that was ever given an ordinal; a shard that this version does not hold has 0 rows."""
-    built_from: dict[tuple[str, str], dict[str, tuple[CodesSet, CodesShard]]] = field(default_factory=dict)
-    """Codes that were looked up, by their digest and place: the codes of each tar by its sha256.
-
-    {} marks codes that no longer exist.
-    """
-
-    @property
-    def artifact(self) -> Artifact:
-        """The version's artifact."""
-        return self.reader.artifact
 
 
 @dataclass(frozen=True)
@@ -132,12 +102,12 @@ def add_codes(
     A tar that it held before gets its old ordinal again; `unchanged` where there is no new tar. With `prune` the same
     version drops the tars that none of `codes` has. With `replace_changed` a held tar whose codes differ gets the new
     codes in the same version, less the samples that were removed. Raises FingerprintMismatch where the codes are of
-    another model, length or class list, or, without `replace_changed`, where the codes of a held tar differ; InputError
+    another model or length, or, without `replace_changed`, where the codes of a held tar differ; InputError
     where there are no codes at all.
     """
     if not codes:
         raise InputError("no codes to add: name at least one codes artifact with --codes")
-    with _base(index) as base:
+    with open_base(index) as base:
         sets = [open_codes(uri) for uri in codes]
         for entry in sets:
             _require_same(base, entry)
@@ -168,7 +138,7 @@ def remove_rows(
     """
     if keys is None and not shards:
         raise InputError("nothing to remove: name keys with --key or --keys, shards with --shard")
-    with _base(index) as base:
+    with open_base(index) as base:
         whole = _named_shards(base, shards, ignore_missing)
         rows = _rows_of(base, keys or (), ignore_missing)
         return _apply("index remove", base, _removing(base, whole, rows), config, publish)
@@ -180,52 +150,40 @@ def compact_index(index: str, config: Config, publish: bool = True, pool: Pool =
 
     The rows come from the index's own key tables. A trained quantizer stays. `unchanged` where nothing was removed.
     """
-    with _base(index) as base:
+    with open_base(index) as base:
         return _apply("index compact", base, _compacting(base), config, publish, pool)
-
-
-@contextmanager
-def _base(index: str) -> Iterator[Base]:
-    with open_index(index) as reader:
-        assert reader.version is not None, "a published index has a version"
-        _, newest = find_newest_made(reader.artifact.store)
-        given = read_ordinals(newest)
-        for ordinal, shard in reader.shards.items():
-            if given.get(ordinal, shard).shard_sha256 != shard.shard_sha256:
-                raise DamagedArtifact(f"{reader.artifact.uri}: two versions give ordinal {ordinal} to different tars")
-        shards = {ordinal: replace(shard, rows=0) for ordinal, shard in given.items()} | reader.shards
-        yield Base(reader.version, reader, shards)
 
 
 # ------------------------------------------------------------------------------------------------------------- add
 
 
 def _require_same(base: Base, entry: CodesSet) -> None:
-    """Raise FingerprintMismatch unless bits, model, classes and kind of columns of the codes are those of the index."""
+    """Raise FingerprintMismatch unless bits, model and kind of columns of the codes are those of the index."""
     reader, uri = base.reader, entry.artifact.uri
     model = base.artifact.manifest.input("model").digest
     for name, mine, theirs, same in (
         ("bits", reader.bits, entry.bits, reader.bits == entry.bits),
         ("model", model[:12], entry.model[:12], model == entry.model),
-        ("classes", len(reader.classes), len(entry.classes), same_classes(reader.classes, entry.classes)),
         ("encode.real_codes", reader.real_codes, entry.real_codes, reader.real_codes == entry.real_codes),
     ):
         if not same:
             raise FingerprintMismatch(
-                f"{base.artifact.uri} has {name} {mine}, {uri} has {name} {theirs}"
-                f"{' with other names' if mine == theirs else ''}: add codes that were made like those of the index"
+                f"{base.artifact.uri} has {name} {mine}, {uri} has {name} {theirs}: add codes that were made like "
+                "those of the index"
             )
 
 
 def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Change:
     known = {shard.shard_sha256: shard for shard in base.shards.values()}
-    tasks, given, removed, used, replaced = [], dict(base.shards), dict(base.reader.removed), [], set()
+    tasks, given, removed, replaced = [], dict(base.shards), dict(base.reader.removed), set()
+    classes, used = base.reader.classes, list[CodesSet]()
     for entry in sets:
-        new = []
+        new, united = [], unite_classes(classes, entry.classes)
+        class_ids = renumbering(united, entry.classes)
         for shard in entry.shards:
             held = known.get(shard.sha256)
             if held is not None and held.rows:
-                if _same_rows(base, held, entry, shard):
+                if same_rows(base, held, entry, shard, class_ids):
                     continue
                 if not replace_changed:
                     raise FingerprintMismatch(
@@ -237,10 +195,12 @@ def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Chan
                 replaced.add(held.ordinal)
             elif held is not None and not shard.rows:
                 continue
-            new.append(task_of(held.ordinal if held else max(given) + 1, entry, shard, later=True))
+            new.append(task_of(held.ordinal if held else max(given) + 1, entry, shard, class_ids, later=True))
             given[new[-1].ordinal] = shard_of(new[-1])
         tasks += new
-        used += [entry] if new else []
+        if new:
+            used.append(entry)
+            classes = united
     added = sum(task.rows for task in tasks if task.ordinal not in replaced)
     facts = {"added": added, "shards_added": sum(task.rows > 0 and task.ordinal not in replaced for task in tasks)}
     if replace_changed:
@@ -255,55 +215,9 @@ def _pruned(base: Base, change: Change, wanted: set[str]) -> Change:
     return replace(_without(base, change, gone), facts={**change.facts, "shards_removed": len(gone)})
 
 
-def _same_rows(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> bool:
-    """Tell whether a held tar has the same codes in this artifact, apart from rows that compactions left out."""
-    if held.codes_digest == entry.artifact.digest:
-        return True
-    if (before := _codes_of(base, held, entry)) is not None and before[1].parts == shard.parts:
-        return True
-    names = keys_schema(entry.bits, entry.real_codes).names
-    theirs, mine = entry.read(shard).select(names), base.reader.read_keys(held.ordinal).select(names)
-    in_both = np.isin(theirs["row"].to_numpy(), mine["row"].to_numpy())
-    more = theirs["row"].to_numpy()[~in_both]
-    left_out = _left_out(base, held, before)
-    explained = len(more) == _compacted(base, held.ordinal) if left_out is None else np.array_equal(more, left_out)
-    return explained and bool(theirs.filter(pa.array(in_both)).cast(mine.schema).equals(mine))
-
-
-def _codes_of(base: Base, held: IndexedShard, entry: CodesSet) -> tuple[CodesSet, CodesShard] | None:
-    """Return the codes that a part was built from, or None if they no longer exist."""
-    name = held.codes_digest, entry.artifact.uri
-    if name not in base.built_from:
-        codes = open_codes_used(base.artifact, *name)
-        base.built_from[name] = {shard.sha256: (codes, shard) for shard in codes.shards} if codes else {}
-    return base.built_from[name].get(held.shard_sha256)
-
-
-def _compacted(base: Base, ordinal: int) -> int:
-    """Return the number of removed rows that a part was built without."""
-    return part_receipt(base.artifact, ordinal).compacted
-
-
-def _left_out(base: Base, held: IndexedShard, before: tuple[CodesSet, CodesShard] | None) -> Rows | None:
-    """Return the rows that compactions left out of a part; None if the codes that could tell no longer exist."""
-    if not _compacted(base, held.ordinal):
-        return np.empty(0, np.int64)
-    if before is None:
-        return None
-    codes, shard = before
-    built = base.reader.read_keys(held.ordinal, ["row"])["row"].to_numpy()
-    return np.setdiff1d(codes.read(shard)["row"].to_numpy(), built)
-
-
 def _still_removed(base: Base, held: IndexedShard, entry: CodesSet, shard: CodesShard) -> Rows:
     """Return the rows of a tar's new codes that the index had removed, by its table or by a compaction."""
-    left_out = _left_out(base, held, _codes_of(base, held, entry))
-    if left_out is None:
-        raise InputError(
-            f"{base.artifact.uri}: cannot keep {_compacted(base, held.ordinal)} earlier removals of {held.shard}: its "
-            f"part was compacted, and the old codes {held.codes_digest[:12]} are gone: remove the shard, add it again, "
-            "then repeat the removals"
-        )
+    left_out = require_left_out(base, held, entry)
     gone = np.union1d(base.reader.removed.get(held.ordinal, np.empty(0, np.int64)), left_out)
     return np.intersect1d(gone, entry.read(shard)["row"].to_numpy()).astype(np.int64)
 
@@ -390,7 +304,7 @@ def _compacting(base: Base) -> Change:
             reader.real_codes,
             later=True,
             left_out=tuple(rows.tolist()),
-            compacted=_compacted(base, ordinal),
+            compacted=compacted_rows(base, ordinal),
         )
         for ordinal, rows in partly.items()
     ]
@@ -414,7 +328,7 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool,
     total = sum(task.rows > 0 for task in change.tasks)
     with RunLog(base.artifact.store, verb, config, total=total, unit="parts", **change.facts) as log:
         parts, receipts = _parts(base, change, inputs, config, log, pool)
-        classes = max([base.reader.classes, *(entry.classes for entry in change.codes)], key=len)
+        classes = unite_classes(base.reader.classes, *(entry.classes for entry in change.codes))
         made = {"classes": classes, "version": number, "card": _card(base, parts, count)}
         meta = base.reader.meta.model_copy(update=made)
         totals = {"codes": count, "shards": len(change.shards)}

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.artifacts.versions import made_as
-from pipelines.encode.codes import CodesSet, CodesShard, open_codes, require_signs
+from pipelines.encode.codes import CodesSet, CodesShard, open_codes, renumber_labels, renumbering, require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import NOTHING_REMOVED
 from pipelines.index.reader import IndexedShard, IndexReader, keys_name, part_receipt
@@ -78,6 +78,9 @@ def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> N
             f"{uri}: one of the index and its input {codes.artifact.uri} has real codes, the other has none"
         )
         return
+    if lacking := sorted(set(codes.classes).difference(reader.classes)):
+        findings.note_problem(f"{uri} has no class {lacking[0]!r}, which its input {codes.artifact.uri} has")
+        return
     encoded = {shard.sha256: shard for shard in codes.shards}
     indexed = [shard for shard in reader.shards.values() if shard.codes_digest == codes.artifact.digest]
     if later:  # a later version may have removed whole tars
@@ -97,13 +100,13 @@ def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> N
 def _prove_rows(
     findings: Findings, reader: IndexReader, shard: IndexedShard, codes: CodesSet, source: CodesShard
 ) -> None:
-    """Check that key, code, labels and any real codes of every row equal those in the codes."""
-    part = reader.part(keys_name(shard.ordinal))
-    mark = (part.path, ",".join(held.sha256 for held in source.parts))
+    """Check that key, code, labels by name and any real codes of every row equal those in the codes."""
+    part, class_ids = reader.part(keys_name(shard.ordinal)), renumbering(reader.classes, codes.classes)
+    mark = (part.path, ",".join(held.sha256 for held in source.parts), class_ids)
     if mark in findings.proven:
         return
     keys = reader.read_keys(shard.ordinal)
-    table = codes.read(source).select(keys.column_names)
+    table = renumber_labels(codes.read(source), class_ids, codes.artifact.uri).select(keys.column_names)
     table = table.filter(pa.array(np.isin(table["row"].to_numpy(), keys["row"].to_numpy())))
     findings.require(
         len(table) == len(keys) and table.cast(keys.schema).equals(keys),

@@ -151,7 +151,6 @@ def test_other_settings_in_the_same_place_are_refused(tmp_path, pool):
     [
         ({"bits": 32}, "has bits 64, .*/other has bits 32"),
         ({"model": "c" * 64}, "has model aaaaaaaaaaaa, .*/other has model cccccccccccc"),
-        ({"classes": ("cat", "dog", "fox")}, "has classes 3, .*/other has classes 3 with other names"),
     ],
 )
 def test_codes_that_do_not_belong_together_are_refused_naming_both(tmp_path, pool, other, complaint):

@@ -174,7 +174,6 @@ def test_a_tar_of_which_just_removed_samples_have_codes_now_goes(tmp_path: Path,
     [
         ({"bits": 32}, "index has bits 64, .*/odd has bits 32"),
         ({"model": "c" * 64}, "index has model aaaaaaaaaaaa, .*/odd has model cccccccccccc"),
-        ({"classes": ("cat", "dog", "fox")}, "index has classes 3, .*/odd has classes 3 with other names"),
     ],
 )
 def test_codes_that_do_not_belong_to_the_index_are_refused_naming_both(

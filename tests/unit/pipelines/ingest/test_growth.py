@@ -73,7 +73,7 @@ def test_codes_and_index_take_in_what_is_new(classes: int, wds: Path, pool: Inli
     before = plan_changes([shards], [codes], index).as_json()
     assert [(one["change"], one["shard"]) for one in before["changes"]] == [("encode", "night-2.tar")]
     assert [shlex.split(line)[1:] for line in before["commands"]] == [
-        ["encode", "--shards", shards, "--model", model, "--out", codes],
+        ["encode", "--shards", shards, "--model", model, "--out", codes, "--set", "encode.batch_size=4"],
         ["index", "add", "--index", index, "--codes", codes],
     ]
     second = encode(shards, model, codes, CONFIG, pool=pool).as_json()
