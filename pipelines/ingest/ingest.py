@@ -139,8 +139,8 @@ def ingest(
                 protocol=card,
                 columns=dict(opened.columns),
             )
-            facts = {"fingerprint": marks[name], **said}
-            with RunLog(writer.store, "ingest", config, total=len(chosen), unit="images", **facts) as log:
+            noted = {"fingerprint": marks[name], **said}
+            with RunLog(writer.store, "ingest", config, total=len(chosen), unit="images", **noted) as log:
                 parts[name] = _publish_shards(writer, chosen, opened, config, name, meta, log)
                 log.record_figures(samples=len(chosen), **_skips(listing))
     status = "degraded" if degraded else "done" if writers else "unchanged"
@@ -175,10 +175,10 @@ def _opened(
     if tables := find_tables(path, is_folder):
         if class_from is not None:
             raise InputError(f"{path} is a table, whose labels are columns: --class-from is for folders and archives")
-        root = Path(table_root).expanduser() if table_root else None
-        if root is not None and not root.is_dir():
-            raise InputError(f"--root {root} is no folder: give the one below which the paths of {path} lie")
-        with open_table(path, tables, columns, root, encoding, plan.by == "folder", limits) as opened:
+        base = Path(table_root).expanduser() if table_root else None
+        if base is not None and not base.is_dir():
+            raise InputError(f"--root {base} is no folder: give the one below which the paths of {path} lie")
+        with open_table(path, tables, columns, base, encoding, plan.by == "folder", limits) as opened:
             yield opened
         return
     if plan.column is not None or columns.labels:

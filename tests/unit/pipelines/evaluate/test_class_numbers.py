@@ -86,5 +86,7 @@ def test_a_number_that_the_other_side_lacks_is_still_refused(both: tuple[str, st
     samples = ({"__key__": f"{n}", "jpg": jpeg(picture(n, 90)), "cls": b"%d" % n} for n in (1, 7))
     write_tar(tmp_path / "other" / "b.tar", samples)
     other = open_shards(str(adopt(str(tmp_path / "other"), str(tmp_path / "other")).uri))
-    with pytest.raises(InputError, match=r"has classes the training shards lack: 7: validate on shards of the same classes"):
+    with pytest.raises(
+        InputError, match=r"has classes the training shards lack: 7: validate on shards of the same classes"
+    ):
         TrainData.make(open_shards(both[0]), other, CONFIG)
