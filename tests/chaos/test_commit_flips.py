@@ -22,7 +22,7 @@ from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, read_description
 from pipelines.study.study import Cell, Data, _publish_study
 from pipelines.verify.verify import verify
-from tests.support.artifacts import BITS, CLASSES, MARK, make_codes, make_model
+from tests.support.artifacts import MARK, make_codes, make_model
 from tests.support.codes import write_shards
 from tests.support.inline import InlinePool
 from tests.support.report import SEED, report, scaled
@@ -34,7 +34,7 @@ KINDS = ["shards", "model", "codes", "index", "checkpoint", "report", "alias", "
 def make_all(folder: Path) -> dict[str, Artifact]:
     """One artifact of each kind, as the verbs write them."""
     shards = open_artifact(write_shards(folder, "shards"))
-    model = make_model(folder / "model", shards, {"bits": BITS, "classes": CLASSES})
+    model = make_model(folder / "model", shards)
     codes = make_codes(folder / "codes", shards, model)
     index = str(folder / "index")
     build_index([codes.uri], index, INDEXED, pool=InlinePool())

@@ -157,7 +157,7 @@ def test_four_workers_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
 def test_the_order_of_the_shards_changes_no_byte(corpus: Corpus, tmp_path: Path) -> None:
     pool = InlinePool()
     pool.reverse = True
-    encode(corpus.shards, corpus.model, str(tmp_path / "codes"), load_config(sets=SETTINGS), pool=InlinePool())
+    encode(corpus.shards, corpus.model, str(tmp_path / "codes"), load_config(sets=SETTINGS), pool=pool)
     assert [task.shard for task in pool.done] == [shard.name for shard in reversed(open_shards(corpus.shards).shards)]
     assert (tmp_path / "codes" / "manifest.json").read_bytes() == corpus.manifest
     report("P1 order", reversed=SHARDS, other_manifests=0)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import pipelines.train.learner
+import pipelines.train.worker
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.train.learner import Batch, Learner, StepLoss
@@ -44,7 +44,7 @@ def work(job_file: str, rank: int, world: int, port: int, run: str) -> None:
                 say({"step": step, "loss": loss.value().hex()})
                 return loss
 
-        pipelines.train.learner.Learner = Recorded  # type: ignore[misc]
+        pipelines.train.worker.Learner = Recorded  # type: ignore[misc]
         facts = json.loads(Path(job_file).read_text())
         config = load_config(sets=[*facts["sets"], f"train.workers={world}"])
         job = plan_training(open_artifact(facts["shards"], "shards"), None, facts["out"], config)
