@@ -30,7 +30,7 @@ def describe_differences(
     """
     found = [*_inputs(store, inputs, origin), *_settings(store, fingerprint, settings)]
     if not found:
-        return "its inputs had other contents, or another version of hhnet made it"
+        return f"fingerprint {fingerprint[:12]} there: its inputs had other contents, or another hhnet made it"
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
 

@@ -136,7 +136,9 @@ def _index_commands(
     state: State, changes: Changes, index: str, sources: Sequence[_Source]
 ) -> tuple[list[str], str | None]:
     """Return the commands that build or change the index, and why a change has none, if so."""
-    steps, place, known = [], index, set(state.held)
+    steps, place = [], index
+    to_encode = {change["sha256"] for name in ("encode", "publish") for change in changes[name]}
+    known = to_encode & set(state.held)
     replaced = {change["where"] for change in changes["replace"]}
     for number, group in enumerate(_without_shared_tars(sources)):
         named = [word for source in group for word in ("--codes", source.uri)]
