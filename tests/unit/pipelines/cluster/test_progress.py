@@ -1,0 +1,56 @@
+"""Bars on a terminal: their name, count, time left with its label, and the time taken at the end."""
+
+import re
+import time
+
+import pytest
+
+from pipelines.cluster import progress
+from pipelines.cluster.progress import stage
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COLUMNS", "100"), ("TERM", "xterm"), ("FORCE_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(progress, "draws_on_terminal", lambda: True)
+
+
+def drawn(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.rstrip() for line in re.split(r"[\r\n]+", ESCAPES.sub("", capsys.readouterr().err)) if line.strip()]
+
+
+def test_a_bar_says_what_it_works_on_what_is_left_and_what_it_took(
+    clock: list[float], terminal: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stage("ingest: writing train", 60_000, "images") as advance:
+        clock[0] += 60
+        advance(15_000, "[250] images/s")
+        time.sleep(0.3)  # rich draws ten times a second
+        clock[0] += 140
+        advance(45_000)
+    lines = drawn(capsys)
+    assert any(
+        line.startswith("ingest: writing train ")
+        and "15,000/60,000 images" in line
+        and line.endswith("about 3 min left  [250] images/s")
+        for line in lines
+    ), lines
+    assert lines[-1].endswith("60,000/60,000 images in 3 min 20 s") and max(map(len, lines)) <= 100
+
+
+def test_lines_and_records_tell_the_same(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with stage("encode: train", 4000, "images") as advance:
+        clock[0] += 100
+        advance(1000)
+    assert capsys.readouterr().err == "encode: train: 1,000/4,000 images in 1 min 40 s, about 5 min left\n"
