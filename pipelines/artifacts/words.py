@@ -11,6 +11,8 @@ from pydantic import ByteSize
 DIGEST_CHARS = 12
 SCORES = {"map", "map_before", "val_map", "chance", "deviation"}
 """Fields that are shown with four decimals, so that rows compare at a glance."""
+SIZES = {"bytes", "bytes_read", "bytes_written"}
+"""Fields that count bytes."""
 
 
 def format_label(name: str) -> str:
@@ -45,7 +47,7 @@ def _format_number(value: float, name: str) -> str:
         return f"{100 * value:.0f}%"
     if name == "seconds" or name.endswith("_seconds"):
         return format_seconds(value)
-    if name == "bytes" or name.startswith("bytes_"):
+    if name in SIZES:
         return format_bytes(int(value))
     if isinstance(value, int):
         return f"{value:,}"

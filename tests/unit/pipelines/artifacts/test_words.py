@@ -15,6 +15,7 @@ from pipelines.artifacts.words import format_float, format_seconds, format_table
         (0.5, "val_map", "0.5000"),
         (1087.4, "images_per_second", "1,087"),
         (2048, "bytes_read", "2.0 KiB"),
+        ({"bytes_per_code": 13.259}, "card", "bytes per code 13.26"),
         (200.4, "seconds", "3 min 20 s"),
         (True, "dry_run", "yes"),
         (None, "", "-"),
