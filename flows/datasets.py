@@ -215,7 +215,10 @@ def _archive(store: Store, name: str, images: Iterable[tuple[str, npt.NDArray[np
     with scratch_folder() as folder:
         path = folder / f"{name}.zip"
         content = list(images)
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, stage("images", len(content)) as advance:
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+            stage("demo: writing images", len(content), "images") as advance,
+        ):
             for member, pixels in content:
                 # A fixed date, so that the bytes of the zip depend on the images alone.
                 archive.writestr(zipfile.ZipInfo(member, (1980, 1, 1, 0, 0, 0)), png_bytes(pixels))

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import Record, read_runs
 from pipelines.artifacts.tables import REJECTS, read_table
 from pipelines.artifacts.versions import open_current
+from pipelines.artifacts.words import format_label, format_seconds, format_value, short_place
 from pipelines.errors import InputError
 from pipelines.storage import Store
 from pipelines.verify.status.figures import list_attempts, list_slowest
@@ -21,6 +22,8 @@ SLOWEST_SHOWN = 20
 """Number of shards in the table of the slowest."""
 RUNS_READ = 20
 """Number of last runs on the same codes in which the slowest shards are looked for."""
+FIGURES = ("map", "samples", "skipped", "codes", "rejects", "tars", "proven", "epoch", "version", "kind")
+"""Facts of a stage that the table at the end of a run shows."""
 DETAIL_CHARS = 300
 """Characters of an error that a table shows."""
 
@@ -28,6 +31,8 @@ DETAIL_CHARS = 300
 @dataclass(frozen=True, kw_only=True)
 class RunResult(Result):
     """The figures and report of a run, and what each of its stages returned."""
+
+    HIDDEN = ("stages",)  # shown as rows
 
     verb: str = "run"
     map: float
@@ -37,6 +42,23 @@ class RunResult(Result):
     images_per_second: float | None
     store: str
     stages: list[Record]
+
+    def tables(self) -> Iterable[Sequence[Mapping[str, Any]]]:
+        """Return the stages: status, figures, time and place below the store."""
+        return [[_stage_words(stage, self.store) for stage in self.stages]]
+
+
+def _stage_words(stage: Record, store: str) -> Record:
+    named = {name: stage[name] for name in FIGURES if stage.get(name) not in (None, [], "")}
+    figures = [f"{format_label(name)} {format_value(value, name)}" for name, value in named.items()]
+    damaged = [f"damaged tars {len(stage['damaged']):,}"] if stage.get("damaged") else []
+    return {
+        "stage": stage["stage"],
+        "status": stage["status"],
+        "figures": ", ".join([*figures, *damaged]),
+        "time": format_seconds(stage["seconds"]),
+        "uri": short_place(Store(str(stage.get("uri", ""))).uri).removeprefix(f"{short_place(Store(store).uri)}/"),
+    }
 
 
 class StageLog:

@@ -104,6 +104,11 @@ def draws_on_terminal() -> bool:
     return sys.stderr.isatty() and not _CONSOLE.as_json and logging.getLogger("pipelines").isEnabledFor(NOTICE)
 
 
+def prints_on_terminal() -> bool:
+    """Tell whether people read the results on stdout as they come: it is a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def relay(line: str, logger: logging.Logger, **fields: object) -> None:
     """Show a line of another process's log as it is; among records of JSON, as the message of one if it is none."""
     if _CONSOLE.as_json and not _is_record(line):

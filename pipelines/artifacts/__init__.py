@@ -10,4 +10,5 @@ tables    the Parquet tables of shards, codes and rejects
 splits    which part of which split an artifact holds
 runs      what was done when and where, outside every digest
 result    what a verb returns, as JSON and in words
+words     figures, times and tables for people
 """

@@ -1,9 +1,10 @@
 """Results of verbs: a frozen dataclass per verb, as JSON and in words."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pipelines.artifacts.words import format_label, format_table, format_value, more_rows
 
 if TYPE_CHECKING:
     from pipelines.artifacts.manifest import Artifact
@@ -22,6 +23,8 @@ class Result:
     """Fields that hold rows and are printed as tables."""
     HIDDEN: ClassVar[tuple[str, ...]] = ()
     """Fields that only JSON shows."""
+    TEXT_ONLY: ClassVar[tuple[str, ...]] = ()
+    """Fields that only the text shows, not JSON."""
 
     verb: str
     status: str
@@ -35,53 +38,39 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as plain JSON values, without the optional ones that are not set."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        told = [field for field in fields(self) if field.name not in self.TEXT_ONLY]
+        values = {field.name: (getattr(self, field.name), field.default) for field in told}
         return {name: value for name, (value, usual) in values.items() if value is not None or usual is MISSING}
 
     def as_text(self) -> str:
         """Return the result in words: what happened, then its facts, one per line, then its tables."""
         record = self.as_json()
-        lines = [f"{self.verb}: {self.status}"]
+        lines = [f"{self.verb}: {self.outcome()}"]
         elsewhere = {"verb", "status", *self.TABLES, *self.HIDDEN}
-        shown = {name: self.fact(name, value) for name, value in record.items() if name not in elsewhere}
+        shown = {format_label(name): self.fact(name, value) for name, value in record.items() if name not in elsewhere}
         facts = {name: texts for name, texts in shown.items() if texts}
         width = max((len(name) for name in facts), default=0)
         for name, (first, *rest) in facts.items():
             lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {text}" for text in rest)]
-        for name in self.TABLES:
-            lines += _table(record.get(name, []))
+        for rows in self.tables():
+            lines += ["", *format_table(rows, ROWS_SHOWN)] if rows else []
         return "\n".join(lines)
 
+    def outcome(self) -> str:
+        """Return the status in words."""
+        return self.status
+
+    def tables(self) -> Iterable[Sequence[Mapping[str, Any]]]:
+        """Return the rows of each table that follows the facts."""
+        record = self.as_json()
+        return [record.get(name) or [] for name in self.TABLES]
+
     def fact(self, name: str, value: Any) -> list[str]:
-        """Return the lines that show a field: counts by name on one, texts on one each, none for an empty value."""
+        """Return the lines that show a field: texts of a list on one each, none for an empty value."""
         if value in (None, "", [], {}):
             return []
-        if isinstance(value, Mapping):
-            return [", ".join(f"{name} {one}" for name, one in value.items())]
         if isinstance(value, list):
-            texts = [str(one).replace("\n", "\\n") for one in value[:ROWS_SHOWN]]
-            more = len(value) - ROWS_SHOWN
-            rest = [f"... and {more:,} more, all of them with --json"] if more > 0 else []
-            return [*(texts if isinstance(value[0], str) else [", ".join(texts)]), *rest]
-        if isinstance(value, bool):
-            return ["yes" if value else "no"]
-        if isinstance(value, float):
-            return [f"{value:.4g}"]
-        return [f"{value:,}" if isinstance(value, int) else str(value)]
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lay out the first rows under a heading; a digest by its first digits."""
-    if not rows:
-        return []
-    heading = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [heading, *([_cell(row.get(name)) for name in heading] for row in rows[:ROWS_SHOWN])]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["", *("  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in cells)]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    text = str(value)
-    return text[:12] if re.fullmatch(r"[0-9a-f]{13,}", text) else text
+            shown = value[:ROWS_SHOWN]
+            lines = [format_value(one) for one in shown] if isinstance(value[0], str) else [format_value(shown)]
+            return [*lines, *more_rows(len(value) - len(shown))]
+        return [format_value(value, name)]

@@ -1,8 +1,9 @@
 """The command line of `hhnet`.
 
-main   the verbs
-flags  the flags of those that have many
-index  the verbs below `hhnet index`
-study  the verb `hhnet study`
-verb   what they share: options, errors, exit codes
+main       the verbs
+flags      the flags of those that have many
+index      the verbs below `hhnet index`
+study      the verb `hhnet study`
+verb       what they share: options, errors, exit codes
+next_step  the command that a user would run next
 """

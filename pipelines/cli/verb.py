@@ -26,6 +26,7 @@ import typer
 
 from pipelines.artifacts.commit import has_begun
 from pipelines.artifacts.result import Result
+from pipelines.cli.next_step import next_step
 from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
@@ -99,7 +100,7 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
         @functools.wraps(function)
         def command(*, json_output: bool, debug: bool, log_level: Level, log_json: bool, **given: Any) -> None:
             show_log(log_level, log_json)
-            code = _run(lambda: function(**_arguments(own, given)), json_output, debug)
+            code = _run(lambda: function(**_arguments(own, given)), given, json_output, debug)
             if code:
                 raise typer.Exit(code)
 
@@ -151,7 +152,7 @@ def _arguments(own: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> di
     return arguments
 
 
-def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
+def _run(work: Callable[[], Result], given: Mapping[str, Any], json_output: bool, debug: bool) -> int:
     """Do a verb's work and print its result or error; return the exit code of the contract.
 
     In a submitted job the result is not printed, but recorded for the process that follows the job.
@@ -175,7 +176,7 @@ def _run(work: Callable[[], Result], json_output: bool, debug: bool) -> int:
             return code
         if records is not None:
             records.write(result=result.as_json())
-        elif _print(_json_line(result.as_json()) if json_output else result.as_text()):
+        elif _print(_json_line(result.as_json()) if json_output else _in_words(result, given)):
             return 1
     return 4 if result.status == "degraded" else 0
 
@@ -209,6 +210,11 @@ def _explained(error: BaseException) -> tuple[str, int, bool]:
     if isinstance(error, Terminated | SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting
         return f"terminated{goes_on}", 143, True
     return f"{type(error).__name__}: {error}", 1, False
+
+
+def _in_words(result: Result, given: Mapping[str, Any]) -> str:
+    """Return a result in words, and below it the next command."""
+    return "\n\n".join(filter(None, (result.as_text(), next_step(result, given))))
 
 
 def _json_line(result: Mapping[str, Any]) -> str:

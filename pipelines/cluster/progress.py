@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Protocol
 
+from pipelines.artifacts.words import format_seconds, format_span
 from pipelines.console import NOTICE, draws_on_terminal
 from pipelines.errors import HHNetError
 
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 """Least seconds between two lines of progress where stderr is no terminal."""
+NAME_WIDTH, BAR_WIDTH = 24, 20
+"""Characters of a bar's name and of the bar: with count, time left and note, a line fits 100 columns."""
 BOARD_TIMEOUT_S = 30.0
 """Seconds that a board may take to answer."""
 
@@ -92,35 +95,54 @@ def say_resumed(name: str, done: int, total: int, unit: str) -> None:
 @contextmanager
 def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (
-        TextColumn(f"{name:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit} {{task.fields[note]}}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(BAR_WIDTH),
+        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}", markup=False),
+        TextColumn("{task.fields[time]}{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(name, total=total, note="")
-        yield lambda done, note: bars.update(task, completed=done, note=note)
+    pace = Pace(total)
+    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
+        task = bars.add_task(f"{name:<{NAME_WIDTH}}", total=total, note="", time="")
+
+        def draw(done: int, note: str) -> None:
+            seconds, left = pace.read(done)
+            if done >= total:
+                words = f"in {format_seconds(seconds)}"
+            else:
+                words = "" if left is None else f"about {format_span(left)} left"
+            bars.update(task, completed=done, time=words, note=f"  {note}" if note else "")
+
+        yield draw
+
+
+class Pace:
+    """Time since a stage began, and the time left at its mean rate."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._begun = total, time.monotonic()
+
+    def read(self, done: int) -> tuple[float, float | None]:
+        """Return the seconds so far and the seconds left, None while they cannot be told."""
+        seconds = time.monotonic() - self._begun
+        return seconds, seconds / done * (self._total - done) if 0 < done < self._total else None
 
 
 @contextmanager
 def _progress_lines(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-    begun = time.monotonic()
-    last = begun
+    pace = Pace(total)
+    last = 0.0
 
     def draw(done: int, note: str) -> None:
         nonlocal last
-        now = time.monotonic()
-        if now - last < LINE_EVERY_S and done < total:
+        seconds, left = pace.read(done)
+        if seconds - last < LINE_EVERY_S and done < total:
             return
-        last = now
-        seconds = now - begun
-        left = seconds / done * (total - done) if 0 < done < total else None
-        rest = "" if left is None else f", about {left:.0f} s left"
-        text = f"{name}: {done}/{total} {unit} in {seconds:.0f} s{rest}{'  ' + note if note else ''}"
+        last = seconds
+        rest = "" if left is None else f", about {format_span(left)} left"
+        text = f"{name}: {done:,}/{total:,} {unit} in {format_span(seconds)}{rest}{'  ' + note if note else ''}"
         fields = {"stage": name, "done": done, "total": total, "unit": unit, "seconds": round(seconds, 1)}
         fields |= {"rate": round(done / seconds, 3) if seconds else None}
         fields |= {"left_s": None if left is None else round(left, 1), "note": note}

@@ -39,7 +39,7 @@ def write_components(
 ) -> Components:
     """Join the samples of all pairs, and write those in a component, ordered by (component, id)."""
     forest = UnionFind(corpus.count)
-    with stage("join", len(pairs), unit="parts") as advance:
+    with stage("dedupe: grouping", len(pairs), unit="parts") as advance:
         for part in pairs:
             table = read_table(draft.store, part, PAIRS_SCHEMA, ("id_a", "id_b"))
             forest.unite(*(corpus.numbers(table[name].to_numpy()) for name in ("id_a", "id_b")))

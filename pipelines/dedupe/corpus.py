@@ -66,7 +66,7 @@ def read_corpus(sources: Sequence[SourceTar], width: int, folder: Path) -> Corpu
     words, known = (width + 7) // 8, 0
     ends = np.zeros(1, np.int64)
     names = ("codes", "ids", "ends", "keys")
-    with ExitStack() as stack, stage("read", len(sources), unit="tars") as advance:
+    with ExitStack() as stack, stage("dedupe: reading", len(sources), unit="tars") as advance:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in names}
         files["ends"].write(ends.tobytes())
         for source in sources:

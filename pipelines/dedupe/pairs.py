@@ -110,7 +110,7 @@ class PairSearch:
         missing = [unit for unit, name in enumerate(units) if name not in receipts]
         runs = list(self._runs(missing))
         total = sum(len(self._steps(run)) * len(run) for run in runs)
-        with stage("dedupe", total, unit="searches") as advance:
+        with stage("dedupe: comparing", total, unit="searches") as advance:
             for run in runs:
                 for unit in run:
                     self._link(unit)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import Reason, parquet_bytes
+from pipelines.artifacts.words import last_part
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.pool import End, Outcome
 from pipelines.cluster.progress import stage
@@ -109,7 +110,8 @@ def encode_shards(
     runs: list[ShardRun] = []
     settings = job.config.encode
     total = sum(rows[task.shard] for task in tasks)
-    with pool(Store(job.out), job.config, settings) as map_items, stage("encode", total, "images") as advance:
+    name = f"{worker.verb}: {last_part(job.out)}"
+    with pool(Store(job.out), job.config, settings) as map_items, stage(name, total, "images") as advance:
         begun = time.monotonic()
         done = 0
         outcomes = map_items(
@@ -134,7 +136,7 @@ def encode_shards(
                 log.record_attempts(task.shard, outcome.tries[-1:], figures)
             log.advance(rows[task.shard])
             done += rows[task.shard]
-            advance(rows[task.shard], f"{done / (time.monotonic() - begun):.0f} images/s")
+            advance(rows[task.shard], f"{done / (time.monotonic() - begun):,.0f} images/s")
     return runs
 
 

@@ -158,7 +158,7 @@ def predict_kinds(codes_NB: Codes, sizes: Sequence[int], config: Config) -> list
     codes_NB = codes_NB[held:]
     found: list[Prediction] = []
     scan: Curve | None = None
-    with scratch_folder() as folder, stage("plan", len(names := kind_names()), unit="kinds") as advance:
+    with scratch_folder() as folder, stage("index: trying kinds", len(names := kind_names()), unit="kinds") as advance:
         for name in sorted(names, key=lambda name: (name != "flat", name)):  # the others need the scan of flat
             trials = _Trials(name, codes_NB, queries_QB, sizes, config, folder)
             scan = scan or trials.query_s

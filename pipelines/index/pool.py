@@ -61,7 +61,7 @@ def build_parts(
         arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
         with (
             pool(writer.store, config, config.index) as map_items,
-            stage("index", len(missing), unit="parts") as advance,
+            stage("index: building", len(missing), unit="parts") as advance,
         ):
             outcomes = map_items(
                 CountedBuilder,

@@ -191,7 +191,7 @@ def _index(
 
     before = base.keys if base else {}
     seen = {key for keys in before.values() for key in keys}
-    with stage("adopt", len(names), unit="tars") as advance:
+    with stage("ingest: indexing", len(names), unit="tars") as advance:
         for name, tar in zip(names, decode_ahead(names, scan, TARS_AT_ONCE, TARS_AT_ONCE), strict=True):
             if base is not None:
                 base.require_same_bytes(name, tar.sha256, origin)
@@ -304,7 +304,7 @@ def _put(
 
 def _copied(origin: Store, writer: ArtifactWriter, tars: Sequence[_Indexed]) -> Iterator[Part]:
     """Put each tar as a part, byte for byte. Raises WorkFailed if one changed since it was scanned."""
-    with scratch_folder() as scratch, stage("copy", len(tars), unit="tars") as advance:
+    with scratch_folder() as scratch, stage("ingest: copying", len(tars), unit="tars") as advance:
         for tar in tars:
             path = Path(origin.path(tar.name)) if origin.is_local else scratch / tar.name
             if not origin.is_local:

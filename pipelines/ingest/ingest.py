@@ -255,7 +255,7 @@ def _read_all(source: Source, required: bool) -> dict[str, bytes]:
     digests: dict[str, bytes] = {}
     listing = source.listing
     taken = []
-    with stage("digest", len(listing.entries), unit="images") as advance:
+    with stage("ingest: reading", len(listing.entries), unit="images") as advance:
         for place, entry in enumerate(listing.entries, 1):
             try:
                 digests[entry.path] = hashlib.sha256(source.read(entry.path)).digest()
@@ -365,7 +365,7 @@ def _publish_shards(
     with (
         scratch_folder() as scratch,
         ThreadPoolExecutor(SHARDS_AT_ONCE, "ingest") as pool,
-        stage("ingest", len(samples), unit="images") as advance,
+        stage(f"ingest: writing {part}".rstrip(), len(samples), unit="images") as advance,
     ):
 
         def make(number: int) -> tuple[pa.Table, Part]:

@@ -18,7 +18,9 @@ from hhnet.codes import sign_bits
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import open_input_version
+from pipelines.artifacts.words import format_table, more_rows, short_place
 from pipelines.config.settings import Config
+from pipelines.console import prints_on_terminal
 from pipelines.encode.codes import CodesSet, code_array, open_codes, real_codes_array, require_real_codes
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
@@ -37,6 +39,8 @@ _T = TypeVar("_T")
 MAX_PAGE_QUERIES = 200
 IMAGES_ENCODED = 32
 """Images that the model encodes at a time; their files are in memory."""
+QUERIES_SHOWN = 10
+"""Queries whose neighbours a terminal shows."""
 
 Nearest = Callable[[Codes, int], Neighbours]
 
@@ -93,25 +97,28 @@ class SearchResult(Result):
     html: str | None = None
 
     def as_text(self) -> str:
-        """Return a table of neighbours for each query."""
+        """Return a table of neighbours for each query; on a terminal only for the first."""
         if not self.results:
             return super().as_text()
-        page = [] if self.html is None else [f"page  {self.html}"]
+        shown = self.results[:QUERIES_SHOWN] if prints_on_terminal() else self.results
+        page = [] if self.html is None else [f"page  {short_place(self.html)}"]
         skipped = [f"skipped  {one['path']}: {one['reason']}, {one['detail']}" for one in self.skipped or ()]
-        return "\n\n".join([*map(_in_words, self.results), *(["\n".join(skipped)] if skipped else []), *page])
+        notes = ["\n".join(skipped)] if skipped else []
+        return "\n\n".join([*map(_in_words, shown), *more_rows(len(self.results) - len(shown)), *notes, *page])
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:
-    near = entry["neighbours"]
-    scored = bool(near) and "score" in near[0]
-    heading = f"  {'score':>6}" if scored else ""
-    labels = [", ".join(map(str, found["labels"])) or "-" for found in near]
-    width = max(map(len, ["labels", *labels]))
-    lines = [f"query {entry['query']}", f"  {'rank':>4}{heading}  {'distance':>8}  {'labels':<{width}}  key"]
-    for rank, (found, label) in enumerate(zip(near, labels, strict=True), start=1):
-        score = f"  {found['score']:>6.4f}" if scored else ""
-        lines.append(f"  {rank:>4}{score}  {found['distance']:>8}  {label:<{width}}  {found['key']}")
-    return "\n".join(lines)
+    rows = [
+        {
+            "rank": rank,
+            **({"score": f"{found['score']:.4f}"} if "score" in found else {}),
+            "distance": found["distance"],
+            "labels": found["labels"],
+            "key": found["key"],
+        }
+        for rank, found in enumerate(entry["neighbours"], start=1)
+    ]
+    return "\n".join([f"query {entry['query']}", *(format_table(rows) or ["  no neighbours"])])
 
 
 def search(

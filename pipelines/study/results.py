@@ -1,5 +1,6 @@
 """The tables of a study artifact: one row per cell, one per candidate of a search, and the summary over the seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -101,3 +102,45 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "val_map": fmean(row["val_map"] for row in done) if done else None,
         **{name: shared[name] for name in ("lr", "bits", "image_size", "images", "parameters", "flops")},
     }
+
+
+def group_chances(cells: pa.Table) -> list[float | None]:
+    """Return the mAP of a random order for each group, in the order of the summary; None if all its cells failed."""
+    found: dict[str, float | None] = {}
+    for group, chance in zip(cells["group"].to_pylist(), cells["chance"].to_pylist(), strict=True):
+        found[group] = chance if found.get(group) is None else found[group]
+    return list(found.values())
+
+
+def rank_groups(summary: Sequence[Mapping[str, Any]], chances: Sequence[float | None]) -> list[dict[str, Any]]:
+    """Return the summary as rows for people, best mAP first.
+
+    A row is within the noise of the seeds if its mAP differs from the best by no more than the deviation of such a
+    difference from seed to seed, sqrt(a^2 + b^2).
+    """
+    rows = sorted(zip(summary, chances, strict=True), key=lambda pair: -(pair[0]["map"] or 0.0))
+    best = rows[0][0] if rows else {}
+    return [_ranked(row, chance, best) for row, chance in rows]
+
+
+def _ranked(row: Mapping[str, Any], chance: float | None, best: Mapping[str, Any]) -> dict[str, Any]:
+    deviation = f" ± {row['deviation']:.4f}" if row["deviation"] is not None else ""
+    return {
+        "mAP": None if row["map"] is None else f"{row['map']:.4f}{deviation}",
+        "chance": chance,
+        "seeds": row["seeds"],
+        "failed": row["failed"] or None,
+        **{name.removeprefix(AXIS_PREFIX): label for name, label in row.items() if name.startswith(AXIS_PREFIX)},
+        "val_map": row["val_map"],
+        "bits": row["bits"],
+        "note": _note(row, best),
+    }
+
+
+def _note(row: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    if row is best and row["map"] is not None:
+        return "best"
+    if row["deviation"] is None or best["deviation"] is None:
+        return ""
+    close = best["map"] - row["map"] <= math.hypot(best["deviation"], row["deviation"])
+    return f"within the noise of {min(row['seeds'], best['seeds'])} seeds" if close else ""

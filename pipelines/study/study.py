@@ -10,7 +10,7 @@ different settings never share a place. Processes that share a store each take a
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
-from pipelines.artifacts.tables import parquet_bytes, table_of_rows
+from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of_rows
 from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.cluster.session import kept_ray
 from pipelines.config.fingerprint import result_settings
@@ -38,7 +38,15 @@ from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.study.grid import Grid, Group
 from pipelines.study.page import study_page, study_plots
-from pipelines.study.results import AXIS_PREFIX, SEARCHES, Trial, cells_table, summarise_groups
+from pipelines.study.results import (
+    AXIS_PREFIX,
+    SEARCHES,
+    Trial,
+    cells_table,
+    group_chances,
+    rank_groups,
+    summarise_groups,
+)
 from pipelines.train import rehead, train
 from pipelines.train.batches import TrainData
 
@@ -115,7 +123,8 @@ class StudyListing(Result):
 class StudyResult(Result):
     """The whole study: its page, its table of cells, and the summary over the seeds."""
 
-    TABLES = ("summary",)
+    HIDDEN = ("summary",)  # shown as ranked rows
+    TEXT_ONLY = ("chances",)
 
     verb: str = "study"
     cells: int
@@ -124,6 +133,11 @@ class StudyResult(Result):
     report: str
     table: str
     summary: list[dict[str, Any]]
+    chances: list[float | None]
+
+    def tables(self) -> Iterable[Sequence[Mapping[str, Any]]]:
+        """Return the groups, best first."""
+        return [rank_groups(self.summary, self.chances)]
 
 
 def study(
@@ -437,6 +451,7 @@ def _study_result(artifact: Artifact, status: str) -> StudyResult:
         report=f"{artifact.uri}/{manifest.part('report.html').path}",
         table=f"{artifact.uri}/{manifest.part('cells.parquet').path}",
         summary=json.loads(artifact.read(manifest.part("summary.json"))),
+        chances=group_chances(read_parquet(artifact.read(manifest.part("cells.parquet")), artifact.uri)),
     )
 
 

@@ -16,6 +16,7 @@ from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, manifest_path, open_current, read_version
+from pipelines.artifacts.words import last_part
 from pipelines.cluster.progress import stage
 from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
@@ -63,6 +64,10 @@ class VerifyResult(Result):
     checks: list[str]
     orphans: list[str]
 
+    def outcome(self) -> str:
+        """Return that the artifact is valid: all else is an error."""
+        return "valid"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TarsResult(Result):
@@ -75,6 +80,10 @@ class TarsResult(Result):
     known: int
     left: int
     damaged: list[str]
+
+    def outcome(self) -> str:
+        """Return what the tars read now are."""
+        return "damaged" if self.damaged else "valid" if self.proven else self.status
 
 
 def verify(uri: str, shards: str | None = None, model: str | None = None) -> VerifyResult:
@@ -146,7 +155,8 @@ def _read_tars(
     digests = {shard.name: shard.part.sha256 for shard in shards}
     proven: list[str] = []
     damaged: list[str] = []
-    with pool(artifact.store, config) as map_items, stage("verify", len(shards), "tars") as advance:
+    name = f"verify: {last_part(artifact.uri)}"
+    with pool(artifact.store, config) as map_items, stage(name, len(shards), "tars") as advance:
         outcomes = map_items(TarProver, (artifact.uri,), list(digests), verb="verify", workers=None)
         try:
             for outcome in outcomes:

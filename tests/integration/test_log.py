@@ -50,5 +50,5 @@ def test_every_line_of_an_encode_is_json_if_asked_for(shards: Path, model: Path,
     assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "done")
     begun = [line["shard"] for line in lines if "worker" in line and "begun on" in line["message"]]
     assert sorted(begun) == [f"train-{number:06d}.tar" for number in range(4)]
-    (last,) = [line for line in lines if line.get("stage") == "encode" and line["done"] == line["total"]]
+    (last,) = [line for line in lines if line.get("stage") == "encode: codes" and line["done"] == line["total"]]
     assert (last["total"], last["unit"]) == (36, "images") and last["rate"] > 0

@@ -121,7 +121,7 @@ def test_a_job_and_its_workers_log_as_its_submitter_does(
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert [line["job"][-2:] for line in lines if "is submitted" in line["message"]] == ["-1"]
     assert len([line for line in lines if line.get("worker") and "begun on" in line["message"]]) == 4
-    assert [line["done"] for line in lines if line.get("stage") == "encode"][-1] == 36
+    assert [line["done"] for line in lines if line.get("stage") == "encode: codes"][-1] == 36
     logs = Path(cluster["TEST_FOLDER"]).glob("session_latest/logs/worker-*.err")
     spoken = [json.loads(line) for log in logs for line in log.read_text().splitlines() if line.startswith('{"time"')]
     done_there = [(line["shard"], line["samples"]) for line in spoken if line["logger"] == "pipelines.encode.workers"]

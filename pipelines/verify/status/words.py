@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.artifacts.runs import Record
+from pipelines.artifacts.words import format_span, format_table
 
 STAGES_SHOWN = 40
 SETTINGS_SHOWN = 12
@@ -37,18 +38,6 @@ def format_line(found: Record) -> str:
     if rejected := of.get("rejects", {}).get("total"):
         parts.append(f"{rejected:,} rejected")
     return ", ".join(parts)
-
-
-def format_span(seconds: float) -> str:
-    """Format a span of time: `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    for unit, size, below, part in (("min", 60, "s", 1), ("h", 3600, "min", 60), ("d", 86400, "h", 3600)):
-        if whole < {"min": 3600, "h": 86400}.get(unit, whole + 1):
-            rest = whole % size // part
-            return f"{whole // size} {unit}" + (f" {rest} {below}" if rest else "")
-    raise AssertionError("the last unit has no end")
 
 
 def _why(found: Record) -> str:
@@ -180,23 +169,5 @@ def _stage_row(stage: Record) -> Record:
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lay out rows under a heading; numbers are aligned right, empty columns are left out."""
-    if not rows:
-        return []
-    names = [name for name in rows[0] if any(row[name] not in (None, "", []) for row in rows)]
-    cells = [[_cell(row[name]) for name in names] for row in rows]
-    columns = list(zip(names, *cells, strict=True))
-    right = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
-    padded = [
-        [cell.rjust(max(map(len, column))) if to_right else cell.ljust(max(map(len, column))) for cell in column]
-        for column, to_right in zip(columns, right, strict=True)
-    ]
-    return ["", title, *("  " + "  ".join(line).rstrip() for line in zip(*padded, strict=True))]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    """Lay out rows under a title."""
+    return ["", title, *format_table(rows)] if rows else []

@@ -1,5 +1,6 @@
 """The flow's own decisions: who plays which part, what is retried, what is reported. No server, no job."""
 
+import re
 import subprocess
 import sys
 
@@ -167,3 +168,19 @@ def test_the_verbs_are_imported_without_prefect_torch_or_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_ends_with_a_table_of_its_stages() -> None:
+    log = StageLog()
+    log.add(lambda name: result("ingest", samples=6000, splits={"train": {"uri": "x"}}), "ingest shards")
+    log.add(lambda name: result("train", map=0.5, uri="/out/model"), "train model")
+    text = log.summary(REPORT, "/out").as_text()
+    head, table = text.split("\n\n")
+    assert "mAP" in head and "stages" not in head
+    heading, *rows = [re.split(r"  +", line.strip()) for line in table.splitlines()]
+    assert heading == ["stage", "status", "figures", "time", "uri"]
+    assert [(row[0], row[1], row[2], row[-1]) for row in rows] == [
+        ("ingest shards", "done", "samples 6,000", "ingest"),
+        ("train model", "done", "mAP 0.5000", "model"),
+    ]
+    assert not set("{}'[]") & set(text)

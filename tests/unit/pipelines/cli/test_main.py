@@ -32,7 +32,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
     assert done.stdout == ""
     *progress, line = done.stderr.splitlines()
     assert line.startswith("hhnet: ")
-    assert all(re.match(r"\w+: \d+/\d+ ", entry) for entry in progress), done.stderr
+    assert all(re.match(r"[\w: ]+: [\d,]+/[\d,]+ ", entry) for entry in progress), done.stderr
     return line
 
 
@@ -190,6 +190,17 @@ def test_neighbours_are_shown_as_a_table() -> None:
     ]
 
 
+@pytest.mark.parametrize(("terminal", "tables"), [(True, 10), (False, 12)])
+def test_a_terminal_shows_the_first_queries_and_how_many_there_are_more(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, tables: int
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    near = {"key": "cat/1", "distance": 3, "labels": ["cat"]}
+    lines = found([{"query": f"{n}.jpg", "neighbours": [near]} for n in range(12)]).as_text().splitlines()
+    assert sum(line.startswith("query ") for line in lines) == tables
+    assert ("and 2 more: --json has all" in lines) == terminal
+
+
 def test_a_search_without_neighbours_or_with_a_page_says_so() -> None:
     assert found([]).as_text().splitlines() == ["search: done", "  uri  u"]
     page = found([{"query": "q.jpg", "neighbours": []}], html="found.html").as_text()
@@ -197,7 +208,10 @@ def test_a_search_without_neighbours_or_with_a_page_says_so() -> None:
 
 
 def test_versions_are_shown_as_a_table() -> None:
-    rows = [{"version": 12, "digest": "0123456789abcdef", "removed": 3}, {"version": None, "digest": "f", "removed": 0}]
+    rows = [
+        {"version": 12, "digest": "0123456789ab" + 52 * "0", "removed": 3},
+        {"version": None, "digest": "f", "removed": 0},
+    ]
     text = InfoResult(status="done", uri="u", digest=None, version=12, kind="", card={}, versions=rows).as_text()
     assert [line.split() for line in text.splitlines()] == [
         ["index", "info:", "done"],
@@ -242,17 +256,17 @@ def test_facts_are_shown_for_people() -> None:
     assert head == [
         "v: done",
         "  uri        u",
-        "  dry_run    no",
+        "  dry run    no",
         "  codes      1,988",
-        "  map        0.3352",
-        "  card       recall 0.99997, count 1988",
+        "  mAP        0.3352",
+        "  card       recall 0.99997, count 1,988",
         "  collected  1, 2",
     ]
     indent = " " * len("  collected  ")
     assert shown[0] == f"  checks     {checks[0]}"
     assert shown[1:] == [
         *(indent + check for check in checks[1:50]),
-        indent + "... and 10 more, all of them with --json",
+        indent + "and 10 more: --json has all",
     ]
 
 

@@ -1,89 +1,56 @@
-"""A resumed run says on stderr what earlier runs have done."""
+"""Bars on a terminal: their name, count, time left with its label, and the time taken at the end."""
 
-import shutil
-from pathlib import Path
+import re
+import time
 
 import pytest
 
-from pipelines.config.loading import load_config
-from pipelines.encode.encode import encode
-from pipelines.index.build import build_index
-from pipelines.ingest.ingest import ingest
-from pipelines.train.job import TrainJob
-from pipelines.train.train import train
-from tests.support.inline import InlinePool
-from tests.support.models import write_model
-from tests.support.pictures import write_folder
+from pipelines.cluster import progress
+from pipelines.cluster.progress import stage
 
-CONFIG = load_config(
-    sets=(
-        *("ingest.samples_per_shard=10", "data.image_size=32", "data.batch_size=8", "data.workers=1"),
-        *("model.backbone=test_resnet", "model.bits=16", "train.epochs=2", "train.checkpoint_steps=1"),
-    )
-)
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
-class Broken(Exception):
-    """Ends a run before its end."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resumed")
-    write_folder(folder / "photos", classes=3, per_class=10)
-    ingest(str(folder / "photos"), str(folder / "shards"), CONFIG)
-    return folder / "shards"
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COLUMNS", "100"), ("TERM", "xterm"), ("FORCE_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(progress, "draws_on_terminal", lambda: True)
 
 
-def test_a_resumed_training_says_how_many_steps_were_done(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def drawn(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.rstrip() for line in re.split(r"[\r\n]+", ESCAPES.sub("", capsys.readouterr().err)) if line.strip()]
+
+
+def test_a_bar_says_what_it_works_on_what_is_left_and_what_it_took(
+    clock: list[float], terminal: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipelines.train.worker import train_worker
-
-    def broken_after_three(job: TrainJob, *_: object) -> None:
-        def post(step: int, _note: str) -> None:
-            if step == 4:
-                raise Broken
-
-        train_worker(job, post)
-
-    with pytest.raises(Broken):
-        train(str(shards), str(tmp_path / "model"), CONFIG, run=broken_after_three)
-    assert "done before" not in capsys.readouterr().err
-    train(str(shards), str(tmp_path / "model"), CONFIG, run=lambda job, *_: train_worker(job, lambda *_: None))
-    assert "train: 3 of 8 steps done before" in capsys.readouterr().err.splitlines()
-
-
-def test_a_resumed_encode_and_build_say_what_was_done(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = tmp_path / "model"
-    write_model(model, str(shards))
-    words = str(shards), str(model), str(tmp_path / "codes"), CONFIG
-    encode(*words, pool=InlinePool())
-    (tmp_path / "codes" / "manifest.json").unlink()
-    shutil.rmtree(tmp_path / "codes" / "versions", ignore_errors=True)
-    next((tmp_path / "codes" / "receipts").iterdir()).unlink()
-    assert "done before" not in capsys.readouterr().err
-    encode(*words, pool=InlinePool())
-    assert "encode: 20 of 30 images done before" in capsys.readouterr().err.splitlines()
-
-    index = tmp_path / "index"
-    build_index([words[2]], str(index), CONFIG, publish=False, pool=InlinePool())
-    (index / "manifest.json").unlink()
-    next((index / "receipts").iterdir()).unlink()
-    assert "done before" not in capsys.readouterr().err
-    build_index([words[2]], str(index), CONFIG, publish=False, pool=InlinePool())
-    assert "index: 2 of 3 parts done before" in capsys.readouterr().err.splitlines()
+    with stage("ingest: writing train", 60_000, "images") as advance:
+        clock[0] += 60
+        advance(15_000, "[250] images/s")
+        time.sleep(0.3)  # rich draws ten times a second
+        clock[0] += 140
+        advance(45_000)
+    lines = drawn(capsys)
+    assert any(
+        line.startswith("ingest: writing train ")
+        and "15,000/60,000 images" in line
+        and line.endswith("about 3 min left  [250] images/s")
+        for line in lines
+    ), lines
+    assert lines[-1].endswith("60,000/60,000 images in 3 min 20 s") and max(map(len, lines)) <= 100
 
 
-def test_a_resumed_ingest_says_which_share_of_the_splits_was_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_folder(tmp_path / "photos", classes=2, per_class=10)
-    words = str(tmp_path / "photos"), str(tmp_path / "shards"), CONFIG
-    ingest(*words, split="train=.6,query=.2,database=.2")
-    assert "done before" not in capsys.readouterr().err
-    (tmp_path / "shards" / "query" / "manifest.json").unlink()
-    ingest(*words, split="train=.6,query=.2,database=.2")
-    assert "ingest: 2 of 3 splits done before" in capsys.readouterr().err.splitlines()
+def test_lines_and_records_tell_the_same(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with stage("encode: train", 4000, "images") as advance:
+        clock[0] += 100
+        advance(1000)
+    assert capsys.readouterr().err == "encode: train: 1,000/4,000 images in 1 min 40 s, about 5 min left\n"
