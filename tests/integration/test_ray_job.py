@@ -108,7 +108,7 @@ def test_an_http_address_submits_the_verb_itself(
     assert json.loads(done.stdout)["uri"] == str(tmp_path / "codes")
     assert tree(tmp_path / "codes") == tree(codes / "train")
     assert done.stderr.count('"liar"') == 1
-    assert re.search(r"^encode: 36/36 images in \d+ s", done.stderr, re.M), done.stderr
+    assert re.search(r"^encode: codes: 36/36 images in \d+ s", done.stderr, re.M), done.stderr
     assert "@hhnet" not in done.stderr
 
 
