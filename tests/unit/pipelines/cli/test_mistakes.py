@@ -179,7 +179,7 @@ def test_rejects_of_codes_are_listed_with_their_reasons(root: Path) -> None:
     (row,) = codes["rows"]
     assert row["key"] == "class_00/0000" and row["reason"] == "not_an_image"
     text = hhnet("rejects", codes["uri"]).stdout
-    assert "not_an_image 1" in text and "class_00/0000" in text
+    assert "not an image 1" in text and "class_00/0000" in text
 
 
 def test_skips_of_shards_are_capped_on_a_terminal_and_whole_in_json(tmp_path: Path) -> None:
