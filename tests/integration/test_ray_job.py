@@ -167,7 +167,7 @@ def test_the_progress_of_a_job_reaches_the_reporter(
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["result"]["status"] == "done"
-    assert told["seen"][0][:3] == ["encode", 0, 36] and told["seen"][-1][:3] == ["encode", 36, 36]
+    assert told["seen"][0][:3] == ["encode: codes", 0, 36] and told["seen"][-1][:3] == ["encode: codes", 36, 36]
 
 
 def test_a_job_that_fails_fails_here_with_its_own_code(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
