@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.conftest import SETTINGS
 
-PROGRESS = re.compile(r"[\w ]+: \d+/\d+ \w+ in \d+ s.*")
+PROGRESS = re.compile(r"[\w ]+: (\w+: )?[\d,]+/[\d,]+ \w+ in .*")
 
 
 def words_of(verb: str, shards: Path, model: Path, codes: Path, pictures: Path, out: Path) -> list[str]:
