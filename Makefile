@@ -67,5 +67,5 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hhnet needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
 	@echo "Installing into $(VENV) (about 6 GB, a few minutes)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cpu,dev]'
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@

@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -178,7 +179,12 @@ def run_pipeline(settings: Config, out: str) -> "RunResult":
 
 
 def check_access(settings: Config) -> None:
-    """Raise UsageError for credentials in the settings, which Prefect would keep, or for a Ray without a token."""
+    """Raise UsageError for credentials in the settings, which Prefect would keep, or for a Ray without a token.
+
+    Raises ModuleNotFoundError without Prefect, before any work.
+    """
+    if find_spec("prefect") is None:
+        raise ModuleNotFoundError("No module named 'prefect'", name="prefect")
     from pipelines.cluster.access import refuse_credentials, require_ray_token
     from pipelines.cluster.session import ray_address
 

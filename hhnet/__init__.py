@@ -4,6 +4,7 @@ Names load on first use, so codes, search and metrics work without importing tor
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hhnet.preprocess import Preprocess
     from hhnet.real_codes import asymmetric_distances, quantise_real_codes, saturate
     from hhnet.search.kernels import hamming_distances, hamming_knn, hamming_range
+
+    __version__: str
 
 __all__ = [
     "HHNet",
@@ -71,6 +74,8 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("hhnet")
     if name not in _MODULES:
         raise AttributeError(f"module 'hhnet' has no attribute {name!r}")
     value = getattr(import_module(f"hhnet.{_MODULES[name]}"), name)

@@ -37,6 +37,8 @@ from pipelines.storage import use_unsigned
 _log = logging.getLogger(__name__)
 
 SEND_AGAIN_S = 0.1
+EXTRAS = {"ray": "train", "prefect": "flows", "pooch": "flows", "faiss": "cpu"}
+"""Extras that bring the packages without which some verbs cannot work."""
 MAX_ERROR_CHARS = 300
 """Largest length of an error message in characters; --debug shows all of it."""
 
@@ -205,6 +207,8 @@ def _explained(error: BaseException) -> tuple[str, int, bool]:
         return f"{error}; {error.REMEDY}", error.exit_code, True
     if isinstance(error, HHNetError):
         return str(error), error.exit_code, True
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(str(error.name).partition(".")[0])):
+        return f"this needs {error.name}, which is not installed: pip install 'hhnet[{extra}]'", 2, True
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted{goes_on}", 130, True
     if isinstance(error, Terminated | SystemExit):  # while Ray starts, its own handler answers SIGTERM by exiting

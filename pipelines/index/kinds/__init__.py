@@ -154,6 +154,6 @@ def index_kind(name: str) -> IndexKind:
         if error.name != "faiss":
             raise
         raise ConfigError(
-            f"index kind {name} needs Faiss, which is not installed: pip install faiss-cpu, or take --kind flat or "
-            "multihash"
+            f"index kind {name} needs Faiss, which is not installed: pip install 'hhnet[cpu]', or take --kind "
+            "flat or multihash"
         ) from None

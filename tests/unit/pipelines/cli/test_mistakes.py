@@ -168,7 +168,7 @@ def test_a_kind_without_faiss_is_one_line(root: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
     words = ("index", "build", "--codes", root / "codes/train", "--out", tmp_path / "index", "--kind", "ivf")
     assert refused(hhnet(*words, PYTHONPATH=path)) == (
-        "index kind ivf needs Faiss, which is not installed: pip install faiss-cpu, or take --kind flat or multihash"
+        "index kind ivf needs Faiss, which is not installed: pip install 'hhnet[cpu]', or take --kind flat or multihash"
     )
 
 
