@@ -170,12 +170,7 @@ class _Actor(Generic[T]):
 
 
 def map_items(
-    worker: Callable[..., Any],
-    worker_args: tuple[Any, ...],
-    items: Sequence[T],
-    *,
-    verb: str,
-    **options: Any,
+    worker: Callable[..., Any], worker_args: tuple[Any, ...], items: Sequence[T], *, verb: str, **options: Any
 ) -> Iterator[Outcome[T]]:
     """Run `worker(*worker_args).run(item)` for every item on a pool of actors; yield outcomes as items complete.
 
