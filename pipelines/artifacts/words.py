@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,11 @@ def format_seconds(seconds: float) -> str:
 def format_span(seconds: float) -> str:
     """Format a span of time: `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
     whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    for unit, size, below, part in (("min", 60, "s", 1), ("h", 3600, "min", 60), ("d", 86400, "h", 3600)):
-        if whole < {"min": 3600, "h": 86400}.get(unit, whole + 1):
+    for (unit, size), (below, part) in pairwise((("d", 86400), ("h", 3600), ("min", 60), ("s", 1))):
+        if whole >= size:
             rest = whole % size // part
             return f"{whole // size} {unit}" + (f" {rest} {below}" if rest else "")
-    raise AssertionError("the last unit has no end")
+    return f"{whole} s"
 
 
 def format_bytes(count: int) -> str:

@@ -21,9 +21,9 @@ def prove_report(findings: Findings) -> None:
         for name, value in _headline(artifact, on_agreement).items():
             same = metrics.get(name) == value
             findings.require(same, f"{artifact.uri}: metrics.json and the manifest differ in {name}")
-    inputs = [findings.input(entry.role) for entry in artifact.manifest.inputs]
+    inputs = findings.inputs()
     if not on_agreement:
-        findings.require_one_model(entry for entry in inputs if entry is not None)
+        findings.require_one_model(inputs)
 
 
 def _headline(artifact: Artifact, on_agreement: bool) -> dict[str, float | None]:
