@@ -62,15 +62,11 @@ def _place(source: str) -> tuple[Store, list[str] | None]:
     folders = dict.fromkeys(folder + slash or "." for folder, slash, _ in above)
     if len(folders) > 1:
         raise InputError(f"{source} names tars of {len(folders)} folders: adopt those of one folder at a time")
-    if len(sources) == 1 and _is_folder(whole):
+    # A name that ends in .tar may belong to a folder or prefix.
+    if len(sources) == 1 and (Path(whole.uri).is_dir() if whole.is_local else whole.entries()):
         return whole, None
     origin = Store(next(iter(folders)))
     return origin, sorted({name for _, _, name in above})
-
-
-def _is_folder(store: Store) -> bool:
-    """Tell whether a name that ends in .tar belongs to a folder or prefix."""
-    return Path(store.uri).is_dir() if store.is_local else bool(store.entries())
 
 
 def _expanded(source: str) -> list[str]:
