@@ -360,10 +360,10 @@ class IndexReader:
             return {}
         table = read_table(self.artifact.store, part, REMOVED)
         ordinals, rows = (table[name].to_numpy().astype(np.int64) for name in ("ordinal", "row"))
-        if (np.diff(index_id(ordinals, rows)) <= 0).any() or (rows < 0).any():
+        ids = index_id(ordinals, rows)
+        if (np.diff(ids) <= 0).any() or (rows < 0).any():
             raise DamagedArtifact(f"{where} is not sorted")
-        starts = np.flatnonzero(np.diff(ordinals, prepend=-1))
-        found = {int(ordinals[start]): chunk for start, chunk in zip(starts, np.split(rows, starts[1:]), strict=True)}
+        found = dict(_by_ordinal(ids))
         for ordinal, chunk in found.items():
             if ordinal not in self.shards or len(chunk) > self.shards[ordinal].rows:
                 raise DamagedArtifact(f"{where} names more rows of shard ordinal {ordinal} than the index holds")
