@@ -52,7 +52,6 @@ from pipelines.index.reader import (
     keys_name,
     part_stem,
 )
-from pipelines.storage import canonical_json, sha256_of
 
 OUTGROWN_FACTOR = 4
 """Factor over the codes of the quantizer's training above which the card says that the index has outgrown it."""
@@ -372,9 +371,7 @@ def _parts(
     parts: list[Part] = []
     for name, receipt in made.items():
         parts += require_parts_of(writer, receipt, reader.shared, there)
-        data = canonical_json(receipt)
-        stem = part_stem(receipt.ordinal)
-        receipts.append(ReceiptRef(shard=stem, path=f"receipts/{name}.json", bytes=len(data), sha256=sha256_of(data)))
+        receipts.append(ReceiptRef.of(part_stem(receipt.ordinal), receipt, name))
     rebuilt = {task.ordinal for task in change.tasks}
     kept = [n for n, shard in change.shards.items() if shard.rows and n not in rebuilt]
     names = {QUANTIZER_NAME, *(keys_name(n) for n in kept), *(part_stem(n) + reader.kind.suffix for n in kept)}
