@@ -24,9 +24,7 @@ import psutil
 
 from pipelines.artifacts.host import allowed_cpus
 from pipelines.cluster.access import has_ray_token, refused_token_error, require_ray_token, set_environment
-from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, settle_head
-from pipelines.cluster.head import require_head as require_head
-from pipelines.cluster.head import require_node as require_node
+from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, require_head, settle_head
 from pipelines.cluster.ray_private import (
     dialled_address,
     find_cluster,
@@ -274,11 +272,8 @@ def short_base() -> Path:
     wanted = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), *usual]
     for folder in filter(None, wanted):
         path = os.path.realpath(folder)
-        fits = (
-            len(os.fsencode(f"{path}/{FOLDER_PREFIX}")) + RANDOM_NAME_CHARS + RAY_SOCKET_SUFFIX_BYTES
-            <= MAX_SOCKET_PATH_BYTES
-        )
-        if fits and Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK):
+        length = len(os.fsencode(f"{path}/{FOLDER_PREFIX}")) + RANDOM_NAME_CHARS + RAY_SOCKET_SUFFIX_BYTES
+        if length <= MAX_SOCKET_PATH_BYTES and Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK):
             return Path(path)
     return Path(tempfile.gettempdir())  # none fits: Ray's own error will say why
 
