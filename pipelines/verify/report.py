@@ -40,11 +40,9 @@ def prove_alias(findings: Findings) -> None:
 
     The manifest of the root names none.
     """
-    artifact = findings.artifact
+    artifact, store = findings.artifact, findings.artifact.store
     if not artifact.manifest.meta:
-        empty = [
-            n for n in list_versions(artifact.store) if read_version(artifact.store, n)[1].digest == artifact.digest
-        ]
+        empty = [n for n in list_versions(store) if read_version(store, n)[1].digest == artifact.digest]
         findings.require(not empty, f"{artifact.uri}: versions {empty} name no index")
         return
     with findings.guard():
