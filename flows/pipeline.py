@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -239,11 +240,14 @@ def shorten_uri(uri: str) -> str:
     return "/".join(Store(uri).uri.rstrip("/").split("/")[-2:])
 
 
+@dataclass(frozen=True)
 class Roles:
-    """The URIs of the shards artifacts by role: train, val, query, database."""
+    """The URIs of the shards artifacts by role."""
 
-    def __init__(self, train: str, val: str | None, query: str, database: tuple[str, ...]) -> None:
-        self.train, self.val, self.query, self.database = train, val, query, database
+    train: str
+    val: str | None
+    query: str
+    database: tuple[str, ...]
 
     def all(self) -> list[str]:
         """Return every artifact once, in the order of use."""

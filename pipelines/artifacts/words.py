@@ -98,6 +98,13 @@ def last_part(uri: str) -> str:
     return uri.rstrip("/").rpartition("/")[2]
 
 
+def align_facts(facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Lay out names and texts, one pair a line, the texts below each other."""
+    pairs = list(facts)
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"  {name:<{width}}  {text}" for name, text in pairs]
+
+
 def format_table(rows: Sequence[Mapping[str, Any]], most: int | None = None) -> list[str]:
     """Lay out rows under a heading: numbers right, text left, empty columns left out, and how many rows are more."""
     shown = rows[:most]

@@ -52,9 +52,8 @@ def describe_root(store: Store) -> Record:
         **found,
         "left_s": figures.seconds_left(found),
         "run": figures.describe_run(run) if run else None,
-        "hosts": figures.host_figures(
-            figures.list_attempts([run]) if run else []
-        ),  # one run: pauses between runs are no work
+        # Of one run: pauses between runs are no work.
+        "hosts": figures.host_figures(figures.list_attempts([run] if run else [])),
         "slowest": figures.list_slowest(attempts),
         "retried": figures.list_retried(attempts),
     }
