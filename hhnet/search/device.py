@@ -67,9 +67,8 @@ class DeviceCodes:
         for part in parts:
             for first in range(0, len(part), rows):
                 piece = part[first : first + rows]
-                self._codes_NW[start : start + len(piece)].copy_(
-                    torch.from_numpy(pad_bytes(piece, WORD_BYTES).view(np.int32))
-                )
+                words_nW = torch.from_numpy(pad_bytes(piece, WORD_BYTES).view(np.int32))
+                self._codes_NW[start : start + len(piece)].copy_(words_nW)
                 start += len(piece)
 
     def knn(self, queries: Codes, k: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -118,7 +117,9 @@ class DeviceCodes:
             grid = -(-(last - first) // _ROWS_PER_BLOCK[block_q]), rows // block_q
             closer[grid](
                 *(self._codes_NW, signs_QWB, ones_Q, limits_Q, counts_Q, keys_QP, first, last, places),
-                **{"WORDS": self._codes_NW.shape[1], "BLOCK_Q": block_q, "BLOCK_N": _ROWS_PER_BLOCK[block_q]},
+                WORDS=self._codes_NW.shape[1],
+                BLOCK_Q=block_q,
+                BLOCK_N=_ROWS_PER_BLOCK[block_q],
                 num_warps=4,
             )
             most = int(counts_Q.max())
