@@ -199,9 +199,8 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
         # Named by the digest of the first version, so that shards that grow keep the place of their codes.
         first = {**shards[uri], "digest": open_artifact(uri).digest}
         name = codes_name(first, splits)
-        database.append(
-            ref_of(log.add(encode_stage, f"encode {name}", shards[uri], model, f"{out}/codes/{name}", config))
-        )
+        coded = log.add(encode_stage, f"encode {name}", shards[uri], model, f"{out}/codes/{name}", config)
+        database.append(ref_of(coded))
 
     # codes -> index -> report; the index is published only if it passes the gate
     made = ref_of(log.add(index_stage, "build index", database, f"{out}/index", config))

@@ -115,7 +115,8 @@ def adopt(
         names = base.names(names, origin)
     tars = [tar for tar in _index(origin, names, how, listing, base) if tar.table.num_rows]
     if not tars:
-        raise InputError(_nothing_found(listing))
+        why = f"{listing.skipped} skipped: {listing.why_skipped()}" if listing.skipped else "its tars are empty"
+        raise InputError(f"{listing.where} holds no sample that can be taken ({why}){_hint(listing)}")
     samples = sum(tar.table.num_rows for tar in tars)
     totals = {"samples": samples, "skipped": listing.skipped, "found": samples + listing.skipped}
     try:
@@ -156,11 +157,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         if times > 1:
             raise InputError(f"{path} names the class {name!r} {times} times")
     return tuple(names)
-
-
-def _nothing_found(listing: Listing) -> str:
-    why = f"{listing.skipped} skipped: {listing.why_skipped()}" if listing.skipped else "its tars are empty"
-    return f"{listing.where} holds no sample that can be taken ({why}){_hint(listing)}"
 
 
 def _hint(listing: Listing) -> str:
