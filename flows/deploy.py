@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
-from flows.verbs import ConfigOption, check_access
+from flows.verbs import ConfigOption, OutOption, check_access
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
@@ -73,9 +73,7 @@ def serve_command(
             metavar="DURATION",
         ),
     ] = "5m",
-    out: Annotated[
-        str | None, typer.Option(help="Folder or s3://bucket/prefix for all results; default run.out.", metavar="URI")
-    ] = None,
+    out: OutOption = None,
     sets: SetsOption = None,
 ) -> None:
     """Serve the pipeline as a Prefect deployment until interrupted.

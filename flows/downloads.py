@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines.errors import Unavailable
@@ -132,10 +133,8 @@ def run_watched(command: list[str], folder: Path, stall_s: float = STALL_S) -> N
 
 def _bytes_below(folder: Path) -> int:
     total = 0
-    for place, _, names in os.walk(folder, onerror=None):
+    for place, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(OSError):  # it was renamed after it was listed
                 total += Path(place, name).stat().st_size
-            except OSError:  # it was renamed after it was listed
-                continue
     return total

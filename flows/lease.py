@@ -14,10 +14,10 @@ from contextvars import copy_context
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect import flow_engine
 from prefect.client.orchestration import get_client
-from prefect.exceptions import PrefectException
+
+from flows.reporting import OUT_OF_REACH
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def kept_lease(lease_id: UUID, lease_duration: float, **_: Any) -> Iterator[None
             try:
                 with get_client(sync_client=True) as client:
                     client.renew_concurrency_lease(lease_id=lease_id, lease_duration=lease_duration)
-            except (httpx.HTTPError, PrefectException) as error:
+            except OUT_OF_REACH as error:
                 problem = str(error) or type(error).__name__
                 _log.info("the lease of the run is not renewed (%s); trying again", problem, extra={"error": problem})
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -198,9 +199,8 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
         # Named by the digest of the first version, so that shards that grow keep the place of their codes.
         first = {**shards[uri], "digest": open_artifact(uri).digest}
         name = codes_name(first, splits)
-        database.append(
-            ref_of(log.add(encode_stage, f"encode {name}", shards[uri], model, f"{out}/codes/{name}", config))
-        )
+        coded = log.add(encode_stage, f"encode {name}", shards[uri], model, f"{out}/codes/{name}", config)
+        database.append(ref_of(coded))
 
     # codes -> index -> report; the index is published only if it passes the gate
     made = ref_of(log.add(index_stage, "build index", database, f"{out}/index", config))
@@ -239,11 +239,14 @@ def shorten_uri(uri: str) -> str:
     return "/".join(Store(uri).uri.rstrip("/").split("/")[-2:])
 
 
+@dataclass(frozen=True)
 class Roles:
-    """The URIs of the shards artifacts by role: train, val, query, database."""
+    """The URIs of the shards artifacts by role."""
 
-    def __init__(self, train: str, val: str | None, query: str, database: tuple[str, ...]) -> None:
-        self.train, self.val, self.query, self.database = train, val, query, database
+    train: str
+    val: str | None
+    query: str
+    database: tuple[str, ...]
 
     def all(self) -> list[str]:
         """Return every artifact once, in the order of use."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.lifeline import die_with_parent
-from pipelines.cluster.access import is_loopback, refuse_credentials
+from pipelines.cluster.access import is_loopback, refuse_credentials, set_environment
 from pipelines.errors import ConfigError, Unavailable, UsageError
 from pipelines.storage import scratch_folder
 
@@ -159,25 +159,6 @@ def _temporary_server(home: Path) -> Iterator[dict[str, str]]:
         yield settings
     finally:
         _stop(process)
-
-
-@contextmanager
-def set_environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables for the length of the block; None unsets one."""
-    before = {name: os.environ.get(name) for name in values}
-    _write_environment(values)
-    try:
-        yield
-    finally:
-        _write_environment(before)
-
-
-def _write_environment(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 def _free_port() -> int:

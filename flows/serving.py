@@ -16,20 +16,13 @@ from typing import Any
 from uuid import UUID
 
 import anyio
-import httpx
 from prefect.automations import Automation
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, FlowRun, StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.states import Cancelled
@@ -37,6 +30,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows.lifeline import SERVED_BY_VARIABLE, end_orphaned_ray
 from flows.pipeline import pipeline
+from flows.reporting import OUT_OF_REACH
 from pipelines.cluster.session import adopt_orphans
 from pipelines.console import NOTICE
 
@@ -48,8 +42,6 @@ HEARTBEAT_S = 30
 """Seconds between two signs of life of a run, the smallest value that Prefect allows."""
 MISSED_AFTER_S = 60.0
 """Seconds after its time at which a scheduled run that nobody started counts as missed."""
-
-OUT_OF_REACH = (httpx.HTTPError, PrefectException)
 
 
 @dataclass(frozen=True)
@@ -219,10 +211,8 @@ async def crash_lost_runs(client: PrefectClient, deployment: Deployment, uid: UU
 async def drop_missed_runs(client: PrefectClient, uid: UUID) -> int:
     """Cancel all but the last of the scheduled runs that were missed while nobody served; return their number."""
     late = await client.read_flow_runs(
-        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[uid])),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
-        ),
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [uid]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.SCHEDULED]}}}),
     )
     before = datetime.now(UTC) - timedelta(seconds=MISSED_AFTER_S)
     missed = missed_runs(late, before)[:-1]

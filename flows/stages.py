@@ -103,11 +103,8 @@ def train_stage(name: str, shards: Ref, val: Ref | None, out: str, config: dict[
     """Train a model on shards."""
     from pipelines.train.train import train as job
 
-    settings, source, held_out = (
-        parse_settings(config),
-        require_unchanged(shards),
-        require_unchanged(val) if val else None,
-    )
+    settings, source = parse_settings(config), require_unchanged(shards)
+    held_out = require_unchanged(val) if val else None
     with report_progress(name):
         return job(source, out, settings, val=held_out).as_json()
 

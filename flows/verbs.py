@@ -1,5 +1,6 @@
 """The verbs that flows contribute to `hhnet`. Importing this module is cheap; a verb imports what it runs."""
 
+import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from pipelines.artifacts.result import Result
+from pipelines.artifacts.words import align_facts
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
@@ -26,15 +28,12 @@ REPORT_TIMEOUT_S = 10.0
 """Seconds that Prefect may take to send its last events."""
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
+OutOption = Annotated[
+    str | None, typer.Option(help="Folder or s3://bucket/prefix for all results; default run.out.", metavar="URI")
+]
 
 
-def run(
-    config: ConfigOption,
-    out: Annotated[
-        str | None, typer.Option(help="Folder or s3://bucket/prefix for all results; default run.out.", metavar="URI")
-    ] = None,
-    sets: SetsOption = None,
-) -> Result:
+def run(config: ConfigOption, out: OutOption = None, sets: SetsOption = None) -> Result:
     """Run the whole pipeline as a Prefect flow: shards, model, codes, index, report; rerun to resume.
 
     The run reports to the Prefect server of PREFECT_API_URL, else to a temporary server that stops at the end.
@@ -122,14 +121,9 @@ def _with_flags(flags: Mapping[str, Any], sets: list[str] | None, out: str) -> C
     """Return the recipe, changed first by the settings for the images, then by those of the user."""
     from flows.recipes import RECIPE
 
-    fitted = [f"{name}={_toml(value)}" for name, value in flags.items()]
+    # TOML reads JSON's strings and numbers.
+    fitted = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in flags.items()]
     return load_config(RECIPE, [*fitted, *(sets or ())], {"run.out": out})
-
-
-def _toml(value: Any) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's strings and numbers
 
 
 def demo_summary(result: DemoResult, title: str, bits: int, query: str) -> str:
@@ -143,8 +137,7 @@ def demo_summary(result: DemoResult, title: str, bits: int, query: str) -> str:
         "report": result.report,
         "try": shlex.join([*search, "-k", "10", "--html", "neighbours.html"]),
     }
-    width = max(len(name) for name in facts)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items())
+    return "\n".join(align_facts(facts.items()))
 
 
 def run_pipeline(settings: Config, out: str) -> "RunResult":

@@ -26,24 +26,18 @@ _SCORED_QUERIES_PER_BLOCK = 32  # queries whose real-valued scores against the w
 _Floats = npt.NDArray[np.float64]
 
 
-def _normalised(reals: npt.ArrayLike, num: int, name: str) -> _Floats:
-    array = np.asarray(reals, np.float64)
-    if array.ndim != 2 or len(array) != num:
-        raise ValueError(f"{name} reals of tie_scores must have shape ({num}, K): got {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} reals of tie_scores must be finite")
-    norm = np.linalg.norm(array, axis=1, keepdims=True)
-    return array / np.where(norm > 0, norm, 1)
-
-
-def _normalised_pair(tie_scores: tuple[npt.ArrayLike, npt.ArrayLike], task: Task) -> tuple[_Floats, _Floats]:
-    reals = (
-        _normalised(tie_scores[0], len(task.queries), "query"),
-        _normalised(tie_scores[1], len(task.database), "database"),
-    )
-    if reals[0].shape[1] != reals[1].shape[1]:
-        raise ValueError(f"tie_scores differ in width: got {reals[0].shape} and {reals[1].shape}")
-    return reals
+def _normalised(tie_scores: tuple[npt.ArrayLike, npt.ArrayLike], task: Task) -> tuple[_Floats, _Floats]:
+    query, database = (np.asarray(reals, np.float64) for reals in tie_scores)
+    for name, reals, num in (("query", query, len(task.queries)), ("database", database, len(task.database))):
+        if reals.ndim != 2 or len(reals) != num:
+            raise ValueError(f"{name} reals of tie_scores must have shape ({num}, K): got {reals.shape}")
+        if not np.isfinite(reals).all():
+            raise ValueError(f"{name} reals of tie_scores must be finite")
+    if query.shape[1] != database.shape[1]:
+        raise ValueError(f"tie_scores differ in width: got {query.shape} and {database.shape}")
+    norms = (np.linalg.norm(reals, axis=1, keepdims=True) for reals in (query, database))
+    query_norm, database_norm = (np.where(norm > 0, norm, 1) for norm in norms)
+    return query / query_norm, database / database_norm
 
 
 def _expected(task: Task, cut: int, kind: int) -> tuple[_Floats, npt.NDArray[np.bool_]]:
@@ -140,7 +134,7 @@ def average_precisions(
     if ties == "expected":
         ap_Q, hit_Q = _expected(task, cut, kind)
     else:
-        reals = None if tie_scores is None else _normalised_pair(tie_scores, task)
+        reals = None if tie_scores is None else _normalised(tie_scores, task)
         ap_Q, hit_Q = _ranked(task, cut, kind, reals, min(rerank or 0, len(task.database)))
     if empty == "skip":
         ap_Q[~hit_Q] = np.nan

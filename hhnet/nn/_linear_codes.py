@@ -3,18 +3,19 @@
 A code is kept as its K columns, integers of k bits: bit j of the word of a message m is the parity of m & column j. The
 distance of a linear code is the least weight of its words, the zero word left out.
 
-`_FOUND` holds cyclic and quasi-cyclic codes, which a search over all columns would not find. Their columns are orbits
-r, r x, r x^2 ... modulo a polynomial h over GF(2), until r comes again, for each of several r, and single columns. They
-were found by choosing orbits greedily and exchanging them (after Braun, Kohnert and Wassermann 2005), for lengths that
-are a multiple of 8 as in the table of distances of `hhnet.nn.centres`. Other lengths are made from these by removing or
-adding columns, and dimensions that are not in the table by choosing all columns greedily. The table ends at dimension
-10: 1,024 classes, more than any protocol has.
+`linear_codes.txt` holds cyclic and quasi-cyclic codes, which a search over all columns would not find. Their columns
+are orbits r, r x, r x^2 ... modulo a polynomial h over GF(2), until r comes again, for each of several r, and single
+columns. They were found by choosing orbits greedily and exchanging them (after Braun, Kohnert and Wassermann 2005), for
+lengths that are a multiple of 8 as in the table of distances of `hhnet.nn.centres`. Other lengths are made from these
+by removing or adding columns, and dimensions that are not in the table by choosing all columns greedily. The table ends
+at dimension 10: 1,024 classes, more than any protocol has.
 
 Shape suffixes: k dimension, K bits, M messages, P candidate columns, W words of 64 bits.
 """
 
 from collections.abc import Sequence
 from functools import cache
+from importlib.resources import files
 
 import numpy as np
 import numpy.typing as npt
@@ -28,60 +29,13 @@ _MANTISSA_BITS = 24  # bits of a float32
 _Columns = list[int]
 _Floats = npt.NDArray[np.float32]
 
-# Each line: K, k, h, each r, and after | the single columns. All numbers but K and k are hexadecimal.
-_FOUND = """
-8 4 11 1 7
-16 9 273 1 1d1
-16 10 537 5 | 16f
-24 9 2ef b f9
-24 10 401 1 9f 155 155
-32 6 41 1 d 7 1f b 15
-32 9 273 1 17 1d1 1d1
-32 10 4b7 2d | 2d3
-40 9 273 1 17 e1 13
-40 10 401 177 eb 9 3b
-48 8 101 7 37 17 3d 3 15
-48 9 201 67 b7 19 1 f 49
-48 10 555 d 61 59 2b
-56 7 81 b 2f 37 7 1f d 1 15
-56 9 215 b 1f3 1f3 1f3 1f3 1f3
-56 10 555 d 61 59 2b 6b 111
-64 7 81 13 1 1f 15 b 37 d 7 2f 7f
-64 9 201 b 7 39 29 6f 67 33 1ff
-64 10 4b3 15 391
-72 9 201 b 7 39 ff 2b 67 9 29
-72 10 4b3 15 a9 391 391
-80 8 101 5f 9 19 13 57 3 7f 7 25 d
-80 9 3ff 67 b 19 59 23 2d 17 47
-80 10 401 1 79 1ff ed 73 3d 4d 57
-88 8 101 7 37 b 3d 3b 15 9 7f 1f 1 5b
-88 9 20b 1 1f9 1f9 1f9
-88 10 7ff cb 47 15 73 cd 14d 5b ad
-96 7 8b 1 f 1f 5 d 3 13 35
-96 9 273 1 17 45 d 7d 61 5f 1d1
-96 10 555 b1 2f 5b 19b 3b 9b 2b cf
-104 6 53 1 3 1 3 7 9 b 1d
-104 9 279 7 3 5f 23 17 57 1d7 1d7
-104 10 555 1d 1f 29 6f f 6d 133 47 6b 111
-112 7 8b 1 f 7 5 d 3 1f 13 35 79
-112 8 115 1d 1 b 29 7 53 3 19
-112 9 273 1 19 45 d 7d 61 23 35 1d1 1d1
-112 10 401 177 77 47 17 fb 73 6f 79 eb 15 1d 155
-120 8 139 5 53 37 1 b 9 3 | 11
-120 9 34b 49 43 b 37 23 11 9 139
-120 10 421 15 69 7f 53 fd 17 5 19
-128 8 107 1 fd
-128 9 249 5f 37 b 2b c7 5 47 57 23 d 9 bd
-128 10 555 e3 87 21 11b b 17 ef 47 5d 8b e9 111
-"""
-
 
 @cache
 def _found() -> dict[tuple[int, int], tuple[int, ...]]:
     """Read the table: the columns of its codes by (K, k)."""
     codes = {}
-    for line in _FOUND.split("\n"):
-        if line:
+    for line in files(__package__).joinpath("linear_codes.txt").read_text().splitlines():
+        if not line.startswith("#"):
             orbits, _, single = line.partition("|")
             bits, dimension, modulus, *starts = orbits.split()
             columns = [column for start in starts for column in _orbit(int(start, 16), int(modulus, 16))]

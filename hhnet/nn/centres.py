@@ -220,10 +220,9 @@ def _random_code(bits: int, dimension: int) -> npt.NDArray[np.int64]:
 def _words(messages: npt.NDArray[np.int64], code: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
     """Return the words of the messages as +-1, int8 (C, K)."""
     words = np.empty((len(messages), code.shape[1]), np.int8)
+    # As float32 the product is one of BLAS, which numpy lacks for integers; sums of up to 2^24 ones are exact.
+    factor = code.astype(np.float32)
     for start in range(0, len(messages), _WORDS_PER_CHUNK):
-        # As float32 the product is one of BLAS, which numpy lacks for integers; sums of up to 2^24 ones are exact.
-        chunk = as_bits(messages[start : start + _WORDS_PER_CHUNK], len(code)).astype(np.float32) @ code.astype(
-            np.float32
-        )
+        chunk = as_bits(messages[start : start + _WORDS_PER_CHUNK], len(code)).astype(np.float32) @ factor
         words[start : start + _WORDS_PER_CHUNK] = chunk.astype(np.int16) % 2 * 2 - 1
     return words

@@ -30,10 +30,8 @@ INSERT_NS = 1.2  # per level of the heap of the k best
 COMPARE_WORD_NS = 0.07 if HAS_VECTOR_POPCOUNT else 0.31
 READ_WORD_NS = 0.55
 
-RADIX_DIGIT_BITS, MIN_RADIX_KEYS = (
-    11,
-    512,
-)  # bits of a radix sort's digit, and keys from which it is faster than comparisons
+# Bits of a radix sort's digit, and keys from which it is faster than comparisons.
+RADIX_DIGIT_BITS, MIN_RADIX_KEYS = 11, 512
 
 # Shares of the cost of a scan that may be spent on buckets, and on their sizes, before they are sure to be cheaper. If
 # a scan is needed after all, that time is lost; both shares together keep the loss below a tenth.

@@ -8,7 +8,6 @@ Shape suffixes: Q queries, N database codes, B bits of a word, W words per code,
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,12 +38,7 @@ class DeviceCodes:
     """
 
     def __init__(
-        self,
-        parts: Sequence[Codes],
-        device: str = "cuda",
-        rows: int = 1 << 24,
-        places: int = 4096,
-        keys: int = 1 << 24,
+        self, parts: Sequence[Codes], device: str = "cuda", rows: int = 1 << 24, places: int = 4096, keys: int = 1 << 24
     ) -> None:
         """Copy `parts`, uint8 (n, bytes) each, to the GPU; their rows are numbered one part after another.
 
@@ -73,9 +67,8 @@ class DeviceCodes:
         for part in parts:
             for first in range(0, len(part), rows):
                 piece = part[first : first + rows]
-                self._codes_NW[start : start + len(piece)].copy_(
-                    torch.from_numpy(pad_bytes(piece, WORD_BYTES).view(np.int32))
-                )
+                words_nW = torch.from_numpy(pad_bytes(piece, WORD_BYTES).view(np.int32))
+                self._codes_NW[start : start + len(piece)].copy_(words_nW)
                 start += len(piece)
 
     def knn(self, queries: Codes, k: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -124,7 +117,10 @@ class DeviceCodes:
             grid = -(-(last - first) // _ROWS_PER_BLOCK[block_q]), rows // block_q
             closer[grid](
                 *(self._codes_NW, signs_QWB, ones_Q, limits_Q, counts_Q, keys_QP, first, last, places),
-                **_constants(self._codes_NW.shape[1], block_q),
+                WORDS=self._codes_NW.shape[1],
+                BLOCK_Q=block_q,
+                BLOCK_N=_ROWS_PER_BLOCK[block_q],
+                num_warps=4,
             )
             most = int(counts_Q.max())
             if most > places:  # some rows found no place: again with a shorter chunk; one of `places` rows always fits
@@ -134,14 +130,8 @@ class DeviceCodes:
             best_QK = found_QP.topk(k, dim=1, largest=False).values
             limits_Q[:num] = (best_QK[:, -1] >> 32).int()
             # In random order, about k * length / last rows of a chunk are closer than the k-th best of those before.
-            growth = (
-                places / (_PLACES_PER_ROW * k)
-                if block_q < max(_ROWS_PER_BLOCK)
-                else min(_MAX_CHUNK_GROWTH, places / (_PLACES_PER_ROW * k))
-            )
+            growth = places / (_PLACES_PER_ROW * k)
+            if block_q == max(_ROWS_PER_BLOCK):
+                growth = min(_MAX_CHUNK_GROWTH, growth)
             first, length = last, max(places, int(last * growth))
         return best_QK
-
-
-def _constants(words: int, block_q: int) -> dict[str, Any]:
-    return {"WORDS": words, "BLOCK_Q": block_q, "BLOCK_N": _ROWS_PER_BLOCK[block_q], "num_warps": 4}

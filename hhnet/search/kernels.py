@@ -32,9 +32,7 @@ NO_DISTANCE = np.iinfo(np.int32).max
 _QUERIES_PER_UNIT = 64  # queries per unit of work of one thread
 _MAX_CANDIDATES = 1 << 21  # candidates one thread may hold, 12 bytes each
 _MIN_THREADED_WORDS = 1 << 19  # word comparisons below which waking threads costs more than it saves
-_MIN_SHARED_WORDS = (
-    1 << 21
-)  # words of a database below which a few queries are faster without sharing it between threads
+_MIN_SHARED_WORDS = 1 << 21  # words of a database below which sharing it between threads is slower for a few queries
 
 
 def as_words(codes: npt.NDArray[Any], name: str) -> Words:

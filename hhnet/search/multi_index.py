@@ -213,8 +213,6 @@ class MultiIndexHash:
             )
 
         scanned, _ = _in_blocks(search, len(queries_QW), scan, threads)
-        if scanned.all():
-            return *hamming_knn(_bytes(queries_QW), self.codes, k, threads, allowed, radius_Q), scanned
         if scanned.any():
             left = hamming_knn(_bytes(queries_QW[scanned]), self.codes, k, threads, allowed, radius_Q[scanned])
             distances[scanned], rows[scanned] = left

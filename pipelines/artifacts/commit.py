@@ -173,10 +173,7 @@ class ArtifactWriter:
         self, parts: Sequence[Part], totals: Mapping[str, int], meta: Facts, receipts: Mapping[str, Facts] | None = None
     ) -> Artifact:
         """Return the artifact as `commit` would publish it; its parts can be read already."""
-        refs = [
-            ReceiptRef(shard=shard, path=f"receipts/{shard}.json", bytes=len(data), sha256=sha256_of(data))
-            for shard, data in sorted((s, canonical_json(r)) for s, r in (receipts or {}).items())
-        ]
+        refs = [ReceiptRef.of(shard, receipt) for shard, receipt in sorted((receipts or {}).items())]
         fields: dict[str, Any] = {
             "format": MANIFEST_FORMAT,
             "kind": self.kind,

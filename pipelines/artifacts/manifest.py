@@ -101,6 +101,12 @@ class ReceiptRef(_Record):
     bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, shard: str, receipt: Facts, name: str | None = None) -> Self:
+        """Refer to a shard's receipt, which was put as `name`, by default under the name of the shard."""
+        data = canonical_json(receipt)
+        return cls(shard=shard, path=f"receipts/{name or shard}.json", bytes=len(data), sha256=sha256_of(data))
+
 
 class Manifest(_Record):
     """The published description of an artifact. `meta` holds the kind's own facts (classes, bits, card, settings)."""

@@ -25,14 +25,14 @@ def explain_absence(store: Store) -> str:
         below = [name for name in store.folders() if store.size(f"{name}/manifest.json") is not None]
         if below:
             more = f" and {len(below) - NAMES_SHOWN} more" if len(below) > NAMES_SHOWN else ""
-            named = f"{', '.join(below[:NAMES_SHOWN])}{more}"
-            return f"below it are {named}: name one of them, as in {store.uri}/{below[0]}"
-        if store.is_local and _holds_pictures(Path(store.root)):
-            make = f"`hhnet ingest {store.uri} --out SHARDS` makes shards of them"
-            return f"these are pictures: {make}"
-        if store.is_local and not Path(store.root).exists() and (near := _near(Path(store.root))):
+            named = ", ".join(below[:NAMES_SHOWN])
+            return f"below it are {named}{more}: name one of them, as in {store.uri}/{below[0]}"
+        root = Path(store.root)
+        if store.is_local and _holds_pictures(root):
+            return f"these are pictures: `hhnet ingest {store.uri} --out SHARDS` makes shards of them"
+        if store.is_local and not root.exists() and (near := _like_path(root)):
             return f"nothing is there: did you mean {near}?"
-        if store.is_local and Path(store.root).is_file():
+        if store.is_local and root.is_file():
             return "it is a file: name the folder of the artifact"
     return "finish the verb that makes it, or name another"
 
@@ -42,7 +42,7 @@ def _holds_pictures(root: Path) -> bool:
     return any(name.lower().endswith(_PICTURES) for name in islice(files, FILES_LOOKED_AT))
 
 
-def _near(path: Path) -> str | None:
+def _like_path(path: Path) -> str | None:
     """Return an existing path that is like this one, by the first of its folders that does not exist."""
     missing = next(one for one in [*reversed(path.parents), path] if not one.exists())
     names = [one.name for one in missing.parent.iterdir() if one.is_dir()]

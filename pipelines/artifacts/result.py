@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pipelines.artifacts.words import format_label, format_table, format_value, more_rows
+from pipelines.artifacts.words import align_facts, format_label, format_table, format_value, more_rows
 
 if TYPE_CHECKING:
     from pipelines.artifacts.manifest import Artifact
@@ -48,10 +48,9 @@ class Result:
         lines = [f"{self.verb}: {self.outcome()}"]
         elsewhere = {"verb", "status", *self.TABLES, *self.HIDDEN}
         shown = {format_label(name): self.fact(name, value) for name, value in record.items() if name not in elsewhere}
-        facts = {name: texts for name, texts in shown.items() if texts}
-        width = max((len(name) for name in facts), default=0)
-        for name, (first, *rest) in facts.items():
-            lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {text}" for text in rest)]
+        lines += align_facts(
+            ("" if place else name, text) for name, texts in shown.items() for place, text in enumerate(texts)
+        )
         for rows in self.tables():
             lines += ["", *format_table(rows, ROWS_SHOWN)] if rows else []
         return "\n".join(lines)

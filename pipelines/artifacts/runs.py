@@ -60,14 +60,7 @@ class RunLog:
     """
 
     def __init__(
-        self,
-        store: Store,
-        verb: str,
-        config: Config | None = None,
-        *,
-        total: int = 0,
-        unit: str = "",
-        **facts: Any,
+        self, store: Store, verb: str, config: Config | None = None, *, total: int = 0, unit: str = "", **facts: Any
     ) -> None:
         self.store, self.total, self.unit = store, total, unit
         self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}"

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,11 @@ def format_seconds(seconds: float) -> str:
 def format_span(seconds: float) -> str:
     """Format a span of time: `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
     whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    for unit, size, below, part in (("min", 60, "s", 1), ("h", 3600, "min", 60), ("d", 86400, "h", 3600)):
-        if whole < {"min": 3600, "h": 86400}.get(unit, whole + 1):
+    for (unit, size), (below, part) in pairwise((("d", 86400), ("h", 3600), ("min", 60), ("s", 1))):
+        if whole >= size:
             rest = whole % size // part
             return f"{whole // size} {unit}" + (f" {rest} {below}" if rest else "")
-    raise AssertionError("the last unit has no end")
+    return f"{whole} s"
 
 
 def format_bytes(count: int) -> str:
@@ -97,6 +96,13 @@ def short_place(uri: str) -> str:
 def last_part(uri: str) -> str:
     """Return the last part of a URI, by which a bar is told from others: `out/codes/train` -> `train`."""
     return uri.rstrip("/").rpartition("/")[2]
+
+
+def align_facts(facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Lay out names and texts, one pair a line, the texts below each other."""
+    pairs = list(facts)
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"  {name:<{width}}  {text}" for name, text in pairs]
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], most: int | None = None) -> list[str]:

@@ -7,6 +7,8 @@ recognised from the address alone: any name but `localhost` is resolved by other
 import ipaddress
 import os
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -69,3 +71,22 @@ def has_ray_token() -> bool:
         return bool(path.read_text().strip())
     except (OSError, UnicodeDecodeError, RuntimeError):  # RuntimeError: there is no home
         return False
+
+
+@contextmanager
+def set_environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables for the length of the block; None unsets one."""
+    before = {name: os.environ.get(name) for name in values}
+    _write_environment(values)
+    try:
+        yield
+    finally:
+        _write_environment(before)
+
+
+def _write_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

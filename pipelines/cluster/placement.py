@@ -171,26 +171,10 @@ def await_training_needs(config: Config) -> Need:
 def _settle(
     settings: PlacedSettings, config: Config, workers: int, find: Callable[[Sequence[Node], Need], Need | None]
 ) -> Need:
-    """Decide between GPU and CPU, and wait until `find` finds room."""
-    need = _asked(settings)
-    if (
-        isinstance(settings, GpuPlacedSettings)
-        and settings.gpus is None
-        and count_places(list_live_nodes(), _on_gpu(need), free=False)
-    ):
-        need = _on_gpu(need)
-    try:
-        return _wait(lambda nodes: find(nodes, need), workers, need, config)
-    except ClusterUnavailable as error:
-        if not (need.gpus and config.ray.cpu_fallback):
-            raise
-        _log.warning("%s; goes on without a GPU, as ray.cpu_fallback is set", error)
-        plain = replace(need, gpus=0, accelerator=None)
-        return _wait(lambda nodes: find(nodes, plain), workers, plain, config)
+    """Decide between GPU and CPU, and wait until `find` finds room.
 
-
-def _asked(settings: PlacedSettings) -> Need:
-    """Return the reservation that the settings ask for, without a GPU if they do not mention one."""
+    If the settings say nothing of a GPU, a worker takes one where a node has one.
+    """
     need = Need(
         cpus=1 if settings.cpus is None else settings.cpus,
         memory=int(settings.worker_memory or 0),
@@ -199,14 +183,17 @@ def _asked(settings: PlacedSettings) -> Need:
         strategy=settings.strategy,
     )
     if isinstance(settings, GpuPlacedSettings):
-        need = replace(need, gpus=settings.gpus or 0, accelerator=settings.accelerator)
-        if settings.accelerator and settings.gpus is None:
-            need = _on_gpu(need)
-    return need
-
-
-def _on_gpu(need: Need) -> Need:
-    return replace(need, gpus=1)
+        need = replace(need, gpus=1 if settings.gpus is None else settings.gpus, accelerator=settings.accelerator)
+        if settings.gpus is None and not settings.accelerator and not count_places(list_live_nodes(), need, free=False):
+            need = replace(need, gpus=0)
+    try:
+        return _wait(lambda nodes: find(nodes, need), workers, need, config)
+    except ClusterUnavailable as error:
+        if not (need.gpus and config.ray.cpu_fallback):
+            raise
+        _log.warning("%s; goes on without a GPU, as ray.cpu_fallback is set", error)
+        plain = replace(need, gpus=0, accelerator=None)
+        return _wait(lambda nodes: find(nodes, plain), workers, plain, config)
 
 
 def widen_need(nodes: Sequence[Node], workers: int, need: Need, free: bool = True) -> Need | None:
@@ -276,21 +263,17 @@ def explain_shortage(workers: int, need: Need, nodes: Sequence[Node], waited_s: 
     """Return the message that workers found no room: the request, the nodes, the resources in use, and a remedy."""
     kinds = Counter(format_amounts(node.total) for node in nodes)
     have = "; ".join(f"{count} with {kind}" for kind, count in kinds.most_common())
-    total, free = (_sum(entries) for entries in ([node.total for node in nodes], [node.free for node in nodes]))
-    used = {name: amount - free.get(name, 0) for name, amount in total.items() if amount - free.get(name, 0) > 1e-6}
+    taken: Counter[str] = Counter()
+    for node in nodes:
+        taken.update(node.total)
+        taken.subtract(node.free)
+    used = {name: amount for name, amount in taken.items() if amount > 1e-6}
     fit = count_places(nodes, need, free=False)
     remedy = "wait for what runs there" if fit >= workers else "ask for fewer or smaller workers, or add nodes"
     return (
         f"no room for {workers} {'worker' if workers == 1 else 'workers'} of {need} after {waited_s:g} s "
         f"(ray.wait_s): the cluster's nodes are {have or 'none'}, in use are {format_amounts(used)}; {remedy}"
     )
-
-
-def _sum(entries: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    total: Counter[str] = Counter()
-    for entry in entries:
-        total.update(entry)
-    return dict(total)
 
 
 def format_amounts(resources: Mapping[str, float]) -> str:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
@@ -132,13 +132,14 @@ class _Item(Generic[T]):
     value: T
     tries: list[tuple[Attempt, str]] = field(default_factory=list)
 
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The attempts alone."""
+        return tuple(attempt for attempt, _ in self.tries)
+
     def count_failures(self, alive: set[str]) -> int:
         """Return how many attempts count: those with an end in OWN_FAULT on a node that is still alive."""
         return sum(attempt.end in OWN_FAULT and node in alive for attempt, node in self.tries)
-
-    def count_losses(self, alive: set[str]) -> int:
-        """Return how many attempts do not count, since their node was lost or taken away."""
-        return len(self.tries) - self.count_failures(alive)
 
 
 @dataclass(eq=False)
@@ -169,21 +170,11 @@ class _Actor(Generic[T]):
 
 
 def map_items(
-    worker: Callable[..., Any],
-    worker_args: tuple[Any, ...],
-    items: Sequence[T],
-    *,
-    verb: str,
-    need: Need,
-    workers: int | None,
-    wait_s: float,
-    max_attempts: int = 3,
-    stuck_s: float = STUCK_S,
-    build_s: float = BUILD_TIMEOUT_S,
-    label: Callable[[T], str] = str,
-    failed: Callable[[T, Attempt], None] = lambda item, attempt: None,
+    worker: Callable[..., Any], worker_args: tuple[Any, ...], items: Sequence[T], *, verb: str, **options: Any
 ) -> Iterator[Outcome[T]]:
     """Run `worker(*worker_args).run(item)` for every item on a pool of actors; yield outcomes as items complete.
+
+    The `options` are the fields of `_Pool`: `need`, `workers` and `wait_s`, and those with a default.
 
     At most `workers` actors run side by side; with None, as many as find room while nodes come and go. If a worker
     dies and its node lives on, or if it makes no progress for `stuck_s` and is killed, that counts as one attempt and
@@ -194,44 +185,40 @@ def map_items(
     ClusterUnavailable if no worker finds room for `wait_s` or this process's own node is lost.
     """
     with Meter(verb).queue() as show:
-        pool = _Pool(
-            worker, worker_args, items, verb, need, workers, wait_s, max_attempts, stuck_s, build_s, label, show, failed
-        )
+        pool: _Pool[T] = _Pool((worker, worker_args), items, verb, show, **options)
         try:
             yield from pool.yield_outcomes()
         finally:
             pool.close()
 
 
+@dataclass(eq=False)
 class _Pool(Generic[T]):
     """The actors, the waiting items, and the last look at the nodes."""
 
-    def __init__(
-        self,
-        worker: Callable[..., Any],
-        worker_args: tuple[Any, ...],
-        items: Sequence[T],
-        verb: str,
-        need: Need,
-        workers: int | None,
-        wait_s: float,
-        max_attempts: int,
-        stuck_s: float,
-        build_s: float,
-        label: Callable[[T], str],
-        show: Show,
-        tell_failed: Callable[[T, Attempt], None],
-    ) -> None:
+    arguments: tuple[Callable[..., Any], tuple[Any, ...]]
+    items: Sequence[T]
+    verb: str
+    show: Show
+    _: KW_ONLY
+    need: Need
+    workers: int | None
+    wait_s: float
+    max_attempts: int = 3
+    stuck_s: float = STUCK_S
+    build_s: float = BUILD_TIMEOUT_S
+    label: Callable[[T], str] = str
+    failed: Callable[[T, Attempt], None] = lambda item, attempt: None
+
+    def __post_init__(self) -> None:
         import ray
 
-        self.arguments, self.verb, self.need, self.workers = (worker, worker_args), verb, need, workers
-        self.wait_s, self.max_attempts, self.stuck_s, self.label, self.show = wait_s, max_attempts, stuck_s, label, show
-        self.build_s, self.tell_failed = max(stuck_s, build_s), tell_failed
+        self.build_s = max(self.stuck_s, self.build_s)
         # Ray's own restarts are off: the pool counts attempts, and moves an item to another actor itself.
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE_GROUP: 1}}
-        named = type(f"{verb.title().replace('-', '')}Worker", (_Worker,), {"__module__": __name__})
-        self.remote = ray.remote(**need.options(), **options)(named)  # the dashboard shows the class as its name
-        self.waiting = deque(_Item(item) for item in items)
+        named = type(f"{self.verb.title().replace('-', '')}Worker", (_Worker,), {"__module__": __name__})
+        self.remote = ray.remote(**self.need.options(), **options)(named)  # the dashboard shows the class as its name
+        self.waiting = deque(_Item(item) for item in self.items)
         self.doubtful: list[_Item[T]] = []
         """Items with too many attempts; the last attempt may yet turn out to be the loss of its node."""
         self.actors: list[_Actor[T]] = []
@@ -262,11 +249,11 @@ class _Pool(Generic[T]):
             else:
                 ready = []
                 time.sleep(min(pause, 1.0))
-            outcomes = [outcome for ref in ready for outcome in self.take_answer(asked[ref])]
+            outcomes = [outcome for ref in ready if (outcome := self.take_answer(asked[ref])) is not None]
             if not ready or time.monotonic() - looked > pause:
                 looked = time.monotonic()
                 self.refresh()
-                outcomes += self.kill_stuck()
+                self.kill_stuck()
                 self.require_room()
             outcomes += self.judge_doubtful()
             self.resize()  # before the yield, since the caller may take long over the outcomes
@@ -319,15 +306,16 @@ class _Pool(Generic[T]):
 
     # ----------------------------------------------------------------------------------------------------- answers
 
-    def take_answer(self, actor: _Actor[T]) -> list[Outcome[T]]:
-        """Take an actor's answer: its place, the end of the build, or the result of its item."""
+    def take_answer(self, actor: _Actor[T]) -> Outcome[T] | None:
+        """Take an actor's answer: its place, the end of the build, or the result of its item, and return the last."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
         try:
             answer = ray.get(actor.waits)
         except (RayActorError, OutOfMemoryError) as death:
-            return self.take_death(actor, death)
+            self.take_death(actor, death)
+            return None
         except RayTaskError as error:
             raise (error.cause or error) from None
         actor.waits, actor.moved = None, time.monotonic()
@@ -338,28 +326,17 @@ class _Pool(Generic[T]):
         elif not actor.built:
             actor.built, actor.progress, self.deaths_unbuilt = True, answer, 0
         else:
-            return self.finish_item(actor, answer)
-        return []
+            item = self.take_item(actor, End.DONE)
+            return Outcome(item.value, answer, item.count_failures(self.alive) + 1, tries=item.attempts)
+        return None
 
-    def finish_item(self, actor: _Actor[T], result: Any) -> list[Outcome[T]]:
-        item = self.take_item(actor, End.DONE)
-        return [
-            Outcome(
-                item.value,
-                result,
-                item.count_failures(self.alive) + 1,
-                tries=tuple(attempt for attempt, _ in item.tries),
-            )
-        ]
-
-    def take_death(self, actor: _Actor[T], death: Exception) -> list[Outcome[T]]:
+    def take_death(self, actor: _Actor[T], death: Exception) -> None:
         end = cause_of_death(death, actor.place.node if actor.place else None, self.draining)
         self.end(actor)
         if actor.item is not None:
             self.put_back(self.take_item(actor, end))
         elif end in OWN_FAULT:
             self.count_unbuilt(f"died ({first_line(death)})")
-        return []
 
     def take_item(self, actor: _Actor[T], end: End) -> _Item[T]:
         """Take the item from an actor and record the attempt."""
@@ -371,17 +348,18 @@ class _Pool(Generic[T]):
         if end is not End.DONE:
             fields = {"shard": self.label(item.value), "worker": str(place), "end": end.value}
             _log.info("%(shard)s: an attempt on %(worker)s ended: %(end)s", fields, extra={"verb": self.verb, **fields})
-            self.tell_failed(item.value, attempt)
+            self.failed(item.value, attempt)
         return item
 
     def put_back(self, item: _Item[T]) -> None:
         """Put an item back for another attempt, or among the doubtful ones after too many."""
-        if item.count_losses(self.alive) >= MAX_NODE_LOSSES:
+        failures = item.count_failures(self.alive)
+        if len(item.tries) - failures >= MAX_NODE_LOSSES:  # the others do not count: their node was lost
             raise ClusterUnavailable(
                 f"{self.label(item.value)}: {MAX_NODE_LOSSES} nodes were lost while they worked on it: what was "
                 "finished is kept, run the same command again when the cluster is stable"
             )
-        (self.doubtful if item.count_failures(self.alive) >= self.max_attempts else self.waiting).append(item)
+        (self.doubtful if failures >= self.max_attempts else self.waiting).append(item)
 
     def judge_doubtful(self) -> list[Outcome[T]]:
         """Decide on the doubtful items: try again if the last attempt's node was lost, give up if it surely lives."""
@@ -407,7 +385,7 @@ class _Pool(Generic[T]):
         text = f"{self.label(item.value)}: {causes[end]}, at the last of {attempts} attempts"
         fields = {"shard": self.label(item.value), "worker": f"{last.host}:{last.pid}", "attempts": attempts}
         _log.info("given up: %s", text, extra={"verb": self.verb, **fields})
-        return Outcome(item.value, None, attempts, text, end, tuple(attempt for attempt, _ in item.tries))
+        return Outcome(item.value, None, attempts, text, end, item.attempts)
 
     def count_unbuilt(self, reason: str) -> None:
         """Count a worker that was lost before it was built. Raises WorkFailed after `max_attempts` in a row."""
@@ -454,7 +432,7 @@ class _Pool(Generic[T]):
         elif not late and now - self.placed > FREE_COUNT_LAG_S:
             self.room = len(self.actors) + count_places(self.nodes, self.need)
 
-    def kill_stuck(self) -> list[Outcome[T]]:
+    def kill_stuck(self) -> None:
         """Kill the actors that are stuck; their items are tried again."""
         for actor in [actor for actor in self.actors if actor.stands_still(self.stuck_s, self.build_s)]:
             self.end(actor)
@@ -462,7 +440,6 @@ class _Pool(Generic[T]):
                 self.put_back(self.take_item(actor, End.STUCK))
             else:
                 self.count_unbuilt(f"were not built within {self.build_s:g} s")
-        return []
 
     def require_room(self) -> None:
         """Raise ClusterUnavailable if items wait and no actor has had a place for `wait_s`.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pipelines.artifacts.words import format_seconds, format_span
@@ -184,20 +185,18 @@ def start_board() -> "ActorHandle":
     return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
 
 
+@dataclass
 class BoardView:
     """Context that draws a stage from a board's progress while the block lasts, and passes it to `follow` as well."""
 
-    def __init__(
-        self,
-        board: "ActorHandle",
-        name: str,
-        done: int,
-        total: int,
-        unit: str,
-        follow: Callable[[int, str], None] = lambda done, note: None,
-    ) -> None:
-        self._follow = follow
-        self._board, self._name, self._done, self._total, self._unit = board, name, done, total, unit
+    board: "ActorHandle"
+    name: str
+    done: int
+    total: int
+    unit: str
+    follow: Callable[[int, str], None] = lambda done, note: None
+
+    def __post_init__(self) -> None:
         self._ended = threading.Event()
         # In a copy of this thread's context, since the reporter is a context variable and a new thread has none.
         self._thread = threading.Thread(target=copy_context().run, args=(self._poll,), daemon=True)
@@ -213,15 +212,14 @@ class BoardView:
         import ray
         from ray.exceptions import RayError
 
-        with stage(self._name, self._total, self._unit) as advance:
-            advance(self._done)
-            shown = self._done
+        with stage(self.name, self.total, self.unit) as advance:
+            advance(shown := self.done)
             ended = False
             while not ended:
                 ended = self._ended.wait(1.0)
                 with suppress(RayError):  # a lost or late board costs only the display; the work goes on
-                    step, note = ray.get(self._board.read.remote(), timeout=BOARD_TIMEOUT_S)
+                    step, note = ray.get(self.board.read.remote(), timeout=BOARD_TIMEOUT_S)
                     if step > shown:
                         advance(step - shown, note)
-                        self._follow(step, note)
+                        self.follow(step, note)
                         shown = step

@@ -86,26 +86,18 @@ def find_asking_job() -> str | None:
     return metadata.get("job_submission_id") if RECORDS_METADATA in metadata else None
 
 
-class FollowedStages:
-    """Draws the progress in a job's records as if its stages ran in this process."""
+class FollowedStages(ExitStack):
+    """Draws the progress in a job's records as if its stages ran in this process; the stack holds the present one."""
 
-    def __init__(self) -> None:
-        self._open = ExitStack()
-        self._name, self._done = "", 0
-        self._advance: Advance | None = None
-
-    def __enter__(self) -> "FollowedStages":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    _name, _done = "", 0
+    _advance: Advance | None = None
 
     def show(self, record: Record) -> None:
         """Draw a record of progress."""
         name, done, total = str(record["stage"]), int(record["done"]), int(record["total"])
         if self._advance is None or name != self._name or done < self._done:
-            self._open.close()
+            self.close()
             self._name, self._done = name, 0
-            self._advance = self._open.enter_context(stage(name, total, str(record["unit"])))
+            self._advance = self.enter_context(stage(name, total, str(record["unit"])))
         self._advance(done - self._done, str(record["note"]))
         self._done = done

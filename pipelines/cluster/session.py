@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
@@ -23,10 +23,8 @@ from typing import Any
 import psutil
 
 from pipelines.artifacts.host import allowed_cpus
-from pipelines.cluster.access import has_ray_token, refused_token_error, require_ray_token
-from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, settle_head
-from pipelines.cluster.head import require_head as require_head
-from pipelines.cluster.head import require_node as require_node
+from pipelines.cluster.access import has_ray_token, refused_token_error, require_ray_token, set_environment
+from pipelines.cluster.head import HeadWatch, await_head, head_is_lost, interruptible, require_head, settle_head
 from pipelines.cluster.ray_private import (
     dialled_address,
     find_cluster,
@@ -158,7 +156,7 @@ class _Connection:
     def __init__(self, address: str) -> None:
         self._address = address
         self._folder: PrivateFolder | None = None
-        self._before: dict[str, str | None] = {}
+        self._environment = ExitStack()
         self._watch: HeadWatch | None = None
 
     def open(self, config: Config) -> None:
@@ -210,8 +208,8 @@ class _Connection:
         return options | private_options(self._folder.path, settings.metrics_port)
 
     def _set(self, name: str, value: str) -> None:
-        self._before[name] = os.environ.get(name)
-        os.environ[name] = value
+        self._environment.callback(forget_token)
+        self._environment.enter_context(set_environment({name: value}))
         forget_token()
 
     def close(self) -> None:
@@ -227,12 +225,7 @@ class _Connection:
             self._watch.forget()
         if self._address == "local":
             _end_processes(helpers)
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-            forget_token()
+        self._environment.close()
         if self._folder is not None:
             self._folder.close()
 
@@ -279,11 +272,8 @@ def short_base() -> Path:
     wanted = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), *usual]
     for folder in filter(None, wanted):
         path = os.path.realpath(folder)
-        fits = (
-            len(os.fsencode(f"{path}/{FOLDER_PREFIX}")) + RANDOM_NAME_CHARS + RAY_SOCKET_SUFFIX_BYTES
-            <= MAX_SOCKET_PATH_BYTES
-        )
-        if fits and Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK):
+        length = len(os.fsencode(f"{path}/{FOLDER_PREFIX}")) + RANDOM_NAME_CHARS + RAY_SOCKET_SUFFIX_BYTES
+        if length <= MAX_SOCKET_PATH_BYTES and Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK):
             return Path(path)
     return Path(tempfile.gettempdir())  # none fits: Ray's own error will say why
 

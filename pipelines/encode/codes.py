@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -188,22 +187,20 @@ def names_of_class_ids(labels: Sequence[int], classes: Sequence[str], where: str
     return [classes[label] for label in labels]
 
 
-def require_pair(first: CodesSet, other: CodesSet, one_index: bool = False) -> None:
+def require_pair(first: CodesSet, other: CodesSet, one_index: bool = False, advice: str | None = None) -> None:
     """Raise FingerprintMismatch, naming both, unless they have one code length and one model.
 
-    With `one_index` either both must have real codes or neither.
+    With `one_index` either both must have real codes or neither. `advice` ends the message, by default for two codes.
     """
-    facts: list[tuple[str, Any, Any, bool]] = [
-        ("bits", first.bits, other.bits, first.bits == other.bits),
-        ("model", first.model[:12], other.model[:12], first.model == other.model),
-    ]
+    facts = {"bits": (first.bits, other.bits), "model": (first.model, other.model)}
     if one_index:
-        facts.append(("encode.real_codes", first.real_codes, other.real_codes, first.real_codes == other.real_codes))
-    for name, mine, theirs, same in facts:
-        if not same:
+        facts["encode.real_codes"] = first.real_codes, other.real_codes
+    for name, (mine, theirs) in facts.items():
+        if mine != theirs:
+            usual = f"name codes that one model made{' with the same setting' if name == 'encode.real_codes' else ''}"
             raise FingerprintMismatch(
-                f"{first.artifact.uri} has {name} {mine}, {other.artifact.uri} has {name} {theirs}: name codes that "
-                f"one model made{' with the same setting' if name == 'encode.real_codes' else ''}"
+                f"{first.artifact.uri} has {name} {str(mine)[:12]}, {other.artifact.uri} has {name} "
+                f"{str(theirs)[:12]}: {advice or usual}"
             )
 
 

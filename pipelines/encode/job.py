@@ -119,11 +119,8 @@ def find_missing_work(store: Store, opened: ShardSet) -> tuple[Artifact | None, 
         known, lost_tasks = {ref.shard for ref in published.manifest.receipts}, _lost_shards(published, opened)
     new = [shard for shard in opened.shards if shard.stem not in known]
     receipts = read_whole_receipts(store, [shard.stem for shard in new]) if new else {}
-    return (
-        published,
-        receipts,
-        [*lost_tasks, *(ShardTask(shard.name, shard.stem) for shard in new if shard.stem not in receipts)],
-    )
+    new_tasks = [ShardTask(shard.name, shard.stem) for shard in new if shard.stem not in receipts]
+    return published, receipts, [*lost_tasks, *new_tasks]
 
 
 def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:

@@ -194,9 +194,8 @@ def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int
         one = replace(job, config=job.config.model_copy(update={"encode": alone}))
         runs = encode_shards(one, opened, picked, TrialEncoder, _failed, log)
         seconds = time.perf_counter() - begun
-    return _measured(runs, seconds, job.config.data.workers), Fleet(
-        workers, need.gpus, max(1, min(len(rooms), workers))
-    )
+    fleet = Fleet(workers, need.gpus, max(1, min(len(rooms), workers)))
+    return _measured(runs, seconds, job.config.data.workers), fleet
 
 
 def _failed(outcome: Outcome[ShardTask]) -> Receipt:
@@ -244,9 +243,8 @@ class Estimate:
     @property
     def rate(self) -> float:
         """Images per second of all workers together, limited by the CPUs of their hosts."""
-        return min(
-            self.apart, self.fleet.hosts * self.trial.last.cpus * self.trial.rows / max(self.trial.cpu, MIN_RATE_TIME_S)
-        )
+        cpus = self.fleet.hosts * self.trial.last.cpus
+        return min(self.apart, cpus * self.trial.rows / max(self.trial.cpu, MIN_RATE_TIME_S))
 
     @property
     def seconds(self) -> float:

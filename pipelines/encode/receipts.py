@@ -26,11 +26,9 @@ def publish_shard(
     codes, rows = _without_rows(writer.store, kept, done) if kept else (done.codes, done.rows)
     new = [writer.put_part(f"{shard.stem}.parquet", codes, rows)] if rows or not kept else []
     part, *more = sorted([*kept, *new], key=lambda part: part.path)
-    rejects = (
-        writer.put_part(f"{shard.stem}.parquet", done.rejects, done.rejected, folder="rejects")
-        if done.rejects
-        else None
-    )
+    rejects = None
+    if done.rejects:
+        rejects = writer.put_part(f"{shard.stem}.parquet", done.rejects, done.rejected, folder="rejects")
     claim = Receipt(
         shard=shard.name,
         shard_sha256=shard.part.sha256,

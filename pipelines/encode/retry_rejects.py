@@ -27,7 +27,7 @@ from pipelines.encode.shard import ShardCodes
 from pipelines.encode.workers import ShardEncoder, encode_shards, run_figures
 from pipelines.errors import FingerprintMismatch
 from pipelines.shards.shards import Shard, open_shards
-from pipelines.storage import Store, canonical_json, sha256_of
+from pipelines.storage import Store
 
 
 class ShardRetrier(ShardEncoder):
@@ -138,9 +138,7 @@ def _publish_retried(base: Artifact, number: int, put: Mapping[str, Receipt]) ->
     refs = [ref for ref in manifest.receipts if ref.shard not in replaced]
     parts = [part for part in manifest.parts if PurePosixPath(part.name).stem not in replaced]
     for name, receipt in put.items():
-        data = canonical_json(receipt)
-        stem, path = PurePosixPath(name).name, f"receipts/{name}.json"
-        refs.append(ReceiptRef(shard=stem, path=path, bytes=len(data), sha256=sha256_of(data)))
+        refs.append(ReceiptRef.of(PurePosixPath(name).name, receipt, name))
         parts += receipt.parts
     rejected = sum(part.rows for part in parts if part.path.startswith("rejects/"))
     samples = manifest.totals["samples"]

@@ -55,14 +55,6 @@ Codes = npt.NDArray[np.uint8]
 RealCodes = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Result of comparing a graph with a network: number of compared bits, and largest difference of real codes."""
-
-    bits: int
-    largest: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExportResult(Result):
     """The ONNX file, and the figures of its check."""
@@ -100,7 +92,7 @@ def export_onnx(model: str, out: str, batch: int | None = None, images: Path | N
         advance(1, note="model and images read")
         data = to_onnx(encoder, artifact, batch)
         advance(1, note="exported")
-        found = compare_with_torch(data, encoder, squares_NSS3, batch)
+        bits, largest = compare_with_torch(data, encoder, squares_NSS3, batch)
         advance(1, note="checked")
         digest = sha256_of(data)
         same = target.is_file() and sha256_of(target) == digest
@@ -113,8 +105,8 @@ def export_onnx(model: str, out: str, batch: int | None = None, images: Path | N
         digest=digest,
         images=len(squares_NSS3),
         checked_on=checked_on,
-        bits_compared=found.bits,
-        largest_difference=found.largest,
+        bits_compared=bits,
+        largest_difference=largest,
         batch=batch or "any",
         trained_precision=encoder.precision,
     )
@@ -255,8 +247,11 @@ def _generated(preprocess: "Preprocess") -> Squares:
     return np.stack([preprocess.resize_crop(random.integers(0, 256, (s, s, 3), np.uint8)) for s in sides])
 
 
-def compare_with_torch(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int | None) -> Agreement:
-    """Run the file beside torch on the same images; raise WorkFailed where codes or real codes differ."""
+def compare_with_torch(data: bytes, encoder: "Encoder", squares_NSS3: Squares, batch: int | None) -> tuple[int, float]:
+    """Run the file beside torch on the same images; raise WorkFailed where codes or real codes differ.
+
+    Returns the number of compared bits, and the largest difference of real codes.
+    """
     import onnxruntime
     import torch
 
@@ -289,7 +284,7 @@ def _batches(count: int, batch: int | None) -> Iterator[npt.NDArray[np.int64]]:
         yield np.arange(start, min(start + CHECK_BATCH_IMAGES, count))
 
 
-def require_agreement(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> Agreement:
+def require_agreement(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> tuple[int, float]:
     """Compare codes and real codes of the graph with torch's real codes; raise WorkFailed where they differ."""
     if not (np.isfinite(z_NK).all() and np.isfinite(expected_NK).all()):
         raise WorkFailed("the network's outputs are not finite: check the model with hhnet verify; nothing was written")
@@ -308,4 +303,4 @@ def require_agreement(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> 
             f"{int(wrong.sum()):,} of {int(away_NK.sum()):,} bits of the ONNX graph differ from torch's: "
             "nothing was written"
         )
-    return Agreement(int(away_NK.sum()), largest)
+    return int(away_NK.sum()), largest

@@ -211,9 +211,8 @@ def alias_history(alias: str) -> AliasResult:
 
 def _alias_result(store: Store, status: str, number: int, artifact: Artifact) -> AliasResult:
     listed = [_target_facts(known, open_version(store, known, KIND)) for known in reversed(list_versions(store))]
-    named = {
-        name: value for name, value in _target_facts(number, artifact).items() if name in ("index", "bits", "model")
-    }
+    target = AliasTarget.of(artifact)
+    named = {"index": target.uri, "bits": target.bits, "model": target.model}
     return AliasResult.of(artifact, status, version=number, **named, versions=listed)
 
 

@@ -54,10 +54,7 @@ class State:
     @property
     def made(self) -> list[CodesSet]:
         """The index, as codes of its model, if it is there, and the codes."""
-        if self.base is None:
-            return self.sets
-        reader = self.base.reader
-        return [CodesSet(reader.artifact, reader.bits, reader.classes, reader.real_codes), *self.sets]
+        return [*([self.base.reader.as_codes] if self.base else []), *self.sets]
 
 
 def look(shards: Sequence[str], codes: Sequence[str], index: str | None, opened: ExitStack) -> State:

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import PartReceipt
-from pipelines.artifacts.manifest import PART_DIGEST_CHARS, ArtifactInput, Part
+from pipelines.artifacts.manifest import PART_DIGEST_CHARS, Part
 from pipelines.artifacts.tables import parquet_bytes
 from pipelines.encode.codes import code_array, read_codes, renumber_labels
 from pipelines.errors import DamagedArtifact
-from pipelines.index.kinds import Codes, IndexKind, index_kind
+from pipelines.index.kinds import Codes, IndexKind
 from pipelines.index.reader import index_id, keys_name, keys_schema, part_stem, read_key_table
 from pipelines.storage import Store, canonical_json, sha256_of
 
@@ -101,26 +101,6 @@ class CompactTask(PartTask):
         """
         rows = sha256_of(canonical_json(list(self.left_out)))
         return {"compacted": self.compacted + len(self.left_out), "left_out": rows}
-
-
-class PartBuilder:
-    """A Ray worker that builds one part after another."""
-
-    def __init__(
-        self,
-        out: str,
-        name: str,
-        inputs: tuple[ArtifactInput, ...],
-        kind: str,
-        shared: bytes | None,
-        parameters: Mapping[str, int],
-    ) -> None:
-        self._writer = ArtifactWriter(Store(out), "index", name, inputs, {})
-        self._kind, self._shared, self._parameters = index_kind(kind), shared, parameters
-
-    def run(self, task: PartTask) -> PartReceipt:
-        """Build and claim the part of one shard; return the receipt that won."""
-        return build_part(task, self._writer, self._kind, self._shared, self._parameters)
 
 
 def build_part(

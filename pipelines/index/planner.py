@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import log
 from pathlib import Path
 from typing import Any
@@ -196,33 +197,28 @@ class _Trials:
         workers = min(self._config.index.workers or allowed_cpus(), len(self._sizes))
         sizes, times = np.unique(self._sizes, return_counts=True)
         parts = list(zip(sizes.tolist(), times.tolist(), strict=True))
+        built = partial(self._at, "build_s", growth=self.kind.build_work)
         return Prediction(
             kind=self.name,
             exact=self.kind.exact,
             bytes=sum(n * self.kind.part_bytes(size, self._width, self.parameters) for size, n in parts),
-            build_s=self._train_s + self._build_factor * sum(n * self.build_s(size) for size, n in parts) / workers,
+            build_s=self._train_s + self._build_factor * sum(n * built(size) for size, n in parts) / workers,
             query_s=sum(n * self._query_of_all(size, scan) for size, n in parts),
-            recall=self._recall("recall", max(self._sizes)),
-            self_recall=self._recall("self_recall", max(self._sizes)),
+            recall=max(0.0, self._at("recall", max(self._sizes), log, falls=True)),
+            self_recall=max(0.0, self._at("self_recall", max(self._sizes), log, falls=True)),
         )
 
     def query_s(self, size: int) -> float:
         """Return the seconds of a query in a part of `size` codes, with the parameters of the trials."""
-        return interpolate([(trial.codes, trial.query_s) for trial in self._made], size, self.kind.query_work)
+        return self._at("query_s", size, self.kind.query_work)
 
-    def build_s(self, size: int) -> float:
-        """Return the seconds to build a part of `size` codes, with the parameters of the trials."""
-        return interpolate([(trial.codes, trial.build_s) for trial in self._made], size, self.kind.build_work)
+    def _at(self, figure: str, size: int, growth: Growth, falls: bool = False) -> float:
+        return interpolate([(trial.codes, getattr(trial, figure)) for trial in self._made], size, growth, falls)
 
     def _query_of_all(self, size: int, scan: Curve) -> float:
         per_code = (scan(2 * MAX_SAMPLE_CODES) - scan(MAX_SAMPLE_CODES)) / MAX_SAMPLE_CODES
         seconds = self.query_s(size) + per_code * self.kind.extra_codes(self.parameters, self.tried)
         return min(seconds, self.kind.max_scans * scan(size))
-
-    def _recall(self, name: str, size: int) -> float:
-        return max(
-            0.0, interpolate([(trial.codes, getattr(trial, name)) for trial in self._made], size, log, falls=True)
-        )
 
     def _train(self, codes_NB: Codes, count: int) -> tuple[bytes | None, float]:
         """Train the bytes that the tried parts share; also return the predicted seconds of the index's own training."""

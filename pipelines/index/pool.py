@@ -9,7 +9,7 @@ from typing import Any, Self
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import IndexCard, IndexMeta, PartReceipt, QuantizerReceipt
 from pipelines.artifacts.host import allowed_cpus
-from pipelines.artifacts.manifest import Artifact, Part
+from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import parquet_bytes, table_of_rows
@@ -23,9 +23,9 @@ from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed
 from pipelines.index import gate
 from pipelines.index.gate import GateFigures
 from pipelines.index.kinds import index_kind
-from pipelines.index.parts import PartBuilder, PartTask
+from pipelines.index.parts import PartTask, build_part
 from pipelines.index.reader import ORDINALS, IndexedShard, IndexReader
-from pipelines.storage import ObjectInfo, scratch_folder, sha256_of
+from pipelines.storage import ObjectInfo, Store, scratch_folder, sha256_of
 
 # ---------------------------------------------------------------------------------------------------------- parts
 
@@ -64,7 +64,7 @@ def build_parts(
             stage("index: building", len(missing), unit="parts") as advance,
         ):
             outcomes = map_items(
-                CountedBuilder,
+                PartBuilder,
                 arguments,
                 missing,
                 verb="index",
@@ -84,13 +84,25 @@ def build_parts(
     return receipts
 
 
-class CountedBuilder(PartBuilder):
-    """Builds parts, and counts codes, bytes and seconds."""
+class PartBuilder:
+    """A Ray worker that builds one part after another, and counts codes, bytes and seconds."""
+
+    def __init__(
+        self,
+        out: str,
+        name: str,
+        inputs: tuple[ArtifactInput, ...],
+        kind: str,
+        shared: bytes | None,
+        parameters: Mapping[str, int],
+    ) -> None:
+        self._writer = ArtifactWriter(Store(out), "index", name, inputs, {})
+        self._how = index_kind(kind), shared, parameters
 
     def run(self, task: PartTask) -> PartReceipt:
         """Build and claim the part of one shard; return the receipt that won."""
         meter, begun = Meter("index"), time.perf_counter()
-        receipt = super().run(task)
+        receipt = build_part(task, self._writer, *self._how)
         meter.count_seconds({"build": time.perf_counter() - begun})
         meter.count_images(task.rows)
         written = sum(part.bytes for part in receipt.parts)

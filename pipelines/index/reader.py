@@ -29,7 +29,7 @@ from pipelines.artifacts.facts import IndexMeta, PartReceipt
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.tables import LABELS, read_table, real_codes_column, schema_of, schema_of_rows
 from pipelines.artifacts.versions import made_as, open_version
-from pipelines.encode.codes import names_of_class_ids, real_codes_array
+from pipelines.encode.codes import CodesSet, names_of_class_ids, real_codes_array
 from pipelines.errors import DamagedArtifact
 from pipelines.index.alias import open_published
 from pipelines.index.kinds import (
@@ -139,6 +139,11 @@ class IndexReader:
         cached = functools.lru_cache(max(1, KEY_ROWS_KEPT // max(1, largest)))
         self._keys = cached(lambda ordinal: self.live_keys(ordinal, plain))
         self._real_codes = cached(lambda ordinal: self.live_keys(ordinal, ["row", "real_codes"]))
+
+    @property
+    def as_codes(self) -> CodesSet:
+        """The index in place of codes of its model, to be compared with others."""
+        return CodesSet(self.artifact, self.bits, self.classes, self.real_codes)
 
     @property
     def width(self) -> int:
@@ -360,10 +365,10 @@ class IndexReader:
             return {}
         table = read_table(self.artifact.store, part, REMOVED)
         ordinals, rows = (table[name].to_numpy().astype(np.int64) for name in ("ordinal", "row"))
-        if (np.diff(index_id(ordinals, rows)) <= 0).any() or (rows < 0).any():
+        ids = index_id(ordinals, rows)
+        if (np.diff(ids) <= 0).any() or (rows < 0).any():
             raise DamagedArtifact(f"{where} is not sorted")
-        starts = np.flatnonzero(np.diff(ordinals, prepend=-1))
-        found = {int(ordinals[start]): chunk for start, chunk in zip(starts, np.split(rows, starts[1:]), strict=True)}
+        found = dict(_by_ordinal(ids))
         for ordinal, chunk in found.items():
             if ordinal not in self.shards or len(chunk) > self.shards[ordinal].rows:
                 raise DamagedArtifact(f"{where} names more rows of shard ordinal {ordinal} than the index holds")

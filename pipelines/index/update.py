@@ -26,6 +26,7 @@ from pipelines.encode.codes import (
     open_codes,
     renumbering,
     require_distinct_tars,
+    require_pair,
     unite_classes,
 )
 from pipelines.errors import FingerprintMismatch, InputError
@@ -52,7 +53,6 @@ from pipelines.index.reader import (
     keys_name,
     part_stem,
 )
-from pipelines.storage import canonical_json, sha256_of
 
 OUTGROWN_FACTOR = 4
 """Factor over the codes of the quantizer's training above which the card says that the index has outgrown it."""
@@ -110,7 +110,8 @@ def add_codes(
     with open_base(index) as base:
         sets = [open_codes(uri) for uri in codes]
         for entry in sets:
-            _require_same(base, entry)
+            advice = "add codes that were made like those of the index"
+            require_pair(base.reader.as_codes, entry, one_index=True, advice=advice)
         if not any(entry.rows for entry in sets):
             raise InputError(f"{', '.join(entry.artifact.uri for entry in sets)}: there are no codes to add")
         require_distinct_tars(sets)
@@ -155,22 +156,6 @@ def compact_index(index: str, config: Config, publish: bool = True, pool: Pool =
 
 
 # ------------------------------------------------------------------------------------------------------------- add
-
-
-def _require_same(base: Base, entry: CodesSet) -> None:
-    """Raise FingerprintMismatch unless bits, model and kind of columns of the codes are those of the index."""
-    reader, uri = base.reader, entry.artifact.uri
-    model = base.artifact.manifest.input("model").digest
-    for name, mine, theirs, same in (
-        ("bits", reader.bits, entry.bits, reader.bits == entry.bits),
-        ("model", model[:12], entry.model[:12], model == entry.model),
-        ("encode.real_codes", reader.real_codes, entry.real_codes, reader.real_codes == entry.real_codes),
-    ):
-        if not same:
-            raise FingerprintMismatch(
-                f"{base.artifact.uri} has {name} {mine}, {uri} has {name} {theirs}: add codes that were made like "
-                "those of the index"
-            )
 
 
 def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Change:
@@ -372,9 +357,7 @@ def _parts(
     parts: list[Part] = []
     for name, receipt in made.items():
         parts += require_parts_of(writer, receipt, reader.shared, there)
-        data = canonical_json(receipt)
-        stem = part_stem(receipt.ordinal)
-        receipts.append(ReceiptRef(shard=stem, path=f"receipts/{name}.json", bytes=len(data), sha256=sha256_of(data)))
+        receipts.append(ReceiptRef.of(part_stem(receipt.ordinal), receipt, name))
     rebuilt = {task.ordinal for task in change.tasks}
     kept = [n for n, shard in change.shards.items() if shard.rows and n not in rebuilt]
     names = {QUANTIZER_NAME, *(keys_name(n) for n in kept), *(part_stem(n) + reader.kind.suffix for n in kept)}

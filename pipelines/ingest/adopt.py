@@ -115,7 +115,8 @@ def adopt(
         names = base.names(names, origin)
     tars = [tar for tar in _index(origin, names, how, listing, base) if tar.table.num_rows]
     if not tars:
-        raise InputError(_nothing_found(listing))
+        why = f"{listing.skipped} skipped: {listing.why_skipped()}" if listing.skipped else "its tars are empty"
+        raise InputError(f"{listing.where} holds no sample that can be taken ({why}){_hint(listing)}")
     samples = sum(tar.table.num_rows for tar in tars)
     totals = {"samples": samples, "skipped": listing.skipped, "found": samples + listing.skipped}
     try:
@@ -156,11 +157,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         if times > 1:
             raise InputError(f"{path} names the class {name!r} {times} times")
     return tuple(names)
-
-
-def _nothing_found(listing: Listing) -> str:
-    why = f"{listing.skipped} skipped: {listing.why_skipped()}" if listing.skipped else "its tars are empty"
-    return f"{listing.where} holds no sample that can be taken ({why}){_hint(listing)}"
 
 
 def _hint(listing: Listing) -> str:
@@ -280,26 +276,18 @@ def _publish_adopted(
     if base is not None and not new and not list_lost(base.artifact):
         return base.artifact, False
     mark = base.artifact.manifest.fingerprint if base else fingerprint("shards", {"source": digest}, how.settings)
-    writer = ArtifactWriter(root, "shards", mark, (), {})
-    if base is not None:
-        parts, index_part = _put(origin, root, writer, new or tars, index, totals["samples"])
-        if not new:  # only missing parts were put again
-            return base.artifact, True
-        return base.publish(parts, index_part, dict(totals), classes=classes, source=digest), True
-    parts, index_part = _put(origin, root, writer, tars, index, totals["samples"])
-    meta = ShardsMeta(classes=classes, source=digest, split=None, adopted=True)
-    return writer.commit([*parts, index_part], totals, meta), True
-
-
-def _put(
-    origin: Store, root: Store, writer: ArtifactWriter, tars: Sequence[_Indexed], index: bytes, samples: int
-) -> tuple[list[Part], Part]:
-    """Return the tars as parts, copied unless `root` is their own place, and the part of the index of all tars."""
+    writer, put = ArtifactWriter(root, "shards", mark, (), {}), new or tars
     if origin.uri == root.uri:
-        parts = [Part(path=tar.name, bytes=tar.bytes, sha256=tar.sha256, rows=tar.table.num_rows) for tar in tars]
+        parts = [Part(path=tar.name, bytes=tar.bytes, sha256=tar.sha256, rows=tar.table.num_rows) for tar in put]
     else:
-        parts = list(_copied(origin, writer, tars))
-    return parts, writer.put_part(INDEX_NAME, index, samples)
+        parts = list(_copied(origin, writer, put))
+    index_part = writer.put_part(INDEX_NAME, index, totals["samples"])
+    if base is None:
+        meta = ShardsMeta(classes=classes, source=digest, split=None, adopted=True)
+        return writer.commit([*parts, index_part], totals, meta), True
+    if not new:  # only missing parts were put again
+        return base.artifact, True
+    return base.publish(parts, index_part, dict(totals), classes=classes, source=digest), True
 
 
 def _copied(origin: Store, writer: ArtifactWriter, tars: Sequence[_Indexed]) -> Iterator[Part]:

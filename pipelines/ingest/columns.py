@@ -124,10 +124,10 @@ def bytes_unfolded(column: pa.Array) -> int:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return bytes_unfolded(column.dictionary_decode()) if _is_text_type(kind.value_type) else 0
-    if pa.types.is_struct(kind) or _is_list_type(kind):
-        return (
-            sum(map(bytes_unfolded, column.flatten())) if pa.types.is_struct(kind) else bytes_unfolded(column.flatten())
-        )
+    if pa.types.is_struct(kind):
+        return sum(map(bytes_unfolded, column.flatten()))
+    if _is_list_type(kind):
+        return bytes_unfolded(column.flatten())
     return int(column.nbytes) if _is_text_type(kind) or _is_bytes_type(kind) else 0
 
 

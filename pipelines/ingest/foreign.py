@@ -254,7 +254,8 @@ def _labels(facts: dict[str, bytes | None], fields: Sequence[str] | None) -> tup
         value = _parsed(_decode_member(facts[".json"], "json"))
         names = ("labels", "label") if fields is None else fields
         stated = [name for name in names if value.get(name) is not None]
-        found = [one for name in (stated[:1] if fields is None else stated) for one in _as_list(value[name])]
+        held = [value[name] for name in (stated[:1] if fields is None else stated)]
+        found = [one for entry in held for one in (entry if isinstance(entry, list) else [entry])]
     return tuple(dict.fromkeys(_label(one) for one in found if one is not None and one != ""))
 
 
@@ -274,10 +275,6 @@ def _parsed(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ValueError("its json is not JSON") from None
     return value if isinstance(value, dict) else {}
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _label(value: Any) -> str:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -148,7 +148,6 @@ def ingest(
     return _result(root, plan, {name: parts[name] for name in names}, status, listing, classes, facts)
 
 
-@contextmanager
 def _opened(
     source: str,
     root: Store,
@@ -158,7 +157,7 @@ def _opened(
     encoding: str | None,
     class_from: ClassFrom | None,
     limits: SourceLimits,
-) -> Iterator[Source]:
+) -> AbstractContextManager[Source]:
     if "://" in source:
         raise InputError(f"{source}: images are read from a local path: copy it here, or mount it")
     path = Path(source).expanduser()
@@ -169,24 +168,19 @@ def _opened(
     if is_folder and root.is_local and Path(root.root).is_relative_to(path.resolve()):
         raise InputError(f"--out {root.uri} is inside the source {path}: choose a folder outside it")
     if plan.protocol is not None:
-        with plan.protocol.open(path) as opened:
-            yield opened
-        return
+        return plan.protocol.open(path)
     if tables := find_tables(path, is_folder):
         if class_from is not None:
             raise InputError(f"{path} is a table, whose labels are columns: --class-from is for folders and archives")
         base = Path(table_root).expanduser() if table_root else None
         if base is not None and not base.is_dir():
             raise InputError(f"--root {base} is no folder: give the one below which the paths of {path} lie")
-        with open_table(path, tables, columns, base, encoding, plan.by == "folder", limits) as opened:
-            yield opened
-        return
+        return open_table(path, tables, columns, base, encoding, plan.by == "folder", limits)
     if plan.column is not None or columns.labels:
         raise InputError(f"{path} is not a CSV or Parquet table: it has no columns to label or to split by")
     if table_root is not None or encoding is not None or columns.separator is not None or columns.multi_hot:
         raise InputError(f"{path} is not a table: --root, --encoding, --label-separator and --multi-hot are for tables")
-    with open_source(path, Layout(class_from, plan.by == "folder", columns.labels is None), limits) as opened:
-        yield opened
+    return open_source(path, Layout(class_from, plan.by == "folder", columns.labels is None), limits)
 
 
 # --------------------------------------------------------------------------------------------------------- planning

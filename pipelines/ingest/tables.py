@@ -113,7 +113,7 @@ class _Found:
             )
         self.other_metadata += first.metadata != row.metadata
         both = tuple(dict.fromkeys((*first.labels, *row.labels)))
-        self.rows[path] = TableRow(first.number, first.image, both, first.metadata, first.group)
+        self.rows[path] = replace(first, labels=both)
 
     def note(self, text: str) -> None:
         """Add a note on the source, once."""
@@ -160,14 +160,12 @@ def find_tables(path: Path, is_folder: bool) -> list[Path]:
                         return []
         schemas = {table: pq.read_schema(table) for table in sorted(tables)}
         images = [table for table, schema in schemas.items() if image_columns(schema)]
-        return images or [table for table, schema in schemas.items() if _holds_bytes_only(schema)]
+        if images:
+            return images
+        # Tables without paths but with one column of bytes, as img2dataset writes them.
+        return [one for one, has in schemas.items() if len(columns_of_bytes(has)) == 1 and "path" not in has.names]
     except (pa.ArrowException, OSError, ValueError):
         return []  # it is then listed as a folder, and that error says what is wrong
-
-
-def _holds_bytes_only(schema: pa.Schema) -> bool:
-    """Tell whether a table has no paths but one column of bytes, as img2dataset writes it."""
-    return len(columns_of_bytes(schema)) == 1 and "path" not in schema.names
 
 
 @contextmanager
@@ -372,7 +370,8 @@ class _ParquetTable:
         split = self._columns.split
         if not self.with_images:
             images = images.cast(pa.string())
-        groups = [_cell_text(cell) for cell in batch[split].to_pylist()] if split else [None] * batch.num_rows
+        cells = batch[split].to_pylist() if split else [None] * batch.num_rows
+        groups = [None if cell is None else str(cell) for cell in cells]
         labels = [self._label_cells(batch[name], name, before) for name in self._labels]
         values = {name: json_values(batch[name], self._schema.field(name).type) for name in extra}
         for row, image in enumerate(images):
@@ -408,10 +407,6 @@ def _row_labels(columns: TableColumns, cells: Iterable[tuple[str, str]], where: 
         return tuple(dict.fromkeys(name for column, cell in cells for name in columns.names(column, cell)))
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-def _cell_text(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 def _shorten_type(kind: pa.DataType) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from itertools import product
+from math import prod
 from pathlib import Path
 
 from pipelines.artifacts.manifest import PART_NAME
@@ -23,7 +24,7 @@ def list_tars(source: str) -> tuple[Store, list[str]]:
     several, such as `t-{000..012}.tar` or `{train,val}.tar`. Raises InputError if there is no tar, or if one does not
     exist, is compressed or has a name that a shard cannot have.
     """
-    origin, wanted = _place(source)
+    origin, wanted = _folder_of_tars(source)
     beside = [name for name in origin.names("") if "/" not in name]
     tars = [name for name in beside if name.endswith(".tar") and not name.startswith(".")]
     if wanted is None:
@@ -49,7 +50,7 @@ def list_tars(source: str) -> tuple[Store, list[str]]:
     return origin, wanted
 
 
-def _place(source: str) -> tuple[Store, list[str] | None]:
+def _folder_of_tars(source: str) -> tuple[Store, list[str] | None]:
     """Return the folder of the named tars and their names, or None for all tars in it."""
     whole = Store(source)
     literal = whole.is_local and Path(whole.uri).exists()
@@ -62,25 +63,18 @@ def _place(source: str) -> tuple[Store, list[str] | None]:
     folders = dict.fromkeys(folder + slash or "." for folder, slash, _ in above)
     if len(folders) > 1:
         raise InputError(f"{source} names tars of {len(folders)} folders: adopt those of one folder at a time")
-    if len(sources) == 1 and _is_folder(whole):
+    # A name that ends in .tar may belong to a folder or prefix.
+    if len(sources) == 1 and (Path(whole.uri).is_dir() if whole.is_local else whole.entries()):
         return whole, None
     origin = Store(next(iter(folders)))
     return origin, sorted({name for _, _, name in above})
-
-
-def _is_folder(store: Store) -> bool:
-    """Tell whether a name that ends in .tar belongs to a folder or prefix."""
-    return Path(store.uri).is_dir() if store.is_local else bool(store.entries())
 
 
 def _expanded(source: str) -> list[str]:
     """Return every name that a pattern in braces stands for. Raises InputError for nested braces or too many names."""
     pieces = _BRACES.split(source)
     choices = [_choices(piece, source) if place % 2 else [piece] for place, piece in enumerate(pieces)]
-    count = 1
-    for each in choices:
-        count *= len(each)
-    if count > MAX_TARS or "{" in "".join(pieces[::2]):
+    if prod(map(len, choices)) > MAX_TARS or "{" in "".join(pieces[::2]):
         raise InputError(f"{source}: write at most {MAX_TARS} tars, with braces that do not lie in one another")
     return ["".join(chosen) for chosen in product(*choices)]
 

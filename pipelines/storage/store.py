@@ -53,7 +53,9 @@ class Store:
                 raise ConfigError("s3://... does not name a bucket: write s3://bucket/prefix")
             self.root = rest.rstrip("/")
             self.uri = f"s3://{self.root}"
-            self._objects = objects or _s3_objects(self.root)
+            from pipelines.storage.s3 import S3Objects  # local stores do without its libraries
+
+            self._objects = objects or S3Objects(self.root)
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -158,12 +160,6 @@ class Store:
             raise FileNotFoundError(f"{self.uri}/{name}") from None
         except OSError as error:
             raise StoreUnavailable(f"cannot {verb} {self.uri}/{name}: {error.strerror or error}") from error
-
-
-def _s3_objects(root: str) -> Objects:
-    from pipelines.storage.s3 import S3Objects  # local stores do without its libraries
-
-    return S3Objects(root)
 
 
 def _expanded(path: Path) -> Path:

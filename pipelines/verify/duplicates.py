@@ -228,9 +228,8 @@ def _prove_codes(findings: Findings, places: list[PlacedShard], pairs: _Pairs) -
 
     If an input is out of reach, that is noted instead.
     """
-    found = [findings.input(entry.role) for entry in findings.artifact.manifest.inputs]
-    inputs = [entry for entry in found if entry is not None]
-    if len(inputs) < len(found):
+    inputs = findings.inputs()
+    if len(inputs) < len(findings.artifact.manifest.inputs):
         findings.checks.append("distances: not checked, since not all codes are within reach")
         return
     with scratch_folder() as folder:

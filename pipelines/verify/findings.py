@@ -61,6 +61,11 @@ class Findings:
         """Open the input of this role with the right digest; where it is out of reach, note that and return None."""
         return self._open(self.artifact, role, role, self.given.get(role))
 
+    def inputs(self) -> list[Artifact]:
+        """Open all inputs that are within reach, as `input` does."""
+        found = [self.input(entry.role) for entry in self.artifact.manifest.inputs]
+        return [entry for entry in found if entry is not None]
+
     def _open(self, artifact: Artifact, role: str, name: str, uri: str | None = None) -> Artifact | None:
         try:
             found = open_input_version(artifact, role, uri)

@@ -45,8 +45,7 @@ def prove_index(findings: Findings) -> None:
             f"{count(reader.count, 'code')} in {count(len(filled), 'part')} that open"
             + (f", {gone} of their rows removed" if gone else "")
         )
-        found = [findings.input(entry.role) for entry in artifact.manifest.inputs]
-        inputs = [entry for entry in found if entry is not None]
+        inputs = findings.inputs()
         findings.require_one_model(inputs)
         for codes in inputs:
             if codes.manifest.kind == "codes":

@@ -21,9 +21,9 @@ def prove_report(findings: Findings) -> None:
         for name, value in _headline(artifact, on_agreement).items():
             same = metrics.get(name) == value
             findings.require(same, f"{artifact.uri}: metrics.json and the manifest differ in {name}")
-    inputs = [findings.input(entry.role) for entry in artifact.manifest.inputs]
+    inputs = findings.inputs()
     if not on_agreement:
-        findings.require_one_model(entry for entry in inputs if entry is not None)
+        findings.require_one_model(inputs)
 
 
 def _headline(artifact: Artifact, on_agreement: bool) -> dict[str, float | None]:
@@ -40,11 +40,9 @@ def prove_alias(findings: Findings) -> None:
 
     The manifest of the root names none.
     """
-    artifact = findings.artifact
+    artifact, store = findings.artifact, findings.artifact.store
     if not artifact.manifest.meta:
-        empty = [
-            n for n in list_versions(artifact.store) if read_version(artifact.store, n)[1].digest == artifact.digest
-        ]
+        empty = [n for n in list_versions(store) if read_version(store, n)[1].digest == artifact.digest]
         findings.require(not empty, f"{artifact.uri}: versions {empty} name no index")
         return
     with findings.guard():

@@ -15,8 +15,7 @@ from pipelines.verify.findings import Findings, count
 def prove_study(findings: Findings) -> None:
     """Check that rows have the figures of their inputs, the summary follows from them, and the totals count them."""
     artifact = findings.artifact
-    found = [findings.input(entry.role) for entry in artifact.manifest.inputs]
-    inputs = {entry.digest: entry for entry in found if entry is not None}
+    inputs = {entry.digest: entry for entry in findings.inputs()}
     named = {(entry.kind, entry.digest) for entry in artifact.manifest.inputs}
     with findings.guard():
         part = artifact.manifest.part("cells.parquet")

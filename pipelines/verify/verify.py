@@ -7,7 +7,7 @@ were proven before. It lists damage instead of failing, since `encode` turns dam
 import json
 import math
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -167,7 +167,8 @@ def _read_tars(
                         proven.append(digests[outcome.item])
                 advance(1, f"{len(damaged)} damaged" if damaged else "")
         finally:
-            _remember_tars(out, proven)
+            if proven:
+                out.put(f"{PROVEN}/{uuid.uuid4().hex}.json", canonical_json({"tars": sorted(proven)}))
     return len(proven), sorted(damaged)
 
 
@@ -182,12 +183,6 @@ def _remembered_tars(store: Store) -> set[str]:
                 f"{store.uri}/{name} is no list of proven tars: delete it, and they are read again"
             ) from None
     return known
-
-
-def _remember_tars(store: Store, digests: Collection[str]) -> None:
-    """Keep the sha256 of tars whose bytes were just read and found right."""
-    if digests:
-        store.put(f"{PROVEN}/{uuid.uuid4().hex}.json", canonical_json({"tars": sorted(digests)}))
 
 
 class TarProver:

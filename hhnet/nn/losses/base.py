@@ -122,9 +122,11 @@ def class_centres(classes: int, bits: int, seed: int, *, orthogonal: bool = Fals
     return codes[torch.arange(classes) % len(codes)]
 
 
-def class_margin(bits: int, classes: int) -> float:
-    """Return zeta of `hhnet.nn.centres.margin`; it counts at most as many classes as there are codes."""
-    return margin(bits, min(classes, 2**bits))
+def class_margin(bits: int, classes: int, zeta: float | None) -> float:
+    """Return zeta, a cosine, by default that of `hhnet.nn.centres.margin` for at most as many classes as codes."""
+    zeta = margin(bits, min(classes, 2**bits)) if zeta is None else zeta
+    between(-1, 1, zeta=zeta)
+    return zeta
 
 
 def at_least(least: float, **options: float) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import normalize, relu
 
-from hhnet.nn.losses.base import HashLoss, between, class_margin, masked_mean, similarity
+from hhnet.nn.losses.base import HashLoss, class_margin, masked_mean, similarity
 
 
 class CEL(HashLoss):
@@ -21,8 +21,7 @@ class CEL(HashLoss):
 
     def __init__(self, bits: int, classes: int, *, zeta: float | None = None) -> None:
         super().__init__(bits, classes)
-        self.zeta = class_margin(bits, classes) if zeta is None else zeta
-        between(-1, 1, zeta=self.zeta)
+        self.zeta = class_margin(bits, classes, zeta)
 
     def compute(self, z_BK: Tensor, labels_BC: Tensor, keys: Sequence[str]) -> Tensor:
         """Compute the loss; see `HashLoss.forward`."""

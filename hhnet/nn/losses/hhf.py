@@ -45,11 +45,10 @@ class HHF(HashLoss):
     ) -> None:
         super().__init__(bits, classes)
         self.alpha, self.delta, self.beta = alpha, delta, beta
-        self.zeta = class_margin(bits, classes) if zeta is None else zeta
         between(0.01, 40, alpha=alpha)
         between(0, 1, delta=delta)
         at_least(0, beta=beta)
-        between(-1, 1, zeta=self.zeta)
+        self.zeta = class_margin(bits, classes, zeta)
         self.proxies = nn.Parameter(torch.empty(classes, bits))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 

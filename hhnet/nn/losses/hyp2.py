@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
-from hhnet.nn.losses.base import HashLoss, at_least, between, class_margin, masked_mean, similarity
+from hhnet.nn.losses.base import HashLoss, at_least, class_margin, masked_mean, similarity
 
 
 class HyP2(HashLoss):
@@ -32,9 +32,8 @@ class HyP2(HashLoss):
 
     def __init__(self, bits: int, classes: int, *, beta: float = 0.5, zeta: float | None = None) -> None:
         super().__init__(bits, classes)
-        self.beta, self.zeta = beta, class_margin(bits, classes) if zeta is None else zeta
         at_least(0, beta=beta)
-        between(-1, 1, zeta=self.zeta)
+        self.beta, self.zeta = beta, class_margin(bits, classes, zeta)
         self.proxies = nn.Parameter(torch.empty(classes, bits))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 

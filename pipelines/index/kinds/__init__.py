@@ -41,6 +41,11 @@ def by_distance(distances: npt.NDArray[np.int32], ids: Ids, k: int | None = None
     return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 
 
+def require_ascending(codes: Codes, ids: Ids) -> None:
+    """Assert that there are codes, each with an id, and that the ids ascend: ties are ordered by row."""
+    assert len(codes) == len(ids) > 0 and (np.diff(ids) > 0).all(), "rows must ascend by id"
+
+
 class PartSearcher(Protocol):
     """One part, opened."""
 
@@ -57,6 +62,22 @@ class PartSearcher(Protocol):
         """Return the codes of the part within `radius` bits, inclusive."""
 
 
+class ScannedPart:
+    """A part whose codes can be scanned: `count` and the mask `_allowed` leave out the rows that were removed."""
+
+    def __init__(self, codes: Codes, ids: Ids, removed: Ids) -> None:
+        self.codes, self.ids = codes, ids
+        self._allowed = ~np.isin(ids, removed) if len(removed) else None
+        self.count = len(ids) if self._allowed is None else int(self._allowed.sum())
+
+    def range_search(self, queries: Codes, radius: int) -> Hits:
+        """Return exactly the codes within `radius`, by a scan."""
+        from hhnet import hamming_range  # compiles on import; only a search needs it
+
+        offsets, rows, distances = hamming_range(queries, self.codes, radius, allowed=self._allowed)
+        return offsets, distances, self.ids[rows]
+
+
 class IndexKind(ABC):
     """One way to lay out and search codes, with the cost figures that the planner needs."""
 
@@ -67,9 +88,9 @@ class IndexKind(ABC):
     mapped: ClassVar[bool]
     """Whether an opened part leaves its bytes in the file; it may then stay open at no cost of memory."""
 
-    @abstractmethod
     def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
-        """Return the settings that this kind uses, with the unset ones resolved for `count` codes."""
+        """Return the settings that this kind uses, with the unset ones resolved for `count` codes; none by default."""
+        return {}
 
     def sample_size(self, parameters: Mapping[str, int]) -> int:
         """Return the number of codes that `train` wants to see; 0 where the kind learns nothing."""

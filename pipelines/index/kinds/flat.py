@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from hhnet import hamming_knn, hamming_range
+from hhnet import hamming_knn
 from hhnet.search.kernels import NO_ROW
-from pipelines.config.settings import IndexSettings
-from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
+from pipelines.index.kinds import NO_ID, Codes, Ids, IndexKind, Neighbours, Radii, ScannedPart, require_ascending
 from pipelines.index.mapped import map_tensor
 
 
@@ -20,14 +19,9 @@ class FlatKind(IndexKind):
     exact = True
     mapped = True
 
-    def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
-        """Return {}: the kind has no parameters."""
-        return {}
-
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """Store codes and ids as they are."""
-        assert len(codes) == len(ids) > 0
-        assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
+        require_ascending(codes, ids)
         return bytes(save({"codes": np.ascontiguousarray(codes), "ids": np.ascontiguousarray(ids)}))
 
     def part_bytes(self, rows: int, width: int, parameters: Mapping[str, int]) -> int:
@@ -45,13 +39,8 @@ class FlatKind(IndexKind):
         )
 
 
-class FlatSearcher:
+class FlatSearcher(ScannedPart):
     """A mapped part and the compiled scan over it."""
-
-    def __init__(self, codes: Codes, ids: Ids, removed: Ids) -> None:
-        self.codes, self.ids = codes, ids
-        self._allowed = ~np.isin(ids, removed) if len(removed) else None
-        self.count = len(codes) if self._allowed is None else int(self._allowed.sum())
 
     def live(self) -> tuple[Codes, Ids]:
         """Return the codes that can be found, and their ids, which ascend."""
@@ -61,11 +50,6 @@ class FlatSearcher:
         """Return exactly the k nearest, of those within `radius`."""
         distances, rows = hamming_knn(queries, self.codes, k, allowed=self._allowed, radius=radius)
         return distances, np.where(rows == NO_ROW, NO_ID, self.ids[rows])
-
-    def range_search(self, queries: Codes, radius: int) -> Hits:
-        """Return exactly the codes within `radius`."""
-        offsets, rows, distances = hamming_range(queries, self.codes, radius, allowed=self._allowed)
-        return offsets, distances, self.ids[rows]
 
 
 KIND = FlatKind()

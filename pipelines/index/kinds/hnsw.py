@@ -16,11 +16,21 @@ from typing import Any
 import faiss
 import numpy as np
 
-from hhnet import hamming_range
 from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
 from pipelines.index.faiss_io import faiss_bytes, limit_parsing, one_thread
-from pipelines.index.kinds import NO_DISTANCE, NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii, by_distance
+from pipelines.index.kinds import (
+    NO_DISTANCE,
+    NO_ID,
+    Codes,
+    Ids,
+    IndexKind,
+    Neighbours,
+    Radii,
+    ScannedPart,
+    by_distance,
+    require_ascending,
+)
 
 _untyped: Any = faiss
 """Faiss without its stubs, which lack the search parameters and the array argument of a selector."""
@@ -43,8 +53,7 @@ class HnswKind(IndexKind):
 
         It uses one thread, since the links of a code depend on the codes that are already there.
         """
-        assert len(codes) == len(ids) > 0
-        assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
+        require_ascending(codes, ids)
         graph = faiss.IndexBinaryHNSW(8 * codes.shape[1], parameters["m"])
         index = faiss.IndexBinaryIDMap(graph)
         with one_thread():
@@ -84,24 +93,21 @@ class HnswKind(IndexKind):
         return HnswSearcher(index, graph, parameters["ef_search"], removed)
 
 
-class HnswSearcher:
-    """A part in memory."""
+class HnswSearcher(ScannedPart):
+    """A part in memory. Its range search is a scan: a walk cannot tell when it has met all codes within a radius."""
 
     def __init__(self, index: Any, graph: Any, ef_search: int, removed: Ids) -> None:
         self._index, self._graph = index, graph  # keeps both alive: the index owns the graph, the graph its codes
-        self._ids: Ids = faiss.vector_to_array(index.id_map)
         storage: Any = faiss.downcast_IndexBinary(graph.storage)
         # A view of the graph's own codes, without a copy.
-        self._codes = faiss.rev_swig_ptr(storage.xb.data(), storage.ntotal * storage.code_size)
-        self._codes = self._codes.reshape(storage.ntotal, storage.code_size)
-        self._allowed = ~np.isin(self._ids, removed) if len(removed) else None
+        codes = faiss.rev_swig_ptr(storage.xb.data(), storage.ntotal * storage.code_size)
+        super().__init__(codes.reshape(-1, storage.code_size), faiss.vector_to_array(index.id_map), removed)
         self._settings = _untyped.SearchParametersHNSW(efSearch=ef_search)
         if self._allowed is not None:
             # Kept as an attribute too: Faiss holds a bare pointer to the selector.
             self._settings.sel = self._selector = _untyped.IDSelectorBitmap(
                 np.packbits(self._allowed, bitorder="little")
             )
-        self.count = len(self._ids) if self._allowed is None else int(self._allowed.sum())
 
     def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
         """Return the k nearest codes that the walk met.
@@ -113,14 +119,9 @@ class HnswSearcher:
         if not k:
             return np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
         distances, rows = self._graph.search(np.ascontiguousarray(queries), k, params=self._settings)
-        ids = np.where(rows == NO_ID, NO_ID, self._ids[rows])
+        ids = np.where(rows == NO_ID, NO_ID, self.ids[rows])
         distances = np.where(rows == NO_ID, np.int32(NO_DISTANCE), distances)  # Faiss leaves the least int32 there
         return by_distance(distances, ids)
-
-    def range_search(self, queries: Codes, radius: int) -> Hits:
-        """Return exactly the codes within `radius`, by a scan: a walk cannot tell when it has met them all."""
-        offsets, rows, distances = hamming_range(queries, self._codes, radius, allowed=self._allowed)
-        return offsets, distances, self._ids[rows]
 
 
 KIND = HnswKind()

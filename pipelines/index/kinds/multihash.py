@@ -22,9 +22,8 @@ from hhnet.search.multi_index import (
     default_substrings,
     table_length,
 )
-from pipelines.config.settings import IndexSettings
 from pipelines.errors import DamagedArtifact
-from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii
+from pipelines.index.kinds import NO_ID, Codes, Hits, Ids, IndexKind, Neighbours, Radii, ScannedPart, require_ascending
 from pipelines.index.mapped import map_tensor
 
 _T = TypeVar("_T")
@@ -41,14 +40,9 @@ class MihKind(IndexKind):
     def __init__(self, costs: ScanCosts = COSTS) -> None:
         self.costs = costs
 
-    def parameters(self, settings: IndexSettings, count: int) -> dict[str, int]:
-        """Return {}: the tables of each part follow its own number of codes."""
-        return {}
-
     def build(self, codes: Codes, ids: Ids, shared: bytes | None, parameters: Mapping[str, int]) -> bytes:
         """Store codes and ids as they are, and the rows sorted by each substring."""
-        assert len(codes) == len(ids) > 0
-        assert (np.diff(ids) > 0).all(), "rows must ascend by id: ties are ordered by row"
+        require_ascending(codes, ids)
         table = MultiIndexHash.build(codes)
         tensors: dict[str, npt.NDArray[Any]] = {
             "codes": np.ascontiguousarray(table.codes).view(np.uint64),
@@ -82,13 +76,12 @@ class MihKind(IndexKind):
         return MihSearcher(path, table, map_tensor(path, "ids", np.dtype("<i8"), "I64", (rows,)), removed)
 
 
-class MihSearcher:
+class MihSearcher(ScannedPart):
     """A mapped part and its tables."""
 
     def __init__(self, path: Path, table: MultiIndexHash, ids: Ids, removed: Ids) -> None:
-        self.table, self.ids, self._path = table, ids, path
-        self._allowed = ~np.isin(ids, removed) if len(removed) else None
-        self.count = len(ids) if self._allowed is None else int(self._allowed.sum())
+        super().__init__(table.codes, ids, removed)
+        self.table, self._path = table, path
 
     def search(self, queries: Codes, k: int, radius: Radii | None = None) -> Neighbours:
         """Return exactly the k nearest, of those within `radius`."""

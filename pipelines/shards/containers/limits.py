@@ -1,5 +1,6 @@
 """The parts that every walk of a container shares: limits, the reject, the resulting picture, and its orientation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,8 @@ MAX_GIF_BLOCKS = 1 << 20
 MAX_RUN_LENGTH = 4 << 20
 """Largest run-length coded BMP, and PPM of text or of other than 8 bits, in bytes and in pixels. Pillow decodes these
 pixel by pixel in Python."""
+
+_BYTE_ORDERS: Mapping[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 
 
 class ImageReject(Exception):
@@ -81,12 +84,7 @@ class Metadata:
 
 def orientation_of(exif: bytes) -> int | None:
     """Return the orientation stated by the first directory of an EXIF block (from its TIFF header on), or None."""
-    order: Literal["little", "big"]
-    if exif.startswith(b"II*\0"):
-        order = "little"
-    elif exif.startswith(b"MM\0*"):
-        order = "big"
-    else:
+    if (order := _BYTE_ORDERS.get(exif[:4])) is None:
         return None
 
     def number(place: int, size: int) -> int:

@@ -15,6 +15,11 @@ RATE_WINDOW_S = 600.0
 ITEMS_SHOWN = 5
 
 
+def choose_run(runs: Sequence[Run]) -> Run | None:
+    """Return the newest run at work, else the newest run."""
+    return next((one for one in reversed(runs) if one.state() == "working"), runs[-1] if runs else None)
+
+
 def measure_pace(run: Run) -> Record:
     """Return the progress: done, total, unit and rate per second; None for values that are not known yet."""
     said = run.last

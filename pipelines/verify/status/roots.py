@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
 
 from pipelines.artifacts.commit import list_versions, read_claim
 from pipelines.artifacts.facts import CheckpointMeta, IndexMeta, ModelMeta, Receipt
@@ -22,6 +21,8 @@ RUNS_READ = 3
 """Number of newest runs whose attempts are read."""
 MAX_OBJECTS_READ = 1000
 """Largest number of receipts, and of tables of rejects, that one look reads."""
+_VALIDATED = ("epoch", "loss", "map")
+"""Figures of a validation in a checkpoint."""
 
 
 def is_root(store: Store) -> bool:
@@ -34,7 +35,7 @@ def describe_root(store: Store) -> Record:
     artifact = _committed(store)
     kind = artifact.manifest.kind if artifact else read_identity(store)[0]
     runs = read_runs(store, RUNS_READ)
-    run = next((one for one in reversed(runs) if one.state() == "working"), runs[-1] if runs else None)
+    run = figures.choose_run(runs)
     state = run.state() if run else "pending"
     if artifact is not None and state != "working":
         state = "done"
@@ -51,9 +52,8 @@ def describe_root(store: Store) -> Record:
         **found,
         "left_s": figures.seconds_left(found),
         "run": figures.describe_run(run) if run else None,
-        "hosts": figures.host_figures(
-            figures.list_attempts([run]) if run else []
-        ),  # one run: pauses between runs are no work
+        # Of one run: pauses between runs are no work.
+        "hosts": figures.host_figures(figures.list_attempts([run] if run else [])),
         "slowest": figures.list_slowest(attempts),
         "retried": figures.list_retried(attempts),
     }
@@ -155,18 +155,14 @@ def _newest_checkpoint(store: Store) -> Record:
         with suppress(DamagedArtifact, InputError, ValueError, KeyError):  # cut off: the one before is shown
             checkpoint = open_artifact(store.child(f"checkpoints/{name}"), "checkpoint")
             progress = json.loads(checkpoint.read(checkpoint.manifest.part("progress.json")))
-            best = progress.get("best") or {}
+            best, history = progress.get("best") or {}, progress.get("history") or []
             return {
                 "checkpoint_step": checkpoint.facts(CheckpointMeta).step,
-                "validations": _validations(progress.get("history") or []),
+                "validations": [{name: one.get(name) for name in _VALIDATED} for one in history if "map" in one],
                 "map": best.get("map"),
                 "map_epoch": best.get("epoch"),
             }
     return {}
-
-
-def _validations(history: Iterable[Mapping[str, Any]]) -> list[Record]:
-    return [{"epoch": one.get("epoch"), "loss": one.get("loss"), "map": one["map"]} for one in history if "map" in one]
 
 
 # ------------------------------------------------------------------------------------------------------------ index

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pipelines.artifacts.runs import Record, Run, read_runs
+from pipelines.artifacts.versions import NAMED_FOLDERS
 from pipelines.errors import InputError
 from pipelines.storage import Store, map_in_order
 from pipelines.verify.status import figures
@@ -15,17 +16,7 @@ STAGE_FOLDERS = ("shards", "model", "codes", "index", "reports")
 """Folders of `hhnet run`, in the order of its stages; `model-<method>` is a rotated model."""
 STUDY_FOLDERS = ("model", "codes", "report", "study")
 """Folders of a study, each with one or more artifacts per cell."""
-ARTIFACT_FOLDERS = {
-    "runs",
-    "failures",
-    "parts",
-    "receipts",
-    "rejects",
-    "checkpoints",
-    "manifests",
-    "versions",
-    "origins",
-}
+ARTIFACT_FOLDERS = {*NAMED_FOLDERS, "runs", "failures", "checkpoints", "versions", "origins"}
 STATE_PRECEDENCE = ("working", "died", "failed", "interrupted", "pending", "done")
 """States in order of precedence: the first one that a stage has is the state of the whole."""
 FAILURES_READ = 20
@@ -98,7 +89,7 @@ class Survey:
         """Return the state of a study: the cells done by its runs, artifacts by kind, and failures."""
         whole = self._whole("study", stages, ())
         published = [stage for stage in stages if stage["stage"].startswith("study/") and stage["status"] == "done"]
-        run = next((one for one in reversed(runs) if one.state() == "working"), runs[-1] if runs else None)
+        run = figures.choose_run(runs)
         state = run.state() if run else whole["status"]
         status = "done" if published and state != "working" else "pending" if state == "done" else state
         pace = figures.measure_pace(run) if run else {}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.artifacts.runs import Record
-from pipelines.artifacts.words import format_span, format_table
+from pipelines.artifacts.words import align_facts, format_span, format_table
 
 STAGES_SHOWN = 40
 SETTINGS_SHOWN = 12
@@ -17,12 +17,12 @@ def format_status(found: Record) -> str:
     """Format a status for people."""
     lines = [f"status: {found['status']}{_why(found)}"]
     active = next((one for one in found.get("stages", []) if one["stage"] in found.get("active", [])), None)
-    lines += _align_facts(_status_facts(found if active is None or "made" in found else {**found, "run": None}))
+    lines += align_facts(_status_facts(found if active is None or "made" in found else {**found, "run": None}))
     if "made" not in found:
         lines += _table("stages", [_stage_row(one) for one in found.get("stages", [])[:STAGES_SHOWN]])
     if active is not None:
         lines += ["", f"{active['stage']}: {active['status']}{_why(active)}"]
-        lines += _align_facts(_status_facts({**active, "kind": None}))
+        lines += align_facts(_status_facts({**active, "kind": None}))
     for name in ("hosts", "slowest", "retried"):
         rows = (active or found).get(name, [])
         lines += _table(name, rows)
@@ -82,11 +82,6 @@ def _status_facts(found: Record) -> list[tuple[str, str]]:
         ("settings", _settings(run.get("settings") or {})),
     ]
     return [(name, str(text)) for name, text in facts if text]
-
-
-def _align_facts(facts: Sequence[tuple[str, str]]) -> list[str]:
-    width = max((len(name) for name, _ in facts), default=0)
-    return [f"  {name:<{width}}  {text}" for name, text in facts]
 
 
 def _done(found: Record) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import _await, prefect_setting, quiet_prefect, reach_prefect, server_url, set_environment
+from flows.server import _await, prefect_setting, quiet_prefect, reach_prefect, server_url
+from pipelines.cluster.access import set_environment
 from pipelines.errors import ConfigError, Unavailable, UsageError
 
 PASSWORD = "hhnet:0123456789abcdef"
