@@ -11,6 +11,8 @@ from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.report.pictures import data_uri
 from pipelines.storage import canonical_json
 
+SHORT_KEY_CHARS = 24
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -38,10 +40,18 @@ class Tile:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """A query and its neighbours, nearest first."""
+    """A query and its neighbours, nearest first; `compared` are its neighbours by the new of two codes."""
 
     query: Tile
     neighbours: Sequence[Tile] = field(default_factory=tuple)
+    compared: Sequence[Tile] = field(default_factory=tuple)
+
+
+def short_key(key: str) -> str:
+    """Return the last component of a key, its middle left out where it is long."""
+    name = key.rstrip("/").rpartition("/")[2] or key
+    half = SHORT_KEY_CHARS // 2
+    return name if len(name) <= SHORT_KEY_CHARS else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _figure(value: float | None, spec: str = ",.4f", unit: float = 1) -> str:

@@ -10,7 +10,8 @@ import hhnet
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.evaluate.agreement import expected_overlaps, nearest_probabilities, report_agreement
+from pipelines.evaluate.agreement import report_agreement
+from pipelines.evaluate.overlap import expected_overlaps, nearest_probabilities
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, class_codes, random_codes, write_codes
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from pipelines.config.settings import Config, EvaluateSettings
 from pipelines.encode.codes import open_codes
-from pipelines.evaluate.evaluate import choose_queries, evaluate
+from pipelines.evaluate.evaluate import evaluate
 from pipelines.evaluate.figures import measure_pair
+from pipelines.evaluate.gallery import choose_queries
 from pipelines.evaluate.health import examine_codes
 from pipelines.evaluate.pair import load_pair
 from tests.support.codes import (
