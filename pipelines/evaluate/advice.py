@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from pipelines.artifacts.facts import EpochFigures
+from pipelines.artifacts.facts import EpochFigures, ModelCard
 from pipelines.evaluate.figures import ReportFigures
-from pipelines.evaluate.subject import Training
 
 CLASSES_NAMED = 3
 MIN_CONFUSION = 0.15
@@ -15,13 +14,13 @@ MIN_RISE = 0.01
 """Rise of the validation mAP in the last fifth of a training from which more epochs are advised."""
 
 
-def advise(figures: ReportFigures, training: Training | None) -> list[str]:
+def advise(figures: ReportFigures, card: ModelCard | None) -> list[str]:
     """Return two sentences: the two most pressing findings, or else what good codes are good for."""
-    found = [*_findings(figures, training), *_when_good(figures)]
+    found = [*_findings(figures, card), *_when_good(figures)]
     return found[:2]
 
 
-def _findings(figures: ReportFigures, training: Training | None) -> Iterator[str]:
+def _findings(figures: ReportFigures, card: ModelCard | None) -> Iterator[str]:
     """Yield what should be mended, the most pressing first."""
     weak = [entry.name for entry in figures.classes if entry.at_chance]
     measured = [entry for entry in figures.classes if entry.map is not None]
@@ -32,7 +31,7 @@ def _findings(figures: ReportFigures, training: Training | None) -> Iterator[str
             f"{_listed(weak)} {'is' if len(weak) == 1 else 'are'} found hardly better than by chance: look at "
             f"{'its' if len(weak) == 1 else 'their'} pictures for wrong labels, or add training images."
         )
-    history = training.card.history if training else ()
+    history = card.history if card else ()
     if _still_rising(history):
         yield (
             "The validation mAP still rose at the end of the training: train for longer, "

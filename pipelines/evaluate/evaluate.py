@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import ReportMeta, RerankedMeta, SplitPart
+from pipelines.artifacts.facts import ModelCard, ReportMeta, RerankedMeta, SplitPart
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records
@@ -25,7 +25,7 @@ from pipelines.evaluate.figures import ReportFigures, measure_pair, require_find
 from pipelines.evaluate.gallery import gallery_rows, spread_queries, worst_queries
 from pipelines.evaluate.health import Examined, examine_codes
 from pipelines.evaluate.pair import load_pair
-from pipelines.evaluate.subject import Training, describe_subject, find_training
+from pipelines.evaluate.subject import describe_subject, find_card
 from pipelines.report import plots
 from pipelines.report.page import put_report, render, report_uris
 from pipelines.report.pictures import find_pictures
@@ -132,10 +132,10 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
             "rows": gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures),
             "problems": pictures.problems,
         }
-        training = find_training(query_set.artifact)
-        drawn = _draw_plots(figures, examined, training)
+        card = find_card(query_set.artifact)
+        drawn = _draw_plots(figures, examined, card)
         advance(1, note="plots and gallery")
-        page = _page(figures, drawn, _said(query_set, sets, figures, training), galleries)
+        page = _page(figures, drawn, _said(query_set, sets, figures, card), galleries)
         parts = put_report(writer, figures.as_json(), page, drawn, figures.queries)
         artifact = _commit_report(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
         log.record_figures(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -144,12 +144,12 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
 
 
 def _said(
-    query_set: CodesSet, sets: Sequence[CodesSet], figures: ReportFigures, training: Training | None
+    query_set: CodesSet, sets: Sequence[CodesSet], figures: ReportFigures, card: ModelCard | None
 ) -> dict[str, Any]:
     """Return what the page says in words: what was measured, what to do next, and what the report was made from."""
     return {
-        "subject": describe_subject(query_set, sets, training),
-        "advice": advise(figures, training),
+        "subject": describe_subject(query_set, sets, card),
+        "advice": advise(figures, card),
         "sources": _sources(query_set, sets),
     }
 
@@ -164,8 +164,8 @@ def _page(
     return render("report", figures=figures, drawn=drawn, **facts, **said, **galleries)
 
 
-def _draw_plots(figures: ReportFigures, examined: Examined, training: Training | None) -> dict[str, bytes]:
-    history = training.card.history if training else ()
+def _draw_plots(figures: ReportFigures, examined: Examined, card: ModelCard | None) -> dict[str, bytes]:
+    history = card.history if card else ()
     learnt = [entry.epoch for entry in history], [entry.loss for entry in history], [entry.map for entry in history]
     curve, by_rank, at_n, health = figures.pr_curve, figures.pr_by_rank, figures.precision_at_n, figures.health
     return {

@@ -163,8 +163,8 @@ def search(
         if rerank:
             require_real_codes(reader.artifact.uri, reader.real_codes)
         sets = [open_codes(uri) for uri in codes]
-        pictures = read_images(sources, 0 if html is None else MAX_PAGE_QUERIES, skipped)
-        queries = _queries(reader, pictures, keys, sets, hex_codes, model, rerank is not None)
+        images_read = read_images(sources, 0 if html is None else MAX_PAGE_QUERIES, skipped)
+        queries = _queries(reader, images_read, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
         asked = len(sources) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
         if asked * each > limits.answer:
