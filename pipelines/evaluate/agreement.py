@@ -27,7 +27,7 @@ from pipelines.evaluate.overlap import (
 )
 from pipelines.evaluate.pair import Pair, Side, load_pair
 from pipelines.evaluate.rounding import REPORT_DIGITS, round_figure, round_figures
-from pipelines.evaluate.subject import describe_model, find_card
+from pipelines.evaluate.subject import describe_change
 from pipelines.report import plots as drawings
 from pipelines.report.page import GalleryRow, Tile, put_report, render, report_uris
 from pipelines.report.pictures import Pictures, find_pictures
@@ -383,7 +383,7 @@ def _publish_agreement(
         figures=figures,
         drawn=drawn,
         classes=sorted(figures.classes, key=lambda entry: (-entry.overlap, entry.name)),
-        subject={role.capitalize(): describe_model(entry, find_card(entry.artifact)) for role, entry in sides.items()},
+        subject=describe_change(sides["old"], sides["new"]),
         rows=rows,
         problems=pictures.problems,
         sources={**codes, **{f"{role} model": entry.model for role, entry in sides.items()}},

@@ -1,5 +1,6 @@
 """Says in words what a report measured: the data, the model and its training, as far as their artifacts tell."""
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from pipelines.encode.codes import CodesSet
 from pipelines.errors import HHNetError
 
 CLASSES_NAMED = 6
+SETTINGS_NAMED = 6
 
 
 def find_card(codes: Artifact) -> ModelCard | None:
@@ -26,6 +28,25 @@ def describe_model(entry: CodesSet, card: ModelCard | None) -> str:
     if card is None:
         return f"{entry.bits} bits, model {entry.model[:DIGEST_CHARS_SHOWN]}"
     return f"{card.backbone}, {entry.bits} bits, {card.loss}, {card.config.train.epochs:,} epochs"
+
+
+def describe_change(old: CodesSet, new: CodesSet) -> dict[str, str]:
+    """Return the head of an agreement: both models, and the settings in which their trainings differ, as far as known.
+
+    The models are told apart by their settings, since two trainings often have everything else in common.
+    """
+    cards = {role: find_card(entry.artifact) for role, entry in (("Old", old), ("New", new))}
+    facts = {role: describe_model(entry, card) for (role, card), entry in zip(cards.items(), (old, new), strict=True)}
+    before, after = (card.settings if card else {} for card in cards.values())
+    changed = [
+        f"{name} {json.dumps(before[name])} → {json.dumps(after[name])}"
+        for name in sorted(before.keys() & after.keys())
+        if before[name] != after[name]
+    ]
+    if changed:
+        more = f" and {len(changed) - SETTINGS_NAMED:,} more" if len(changed) > SETTINGS_NAMED else ""
+        facts["Changed"] = ", ".join(changed[:SETTINGS_NAMED]) + more
+    return facts
 
 
 def describe_subject(query_set: CodesSet, sets: Sequence[CodesSet], card: ModelCard | None) -> dict[str, str]:

@@ -54,7 +54,8 @@ def short_key(key: str) -> str:
     return name if len(name) <= SHORT_KEY_CHARS else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def _figure(value: float | None, spec: str = ",.4f", unit: float = 1) -> str:
+def format_figure(value: float | None, spec: str = ",.4f", unit: float = 1) -> str:
+    """Format a figure divided by its unit, or a dash where there is none."""
     return "–" if value is None else format(value / unit if unit != 1 else value, spec)
 
 
@@ -66,7 +67,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.filters |= {"data_uri": data_uri, "figure": _figure}
+TEMPLATES.filters |= {"data_uri": data_uri, "figure": format_figure}
 
 
 def render(name: str, **facts: Any) -> str:

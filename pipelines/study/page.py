@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.artifacts.manifest import Artifact
-from pipelines.report.page import render, report_uris
+from pipelines.report.page import format_figure, render, report_uris
 from pipelines.report.plots import study_curves
 from pipelines.storage import Store
 from pipelines.study.grid import Description
@@ -84,23 +84,25 @@ def study_page(
     for cell in cells:
         cells_by_labels.setdefault(tuple(cell[axis] for axis in axes), []).append(cell)
     ordered = [cells_by_labels[tuple(group.row[axis] for axis in axes)] for group in groups]
-    shown = [name for name in (*axes, *COLUMNS) if _differ(summary, name)]
+    told = {name for name in COLUMNS if any(all(e[axis] == json.dumps(e[name]) for e in summary) for axis in axes)}
+    columns = {name: column for name, column in COLUMNS.items() if name not in told}
+    shown = {
+        name
+        for name, (_, spec, unit) in columns.items()
+        if len({format_figure(e[name], spec, unit) for e in summary}) > 1
+    }
     return render(
         "study",
         description=description,
         groups=list(zip(groups, ordered, strict=True)),
         cells=[cell for group_cells in ordered for cell in group_cells],
         failed=[cell for cell in cells if cell["error"] is not None],
-        axes=[name for name in axes if name in shown],
+        axes=[axis for axis in axes if len({entry[axis] for entry in summary}) > 1],
         axis_prefix=AXIS_PREFIX,
-        columns={name: column for name, column in COLUMNS.items() if name in shown},
-        shared={name: column for name, column in COLUMNS.items() if name not in shown},
+        columns={name: column for name, column in columns.items() if name in shown},
+        shared={name: column for name, column in columns.items() if name not in shown},
         trials=trials,
         curves=[(png, CURVES[name][1]) for name, png in drawn.items()],
         sources={**sources, "settings": json.dumps(description.settings)},
         links=links,
     )
-
-
-def _differ(summary: Sequence[StudyRow], name: str) -> bool:
-    return len({entry[name] for entry in summary}) > 1
