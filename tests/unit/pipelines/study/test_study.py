@@ -150,7 +150,8 @@ def test_a_dry_run_tells_what_is_left(trainings: Trainings, shards: Path, tmp_pa
     left = trainings.study(grid, out, dry_run=True)
     assert (left.trainings, left.images) == (2, 2 * 27) and left.training_seconds > 0
     assert re.search(r"training seconds +about \d", left.as_text())
-    searched = trainings.study(grid_of(tmp_path, shards, STUDY + SEARCH), str(tmp_path / "other"), dry_run=True)
+    rates = SEARCH.replace("1e-3", "1e-4")  # none of them is the default
+    searched = trainings.study(grid_of(tmp_path, shards, STUDY + rates), str(tmp_path / "other"), dry_run=True)
     assert searched.trainings == 2 * (2 + 1)  # two candidates with the first seed, the chosen one with the other
 
 
