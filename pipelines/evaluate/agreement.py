@@ -18,17 +18,25 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import AgreementSettings, Config
 from pipelines.encode.codes import CodesSet, open_codes
 from pipelines.errors import InputError
+from pipelines.evaluate.overlap import (
+    Distances,
+    Floats,
+    expected_average_precisions,
+    expected_overlaps,
+    nearest_probabilities,
+)
 from pipelines.evaluate.pair import Pair, Side, load_pair
-from pipelines.evaluate.rounding import round_figure, round_figures
+from pipelines.evaluate.rounding import REPORT_DIGITS, round_figure, round_figures
+from pipelines.evaluate.subject import describe_change
 from pipelines.report import plots as drawings
-from pipelines.report.page import put_report, render, report_uris
+from pipelines.report.page import GalleryRow, Tile, put_report, render, report_uris
+from pipelines.report.pictures import Pictures, find_pictures
 from pipelines.storage import Store
 
 DISTANCE_BINS = 32
 PAIRS_PER_BLOCK = 1 << 22
 
-Distances = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class Matched:
     bits: tuple[int, int]
     labels: npt.NDArray[np.bool_]
     classes: Sequence[str]
+    places: Side
+    """The samples as the old codes hold them."""
     old_only: int
     new_only: int
 
@@ -79,6 +89,16 @@ class AgreementFigures:
     new_only: int
     bits_old: int
     bits_new: int
+    self_overlap: tuple[float, float]
+    """Mean overlap of the old codes with themselves, and of the new ones: with two random orders of their ties."""
+    map: tuple[float, float] | None
+    """The mAP of old and of new codes among these samples, by the classes of the queries; None without classes.
+
+    A query is searched among all others, ties count by their expectation, and queries of which no other sample shares
+    a class are left out.
+    """
+    map_chance: float | None
+    """The mAP of codes without information; None where `map` is."""
     quartiles: Sequence[float]
     """Quartiles of the overlap over the queries."""
     correlation: float | None
@@ -108,6 +128,7 @@ def match_samples(pair: Pair, bits_new: int) -> Matched:
         (pair.bits, bits_new),
         pair.queries.labels[old],
         pair.classes,
+        pair.queries.rows(old),
         len(old_ids) - len(both),
         len(new_ids) - len(both),
     )
@@ -119,26 +140,6 @@ def _ids(side: Side, known: Sequence[str]) -> npt.NDArray[np.int64]:
     return ordinals[side.shard] << 32 | side.row  # one number for tar and row; rows are int32
 
 
-def nearest_probabilities(distances: Distances, k: int) -> Floats:
-    """Return each item's probability to be among the k nearest if ties at the k-th distance are ordered at random.
-
-    int32 (Q, N), 1 <= k <= N -> float64 (Q, N); each row sums to k.
-    """
-    last = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]
-    nearer, tied = distances < last, distances == last
-    left = k - nearer.sum(1, keepdims=True)
-    return np.where(nearer, 1.0, np.where(tied, left / tied.sum(1, keepdims=True), 0.0))
-
-
-def expected_overlaps(old: Floats, new: Floats, k: int) -> Floats:
-    """Return the expected share of the k nearest that both codes name: (Q,).
-
-    Their ties have independent random orders. With p_old(i) and p_new(i) from `nearest_probabilities` it is sum_i
-    p_old(i) p_new(i) / k.
-    """
-    return np.asarray((old * new).sum(1) / k)
-
-
 class _Tally:
     """Sums over blocks of queries: distances of all pairs, and distances of old neighbours by probability."""
 
@@ -147,9 +148,12 @@ class _Tally:
         self.pairs = [np.zeros(b + 1) for b in bits]
         self.near = [np.zeros(b + 1) for b in bits]
         self.product = 0
+        self.precisions: list[Floats] = []
 
-    def add(self, both: tuple[Distances, Distances], p_old: Floats) -> None:
-        """Count one block."""
+    def add(self, both: tuple[Distances, Distances], p_old: Floats, relevant: npt.NDArray[np.bool_]) -> None:
+        """Count one block, `relevant` (Q, N - 1) telling which samples share a class with the query."""
+        scored = relevant.any(1)
+        self.precisions.append(np.stack([_precisions(d[scored], relevant[scored], b) for d, b in self._sides(both)]))
         weights = p_old.ravel()
         for place, (distances, bits) in enumerate(zip(both, self.bits, strict=True)):
             self.pairs[place] += np.bincount(distances.ravel(), minlength=bits + 1)
@@ -157,12 +161,31 @@ class _Tally:
         # In integers: the sum over all blocks is exact, whatever their size.
         self.product += int((both[0].astype(np.int64) * both[1]).sum())
 
+    def _sides(self, both: tuple[Distances, Distances]) -> list[tuple[Distances, int]]:
+        """Return the distances with their largest value; the third, all at 0, are those of codes that say nothing."""
+        return [*zip(both, self.bits, strict=True), (np.zeros_like(both[0]), 0)]
+
+    def maps(self) -> list[float] | None:
+        """Return the mAP of old codes, of new ones and of chance, or None where no query has a relevant sample."""
+        precisions = np.concatenate(self.precisions, axis=1)
+        return round_figures(precisions.mean(1)) if precisions.size else None
+
     def correlation(self) -> float | None:
         """Return Pearson's correlation of the two distances of all pairs."""
         (old, old_square), (new, new_square) = (_moments(counts) for counts in self.pairs)
         spread = (old_square - old * old) * (new_square - new * new)
         mean = self.product / self.pairs[0].sum()
         return round_figure((mean - old * new) / np.sqrt(spread)) if spread > 0 else None
+
+
+def _precisions(distances: Distances, relevant: npt.NDArray[np.bool_], bits: int) -> Floats:
+    """Return the expected AP of each query (Q,) by its distances (Q, N)."""
+    rows = np.arange(len(distances))[:, None] * (bits + 1)
+    size = len(distances) * (bits + 1)
+    places = distances + rows
+    found = np.bincount(places.ravel(), minlength=size).reshape(-1, bits + 1).astype(np.float64)
+    hits = np.bincount(places[relevant], minlength=size).reshape(-1, bits + 1).astype(np.float64)
+    return expected_average_precisions(found, hits)
 
 
 def _moments(counts: Floats) -> tuple[float, float]:
@@ -180,24 +203,32 @@ def _movement(counts: Sequence[Floats], bits: tuple[int, int]) -> Movement:
     return Movement(shares[0], shares[1], means[0], means[1])
 
 
-def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[AgreementFigures, Floats]:
-    """Return all figures of the report and each query's overlap; a query is no neighbour of itself, N is at least 2."""
+def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[AgreementFigures, Floats, Ids]:
+    """Return all figures of the report, each query's overlap (Q,), and the rows of the queries (Q,).
+
+    A query is no neighbour of itself, and there are at least 2 samples.
+    """
     total = len(matched.old)
     k = min(settings.k, total - 1)
     # Philox by name, so that another default generator of numpy would not change the report.
     random = np.random.Generator(np.random.Philox(settings.seed))
     queries = np.sort(random.permutation(total)[: settings.queries])
     tally, found = _Tally(matched.bits), []
+    alone: list[Floats] = []
+    labels_NC = matched.labels.astype(np.float32)
     step = max(1, PAIRS_PER_BLOCK // total)
     for start in range(0, len(queries), step):
         block = queries[start : start + step]
         others = np.ones((len(block), total), np.bool_)
         others[np.arange(len(block)), block] = False
         both = _others(matched.old, block, others), _others(matched.new, block, others)
-        p_old = nearest_probabilities(both[0], k)
-        found.append(expected_overlaps(p_old, nearest_probabilities(both[1], k), k))
-        tally.add(both, p_old)
-    overlap_Q = np.concatenate(found)
+        p_old, p_new = (nearest_probabilities(side, k) for side in both)
+        found.append(expected_overlaps(p_old, p_new, k))
+        alone.append(np.stack([expected_overlaps(side, side, k) for side in (p_old, p_new)]))
+        shared = labels_NC[block] @ labels_NC.T > 0
+        tally.add(both, p_old, shared[others].reshape(len(block), -1))
+    overlap_Q, (self_old, self_new) = np.concatenate(found), np.concatenate(alone, axis=1).mean(1)
+    maps = tally.maps()
     figures = AgreementFigures(
         overlap=round_figure(overlap_Q.mean()),
         chance=round_figure(k / (total - 1)),
@@ -208,13 +239,16 @@ def measure_agreement(matched: Matched, settings: AgreementSettings) -> tuple[Ag
         new_only=matched.new_only,
         bits_old=matched.bits[0],
         bits_new=matched.bits[1],
+        self_overlap=(round_figure(self_old), round_figure(self_new)),
+        map=(maps[0], maps[1]) if maps else None,
+        map_chance=maps[2] if maps else None,
         quartiles=round_figures(np.quantile(overlap_Q, (0.25, 0.5, 0.75))),
         correlation=tally.correlation(),
         pairs=_movement(tally.pairs, matched.bits),
         neighbours=_movement(tally.near, matched.bits),
         classes=_by_class(matched, queries, overlap_Q),
     )
-    return figures, overlap_Q
+    return figures, overlap_Q, queries
 
 
 def _others(
@@ -234,14 +268,47 @@ def _by_class(matched: Matched, queries: npt.NDArray[np.int64], overlap_Q: Float
     ]
 
 
-def agreement_page(figures: AgreementFigures, drawn: Mapping[str, bytes], sources: Mapping[str, str]) -> str:
-    """Return the self-contained page; `drawn` holds its PNGs `overlap`, `pair_distances`, `neighbour_distances`."""
-    classes = sorted(figures.classes, key=lambda entry: (-entry.overlap, entry.name))
-    return render("agreement", figures=figures, drawn=drawn, classes=classes, sources=sources)
+def example_rows(matched: Matched, overlap_Q: Floats, queries: Ids, pictures: Pictures) -> list[GalleryRow]:
+    """Return queries spread evenly from the lowest overlap to the highest, with old and new neighbours and pictures."""
+    order = np.argsort(np.round(overlap_Q, REPORT_DIGITS), kind="stable")
+    ranks = sorted({round(rank) for rank in np.linspace(0, len(order) - 1, EXAMPLES)})
+    chosen = [int(order[rank]) for rank in ranks]
+    near = {place: [_nearest(codes, queries[place]) for codes in (matched.old, matched.new)] for place in chosen}
+    shown = {int(queries[place]) for place in chosen} | {
+        n for sides in near.values() for side in sides for n, _ in side
+    }
+    found = pictures.get({matched.places.place(number) for number in shown})
+
+    def tile(number: int, query: int | None = None, distance: int | None = None, remark: str = "") -> Tile:
+        names = [matched.classes[n] for n in np.flatnonzero(matched.labels[number]).tolist()]
+        right = None
+        if query is not None and matched.labels[query].any():
+            right = bool((matched.labels[query] & matched.labels[number]).any())
+        picture = found.get(matched.places.place(number))
+        return Tile("neighbour" if query is not None else "query", names, picture, distance, right, remark)
+
+    rows = []
+    for place, sides in near.items():
+        query = int(queries[place])
+        both = {number for number, _ in sides[0]} & {number for number, _ in sides[1]}
+        old, new = ([tile(n, query, d, "in both" if n in both else "") for n, d in side] for side in sides)
+        rows.append(GalleryRow(tile(query, remark=f"overlap {overlap_Q[place]:.3f}"), old, new))
+    return rows
+
+
+def _nearest(codes: npt.NDArray[np.uint8], query: int) -> list[tuple[int, int]]:
+    """Return the nearest other samples of one, with their distances."""
+    distances = hhnet.hamming_distances(codes[[query]], codes)[0].astype(np.int64)
+    order = [n for n in np.argsort(distances, kind="stable")[: EXAMPLE_NEIGHBOURS + 1].tolist() if n != query]
+    return [(n, int(distances[n])) for n in order[:EXAMPLE_NEIGHBOURS]]
 
 
 PROGRESS_STEPS = 3
 OVERLAP_BINS = 20
+EXAMPLES = 6
+EXAMPLE_NEIGHBOURS = 10
+AGREEMENT_VERSION = 2
+"""Version of the report format. Bump it when the contents of a report change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +338,7 @@ def report_agreement(old: str, new: str, out: str, config: Config) -> AgreementR
     """
     sides = {"old": open_codes(old), "new": open_codes(new)}
     digests = {role: entry.artifact.digest for role, entry in sides.items()}
-    name = fingerprint("report", digests, result_settings(config, "agreement"))
+    name = fingerprint("report", {**digests, "figures": AGREEMENT_VERSION}, result_settings(config, "agreement"))
     artifact = find_finished(Store(out), "report", name)
     if artifact is not None:
         return _agreement_result(artifact, "unchanged")
@@ -280,8 +347,7 @@ def report_agreement(old: str, new: str, out: str, config: Config) -> AgreementR
         advance(1, note="codes read")
         named = {role: entry.artifact for role, entry in sides.items()}
         writer = ArtifactWriter.of(Store(out), "report", name, named, result_settings(config, "agreement"))
-        models = {f"{role} model": entry.model for role, entry in sides.items()}
-        artifact = _publish_agreement(writer, matched, {**digests, **models}, config)
+        artifact = _publish_agreement(writer, matched, sides, config)
         advance(2)
     return _agreement_result(artifact, "done")
 
@@ -299,15 +365,30 @@ def _match_codes(old: CodesSet, new: CodesSet) -> Matched:
     return matched
 
 
-def _publish_agreement(writer: ArtifactWriter, matched: Matched, sources: dict[str, str], config: Config) -> Artifact:
-    figures, overlap_Q = measure_agreement(matched, config.agreement)
+def _publish_agreement(
+    writer: ArtifactWriter, matched: Matched, sides: Mapping[str, CodesSet], config: Config
+) -> Artifact:
+    figures, overlap_Q, queries = measure_agreement(matched, config.agreement)
     counts, _ = np.histogram(overlap_Q, OVERLAP_BINS, (0, 1))
     drawn = {
         "overlap": drawings.overlap_histogram((counts / len(overlap_Q)).tolist()),
         "pair_distances": drawings.moved_distances(figures.pairs.old, figures.pairs.new),
         "neighbour_distances": drawings.moved_distances(figures.neighbours.old, figures.neighbours.new),
     }
-    parts = put_report(writer, figures.as_json(), agreement_page(figures, drawn, sources), drawn, figures.queries)
+    pictures = find_pictures([entry.artifact for entry in sides.values()], ())
+    rows = example_rows(matched, overlap_Q, queries, pictures)
+    codes = {f"{role} codes": entry.artifact.digest for role, entry in sides.items()}
+    page = render(
+        "agreement",
+        figures=figures,
+        drawn=drawn,
+        classes=sorted(figures.classes, key=lambda entry: (-entry.overlap, entry.name)),
+        subject=describe_change(sides["old"], sides["new"]),
+        rows=rows,
+        problems=pictures.problems,
+        sources={**codes, **{f"{role} model": entry.model for role, entry in sides.items()}},
+    )
+    parts = put_report(writer, figures.as_json(), page, drawn, figures.queries)
     totals = {name: getattr(figures, name) for name in ("queries", "samples", "old_only", "new_only")}
     return writer.commit(parts, totals, AgreementMeta.model_validate(figures, from_attributes=True))
 

@@ -7,12 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-import hhnet
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import ReportMeta, RerankedMeta, SplitPart
+from pipelines.artifacts.facts import ModelCard, ReportMeta, RerankedMeta, SplitPart
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records
@@ -24,20 +20,22 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, EvaluateSettings
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars, require_pair, require_real_codes
 from pipelines.errors import HHNetError, InputError
+from pipelines.evaluate.advice import advise
 from pipelines.evaluate.figures import ReportFigures, measure_pair, require_findable
+from pipelines.evaluate.gallery import gallery_rows, spread_queries, worst_queries
 from pipelines.evaluate.health import Examined, examine_codes
-from pipelines.evaluate.pair import Pair, Side, load_pair
+from pipelines.evaluate.pair import load_pair
+from pipelines.evaluate.subject import describe_subject, find_card
 from pipelines.report import plots
-from pipelines.report.page import GalleryRow, Tile, put_report, render, report_uris
-from pipelines.report.pictures import Pictures, find_pictures
+from pipelines.report.page import put_report, render, report_uris
+from pipelines.report.pictures import find_pictures
 from pipelines.storage import Store
 
 _log = logging.getLogger(__name__)
 
 PROGRESS_STEPS = 5
-NEIGHBOURS_SHOWN = 10
 WORST_SHOWN = 6
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 """Version of the report format. Bump it when the contents of a report change."""
 
 
@@ -109,71 +107,6 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
     return query_set, sets
 
 
-# -------------------------------------------------------------------------------------------------------- gallery
-
-
-def choose_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, bool]]:
-    """Return seeded queries spread over the classes, as (query, hard): every third is the worst of its class by AP."""
-    # A fixed seed, other than those of the draws in `figures`: a report depends on its codes and settings alone.
-    random = np.random.Generator(np.random.Philox(1))
-    order = random.permutation(len(ap_Q))
-    used = [number for number in range(len(pair.classes)) if pair.queries.labels[:, number].any()]
-    groups = [order[pair.queries.labels[order, number]] for number in used] or [order]
-    worst = [group[np.argsort(np.nan_to_num(ap_Q[group]), kind="stable")] for group in groups]
-    chosen: dict[int, bool] = {}
-    turn = 0
-    while len(chosen) < min(count, sum(len(group) for group in groups)) and turn < 4 * count + len(groups):
-        hard = turn % 3 == 2
-        pool = (worst if hard else groups)[turn % len(groups)]
-        pick = next((int(query) for query in pool if int(query) not in chosen), None)
-        if pick is not None:
-            chosen[pick] = hard
-        turn += 1
-    return sorted(chosen.items(), key=lambda entry: (int(pair.queries.labels[entry[0]].argmax()), entry[1]))
-
-
-def worst_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, str]]:
-    """Return the `count` queries with the lowest AP among those with a relevant item, as (query, remark)."""
-    findable = pair.findable() & ~np.isnan(ap_Q)
-    order = [int(query) for query in np.argsort(ap_Q, kind="stable") if findable[query]]
-    return [(query, f"AP {ap_Q[query]:.3f}") for query in order[:count]]
-
-
-def spread_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> list[tuple[int, str]]:
-    """Return the queries of `choose_queries` with a remark for each."""
-    chosen = choose_queries(pair, ap_Q, count)
-    return [(n, f"{'hard query' if hard else 'query'}, AP {np.nan_to_num(ap_Q[n]):.3f}") for n, hard in chosen]
-
-
-def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictures) -> list[GalleryRow]:
-    """Return rows of a gallery: queries, each with a remark, and their nearest neighbours, with pictures."""
-    if not chosen:
-        return []
-    queries = np.array([query for query, _ in chosen])
-    distances, near = hhnet.hamming_knn(pair.queries.codes[queries], pair.database.codes, NEIGHBOURS_SHOWN)
-    wanted = {pair.queries.place(query) for query, _ in chosen}
-    found = pictures.get(wanted | {pair.database.place(number) for number in near.ravel().tolist()})
-
-    def labels(side: Side, number: int) -> list[str]:
-        return [pair.classes[place] for place in np.flatnonzero(side.labels[number])]
-
-    rows = []
-    for (query, remark), ds, numbers in zip(chosen, distances.tolist(), near.tolist(), strict=True):
-        head = Tile("query", labels(pair.queries, query), found.get(pair.queries.place(query)), remark=remark)
-        tiles = [
-            Tile(
-                "neighbour",
-                labels(pair.database, number),
-                found.get(pair.database.place(number)),
-                distance,
-                bool((pair.queries.labels[query] & pair.database.labels[number]).any()),
-            )
-            for distance, number in zip(ds, numbers, strict=True)
-        ]
-        rows.append(GalleryRow(head, tiles))
-    return rows
-
-
 # --------------------------------------------------------------------------------------------------------- report
 
 
@@ -194,11 +127,15 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         advance(1, note=f"mAP {figures.map:.4f}")
         pictures = find_pictures([entry.artifact for entry in (query_set, *sets)], ())
         count = config.evaluate.gallery
-        worst = gallery_rows(pair, worst_queries(pair, ap_Q, min(count, WORST_SHOWN)), pictures)
-        rows = gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures)
-        drawn = _draw_plots(figures, examined)
+        galleries = {
+            "worst": gallery_rows(pair, worst_queries(pair, ap_Q, min(count, WORST_SHOWN)), pictures),
+            "rows": gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures),
+            "problems": pictures.problems,
+        }
+        card = find_card(query_set.artifact)
+        drawn = _draw_plots(figures, examined, card)
         advance(1, note="plots and gallery")
-        page = _page(figures, drawn, rows, worst, pictures.problems, _sources(query_set, sets))
+        page = _page(figures, drawn, _said(query_set, sets, figures, card), galleries)
         parts = put_report(writer, figures.as_json(), page, drawn, figures.queries)
         artifact = _commit_report(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
         log.record_figures(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -206,24 +143,30 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
     return artifact
 
 
+def _said(
+    query_set: CodesSet, sets: Sequence[CodesSet], figures: ReportFigures, card: ModelCard | None
+) -> dict[str, Any]:
+    """Return what the page says in words: what was measured, what to do next, and what the report was made from."""
+    return {
+        "subject": describe_subject(query_set, sets, card),
+        "advice": advise(figures, card),
+        "sources": _sources(query_set, sets),
+    }
+
+
 def _page(
-    figures: ReportFigures,
-    drawn: Mapping[str, bytes],
-    rows: Sequence[GalleryRow],
-    worst: Sequence[GalleryRow],
-    problems: Sequence[str],
-    sources: Mapping[str, str],
+    figures: ReportFigures, drawn: Mapping[str, bytes], said: Mapping[str, Any], galleries: Mapping[str, Any]
 ) -> str:
-    """Return the page: headline, conventions, curves, code health, classes, and two galleries.
-
-    The galleries show `rows` and the `worst` queries. `drawn` holds the PNGs of all plots by name.
-    """
+    """Return the page; `drawn` holds the PNGs of all plots by name."""
     ordered = sorted(figures.classes, key=lambda entry: (-(entry.map if entry.map is not None else -1.0), entry.name))
-    galleries: dict[str, Any] = {"rows": rows, "worst": worst, "problems": problems}
-    return render("report", figures=figures, classes=ordered, drawn=drawn, sources=sources, **galleries)
+    shown = {f"{entry.map:.3f}" for entry in figures.by_convention if entry.map is not None}
+    facts = {"classes": ordered, "agreed": shown == {f"{figures.map:.3f}"}}
+    return render("report", figures=figures, drawn=drawn, **facts, **said, **galleries)
 
 
-def _draw_plots(figures: ReportFigures, examined: Examined) -> dict[str, bytes]:
+def _draw_plots(figures: ReportFigures, examined: Examined, card: ModelCard | None) -> dict[str, bytes]:
+    history = card.history if card else ()
+    learnt = [entry.epoch for entry in history], [entry.loss for entry in history], [entry.map for entry in history]
     curve, by_rank, at_n, health = figures.pr_curve, figures.pr_by_rank, figures.precision_at_n, figures.health
     return {
         "pr_curve": plots.pr_curve(curve.y, curve.x, figures.relevant_share),
@@ -237,6 +180,7 @@ def _draw_plots(figures: ReportFigures, examined: Examined) -> dict[str, bytes]:
         ),
         "code_distances": plots.code_distances(health.database.distances, health.queries.distances, figures.bits),
         "bit_drift": plots.bit_drift(health.drift.balance_change, health.drift.chance),
+        **({"learning_curve": plots.learning_curve(*learnt)} if history else {}),
     }
 
 

@@ -18,8 +18,9 @@ from pipelines.evaluate.conventions import (
     map_by_convention,
 )
 from pipelines.evaluate.health import Examined, HealthFigures, health_figures
+from pipelines.evaluate.overlap import nearest_probabilities
 from pipelines.evaluate.pair import Pair
-from pipelines.evaluate.rounding import round_figure, round_figures
+from pipelines.evaluate.rounding import REPORT_DIGITS, round_figure, round_figures
 
 PRECISION_RANKS = (10, 100, 1000)
 CURVE_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -27,6 +28,11 @@ MAX_CURVE_QUERIES = 1000
 RANK_POINTS = 60  # points of the curve over ranks, in equal ratios
 MAX_HISTOGRAM_PAIRS = 30_000_000
 PAIRS_PER_BLOCK = 1 << 22
+CHANCE_MARGIN = 0.05
+CONFUSION_NEIGHBOURS = 10
+CONFUSIONS_LISTED = 10
+MAX_TABLE_CLASSES = 20
+"""Number of classes up to which the confusion of all pairs of classes is in the report."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,41 @@ class ClassFigures:
     queries: int
     database: int
     map: float | None
+    chance: float | None
+    """The mAP of the same queries under codes without information; None where `map` is."""
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the codes hardly help: the mAP covers less than CHANCE_MARGIN of the way from chance to 1."""
+        if self.map is None or self.chance is None:
+            return False
+        return self.map - self.chance < CHANCE_MARGIN * (1 - self.chance)
+
+
+@dataclass(frozen=True)
+class Confused:
+    """Two classes: the share that `neighbour` has in the nearest neighbours of the queries of `query`."""
+
+    query: str
+    neighbour: str
+    share: float
+
+
+@dataclass(frozen=True)
+class ConfusionFigures:
+    """Classes of the `neighbours` nearest of each query, over a seeded sample of the queries.
+
+    Ties at the last distance count by their expectation over every order.
+    """
+
+    neighbours: int
+    queries: int
+    classes: Sequence[str]
+    """Classes of the table; none where there are more than MAX_TABLE_CLASSES."""
+    shares: Sequence[Sequence[float] | None]
+    """By class of the query: the share of each class among the neighbours; None for a class without a query."""
+    most: Sequence[Confused]
+    """The largest shares of a class other than the query's, largest first."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +147,7 @@ class ReportFigures:
     """x = distance, y = share of the pairs that share a class."""
     distances_other: Curve
     classes: Sequence[ClassFigures]
+    confusion: ConfusionFigures
     health: HealthFigures
     notes: Sequence[str] = field(default_factory=tuple)
 
@@ -150,7 +192,7 @@ def measure_pair(
         least = average_precisions_of_pair(pair, settings.model_copy(update={"denominator": "min"}))
         map_min = float(least[~np.isnan(least)].mean())
     precision, recall = hhnet.precision_recall_curve(*arguments)
-    relevant, other = _distances(pair)
+    relevant, other, confusion = _distances(pair)
     some = int(findable.sum())
     health = health_figures(examined)
     figures = ReportFigures(
@@ -174,7 +216,8 @@ def measure_pair(
         precision_at_n=_precision_at_n(pair),
         distances_relevant=relevant,
         distances_other=other,
-        classes=_per_class(pair, ap_Q),
+        classes=_per_class(pair, ap_Q, settings),
+        confusion=confusion,
         health=health,
         notes=_notes(pair),
     )
@@ -229,33 +272,79 @@ def _precision_at_n(pair: Pair) -> Curve:
     return Curve(ranks, [round_figure(hhnet.precision_at(*arguments, k)) for k in ranks], len(rows))
 
 
-def _distances(pair: Pair) -> tuple[Curve, Curve]:
-    """Count the distances of relevant and other pairs of as many queries as MAX_HISTOGRAM_PAIRS allows."""
+def _distances(pair: Pair) -> tuple[Curve, Curve, ConfusionFigures]:
+    """Count the distances of relevant and other pairs, and the classes of the nearest neighbours.
+
+    As many queries are taken as MAX_HISTOGRAM_PAIRS allows.
+    """
     rows = _some_queries(pair, min(MAX_CURVE_QUERIES, max(1, MAX_HISTOGRAM_PAIRS // len(pair.database))))
     step = max(1, PAIRS_PER_BLOCK // len(pair.database))
     counts = np.zeros((2, pair.bits + 1), np.int64)
+    asked = np.flatnonzero(pair.queries.labels[rows].any(0))  # not all classes: there may be many thousands
+    near_AC = np.zeros((len(asked), len(pair.classes)))
+    k = min(CONFUSION_NEIGHBOURS, len(pair.database))
     database_NC = pair.database.labels.astype(np.float32)
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
+        labels_QC = pair.queries.labels[block].astype(np.float32)
         distances = hhnet.hamming_distances(pair.queries.codes[block], pair.database.codes)
-        shared = pair.queries.labels[block].astype(np.float32) @ database_NC.T > 0
+        shared = labels_QC @ database_NC.T > 0
         for place, chosen in enumerate((shared, ~shared)):
             counts[place] += np.bincount(distances[chosen], minlength=pair.bits + 1)
+        near_AC += labels_QC[:, asked].T.astype(np.float64) @ (nearest_probabilities(distances, k) @ database_NC)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     places = list(range(pair.bits + 1))
-    return Curve(places, round_figures(shares[0]), len(rows)), Curve(places, round_figures(shares[1]), len(rows))
+    relevant, other = (Curve(places, round_figures(side), len(rows)) for side in shares)
+    return relevant, other, _confusion(pair, near_AC, asked, rows, k)
 
 
-def _per_class(pair: Pair, ap_Q: npt.NDArray[np.float64]) -> list[ClassFigures]:
+def _confusion(
+    pair: Pair,
+    near_AC: npt.NDArray[np.float64],
+    asked: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    k: int,
+) -> ConfusionFigures:
+    """Turn the counts of neighbours into shares, by class of the query (one of `asked`) and class of the neighbour."""
+    queries_A = pair.queries.labels[rows][:, asked].sum(0)
+    shares_AC = np.round(near_AC / (k * queries_A)[:, None], REPORT_DIGITS)
+    others_AC = shares_AC.copy()
+    others_AC[np.arange(len(asked)), asked] = 0
+    order = np.argsort(-others_AC, axis=None, kind="stable")[:CONFUSIONS_LISTED].tolist()
+    most = [divmod(place, len(pair.classes)) for place in order]
+    used = [n for n in range(len(pair.classes)) if n in asked or pair.database.labels[:, n].any()]
+    used = used if len(used) <= MAX_TABLE_CLASSES else []
+    row = {int(n): place for place, n in enumerate(asked)}
+    return ConfusionFigures(
+        neighbours=k,
+        queries=len(rows),
+        classes=[pair.classes[n] for n in used],
+        shares=[round_figures(shares_AC[row[n], used]) if n in row else None for n in used],
+        most=[
+            Confused(pair.classes[asked[a]], pair.classes[b], round_figure(others_AC[a, b]))
+            for a, b in most
+            if others_AC[a, b] > 0
+        ],
+    )
+
+
+def _per_class(pair: Pair, ap_Q: npt.NDArray[np.float64], settings: EvaluateSettings) -> list[ClassFigures]:
     """Return the figures of classes on either side; a query with several classes counts in each."""
     figures = []
+    _, query_labels, _, database_labels = pair.arguments()
     queries, database = pair.queries.labels.sum(0), pair.database.labels.sum(0)
     for number, name in enumerate(pair.classes):
         mine = ap_Q[pair.queries.labels[:, number]]
         mine = mine[~np.isnan(mine)]
         if queries[number] or database[number]:
             mean = round_figure(mine.mean()) if len(mine) else None
-            figures.append(ClassFigures(name, int(queries[number]), int(database[number]), mean))
+            chance = None
+            if mean is not None:
+                labels = query_labels[pair.queries.labels[:, number]]
+                chance = round_figure(
+                    hhnet.chance_map(labels, database_labels, settings.at, settings.denominator, settings.empty)
+                )
+            figures.append(ClassFigures(name, int(queries[number]), int(database[number]), mean, chance))
     return figures
 
 

@@ -29,6 +29,10 @@ class Side:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def rows(self, chosen: npt.NDArray[np.int64]) -> "Side":
+        """Return some of the rows, without real codes."""
+        return Side(self.codes[chosen], self.labels[chosen], None, self.shard[chosen], self.row[chosen], self.shards)
+
     def place(self, number: int) -> SampleLocation:
         """Return the place of a row's image."""
         return SampleLocation(self.shards[self.shard[number]], int(self.row[number]))
@@ -70,7 +74,7 @@ class Pair:
 
 def load_pair(query_set: CodesSet, sets: Sequence[CodesSet], real_codes: bool = False) -> Pair:
     """Load all codes and labels; class ids are mapped by name to the sorted union of the class lists."""
-    classes = tuple(sorted({name for entry in sets for name in entry.classes}))
+    classes = tuple(sorted({name for entry in (query_set, *sets) for name in entry.classes}))
     return Pair(_load([query_set], classes, real_codes), _load(sets, classes, real_codes), classes, query_set.bits)
 
 

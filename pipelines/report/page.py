@@ -11,6 +11,8 @@ from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.report.pictures import data_uri
 from pipelines.storage import canonical_json
 
+SHORT_KEY_CHARS = 24
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -38,13 +40,22 @@ class Tile:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """A query and its neighbours, nearest first."""
+    """A query and its neighbours, nearest first; `compared` are its neighbours by the new of two codes."""
 
     query: Tile
     neighbours: Sequence[Tile] = field(default_factory=tuple)
+    compared: Sequence[Tile] = field(default_factory=tuple)
 
 
-def _figure(value: float | None, spec: str = ",.4f", unit: float = 1) -> str:
+def short_key(key: str) -> str:
+    """Return the last component of a key, its middle left out where it is long."""
+    name = key.rstrip("/").rpartition("/")[2] or key
+    half = SHORT_KEY_CHARS // 2
+    return name if len(name) <= SHORT_KEY_CHARS else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def format_figure(value: float | None, spec: str = ",.4f", unit: float = 1) -> str:
+    """Format a figure divided by its unit, or a dash where there is none."""
     return "–" if value is None else format(value / unit if unit != 1 else value, spec)
 
 
@@ -56,7 +67,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.filters |= {"data_uri": data_uri, "figure": _figure}
+TEMPLATES.filters |= {"data_uri": data_uri, "figure": format_figure}
 
 
 def render(name: str, **facts: Any) -> str:

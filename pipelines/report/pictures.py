@@ -17,7 +17,9 @@ from pipelines.shards.images import decode_image
 from pipelines.shards.shards import Shard, ShardSet, open_shards
 
 THUMBNAIL_SIDE = 128
-"""Longest side of a thumbnail, in pixels."""
+"""Longest side of a thumbnail in a report, in pixels."""
+LARGE_SIDE = 256
+"""Longest side of a thumbnail where the pictures are what a page is for, in pixels."""
 MAX_LOSSLESS_SIDE = 64
 """Longest side up to which images are stored as PNG; larger ones become JPEG."""
 
@@ -50,7 +52,7 @@ class Pictures:
         """Tell whether each of these tars, by sha256, is known."""
         return all(sha256 in self._shards for sha256 in tars)
 
-    def get(self, places: Iterable[SampleLocation]) -> dict[SampleLocation, str]:
+    def get(self, places: Iterable[SampleLocation], side: int = THUMBNAIL_SIDE) -> dict[SampleLocation, str]:
         """Return the data URIs of those places whose image can be read; each tar is opened once."""
         groups: dict[str, set[int]] = {}
         for place in places:
@@ -58,15 +60,15 @@ class Pictures:
         found: dict[SampleLocation, str] = {}
         for sha256, rows in sorted(groups.items()):
             if sha256 in self._shards:
-                found |= self._read(sha256, sorted(rows))
+                found |= self._read(sha256, sorted(rows), side)
         return found
 
-    def _read(self, sha256: str, rows: list[int]) -> dict[SampleLocation, str]:
+    def _read(self, sha256: str, rows: list[int], side: int) -> dict[SampleLocation, str]:
         entry, shard = self._shards[sha256]
         found = {}
         try:
             for sample in entry.read(shard, [row for row in rows if row < shard.rows]):
-                uri = thumbnail(sample.image)  # a damaged sample comes without bytes
+                uri = thumbnail(sample.image, side)  # a damaged sample comes without bytes
                 if uri is not None:
                     found[SampleLocation(sha256, sample.record.row)] = uri
         except HHNetError as error:
@@ -93,19 +95,19 @@ def find_pictures(
     return pictures
 
 
-def thumbnail(data: bytes) -> str | None:
-    """Return a picture of at most THUMBNAIL_SIDE pixels a side as a data URI, or None if the bytes are no image."""
+def thumbnail(data: bytes, side: int = THUMBNAIL_SIDE) -> str | None:
+    """Return a picture of at most `side` pixels a side as a data URI, or None if the bytes are no image."""
     try:
-        return encode_thumbnail(decode_image(data))
+        return encode_thumbnail(decode_image(data), side)
     except ImageReject:
         return None
 
 
-def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
+def encode_thumbnail(pixels: npt.NDArray[np.uint8], side: int = THUMBNAIL_SIDE) -> str:
     """Encode uint8 RGB (H, W, 3) as a data URI; small images stay lossless, since they are shown enlarged."""
     image = Image.fromarray(pixels)
     small = max(image.size) <= MAX_LOSSLESS_SIDE
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     if small:
         image.save(sink, "PNG", optimize=True)

@@ -14,14 +14,13 @@ from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 
-INK = "#7d8794"  # readable on a white and on a dark page; the background of plots is transparent
-ACCENT = "#3f7ff0"
-RIGHT = "#2ba564"
-WRONG = "#e05252"
-ORANGE = "#e08a2e"
+INK = "#59636f"  # 6:1 on white; the background is transparent, and a dark page inverts the lightness of plots
+# Blue and orange differ for every kind of colour vision; green and red do not.
+BLUE = "#2f6fde"
+ORANGE = "#d96c00"
 DASHED = (0, (4, 3))
-SERIES = (ACCENT, ORANGE, RIGHT, WRONG, INK)
-MARKERS = "os^D"
+SERIES = (BLUE, ORANGE, "#7b3294", "#008f72", INK)
+MARKERS = "os^Dv"
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -70,7 +69,7 @@ def pr_curve(axes: Any, precision: Sequence[float], recall: Sequence[float], cha
     """Plot precision over recall, one point per Hamming radius; the chance level is dashed."""
     # Radii that find nothing have precision 0 by convention, which is not a point of the curve.
     points = [(r, p) for r, p in zip(recall, precision, strict=True) if r > 0]
-    axes.plot(*zip(*points, strict=True) if points else ((), ()), color=ACCENT, marker="o", markersize=2.5)
+    axes.plot(*zip(*points, strict=True) if points else ((), ()), color=BLUE, marker="o", markersize=2.5)
     _chance(axes, chance)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
 
@@ -78,7 +77,7 @@ def pr_curve(axes: Any, precision: Sequence[float], recall: Sequence[float], cha
 @_plot("N nearest", "precision@N")
 def precision_at_n(axes: Any, counts: Sequence[float], precision: Sequence[float], chance: float) -> None:
     """Plot the precision among the first N, with N on a logarithmic axis."""
-    axes.plot(counts, precision, color=ACCENT, marker="o", markersize=3.5)
+    axes.plot(counts, precision, color=BLUE, marker="o", markersize=3.5)
     if len(counts) > 1:
         axes.set_xscale("log")
         axes.set_xticks([n for n in counts if f"{n:.0f}".strip("0") == "1"])
@@ -92,7 +91,7 @@ def precision_at_n(axes: Any, counts: Sequence[float], precision: Sequence[float
 def distance_histogram(axes: Any, relevant: Sequence[float], other: Sequence[float]) -> None:
     """Plot the shares of relevant and of other pairs at each Hamming distance."""
     places = range(len(relevant))
-    for shares, colour, name in ((other, WRONG, "different class"), (relevant, RIGHT, "same class")):
+    for shares, colour, name in ((other, ORANGE, "different class"), (relevant, BLUE, "same class")):
         _filled(axes, places, shares, colour, name)
     axes.set(xlim=(0, max(1, len(relevant) - 1)), ylim=(0, None))
     _legend(axes)
@@ -102,7 +101,7 @@ def distance_histogram(axes: Any, relevant: Sequence[float], other: Sequence[flo
 def moved_distances(axes: Any, old: Sequence[float], new: Sequence[float]) -> None:
     """Plot the shares of the same pairs by normalised distance under two codes, in equal bins from 0 to 1."""
     edges = [place / len(old) for place in range(len(old) + 1)]
-    for shares, colour, name in ((old, ORANGE, "old codes"), (new, ACCENT, "new codes")):
+    for shares, colour, name in ((old, ORANGE, "old codes"), (new, BLUE, "new codes")):
         axes.stairs(shares, edges, color=colour, fill=True, alpha=0.28)
         axes.stairs(shares, edges, color=colour, linewidth=1.6, label=name)
     axes.set(xlim=(0, 1), ylim=(0, None))
@@ -113,16 +112,16 @@ def moved_distances(axes: Any, old: Sequence[float], new: Sequence[float]) -> No
 def overlap_histogram(axes: Any, shares: Sequence[float]) -> None:
     """Plot the shares of the queries by overlap, in bins of equal width from 0 to 1."""
     edges = [place / len(shares) for place in range(len(shares) + 1)]
-    axes.stairs(shares, edges, color=ACCENT, fill=True, alpha=0.7)
+    axes.stairs(shares, edges, color=BLUE, fill=True, alpha=0.7)
     axes.set(xlim=(0, 1), ylim=(0, None))
 
 
 @_plot("bit", "share, or bits")
 def bit_balance(axes: Any, balance: Sequence[float], entropy: Sequence[float]) -> None:
     """Plot the share of ones of each bit as bars and its entropy as dots; the balanced share, half, is dashed."""
-    _bars(axes, balance, ACCENT, "share of ones")
+    _bars(axes, balance, BLUE, "share of ones")
     size = 4.0 if len(entropy) <= 64 else 2.0
-    style = {"color": RIGHT, "markersize": size, "clip_on": False, "label": "entropy in bits"}
+    style = {"color": ORANGE, "markersize": size, "clip_on": False, "label": "entropy in bits"}
     axes.plot(range(len(entropy)), entropy, "o", **style)
     axes.axhline(0.5, color=INK, linewidth=1, linestyle=DASHED)
     axes.set_ylim(0, 1.04)
@@ -132,7 +131,7 @@ def bit_balance(axes: Any, balance: Sequence[float], entropy: Sequence[float]) -
 @_plot("bit", "bit")
 def bit_correlation(axes: Any, phi_KK: npt.NDArray[np.float64]) -> None:
     """Plot the phi coefficients of all pairs of bits as a map; uncorrelated pairs are transparent."""
-    ends = [(0.0, WRONG), (0.5, f"{WRONG}00"), (0.5, f"{ACCENT}00"), (1.0, ACCENT)]
+    ends = [(0.0, ORANGE), (0.5, f"{ORANGE}00"), (0.5, f"{BLUE}00"), (1.0, BLUE)]
     shades = LinearSegmentedColormap.from_list("phi", ends)
     image = axes.imshow(phi_KK, cmap=shades, vmin=-1, vmax=1, interpolation="nearest")
     axes.grid(visible=False)
@@ -163,7 +162,7 @@ def code_distances(axes: Any, database: Sequence[float], queries: Sequence[float
     """
     places = range(bits + 1)
     if database:
-        _filled(axes, places, database, ACCENT, "database")
+        _filled(axes, places, database, BLUE, "database")
     if queries:
         axes.step(places, queries, where="mid", color=ORANGE, linewidth=1.3, label="queries")
     binomial = [comb(bits, place) / 2**bits for place in places]
@@ -176,13 +175,31 @@ def code_distances(axes: Any, database: Sequence[float], queries: Sequence[float
 def bit_drift(axes: Any, change: Sequence[float], chance: Sequence[float]) -> None:
     """Plot the change of each bit's share of ones as bars, over the band that chance explains."""
     beyond = [abs(value) > limit for value, limit in zip(change, chance, strict=True)]
-    for chosen, colour, name in ((False, ACCENT, "within chance"), (True, WRONG, "beyond chance")):
+    for chosen, colour, name in ((False, BLUE, "within chance"), (True, ORANGE, "beyond chance")):
         _bars(axes, [value if mark == chosen else 0 for value, mark in zip(change, beyond, strict=True)], colour, name)
     edges = [place - 0.5 for place in range(len(change) + 1)]
     band = [*chance, chance[-1]]
     axes.fill_between(edges, band, [-limit for limit in band], step="post", color=INK, alpha=0.18, linewidth=0)
     most = max(0.02, *(1.1 * abs(value) for value in (*change, *chance)))
     axes.set_ylim(-min(most, 1.04), min(most, 1.04))  # with few queries chance explains any change
+    _legend(axes)
+
+
+@_plot("epoch", "training loss")
+def learning_curve(axes: Any, epochs: Sequence[int], loss: Sequence[float], validated: Sequence[float | None]) -> None:
+    """Plot the loss at the end of each epoch, and over it the validation mAP of the epochs that have one."""
+    axes.plot(epochs, loss, color=ORANGE, linestyle=DASHED, marker="s", markersize=3, label="training loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylim(0, None)
+    points = [(epoch, value) for epoch, value in zip(epochs, validated, strict=True) if value is not None]
+    if points:
+        other = axes.twinx()
+        other.grid(visible=False)
+        other.spines["right"].set_visible(True)
+        other.set_ylabel("validation mAP")
+        other.plot(*zip(*points, strict=True), color=BLUE, marker="o", markersize=3.5, label="validation mAP")
+        other.set_ylim(0, 1.15 * max(0.01, *(value for _, value in points)))
+        axes.plot([], [], color=BLUE, marker="o", markersize=3.5, label="validation mAP")  # for the legend
     _legend(axes)
 
 
@@ -197,7 +214,7 @@ def study_curves(
     joined = doubling and all(len({x for x, *_ in points}) == len(points) for points in series.values())
     axes.set_xlabel(xlabel)
     for place, (name, points) in enumerate(series.items()):
-        colour, marker = SERIES[place % len(SERIES)], MARKERS[place // len(SERIES) % len(MARKERS)]
+        colour, marker = SERIES[place % len(SERIES)], MARKERS[(place + place // len(SERIES)) % len(MARKERS)]
         x, mean, deviation = zip(*sorted(points), strict=True)
         style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "capsize": 2.5}
         style["linestyle"] = "-" if joined else "none"
@@ -213,7 +230,7 @@ def study_curves(
         axes.figure.legend(loc="outside upper center", ncols=2, fontsize=8, handlelength=1.4, columnspacing=1.2)
 
 
-def _bars(axes: Any, heights: Sequence[float], colour: str = ACCENT, name: str | None = None) -> None:
+def _bars(axes: Any, heights: Sequence[float], colour: str = BLUE, name: str | None = None) -> None:
     """Draw one bar per place, without gaps where there are many."""
     axes.bar(range(len(heights)), heights, width=0.8 if len(heights) <= 64 else 1, color=colour, alpha=0.7, label=name)
     axes.set_xlim(-0.6, len(heights) - 0.4)

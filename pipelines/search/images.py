@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipelines.artifacts.tables import Reason
 from pipelines.errors import InputError
-from pipelines.report.pictures import encode_thumbnail
+from pipelines.report.pictures import LARGE_SIDE, encode_thumbnail
 from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.folders import is_hidden, walk_folder
@@ -177,7 +177,7 @@ def _read(source: ImageSource, pictured: bool) -> QueryImage | SkippedImage:
         if len(data) > MAX_IMAGE_BYTES:
             raise ImageReject(Reason.TOO_LARGE, f"the limit for an image is {MAX_IMAGE_BYTES:,} bytes")
         pixels = decode_image(data)
-        return QueryImage(name, data, encode_thumbnail(pixels) if pictured else None)
+        return QueryImage(name, data, encode_thumbnail(pixels, LARGE_SIDE) if pictured else None)
     except OSError as error:
         problem = error.strerror or str(error)
         if not source.found:

@@ -21,12 +21,19 @@ from pipelines.artifacts.versions import open_input_version
 from pipelines.artifacts.words import format_table, more_rows, short_place
 from pipelines.config.settings import Config
 from pipelines.console import prints_on_terminal
-from pipelines.encode.codes import CodesSet, code_array, open_codes, real_codes_array, require_real_codes
+from pipelines.encode.codes import (
+    CodesSet,
+    code_array,
+    names_of_class_ids,
+    open_codes,
+    real_codes_array,
+    require_real_codes,
+)
 from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, open_index
-from pipelines.report.page import GalleryRow, Tile, render
-from pipelines.report.pictures import Pictures, SampleLocation, find_pictures
+from pipelines.report.page import GalleryRow, Tile, render, short_key
+from pipelines.report.pictures import LARGE_SIDE, Pictures, SampleLocation, find_pictures
 from pipelines.search.images import QueryImage, SkippedImage, find_images, read_images
 from pipelines.shards.shards import open_shards
 from pipelines.storage import write_output
@@ -156,8 +163,8 @@ def search(
         if rerank:
             require_real_codes(reader.artifact.uri, reader.real_codes)
         sets = [open_codes(uri) for uri in codes]
-        pictures = read_images(sources, 0 if html is None else MAX_PAGE_QUERIES, skipped)
-        queries = _queries(reader, pictures, keys, sets, hex_codes, model, rerank is not None)
+        images_read = read_images(sources, 0 if html is None else MAX_PAGE_QUERIES, skipped)
+        queries = _queries(reader, images_read, keys, sets, hex_codes, model, rerank is not None)
         each = min(k, reader.count)
         asked = len(sources) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
         if asked * each > limits.answer:
@@ -174,7 +181,8 @@ def search(
                 if html is not None and len(shown) < MAX_PAGE_QUERIES:
                     shown.append((query, neighbours))
         if html is not None:
-            page = search_page(shown, len(results), find_pictures_of(reader, sets, shards, shown), rerank, skipped)
+            pictures = find_pictures_of(reader, sets, shards, shown)
+            page = search_page(reader, k, shown, len(results), pictures, rerank, skipped)
             write_output(html, page.encode(errors="backslashreplace"))  # a file's name may be no text
     return SearchResult.of(
         reader.artifact,
@@ -353,10 +361,10 @@ def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Q
         table = entry.read(shard)
         codes = code_array(table["code"])
         real_codes = real_codes_array(table["real_codes"]) if outputs else [None] * len(table)
-        for key, row, code, z_K in zip(
-            table["key"].to_pylist(), table["row"].to_pylist(), codes, real_codes, strict=True
-        ):
-            yield Query(key, "codes", code.tobytes(), place=SampleLocation(shard.sha256, row), outputs=z_K)
+        columns = (table[name].to_pylist() for name in ("key", "row", "labels"))
+        for key, row, ids, code, z_K in zip(*columns, codes, real_codes, strict=True):
+            labels = tuple(names_of_class_ids(ids, entry.classes, entry.artifact.uri))
+            yield Query(key, "codes", code.tobytes(), None, SampleLocation(shard.sha256, row), labels, z_K)
 
 
 def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
@@ -414,6 +422,8 @@ def _places(shown: Sequence[tuple[Query, Sequence[Neighbour]]]) -> set[SampleLoc
 
 
 def search_page(
+    reader: IndexReader,
+    k: int,
     shown: Sequence[tuple[Query, Sequence[Neighbour]]],
     total: int,
     pictures: Pictures,
@@ -422,24 +432,33 @@ def search_page(
 ) -> str:
     """Return the results as a self-contained page; frames mark the neighbours that share a class with the query."""
     places = _places(shown)
-    found = pictures.get(places)
+    found = pictures.get(places, LARGE_SIDE)
     rows = [
         GalleryRow(
-            Tile(query.name, query.labels, _picture(query, found), remark=f"query by {query.by}: {query.name}"),
+            Tile(
+                query.name,
+                query.labels or (short_key(query.name),),
+                _picture(query, found),
+                remark=f"query by {query.by}" + (f": {short_key(query.name)}" if query.labels else ""),
+            ),
             [_tile(query, neighbour, found) for neighbour in near],
         )
         for query, near in shown
     ]
     unreadable = bool(places and not found and not pictures.problems)
-    return render(
-        "search",
-        rows=rows,
-        total=total,
-        problems=pictures.problems,
-        unreadable=unreadable,
-        rerank=rerank,
-        skipped=skipped,
-    )
+    facts = {"rows": rows, "total": total, "problems": pictures.problems, "unreadable": unreadable, "rerank": rerank}
+    return render("search", subject=_subject(reader, k), skipped=skipped, **facts)
+
+
+def _subject(reader: IndexReader, k: int) -> dict[str, str]:
+    """Return the head of the page: what was searched."""
+    version = {} if reader.version is None else {"Version": f"{reader.version:,}"}
+    return {
+        "Index": f"{reader.artifact.uri} ({reader.meta.kind}, {reader.count:,} codes)",
+        **version,
+        "Bits": f"{reader.bits:,}",
+        "k": f"{k:,}",
+    }
 
 
 def _picture(query: Query, found: dict[SampleLocation, str]) -> str | None:
@@ -452,4 +471,5 @@ def _tile(query: Query, neighbour: Neighbour, found: dict[SampleLocation, str]) 
     item = neighbour.item
     right = bool(set(query.labels) & set(item.labels)) if query.labels else None
     picture = found.get(SampleLocation(item.shard_sha256, item.row))
-    return Tile(item.key, item.labels or (item.key,), picture, neighbour.distance, right, remark=item.key)
+    key = short_key(item.key)
+    return Tile(item.key, item.labels or (key,), picture, neighbour.distance, right, key if item.labels else "")

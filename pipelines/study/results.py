@@ -112,28 +112,42 @@ def group_chances(cells: pa.Table) -> list[float | None]:
     return list(found.values())
 
 
-def rank_groups(summary: Sequence[Mapping[str, Any]], chances: Sequence[float | None]) -> list[dict[str, Any]]:
-    """Return the summary as rows for people, best mAP first.
+@dataclass(frozen=True)
+class RankedGroup:
+    """A row of the summary with its group's chance and what its distance from the best is worth."""
 
-    A row is within the noise of the seeds if its mAP differs from the best by no more than the deviation of such a
+    row: Mapping[str, Any]
+    chance: float | None
+    note: str
+
+
+def sort_groups(summary: Sequence[Mapping[str, Any]], chances: Sequence[float | None]) -> list[RankedGroup]:
+    """Return the groups, best mAP first.
+
+    A group is within the noise of the seeds if its mAP differs from the best by no more than the deviation of such a
     difference from seed to seed, sqrt(a^2 + b^2).
     """
     rows = sorted(zip(summary, chances, strict=True), key=lambda pair: -(pair[0]["map"] or 0.0))
-    best = rows[0][0] if rows else {}
-    return [_ranked(row, chance, best) for row, chance in rows]
+    return [RankedGroup(row, chance, _note(row, rows[0][0])) for row, chance in rows]
 
 
-def _ranked(row: Mapping[str, Any], chance: float | None, best: Mapping[str, Any]) -> dict[str, Any]:
+def rank_groups(summary: Sequence[Mapping[str, Any]], chances: Sequence[float | None]) -> list[dict[str, Any]]:
+    """Return the groups as rows for a terminal, best mAP first."""
+    return [_ranked(group) for group in sort_groups(summary, chances)]
+
+
+def _ranked(group: RankedGroup) -> dict[str, Any]:
+    row = group.row
     deviation = f" ± {row['deviation']:.4f}" if row["deviation"] is not None else ""
     return {
         "mAP": None if row["map"] is None else f"{row['map']:.4f}{deviation}",
-        "chance": chance,
+        "chance": group.chance,
         "seeds": row["seeds"],
         "failed": row["failed"] or None,
         **{name.removeprefix(AXIS_PREFIX): label for name, label in row.items() if name.startswith(AXIS_PREFIX)},
         "val_map": row["val_map"],
         "bits": row["bits"],
-        "note": _note(row, best),
+        "note": group.note,
     }
 
 

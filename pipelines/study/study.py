@@ -23,6 +23,7 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
 from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of_rows
 from pipelines.artifacts.versions import find_finished, open_current
+from pipelines.artifacts.words import format_span
 from pipelines.cluster.session import kept_ray
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
@@ -36,8 +37,9 @@ from pipelines.ingest.ingest import ingest
 from pipelines.ingest.protocols import find_protocol
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
+from pipelines.study.forecast import NAME_DIGEST_CHARS, Forecast, forecast_trainings
 from pipelines.study.grid import Grid, Group
-from pipelines.study.page import study_page, study_plots
+from pipelines.study.page import report_links, study_page, study_plots
 from pipelines.study.results import (
     AXIS_PREFIX,
     SEARCHES,
@@ -54,8 +56,9 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NAME_DIGEST_CHARS = 16
 FAILED_NAMED = 3
+STUDY_VERSION = 2
+"""Version of the study's page. Bump it when the contents of a page change."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,11 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyListing(Result):
-    """Every cell with its state, as long as cells are missing; the uri is the study's --out."""
+    """Every cell with its state, as long as cells are missing; the uri is the study's --out.
+
+    `trainings` are left, with `images` to see (unknown without shards) and `training_seconds` to take at the pace of
+    those done here (unknown before the first).
+    """
 
     TABLES = ("states",)
 
@@ -116,7 +123,18 @@ class StudyListing(Result):
     done: int
     missing: int
     failed: int
+    trainings: int
+    images: int | None
+    training_seconds: float | None
     states: list[dict[str, Any]]
+
+    def fact(self, name: str, value: Any) -> list[str]:
+        """Say why a figure is not known, and that the time is an estimate."""
+        if name == "images" and value is None:
+            return ["unknown before the shards are made"]
+        if name == "training_seconds" and self.trainings:
+            return ["unknown before the first training" if value is None else f"about {format_span(value)}"]
+        return super().fact(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +195,7 @@ def study(
     cells = [cell for found, _ in outcomes for cell in found]
     trials = [trial for _, found in outcomes for trial in found]
     if data is None or dry_run or any(cell.state == "missing" for cell in cells):
-        result: StudyResult | StudyListing = _list_cells(out, cells, dry_run)
+        result: StudyResult | StudyListing = _list_cells(out, cells, dry_run, _forecast(grid, cells, data, out))
     else:
         result = _publish_study(grid, out, data, cells, trials)
     if not dry_run:
@@ -358,6 +376,7 @@ def _publish_study(grid: Grid, out: str, data: Data, cells: Sequence[Cell], tria
         inputs |= {f"{kind}-{number}": entry for kind, entry in made.items() if entry is not None}
     description = grid.description.model_dump(mode="json")
     facts = {
+        "page": STUDY_VERSION,
         "study": description,
         "cells": [[cell.group.name, cell.seed, cell.error] for cell in cells],
         "searches": [asdict(trial) for trial in trials],
@@ -372,7 +391,9 @@ def _publish_study(grid: Grid, out: str, data: Data, cells: Sequence[Cell], tria
     summary = summarise_groups(table)
     drawn = study_plots(summary)
     sources = {role: entry.digest for role, entry in data.inputs().items()}
-    page = study_page(grid.description, table.to_pylist(), summary, trials, drawn, sources)
+    rows, chances = table.to_pylist(), group_chances(table)
+    links = report_links([cell.report for cell in cells if cell.report is not None], out)
+    page = study_page(grid.description, rows, summary, chances, trials, drawn, sources, links)
     files = {
         "cells.parquet": parquet_bytes(table),
         "searches.parquet": parquet_bytes(table_of_rows(SEARCHES, trials)),
@@ -426,7 +447,15 @@ def _training_seconds(cells: Sequence[Cell]) -> dict[str, float]:
     return found
 
 
-def _list_cells(out: str, cells: Sequence[Cell], dry_run: bool) -> StudyListing:
+def _forecast(grid: Grid, cells: Sequence[Cell], data: Data | None, out: str) -> Forecast:
+    """Return what is left of the study's trainings: candidates with the first seed, and cells."""
+    tried = [grid.config(group, grid.seeds[0], one.settings) for group in grid.groups for one in grid.candidates]
+    # With a search the cell of the first seed is the training of the chosen candidate.
+    trained = [cell.config for cell in cells if not grid.candidates or cell.seed != grid.seeds[0]]
+    return forecast_trainings([*tried, *trained], (data.train, data.val) if data else None, out)
+
+
+def _list_cells(out: str, cells: Sequence[Cell], dry_run: bool, forecast: Forecast) -> StudyListing:
     """Return every cell with its state, for a study that is not complete yet."""
     shown = [{"cell": cell.name, "state": cell.state} for cell in cells]
     counts = Counter(cell.state for cell in cells)
@@ -438,6 +467,9 @@ def _list_cells(out: str, cells: Sequence[Cell], dry_run: bool) -> StudyListing:
         done=counts["done"],
         missing=counts["missing"],
         failed=counts["failed"],
+        trainings=forecast.trainings,
+        images=forecast.images,
+        training_seconds=forecast.seconds,
         states=shown,
     )
 

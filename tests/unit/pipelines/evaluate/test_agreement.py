@@ -10,7 +10,8 @@ import hhnet
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.settings import AgreementSettings, Config
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
-from pipelines.evaluate.agreement import expected_overlaps, nearest_probabilities, report_agreement
+from pipelines.evaluate.agreement import report_agreement
+from pipelines.evaluate.overlap import expected_overlaps, nearest_probabilities
 from pipelines.verify.verify import verify
 from tests.support.codes import Rows, class_codes, random_codes, write_codes
 
@@ -70,7 +71,16 @@ def test_the_figures_are_those_of_a_plain_computation(tmp_path: Path) -> None:
     assert metrics["pairs"]["new_mean"] == pytest.approx(both[1].mean() / 16, abs=1e-6)
     assert metrics["neighbours"]["new_mean"] == pytest.approx((both[1] * p_old).sum() / p_old.sum() / 16, abs=1e-6)
     assert [len(metrics["neighbours"][side]) for side in ("old", "new")] == [8, 8]
+    assert metrics["self_overlap"] == pytest.approx([(p * p).sum(1).mean() / 3 for p in (p_old, p_new)], abs=1e-6)
     labels = np.array([n % 3 for count in TARS.values() for n in range(count)])
+    for side, told in zip(sides, metrics["map"], strict=True):
+        others = [np.arange(23) != n for n in range(23)]
+        ap = [
+            hhnet.average_precisions(side[[n]], labels[[n]], side[rest], labels[rest]) for n, rest in enumerate(others)
+        ]
+        assert told == pytest.approx(np.mean(ap), abs=1e-6)
+    page = Path(answer["report"]).read_text()
+    assert "Old codes with themselves" in page and page.count('<p class="soft">New codes</p>') == 6
     expected = [
         (name, int((labels == n).sum()), each[labels == n].mean()) for n, name in enumerate(("cat", "dog", "owl"))
     ]

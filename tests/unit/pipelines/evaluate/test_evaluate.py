@@ -268,7 +268,7 @@ def test_queries_to_which_nothing_is_relevant_are_refused_with_the_reason(tmp_pa
 def test_the_worst_queries_are_shown_worst_first(tmp_path):
     q, database = sets(tmp_path)
     page = page_of(evaluate(q, database, str(tmp_path / "report"), PLAIN).as_json())
-    shown = re.findall(r"AP (\d\.\d{3})", page[page.index("The worst queries") :])
+    shown = re.findall(r"AP (\d\.\d{3})", page[page.index('id="the-worst-queries"') :])
     ap = hhnet.average_precisions(*arrays([q]), *arrays(database))
     assert shown == [f"{value:.3f}" for value in np.sort(ap)[:3]]
 

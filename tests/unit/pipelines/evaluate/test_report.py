@@ -11,17 +11,20 @@ from PIL import Image
 
 from pipelines.config.settings import Config, EvaluateSettings
 from pipelines.encode.codes import open_codes
-from pipelines.evaluate.evaluate import choose_queries, evaluate
+from pipelines.evaluate.evaluate import evaluate
 from pipelines.evaluate.figures import measure_pair
+from pipelines.evaluate.gallery import choose_queries
 from pipelines.evaluate.health import examine_codes
 from pipelines.evaluate.pair import load_pair
 from tests.support.codes import (
+    Rows,
     codes_of_shards,
+    random_codes,
     simple_rows,
     write_codes,
     write_shards,
 )
-from tests.support.evaluations import PLAIN, config, page_of, sets
+from tests.support.evaluations import PLAIN, config, metrics_of, page_of, range_keys, sets
 
 PLOTS = 9
 
@@ -55,7 +58,7 @@ def test_pictures_are_those_of_the_samples_shown(tmp_path, with_pictures):
     page = page_of(evaluate(q, [d], str(tmp_path / "report"), Config(evaluate=EvaluateSettings(gallery=3))).as_json())
     colours = []
     for row in page.split('<article class="query">')[1:]:
-        data = [base64.b64decode(text) for text in re.findall(r'base64,([^"]+)"', row)]
+        data = [base64.b64decode(text) for text in re.findall(r'base64,([^"]+)"', row.partition("</article>")[0])]
         means = np.stack([np.asarray(Image.open(io.BytesIO(entry)), np.float64).mean((0, 1)) for entry in data])
         assert np.abs(means[: 1 + 8] - means[0]).max() < 35  # eight of the class in the database
         colours.append(means[0])
@@ -110,3 +113,43 @@ def test_the_gallery_is_spread_over_the_classes_and_has_failures(tmp_path):
     assert choose_queries(pair, ap, 0) == [] and len(choose_queries(pair, ap, 200)) == 60
     everything = load_pair(open_codes(q), [open_codes(q)])
     assert len(choose_queries(everything, ap, 1)) == 1
+
+
+def test_the_page_says_what_was_measured_and_what_to_do_next(tmp_path):
+    q, database = sets(tmp_path)
+    page = page_of(evaluate(q, database, str(tmp_path / "report"), config()).as_json())
+    assert "30 queries in 90 database images, 3 classes: cat, dog, owl" in page
+    assert "64 bits, model aaaaaaaaaaaa" in page  # the model is out of reach
+    said = re.search('id="what-to-do-next">(.*?)</section>', page, re.S)
+    assert said and said[1].count("<p>") == 2
+    links = re.findall('href="#([^"]+)"', page)
+    assert len(links) >= 7 and all(f'id="{link}"' in page for link in links)
+    assert page.index("What to do next</h2>") < page.index("By every convention</h2>")
+
+
+def test_confusions_are_the_classes_of_the_nearest_neighbours(tmp_path):
+    """Queries of class dog have the codes of class cat in the database."""
+    cat, dog, owl = random_codes(3, 64, seed=1234)
+    q = {"q-0.tar": Rows(["a", "b"], np.stack([cat, cat]), [[0], [1]])}
+    d = {"d-0.tar": Rows(range_keys(30), np.repeat([cat, dog, owl], 10, axis=0), [[n // 10] for n in range(30)])}
+    args = write_codes(tmp_path / "q", q).uri, [write_codes(tmp_path / "d", d).uri]
+    answer = evaluate(*args, str(tmp_path / "report"), config()).as_json()
+    confusion = metrics_of(answer)["confusion"]
+    assert confusion["classes"] == ["cat", "dog", "owl"]
+    assert confusion["shares"] == [[1, 0, 0], [1, 0, 0], None]
+    assert confusion["most"] == [{"query": "dog", "neighbour": "cat", "share": 1.0}]
+    page = page_of(answer)
+    assert "▼ at chance" in page and "dog is found hardly better than by chance" in page
+    assert "100% of the nearest neighbours of dog are cat" in page
+
+
+def test_conventions_that_agree_are_folded(tmp_path):
+    cat, dog, owl = random_codes(3, 64, seed=1234)
+    q = {"q-0.tar": Rows(["a", "b", "c"], np.stack([cat, dog, owl]), [[0], [1], [2]])}
+    d = {"d-0.tar": Rows(range_keys(30), np.repeat([cat, dog, owl], 10, axis=0), [[n // 10] for n in range(30)])}
+    args = write_codes(tmp_path / "q", q).uri, [write_codes(tmp_path / "d", d).uri]
+    page = page_of(evaluate(*args, str(tmp_path / "report"), config()).as_json())
+    assert "To three digits all of them give 1.000." in page and "<summary>Every convention</summary>" in page
+    q, database = sets(tmp_path / "other")
+    cut = evaluate(q, database, str(tmp_path / "r"), config(at=10)).as_json()
+    assert "<summary>Every convention" not in page_of(cut)

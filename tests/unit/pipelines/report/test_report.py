@@ -85,6 +85,8 @@ CURVES = {
     "buckets of many": lambda: plots.bucket_sizes([(1 << n, (2 << n) - 1, 0.05) for n in range(20)]),
     "within": lambda: plots.code_distances([0.2, 0.8], [0.1, 0.9], 1),
     "within of one": lambda: plots.code_distances([], [], 1),
+    "learning": lambda: plots.learning_curve([1, 2, 3], [2.0, 1.0, 0.5], [None, 0.3, 0.4]),
+    "learning without validation": lambda: plots.learning_curve([1], [2.0], [None]),
     "drift": lambda: plots.bit_drift([0.3, -0.1], [0.1, 0.2]),
     "drift of nothing": lambda: plots.bit_drift([0.0], [0.0]),
 }
@@ -110,27 +112,28 @@ def test_plots_show_the_figures():
     assert CURVES["drift"]() != plots.bit_drift([0.3, -0.1], [0.1, 0.15])
 
 
-def search_page(rows, **facts):
-    return page.render(
-        "search", **{"rows": rows, "total": len(rows), "problems": [], "rerank": None, "skipped": [], **facts}
-    )
+def search_page(rows, **given):
+    facts = {"total": len(rows), "problems": [], "rerank": None, "skipped": [], "subject": {}}
+    return page.render("search", **{"rows": rows, **facts, **given})
 
 
 def test_everything_on_a_page_is_escaped():
     evil = "<b onload='x'>\"&"
     tile = page.Tile(evil, [evil], "data:image/png;base64,", 3, True, evil)
-    cell = {"group": evil, "seed": 0, "map": 0.5, "val_map": None, "lr": 0.1, "model": None, "report": None}
+    cell = {"group": evil, "seed": 0, "map": 0.5, "val_map": None, "lr": 0.1, "model": None, "report": evil}
     entry = {f"axis.{evil}": evil, "map": 0.5, "deviation": None, "seeds": 1, "failed": 1, "val_map": None, "lr": 0.1}
     study = study_page(
         Description(title=evil, about=evil, settings={evil: evil}),
-        [{**cell, "error": None}, {**cell, "error": evil}],
-        [{**entry, "flops": None, "parameters": None, "images": None}],
+        [{**cell, **entry, "error": None}, {**cell, **entry, "error": evil}],
+        [{**entry, "bits": 16, "flops": None, "parameters": None, "images": None}],
+        [0.1],
         [Trial(evil, 0, evil, None, None, False, evil)],
         {},
         {evil: evil},
+        {evil: evil},
     )
-    found = search_page([page.GalleryRow(tile, [tile])], problems=[evil], unreadable=False)
-    for html, times in ((study, 15), (found, 9)):
+    found = search_page([page.GalleryRow(tile, [tile])], problems=[evil], unreadable=False, subject={evil: evil})
+    for html, times in ((study, 15), (found, 11)):
         assert "<b onload" not in html and "onload='" not in html
         assert html.count("&lt;b onload=&#39;x&#39;&gt;&#34;&amp;") >= times
 
@@ -144,7 +147,48 @@ def test_a_verdict_is_told_by_more_than_colour():
     tiles = [page.Tile("n", ["cat"], None, 1, right) for right in (True, False, None)]
     html = search_page([page.GalleryRow(page.Tile("q"), tiles)], unreadable=False)
     assert html.count("✓") == 1 and html.count("✗") == 1
+    assert html.count('class="unseen">right<') == 1 and html.count('class="unseen">wrong<') == 1
+    assert all(f'class="soft rank">{rank}.<' in html for rank in (1, 2, 3))
     assert html.count('class="tile right"') == 1 and html.count('class="tile wrong"') == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "short"),
+    [("a/b/0001.jpg", "0001.jpg"), ("0123456789" * 4, "01234567890…890123456789"), ("a/", "a"), ("", "")],
+)
+def test_a_long_key_is_shown_short(key, short):
+    assert page.short_key(key) == short
+
+
+def contrast(ink, ground):
+    def luminance(colour):
+        shares = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+        return np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    low, high = sorted((luminance(ink), luminance(ground)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def inverted(colour):
+    """The colour under the style sheet's `invert(1) hue-rotate(180deg)`."""
+    turn = np.array([[-0.574, 1.43, 0.144], [0.426, 0.43, 0.144], [0.426, 1.43, -0.856]])
+    rgb = 255 - np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
+    return "#" + "".join(f"{round(value):02x}" for value in (turn @ rgb).clip(0, 255))
+
+
+def test_the_text_of_plots_is_readable_on_light_and_dark_pages():
+    assert contrast(plots.INK, "#ffffff") >= 4.5 and contrast(inverted(plots.INK), "#1c2025") >= 4.5
+    style = page.TEMPLATES.get_template("style.css").render()
+    assert "filter: invert(1) hue-rotate(180deg)" in style and "--surface: #1c2025" in style
+    for colour in (plots.BLUE, plots.ORANGE):
+        assert contrast(colour, "#ffffff") >= 3 and contrast(inverted(colour), "#1c2025") >= 3
+
+
+def test_no_card_stands_alone_in_a_row():
+    cards = page.TEMPLATES.get_template("parts.html.j2").module.cards
+    for rest in range(1, 10):
+        html = cards([("name", "1", "")] * (rest + 1))
+        assert (int(html.partition("--span:")[2][0]) + rest) % 4 == 0
 
 
 def test_bars_follow_the_numbers():

@@ -9,7 +9,7 @@ import pytest
 from pipelines.__main__ import main
 from pipelines.config.settings import Config, SearchSettings
 from pipelines.errors import InputError
-from pipelines.report.pictures import thumbnail
+from pipelines.report.pictures import LARGE_SIDE, thumbnail
 from pipelines.search.search import SearchLimits, search
 from tests.support.pictures import jpeg, picture, png
 from tests.support.web import body, endless, redirect, web_server
@@ -178,7 +178,7 @@ def test_pictures_come_from_a_web_server(tmp_path, with_model, monkeypatch):
         assert names_of(answer) == urls and answer.status == "done"
         assert all(entry["neighbours"][0]["labels"] == ["dog"] for entry in answer.results)
         page = (tmp_path / "found.html").read_text()
-        assert page.count(thumbnail(data)) == 3 and f"{server}/get?id=7" in page
+        assert page.count(thumbnail(data, LARGE_SIDE)) == 3 and f"{server}/get?id=7" in page
 
         refusals = {
             "none.jpg": "404 Not Found: check the address",

@@ -217,6 +217,13 @@ def test_the_page_shows_the_query_and_its_neighbours(tmp_path, build):
     assert answer["html"] == str(page_file)
     assert len(pictures_in(page)) == 5 and "no picture" not in page
     assert "class_01/0001" in page and "distance 0" in page and "http" not in page.replace("http-equiv", "")
+    head = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert head == {"Index": f"{index} (flat, 24 codes)", "Version": "1", "Bits": "64", "k": "4"}
+    # A key is shown by its last component; the whole stands in a tooltip.
+    assert 'title="class_01/0001"' in page and '<span class="soft">0001</span>' in page
+    shares = [bool({"class_01"} & set(found["labels"])) for found in answer["results"][0]["neighbours"]]
+    marks = re.findall(r'<b class="mark" aria-hidden="true">(.)</b>', page)
+    assert marks == ["✓" if right else "✗" for right in shares]
 
 
 def test_without_shards_the_page_says_so(tmp_path, build):
@@ -246,6 +253,7 @@ def test_the_page_shows_queries_from_codes_through_their_own_shards(tmp_path, bu
     search(index, CONFIG, codes=[asked], k=2, html=str(page_file))
     page = page_file.read_text()
     assert len(pictures_in(page)) == 3 * 24 and "no picture" not in page
+    assert page.count('<b class="mark"') == 2 * 24  # the labels of the queries are known
     assert thumbnails_of(queries) <= set(pictures_in(page)) <= thumbnails_of(queries) | thumbnails_of(database)
 
     # Given shards add to what is known, and what is not needed is not missed.

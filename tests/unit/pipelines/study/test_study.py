@@ -1,6 +1,7 @@
 """A tiny study whose verbs run in this process; tests/integration/test_study.py has it on Ray."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -122,10 +123,36 @@ def test_rows_mean_and_deviation_are_those_of_the_reports(trainings: Trainings, 
         assert entry["deviation"] == pytest.approx(stdev(maps), abs=1e-12)
     page = Path(answer["report"]).read_text()
     assert "Tiny &lt;study&gt;" in page and "http" not in page.replace("http-equiv", "")
-    assert {path.name.partition("-")[0] for path in Path(answer["uri"]).glob("parts/*.png")} == {
-        "map_bits",
-        "map_flops",
-    }
+    drawn = {path.name.partition("-")[0] for path in Path(answer["uri"]).glob("parts/*.png")}
+    assert drawn == {"map_bits"}  # of their FLOPs the groups differ by the last layer alone
+
+
+def test_the_page_has_the_best_group_first_and_links_to_the_reports(
+    trainings: Trainings, shards: Path, tmp_path: Path
+) -> None:
+    answer = trainings.study(grid_of(tmp_path, shards), str(tmp_path / "out")).as_json()
+    page = Path(answer["report"])
+    table = page.read_text().partition('id="groups"')[2].partition("</section>")[0]
+    shown = re.findall(r"<td>(\d\.\d{4}) ±", table)
+    assert shown == sorted((f"{entry['map']:.4f}" for entry in answer["summary"]), reverse=True) and len(shown) == 2
+    chance = pq.read_table(answer["table"])["chance"][0].as_py()
+    assert table.count(f"<td>{chance:.4f}</td>") == 2
+    links = {(page.parent / link).resolve() for link in re.findall(r'href="([^"#]+)"', table)}
+    assert links == set((tmp_path / "out").resolve().glob("report/*/parts/report-*.html")) and len(links) == 4
+
+
+def test_a_dry_run_tells_what_is_left(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
+    grid, out = grid_of(tmp_path, shards), str(tmp_path / "out")
+    left = trainings.study(grid, out, dry_run=True)
+    assert (left.trainings, left.images, left.training_seconds) == (4, 4 * 27, None)
+    assert "unknown before the first training" in left.as_text()
+    trainings.study(grid, out, share=(1, 2))
+    left = trainings.study(grid, out, dry_run=True)
+    assert (left.trainings, left.images) == (2, 2 * 27) and left.training_seconds > 0
+    assert re.search(r"training seconds +about \d", left.as_text())
+    rates = SEARCH.replace("1e-3", "1e-4")  # none of them is the default
+    searched = trainings.study(grid_of(tmp_path, shards, STUDY + rates), str(tmp_path / "other"), dry_run=True)
+    assert searched.trainings == 2 * (2 + 1)  # two candidates with the first seed, the chosen one with the other
 
 
 def test_its_status_counts_cells_and_artifacts(trainings: Trainings, shards: Path, tmp_path: Path) -> None:
@@ -240,6 +267,7 @@ def test_the_last_of_two_shares_side_by_side_publishes(trainings: Trainings, sha
 def test_without_data_only_a_dry_run_lists_the_cells(tmp_path: Path) -> None:
     grid = grid_of(tmp_path, None)
     listed = study(grid, str(tmp_path / "out"), dry_run=True).as_json()
+    assert (listed["trainings"], listed["images"], listed["training_seconds"]) == (4, None, None)
     assert listed["missing"] == 4 and not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="the study has no data: give --train, --query and --database"):
         study(grid, str(tmp_path / "out"))
