@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.artifacts.words import format_seconds, format_span
 from pipelines.console import NOTICE, draws_on_terminal
@@ -26,6 +26,9 @@ NAME_WIDTH, BAR_WIDTH = 24, 20
 """Characters of a bar's name and of the bar: with count, time left and note, a line fits 100 columns."""
 BOARD_TIMEOUT_S = 30.0
 """Seconds that a board may take to answer."""
+
+Line = tuple[str, dict[str, Any]]
+"""A line for the user, and its fields in a log of JSON."""
 
 Reporter = Callable[[str, int, int, str], None]
 """Receives (stage, done, total, note)."""
@@ -66,12 +69,14 @@ def displayed_by(display: Display) -> Iterator[None]:
 
 
 @contextmanager
-def stage(name: str, total: int, unit: str = "items") -> Iterator[Advance]:
-    """Show a stage's progress on stderr: a bar on a terminal, a line or a record every few seconds elsewhere."""
+def stage(name: str, total: int, unit: str = "items", done: int = 0) -> Iterator[Advance]:
+    """Show a stage's progress on stderr: a bar on a terminal, a line or a record every few seconds elsewhere.
+
+    `done` of the total was done before.
+    """
     usual = _progress_bar if draws_on_terminal() else _progress_lines
     show = (_displays[-1] if _displays else usual)(name, total, unit)
     reporter = _reporter.get()
-    done = 0
     with show as draw:
 
         def advance(steps: int = 1, note: str = "") -> None:
@@ -119,15 +124,22 @@ def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, s
 
 
 class Pace:
-    """Time since a stage began, and the time left at its mean rate."""
+    """Time since a stage began, and the time left at its mean rate.
+
+    The rate leaves out what earlier runs did, and the time before the work began, in which workers start.
+    """
 
     def __init__(self, total: int) -> None:
         self._total, self._begun = total, time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def read(self, done: int) -> tuple[float, float | None]:
         """Return the seconds so far and the seconds left, None while they cannot be told."""
-        seconds = time.monotonic() - self._begun
-        return seconds, seconds / done * (self._total - done) if 0 < done < self._total else None
+        now = time.monotonic()
+        if self._first is None or done <= self._first[1]:  # the work begins at the last call before it moves on
+            self._first = now, done
+        rate = (done - self._first[1]) / (now - self._first[0]) if now > self._first[0] else 0.0
+        return now - self._begun, (self._total - done) / rate if rate and done < self._total else None
 
 
 @contextmanager
@@ -152,23 +164,28 @@ def _progress_lines(name: str, total: int, unit: str) -> Iterator[Callable[[int,
 
 
 class Board:
-    """Holds the progress that workers post and the error that ends a run; runs in a Ray actor."""
+    """Holds the progress and lines that workers post and the error that ends a run; runs in a Ray actor."""
 
     def __init__(self) -> None:
         self._step, self._note = 0, ""
+        self._lines: list[Line] = []
         self._failure: HHNetError | None = None
 
     def post(self, step: int, note: str) -> None:
         """Set the number of steps done, and the note to show beside it."""
         self._step, self._note = step, note
 
+    def tell(self, text: str, fields: dict[str, Any]) -> None:
+        """Add a line for the user, with its fields in a log of JSON."""
+        self._lines.append((text, fields))
+
     def fail(self, error: HHNetError) -> None:
         """Keep the first error that a restart would only repeat."""
         self._failure = self._failure or error
 
-    def read(self) -> tuple[int, str]:
-        """Return the last posted steps and note."""
-        return self._step, self._note
+    def read(self, told: int) -> tuple[int, str, list[Line]]:
+        """Return the last posted steps and note, and the lines after the first `told`."""
+        return self._step, self._note, self._lines[told:]
 
     def failure(self) -> HHNetError | None:
         """Return the error that ended the run, or None."""
@@ -213,15 +230,18 @@ class BoardView:
         import ray
         from ray.exceptions import RayError
 
-        with stage(self._name, self._total, self._unit) as advance:
-            advance(self._done)
-            shown = self._done
+        with stage(self._name, self._total, self._unit, self._done) as advance:
+            shown, seen, told = self._done, "", 0
             ended = False
             while not ended:
                 ended = self._ended.wait(1.0)
                 with suppress(RayError):  # a lost or late board costs only the display; the work goes on
-                    step, note = ray.get(self._board.read.remote(), timeout=BOARD_TIMEOUT_S)
-                    if step > shown:
+                    step, note, lines = ray.get(self._board.read.remote(told), timeout=BOARD_TIMEOUT_S)
+                    # A restarted worker repeats some steps: the count stays until it is passed.
+                    if step > shown or (step == shown and note != seen):
                         advance(step - shown, note)
                         self._follow(step, note)
-                        shown = step
+                        shown, seen = step, note
+                    for text, fields in lines:
+                        _log.log(NOTICE, "%s", text, extra=fields)
+                    told += len(lines)

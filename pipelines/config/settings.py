@@ -160,7 +160,8 @@ class TrainSettings(GpuPlacedSettings):
     """Settings of a training."""
 
     recipe: str | None = None
-    """Named preset that the other settings start from: docs/recipes.md; unset = none."""
+    """Named preset that the other settings start from: docs/recipes.md; unset = none, but `hhnet train` takes auto on a
+    machine without a GPU if no setting of data, model and train is given."""
     epochs: Annotated[int, ChangesResult("model")] = Field(20, ge=1, le=100_000)
     """Passes over the training samples."""
     loss: Annotated[str, ChangesResult("model")] = "orthohash"
