@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.verb import CodesOption, ConfigOption, Flags, OutOption, Setting
+from pipelines.cli.verb import CodesOption, Flags, OutOption, Setting
 from pipelines.config.recipes import recipe_names
 
 
@@ -145,8 +145,6 @@ class TrainFlags(Flags):
         Setting("train.rotate"),
     ] = None
     model: Annotated[str | None, typer.Option(help="With --rotate: the trained model.", metavar="URI")] = None
-    config: ConfigOption = None
-    """Also the file of the settings; here, whether there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)

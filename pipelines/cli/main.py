@@ -131,7 +131,7 @@ def _class_rule(flags: IngestFlags) -> Literal["first", "parent"] | None:
 def train_command(flags: TrainFlags, settings: Config) -> Result:
     """Train a hashing network on shards; the same command resumes after a kill.
 
-    Without --config and settings of data, model and train, a machine without a GPU takes --recipe auto.
+    Without a GPU, and without a setting that changes the model, it takes --recipe auto.
 
     Example: hhnet train --shards shards/train --out model
 
@@ -154,9 +154,7 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
     from pipelines.train.fit import auto_if_unsaid
     from pipelines.train.train import train
 
-    if flags.config is None:
-        settings = auto_if_unsaid(settings, flags.out)
-    return train(flags.shards, flags.out, settings, val=flags.val)
+    return train(flags.shards, flags.out, auto_if_unsaid(settings, flags.out), val=flags.val)
 
 
 @verb(app, "encode")

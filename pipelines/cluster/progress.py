@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 LINE_EVERY_S = 10.0
 """Least seconds between two lines of progress where stderr is no terminal."""
 NAME_WIDTH, BAR_WIDTH = 24, 20
-"""Characters of a bar's name and of the bar: with count, time left and note, a line fits 100 columns."""
+"""Characters of the bar, and of its name where a verb has several; with count and time, a line fits 100 columns."""
 BOARD_TIMEOUT_S = 30.0
 """Seconds that a board may take to answer."""
 
@@ -106,11 +106,13 @@ def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, s
         TextColumn("{task.description}", markup=False),
         BarColumn(BAR_WIDTH),
         TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}", markup=False),
-        TextColumn("{task.fields[time]}{task.fields[note]}", markup=False),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     pace = Pace(total)
+    label = f"{name:<{NAME_WIDTH}}" if ":" in name else name
     with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
-        task = bars.add_task(f"{name:<{NAME_WIDTH}}", total=total, note="", time="")
+        task = bars.add_task(label, total=total, words="")
+        room = bars.console.width - len(f"{label} {total:,}/{total:,} {unit} ") - BAR_WIDTH - 1
 
         def draw(done: int, note: str) -> None:
             seconds, left = pace.read(done)
@@ -118,9 +120,16 @@ def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, s
                 words = f"in {format_seconds(seconds)}"
             else:
                 words = "" if left is None else f"about {format_span(left)} left"
-            bars.update(task, completed=done, time=words, note=f"  {note}" if note else "")
+            bars.update(task, completed=done, words=_cut(f"{words}  {note}" if note else words, room))
 
         yield draw
+
+
+def _cut(text: str, room: int) -> str:
+    """Drop the last parts of a text, which stand two spaces apart, until it fits; the first part stays."""
+    while len(text) > room and "  " in text:
+        text = text.rpartition("  ")[0]
+    return text
 
 
 class Pace:
@@ -202,7 +211,10 @@ def start_board() -> "ActorHandle":
 
 
 class BoardView:
-    """Context that draws a stage from a board's progress while the block lasts, and passes it to `follow` as well."""
+    """Context that shows a stage and lines from a board while the block lasts.
+
+    `follow` gets the progress as well, and `hear` the fields of each line.
+    """
 
     def __init__(
         self,
@@ -212,8 +224,9 @@ class BoardView:
         total: int,
         unit: str,
         follow: Callable[[int, str], None] = lambda done, note: None,
+        hear: Callable[[dict[str, Any]], None] = lambda fields: None,
     ) -> None:
-        self._follow = follow
+        self._follow, self._hear = follow, hear
         self._board, self._name, self._done, self._total, self._unit = board, name, done, total, unit
         self._ended = threading.Event()
         # In a copy of this thread's context, since the reporter is a context variable and a new thread has none.
@@ -244,4 +257,5 @@ class BoardView:
                         shown, seen = step, note
                     for text, fields in lines:
                         _log.log(NOTICE, "%s", text, extra=fields)
+                        self._hear(fields)
                     told += len(lines)

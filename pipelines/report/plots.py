@@ -186,6 +186,24 @@ def bit_drift(axes: Any, change: Sequence[float], chance: Sequence[float]) -> No
     _legend(axes)
 
 
+@_plot("epoch", "training loss")
+def learning_curve(axes: Any, epochs: Sequence[int], loss: Sequence[float], validated: Sequence[float | None]) -> None:
+    """Plot the loss at the end of each epoch, and over it the validation mAP of the epochs that have one."""
+    axes.plot(epochs, loss, color=ORANGE, linestyle=DASHED, marker="s", markersize=3, label="training loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylim(0, None)
+    points = [(epoch, value) for epoch, value in zip(epochs, validated, strict=True) if value is not None]
+    if points:
+        other = axes.twinx()
+        other.grid(visible=False)
+        other.spines["right"].set_visible(True)
+        other.set_ylabel("validation mAP")
+        other.plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=3.5, label="validation mAP")
+        other.set_ylim(0, 1.15 * max(0.01, *(value for _, value in points)))
+        axes.plot([], [], color=ACCENT, marker="o", markersize=3.5, label="validation mAP")  # for the legend
+    _legend(axes)
+
+
 @_plot("", "mAP")
 def study_curves(
     axes: Any, xlabel: str, series: Mapping[str, Sequence[tuple[float, float, float]]], doubling: bool

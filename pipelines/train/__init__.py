@@ -8,6 +8,8 @@ learner      the optimiser step and the state that a checkpoint must hold
 optimizer    the optimiser and its learning rate
 teacher      the frozen network of a distillation
 validation   mAP inside training
+curve        loss and mAP by epoch, as parts of the model
+sinks        where else the figures go: TensorBoard, MLflow, W&B
 pace         what a training says of its pace
 checkpoints  saved moments at which a training resumes
 rehead       `hhnet train --rotate`: another hash layer for a trained model

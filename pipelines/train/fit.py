@@ -6,6 +6,7 @@ A training that was begun keeps the settings that its run recorded, whatever mac
 import io
 import logging
 import statistics
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,9 @@ from PIL import Image
 from pipelines.artifacts.host import allowed_cpus
 from pipelines.artifacts.manifest import read_identity
 from pipelines.artifacts.runs import read_first_begins
+from pipelines.artifacts.words import short_place
 from pipelines.cluster.session import ray_address
+from pipelines.config.fingerprint import settings_by_kind
 from pipelines.config.loading import config_from, merge_trees
 from pipelines.config.recipes import AUTO
 from pipelines.config.settings import Config
@@ -39,24 +42,30 @@ SMALL_SET, SMALL_BATCH, BATCH = 4000, 32, 64
 """Below SMALL_SET training images a batch has SMALL_BATCH images, else BATCH."""
 USUAL_STRIDE = 4
 """Stride of the stem that WORK_PER_CPU was measured with."""
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Devices of the drivers of Nvidia and AMD, and of both below Windows."""
 HEADERS_READ = 64
 """Number of images whose size is looked at, approximately."""
 
 
 def auto_if_unsaid(config: Config, out: str) -> Config:
-    """Return the settings with `train.recipe = auto` if they name none of data, model and train, and there is no GPU.
+    """Return the settings with `train.recipe = auto` if they name none that changes a model, and there is no GPU.
 
     A training at `out` that was begun with this recipe goes on with it, with a GPU too.
     """
-    if any(section.model_fields_set for section in (config.data, config.model, config.train)):
+    said = {f"{name}.{key}" for name in ("data", "model", "train") for key in getattr(config, name).model_fields_set}
+    if said & {"train.recipe", *settings_by_kind(Config)["model"]}:
         return config
-    if _recorded(Store(out)) is None and (ray_address(config) != "local" or _has_gpu()):
+    if _recorded(Store(out)) is None and (ray_address(config) != "local" or has_gpu()):
         return config
     return config_from(merge_trees(config.model_dump(exclude_unset=True), {"train": {"recipe": AUTO}}))
 
 
-def _has_gpu() -> bool:
-    import torch
+def has_gpu() -> bool:
+    """Tell whether torch can use a GPU. Where Linux has no device of one, the answer needs no import of torch."""
+    if sys.platform == "linux" and not any(Path(device).exists() for device in GPU_DEVICES):
+        return False
+    import torch  # takes seconds, in which the user sees nothing
 
     return torch.cuda.is_available()
 
@@ -67,16 +76,16 @@ def fit_to_images(shards: str, out: str, config: Config) -> Config:
     They are those that the run at `out` recorded, if it was begun; else they fit the shards and this machine's CPUs.
     """
     tree = _recorded(Store(out))
-    why = f"settings of the training begun at {out}"
+    why = f"as the training at {short_place(out)} began"
     if tree is None:
         found, cpus = open_shards(shards), config.ray.cpus or allowed_cpus()
         tree = choose_settings(config, found.samples, _usual_side(found), cpus)
-        why = f"settings for {format_count(found.samples, 'image')} on {format_count(cpus, 'CPU')}"
+        why = f"for {format_count(found.samples, 'image')} on {format_count(cpus, 'CPU')}"
     chosen = merge_trees(tree, config.model_dump(exclude_unset=True))
     config = config_from(chosen)
     _log.log(
         NOTICE,
-        "%s: image_size %d, %s, batch %d, %s; give --config or --set to choose your own",
+        "recipe auto %s: image_size %d, %s, batch %d, %s",
         *(why, config.data.image_size, config.model.backbone, config.data.batch_size),
         format_count(config.train.epochs, "epoch"),
     )

@@ -73,7 +73,7 @@ def train_worker(job: TrainJob, post: Post, tell: Tell = lambda text, fields: No
             ended = time.perf_counter()
             _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
             if learner.rank == 0:
-                _tell_epoch(progress.history[-1], data, config, tell)
+                tell(*_epoch_line(progress.history[-1], data, config))
             meter.count_seconds({"validate": time.perf_counter() - ended})
 
 
@@ -83,16 +83,15 @@ def _last_map(progress: Progress) -> str:
     return "" if found is None else f"  mAP {found:.3f}"
 
 
-def _tell_epoch(figures: EpochFigures, data: TrainData, config: Config, tell: Tell) -> None:
-    """Tell an epoch's mAP, if it was validated, with the number of images that it is of and the mAP of chance."""
+def _epoch_line(figures: EpochFigures, data: TrainData, config: Config) -> tuple[str, dict[str, Any]]:
+    """Return an epoch's loss and, if it was validated, its mAP with the number of images and the mAP of chance."""
+    text = f"epoch {figures.epoch}/{config.train.epochs}: loss {figures.loss:.4f}"
+    fields: dict[str, Any] = {"epoch": figures.epoch, "step": figures.step, "loss": figures.loss}
     if figures.map is None:
-        return
+        return text, fields
     images, chance = len(data.val_rows), validation_chance(data)
-    tell(
-        f"epoch {figures.epoch}/{config.train.epochs}: validation mAP {figures.map:.4f} "
-        f"({format_count(images, 'image')}, chance {chance:.4f})",
-        {"epoch": figures.epoch, "map": figures.map, "val_images": images, "chance": round(chance, 6)},
-    )
+    text += f", validation mAP {figures.map:.4f} ({format_count(images, 'image')}, chance {chance:.4f})"
+    return text, fields | {"map": figures.map, "val_images": images, "chance": round(chance, 6)}
 
 
 def _counted(batches: Iterator[tuple[Batch, int]], meter: Meter) -> Iterator[tuple[Batch, int]]:

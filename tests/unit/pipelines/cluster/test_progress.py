@@ -49,6 +49,20 @@ def test_a_bar_says_what_it_works_on_what_is_left_and_what_it_took(
     assert lines[-1].endswith("60,000/60,000 images in 3 min 20 s") and max(map(len, lines)) <= 100
 
 
+def test_a_long_note_loses_its_last_parts_and_the_count_stays(
+    clock: list[float], terminal: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stage("train", 1824, "steps") as advance:
+        clock[0] += 60
+        advance(60, "epoch 2/19  mAP 0.233  loss 3.4563  1,234 images/s")
+        time.sleep(0.3)  # rich draws ten times a second
+        advance(1764)
+    assert any(
+        re.fullmatch(r"train \S+ 60/1,824 steps about 29 min 24 s left  epoch 2/19  mAP 0\.233", line)
+        for line in drawn(capsys)
+    )
+
+
 def test_lines_and_records_tell_the_same(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with stage("encode: train", 4000, "images") as advance:
         clock[0] += 100

@@ -80,7 +80,7 @@ def test_relative_weights_are_found_by_workers_in_other_folders_and_name_the_mod
     assert len(digests) == 1
 
 
-def test_each_validation_is_told_with_its_images_and_chance_and_stays_beside_the_progress(tmp_path: Path) -> None:
+def test_each_epoch_is_told_with_its_images_and_chance_and_its_map_stays_beside_the_progress(tmp_path: Path) -> None:
     config = load_config(
         sets=[*SETS, "model.backbone=test_resnet", "model.bits=16", "train.epochs=3", "train.val_every=2"]
     )
@@ -92,8 +92,12 @@ def test_each_validation_is_told_with_its_images_and_chance_and_stays_beside_the
     told: list[tuple[str, dict[str, object]]] = []
     train_worker(job, lambda *report: notes.append(report), lambda *line: told.append(line))
     assert notes[0] == (0, "first batch")
-    assert [fields["epoch"] for _, fields in told] == [2, 3]
-    text, fields = told[0]
-    assert text == (f"epoch 2/3: validation mAP {fields['map']:.4f} (12 images, chance {fields['chance']:.4f})")
+    assert [text.partition(" loss ")[0] for text, _ in told] == ["epoch 1/3:", "epoch 2/3:", "epoch 3/3:"]
+    assert "map" not in told[0][1] and "mAP" not in told[0][0]
+    text, fields = told[1]
+    assert text == (
+        f"epoch 2/3: loss {fields['loss']:.4f}, validation mAP {fields['map']:.4f} "
+        f"(12 images, chance {fields['chance']:.4f})"
+    )
     assert fields["val_images"] == 12 and 0 < float(str(fields["chance"])) < 1
     assert "mAP" not in notes[1][1] and f"epoch 3/3  mAP {fields['map']:.3f}  loss" in notes[-1][1]
