@@ -79,12 +79,12 @@ _SHOWN = {"loss": "train/loss", "map": "val/map", "chance": "val/chance"}
 def _tensorboard(job: TrainJob, run: str) -> Iterator[Log]:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(f"{TENSORBOARD_FOLDER}/{run}") as writer:  # type: ignore[no-untyped-call]
+    with SummaryWriter(f"{TENSORBOARD_FOLDER}/{run}") as writer:
 
         def log(epoch: int, figures: Mapping[str, float]) -> None:
             for name, value in figures.items():
-                writer.add_scalar(name, value, epoch)  # type: ignore[no-untyped-call]
-            writer.flush()  # type: ignore[no-untyped-call]
+                writer.add_scalar(name, value, epoch)
+            writer.flush()
 
         yield log
 
