@@ -76,9 +76,9 @@ def test_a_first_training_without_settings_tells_what_it_took_and_each_epoch(sha
         told = r"loss \d+\.\d{4}, validation mAP [01]\.\d{4} \(\d\d images, chance 0\.\d{4}\)"
         assert re.fullmatch(rf"epoch {number}/2: {told}", line)
     assert len(epochs) == 2
-    bars = [line for line in lines if line not in epochs]
+    bars = [line for line in lines if line.startswith("train: ")]
     bar = r"train: 2/2 steps in \d+ (s|min).*  epoch 2/2  mAP [01]\.\d{3}  loss \d+\.\d{4}  [\d.,]+ images/s"
-    assert re.fullmatch(bar, bars[-1]) and all(line.startswith("train: ") for line in bars), done.stderr
+    assert re.fullmatch(bar, bars[-1]), done.stderr
     assert {part.suffix for part in out.glob("parts/learning_curve-*")} == {".csv", ".png"}
 
 
