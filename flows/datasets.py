@@ -77,11 +77,10 @@ CROP_ROWS = 10
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared set: its zip, a title, the number of images in its `train` folder, and whether it is the fallback."""
+    """A prepared set: its zip, a title, and whether it is the fallback."""
 
     archive: Path
     title: str
-    train_images: int
     fallback: bool = False
 
 
@@ -93,14 +92,14 @@ def prepare_archive(say: Say, cache: Path | None = None) -> Dataset:
         return found
     say("data: Fashion-MNIST is out of reach; FALLBACK: crops of the photographs shipped with scikit-image")
     archive = _archive(store, "photographs", photographs())
-    return Dataset(archive, "crops of scikit-image's photographs (fallback)", _count(archive, "train/"), True)
+    return Dataset(archive, "crops of scikit-image's photographs (fallback)", True)
 
 
 def _fashion_mnist(store: Store, say: Say) -> Dataset | None:
     title = "Fashion-MNIST (60,000 training and 10,000 test images)"
     if (ready := _ready(store, "fashion-mnist")) is not None:
         say(f"data: Fashion-MNIST, from the cache ({ready})")
-        return Dataset(ready, title, 60_000)
+        return Dataset(ready, title)
     sources: tuple[tuple[str, Callable[[Path], Path]], ...] = (
         (f"the system's copy in {INSTALLED_FOLDER}", lambda _: _installed()),
         (f"torchvision's mirror {MIRROR}", lambda folder: _from_mirror(MIRROR, folder)),
@@ -114,7 +113,7 @@ def _fashion_mnist(store: Store, say: Say) -> Dataset | None:
                 say(f"data: {name}: {error}")
                 continue
             say(f"data: Fashion-MNIST, from {name}")
-            return Dataset(_archive(store, "fashion-mnist", _fashion_images(files)), title, 60_000)
+            return Dataset(_archive(store, "fashion-mnist", _fashion_images(files)), title)
     return None
 
 
@@ -228,11 +227,6 @@ def _archive(store: Store, name: str, images: Iterable[tuple[str, npt.NDArray[np
         store.put_same(f"{name}.zip", path)
         store.put_same(f"{name}.zip.sha256", (sha256_of(path) + "\n").encode())
     return Path(store.path(f"{name}.zip"))
-
-
-def _count(archive: Path, folder: str) -> int:
-    with zipfile.ZipFile(archive) as opened:
-        return sum(name.startswith(folder) for name in opened.namelist())
 
 
 def sample_query(archive: Path) -> str:

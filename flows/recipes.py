@@ -1,31 +1,21 @@
-"""Training settings of `hhnet demo`: the recipe in demo.toml, fitted to the number and size of other images."""
+"""Settings of `hhnet demo`: those of demo.toml for Fashion-MNIST, the recipe `auto` for other images."""
 
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from pipelines.config.loading import load_config
+from pipelines.config.loading import config_from, load_config, load_tree, read_toml
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
-from pipelines.shards.containers import FORMATS, SUFFIXES
+from pipelines.shards.containers import SUFFIXES
+from pipelines.train.fit import HEADERS_READ, SIDES, shorter_side
 
 RECIPE = Path(__file__).parent / "demo.toml"
-RECIPE_IMAGES = 60_000
-"""Number of training images that the recipe was made for (Fashion-MNIST)."""
-HEADERS_READ = 64
-"""Number of images whose size is looked at, approximately."""
-IMAGE_SIDES = (128, 96, 64, 32)
-"""Sides of the input in pixels, the largest first."""
 TRAIN_SHARE = 0.8
 """Share of the user's images that train; the others are queries."""
-FEWEST_EPOCHS, MOST_EPOCHS = 8, 40
-SMALL_SET, SMALL_BATCH = 4000, 32
-"""Below SMALL_SET training images a batch has SMALL_BATCH images."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,17 @@ def demo_recipe() -> Config:
     return load_config(RECIPE)
 
 
+def demo_settings(flags: Mapping[str, Any], sets: Iterable[str], out: str) -> Config:
+    """Return the settings for the images that `flags` describe, changed by those of the user.
+
+    If `flags` name a recipe, it takes the place of what demo.toml says on data, model and training.
+    """
+    base = read_toml(RECIPE)
+    if "train.recipe" in flags:
+        base = {name: section for name, section in base.items() if name not in ("data", "model", "train")}
+    return config_from(load_tree(load_tree(base, (), flags), sets, {"run.out": out}))
+
+
 def probe_images(folder: str) -> Probe:
     """Count the images below `folder` and read the headers of some. Raises InputError if there are none."""
     root = Path(folder).expanduser()
@@ -50,50 +51,10 @@ def probe_images(folder: str) -> Probe:
     found = sorted(_images(root))
     if not found:
         raise InputError(f"{root} holds no images ({', '.join(SUFFIXES)}): --data wants one folder per class")
-    sides = [side for path in found[:: max(1, len(found) // HEADERS_READ)] if (side := _side(path))]
-    return Probe(len(found), round(statistics.median(sides)) if sides else IMAGE_SIDES[-1], found[0])
+    sides = [side for path in found[:: max(1, len(found) // HEADERS_READ)] if (side := shorter_side(path))]
+    return Probe(len(found), round(statistics.median(sides)) if sides else SIDES[-1], found[0])
 
 
 def _images(root: Path) -> Iterator[Path]:
     for place, _, names in os.walk(root):
         yield from (Path(place, name) for name in names if name.lower().endswith(SUFFIXES))
-
-
-def _side(path: Path) -> int | None:
-    """Return the shorter side from the file's header, or None if it cannot be read. Only `encode` rejects images."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return min(image.size)
-    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return None
-
-
-def fit_recipe(recipe: Config, images: int, side: int) -> dict[str, Any]:
-    """Return settings for `images` training images of about `side` pixels that train about as long as the recipe.
-
-    The input is the largest that the images fill and that leaves time for FEWEST_EPOCHS epochs, else the smallest.
-    """
-    work = RECIPE_IMAGES * recipe.train.epochs * _cost(recipe.data.image_size, recipe.model.stem_stride)
-    for size in [size for size in IMAGE_SIDES if size <= max(side * 4 // 3, IMAGE_SIDES[-1])]:
-        stride = _stem_stride(recipe, size)
-        epochs = int(work / (max(images, 1) * _cost(size, stride)))
-        if epochs >= FEWEST_EPOCHS:
-            break
-    return {
-        "data.image_size": size,
-        "data.batch_size": SMALL_BATCH if images < SMALL_SET else recipe.data.batch_size,
-        "model.stem_stride": stride,
-        "train.epochs": min(max(epochs, 1), MOST_EPOCHS),
-    }
-
-
-def _stem_stride(recipe: Config, size: int) -> int:
-    """Return the stride of the stem: the recipe's at its size, twice that up to double the size, and 4 above."""
-    if size <= recipe.data.image_size:
-        return recipe.model.stem_stride
-    return min(4, 2 * recipe.model.stem_stride) if size <= 2 * recipe.data.image_size else 4
-
-
-def _cost(size: int, stride: int) -> float:
-    """Return the work for an image, up to a constant factor: the number of pixels behind the stem."""
-    return (size / stride) ** 2

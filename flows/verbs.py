@@ -1,9 +1,8 @@
 """The verbs that flows contribute to `hhnet`. Importing this module is cheap; a verb imports what it runs."""
 
-import json
 import logging
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +14,10 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.words import align_facts
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import load_config
+from pipelines.config.recipes import AUTO
 from pipelines.config.settings import Config
 from pipelines.console import NOTICE
-from pipelines.errors import ConfigError, Unavailable
+from pipelines.errors import ConfigError, Unavailable, format_count
 
 if TYPE_CHECKING:
     from flows.summary import RunResult
@@ -73,13 +73,15 @@ def demo(
 
     Example: hhnet demo --data photos/ --out my-demo
     """
+    from flows.recipes import demo_settings
+
     flags, query, title = _own_images(data, _say) if data else _standard_images(_say)
-    settings = _with_flags(flags, sets, out)
+    settings = demo_settings(flags, sets or (), out)
     check_access(settings)
-    _say(
-        f"recipe: {settings.model.backbone}, {settings.model.bits} bits, {settings.data.image_size} px, "
-        f"{settings.train.epochs} epochs of {settings.train.loss}; everything goes to {out}"
-    )
+    fitted = settings.train.recipe == AUTO  # training says the size and the epochs then
+    size = "" if fitted else f", {settings.data.image_size} px, {format_count(settings.train.epochs, 'epoch')}"
+    model = f"{settings.model.backbone}, {settings.model.bits} bits, {settings.train.loss}{size}"
+    _say(f"recipe: {'auto, ' if fitted else ''}{model}; everything goes to {out}")
     summary = run_pipeline(settings, out)
     result = DemoResult(**{one.name: getattr(summary, one.name) for one in fields(DemoResult) if one.name != "verb"})
     _say("\n" + demo_summary(result, title, settings.model.bits, query))
@@ -92,19 +94,18 @@ def _say(text: str) -> None:
 
 def _standard_images(say: Callable[[str], None]) -> tuple[dict[str, Any], str, str]:
     """Return settings, a query image and a title for Fashion-MNIST, or for its fallback."""
-    from flows.datasets import CROP_PIXELS, prepare_archive, sample_query
-    from flows.recipes import demo_recipe, fit_recipe
+    from flows.datasets import prepare_archive, sample_query
 
     found = prepare_archive(say)
     flags: dict[str, Any] = {"run.source": str(found.archive)}
     if found.fallback:
-        flags |= fit_recipe(demo_recipe(), found.train_images, CROP_PIXELS)
+        flags |= {"train.recipe": AUTO}
     return flags, sample_query(found.archive), found.title
 
 
 def _own_images(data: str, say: Callable[[str], None]) -> tuple[dict[str, Any], str, str]:
     """Return settings, a query image and a title for the user's folder."""
-    from flows.recipes import TRAIN_SHARE, demo_recipe, fit_recipe, probe_images
+    from flows.recipes import TRAIN_SHARE, probe_images
 
     seen = probe_images(data)
     say(f"data: {seen.images:,} images in {data}, usually {seen.side} px on the shorter side")
@@ -112,18 +113,9 @@ def _own_images(data: str, say: Callable[[str], None]) -> tuple[dict[str, Any], 
         "run.source": data,
         "run.split": f"train={TRAIN_SHARE:g},query={1 - TRAIN_SHARE:g}",
         "run.query": "query",
+        "train.recipe": AUTO,
     }
-    flags |= fit_recipe(demo_recipe(), round(seen.images * TRAIN_SHARE), seen.side)
     return flags, str(seen.example), data
-
-
-def _with_flags(flags: Mapping[str, Any], sets: list[str] | None, out: str) -> Config:
-    """Return the recipe, changed first by the settings for the images, then by those of the user."""
-    from flows.recipes import RECIPE
-
-    # TOML reads JSON's strings and numbers.
-    fitted = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in flags.items()]
-    return load_config(RECIPE, [*fitted, *(sets or ())], {"run.out": out})
 
 
 def demo_summary(result: DemoResult, title: str, bits: int, query: str) -> str:

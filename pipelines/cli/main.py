@@ -131,6 +131,10 @@ def _class_rule(flags: IngestFlags) -> Literal["first", "parent"] | None:
 def train_command(flags: TrainFlags, settings: Config) -> Result:
     """Train a hashing network on shards; the same command resumes after a kill.
 
+    Without a GPU, and without a setting that changes the model, it takes --recipe auto.
+
+    Example: hhnet train --shards shards/train --out model
+
     Example: hhnet train --shards shards/train --out model --workers 2 --epochs 20 --set data.image_size=32
 
     Example: hhnet train --recipe scratch32 --shards shards/train --out model --epochs 50
@@ -147,9 +151,10 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
         return rotate(flags.model, flags.out, settings, shards=flags.shards)
     if flags.shards is None:
         raise UsageError("nothing to train on: give --shards")
+    from pipelines.train.fit import auto_if_unsaid
     from pipelines.train.train import train
 
-    return train(flags.shards, flags.out, settings, val=flags.val)
+    return train(flags.shards, flags.out, auto_if_unsaid(settings, flags.out), val=flags.val)
 
 
 @verb(app, "encode")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.artifacts.words import format_seconds, format_span
 from pipelines.console import NOTICE, draws_on_terminal
@@ -24,9 +24,12 @@ _log = logging.getLogger(__name__)
 LINE_EVERY_S = 10.0
 """Least seconds between two lines of progress where stderr is no terminal."""
 NAME_WIDTH, BAR_WIDTH = 24, 20
-"""Characters of a bar's name and of the bar: with count, time left and note, a line fits 100 columns."""
+"""Characters of the bar, and of its name where a verb has several; with count and time, a line fits 100 columns."""
 BOARD_TIMEOUT_S = 30.0
 """Seconds that a board may take to answer."""
+
+Line = tuple[str, dict[str, Any]]
+"""A line for the user, and its fields in a log of JSON."""
 
 Reporter = Callable[[str, int, int, str], None]
 """Receives (stage, done, total, note)."""
@@ -67,12 +70,14 @@ def displayed_by(display: Display) -> Iterator[None]:
 
 
 @contextmanager
-def stage(name: str, total: int, unit: str = "items") -> Iterator[Advance]:
-    """Show a stage's progress on stderr: a bar on a terminal, a line or a record every few seconds elsewhere."""
+def stage(name: str, total: int, unit: str = "items", done: int = 0) -> Iterator[Advance]:
+    """Show a stage's progress on stderr: a bar on a terminal, a line or a record every few seconds elsewhere.
+
+    `done` of the total was done before.
+    """
     usual = _progress_bar if draws_on_terminal() else _progress_lines
     show = (_displays[-1] if _displays else usual)(name, total, unit)
     reporter = _reporter.get()
-    done = 0
     with show as draw:
 
         def advance(steps: int = 1, note: str = "") -> None:
@@ -102,11 +107,13 @@ def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, s
         TextColumn("{task.description}", markup=False),
         BarColumn(BAR_WIDTH),
         TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}", markup=False),
-        TextColumn("{task.fields[time]}{task.fields[note]}", markup=False),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     pace = Pace(total)
+    label = f"{name:<{NAME_WIDTH}}" if ":" in name else name
     with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
-        task = bars.add_task(f"{name:<{NAME_WIDTH}}", total=total, note="", time="")
+        task = bars.add_task(label, total=total, words="")
+        room = bars.console.width - len(f"{label} {total:,}/{total:,} {unit} ") - BAR_WIDTH - 1
 
         def draw(done: int, note: str) -> None:
             seconds, left = pace.read(done)
@@ -114,21 +121,35 @@ def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, s
                 words = f"in {format_seconds(seconds)}"
             else:
                 words = "" if left is None else f"about {format_span(left)} left"
-            bars.update(task, completed=done, time=words, note=f"  {note}" if note else "")
+            bars.update(task, completed=done, words=_cut(f"{words}  {note}" if note else words, room))
 
         yield draw
 
 
+def _cut(text: str, room: int) -> str:
+    """Drop the last parts of a text, which stand two spaces apart, until it fits; the first part stays."""
+    while len(text) > room and "  " in text:
+        text = text.rpartition("  ")[0]
+    return text
+
+
 class Pace:
-    """Time since a stage began, and the time left at its mean rate."""
+    """Time since a stage began, and the time left at its mean rate.
+
+    The rate leaves out what earlier runs did, and the time before the work began, in which workers start.
+    """
 
     def __init__(self, total: int) -> None:
         self._total, self._begun = total, time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def read(self, done: int) -> tuple[float, float | None]:
         """Return the seconds so far and the seconds left, None while they cannot be told."""
-        seconds = time.monotonic() - self._begun
-        return seconds, seconds / done * (self._total - done) if 0 < done < self._total else None
+        now = time.monotonic()
+        if self._first is None or done <= self._first[1]:  # the work begins at the last call before it moves on
+            self._first = now, done
+        rate = (done - self._first[1]) / (now - self._first[0]) if now > self._first[0] else 0.0
+        return now - self._begun, (self._total - done) / rate if rate and done < self._total else None
 
 
 @contextmanager
@@ -153,23 +174,28 @@ def _progress_lines(name: str, total: int, unit: str) -> Iterator[Callable[[int,
 
 
 class Board:
-    """Holds the progress that workers post and the error that ends a run; runs in a Ray actor."""
+    """Holds the progress and lines that workers post and the error that ends a run; runs in a Ray actor."""
 
     def __init__(self) -> None:
         self._step, self._note = 0, ""
+        self._lines: list[Line] = []
         self._failure: HHNetError | None = None
 
     def post(self, step: int, note: str) -> None:
         """Set the number of steps done, and the note to show beside it."""
         self._step, self._note = step, note
 
+    def tell(self, text: str, fields: dict[str, Any]) -> None:
+        """Add a line for the user, with its fields in a log of JSON."""
+        self._lines.append((text, fields))
+
     def fail(self, error: HHNetError) -> None:
         """Keep the first error that a restart would only repeat."""
         self._failure = self._failure or error
 
-    def read(self) -> tuple[int, str]:
-        """Return the last posted steps and note."""
-        return self._step, self._note
+    def read(self, told: int) -> tuple[int, str, list[Line]]:
+        """Return the last posted steps and note, and the lines after the first `told`."""
+        return self._step, self._note, self._lines[told:]
 
     def failure(self) -> HHNetError | None:
         """Return the error that ended the run, or None."""
@@ -187,7 +213,10 @@ def start_board() -> "ActorHandle":
 
 @dataclass
 class BoardView:
-    """Context that draws a stage from a board's progress while the block lasts, and passes it to `follow` as well."""
+    """Context that shows a stage and lines from a board while the block lasts.
+
+    `follow` gets the progress as well, and `hear` the fields of each line.
+    """
 
     board: "ActorHandle"
     name: str
@@ -195,6 +224,7 @@ class BoardView:
     total: int
     unit: str
     follow: Callable[[int, str], None] = lambda done, note: None
+    hear: Callable[[dict[str, Any]], None] = lambda fields: None
 
     def __post_init__(self) -> None:
         self._ended = threading.Event()
@@ -212,14 +242,19 @@ class BoardView:
         import ray
         from ray.exceptions import RayError
 
-        with stage(self.name, self.total, self.unit) as advance:
-            advance(shown := self.done)
+        with stage(self.name, self.total, self.unit, self.done) as advance:
+            shown, seen, told = self.done, "", 0
             ended = False
             while not ended:
                 ended = self._ended.wait(1.0)
                 with suppress(RayError):  # a lost or late board costs only the display; the work goes on
-                    step, note = ray.get(self.board.read.remote(), timeout=BOARD_TIMEOUT_S)
-                    if step > shown:
+                    step, note, lines = ray.get(self.board.read.remote(told), timeout=BOARD_TIMEOUT_S)
+                    # A restarted worker repeats some steps: the count stays until it is passed.
+                    if step > shown or (step == shown and note != seen):
                         advance(step - shown, note)
                         self.follow(step, note)
-                        shown = step
+                        shown, seen = step, note
+                    for text, fields in lines:
+                        _log.log(NOTICE, "%s", text, extra=fields)
+                        self.hear(fields)
+                    told += len(lines)

@@ -97,7 +97,7 @@ class FollowedStages(ExitStack):
         name, done, total = str(record["stage"]), int(record["done"]), int(record["total"])
         if self._advance is None or name != self._name or done < self._done:
             self.close()
-            self._name, self._done = name, 0
-            self._advance = self.enter_context(stage(name, total, str(record["unit"])))
+            self._name, self._done = name, done
+            self._advance = self.enter_context(stage(name, total, str(record["unit"]), done))
         self._advance(done - self._done, str(record["note"]))
         self._done = done

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.config.recipes import recipe_settings
+from pipelines.config.recipes import AUTO, recipe_settings
 from pipelines.config.settings import Config, declared_settings
 from pipelines.errors import ConfigError
 
@@ -23,8 +23,11 @@ def changed_settings(config: Config) -> list[str]:
     changed = [] if config.train.recipe is None else [f"train.recipe={config.train.recipe}"]
     defaults = load_config(sets=changed).model_dump(mode="json")
     for section, settings in config.model_dump(mode="json").items():
+        # This recipe chooses settings that nobody named, so a default that the user named is told too.
+        named = getattr(config, section).model_fields_set if config.train.recipe == AUTO else ()
         for key, value in settings.items():
-            if value == defaults[section][key] or (section, key) in (("ray", "address"), ("ray", "driver_labels")):
+            usual = value == defaults[section][key] and key not in named
+            if usual or (section, key) in (("ray", "address"), ("ray", "driver_labels"), ("train", "recipe")):
                 continue
             usual = defaults[section][key]
             if isinstance(value, dict) and usual:  # a nested group of settings

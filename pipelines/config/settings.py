@@ -160,7 +160,8 @@ class TrainSettings(GpuPlacedSettings):
     """Settings of a training."""
 
     recipe: str | None = None
-    """Named preset that the other settings start from: docs/recipes.md; unset = none."""
+    """Named preset that the other settings start from: docs/recipes.md; unset = none, but `hhnet train` takes auto on a
+    machine without a GPU if no setting that changes the model is given."""
     epochs: Annotated[int, ChangesResult("model")] = Field(20, ge=1, le=100_000)
     """Passes over the training samples."""
     loss: Annotated[str, ChangesResult("model")] = "orthohash"
@@ -218,6 +219,9 @@ class TrainSettings(GpuPlacedSettings):
     """Epochs from one validation to the next; the last epoch always validates."""
     checkpoint_steps: int = Field(200, ge=1)
     """Optimiser steps from one checkpoint to the next; each validation saves one too."""
+    log: Literal["tensorboard", "mlflow", "wandb"] | None = None
+    """Program that shows the loss and mAP of each epoch too: tensorboard, mlflow or wandb, each an extra package; unset
+    = none."""
     max_failures: int = Field(3, ge=0)
     """Worker failures after which training still restarts; one more ends the verb."""
 

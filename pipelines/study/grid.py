@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.loading import flattened, load_config, read_toml
+from pipelines.config.recipes import AUTO
 from pipelines.config.settings import Config
 from pipelines.errors import ConfigError
 
@@ -126,6 +127,11 @@ class Grid:
         cells = {f"{group.name}, seed {seed}": self.config(group, seed) for group in self.groups for seed in self.seeds}
         if len(cells) < len(self.groups) * len(self.seeds):
             raise ConfigError("seeds: a seed is listed twice: list each once")
+        if any(config.train.recipe == AUTO for config in cells.values()):
+            raise ConfigError(
+                f"train.recipe = {AUTO!r} would choose other settings on another machine: a study names its settings, "
+                "or takes another recipe"
+            )
         _refuse_same(cells, ("model", "rotation", "codes", "report"))
         for group in self.groups:
             found = {c.label: self.config(group, self.seeds[0], c.settings) for c in self.candidates}

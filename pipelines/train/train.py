@@ -27,11 +27,17 @@ from pipelines.cluster.ray_private import START_TIMEOUT_VARIABLE
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
+from pipelines.config.recipes import AUTO
 from pipelines.config.settings import Config, with_weights
-from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed
+from pipelines.console import NOTICE
+from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, WorkFailed, format_count
 from pipelines.shards.shards import ShardSet
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
+from pipelines.train.curve import put_curve
+from pipelines.train.fit import fit_to_images
 from pipelines.train.job import TrainJob
+from pipelines.train.pace import watch_pace
+from pipelines.train.sinks import open_sink, require_sink
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +72,9 @@ def train(
     """
     begun = time.monotonic()
     config = with_weights(config, lambda _, path: str(Path(path).absolute()))  # workers run in other folders
+    require_sink(config.train.log)
+    if config.train.recipe == AUTO:
+        config = fit_to_images(shards, out, config)
     job = _plan_or_resume(shards, val, out, config)
     artifact = find_finished(Store(out), "model", job.fingerprint)
     status = "unchanged" if artifact else "done"
@@ -98,10 +107,12 @@ def _plan_or_resume(shards: str, val: str | None, out: str, config: Config) -> T
 
 def _train_to_end(job: TrainJob, run: Callable[..., None]) -> Artifact:
     """Train from the last good checkpoint to the end, and publish the model."""
-    from pipelines.train.batches import TrainData
+    (train_set, val_set), config = job.open_sets(), job.config
+    ray = "starting Ray" if ray_address(config) == "local" else "joining Ray"
+    _log.log(NOTICE, "%s, reading %s", ray, format_count(train_set.samples, "image"))
+    from pipelines.train.batches import TrainData  # imports torch, which takes seconds
     from pipelines.train.checkpoints import Checkpoints
 
-    (train_set, val_set), config = job.open_sets(), job.config
     data = TrainData.make(train_set, val_set, config)
     check_network(config, len(train_set.classes))
     writer = job.writer()
@@ -196,13 +207,14 @@ def _file_digest(setting: str, path: str) -> str:
 def run_on_ray(job: TrainJob, data: "TrainData", log: RunLog) -> None:
     """Run the training loop on Ray Train until its last step; restart workers that die."""
     config = job.config
-    with ray_session(config), scratch_folder(kept=True) as scratch:
+    with open_sink(job) as hear, ray_session(config), scratch_folder(kept=True) as scratch:
         require_shared_store(Store(job.out), config)
         # Seconds that Ray Train waits for the room of its workers; a lost node may have taken it away.
         os.environ[START_TIMEOUT_VARIABLE] = str(config.ray.wait_s)
         need = await_training_needs(config)
         board = start_board()
-        with BoardView(board, "train", log.done, log.total, log.unit, log.reach):
+        follow = watch_pace(log, config, on_cpu=need.gpus == 0)
+        with BoardView(board, "train", log.done, log.total, log.unit, follow, hear):
             for restarts in range(config.train.max_failures + 1):
                 try:
                     _fit_on_ray(job, need, board, scratch)
@@ -316,7 +328,11 @@ def _ray_loop(settings: dict[str, Any]) -> None:
         return
     torch.set_num_threads(settings["cpus"])
     try:
-        train_worker(settings["job"], lambda step, note: board.post.remote(step, note))
+        train_worker(
+            settings["job"],
+            lambda step, note: board.post.remote(step, note),
+            lambda text, fields: board.tell.remote(text, fields),
+        )
     except HHNetError as error:
         ray.get(board.fail.remote(error), timeout=BOARD_TIMEOUT_S)
         raise
@@ -325,7 +341,7 @@ def _ray_loop(settings: dict[str, Any]) -> None:
 def _publish_best(
     writer: ArtifactWriter, checkpoints: "Checkpoints", last: "Checkpoint", train_set: ShardSet, config: Config
 ) -> Artifact:
-    """Publish the averaged weights of the best validation epoch as the model."""
+    """Publish the averaged weights of the best validation epoch as the model, with the learning curve."""
     from hhnet.nn.model import card, model_to_bytes
     from pipelines.train.batches import preprocess_of
     from pipelines.train.learner import make_network, make_training_loss
@@ -355,6 +371,7 @@ def _publish_best(
     parts = [
         writer.put_part("model.safetensors", model_to_bytes(network), rows=1),
         writer.put_part("model.json", canonical_json(ModelCard.from_json(described)), rows=1),
+        *put_curve(writer, last.progress.history),
     ]
     protocol = train_set.artifact.facts(ShardsMeta).split_part
     meta = ModelMeta(bits=config.model.bits, classes=train_set.classes, metrics=metrics, protocol=protocol)

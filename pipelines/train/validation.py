@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hhnet import mean_average_precision
+from hhnet import chance_map, mean_average_precision
 from pipelines.config.settings import Config
 from pipelines.encode.encoder import Encoder
 from pipelines.shards.shards import Sample
@@ -41,6 +41,12 @@ def validate(learner: Learner, data: TrainData) -> float:
 def validation_map(encoder: Encoder, data: TrainData, config: Config) -> float:
     """Return the same mAP for a model that is not in training, computed in this process."""
     return _val_map(_codes(encoder, data, range(len(data.val_rows)), config), _val_labels(data), data.queries)
+
+
+def validation_chance(data: TrainData) -> float:
+    """Return the mAP on the validation samples of codes without information."""
+    labels = _val_labels(data)
+    return chance_map(labels[: data.queries], labels[data.queries :])
 
 
 def _codes(encoder: Encoder, data: TrainData, mine: Sequence[int], config: Config) -> npt.NDArray[np.uint8]:

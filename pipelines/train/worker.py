@@ -3,22 +3,32 @@
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch.distributed as dist
 
 from pipelines.artifacts.facts import BestEpoch, EpochFigures, Progress
 from pipelines.cluster.metrics import Meter
+from pipelines.config.settings import Config
+from pipelines.errors import format_count
 from pipelines.storage import Store
 from pipelines.train.batches import TrainData, preprocess_of
 from pipelines.train.checkpoints import Checkpoints
 from pipelines.train.job import TrainJob
 from pipelines.train.learner import Batch, Learner, StepLoss
+from pipelines.train.pace import format_speed
 from pipelines.train.prefetch import Position, iterate_batches, prefetch_batches
-from pipelines.train.validation import validate
+from pipelines.train.validation import validate, validation_chance
+
+Post = Callable[[int, str], object]
+Tell = Callable[[str, dict[str, Any]], object]
 
 
-def train_worker(job: TrainJob, post: Callable[[int, str], object]) -> None:
-    """Train from the latest good checkpoint to the last step; `post(step, note)` reports progress."""
+def train_worker(job: TrainJob, post: Post, tell: Tell = lambda text, fields: None) -> None:
+    """Train from the latest good checkpoint to the last step.
+
+    `post(step, note)` reports progress, `tell(text, fields)` a line for the user and its fields in a log of JSON.
+    """
     config = job.config
     train_set, val_set = job.open_sets()
     data = TrainData.make(train_set, val_set, config)
@@ -36,6 +46,8 @@ def train_worker(job: TrainJob, post: Callable[[int, str], object]) -> None:
     stream = _stream(job, data, learner, learner.step_count // steps, legs)
     begun = time.monotonic()
     seen, meter = 0, Meter("train")
+    if learner.rank == 0:
+        post(learner.step_count, "first batch")  # from here on the pace is that of the training
     while learner.step_count < learner.total_steps:
         epoch, legs = learner.step_count // steps, progress.legs or [[learner.world, 0]]
         progress.legs = legs
@@ -48,7 +60,8 @@ def train_worker(job: TrainJob, post: Callable[[int, str], object]) -> None:
             known = (before or loss).value()  # of the step before, so that the GPU has work while this waits
             if learner.rank == 0:
                 rate = seen / (time.monotonic() - begun)
-                note = f"epoch {epoch + 1}/{config.train.epochs}  loss {known:.4f}  {rate:.0f} images/s"
+                note = f"epoch {epoch + 1}/{config.train.epochs}{_last_map(progress)}  loss {known:.4f}"
+                note += f"  {format_speed(rate)}"
                 post(learner.step_count, note)
             at_end = learner.step_count % steps == 0
             if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
@@ -59,7 +72,26 @@ def train_worker(job: TrainJob, post: Callable[[int, str], object]) -> None:
         with meter.busy():
             ended = time.perf_counter()
             _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
+            if learner.rank == 0:
+                tell(*_epoch_line(progress.history[-1], data, config))
             meter.count_seconds({"validate": time.perf_counter() - ended})
+
+
+def _last_map(progress: Progress) -> str:
+    """Return the mAP of the last validation for the progress, or nothing before the first."""
+    found = next((entry.map for entry in reversed(progress.history) if entry.map is not None), None)
+    return "" if found is None else f"  mAP {found:.3f}"
+
+
+def _epoch_line(figures: EpochFigures, data: TrainData, config: Config) -> tuple[str, dict[str, Any]]:
+    """Return an epoch's loss and, if it was validated, its mAP with the number of images and the mAP of chance."""
+    text = f"epoch {figures.epoch}/{config.train.epochs}: loss {figures.loss:.4f}"
+    fields: dict[str, Any] = {"epoch": figures.epoch, "step": figures.step, "loss": figures.loss}
+    if figures.map is None:
+        return text, fields
+    images, chance = len(data.val_rows), validation_chance(data)
+    text += f", validation mAP {figures.map:.4f} ({format_count(images, 'image')}, chance {chance:.4f})"
+    return text, fields | {"map": figures.map, "val_images": images, "chance": round(chance, 6)}
 
 
 def _counted(batches: Iterator[tuple[Batch, int]], meter: Meter) -> Iterator[tuple[Batch, int]]:

@@ -4,17 +4,23 @@ import safetensors
 
 from pipelines.artifacts.facts import ModelCard, ModelMeta, ShardsMeta
 from pipelines.errors import DamagedArtifact
+from pipelines.train.curve import CURVE_TABLE, curve_table
 from pipelines.verify.findings import Findings, count, json_object
 
 
 def prove_model(findings: Findings) -> None:
-    """Check that the weights are safetensors and that the card agrees with the manifest."""
+    """Check that the weights are safetensors, and that the card agrees with the manifest and the learning curve."""
     artifact = findings.artifact
     card = None
     with findings.guard():
         card = ModelCard.of(artifact)
         findings.checks.append("model.json is a JSON object")
     _tensors(findings, "model.safetensors")
+    if card is not None and (curve := artifact.parts.get(CURVE_TABLE)) is not None:  # other layers learnt no epochs
+        with findings.guard():
+            same = artifact.read(curve) == curve_table(card.history)
+            findings.require(same, f"{artifact.uri}: model.json and {CURVE_TABLE} differ")
+            findings.checks.append(f"{CURVE_TABLE} has the figures of model.json")
     inputs = {entry.role: findings.input(entry.role) for entry in artifact.manifest.inputs}
     with findings.guard():
         meta = artifact.facts(ModelMeta)

@@ -16,7 +16,9 @@ import pytest
 
 from tests.integration.conftest import SETTINGS
 
-PROGRESS = re.compile(r"[\w ]+: (\w+: )?[\d,]+/[\d,]+ \w+ in .*")
+PROGRESS = re.compile(
+    r"[\w ]+: (\w+: )?[\d,]+/[\d,]+ \w+ in .*|starting Ray, reading \d+ images|epoch \d+/\d+: loss .*"
+)
 
 
 def words_of(verb: str, shards: Path, model: Path, codes: Path, pictures: Path, out: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,35 @@ def test_killed_at_any_point_it_resumes_to_the_same_weights(shards: Path, model:
     assert not (out / "manifest.json").exists()
     assert start(shards / "train", out).wait(timeout=180) == 0
     assert open_artifact(str(out)).digest == open_artifact(str(model)).digest
+
+
+FIRST = """
+import sys
+import pipelines.train.fit
+pipelines.train.fit.MOST_EPOCHS = 2  # these pictures are so few that the recipe would pass over them forty times
+from pipelines.cli.main import build_app
+build_app()(sys.argv[1:])
+"""
+
+
+def test_a_first_training_without_settings_tells_what_it_took_and_each_epoch(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    words = [sys.executable, "-c", FIRST, "train", "--shards", str(shards / "train"), "--out", str(out)]
+    no_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=280, env=no_gpu)
+    assert done.returncode == 0, done.stderr
+    first, second, *lines = done.stderr.splitlines()
+    taken = r"recipe auto for 36 images on \d+ CPUs?: image_size 32, hrnet_w18_small, batch 32, 2 epochs"
+    assert re.fullmatch(taken, first) and second == "starting Ray, reading 36 images"
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    for number, line in enumerate(epochs, 1):
+        told = r"loss \d+\.\d{4}, validation mAP [01]\.\d{4} \(\d\d images, chance 0\.\d{4}\)"
+        assert re.fullmatch(rf"epoch {number}/2: {told}", line)
+    assert len(epochs) == 2
+    bars = [line for line in lines if line.startswith("train: ")]
+    bar = r"train: 2/2 steps in \d+ (s|min).*  epoch 2/2  mAP [01]\.\d{3}  loss \d+\.\d{4}  [\d.,]+ images/s"
+    assert re.fullmatch(bar, bars[-1]), done.stderr
+    assert {part.suffix for part in out.glob("parts/learning_curve-*")} == {".csv", ".png"}
 
 
 def test_its_progress_reaches_a_reporter(shards: Path, tmp_path: Path, local_ray: None) -> None:

@@ -6,8 +6,8 @@ import pytest
 import typer
 from PIL import Image
 
-from flows.recipes import RECIPE, demo_recipe, fit_recipe, probe_images
-from flows.verbs import DemoResult, _own_images, _with_flags, demo_summary, run
+from flows.recipes import RECIPE, demo_recipe, demo_settings, probe_images
+from flows.verbs import DemoResult, _own_images, demo_summary, run
 from pipelines.config.loading import load_config
 from pipelines.errors import ConfigError, InputError
 from tests.support.pictures import write_folder
@@ -41,33 +41,25 @@ def test_data_that_is_no_folder_of_images_is_bad_input(tmp_path: Path, make: obj
         probe_images(str(tmp_path / "photos"))
 
 
-@pytest.mark.parametrize(
-    ("images", "side", "size"), [(800, 28, 32), (800, 64, 64), (800, 500, 96), (1500, 500, 64), (10**6, 500, 32)]
-)
-def test_own_images_train_about_as_long_as_the_recipe(images: int, side: int, size: int) -> None:
-    recipe = demo_recipe()
-    settings = fit_recipe(recipe, images, side)
-    assert settings["data.image_size"] == size
-
-    def work(count: int, epochs: int, pixels: int, stride: int) -> float:
-        return count * epochs * (pixels / stride) ** 2
-
-    budget = work(60_000, recipe.train.epochs, recipe.data.image_size, recipe.model.stem_stride)
-    used = work(images, settings["train.epochs"], size, settings["model.stem_stride"])
-    assert settings["train.epochs"] == 1 or used <= budget
-    assert settings["train.epochs"] <= 40
-
-
 def test_flags_of_the_images_beat_the_recipe_and_the_user_beats_both(tmp_path: Path) -> None:
     write_folder(tmp_path / 'my "photos"', classes=2, per_class=4)
     said: list[str] = []
     flags, query, title = _own_images(str(tmp_path / 'my "photos"'), said.append)
-    settings = _with_flags(flags, ["train.epochs=2", "data.batch_size=8"], "out")
+    settings = demo_settings(flags, ["train.epochs=2", "data.batch_size=8"], "out")
     assert settings.run.source == str(tmp_path / 'my "photos"')
     assert settings.run.split == "train=0.8,query=0.2"
     assert (settings.run.query, settings.run.database, settings.run.out) == ("query", ("train",), "out")
-    assert (settings.train.epochs, settings.data.batch_size) == (2, 8)
+    assert (settings.train.recipe, settings.train.epochs, settings.data.batch_size) == ("auto", 2, 8)
+    assert "image_size" not in settings.data.model_fields_set  # the recipe chooses it
     assert Path(query).is_file() and "8 images" in said[0] and "photos" in title
+
+
+def test_own_images_get_the_recipe_that_was_tuned_for_the_demo() -> None:
+    own, tuned = demo_settings({"train.recipe": "auto"}, (), "out"), demo_recipe()
+    chosen = {"image_size", "batch_size"}
+    assert own.data.model_dump(exclude=chosen) == tuned.data.model_dump(exclude=chosen)
+    assert own.model == tuned.model and own.encode == tuned.encode
+    assert own.train.model_dump(exclude={"epochs", "recipe"}) == tuned.train.model_dump(exclude={"epochs", "recipe"})
 
 
 def test_the_summary_ends_with_a_command_that_can_be_pasted() -> None:

@@ -1,4 +1,4 @@
-"""Bars on a terminal: their name, count, time left with its label, and the time taken at the end."""
+"""What a stage says of its progress: bars on a terminal, lines elsewhere, the time left, lines of its workers."""
 
 import re
 import time
@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pipelines.cluster import progress
-from pipelines.cluster.progress import stage
+from pipelines.cluster.progress import Board, stage
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -49,8 +49,48 @@ def test_a_bar_says_what_it_works_on_what_is_left_and_what_it_took(
     assert lines[-1].endswith("60,000/60,000 images in 3 min 20 s") and max(map(len, lines)) <= 100
 
 
+def test_a_long_note_loses_its_last_parts_and_the_count_stays(
+    clock: list[float], terminal: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stage("train", 1824, "steps") as advance:
+        clock[0] += 60
+        advance(60, "epoch 2/19  mAP 0.233  loss 3.4563  1,234 images/s")
+        time.sleep(0.3)  # rich draws ten times a second
+        advance(1764)
+    assert any(
+        re.fullmatch(r"train \S+ 60/1,824 steps about 29 min 24 s left  epoch 2/19  mAP 0\.233", line)
+        for line in drawn(capsys)
+    )
+
+
 def test_lines_and_records_tell_the_same(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with stage("encode: train", 4000, "images") as advance:
         clock[0] += 100
         advance(1000)
     assert capsys.readouterr().err == "encode: train: 1,000/4,000 images in 1 min 40 s, about 5 min left\n"
+
+
+def test_the_time_left_leaves_out_the_start_and_what_was_done_before(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stage("train", 1000, "steps", done=500) as advance:
+        clock[0] += 40  # the start of workers
+        advance(0, "first batch")
+        clock[0] += 10
+        advance(1)
+        clock[0] += 10 * 50
+        advance(50)
+    assert [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "train: 500/1,000 steps in 40 s",
+        "train: 501/1,000 steps in 50 s, about 1 h 23 min left",
+        "train: 551/1,000 steps in 9 min 10 s, about 1 h 14 min left",
+    ]
+
+
+def test_a_board_gives_each_line_once() -> None:
+    board = Board()
+    board.post(3, "note")
+    board.tell("one", {"epoch": 1})
+    assert board.read(0) == (3, "note", [("one", {"epoch": 1})])
+    board.tell("two", {})
+    assert board.read(1) == (3, "note", [("two", {})])

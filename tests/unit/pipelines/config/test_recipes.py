@@ -37,7 +37,7 @@ def test_each_later_source_wins(tmp_path: Path) -> None:
 def test_an_unknown_one_names_those_that_exist_in_one_line(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         recipe(name)
-    assert str(caught.value) == f"train.recipe = {name!r}: there is no such recipe; take one of plain, scratch32"
+    assert str(caught.value) == f"train.recipe = {name!r}: there is no such recipe; take one of auto, plain, scratch32"
 
 
 @pytest.mark.parametrize("sets", [["train.recipe=5"], ["train=5", "data.policy=none"]])
@@ -82,6 +82,13 @@ def test_a_job_gets_the_recipe_and_what_differs_from_it_be_it_a_default() -> Non
         "ray.address=auto",
     ]
     assert load_config(sets=changed).train == config.train
+
+
+def test_a_job_is_told_a_default_that_the_user_named_and_the_automatic_recipe_would_change() -> None:
+    config = recipe("auto", "train.epochs=20", "ray.cpus=2")
+    told = changed_settings(config)
+    assert "train.epochs=20" in told and not [entry for entry in told if entry.startswith("data.image_size")]
+    assert load_config(sets=told).train.model_fields_set == config.train.model_fields_set
 
 
 @pytest.mark.parametrize("name", recipe_names())

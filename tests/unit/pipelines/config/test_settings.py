@@ -172,7 +172,8 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
     every = {name for name in known_names() if "." in name and name != "index.gate"}
     neutral = {
         "train.recipe",  # the settings that it stands for count
-        *("data.workers", "data.cache", "train.workers", "train.checkpoint_steps", "train.max_failures"),
+        *("data.workers", "data.cache", "train.workers", "train.checkpoint_steps"),
+        *("train.log", "train.max_failures"),
         *(
             "ingest.skip_budget",
             "store.unsigned",

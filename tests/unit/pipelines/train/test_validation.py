@@ -7,13 +7,14 @@ import safetensors.torch
 import timm
 import torch
 
+from pipelines.artifacts.versions import open_current
 from pipelines.config.loading import load_config
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.train.batches import TrainData, epoch_batches, epoch_leg, preprocess_of
 from pipelines.train.job import TrainJob
 from pipelines.train.learner import Learner
-from pipelines.train.train import train
+from pipelines.train.train import plan_training, train
 from pipelines.train.validation import validate
 from pipelines.train.worker import train_worker
 from tests.support.pictures import write_folder
@@ -77,3 +78,26 @@ def test_relative_weights_are_found_by_workers_in_other_folders_and_name_the_mod
         where = str(tmp_path / "shards"), str(tmp_path / f"model-{name}")
         digests.add(train(*where, load_config(sets=sets), run=elsewhere).digest)
     assert len(digests) == 1
+
+
+def test_each_epoch_is_told_with_its_images_and_chance_and_its_map_stays_beside_the_progress(tmp_path: Path) -> None:
+    config = load_config(
+        sets=[*SETS, "model.backbone=test_resnet", "model.bits=16", "train.epochs=3", "train.val_every=2"]
+    )
+    write_folder(tmp_path / "photos", classes=2, per_class=20)
+    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
+    job = plan_training(open_current(str(tmp_path / "shards"), "shards"), None, str(tmp_path / "model"), config)
+    job.writer()
+    notes: list[tuple[int, str]] = []
+    told: list[tuple[str, dict[str, object]]] = []
+    train_worker(job, lambda *report: notes.append(report), lambda *line: told.append(line))
+    assert notes[0] == (0, "first batch")
+    assert [text.partition(" loss ")[0] for text, _ in told] == ["epoch 1/3:", "epoch 2/3:", "epoch 3/3:"]
+    assert "map" not in told[0][1] and "mAP" not in told[0][0]
+    text, fields = told[1]
+    assert text == (
+        f"epoch 2/3: loss {fields['loss']:.4f}, validation mAP {fields['map']:.4f} "
+        f"(12 images, chance {fields['chance']:.4f})"
+    )
+    assert fields["val_images"] == 12 and 0 < float(str(fields["chance"])) < 1
+    assert "mAP" not in notes[1][1] and f"epoch 3/3  mAP {fields['map']:.3f}  loss" in notes[-1][1]
