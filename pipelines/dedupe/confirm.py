@@ -6,7 +6,6 @@ the shards that the codes came from. A sample is a duplicate of one that stays, 
 chain of similar pictures does not drift apart.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -27,8 +26,6 @@ from pipelines.errors import DamagedArtifact, FingerprintMismatch, HHNetError
 from pipelines.shards.images import decode_ahead
 from pipelines.shards.shards import Sample, Shard, ShardSet, open_shards
 
-_log = logging.getLogger(__name__)
-
 Ids = npt.NDArray[np.int64]
 
 LOOKS_AT_ONCE = 4096
@@ -38,11 +35,13 @@ LOOKS_AT_ONCE = 4096
 # ------------------------------------------------------------------------------------------------- finding the shards
 
 
-def find_shards(sets: Sequence[CodesSet], index: Artifact | None, given: Sequence[str]) -> list[Artifact]:
+def find_shards(
+    sets: Sequence[CodesSet], index: Artifact | None, given: Sequence[str]
+) -> tuple[list[Artifact], list[str]]:
     """Find the shards that the codes, and those of the index, came from, in the version that was used.
 
-    They are looked for at the `given` places, then at the remembered ones. Warns of those that cannot be opened. Raises
-    FingerprintMismatch where a given place has none of them.
+    They are looked for at the `given` places, then at the remembered ones. Returns them, and why others cannot be
+    opened. Raises FingerprintMismatch where a given place has none of them.
     """
     unused, found, problems = dict.fromkeys(given), dict[str, Artifact](), list[str]()
     for codes in chain((entry.artifact for entry in sets), _codes_of(index, problems)):
@@ -60,9 +59,7 @@ def find_shards(sets: Sequence[CodesSet], index: Artifact | None, given: Sequenc
                 break
     if unused:
         raise FingerprintMismatch(f"{next(iter(unused))}: none of the codes came from these shards: name theirs")
-    for problem in problems:
-        _log.warning("warning: pictures that cannot be read confirm no pair: %s", problem)
-    return [found[digest] for digest in sorted(found)]
+    return [found[digest] for digest in sorted(found)], problems
 
 
 def _codes_of(index: Artifact | None, problems: list[str]) -> Iterator[Artifact]:

@@ -75,7 +75,7 @@ def dedupe(
         raise InputError("no codes to compare: name at least one codes artifact with --codes")
     sets = [open_codes(uri) for uri in codes]
     index = open_current(index_root(against), "index") if against is not None else None
-    pictures = find_shards(sets, index, shards)
+    pictures, problems = find_shards(sets, index, shards)
     settings = result_settings(config, "duplicates")
     digests: dict[str, Any] = {"codes": [entry.artifact.digest for entry in sets]}
     digests |= {AGAINST_ROLE: index.digest} if index else {}
@@ -93,7 +93,7 @@ def dedupe(
             writer = ArtifactWriter.of(Store(out), "duplicates", name, named, settings)
             artifact = _find_duplicates(writer, sets, sources, pictures, config.dedupe, sizes)
         status = "done"
-    warnings = _warnings(artifact, sets[0])
+    warnings = _warnings(artifact, sets[0], problems)
     for text in warnings:
         _log.warning("warning: %s", text)
     radius = artifact.facts(DuplicatesMeta).radius
@@ -135,11 +135,16 @@ def _find_duplicates(
     return writer.commit([*pairs, *found.parts, shards], totals, meta, receipts)
 
 
-def _warnings(artifact: Artifact, codes: CodesSet) -> list[str]:
-    """Return what to know before samples are dropped: that they are many, and that equal codes prove little."""
+def _warnings(artifact: Artifact, codes: CodesSet, problems: Sequence[str]) -> list[str]:
+    """Return what to know before samples are dropped: unread pictures, that they are many, and what codes prove.
+
+    `problems` say why some shards cannot be opened.
+    """
     totals, asked = artifact.manifest.totals, artifact.facts(DuplicatesMeta).same_code
     droppable, samples, code = totals["droppable"], totals["samples"], totals["same_code_only"]
     found = []
+    if totals["unread"] and problems:
+        found.append(f"{totals['unread']:,} pictures cannot be read, so they confirm no duplicate: {problems[0]}")
     if droppable > MANY_DROPPABLE * samples:
         found.append(
             f"{droppable:,} of {samples:,} samples are droppable ({droppable / samples:.0%}): look at some of them "

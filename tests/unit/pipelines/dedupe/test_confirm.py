@@ -187,7 +187,7 @@ def test_without_the_shards_nothing_is_confirmed(
     blind = dedupe([codes], str(tmp_path / "blind"), CONFIG)
     assert figures(blind) == (0, 0, 0, 8, 8)
     assert all(row["keep"] for row in rows_of(blind.uri, "components-"))
-    assert f"pictures that cannot be read confirm no pair: {shards} holds no committed shards" in caplog.text
+    assert f"8 pictures cannot be read, so they confirm no duplicate: {shards} holds no committed shards" in caplog.text
     assert verify(blind.uri).status == "done"
     seen = dedupe([codes], str(tmp_path / "seen"), CONFIG, shards=[moved])
     assert (seen.droppable, seen.unread) == (3, 0)
