@@ -334,6 +334,8 @@ class DuplicatesMeta(Facts):
 
     radius: int
     bits: int
+    same_code: bool = False
+    """Whether samples that share only the code are droppable too."""
 
 
 class StudyMeta(Facts):

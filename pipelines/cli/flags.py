@@ -294,6 +294,15 @@ class DedupeFlags(Flags):
     against: Annotated[
         str | None, typer.Option(help="Index whose samples are compared with the codes too.", metavar="URI")
     ] = None
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(help="Shards that the codes came from, if they were moved; repeatable.", metavar="URI"),
+    ] = None
+    same_code: Annotated[
+        bool | None,
+        typer.Option("--same-code", help="Drop also samples that only their codes say are duplicates."),
+        Setting("dedupe.same_code"),
+    ] = None
     memory: Annotated[
         str | None,
         typer.Option(help="Largest memory of the search; default 1GiB.", metavar="4GiB"),

@@ -324,7 +324,7 @@ def evaluate_command(flags: EvaluateFlags, settings: Config) -> Result:
 
 @verb(app, "dedupe")
 def dedupe_command(flags: DedupeFlags, settings: Config) -> Result:
-    """Find near-duplicates: all pairs within a radius, and the groups they form; keep one sample of each group.
+    """Find near-duplicates: all pairs within a radius, the groups they form, and those that their pictures confirm.
 
     Example: hhnet dedupe --codes codes/train --codes codes/database --radius 3 --out duplicates
 
@@ -332,7 +332,7 @@ def dedupe_command(flags: DedupeFlags, settings: Config) -> Result:
     """
     from pipelines.dedupe.dedupe import dedupe
 
-    return dedupe(flags.codes, flags.out, settings, against=flags.against)
+    return dedupe(flags.codes, flags.out, settings, against=flags.against, shards=flags.shards or ())
 
 
 @verb(app, "agreement")

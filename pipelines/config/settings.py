@@ -321,6 +321,8 @@ class DedupeSettings(Section):
 
     radius: Annotated[int, ChangesResult("duplicates")] = Field(0, ge=0, le=4096)
     """Largest number of bits in which the codes of a pair differ; 0 = equal codes only."""
+    same_code: Annotated[bool, ChangesResult("duplicates")] = False
+    """Drop also samples whose pictures do not confirm that they are duplicates."""
     memory: ByteSize = Field(ByteSize(1 << 30), ge=1 << 25)
     """Largest memory of the search's arrays together, such as 4GiB."""
     max_pairs: int = Field(100_000_000, ge=1)

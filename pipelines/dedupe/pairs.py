@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from pipelines.dedupe.corpus import Corpus, Numbers
 from pipelines.dedupe.external_sort import ExternalSort, cut_blocks
 from pipelines.dedupe.tables import PAIRS_SCHEMA, Sizes, pairs_name, unit_name
 from pipelines.errors import ConfigError, InputError, WorkFailed
+
+N = TypeVar("N", bound=np.generic)
 
 # A pair is one integer: from the top the first sample's place in its unit, the second's number, and the distance.
 DISTANCE_BITS, SAMPLE_NUMBER_BITS = 13, 31
@@ -60,19 +62,20 @@ def require_memory(count: int, settings: DedupeSettings) -> None:
 
 def find_leaders(corpus: Corpus, memory: int, folder: Path, unit: int) -> Leaders:
     """Find equal codes, and move the resulting arrays to files to free their memory for the search."""
-    leaders, count, groups = equal_groups(corpus.codes, corpus.known, memory - 4 * corpus.count)
+    leaders, _, groups = equal_groups(corpus.codes, corpus.known, memory - 4 * corpus.count)
     leaders.tofile(folder / "leaders")
     with (folder / "leading").open("wb") as stream:
         for start in range(0, len(leaders), unit):
             part = leaders[start : start + unit]
             numbers = np.arange(start, start + len(part), dtype=np.int32)
             stream.write(numbers[part == numbers].tobytes())
-    return Leaders(_mapped(folder / "leaders", corpus.count), _mapped(folder / "leading", count), groups)
+    return Leaders(map_numbers(folder / "leaders", np.int32), map_numbers(folder / "leading", np.int32), groups)
 
 
-def _mapped(path: Path, count: int) -> npt.NDArray[np.int32]:
+def map_numbers(path: Path, kind: type[N]) -> npt.NDArray[N]:
+    """Map a file of numbers of a kind."""
     # An empty file cannot be mapped.
-    return np.memmap(path, np.int32, "r", shape=(count,)) if count else np.empty(0, np.int32)
+    return np.memmap(path, kind, "r") if path.stat().st_size else np.empty(0, kind)
 
 
 class PairSearch:

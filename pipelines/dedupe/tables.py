@@ -8,10 +8,16 @@ are in a pair, in the order of (component, id). The ends of parts depend on the 
 Among samples with equal codes, the first that is not in the index leads. Each of the others has one pair, with the
 leader, at distance 0. Pairs at other distances join leaders only, and all such pairs are there. Two samples of the
 index are never a pair, and of those with equal codes only the first takes part.
+
+The components say what each sample has in common with its twin, another sample of the component that stays.
 """
 
+from collections import Counter
 from dataclasses import dataclass
+from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.artifacts.manifest import Artifact, Part
@@ -65,9 +71,51 @@ PAIRS_SCHEMA = pa.schema(
     ]
 )
 
-COMPONENTS_SCHEMA = pa.schema([*schema_of(component=pa.int64()), *_PLACE, *schema_of(size=pa.int32(), keep=pa.bool_())])
-"""`component` is the smallest id in the component, `size` its number of samples. `keep` is true for that sample and for
-every sample of the index."""
+COMPONENTS_SCHEMA = pa.schema(
+    [
+        *schema_of(component=pa.int64()),
+        *_PLACE,
+        *schema_of(size=pa.int32(), match=pa.string(), twin=pa.int64(), keep=pa.bool_()),
+    ]
+)
+"""`component` is the smallest id in the component, `size` its number of samples.
+
+`match` names a `Match`; `twin` is the id of the sample that it is with: the sample's own for none, the smallest of the
+component for code and unread. `keep` is true where `match` is none and, unless `dedupe.same_code`, code or unread."""
+
+
+class Match(IntEnum):
+    """What a sample has in common with its twin; the column `match` has the name in small letters."""
+
+    NONE = 0
+    """It has no twin: it is the first of its component, or a sample of the index."""
+    BYTES = 1
+    """The bytes of their files are the same."""
+    PICTURE = 2
+    """Their pictures look alike."""
+    CODE = 3
+    """Their codes alone: no sample of the component that stays looks like it."""
+    UNREAD = 4
+    """Their codes alone, since its picture cannot be read."""
+
+
+MATCH_NAMES = pa.array([match.name.lower() for match in Match], pa.string())
+"""Texts of the column `match`, by value."""
+UNCONFIRMED = (Match.CODE, Match.UNREAD)
+
+
+def count_matches(matches: npt.NDArray[np.uint8], same_code: bool) -> Counter[str]:
+    """Return the totals of the samples that have a twin, by what they have in common, and of those that can go."""
+    of = np.bincount(matches, minlength=len(Match)).tolist()
+    code = of[Match.CODE] + of[Match.UNREAD]
+    sure = of[Match.BYTES] + of[Match.PICTURE]
+    return Counter(
+        droppable=sure + (code if same_code else 0),
+        same_bytes=of[Match.BYTES],
+        look_alike=of[Match.PICTURE],
+        same_code_only=code,
+        unread=of[Match.UNREAD],
+    )
 
 
 def unit_name(unit: int) -> str:

@@ -1,7 +1,8 @@
-"""Proves a duplicates artifact: pairs, components and totals agree, and the codes have those pairs.
+"""Proves a duplicates artifact: pairs, components and totals agree, and codes and pictures have what it says.
 
 All pairs of equal codes, and the distance of every pair, are proven from the codes. The absence of further near pairs
-is proven for a seeded sample, which is compared with all codes.
+is proven for a seeded sample, which is compared with all codes. Of the samples that the pictures confirm, a seeded
+sample is compared with their twins.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ import pyarrow.compute as pc
 
 import hhnet
 from pipelines.artifacts.facts import DuplicatesMeta, PairsReceipt
+from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.tables import read_table
 from pipelines.dedupe import tables
+from pipelines.dedupe.confirm import read_looks
+from pipelines.dedupe.looks import FILE_KNOWN, SEEN, mark_alike
 from pipelines.dedupe.source_tars import SourceTar, list_source_tars
-from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, PlacedShard, read_places
+from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Match, PlacedShard, count_matches, read_places
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import Codes
@@ -25,6 +29,7 @@ from pipelines.index.reader import IndexReader
 from pipelines.storage import scratch_folder
 from pipelines.verify.findings import Findings, count
 
+CONFIRMED = (Match.BYTES, Match.PICTURE)
 MAX_PROBES = 64
 SLICE_ROWS = 1 << 18
 
@@ -79,14 +84,15 @@ def prove_duplicates(findings: Findings) -> None:
         pairs = _read_pairs(findings, joined, places)
         _prove_receipts(findings)
         groups = _prove_groups(findings, pairs)
-        components, droppable = _prove_components(findings, pairs, listed)
+        components = _prove_components(findings, pairs, listed)
+        matches = _prove_matches(findings, listed)
         counts = {
             "samples": sum(place.rows for place in places if not place.indexed),
             "indexed": sum(place.rows for place in places if place.indexed),
             "pairs": len(pairs.a),
             "groups": groups,
             "components": components,
-            "droppable": droppable,
+            **count_matches(matches, findings.artifact.facts(DuplicatesMeta).same_code),
         }
         findings.require(
             counts == artifact.manifest.totals,
@@ -96,7 +102,9 @@ def prove_duplicates(findings: Findings) -> None:
             f"{count(counts['pairs'], 'pair')} in order, once each, and the {count(components, 'component')} that "
             "they join"
         )
-        _prove_codes(findings, places, pairs)
+        _prove_inputs(
+            findings, places, pairs, listed.filter(pa.array((matches == Match.BYTES) | (matches == Match.PICTURE)))
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ parts
@@ -193,11 +201,8 @@ def _prove_groups(findings: Findings, pairs: _Pairs) -> int:
     return len(np.unique(np.where(pairs.joined.indexed[a], b, a)))
 
 
-def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> tuple[int, int]:
-    """Check that the components follow from the pairs.
-
-    Returns the number of components, and the number of their samples that can be dropped.
-    """
+def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> int:
+    """Check that the components follow from the pairs, and return their number."""
     from hhnet.search.pairs import UnionFind  # imports numba; only this kind needs it
 
     joined = pairs.joined
@@ -205,40 +210,94 @@ def _prove_components(findings: Findings, pairs: _Pairs, listed: pa.Table) -> tu
     forest.unite(pairs.a, pairs.b)
     roots = forest.roots(0, len(joined.ids))
     order = np.argsort(roots, kind="stable")
-    keep = (roots == np.arange(len(roots))) | joined.indexed
+    alone = (roots == np.arange(len(roots))) | joined.indexed
     expected = {
         "component": joined.ids[roots[order]],
         "id": joined.ids[order],
         "size": forest.sizes(roots[order]),
-        "keep": keep[order],
+        "match": alone[order],
     }
     for name, values in expected.items():
-        if not np.array_equal(listed[name].to_numpy(), values):
+        found = listed[name].to_numpy()
+        if not np.array_equal(found == Match.NONE.name.lower() if name == "match" else found, values):
             raise DamagedArtifact(f"{findings.artifact.uri}: the components are not those of the pairs, see {name}")
     if (expected["size"] < 2).any():
         raise DamagedArtifact(f"{findings.artifact.uri}: a component has a single sample")
-    return int((roots == np.arange(len(roots))).sum()), int((~keep).sum())
+    return int((roots == np.arange(len(roots))).sum())
+
+
+def _prove_matches(findings: Findings, listed: pa.Table) -> npt.NDArray[np.uint8]:
+    """Check that each twin stays in its component, and that `keep` follows from `match`; return the matches."""
+    uri, ids, twins = findings.artifact.uri, listed["id"].to_numpy(), listed["twin"].to_numpy()
+    places = pc.index_in(listed["match"], value_set=tables.MATCH_NAMES)
+    if places.null_count:
+        raise DamagedArtifact(f"{uri}: the components have a match that is not known to this hhnet")
+    matches: npt.NDArray[np.uint8] = places.to_numpy().astype(np.uint8)
+    alone, code = matches == Match.NONE, np.isin(matches, tables.UNCONFIRMED)
+    if not np.array_equal(twins[alone], ids[alone]):
+        raise DamagedArtifact(f"{uri}: a sample without a twin names one")
+    if not np.array_equal(twins[code], listed["component"].to_numpy()[code]):
+        raise DamagedArtifact(f"{uri}: the twin of a sample that shares only the code is not the first one")
+    order, sure = np.argsort(ids, kind="stable"), ~(alone | code)
+    found = order[np.searchsorted(ids[order], twins[sure]).clip(max=max(len(ids) - 1, 0))]
+    component = listed["component"].to_numpy()
+    same = (ids[found] == twins[sure]) & (component[found] == component[sure]) & (twins[sure] < ids[sure])
+    if not (same & ~sure[found]).all():
+        raise DamagedArtifact(f"{uri}: the twin of a sample does not stay in its component")
+    asked = findings.artifact.facts(DuplicatesMeta).same_code
+    if not np.array_equal(listed["keep"].to_numpy(), alone | (code & (not asked))):
+        raise DamagedArtifact(f"{uri}: keep does not follow from match")
+    return matches
 
 
 # ------------------------------------------------------------------------------------------------------------ codes
 
 
-def _prove_codes(findings: Findings, places: list[PlacedShard], pairs: _Pairs) -> None:
-    """Check that the samples come from the codes and the index, and have these pairs.
+def _prove_inputs(findings: Findings, places: list[PlacedShard], pairs: _Pairs, confirmed: pa.Table) -> None:
+    """Check that the samples come from the codes and the index, and have these pairs and twins.
 
-    If an input is out of reach, that is noted instead.
+    What cannot be checked because an input is out of reach is noted.
     """
-    inputs = findings.inputs()
-    if len(inputs) < len(findings.artifact.manifest.inputs):
+    inputs, named = findings.inputs(), findings.artifact.manifest.inputs
+    shards = [entry for entry in inputs if entry.manifest.kind == "shards"]
+    if len(shards) < sum(entry.kind == "shards" for entry in named):
+        findings.checks.append("pictures: not checked, since not all shards are within reach")
+    elif len(confirmed) and not shards:
+        raise DamagedArtifact(f"{findings.artifact.uri}: samples have a twin by their pictures, but it names no shards")
+    elif len(confirmed):
+        _prove_pictures(findings, places, shards, confirmed)
+    others = [entry for entry in inputs if entry.manifest.kind != "shards"]
+    if len(others) < sum(entry.kind != "shards" for entry in named):
         findings.checks.append("distances: not checked, since not all codes are within reach")
         return
     with scratch_folder() as folder:
-        sets = [open_codes(entry) for entry in inputs if entry.manifest.kind == "codes"]
-        index = next((IndexReader(entry, folder) for entry in inputs if entry.manifest.kind == "index"), None)
+        sets = [open_codes(entry) for entry in others if entry.manifest.kind == "codes"]
+        index = next((IndexReader(entry, folder) for entry in others if entry.manifest.kind == "index"), None)
         sources = list_source_tars(sets, index)
         if [source.place for source in sources] != places:
             raise DamagedArtifact(f"{findings.artifact.uri}: {tables.SHARDS_NAME} does not list the tars of its inputs")
         _prove_pairs(findings, sources, pairs, (sets[0].bits + 7) // 8)
+
+
+def _prove_pictures(findings: Findings, places: list[PlacedShard], shards: list[Artifact], confirmed: pa.Table) -> None:
+    """Check that a seeded sample of the confirmed samples and their twins have the same bytes, or look alike."""
+    number = min(MAX_PROBES, len(confirmed))
+    rows = np.sort(np.random.Generator(np.random.Philox(0)).choice(len(confirmed), number, replace=False))
+    probes = confirmed.take(pa.array(rows))
+    ids = np.unique(np.concatenate([probes["id"].to_numpy(), probes["twin"].to_numpy()]))
+    with scratch_folder() as folder:
+        seen = read_looks(places, shards, folder, None, ids)
+        looks = seen.of(probes["id"].to_numpy()), seen.of(probes["twin"].to_numpy())
+    for place, row in enumerate(probes.select(["key", "match"]).to_pylist()):
+        look, twin = (side[place] for side in looks)
+        if row["match"] == Match.BYTES.name.lower():
+            same = look["known"] >= FILE_KNOWN and np.array_equal(look["sha256"], twin["sha256"])
+        else:
+            same = look["known"] == twin["known"] == SEEN and bool(mark_alike(looks[1][place : place + 1], look)[0])
+        if not same:
+            where = f"{findings.artifact.uri}: {row['key']!r} and its twin"
+            raise DamagedArtifact(f"{where} do not have the same {row['match']}, as the components say")
+    findings.checks.append(f"the pictures of {count(number, 'sample')} match those of their twins")
 
 
 def _prove_pairs(findings: Findings, sources: list[SourceTar], pairs: _Pairs, width: int) -> None:

@@ -85,7 +85,7 @@ METAS: dict[type[Facts], list[dict[str, Any]]] = {
     AliasMeta: [{"version": 1, "index": "../index", "fingerprint": "9" * 64, "bits": 16, "model": "a" * 64}],
     ReportMeta: [REPORT, {**REPORT, "reranked": {"first": 9, "map": 0.6}, "protocol": "drawn", "split": "4" * 64}],
     AgreementMeta: [{"overlap": 0.5, "chance": 0.1, "k": 9, "correlation": None, "bits_old": 16, "bits_new": 8}],
-    DuplicatesMeta: [{"radius": 2, "bits": 16}],
+    DuplicatesMeta: [{"radius": 2, "bits": 16}, {"radius": 0, "bits": 8, "same_code": True}],
     StudyMeta: [{"title": "Bits", "axes": ["model.bits"]}],
 }
 

@@ -156,7 +156,8 @@ def test_pairs_and_components_are_those_of_all_samples(tmp_path: Path, bits: int
     assert components_of(out) == expected.components
     assert (result["verb"], result["status"], result["samples"]) == ("dedupe", "done", count)
     assert (result["pairs"], result["components"]) == (len(expected.pairs), len(expected.components))
-    assert result["droppable"] == expected.droppable
+    assert (result["same_code_only"], result["unread"]) == (expected.droppable, expected.droppable)
+    assert result["droppable"] == 0  # there are no pictures that would confirm one
     assert result["groups"] == sum(number > 1 for number in Counter(map(bytes, codes)).values())
     assert verify(out).digest == result["digest"]
 
@@ -173,9 +174,10 @@ def test_what_a_row_says_of_a_sample(tmp_path: Path) -> None:
         **{"id_a": 4, "key_a": "x", "shard_a": "a-0.tar", "row_a": 4},
         **{"id_b": 1 << 32 | 7, "key_b": "z", "shard_b": "b-0.tar", "row_b": 7, "distance": 0},
     }
+    joined = {"component": 4, "size": 2, "twin": 4, "keep": True}
     assert rows_of(out, "components-") == [
-        {"component": 4, "id": 4, "key": "x", "shard": "a-0.tar", "row": 4, "size": 2, "keep": True},
-        {"component": 4, "id": 1 << 32 | 7, "key": "z", "shard": "b-0.tar", "row": 7, "size": 2, "keep": False},
+        {"id": 4, "key": "x", "shard": "a-0.tar", "row": 4, "match": "none", **joined},
+        {"id": 1 << 32 | 7, "key": "z", "shard": "b-0.tar", "row": 7, "match": "unread", **joined},
     ]
     with open_index(str(build_flat(tmp_path, [uri]))) as reader:  # the ids are those of an index of these codes
         assert [item.key for item in reader.items([pair["id_a"], pair["id_b"]]).values()] == ["x", "z"]
@@ -191,7 +193,7 @@ def test_ten_thousand_equal_codes_make_as_many_pairs(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     result = dedupe([codes_at(tmp_path, "codes", codes, 2500)], out, settings(2)).as_json()
     assert (result["pairs"], result["groups"], result["components"]) == (9_998, 2, 2)
-    assert (result["droppable"], result["samples"]) == (9_998, 10_000)
+    assert (result["same_code_only"], result["samples"]) == (9_998, 10_000)
     assert verify(out).status == "done"
 
 
@@ -294,8 +296,8 @@ def test_new_codes_are_compared_with_each_other_and_with_those_of_the_index(tmp_
     expected = Expected({**known, **samples_of(new, len(old))}, set(known), radius)
     assert pairs_of(out) == expected.pairs
     assert components_of(out) == expected.components
-    assert (result["samples"], result["indexed"], result["droppable"]) == (250, 300, expected.droppable)
-    assert not [row for row in rows_of(out, "components-") if row["id"] in known and not row["keep"]]
+    assert (result["samples"], result["indexed"], result["same_code_only"]) == (250, 300, expected.droppable)
+    assert {row["match"] for row in rows_of(out, "components-") if row["id"] in known} <= {"none"}
     assert verify(out).digest == result["digest"]
 
 
@@ -315,10 +317,10 @@ def test_removed_rows_take_no_part_and_tars_of_the_index_are_passed_over(tmp_pat
     assert dedupe([grown], str(tmp_path / "later"), settings(0), against=index).samples == 0
 
 
-def test_dropping_what_is_not_kept_leaves_no_pair(tmp_path: Path) -> None:
+def test_dropping_all_of_the_same_code_leaves_no_pair(tmp_path: Path) -> None:
     codes = codes_at(tmp_path, "codes", clustered(300))
     out = str(tmp_path / "out")
-    dropped = dedupe([codes], out, settings(2)).droppable
+    dropped = dedupe([codes], out, settings(2, same_code=True)).droppable
     index = build_flat(tmp_path, [codes])
     keys = [row["key"] for row in rows_of(out, "components-") if not row["keep"]]
     assert remove_rows(index, FLAT, keys).removed == dropped == len(keys)

@@ -85,7 +85,8 @@ class Forged:
             self.tables["components"].remove(gone)
             for row in self.tables["components"]:
                 row["size"] -= row["component"] == gone["component"]
-            self.totals["droppable"] -= 1
+            self.totals["same_code_only"] -= 1
+            self.totals["unread"] -= 1
 
 
 def near(forged: Forged) -> dict[str, Any]:
@@ -133,6 +134,19 @@ def set_field(table: str, name: str, value: Any, row: int = -1) -> Callable[[For
     return change
 
 
+def say_same_bytes(twin: int | None) -> Callable[[Forged], None]:
+    """Say that the last sample has the bytes of another, by default the first of its component."""
+
+    def change(forged: Forged) -> None:
+        last = forged.tables["components"][-1]
+        last.update(match="bytes", keep=False, twin=last["component"] if twin is None else twin)
+        forged.totals.update(same_bytes=1, droppable=1)
+        for name in ("same_code_only", "unread"):
+            forged.totals[name] -= 1
+
+    return change
+
+
 def drop_sample(forged: Forged) -> None:
     forged.tables["components"].pop()
 
@@ -159,7 +173,15 @@ CHANGES: dict[str, tuple[Callable[[Forged], None], str]] = {
     "another row in a component": (set_field("components", "row", 99), "another shard or row"),
     "another component": (set_field("components", "component", 1, 3), "not those of the pairs, see component"),
     "another size": (set_field("components", "size", 11), "not those of the pairs, see size"),
-    "nothing is kept": (set_field("components", "keep", False, 0), "not those of the pairs, see keep"),
+    "nothing is kept": (set_field("components", "keep", False, 0), "keep does not follow from match"),
+    "a sample goes that shares only the code": (set_field("components", "keep", False), "keep does not follow"),
+    "the first of a component has a twin": (set_field("components", "match", "code", 0), "not those of the pairs"),
+    "a match that nobody knows": (set_field("components", "match", "smell"), "a match that is not known"),
+    "the first has another one as twin": (set_field("components", "twin", 1, 0), "without a twin names one"),
+    "another twin by the code": (set_field("components", "twin", 1), "is not the first one"),
+    "a twin that is nowhere": (say_same_bytes(9 << 32), "does not stay in its component"),
+    "a twin in another component": (say_same_bytes(0), "does not stay in its component"),
+    "a twin by pictures that nobody named": (say_same_bytes(None), "but it names no shards"),
     "a sample is in no component": (drop_sample, "has samples that are in no component"),
     "components are not sorted": (lambda f: f.tables["components"].reverse(), "not those of the pairs"),
     "another tar": (set_field("shards", "shard_sha256", "0" * 64), "does not list the tars of its inputs"),
@@ -168,6 +190,7 @@ CHANGES: dict[str, tuple[Callable[[Forged], None], str]] = {
     "totals of samples": (lambda f: f.totals.update(samples=36), "the totals are"),
     "totals of groups": (lambda f: f.totals.update(groups=9), "the totals are"),
     "totals of what can go": (lambda f: f.totals.update(droppable=1), "the totals are"),
+    "totals of the same code": (lambda f: f.totals.update(same_code_only=1), "the totals are"),
     "a receipt of another unit": (lambda f: f.receipt.update(unit=1), "is not the receipt of unit 0"),
     "a receipt without its part": (lambda f: f.receipt.update(parts=[]), "the receipts do not name the parts"),
 }
