@@ -56,7 +56,10 @@ def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out"], "holds no committed shards"),
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--bits", "0"], "multiple of 8"),
         (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--bits", "12"], "multiple of 8"),
-        (["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--recipe", "best"], "take one of plain, scratch32"),
+        (
+            ["train", "--shards", "{tmp}", "--out", "{tmp}/out", "--recipe", "best"],
+            "take one of auto, plain, scratch32",
+        ),
         (["verify", "{tmp}"], "holds no committed artifact"),
         (["search", "--index", "{tmp}"], "nothing to search for"),
         (["dedupe", "--codes", "{tmp}", "--out", "{tmp}/out"], "holds no committed codes"),
