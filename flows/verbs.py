@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from flows.preconditions import check_access, check_names, check_places
 from pipelines.artifacts.result import Result
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import load_config
@@ -43,7 +44,9 @@ def run(
     settings = load_config(config, sets or (), {"run.out": out})
     if settings.run.out is None:
         raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
-    check_access(settings)
+    check_access(settings)  # first, since other errors show what they refuse
+    check_names(settings)
+    check_places(settings, settings.run.out)
     return run_pipeline(settings, settings.run.out)
 
 
@@ -73,9 +76,13 @@ def demo(
 
     Example: hhnet demo --data photos/ --out my-demo
     """
+    usual = _with_flags({}, sets, out)
+    check_access(usual)
+    check_names(usual)  # before images are counted or fetched
     flags, query, title = _own_images(data, _say) if data else _standard_images(_say)
     settings = _with_flags(flags, sets, out)
-    check_access(settings)
+    check_names(settings)
+    check_places(settings, out)
     _say(
         f"recipe: {settings.model.backbone}, {settings.model.bits} bits, {settings.data.image_size} px, "
         f"{settings.train.epochs} epochs of {settings.train.loss}; everything goes to {out}"
@@ -175,15 +182,6 @@ def run_pipeline(settings: Config, out: str) -> "RunResult":
         finally:
             finished.reset(token)
             _report_all()
-
-
-def check_access(settings: Config) -> None:
-    """Raise UsageError for credentials in the settings, which Prefect would keep, or for a Ray without a token."""
-    from pipelines.cluster.access import refuse_credentials, require_ray_token
-    from pipelines.cluster.session import ray_address
-
-    refuse_credentials("the configuration (or --out)", settings.model_dump_json())
-    require_ray_token(ray_address(settings))
 
 
 def _report_all() -> None:

@@ -147,6 +147,9 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
         return rotate(flags.model, flags.out, settings, shards=flags.shards)
     if flags.shards is None:
         raise UsageError("nothing to train on: give --shards")
+    from pipelines.train.preconditions import check_training
+
+    check_training(settings)
     from pipelines.train.train import train
 
     return train(flags.shards, flags.out, settings, val=flags.val)

@@ -31,7 +31,7 @@ from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.console import JSON_VARIABLE, LEVEL_VARIABLE, Level, show_log
-from pipelines.errors import DamagedArtifact, HeadLost, HHNetError
+from pipelines.errors import DamagedArtifact, HeadLost, HHNetError, StoreRefused
 from pipelines.storage import use_unsigned
 
 _log = logging.getLogger(__name__)
@@ -164,7 +164,8 @@ def _run(work: Callable[[], Result], given: Mapping[str, Any], json_output: bool
         except BaseException as error:
             message, code, expected = _explained(error)
             if records is not None:
-                records.write(error=message, code=code)
+                refused = {"refused": True} if isinstance(error, StoreRefused) else {}
+                records.write(error=message, code=code, **refused)
             if not expected or (debug and isinstance(error, HHNetError)):
                 if not isinstance(error, HeadLost):
                     raise

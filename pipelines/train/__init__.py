@@ -1,12 +1,13 @@
 """Turns shards into a model.
 
-train        the verb, on Ray Train; job: what its workers have to know, worker: the loop of each
-batches      the samples that train and validate, and the batches of an epoch
-prefetch     the batches from a position on, made ahead of their use
-learner      the optimiser step and the state that a checkpoint must hold
-optimizer    the optimiser and its learning rate
-teacher      the frozen network of a distillation
-validation   mAP inside training
-checkpoints  saved moments at which a training resumes
-rehead       `hhnet train --rotate`: another hash layer for a trained model
+train          the verb, on Ray Train; job: what its workers have to know, worker: the loop of each
+preconditions  checks of its settings before torch or Ray is imported
+batches        the samples that train and validate, and the batches of an epoch
+prefetch       the batches from a position on, made ahead of their use
+learner        the optimiser step and the state that a checkpoint must hold
+optimizer      the optimiser and its learning rate
+teacher        the frozen network of a distillation
+validation     mAP inside training
+checkpoints    saved moments at which a training resumes
+rehead         `hhnet train --rotate`: another hash layer for a trained model
 """
