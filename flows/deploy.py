@@ -14,9 +14,9 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from flows.preconditions import check_access, check_names
+from flows.checks import check_access, check_names
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
-from flows.verbs import ConfigOption
+from flows.verbs import RunFileOption
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
@@ -45,7 +45,7 @@ class Collision(StrEnum):
 
 
 def serve_command(
-    config: ConfigOption,
+    config: RunFileOption,
     cron: Annotated[
         str | None,
         typer.Option(help="Schedule in cron's five fields, such as '0 2 * * *'; unset = run on request only."),

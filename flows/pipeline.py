@@ -20,9 +20,9 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Failed, Running
 
+from flows.checks import assign_roles, require_split
 from flows.lease import keep_leases
 from flows.lifeline import follow_parent
-from flows.preconditions import assign_roles, require_split
 from flows.reporting import await_prefect, best_effort, show_if_reachable
 from flows.stages import (
     NAME_DIGEST_CHARS,

@@ -14,7 +14,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from flows.preconditions import check_names
+from flows.checks import check_names
 from flows.reporting import report_progress
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.runs import Record, closed_records

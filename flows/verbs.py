@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from flows.preconditions import check_access, check_names, check_places
 from pipelines.artifacts.result import Result
-from pipelines.cli.verb import SetsOption
-from pipelines.config.loading import load_config
+from pipelines.cli.config import PrintedConfig
+from pipelines.cli.verb import ConfigOption, Main, PrintConfigOption, SetsOption
+from pipelines.config.loading import config_from, load_config, load_tree, merge_trees
 from pipelines.config.settings import Config
 from pipelines.console import NOTICE
 from pipelines.errors import ConfigError, Unavailable
@@ -25,15 +25,16 @@ _log = logging.getLogger(__name__)
 REPORT_TIMEOUT_S = 10.0
 """Seconds that Prefect may take to send its last events."""
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
+RunFileOption = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 
 
 def run(
-    config: ConfigOption,
+    config: RunFileOption,
     out: Annotated[
         str | None, typer.Option(help="Folder or s3://bucket/prefix for all results; default run.out.", metavar="URI")
     ] = None,
     sets: SetsOption = None,
+    print_config: PrintConfigOption = False,
 ) -> Result:
     """Run the whole pipeline as a Prefect flow: shards, model, codes, index, report; rerun to resume.
 
@@ -41,7 +42,11 @@ def run(
 
     Example: hhnet run --config examples/fashion-mnist.toml --out out
     """
+    from flows.checks import check_access, check_names, check_places
+
     settings = load_config(config, sets or (), {"run.out": out})
+    if print_config:
+        return PrintedConfig.of_config(settings)
     if settings.run.out is None:
         raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
     check_access(settings)  # first, since other errors show what they refuse
@@ -65,22 +70,31 @@ class DemoResult(Result):
 def demo(
     data: Annotated[
         str | None,
-        typer.Option(help="Your own images: a folder of class folders; default Fashion-MNIST.", metavar="PATH"),
+        typer.Option(help="Your own images: a folder of class folders; default: Fashion-MNIST.", metavar="PATH"),
+        Main("PHOTOS"),
     ] = None,
     out: Annotated[
         str, typer.Option(help="Folder or s3://bucket/prefix for all results.", metavar="URI")
     ] = "hhnet-demo",
+    config: ConfigOption = None,
     sets: SetsOption = None,
+    print_config: PrintConfigOption = False,
 ) -> Result:
     """Run the whole pipeline on real images in minutes, without setup; a second run finds everything done.
 
-    Example: hhnet demo --data photos/ --out my-demo
+    Example: hhnet demo photos/ --out my-demo
     """
-    usual = _with_flags({}, sets, out)
+    from flows.checks import check_access, check_names, check_places
+
+    usual = _with_flags({}, config, sets, out)
     check_access(usual)
     check_names(usual)  # before images are counted or fetched
+    if print_config and data is None:
+        return PrintedConfig.of_config(usual)
     flags, query, title = _own_images(data, _say) if data else _standard_images(_say)
-    settings = _with_flags(flags, sets, out)
+    settings = _with_flags(flags, config, sets, out)
+    if print_config:
+        return PrintedConfig.of_config(settings)
     check_names(settings)
     check_places(settings, out)
     _say(
@@ -124,18 +138,12 @@ def _own_images(data: str, say: Callable[[str], None]) -> tuple[dict[str, Any], 
     return flags, str(seen.example), data
 
 
-def _with_flags(flags: Mapping[str, Any], sets: list[str] | None, out: str) -> Config:
+def _with_flags(flags: Mapping[str, Any], file: Path | None, sets: list[str] | None, out: str) -> Config:
     """Return the recipe, changed first by the settings for the images, then by those of the user."""
     from flows.recipes import RECIPE
 
-    fitted = [f"{name}={_toml(value)}" for name, value in flags.items()]
-    return load_config(RECIPE, [*fitted, *(sets or ())], {"run.out": out})
-
-
-def _toml(value: Any) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's strings and numbers
+    tree = merge_trees(load_tree(RECIPE, flags=flags), load_tree(file))
+    return config_from(load_tree(tree, sets or (), {"run.out": out}))
 
 
 def demo_summary(result: DemoResult, title: str, bits: int, query: str) -> str:

@@ -23,7 +23,10 @@ _T = TypeVar("_T")
 
 READ_BYTES = 1 << 20
 """Bytes read at a time to compute a digest."""
-LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+LASTING_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
 """Error numbers of a file system that do not go away by waiting."""
 
 

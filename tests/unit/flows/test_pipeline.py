@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from flows.checks import assign_roles
 from flows.pipeline import codes_name, settings_of, shorten_uri
-from flows.preconditions import assign_roles
 from flows.reporting import artifact_key
 from flows.stages import parse_settings, retry_if_it_may_heal
 from flows.summary import StageLog, encode_rate, run_page, stage_rows

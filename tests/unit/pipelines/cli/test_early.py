@@ -101,6 +101,7 @@ REFUSED: list[tuple[str, str]] = [
     (f"{STUDY} small {SHARES} --set model.weights=timm", "name one of "),
     (f"{STUDY} {{root}}/grid.toml {SHARES}", "train.loss: unknown loss 'hashnett'"),
     ("pipelines demo --data {root}/nowhere --out {root}/new", "{root}/nowhere is not a folder"),
+    ("pipelines demo {root}/nowhere --out {root}/new", "{root}/nowhere is not a folder"),
     ("pipelines demo --data {root}/photos --out {root}/new --set train.loss=hashnett", "unknown loss 'hashnett'"),
     (f"{DEPLOY} --set train.loss=hashnett", "train.loss: unknown loss 'hashnett'"),
     (f"{DEPLOY} --set run.split=train=.8,query=.3", "the shares sum to 1.1, not 1"),
