@@ -70,7 +70,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: if H or W is too small or not a multiple of what the network needs.
         """
-        require_sides(self.name, self.stem_stride, *x_BCHW.shape[-2:], isinstance(self.net, HighResolutionNet))
+        height, width = x_BCHW.shape[-2:]
+        require_sides(self.name, self.stem_stride, height, width, isinstance(self.net, HighResolutionNet))
         if self.name == "alexnet":
             return cast(Tensor, self.net(x_BCHW))
         net = cast(Any, self.net)

@@ -149,7 +149,7 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
         own = inspect.signature(function, eval_str=True).parameters.values()
         declared = {key: value for parameter in own for key, value in _declarations(parameter).items()}
-        usual = {"config": (ConfigOption, None), "sets": (SetsOption, None)}
+        usual: dict[str, tuple[Any, Any]] = {"config": (ConfigOption, None), "sets": (SetsOption, None)}
         if any(parameter.annotation is Config for parameter in own):
             usual["print_config"] = (PrintConfigOption, False)
         declared |= {key: value for key, value in usual.items() if key not in declared} | COMMON_OPTIONS
