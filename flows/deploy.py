@@ -14,7 +14,6 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from flows.checks import check_access, check_names
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
 from flows.verbs import RunFileOption
 from pipelines.cli.verb import SetsOption
@@ -22,7 +21,6 @@ from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
 from pipelines.console import NOTICE
 from pipelines.errors import ConfigError, HHNetError, Unavailable
-from pipelines.ingest.split import parse_split
 
 _log = logging.getLogger("flows.deploy")  # __name__ is __main__ where it is run
 
@@ -113,6 +111,9 @@ def serve_command(
 
 def _check_run(config: Path, tree: dict[str, Any]) -> str:
     """Check the settings of the runs, and return the URL of the server."""
+    from flows.checks import check_access, check_names
+    from pipelines.ingest.split import parse_split
+
     settings = config_from(tree)
     check_access(settings)  # first, since other errors show what they refuse
     check_names(settings)

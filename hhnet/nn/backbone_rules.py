@@ -16,7 +16,9 @@ _TAG = re.compile(r"""["'](\w+\.\w+)["']:""")
 
 @cache
 def timm_names() -> frozenset[str]:
-    """Return the names of timm's models, plain and with a tag, read from its source; none if timm is not found.
+    """Return the names of timm's models, read from its source; none if timm is not found.
+
+    Plain names are complete. Of those with a tag some may lack: those that timm makes by code.
 
     timm itself has these names only once it is imported, and torch with it.
     """

@@ -36,7 +36,12 @@ def _check_network(
 ) -> None:
     if known:  # else timm lies where its source cannot be read, and only the network itself can tell
         with _refused_as(setting):
-            require_backbone(name, known)
+            if name not in known and name.partition(".")[0] in known:  # its source may make tags by code: ask timm
+                from hhnet.nn.backbones import check_backbone_name
+
+                check_backbone_name(name)
+            else:
+                require_backbone(name, known)
             require_pinned(name, weights, known)
     with _refused_as("data.image_size"):
         require_sides(name, stem_stride, config.data.image_size, config.data.image_size, is_hrnet(name))

@@ -11,9 +11,11 @@ from typing import TypedDict
 import pytest
 import timm
 
-from hhnet.nn.backbone_rules import timm_names
+from hhnet.nn.backbone_rules import is_hrnet, timm_names
 from pipelines.config.loading import load_config
+from pipelines.errors import ConfigError
 from pipelines.ingest.ingest import ingest
+from pipelines.train.preconditions import check_training
 from tests.support.pictures import write_folder
 
 # Each case runs in a fork of one process that has imported the command line and nothing else.
@@ -60,7 +62,6 @@ CLUSTER = {"RAY_ADDRESS": "ray.example.org:6379"}
 REFUSED: list[tuple[str, str]] = [
     (f"{TRAIN} --loss hashnett", "train.loss: unknown loss 'hashnett': did you mean hashnet?"),
     (f"{TRAIN} --backbone resnet19x", "model.backbone: unknown backbone 'resnet19x': did you mean resnet18, "),
-    (f"{TRAIN} --backbone resnet18.tv", "model.backbone: unknown weight tag 'resnet18.tv': known are resnet18.a1_in1k"),
     (f"{TRAIN} --set model.weights=timm", "name one of hrnet_w18.ms_aug_in1k, hrnet_w18.ms_in1k"),
     (f"{TRAIN} --set model.weights=/no.safetensors", "model.weights=/no.safetensors cannot be read on"),
     (f"{TRAIN} --set train.teacher=hrnet_w81", "train.teacher: unknown backbone 'hrnet_w81': did you mean"),
@@ -173,4 +174,13 @@ def test_the_names_read_from_timms_source_are_those_of_timm() -> None:
     known = timm_names()
     plain = {name for name in known if "." not in name}
     assert plain == set(timm.list_models(include_tags=False))
-    assert {name for name in timm.list_pretrained() if "." in name} <= known
+    assert {name for name in plain if is_hrnet(name)} == set(timm.list_models(module="hrnet", include_tags=False))
+
+
+def test_tags_that_the_source_does_not_spell_out_are_looked_up_in_timm() -> None:
+    made_by_code = min({name for name in timm.list_pretrained() if "." in name} - timm_names())
+    check_training(load_config(sets=[f"model.backbone={made_by_code}", "model.weights=timm"]))
+    with pytest.raises(
+        ConfigError, match=r"model\.backbone: unknown weight tag 'resnet18\.tv': known are resnet18\.a1"
+    ):
+        check_training(load_config(sets=["model.backbone=resnet18.tv"]))
