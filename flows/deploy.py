@@ -15,13 +15,12 @@ from zoneinfo import ZoneInfo
 import typer
 
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
-from flows.verbs import ConfigOption, OutOption, check_access
+from flows.verbs import OutOption, RunFileOption
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
 from pipelines.console import NOTICE
 from pipelines.errors import ConfigError, HHNetError, Unavailable
-from pipelines.index.kinds import require_index_kind
 
 _log = logging.getLogger("flows.deploy")  # __name__ is __main__ where it is run
 
@@ -44,7 +43,7 @@ class Collision(StrEnum):
 
 
 def serve_command(
-    config: ConfigOption,
+    config: RunFileOption,
     cron: Annotated[
         str | None,
         typer.Option(help="Schedule in cron's five fields, such as '0 2 * * *'; unset = run on request only."),
@@ -94,9 +93,10 @@ def serve_command(
         tree = load_tree(config, sets or (), {"run.out": out})
         when = f"cron {cron} ({timezone})" if cron else f"every {interval}" if interval else "no schedule"
         with quiet_prefect():
+            url = _check_run(config, tree)
             if cron is not None:
                 check_cron(cron)
-            url = _reach(config, tree)
+            reach_prefect(url)
             fields = {"name": name, "tags": tuple(tag or ()), "limit": limit, "lost_after_s": lost}
             fields |= {"cron": cron, "interval_s": every, "timezone": timezone}
             fields |= {"cancel_new": collision is Collision.CANCEL_NEW}
@@ -107,17 +107,21 @@ def serve_command(
         raise typer.Exit(error.exit_code) from None
 
 
-def _reach(config: Path, tree: dict[str, Any]) -> str:
-    """Check the settings, and that the server may be used and answers; return its URL."""
+def _check_run(config: Path, tree: dict[str, Any]) -> str:
+    """Check the settings of the runs, and return the URL of the server."""
+    from flows.checks import check_access, check_names
+    from pipelines.ingest.split import parse_split
+
     settings = config_from(tree)
-    require_index_kind(settings.index.kind, "auto")
+    check_access(settings)  # first, since other errors show what they refuse
+    check_names(settings)
+    if settings.run.split is not None:
+        parse_split(settings.run.split)
     if settings.run.out is None:
         raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
     url = server_url()
     if url is None:
         raise ConfigError(NO_SERVER)
-    check_access(settings)
-    reach_prefect(url)
     return url
 
 

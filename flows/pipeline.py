@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.client.orchestration import get_client
@@ -21,6 +20,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Failed, Running
 
+from flows.checks import assign_roles, require_split
 from flows.lease import keep_leases
 from flows.lifeline import follow_parent
 from flows.reporting import await_prefect, best_effort, show_if_reachable
@@ -44,7 +44,7 @@ from pipelines.artifacts.runs import Record
 from pipelines.cluster.session import kept_ray, ray_address
 from pipelines.config.loading import load_tree, merge_trees
 from pipelines.config.settings import Config
-from pipelines.errors import ConfigError, HHNetError, is_out_of_reach
+from pipelines.errors import ConfigError, HHNetError, may_heal
 from pipelines.storage import Store
 
 WAIT_FACTOR = 4
@@ -144,7 +144,7 @@ def _run_with_retries(settings: Config, tree: dict[str, Any], out: str, served: 
             summary = _run_stages(settings, tree, out, log)
         except BaseException as error:
             _show_run(settings, out, log, None)
-            if attempt == tries or not is_out_of_reach(error):
+            if attempt == tries or not may_heal(error):
                 raise
             _wait(settings.run.retry_after * WAIT_FACTOR**attempt, error, attempt + 1, tries)
         else:
@@ -179,11 +179,9 @@ def _run_stages(settings: Config, config: dict[str, Any], out: str, log: StageLo
     # images -> shards
     splits: Mapping[str, Any] = {}
     if run.source is not None:
-        if run.split is None:
-            raise ConfigError("run.source needs run.split, such as train=.8,query=.1,database=.1 or folder")
         source = run.source if "://" in run.source else str(Path(run.source).expanduser())
-        splits = log.add(ingest_stage, "ingest shards", source, f"{out}/shards", run.split, config)["splits"]
-    roles = assign_roles(settings, splits)
+        splits = log.add(ingest_stage, "ingest shards", source, f"{out}/shards", require_split(run), config)["splits"]
+    roles = assign_roles(run, splits)
     shards = {uri: ref_of(log.add(verify_stage, f"verify {shorten_uri(uri)}", uri, out, config)) for uri in roles.all()}
 
     # shards -> model
@@ -237,46 +235,6 @@ def _show_run(settings: Config, out: str, log: StageLog, summary: RunResult | No
 def shorten_uri(uri: str) -> str:
     """Return the last two parts of a URI, as a name of the artifact for people."""
     return "/".join(Store(uri).uri.rstrip("/").split("/")[-2:])
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The URIs of the shards artifacts by role."""
-
-    train: str
-    val: str | None
-    query: str
-    database: tuple[str, ...]
-
-    def all(self) -> list[str]:
-        """Return every artifact once, in the order of use."""
-        uris = [self.train, *([self.val] if self.val else []), self.query, *self.database]
-        return list(dict.fromkeys(uris))
-
-
-def assign_roles(settings: Config, splits: Mapping[str, Any]) -> Roles:
-    """Resolve run.train, run.val, run.query and run.database, each a URI or the name of a split just ingested.
-
-    A role that is not set is the split of its own name.
-    """
-    run = settings.run
-
-    def resolve(role: str, value: str | None) -> str:
-        name = value or role
-        if name in splits:
-            return cast(str, splits[name]["uri"])
-        if value is None:
-            known = f"; the splits are {', '.join(sorted(splits))}" if splits else ""
-            raise ConfigError(f"run.{role} is not set: name the shards for it{known}")
-        return value
-
-    database = run.database or (None,)
-    return Roles(
-        resolve("train", run.train),
-        resolve("val", run.val) if run.val else None,
-        resolve("query", run.query),
-        tuple(resolve("database", value) for value in database),
-    )
 
 
 def codes_name(shards: Ref, splits: Mapping[str, Any]) -> str:

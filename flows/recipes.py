@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.loading import config_from, load_config, load_tree, read_toml
+from pipelines.config.loading import config_from, load_config, load_tree, merge_trees, read_toml
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.shards.containers import SUFFIXES
@@ -32,15 +32,16 @@ def demo_recipe() -> Config:
     return load_config(RECIPE)
 
 
-def demo_settings(flags: Mapping[str, Any], sets: Iterable[str], out: str) -> Config:
-    """Return the settings for the images that `flags` describe, changed by those of the user.
+def demo_settings(flags: Mapping[str, Any], file: Path | None, sets: Iterable[str], out: str) -> Config:
+    """Return the settings for the images that `flags` describe, changed by those of the user: a file, then `sets`.
 
     If `flags` name a recipe, it takes the place of what demo.toml says on data, model and training.
     """
     base = read_toml(RECIPE)
     if "train.recipe" in flags:
         base = {name: section for name, section in base.items() if name not in ("data", "model", "train")}
-    return config_from(load_tree(load_tree(base, (), flags), sets, {"run.out": out}))
+    tree = merge_trees(load_tree(base, (), flags), load_tree(file))
+    return config_from(load_tree(tree, sets, {"run.out": out}))
 
 
 def probe_images(folder: str) -> Probe:

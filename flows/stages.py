@@ -14,14 +14,14 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from flows.checks import check_names
 from flows.reporting import report_progress
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.runs import Record, closed_records
 from pipelines.artifacts.versions import list_lost, open_current
 from pipelines.config.loading import config_from
 from pipelines.config.settings import Config
-from pipelines.errors import FingerprintMismatch, is_out_of_reach
-from pipelines.index.kinds import require_index_kind
+from pipelines.errors import FingerprintMismatch, may_heal
 from pipelines.storage import Store, use_unsigned
 
 _log = logging.getLogger(__name__)
@@ -37,9 +37,9 @@ TASK_RETRY_WAITS_S = [5.0, 30.0]
 """Seconds of waiting before each of these tries."""
 
 
-def retry_if_out_of_reach(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Tell Prefect to retry a task if a store or cluster was out of reach, and in no other case."""
-    if not is_out_of_reach(state.data):
+def retry_if_it_may_heal(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Tell Prefect to retry a task if a store or cluster was out of reach and may come back, and in no other case."""
+    if not may_heal(state.data):
         return False
     _log.warning("%s; trying again", state.data)
     return True
@@ -50,7 +50,7 @@ stage_task = partial(
     task_run_name="{name}",
     retries=TASK_RETRIES,
     retry_delay_seconds=TASK_RETRY_WAITS_S,
-    retry_condition_fn=retry_if_out_of_reach,
+    retry_condition_fn=retry_if_it_may_heal,
     cache_policy=NO_CACHE,
     persist_result=False,
     result_serializer="json",
@@ -60,7 +60,7 @@ stage_task = partial(
 def parse_settings(config: Mapping[str, Any]) -> Config:
     """Return the typed settings, and read their public buckets without keys from now on. ConfigError for a bad tree."""
     settings = config_from(config)
-    require_index_kind(settings.index.kind, "auto")
+    check_names(settings)
     use_unsigned(settings.store.unsigned)
     return settings
 

@@ -4,7 +4,6 @@ import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -12,7 +11,8 @@ import typer
 
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.words import align_facts
-from pipelines.cli.verb import SetsOption
+from pipelines.cli.config import PrintedConfig
+from pipelines.cli.verb import ConfigOption, Main, PrintConfigOption, SetsOption
 from pipelines.config.loading import load_config
 from pipelines.config.recipes import AUTO
 from pipelines.config.settings import Config
@@ -27,23 +27,31 @@ _log = logging.getLogger(__name__)
 REPORT_TIMEOUT_S = 10.0
 """Seconds that Prefect may take to send its last events."""
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
+RunFileOption = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
 OutOption = Annotated[
     str | None, typer.Option(help="Folder or s3://bucket/prefix for all results; default run.out.", metavar="URI")
 ]
 
 
-def run(config: ConfigOption, out: OutOption = None, sets: SetsOption = None) -> Result:
+def run(
+    config: RunFileOption, out: OutOption = None, sets: SetsOption = None, print_config: PrintConfigOption = False
+) -> Result:
     """Run the whole pipeline as a Prefect flow: shards, model, codes, index, report; rerun to resume.
 
     The run reports to the Prefect server of PREFECT_API_URL, else to a temporary server that stops at the end.
 
     Example: hhnet run --config examples/fashion-mnist.toml --out out
     """
+    from flows.checks import check_access, check_names, check_places
+
     settings = load_config(config, sets or (), {"run.out": out})
+    if print_config:
+        return PrintedConfig.of_config(settings)
     if settings.run.out is None:
         raise ConfigError(f"{config} does not set run.out: set it there, or give --out")
-    check_access(settings)
+    check_access(settings)  # first, since other errors show what they refuse
+    check_names(settings)
+    check_places(settings, settings.run.out)
     return run_pipeline(settings, settings.run.out)
 
 
@@ -62,22 +70,34 @@ class DemoResult(Result):
 def demo(
     data: Annotated[
         str | None,
-        typer.Option(help="Your own images: a folder of class folders; default Fashion-MNIST.", metavar="PATH"),
+        typer.Option(help="Your own images: a folder of class folders; default: Fashion-MNIST.", metavar="PATH"),
+        Main("PHOTOS"),
     ] = None,
     out: Annotated[
         str, typer.Option(help="Folder or s3://bucket/prefix for all results.", metavar="URI")
     ] = "hhnet-demo",
+    config: ConfigOption = None,
     sets: SetsOption = None,
+    print_config: PrintConfigOption = False,
 ) -> Result:
     """Run the whole pipeline on real images in minutes, without setup; a second run finds everything done.
 
-    Example: hhnet demo --data photos/ --out my-demo
+    Example: hhnet demo photos/ --out my-demo
     """
+    from flows.checks import check_access, check_names, check_places
     from flows.recipes import demo_settings
 
+    usual = demo_settings({}, config, sets or (), out)
+    check_access(usual)
+    check_names(usual)  # before images are counted or fetched
+    if print_config and data is None:
+        return PrintedConfig.of_config(usual)
     flags, query, title = _own_images(data, _say) if data else _standard_images(_say)
-    settings = demo_settings(flags, sets or (), out)
-    check_access(settings)
+    settings = demo_settings(flags, config, sets or (), out)
+    if print_config:
+        return PrintedConfig.of_config(settings)
+    check_names(settings)
+    check_places(settings, out)
     fitted = settings.train.recipe == AUTO  # training says the size and the epochs then
     size = "" if fitted else f", {settings.data.image_size} px, {format_count(settings.train.epochs, 'epoch')}"
     model = f"{settings.model.backbone}, {settings.model.bits} bits, {settings.train.loss}{size}"
@@ -161,20 +181,6 @@ def run_pipeline(settings: Config, out: str) -> "RunResult":
         finally:
             finished.reset(token)
             _report_all()
-
-
-def check_access(settings: Config) -> None:
-    """Raise UsageError for credentials in the settings, which Prefect would keep, or for a Ray without a token.
-
-    Raises ModuleNotFoundError without Prefect, before any work.
-    """
-    if find_spec("prefect") is None:
-        raise ModuleNotFoundError("No module named 'prefect'", name="prefect")
-    from pipelines.cluster.access import refuse_credentials, require_ray_token
-    from pipelines.cluster.session import ray_address
-
-    refuse_credentials("the configuration (or --out)", settings.model_dump_json())
-    require_ray_token(ray_address(settings))
 
 
 def _report_all() -> None:

@@ -10,6 +10,7 @@ HHNetError                    1  the work itself failed
 │   └── FingerprintMismatch   2  the artifacts do not belong together
 ├── Unavailable               3  something outside is out of reach
 │   ├── StoreUnavailable      3  the store does not answer or refuses to write
+│   │   ├── StoreRefused      3  the store refuses for good: keys, rights, a missing bucket
 │   │   └── CommitUnknown     3  a write may or may not have landed
 │   └── ClusterUnavailable    3  Ray cannot be reached or cannot place the work
 │       └── HeadLost          3  Ray's head stopped answering while the work ran
@@ -78,6 +79,10 @@ class StoreUnavailable(Unavailable):
     """The store does not answer, or refuses the operation."""
 
 
+class StoreRefused(StoreUnavailable):
+    """The store refuses the operation, and will refuse it again: keys, rights, a missing bucket."""
+
+
 class CommitUnknown(StoreUnavailable):
     """A write may or may not have landed; nothing may be deleted after it."""
 
@@ -99,3 +104,8 @@ class Degraded(HHNetError):
 def is_out_of_reach(error: object) -> bool:
     """Tell whether the store or the cluster failed, by the exit code: a job's error has no class of its own."""
     return getattr(error, "exit_code", None) == Unavailable.exit_code
+
+
+def may_heal(error: object) -> bool:
+    """Tell whether another try may succeed later: something is out of reach, and does not refuse for good."""
+    return is_out_of_reach(error) and not isinstance(error, StoreRefused)

@@ -7,7 +7,6 @@ fine to coarse (`downsamp_modules`), mapped to 2048 channels (`final_layer`) and
 Shape suffixes: B images, C channels, H height, W width, D feature dimension.
 """
 
-import difflib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,8 @@ from timm.models.hrnet import HighResolutionNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torchvision.models import alexnet
+
+from hhnet.nn.backbone_rules import require_backbone, require_pinned, require_sides
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 """Prefixes of weight names, from DistributedDataParallel, from a module that holds the network, and from
@@ -62,7 +63,6 @@ class Backbone(nn.Module):
         _speed_up_small_maps(net)
         self.net = net
         self.feature_dim = 4096 if name == "alexnet" else int(cast(Any, net).head_hidden_size)
-        self._multiple, self._minimum = _size_rule(net, name, stem_stride)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to features (B, D).
@@ -71,16 +71,7 @@ class Backbone(nn.Module):
             ValueError: if H or W is too small or not a multiple of what the network needs.
         """
         height, width = x_BCHW.shape[-2:]
-        if height % self._multiple or width % self._multiple:
-            raise ValueError(
-                f"{self.name} with stem_stride={self.stem_stride} needs image sides that are multiples of "
-                f"{self._multiple} pixels: got {height}x{width}; change data.image_size"
-            )
-        if min(height, width) < self._minimum:
-            raise ValueError(
-                f"{self.name} needs images of at least {self._minimum} pixels: got {height}x{width}; "
-                "raise data.image_size"
-            )
+        require_sides(self.name, self.stem_stride, height, width, isinstance(self.net, HighResolutionNet))
         if self.name == "alexnet":
             return cast(Tensor, self.net(x_BCHW))
         net = cast(Any, self.net)
@@ -164,29 +155,10 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     return all(padding < size for padding, size in zip(conv.padding, conv.kernel_size, strict=True))
 
 
-def _size_rule(net: nn.Module, name: str, stem_stride: int) -> tuple[int, int]:
-    """Return the divisor and the least value of the image side.
-
-    HRNet upsamples its coarsest branch by exactly 8 and adds it to the finest, so both must line up.
-    """
-    if isinstance(net, HighResolutionNet):
-        return 8 * stem_stride, 8 * stem_stride
-    # torchvision's least sides for these two families: below them pooling leaves no cell.
-    return 1, {"alexnet": 63, "vgg": 32}.get(name.split(".")[0].rstrip("_bn0123456789"), 1)
-
-
 def check_backbone_name(name: str) -> None:
     """Raise ValueError, naming near matches, unless `name` is "alexnet" or a timm model, with or without tag."""
-    if name == "alexnet":
-        return
-    plain, _, tag = name.partition(".")
-    known = timm.list_models(include_tags=False)
-    if plain not in known:
-        near = difflib.get_close_matches(plain, [*known, "alexnet"], n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-        raise ValueError(f"unknown backbone {name!r}: {hint}")
-    if tag and name not in _tags(plain):
-        raise ValueError(f"unknown weight tag {name!r}: known are {', '.join(_tags(plain)) or 'none'}")
+    plain = name.partition(".")[0]
+    require_backbone(name, [*timm.list_models(include_tags=False), *_tags(plain)])
 
 
 def _tags(plain: str) -> list[str]:
@@ -195,10 +167,7 @@ def _tags(plain: str) -> list[str]:
 
 def _create(name: str, pretrained: bool) -> nn.Module:
     check_backbone_name(name)
-    if pretrained and "." not in name:
-        tags = [] if name == "alexnet" else _tags(name)
-        hint = f"name one of {', '.join(tags)}" if tags else "give a safetensors file"
-        raise ValueError(f"weights='timm' needs a pinned tag, {name!r} may change its meaning: {hint}")
+    require_pinned(name, "timm" if pretrained else None, [] if name == "alexnet" else _tags(name))
     if name == "alexnet":
         net: nn.Module = alexnet(weights=None)
         cast(Any, net).classifier[6] = nn.Identity()

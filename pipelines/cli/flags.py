@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.verb import CodesOption, Flags, OutOption, Setting
+from pipelines.cli.verb import CodesOption, Flags, Main, OutOption, Setting
 from pipelines.config.recipes import recipe_names
 
 
@@ -19,7 +19,8 @@ class IngestFlags(Flags):
         str | None,
         typer.Argument(
             help="Images to ingest: a folder, zip or tar of class folders, or a CSV or Parquet table. With --adopt: a "
-            "folder or s3:// prefix of WebDataset tars, one tar, or t-{000..012}.tar. Leave out with --protocol."
+            "folder or s3:// prefix of WebDataset tars, one tar, or t-{000..012}.tar. Leave out with --protocol.",
+            metavar="SOURCE",
         ),
     ] = None
     split: Annotated[
@@ -111,25 +112,21 @@ class TrainFlags(Flags):
 
     out: OutOption
     shards: Annotated[
-        str | None, typer.Option(help="Shards to train on. With --rotate: where they lie now, if moved.", metavar="URI")
+        str | None,
+        typer.Option(help="Shards to train on. With --rotate: where they lie now, if moved.", metavar="URI"),
+        Main("SHARDS"),
     ] = None
     val: Annotated[
         str | None, typer.Option(help="Shards to validate on; default: a seeded share of --shards.", metavar="URI")
     ] = None
-    workers: Annotated[
-        int | None, typer.Option(help="Training processes; default 1.", min=1), Setting("train.workers")
-    ] = None
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the samples; default 20.", min=1), Setting("train.epochs")
-    ] = None
-    bits: Annotated[
-        int | None, typer.Option(help="Code length, a multiple of 8; default 64."), Setting("model.bits")
-    ] = None
+    workers: Annotated[int | None, typer.Option(help="Training processes.", min=1), Setting("train.workers")] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", min=1), Setting("train.epochs")] = None
+    bits: Annotated[int | None, typer.Option(help="Code length, a multiple of 8."), Setting("model.bits")] = None
     backbone: Annotated[
-        str | None, typer.Option(help="A timm name, or alexnet; default hrnet_w18."), Setting("model.backbone")
+        str | None, typer.Option(help="A timm name, or alexnet.", metavar="NAME"), Setting("model.backbone")
     ] = None
     loss: Annotated[
-        str | None, typer.Option(help="A loss of docs/losses.md; default orthohash."), Setting("train.loss")
+        str | None, typer.Option(help="A loss of docs/losses.md.", metavar="NAME"), Setting("train.loss")
     ] = None
     recipe: Annotated[
         str | None,
@@ -151,7 +148,7 @@ class TrainFlags(Flags):
 class EncodeFlags(Flags):
     """Flags of `hhnet encode`."""
 
-    shards: Annotated[str, typer.Option(help="Shards to encode.", metavar="URI")]
+    shards: Annotated[str, typer.Option(help="Shards to encode.", metavar="URI"), Main("SHARDS")]
     model: Annotated[str, typer.Option(help="Model to encode with.", metavar="URI")]
     out: OutOption
     workers: Annotated[
@@ -177,7 +174,7 @@ class EncodeFlags(Flags):
 class RetryFlags(Flags):
     """Flags of `hhnet retry-rejects`."""
 
-    codes: Annotated[str, typer.Option(help="Codes with rejects.", metavar="URI")]
+    codes: Annotated[str, typer.Option(help="Codes with rejects.", metavar="URI"), Main("CODES")]
     shards: Annotated[str | None, typer.Option(help="Where its shards lie now, if moved.", metavar="URI")] = None
     model: Annotated[str | None, typer.Option(help="Where its model lies now, if moved.", metavar="URI")] = None
     workers: Annotated[
@@ -209,7 +206,7 @@ class VerifyFlags(Flags):
 class SearchFlags(Flags):
     """Flags of `hhnet search`."""
 
-    index: Annotated[str, typer.Option(help="Index to search, or an alias of it.", metavar="URI")]
+    index: Annotated[str, typer.Option(help="Index to search, or an alias of it.", metavar="URI"), Main("INDEX")]
     image: Annotated[
         list[str] | None,
         typer.Option(
@@ -227,9 +224,7 @@ class SearchFlags(Flags):
     codes: Annotated[
         list[str] | None, typer.Option(help="Queries: all codes of this artifact; repeatable.", metavar="URI")
     ] = None
-    k: Annotated[
-        int | None, typer.Option("-k", help="Neighbours per query; default 10.", min=1), Setting("search.k")
-    ] = None
+    k: Annotated[int | None, typer.Option("-k", help="Neighbours per query.", min=1), Setting("search.k")] = None
     rerank: Annotated[
         int | None,
         typer.Option(help="Re-rank the nearest N by their real codes.", min=1, metavar="N"),
@@ -262,7 +257,7 @@ class SearchFlags(Flags):
 class EvaluateFlags(Flags):
     """Flags of `hhnet evaluate`."""
 
-    queries: Annotated[str, typer.Option(help="Codes of the queries.", metavar="URI")]
+    queries: Annotated[str, typer.Option(help="Codes of the queries.", metavar="URI"), Main("QUERIES")]
     database: Annotated[list[str], typer.Option(help="Codes to search in; repeatable.", metavar="URI")]
     out: OutOption
     at: Annotated[
@@ -284,11 +279,11 @@ class EvaluateFlags(Flags):
 class DedupeFlags(Flags):
     """Flags of `hhnet dedupe`."""
 
-    codes: CodesOption
+    codes: Annotated[CodesOption, Main("CODES")]
     out: OutOption
     radius: Annotated[
         int | None,
-        typer.Option(help="Largest number of bits in which a pair differs; default 0.", min=0),
+        typer.Option(help="Largest number of bits in which a pair differs.", min=0),
         Setting("dedupe.radius"),
     ] = None
     against: Annotated[
@@ -305,6 +300,6 @@ class DedupeFlags(Flags):
     ] = None
     memory: Annotated[
         str | None,
-        typer.Option(help="Largest memory of the search; default 1GiB.", metavar="4GiB"),
+        typer.Option(help="Largest memory of the search.", metavar="4GiB"),
         Setting("dedupe.memory"),
     ] = None

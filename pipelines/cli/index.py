@@ -7,15 +7,22 @@ from typing import Annotated
 import typer
 
 from pipelines.artifacts.result import Result
-from pipelines.cli.verb import CodesOption, Flags, OutOption, Setting, verb
+from pipelines.cli.help import VerbGroup
+from pipelines.cli.verb import CodesOption, Flags, Main, OutOption, Setting, verb
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, UsageError
 from pipelines.index.kinds import require_index_kind
 
-index_app = typer.Typer(help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True)
+index_app = typer.Typer(
+    cls=VerbGroup, help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True
+)
 
-IndexOption = Annotated[str, typer.Option("--index", help="Root of the index, or of an alias.", metavar="URI")]
-OwnIndexOption = Annotated[str, typer.Option("--index", help="Root of the index, not of an alias.", metavar="URI")]
+IndexOption = Annotated[
+    str, typer.Option("--index", help="Root of the index, or of an alias.", metavar="URI"), Main("INDEX")
+]
+OwnIndexOption = Annotated[
+    str, typer.Option("--index", help="Root of the index, not of an alias.", metavar="URI"), Main("INDEX")
+]
 PublishOption = Annotated[
     bool, typer.Option("--publish/--no-publish", help="Publish it as the next version if it passes the gate.")
 ]
@@ -30,11 +37,11 @@ WorkersOption = Annotated[
 class BuildFlags(Flags):
     """Flags of `hhnet index build`."""
 
-    codes: CodesOption
+    codes: Annotated[CodesOption, Main("CODES")]
     out: OutOption
     kind: Annotated[
         str | None,
-        typer.Option(help="flat (default) or multihash, both exact; ivf or hnsw; auto = the planner chooses."),
+        typer.Option(help="flat or multihash, both exact; ivf or hnsw; auto = the planner chooses.", metavar="KIND"),
         Setting("index.kind"),
     ] = None
     memory: Annotated[
@@ -51,7 +58,7 @@ class BuildFlags(Flags):
     ] = None
     recall: Annotated[
         float | None,
-        typer.Option(help="For auto: smallest recall of an approximate kind; default 0.95.", min=0, max=1),
+        typer.Option(help="For auto: smallest recall of an approximate kind.", min=0, max=1),
         Setting("index.recall"),
     ] = None
     dry_run: Annotated[
@@ -76,9 +83,9 @@ def index_build_command(flags: BuildFlags, settings: Config) -> Result:
     query time and recall that it predicts. It takes the smallest exact kind within --memory and --latency; if there is
     none, the smallest approximate kind that also reaches --recall. A rerun keeps the kind of the first run.
 
-    Example: hhnet index build --codes codes/train --codes codes/database --out index
+    Example: hhnet index build codes/train codes/database --out index
 
-    Example: hhnet index build --codes codes/database --out index --kind auto --memory 4GiB --latency 5ms --dry-run
+    Example: hhnet index build codes/database --out index --kind auto --memory 4GiB --latency 5ms --dry-run
     """
     require_index_kind(settings.index.kind, "auto")
     if settings.index.kind != "auto" and flags.planned:
@@ -111,7 +118,7 @@ class AddFlags(Flags):
 def index_add_command(flags: AddFlags, settings: Config) -> Result:
     """Add those tars of the codes that the index does not hold yet, and publish the next version.
 
-    Example: hhnet index add --index index --codes codes/tonight
+    Example: hhnet index add index --codes codes/tonight
     """
     from pipelines.index.update import add_codes
 
@@ -142,7 +149,7 @@ def index_remove_command(
 ) -> Result:
     """Remove samples from search: the next version lists them as removed and keeps all other ids.
 
-    Example: hhnet index remove --index index --key cat/0001 --keys gone.txt --shard photos-000007.tar
+    Example: hhnet index remove index --key cat/0001 --keys gone.txt --shard photos-000007.tar
     """
     wanted = [*(key or ()), *(_read_keys(keys) if keys else ())]
     if not (wanted or shard or keys):
@@ -174,7 +181,7 @@ class CompactFlags(Flags):
 def index_compact_command(flags: CompactFlags, settings: Config) -> Result:
     """Rebuild the parts that hold removed samples without them; ids and answers stay the same.
 
-    Example: hhnet index compact --index index
+    Example: hhnet index compact index
     """
     from pipelines.index.update import compact_index
 
@@ -192,7 +199,7 @@ def index_publish_command(
 ) -> Result:
     """Publish an index that was made with --no-publish, if it passes the gate.
 
-    Example: hhnet index publish --index index
+    Example: hhnet index publish index
     """
     from pipelines.index.publish import publish_index
 
@@ -208,7 +215,7 @@ def index_rollback_command(
 ) -> Result:
     """Publish an older version again as the newest; nothing is deleted.
 
-    Example: hhnet index rollback --index index --to 3
+    Example: hhnet index rollback index --to 3
     """
     from pipelines.index.publish import rollback_index
 
@@ -219,7 +226,7 @@ def index_rollback_command(
 def index_info_command(index: IndexOption) -> Result:
     """Show the versions of an index, newest first, and the card of the current one.
 
-    Example: hhnet index info --index index
+    Example: hhnet index info index
     """
     from pipelines.index.publish import describe_index
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.artifacts.result import Result
+from pipelines.cli.config import config_command
 from pipelines.cli.flags import (
     DedupeFlags,
     EncodeFlags,
@@ -22,9 +23,10 @@ from pipelines.cli.flags import (
     TrainFlags,
     VerifyFlags,
 )
+from pipelines.cli.help import VerbGroup, panel_of
 from pipelines.cli.index import index_app
 from pipelines.cli.study import study_command
-from pipelines.cli.verb import OutOption, verb
+from pipelines.cli.verb import Main, OutOption, verb
 from pipelines.config.settings import Config
 from pipelines.errors import UsageError
 
@@ -32,7 +34,7 @@ app = typer.Typer(
     name="hhnet",
     help="Learn compact binary codes for images, encode a corpus on Ray, and search it by Hamming distance.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=VerbGroup,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -133,11 +135,11 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
 
     Without a GPU, and without a setting that changes the model, it takes --recipe auto.
 
-    Example: hhnet train --shards shards/train --out model
+    Example: hhnet train shards/train --out model
 
-    Example: hhnet train --shards shards/train --out model --workers 2 --epochs 20 --set data.image_size=32
+    Example: hhnet train shards/train --out model --workers 2 --epochs 20 --set data.image_size=32
 
-    Example: hhnet train --recipe scratch32 --shards shards/train --out model --epochs 50
+    Example: hhnet train shards/train --recipe scratch32 --out model --epochs 50
 
     Example: hhnet train --rotate h2q --model model --out model-h2q
     """
@@ -152,6 +154,9 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
     if flags.shards is None:
         raise UsageError("nothing to train on: give --shards")
     from pipelines.train.fit import auto_if_unsaid
+    from pipelines.train.preconditions import check_training
+
+    check_training(settings)
     from pipelines.train.train import train
 
     return train(flags.shards, flags.out, auto_if_unsaid(settings, flags.out), val=flags.val)
@@ -161,9 +166,9 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
 def encode_command(flags: EncodeFlags, settings: Config) -> Result:
     """Encode shards to packed codes in Parquet; a rerun does only what is missing.
 
-    Example: hhnet encode --shards shards/database --model model --out codes/database
+    Example: hhnet encode shards/database --model model --out codes/database
 
-    Example: hhnet encode --shards shards/database --model model --out codes/database --dry-run --price 2.50
+    Example: hhnet encode shards/database --model model --out codes/database --dry-run --price 2.50
     """
     if flags.price is not None and not flags.dry_run:
         raise UsageError("--price has a meaning only with --dry-run: add that, or leave --price out")
@@ -182,7 +187,7 @@ def encode_command(flags: EncodeFlags, settings: Config) -> Result:
 def retry_rejects_command(flags: RetryFlags, settings: Config) -> Result:
     """Encode again the shards that have rejects, after you mended the cause; publish the next version of the codes.
 
-    Example: hhnet retry-rejects --codes codes/database
+    Example: hhnet retry-rejects codes/database
     """
     from pipelines.encode.retry_rejects import retry_rejects
 
@@ -283,13 +288,13 @@ def plan_command(
 def search_command(flags: SearchFlags, settings: Config) -> Result:
     """Find the nearest codes of each query; equal distances are ordered by id.
 
-    Example: hhnet search --index index --image cat.jpg -k 10 --html found.html
+    Example: hhnet search index --image cat.jpg -k 10 --html found.html
 
-    Example: hhnet search --index index --image holiday/ --image https://example.org/cat.jpg --html found.html
+    Example: hhnet search index --image holiday/ --image https://example.org/cat.jpg --html found.html
 
-    Example: hhnet search --index index --image cat.jpg -k 10 --rerank 200
+    Example: hhnet search index --image cat.jpg -k 10 --rerank 200
 
-    Example: hhnet search --index index --codes codes/query --gpu --json
+    Example: hhnet search index --codes codes/query --gpu --json
     """
     if not (flags.image or flags.key or flags.code or flags.codes):
         raise UsageError("nothing to search for: give --image, --key, --code or --codes")
@@ -313,9 +318,9 @@ def search_command(flags: SearchFlags, settings: Config) -> Result:
 def evaluate_command(flags: EvaluateFlags, settings: Config) -> Result:
     """Measure mAP and curves, and write a self-contained report with a gallery.
 
-    Example: hhnet evaluate --queries codes/query --database codes/database --out report
+    Example: hhnet evaluate codes/query --database codes/database --out report
 
-    Example: hhnet evaluate --queries codes/query --database codes/database --out report --convention hashnet --at 1000
+    Example: hhnet evaluate codes/query --database codes/database --out report --convention hashnet --at 1000
     """
     from pipelines.evaluate.evaluate import evaluate
 
@@ -326,9 +331,9 @@ def evaluate_command(flags: EvaluateFlags, settings: Config) -> Result:
 def dedupe_command(flags: DedupeFlags, settings: Config) -> Result:
     """Find near-duplicates: all pairs within a radius, the groups they form, and those that their pictures confirm.
 
-    Example: hhnet dedupe --codes codes/train --codes codes/database --radius 3 --out duplicates
+    Example: hhnet dedupe codes/train codes/database --radius 3 --out duplicates
 
-    Example: hhnet dedupe --codes codes/tonight --against index --radius 3 --out duplicates
+    Example: hhnet dedupe codes/tonight --against index --radius 3 --out duplicates
     """
     from pipelines.dedupe.dedupe import dedupe
 
@@ -353,15 +358,15 @@ def agreement_command(
 
 @verb(app, "alias")
 def alias_command(
-    alias_: Annotated[str, typer.Option("--alias", help="Root of the alias.", metavar="URI")],
+    alias_: Annotated[str, typer.Option("--alias", help="Root of the alias.", metavar="URI"), Main("ALIAS")],
     to: Annotated[str | None, typer.Option(help="Published index that the alias shall name.", metavar="URI")] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Name the previous index again.")] = False,
 ) -> Result:
     """Give an index a lasting name that `search --index` follows, switch it in one step, or show its history.
 
-    Example: hhnet alias --alias photos --to index/v2
+    Example: hhnet alias photos --to index/v2
 
-    Example: hhnet alias --alias photos --rollback
+    Example: hhnet alias photos --rollback
     """
     if to is not None and rollback:
         raise UsageError("--to and --rollback exclude each other: give one of them")
@@ -374,9 +379,11 @@ def alias_command(
 
 @verb(app, "export")
 def export_command(
-    model: Annotated[str, typer.Option(help="Model to export.", metavar="URI")],
+    model: Annotated[str, typer.Option(help="Model to export.", metavar="URI"), Main("MODEL")],
     out: Annotated[str, typer.Option(help="Local file to write.", metavar="FILE.onnx")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX, the only format and so the default.")] = True,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write ONNX, the only format and so the default.", show_default=False)
+    ] = True,
     batch: Annotated[int | None, typer.Option(help="Images per batch; default: any number.", min=1)] = None,
     check_images: Annotated[
         Path | None,
@@ -385,7 +392,7 @@ def export_command(
 ) -> Result:
     """Export a model as one ONNX file, from uint8 images to packed codes; it is first compared with torch on images.
 
-    Example: hhnet export --onnx --model model --out model.onnx
+    Example: hhnet export model --out model.onnx
     """
     from pipelines.export.onnx import export_onnx
 
@@ -409,4 +416,5 @@ def build_app() -> typer.Typer:
 
 
 verb(app, "study")(study_command)
-app.add_typer(index_app, name="index")
+verb(app, "config")(config_command)
+app.add_typer(index_app, name="index", rich_help_panel=panel_of("index"))

@@ -24,8 +24,7 @@ def next_step(result: Result, given: Given) -> str:
         return ""
     if isinstance(words, str):
         return f"next: {words}"
-    kept = _kept(given) if words[0] != "plan" else []  # it has no settings
-    return f"next: {shlex.join(['hhnet', *words, *kept])}"
+    return f"next: {shlex.join(['hhnet', *words, *_kept(given)])}"
 
 
 def _kept(given: Given) -> list[str]:

@@ -56,6 +56,11 @@ def study_command(flags: StudyFlags) -> Result:
     sources = [f"run.{name}={json.dumps(value)}" for name, value in named.items() if value]
     description = read_description(flags.source, flags.protocol)
     grid = Grid.make(description, flags.config, [*(flags.sets or ()), *sources])
+    from pipelines.train.preconditions import check_training
+
+    for group in grid.groups:
+        for tried in [candidate.settings for candidate in grid.candidates] or [{}]:
+            check_training(grid.config(group, grid.seeds[0], tried))
     from pipelines.study.study import study
 
     share = (int(match[1]), int(match[2]))

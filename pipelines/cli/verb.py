@@ -4,6 +4,7 @@ Nothing here imports torch, ray, faiss or prefect before a verb's own work begin
 at once.
 """
 
+import copy
 import errno
 import functools
 import inspect
@@ -20,18 +21,21 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
 from pipelines.artifacts.commit import has_begun
 from pipelines.artifacts.result import Result
+from pipelines.cli.config import PrintedConfig
+from pipelines.cli.help import EVERY_VERB, VerbCommand, laid_out, panel_of
 from pipelines.cli.next_step import next_step
 from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.console import JSON_VARIABLE, LEVEL_VARIABLE, Level, show_log
-from pipelines.errors import DamagedArtifact, HeadLost, HHNetError
+from pipelines.errors import DamagedArtifact, HeadLost, HHNetError, StoreRefused, UsageError
 from pipelines.storage import use_unsigned
 
 _log = logging.getLogger(__name__)
@@ -42,29 +46,72 @@ EXTRAS = {"ray": "train", "prefect": "flows", "pooch": "flows", "faiss": "cpu"}
 MAX_ERROR_CHARS = 300
 """Largest length of an error message in characters; --debug shows all of it."""
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml", rich_help_panel=EVERY_VERB),
+]
 SetsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Change one setting, as in --set train.epochs=5; repeatable.", metavar="section.key=value"
+        "--set",
+        help="Change one setting, as in --set train.epochs=5; repeatable. `hhnet config` lists them all.",
+        metavar="section.key=value",
+        rich_help_panel=EVERY_VERB,
+    ),
+]
+PrintConfigOption = Annotated[
+    bool,
+    typer.Option(
+        "--print-config",
+        help="Do nothing; print all settings as they would be used, as TOML.",
+        rich_help_panel=EVERY_VERB,
     ),
 ]
 OutOption = Annotated[str, typer.Option("--out", help="Where to write: a folder or s3://bucket/prefix.", metavar="URI")]
 CodesOption = Annotated[list[str], typer.Option("--codes", help="Codes to read; repeatable.", metavar="URI")]
-JSON_OPTION = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
+JSON_OPTION = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as one line of JSON on stdout.", rich_help_panel=EVERY_VERB),
+]
+QUIET_OPTION = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show errors only: --log-level error.", rich_help_panel=EVERY_VERB)
+]
+VERBOSE_OPTION = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Show each retry and give-up too: --log-level info.", rich_help_panel=EVERY_VERB
+    ),
+]
 LOG_LEVEL_OPTION = Annotated[
-    Level, typer.Option("--log-level", help="Lowest level that is logged on stderr.", envvar=LEVEL_VARIABLE)
+    Level,
+    typer.Option(
+        "--log-level",
+        help="Lowest level that is logged on stderr: debug, info, warning or error.",
+        metavar="LEVEL",
+        envvar=LEVEL_VARIABLE,
+        rich_help_panel=EVERY_VERB,
+    ),
 ]
 LOG_JSON_OPTION = Annotated[
-    bool, typer.Option("--log-json", help="Log each record as one line of JSON.", envvar=JSON_VARIABLE)
+    bool,
+    typer.Option(
+        "--log-json", help="Log each record as one line of JSON.", envvar=JSON_VARIABLE, rich_help_panel=EVERY_VERB
+    ),
 ]
-DEBUG_OPTION = Annotated[bool, typer.Option("--debug", help="Show an error's whole message and its traceback.")]
+DEBUG_OPTION = Annotated[
+    bool,
+    typer.Option("--debug", help="Show an error's whole message and its traceback.", rich_help_panel=EVERY_VERB),
+]
 COMMON_OPTIONS = {
     "json_output": (JSON_OPTION, False),
-    "debug": (DEBUG_OPTION, False),
+    "quiet": (QUIET_OPTION, False),
+    "verbose": (VERBOSE_OPTION, False),
     "log_level": (LOG_LEVEL_OPTION, "warning"),
     "log_json": (LOG_JSON_OPTION, False),
+    "debug": (DEBUG_OPTION, False),
 }
+PLACE = "_place"
+"""End of the name of the argument that stands for a flag; see `Main`."""
 
 
 class Terminated(BaseException):
@@ -78,6 +125,13 @@ class Setting:
     name: str
 
 
+@dataclass(frozen=True)
+class Main:
+    """Stands beside a flag's `typer` declaration: it names the verb's main artifact, also without the flag."""
+
+    metavar: str
+
+
 class Flags:
     """Base of the frozen dataclasses that hold the flags of a verb, each field with its `typer` declaration."""
 
@@ -88,21 +142,43 @@ class Flags:
 
 
 def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Register a function as a verb: adds --json, --debug and --log-*, turns errors into exit codes, prints the result.
+    """Register a function as a verb: adds the flags of every verb, turns errors into exit codes, prints the result.
 
-    A parameter whose type is a subclass of `Flags` stands for all its fields. One of type `Config`, the last, adds
-    --config and --set and receives the settings, with those that flags stand for.
+    A parameter whose type is a subclass of `Flags` stands for all its fields. One of type `Config`, the last, receives
+    the settings, with those that flags stand for, and adds --print-config. --config and --set are there in any case.
     """
 
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
         own = inspect.signature(function, eval_str=True).parameters.values()
-        options = {option.name: option for parameter in own for option in _options(parameter)}
-        options |= {key: _option(key, kind, default) for key, (kind, default) in COMMON_OPTIONS.items()}
+        declared = {key: value for parameter in own for key, value in _declarations(parameter).items()}
+        usual: dict[str, tuple[Any, Any]] = {"config": (ConfigOption, None), "sets": (SetsOption, None)}
+        if any(parameter.annotation is Config for parameter in own):
+            usual["print_config"] = (PrintConfigOption, False)
+        declared |= {key: value for key, value in usual.items() if key not in declared} | COMMON_OPTIONS
+        options = {one.name: one for key, (kind, default) in declared.items() for one in _options(key, kind, default)}
+        mains = {key: (main, default) for key, (kind, default) in declared.items() if (main := _mark(kind, Main))}
 
         @functools.wraps(function)
-        def command(*, json_output: bool, debug: bool, log_level: Level, log_json: bool, **given: Any) -> None:
-            show_log(log_level, log_json)
-            code = _run(lambda: function(**_arguments(own, given)), given, json_output, debug)
+        def command(
+            *,
+            json_output: bool,
+            debug: bool,
+            log_level: Level,
+            log_json: bool,
+            quiet: bool,
+            verbose: bool,
+            **given: Any,
+        ) -> None:
+            show_log("error" if quiet else "info" if verbose else log_level, log_json)
+
+            def work() -> Result:
+                if quiet and verbose:
+                    raise UsageError("--quiet and --verbose exclude each other: give one of them")
+                for key, (main, default) in mains.items():
+                    given[key] = _main_artifact(key, main, default is inspect.Parameter.empty, given)
+                return _work(function, own, given)
+
+            code = _run(work, given, json_output, debug)
             if code:
                 raise typer.Exit(code)
 
@@ -110,48 +186,93 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Cal
         command.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
         command.__annotations__ = {key: option.annotation for key, option in options.items()}
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-        group.command(name, help="\n\n".join(" ".join(words.split()) for words in paragraphs))(command)
+        text = "\n\n".join(" ".join(words.split()) for words in paragraphs)
+        group.command(name, cls=VerbCommand, help=text, rich_help_panel=panel_of(name))(command)
         return function
 
     return register
+
+
+def _declarations(parameter: inspect.Parameter) -> dict[str, tuple[Any, Any]]:
+    """Return the flags that a parameter of a verb's function stands for: by name, the declaration and the default."""
+    kind = parameter.annotation
+    if kind is Config:
+        return {}
+    if not _holds_flags(kind):
+        return {parameter.name: (kind, parameter.default)}
+    hints = get_type_hints(kind, include_extras=True)
+    defaults = {one.name: inspect.Parameter.empty if one.default is MISSING else one.default for one in fields(kind)}
+    return {name: (hints[name], default) for name, default in defaults.items()}
+
+
+def _options(name: str, declared: Any, default: Any) -> Iterator[inspect.Parameter]:
+    """Yield what the command line takes for a flag: an option and, for the main artifact, an argument before it."""
+    info, main, setting = _mark(declared, OptionInfo | ArgumentInfo), _mark(declared, Main), _mark(declared, Setting)
+    if info is None:  # declared in Typer's older way, by its default
+        yield _option(name, declared, default)
+        return
+    kind, needed = get_args(declared)[0], default is inspect.Parameter.empty
+    if main:
+        named = f"--{name.strip('_').replace('_', '-')}"
+        place = typer.Argument(help=f"{info.help} Or: {named}.", metavar=main.metavar, show_default=False)
+        yield _option(name + PLACE, Annotated[kind | None, laid_out(place, needed=needed)], None)
+        info, kind, default = copy.copy(info), kind | None, None if needed else default
+        info.hidden = True
+    yield _option(name, Annotated[kind, laid_out(info, _bare(kind), setting.name if setting else None)], default)
+
+
+def _bare(kind: Any) -> Any:
+    """Return the type of a single value: `str` for `list[str] | None`."""
+    one = next((part for part in get_args(kind) if part is not type(None)), kind)
+    return _bare(one) if one is not kind else kind
 
 
 def _option(name: str, kind: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
-def _options(parameter: inspect.Parameter) -> list[inspect.Parameter]:
-    """Return the options that a parameter of a verb's function stands for."""
-    kind = parameter.annotation
-    if kind is Config:
-        return [_option("config", ConfigOption, None), _option("sets", SetsOption, None)]
-    if not _holds_flags(kind):
-        return [_option(parameter.name, kind, parameter.default)]
-    hints = get_type_hints(kind, include_extras=True)
-    defaults = {
-        field.name: inspect.Parameter.empty if field.default is MISSING else field.default for field in fields(kind)
-    }
-    return [_option(name, hints[name], default) for name, default in defaults.items()]
+def _mark(declared: Any, kind: Any) -> Any:
+    """Return what stands beside the type in a flag's declaration and is of this kind, or None."""
+    return next((mark for mark in getattr(declared, "__metadata__", ()) if isinstance(mark, kind)), None)
 
 
 def _holds_flags(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Flags)
 
 
-def _arguments(own: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the arguments of a verb's function from the given options."""
+def _main_artifact(name: str, main: Main, needed: bool, given: dict[str, Any]) -> Any:
+    """Return the main artifact of a verb, given as an argument or by its flag. Raises UsageError for none or both."""
+    flag, placed, named = f"--{name.strip('_').replace('_', '-')}", given.pop(name + PLACE), given[name]
+    if isinstance(placed, list) or isinstance(named, list):
+        found: Any = [*(placed or ()), *(named or ())] or None
+    elif placed is not None and named is not None:
+        raise UsageError(f"{main.metavar} is given twice, as {placed} and with {flag} {named}: give it once")
+    else:
+        found = named if placed is None else placed
+    if found is None and needed:
+        raise UsageError(f"{main.metavar} is missing: give it after the verb, or with {flag}")
+    return found
+
+
+def _work(function: Callable[..., Result], own: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> Result:
+    """Call a verb's function with the arguments that the given options make, or print its settings instead."""
     named: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
+    takes_config = False
     for parameter in own:
         kind, value = parameter.annotation, given.get(parameter.name)
         if _holds_flags(kind):
             value = kind(**{field.name: given[field.name] for field in fields(kind)})
             named |= value.settings()
-        elif kind is Config:
-            value = load_config(given["config"], given["sets"] or (), named)
-            use_unsigned(value.store.unsigned)
+        takes_config = takes_config or kind is Config
         arguments[parameter.name] = value
-    return arguments
+    if takes_config or "config" not in arguments:
+        config = load_config(given["config"], given["sets"] or (), named)
+        use_unsigned(config.store.unsigned)
+        if given.get("print_config"):
+            return PrintedConfig.of_config(config)
+        arguments |= {parameter.name: config for parameter in own if parameter.annotation is Config}
+    return function(**arguments)
 
 
 def _run(work: Callable[[], Result], given: Mapping[str, Any], json_output: bool, debug: bool) -> int:
@@ -166,7 +287,8 @@ def _run(work: Callable[[], Result], given: Mapping[str, Any], json_output: bool
         except BaseException as error:
             message, code, expected = _explained(error)
             if records is not None:
-                records.write(error=message, code=code)
+                refused = {"refused": True} if isinstance(error, StoreRefused) else {}
+                records.write(error=message, code=code, **refused)
             if not expected or (debug and isinstance(error, HHNetError)):
                 if not isinstance(error, HeadLost):
                     raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pipelines.cluster.access import is_loopback, refuse_credentials, refused_token_error, require_ray_token
 from pipelines.cluster.records import RECORDS_METADATA, FollowedStages, Record, read_record
 from pipelines.console import log_variables, relay, show_as_ours
-from pipelines.errors import ClusterUnavailable, HHNetError, WorkFailed
+from pipelines.errors import ClusterUnavailable, HHNetError, StoreRefused, WorkFailed
 from pipelines.storage import sha256_of
 
 if TYPE_CHECKING:
@@ -195,7 +195,8 @@ class _Followed:
             raise self._unsaid(info)
         if "result" in self._outcome:
             return cast(Record, self._outcome["result"])
-        failure = HHNetError(f"job {self._submission}: {self._outcome['error']}")
+        kind = StoreRefused if self._outcome.get("refused") else HHNetError
+        failure = kind(f"job {self._submission}: {self._outcome['error']}")
         failure.exit_code = int(self._outcome["code"])
         raise failure
 

@@ -10,6 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.artifacts.commit import note_begun
 from pipelines.artifacts.result import Result
+from pipelines.cluster.access import is_loopback, require_ray_token
+from pipelines.cluster.session import ray_address
 from pipelines.config.loading import changed_settings
 from pipelines.config.settings import Config, with_weights
 from pipelines.errors import UsageError, WorkFailed
@@ -36,6 +38,7 @@ def on_cluster(command: str, **renamed: str) -> Callable[[Callable[P, R]], Calla
             given = signature.bind(*args, **kwargs)
             address = job_address(given.arguments["config"])
             if address is None:
+                require_ray_token(ray_address(given.arguments["config"]))  # before the work that leads to Ray
                 return function(*args, **kwargs)
             changed = {
                 k: v for k, v in given.arguments.items() if v != signature.parameters[k].default and not callable(v)
@@ -61,7 +64,6 @@ def job_address(config: Config) -> str | None:
 
 
 def _submit(address: str, command: str, given: dict[str, Any], renamed: dict[str, str]) -> dict[str, Any]:
-    from pipelines.cluster.access import is_loopback, require_ray_token
     from pipelines.cluster.jobs import submit_verb
 
     require_ray_token(address)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.config.recipes import AUTO, recipe_settings
-from pipelines.config.settings import Config, declared_settings
+from pipelines.config.settings import Config, declared_settings, setting_meanings
 from pipelines.errors import ConfigError
 
 
@@ -37,6 +37,19 @@ def changed_settings(config: Config) -> list[str]:
             else:
                 changed.append(f"{section}.{key}={_toml(value)}")
     return [*changed, "ray.address=auto"]
+
+
+def as_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
+    """Write a tree of settings as a file for --config; what is unset becomes a comment."""
+    below = [name for name, value in tree.items() if isinstance(value, dict) and f"{prefix}{name}" in _SECTIONS]
+    lines = [
+        f"# {name} is unset" if value is None else f"{name} = {_toml(value)}"
+        for name, value in tree.items()
+        if name not in below
+    ]
+    heading = [f"[{prefix.removesuffix('.')}]"] if prefix else []
+    own = ["\n".join([*heading, *lines])] if lines else []
+    return "\n\n".join([*own, *(as_toml(tree[name], f"{prefix}{name}.") for name in below)])
 
 
 def _toml(value: Any) -> str:
@@ -156,11 +169,15 @@ def _explain(error: ValidationError, kind: type[Config]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(where, known_names(kind), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see `hhnet VERB --help`"
+        hint = f"did you mean {near[0]}?" if near else "`hhnet config` lists them all"
         return f"unknown setting {where}: {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where} = {problem['input']!r}: {message}{more}"
+
+
+_SECTIONS = {name for name, _ in declared_settings(Config)} - set(setting_meanings(Config))
+"""Names of the sections, in contrast to settings whose values are tables."""
 
 
 def known_names(kind: type[Config] = Config) -> list[str]:

@@ -69,6 +69,17 @@ def declared_settings(section: type[Section], prefix: str = "") -> Iterator[tupl
             yield from declared_settings(field.annotation, f"{prefix}{name}.")
 
 
+def setting_meanings(section: type[Section], prefix: str = "") -> dict[str, str]:
+    """Return what each setting below `section` means, by dotted name: the text that stands under its declaration."""
+    meanings: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            meanings |= setting_meanings(field.annotation, f"{prefix}{name}.")
+        else:
+            meanings[f"{prefix}{name}"] = " ".join((field.description or "").split())
+    return meanings
+
+
 class PlacedSettings(Section):
     """Settings of where Ray places a verb's workers: docs/placement.md."""
 

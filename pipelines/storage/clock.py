@@ -17,7 +17,7 @@ import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from pipelines.errors import ConfigError, HHNetError, StoreUnavailable
+from pipelines.errors import ConfigError, HHNetError, StoreRefused, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Clock:
     async def attempt(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Make one request, once.
 
-        Raises Transient, Exists or FileNotFoundError, as it turns out, and StoreUnavailable where no retry can help.
+        Raises Transient, Exists or FileNotFoundError, as it turns out, and StoreRefused where no retry can help.
         """
         self.tries += 1
         try:
@@ -150,16 +150,16 @@ class Clock:
             return self._answered(error)
         if isinstance(error, boto.SSLError) and "certificate" in str(error).lower():
             hint = "check the endpoint, or let AWS_CA_BUNDLE name a file with the certificates to trust"
-            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}: {hint}")
+            return StoreRefused(f"cannot {self.what}: {_one_line(error)}: {hint}")
         if isinstance(error, TimeoutError) and not str(error):
             return Transient("no answer in time")
         if isinstance(error, _CUT):
             return Transient(error, landed=not _never_sent(error))
         if isinstance(error, boto.NoCredentialsError):
             hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or store.unsigned for a public bucket"
-            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}: {hint}")
+            return StoreRefused(f"cannot {self.what}: {_one_line(error)}: {hint}")
         if isinstance(error, boto.BotoCoreError):
-            return StoreUnavailable(f"cannot {self.what}: {_one_line(error)}: check the endpoint and the AWS settings")
+            return StoreRefused(f"cannot {self.what}: {_one_line(error)}: check the endpoint and the AWS settings")
         return error
 
     def _answered(self, error: boto.ClientError) -> Exception:
@@ -176,7 +176,7 @@ class Clock:
         if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _BUSY or code in _ON_THE_WAY:
             return Transient(problem, landed=status not in _BUSY)
         hint = _HINTS.get(status, ": the store refuses this request for good; check its address and settings")
-        return StoreUnavailable(f"cannot {self.what}: {_one_line(problem)}{hint}")
+        return StoreRefused(f"cannot {self.what}: {_one_line(problem)}{hint}")
 
 
 def _never_sent(error: Exception) -> bool:

@@ -5,6 +5,7 @@ standard credential chain the keys, HHNET_STORE_UNSIGNED the buckets that are as
 HHNET_STORE_DEADLINE_S the seconds that an operation is tried again before it fails (60 by default).
 """
 
+import errno
 import hashlib
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
-from pipelines.errors import CommitConflict, ConfigError, HHNetError, InputError, StoreUnavailable
+from pipelines.errors import CommitConflict, ConfigError, HHNetError, InputError, StoreRefused, StoreUnavailable
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.failpoints import failpoint
 from pipelines.storage.local import LocalObjects
@@ -22,6 +23,11 @@ _T = TypeVar("_T")
 
 READ_BYTES = 1 << 20
 """Bytes read at a time to compute a digest."""
+LASTING_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""Error numbers of a file system that do not go away by waiting."""
 
 
 class Store:
@@ -132,7 +138,7 @@ class Store:
             made = self._objects.put(name, data, f"{point}.during")
             failpoint(f"{point}.after")
         except OSError as error:
-            raise StoreUnavailable(f"cannot write {self.uri}/{name}: {error.strerror or error}") from error
+            raise _failure(error, f"cannot write {self.uri}/{name}") from error
         return made
 
     def put_same(self, name: str, data: bytes | Path, point: str = "put") -> None:
@@ -159,7 +165,12 @@ class Store:
         except NotADirectoryError:  # a file stands where a folder of the name would be: the object is missing
             raise FileNotFoundError(f"{self.uri}/{name}") from None
         except OSError as error:
-            raise StoreUnavailable(f"cannot {verb} {self.uri}/{name}: {error.strerror or error}") from error
+            raise _failure(error, f"cannot {verb} {self.uri}/{name}") from error
+
+
+def _failure(error: OSError, problem: str) -> StoreUnavailable:
+    kind = StoreRefused if error.errno in LASTING_ERRORS else StoreUnavailable
+    return kind(f"{problem}: {error.strerror or error}")
 
 
 def _expanded(path: Path) -> Path:

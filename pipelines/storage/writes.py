@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import CommitUnknown, StoreUnavailable
+from pipelines.errors import CommitUnknown, StoreRefused, StoreUnavailable
 from pipelines.storage.bucket import DIGEST_KEY, Answer, Bucket
 from pipelines.storage.clock import Clock, Conflict, Exists, Transient
 from pipelines.storage.digests import sha256_of
@@ -56,7 +56,7 @@ async def put(bucket: Bucket, key: str, body: Body, during: Callable[[], None]) 
         fields: dict[str, Any] = {"Body": data, "Metadata": {DIGEST_KEY: body.sha256}}
         return await _make_appear(bucket, "put_object", key, body.sha256, **fields)
     except FileNotFoundError:
-        raise StoreUnavailable(
+        raise StoreRefused(
             f"cannot write s3://{bucket.name}/{key}: there is no such bucket: check its name and AWS_ENDPOINT_URL"
         ) from None
 

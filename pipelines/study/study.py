@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from hhnet.nn.flops import forward_flops
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact, fingerprint
@@ -30,7 +29,6 @@ from pipelines.config.settings import Config
 from pipelines.console import NOTICE
 from pipelines.encode import encode
 from pipelines.encode import job as encoding
-from pipelines.encode.encoder import Encoder
 from pipelines.errors import HHNetError, UsageError, WorkFailed, is_out_of_reach
 from pipelines.evaluate import evaluate
 from pipelines.ingest.ingest import ingest
@@ -50,7 +48,6 @@ from pipelines.study.results import (
     summarise_groups,
 )
 from pipelines.train import rehead, train
-from pipelines.train.batches import TrainData
 
 _log = logging.getLogger(__name__)
 
@@ -411,6 +408,11 @@ def _publish_study(grid: Grid, out: str, data: Data, cells: Sequence[Cell], tria
 
 def _cell_rows(cells: Sequence[Cell], data: Data) -> list[dict[str, Any]]:
     """Return the cells as rows of the table."""
+    # They import torch, which a study that is refused or listed can do without.
+    from hhnet.nn.flops import forward_flops
+    from pipelines.encode.encoder import Encoder
+    from pipelines.train.batches import TrainData
+
     train_set, val_set = open_shards(data.train.uri), open_shards(data.val.uri) if data.val else None
     known: dict[str, int] = {}
     rows = []

@@ -6,22 +6,23 @@ import sys
 
 import pytest
 
-from flows.pipeline import assign_roles, codes_name, settings_of, shorten_uri
+from flows.checks import assign_roles
+from flows.pipeline import codes_name, settings_of, shorten_uri
 from flows.reporting import artifact_key
-from flows.stages import parse_settings, retry_if_out_of_reach
+from flows.stages import parse_settings, retry_if_it_may_heal
 from flows.summary import StageLog, encode_rate, run_page, stage_rows
 from pipelines.config.settings import Config, RunSettings
-from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, StoreUnavailable
+from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputError, StoreRefused, StoreUnavailable
 
 SPLITS = {name: {"uri": f"/out/shards/{name}", "digest": name} for name in ("train", "query", "database")}
 
 
 def roles(splits: dict[str, dict[str, str]] = SPLITS, **run: object) -> object:
-    return assign_roles(Config(run=RunSettings(**run)), splits)  # type: ignore[arg-type]
+    return assign_roles(RunSettings(**run), splits)  # type: ignore[arg-type]
 
 
 def test_after_an_ingest_each_part_is_played_by_the_split_of_its_name() -> None:
-    found = assign_roles(Config(), SPLITS)
+    found = assign_roles(RunSettings(), SPLITS)
     assert (found.train, found.query, found.val) == ("/out/shards/train", "/out/shards/query", None)
     assert found.database == ("/out/shards/database",)
     assert found.all() == ["/out/shards/train", "/out/shards/query", "/out/shards/database"]
@@ -29,7 +30,7 @@ def test_after_an_ingest_each_part_is_played_by_the_split_of_its_name() -> None:
 
 def test_a_split_can_play_two_parts_and_be_proved_once() -> None:
     run = RunSettings(query="database", database=("train", "s3://bucket/more"))
-    found = assign_roles(Config(run=run), SPLITS)
+    found = assign_roles(run, SPLITS)
     assert found.query == "/out/shards/database"
     assert found.database == ("/out/shards/train", "s3://bucket/more")
     assert found.all() == ["/out/shards/train", "/out/shards/database", "s3://bucket/more"]
@@ -51,7 +52,13 @@ def test_a_part_that_nothing_plays_is_bad_configuration() -> None:
 
 @pytest.mark.parametrize(
     ("error", "retried"),
-    [(StoreUnavailable("x"), True), (ClusterUnavailable("x"), True), (InputError("x"), False), (OSError("x"), False)],
+    [
+        (StoreUnavailable("x"), True),
+        (ClusterUnavailable("x"), True),
+        (StoreRefused("x"), False),
+        (InputError("x"), False),
+        (OSError("x"), False),
+    ],
 )
 def test_only_what_is_out_of_reach_is_tried_again(
     error: Exception, retried: bool, capsys: pytest.CaptureFixture[str]
@@ -59,7 +66,7 @@ def test_only_what_is_out_of_reach_is_tried_again(
     class State:
         data = error
 
-    assert retry_if_out_of_reach(None, None, State()) is retried  # type: ignore[arg-type]
+    assert retry_if_it_may_heal(None, None, State()) is retried  # type: ignore[arg-type]
     assert ("trying again" in capsys.readouterr().err) is retried
 
 
@@ -68,7 +75,7 @@ def test_the_failure_of_a_submitted_job_is_retried_by_its_exit_code() -> None:
         data = HHNetError("job: the store does not answer")
 
     State.data.exit_code = 3
-    assert retry_if_out_of_reach(None, None, State())  # type: ignore[arg-type]
+    assert retry_if_it_may_heal(None, None, State())  # type: ignore[arg-type]
 
 
 def test_parameters_are_validated_like_any_configuration() -> None:

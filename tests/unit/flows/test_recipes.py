@@ -45,7 +45,7 @@ def test_flags_of_the_images_beat_the_recipe_and_the_user_beats_both(tmp_path: P
     write_folder(tmp_path / 'my "photos"', classes=2, per_class=4)
     said: list[str] = []
     flags, query, title = _own_images(str(tmp_path / 'my "photos"'), said.append)
-    settings = demo_settings(flags, ["train.epochs=2", "data.batch_size=8"], "out")
+    settings = demo_settings(flags, None, ["train.epochs=2", "data.batch_size=8"], "out")
     assert settings.run.source == str(tmp_path / 'my "photos"')
     assert settings.run.split == "train=0.8,query=0.2"
     assert (settings.run.query, settings.run.database, settings.run.out) == ("query", ("train",), "out")
@@ -55,7 +55,7 @@ def test_flags_of_the_images_beat_the_recipe_and_the_user_beats_both(tmp_path: P
 
 
 def test_own_images_get_the_recipe_that_was_tuned_for_the_demo() -> None:
-    own, tuned = demo_settings({"train.recipe": "auto"}, (), "out"), demo_recipe()
+    own, tuned = demo_settings({"train.recipe": "auto"}, None, (), "out"), demo_recipe()
     chosen = {"image_size", "batch_size"}
     assert own.data.model_dump(exclude=chosen) == tuned.data.model_dump(exclude=chosen)
     assert own.model == tuned.model and own.encode == tuned.encode

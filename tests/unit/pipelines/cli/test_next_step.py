@@ -49,7 +49,8 @@ def test_each_verb_leads_to_the_next(here: Path) -> None:
     splits = {name: {"uri": f"{here}/out/shards/{name}", "samples": 3} for name in ("query", "train")}
     assert next_step(ingested(here, splits=splits), {}) == "next: hhnet train --shards out/shards/train --out out/model"
     assert next_step(ingested(here), {}) == "next: hhnet train --shards out/shards --out out/model"
-    assert next_step(ingested(here, version=2), {"config": "c.toml"}) == "next: hhnet plan --shards out/shards"
+    grown = next_step(ingested(here, version=2), {"config": "c.toml"})
+    assert grown == "next: hhnet plan --shards out/shards --config c.toml"
     learnt = TrainResult(**DONE, uri=f"{here}/out/model", map=0.5, epoch=1, steps=2, skipped=0)
     words = "next: hhnet encode --shards out/shards/train --model out/model --out out/codes/train"
     assert next_step(learnt, {"shards": "out/shards/train"}) == words

@@ -14,13 +14,14 @@ from typer.core import TyperGroup
 
 from pipelines.artifacts.result import Result
 from pipelines.cli.main import build_app
+from pipelines.cli.verb import verb
 from pipelines.cluster.ray_private import JOB_CONFIG_VARIABLE
 from pipelines.cluster.records import RECORDS_METADATA, read_record, record_mark
 from pipelines.config.loading import changed_settings, load_config
 from pipelines.encode.encode import EncodeResult, encode
 from pipelines.encode.preflight import preflight
 from pipelines.encode.retry_rejects import retry_rejects
-from pipelines.errors import UsageError, WorkFailed
+from pipelines.errors import StoreRefused, UsageError, WorkFailed
 from pipelines.index.build import PlannedResult, build_index
 from pipelines.index.publish import publish_index
 from pipelines.index.update import add_codes, compact_index
@@ -140,6 +141,23 @@ def test_a_job_writes_its_outcome_as_a_record(shards: str, tmp_path: Path) -> No
             assert {record["stage"] for record in stages} == {"verify"} and stages[-1]["done"] == stages[-1]["total"]
         else:
             assert outcome == {"error": done.stderr.removeprefix("hhnet: ").rstrip("\n"), "code": 2}
+
+
+def test_a_job_whose_store_refuses_for_good_says_so_in_its_record(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @verb(app, "work")
+    def work() -> Result:
+        """Fail."""
+        raise StoreRefused("cannot write s3://b/x: 403")
+
+    config = {"metadata": {"job_submission_id": "it", RECORDS_METADATA: "1"}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(JOB_CONFIG_VARIABLE, json.dumps(config))
+        with pytest.raises(SystemExit) as end:
+            app([])
+    record = read_record(capsys.readouterr().out.rstrip("\n"), "it")[1]
+    assert (end.value.code, record) == (3, {"error": "cannot write s3://b/x: 403", "code": 3, "refused": True})
 
 
 @pytest.mark.parametrize(

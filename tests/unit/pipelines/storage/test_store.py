@@ -30,6 +30,7 @@ from pipelines.errors import (
     FingerprintMismatch,
     InputError,
     StoreUnavailable,
+    may_heal,
 )
 from pipelines.storage import ObjectStream, Store, canonical_json, sha256_of
 from tests.support.memory import MemoryObjects, MemoryStore
@@ -85,8 +86,9 @@ def test_a_write_that_fails_publishes_nothing(tmp_path: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", full)
-        with pytest.raises(StoreUnavailable, match=r"cannot write .*/x: No space left on device"):
+        with pytest.raises(StoreUnavailable, match=r"cannot write .*/x: No space left on device") as caught:
             store.put("x", b"data")
+        assert may_heal(caught.value)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(StoreUnavailable):
@@ -111,7 +113,7 @@ def test_a_folder_that_cannot_be_made_is_store_unavailable(tmp_path: Path) -> No
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreUnavailable) as caught:
         commit(tmp_path / "file" / "out")
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 3 and not may_heal(caught.value)
     assert str(tmp_path / "file" / "out") in str(caught.value)
 
 
