@@ -74,6 +74,8 @@ def train(
     config = with_weights(config, lambda _, path: str(Path(path).absolute()))  # workers run in other folders
     require_sink(config.train.log)
     if config.train.recipe == AUTO:
+        if val is not None:
+            open_current(val, "shards")  # a wrong place is refused before the recipe says what it took
         config = fit_to_images(shards, out, config)
     job = _plan_or_resume(shards, val, out, config)
     artifact = find_finished(Store(out), "model", job.fingerprint)
