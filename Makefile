@@ -65,7 +65,7 @@ clean: ## Remove the virtual environment and the demo's output
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hhnet needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
-	@echo "Installing into $(VENV) (about 6 GB, a few minutes)"
+	@echo "Installing into $(VENV) (about 7 GB, a few minutes)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@

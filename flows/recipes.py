@@ -48,10 +48,13 @@ def probe_images(folder: str) -> Probe:
     """Count the images below `folder` and read the headers of some. Raises InputError if there are none."""
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder: --data wants a folder that holds one folder per class")
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(f"{root} {what}: --data wants a folder that holds one folder per class")
     found = sorted(_images(root))
     if not found:
         raise InputError(f"{root} holds no images ({', '.join(SUFFIXES)}): --data wants one folder per class")
+    if all(path.parent == root for path in found):
+        raise InputError(f"{root} holds no folders of classes, and training needs classes: sort its images into some")
     sides = [side for path in found[:: max(1, len(found) // HEADERS_READ)] if (side := shorter_side(path))]
     return Probe(len(found), round(statistics.median(sides)) if sides else SIDES[-1], found[0])
 

@@ -82,7 +82,7 @@ def demo(
 ) -> Result:
     """Run the whole pipeline on real images in minutes, without setup; a second run finds everything done.
 
-    Example: hhnet demo photos/ --out my-demo
+    Example: hhnet demo --data photos/ --out my-demo
     """
     from flows.checks import check_access, check_names, check_places
     from flows.recipes import demo_settings

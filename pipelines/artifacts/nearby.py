@@ -26,7 +26,8 @@ def explain_absence(store: Store) -> str:
         if below:
             more = f" and {len(below) - NAMES_SHOWN} more" if len(below) > NAMES_SHOWN else ""
             named = ", ".join(below[:NAMES_SHOWN])
-            return f"below it are {named}{more}: name one of them, as in {store.uri}/{below[0]}"
+            example = "train" if "train" in below else below[0]
+            return f"below it are {named}{more}: name one of them, as in {store.uri}/{example}"
         root = Path(store.root)
         if store.is_local and _holds_pictures(root):
             return f"these are pictures: `hhnet ingest {store.uri} --out SHARDS` makes shards of them"

@@ -60,6 +60,8 @@ def _after_ingest(result: Any, given: Given) -> list[str]:
     splits = result.splits or {}
     learnt = next((split["uri"] for name, split in splits.items() if name == "train"), None)
     source = learnt or next((split["uri"] for split in splits.values()), result.uri)
+    if not result.classes:  # nothing to learn from: a model that learned elsewhere encodes them
+        return ["encode", "--shards", _place(source), "--model", "MODEL", "--out", _beside(result.uri, "", "codes")]
     return ["train", "--shards", _place(source), "--out", _beside(result.uri, "", "model")]
 
 

@@ -246,10 +246,12 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
         bare = type(error) is Exception  # Ray raises the plain class when a node is slow to start
         if not (bare or isinstance(error, OSError | RuntimeError | ValueError)):
             raise
-        said = str(error).splitlines() or [type(error).__name__]
-        full = _full_disk() if address == "local" else ""
-        check = "" if address == "local" else ": check that the cluster is up and ray.address names it"
-        raise ClusterUnavailable(f"cannot reach Ray at {address}: {said[0]}{full}{check}") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if address == "local":
+            hint = _full_disk() or ": the machine may be too busy: run the same command again"
+            raise ClusterUnavailable(f"Ray does not start on this machine: {said}{hint}") from error
+        hint = "check that the cluster is up and ray.address names it"
+        raise ClusterUnavailable(f"cannot reach Ray at {address}: {said}: {hint}") from error
 
 
 def _logging_workers() -> dict[str, Any]:

@@ -85,8 +85,8 @@ class TrainData:
         """Split off the validation samples. Raises InputError if too little is left to train or to validate on."""
         if not train_set.classes:
             raise InputError(
-                f"{train_set.artifact.uri}: no image has a label to learn from: ingest a folder of class folders, or a "
-                "table with labels"
+                f"{train_set.artifact.uri}: no image has a label to learn from: ingest a folder of class folders or a "
+                "table with labels, or encode these with another model"
             )
         source = val_set or train_set
         order = np.argsort(_draws(source, config.train.seed), kind="stable")

@@ -41,6 +41,13 @@ def test_data_that_is_no_folder_of_images_is_bad_input(tmp_path: Path, make: obj
         probe_images(str(tmp_path / "photos"))
 
 
+def test_a_flat_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    write_folder(tmp_path, classes=1, per_class=3)
+    with pytest.raises(InputError, match="class_00 holds no folders of classes, and training needs classes"):
+        probe_images(str(tmp_path / "class_00"))
+    assert probe_images(str(tmp_path)).images == 3
+
+
 def test_flags_of_the_images_beat_the_recipe_and_the_user_beats_both(tmp_path: Path) -> None:
     write_folder(tmp_path / 'my "photos"', classes=2, per_class=4)
     said: list[str] = []

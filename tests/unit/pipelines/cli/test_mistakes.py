@@ -107,7 +107,7 @@ ENCODE = ["encode", "--shards", "{root}/shards/train", "--model", "{root}/model-
         (
             ["train", "--shards", "{root}/shards", "--out", "{root}/new"],
             "{root}/shards holds no committed shards (no manifest.json): below it are query, train: name one of "
-            "them, as in {root}/shards/query",
+            "them, as in {root}/shards/train",
         ),
         (
             ["search", "--index", "{root}/codes/train", "--key", "class_00/0001"],

@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def ingested(here: Path, **facts: Any) -> IngestResult:
     counts: dict[str, Any] = {"samples": 9, "skipped": 0, "found": 9, "skipped_reasons": {}, "skipped_files": []}
-    return IngestResult(**DONE, uri=f"{here}/out/shards", **counts, classes=["cat"], **facts)
+    return IngestResult(**DONE, uri=f"{here}/out/shards", **counts, **{"classes": ["cat"], **facts})
 
 
 def encoded(here: Path, name: str) -> EncodeResult:
@@ -49,6 +49,8 @@ def test_each_verb_leads_to_the_next(here: Path) -> None:
     splits = {name: {"uri": f"{here}/out/shards/{name}", "samples": 3} for name in ("query", "train")}
     assert next_step(ingested(here, splits=splits), {}) == "next: hhnet train --shards out/shards/train --out out/model"
     assert next_step(ingested(here), {}) == "next: hhnet train --shards out/shards --out out/model"
+    unlabelled = next_step(ingested(here, classes=[]), {})
+    assert unlabelled == "next: hhnet encode --shards out/shards --model MODEL --out out/codes"
     grown = next_step(ingested(here, version=2), {"config": "c.toml"})
     assert grown == "next: hhnet plan --shards out/shards --config c.toml"
     learnt = TrainResult(**DONE, uri=f"{here}/out/model", map=0.5, epoch=1, steps=2, skipped=0)

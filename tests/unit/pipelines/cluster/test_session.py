@@ -38,7 +38,7 @@ def test_a_ray_that_does_not_start_in_time_is_said(monkeypatch: pytest.MonkeyPat
         raise Exception("The current node timed out during startup.\nThis could happen because ...")
 
     monkeypatch.setattr("ray.init", init)
-    complaint = "^cannot reach Ray at local: The current node timed out during startup.$"
+    complaint = "^Ray does not start on this machine: The current node timed out during startup: the machine may be"
     with pytest.raises(ClusterUnavailable, match=complaint), ray_session(load_config()):
         pass
 
