@@ -26,16 +26,14 @@ def changed_settings(config: Config) -> list[str]:
         # This recipe chooses settings that nobody named, so a default that the user named is told too.
         named = getattr(config, section).model_fields_set if config.train.recipe == AUTO else ()
         for key, value in settings.items():
-            usual = value == defaults[section][key] and key not in named
-            if usual or (section, key) in (("ray", "address"), ("ray", "driver_labels"), ("train", "recipe")):
+            usual, setting = defaults[section][key], f"{section}.{key}"
+            unchanged = value == usual and key not in named
+            if unchanged or setting in ("ray.address", "ray.driver_labels", "train.recipe"):
                 continue
-            usual = defaults[section][key]
             if isinstance(value, dict) and usual:  # a nested group of settings
-                changed += [
-                    f"{section}.{key}.{name}={json.dumps(one)}" for name, one in value.items() if one != usual[name]
-                ]
+                changed += [f"{setting}.{name}={json.dumps(one)}" for name, one in value.items() if one != usual[name]]
             else:
-                changed.append(f"{section}.{key}={_toml(value)}")
+                changed.append(f"{setting}={_toml(value)}")
     return [*changed, "ray.address=auto"]
 
 
@@ -94,9 +92,9 @@ def merge_trees(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str,
     tree = dict(below)
     for key, value in above.items():
         under = tree.get(key)
-        tree[key] = (
-            merge_trees(under if isinstance(under, Mapping) else {}, value) if isinstance(value, Mapping) else value
-        )
+        if isinstance(value, Mapping):
+            value = merge_trees(under if isinstance(under, Mapping) else {}, value)
+        tree[key] = value
     return tree
 
 

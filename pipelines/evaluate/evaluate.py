@@ -100,10 +100,8 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
         unknown = [name for n, name in enumerate(query_set.classes) if n in used and name not in known]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise InputError(
-            f"{query_set.artifact.uri} has class {unknown[0]!r}{more}, which {', '.join(database)} does not know: name "
-            "queries and database of the same classes"
-        )
+        problem = f"has class {unknown[0]!r}{more}, which {', '.join(database)} does not know"
+        raise InputError(f"{query_set.artifact.uri} {problem}: name queries and database of the same classes")
     return query_set, sets
 
 
@@ -240,14 +238,8 @@ def _commit_report(
 
 
 def _evaluate_result(artifact: Artifact, status: str) -> EvaluateResult:
-    return EvaluateResult.of(
-        artifact,
-        status,
-        **artifact.facts(ReportMeta).as_json(),
-        **artifact.manifest.totals,
-        queries_searched=_search_times(artifact),
-        **report_uris(artifact),
-    )
+    facts = {**artifact.facts(ReportMeta).as_json(), **artifact.manifest.totals, **report_uris(artifact)}
+    return EvaluateResult.of(artifact, status, **facts, queries_searched=_search_times(artifact))
 
 
 def _search_times(artifact: Artifact) -> list[str]:

@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hhnet import asymmetric_distances, pack_bits
 from hhnet.codes import sign_bits
-from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import open_input_version
+from pipelines.artifacts.versions import open_input_version, open_inputs_of_kind
 from pipelines.artifacts.words import format_table, more_rows, short_place
 from pipelines.config.settings import Config
 from pipelines.console import prints_on_terminal
@@ -29,19 +28,17 @@ from pipelines.encode.codes import (
     real_codes_array,
     require_real_codes,
 )
-from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
+from pipelines.errors import ConfigError, FingerprintMismatch, InputError
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, open_index
 from pipelines.report.page import GalleryRow, Tile, render, short_key
 from pipelines.report.pictures import LARGE_SIDE, Pictures, SampleLocation, find_pictures
 from pipelines.search.images import QueryImage, SkippedImage, find_images, read_images
 from pipelines.shards.shards import open_shards
-from pipelines.storage import write_output
+from pipelines.storage import batched, write_output
 
 if TYPE_CHECKING:
     from pipelines.encode.encoder import Encoder
-
-_T = TypeVar("_T")
 
 MAX_PAGE_QUERIES = 200
 IMAGES_ENCODED = 32
@@ -168,12 +165,10 @@ def search(
         each = min(k, reader.count)
         asked = len(sources) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
         if asked * each > limits.answer:
-            raise InputError(
-                f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds "
-                f"{limits.answer:,}: ask for fewer at a time, "
-                "or search in batches from Python with pipelines.index.reader.open_index"
-            )
-        for batch in _batches(queries, max(1, min(limits.batch, limits.pairs // max(each, rerank or 1)))):
+            asked_for = f"{asked:,} queries with {each:,} neighbours each"
+            remedy = "ask for fewer at a time, or search in batches from Python with pipelines.index.reader.open_index"
+            raise InputError(f"{asked_for} are too many for one answer, which holds {limits.answer:,}: {remedy}")
+        for batch in batched(queries, max(1, min(limits.batch, limits.pairs // max(each, rerank or 1)))):
             packed = np.frombuffer(b"".join(query.code for query in batch), np.uint8).reshape(-1, reader.width)
             found = nearest(packed, rerank or k)
             for query, neighbours in _describe_neighbours(reader, batch, found, k, rerank is not None):
@@ -184,14 +179,9 @@ def search(
             pictures = find_pictures_of(reader, sets, shards, shown)
             page = search_page(reader, k, shown, len(results), pictures, rerank, skipped)
             write_output(html, page.encode(errors="backslashreplace"))  # a file's name may be no text
-    return SearchResult.of(
-        reader.artifact,
-        "degraded" if skipped else "done",
-        version=reader.version,
-        results=results,
-        skipped=[one._asdict() for one in skipped] or None,
-        html=html,
-    )
+    status, unused = "degraded" if skipped else "done", [one._asdict() for one in skipped] or None
+    answer = {"version": reader.version, "results": results, "skipped": unused, "html": html}
+    return SearchResult.of(reader.artifact, status, **answer)
 
 
 @contextmanager
@@ -242,11 +232,8 @@ def _reranked(
         found = ids[q] != NO_ID
         asymmetric[q, found] = asymmetric_distances(query.outputs, real_codes[np.searchsorted(known, ids[q, found])])
     order = np.lexsort((ids, distances, asymmetric), axis=1)
-    return (
-        np.take_along_axis(distances, order, 1),
-        np.take_along_axis(ids, order, 1),
-        np.take_along_axis(asymmetric, order, 1),
-    )
+    distances, ids = np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+    return distances, ids, np.take_along_axis(asymmetric, order, 1)
 
 
 def _result(query: Query, neighbours: Sequence[Neighbour]) -> dict[str, Any]:
@@ -281,10 +268,8 @@ def _queries(
 ) -> Iterator[Query]:
     """Yield the queries in turn, with their outputs if asked for."""
     if outputs and hex_codes:
-        raise InputError(
-            f"--code {hex_codes[0]} has no real codes to re-rank by: "
-            "search by --image, --key or --codes, or set no rerank"
-        )
+        remedy = "search by --image, --key or --codes, or set no rerank"
+        raise InputError(f"--code {hex_codes[0]} has no real codes to re-rank by: {remedy}")
     yield from _by_image(reader, images, model)
     if keys:
         yield from _by_key(reader, keys, outputs)
@@ -296,15 +281,13 @@ def _queries(
 
 def _by_image(reader: IndexReader, images: Iterator[QueryImage], model: str | None) -> Iterator[Query]:
     encoder = None
-    for batch in _batches(images, IMAGES_ENCODED):
+    for batch in batched(images, IMAGES_ENCODED):
         # After the first images were read: a mistake among them is told before torch is imported.
         encoder = encoder or _open_encoder(reader, model)
         z_NK = encoder.real_codes([image.data for image in batch])
         if z_NK.shape[1] != reader.bits:
-            raise FingerprintMismatch(
-                f"the model makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits: "
-                "search with the model that made the index"
-            )
+            differ = f"the model makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits"
+            raise FingerprintMismatch(f"{differ}: search with the model that made the index")
         for image, code, z_K in zip(batch, pack_bits(sign_bits(z_NK)), z_NK, strict=True):
             yield Query(image.name, "image", code.tobytes(), picture=image.picture, outputs=z_K)
 
@@ -336,20 +319,16 @@ def _parse_hex(text: str, reader: IndexReader) -> bytes:
     except ValueError:
         raise InputError(f"--code {text!r} is not hexadecimal: write the packed code, two digits per byte") from None
     if len(code) != reader.width:
-        raise FingerprintMismatch(
-            f"--code {text} has {8 * len(code)} bits, {reader.artifact.uri} holds codes of {reader.bits} bits: give "
-            "one of that length"
-        )
+        differ = f"--code {text} has {8 * len(code)} bits, {reader.artifact.uri} holds codes of {reader.bits} bits"
+        raise FingerprintMismatch(f"{differ}: give one of that length")
     return code
 
 
 def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Query]:
     """Yield a query for every row of a codes artifact, with one shard in memory at a time."""
     if entry.bits != reader.bits:
-        raise FingerprintMismatch(
-            f"{entry.artifact.uri} holds codes of {entry.bits} bits, {reader.artifact.uri} of {reader.bits} bits: "
-            "encode the queries with the model that made the index"
-        )
+        differ = f"{entry.artifact.uri} holds codes of {entry.bits} bits, {reader.artifact.uri} of {reader.bits} bits"
+        raise FingerprintMismatch(f"{differ}: encode the queries with the model that made the index")
     model = reader.artifact.manifest.input("model").digest
     if entry.model != model:
         raise FingerprintMismatch(
@@ -365,17 +344,6 @@ def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Q
         for key, row, ids, code, z_K in zip(*columns, codes, real_codes, strict=True):
             labels = tuple(names_of_class_ids(ids, entry.classes, entry.artifact.uri))
             yield Query(key, "codes", code.tobytes(), None, SampleLocation(shard.sha256, row), labels, z_K)
-
-
-def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
-    batch: list[_T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 # ----------------------------------------------------------------------------------------------------------- page
@@ -396,24 +364,14 @@ def find_pictures_of(
         known = {shard.shard_sha256 for shard in reader.filled()}
         known |= {shard.sha256 for entry in codes for shard in entry.shards}
         if known.isdisjoint(shard.part.sha256 for entry in given for shard in entry.shards):
-            raise FingerprintMismatch(
-                f"{', '.join(shards)}: none of these shards is in {reader.artifact.uri}: name those that it was made of"
-            )
+            problem = f"{', '.join(shards)}: none of these shards is in {reader.artifact.uri}"
+            raise FingerprintMismatch(f"{problem}: name those that it was made of")
     problems: list[str] = []
     needed = {place.shard_sha256 for place in _places(shown)}
-    pictures = find_pictures(chain((entry.artifact for entry in codes), _codes_of(reader, problems)), given, needed)
+    indexed = open_inputs_of_kind(reader.artifact, "codes", problems)
+    pictures = find_pictures(chain((entry.artifact for entry in codes), indexed), given, needed)
     pictures.problems = [] if pictures.has_all(needed) else [*pictures.problems, *problems]
     return pictures
-
-
-def _codes_of(reader: IndexReader, problems: list[str]) -> Iterator[Artifact]:
-    """Yield the codes that an index was made of; add to `problems` why some cannot be opened."""
-    for entry in reader.artifact.manifest.inputs:
-        if entry.kind == "codes":
-            try:
-                yield open_input_version(reader.artifact, entry.role)
-            except HHNetError as error:
-                problems.append(str(error))
 
 
 def _places(shown: Sequence[tuple[Query, Sequence[Neighbour]]]) -> set[SampleLocation]:

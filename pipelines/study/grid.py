@@ -128,10 +128,8 @@ class Grid:
         if len(cells) < len(self.groups) * len(self.seeds):
             raise ConfigError("seeds: a seed is listed twice: list each once")
         if any(config.train.recipe == AUTO for config in cells.values()):
-            raise ConfigError(
-                f"train.recipe = {AUTO!r} would choose other settings on another machine: a study names its settings, "
-                "or takes another recipe"
-            )
+            problem = f"train.recipe = {AUTO!r} would choose other settings on another machine"
+            raise ConfigError(f"{problem}: a study names its settings, or takes another recipe")
         _refuse_same(cells, ("model", "rotation", "codes", "report"))
         for group in self.groups:
             found = {c.label: self.config(group, self.seeds[0], c.settings) for c in self.candidates}
@@ -158,9 +156,8 @@ def read_description(source: str, protocol: str | None = None) -> Description:
     elif source.endswith(".toml"):
         tree = read_toml(Path(source))
     else:
-        raise ConfigError(
-            f"study {source!r} is unknown: choose one of {', '.join(SHIPPED_STUDIES)}, or name a .toml file"
-        )
+        known = ", ".join(SHIPPED_STUDIES)
+        raise ConfigError(f"study {source!r} is unknown: choose one of {known}, or name a .toml file")
     try:
         return Description.model_validate({**tree, **({"protocol": protocol} if protocol else {})})
     except ValidationError as error:
