@@ -161,14 +161,9 @@ class PairSearch:
             def emit(queries: Numbers, rows: Numbers, distances: Any, start: int = start) -> None:
                 self._add(unit, numbers[queries + start], numbers[rows + block.start], distances)
 
-            near_pairs(
-                self._corpus.codes[numbers[start:stop]],
-                np.maximum(first - block.start, 0),
-                self._table(block),
-                self._settings.radius,
-                emit,
-                self._settings.threads,
-            )
+            codes, rows_from = self._corpus.codes[numbers[start:stop]], np.maximum(first - block.start, 0)
+            radius, threads = self._settings.radius, self._settings.threads
+            near_pairs(codes, rows_from, self._table(block), radius, emit, threads)
 
     def _table(self, block: slice) -> MultiIndexHash:
         """Return the tables of a block; those of the previous block are dropped."""

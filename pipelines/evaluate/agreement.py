@@ -273,7 +273,7 @@ def example_rows(matched: Matched, overlap_Q: Floats, queries: Ids, pictures: Pi
     order = np.argsort(np.round(overlap_Q, REPORT_DIGITS), kind="stable")
     ranks = sorted({round(rank) for rank in np.linspace(0, len(order) - 1, EXAMPLES)})
     chosen = [int(order[rank]) for rank in ranks]
-    near = {place: [_nearest(codes, queries[place]) for codes in (matched.old, matched.new)] for place in chosen}
+    near = {place: [_nearest_others(codes, queries[place]) for codes in (matched.old, matched.new)] for place in chosen}
     neighbours = {number for sides in near.values() for side in sides for number, _ in side}
     shown = {int(queries[place]) for place in chosen} | neighbours
     found = pictures.get({matched.places.place(number) for number in shown})
@@ -295,7 +295,7 @@ def example_rows(matched: Matched, overlap_Q: Floats, queries: Ids, pictures: Pi
     return rows
 
 
-def _nearest(codes: npt.NDArray[np.uint8], query: int) -> list[tuple[int, int]]:
+def _nearest_others(codes: npt.NDArray[np.uint8], query: int) -> list[tuple[int, int]]:
     """Return the nearest other samples of one, with their distances."""
     distances = hhnet.hamming_distances(codes[[query]], codes)[0].astype(np.int64)
     order = [n for n in np.argsort(distances, kind="stable")[: EXAMPLE_NEIGHBOURS + 1].tolist() if n != query]

@@ -51,9 +51,8 @@ def convention_settings(name: str) -> dict[str, str]:
 
 def average_precisions_of_pair(pair: Pair, settings: EvaluateSettings) -> npt.NDArray[np.float64]:
     """Return the AP of every query, float64 (Q,), NaN where the convention leaves it out."""
-    ap_Q = hhnet.average_precisions(
-        *pair.arguments(), at=settings.at, ties=settings.ties, denominator=settings.denominator, empty=settings.empty
-    )
+    convention = settings.model_dump(include={"at", "ties", "denominator", "empty"})
+    ap_Q = hhnet.average_precisions(*pair.arguments(), **convention)
     return _without_unlabelled(ap_Q, pair, settings.unlabelled)
 
 

@@ -133,7 +133,8 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         card = find_card(query_set.artifact)
         drawn = _draw_plots(figures, examined, card)
         advance(1, note="plots and gallery")
-        page = _page(figures, drawn, _said(query_set, sets, figures, card), galleries)
+        said = {"subject": describe_subject(query_set, sets, card), "advice": advise(figures, card)}
+        page = _page(figures, drawn, {**said, "sources": _sources(query_set, sets)}, galleries)
         parts = put_report(writer, figures.as_json(), page, drawn, figures.queries)
         artifact = _commit_report(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
         log.record_figures(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -141,21 +142,10 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
     return artifact
 
 
-def _said(
-    query_set: CodesSet, sets: Sequence[CodesSet], figures: ReportFigures, card: ModelCard | None
-) -> dict[str, Any]:
-    """Return what the page says in words: what was measured, what to do next, and what the report was made from."""
-    return {
-        "subject": describe_subject(query_set, sets, card),
-        "advice": advise(figures, card),
-        "sources": _sources(query_set, sets),
-    }
-
-
 def _page(
     figures: ReportFigures, drawn: Mapping[str, bytes], said: Mapping[str, Any], galleries: Mapping[str, Any]
 ) -> str:
-    """Return the page; `drawn` holds the PNGs of all plots by name."""
+    """Return the page; `drawn` holds the PNGs of all plots by name, `said` what the page says in words."""
     ordered = sorted(figures.classes, key=lambda entry: (-(entry.map if entry.map is not None else -1.0), entry.name))
     shown = {f"{entry.map:.3f}" for entry in figures.by_convention if entry.map is not None}
     facts = {"classes": ordered, "agreed": shown == {f"{figures.map:.3f}"}}

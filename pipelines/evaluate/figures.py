@@ -240,13 +240,9 @@ def _reranked(pair: Pair, settings: EvaluateSettings) -> RerankedFigures | None:
         # Moving the database moves its ties, since the ranking leaves equal scores in database order.
         order = np.random.Generator(np.random.Philox(2)).permutation(order)
     query_codes, query_labels, codes, labels = pair.arguments()
-    value = hhnet.mean_average_precision(
-        *(query_codes, query_labels, codes[order], labels[order]),
-        **convention,
-        ties="scores",
-        tie_scores=(hhnet.saturate(queries), hhnet.saturate(database[order])),
-        rerank=first,
-    )
+    arguments = query_codes, query_labels, codes[order], labels[order]
+    scores = hhnet.saturate(queries), hhnet.saturate(database[order])
+    value = hhnet.mean_average_precision(*arguments, **convention, ties="scores", tie_scores=scores, rerank=first)
     return RerankedFigures(first, round_figure(value))
 
 

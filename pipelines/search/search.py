@@ -112,16 +112,10 @@ class SearchResult(Result):
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:
-    rows = [
-        {
-            "rank": rank,
-            **({"score": f"{found['score']:.4f}"} if "score" in found else {}),
-            "distance": found["distance"],
-            "labels": found["labels"],
-            "key": found["key"],
-        }
-        for rank, found in enumerate(entry["neighbours"], start=1)
-    ]
+    rows: list[dict[str, Any]] = []
+    for rank, found in enumerate(entry["neighbours"], start=1):
+        score = {"score": f"{found['score']:.4f}"} if "score" in found else {}
+        rows.append({"rank": rank, **score, **{name: found[name] for name in ("distance", "labels", "key")}})
     return "\n".join([f"query {entry['query']}", *(format_table(rows) or ["  no neighbours"])])
 
 
@@ -241,17 +235,10 @@ def _result(query: Query, neighbours: Sequence[Neighbour]) -> dict[str, Any]:
 
 
 def _plain(neighbour: Neighbour) -> dict[str, Any]:
-    item = neighbour.item
-    return {
-        "id": item.id,
-        "key": item.key,
-        "path": item.path,
-        "shard": item.shard,
-        "row": item.row,
-        "distance": neighbour.distance,
-        **({} if neighbour.score is None else {"score": round(neighbour.score, 6)}),
-        "labels": list(item.labels),
-    }
+    item, score = neighbour.item, neighbour.score
+    facts = {"id": item.id, "key": item.key, "path": item.path, "shard": item.shard, "row": item.row}
+    scored = {} if score is None else {"score": round(score, 6)}
+    return {**facts, "distance": neighbour.distance, **scored, "labels": list(item.labels)}
 
 
 # -------------------------------------------------------------------------------------------------------- queries
@@ -391,18 +378,7 @@ def search_page(
     """Return the results as a self-contained page; frames mark the neighbours that share a class with the query."""
     places = _places(shown)
     found = pictures.get(places, LARGE_SIDE)
-    rows = [
-        GalleryRow(
-            Tile(
-                query.name,
-                query.labels or (short_key(query.name),),
-                _picture(query, found),
-                remark=f"query by {query.by}" + (f": {short_key(query.name)}" if query.labels else ""),
-            ),
-            [_tile(query, neighbour, found) for neighbour in near],
-        )
-        for query, near in shown
-    ]
+    rows = [GalleryRow(_head(query, found), [_tile(query, one, found) for one in near]) for query, near in shown]
     unreadable = bool(places and not found and not pictures.problems)
     facts = {"rows": rows, "total": total, "problems": pictures.problems, "unreadable": unreadable, "rerank": rerank}
     return render("search", subject=_subject(reader, k), skipped=skipped, **facts)
@@ -411,18 +387,15 @@ def search_page(
 def _subject(reader: IndexReader, k: int) -> dict[str, str]:
     """Return the head of the page: what was searched."""
     version = {} if reader.version is None else {"Version": f"{reader.version:,}"}
-    return {
-        "Index": f"{reader.artifact.uri} ({reader.meta.kind}, {reader.count:,} codes)",
-        **version,
-        "Bits": f"{reader.bits:,}",
-        "k": f"{k:,}",
-    }
+    index = f"{reader.artifact.uri} ({reader.meta.kind}, {reader.count:,} codes)"
+    return {"Index": index, **version, "Bits": f"{reader.bits:,}", "k": f"{k:,}"}
 
 
-def _picture(query: Query, found: dict[SampleLocation, str]) -> str | None:
-    if query.picture is not None:
-        return query.picture
-    return found.get(query.place) if query.place else None
+def _head(query: Query, found: dict[SampleLocation, str]) -> Tile:
+    key = short_key(query.name)
+    picture = query.picture or (found.get(query.place) if query.place else None)
+    remark = f"query by {query.by}: {key}" if query.labels else f"query by {query.by}"
+    return Tile(query.name, query.labels or (key,), picture, remark=remark)
 
 
 def _tile(query: Query, neighbour: Neighbour, found: dict[SampleLocation, str]) -> Tile:

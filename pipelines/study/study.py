@@ -230,12 +230,8 @@ def _open_data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | 
         hint = f", or --root with the files of {protocol}" if protocol else ""
         raise UsageError(f"the study has no data: give --train, --query and --database{hint}")
     learnt, val, query, database = sources
-    return Data(
-        open_current(learnt, "shards"),
-        open_current(val, "shards") if val else None,
-        open_current(query, "shards"),
-        tuple(open_current(uri, "shards") for uri in database),
-    )
+    opened = partial(open_current, kind="shards")
+    return Data(opened(learnt), opened(val) if val else None, opened(query), tuple(map(opened, database)))
 
 
 # --------------------------------------------------------------------------------------------------------- steps

@@ -282,14 +282,9 @@ def make_network(config: Config, default_head: str) -> HHNet:
     """Make the configured network. Raises ConfigError for a name, head or weights that do not exist."""
     model = config.model
     try:
-        return HHNet(
-            model.backbone,
-            model.bits,
-            head=default_head if model.head == "auto" else model.head,
-            stem_stride=model.stem_stride,
-            weights=model.weights,
-            branches=model.branches,
-        )
+        head = default_head if model.head == "auto" else model.head
+        shape = model.model_dump(include={"stem_stride", "weights", "branches"})
+        return HHNet(model.backbone, model.bits, head=head, **shape)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"model: {error}") from None
 
