@@ -160,9 +160,8 @@ class VerifyFlags(Flags):
     for_run: Annotated[
         str | None,
         Flag(
-            "Verify shards as `hhnet run` does, for the run with this --out: on Ray, only tars "
-            "not verified before, at most a share of run.verify; damage is listed and does not "
-            "fail.",
+            "Verify shards as `hhnet run` does, for the run with this --out: on Ray, only tars not verified before, at "
+            "most a share of run.verify; damage is listed and does not fail.",
             "URI",
         ),
     ] = None

@@ -85,7 +85,7 @@ def laid_out(info: P, name: str, kind: object = None, needed: bool = False) -> P
     if isinstance(info, Flag):
         made.param_decls = info.param_decls or (name,)  # else Typer would add a flag such as --no-prune
         setting = info.setting
-    default = None if setting is None else format_setting(_default(setting))
+    default = None if setting is None else format_setting(value_of(Config(), setting))
     if default:
         made.help = rf"{info.help} [dim]\[default: {default}][/dim]"
     if needed:
@@ -106,5 +106,6 @@ def format_setting(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _default(setting: str) -> object:
-    return reduce(getattr, setting.split("."), Config())
+def value_of(config: Config, setting: str) -> Any:
+    """Return the value of a setting, given its dotted name."""
+    return reduce(getattr, setting.split("."), config)

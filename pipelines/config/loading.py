@@ -166,8 +166,8 @@ def _explain(error: ValidationError, kind: type[Config]) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, known_names(kind), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "`hhnet config` lists them all"
+        near = nearest_name(where, kind)
+        hint = f"did you mean {near}?" if near else "`hhnet config` lists them all"
         return f"unknown setting {where}: {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -181,3 +181,8 @@ _SECTIONS = {name for name, _ in declared_settings(Config)} - set(setting_meanin
 def known_names(kind: type[Config] = Config) -> list[str]:
     """List every section and setting, by dotted name."""
     return [name for name, _ in declared_settings(kind)]
+
+
+def nearest_name(name: str, kind: type[Config] = Config) -> str | None:
+    """Return the section or setting whose name is nearest to a wrong one, or None if none is near."""
+    return next(iter(difflib.get_close_matches(name, known_names(kind), n=1, cutoff=0.5)), None)

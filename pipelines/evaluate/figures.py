@@ -293,11 +293,7 @@ def _distances(pair: Pair) -> tuple[Curve, Curve, ConfusionFigures]:
 
 
 def _confusion(
-    pair: Pair,
-    near_AC: npt.NDArray[np.float64],
-    asked: npt.NDArray[np.int64],
-    rows: npt.NDArray[np.int64],
-    k: int,
+    pair: Pair, near_AC: npt.NDArray[np.float64], asked: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], k: int
 ) -> ConfusionFigures:
     """Turn the counts of neighbours into shares, by class of the query (one of `asked`) and class of the neighbour."""
     queries_A = pair.queries.labels[rows][:, asked].sum(0)

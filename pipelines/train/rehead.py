@@ -102,11 +102,7 @@ class RotateResult(Result):
 
 @on_cluster("train --rotate {config.train.rotate}")
 def rotate(
-    model: str,
-    out: str,
-    config: Config,
-    shards: str | None = None,
-    fit: Callable[[RotateJob], Fitted] | None = None,
+    model: str, out: str, config: Config, shards: str | None = None, fit: Callable[[RotateJob], Fitted] | None = None
 ) -> RotateResult:
     """Give the model at the URI `model` the hash layer of `train.rotate`, and publish it as another model at `out`.
 
