@@ -76,8 +76,11 @@ def config_command(
         raise ConfigError(f"unknown setting {name}: {hint}")
     refuse_credentials("the configuration", settings.model_dump_json())
     meanings, usual = setting_meanings(Config), Config()
-    rows = [{"name": one, "value": value_of(settings, one), "default": value_of(usual, one)} for one in found]
-    return SettingsListing(digest=None, settings=[row | {"meaning": meanings[row["name"]]} for row in rows])
+    rows = [
+        {"name": one, "value": value_of(settings, one), "default": value_of(usual, one), "meaning": meanings[one]}
+        for one in found
+    ]
+    return SettingsListing(digest=None, settings=rows)
 
 
 def _section_lines(name: str, rows: list[dict[str, Any]]) -> list[str]:

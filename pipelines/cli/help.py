@@ -106,6 +106,6 @@ def format_setting(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def value_of(config: Config, setting: str) -> Any:
+def value_of(config: Config, setting: str) -> object:
     """Return the value of a setting, given its dotted name."""
     return reduce(getattr, setting.split("."), config)

@@ -112,7 +112,7 @@ class SearchResult(Result):
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for rank, found in enumerate(entry["neighbours"], start=1):
         score = {"score": f"{found['score']:.4f}"} if "score" in found else {}
         rows.append({"rank": rank, **score, **{name: found[name] for name in ("distance", "labels", "key")}})
