@@ -68,7 +68,7 @@ class Flag(OptionInfo):
     def __init__(
         self, help: str, metavar: str | None = None, names: Sequence[str] = (), setting: str | None = None, **more: Any
     ) -> None:
-        """Without `names` the flag has the name of its parameter. `more` is what Typer takes besides."""
+        """Take the help and, if the name is not that of the parameter, `names`; `more` is what Typer takes besides."""
         super().__init__(default=..., param_decls=names, help=help, metavar=metavar, **more)
         self.setting = setting
 
