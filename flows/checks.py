@@ -96,10 +96,6 @@ def assign_roles(run: RunSettings, splits: Mapping[str, Any]) -> Roles:
             raise ConfigError(f"run.{role} is not set: name the shards for it{known}")
         return value
 
-    database = run.database or (None,)
-    return Roles(
-        resolve("train", run.train),
-        resolve("val", run.val) if run.val else None,
-        resolve("query", run.query),
-        tuple(resolve("database", value) for value in database),
-    )
+    train, val = resolve("train", run.train), resolve("val", run.val) if run.val else None
+    query, databases = resolve("query", run.query), run.database or (None,)
+    return Roles(train, val, query, tuple(resolve("database", value) for value in databases))

@@ -182,9 +182,8 @@ def photographs() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
         for split, first, last in (("train", 0, border), ("test", border, columns)):
             places = ((row, column) for row in range(CROP_ROWS) for column in range(first, last))
             for number, (row, column) in enumerate(places):
-                crop = pixels[
-                    row * CROP_PIXELS : (row + 1) * CROP_PIXELS, column * CROP_PIXELS : (column + 1) * CROP_PIXELS
-                ]
+                top, left = row * CROP_PIXELS, column * CROP_PIXELS
+                crop = pixels[top : top + CROP_PIXELS, left : left + CROP_PIXELS]
                 yield f"{split}/{Path(name).stem.replace('_', '-')}/{number:05d}.png", crop
 
 

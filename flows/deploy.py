@@ -16,6 +16,7 @@ import typer
 
 from flows.server import NO_SERVER, quiet_prefect, reach_prefect, server_url
 from flows.verbs import OutOption, RunFileOption
+from pipelines.cli.help import Flag
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import config_from, load_tree
 from pipelines.config.settings import parse_duration
@@ -45,32 +46,20 @@ class Collision(StrEnum):
 def serve_command(
     config: RunFileOption,
     cron: Annotated[
-        str | None,
-        typer.Option(help="Schedule in cron's five fields, such as '0 2 * * *'; unset = run on request only."),
+        str | None, Flag("Schedule in cron's five fields, such as '0 2 * * *'; unset = run on request only.")
     ] = None,
     interval: Annotated[
-        str | None,
-        typer.Option(help="Time from one run to the next, such as 6h; instead of --cron.", metavar="DURATION"),
+        str | None, Flag("Time from one run to the next, such as 6h; instead of --cron.", "DURATION")
     ] = None,
-    timezone: Annotated[
-        str, typer.Option(help="Time zone of the schedule, such as Europe/Berlin.", metavar="ZONE")
-    ] = "UTC",
-    name: Annotated[str, typer.Option(help="Name of the deployment.")] = NAME,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="Prefect tag of the deployment and its runs; repeatable.")
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(help="Most runs at one time, over all processes that serve the deployment.", min=1)
-    ] = 1,
+    timezone: Annotated[str, Flag("Time zone of the schedule, such as Europe/Berlin.", "ZONE")] = "UTC",
+    name: Annotated[str, Flag("Name of the deployment.")] = NAME,
+    tag: Annotated[list[str] | None, Flag("Prefect tag of the deployment and its runs; repeatable.")] = None,
+    limit: Annotated[int, Flag("Most runs at one time, over all processes that serve the deployment.", min=1)] = 1,
     collision: Annotated[
-        Collision, typer.Option(help="What happens to a run beyond --limit: it waits for its turn, or is cancelled.")
+        Collision, Flag("What happens to a run beyond --limit: it waits for its turn, or is cancelled.")
     ] = Collision.ENQUEUE,
     lost_after: Annotated[
-        str,
-        typer.Option(
-            help="Time without a sign of life after which the server marks a run as Crashed; 0 = never.",
-            metavar="DURATION",
-        ),
+        str, Flag("Time without a sign of life after which the server marks a run as Crashed; 0 = never.", "DURATION")
     ] = "5m",
     out: OutOption = None,
     sets: SetsOption = None,

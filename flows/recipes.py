@@ -1,7 +1,6 @@
 """Settings of `hhnet demo`: those of demo.toml for Fashion-MNIST, the recipe `auto` for other images."""
 
 import os
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pipelines.config.loading import config_from, load_config, load_tree, merge_
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.shards.containers import SUFFIXES
-from pipelines.train.fit import HEADERS_READ, SIDES, shorter_side
+from pipelines.train.fit import HEADERS_READ, usual_side
 
 RECIPE = Path(__file__).parent / "demo.toml"
 TRAIN_SHARE = 0.8
@@ -55,8 +54,7 @@ def probe_images(folder: str) -> Probe:
         raise InputError(f"{root} holds no images ({', '.join(SUFFIXES)}): --data wants one folder per class")
     if all(path.parent == root for path in found):
         raise InputError(f"{root} holds no folders of classes, and training needs classes: sort its images into some")
-    sides = [side for path in found[:: max(1, len(found) // HEADERS_READ)] if (side := shorter_side(path))]
-    return Probe(len(found), round(statistics.median(sides)) if sides else SIDES[-1], found[0])
+    return Probe(len(found), usual_side(found[:: max(1, len(found) // HEADERS_READ)]), found[0])
 
 
 def _images(root: Path) -> Iterator[Path]:

@@ -53,15 +53,8 @@ def show_artifact(key: str, kind: str, data: Any, description: str) -> None:
         if known:
             client.update_artifact(known[0].id, ArtifactUpdate(data=data, description=description))
             return
-        made = ArtifactCreate(
-            key=key,
-            type=kind,
-            data=data,
-            description=description,
-            flow_run_id=run,
-            task_run_id=task.task_run.id if task else None,
-        )
-        client.create_artifact(made)
+        runs = {"flow_run_id": run, "task_run_id": task.task_run.id if task else None}
+        client.create_artifact(ArtifactCreate(key=key, type=kind, data=data, description=description, **runs))
 
 
 @contextmanager

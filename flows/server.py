@@ -30,6 +30,7 @@ STARTUP_WAIT_S = 180.0
 REACH_WAIT_S = 30.0
 """Seconds that the user's server may take to answer."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+CREDENTIALS = "PREFECT_API_AUTH_STRING=user:password, or PREFECT_API_KEY"
 NO_SERVER = (
     "PREFECT_API_URL is not set, nor in the active Prefect profile: start `prefect server start --host 127.0.0.1` and "
     "set it to http://127.0.0.1:4200/api"
@@ -110,10 +111,8 @@ def reach_prefect(url: str) -> None:
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"PREFECT_API_URL={url} is not the address of an API, such as http://127.0.0.1:4200/api")
     if not (is_loopback(url) or password or key):
-        raise UsageError(
-            f"Prefect at {url} is not on the loopback address and would be reported to without a password: set "
-            "PREFECT_API_AUTH_STRING=user:password, or PREFECT_API_KEY"
-        )
+        problem = "is not on the loopback address and would be reported to without a password"
+        raise UsageError(f"Prefect at {url} {problem}: set {CREDENTIALS}")
     question = urllib.request.Request(f"{url.rstrip('/')}/admin/version")  # noqa: S310 (http and https alone come here)
     if password or key:
         basic = base64.b64encode((password or "").encode()).decode()
@@ -125,14 +124,11 @@ def reach_prefect(url: str) -> None:
             version = _is_json(answer.read(1 << 16))
     except urllib.error.HTTPError as answer:
         if answer.code in (401, 403):
-            wanted = "PREFECT_API_AUTH_STRING=user:password, or PREFECT_API_KEY"
-            raise UsageError(f"Prefect at {url} refuses this environment: set {wanted}") from None
+            raise UsageError(f"Prefect at {url} refuses this environment: set {CREDENTIALS}") from None
         version = answer.code != 404
     except (OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise Unavailable(
-            f"cannot reach Prefect at {url}: {reason}: start that server, or unset PREFECT_API_URL"
-        ) from None
+        problem = f"cannot reach Prefect at {url}: {getattr(error, 'reason', error)}"
+        raise Unavailable(f"{problem}: start that server, or unset PREFECT_API_URL") from None
     if not version and "api" not in urlsplit(url).path.split("/"):
         raise ConfigError(f"PREFECT_API_URL={url} answers, but not as Prefect's API: add /api, {url.rstrip('/')}/api")
 
@@ -200,9 +196,8 @@ def _await(process: subprocess.Popen[bytes], url: str, log: Path, startup_s: flo
             time.sleep(0.1)
     lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
     state = "did not answer in time" if process.poll() is None else f"ended with code {process.returncode}"
-    raise Unavailable(
-        f"the temporary Prefect server {state} ({lines[-1]}): try again, or name a server with PREFECT_API_URL"
-    )
+    remedy = "try again, or name a server with PREFECT_API_URL"
+    raise Unavailable(f"the temporary Prefect server {state} ({lines[-1]}): {remedy}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

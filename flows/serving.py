@@ -210,10 +210,9 @@ async def crash_lost_runs(client: PrefectClient, deployment: Deployment, uid: UU
 
 async def drop_missed_runs(client: PrefectClient, uid: UUID) -> int:
     """Cancel all but the last of the scheduled runs that were missed while nobody served; return their number."""
-    late = await client.read_flow_runs(
-        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [uid]}}),
-        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.SCHEDULED]}}}),
-    )
+    served = DeploymentFilter.model_validate({"id": {"any_": [uid]}})
+    scheduled = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.SCHEDULED]}}})
+    late = await client.read_flow_runs(deployment_filter=served, flow_run_filter=scheduled)
     before = datetime.now(UTC) - timedelta(seconds=MISSED_AFTER_S)
     missed = missed_runs(late, before)[:-1]
     for run in missed:

@@ -161,9 +161,8 @@ def evaluate_stage(name: str, queries: Ref, database: list[Ref], out: str, confi
     settings = parse_settings(config)
     mark = report_fingerprint(queries["digest"], [ref["digest"] for ref in database], settings)[:NAME_DIGEST_CHARS]
     with report_progress(name):
-        return job(
-            require_unchanged(queries), [require_unchanged(ref) for ref in database], f"{out}/{mark}", settings
-        ).as_json()
+        asked, *searched = (require_unchanged(ref) for ref in (queries, *database))
+        return job(asked, searched, f"{out}/{mark}", settings).as_json()
 
 
 @stage_task(name="publish")
@@ -186,8 +185,6 @@ def require_unchanged(ref: Ref) -> str:
     """Return the URI. Raises FingerprintMismatch if the artifact there is not the one of an earlier stage any more."""
     found = open_current(ref["uri"]).digest
     if found != ref["digest"]:
-        change = f"{ref['digest'][:12]} became {found[:12]}"
-        raise FingerprintMismatch(
-            f"{ref['uri']} changed during the run, {change}: run again when nothing else writes there"
-        )
+        change = f"changed during the run, {ref['digest'][:12]} became {found[:12]}"
+        raise FingerprintMismatch(f"{ref['uri']} {change}: run again when nothing else writes there")
     return ref["uri"]

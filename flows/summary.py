@@ -147,11 +147,10 @@ def reject_rows(codes: Mapping[str, str]) -> list[Record]:
 
 def slowest_rows(codes: Mapping[str, str]) -> list[Record]:
     """Return the shards on which a worker spent most time in the last runs on these codes."""
-    rows = [
-        {"codes": name, **row}
-        for name, uri in codes.items()
-        for row in list_slowest(list_attempts(read_runs(Store(uri), RUNS_READ)))
-    ]
+    rows: list[Record] = []
+    for name, uri in codes.items():
+        slowest = list_slowest(list_attempts(read_runs(Store(uri), RUNS_READ)))
+        rows += [{"codes": name, **row} for row in slowest]
     return sorted(rows, key=lambda row: -row["seconds"])[:SLOWEST_SHOWN]
 
 
@@ -170,11 +169,8 @@ def run_page(stages: list[Record], summary: RunResult | None, links: Mapping[str
     failed = next((stage for stage in stages if stage["status"] in ("failed", "ended")), None)
     if summary is not None:
         rate = summary.images_per_second
-        figures = [
-            f"mAP {summary.map:.4f} (chance {summary.chance:.4f})",
-            f"{rate:g} images/s encoded" if rate else "nothing left to encode",
-        ]
-        lines += [" · ".join(figures), ""]
+        encoded = f"{rate:g} images/s encoded" if rate else "nothing left to encode"
+        lines += [f"mAP {summary.map:.4f} (chance {summary.chance:.4f}) · {encoded}", ""]
     elif failed is not None:
         lines += [f"**{failed['stage']} {failed['status']}:** {failed['detail']}", ""]
     lines += [f"- {name}: [{target}]({target})" for name, target in links.items()]

@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import typer
-
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.words import align_facts
 from pipelines.cli.config import PrintedConfig
+from pipelines.cli.help import Flag
 from pipelines.cli.verb import ConfigOption, Main, PrintConfigOption, SetsOption
 from pipelines.config.loading import load_config
 from pipelines.config.recipes import AUTO
@@ -27,10 +26,8 @@ _log = logging.getLogger(__name__)
 REPORT_TIMEOUT_S = 10.0
 """Seconds that Prefect may take to send its last events."""
 
-RunFileOption = Annotated[Path, typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml")]
-OutOption = Annotated[
-    str | None, typer.Option(help="Folder or s3://bucket/prefix for all results; default run.out.", metavar="URI")
-]
+RunFileOption = Annotated[Path, Flag("TOML file of settings.", "FILE.toml")]
+OutOption = Annotated[str | None, Flag("Folder or s3://bucket/prefix for all results; default run.out.", "URI")]
 
 
 def run(
@@ -69,13 +66,9 @@ class DemoResult(Result):
 
 def demo(
     data: Annotated[
-        str | None,
-        typer.Option(help="Your own images: a folder of class folders; default: Fashion-MNIST.", metavar="PATH"),
-        Main("PHOTOS"),
+        str | None, Flag("Your own images: a folder of class folders; default: Fashion-MNIST.", "PATH"), Main("PHOTOS")
     ] = None,
-    out: Annotated[
-        str, typer.Option(help="Folder or s3://bucket/prefix for all results.", metavar="URI")
-    ] = "hhnet-demo",
+    out: Annotated[str, Flag("Folder or s3://bucket/prefix for all results.", "URI")] = "hhnet-demo",
     config: ConfigOption = None,
     sets: SetsOption = None,
     print_config: PrintConfigOption = False,

@@ -17,7 +17,7 @@ def main() -> None:
         before = os.environ.get("PYTHONPATH")
         os.environ["HHNET_PACKAGES"] = str(packages)  # read by the path file of the wheel
         os.environ["PYTHONPATH"] = f"{packages}{os.pathsep}{before}" if before else str(packages)
-    import_module("pipelines.__main__").main()
+    import_module("pipelines.__main__").run_command_line()
 
 
 if __name__ == "__main__":

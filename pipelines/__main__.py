@@ -4,7 +4,7 @@ import os
 import sys
 
 
-def main() -> None:
+def run_command_line() -> None:
     """Run the command line; an interrupt while it is still being imported ends it without a traceback."""
     _fill_closed()
     try:
@@ -36,4 +36,4 @@ def _fill_closed() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command_line()

@@ -6,7 +6,7 @@ do not change.
 """
 
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +26,7 @@ from pipelines.artifacts.manifest import (
     parse_manifest,
     require_kind,
 )
-from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, InputError
+from pipelines.errors import CommitConflict, DamagedArtifact, FingerprintMismatch, HHNetError, InputError
 from pipelines.storage import ObjectInfo, Store, canonical_json
 
 NAMED_FOLDERS = ("parts", "rejects", "receipts", "manifests")
@@ -127,6 +127,16 @@ def open_input_version(artifact: Artifact, role: str, uri: str | None = None) ->
         f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is "
         f"{found.digest[:12]}: name the right one with --{expected.kind}"
     )
+
+
+def open_inputs_of_kind(artifact: Artifact, kind: str, problems: list[str]) -> Iterator[Artifact]:
+    """Open the inputs of one kind, each in the version that was used; add to `problems` why some cannot be opened."""
+    for entry in artifact.manifest.inputs:
+        if entry.kind == kind:
+            try:
+                yield open_input_version(artifact, entry.role)
+            except HHNetError as error:
+                problems.append(str(error))
 
 
 def publish_next(

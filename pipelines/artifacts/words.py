@@ -117,6 +117,12 @@ def format_table(rows: Sequence[Mapping[str, Any]], most: int | None = None) -> 
     return [*lines, *more_rows(len(rows) - len(shown), indent="  ")]
 
 
+def list_first(names: Sequence[str], most: int) -> str:
+    """List the first `most` names, and say how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def more_rows(count: int, indent: str = "") -> list[str]:
     """Return the line that says how many rows are left out, or none where that is 0."""
     return [f"{indent}and {count:,} more: --json has all"] if count > 0 else []

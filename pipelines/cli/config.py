@@ -1,18 +1,16 @@
 """The settings as people read them: the verb `hhnet config`, and what --print-config prints."""
 
-import difflib
 import shutil
 import textwrap
 from dataclasses import dataclass
-from functools import reduce
 from typing import Annotated, Any, Self
 
 import typer
 
 from pipelines.artifacts.result import Result
-from pipelines.cli.help import format_setting
+from pipelines.cli.help import format_setting, value_of
 from pipelines.cluster.access import refuse_credentials
-from pipelines.config.loading import as_toml, known_names
+from pipelines.config.loading import as_toml, nearest_name
 from pipelines.config.settings import Config, setting_meanings
 from pipelines.errors import ConfigError
 
@@ -53,10 +51,10 @@ class SettingsListing(Result):
 
     def as_text(self) -> str:
         """Return the settings as a table, with a heading for each section."""
-        return "\n\n".join(
-            "\n".join(_section_lines(name, [one for one in self.settings if one["name"].startswith(f"{name}.")]))
-            for name in dict.fromkeys(one["name"].partition(".")[0] for one in self.settings)
-        )
+        sections: dict[str, list[dict[str, Any]]] = {}
+        for one in self.settings:
+            sections.setdefault(one["name"].partition(".")[0], []).append(one)
+        return "\n\n".join("\n".join(_section_lines(name, rows)) for name, rows in sections.items())
 
 
 def config_command(
@@ -73,17 +71,16 @@ def config_command(
     """
     found = [one for one in setting_meanings(Config) if name is None or f"{one}.".startswith(f"{name}.")]
     if not found:
-        near = difflib.get_close_matches(str(name), known_names(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"sections are {', '.join(Config.model_fields)}"
+        near = nearest_name(str(name))
+        hint = f"did you mean {near}?" if near else f"sections are {', '.join(Config.model_fields)}"
         raise ConfigError(f"unknown setting {name}: {hint}")
     refuse_credentials("the configuration", settings.model_dump_json())
     meanings, usual = setting_meanings(Config), Config()
-    rows = [{"name": one, "value": _at(settings, one), "default": _at(usual, one)} for one in found]
-    return SettingsListing(digest=None, settings=[row | {"meaning": meanings[row["name"]]} for row in rows])
-
-
-def _at(config: Config, name: str) -> Any:
-    return reduce(getattr, name.split("."), config)
+    rows = [
+        {"name": one, "value": value_of(settings, one), "default": value_of(usual, one), "meaning": meanings[one]}
+        for one in found
+    ]
+    return SettingsListing(digest=None, settings=rows)
 
 
 def _section_lines(name: str, rows: list[dict[str, Any]]) -> list[str]:

@@ -1,9 +1,9 @@
 """How `--help` is laid out: the verbs in groups, in the order of work, and the flags with their defaults."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ByteSize
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -62,15 +62,30 @@ def panel_of(name: str) -> str | None:
     return next((title for title, names in PANELS.items() if name in names), None)
 
 
-def laid_out(info: P, kind: object = None, setting: str | None = None, needed: bool = False) -> P:
-    """Return a flag's declaration with a short word for its type and, in its help, the default of its setting.
+class Flag(OptionInfo):
+    """Declares a flag, beside its type: its help, a word for its value, and the setting that it stands for."""
+
+    def __init__(
+        self, help: str, metavar: str | None = None, names: Sequence[str] = (), setting: str | None = None, **more: Any
+    ) -> None:
+        """Take the help and, if the name is not that of the parameter, `names`; `more` is what Typer takes besides."""
+        super().__init__(default=..., param_decls=names, help=help, metavar=metavar, **more)
+        self.setting = setting
+
+
+def laid_out(info: P, name: str, kind: object = None, needed: bool = False) -> P:
+    """Return a flag's declaration with `name`, a short word for its type and, in its help, the default of its setting.
 
     `needed` marks a flag that the command line itself does not require, since there is another way to give it.
     """
     made = copy.copy(info)
     if isinstance(info, OptionInfo):  # an argument has its own name
         made.metavar = info.metavar or next((word for one, word in _KINDS.items() if one is kind), None)
-    default = None if setting is None else format_setting(_default(setting))
+    setting = None
+    if isinstance(info, Flag):
+        made.param_decls = info.param_decls or (name,)  # else Typer would add a flag such as --no-prune
+        setting = info.setting
+    default = None if setting is None else format_setting(value_of(Config(), setting))
     if default:
         made.help = rf"{info.help} [dim]\[default: {default}][/dim]"
     if needed:
@@ -91,5 +106,6 @@ def format_setting(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _default(setting: str) -> object:
-    return reduce(getattr, setting.split("."), Config())
+def value_of(config: Config, setting: str) -> object:
+    """Return the value of a setting, given its dotted name."""
+    return reduce(getattr, setting.split("."), config)

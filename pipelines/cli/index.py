@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from pipelines.artifacts.result import Result
-from pipelines.cli.help import VerbGroup
-from pipelines.cli.verb import CodesOption, Flags, Main, OutOption, Setting, verb
+from pipelines.cli.help import Flag, VerbGroup
+from pipelines.cli.verb import CodesOption, Flags, Main, OutOption, verb
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, UsageError
 from pipelines.index.kinds import require_index_kind
@@ -17,19 +17,13 @@ index_app = typer.Typer(
     cls=VerbGroup, help="Build Hamming indexes, change and publish their versions.", no_args_is_help=True
 )
 
-IndexOption = Annotated[
-    str, typer.Option("--index", help="Root of the index, or of an alias.", metavar="URI"), Main("INDEX")
-]
-OwnIndexOption = Annotated[
-    str, typer.Option("--index", help="Root of the index, not of an alias.", metavar="URI"), Main("INDEX")
-]
+IndexOption = Annotated[str, Flag("Root of the index, or of an alias.", "URI"), Main("INDEX")]
+OwnIndexOption = Annotated[str, Flag("Root of the index, not of an alias.", "URI"), Main("INDEX")]
 PublishOption = Annotated[
-    bool, typer.Option("--publish/--no-publish", help="Publish it as the next version if it passes the gate.")
+    bool, Flag("Publish it as the next version if it passes the gate.", names=("--publish/--no-publish",))
 ]
 WorkersOption = Annotated[
-    int | None,
-    typer.Option(help="Parts built at the same time; default: one per CPU.", min=1),
-    Setting("index.workers"),
+    int | None, Flag("Parts built at the same time; default: one per CPU.", setting="index.workers", min=1)
 ]
 
 
@@ -41,32 +35,26 @@ class BuildFlags(Flags):
     out: OutOption
     kind: Annotated[
         str | None,
-        typer.Option(help="flat or multihash, both exact; ivf or hnsw; auto = the planner chooses.", metavar="KIND"),
-        Setting("index.kind"),
+        Flag("flat or multihash, both exact; ivf or hnsw; auto = the planner chooses.", "KIND", setting="index.kind"),
     ] = None
     memory: Annotated[
         str | None,
-        typer.Option(
-            help="For auto: largest size of all parts, such as 4GiB; unset = any, but never hnsw.", metavar="SIZE"
+        Flag(
+            "For auto: largest size of all parts, such as 4GiB; unset = any, but never hnsw.",
+            "SIZE",
+            setting="index.memory",
         ),
-        Setting("index.memory"),
     ] = None
     latency: Annotated[
-        str | None,
-        typer.Option(help="For auto: longest time per query, such as 5ms; unset = any.", metavar="TIME"),
-        Setting("index.latency"),
+        str | None, Flag("For auto: longest time per query, such as 5ms; unset = any.", "TIME", setting="index.latency")
     ] = None
     recall: Annotated[
-        float | None,
-        typer.Option(help="For auto: smallest recall of an approximate kind.", min=0, max=1),
-        Setting("index.recall"),
+        float | None, Flag("For auto: smallest recall of an approximate kind.", setting="index.recall", min=0, max=1)
     ] = None
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="For auto: show what each kind would cost; build nothing.")
-    ] = False
+    dry_run: Annotated[bool, Flag("For auto: show what each kind would cost; build nothing.")] = False
     workers: WorkersOption = None
     publish: Annotated[
-        bool, typer.Option("--publish/--no-publish", help="Publish it as version 1 if it passes the gate.")
+        bool, Flag("Publish it as version 1 if it passes the gate.", names=("--publish/--no-publish",))
     ] = True
 
     @property
@@ -101,14 +89,9 @@ class AddFlags(Flags):
 
     index: IndexOption
     codes: CodesOption
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Also remove the tars that are not among these codes, in the same version.")
-    ] = False
+    prune: Annotated[bool, Flag("Also remove the tars that are not among these codes, in the same version.")] = False
     replace: Annotated[
-        bool,
-        typer.Option(
-            "--replace", help="Replace the codes of tars that the index holds already; removed samples stay removed."
-        ),
+        bool, Flag("Replace the codes of tars that the index holds already; removed samples stay removed.")
     ] = False
     workers: WorkersOption = None
     publish: PublishOption = True
@@ -123,26 +106,17 @@ def index_add_command(flags: AddFlags, settings: Config) -> Result:
     from pipelines.index.update import add_codes
 
     return add_codes(
-        *(flags.index, flags.codes, settings),
-        publish=flags.publish,
-        prune=flags.prune,
-        replace_changed=flags.replace,
+        *(flags.index, flags.codes, settings), publish=flags.publish, prune=flags.prune, replace_changed=flags.replace
     )
 
 
 @verb(index_app, "remove")
 def index_remove_command(
     index: IndexOption,
-    key: Annotated[list[str] | None, typer.Option(help="Sample, by key or path; repeatable.", metavar="K")] = None,
-    keys: Annotated[
-        Path | None, typer.Option(help="Text file of samples, one key or path per line.", metavar="FILE")
-    ] = None,
-    shard: Annotated[
-        list[str] | None, typer.Option(help="Whole tar, by name or sha256; repeatable.", metavar="NAME")
-    ] = None,
-    ignore_missing: Annotated[
-        bool, typer.Option("--ignore-missing", help="Skip keys and shards that the index does not hold.")
-    ] = False,
+    key: Annotated[list[str] | None, Flag("Sample, by key or path; repeatable.", "K")] = None,
+    keys: Annotated[Path | None, Flag("Text file of samples, one key or path per line.", "FILE")] = None,
+    shard: Annotated[list[str] | None, Flag("Whole tar, by name or sha256; repeatable.", "NAME")] = None,
+    ignore_missing: Annotated[bool, Flag("Skip keys and shards that the index does not hold.")] = False,
     publish: PublishOption = True,
     *,
     settings: Config,
@@ -191,9 +165,7 @@ def index_compact_command(flags: CompactFlags, settings: Config) -> Result:
 @verb(index_app, "publish")
 def index_publish_command(
     index: OwnIndexOption,
-    digest: Annotated[
-        str | None, typer.Option(help="Digest of the one to publish, if several wait.", metavar="HEX")
-    ] = None,
+    digest: Annotated[str | None, Flag("Digest of the one to publish, if several wait.", "HEX")] = None,
     *,
     settings: Config,
 ) -> Result:
@@ -209,9 +181,7 @@ def index_publish_command(
 @verb(index_app, "rollback")
 def index_rollback_command(
     index: OwnIndexOption,
-    to: Annotated[
-        int | None, typer.Option(help="Version to return to; default: the previous one.", min=1, metavar="N")
-    ] = None,
+    to: Annotated[int | None, Flag("Version to return to; default: the previous one.", "N", min=1)] = None,
 ) -> Result:
     """Publish an older version again as the newest; nothing is deleted.
 

@@ -23,7 +23,7 @@ from pipelines.cli.flags import (
     TrainFlags,
     VerifyFlags,
 )
-from pipelines.cli.help import VerbGroup, panel_of
+from pipelines.cli.help import Flag, VerbGroup, panel_of
 from pipelines.cli.index import index_app
 from pipelines.cli.study import study_command
 from pipelines.cli.verb import Main, OutOption, verb
@@ -195,9 +195,7 @@ def retry_rejects_command(flags: RetryFlags, settings: Config) -> Result:
 
 
 @verb(app, "rejects")
-def rejects_command(
-    uri: Annotated[str, typer.Argument(help="Codes or shards.", metavar="URI")],
-) -> Result:
+def rejects_command(uri: Annotated[str, typer.Argument(help="Codes or shards.", metavar="URI")]) -> Result:
     """List the samples that codes lack, or the files that an ingest skipped, each with its reason.
 
     Example: hhnet rejects codes/database
@@ -213,15 +211,10 @@ def rejects_command(
 def gc_command(
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")],
     older_than: Annotated[
-        str,
-        typer.Option(
-            help="Grace period: keep younger objects. Longer than any run that may be writing.", metavar="24h"
-        ),
+        str, Flag("Grace period: keep younger objects. Longer than any run that may be writing.", "24h")
     ] = "24h",
-    keep: Annotated[
-        int | None, typer.Option(help="Keep only the last N versions; default: all.", min=1, metavar="N")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing; list what would be deleted.")] = False,
+    keep: Annotated[int | None, Flag("Keep only the last N versions; default: all.", "N", min=1)] = None,
+    dry_run: Annotated[bool, Flag("Delete nothing; list what would be deleted.")] = False,
 ) -> Result:
     """Delete what no version of an artifact refers to: parts of lost attempts, old checkpoints, unfinished uploads.
 
@@ -252,7 +245,7 @@ def verify_command(flags: VerifyFlags, settings: Config) -> Result:
 @verb(app, "status")
 def status_command(
     uri: Annotated[str, typer.Argument(help="The --out of a verb, study or run.", metavar="URI")],
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until it is done.")] = False,
+    watch: Annotated[bool, Flag("Look again every few seconds until it is done.")] = False,
 ) -> Result:
     """Show how far the work at a root is, read from the store alone: done, rate, time left, slow shards, rejects.
 
@@ -267,11 +260,9 @@ def status_command(
 
 @verb(app, "plan")
 def plan_command(
-    shards: Annotated[list[str] | None, typer.Option(help="Shards; repeatable.", metavar="URI")] = None,
-    codes: Annotated[
-        list[str] | None, typer.Option(help="Codes of these shards, where they exist; repeatable.", metavar="URI")
-    ] = None,
-    index: Annotated[str | None, typer.Option(help="Index over these codes.", metavar="URI")] = None,
+    shards: Annotated[list[str] | None, Flag("Shards; repeatable.", "URI")] = None,
+    codes: Annotated[list[str] | None, Flag("Codes of these shards, where they exist; repeatable.", "URI")] = None,
+    index: Annotated[str | None, Flag("Index over these codes.", "URI")] = None,
 ) -> Result:
     """Compare shards, their codes and an index: show what is new, changed or gone, and the commands to update it.
 
@@ -342,8 +333,8 @@ def dedupe_command(flags: DedupeFlags, settings: Config) -> Result:
 
 @verb(app, "agreement")
 def agreement_command(
-    old: Annotated[str, typer.Option(help="Codes of the old model.", metavar="URI")],
-    new: Annotated[str, typer.Option(help="Codes of the same shards by the new model.", metavar="URI")],
+    old: Annotated[str, Flag("Codes of the old model.", "URI")],
+    new: Annotated[str, Flag("Codes of the same shards by the new model.", "URI")],
     out: OutOption,
     settings: Config,
 ) -> Result:
@@ -358,9 +349,9 @@ def agreement_command(
 
 @verb(app, "alias")
 def alias_command(
-    alias_: Annotated[str, typer.Option("--alias", help="Root of the alias.", metavar="URI"), Main("ALIAS")],
-    to: Annotated[str | None, typer.Option(help="Published index that the alias shall name.", metavar="URI")] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Name the previous index again.")] = False,
+    alias_: Annotated[str, Flag("Root of the alias.", "URI"), Main("ALIAS")],
+    to: Annotated[str | None, Flag("Published index that the alias shall name.", "URI")] = None,
+    rollback: Annotated[bool, Flag("Name the previous index again.")] = False,
 ) -> Result:
     """Give an index a lasting name that `search --index` follows, switch it in one step, or show its history.
 
@@ -379,15 +370,12 @@ def alias_command(
 
 @verb(app, "export")
 def export_command(
-    model: Annotated[str, typer.Option(help="Model to export.", metavar="URI"), Main("MODEL")],
-    out: Annotated[str, typer.Option(help="Local file to write.", metavar="FILE.onnx")],
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="Write ONNX, the only format and so the default.", show_default=False)
-    ] = True,
-    batch: Annotated[int | None, typer.Option(help="Images per batch; default: any number.", min=1)] = None,
+    model: Annotated[str, Flag("Model to export.", "URI"), Main("MODEL")],
+    out: Annotated[str, Flag("Local file to write.", "FILE.onnx")],
+    onnx: Annotated[bool, Flag("Write ONNX, the only format and so the default.", show_default=False)] = True,
+    batch: Annotated[int | None, Flag("Images per batch; default: any number.", min=1)] = None,
     check_images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of images to compare on; default: the model's training images.", metavar="DIR"),
+        Path | None, Flag("Folder of images to compare on; default: the model's training images.", "DIR")
     ] = None,
 ) -> Result:
     """Export a model as one ONNX file, from uint8 images to packed codes; it is first compared with torch on images.
@@ -400,7 +388,7 @@ def export_command(
 
 
 @app.callback(invoke_without_command=True)
-def _root(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(show: Annotated[bool, Flag("Print the version.", names=("--version",))] = False) -> None:
     if show:
         sys.stdout.write(f"hhnet {version('hhnet')}\n")
         raise typer.Exit(0)

@@ -85,7 +85,7 @@ def _after_encode(result: Any, given: Given) -> list[str] | str:
     return ["index", "build", "--codes", codes, "--out", index]
 
 
-def _after_retry(result: Any, given: Given) -> list[str]:
+def _verify_it(result: Any, given: Given) -> list[str]:
     return ["verify", _place(result.uri)]
 
 
@@ -123,22 +123,18 @@ def _after_run(result: Any, given: Given) -> list[str]:
 def _after_gc(result: Any, given: Given) -> list[str] | str:
     if result.dry_run:
         return "the same command without --dry-run" if result.deleted or result.collected else ""
-    return ["verify", _place(result.uri)]
+    return _verify_it(result, given)
 
 
 def _after_status(result: Any, given: Given) -> list[str]:
     return ["status", _place(result.uri), "--watch"] if result.status == "working" else []
 
 
-def _after_dedupe(result: Any, given: Given) -> list[str]:
-    return ["verify", _place(result.uri)]
-
-
 _NEXT: Mapping[str, Callable[[Any, Given], list[str] | str]] = {
     "ingest": _after_ingest,
     "train": _after_train,
     "encode": _after_encode,
-    "retry-rejects": _after_retry,
+    "retry-rejects": _verify_it,
     **{f"index {name}": _after_index for name in ("build", "add", "remove", "compact", "publish", "rollback", "info")},
     "alias": _after_alias,
     "search": _after_search,
@@ -148,5 +144,5 @@ _NEXT: Mapping[str, Callable[[Any, Given], list[str] | str]] = {
     "run": _after_run,
     "gc": _after_gc,
     "status": _after_status,
-    "dedupe": _after_dedupe,
+    "dedupe": _verify_it,
 }

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.artifacts.result import Result
+from pipelines.cli.help import Flag
 from pipelines.cli.verb import ConfigOption, Flags, SetsOption
 from pipelines.errors import UsageError
 
@@ -19,23 +20,15 @@ class StudyFlags(Flags):
     source: Annotated[
         str, typer.Argument(help="Grid: small, baselines, losses, resolution, paper, or a .toml file.", metavar="STUDY")
     ]
-    out: Annotated[str, typer.Option(help="Folder or s3://bucket/prefix for all results.", metavar="URI")]
-    train: Annotated[str | None, typer.Option(help="Shards to train on.", metavar="URI")] = None
-    query: Annotated[str | None, typer.Option(help="Shards of the queries.", metavar="URI")] = None
-    database: Annotated[list[str] | None, typer.Option(help="Shards to search in; repeatable.", metavar="URI")] = None
-    val: Annotated[
-        str | None, typer.Option(help="Shards to validate on; default: a share of --train.", metavar="URI")
-    ] = None
-    protocol: Annotated[
-        str | None, typer.Option(help="Known data set and its split; default: the study's own.", metavar="NAME")
-    ] = None
-    root: Annotated[
-        str | None, typer.Option(help="Folder with the files of the protocol's data set.", metavar="DIR")
-    ] = None
-    share: Annotated[
-        str, typer.Option(help="Do only the I-th of N shares, to spread a study over machines.", metavar="I/N")
-    ] = "1/1"
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing; list the trainings and their state.")] = False
+    out: Annotated[str, Flag("Folder or s3://bucket/prefix for all results.", "URI")]
+    train: Annotated[str | None, Flag("Shards to train on.", "URI")] = None
+    query: Annotated[str | None, Flag("Shards of the queries.", "URI")] = None
+    database: Annotated[list[str] | None, Flag("Shards to search in; repeatable.", "URI")] = None
+    val: Annotated[str | None, Flag("Shards to validate on; default: a share of --train.", "URI")] = None
+    protocol: Annotated[str | None, Flag("Known data set and its split; default: the study's own.", "NAME")] = None
+    root: Annotated[str | None, Flag("Folder with the files of the protocol's data set.", "DIR")] = None
+    share: Annotated[str, Flag("Do only the I-th of N shares, to spread a study over machines.", "I/N")] = "1/1"
+    dry_run: Annotated[bool, Flag("Do nothing; list the trainings and their state.")] = False
     config: ConfigOption = None
     sets: SetsOption = None
 

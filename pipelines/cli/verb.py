@@ -29,7 +29,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from pipelines.artifacts.commit import has_begun
 from pipelines.artifacts.result import Result
 from pipelines.cli.config import PrintedConfig
-from pipelines.cli.help import EVERY_VERB, VerbCommand, laid_out, panel_of
+from pipelines.cli.help import EVERY_VERB, Flag, VerbCommand, laid_out, panel_of
 from pipelines.cli.next_step import next_step
 from pipelines.cluster.records import job_records
 from pipelines.config.loading import load_config
@@ -46,62 +46,30 @@ EXTRAS = {"ray": "train", "prefect": "flows", "pooch": "flows", "faiss": "cpu"}
 MAX_ERROR_CHARS = 300
 """Largest length of an error message in characters; --debug shows all of it."""
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="TOML file of settings.", metavar="FILE.toml", rich_help_panel=EVERY_VERB),
-]
+CommonFlag = functools.partial(Flag, rich_help_panel=EVERY_VERB)
+ConfigOption = Annotated[Path | None, CommonFlag("TOML file of settings.", "FILE.toml")]
 SetsOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        help="Change one setting, as in --set train.epochs=5; repeatable. `hhnet config` lists them all.",
-        metavar="section.key=value",
-        rich_help_panel=EVERY_VERB,
+    CommonFlag(
+        "Change one setting, as in --set train.epochs=5; repeatable. `hhnet config` lists them all.",
+        "section.key=value",
+        names=("--set",),
     ),
 ]
-PrintConfigOption = Annotated[
-    bool,
-    typer.Option(
-        "--print-config",
-        help="Do nothing; print all settings as they would be used, as TOML.",
-        rich_help_panel=EVERY_VERB,
-    ),
-]
-OutOption = Annotated[str, typer.Option("--out", help="Where to write: a folder or s3://bucket/prefix.", metavar="URI")]
-CodesOption = Annotated[list[str], typer.Option("--codes", help="Codes to read; repeatable.", metavar="URI")]
-JSON_OPTION = Annotated[
-    bool,
-    typer.Option("--json", help="Print the result as one line of JSON on stdout.", rich_help_panel=EVERY_VERB),
-]
-QUIET_OPTION = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Show errors only: --log-level error.", rich_help_panel=EVERY_VERB)
-]
+PrintConfigOption = Annotated[bool, CommonFlag("Do nothing; print all settings as they would be used, as TOML.")]
+OutOption = Annotated[str, Flag("Where to write: a folder or s3://bucket/prefix.", "URI")]
+CodesOption = Annotated[list[str], Flag("Codes to read; repeatable.", "URI")]
+JSON_OPTION = Annotated[bool, CommonFlag("Print the result as one line of JSON on stdout.", names=("--json",))]
+QUIET_OPTION = Annotated[bool, CommonFlag("Show errors only: --log-level error.", names=("--quiet", "-q"))]
 VERBOSE_OPTION = Annotated[
-    bool,
-    typer.Option(
-        "--verbose", "-v", help="Show each retry and give-up too: --log-level info.", rich_help_panel=EVERY_VERB
-    ),
+    bool, CommonFlag("Show each retry and give-up too: --log-level info.", names=("--verbose", "-v"))
 ]
 LOG_LEVEL_OPTION = Annotated[
     Level,
-    typer.Option(
-        "--log-level",
-        help="Lowest level that is logged on stderr: debug, info, warning or error.",
-        metavar="LEVEL",
-        envvar=LEVEL_VARIABLE,
-        rich_help_panel=EVERY_VERB,
-    ),
+    CommonFlag("Lowest level that is logged on stderr: debug, info, warning or error.", "LEVEL", envvar=LEVEL_VARIABLE),
 ]
-LOG_JSON_OPTION = Annotated[
-    bool,
-    typer.Option(
-        "--log-json", help="Log each record as one line of JSON.", envvar=JSON_VARIABLE, rich_help_panel=EVERY_VERB
-    ),
-]
-DEBUG_OPTION = Annotated[
-    bool,
-    typer.Option("--debug", help="Show an error's whole message and its traceback.", rich_help_panel=EVERY_VERB),
-]
+LOG_JSON_OPTION = Annotated[bool, CommonFlag("Log each record as one line of JSON.", envvar=JSON_VARIABLE)]
+DEBUG_OPTION = Annotated[bool, CommonFlag("Show an error's whole message and its traceback.")]
 COMMON_OPTIONS = {
     "json_output": (JSON_OPTION, False),
     "quiet": (QUIET_OPTION, False),
@@ -119,26 +87,19 @@ class Terminated(BaseException):
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Stands beside a flag's `typer` declaration: the dotted name of the setting that the flag sets."""
-
-    name: str
-
-
-@dataclass(frozen=True)
 class Main:
-    """Stands beside a flag's `typer` declaration: it names the verb's main artifact, also without the flag."""
+    """Stands beside a flag's declaration: it names the verb's main artifact, also without the flag."""
 
     metavar: str
 
 
 class Flags:
-    """Base of the frozen dataclasses that hold the flags of a verb, each field with its `typer` declaration."""
+    """Base of the frozen dataclasses that hold the flags of a verb, each field with its declaration."""
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that flags stand for, by dotted name; None where the flag was not given."""
-        marks = {name: hint.__metadata__ for name, hint in get_type_hints(type(self), include_extras=True).items()}
-        return {one.name: getattr(self, name) for name in marks for one in marks[name] if isinstance(one, Setting)}
+        flags = {name: _mark(hint, Flag) for name, hint in get_type_hints(type(self), include_extras=True).items()}
+        return {flag.setting: getattr(self, name) for name, flag in flags.items() if flag and flag.setting}
 
 
 def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
@@ -207,24 +168,27 @@ def _declarations(parameter: inspect.Parameter) -> dict[str, tuple[Any, Any]]:
 
 def _options(name: str, declared: Any, default: Any) -> Iterator[inspect.Parameter]:
     """Yield what the command line takes for a flag: an option and, for the main artifact, an argument before it."""
-    info, main, setting = _mark(declared, OptionInfo | ArgumentInfo), _mark(declared, Main), _mark(declared, Setting)
+    info, main, named = _mark(declared, OptionInfo | ArgumentInfo), _mark(declared, Main), _flag_name(name)
     if info is None:  # declared in Typer's older way, by its default
         yield _option(name, declared, default)
         return
     kind, needed = get_args(declared)[0], default is inspect.Parameter.empty
     if main:
-        named = f"--{name.strip('_').replace('_', '-')}"
         place = typer.Argument(help=f"{info.help} Or: {named}.", metavar=main.metavar, show_default=False)
-        yield _option(name + PLACE, Annotated[kind | None, laid_out(place, needed=needed)], None)
+        yield _option(name + PLACE, Annotated[kind | None, laid_out(place, named, needed=needed)], None)
         info, kind, default = copy.copy(info), kind | None, None if needed else default
         info.hidden = True
-    yield _option(name, Annotated[kind, laid_out(info, _bare(kind), setting.name if setting else None)], default)
+    yield _option(name, Annotated[kind, laid_out(info, named, _bare(kind))], default)
 
 
 def _bare(kind: Any) -> Any:
     """Return the type of a single value: `str` for `list[str] | None`."""
     one = next((part for part in get_args(kind) if part is not type(None)), kind)
     return _bare(one) if one is not kind else kind
+
+
+def _flag_name(name: str) -> str:
+    return f"--{name.strip('_').replace('_', '-')}"
 
 
 def _option(name: str, kind: Any, default: Any) -> inspect.Parameter:
@@ -242,7 +206,7 @@ def _holds_flags(kind: Any) -> bool:
 
 def _main_artifact(name: str, main: Main, needed: bool, given: dict[str, Any]) -> Any:
     """Return the main artifact of a verb, given as an argument or by its flag. Raises UsageError for none or both."""
-    flag, placed, named = f"--{name.strip('_').replace('_', '-')}", given.pop(name + PLACE), given[name]
+    flag, placed, named = _flag_name(name), given.pop(name + PLACE), given[name]
     if isinstance(placed, list) or isinstance(named, list):
         found: Any = [*(placed or ()), *(named or ())] or None
     elif placed is not None and named is not None:

@@ -121,12 +121,12 @@ def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, s
                 words = f"in {format_seconds(seconds)}"
             else:
                 words = "" if left is None else f"about {format_span(left)} left"
-            bars.update(task, completed=done, words=_cut(f"{words}  {note}" if note else words, room))
+            bars.update(task, completed=done, words=_shortened(f"{words}  {note}" if note else words, room))
 
         yield draw
 
 
-def _cut(text: str, room: int) -> str:
+def _shortened(text: str, room: int) -> str:
     """Drop the last parts of a text, which stand two spaces apart, until it fits; the first part stays."""
     while len(text) > room and "  " in text:
         text = text.rpartition("  ")[0]

@@ -26,16 +26,14 @@ def changed_settings(config: Config) -> list[str]:
         # This recipe chooses settings that nobody named, so a default that the user named is told too.
         named = getattr(config, section).model_fields_set if config.train.recipe == AUTO else ()
         for key, value in settings.items():
-            usual = value == defaults[section][key] and key not in named
-            if usual or (section, key) in (("ray", "address"), ("ray", "driver_labels"), ("train", "recipe")):
+            usual, setting = defaults[section][key], f"{section}.{key}"
+            unchanged = value == usual and key not in named
+            if unchanged or setting in ("ray.address", "ray.driver_labels", "train.recipe"):
                 continue
-            usual = defaults[section][key]
             if isinstance(value, dict) and usual:  # a nested group of settings
-                changed += [
-                    f"{section}.{key}.{name}={json.dumps(one)}" for name, one in value.items() if one != usual[name]
-                ]
+                changed += [f"{setting}.{name}={json.dumps(one)}" for name, one in value.items() if one != usual[name]]
             else:
-                changed.append(f"{section}.{key}={_toml(value)}")
+                changed.append(f"{setting}={_toml(value)}")
     return [*changed, "ray.address=auto"]
 
 
@@ -94,9 +92,9 @@ def merge_trees(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str,
     tree = dict(below)
     for key, value in above.items():
         under = tree.get(key)
-        tree[key] = (
-            merge_trees(under if isinstance(under, Mapping) else {}, value) if isinstance(value, Mapping) else value
-        )
+        if isinstance(value, Mapping):
+            value = merge_trees(under if isinstance(under, Mapping) else {}, value)
+        tree[key] = value
     return tree
 
 
@@ -168,8 +166,8 @@ def _explain(error: ValidationError, kind: type[Config]) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, known_names(kind), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "`hhnet config` lists them all"
+        near = nearest_name(where, kind)
+        hint = f"did you mean {near}?" if near else "`hhnet config` lists them all"
         return f"unknown setting {where}: {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -183,3 +181,8 @@ _SECTIONS = {name for name, _ in declared_settings(Config)} - set(setting_meanin
 def known_names(kind: type[Config] = Config) -> list[str]:
     """List every section and setting, by dotted name."""
     return [name for name, _ in declared_settings(kind)]
+
+
+def nearest_name(name: str, kind: type[Config] = Config) -> str | None:
+    """Return the section or setting whose name is nearest to a wrong one, or None if none is near."""
+    return next(iter(difflib.get_close_matches(name, known_names(kind), n=1, cutoff=0.5)), None)

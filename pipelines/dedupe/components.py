@@ -88,9 +88,8 @@ def write_components(
             "twin": twins,
             "keep": (matches == Match.NONE) | (np.isin(matches, UNCONFIRMED) & (not settings.same_code)),
         }
-        parts.append(
-            writer.put_part(components_name(number), parquet_bytes(table_of(COMPONENTS_SCHEMA, columns)), len(keys))
-        )
+        data = parquet_bytes(table_of(COMPONENTS_SCHEMA, columns))
+        parts.append(writer.put_part(components_name(number), data, len(keys)))
         totals.update(count_matches(matches, settings.same_code))
         totals["components"] += int((members == roots).sum())
     return Components(parts, totals)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipelines.artifacts.host import allowed_cpus
 from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.versions import open_input_version
+from pipelines.artifacts.versions import open_input_version, open_inputs_of_kind
 from pipelines.cluster.progress import stage
 from pipelines.dedupe.corpus import ROW_MASK
 from pipelines.dedupe.looks import FILE_KNOWN, LOOK, SEEN, Looks, look_of, mark_alike, mark_candidates
@@ -44,7 +44,8 @@ def find_shards(
     opened. Raises FingerprintMismatch where a given place has none of them.
     """
     unused, found, problems = dict.fromkeys(given), dict[str, Artifact](), list[str]()
-    for codes in chain((entry.artifact for entry in sets), _codes_of(index, problems)):
+    indexed = open_inputs_of_kind(index, "codes", problems) if index else ()
+    for codes in chain((entry.artifact for entry in sets), indexed):
         for place in (*given, None):
             try:
                 shards = open_input_version(codes, "shards", place)
@@ -60,18 +61,6 @@ def find_shards(
     if unused:
         raise FingerprintMismatch(f"{next(iter(unused))}: none of the codes came from these shards: name theirs")
     return [found[digest] for digest in sorted(found)], problems
-
-
-def _codes_of(index: Artifact | None, problems: list[str]) -> Iterator[Artifact]:
-    """Yield the codes that an index was made of; add to `problems` why some cannot be opened."""
-    if index is None:
-        return
-    for entry in index.manifest.inputs:
-        if entry.kind == "codes":
-            try:
-                yield open_input_version(index, entry.role)
-            except HHNetError as error:
-                problems.append(str(error))
 
 
 # ------------------------------------------------------------------------------------------------------ reading looks

@@ -50,12 +50,11 @@ class Corpus:
         ordinals, places = np.unique(ids >> 32, return_inverse=True)
         names, back = np.unique([self.shards[int(ordinal)] for ordinal in ordinals], return_inverse=True)
         indices = back[places] if len(ids) else places
+        codes, texts = pa.array(indices.astype(np.int32)), pa.array(names.tolist(), pa.string())
         columns = {
             "id": pa.array(ids),
             "key": pc.take(self.keys, pa.array(numbers)).cast(pa.string()),
-            "shard": pa.DictionaryArray.from_arrays(
-                pa.array(indices.astype(np.int32)), pa.array(names.tolist(), pa.string())
-            ),
+            "shard": pa.DictionaryArray.from_arrays(codes, texts),
             "row": pa.array((ids & ROW_MASK).astype(np.int32)),
         }
         return {f"{name}{suffix}": column for name, column in columns.items()}

@@ -146,16 +146,12 @@ def _warnings(artifact: Artifact, codes: CodesSet, problems: Sequence[str]) -> l
     if totals["unread"] and problems:
         found.append(f"{totals['unread']:,} pictures cannot be read, so they confirm no duplicate: {problems[0]}")
     if droppable > MANY_DROPPABLE * samples:
-        found.append(
-            f"{droppable:,} of {samples:,} samples are droppable ({droppable / samples:.0%}): look at some of them "
-            "before you remove any"
-        )
+        many = f"{droppable:,} of {samples:,} samples are droppable ({droppable / samples:.0%})"
+        found.append(f"{many}: look at some of them before you remove any")
     if code and (learned := _learned_classes(codes)):
         went = f"these {code:,} are droppable because of dedupe.same_code" if asked else f"the {code:,} are kept"
-        found.append(
-            f"{learned}, so different pictures of a class may have the same code: {went}; "
-            "look at the column match before you remove any"
-        )
+        reason = f"{learned}, so different pictures of a class may have the same code"
+        found.append(f"{reason}: {went}; look at the column match before you remove any")
     return found
 
 

@@ -54,10 +54,8 @@ def require_memory(count: int, settings: DedupeSettings) -> None:
         raise InputError(f"{count} samples are too many for one search, which takes {MAX_CODES}: give fewer --codes")
     least = 5 * count  # bytes: 4 per sample for the union-find, and a hash table that needs a few passes
     if least > settings.memory:
-        raise ConfigError(
-            f"dedupe.memory = {settings.memory} bytes: {count} samples take {least} at least, 5 for each; "
-            f"give --memory {-(-least // (1 << 20))}MiB or more, or fewer --codes"
-        )
+        problem = f"dedupe.memory = {settings.memory} bytes: {count} samples take {least} at least, 5 for each"
+        raise ConfigError(f"{problem}; give --memory {-(-least // (1 << 20))}MiB or more, or fewer --codes")
 
 
 def find_leaders(corpus: Corpus, memory: int, folder: Path, unit: int) -> Leaders:
@@ -163,14 +161,9 @@ class PairSearch:
             def emit(queries: Numbers, rows: Numbers, distances: Any, start: int = start) -> None:
                 self._add(unit, numbers[queries + start], numbers[rows + block.start], distances)
 
-            near_pairs(
-                self._corpus.codes[numbers[start:stop]],
-                np.maximum(first - block.start, 0),
-                self._table(block),
-                self._settings.radius,
-                emit,
-                self._settings.threads,
-            )
+            codes, rows_from = self._corpus.codes[numbers[start:stop]], np.maximum(first - block.start, 0)
+            radius, threads = self._settings.radius, self._settings.threads
+            near_pairs(codes, rows_from, self._table(block), radius, emit, threads)
 
     def _table(self, block: slice) -> MultiIndexHash:
         """Return the tables of a block; those of the previous block are dropped."""
@@ -198,11 +191,10 @@ class PairSearch:
             self._pairs += len(keys)
             pairs = self._pairs
         if pairs > self._settings.max_pairs:
-            raise WorkFailed(
-                f"{self._writer.store.uri}: {pairs} pairs within radius {self._settings.radius} so far, in unit "
-                f"{unit + 1} of {-(-self._corpus.count // self._sizes.unit)}: take a smaller --radius, or raise "
-                f"dedupe.max_pairs = {self._settings.max_pairs}"
-            )
+            found = f"{self._writer.store.uri}: {pairs} pairs within radius {self._settings.radius} so far"
+            where = f"in unit {unit + 1} of {-(-self._corpus.count // self._sizes.unit)}"
+            remedy = f"take a smaller --radius, or raise dedupe.max_pairs = {self._settings.max_pairs}"
+            raise WorkFailed(f"{found}, {where}: {remedy}")
         if len(keys):
             self._spool(unit).add(keys)
 

@@ -38,9 +38,8 @@ def list_source_tars(sets: Sequence[CodesSet], index: IndexReader | None = None)
     """
     known = []
     if index is not None:
-        as_codes = CodesSet(
-            index.artifact, index.bits, index.classes, index.real_codes
-        )  # which names its model in the same way
+        # An index names its model in the same way as codes do.
+        as_codes = CodesSet(index.artifact, index.bits, index.classes, index.real_codes)
         for entry in sets:
             require_pair(as_codes, entry)
         known = [_indexed(index, shard) for shard in index.filled()]

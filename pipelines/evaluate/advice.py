@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pipelines.artifacts.facts import EpochFigures, ModelCard
+from pipelines.artifacts.words import list_first
 from pipelines.evaluate.figures import ReportFigures
 
 CLASSES_NAMED = 3
@@ -27,35 +28,25 @@ def _findings(figures: ReportFigures, card: ModelCard | None) -> Iterator[str]:
     if measured and len(weak) == len(measured):
         yield "No class is found better than by chance: check labels and model first, before you build an index."
     elif weak:
-        yield (
-            f"{_listed(weak)} {'is' if len(weak) == 1 else 'are'} found hardly better than by chance: look at "
-            f"{'its' if len(weak) == 1 else 'their'} pictures for wrong labels, or add training images."
-        )
+        verb, pictures = ("is", "its pictures") if len(weak) == 1 else ("are", "their pictures")
+        problem = f"{list_first(weak, CLASSES_NAMED)} {verb} found hardly better than by chance"
+        yield f"{problem}: look at {pictures} for wrong labels, or add training images."
     history = card.history if card else ()
     if _still_rising(history):
-        yield (
-            "The validation mAP still rose at the end of the training: train for longer, "
-            f"for example with --set train.epochs={2 * len(history)}."
-        )
+        longer = f"train for longer, for example with --set train.epochs={2 * len(history)}"
+        yield f"The validation mAP still rose at the end of the training: {longer}."
     worst = next(iter(figures.confusion.most), None)
     if worst is not None and worst.share >= MIN_CONFUSION:
-        yield (
-            f"{worst.share:.0%} of the nearest neighbours of {worst.query} are {worst.neighbour}: add training images "
-            "of both, or make them one class if you need not tell them apart."
-        )
+        problem = f"{worst.share:.0%} of the nearest neighbours of {worst.query} are {worst.neighbour}"
+        yield f"{problem}: add training images of both, or make them one class if you need not tell them apart."
     if figures.distinct < FEW_DISTINCT * figures.database and figures.reranked is None:
-        yield (
-            f"Only {figures.distinct:,} of {figures.database:,} codes differ, so ties decide much of the order: use "
-            "more bits (model.bits), or encode real codes and search with --rerank."
-        )
+        problem = f"Only {figures.distinct:,} of {figures.database:,} codes differ, so ties decide much of the order"
+        yield f"{problem}: use more bits (model.bits), or encode real codes and search with --rerank."
 
 
 def _when_good(figures: ReportFigures) -> Iterator[str]:
-    lowest = min(
-        (entry for entry in figures.classes if entry.map is not None),
-        key=lambda entry: (entry.map, entry.name),
-        default=None,
-    )
+    measured = [entry for entry in figures.classes if entry.map is not None]
+    lowest = min(measured, key=lambda entry: (entry.map, entry.name), default=None)
     if lowest is not None:
         yield f"The weakest class is {lowest.name} with mAP {lowest.map:.3f}: more training images of it help most."
     yield "To use these codes, build an index of the database (hhnet index build) and search in it (hhnet search)."
@@ -66,8 +57,3 @@ def _still_rising(history: Sequence[EpochFigures]) -> bool:
     maps = [entry.map for entry in history if entry.map is not None]
     last = max(1, len(maps) // 5)
     return len(maps) > last and max(maps[-last:]) - max(maps[:-last]) >= MIN_RISE
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:CLASSES_NAMED])
-    return f"{shown} and {len(names) - CLASSES_NAMED:,} more" if len(names) > CLASSES_NAMED else shown

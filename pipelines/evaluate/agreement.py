@@ -273,10 +273,9 @@ def example_rows(matched: Matched, overlap_Q: Floats, queries: Ids, pictures: Pi
     order = np.argsort(np.round(overlap_Q, REPORT_DIGITS), kind="stable")
     ranks = sorted({round(rank) for rank in np.linspace(0, len(order) - 1, EXAMPLES)})
     chosen = [int(order[rank]) for rank in ranks]
-    near = {place: [_nearest(codes, queries[place]) for codes in (matched.old, matched.new)] for place in chosen}
-    shown = {int(queries[place]) for place in chosen} | {
-        n for sides in near.values() for side in sides for n, _ in side
-    }
+    near = {place: [_nearest_others(codes, queries[place]) for codes in (matched.old, matched.new)] for place in chosen}
+    neighbours = {number for sides in near.values() for side in sides for number, _ in side}
+    shown = {int(queries[place]) for place in chosen} | neighbours
     found = pictures.get({matched.places.place(number) for number in shown})
 
     def tile(number: int, query: int | None = None, distance: int | None = None, remark: str = "") -> Tile:
@@ -296,7 +295,7 @@ def example_rows(matched: Matched, overlap_Q: Floats, queries: Ids, pictures: Pi
     return rows
 
 
-def _nearest(codes: npt.NDArray[np.uint8], query: int) -> list[tuple[int, int]]:
+def _nearest_others(codes: npt.NDArray[np.uint8], query: int) -> list[tuple[int, int]]:
     """Return the nearest other samples of one, with their distances."""
     distances = hhnet.hamming_distances(codes[[query]], codes)[0].astype(np.int64)
     order = [n for n in np.argsort(distances, kind="stable")[: EXAMPLE_NEIGHBOURS + 1].tolist() if n != query]
@@ -353,15 +352,12 @@ def report_agreement(old: str, new: str, out: str, config: Config) -> AgreementR
 
 
 def _match_codes(old: CodesSet, new: CodesSet) -> Matched:
+    both = f"{old.artifact.uri} and {new.artifact.uri}"
     if not {shard.sha256 for shard in old.shards} & {shard.sha256 for shard in new.shards}:
-        raise InputError(
-            f"{old.artifact.uri} and {new.artifact.uri} are codes of different shards: name codes of the same tars"
-        )
+        raise InputError(f"{both} are codes of different shards: name codes of the same tars")
     matched = match_samples(load_pair(old, [new]), new.bits)
     if len(matched.old) < 2:
-        raise InputError(
-            f"{old.artifact.uri} and {new.artifact.uri} share {len(matched.old)} samples: at least 2 are needed"
-        )
+        raise InputError(f"{both} share {len(matched.old)} samples: at least 2 are needed")
     return matched
 
 
@@ -394,6 +390,5 @@ def _publish_agreement(
 
 
 def _agreement_result(artifact: Artifact, status: str) -> AgreementResult:
-    return AgreementResult.of(
-        artifact, status, **artifact.facts(AgreementMeta).as_json(), **artifact.manifest.totals, **report_uris(artifact)
-    )
+    facts = {**artifact.facts(AgreementMeta).as_json(), **artifact.manifest.totals, **report_uris(artifact)}
+    return AgreementResult.of(artifact, status, **facts)

@@ -38,10 +38,9 @@ def convention_settings(name: str) -> dict[str, str]:
         raise UsageError(f"--convention {name!r} is not known: choose from {', '.join(CONVENTIONS)}")
     convention = CONVENTIONS[name]
     if convention.ties == "scores":
-        raise UsageError(
-            f"--convention {name} orders ties by the outputs of the network: its mAP is in the report's table of "
-            "conventions where the codes have real codes (encode.real_codes) and evaluate.rerank is set"
-        )
+        given = "where the codes have real codes (encode.real_codes) and evaluate.rerank is set"
+        there = f"its mAP is in the report's table of conventions {given}"
+        raise UsageError(f"--convention {name} orders ties by the outputs of the network: {there}")
     return {
         "evaluate.ties": "stable" if convention.ties == "stable" else "expected",
         "evaluate.denominator": convention.denominator,
@@ -52,9 +51,8 @@ def convention_settings(name: str) -> dict[str, str]:
 
 def average_precisions_of_pair(pair: Pair, settings: EvaluateSettings) -> npt.NDArray[np.float64]:
     """Return the AP of every query, float64 (Q,), NaN where the convention leaves it out."""
-    ap_Q = hhnet.average_precisions(
-        *pair.arguments(), at=settings.at, ties=settings.ties, denominator=settings.denominator, empty=settings.empty
-    )
+    convention = settings.model_dump(include={"at", "ties", "denominator", "empty"})
+    ap_Q = hhnet.average_precisions(*pair.arguments(), **convention)
     return _without_unlabelled(ap_Q, pair, settings.unlabelled)
 
 

@@ -100,10 +100,8 @@ def _open_all(queries: str, database: Sequence[str]) -> tuple[CodesSet, list[Cod
         unknown = [name for n, name in enumerate(query_set.classes) if n in used and name not in known]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise InputError(
-            f"{query_set.artifact.uri} has class {unknown[0]!r}{more}, which {', '.join(database)} does not know: name "
-            "queries and database of the same classes"
-        )
+        problem = f"has class {unknown[0]!r}{more}, which {', '.join(database)} does not know"
+        raise InputError(f"{query_set.artifact.uri} {problem}: name queries and database of the same classes")
     return query_set, sets
 
 
@@ -135,7 +133,8 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         card = find_card(query_set.artifact)
         drawn = _draw_plots(figures, examined, card)
         advance(1, note="plots and gallery")
-        page = _page(figures, drawn, _said(query_set, sets, figures, card), galleries)
+        said = {"subject": describe_subject(query_set, sets, card), "advice": advise(figures, card)}
+        page = _page(figures, drawn, {**said, "sources": _sources(query_set, sets)}, galleries)
         parts = put_report(writer, figures.as_json(), page, drawn, figures.queries)
         artifact = _commit_report(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
         log.record_figures(queries_searched=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -143,21 +142,10 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
     return artifact
 
 
-def _said(
-    query_set: CodesSet, sets: Sequence[CodesSet], figures: ReportFigures, card: ModelCard | None
-) -> dict[str, Any]:
-    """Return what the page says in words: what was measured, what to do next, and what the report was made from."""
-    return {
-        "subject": describe_subject(query_set, sets, card),
-        "advice": advise(figures, card),
-        "sources": _sources(query_set, sets),
-    }
-
-
 def _page(
     figures: ReportFigures, drawn: Mapping[str, bytes], said: Mapping[str, Any], galleries: Mapping[str, Any]
 ) -> str:
-    """Return the page; `drawn` holds the PNGs of all plots by name."""
+    """Return the page; `drawn` holds the PNGs of all plots by name, `said` what the page says in words."""
     ordered = sorted(figures.classes, key=lambda entry: (-(entry.map if entry.map is not None else -1.0), entry.name))
     shown = {f"{entry.map:.3f}" for entry in figures.by_convention if entry.map is not None}
     facts = {"classes": ordered, "agreed": shown == {f"{figures.map:.3f}"}}
@@ -240,14 +228,8 @@ def _commit_report(
 
 
 def _evaluate_result(artifact: Artifact, status: str) -> EvaluateResult:
-    return EvaluateResult.of(
-        artifact,
-        status,
-        **artifact.facts(ReportMeta).as_json(),
-        **artifact.manifest.totals,
-        queries_searched=_search_times(artifact),
-        **report_uris(artifact),
-    )
+    facts = {**artifact.facts(ReportMeta).as_json(), **artifact.manifest.totals, **report_uris(artifact)}
+    return EvaluateResult.of(artifact, status, **facts, queries_searched=_search_times(artifact))
 
 
 def _search_times(artifact: Artifact) -> list[str]:

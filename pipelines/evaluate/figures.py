@@ -182,10 +182,8 @@ def measure_pair(
     ap_Q = average_precisions_of_pair(pair, settings)
     kept = ~np.isnan(ap_Q)
     if not kept.any():
-        raise InputError(
-            f"no query finds anything relevant among the first {settings.at}, and evaluate.empty=skip leaves all out: "
-            "set it to zero, or raise --at"
-        )
+        problem = f"no query finds anything relevant among the first {settings.at}"
+        raise InputError(f"{problem}, and evaluate.empty=skip leaves all out: set it to zero, or raise --at")
     bounds = hhnet.tie_bounds(*arguments, at=settings.at, denominator=settings.denominator)
     map_min = float(ap_Q[kept].mean())
     if settings.at is not None and settings.denominator != "min":
@@ -242,13 +240,9 @@ def _reranked(pair: Pair, settings: EvaluateSettings) -> RerankedFigures | None:
         # Moving the database moves its ties, since the ranking leaves equal scores in database order.
         order = np.random.Generator(np.random.Philox(2)).permutation(order)
     query_codes, query_labels, codes, labels = pair.arguments()
-    value = hhnet.mean_average_precision(
-        *(query_codes, query_labels, codes[order], labels[order]),
-        **convention,
-        ties="scores",
-        tie_scores=(hhnet.saturate(queries), hhnet.saturate(database[order])),
-        rerank=first,
-    )
+    arguments = query_codes, query_labels, codes[order], labels[order]
+    scores = hhnet.saturate(queries), hhnet.saturate(database[order])
+    value = hhnet.mean_average_precision(*arguments, **convention, ties="scores", tie_scores=scores, rerank=first)
     return RerankedFigures(first, round_figure(value))
 
 
@@ -299,11 +293,7 @@ def _distances(pair: Pair) -> tuple[Curve, Curve, ConfusionFigures]:
 
 
 def _confusion(
-    pair: Pair,
-    near_AC: npt.NDArray[np.float64],
-    asked: npt.NDArray[np.int64],
-    rows: npt.NDArray[np.int64],
-    k: int,
+    pair: Pair, near_AC: npt.NDArray[np.float64], asked: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], k: int
 ) -> ConfusionFigures:
     """Turn the counts of neighbours into shares, by class of the query (one of `asked`) and class of the neighbour."""
     queries_A = pair.queries.labels[rows][:, asked].sum(0)
@@ -311,7 +301,8 @@ def _confusion(
     others_AC = shares_AC.copy()
     others_AC[np.arange(len(asked)), asked] = 0
     order = np.argsort(-others_AC, axis=None, kind="stable")[:CONFUSIONS_LISTED].tolist()
-    most = [divmod(place, len(pair.classes)) for place in order]
+    places = [divmod(place, len(pair.classes)) for place in order]
+    most = [Confused(pair.classes[asked[a]], pair.classes[b], round_figure(others_AC[a, b])) for a, b in places]
     used = [n for n in range(len(pair.classes)) if n in asked or pair.database.labels[:, n].any()]
     used = used if len(used) <= MAX_TABLE_CLASSES else []
     row = {int(n): place for place, n in enumerate(asked)}
@@ -320,11 +311,7 @@ def _confusion(
         queries=len(rows),
         classes=[pair.classes[n] for n in used],
         shares=[round_figures(shares_AC[row[n], used]) if n in row else None for n in used],
-        most=[
-            Confused(pair.classes[asked[a]], pair.classes[b], round_figure(others_AC[a, b]))
-            for a, b in most
-            if others_AC[a, b] > 0
-        ],
+        most=[confused for confused, place in zip(most, places, strict=True) if others_AC[place] > 0],
     )
 
 
@@ -333,6 +320,7 @@ def _per_class(pair: Pair, ap_Q: npt.NDArray[np.float64], settings: EvaluateSett
     figures = []
     _, query_labels, _, database_labels = pair.arguments()
     queries, database = pair.queries.labels.sum(0), pair.database.labels.sum(0)
+    convention = settings.at, settings.denominator, settings.empty
     for number, name in enumerate(pair.classes):
         mine = ap_Q[pair.queries.labels[:, number]]
         mine = mine[~np.isnan(mine)]
@@ -341,9 +329,7 @@ def _per_class(pair: Pair, ap_Q: npt.NDArray[np.float64], settings: EvaluateSett
             chance = None
             if mean is not None:
                 labels = query_labels[pair.queries.labels[:, number]]
-                chance = round_figure(
-                    hhnet.chance_map(labels, database_labels, settings.at, settings.denominator, settings.empty)
-                )
+                chance = round_figure(hhnet.chance_map(labels, database_labels, *convention))
             figures.append(ClassFigures(name, int(queries[number]), int(database[number]), mean, chance))
     return figures
 

@@ -55,21 +55,14 @@ def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictur
     wanted = {pair.queries.place(query) for query, _ in chosen}
     found = pictures.get(wanted | {pair.database.place(number) for number in near.ravel().tolist()})
 
-    def labels(side: Side, number: int) -> list[str]:
-        return [pair.classes[place] for place in np.flatnonzero(side.labels[number])]
+    def shown(side: Side, number: int) -> tuple[list[str], str | None]:
+        return [pair.classes[n] for n in np.flatnonzero(side.labels[number])], found.get(side.place(number))
 
     rows = []
     for (query, remark), ds, numbers in zip(chosen, distances.tolist(), near.tolist(), strict=True):
-        head = Tile("query", labels(pair.queries, query), found.get(pair.queries.place(query)), remark=remark)
-        tiles = [
-            Tile(
-                "neighbour",
-                labels(pair.database, number),
-                found.get(pair.database.place(number)),
-                distance,
-                bool((pair.queries.labels[query] & pair.database.labels[number]).any()),
-            )
-            for distance, number in zip(ds, numbers, strict=True)
-        ]
+        head = Tile("query", *shown(pair.queries, query), remark=remark)
+        right = (pair.queries.labels[query] & pair.database.labels[numbers]).any(1).tolist()
+        neighbours = zip(ds, numbers, right, strict=True)
+        tiles = [Tile("neighbour", *shown(pair.database, n), distance, good) for distance, n, good in neighbours]
         rows.append(GalleryRow(head, tiles))
     return rows

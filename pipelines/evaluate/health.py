@@ -134,6 +134,8 @@ def _side(health: CodeHealth) -> SideFigures:
     first, second = np.triu_indices(health.bits, 1)
     phi = health.correlation[first, second]
     order = np.argsort(-np.abs(phi).round(12), kind="stable")[:BITS_LISTED]
+    most = [Correlated((int(first[n]), int(second[n])), round_figure(phi[n])) for n in order if phi[n]]
+    largest = zip(health.bucket_codes[:BITS_LISTED], health.bucket_sizes[:BITS_LISTED], strict=True)
     pairs = health.distances.sum()
     return SideFigures(
         items=health.count,
@@ -145,15 +147,8 @@ def _side(health: CodeHealth) -> SideFigures:
         weak=np.flatnonzero(weak & ~constant).tolist(),
         correlation_mean=round_figure(np.abs(phi).mean()) if len(phi) else 0.0,
         copies=int((np.abs(phi) >= MIN_COPY_PHI).sum()),
-        most_correlated=[
-            Correlated((int(first[place]), int(second[place])), round_figure(phi[place]))
-            for place in order
-            if phi[place]
-        ],
-        largest_buckets=[
-            SharedCode(code.tobytes().hex(), int(size))
-            for code, size in zip(health.bucket_codes[:BITS_LISTED], health.bucket_sizes[:BITS_LISTED], strict=True)
-        ],
+        most_correlated=most,
+        largest_buckets=[SharedCode(code.tobytes().hex(), int(size)) for code, size in largest],
         bucket_sizes=_bucket_classes(health.bucket_sizes),
         distances=round_figures(health.distances / pairs) if pairs else [],
         sampled=health.sampled,
@@ -218,9 +213,8 @@ def _on_copies(side: SideFigures) -> str:
     if not side.copies:
         return f"No two bits are near copies of each other; the most correlated are {example}."
     pairs = "1 pair of bits is" if side.copies == 1 else f"{side.copies:,} pairs of bits are"
-    return (
-        f"{pairs} nearly equal or opposite (|φ| ≥ {MIN_COPY_PHI}), first of all {example}: fewer bits would do as well."
-    )
+    found = f"{pairs} nearly equal or opposite (|φ| ≥ {MIN_COPY_PHI}), first of all {example}"
+    return f"{found}: fewer bits would do as well."
 
 
 def _on_buckets(side: SideFigures) -> str:

@@ -9,6 +9,7 @@ from pipelines.artifacts.facts import DIGEST_CHARS_SHOWN, ModelCard, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.splits import split_part
 from pipelines.artifacts.versions import open_input_version
+from pipelines.artifacts.words import list_first
 from pipelines.encode.codes import CodesSet
 from pipelines.errors import HHNetError
 
@@ -44,8 +45,7 @@ def describe_change(old: CodesSet, new: CodesSet) -> dict[str, str]:
         if before[name] != after[name]
     ]
     if changed:
-        more = f" and {len(changed) - SETTINGS_NAMED:,} more" if len(changed) > SETTINGS_NAMED else ""
-        facts["Changed"] = ", ".join(changed[:SETTINGS_NAMED]) + more
+        facts["Changed"] = list_first(changed, SETTINGS_NAMED)
     return facts
 
 
@@ -74,9 +74,7 @@ def describe_subject(query_set: CodesSet, sets: Sequence[CodesSet], card: ModelC
 
 def _classes(query_set: CodesSet, sets: Sequence[CodesSet]) -> str:
     names = sorted({name for entry in (query_set, *sets) for name in entry.classes})
-    shown = ", ".join(names[:CLASSES_NAMED])
-    more = f" and {len(names) - CLASSES_NAMED:,} more" if len(names) > CLASSES_NAMED else ""
-    return f"{len(names):,} class{'es' if len(names) != 1 else ''}: {shown}{more}"
+    return f"{len(names):,} class{'es' if len(names) != 1 else ''}: {list_first(names, CLASSES_NAMED)}"
 
 
 def _split(query_set: CodesSet) -> str | None:

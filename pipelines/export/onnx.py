@@ -126,9 +126,8 @@ def to_onnx(encoder: "Encoder", artifact: Artifact, batch: int | None) -> bytes:
     network, side = _packed(encoder), encoder.preprocess.size
     size = sum(value.nbytes for value in network.state_dict().values())
     if size > MAX_WEIGHT_BYTES:
-        raise InputError(
-            f"{artifact.uri} has {size:,} bytes of weights, more than the 2 GiB of an ONNX file: export a smaller model"
-        )
+        problem = f"{artifact.uri} has {size:,} bytes of weights, more than the 2 GiB of an ONNX file"
+        raise InputError(f"{problem}: export a smaller model")
     example = torch.zeros(batch or 2, side, side, 3, dtype=torch.uint8)  # with 1 the exporter would write a constant
     try:
         program = torch.onnx.export(
@@ -291,16 +290,12 @@ def require_agreement(codes: Codes, z_NK: RealCodes, expected_NK: RealCodes) -> 
     tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(expected_NK).max()))
     largest = float(np.abs(z_NK - expected_NK).max())
     if largest > tolerance:
-        raise WorkFailed(
-            f"real codes of the ONNX graph differ from torch's by {largest:.3g}, more than {tolerance:.3g}: "
-            "nothing was written"
-        )
+        problem = f"real codes of the ONNX graph differ from torch's by {largest:.3g}, more than {tolerance:.3g}"
+        raise WorkFailed(f"{problem}: nothing was written")
     away_NK = np.abs(expected_NK) > tolerance
     bits = z_NK.shape[1]
     wrong = (unpack_bits(codes, bits) != unpack_bits(pack_bits(sign_bits(expected_NK)), bits)) & away_NK
     if wrong.any():
-        raise WorkFailed(
-            f"{int(wrong.sum()):,} of {int(away_NK.sum()):,} bits of the ONNX graph differ from torch's: "
-            "nothing was written"
-        )
+        count = f"{int(wrong.sum()):,} of {int(away_NK.sum()):,} bits"
+        raise WorkFailed(f"{count} of the ONNX graph differ from torch's: nothing was written")
     return int(away_NK.sum()), largest

@@ -202,10 +202,9 @@ class _Fan:
             died[actor.share] += own_fault
             if died[actor.share] == self._attempts:
                 parts = len(self._shares[actor.share])
-                raise WorkFailed(
-                    f"{self._artifact.uri}: the worker that searches {parts} of its parts {reason}, at the last of "
-                    f"{self._attempts} attempts: look at the memory and the logs of the nodes"
-                )
+                problem = f"{self._artifact.uri}: the worker that searches {parts} of its parts {reason}"
+                last = f"at the last of {self._attempts} attempts"
+                raise WorkFailed(f"{problem}, {last}: look at the memory and the logs of the nodes")
         self._start()
 
     def close(self) -> None:

@@ -22,18 +22,15 @@ def on_gpu(reader: IndexReader, device: str = "cuda") -> Callable[[Codes, int], 
     parts = [reader.open_part(shard) for shard in reader.filled() if reader.live(shard)]
     flat = [part for part in parts if isinstance(part, FlatSearcher)]
     if len(flat) < len(parts):
-        raise ConfigError(
-            f"{reader.artifact.uri} is of kind {reader.meta.kind}: a GPU searches kind flat, leave search.device at cpu"
-        )
+        problem = f"{reader.artifact.uri} is of kind {reader.meta.kind}"
+        raise ConfigError(f"{problem}: a GPU searches kind flat, leave search.device at cpu")
     found = [part.live() for part in flat]
     try:
         codes = DeviceCodes([codes for codes, _ in found] or [np.empty((0, reader.width), np.uint8)], device)
     except torch.OutOfMemoryError:
         needed = reader.count * -(-reader.width // WORD_BYTES) * WORD_BYTES
-        raise ConfigError(
-            f"{reader.artifact.uri}: its codes take {needed / 2**30:.1f} GiB, more than the GPU has free: leave "
-            "search.device at cpu"
-        ) from None
+        problem = f"{reader.artifact.uri}: its codes take {needed / 2**30:.1f} GiB, more than the GPU has free"
+        raise ConfigError(f"{problem}: leave search.device at cpu") from None
     ids = np.concatenate([np.empty(0, np.int64), *(ids for _, ids in found)])
 
     def search(queries: Codes, k: int) -> Neighbours:

@@ -84,9 +84,8 @@ def _expand(value: str) -> list[ImageSource]:
         raise InputError(f"{value} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not found:
         holds = "holds" if path.is_dir() else "matches"
-        raise InputError(
-            f"{value} {holds} no image: give files with an image's suffix, such as .jpg, that are not hidden"
-        )
+        remedy = "give files with an image's suffix, such as .jpg, that are not hidden"
+        raise InputError(f"{value} {holds} no image: {remedy}")
     return [ImageSource(str(one), True) for one in found]
 
 
@@ -138,9 +137,8 @@ def _matches(path: Path, value: str) -> Iterator[Path]:
             elif _is_picture(match.name):
                 yield match
     except ValueError:
-        raise InputError(
-            f"{value} is not a valid pattern: ** stands for whole folders, as in photos/**/*.jpg"
-        ) from None
+        rule = "** stands for whole folders, as in photos/**/*.jpg"
+        raise InputError(f"{value} is not a valid pattern: {rule}") from None
 
 
 def _is_picture(name: str) -> bool:
@@ -165,9 +163,8 @@ def read_images(sources: Sequence[ImageSource], pictured: int, skipped: list[Ski
             skipped.append(image)
     if sources and len(skipped) == len(sources):
         path, reason, detail = skipped[0]
-        raise InputError(
-            f"none of the {len(skipped):,} images can be used, the first is {path}: {reason}, {detail}: give others"
-        )
+        first = f"{path}: {reason}, {detail}"
+        raise InputError(f"none of the {len(skipped):,} images can be used, the first is {first}: give others")
 
 
 def _read(source: ImageSource, pictured: bool) -> QueryImage | SkippedImage:
@@ -202,9 +199,8 @@ def _read_bytes(source: ImageSource) -> bytes:
         try:
             return Store(f"s3://{bucket}").read(key, MAX_IMAGE_BYTES)
         except FileNotFoundError:
-            raise InputError(
-                f"{name} does not exist: name an object, for prefixes and patterns of a bucket are not listed"
-            ) from None
+            remedy = "name an object, for prefixes and patterns of a bucket are not listed"
+            raise InputError(f"{name} does not exist: {remedy}") from None
     path = _local_path(name)
     if source.found and not path.is_file():  # opening a FIFO would wait for its writer
         if path.is_dir():  # it could not be listed

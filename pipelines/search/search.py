@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hhnet import asymmetric_distances, pack_bits
 from hhnet.codes import sign_bits
-from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import open_input_version
+from pipelines.artifacts.versions import open_input_version, open_inputs_of_kind
 from pipelines.artifacts.words import format_table, more_rows, short_place
 from pipelines.config.settings import Config
 from pipelines.console import prints_on_terminal
@@ -29,19 +28,17 @@ from pipelines.encode.codes import (
     real_codes_array,
     require_real_codes,
 )
-from pipelines.errors import ConfigError, FingerprintMismatch, HHNetError, InputError
+from pipelines.errors import ConfigError, FingerprintMismatch, InputError
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, open_index
 from pipelines.report.page import GalleryRow, Tile, render, short_key
 from pipelines.report.pictures import LARGE_SIDE, Pictures, SampleLocation, find_pictures
 from pipelines.search.images import QueryImage, SkippedImage, find_images, read_images
 from pipelines.shards.shards import open_shards
-from pipelines.storage import write_output
+from pipelines.storage import batched, write_output
 
 if TYPE_CHECKING:
     from pipelines.encode.encoder import Encoder
-
-_T = TypeVar("_T")
 
 MAX_PAGE_QUERIES = 200
 IMAGES_ENCODED = 32
@@ -115,16 +112,10 @@ class SearchResult(Result):
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:
-    rows = [
-        {
-            "rank": rank,
-            **({"score": f"{found['score']:.4f}"} if "score" in found else {}),
-            "distance": found["distance"],
-            "labels": found["labels"],
-            "key": found["key"],
-        }
-        for rank, found in enumerate(entry["neighbours"], start=1)
-    ]
+    rows: list[dict[str, object]] = []
+    for rank, found in enumerate(entry["neighbours"], start=1):
+        score = {"score": f"{found['score']:.4f}"} if "score" in found else {}
+        rows.append({"rank": rank, **score, **{name: found[name] for name in ("distance", "labels", "key")}})
     return "\n".join([f"query {entry['query']}", *(format_table(rows) or ["  no neighbours"])])
 
 
@@ -168,12 +159,10 @@ def search(
         each = min(k, reader.count)
         asked = len(sources) + len(keys) + len(hex_codes) + sum(entry.rows for entry in sets)
         if asked * each > limits.answer:
-            raise InputError(
-                f"{asked:,} queries with {each:,} neighbours each are too many for one answer, which holds "
-                f"{limits.answer:,}: ask for fewer at a time, "
-                "or search in batches from Python with pipelines.index.reader.open_index"
-            )
-        for batch in _batches(queries, max(1, min(limits.batch, limits.pairs // max(each, rerank or 1)))):
+            asked_for = f"{asked:,} queries with {each:,} neighbours each"
+            remedy = "ask for fewer at a time, or search in batches from Python with pipelines.index.reader.open_index"
+            raise InputError(f"{asked_for} are too many for one answer, which holds {limits.answer:,}: {remedy}")
+        for batch in batched(queries, max(1, min(limits.batch, limits.pairs // max(each, rerank or 1)))):
             packed = np.frombuffer(b"".join(query.code for query in batch), np.uint8).reshape(-1, reader.width)
             found = nearest(packed, rerank or k)
             for query, neighbours in _describe_neighbours(reader, batch, found, k, rerank is not None):
@@ -184,14 +173,9 @@ def search(
             pictures = find_pictures_of(reader, sets, shards, shown)
             page = search_page(reader, k, shown, len(results), pictures, rerank, skipped)
             write_output(html, page.encode(errors="backslashreplace"))  # a file's name may be no text
-    return SearchResult.of(
-        reader.artifact,
-        "degraded" if skipped else "done",
-        version=reader.version,
-        results=results,
-        skipped=[one._asdict() for one in skipped] or None,
-        html=html,
-    )
+    status, unused = "degraded" if skipped else "done", [one._asdict() for one in skipped] or None
+    answer = {"version": reader.version, "results": results, "skipped": unused, "html": html}
+    return SearchResult.of(reader.artifact, status, **answer)
 
 
 @contextmanager
@@ -242,11 +226,8 @@ def _reranked(
         found = ids[q] != NO_ID
         asymmetric[q, found] = asymmetric_distances(query.outputs, real_codes[np.searchsorted(known, ids[q, found])])
     order = np.lexsort((ids, distances, asymmetric), axis=1)
-    return (
-        np.take_along_axis(distances, order, 1),
-        np.take_along_axis(ids, order, 1),
-        np.take_along_axis(asymmetric, order, 1),
-    )
+    distances, ids = np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+    return distances, ids, np.take_along_axis(asymmetric, order, 1)
 
 
 def _result(query: Query, neighbours: Sequence[Neighbour]) -> dict[str, Any]:
@@ -254,17 +235,10 @@ def _result(query: Query, neighbours: Sequence[Neighbour]) -> dict[str, Any]:
 
 
 def _plain(neighbour: Neighbour) -> dict[str, Any]:
-    item = neighbour.item
-    return {
-        "id": item.id,
-        "key": item.key,
-        "path": item.path,
-        "shard": item.shard,
-        "row": item.row,
-        "distance": neighbour.distance,
-        **({} if neighbour.score is None else {"score": round(neighbour.score, 6)}),
-        "labels": list(item.labels),
-    }
+    item, score = neighbour.item, neighbour.score
+    facts = {"id": item.id, "key": item.key, "path": item.path, "shard": item.shard, "row": item.row}
+    scored = {} if score is None else {"score": round(score, 6)}
+    return {**facts, "distance": neighbour.distance, **scored, "labels": list(item.labels)}
 
 
 # -------------------------------------------------------------------------------------------------------- queries
@@ -281,10 +255,8 @@ def _queries(
 ) -> Iterator[Query]:
     """Yield the queries in turn, with their outputs if asked for."""
     if outputs and hex_codes:
-        raise InputError(
-            f"--code {hex_codes[0]} has no real codes to re-rank by: "
-            "search by --image, --key or --codes, or set no rerank"
-        )
+        remedy = "search by --image, --key or --codes, or set no rerank"
+        raise InputError(f"--code {hex_codes[0]} has no real codes to re-rank by: {remedy}")
     yield from _by_image(reader, images, model)
     if keys:
         yield from _by_key(reader, keys, outputs)
@@ -296,15 +268,13 @@ def _queries(
 
 def _by_image(reader: IndexReader, images: Iterator[QueryImage], model: str | None) -> Iterator[Query]:
     encoder = None
-    for batch in _batches(images, IMAGES_ENCODED):
+    for batch in batched(images, IMAGES_ENCODED):
         # After the first images were read: a mistake among them is told before torch is imported.
         encoder = encoder or _open_encoder(reader, model)
         z_NK = encoder.real_codes([image.data for image in batch])
         if z_NK.shape[1] != reader.bits:
-            raise FingerprintMismatch(
-                f"the model makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits: "
-                "search with the model that made the index"
-            )
+            differ = f"the model makes codes of {z_NK.shape[1]} bits, {reader.artifact.uri} holds {reader.bits} bits"
+            raise FingerprintMismatch(f"{differ}: search with the model that made the index")
         for image, code, z_K in zip(batch, pack_bits(sign_bits(z_NK)), z_NK, strict=True):
             yield Query(image.name, "image", code.tobytes(), picture=image.picture, outputs=z_K)
 
@@ -336,20 +306,16 @@ def _parse_hex(text: str, reader: IndexReader) -> bytes:
     except ValueError:
         raise InputError(f"--code {text!r} is not hexadecimal: write the packed code, two digits per byte") from None
     if len(code) != reader.width:
-        raise FingerprintMismatch(
-            f"--code {text} has {8 * len(code)} bits, {reader.artifact.uri} holds codes of {reader.bits} bits: give "
-            "one of that length"
-        )
+        differ = f"--code {text} has {8 * len(code)} bits, {reader.artifact.uri} holds codes of {reader.bits} bits"
+        raise FingerprintMismatch(f"{differ}: give one of that length")
     return code
 
 
 def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Query]:
     """Yield a query for every row of a codes artifact, with one shard in memory at a time."""
     if entry.bits != reader.bits:
-        raise FingerprintMismatch(
-            f"{entry.artifact.uri} holds codes of {entry.bits} bits, {reader.artifact.uri} of {reader.bits} bits: "
-            "encode the queries with the model that made the index"
-        )
+        differ = f"{entry.artifact.uri} holds codes of {entry.bits} bits, {reader.artifact.uri} of {reader.bits} bits"
+        raise FingerprintMismatch(f"{differ}: encode the queries with the model that made the index")
     model = reader.artifact.manifest.input("model").digest
     if entry.model != model:
         raise FingerprintMismatch(
@@ -365,17 +331,6 @@ def _by_codes(reader: IndexReader, entry: CodesSet, outputs: bool) -> Iterator[Q
         for key, row, ids, code, z_K in zip(*columns, codes, real_codes, strict=True):
             labels = tuple(names_of_class_ids(ids, entry.classes, entry.artifact.uri))
             yield Query(key, "codes", code.tobytes(), None, SampleLocation(shard.sha256, row), labels, z_K)
-
-
-def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
-    batch: list[_T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 # ----------------------------------------------------------------------------------------------------------- page
@@ -396,24 +351,14 @@ def find_pictures_of(
         known = {shard.shard_sha256 for shard in reader.filled()}
         known |= {shard.sha256 for entry in codes for shard in entry.shards}
         if known.isdisjoint(shard.part.sha256 for entry in given for shard in entry.shards):
-            raise FingerprintMismatch(
-                f"{', '.join(shards)}: none of these shards is in {reader.artifact.uri}: name those that it was made of"
-            )
+            problem = f"{', '.join(shards)}: none of these shards is in {reader.artifact.uri}"
+            raise FingerprintMismatch(f"{problem}: name those that it was made of")
     problems: list[str] = []
     needed = {place.shard_sha256 for place in _places(shown)}
-    pictures = find_pictures(chain((entry.artifact for entry in codes), _codes_of(reader, problems)), given, needed)
+    indexed = open_inputs_of_kind(reader.artifact, "codes", problems)
+    pictures = find_pictures(chain((entry.artifact for entry in codes), indexed), given, needed)
     pictures.problems = [] if pictures.has_all(needed) else [*pictures.problems, *problems]
     return pictures
-
-
-def _codes_of(reader: IndexReader, problems: list[str]) -> Iterator[Artifact]:
-    """Yield the codes that an index was made of; add to `problems` why some cannot be opened."""
-    for entry in reader.artifact.manifest.inputs:
-        if entry.kind == "codes":
-            try:
-                yield open_input_version(reader.artifact, entry.role)
-            except HHNetError as error:
-                problems.append(str(error))
 
 
 def _places(shown: Sequence[tuple[Query, Sequence[Neighbour]]]) -> set[SampleLocation]:
@@ -433,18 +378,7 @@ def search_page(
     """Return the results as a self-contained page; frames mark the neighbours that share a class with the query."""
     places = _places(shown)
     found = pictures.get(places, LARGE_SIDE)
-    rows = [
-        GalleryRow(
-            Tile(
-                query.name,
-                query.labels or (short_key(query.name),),
-                _picture(query, found),
-                remark=f"query by {query.by}" + (f": {short_key(query.name)}" if query.labels else ""),
-            ),
-            [_tile(query, neighbour, found) for neighbour in near],
-        )
-        for query, near in shown
-    ]
+    rows = [GalleryRow(_head(query, found), [_tile(query, one, found) for one in near]) for query, near in shown]
     unreadable = bool(places and not found and not pictures.problems)
     facts = {"rows": rows, "total": total, "problems": pictures.problems, "unreadable": unreadable, "rerank": rerank}
     return render("search", subject=_subject(reader, k), skipped=skipped, **facts)
@@ -453,18 +387,15 @@ def search_page(
 def _subject(reader: IndexReader, k: int) -> dict[str, str]:
     """Return the head of the page: what was searched."""
     version = {} if reader.version is None else {"Version": f"{reader.version:,}"}
-    return {
-        "Index": f"{reader.artifact.uri} ({reader.meta.kind}, {reader.count:,} codes)",
-        **version,
-        "Bits": f"{reader.bits:,}",
-        "k": f"{k:,}",
-    }
+    index = f"{reader.artifact.uri} ({reader.meta.kind}, {reader.count:,} codes)"
+    return {"Index": index, **version, "Bits": f"{reader.bits:,}", "k": f"{k:,}"}
 
 
-def _picture(query: Query, found: dict[SampleLocation, str]) -> str | None:
-    if query.picture is not None:
-        return query.picture
-    return found.get(query.place) if query.place else None
+def _head(query: Query, found: dict[SampleLocation, str]) -> Tile:
+    key = short_key(query.name)
+    picture = query.picture or (found.get(query.place) if query.place else None)
+    remark = f"query by {query.by}: {key}" if query.labels else f"query by {query.by}"
+    return Tile(query.name, query.labels or (key,), picture, remark=remark)
 
 
 def _tile(query: Query, neighbour: Neighbour, found: dict[SampleLocation, str]) -> Tile:

@@ -12,12 +12,12 @@ clock       the deadline of an operation, and which failures are worth another t
 digests     canonical JSON and sha256
 failpoints  places where a test can kill the process or fill the disk
 scratch     temporary folders that are removed with their owner
-many        many reads at a time, their results in order
+many        many reads at a time, their results in order, and items in batches
 """
 
 from pipelines.storage.digests import canonical_json, sha256_of
 from pipelines.storage.local import scratch_folder, write_output
-from pipelines.storage.many import map_in_order
+from pipelines.storage.many import batched, map_in_order
 from pipelines.storage.objects import ObjectInfo
 from pipelines.storage.store import ObjectStream, Store
 from pipelines.storage.unsigned import use_unsigned
@@ -26,6 +26,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectStream",
     "Store",
+    "batched",
     "canonical_json",
     "map_in_order",
     "scratch_folder",

@@ -1,8 +1,9 @@
-"""Many reads at a time, their results in order."""
+"""Many reads at a time, their results in order; and items in batches."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 READS_AT_ONCE = 16
@@ -10,6 +11,12 @@ READS_AT_ONCE = 16
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
+    """Yield the items in lists of `size`, the last one with the rest; Python 3.12 has it as `itertools.batched`."""
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def map_in_order(work: Callable[[_T], _R], items: Iterable[_T], at_once: int = READS_AT_ONCE) -> Iterator[_R]:

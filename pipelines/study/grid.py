@@ -18,7 +18,7 @@ A cell is one choice of each axis and a seed. The cells that differ in the seed 
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
@@ -96,14 +96,8 @@ class Grid:
             size *= len(choices)
         if size > MAX_CELLS:
             raise ConfigError(f"the study has {size} trainings, more than {MAX_CELLS}: take values from its axes")
-        groups = tuple(
-            Group({name: c.label for name, c in zip(axes, row, strict=True)}, _joined(row))
-            for row in product(*axes.values())
-        )
-        candidates = tuple(
-            Choice(", ".join(f"{name}={c.label}" for name, c in zip(searched, row, strict=True)), _joined(row))
-            for row in product(*searched.values())
-        )
+        groups = tuple(_combinations(axes))
+        candidates = tuple(Choice(one.name, one.settings) for one in _combinations(searched))
         base = [f"{name}={json.dumps(value)}" for name, value in flattened(description.settings)]
         grid = cls(description, axes, groups, candidates if searched else (), file, (*base, *sets))
         grid._require_distinct()
@@ -128,10 +122,8 @@ class Grid:
         if len(cells) < len(self.groups) * len(self.seeds):
             raise ConfigError("seeds: a seed is listed twice: list each once")
         if any(config.train.recipe == AUTO for config in cells.values()):
-            raise ConfigError(
-                f"train.recipe = {AUTO!r} would choose other settings on another machine: a study names its settings, "
-                "or takes another recipe"
-            )
+            problem = f"train.recipe = {AUTO!r} would choose other settings on another machine"
+            raise ConfigError(f"{problem}: a study names its settings, or takes another recipe")
         _refuse_same(cells, ("model", "rotation", "codes", "report"))
         for group in self.groups:
             found = {c.label: self.config(group, self.seeds[0], c.settings) for c in self.candidates}
@@ -158,9 +150,8 @@ def read_description(source: str, protocol: str | None = None) -> Description:
     elif source.endswith(".toml"):
         tree = read_toml(Path(source))
     else:
-        raise ConfigError(
-            f"study {source!r} is unknown: choose one of {', '.join(SHIPPED_STUDIES)}, or name a .toml file"
-        )
+        known = ", ".join(SHIPPED_STUDIES)
+        raise ConfigError(f"study {source!r} is unknown: choose one of {known}, or name a .toml file")
     try:
         return Description.model_validate({**tree, **({"protocol": protocol} if protocol else {})})
     except ValidationError as error:
@@ -195,8 +186,11 @@ def _label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _joined(row: Sequence[Choice]) -> dict[str, Any]:
-    return {name: value for choice in row for name, value in choice.settings.items()}
+def _combinations(axes: Mapping[str, Sequence[Choice]]) -> Iterator[Group]:
+    """Yield each combination of one choice on every axis."""
+    for row in product(*axes.values()):
+        settings = {name: value for choice in row for name, value in choice.settings.items()}
+        yield Group({axis: choice.label for axis, choice in zip(axes, row, strict=True)}, settings)
 
 
 def _require_own_settings(axes: Mapping[str, Sequence[Choice]]) -> None:

@@ -86,11 +86,8 @@ def study_page(
     ordered = [cells_by_labels[tuple(group.row[axis] for axis in axes)] for group in groups]
     told = {name for name in COLUMNS if any(all(e[axis] == json.dumps(e[name]) for e in summary) for axis in axes)}
     columns = {name: column for name, column in COLUMNS.items() if name not in told}
-    shown = {
-        name
-        for name, (_, spec, unit) in columns.items()
-        if len({format_figure(e[name], spec, unit) for e in summary}) > 1
-    }
+    texts = {n: {format_figure(e[n], spec, unit) for e in summary} for n, (_, spec, unit) in columns.items()}
+    shown = {name for name, different in texts.items() if len(different) > 1}
     return render(
         "study",
         description=description,

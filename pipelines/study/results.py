@@ -8,30 +8,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.artifacts.tables import table_of
+from pipelines.artifacts.tables import schema_of, table_of
 
 AXIS_PREFIX = "axis."
 """Prefix of the columns with the labels of an axis; the axis's name follows."""
 
 CELLS = pa.schema(
     [
-        pa.field("group", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("map", pa.float64()),
-        pa.field("chance", pa.float64()),
-        pa.field("val_map", pa.float64()),
-        pa.field("backbone", pa.string(), nullable=False),
-        pa.field("loss", pa.string(), nullable=False),
-        pa.field("bits", pa.int32(), nullable=False),
-        pa.field("image_size", pa.int32(), nullable=False),
-        pa.field("lr", pa.float64(), nullable=False),
-        pa.field("steps", pa.int64()),
-        pa.field("images", pa.int64()),
-        pa.field("parameters", pa.int64()),
-        pa.field("flops", pa.int64()),
-        pa.field("model", pa.string()),
-        pa.field("report", pa.string()),
-        pa.field("error", pa.string()),
+        *schema_of(group=pa.string(), seed=pa.int64()),
+        *pa.schema({"map": pa.float64(), "chance": pa.float64(), "val_map": pa.float64()}),
+        *schema_of(backbone=pa.string(), loss=pa.string(), bits=pa.int32(), image_size=pa.int32(), lr=pa.float64()),
+        *pa.schema({"steps": pa.int64(), "images": pa.int64(), "parameters": pa.int64(), "flops": pa.int64()}),
+        *pa.schema({"model": pa.string(), "report": pa.string(), "error": pa.string()}),
     ]
 )
 """Columns of every study; one of strings for each axis follows.
@@ -42,13 +30,10 @@ failed has an error instead of figures.
 
 SEARCHES = pa.schema(
     [
-        pa.field("group", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("candidate", pa.string(), nullable=False),
-        pa.field("val_map", pa.float64()),
-        pa.field("model", pa.string()),
-        pa.field("chosen", pa.bool_(), nullable=False),
-        pa.field("error", pa.string()),
+        *schema_of(group=pa.string(), seed=pa.int64(), candidate=pa.string()),
+        *pa.schema({"val_map": pa.float64(), "model": pa.string()}),
+        *schema_of(chosen=pa.bool_()),
+        *pa.schema({"error": pa.string()}),
     ]
 )
 

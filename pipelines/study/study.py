@@ -70,12 +70,8 @@ class Data:
     def inputs(self) -> dict[str, Artifact]:
         """Return the shards by role."""
         val = {"val": self.val} if self.val else {}
-        return {
-            "train": self.train,
-            **val,
-            "query": self.query,
-            **{f"database-{n}": entry for n, entry in enumerate(self.database)},
-        }
+        databases = {f"database-{n}": entry for n, entry in enumerate(self.database)}
+        return {"train": self.train, **val, "query": self.query, **databases}
 
 
 @dataclass(frozen=True)
@@ -217,9 +213,8 @@ def _open_data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | 
     named = base.run
     if root is not None:
         if protocol is None:
-            raise UsageError(
-                "--root: the study names no protocol: give --protocol too, or --train, --query, --database"
-            )
+            remedy = "give --protocol too, or --train, --query, --database"
+            raise UsageError(f"--root: the study names no protocol: {remedy}")
         parts = find_protocol(protocol)
         if not dry_run:
             ingest(root, f"{out}/shards", base, protocol=parts)
@@ -235,12 +230,8 @@ def _open_data(grid: Grid, out: str, root: str | None, dry_run: bool) -> Data | 
         hint = f", or --root with the files of {protocol}" if protocol else ""
         raise UsageError(f"the study has no data: give --train, --query and --database{hint}")
     learnt, val, query, database = sources
-    return Data(
-        open_current(learnt, "shards"),
-        open_current(val, "shards") if val else None,
-        open_current(query, "shards"),
-        tuple(open_current(uri, "shards") for uri in database),
-    )
+    opened = partial(open_current, kind="shards")
+    return Data(opened(learnt), opened(val) if val else None, opened(query), tuple(map(opened, database)))
 
 
 # --------------------------------------------------------------------------------------------------------- steps

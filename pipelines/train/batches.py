@@ -23,6 +23,7 @@ from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_ahead, decode_image
 from pipelines.shards.plan import batch_sizes, epoch_spans, mix_sources
 from pipelines.shards.shards import Sample, ShardSet
+from pipelines.storage import batched
 from pipelines.train.learner import Batch
 
 _log = logging.getLogger(__name__)
@@ -84,31 +85,24 @@ class TrainData:
     def make(cls, train_set: ShardSet, val_set: ShardSet | None, config: Config) -> "TrainData":
         """Split off the validation samples. Raises InputError if too little is left to train or to validate on."""
         if not train_set.classes:
-            raise InputError(
-                f"{train_set.artifact.uri}: no image has a label to learn from: ingest a folder of class folders or a "
-                "table with labels, or encode these with another model"
-            )
+            remedy = "ingest a folder of class folders or a table with labels, or encode these with another model"
+            raise InputError(f"{train_set.artifact.uri}: no image has a label to learn from: {remedy}")
         source = val_set or train_set
         order = np.argsort(_draws(source, config.train.seed), kind="stable")
         total = len(order)
         held_out = order if val_set else order[: round(config.train.val_share * total)]
         chosen = _places(source, held_out[: config.train.val_limit])
         if len(train_set.classes) == 1:
-            raise InputError(
-                f"{train_set.artifact.uri}: all images are of the class {train_set.classes[0]}, so there is nothing to "
-                "tell apart: add images of another class"
-            )
+            problem = f"all images are of the class {train_set.classes[0]}, so there is nothing to tell apart"
+            raise InputError(f"{train_set.artifact.uri}: {problem}: add images of another class")
         if len(chosen) < 2:
             raise InputError(_too_few(total, len(chosen), val_set, train_set, config))
         if val_set and not set(val_set.classes) <= set(train_set.classes):
             used = class_ids_in(shard.table()["labels"] for shard in val_set.shards)
             unknown = sorted({name for n, name in enumerate(val_set.classes) if n in used} - set(train_set.classes))
             if unknown:
-                named = ", ".join(unknown[:5])
-                raise InputError(
-                    f"{val_set.artifact.uri} has classes the training shards lack: {named}: validate on shards of the "
-                    "same classes"
-                )
+                problem = f"has classes the training shards lack: {', '.join(unknown[:5])}"
+                raise InputError(f"{val_set.artifact.uri} {problem}: validate on shards of the same classes")
         trains = np.ones(sum(shard.rows for shard in train_set.shards), np.bool_)
         if not val_set:
             trains[held_out] = False
@@ -240,10 +234,9 @@ def epoch_leg(data: TrainData, config: Config, epoch: int, before: Iterable[Sequ
         earlier = replace(leg, world=workers)
         leg = replace(leg, number=leg.number + 1, rows=earlier.rows_after(steps), steps=leg.steps - steps)
     if min((size for rank in range(world) for size in leg.batch_sizes(rank)), default=0) < 2:
-        raise InputError(
-            f"{sum(map(len, leg.rows))} training samples are too few for {world} workers and data.batch_size = "
-            f"{config.data.batch_size}: each worker needs 2 samples a step, so lower train.workers or add images"
-        )
+        samples, needed = sum(map(len, leg.rows)), f"{world} workers and data.batch_size = {config.data.batch_size}"
+        remedy = "each worker needs 2 samples a step, so lower train.workers or add images"
+        raise InputError(f"{samples} training samples are too few for {needed}: {remedy}")
     return leg
 
 
@@ -265,7 +258,8 @@ def epoch_batches(
         return [(sample, _augmented(sample, augments, config.train.seed, leg.epoch)) for sample in decoded]
 
     # Two batches ahead: one that the network takes next, and one that is being decoded.
-    chunks = decode_ahead(_chunks(samples), prepare, config.data.workers, -(-2 * max(sizes) // CHUNK_SAMPLES))
+    ahead = -(-2 * max(sizes) // CHUNK_SAMPLES)
+    chunks = decode_ahead(batched(samples, CHUNK_SAMPLES), prepare, config.data.workers, ahead)
     ready = chain.from_iterable(chunks)
     for size in sizes[first:]:
         taken = list(islice(ready, size))
@@ -274,10 +268,8 @@ def epoch_batches(
             cache.keep(sample)
         if len(good) < 2:
             bad = next(sample for sample, squares in taken if not squares)
-            raise InputError(
-                f"{bad.shard}: too few images of a batch decode (first bad one: {bad.key}): check the shards with "
-                "`hhnet verify`, or raise data.batch_size"
-            )
+            remedy = "check the shards with `hhnet verify`, or raise data.batch_size"
+            raise InputError(f"{bad.shard}: too few images of a batch decode (first bad one: {bad.key}): {remedy}")
         labels = np.zeros((len(good), len(data.train.classes)), dtype=np.bool_)
         for place, (sample, _) in enumerate(good):
             labels[place, list(sample.labels)] = True
@@ -308,11 +300,6 @@ def soften_labels(batch: Batch, config: Config, epoch: int, views: int) -> Batch
         squares = np.rint(share * squares + (1 - share) * np.roll(squares, -views, 0)).astype(np.uint8)
     labels = (1 - smoothing) * labels + smoothing * labels.sum(1, keepdims=True) / labels.shape[1]
     return Batch(squares, labels, batch.keys)
-
-
-def _chunks(samples: Iterator[Sample | DecodedSample]) -> Iterator[list[Sample | DecodedSample]]:
-    while chunk := list(islice(samples, CHUNK_SAMPLES)):
-        yield chunk
 
 
 def _decode(sample: Sample, cache: DecodedCache) -> DecodedSample:

@@ -7,6 +7,7 @@ import io
 import logging
 import statistics
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,16 +80,12 @@ def fit_to_images(shards: str, out: str, config: Config) -> Config:
     why = f"as the training at {short_place(out)} began"
     if tree is None:
         found, cpus = open_shards(shards), config.ray.cpus or allowed_cpus()
-        tree = choose_settings(config, found.samples, _usual_side(found), cpus)
+        tree = choose_settings(config, found.samples, usual_side(_some_images(found)), cpus)
         why = f"for {format_count(found.samples, 'image')} on {format_count(cpus, 'CPU')}"
-    chosen = merge_trees(tree, config.model_dump(exclude_unset=True))
-    config = config_from(chosen)
-    _log.log(
-        NOTICE,
-        "recipe auto %s: image_size %d, %s, batch %d, %s",
-        *(why, config.data.image_size, config.model.backbone, config.data.batch_size),
-        format_count(config.train.epochs, "epoch"),
-    )
+    config = config_from(merge_trees(tree, config.model_dump(exclude_unset=True)))
+    data, epochs = config.data, format_count(config.train.epochs, "epoch")
+    chosen = f"image_size {data.image_size}, {config.model.backbone}, batch {data.batch_size}, {epochs}"
+    _log.log(NOTICE, "recipe auto %s: %s", why, chosen)
     return config
 
 
@@ -120,27 +117,27 @@ def choose_settings(config: Config, images: int, side: int, cpus: int) -> Tree:
         if epochs >= FEWEST_EPOCHS:
             break
     batch = SMALL_BATCH if images < SMALL_SET else BATCH
-    return {
-        "data": {"image_size": size, "batch_size": batch},
-        "train": {"epochs": min(max(epochs, 1), MOST_EPOCHS)},
-    }
+    return {"data": {"image_size": size, "batch_size": batch}, "train": {"epochs": min(max(epochs, 1), MOST_EPOCHS)}}
 
 
-def _usual_side(found: ShardSet) -> int:
-    """Return the median of the shorter side of some images, in pixels; the smallest input if no header can be read."""
+def _some_images(found: ShardSet) -> Iterator[BinaryIO]:
+    """Yield about HEADERS_READ images, spread over all shards."""
     step = max(1, found.samples // HEADERS_READ)
-    sides: list[int] = []
     first = 0
     for shard in found.shards:
         rows = list(range(first, shard.rows, step))
         first = first + step * len(rows) - shard.rows
         if rows:
-            images = (io.BytesIO(sample.image) for sample in found.read(shard, rows))
-            sides += [side for image in images if (side := shorter_side(image))]
+            yield from (io.BytesIO(sample.image) for sample in found.read(shard, rows))
+
+
+def usual_side(files: Iterable[Path | BinaryIO]) -> int:
+    """Return the median of the images' shorter sides, in pixels; the smallest input if no header can be read."""
+    sides = [side for file in files if (side := _shorter_side(file))]
     return round(statistics.median(sides)) if sides else SIDES[-1]
 
 
-def shorter_side(file: Path | BinaryIO) -> int | None:
+def _shorter_side(file: Path | BinaryIO) -> int | None:
     """Return the shorter side from an image's header, or None if it cannot be read. Only `encode` rejects images."""
     try:
         with Image.open(file, formats=FORMATS) as image:

@@ -68,11 +68,9 @@ class StepLoss:
         value = float(self._value)
         if not math.isfinite(value):
             shown = ", ".join(self._keys[:KEYS_SHOWN])
-            raise WorkFailed(
-                f"the loss became {value} at step {self._step}, where the learning rate was {self._rate:.3g}: lower "
-                f"train.lr, or look at the {len(self._keys)} images of the batch ({shown}, ...); what was saved "
-                "before is good"
-            )
+            problem = f"the loss became {value} at step {self._step}, where the learning rate was {self._rate:.3g}"
+            remedy = f"lower train.lr, or look at the {len(self._keys)} images of the batch ({shown}, ...)"
+            raise WorkFailed(f"{problem}: {remedy}; what was saved before is good")
         return value
 
 
@@ -83,9 +81,8 @@ class Learner:
         self.config, self.total_steps, self.preprocess = config, total_steps, preprocess
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.device = (
-            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        )
+        gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
         # Every worker draws the same first weights, of the loss too.
         torch.manual_seed(config.train.seed)
         self.loss = make_training_loss(config, classes).to(self.device)
@@ -276,10 +273,8 @@ def make_training_loss(config: Config, classes: int) -> Any:
         raise ConfigError(f"train.loss: {error}") from None
     for name in ("mixup", "label_smoothing"):
         if getattr(config.train, name) and not loss.soft_labels:
-            raise ConfigError(
-                f"train.{name}: loss {config.train.loss} takes no soft labels: set train.{name}=0, or a loss that does "
-                "(docs/losses.md)"
-            )
+            remedy = f"set train.{name}=0, or a loss that does (docs/losses.md)"
+            raise ConfigError(f"train.{name}: loss {config.train.loss} takes no soft labels: {remedy}")
     return loss
 
 
@@ -287,14 +282,9 @@ def make_network(config: Config, default_head: str) -> HHNet:
     """Make the configured network. Raises ConfigError for a name, head or weights that do not exist."""
     model = config.model
     try:
-        return HHNet(
-            model.backbone,
-            model.bits,
-            head=default_head if model.head == "auto" else model.head,
-            stem_stride=model.stem_stride,
-            weights=model.weights,
-            branches=model.branches,
-        )
+        head = default_head if model.head == "auto" else model.head
+        shape = model.model_dump(include={"stem_stride", "weights", "branches"})
+        return HHNet(model.backbone, model.bits, head=head, **shape)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"model: {error}") from None
 

@@ -102,11 +102,7 @@ class RotateResult(Result):
 
 @on_cluster("train --rotate {config.train.rotate}")
 def rotate(
-    model: str,
-    out: str,
-    config: Config,
-    shards: str | None = None,
-    fit: Callable[[RotateJob], Fitted] | None = None,
+    model: str, out: str, config: Config, shards: str | None = None, fit: Callable[[RotateJob], Fitted] | None = None
 ) -> RotateResult:
     """Give the model at the URI `model` the hash layer of `train.rotate`, and publish it as another model at `out`.
 
@@ -205,14 +201,14 @@ class Fitter:
         encoder = Encoder(made, self.encoder.preprocess, self.encoder.precision, "")
         found = validation_map(encoder, self.data, self.trained)
         before = self.base.facts(ModelMeta)
+        maps = {"map": found, "map_before": before.metrics.map}
+        rotation = Rotation(rotated=self.train.rotate, bits=made.bits, **maps, **figures)
         meta = ModelMeta(
             bits=made.bits,
             classes=before.classes,
             metrics=before.metrics.model_copy(update={"map": found}),
             protocol=before.protocol,
-            rotation=Rotation(
-                rotated=self.train.rotate, map=found, map_before=before.metrics.map, bits=made.bits, **figures
-            ),
+            rotation=rotation,
         )
         settings = {**self.card.settings, **result_settings(self.job.config, "rotation")}
         network = {"bits": made.bits, "head": made.head_name, "class_count": made.classes}
@@ -265,16 +261,13 @@ class Fitter:
         from pipelines.train.checkpoints import Checkpoints
 
         if self.card.loss != "ce":
-            raise InputError(
-                f"{self.base.uri} was trained with loss {self.card.loss}, which has no classifier of outputs: "
-                "train with --loss ce"
-            )
+            problem = f"{self.base.uri} was trained with loss {self.card.loss}, which has no classifier of outputs"
+            raise InputError(f"{problem}: train with --loss ce")
         checkpoints = Checkpoints(self.base.store, self.base.manifest.fingerprint)
         last = checkpoints.latest()
         if last is None:
-            raise InputError(
-                f"the checkpoints of {self.base.uri}, which have its classifier, are gone: train it to another --out"
-            )
+            problem = f"the checkpoints of {self.base.uri}, which have its classifier, are gone"
+            raise InputError(f"{problem}: train it to another --out")
         learned = checkpoints.open_named(last.best).tensors("loss.classifier.")
         try:
             return rehead.as_class_index(self.encoder.model.cpu(), learned["weight"], learned["bias"])

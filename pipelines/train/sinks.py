@@ -26,10 +26,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 def require_sink(name: str | None) -> None:
     """Raise ConfigError if the package behind `train.log` is not installed."""
     if name is not None and find_spec(name) is None:
-        raise ConfigError(
-            f"train.log={name} needs the package {name}, which is not installed: pip install 'hhnet[{name}]', or leave "
-            "train.log out"
-        )
+        remedy = f"pip install 'hhnet[{name}]', or leave train.log out"
+        raise ConfigError(f"train.log={name} needs the package {name}, which is not installed: {remedy}")
 
 
 @contextmanager

@@ -200,10 +200,8 @@ def _file_digest(setting: str, path: str) -> str:
     try:
         return sha256_of(Path(path))
     except OSError as error:
-        raise InputError(
-            f"{setting}={path} cannot be read on {socket.gethostname()}: {error.strerror}; every machine that trains "
-            "must see the file"
-        ) from None
+        problem = f"{setting}={path} cannot be read on {socket.gethostname()}: {error.strerror}"
+        raise InputError(f"{problem}; every machine that trains must see the file") from None
 
 
 def run_on_ray(job: TrainJob, data: "TrainData", log: RunLog) -> None:
@@ -240,14 +238,12 @@ def _next_try(unstarted: _Unstarted, need: Need, config: Config, restarts: int) 
         nodes = list_live_nodes()
         fitting = need if config.train.cpus is not None else widen_need(nodes, config.train.workers, need)
         if fitting is None or fitting == need:
-            raise ClusterUnavailable(
-                explain_shortage(config.train.workers, need, nodes, config.ray.wait_s)
-            ) from unstarted
+            shortage = explain_shortage(config.train.workers, need, nodes, config.ray.wait_s)
+            raise ClusterUnavailable(shortage) from unstarted
         return fitting
     if restarts == config.train.max_failures:
-        raise WorkFailed(
-            f"training could not start its workers: {unstarted}: look at the logs of their nodes"
-        ) from unstarted
+        problem = f"training could not start its workers: {unstarted}"
+        raise WorkFailed(f"{problem}: look at the logs of their nodes") from unstarted
     return await_training_needs(config)
 
 
@@ -354,12 +350,7 @@ def _publish_best(
     loss = make_training_loss(config, len(train_set.classes))
     network = make_network(config, loss.default_head)
     network.load_state_dict(best.tensors("average."))
-    metrics = Metrics(
-        map=validated.map,
-        epoch=validated.epoch,
-        steps=last.step,
-        skipped=last.progress.skipped,
-    )
+    metrics = Metrics(map=validated.map, epoch=validated.epoch, steps=last.step, skipped=last.progress.skipped)
     described = card(
         network,
         preprocess_of(config),

@@ -53,9 +53,8 @@ def _codes(encoder: Encoder, data: TrainData, mine: Sequence[int], config: Confi
     """Encode some validation samples, uint8 (samples, 1 + bytes of a code); the first byte is 1 if there is a code."""
     places = sorted(mine, key=lambda i: data.val_rows[i])
     encoded = encoder.encode_samples(_val_samples(data, places), config.encode.batch_size, config.data.workers)
-    where = {
-        (sample.record.shard, sample.record.row): code for sample, code in zip(encoded.kept, encoded.codes, strict=True)
-    }
+    coded = zip(encoded.kept, encoded.codes, strict=True)
+    where = {(sample.record.shard, sample.record.row): code for sample, code in coded}
     rows = np.zeros((len(mine), 1 + encoded.codes.shape[1]), np.uint8)
     for slot, i in enumerate(mine):
         shard, row = data.val_rows[i]
@@ -97,6 +96,5 @@ def _val_map(codes: npt.NDArray[np.uint8], labels: npt.NDArray[np.bool_], querie
     query[queries:], database[:queries] = False, False
     if not query.any() or not database.any():
         return 0.0
-    return float(
-        mean_average_precision(codes[query, 1:], labels[query], codes[database, 1:], labels[database], ties="expected")
-    )
+    sides = codes[query, 1:], labels[query], codes[database, 1:], labels[database]
+    return float(mean_average_precision(*sides, ties="expected"))

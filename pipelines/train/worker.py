@@ -60,9 +60,8 @@ def train_worker(job: TrainJob, post: Post, tell: Tell = lambda text, fields: No
             known = (before or loss).value()  # of the step before, so that the GPU has work while this waits
             if learner.rank == 0:
                 rate = seen / (time.monotonic() - begun)
-                note = f"epoch {epoch + 1}/{config.train.epochs}{_last_map(progress)}  loss {known:.4f}"
-                note += f"  {format_speed(rate)}"
-                post(learner.step_count, note)
+                reached = f"epoch {epoch + 1}/{config.train.epochs}{_last_map(progress)}"
+                post(learner.step_count, f"{reached}  loss {known:.4f}  {format_speed(rate)}")
             at_end = learner.step_count % steps == 0
             if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
                 loss.value()  # raises if the loss is not finite, so that the state after a bad step is never saved
@@ -139,8 +138,7 @@ def _end_epoch(
 
 def _save(checkpoints: Checkpoints, learner: Learner, progress: Progress, name: str | None = None) -> None:
     if learner.rank == 0:
-        checkpoints.save(
-            name or checkpoints.new_name(learner.step_count), learner.step_count, learner.state(), progress
-        )
+        step = learner.step_count
+        checkpoints.save(name or checkpoints.new_name(step), step, learner.state(), progress)
     if learner.world > 1:
         dist.barrier()

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from pipelines.__main__ import main
+from pipelines.__main__ import run_command_line
 from pipelines.artifacts.facts import Progress
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
@@ -109,7 +109,7 @@ def verb(*words: str) -> None:
     for module, name in ON_A_POOL:  # the command line takes no pool, and this process runs nothing else
         setattr(module, name, partial(getattr(module, name), pool=pool))
     sys.argv = ["hhnet", *words, "--json"]
-    main()
+    run_command_line()
 
 
 def save_checkpoints(root: str, steps: int) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipelines.__main__ import main
+from pipelines.__main__ import run_command_line
 from pipelines.config.settings import Config, SearchSettings
 from pipelines.errors import InputError
 from pipelines.report.pictures import LARGE_SIDE, thumbnail
@@ -120,7 +120,7 @@ def test_found_pictures_that_cannot_be_used_are_skipped_named_and_exit_4(folder,
         sys, "argv", ["hhnet", "search", "--index", with_model[0], "--image", "photos", "-k", "2", "--json"]
     )
     with pytest.raises(SystemExit) as ended:
-        main()
+        run_command_line()
     answer = json.loads(capsys.readouterr().out)
     assert ended.value.code == 4 and answer["status"] == "degraded" and len(answer["results"]) == 5
     assert {entry["path"]: entry["reason"] for entry in answer["skipped"]} == {
@@ -192,5 +192,5 @@ def test_pictures_come_from_a_web_server(tmp_path, with_model, monkeypatch):
                 search(with_model[0], CONFIG, images=[urls[0], f"{server}/{name}"])
         monkeypatch.setattr(sys, "argv", ["hhnet", "search", "--index", with_model[0], "--image", f"{server}/busy.jpg"])
         with pytest.raises(SystemExit) as ended:
-            main()
+            run_command_line()
         assert ended.value.code == 3
