@@ -236,7 +236,7 @@ _kept: ContextVar[list[_Connection] | None] = ContextVar("kept", default=None)
 @contextmanager
 def _said_as_unavailable(address: str) -> Iterator[None]:
     """Turn Ray's exceptions at start or join into ClusterUnavailable, or UsageError for a refused token."""
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import AuthenticationError, RaySystemError
 
     try:
         yield
@@ -244,7 +244,7 @@ def _said_as_unavailable(address: str) -> Iterator[None]:
         raise refused_token_error(address) from error
     except Exception as error:
         bare = type(error) is Exception  # Ray raises the plain class when a node is slow to start
-        if not (bare or isinstance(error, OSError | RuntimeError | ValueError)):
+        if not (bare or isinstance(error, OSError | RuntimeError | ValueError | RaySystemError)):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         if address == "local":

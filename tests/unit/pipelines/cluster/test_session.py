@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RaySystemError
 
 from pipelines.cluster.session import is_rays, ray_session
 from pipelines.config.loading import load_config
@@ -33,12 +34,27 @@ def test_only_rays_own_processes_are_taken_for_rays(words: list[str], rays: bool
     assert is_rays(words) is rays
 
 
-def test_a_ray_that_does_not_start_in_time_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            Exception("The current node timed out during startup.\nThis could happen because ..."),
+            "The current node timed out during startup",
+        ),
+        (
+            RaySystemError("Failed to connect to GCS. Please check"),
+            "System error: Failed to connect to GCS. Please check",
+        ),
+    ],
+)
+def test_a_ray_that_does_not_start_in_time_is_said(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
     def init(**_: Any) -> None:
-        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+        raise error
 
     monkeypatch.setattr("ray.init", init)
-    complaint = "^Ray does not start on this machine: The current node timed out during startup: the machine may be"
+    complaint = f"^Ray does not start on this machine: {said}: the machine may be too busy: run the same command again$"
     with pytest.raises(ClusterUnavailable, match=complaint), ray_session(load_config()):
         pass
 
