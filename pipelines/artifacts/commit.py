@@ -82,7 +82,7 @@ def mismatch(
         return FingerprintMismatch(f"{store.uri} holds {found}, and this run would make {kind}: choose another --out")
     differs = describe_differences(store, other, settings, inputs, origin)
     return FingerprintMismatch(
-        f"{store.uri} holds {found} of another run ({differs}): choose another --out, or what it was begun with"
+        f"{store.uri} holds another run's {found} ({differs}): choose another --out, or what it was begun with"
     )
 
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from pipelines.artifacts.runs import read_runs
 from pipelines.errors import HHNetError
 from pipelines.storage import Store
 
@@ -21,6 +22,8 @@ def explain_absence(store: Store) -> str:
     """Return why `store` may hold no committed artifact, and what to do, for the end of a message."""
     with suppress(HHNetError, OSError):
         if store.size("identity.json") is not None:
+            if any(run.state() == "working" for run in read_runs(store)):
+                return f"it is being made now: `hhnet status {store.uri}` shows how far"
             return "it was begun and not finished: run the verb that makes it again"
         below = [name for name in store.folders() if store.size(f"{name}/manifest.json") is not None]
         if below:

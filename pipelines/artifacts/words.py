@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from pydantic import ByteSize
 
 DIGEST_CHARS = 12
+TEXT_CHARS = 80
+"""Longest line of a fact that is wrapped, in characters; with its name it fits 100 columns."""
 SCORES = {"map", "map_before", "val_map", "chance", "deviation"}
 """Fields that are shown with four decimals, so that rows compare at a glance."""
 SIZES = {"bytes", "bytes_read", "bytes_written"}
@@ -103,6 +106,11 @@ def align_facts(facts: Iterable[tuple[str, str]]) -> list[str]:
     pairs = list(facts)
     width = max((len(name) for name, _ in pairs), default=0)
     return [f"  {name:<{width}}  {text}" for name, text in pairs]
+
+
+def wrap_text(text: str) -> list[str]:
+    """Break a text between words into lines of at most TEXT_CHARS characters; a longer word stays whole."""
+    return textwrap.wrap(text, TEXT_CHARS, break_long_words=False, break_on_hyphens=False)
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], most: int | None = None) -> list[str]:

@@ -11,6 +11,7 @@ from pipelines.artifacts.result import Result
 from pipelines.cli.help import format_setting, value_of
 from pipelines.cluster.access import refuse_credentials
 from pipelines.config.loading import as_toml, nearest_name
+from pipelines.config.recipes import left_open
 from pipelines.config.settings import Config, setting_meanings
 from pipelines.errors import ConfigError
 
@@ -28,16 +29,18 @@ class PrintedConfig(Result):
     status: str = "done"
     uri: str = ""
     settings: dict[str, Any]
+    chosen_later: list[str]
+    """Settings whose values here are not used: the recipe chooses them as the training begins."""
 
     @classmethod
     def of_config(cls, config: Config) -> Self:
         """Return the result that shows this configuration. Raises UsageError where it holds a secret."""
         refuse_credentials("the configuration", config.model_dump_json())
-        return cls(digest=None, settings=config.model_dump(mode="json"))
+        return cls(digest=None, settings=config.model_dump(mode="json"), chosen_later=left_open(config))
 
     def as_text(self) -> str:
         """Return the settings as TOML."""
-        return as_toml(self.settings)
+        return as_toml(self.settings, self.chosen_later)
 
 
 @dataclass(frozen=True, kw_only=True)

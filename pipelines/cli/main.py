@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.artifacts.result import Result
-from pipelines.cli.config import config_command
+from pipelines.cli.config import PrintedConfig, config_command
 from pipelines.cli.flags import (
     DedupeFlags,
     EncodeFlags,
@@ -26,7 +26,7 @@ from pipelines.cli.flags import (
 from pipelines.cli.help import Flag, VerbGroup, panel_of
 from pipelines.cli.index import index_app
 from pipelines.cli.study import study_command
-from pipelines.cli.verb import Main, OutOption, verb
+from pipelines.cli.verb import Main, OutOption, PrintConfigOption, verb
 from pipelines.config.settings import Config
 from pipelines.errors import UsageError
 
@@ -130,7 +130,7 @@ def _class_rule(flags: IngestFlags) -> Literal["first", "parent"] | None:
 
 
 @verb(app, "train")
-def train_command(flags: TrainFlags, settings: Config) -> Result:
+def train_command(flags: TrainFlags, settings: Config, print_config: PrintConfigOption = False) -> Result:
     """Train a hashing network on shards; the same command resumes after a kill.
 
     Without a GPU, and without a setting that changes the model, it takes --recipe auto.
@@ -148,6 +148,8 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
             raise UsageError("--rotate METHOD and --model URI go together: give both or neither")
         if flags.val is not None:
             raise UsageError("--rotate validates on the same samples as the training did: leave out --val")
+        if print_config:
+            return PrintedConfig.of_config(settings)
         from pipelines.train.rehead import rotate
 
         return rotate(flags.model, flags.out, settings, shards=flags.shards)
@@ -157,9 +159,12 @@ def train_command(flags: TrainFlags, settings: Config) -> Result:
     from pipelines.train.preconditions import check_training
 
     check_training(settings)
+    settings = auto_if_unsaid(settings, flags.out)
+    if print_config:
+        return PrintedConfig.of_config(settings)
     from pipelines.train.train import train
 
-    return train(flags.shards, flags.out, auto_if_unsaid(settings, flags.out), val=flags.val)
+    return train(flags.shards, flags.out, settings, val=flags.val)
 
 
 @verb(app, "encode")

@@ -105,8 +105,9 @@ class Flags:
 def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Register a function as a verb: adds the flags of every verb, turns errors into exit codes, prints the result.
 
-    A parameter whose type is a subclass of `Flags` stands for all its fields. One of type `Config`, the last, receives
-    the settings, with those that flags stand for, and adds --print-config. --config and --set are there in any case.
+    A parameter whose type is a subclass of `Flags` stands for all its fields. One of type `Config` receives the
+    settings, with those that flags stand for, and adds --print-config, which is answered here unless the function takes
+    `print_config` itself. --config and --set are there in any case.
     """
 
     def register(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -233,7 +234,7 @@ def _work(function: Callable[..., Result], own: Iterable[inspect.Parameter], giv
     if takes_config or "config" not in arguments:
         config = load_config(given["config"], given["sets"] or (), named)
         use_unsigned(config.store.unsigned)
-        if given.get("print_config"):
+        if given.get("print_config") and "print_config" not in arguments:
             return PrintedConfig.of_config(config)
         arguments |= {parameter.name: config for parameter in own if parameter.annotation is Config}
     return function(**arguments)

@@ -3,7 +3,7 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,21 @@ def changed_settings(config: Config) -> list[str]:
     return [*changed, "ray.address=auto"]
 
 
-def as_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
-    """Write a tree of settings as a file for --config; what is unset becomes a comment."""
+def as_toml(tree: Mapping[str, Any], chosen_later: Collection[str] = (), prefix: str = "") -> str:
+    """Write a tree of settings as a file for --config; what is unset, or chosen later, becomes a comment."""
     below = [name for name, value in tree.items() if isinstance(value, dict) and f"{prefix}{name}" in _SECTIONS]
     lines = [
-        f"# {name} is unset" if value is None else f"{name} = {_toml(value)}"
+        f"# {name} is chosen by the recipe as the training begins"
+        if f"{prefix}{name}" in chosen_later
+        else f"# {name} is unset"
+        if value is None
+        else f"{name} = {_toml(value)}"
         for name, value in tree.items()
         if name not in below
     ]
     heading = [f"[{prefix.removesuffix('.')}]"] if prefix else []
     own = ["\n".join([*heading, *lines])] if lines else []
-    return "\n\n".join([*own, *(as_toml(tree[name], f"{prefix}{name}.") for name in below)])
+    return "\n\n".join([*own, *(as_toml(tree[name], chosen_later, f"{prefix}{name}.") for name in below)])
 
 
 def _toml(value: Any) -> str:

@@ -6,13 +6,20 @@ kept.
 """
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.config.settings import Config
 
 Settings = Mapping[str, str | int | float]
 
 AUTO = "auto"
-"""Name of the recipe whose remaining settings `pipelines.train.fit` chooses by the images and the CPUs."""
+"""Name of the recipe that leaves settings open: `pipelines.train.fit` chooses them by the images and the CPUs."""
+
+FITTED = ("data.image_size", "data.batch_size", "train.epochs")
+"""Those settings."""
 
 _NO_CLIPPING = 1e6
 """Largest norm of the gradient, so high that no gradient reaches it."""
@@ -96,3 +103,11 @@ def recipe_settings(name: str) -> Settings:
     if name not in _RECIPES:
         raise ConfigError(f"train.recipe = {name!r}: there is no such recipe; take one of {', '.join(_RECIPES)}")
     return _RECIPES[name]()
+
+
+def left_open(config: "Config") -> list[str]:
+    """Return the settings that the recipe `auto` of a configuration still has to choose, by dotted name."""
+    if config.train.recipe != AUTO:
+        return []
+    pairs = (name.split(".") for name in FITTED)
+    return [f"{section}.{key}" for section, key in pairs if key not in getattr(config, section).model_fields_set]

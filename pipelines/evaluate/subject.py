@@ -85,5 +85,6 @@ def _split(query_set: CodesSet) -> str | None:
     with suppress(HHNetError):
         spec = open_input_version(query_set.artifact, "shards").facts(ShardsMeta).split
         if spec is not None:
-            return f"{spec.part} of {spec.spec} by {spec.by}"
+            rule = {"folder": "by its folders", "column": f"by the column {spec.spec}"}.get(spec.by, f"of {spec.spec}")
+            return f"{spec.part}, {rule}"
     return None

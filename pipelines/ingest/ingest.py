@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -356,15 +357,21 @@ def _publish_shards(
     if len(chunks) > MAX_SHARDS:
         raise InputError(f"{len(chunks)} shards are too many: raise ingest.samples_per_shard")
     parts: list[Part] = []
+    moving = threading.Lock()
     with (
         scratch_folder() as scratch,
         ThreadPoolExecutor(SHARDS_AT_ONCE, "ingest") as pool,
         stage(f"ingest: writing {part}".rstrip(), len(samples), unit="images") as advance,
     ):
 
+        def read(path: str) -> bytes:
+            with moving:
+                advance()
+            return source.read(path)
+
         def make(number: int) -> tuple[pa.Table, Part]:
             tar = f"{name}-{number:06d}.tar"
-            table = build_shard(scratch / tar, tar, chunks[number], source.read)
+            table = build_shard(scratch / tar, tar, chunks[number], read)
             put = writer.put_part(tar, scratch / tar, table.num_rows)
             (scratch / tar).unlink()
             return table, put
@@ -372,7 +379,6 @@ def _publish_shards(
         def tables() -> Iterator[pa.Table]:
             for table, put in pool.map(make, range(len(chunks))):
                 parts.append(put)
-                advance(table.num_rows)
                 log.advance(table.num_rows)
                 yield table
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.words import format_value, more_rows, short_place
+from pipelines.artifacts.words import format_value, more_rows, short_place, wrap_text
 
 FILES_SHOWN = 10
 """Skipped files that the console names; JSON names more."""
@@ -49,7 +49,7 @@ class IngestResult(Result):
         """Return the lines that show a field; of skipped files the first with their reasons, of classes their names."""
         if name == "classes" and value:
             more = "".join(more_rows(len(value) - CLASSES_SHOWN, indent=", "))
-            return [f"{len(value):,}: {', '.join(map(format_value, value[:CLASSES_SHOWN]))}{more}"]
+            return wrap_text(f"{len(value):,}: {', '.join(map(format_value, value[:CLASSES_SHOWN]))}{more}")
         if name != "skipped_files" or not value:
             return super().fact(name, value)
         lines = ["  ".join(map(format_value, file.values())) for file in value[:FILES_SHOWN]]

@@ -20,7 +20,7 @@ from pipelines.artifacts.words import short_place
 from pipelines.cluster.session import ray_address
 from pipelines.config.fingerprint import settings_by_kind
 from pipelines.config.loading import config_from, merge_trees
-from pipelines.config.recipes import AUTO
+from pipelines.config.recipes import AUTO, left_open
 from pipelines.config.settings import Config
 from pipelines.console import NOTICE
 from pipelines.errors import format_count
@@ -82,10 +82,17 @@ def fit_to_images(shards: str, out: str, config: Config) -> Config:
         found, cpus = open_shards(shards), config.ray.cpus or allowed_cpus()
         tree = choose_settings(config, found.samples, usual_side(_some_images(found)), cpus)
         why = f"for {format_count(found.samples, 'image')} on {format_count(cpus, 'CPU')}"
+    left = left_open(config)
     config = config_from(merge_trees(tree, config.model_dump(exclude_unset=True)))
-    data, epochs = config.data, format_count(config.train.epochs, "epoch")
-    chosen = f"image_size {data.image_size}, {config.model.backbone}, batch {data.batch_size}, {epochs}"
-    _log.log(NOTICE, "recipe auto %s: %s", why, chosen)
+    size, batch, epochs = (
+        text if name in left else f"{text} (yours)"
+        for name, text in (
+            ("data.image_size", f"image_size {config.data.image_size}"),
+            ("data.batch_size", f"batch {config.data.batch_size}"),
+            ("train.epochs", format_count(config.train.epochs, "epoch")),
+        )
+    )
+    _log.log(NOTICE, "recipe auto %s: %s, %s, %s, %s", why, size, config.model.backbone, batch, epochs)
     return config
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.artifacts.runs import Record
-from pipelines.artifacts.words import align_facts, format_span, format_table
+from pipelines.artifacts.words import align_facts, format_span, format_table, wrap_text
 
 STAGES_SHOWN = 40
 SETTINGS_SHOWN = 12
@@ -81,7 +81,8 @@ def _status_facts(found: Record) -> list[tuple[str, str]]:
         ("versions", _counts(run.get("versions") or {})),
         ("settings", _settings(run.get("settings") or {})),
     ]
-    return [(name, str(text)) for name, text in facts if text]
+    shown = [(name, [str(text)] if name == "uri" else wrap_text(str(text))) for name, text in facts if text]
+    return [("" if place else name, line) for name, lines in shown for place, line in enumerate(lines)]
 
 
 def _done(found: Record) -> str:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipelines.cli.flags import EncodeFlags
 from pipelines.cli.main import build_app
 from pipelines.config.loading import load_config
+from pipelines.config.recipes import left_open
 from pipelines.config.settings import Config, setting_meanings
 from tests.support.codes import simple_rows, write_codes
 from tests.support.pictures import write_folder
@@ -153,6 +154,23 @@ def test_the_settings_of_a_run_are_printed_as_a_file_for_config(words: list[str]
     assert (printed.index.gate.k, printed.encode.carry, printed.data.cache) == (3, ("a",), 1 << 30)
     assert printed.train.loss_options == {"margin": 0.3}
     assert asked("config", "--config", str(tmp_path / "run.toml"), "--print-config") == text
+
+
+@pytest.mark.parametrize("words", [["demo", "PHOTOS"], ["train", "shards", "--recipe", "auto", "--out", "o"]])
+def test_what_the_recipe_auto_chooses_later_is_left_open_in_the_file(words: list[str], tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", classes=2, per_class=3)
+    named = [str(tmp_path / "photos") if word == "PHOTOS" else word for word in words]
+    text = CliRunner().invoke(APP, [*named, "--set", "data.batch_size=8", "--print-config"]).stdout
+    assert "# image_size is chosen by the recipe as the training begins\n" in text and "batch_size = 8\n" in text
+    (tmp_path / "run.toml").write_text(text)
+    printed = load_config(tmp_path / "run.toml")
+    assert left_open(printed) == ["data.image_size", "train.epochs"]
+
+
+def test_a_training_without_settings_prints_those_of_the_recipe_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.train.fit.GPU_DEVICES", ())
+    text = asked("train", "shards", "--out", "o", "--print-config")
+    assert 'recipe = "auto"' in text and "# epochs is chosen by the recipe" in text and "lr = 0.005" in text
 
 
 @pytest.mark.parametrize("words", [["config", "run"], ["ingest", "x", "--out", "o", "--print-config"]], ids=" ".join)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.artifacts.runs import RunLog
 from pipelines.cli.main import build_app
 from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
 from pipelines.index.build import build_index
 from pipelines.ingest.ingest import ingest
+from pipelines.storage import Store
 from tests.support.inline import InlinePool
 from tests.support.models import write_model
 from tests.support.pictures import jpeg, picture, write_folder
@@ -62,12 +64,12 @@ ENCODE = ["encode", "--shards", "{root}/shards/train", "--model", "{root}/model-
     [
         (
             [*ENCODE, "--out", "{root}/codes/train", *SETS, "--set", "encode.batch_size=4"],
-            "{root}/codes/train holds codes of another run (encode.batch_size = 8 there, 4 here): choose another "
+            "{root}/codes/train holds another run's codes (encode.batch_size = 8 there, 4 here): choose another "
             "--out, or what it was begun with",
         ),
         (
             [*ENCODE, "--out", "{root}/codes/query", *SETS],
-            "{root}/codes/query holds codes of another run (shards = {root}/shards/query there, {root}/shards/train "
+            "{root}/codes/query holds another run's codes (shards = {root}/shards/query there, {root}/shards/train "
             "here): choose another --out, or what it was begun with",
         ),
         (
@@ -76,17 +78,17 @@ ENCODE = ["encode", "--shards", "{root}/shards/train", "--model", "{root}/model-
         ),
         (
             ["index", "build", "--codes", "{root}/codes/train", "--out", "{root}/index", "--set", "index.gate.k=3"],
-            "{root}/index holds index of another run (index.gate.k = 10 there, 3 here): choose another --out, or what "
+            "{root}/index holds another run's index (index.gate.k = 10 there, 3 here): choose another --out, or what "
             "it was begun with",
         ),
         (
             ["ingest", "{root}/photos", "--out", "{root}/shards", "--split", "train=.5,query=.5", *SETS],
-            "{root}/shards/train holds shards of another run (split = train=.6,query=.4 there, train=.5,query=.5 "
+            "{root}/shards/train holds another run's shards (split = train=.6,query=.4 there, train=.5,query=.5 "
             "here): choose another --out, or what it was begun with",
         ),
         (
             ["train", "--shards", "{root}/shards/train", "--out", "{root}/model-query", *SETS],
-            "{root}/model-query holds model of another run (shards = {root}/shards/query there, {root}/shards/train "
+            "{root}/model-query holds another run's model (shards = {root}/shards/query there, {root}/shards/train "
             "here): choose another --out, or what it was begun with",
         ),
         (
@@ -148,6 +150,14 @@ def test_a_root_that_was_only_begun_says_so(root: Path, tmp_path: Path) -> None:
     assert refused(hhnet("verify", tmp_path / "codes")).endswith(
         "it was begun and not finished: run the verb that makes it again"
     )
+
+
+def test_a_root_that_is_being_made_says_where_to_look(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "codes" / "train", tmp_path / "codes")
+    (tmp_path / "codes" / "manifest.json").unlink()
+    with RunLog(Store(str(tmp_path / "codes")), "encode", total=1):
+        line = refused(hhnet("verify", tmp_path / "codes"))
+    assert line.endswith(f"it is being made now: `hhnet status {tmp_path / 'codes'}` shows how far")
 
 
 def test_changed_contents_of_the_same_places_are_told_by_digest(root: Path, tmp_path: Path) -> None:

@@ -274,5 +274,5 @@ def test_the_command_says_what_it_found_and_warns(codes: str, tmp_path: Path) ->
     assert found["same_bytes"] + found["look_alike"] == 3
     refused = subprocess.run([*words, "--same-code"], capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "holds duplicates of another run" in refused.stderr
+    assert "holds another run's duplicates" in refused.stderr
     assert open_artifact(str(tmp_path / "out")).digest == found["digest"]

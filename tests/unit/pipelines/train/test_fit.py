@@ -97,7 +97,7 @@ def test_what_the_user_says_wins_and_the_rest_is_named(shards: str, capsys: pyte
     assert (fitted.data.batch_size, fitted.model.backbone, fitted.data.image_size) == (8, "test_resnet", 64)
     assert (fitted.train.epochs, fitted.train.lr) == (40, 5e-3)
     assert capsys.readouterr().err == (
-        "recipe auto for 24 images on 2 CPUs: image_size 64, test_resnet, batch 8, 40 epochs\n"
+        "recipe auto for 24 images on 2 CPUs: image_size 64, test_resnet, batch 8 (yours), 40 epochs\n"
     )
 
 
