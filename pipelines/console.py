@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Literal, get_args
 
@@ -36,6 +36,8 @@ class Console(logging.Handler):
     level_name: Level = "warning"
     fields: Mapping[str, str] = {}
     """Fields of every record until further notice; a record's own fields go before them."""
+    printer: Callable[[str], None] | None = None
+    """Prints the lines instead, while a bar is drawn on the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
@@ -48,6 +50,9 @@ class Console(logging.Handler):
     def write(self, text: str) -> None:
         """Write a line."""
         with suppress(OSError):
+            if self.printer is not None:
+                self.printer(text)
+                return
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
@@ -107,6 +112,16 @@ def draws_on_terminal() -> bool:
 def prints_on_terminal() -> bool:
     """Tell whether people read the results on stdout as they come: it is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+@contextmanager
+def printed_by(printer: Callable[[str], None]) -> Iterator[None]:
+    """Have lines printed by this function in the block, since a bar that is drawn owns the terminal."""
+    before, _CONSOLE.printer = _CONSOLE.printer, printer
+    try:
+        yield
+    finally:
+        _CONSOLE.printer = before
 
 
 def relay(line: str, logger: logging.Logger, **fields: object) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.artifacts.words import format_seconds, format_span
-from pipelines.console import NOTICE, draws_on_terminal
+from pipelines.console import NOTICE, draws_on_terminal, printed_by
 from pipelines.errors import HHNetError
 
 if TYPE_CHECKING:
@@ -111,7 +112,10 @@ def _progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, s
     )
     pace = Pace(total)
     label = f"{name:<{NAME_WIDTH}}" if ":" in name else name
-    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
+    bars = Progress(*columns, console=Console(stderr=True, highlight=False))
+    # Rich would break a long line, and with it a command that the user copies.
+    line = partial(bars.console.print, soft_wrap=True, markup=False, emoji=False)
+    with bars, printed_by(line):
         task = bars.add_task(label, total=total, words="")
         room = bars.console.width - len(f"{label} {total:,}/{total:,} {unit} ") - BAR_WIDTH - 1
 

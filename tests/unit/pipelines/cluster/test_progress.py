@@ -1,5 +1,6 @@
 """What a stage says of its progress: bars on a terminal, lines elsewhere, the time left, lines of its workers."""
 
+import logging
 import re
 import time
 
@@ -47,6 +48,19 @@ def test_a_bar_says_what_it_works_on_what_is_left_and_what_it_took(
         for line in lines
     ), lines
     assert lines[-1].endswith("60,000/60,000 images in 3 min 20 s") and max(map(len, lines)) <= 100
+
+
+def test_a_long_line_beside_a_bar_is_not_broken_so_that_its_command_can_be_copied(
+    terminal: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (
+        "this takes long: try `hhnet train --recipe auto --set data.image_size=32 --epochs 1` :smile: [b]" + 30 * " x"
+    )
+    with stage("train", 10, "steps"):
+        logging.getLogger("pipelines.train").warning(line)
+    assert f"hhnet: {line}" in drawn(capsys)
+    logging.getLogger("pipelines.train").warning("after it")
+    assert drawn(capsys) == ["hhnet: after it"]
 
 
 def test_a_long_note_loses_its_last_parts_and_the_count_stays(
