@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.words import align_facts
+from pipelines.artifacts.words import align_facts, short_place
 from pipelines.cli.config import PrintedConfig
 from pipelines.cli.help import Flag
 from pipelines.cli.verb import ConfigOption, Main, PrintConfigOption, SetsOption
@@ -17,6 +17,7 @@ from pipelines.config.recipes import AUTO
 from pipelines.config.settings import Config
 from pipelines.console import NOTICE
 from pipelines.errors import ConfigError, Unavailable, format_count
+from pipelines.storage import Store
 
 if TYPE_CHECKING:
     from flows.summary import RunResult
@@ -56,19 +57,41 @@ def run(
 class DemoResult(Result):
     """The figures of a demo run, and the places of its artifacts and report."""
 
+    TEXT_ONLY = ("images", "bits", "query")
+
     verb: str = "demo"
     map: float
     chance: float
     images_per_second: float | None
     store: str
     report: str
+    images: str
+    bits: int
+    query: str
+    """An image to search with."""
+
+    def as_text(self) -> str:
+        """Return the figures, the places and a search to try."""
+        rate = self.images_per_second
+        search = ["hhnet", "search", "--index", f"{self.store}/index", "--image", self.query]
+        facts = {
+            "images": self.images,
+            f"mAP, {self.bits} bits": f"{self.map:.4f}   (chance {self.chance:.4f})",
+            "encoded": f"{rate:,.0f} images/s" if rate else "-",
+            "everything": short_place(Store(self.store).uri),
+            "report": short_place(self.report),
+        }
+        try_it = shlex.join([*search, "-k", "10", "--html", "neighbours.html"])
+        return "\n".join([f"demo: {self.status}", *align_facts(facts.items()), "", f"next: {try_it}"])
 
 
 def demo(
     data: Annotated[
         str | None, Flag("Your own images: a folder of class folders; default: Fashion-MNIST.", "PATH"), Main("PHOTOS")
     ] = None,
-    out: Annotated[str, Flag("Folder or s3://bucket/prefix for all results.", "URI")] = "hhnet-demo",
+    out: Annotated[
+        str | None, Flag("Folder or s3://bucket/prefix for all results; default: hhnet-demo, hhnet-PHOTOS.", "URI")
+    ] = None,
     config: ConfigOption = None,
     sets: SetsOption = None,
     print_config: PrintConfigOption = False,
@@ -80,6 +103,7 @@ def demo(
     from flows.checks import check_access, check_names, check_places
     from flows.recipes import demo_settings
 
+    out = out or f"hhnet-{Path(data).expanduser().resolve().name if data else 'demo'}"
     usual = demo_settings({}, config, sets or (), out)
     check_access(usual)
     check_names(usual)  # before images are counted or fetched
@@ -96,9 +120,8 @@ def demo(
     model = f"{settings.model.backbone}, {settings.model.bits} bits, {settings.train.loss}{size}"
     _say(f"recipe: {'auto, ' if fitted else ''}{model}; everything goes to {out}")
     summary = run_pipeline(settings, out)
-    result = DemoResult(**{one.name: getattr(summary, one.name) for one in fields(DemoResult) if one.name != "verb"})
-    _say("\n" + demo_summary(result, title, settings.model.bits, query))
-    return result
+    shared = {one.name: getattr(summary, one.name) for one in fields(DemoResult) if hasattr(summary, one.name)}
+    return DemoResult(**{**shared, "verb": "demo", "images": title, "bits": settings.model.bits, "query": query})
 
 
 def _say(text: str) -> None:
@@ -129,20 +152,6 @@ def _own_images(data: str, say: Callable[[str], None]) -> tuple[dict[str, Any], 
         "train.recipe": AUTO,
     }
     return flags, str(seen.example), data
-
-
-def demo_summary(result: DemoResult, title: str, bits: int, query: str) -> str:
-    """Return the demo's last message: the figures, the place of the report, and a command to try next."""
-    rate = result.images_per_second
-    search = ["hhnet", "search", "--index", f"{result.store}/index", "--image", query]
-    facts = {
-        "images": title,
-        f"mAP, {bits} bits": f"{result.map:.4f}   (chance {result.chance:.4f})",
-        "encoded": f"{rate:,.0f} images/s" if rate else "-",
-        "report": result.report,
-        "try": shlex.join([*search, "-k", "10", "--html", "neighbours.html"]),
-    }
-    return "\n".join(align_facts(facts.items()))
 
 
 def run_pipeline(settings: Config, out: str) -> "RunResult":

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,8 @@ from pipelines.storage import Store
 
 NAMES_SHOWN = 5
 """Number of artifacts below a place that a message names."""
+FOLDERS_LOOKED_AT = 50
+"""Number of folders at each level below a place in which artifacts are looked for."""
 FILES_LOOKED_AT = 2000
 """Number of files below a place among which pictures are looked for."""
 
@@ -25,9 +28,9 @@ def explain_absence(store: Store) -> str:
             if any(run.state() == "working" for run in read_runs(store)):
                 return f"it is being made now: `hhnet status {store.uri}` shows how far"
             return "it was begun and not finished: run the verb that makes it again"
-        below = [name for name in store.folders() if store.size(f"{name}/manifest.json") is not None]
+        below = list(islice(_artifacts_below(store), NAMES_SHOWN + 1))
         if below:
-            more = f" and {len(below) - NAMES_SHOWN} more" if len(below) > NAMES_SHOWN else ""
+            more = " and others" if len(below) > NAMES_SHOWN else ""
             named = ", ".join(below[:NAMES_SHOWN])
             example = "train" if "train" in below else below[0]
             return f"below it are {named}{more}: name one of them, as in {store.uri}/{example}"
@@ -39,6 +42,14 @@ def explain_absence(store: Store) -> str:
         if store.is_local and root.is_file():
             return "it is a file: name the folder of the artifact"
     return "finish the verb that makes it, or name another"
+
+
+def _artifacts_below(store: Store, levels: int = 2) -> Iterator[str]:
+    for name in store.folders()[:FOLDERS_LOOKED_AT]:
+        if store.size(f"{name}/manifest.json") is not None:
+            yield name
+        elif levels > 1:
+            yield from (f"{name}/{one}" for one in _artifacts_below(Store(f"{store.uri}/{name}"), levels - 1))
 
 
 def _holds_pictures(root: Path) -> bool:

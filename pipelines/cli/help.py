@@ -37,6 +37,16 @@ class VerbCommand(TyperCommand):
         """List the arguments and flags."""
         return _without_types(super().get_params(ctx))
 
+    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+        """Parse what follows the verb; refuse what is too much in one line."""
+        ctx.allow_extra_args = True  # refused here, since Typer would print all files of an expanded pattern
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            more = f"{len(rest)} unexpected arguments, the first is {rest[0]}" if rest[1:] else f"unexpected: {rest[0]}"
+            hint = "; quote a pattern so that the shell does not expand it" if rest[1:] else ""
+            ctx.fail(more + hint)
+        return rest
+
 
 class VerbGroup(TyperGroup):
     """The verbs in the order of PANELS; those of other packages come last."""

@@ -58,6 +58,15 @@ class EvaluateResult(Result):
     report: str
     metrics: str
 
+    def fact(self, name: str, value: Any) -> list[str]:
+        """Return the lines that show a field; precision by its ranks, and how often the queries were searched."""
+        if name == "precision_at":
+            return [", ".join(f"{share:.4f} of the first {rank}" for rank, share in value.items())]
+        if name == "queries_searched" and value:
+            times = "once" if len(value) == 1 else f"{len(value)} times, the last"
+            return [f"{times} on {datetime.fromisoformat(value[-1]):%Y-%m-%d at %H:%M %Z}"]
+        return super().fact(name, value)
+
 
 def evaluate(queries: str, database: Sequence[str], out: str, config: Config) -> EvaluateResult:
     """Evaluate the codes `queries` against the codes `database` (several count as one) into a report at `out`.

@@ -206,3 +206,17 @@ class IndexResult(Result):
         """Return the result of a verb that made, published or looked at an index."""
         meta = artifact.facts(IndexMeta)
         return super().of(artifact, status, kind=meta.kind, card=meta.card.as_json(), **figures)
+
+    def fact(self, name: str, value: Any) -> list[str]:
+        """Return the lines that show a field; the card in words."""
+        return _card_lines(IndexCard(**value)) if name == "card" and value else super().fact(name, value)
+
+
+def _card_lines(card: IndexCard) -> list[str]:
+    lines = [f"{card.count:,} codes, {card.bytes_per_code:g} bytes each on disk"]
+    if card.recall is not None:
+        found = f"{card.recall:g} of the {card.recall_at} nearest, {card.recall_within:g} within {card.radius} bits"
+        lines.append(f"recall {found}, {card.self_recall:g} of the codes themselves")
+    if card.trained_on is not None:
+        lines.append(f"its quantizer was trained on {card.trained_on:,} codes")
+    return [*lines, *([card.note] if card.note else [])]

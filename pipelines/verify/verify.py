@@ -16,12 +16,12 @@ from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, manifest_path, open_current, read_version
-from pipelines.artifacts.words import last_part
+from pipelines.artifacts.words import format_bytes, last_part
 from pipelines.cluster.progress import stage
 from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
-from pipelines.errors import DamagedArtifact
+from pipelines.errors import DamagedArtifact, format_count
 from pipelines.shards.shards import Shard, open_shards
 from pipelines.shards.tar import Hashed
 from pipelines.storage import Store, canonical_json
@@ -257,9 +257,10 @@ def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard
             advance(1)
     parts = [entry for entry in named.values() if isinstance(entry, Part)]
     size, rejects = sum(part.bytes for part in parts), sum(part.path.startswith("rejects/") for part in parts)
+    of_them = f", {rejects} of them rejects" if rejects else ""
+    receipts = format_count(len(named) - len(parts), "receipt")
     findings.checks.append(
-        f"{len(parts)} parts ({size} bytes{f', {rejects} of them rejects' if rejects else ''}) and"
-        f" {len(named) - len(parts)} receipts match their sha256"
+        f"{format_count(len(parts), 'part')} ({format_bytes(size)}{of_them}) and {receipts} match their sha256"
     )
 
 

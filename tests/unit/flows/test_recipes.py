@@ -7,7 +7,7 @@ import typer
 from PIL import Image
 
 from flows.recipes import RECIPE, demo_recipe, demo_settings, probe_images
-from flows.verbs import DemoResult, _own_images, demo_summary, run
+from flows.verbs import DemoResult, _own_images, run
 from pipelines.config.loading import load_config
 from pipelines.errors import ConfigError, InputError
 from tests.support.pictures import write_folder
@@ -71,12 +71,12 @@ def test_own_images_get_the_recipe_that_was_tuned_for_the_demo() -> None:
 
 def test_the_summary_ends_with_a_command_that_can_be_pasted() -> None:
     where = {"status": "done", "uri": "my out", "digest": "d", "store": "my out", "report": "r.html"}
-    result = DemoResult(**where, map=0.81234, chance=0.1, images_per_second=1234.5)
-    text = demo_summary(result, "Fashion-MNIST", 64, "it's.png")
+    figures = {"map": 0.81234, "chance": 0.1, "images_per_second": 1234.5}
+    text = DemoResult(**where, **figures, images="Fashion-MNIST", bits=64, query="it's.png").as_text()
     assert "0.8123" in text and "0.1000" in text and "1,234 images/s" in text and "r.html" in text
     import shlex
 
-    words = shlex.split(text.splitlines()[-1].removeprefix("  try"))
+    words = shlex.split(text.splitlines()[-1].removeprefix("next: "))
     assert words[:2] == ["hhnet", "search"]
     assert words[words.index("--index") + 1] == "my out/index"
     assert words[words.index("--image") + 1] == "it's.png"
